@@ -1,0 +1,57 @@
+"""nbtune: fine-tune language models in a notebook.
+
+    %load_ext nbtune
+    %%finetune --name demo
+    model: nbtune/tiny
+    data: rows
+    steps: 200
+
+The public names are loaded when they are first used, so that importing nbtune costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Plan": "nbtune.planner",
+    "Run": "nbtune.api",
+    "RunSpec": "nbtune.spec",
+    "attach": "nbtune.api",
+    "finetune": "nbtune.api",
+    "plan": "nbtune.api",
+    "runs": "nbtune.api",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from nbtune.api import Run, attach, finetune, plan, runs
+    from nbtune.planner import Plan
+    from nbtune.spec import RunSpec
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'nbtune' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext nbtune`: registers the magics."""
+    import_module("nbtune.notebook").load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext nbtune`: takes the magics away; runs go on."""
+    import_module("nbtune.notebook").unload(shell)

@@ -1,0 +1,192 @@
+"""What a run says: typed, versioned records, one JSON line each in ``events.jsonl``.
+
+The trainer says nothing in any other way, and from a run's events alone every chart can be drawn again.
+This module knows nothing of the rest of nbtune. A reader skips what it does not know: unknown event types
+(from a newer version) become `Unknown`, unknown fields are ignored.
+
+    >>> line = to_line(Step(step=1, loss=2.5, tokens=64))
+    >>> from_line(line).loss
+    2.5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+__all__ = [
+    "VERSION",
+    "Checkpoint",
+    "Eval",
+    "Event",
+    "Export",
+    "Sample",
+    "State",
+    "Step",
+    "Unknown",
+    "Warning",
+    "from_line",
+    "to_line",
+]
+
+VERSION = 1
+
+STATES = (
+    "queued",
+    "preparing",
+    "running",
+    "paused",
+    "stopping",
+    "stopped",
+    "finished",
+    "failed",
+    "interrupted",  # its process is gone: never written by the run itself, said by whoever looks
+)
+ENDED = ("stopped", "finished", "failed", "interrupted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened; `time` is seconds since the epoch (UTC)."""
+
+    type: ClassVar[str] = ""
+    time: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State(Event):
+    """The run entered a state of `STATES`; `detail` says why, in a sentence, where there is a why."""
+
+    type: ClassVar[str] = "state"
+    state: str
+    step: int = 0
+    total_steps: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """One optimizer step was done.
+
+    `loss` is the mean over the step's trained tokens, `tokens` counts all tokens that went through the model in this
+    step and `trained_tokens` those with a label; memory is in bytes (RAM of the process where there is no GPU).
+    """
+
+    type: ClassVar[str] = "step"
+    step: int
+    loss: float
+    learning_rate: float = 0.0
+    grad_norm: float = 0.0
+    tokens: int = 0
+    trained_tokens: int = 0
+    tokens_per_second: float = 0.0
+    seconds: float = 0.0
+    epoch: float = 0.0
+    memory_allocated: int = 0
+    memory_reserved: int = 0
+    memory_peak: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Event):
+    """The held-out rows were measured after `step`; `best` if no earlier loss was lower."""
+
+    type: ClassVar[str] = "eval"
+    step: int
+    loss: float
+    tokens: int = 0
+    seconds: float = 0.0
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Event):
+    """What the model answered to `prompt` after `step` (0 = the base model)."""
+
+    type: ClassVar[str] = "sample"
+    step: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Event):
+    """A checkpoint that can be resumed from lies in `folder` (relative to the run's folder)."""
+
+    type: ClassVar[str] = "checkpoint"
+    step: int
+    folder: str
+    bytes: int = 0
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warning(Event):
+    """Something the user should know: what, why, and what to do."""
+
+    type: ClassVar[str] = "warning"
+    message: str
+    cause: str = ""
+    fix: str = ""
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Event):
+    """A file was taken home, or its making moved on (`done` of 0..1; 1 = it is there)."""
+
+    type: ClassVar[str] = "export"
+    kind: str
+    path: str = ""
+    bytes: int = 0
+    done: float = 1.0
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown(Event):
+    """An event of a newer version: kept, not understood."""
+
+    type: ClassVar[str] = "unknown"
+    name: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+_TYPES: dict[str, type[Event]] = {kind.type: kind for kind in (State, Step, Eval, Sample, Checkpoint, Warning, Export)}
+_FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
+
+
+def to_line(event: Event) -> str:
+    """One JSON line (with its newline); NaN and infinities become strings, so that every JSON reader can read it."""
+    if isinstance(event, Unknown):
+        body = {"v": VERSION, "type": event.name, **event.fields, "time": event.time}
+    else:
+        body = {"v": VERSION, "type": event.type}
+        for name in _FIELDS[type(event)]:
+            body[name] = getattr(event, name)
+    for key, value in body.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            body[key] = str(value)
+    return json.dumps(body, ensure_ascii=True, separators=(",", ":"), allow_nan=False, sort_keys=True) + "\n"
+
+
+def from_line(line: str | bytes) -> Event:
+    """The event of one line.
+
+    Raises:
+        ValueError: the line is not whole (a crash in the middle of a write) or not an event.
+    """
+    body = json.loads(line)
+    if not isinstance(body, dict) or "type" not in body:
+        raise ValueError(f"not an event: {line[:80]!r}")
+    kind = _TYPES.get(body["type"])
+    if kind is None:
+        rest = {k: v for k, v in body.items() if k not in ("v", "type", "time")}
+        return Unknown(name=body["type"], time=float(body.get("time", 0.0)), fields=rest)
+    known = _FIELDS[kind]
+    values = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in body.items() if k in known}
+    return kind(**values)

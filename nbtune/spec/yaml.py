@@ -1,0 +1,244 @@
+"""YAML in and out, with line numbers: a cell's body and a file are the same text.
+
+Numbers are read as people mean them: ``2e-5`` is a number here (YAML 1.1 reads a string), and so are ``1_000`` and
+``1e3`` where an integer is asked for. A key with nothing behind it counts as unset. Nothing is templated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nbtune.errors import SpecError
+from nbtune.spec.model import RunSpec
+
+__all__ = ["from_mapping", "from_yaml", "parse_value", "to_yaml"]
+
+_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 2e-5 as a number and leaves yes/no/on/off as words (YAML 1.2)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse_value(text: str) -> Any:
+    """One value as YAML reads it: ``"3"`` → 3, ``"{type: lora}"`` → a dict.
+
+    Raises:
+        SpecError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{text!r} cannot be read as a YAML value", fix="quote it, or mend its brackets") from error
+
+
+def from_yaml(
+    text: str, overrides: Mapping[str, Any] | None = None, *, name: str = "the cell", first_line: int = 1
+) -> RunSpec:
+    """The spec that a YAML text asks for.
+
+    Args:
+        text: the body of a cell, or a file's content.
+        overrides: dotted keys (``"adapter.r"``) with values that win over the text.
+        name: how errors call the text.
+        first_line: the number of its first line in what the user sees (2 in a cell with its magic on line 1).
+    Raises:
+        SpecError: with the line, what was wrong, and what to write instead.
+    """
+    body, lines = _load(text, name, first_line)
+    for key, value in (overrides or {}).items():
+        _put(body, key, value)
+    return from_mapping(body, lines=lines, name=name)
+
+
+def from_mapping(
+    body: Mapping[str, Any], *, lines: Mapping[tuple[Any, ...], int] | None = None, name: str = "the spec"
+) -> RunSpec:
+    """The spec of a mapping; `lines` gives the line of a path of keys.
+
+    Raises:
+        SpecError: as `from_yaml`.
+    """
+    lines = lines or {}
+    body = _without_unset(body)
+    _refuse_unknown(body, RunSpec, (), lines, name)
+    if "data" not in body:
+        raise SpecError(
+            "`data` is missing", place=name, fix="say where the rows are, such as `data: rows` or `data: rows.jsonl`"
+        )
+    try:
+        return RunSpec.model_validate(body)
+    except ValidationError as error:
+        raise _explain(error, lines, name) from None
+
+
+def to_yaml(spec: RunSpec) -> str:
+    """The spec as YAML, without what was left at its default; `from_yaml(to_yaml(spec)) == spec`."""
+    body = spec.model_dump(mode="json", exclude_defaults=True)
+    sources = [entry if len(entry) > 1 else entry["source"] for entry in body["data"]]
+    body["data"] = sources[0] if len(sources) == 1 else sources
+    body = {"model": spec.model, "data": body.pop("data"), **{k: v for k, v in body.items() if k != "model"}}
+    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + first_line} of {name}" if mark else name
+        problem = getattr(error, "problem", None) or str(error)
+        raise SpecError(f"this is not YAML: {problem}", place=line, fix="write one `key: value` a line") from None
+    if node is None:
+        return {}, {}
+    if not isinstance(node, yaml.MappingNode):
+        raise SpecError(
+            "the body must be `key: value` lines",
+            place=f"line {node.start_mark.line + first_line} of {name}",
+            fix="write for example `data: rows`",
+        )
+    lines: dict[tuple[Any, ...], int] = {}
+    _note_lines(node, (), first_line, lines, name)
+    loader = _Loader("")
+    try:
+        return loader.construct_document(node), lines
+    except yaml.YAMLError as error:
+        raise SpecError(
+            f"this is not YAML that nbtune reads: {getattr(error, 'problem', error)}",
+            place=name,
+            fix="use plain keys and values",
+        ) from None
+    finally:
+        loader.dispose()
+
+
+def _note_lines(
+    node: yaml.Node, path: tuple[Any, ...], first: int, lines: dict[tuple[Any, ...], int], name: str
+) -> None:
+    lines.setdefault(path, node.start_mark.line + first)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, key.value)
+            if here in lines:
+                raise SpecError(
+                    f"`{key.value}` is there twice",
+                    place=f"line {key.start_mark.line + first} of {name}",
+                    fix=f"keep one; the first is on line {lines[here]}",
+                )
+            lines[here] = key.start_mark.line + first
+            _note_lines(value, here, first, lines, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _note_lines(value, (*path, index), first, lines, name)
+
+
+def _put(body: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        inner = body.get(part)
+        if isinstance(inner, str) and part == "adapter":  # the short form `adapter: qlora`
+            inner = {"type": inner}
+        body[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        body = inner
+    body[last] = value
+
+
+def _without_unset(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_unset(v) if isinstance(v, Mapping) else v for k, v in body.items() if v is not None}
+
+
+def _refuse_unknown(
+    body: Mapping[str, Any],
+    kind: type[BaseModel],
+    path: tuple[Any, ...],
+    lines: Mapping[tuple[Any, ...], int],
+    name: str,
+) -> None:
+    for key, value in body.items():
+        field = kind.model_fields.get(key) if isinstance(key, str) else None
+        if field is None:
+            raise _unknown(str(key), kind, (*path, key), lines, name)
+        for inner in _parts(field.annotation):
+            if isinstance(value, Mapping):
+                _refuse_unknown(value, inner, (*path, key), lines, name)
+            elif isinstance(value, list | tuple):
+                for index, entry in enumerate(value):
+                    if isinstance(entry, Mapping):
+                        _refuse_unknown(entry, inner, (*path, key, index), lines, name)
+
+
+def _parts(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [part for inner in getattr(annotation, "__args__", ()) for part in _parts(inner)]
+
+
+def _unknown(
+    key: str, kind: type[BaseModel], path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: str
+) -> SpecError:
+    near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+    inside = f" in `{'.'.join(str(p) for p in path[:-1])}`" if len(path) > 1 else ""
+    if near:
+        does = (kind.model_fields[near[0]].description or "").split(":")[0].rstrip(".")
+        fix = f"did you mean `{near[0]}`? ({does})"
+    else:
+        fix = f"known keys: {', '.join(sorted(kind.model_fields))}"
+    return SpecError(f"there is no key `{key}`{inside}", place=_place(path, lines, name), fix=fix)
+
+
+def _place(path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: str) -> str:
+    while path and path not in lines:
+        path = path[:-1]
+    return f"line {lines[path]} of {name}" if path in lines and lines else name
+
+
+def _explain(error: ValidationError, lines: Mapping[tuple[Any, ...], int], name: str) -> SpecError:
+    first = error.errors()[0]
+    loc = tuple(part for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in ("literal",))))
+    while loc and loc[-1] in ("AdapterSpec", "SourceSpec"):
+        loc = loc[:-1]
+    key = ".".join(str(part) for part in loc)
+    message = first["msg"].removeprefix("Value error, ")
+    if not loc:
+        return SpecError(message, place=name, fix="see `%%finetune?` for what each key does")
+    got = first.get("input")
+    shown = f", not {got!r}" if isinstance(got, str | int | float | bool) else ""
+    field = _field_at(RunSpec, loc)
+    example = (field.examples or [None])[0] if field is not None else None
+    message = message[0].lower() + message[1:]
+    fix = f"write for example `{loc[-1]}: {example}`" if example is not None else "see `%%finetune?`"
+    return SpecError(f"`{key}`: {message}{shown}", place=_place(loc, lines, name), fix=fix)
+
+
+def _field_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> Any:
+    field = None
+    for part in loc:
+        if not isinstance(part, str):
+            continue
+        field = kind.model_fields.get(part)
+        if field is None:
+            return None
+        inner = _parts(field.annotation)
+        if inner:
+            kind = inner[0]
+    return field
