@@ -1,0 +1,237 @@
+"""The machine that is there: the one module that names CUDA, ROCm, MPS and cgroups.
+
+Everything that it reports is in bytes. torch is imported when a device is asked for, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.errors import PlanError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DeviceFacts",
+    "MemoryUse",
+    "choose_dtype",
+    "cpu_count",
+    "describe",
+    "empty_cache",
+    "fork_rng",
+    "memory_use",
+    "pick",
+    "ram_available",
+    "ram_total",
+    "reset_peak",
+    "synchronize",
+]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What the planner needs to know of a device; `capability` is CUDA's (major, minor), (0, 0) elsewhere."""
+
+    kind: str
+    name: str
+    total: int
+    free: int
+    capability: tuple[int, int] = (0, 0)
+    bf16: bool = False
+    unified: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that this process holds: on the GPU by torch's allocator, elsewhere its resident RAM (`allocated`)."""
+
+    allocated: int
+    reserved: int
+    peak: int
+
+
+def pick(wanted: str = "auto") -> torch.device:
+    """The device to train on.
+
+    Args:
+        wanted: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    Raises:
+        PlanError: it was asked for by name and is not there.
+    """
+    import torch
+
+    have_cuda = torch.cuda.is_available()
+    have_mps = torch.backends.mps.is_available()
+    if wanted == "cuda" and not have_cuda:
+        raise PlanError(
+            "there is no CUDA or ROCm GPU that torch can use", fix="write `device: auto`, or run `nbtune doctor`"
+        )
+    if wanted == "mps" and not have_mps:
+        raise PlanError("there is no Apple GPU that torch can use", fix="write `device: auto`")
+    if wanted == "cuda" or (wanted == "auto" and have_cuda):
+        return torch.device("cuda", torch.cuda.current_device())
+    if wanted == "mps" or (wanted == "auto" and have_mps):
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def describe(device: torch.device) -> DeviceFacts:
+    """Name, memory and abilities of a device; `NBTUNE_VRAM_GIB` lowers what a GPU seems to have."""
+    import torch
+
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        cap = os.environ.get("NBTUNE_VRAM_GIB")
+        if cap:
+            limit = int(float(cap) * 2**30)
+            free, total = max(0, min(free, limit - torch.cuda.memory_reserved(device))), min(total, limit)
+        capability = torch.cuda.get_device_capability(device)
+        bf16 = capability >= (8, 0) or torch.version.hip is not None
+        return DeviceFacts("cuda", torch.cuda.get_device_name(device), total, free, capability, bf16)
+    if device.type == "mps":
+        return DeviceFacts("mps", "Apple GPU", ram_total(), ram_available(), bf16=True, unified=True)
+    name = platform.processor() or platform.machine() or "CPU"
+    return DeviceFacts("cpu", f"CPU ({name}, {cpu_count()} cores)", ram_total(), ram_available(), bf16=False)
+
+
+def choose_dtype(wanted: str, facts: DeviceFacts) -> tuple[str, str]:
+    """The precision of frozen weights and products, and the reason for it, as ``("bf16", "…")``.
+
+    Raises:
+        PlanError: bf16 was asked for on a card that has none.
+    """
+    if wanted == "bf16" and facts.kind == "cuda" and not facts.bf16:
+        raise PlanError(f"{facts.name} has no bf16 arithmetic", fix="write `dtype: fp16`, or leave it at auto")
+    if wanted != "auto":
+        return wanted, "asked for"
+    if facts.kind == "cpu":
+        return "fp32", "a CPU is fastest and exact in fp32"
+    if facts.bf16:
+        return "bf16", f"{facts.name} has bf16, which needs no loss scaling"
+    return "fp16", f"{facts.name} has no bf16"
+
+
+def memory_use(device: torch.device) -> MemoryUse:
+    """What this process holds now, and held at most since `reset_peak` (on a CPU: since it began)."""
+    if device.type == "cuda":
+        import torch
+
+        return MemoryUse(
+            torch.cuda.memory_allocated(device),
+            torch.cuda.memory_reserved(device),
+            torch.cuda.max_memory_allocated(device),
+        )
+    import psutil
+
+    rss = psutil.Process().memory_info().rss
+    return MemoryUse(rss, rss, max(rss, _peak_rss()))
+
+
+def _peak_rss() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new peak for `memory_use`."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that torch only keeps for later back to the device."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def fork_rng(device: torch.device, *, needed: bool = True) -> AbstractContextManager[Any]:
+    """A context in which torch's random state may be changed; the user's own comes back afterwards."""
+    if not needed:
+        return nullcontext()
+    import torch
+
+    if device.type == "cuda":
+        return torch.random.fork_rng(devices=[device])
+    return torch.random.fork_rng(devices=[], enabled=True)
+
+
+def cpu_count() -> int:
+    """Cores that this process may use: affinity and the cgroup's quota count, not what the machine shows."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, quota)) if quota else cores
+
+
+def _cgroup_quota() -> int:
+    v2 = _words(_CGROUP / "cpu.max")
+    if len(v2) == 2 and v2[0] != "max":
+        return max(1, int(v2[0]) // int(v2[1]))
+    quota, period = _words(_CGROUP / "cpu/cpu.cfs_quota_us"), _words(_CGROUP / "cpu/cpu.cfs_period_us")
+    if quota and period and int(quota[0]) > 0:
+        return max(1, int(quota[0]) // int(period[0]))
+    return 0
+
+
+def ram_total() -> int:
+    """RAM that this process may use at most: the machine's, or its container's limit."""
+    import psutil
+
+    total: int = psutil.virtual_memory().total
+    limit = _cgroup_bytes("memory.max", "memory/memory.limit_in_bytes")
+    return min(total, limit) if limit else total
+
+
+def ram_available() -> int:
+    """RAM that can still be taken without swapping, within the container's limit."""
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    limit = _cgroup_bytes("memory.max", "memory/memory.limit_in_bytes")
+    used = _cgroup_bytes("memory.current", "memory/memory.usage_in_bytes")
+    return max(0, min(available, limit - used)) if limit else available
+
+
+def _cgroup_bytes(v2: str, v1: str) -> int:
+    for path in (_CGROUP / v2, _CGROUP / v1):
+        words = _words(path)
+        if words and words[0].isdigit() and int(words[0]) < 2**60:
+            return int(words[0])
+    return 0
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
