@@ -1,0 +1,53 @@
+"""Kernels for training language models: Triton on a GPU, plain torch elsewhere, one file per op.
+
+Each file has its formula at the top and a differentiable `reference` beside the kernel. The functions are leaf ops
+(`torch.ops.nbtune.*`, with fake versions): they record nothing for autograd and alias nothing that they do not declare.
+
+    y, rstd = rms_norm(x, weight, 1e-6)
+    dx, _ = rms_norm_backward(dy, x, weight, rstd)
+"""
+
+from .activation import ACTIVATIONS, act_mul, act_mul_backward
+from .adamw import FusedAdamW
+from .cross_entropy import Head
+from .dropout import dropout, dropout_mask
+from .embedding import embedding, embedding_backward
+from .layer_norm import layer_norm, layer_norm_apply, layer_norm_backward
+from .linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_loss
+from .linear_logprobs import LinearLogprobs, linear_logprobs, linear_logprobs_backward, linear_logprobs_of
+from .lora import grouped_tn, lora_add_, lora_dxa, lora_grads, lora_xa
+from .rms_norm import add_rms_norm, rms_norm, rms_norm_add, rms_norm_apply, rms_norm_backward
+from .rope import rope
+
+__all__ = [
+    "ACTIVATIONS",
+    "FusedAdamW",
+    "Head",
+    "LinearCrossEntropy",
+    "LinearLogprobs",
+    "act_mul",
+    "act_mul_backward",
+    "add_rms_norm",
+    "dropout",
+    "dropout_mask",
+    "embedding",
+    "embedding_backward",
+    "grouped_tn",
+    "layer_norm",
+    "layer_norm_apply",
+    "layer_norm_backward",
+    "linear_cross_entropy",
+    "linear_cross_entropy_loss",
+    "linear_logprobs",
+    "linear_logprobs_backward",
+    "linear_logprobs_of",
+    "lora_add_",
+    "lora_dxa",
+    "lora_grads",
+    "lora_xa",
+    "rms_norm",
+    "rms_norm_add",
+    "rms_norm_apply",
+    "rms_norm_backward",
+    "rope",
+]

@@ -1,0 +1,82 @@
+"""What every op file shares: is Triton there, which path does a tensor take, how an op is registered.
+
+Knows nothing of any single op. An op is a *leaf*: it has a schema, one implementation for all devices (which picks
+Triton or plain torch by the tensor) and a fake version; it has no autograd formula, so a block's own
+`autograd.Function` decides what is saved. `Library.impl` costs about 4 us a call, `custom_op` about 17 us (CPU, torch
+2.13), which is why the former is used.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS, Windows: every op has its plain-torch path
+
+    class _Missing:
+        """Stands in for `triton.language` in annotations such as `tl.constexpr`."""
+
+        def __getattr__(self, name: str) -> Any:
+            return None
+
+    triton = None
+    tl = _Missing()
+
+HAS_TRITON = triton is not None
+INT32_MAX = 2**31 - 1
+
+_LIB = torch.library.Library("nbtune", "FRAGMENT")
+
+
+def jit(fn: Callable) -> Any:
+    """`triton.jit` where Triton is installed; elsewhere the function itself (which then is never called)."""
+    return triton.jit(fn) if triton is not None else fn
+
+
+def use_triton(tensor: Tensor) -> bool:
+    """True if kernels run for this tensor: on CUDA (and ROCm), or under Triton's interpreter."""
+    return HAS_TRITON and (tensor.is_cuda or INTERPRETED)
+
+
+def op(schema: str, fake: Callable) -> Callable[[Callable], Any]:
+    """Register a leaf op in the namespace `nbtune` and return its overload.
+
+    Args:
+        schema: the op's name and schema, with mutations declared: `"f(Tensor x, Tensor(a!) out) -> ()"`.
+        fake: shapes and dtypes of the results, for `torch.compile`, FSDP2 and meta tensors.
+    """
+    name = schema.split("(", 1)[0]
+
+    def register(fn: Callable) -> Any:
+        _LIB.define(schema)
+        _LIB.impl(name, fn, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"nbtune::{name}", fake, lib=_LIB)
+        return getattr(torch.ops.nbtune, name).default
+
+    return register
+
+
+def rows(x: Tensor) -> Tensor:
+    """View `[..., H]` as `[rows, H]` with a unit last stride (a copy only where no view exists)."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+
+
+def compute_capability(device: torch.device) -> int:
+    """`90` for Hopper, `75` for a T4; 0 where there is no CUDA device (the interpreter)."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of the device; 4 where there is none (the interpreter)."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -1,0 +1,223 @@
+"""Head and cross-entropy in one: logits exist for one chunk of rows at a time, and only for trained rows.
+
+    logits = hidden W^T + b;   loss = sum_i w_i scale loss_i            (loss_i: see cross_entropy.py)
+    dhidden = dlogits W;       dW = dlogits^T hidden;    db = sum dlogits
+
+The gradients are made in the forward pass, while a chunk's logits are there. The row kernel overwrites logits with their
+gradient, so a chunk costs one `[rows, V]` buffer and three (two, with a frozen head) cuBLAS products.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cross_entropy
+from ._runtime import op
+from .cross_entropy import Head, RowStats, cross_entropy_rows_
+
+
+def reference(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    scale: Tensor | float = 1.0,
+    bias: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    head: Head = Head(),  # noqa: B008 (immutable)
+) -> Tensor:
+    """The loss by stock arithmetic on whole logits, differentiable by autograd."""
+    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
+    losses = cross_entropy.reference(logits, labels.reshape(-1), head)
+    return (losses if token_weights is None else losses * token_weights.reshape(-1)).sum() * scale
+
+
+class LinearCrossEntropy(NamedTuple):
+    """Results of `linear_cross_entropy`.
+
+    loss: fp32 scalar, `sum w_i scale loss_i`. losses: fp32 `[M]`, per row, without weights and scale, 0 where ignored.
+    entropy, correct: fp32 scalars, sums over the trained rows (divide by their number). dhidden: hidden's shape, or
+    None. dweight `[V, H]`, dbias `[V]`: or None.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    entropy: Tensor
+    correct: Tensor
+    dhidden: Tensor | None
+    dweight: Tensor | None
+    dbias: Tensor | None
+
+
+def chunk_rows(count: int, vocabulary: int, itemsize: int, device: torch.device) -> int:
+    """Rows of logits held at once: 512 MiB of them on a GPU (where larger products run no faster), 32 MiB on a CPU."""
+    budget = 2**29 if device.type != "cpu" else 2**25
+    limit = max(1, budget // (vocabulary * itemsize))
+    if limit >= count:
+        return max(1, count)
+    chunks = -(-count // limit)
+    even = -(-count // chunks)
+    return min(limit, -(-even // 128) * 128) if limit >= 128 else limit
+
+
+def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+    out = buffer[: h.shape[0]]
+    if bias is None:
+        return torch.mm(h, weight.t(), out=out)
+    return torch.addmm(bias, h, weight.t(), out=out)
+
+
+def _take(hidden: Tensor, rows: Tensor | None, a: int, b: int) -> Tensor:
+    return hidden[a:b] if rows is None else hidden.index_select(0, rows[a:b])
+
+
+def _put(dhidden: Tensor, d: Tensor, rows: Tensor, labels: Tensor, ignore: int) -> None:
+    """Scatter rows of gradient; padding (ignored rows, all zero) may name any row, so it adds instead of storing."""
+    dhidden.index_add_(0, rows, d)
+
+
+class _Gradients:
+    """The three products that follow a chunk's dlogits."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, want: tuple[bool, bool]
+    ):
+        self.hidden, self.weight, self.rows = hidden, weight, rows
+        none = hidden.new_empty(0)
+        fresh = torch.empty if rows is None else torch.zeros
+        self.dhidden = fresh(hidden.shape, dtype=hidden.dtype, device=hidden.device) if want[0] else none
+        self.dweight = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if want[1] else none.clone()
+        self.dbias = torch.zeros_like(bias) if want[1] and bias is not None else none.clone()
+
+    def add(self, h: Tensor, dlogits: Tensor, labels: Tensor, a: int, b: int, ignore: int) -> None:
+        if self.dhidden.numel() and self.rows is None:
+            torch.mm(dlogits, self.weight, out=self.dhidden[a:b])
+        elif self.dhidden.numel():
+            _put(self.dhidden, dlogits @ self.weight, self.rows[a:b], labels[a:b], ignore)
+        if self.dweight.numel():
+            self.dweight.addmm_(dlogits.t(), h)
+        if self.dbias.numel():
+            self.dbias.add_(dlogits.sum(0, dtype=torch.float32).to(self.dbias.dtype))
+
+
+def _fake(hidden, weight, bias, labels, rows, coef, head, ignore_index, chunk, need_dhidden, need_dweight):
+    m = labels.shape[0]
+    stats = [hidden.new_empty(m, dtype=torch.float32) for _ in range(4)]
+    return (*stats, *_fake_gradients(hidden, weight, bias, need_dhidden, need_dweight))
+
+
+def _fake_gradients(hidden, weight, bias, need_dhidden, need_dweight):
+    return (
+        hidden.new_empty(hidden.shape if need_dhidden else 0),
+        weight.new_empty(weight.shape if need_dweight else 0),
+        weight.new_empty(bias.shape if need_dweight and bias is not None else 0),
+    )
+
+
+@op(
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, Tensor? rows, Tensor? coef,"
+    " float[] head, int ignore_index, int chunk, bool need_dhidden, bool need_dweight)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake,
+)
+def _linear_cross_entropy(
+    hidden, weight, bias, labels, rows, coef, head, ignore_index, chunk, need_dhidden, need_dweight
+):
+    options = Head(*head, ignore_index)
+    m = labels.shape[0]
+    stats = RowStats(*(torch.empty(m, dtype=torch.float32, device=hidden.device) for _ in range(4)))
+    grads = _Gradients(hidden, weight, bias, rows, (need_dhidden, need_dweight))
+    size = chunk or chunk_rows(m, weight.shape[0], hidden.element_size(), hidden.device)
+    buffer = torch.empty((min(size, m), weight.shape[0]), dtype=hidden.dtype, device=hidden.device)
+    for a in range(0, m, size):
+        b = min(a + size, m)
+        h = _take(hidden, rows, a, b)
+        logits = _logits(h, weight, bias, buffer)
+        part = RowStats(*(s[a:b] for s in stats))
+        cross_entropy_rows_(logits, labels[a:b], None if coef is None else coef[a:b], options, part)
+        if coef is not None:
+            grads.add(h, logits, labels, a, b, ignore_index)
+    return (*stats, grads.dhidden, grads.dweight, grads.dbias)
+
+
+def _flat(hidden: Tensor) -> Tensor:
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    scale: Tensor | float = 1.0,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+    token_weights: Tensor | None = None,
+    grad_scale: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    need_dhidden: bool = True,
+    need_dweight: bool = False,
+    chunk: int = 0,
+) -> LinearCrossEntropy:
+    """Loss of a linear head, with its gradients, without whole logits. Nothing here waits for the device.
+
+    Args:
+        hidden: `[..., H]`, flattened to N rows.
+        weight: `[V, H]` in hidden's dtype.
+        labels: one per row that is used: `[N]` in any shape without `rows`, else `[M]`. Already shifted.
+        scale: `1 / num_items`: a float, or an fp32 scalar on the device.
+        rows: `[M]` int64, which rows of hidden are used; padding repeats any valid row, with an ignored label.
+        token_weights: `[M]`, multiplies each row's loss and gradient.
+        grad_scale: fp32 device scalar multiplied into the gradients only (fp16 loss scaling, an incoming gradient).
+        softcap: Gemma 2's c in `c tanh(z / c)`; logit_scale: Cohere's, or 1 / Granite's.
+        z_loss, label_smoothing: see cross_entropy.py.
+        need_dhidden, need_dweight: which gradients are made (dweight covers dbias).
+        chunk: rows of logits at once (0: by `chunk_rows`).
+    """
+    flat, y = _flat(hidden), labels.reshape(-1)
+    base = torch.as_tensor(scale, dtype=torch.float32, device=hidden.device)
+    weights = base.expand(y.shape[0]) if token_weights is None else token_weights.reshape(-1).float() * base
+    coef = None
+    if need_dhidden or need_dweight:
+        coef = (weights if grad_scale is None else weights * grad_scale).contiguous()
+    head = [softcap or 0.0, logit_scale, z_loss, label_smoothing]
+    losses, _, entropy, correct, dh, dw, db = _linear_cross_entropy(
+        flat, weight, bias, y, rows, coef, head, ignore_index, chunk, need_dhidden, need_dweight
+    )
+    return LinearCrossEntropy(
+        loss=torch.dot(losses, weights),
+        losses=losses,
+        entropy=entropy.sum(),
+        correct=correct.sum(),
+        dhidden=dh.view(hidden.shape) if need_dhidden else None,
+        dweight=dw if need_dweight else None,
+        dbias=db if need_dweight and bias is not None else None,
+    )
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, options: dict) -> tuple:
+        train_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+        out = linear_cross_entropy(
+            hidden, weight, labels, bias=bias, need_dhidden=hidden.requires_grad, need_dweight=train_head, **options
+        )
+        ctx.save_for_backward(out.dhidden, out.dweight, out.dbias)
+        ctx.mark_non_differentiable(out.losses, out.entropy, out.correct)
+        return out.loss, out.losses, out.entropy, out.correct
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple:
+        return (*(None if g is None else g * dloss.to(g.dtype) for g in ctx.saved_tensors), None, None)
+
+
+def linear_cross_entropy_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`linear_cross_entropy` for autograd: (loss, losses, entropy, correct); options as there, without `need_*`."""
+    return _Differentiable.apply(hidden, weight, bias, labels, options)
