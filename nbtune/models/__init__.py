@@ -1,0 +1,45 @@
+"""Weights: where they are, how they are loaded, what is trained, and how their forward is made fast.
+
+The names below are loaded on first use, so that importing this package costs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Built": "builder",
+    "MemoryPolicy": "policy",
+    "ModelFacts": "facts",
+    "Trainable": "trainable",
+    "add_adapter": "adapters",
+    "build": "builder",
+    "load_adapter": "adapters",
+    "load_model": "load",
+    "load_tokenizer": "load",
+    "load_trainable": "trainable",
+    "model_facts": "facts",
+    "resolve": "load",
+    "save_adapter": "adapters",
+}
+
+__all__ = [
+    "Built",
+    "MemoryPolicy",
+    "ModelFacts",
+    "Trainable",
+    "add_adapter",
+    "build",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
+    "load_trainable",
+    "model_facts",
+    "resolve",
+    "save_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

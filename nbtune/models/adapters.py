@@ -1,0 +1,158 @@
+"""What is trained: a LoRA beside frozen weights (by peft, so that its files open everywhere), or every weight."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.errors import SpecError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from nbtune.spec.model import AdapterSpec
+
+__all__ = ["add_adapter", "load_adapter", "save_adapter", "trainable_parameters"]
+
+
+def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn.Module":
+    """Puts the adapter onto the model and freezes what is not trained.
+
+    The adapter's own numbers are float32 whatever the base: small updates to 16-bit numbers get lost.
+
+    Args:
+        model: a transformers causal language model.
+        adapter: the spec's adapter; ``full`` trains every weight as it is.
+        seed: of the adapter's first values.
+
+    Returns:
+        A peft model, or for ``full`` the very model.
+
+    Raises:
+        SpecError: no layer has one of the target names.
+    """
+    import torch
+
+    if adapter.type == "full":
+        for p in model.parameters():
+            p.requires_grad_(p.is_floating_point())
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    for p in model.parameters():
+        p.requires_grad_(False)
+    targets = _all_linear(model) if adapter.target_modules == "all-linear" else list(adapter.target_modules)
+    config = LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.type == "dora",
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)  # type: ignore[arg-type]
+        except ValueError as e:
+            names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "in_features")})
+            raise SpecError(
+                f"the adapter cannot go onto this model: {str(e).splitlines()[0][:160]}",
+                place="adapter.target_modules",
+                fix=f"Use all-linear, or some of: {', '.join(names)}.",
+            ) from e
+
+
+def _all_linear(model: "nn.Module") -> list[str]:
+    """The last names of all linear layers but the head (short names keep adapter_config.json readable)."""
+    from torch import nn
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return sorted(names)
+
+
+def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parameter]]":
+    """The (name, parameter) pairs that an optimizer should get, in a stable order."""
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> Path:
+    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``; for full training the whole model.
+
+    Args:
+        model: what `add_adapter` returned (or an accelerated one of it).
+        folder: where; made if missing.
+        base: what the config calls the base model: a Hub id or a plain name. A machine's path never gets into the
+            file: a folder is written as its last part.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    peft_config = getattr(model, "peft_config", None)
+    if peft_config is None:
+        model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        return folder
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    # peft's own save_pretrained writes a README with this machine's paths, and asks the Hub about the base
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: value.detach().contiguous().cpu() for name, value in state.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = peft_config["default"].to_dict()
+    config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")
+    config["inference_mode"] = True
+    text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True)
+    (folder / "adapter_config.json").write_text(text + "\n")
+    return folder
+
+
+def load_adapter(model: "nn.Module", folder: str | Path) -> None:
+    """Fills the adapter that is on the model with the numbers of a saved one.
+
+    Args:
+        model: what `add_adapter` returned with the same spec.
+        folder: what `save_adapter` wrote (a whole model for full training).
+
+    Raises:
+        SpecError: the file has other layers or shapes than the model's adapter.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if getattr(model, "peft_config", None) is None:
+        state: dict[str, Any] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            state.update(load_file(file))
+        missing, _ = model.load_state_dict(state, strict=False)
+        _refuse([m for m in missing if m in dict(model.named_parameters())], folder)
+        return
+    from peft import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    _refuse([n for n in result.missing_keys if "lora_" in n] + list(result.unexpected_keys), folder)
+
+
+def _refuse(names: list[str], folder: Path) -> None:
+    if names:
+        raise SpecError(f"the adapter in {folder.name} does not fit this model: {names[0]} and {len(names) - 1} more")
+
+
+def _public_name(name: str) -> str:
+    path = Path(name)
+    return path.name if path.is_absolute() or path.is_dir() or name.startswith(("~", ".")) else name
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, tuple)):
+        return sorted(value)
+    return getattr(value, "value", value) if not isinstance(value, (dict, list, str, int, float, bool)) else value
+
+
+def _cuda_devices(model: "nn.Module") -> list[int]:
+    return sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})

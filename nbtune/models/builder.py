@@ -1,0 +1,83 @@
+"""The one way in which a run, and everything that wants what a run has, gets its model."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nbtune.models.adapters import add_adapter
+from nbtune.models.facts import ModelFacts, model_facts
+from nbtune.models.load import load_model, load_tokenizer
+from nbtune.models.policy import MemoryPolicy
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from nbtune.models.accelerate import Handle
+    from nbtune.spec.model import AdapterSpec
+
+__all__ = ["Built", "build"]
+
+
+@dataclass
+class Built:
+    """A model that is ready to train.
+
+    Args:
+        model: takes ``input_ids``, ``labels``, ``num_items_in_batch``, ``position_ids`` and so on, gives ``.loss``.
+        tokenizer: its tokenizer, or None when it was not asked for.
+        facts: what the planner knows about it.
+        handle: the acceleration; None where it was switched off. ``handle.remove()`` puts the stock model back.
+        report: what was accelerated, and what was left alone and why, a line each.
+    """
+
+    model: "torch.nn.Module"
+    tokenizer: "PreTrainedTokenizerBase | None"
+    facts: ModelFacts
+    handle: "Handle | None" = None
+    report: list[str] = field(default_factory=list)
+
+
+def build(
+    spec_model: str,
+    *,
+    adapter: "AdapterSpec",
+    dtype: "torch.dtype",
+    device: "torch.device | str",
+    policy: MemoryPolicy = "keep",
+    seed: int = 0,
+    accelerate: bool = True,
+    trust_remote_code: bool = False,
+    quant: str | None = None,
+    tokenizer: bool = True,
+) -> Built:
+    """Loads a model, puts its adapter on, and makes its forward fast.
+
+    Args:
+        spec_model: ``nbtune/tiny``, a folder, or a Hub id.
+        adapter: what is trained.
+        dtype: of frozen weights, and of every weight in full training.
+        device: where the model lives.
+        policy: what blocks keep for their backward (used by accelerated blocks).
+        seed: of the adapter's first values.
+        accelerate: False leaves transformers' own forward.
+        trust_remote_code: let the model's own Python run.
+        quant: format of frozen weights; unset: ``nf4`` for a qlora, else none.
+        tokenizer: also load it.
+
+    Raises:
+        SpecError, HubError, PlanError: see `load_model` and `add_adapter`.
+    """
+    quant = quant or ("nf4" if adapter.type == "qlora" else "none")
+    facts = model_facts(spec_model)
+    tok = load_tokenizer(spec_model, trust_remote_code=trust_remote_code) if tokenizer else None
+    base = load_model(spec_model, dtype=dtype, device=device, quant=quant, trust_remote_code=trust_remote_code)
+    model: Any = add_adapter(base, adapter, seed=seed)
+    built = Built(model, tok, facts)
+    if accelerate:
+        from nbtune.models.accelerate import accelerate as attach
+
+        built.handle = attach(model, policy)
+        built.report = built.handle.report.lines()
+    else:
+        built.report = ["acceleration: switched off"]
+    return built

@@ -1,0 +1,196 @@
+"""Where a model's files are, and how its tokenizer and weights come into memory.
+
+Weights come from safetensors unless the spec trusts the model's own code; nothing here runs a pickle.
+"""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.errors import HubError, PlanError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["load_model", "load_tokenizer", "resolve"]
+
+EMBEDDED = "nbtune/tiny"
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "merges.txt", "*.tiktoken"]
+
+
+def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
+    """The folder that holds a model's files; a Hub model is downloaded into huggingface_hub's own cache.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        weights: also the weight files, not only config and tokenizer.
+        trust_remote_code: also the model's Python files.
+
+    Raises:
+        SpecError: there is no such folder, and it is no Hub id.
+        HubError: the Hub does not know it, does not let us in, or cannot be reached.
+    """
+    if model == EMBEDDED:
+        from nbtune.models import embedded
+
+        return Path(embedded.path())
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SpecError(
+                f"the folder {model} holds no config.json", fix="Name the folder that save_pretrained made."
+            )
+        return folder
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        raise SpecError(f"there is no model folder {model}", fix="Check the path, or name a Hub id such as org/name.")
+    return _download(model, weights, trust_remote_code)
+
+
+def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = [*_SMALL, *(["*.safetensors"] if weights else []), *(["*.py"] if trust_remote_code else [])]
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=patterns))
+    except HFValidationError as e:
+        raise SpecError(f"{model!r} is no model id", fix="Write it as org/name, or name a folder.") from e
+    except GatedRepoError as e:
+        raise HubError(
+            f"{model} is gated: its owner wants you to ask first",
+            fix=f"Open huggingface.co/{model}, accept the terms, then log in with `hf auth login`.",
+        ) from e
+    except RepositoryNotFoundError as e:
+        raise HubError(
+            f"the Hub knows no model {model}", fix="Check the spelling; for a private one, log in with `hf auth login`."
+        ) from e
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        raise HubError(
+            f"{model} is not on this machine, and the Hub could not be reached ({type(e).__name__})",
+            fix="Check the network, name a folder, or use the embedded model nbtune/tiny.",
+        ) from e
+    if not (folder / "config.json").is_file():
+        raise SpecError(f"{model} holds no config.json", fix="Name a model in transformers' format (not a GGUF).")
+    if weights and not any(folder.glob("*.safetensors")):
+        raise SpecError(f"{model} has no safetensors weights", fix="Ask its owner for them: nbtune opens no pickles.")
+    return folder
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, with its chat template.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        trust_remote_code: let the model's own Python run.
+
+    Raises:
+        SpecError, HubError: see `resolve`; SpecError also when the folder holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as e:
+        raise SpecError(
+            f"{model} has no tokenizer that can be read ({_first_line(e)})", fix="Name a model that has one."
+        ) from e
+
+
+def load_model(
+    model: str,
+    *,
+    dtype: "torch.dtype",
+    device: "torch.device | str",
+    quant: str = "none",
+    trust_remote_code: bool = False,
+    attention: str = "sdpa",
+) -> "PreTrainedModel":
+    """The causal language model, its weights read straight onto the device.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        dtype: of the weights in memory.
+        device: where they go.
+        quant: ``none``, or ``nf4`` (4-bit with double quantisation, by bitsandbytes).
+        trust_remote_code: let the model's own Python run.
+        attention: transformers' name of the attention implementation.
+
+    Raises:
+        SpecError: no causal language model, or no safetensors.
+        PlanError: ``nf4`` where bitsandbytes is not installed.
+        HubError: see `resolve`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = resolve(model, trust_remote_code=trust_remote_code)
+    if not any(place.glob("*.safetensors")):
+        raise SpecError(f"{model} has no safetensors weights", fix="Save it with safetensors: nbtune opens no pickles.")
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    if quant != "none":
+        options["quantization_config"] = _quantization(quant, dtype)
+    try:
+        with _quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                place,
+                device_map={"": _index(device)},
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+    except (OSError, ValueError, KeyError) as e:
+        raise SpecError(f"{model} cannot be loaded: {_first_line(e)}", fix="Name a causal language model.") from e
+    loaded.config.use_cache = False
+    return loaded
+
+
+@contextmanager
+def _quiet() -> "Iterator[None]":
+    """No progress bar of transformers: a run's thread never prints."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _quantization(quant: str, dtype: "torch.dtype") -> Any:
+    from importlib.util import find_spec
+
+    if quant != "nf4":
+        raise SpecError(f"unknown weight format {quant!r}", fix="Use none or nf4.")
+    if find_spec("bitsandbytes") is None:
+        raise PlanError(
+            "4-bit weights need bitsandbytes, which is not installed",
+            fix="Run `pip install bitsandbytes`, or use adapter: {type: lora}.",
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _index(device: "torch.device | str") -> Any:
+    import torch
+
+    device = torch.device(device)
+    return device if device.index is not None or device.type != "cuda" else torch.device("cuda", 0)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0] if error.args else error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
