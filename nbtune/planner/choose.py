@@ -1,0 +1,177 @@
+"""From what was asked and the plain facts to a plan: the fastest way that fits.
+
+Free memory is there to be spent. Ways are tried from the fastest down: keep everything, keep half, recompute, offload;
+for each the largest micro-batch that fits. If nothing fits, the error names the nearest change that would.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, get_args
+
+from nbtune.device import DeviceFacts, choose_dtype
+from nbtune.errors import PlanError
+from nbtune.models.policy import MemoryPolicy
+from nbtune.planner.memory import estimate, trainable_parameters
+from nbtune.planner.plan import MemoryPlan, Plan
+
+if TYPE_CHECKING:
+    from nbtune.data.facts import DataFacts
+    from nbtune.models.facts import ModelFacts
+    from nbtune.spec import RunSpec
+
+__all__ = ["make_plan"]
+
+_SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
+_SLOWER = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
+_DEFAULT_BATCH = 8
+_DEFAULT_EPOCHS = 3.0
+
+
+def make_plan(
+    spec: RunSpec, model: ModelFacts, data: DataFacts, device: DeviceFacts, *, download_bytes: int = 0
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        spec: what was asked for.
+        model, data, device: plain facts; nothing is loaded to plan.
+        download_bytes: what must still be fetched.
+    Raises:
+        PlanError: nothing fits, or this device cannot do what was asked for.
+    """
+    dtype, reason = choose_dtype(spec.dtype, device)
+    reasons: list[str] = []
+    weights = _weights(spec, device, dtype, reasons)
+    sequence_len = _sequence_len(spec, model, data, reasons)
+    batch, micros = _batch(spec)
+    policies = get_args(MemoryPolicy) if spec.activations == "auto" else (spec.activations,)
+    best: tuple[float, str, int, MemoryPlan] | None = None
+    smallest: tuple[int, str, int] | None = None
+    for policy in policies:
+        for micro in micros:
+            memory = estimate(
+                model,
+                spec.adapter,
+                weights=weights,
+                activations=policy,
+                micro_batch_size=micro,
+                sequence_len=sequence_len,
+                dtype=dtype,
+                device=device.kind,
+                accelerated=spec.accelerate,
+            )
+            if smallest is None or memory.total < smallest[0]:
+                smallest = (memory.total, policy, micro)
+            cost = _SLOWER[policy] * (1 + 0.15 / (micro * sequence_len / 512))  # small micro-batches waste launches
+            if memory.total <= device.free * _SPENDABLE and (best is None or cost < best[0]):
+                best = (cost, policy, micro, memory)
+    if best is None:
+        assert smallest is not None
+        raise _nothing_fits(spec, device, smallest, weights)
+    _, activations, micro, memory = best
+    if activations != "keep" and spec.activations == "auto":
+        reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
+    accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
+    total_steps = spec.steps or max(1, math.ceil((spec.epochs or _DEFAULT_EPOCHS) * data.rows / (micro * accumulation)))
+    if spec.steps is None and spec.epochs is None:
+        reasons.append(f"neither steps nor epochs were given: {_DEFAULT_EPOCHS:g} epochs")
+    trained = trainable_parameters(model, spec.adapter)
+    mean = data.tokens_total / max(1, data.rows)
+    return Plan(
+        model=model.name,
+        architecture=model.architecture,
+        parameters=model.parameters,
+        trainable_parameters=trained,
+        rows=data.rows,
+        eval_rows=data.eval_rows,
+        device=device.kind,  # type: ignore[arg-type]
+        device_name=device.name,
+        dtype=dtype,  # type: ignore[arg-type]
+        dtype_reason=reason,
+        weights=weights,  # type: ignore[arg-type]
+        activations=activations,  # type: ignore[arg-type]
+        packing=spec.packing,
+        sequence_len=sequence_len,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        total_steps=total_steps,
+        learning_rate=spec.learning_rate or (2e-5 if spec.adapter.type == "full" else 2e-4),
+        eval_every=spec.eval.every or max(1, round(total_steps / 10)),
+        memory=memory,
+        available_bytes=device.free,
+        disk_bytes=trained * 12 * (spec.checkpoint.keep + 1) + trained * 8,
+        download_bytes=download_bytes,
+        seconds=total_steps
+        * micro
+        * accumulation
+        * min(mean, sequence_len)
+        * _seconds_a_token(model, device, activations),
+        reasons=tuple(reasons),
+    )
+
+
+def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str]) -> str:
+    wanted = "nf4" if spec.adapter.type == "qlora" else spec.weights
+    if wanted == "auto":
+        return "32bit" if dtype == "fp32" else "16bit"
+    if wanted == "nf4" and device.kind == "mps":
+        raise PlanError(
+            "4-bit weights need bitsandbytes, which does not run on Apple GPUs", fix="write `adapter: lora`"
+        )
+    if wanted == "fp8" and device.capability < (9, 0):
+        raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
+    if wanted == "16bit" and dtype == "fp32":
+        reasons.append("16-bit weights were asked for, the CPU computes in fp32")
+        return "32bit"
+    return wanted
+
+
+def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: list[str]) -> int:
+    if spec.sequence_len is not None:
+        if spec.sequence_len > model.max_position:
+            reasons.append(f"{spec.sequence_len} tokens are more than the model's {model.max_position} positions")
+        return spec.sequence_len
+    if data.longest > model.max_position:
+        reasons.append(
+            f"rows are cut at the model's {model.max_position} positions; the longest has {data.longest} tokens"
+        )
+    return max(8, min(data.longest, model.max_position))
+
+
+def _batch(spec: RunSpec) -> tuple[int, list[int]]:
+    """The effective batch and the micro-batches that may be tried."""
+    if spec.micro_batch_size is not None:
+        batch = spec.batch_size or spec.micro_batch_size * (spec.gradient_accumulation_steps or 1)
+        return batch, [spec.micro_batch_size]
+    batch = spec.batch_size or _DEFAULT_BATCH
+    if spec.gradient_accumulation_steps is not None:
+        if batch % spec.gradient_accumulation_steps:
+            raise PlanError(
+                f"{batch} rows cannot be accumulated in {spec.gradient_accumulation_steps} equal parts",
+                fix="make batch_size a multiple of gradient_accumulation_steps",
+            )
+        return batch, [batch // spec.gradient_accumulation_steps]
+    return batch, [size for size in range(batch, 0, -1) if batch % size == 0]
+
+
+def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: str) -> float:
+    rate = {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}[device.kind]  # achieved FLOP/s, until the first steps are measured
+    return 4 * model.parameters * _SLOWER[activations] / rate
+
+
+def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: tuple[int, str, int], weights: str) -> PlanError:
+    need, policy, micro = smallest
+    if weights not in ("nf4", "32bit") and device.kind == "cuda" and spec.adapter.type != "full":
+        fix = "write `adapter: qlora` (4-bit frozen weights), or a shorter `sequence_len`"
+    elif spec.adapter.type == "full":
+        fix = "write `adapter: lora`, which trains a fraction of the weights"
+    elif spec.micro_batch_size and spec.micro_batch_size > 1:
+        fix = "leave `micro_batch_size` out, so that the plan can choose"
+    else:
+        fix = "write a shorter `sequence_len`, or take a smaller model"
+    return PlanError(
+        f"it does not fit: the smallest way (activations {policy}, micro-batch {micro}) needs {need / 2**30:.1f} GiB, "
+        f"{device.name} has {device.free / 2**30:.1f} GiB free",
+        fix=fix,
+    )

@@ -1,0 +1,121 @@
+"""Plan: what a run will cost and how the memory is spent, with the reasons. Plain numbers, JSON in and out."""
+
+from __future__ import annotations
+
+import html
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["MemoryPlan", "Plan"]
+
+_GIB = 2**30
+
+
+class MemoryPlan(BaseModel):
+    """Predicted bytes on the training device, by what holds them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """The expected peak, in bytes."""
+        return sum(self.model_dump().values())
+
+
+class Plan(BaseModel):
+    """How a run will be done. Made by `nbtune.plan(spec)`; the run keeps it as ``plan.json``.
+
+    Bytes and seconds throughout. `seconds` is a guess until the first steps were measured.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    architecture: str
+    parameters: int
+    trainable_parameters: int
+    rows: int
+    eval_rows: int
+    device: Literal["cpu", "cuda", "mps"]
+    device_name: str
+    dtype: Literal["fp32", "bf16", "fp16"]
+    dtype_reason: str
+    weights: Literal["16bit", "32bit", "fp8", "nf4"]
+    activations: Literal["keep", "selective", "recompute", "offload"]
+    packing: bool
+    sequence_len: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    total_steps: int
+    learning_rate: float
+    eval_every: int
+    memory: MemoryPlan
+    available_bytes: int
+    disk_bytes: int
+    download_bytes: int
+    seconds: float
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The expected peak on the device."""
+        return self.memory.total
+
+    def rows_of_explanation(self) -> list[tuple[str, str]]:
+        """(what, value) pairs, in the order a person asks for them."""
+        trained = f"{self.trainable_parameters / 1e6:,.2f} M of {self.parameters / 1e6:,.1f} M parameters"
+        batch = f"{self.micro_batch_size} rows × {self.gradient_accumulation_steps} accumulated"
+        parts = ", ".join(f"{k} {_size(v)}" for k, v in self.memory.model_dump().items() if v >= 2**20)
+        rows = [
+            ("model", f"{self.model} ({self.architecture}), trains {trained}"),
+            ("rows", f"{self.rows:,} to train on, {self.eval_rows:,} held out"),
+            ("device", f"{self.device_name}, {self.dtype}: {self.dtype_reason}"),
+            ("batch", f"{batch}, up to {self.sequence_len:,} tokens{', packed' if self.packing else ''}"),
+            (
+                "steps",
+                f"{self.total_steps:,}, learning rate {self.learning_rate:g}, measured every {self.eval_every:,}",
+            ),
+            ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)} ({parts})"),
+            ("frozen weights", f"{self.weights}, activations: {self.activations}"),
+            (
+                "disk",
+                _size(self.disk_bytes) + (f", download {_size(self.download_bytes)}" if self.download_bytes else ""),
+            ),
+            ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
+        ]
+        return rows + [("why", reason) for reason in self.reasons]
+
+    def explain(self) -> str:
+        """The plan as a table of text."""
+        rows = self.rows_of_explanation()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:>{width}}  {value}" for name, value in rows)
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th style='text-align:right'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self.rows_of_explanation()
+        )
+        return f"<table>{cells}</table>"
+
+
+def _size(count: float) -> str:
+    return f"{count / _GIB:.1f} GiB" if count >= _GIB / 10 else f"{count / 2**20:,.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,277 @@
+"""The training loop: accumulation, schedule, evaluation, checkpoints, control, events.
+
+It knows no folder, no widget and no notebook: it is given functions (`Jobs`), says what happens through `emit`, and
+looks at `control` between micro-batches. Metrics of a step are read one step late on a GPU, so that nothing waits
+for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from nbtune import events
+from nbtune.device import memory_use
+from nbtune.errors import TrainError
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbtune.data.batch import Batch
+    from nbtune.train.control import Control
+    from nbtune.train.stepper import Stepper
+
+__all__ = ["Batches", "Jobs", "LoopOptions", "Progress", "train"]
+
+
+class Batches(Protocol):
+    """The micro-batches of any optimizer step: a pure function of the step, which makes resuming exact."""
+
+    steps_per_epoch: float
+
+    def step(self, index: int) -> Sequence[Batch]:
+        """The micro-batches of the 0-based optimizer step `index`."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """What the plan decided; `learning_rate` is the peak, `factor` the schedule over the 0-based step."""
+
+    total_steps: int
+    learning_rate: float
+    factor: Callable[[int], float]
+    eval_every: int
+    checkpoint_every: int | None
+    checkpoint_seconds: float
+
+
+@dataclass
+class Progress:
+    """Where a run is; saved in each checkpoint. `step` counts finished optimizer steps."""
+
+    step: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    best_eval: float = math.inf
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What the loop has done by others.
+
+    `save` writes a checkpoint and returns its event, `evaluate` the mean loss, tokens and seconds of the held-out rows
+    (None: there are none), `sample` asks the sample prompts, `between` is called at every micro-step boundary (requests
+    to the live model are answered there).
+    """
+
+    save: Callable[[Progress], events.Checkpoint]
+    evaluate: Callable[[], tuple[float, int, float] | None]
+    sample: Callable[[int], Sequence[events.Sample]]
+    between: Callable[[], None]
+
+
+class _Stop(Exception):
+    pass
+
+
+@dataclass
+class _Pending:
+    """A step whose numbers are still on the device."""
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+    step: int
+    learning_rate: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    epoch: float
+
+
+def train(
+    stepper: Stepper,
+    batches: Batches,
+    options: LoopOptions,
+    jobs: Jobs,
+    *,
+    progress: Progress,
+    emit: Callable[[events.Event], None],
+    control: Control,
+) -> Literal["finished", "stopped"]:
+    """Train from `progress.step` to the end, or until a stop is wished; `progress` is kept up to date.
+
+    Raises:
+        TrainError: the loss is no number any more. What was saved stays.
+    """
+    return _Loop(stepper, batches, options, jobs, progress, emit, control).run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        stepper: Stepper,
+        batches: Batches,
+        options: LoopOptions,
+        jobs: Jobs,
+        progress: Progress,
+        emit: Callable[[events.Event], None],
+        control: Control,
+    ) -> None:
+        self.stepper, self.batches, self.options, self.jobs = stepper, batches, options, jobs
+        self.progress, self.emit, self.control = progress, emit, control
+        self._seen = control.look()
+        self._pending: _Pending | None = None
+        self._late = stepper.device.type != "cpu"
+        self._saved_at, self._saved_step = time.monotonic(), progress.step
+        self._clock = time.perf_counter()
+
+    def run(self) -> Literal["finished", "stopped"]:
+        self._state("running")
+        try:
+            if self.progress.step == 0:
+                self._sample()
+            while self.progress.step < self.options.total_steps:
+                self._look()
+                self._step()
+                self._after_step()
+        except _Stop:
+            self.stepper.discard()
+            self._state("stopping")
+            self._flush()
+            self._save()
+            return "stopped"
+        self._flush()
+        self._save()
+        return "finished"
+
+    def _step(self) -> None:
+        progress, index = self.progress, self.progress.step
+        micro_batches = self.batches.step(index)
+        denominator = max(1, sum(batch.num_trained for batch in micro_batches))
+        for micro_step, batch in enumerate(micro_batches):
+            if micro_step:
+                self._look()
+            self.stepper.accumulate(batch, denominator=denominator, step=index, micro_step=micro_step)
+        peak = progress.learning_rate if progress.learning_rate is not None else self.options.learning_rate
+        learning_rate = peak * self.options.factor(index)
+        loss, norm = self.stepper.update(learning_rate)
+        tokens, trained = sum(b.num_tokens for b in micro_batches), sum(b.num_trained for b in micro_batches)
+        progress.step, progress.tokens = index + 1, progress.tokens + tokens
+        progress.trained_tokens += trained
+        if self._late:
+            self._flush()
+        now = time.perf_counter()
+        epoch = progress.step / self.batches.steps_per_epoch
+        self._pending = _Pending(loss, norm, progress.step, learning_rate, tokens, trained, now - self._clock, epoch)
+        if not self._late:
+            self._flush()
+        self._clock = now
+
+    def _flush(self) -> None:
+        done, self._pending = self._pending, None
+        if done is None:
+            return
+        loss, norm = float(done.loss), float(done.grad_norm)
+        seconds = max(done.seconds, 1e-9)
+        memory = memory_use(self.stepper.device)
+        self.emit(
+            events.Step(
+                step=done.step,
+                loss=loss,
+                learning_rate=done.learning_rate,
+                grad_norm=norm,
+                tokens=done.tokens,
+                trained_tokens=done.trained_tokens,
+                tokens_per_second=done.tokens / seconds,
+                seconds=seconds,
+                epoch=done.epoch,
+                memory_allocated=memory.allocated,
+                memory_reserved=memory.reserved,
+                memory_peak=memory.peak,
+            )
+        )
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainError(
+                f"the {'loss' if not math.isfinite(loss) else 'gradient'} is no number any more (step {done.step})",
+                fix="a lower learning_rate helps most often; the last checkpoint is from before",
+            )
+
+    def _after_step(self) -> None:
+        step, options = self.progress.step, self.options
+        last = step == options.total_steps
+        if step % options.eval_every == 0 or last:
+            self._flush()
+            self._evaluate()
+            self._sample()
+            self._restart_clock()
+        due = options.checkpoint_every is not None and step % options.checkpoint_every == 0
+        if (due or time.monotonic() - self._saved_at > options.checkpoint_seconds) and not last:
+            self._flush()
+            self._save()
+            self._restart_clock()
+
+    def _evaluate(self) -> None:
+        result = self.jobs.evaluate()
+        if result is None:
+            return
+        loss, tokens, seconds = result
+        best = loss < self.progress.best_eval
+        self.progress.best_eval = min(loss, self.progress.best_eval)
+        self.emit(events.Eval(step=self.progress.step, loss=loss, tokens=tokens, seconds=seconds, best=best))
+
+    def _sample(self) -> None:
+        for event in self.jobs.sample(self.progress.step):
+            self.emit(event)
+        self._restart_clock()
+
+    def _save(self) -> None:
+        if self._saved_step != self.progress.step or self.progress.step == 0:
+            self.emit(self.jobs.save(self.progress))
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
+
+    def _look(self) -> None:
+        """Answer the wishes that have come since last time."""
+        self.jobs.between()
+        wishes = self.control.look()
+        if wishes == self._seen and wishes.mode == "run":
+            return
+        if wishes.mode == "stop":
+            raise _Stop
+        if wishes.mode == "pause":
+            self._paused()
+            wishes = self.control.look()
+        if wishes.learning_rate != self._seen.learning_rate and wishes.learning_rate is not None:
+            self.progress.learning_rate = wishes.learning_rate
+            self.emit(
+                events.Warning(
+                    message=f"learning rate set to {wishes.learning_rate:g}", cause="asked for", step=self.progress.step
+                )
+            )
+        if wishes.checkpoint > self._seen.checkpoint:
+            self._flush()
+            self._saved_step = -1
+            self._save()
+        if wishes.sample > self._seen.sample:
+            self._sample()
+        self._seen = wishes
+        self._restart_clock()
+
+    def _paused(self) -> None:
+        self._flush()
+        self._state("paused")
+        while (wishes := self.control.look()).mode == "pause":
+            self.jobs.between()
+            self.control.wait(0.25)
+        if wishes.mode == "stop":
+            raise _Stop
+        self._state("running")
+
+    def _restart_clock(self) -> None:
+        self._clock = time.perf_counter()
+
+    def _state(self, state: str) -> None:
+        self.emit(events.State(state=state, step=self.progress.step, total_steps=self.options.total_steps))

@@ -1,0 +1,79 @@
+"""One optimizer step on a model: accumulate micro-batches, clip, update. The loop says when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nbtune.device import fork_rng
+
+if TYPE_CHECKING:
+    from nbtune.data.batch import Batch
+    from nbtune.train.loss import LossOutput
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """Forward, backward and update, with nothing that waits for the device.
+
+    Args:
+        model: what is trained; parameters with `requires_grad` are updated.
+        loss: a pure loss, such as `nbtune.train.loss.sft_loss`.
+        optimizer: over those parameters; its learning rate is set at each update.
+        max_grad_norm: 0 for no clipping.
+        seed: with the step and micro-step it decides every random draw (dropout), so that a resumed run draws the same.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss: Callable[..., LossOutput],
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.optimizer, self.device = model, optimizer, device
+        self._loss, self._max_grad_norm, self._seed = loss, max_grad_norm, seed
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+        self._sum: torch.Tensor | None = None
+
+    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+        """Add one micro-batch's gradients."""
+        with fork_rng(self.device, needed=self._random):
+            if self._random:
+                torch.manual_seed(hash((self._seed, step, micro_step)) & (2**63 - 1))
+            loss = self._loss(self.model, batch, denominator=denominator, device=self.device).loss
+            loss.backward()
+        detached = loss.detach()
+        self._sum = detached if self._sum is None else self._sum + detached
+
+    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip and update; returns the step's loss and gradient norm, scalars still on the device."""
+        assert self._sum is not None, "no micro-batch was accumulated"
+        limit = self._max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        loss = self._sum
+        self.discard()
+        return loss, norm
+
+    def discard(self) -> None:
+        """Forget the gradients of an unfinished step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._sum = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state; the weights are saved by whoever knows their names."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`."""
+        self.optimizer.load_state_dict(state)
