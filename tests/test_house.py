@@ -1,0 +1,317 @@
+"""The house stands as DESIGN.md draws it: who may import whom, what an import costs, which names are public."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nbtune
+from tests.conftest import REPO
+
+NBTUNE = REPO / "nbtune"
+KERNELS = REPO / "kernels" / "nbtune_kernels"
+
+# spec -> data -> models -> planner -> train -> store -> widgets / export: a room may import those before it.
+FLOORS = {"spec": 0, "data": 1, "models": 2, "planner": 3, "train": 4, "store": 5, "widgets": 6, "export": 6}
+LEAVES = ("errors", "events", "device")
+DOORS = ("api", "notebook", "cli", "__main__")  # what a user opens; `api` is the one that the other doors open too
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "plotly", "bitsandbytes", "triton", "accelerate")
+SCRIPTS = NBTUNE / "models" / "embedded"  # what built the embedded model
+MOST_LINES = 420
+
+
+def sources(*folders: Path) -> list[Path]:
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    root = NBTUNE.parent if path.is_relative_to(NBTUNE) else KERNELS.parent
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    return imports_of(parsed(path), package=package)
+
+
+def imports_of(tree: ast.Module, *, package: str) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever it does, with the line; `from nbtune import plan` is `nbtune.plan`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node) == "import_module":
+            yield from ((str(arg.value), node.lineno) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def _called(call: ast.Call) -> str:
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
+
+
+def room_of(module: str) -> str:
+    """`nbtune.data.rows` -> `data`; a public name of `nbtune` itself -> the room that it comes from."""
+    parts = module.split(".")
+    if parts[0] != "nbtune":
+        return ""
+    if len(parts) == 1:
+        return "nbtune"
+    homes = nbtune._HOMES
+    return homes[parts[1]].split(".")[1] if parts[1] in homes else parts[1]
+
+
+def may_import(room: str, other: str) -> bool:
+    if room == other or other in ("", "nbtune", "__version__"):
+        return True
+    if room in LEAVES:
+        return other in LEAVES and room == "device"  # errors and events know nothing
+    if other in LEAVES:
+        return True
+    if room in FLOORS:
+        return other in FLOORS and FLOORS[other] < FLOORS[room]
+    if room in ("notebook", "cli", "__main__"):
+        return other in FLOORS or other == "api" or (room == "__main__" and other == "cli")
+    return room == "api" and other in FLOORS
+
+
+def test_imports_follow_the_arrows() -> None:
+    wrong = [
+        f"{path.relative_to(REPO)}:{line}: {room_of(module_name(path))} must not import {module}"
+        for path in sources(NBTUNE)
+        if path != NBTUNE / "__init__.py"
+        for module, line in imports(path)
+        if not may_import(room_of(module_name(path)), room_of(module))
+    ]
+    assert wrong == []
+
+
+def test_every_room_is_one_that_the_design_names() -> None:
+    rooms = {path.stem for path in NBTUNE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms - {"__init__"} <= {*FLOORS, *LEAVES, *DOORS}
+    assert {"spec", "errors", "events", "device"} <= rooms
+
+
+def test_the_kernels_do_not_know_nbtune() -> None:
+    wrong = [
+        f"{path.relative_to(REPO)}:{line}: {module}"
+        for path in sources(KERNELS)
+        for module, line in imports(path)
+        if module.split(".")[0] == "nbtune"
+    ]
+    assert wrong == []
+
+
+def test_an_arrow_against_the_stream_is_seen() -> None:
+    """The check itself: each way to write an import is recognised."""
+    text = (
+        "import nbtune.train\nfrom nbtune import finetune\nfrom nbtune.store import run\nfrom ..widgets import x\n"
+        "import importlib\ndef f():\n    importlib.import_module('nbtune.planner.plan')\nfrom .rows import read\n"
+        "from nbtune.spec import RunSpec\nfrom nbtune import errors\n"
+    )
+    rooms = {room_of(module) for module, _ in imports_of(ast.parse(text), package="nbtune.data")}
+    assert {room for room in rooms if not may_import("data", room)} == {"train", "api", "store", "widgets", "planner"}
+    assert {"data", "spec", "errors"} <= rooms
+
+
+def _accelerator_names(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Attribute) and node.attr in ("cuda", "mps", "xpu", "hip"):
+            if ast.unparse(node.value) in ("torch", "torch.backends", "torch.version"):
+                yield ast.unparse(node), node.lineno
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [f"{getattr(node, 'module', '') or ''}.{alias.name}".lstrip(".") for alias in node.names]
+            for name in names:
+                if name.startswith(("torch.cuda", "torch.mps", "torch.backends.cuda", "torch.backends.mps")):
+                    yield name, node.lineno
+
+
+def test_only_the_device_module_names_the_accelerator() -> None:
+    wrong = [
+        f"{path.relative_to(REPO)}:{line}: {name}"
+        for path in sources(NBTUNE)
+        if path != NBTUNE / "device.py"
+        for name, line in _accelerator_names(path)
+    ]
+    assert wrong == []
+
+
+def test_nothing_prints_or_executes_text_outside_the_command_line() -> None:
+    wrong = []
+    for path in sources(NBTUNE, KERNELS):
+        is_script = path.is_relative_to(NBTUNE / "cli") or path.parent == SCRIPTS
+        forbidden = {"exec", "eval"} | (set() if is_script else {"print"})
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in forbidden:
+                wrong.append(f"{path.relative_to(REPO)}:{node.lineno}: {node.func.id}()")
+    assert wrong == []
+
+
+def test_no_file_outgrows_its_reader() -> None:
+    files = [*sources(NBTUNE, KERNELS), *(REPO / "js" / "src").rglob("*.js")]
+    long = {str(path.relative_to(REPO)): lines for path in files if (lines := _lines(path)) > MOST_LINES}
+    assert long == {}
+
+
+def _lines(path: Path) -> int:
+    return path.read_text(encoding="utf-8").count("\n")
+
+
+def test_no_machine_is_written_down() -> None:
+    """No path of somebody's machine, and no registry's address in a lock file."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    paths = [REPO / name for name in tracked.split("\0") if name]
+    ours = "/" + "work/", "/tmp/" + "nb"
+    wrong = []
+    for path in paths:
+        if not path.is_file() or path.suffix in (".safetensors", ".png", ".gguf", ".parquet"):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        wrong += [f"{path.relative_to(REPO)}: {word}" for word in ours if word in text]
+        if path.name == "package-lock.json" and '"resolved"' in text:
+            wrong.append(f"{path.relative_to(REPO)}: `resolved` addresses")
+    assert wrong == []
+
+
+# -- what an import costs ------------------------------------------------------------------------------------------
+
+
+def in_a_new_python(code: str, *, cwd: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_nbtune_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = f"import nbtune, sys, json; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    assert json.loads(in_a_new_python(code, cwd=tmp_path)) == []
+
+
+def test_loading_the_extension_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = f"""
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_line_magic("load_ext", "nbtune")
+assert "finetune" in shell.magics_manager.magics["cell"], "there is no %%finetune"
+print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))
+"""
+    assert json.loads(in_a_new_python(code, cwd=tmp_path).splitlines()[-1]) == []
+
+
+def test_a_package_alone_imports_nothing_heavy(tmp_path: Path) -> None:
+    """Every package's `__init__` is light; what trains is imported when a run needs it."""
+    packages = [module_name(path) for path in sources(NBTUNE) if path.name == "__init__.py"]
+    code = f"""
+import importlib, json, sys
+heavy = {{}}
+for name in {packages!r}:
+    importlib.import_module(name)
+    found = [m for m in {HEAVY!r} if m in sys.modules]
+    if found:
+        heavy[name] = found
+        break
+print(json.dumps(heavy))
+"""
+    assert json.loads(in_a_new_python(code, cwd=tmp_path)) == {}
+
+
+def test_packages_in_any_order_leave_the_public_functions_callable(tmp_path: Path) -> None:
+    """No module is called like a public function, or `nbtune.plan` would depend on what was imported before."""
+    modules = [module_name(path) for path in sources(NBTUNE) if path.name == "__init__.py"]
+    code = f"""
+import importlib, random, sys
+names = {modules!r}
+for seed in range(25):
+    for loaded in [m for m in sys.modules if m == "nbtune" or m.startswith("nbtune.")]:
+        del sys.modules[loaded]
+    order = random.Random(seed).sample(names, len(names))
+    for name in order:
+        importlib.import_module(name)
+    import nbtune
+    for name in ("plan", "runs", "finetune", "attach"):
+        assert callable(getattr(nbtune, name)), (name, order)
+    assert isinstance(nbtune.RunSpec, type) and isinstance(nbtune.Plan, type) and isinstance(nbtune.Run, type)
+"""
+    in_a_new_python(code, cwd=tmp_path)
+
+
+def test_no_module_is_called_like_a_public_name() -> None:
+    modules = {path.stem if path.stem != "__init__" else path.parent.name for path in NBTUNE.glob("*")}
+    assert modules & (set(nbtune.__all__) - {"__version__"}) == set()
+
+
+# -- public names --------------------------------------------------------------------------------------------------
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """ruff's order: CONSTANTS, then Classes, then functions."""
+    return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
+
+
+def _exported(tree: ast.Module) -> list[str] | None:
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+            return [str(name) for name in ast.literal_eval(node.value)]  # type: ignore[union-attr, arg-type]
+    return None
+
+
+def _defined(tree: ast.Module, *, and_imported: bool) -> tuple[set[str], set[str]]:
+    """Functions, classes and what a package passes on; and constants."""
+    names: set[str] = set()
+    constants: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            constants |= {target.id for target in targets if isinstance(target, ast.Name)}
+        elif and_imported and isinstance(node, ast.ImportFrom) and (node.level or _is_ours(node.module)):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return {name for name in names if not name.startswith("_")}, constants
+
+
+def _is_ours(module: str | None) -> bool:
+    return (module or "").split(".")[0] in ("nbtune", "nbtune_kernels")
+
+
+@pytest.mark.parametrize("path", [p for p in sources(NBTUNE) if p != NBTUNE / "__init__.py"], ids=module_name)
+def test_all_is_sorted_and_is_the_public_names(path: Path) -> None:
+    if path.name.startswith("_") and path.name != "__init__.py":
+        return  # a private module
+    if path.parent == SCRIPTS and path.name != "__init__.py":
+        return  # steps of a script, not a surface
+    tree = parsed(path)
+    exported = _exported(tree)
+    public, constants = _defined(tree, and_imported=path.name == "__init__.py")
+    if exported is None:
+        assert public == set(), f"{module_name(path)} has no __all__"
+        return
+    assert exported == sorted(exported, key=_rank)
+    assert public <= set(exported)  # a constant may be for the house only
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
+        assert set(exported) <= public | constants
+
+
+def test_the_public_surface_of_nbtune() -> None:
+    assert nbtune.__all__ == ["Plan", "Run", "RunSpec", "__version__", "attach", "finetune", "plan", "runs"]
+    assert set(nbtune.__all__) <= set(dir(nbtune))
+    for name in nbtune.__all__:
+        assert getattr(nbtune, name) is not None
