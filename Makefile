@@ -1,0 +1,60 @@
+# The whole vocabulary. `make demo` and `make test` set up what they need; the first time takes minutes of downloads.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SETUP := $(VENV)/.nbtune-setup
+STATIC := nbtune/widgets/static/plotly.mjs.gz
+JS := $(shell find js -path js/node_modules -prune -o -type f \( -name '*.js' -o -name '*.mjs' -o -name '*.css' -o -name 'package*.json' \) -print 2>/dev/null)
+PYTEST := $(PY) -m pytest
+
+.PHONY: help setup demo test test-all test-js lint format bench docs notebooks browser clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(SETUP) $(STATIC)  ## .venv with nbtune in it (editable) and what its developers need
+
+$(SETUP): pyproject.toml .ci/setup.py
+	$(PYTHON) .ci/setup.py
+	@touch $@
+
+$(STATIC): $(JS) | $(SETUP)
+	$(PY) js/hatch_build.py
+	@touch $@
+
+demo: setup  ## fine-tune the embedded model in a notebook, and show what came of it (3 minutes)
+	$(PY) example_notebooks/run_demo.py
+
+test: setup browser  ## what every change must pass, at most 10 minutes on 2 cores
+	$(PYTEST) $(ARGS)
+
+test-all: setup browser test-js  ## everything but what needs a GPU, also what takes hours
+	$(PYTEST) -m "not gpu" $(ARGS)
+
+test-js: setup
+	cd js && npm test
+
+lint: setup  ## ruff, its format, and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup  ## lets ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: setup  ## import times and the figures in docs/ that this machine can measure
+	$(PY) tests/bench.py
+
+docs: setup  ## docs/reference from RunSpec's fields
+	$(PY) -m nbtune.spec.reference docs/reference/spec.md
+
+notebooks: setup  ## executes every notebook in example_notebooks/
+	$(PY) example_notebooks/run_all.py
+
+browser:
+	@$(PYTHON) .ci/setup.py browser
+
+clean:  ## what was built, but not runs
+	rm -rf $(VENV) js/node_modules nbtune/widgets/static dist build .ruff_cache .mypy_cache .pytest_cache
