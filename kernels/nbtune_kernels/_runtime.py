@@ -6,9 +6,10 @@ Triton or plain torch by the tensor) and a fake version; it has no autograd form
 2.13), which is why the former is used.
 """
 
+import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ def jit(fn: Callable) -> Any:
     return triton.jit(fn) if triton is not None else fn
 
 
+@jit
+def row_start(row, inner, outer_stride, inner_stride):
+    """Offset of a row (int64) under a `Rows` layout."""
+    return (row // inner) * outer_stride + (row % inner) * inner_stride
+
+
 def use_triton(tensor: Tensor) -> bool:
     """True if kernels run for this tensor: on CUDA (and ROCm), or under Triton's interpreter."""
     return HAS_TRITON and (tensor.is_cuda or INTERPRETED)
@@ -64,11 +71,57 @@ def op(schema: str, fake: Callable) -> Callable[[Callable], Any]:
 
 
 def rows(x: Tensor) -> Tensor:
-    """View `[..., H]` as `[rows, H]` with a unit last stride (a copy only where no view exists)."""
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+    """View `[..., H]` as `[rows, H]` (a copy only where no view exists)."""
+    return x.reshape(-1, x.shape[-1])
 
 
+class Rows(NamedTuple):
+    """Where the rows of a tensor lie: row i at `(i // inner) * outer_stride + (i % inner) * inner_stride` elements."""
+
+    tensor: Tensor
+    inner: int
+    outer_stride: int
+    inner_stride: int
+
+
+def row_layout(x: Tensor, *, written: bool = False) -> Rows:
+    """Rows of `x [..., H]` as two nested strides, which covers slices of packed buffers and heads inside them.
+
+    A tensor that has no such layout is copied, or refused if it is to be written.
+    """
+    width = x.shape[-1]
+    if x.is_contiguous():
+        return Rows(x, 1, width, 0)
+    groups: list[tuple[int, int]] = []
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if groups and groups[-1][1] == size * stride:
+            groups[-1] = (groups[-1][0] * size, stride)
+        else:
+            groups.append((size, stride))
+    if x.stride(-1) != 1 or len(groups) > 2:
+        if written:
+            raise ValueError(f"cannot write rows of a tensor with shape {tuple(x.shape)} and strides {x.stride()}")
+        return Rows(x.contiguous(), 1, width, 0)
+    if not groups:
+        return Rows(x, 1, width, 0)
+    if len(groups) == 1:
+        return Rows(x, 1, groups[0][1], 0)
+    return Rows(x, groups[1][0], groups[0][1], groups[1][1])
+
+
+def next_power_of_2(n: int) -> int:
+    """Smallest power of two that is >= n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+@functools.cache
 def compute_capability(device: torch.device) -> int:
     """`90` for Hopper, `75` for a T4; 0 where there is no CUDA device (the interpreter)."""
     if device.type != "cuda":
@@ -77,6 +130,7 @@ def compute_capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+@functools.cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of the device; 4 where there is none (the interpreter)."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

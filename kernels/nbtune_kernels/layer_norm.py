@@ -10,12 +10,114 @@ Ba, Kiros & Hinton 2016, arXiv 1607.06450.
 import torch
 from torch import Tensor
 
-from ._runtime import op, rows
+from ._runtime import cdiv, compute_capability, jit, next_power_of_2, op, processors, rows, tl, use_triton
+from .tables import launch, warps_for
 
 
 def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Stock arithmetic, differentiable by autograd."""
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+# ---------------------------------------------------------------- Triton: a program holds a whole row
+
+
+@jit
+def _forward_kernel(
+    x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, width, eps,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, KNOWN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < width
+    x = tl.load(x_ptr + row * x_stride + cols, mask, other=0.0).to(tl.float32)
+    if KNOWN:
+        mean, rstd = tl.load(mean_ptr + row), tl.load(rstd_ptr + row)
+        d = x - mean
+    else:
+        mean = tl.sum(x, 0) / width
+        d = tl.where(mask, x - mean, 0.0)
+        rstd = 1.0 / tl.sqrt(tl.sum(d * d, 0) / width + eps)
+        tl.store(mean_ptr + row, mean)
+        tl.store(rstd_ptr + row, rstd)
+    y = d * rstd
+    if WEIGHT:
+        y *= tl.load(w_ptr + cols, mask, other=0.0).to(tl.float32)
+    if BIAS:
+        y += tl.load(b_ptr + cols, mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + row * width + cols, y.to(y_ptr.dtype.element_ty), mask)
+
+
+@jit
+def _backward_kernel(
+    dy_ptr, x_ptr, w_ptr, res_ptr, mean_ptr, rstd_ptr, dx_ptr, part_ptr, g_stride, x_stride, r_stride, n_rows, width,
+    WEIGHT: tl.constexpr, RES: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    cols = tl.arange(0, BLOCK)
+    mask = cols < width
+    if WEIGHT:
+        w = tl.load(w_ptr + cols, mask, other=0.0).to(tl.float32)
+    if DW:
+        dw = tl.zeros((BLOCK,), tl.float32)
+        db = tl.zeros((BLOCK,), tl.float32)
+    row = tl.program_id(0).to(tl.int64)
+    while row < n_rows:
+        g = tl.load(dy_ptr + row * g_stride + cols, mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + row * x_stride + cols, mask, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + row)
+        n = tl.where(mask, (x - tl.load(mean_ptr + row)) * rstd, 0.0)
+        if DW:
+            dw += g * n
+            db += g
+        if WEIGHT:
+            g = g * w
+        dx = rstd * (g - tl.sum(g, 0) / width - n * (tl.sum(g * n, 0) / width))
+        if RES:
+            dx += tl.load(res_ptr + row * r_stride + cols, mask, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + row * width + cols, dx.to(dx_ptr.dtype.element_ty), mask)
+        row += tl.num_programs(0)
+    if DW:
+        at = part_ptr + tl.program_id(0).to(tl.int64) * 2 * width + cols
+        tl.store(at, dw, mask)
+        tl.store(at + width, db, mask)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """`[rows, H]` with unit last stride."""
+    x = rows(x)
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _launch_forward(x, weight, bias, eps, y, mean, rstd, known) -> None:
+    x2, width = _flat(x), x.shape[-1]
+    block = next_power_of_2(width)
+    _forward_kernel[(x2.shape[0],)](
+        x2, weight if weight is not None else x2, bias if bias is not None else x2, y, mean, rstd, x2.stride(0), width,
+        eps, WEIGHT=weight is not None, BIAS=bias is not None, KNOWN=known, BLOCK=block,
+        num_warps=warps_for("layer_norm", compute_capability(x.device), block),
+    )  # fmt: skip
+
+
+def _launch_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -> None:
+    dy2, x2, width = _flat(dy), _flat(x), x.shape[-1]
+    res = _flat(dresidual) if dresidual is not None else x2
+    n, block, capability = x2.shape[0], next_power_of_2(width), compute_capability(x.device)
+    grid, part = n, rstd
+    if dweight is not None:
+        grid = min(n, processors(x.device) * launch("layer_norm_backward", capability)["programs_per_sm"])
+        part = torch.empty((grid, 2, width), dtype=torch.float32, device=x.device)
+    _backward_kernel[(grid,)](
+        dy2, x2, weight if weight is not None else x2, res, mean, rstd, dx, part, dy2.stride(0), x2.stride(0),
+        res.stride(0), n, width, WEIGHT=weight is not None, RES=dresidual is not None, DW=dweight is not None,
+        BLOCK=block, num_warps=warps_for("layer_norm_backward", capability, block),
+    )  # fmt: skip
+    if dweight is not None:
+        total = part.sum(0)
+        dweight.copy_(total[0])
+        dbias.copy_(total[1])
+
+
+# ---------------------------------------------------------------- plain torch
 
 
 def _apply_torch(x, weight, bias, mean, rstd) -> Tensor:
@@ -24,58 +126,75 @@ def _apply_torch(x, weight, bias, mean, rstd) -> Tensor:
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
-def _fake_forward(x, weight, bias, eps):
-    stat = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
-    return x.new_empty(x.shape), stat, torch.empty_like(stat)
+def _backward_torch(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -> None:
+    g, n = rows(dy).float(), (rows(x).float() - mean[:, None]) * rstd[:, None]
+    if dweight is not None:
+        dweight.copy_((g * n).sum(0))
+        dbias.copy_(g.sum(0))
+    if weight is not None:
+        g = g * weight.float()
+    out = rstd[:, None] * (g - g.mean(-1, keepdim=True) - n * (g * n).mean(-1, keepdim=True))
+    dx.copy_((out if dresidual is None else out + rows(dresidual).float()).view(dx.shape))
 
 
-@op("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)", _fake_forward)
-def _layer_norm(x, weight, bias, eps):
-    x2 = rows(x)
-    var, mean = torch.var_mean(x2.float(), -1, correction=0)
-    rstd = torch.rsqrt(var + eps)
-    return _apply_torch(x2, weight, bias, mean, rstd).view(x.shape), mean, rstd
-
-
-@op(
-    "layer_norm_apply(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd) -> Tensor",
-    lambda x, weight, bias, mean, rstd: x.new_empty(x.shape),
-)
-def _layer_norm_apply(x, weight, bias, mean, rstd):
-    return _apply_torch(rows(x), weight, bias, mean, rstd).view(x.shape)
-
-
-def _fake_backward(dy, x, weight, mean, rstd, need_dweight, dresidual):
-    dw = weight.new_empty(weight.shape) if need_dweight else x.new_empty(0)
-    return x.new_empty(x.shape), dw, torch.empty_like(dw)
+# ---------------------------------------------------------------- ops
 
 
 @op(
-    "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool need_dweight,"
-    " Tensor? dresidual) -> (Tensor, Tensor, Tensor)",
-    _fake_backward,
+    "layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor(a!) y, Tensor(b!) mean, Tensor(c!) rstd)"
+    " -> ()",
+    lambda *_: None,
 )
-def _layer_norm_backward(dy, x, weight, mean, rstd, need_dweight, dresidual):
-    dy2, x2 = rows(dy).float(), rows(x)
-    n = (x2.float() - mean[:, None]) * rstd[:, None]
-    g = dy2 if weight is None else dy2 * weight.float()
-    dx = rstd[:, None] * (g - g.mean(-1, keepdim=True) - n * (g * n).mean(-1, keepdim=True))
-    if dresidual is not None:
-        dx = dx + rows(dresidual).float()
-    dx = dx.to(x.dtype).view(x.shape)
-    if not need_dweight:
-        return dx, x.new_empty(0), x.new_empty(0)
-    return dx, (dy2 * n).sum(0).to(weight.dtype), dy2.sum(0).to(weight.dtype)
+def _layer_norm(x, weight, bias, eps, y, mean, rstd):
+    if use_triton(x):
+        return _launch_forward(x, weight, bias, eps, y, mean, rstd, False)
+    var, mu = torch.var_mean(rows(x).float(), -1, correction=0)
+    mean.copy_(mu)
+    torch.rsqrt(var + eps, out=rstd)
+    y.copy_(_apply_torch(rows(x), weight, bias, mean, rstd).view(y.shape))
+
+
+@op(
+    "layer_norm_apply(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, Tensor(a!) y) -> ()",
+    lambda *_: None,
+)
+def _layer_norm_apply(x, weight, bias, mean, rstd, y):
+    if use_triton(x):
+        return _launch_forward(x, weight, bias, 0.0, y, mean, rstd, True)
+    y.copy_(_apply_torch(rows(x), weight, bias, mean, rstd).view(y.shape))
+
+
+@op(
+    "layer_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, Tensor? dresidual,"
+    " Tensor(a!) dx, Tensor(b!)? dweight, Tensor(c!)? dbias) -> ()",
+    lambda *_: None,
+)
+def _layer_norm_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias):
+    run = _launch_backward if use_triton(x) else _backward_torch
+    run(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias)
+
+
+# ---------------------------------------------------------------- public
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise the last dimension of `x [..., H]`; returns y in x's dtype, mean and rstd `[rows]` in fp32."""
-    return _layer_norm(x, weight, bias, eps)
+    y = _empty(x)
+    mean = torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
+    rstd = torch.empty_like(mean)
+    _layer_norm(x, weight, bias, eps, y, mean, rstd)
+    return y, mean, rstd
 
 
 def layer_norm_apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
     """y again, from x and the saved statistics."""
-    return _layer_norm_apply(x, weight, bias, mean, rstd)
+    y = _empty(x)
+    _layer_norm_apply(x, weight, bias, mean, rstd, y)
+    return y
 
 
 def layer_norm_backward(
@@ -89,6 +208,8 @@ def layer_norm_backward(
     dresidual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradient of `layer_norm`: dx (with `dresidual` added), and dweight, dbias in weight's dtype or None."""
-    need = need_dweight and weight is not None
-    dx, dw, db = _layer_norm_backward(dy, x, weight, mean, rstd, need, dresidual)
-    return (dx, dw, db) if need else (dx, None, None)
+    dx = _empty(x)
+    dweight = torch.empty_like(weight) if need_dweight and weight is not None else None
+    dbias = None if dweight is None else torch.empty_like(dweight)
+    _layer_norm_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias)
+    return dx, dweight, dbias

@@ -10,18 +10,29 @@
     dw = sum over rows of dy * n
 
 `cast_before_mul` is Llama's order (n is rounded to x's dtype, then multiplied); without it the product is made in fp32
-and rounded once (Gemma, and T5-like norms with multiply-then-cast). Zhang & Sennrich 2019, arXiv 1910.07467.
+and rounded once (Gemma). Zhang & Sennrich 2019, arXiv 1910.07467.
 """
 
 import torch
 from torch import Tensor
 
-from ._runtime import op, rows
+from ._runtime import (
+    cdiv,
+    compute_capability,
+    jit,
+    next_power_of_2,
+    op,
+    processors,
+    row_layout,
+    row_start,
+    rows,
+    tl,
+    use_triton,
+)
+from .tables import launch, warps_for
 
 
-def reference(
-    x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast_before_mul: bool = True
-) -> Tensor:
+def reference(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast_before_mul: bool = True) -> Tensor:
     """Stock Hugging Face arithmetic, differentiable by autograd: the truth the kernels are tested against."""
     n = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
     if weight is None:
@@ -29,6 +40,121 @@ def reference(
     if cast_before_mul:
         return ((weight + offset) * n.to(x.dtype)).to(x.dtype)
     return ((weight.float() + offset) * n).to(x.dtype)
+
+
+# ---------------------------------------------------------------- Triton: a program holds BLOCK_R whole rows
+
+
+@jit
+def _forward_kernel(
+    x_ptr, w_ptr, res_ptr, y_ptr, h_ptr, rstd_ptr, n_rows, width, eps, offset, scale,
+    x_inner, x_outer, x_step, r_inner, r_outer, r_step, y_inner, y_outer, y_step, h_inner, h_outer, h_step,
+    PRE: tl.constexpr, POST: tl.constexpr, WEIGHT: tl.constexpr, CAST: tl.constexpr, KNOWN: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    cols = tl.arange(0, BLOCK_H)[None, :]
+    live = row < n_rows
+    mask = live[:, None] & (cols < width)
+    raw = tl.load(x_ptr + row_start(row, x_inner, x_outer, x_step)[:, None] + cols, mask, other=0.0)
+    h = raw.to(tl.float32)
+    if PRE or POST:
+        r = tl.load(res_ptr + row_start(row, r_inner, r_outer, r_step)[:, None] + cols, mask, other=0.0).to(tl.float32)
+    if PRE:
+        rounded = (r + scale * h).to(x_ptr.dtype.element_ty)
+        tl.store(h_ptr + row_start(row, h_inner, h_outer, h_step)[:, None] + cols, rounded, mask)
+        h = rounded.to(tl.float32)
+    if KNOWN:
+        rstd = tl.load(rstd_ptr + row, live, other=0.0)
+    else:
+        rstd = 1.0 / tl.sqrt(tl.sum(h * h, 1) / width + eps)
+        tl.store(rstd_ptr + row, rstd, live)
+    y = h * rstd[:, None]
+    if WEIGHT:
+        w = tl.load(w_ptr + cols, cols < width, other=0.0).to(tl.float32) + offset
+        if CAST:
+            y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+        y = y * w
+    if POST:
+        y = y.to(x_ptr.dtype.element_ty).to(tl.float32) + r
+    tl.store(y_ptr + row_start(row, y_inner, y_outer, y_step)[:, None] + cols, y.to(y_ptr.dtype.element_ty), mask)
+
+
+@jit
+def _backward_kernel(
+    dy_ptr, x_ptr, w_ptr, res_ptr, rstd_ptr, dx_ptr, part_ptr, n_rows, width, offset,
+    g_inner, g_outer, g_step, x_inner, x_outer, x_step, r_inner, r_outer, r_step, d_inner, d_outer, d_step, blocks,
+    WEIGHT: tl.constexpr, CAST: tl.constexpr, RES: tl.constexpr, DW: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    cols = tl.arange(0, BLOCK_H)[None, :]
+    inside = cols < width
+    if WEIGHT:
+        w = tl.load(w_ptr + cols, inside, other=0.0).to(tl.float32) + offset
+    if DW:
+        dw = tl.zeros((BLOCK_R, BLOCK_H), tl.float32)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        row = tl.arange(0, BLOCK_R).to(tl.int64) + block * BLOCK_R
+        live = row < n_rows
+        mask = live[:, None] & inside
+        g = tl.load(dy_ptr + row_start(row, g_inner, g_outer, g_step)[:, None] + cols, mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + row_start(row, x_inner, x_outer, x_step)[:, None] + cols, mask, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + row, live, other=0.0)[:, None]
+        n = x * rstd
+        if DW:
+            dw += g * (n.to(x_ptr.dtype.element_ty).to(tl.float32) if CAST else n)
+        if WEIGHT:
+            g = g * w
+        dx = rstd * (g - n * (tl.sum(g * n, 1) / width)[:, None])
+        if RES:
+            at = row_start(row, r_inner, r_outer, r_step)[:, None] + cols
+            dx += tl.load(res_ptr + at, mask, other=0.0).to(tl.float32)
+        at = row_start(row, d_inner, d_outer, d_step)[:, None] + cols
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask)
+    if DW:
+        total = tl.sum(dw, 0)[None, :]
+        tl.store(part_ptr + tl.program_id(0).to(tl.int64) * width + cols, total, inside)
+
+
+def _tile(width: int) -> tuple[int, int]:
+    """Rows and columns of a program: one wide row, or several narrow ones (the q and k norms of heads)."""
+    block_h = next_power_of_2(width)
+    return max(1, 2048 // block_h), block_h
+
+
+def _launch_forward(x, weight, residual, eps, offset, cast, scale, post, y, h, rstd, known) -> None:
+    xs, ys = row_layout(x), row_layout(y, written=True)
+    rs = row_layout(residual) if residual is not None else xs
+    hs = row_layout(h, written=True) if h is not None else xs
+    n, width = rstd.shape[0], x.shape[-1]
+    block_r, block_h = _tile(width)
+    _forward_kernel[(cdiv(n, block_r),)](
+        xs.tensor, weight if weight is not None else x, rs.tensor, y, hs.tensor, rstd, n, width, eps, offset, scale,
+        *xs[1:], *rs[1:], *ys[1:], *hs[1:],
+        PRE=residual is not None and not post, POST=residual is not None and post, WEIGHT=weight is not None, CAST=cast,
+        KNOWN=known, BLOCK_R=block_r, BLOCK_H=block_h,
+        num_warps=warps_for("rms_norm", compute_capability(x.device), block_r * block_h),
+    )  # fmt: skip
+
+
+def _launch_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) -> None:
+    gs, xs, ds = row_layout(dy), row_layout(x), row_layout(dx, written=True)
+    rs = row_layout(dresidual) if dresidual is not None else xs
+    n, width = rstd.shape[0], x.shape[-1]
+    block_r, block_h = _tile(width)
+    blocks, capability = cdiv(n, block_r), compute_capability(x.device)
+    grid, part = blocks, rstd
+    if dweight is not None:
+        grid = min(blocks, processors(x.device) * launch("rms_norm_backward", capability)["programs_per_sm"])
+        part = torch.empty((grid, width), dtype=torch.float32, device=x.device)
+    _backward_kernel[(grid,)](
+        gs.tensor, xs.tensor, weight if weight is not None else x, rs.tensor, rstd, dx, part, n, width, offset,
+        *gs[1:], *xs[1:], *rs[1:], *ds[1:], blocks,
+        WEIGHT=weight is not None, CAST=cast, RES=dresidual is not None, DW=dweight is not None,
+        BLOCK_R=block_r, BLOCK_H=block_h, num_warps=warps_for("rms_norm_backward", capability, block_r * block_h),
+    )  # fmt: skip
+    if dweight is not None:
+        dweight.copy_(part.sum(0))
 
 
 # ---------------------------------------------------------------- plain torch
@@ -42,135 +168,71 @@ def _apply_torch(h: Tensor, weight: Tensor | None, rstd: Tensor, offset: float, 
     return ((weight.float() + offset) * n).to(h.dtype)
 
 
-def _rstd_torch(h: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(h.float().pow(2).mean(-1) + eps)
+def _forward_torch(x, weight, residual, eps, offset, cast, scale, post, y, h, rstd) -> None:
+    x2 = rows(x)
+    if h is not None:
+        x2 = (rows(residual).float() + scale * x2.float()).to(x.dtype)
+        h.copy_(x2.view(h.shape))
+    torch.rsqrt(x2.float().pow(2).mean(-1) + eps, out=rstd)
+    out = _apply_torch(x2, weight, rstd, offset, cast)
+    y.copy_((rows(residual) + out if post else out).view(y.shape))
 
 
-def _backward_torch(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    rstd: Tensor,
-    offset: float,
-    cast: bool,
-    need_dweight: bool,
-    dresidual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    n = x.float() * rstd[:, None]
-    g = dy.float() if weight is None else dy.float() * (weight.float() + offset)
-    dx = rstd[:, None] * (g - n * (g * n).mean(-1, keepdim=True))
-    if dresidual is not None:
-        dx = dx + dresidual.float()
-    dweight = x.new_empty(0)
-    if need_dweight and weight is not None:
-        dweight = (dy.float() * (n.to(x.dtype).float() if cast else n)).sum(0).to(weight.dtype)
-    return dx.to(x.dtype), dweight
+def _backward_torch(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) -> None:
+    n, g = rows(x).float() * rstd[:, None], rows(dy).float()
+    if dweight is not None:
+        dweight.copy_((g * (n.to(x.dtype).float() if cast else n)).sum(0))
+    if weight is not None:
+        g = g * (weight.float() + offset)
+    out = rstd[:, None] * (g - n * (g * n).mean(-1, keepdim=True))
+    dx.copy_((out if dresidual is None else out + rows(dresidual).float()).view(dx.shape))
 
 
 # ---------------------------------------------------------------- ops
 
 
-def _fake_forward(x, weight, residual, eps, offset, cast, scale, post):
-    flat = x.new_empty(x.shape)
-    h = x.new_empty(x.shape) if residual is not None and not post else x.new_empty(0)
-    return flat, h, x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
+@op(
+    "rms_norm(Tensor x, Tensor? weight, Tensor? residual, float eps, float offset, bool cast, float scale, bool post,"
+    " Tensor(a!) y, Tensor(b!)? h, Tensor(c!) rstd) -> ()",
+    lambda *_: None,
+)
+def _rms_norm(x, weight, residual, eps, offset, cast, scale, post, y, h, rstd):
+    if use_triton(x):
+        _launch_forward(x, weight, residual, eps, offset, cast, scale, post, y, h, rstd, False)
+    else:
+        _forward_torch(x, weight, residual, eps, offset, cast, scale, post, y, h, rstd)
 
 
 @op(
-    "rms_norm(Tensor x, Tensor? weight, Tensor? residual, float eps, float offset, bool cast, float scale, bool post)"
-    " -> (Tensor, Tensor, Tensor)",
-    _fake_forward,
+    "rms_norm_apply(Tensor x, Tensor? weight, Tensor rstd, float offset, bool cast, Tensor(a!) y) -> ()",
+    lambda *_: None,
 )
-def _rms_norm(x, weight, residual, eps, offset, cast, scale, post):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device) if residual is not None and not post else x.new_empty(0)
-    return y, h, _forward(x, weight, residual, eps, offset, cast, scale, post, y, h)
-
-
-def _fake_forward_out(x, weight, residual, eps, offset, cast, scale, post, y, h):
-    return x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
+def _rms_norm_apply(x, weight, rstd, offset, cast, y):
+    if use_triton(x):
+        _launch_forward(x, weight, None, 0.0, offset, cast, 1.0, False, y, None, rstd, True)
+    else:
+        y.copy_(_apply_torch(rows(x), weight, rstd, offset, cast).view(y.shape))
 
 
 @op(
-    "rms_norm_out(Tensor x, Tensor? weight, Tensor? residual, float eps, float offset, bool cast, float scale, bool post,"
-    " Tensor(a!) y, Tensor(b!)? h) -> Tensor",
-    _fake_forward_out,
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, float offset, bool cast, Tensor? dresidual,"
+    " Tensor(a!) dx, Tensor(b!)? dweight) -> ()",
+    lambda *_: None,
 )
-def _rms_norm_out(x, weight, residual, eps, offset, cast, scale, post, y, h):
-    return _forward(x, weight, residual, eps, offset, cast, scale, post, y, h)
-
-
-def _forward(x, weight, residual, eps, offset, cast, scale, post, y, h) -> Tensor:
-    x2 = rows(x)
-    if residual is not None and not post:
-        x2 = (rows(residual).float() + scale * x2.float()).to(x.dtype)
-        h.copy_(x2.view(h.shape))
-    rstd = _rstd_torch(x2, eps)
-    out = _apply_torch(x2, weight, rstd, offset, cast)
-    if residual is not None and post:
-        out = rows(residual) + out
-    y.copy_(out.view(y.shape))
-    return rstd
-
-
-def _fake_apply(x, weight, rstd, offset, cast):
-    return x.new_empty(x.shape)
-
-
-@op("rms_norm_apply(Tensor x, Tensor? weight, Tensor rstd, float offset, bool cast) -> Tensor", _fake_apply)
-def _rms_norm_apply(x, weight, rstd, offset, cast):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _apply(x, weight, rstd, offset, cast, y)
-    return y
-
-
-@op(
-    "rms_norm_apply_out(Tensor x, Tensor? weight, Tensor rstd, float offset, bool cast, Tensor(a!) y) -> ()",
-    lambda x, weight, rstd, offset, cast, y: None,
-)
-def _rms_norm_apply_out(x, weight, rstd, offset, cast, y):
-    _apply(x, weight, rstd, offset, cast, y)
-
-
-def _apply(x, weight, rstd, offset, cast, y) -> None:
-    y.copy_(_apply_torch(rows(x), weight, rstd, offset, cast).view(y.shape))
-
-
-def _fake_backward(dy, x, weight, rstd, offset, cast, need_dweight, dresidual):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape) if need_dweight else x.new_empty(0)
-
-
-@op(
-    "rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, float offset, bool cast, bool need_dweight,"
-    " Tensor? dresidual) -> (Tensor, Tensor)",
-    _fake_backward,
-)
-def _rms_norm_backward(dy, x, weight, rstd, offset, cast, need_dweight, dresidual):
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return dx, _backward(dy, x, weight, rstd, offset, cast, need_dweight, dresidual, dx)
-
-
-def _fake_backward_out(dy, x, weight, rstd, offset, cast, need_dweight, dresidual, dx):
-    return weight.new_empty(weight.shape) if need_dweight else x.new_empty(0)
-
-
-@op(
-    "rms_norm_backward_out(Tensor dy, Tensor x, Tensor? weight, Tensor rstd, float offset, bool cast, bool need_dweight,"
-    " Tensor? dresidual, Tensor(a!) dx) -> Tensor",
-    _fake_backward_out,
-)
-def _rms_norm_backward_out(dy, x, weight, rstd, offset, cast, need_dweight, dresidual, dx):
-    return _backward(dy, x, weight, rstd, offset, cast, need_dweight, dresidual, dx)
-
-
-def _backward(dy, x, weight, rstd, offset, cast, need_dweight, dresidual, dx) -> Tensor:
-    dres2 = rows(dresidual) if dresidual is not None else None
-    out, dweight = _backward_torch(rows(dy), rows(x), weight, rstd, offset, cast, need_dweight, dres2)
-    dx.copy_(out.view(dx.shape))
-    return dweight
+def _rms_norm_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight):
+    run = _launch_backward if use_triton(x) else _backward_torch
+    run(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight)
 
 
 # ---------------------------------------------------------------- public
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _stats(x: Tensor) -> Tensor:
+    return torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
 
 
 def rms_norm(
@@ -185,19 +247,18 @@ def rms_norm(
     """Normalise the last dimension of `x`.
 
     Args:
-        x: `[..., H]`, any float dtype, rows at any stride.
+        x: `[..., H]`, any float dtype, rows at any stride (heads inside a packed projection too).
         weight: `[H]`, or None for a weightless norm.
         eps: added to the mean square.
         offset: added to the weight (1.0 for Gemma).
         cast_before_mul: round the normalised row to x's dtype before the weight (Llama) or after (Gemma).
-        out: `[..., H]`, where y goes (may be a strided slice of a wider buffer; must not be x).
+        out: `[..., H]`, where y goes (may be a strided slice of a wider buffer, or x itself).
 
     Returns:
         y in x's dtype, and rstd `[rows]` in fp32 for the backward pass.
     """
-    if out is not None:
-        return out, _rms_norm_out(x, weight, None, eps, offset, cast_before_mul, 1.0, False, out, None)
-    y, _, rstd = _rms_norm(x, weight, None, eps, offset, cast_before_mul, 1.0, False)
+    y, rstd = _empty(x) if out is None else out, _stats(x)
+    _rms_norm(x, weight, None, eps, offset, cast_before_mul, 1.0, False, y, None, rstd)
     return y, rstd
 
 
@@ -222,12 +283,9 @@ def add_rms_norm(
     Returns:
         y, h, rstd.
     """
-    if out is not None or out_residual is not None:
-        y = torch.empty_like(x) if out is None else out
-        h = torch.empty_like(x) if out_residual is None else out_residual
-        rstd = _rms_norm_out(x, weight, residual, eps, offset, cast_before_mul, scale, False, y, h)
-        return y, h, rstd
-    return _rms_norm(x, weight, residual, eps, offset, cast_before_mul, scale, False)
+    y, h, rstd = _empty(x) if out is None else out, _empty(x) if out_residual is None else out_residual, _stats(x)
+    _rms_norm(x, weight, residual, eps, offset, cast_before_mul, scale, False, y, h, rstd)
+    return y, h, rstd
 
 
 def rms_norm_add(
@@ -241,9 +299,8 @@ def rms_norm_add(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`residual + rms_norm(x)` (Gemma 2's and OLMo 2's post-norms). `out` may be `residual`. Returns z, rstd."""
-    if out is not None:
-        return out, _rms_norm_out(x, weight, residual, eps, offset, cast_before_mul, 1.0, True, out, None)
-    z, _, rstd = _rms_norm(x, weight, residual, eps, offset, cast_before_mul, 1.0, True)
+    z, rstd = _empty(x) if out is None else out, _stats(x)
+    _rms_norm(x, weight, residual, eps, offset, cast_before_mul, 1.0, True, z, None, rstd)
     return z, rstd
 
 
@@ -256,11 +313,10 @@ def rms_norm_apply(
     cast_before_mul: bool = True,
     out: Tensor | None = None,
 ) -> Tensor:
-    """y again, from x and the saved rstd `[rows]`: bit-equal to the forward pass. For blocks that do not keep y."""
-    if out is not None:
-        _rms_norm_apply_out(x, weight, rstd, offset, cast_before_mul, out)
-        return out
-    return _rms_norm_apply(x, weight, rstd, offset, cast_before_mul)
+    """y again, from x and the saved rstd `[rows]`: the forward pass's bits. For blocks that do not keep y."""
+    y = _empty(x) if out is None else out
+    _rms_norm_apply(x, weight, rstd, offset, cast_before_mul, y)
+    return y
 
 
 def rms_norm_backward(
@@ -287,10 +343,7 @@ def rms_norm_backward(
     Returns:
         dx in x's dtype, dweight in weight's dtype or None.
     """
-    need = need_dweight and weight is not None
-    if out is not None:
-        dx = out
-        dw = _rms_norm_backward_out(dy, x, weight, rstd, offset, cast_before_mul, need, dresidual, out)
-    else:
-        dx, dw = _rms_norm_backward(dy, x, weight, rstd, offset, cast_before_mul, need, dresidual)
-    return dx, dw if need else None
+    dx = _empty(x) if out is None else out
+    dweight = torch.empty_like(weight) if need_dweight and weight is not None else None
+    _rms_norm_backward(dy, x, weight, rstd, offset, cast_before_mul, dresidual, dx, dweight)
+    return dx, dweight

@@ -1,0 +1,56 @@
+"""Launch parameters: a small measured table per architecture, and rules for what it does not list.
+
+`kernels/benchmarks/tune.py` prints the entries. A key is (op, compute capability); values are what the op's launcher reads.
+An architecture that is not listed uses the nearest older one, and the rules below where there is none.
+"""
+
+from typing import Any
+
+# Elements a warp handles at once in the row kernels; columns of a block; stages of the pipelined loops.
+DEFAULT: dict[str, dict[str, Any]] = {
+    "rms_norm": {"per_warp": 1024, "max_warps": 8},
+    "rms_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4},
+    "layer_norm": {"per_warp": 1024, "max_warps": 8},
+    "layer_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4},
+    "rope": {"warps": 4},
+    "act_mul": {"block": 2048, "warps": 4},
+    "act_mul_backward": {"block": 1024, "warps": 4},
+    "cross_entropy": {"block": 4096, "warps": 8},
+    "dropout": {"block": 512, "warps": 4},
+    "adamw": {"block": 1024, "warps": 4},
+    # min_rows: below it cuBLAS makes the product, as it always does where tl.dot has no tensor cores (< sm_80).
+    "lora_xa": {"block_t": 64, "block_k": 128, "warps": 4, "stages": 4, "min_rows": 2048},
+    "lora_dxa": {"block_t": 64, "block_k": 128, "warps": 4, "stages": 4, "min_rows": 2048},
+    "grouped_tn": {"block_t": 64, "block_n": 128, "warps": 4, "stages": 4, "programs_per_sm": 3, "min_rows": 1024},
+}
+
+TABLE: dict[tuple[str, int], dict[str, Any]] = {
+    ("lora_xa", 80): {"stages": 3},
+    ("lora_dxa", 80): {"stages": 3},
+    ("grouped_tn", 80): {"stages": 3},
+    # 99 KiB of shared memory a block on GeForce and workstation cards
+    ("lora_xa", 86): {"stages": 2},
+    ("lora_dxa", 86): {"stages": 2},
+    ("grouped_tn", 86): {"stages": 2},
+    ("lora_xa", 90): {"stages": 4},
+    ("lora_dxa", 90): {"stages": 4},
+    ("grouped_tn", 90): {"stages": 4},
+    ("lora_xa", 120): {"stages": 2},
+    ("lora_dxa", 120): {"stages": 2},
+    ("grouped_tn", 120): {"stages": 2},
+}
+
+
+def launch(op: str, capability: int) -> dict[str, Any]:
+    """Parameters of `op` on a device of that compute capability (0: the interpreter)."""
+    known = [arch for name, arch in TABLE if name == op and arch <= capability]
+    return {**DEFAULT[op], **(TABLE[op, max(known)] if known else {})}
+
+
+def warps_for(op: str, capability: int, elements: int) -> int:
+    """Warps of a row kernel whose program holds so many elements."""
+    table = launch(op, capability)
+    warps = 1
+    while warps * table["per_warp"] < elements and warps < table["max_warps"]:
+        warps *= 2
+    return warps
