@@ -1,0 +1,279 @@
+"""The user's door: plan, finetune, runs, attach, repeat, and the Run they return. Cell, form, CLI and scripts call these."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nbtune.errors import NbtuneError, TrainError
+from nbtune.planner import Plan, make_plan
+from nbtune.spec import RunSpec, from_mapping, from_yaml
+from nbtune.store import folder as run_folder
+from nbtune.store.launch import launch
+from nbtune.store.run import Run as StoredRun
+
+if TYPE_CHECKING:
+    from nbtune.export import ExportedFile
+
+__all__ = ["Exporter", "Run", "attach", "finetune", "plan", "repeat", "runs"]
+
+Spec = RunSpec | Mapping[str, Any] | str | None
+
+
+class Run(StoredRun):
+    """A run with everything a person does with one. `%%finetune`, `finetune` and `attach` return it."""
+
+    @property
+    def export(self) -> Exporter:
+        """Take it home: ``run.export.gguf("q8_0")``, ``.merged()``, ``.adapter()``, ``.ollama()``."""
+        return Exporter(self)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **options: Any) -> str:
+        """Push adapter and model card; returns the address. The token is huggingface_hub's own login or HF_TOKEN.
+
+        Raises:
+            HubError: with what to do about it; nothing half done is left.
+        """
+        from nbtune import export
+
+        return export.push(self.export.source(), repo_id, private=private, card=self.card(), **options)
+
+    def card(self) -> dict[str, Any]:
+        """What the model card tells: plain facts of this run."""
+        history = self.history
+        evals = history["eval_loss"].dropna()
+        return {
+            "name": self.name,
+            "spec": (self.folder / "spec.yaml").read_text(encoding="utf-8"),
+            "steps": self.step,
+            "loss": float(history["loss"].iloc[-1]) if len(history) else None,
+            "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
+            "samples": [
+                (e.prompt, e.answer) for e in self.events() if type(e).__name__ == "Sample" and e.step == self.step
+            ],  # type: ignore[attr-defined]
+        }
+
+    def figure(self) -> Any:
+        """The loss as a Plotly figure."""
+        from nbtune import widgets
+
+        return widgets.figure(self)
+
+    def monitor(self) -> Any:
+        """The live panel."""
+        from nbtune import widgets
+
+        return widgets.monitor(self)
+
+    def resume(self) -> Run:
+        """See `nbtune.store.run.Run.resume`."""
+        super().resume()
+        return self
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """See `nbtune.store.run.Run.wait`."""
+        super().wait(timeout)
+        return self
+
+    def snippet(self) -> str:
+        """The few lines that use the model elsewhere."""
+        spec = self.spec
+        return (
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({_base_for_snippet(spec.model)})\n"
+            f"model = PeftModel.from_pretrained(base, {self._shown_folder()!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({self._shown_folder()!r})"
+        )
+
+    def _shown_folder(self) -> str:
+        adapter = self.folder / "adapter"
+        try:
+            return adapter.relative_to(Path.cwd()).as_posix()
+        except ValueError:
+            return f"{self.folder.parent.name}/{self.folder.name}/adapter"
+
+
+def _base_for_snippet(model: str) -> str:
+    return 'nbtune.models.resolve("nbtune/tiny")' if model == "nbtune/tiny" else repr(model)
+
+
+class Exporter:
+    """What can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns what it made."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def source(self) -> Any:
+        """Base and adapter as `nbtune.export` takes them.
+
+        Raises:
+            TrainError: nothing was trained yet.
+        """
+        from nbtune import export, models
+
+        run = self._run
+        adapter = run.folder / "adapter"
+        if not adapter.is_dir():
+            raise TrainError(
+                f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"
+            )
+        return export.ExportSource(base=models.resolve(run.spec.model), adapter=adapter, name=run.name)
+
+    def _out(self, out: str | Path | None) -> Path:
+        return Path(out).expanduser() if out is not None else self._run.folder / "exports"
+
+    def adapter(self, out: str | Path | None = None) -> Path:
+        """The adapter as a peft folder."""
+        from nbtune import export
+
+        return export.export_adapter(self.source(), self._out(out) / "adapter" if out is None else self._out(out))
+
+    def merged(self, out: str | Path | None = None, *, dtype: str = "bf16") -> Path:
+        """Base and adapter in one, as safetensors."""
+        from nbtune import export
+
+        return export.export_merged(
+            self.source(), self._out(out) / "merged" if out is None else self._out(out), dtype=dtype
+        )
+
+    def gguf(self, *types: str, out: str | Path | None = None, progress: Any = None) -> list[ExportedFile]:
+        """GGUF files, such as ``gguf("q8_0", "f16")``; one type by default: q8_0."""
+        from nbtune import export
+
+        return export.export_gguf(
+            self.source(), list(types) or ["q8_0"], self._out(out), name=self._run.name, progress=progress
+        )
+
+    def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> Path:
+        """A folder that `ollama create` takes: GGUF and Modelfile."""
+        from nbtune import export
+
+        return export.export_ollama(
+            self.source(), self._out(out) / "ollama" if out is None else self._out(out), type=type
+        )
+
+
+def _as_spec(spec: Spec, fields: Mapping[str, Any], first_line: int = 1) -> RunSpec:
+    if isinstance(spec, RunSpec):
+        return from_mapping({**spec.model_dump(mode="python", exclude_unset=True), **fields}) if fields else spec
+    if isinstance(spec, str):
+        return from_yaml(spec, fields, first_line=first_line)
+    return from_mapping({**(spec or {}), **fields})
+
+
+def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any) -> Plan:
+    """What a run would cost, without loading the model.
+
+    Args:
+        spec: a `RunSpec`, a mapping, or YAML text; or fields by name.
+        rows: where variables named by `data:` are looked up.
+    Raises:
+        NbtuneError: as `finetune`, before any work.
+    """
+    from nbtune import data, device, models
+
+    asked = _as_spec(spec, fields, first_line)
+    facts = models.model_facts(asked.model)
+    tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
+    sources = data.resolve(asked.data, rows, base_dir=Path.cwd())
+    return make_plan(asked, facts, data.facts(sources, tokenizer, asked), device.describe(device.pick(asked.device)))
+
+
+def finetune(
+    spec: Spec = None,
+    *,
+    name: str = "run",
+    rows: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = None,
+    on_busy: Literal["attach", "restart", "queue"] = "attach",
+    first_line: int = 1,
+    **fields: Any,
+) -> Run:
+    """Train in the background, and return at once.
+
+        run = nbtune.finetune(data=[{"prompt": "Hi", "completion": "Ahoy!"}] ...)
+
+    Args:
+        spec: a `RunSpec`, a mapping, or YAML text; or fields by name, which win over it.
+        name: the run's; several runs may share it, their folders differ.
+        rows: where variables named by `data:` are looked up (a notebook's namespace).
+        runs_dir: where runs are kept; ``NBTUNE_RUNS`` or ``./runs`` by default.
+        on_busy: when a run of this name is at work: attach to it (refused if the spec has changed), restart it with
+            this spec, or queue behind it.
+        first_line: number of the YAML's first line in what the user sees.
+    Raises:
+        SpecError, DataError: before any work, with place and fix.
+        TrainError: the name is in use by a run with another spec.
+    """
+    from nbtune import data
+
+    asked = _portable(_as_spec(spec, fields, first_line))
+    root = run_folder.runs_root(runs_dir)
+    busy = next((run for run in runs(root) if run.name == name and run.alive), None)
+    if busy is not None and on_busy != "queue":
+        if on_busy == "attach":
+            return _attach_if_same(busy, asked)
+        busy.stop(wait=True)
+    sources = data.resolve(asked.data, rows, base_dir=Path.cwd())
+    made = run_folder.create(root, name, asked)
+    try:
+        data.snapshot(sources, made / "data")
+    except NbtuneError:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return Run(made, launch(made))
+
+
+def _attach_if_same(busy: Run, asked: RunSpec) -> Run:
+    old, new = busy.spec.model_dump(), asked.model_dump()
+    changed = [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]
+    if not changed:
+        return busy
+    raise TrainError(
+        f"the run `{busy.name}` is at work with another spec ({'; '.join(changed)[:400]})",
+        fix="`--restart` stops it and starts anew, `--queue` starts when it has ended, another `--name` keeps both",
+    )
+
+
+def _portable(spec: RunSpec) -> RunSpec:
+    """The spec with the home folder written as ``~``: a run folder can be shared."""
+    home = str(Path.home())
+
+    def short(text: str) -> str:
+        return "~" + text[len(home) :] if text.startswith(home + "/") else text
+
+    sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
+    return spec.model_copy(update={"model": short(spec.model), "data": sources})
+
+
+def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path | None = None) -> Run:
+    """Train a run again from its folder alone: same spec, same rows, same losses, in a new folder."""
+    root = run_folder.runs_root(runs_dir)
+    old = run_folder.find(which, root)
+    root = old.parent if runs_dir is None else root
+    made = run_folder.create(root, name or run_folder.name_of(old)[0], run_folder.read_spec(old))
+    shutil.copytree(old / "data", made / "data", dirs_exist_ok=True)
+    return Run(made, launch(made))
+
+
+def runs(runs_dir: str | Path | None = None) -> list[Run]:
+    """The runs that are there, newest first."""
+    return [_handle(path) for path in run_folder.all_folders(run_folder.runs_root(runs_dir))]
+
+
+def attach(which: str | Path, runs_dir: str | Path | None = None) -> Run:
+    """The handle of a run: by name (its newest), id, folder name or path.
+
+    Raises:
+        TrainError: there is none.
+    """
+    return _handle(run_folder.find(which, run_folder.runs_root(runs_dir)))
+
+
+def _handle(path: Path) -> Run:
+    from nbtune.store.launch import launched_on
+
+    return Run(path, launched_on(path))

@@ -1,0 +1,160 @@
+"""The launcher that is a thread of this process: starts the engine on a folder, one at a time, and keeps its model."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbtune import events
+from nbtune.errors import TrainError
+from nbtune.store import checkpoints, control
+from nbtune.store.folder import read_spec
+from nbtune.store.log import EventWriter
+
+if TYPE_CHECKING:
+    from nbtune.models import Built
+
+__all__ = ["Launched", "launch", "launched_on", "live"]
+
+_TURN = threading.Lock()  # one engine at a time: two would share one device's memory
+_ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
+
+
+def launch(folder: Path) -> Launched:
+    """Start the engine on a folder in a background thread; while another run works here, it queues."""
+    launched = Launched(folder)
+    _ALL.add(launched)
+    launched.thread.start()
+    return launched
+
+
+def launched_on(folder: Path) -> Launched | None:
+    """The thread of a run that was started in this process."""
+    return next((launched for launched in _ALL if launched.folder == folder), None)
+
+
+def live() -> list[Path]:
+    """The folders of the runs that work, or wait, in this process."""
+    return [launched.folder for launched in _ALL if launched.alive]
+
+
+class Launched:
+    """A run's thread, what it failed of, and its model for as long as somebody holds this."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.error: BaseException | None = None
+        self._built: Built | None = None
+        self._loading = threading.Lock()
+        self.thread = threading.Thread(target=self._work, name=f"nbtune-{folder.name}", daemon=True)
+
+    @classmethod
+    def ended(cls, folder: Path) -> Launched:
+        """For a run that ended somewhere else: only its model is of interest."""
+        return cls(folder)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works or waits."""
+        return self.thread.is_alive()
+
+    def join(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for the thread."""
+        self.thread.join(timeout)
+
+    def _work(self) -> None:
+        try:
+            if not _TURN.acquire(blocking=False):
+                self._queue()
+            try:
+                from nbtune.store.worker import execute
+
+                execute(self.folder, keep=self._keep)
+            finally:
+                _TURN.release()
+        except BaseException as error:  # noqa: BLE001 — a thread must not print; the handle raises it
+            self.error = error
+            error.__traceback__ = None  # it holds the model's frames
+
+    def _queue(self) -> None:
+        emit = EventWriter(self.folder / "events.jsonl")
+        others = ", ".join(path.name for path in live() if path != self.folder)
+        emit(events.State(state="queued", detail=f"waits for {others}" if others else ""))
+        emit.close()
+        _TURN.acquire()
+
+    def _keep(self, built: Built) -> None:
+        self._built = built
+
+    def model(self) -> Built:
+        """The model with its adapter, loaded if it is not in memory.
+
+        Raises:
+            TrainError: nothing was trained yet.
+        """
+        with self._loading:
+            if self._built is None:
+                self._built = _load(self.folder)
+            return self._built
+
+    def free(self) -> int:
+        """Drop the model; the bytes that came back."""
+        from nbtune import device
+
+        built, self._built = self._built, None
+        if built is None:
+            return 0
+        where = next(built.model.parameters()).device
+        before = device.memory_use(where).allocated
+        del built
+        gc.collect()
+        device.empty_cache(where)
+        return max(0, before - device.memory_use(where).allocated)
+
+
+def _load(folder: Path) -> Built:
+    import torch
+    from safetensors.torch import load_file
+
+    from nbtune import device, models
+
+    spec, last = read_spec(folder), checkpoints.latest(folder)
+    if last is None:
+        raise TrainError(
+            f"the run `{folder.name}` has nothing trained yet", fix="let it train until its first checkpoint"
+        )
+    where = device.pick(spec.device)
+    dtype, _ = device.choose_dtype(spec.dtype, device.describe(where))
+    built = models.build(
+        spec.model,
+        adapter=spec.adapter,
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype],
+        device=where,
+        policy="keep",
+        seed=spec.seed,
+        accelerate=False,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    weights = load_file(last / "trainable.safetensors")
+    with torch.no_grad():
+        for name, parameter in built.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+    built.model.eval()
+    return built
+
+
+def _at_exit() -> None:
+    """A kernel that ends in order leaves its runs stopped and saved."""
+    working = [launched for launched in _ALL if launched.alive]
+    for launched in working:
+        control.wish(launched.folder, mode="stop")
+    for launched in working:
+        launched.join(10.0)
+
+
+atexit.register(_at_exit)

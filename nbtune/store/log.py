@@ -1,0 +1,66 @@
+"""events.jsonl: appended by the one owner, read by anybody at any time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from nbtune import events
+
+__all__ = ["EventReader", "EventWriter"]
+
+
+class EventWriter:
+    """Appends events, one write a line; a torn last line of a crash is cut off when it opens."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        _cut_torn_line(path)
+
+    def __call__(self, event: events.Event) -> None:
+        line = events.to_line(event).encode()
+        with self._lock:
+            os.write(self._fd, line)
+
+    def close(self) -> None:
+        """Close the file; later events are lost."""
+        os.close(self._fd)
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - 2**20)
+        file.seek(start)
+        tail = file.read()
+        end = tail.rfind(b"\n")
+        if tail and end != len(tail) - 1:
+            file.truncate(start + end + 1)
+
+
+class EventReader:
+    """All events so far, read on from where it stopped; lines that are not whole yet wait for the next `read`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._lock = path, 0, threading.Lock()
+        self.events: list[events.Event] = []
+
+    def read(self) -> list[events.Event]:
+        """Take in what is new, and return all events (a list that only grows: do not change it)."""
+        with self._lock:
+            try:
+                with self._path.open("rb") as file:
+                    file.seek(self._offset)
+                    new = file.read()
+            except OSError:
+                return self.events
+            end = new.rfind(b"\n") + 1
+            for line in new[:end].splitlines():
+                try:
+                    self.events.append(events.from_line(line))
+                except (ValueError, TypeError):
+                    continue  # a line that no version wrote: the rest of the run is still worth showing
+            self._offset += end
+            return self.events

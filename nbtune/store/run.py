@@ -1,0 +1,295 @@
+"""Run: the handle of a run. It reads the run's folder and writes wishes into it; it never calls into the loop.
+
+So a handle works the same whether the run lives in this process, in another one, or no more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune import events
+from nbtune.errors import NbtuneError, TrainError
+from nbtune.planner import Plan
+from nbtune.spec import RunSpec
+from nbtune.store import control
+from nbtune.store.files import read_json
+from nbtune.store.folder import name_of, read_spec
+from nbtune.store.launch import Launched, launch
+from nbtune.store.log import EventReader
+from nbtune.store.owner import is_owned
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run"]
+
+_EVERY = 0.25  # seconds between looks at the log, when somebody listens
+_LIVE_STATES = ("queued", "preparing", "running", "paused", "stopping")
+
+
+class Run:
+    """A run, in whatever state it is.
+
+    Args:
+        folder: its folder.
+        launched: its thread, when it was started here.
+    """
+
+    def __init__(self, folder: Path, launched: Launched | None = None) -> None:
+        self.folder = folder
+        self.name, self.id = name_of(folder)
+        self._reader = EventReader(folder / "events.jsonl")
+        self._launched = launched
+        self._listeners: dict[object, list[Any]] = {}
+        self._pump: threading.Thread | None = None
+        self._guard = threading.Lock()
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> RunSpec:
+        """What was asked for."""
+        return read_spec(self.folder)
+
+    @property
+    def plan(self) -> Plan | None:
+        """How it is done; None until it was planned."""
+        body = read_json(self.folder / "plan.json")
+        return None if body is None else Plan.model_validate(body)
+
+    @property
+    def state(self) -> str:
+        """One of `nbtune.events.STATES`."""
+        last = self._last(events.State)
+        state = "queued" if last is None else last.state
+        if state in _LIVE_STATES and not self.alive:
+            # the engine may have ended between the two looks
+            last = self._last(events.State)
+            state = "interrupted" if last is None or last.state in _LIVE_STATES else last.state
+        return state
+
+    @property
+    def alive(self) -> bool:
+        """Whether an engine works on it, or waits to."""
+        return (self._launched is not None and self._launched.alive) or is_owned(self.folder)
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        last = self._last(events.Step)
+        return 0 if last is None else last.step
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; 0 until it was planned."""
+        plan = self.plan
+        return 0 if plan is None else plan.total_steps
+
+    @property
+    def error(self) -> NbtuneError | None:
+        """What it failed of."""
+        if self.state != "failed":
+            return None
+        if self._launched is not None and isinstance(self._launched.error, NbtuneError):
+            return self._launched.error
+        last = self._last(events.State)
+        return TrainError(last.detail if last is not None and last.detail else "the run failed")
+
+    def events(self, start: int = 0) -> list[events.Event]:
+        """What it has said so far, from the `start`-th event on."""
+        return self._reader.read()[start:]
+
+    def _last(self, kind: type[Any]) -> Any:
+        return next((event for event in reversed(self._reader.read()) if isinstance(event, kind)), None)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row a step (index: step) with the fields of `nbtune.events.Step`, and `eval_loss` where it was measured.
+
+        A step that was done twice (after a crash, from the checkpoint before) is there once, as it was done last.
+        """
+        import pandas as pd
+
+        steps: dict[int, dict[str, Any]] = {}
+        evals: dict[int, float] = {}
+        for event in self.events():
+            if isinstance(event, events.Step):
+                steps[event.step] = {k: v for k, v in vars(event).items() if k != "step"}
+            elif isinstance(event, events.Eval):
+                evals[event.step] = event.loss
+        frame = pd.DataFrame.from_dict(steps, orient="index").rename_axis("step").sort_index()
+        frame["eval_loss"] = pd.Series(evals, dtype=float)
+        return frame
+
+    # --- what it should do ------------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Hold at the next micro-step; the model stays in memory."""
+        control.wish(self.folder, mode="pause")
+
+    def unpause(self) -> None:
+        """Go on after `pause`."""
+        control.wish(self.folder, mode="run")
+
+    def stop(self, *, wait: bool = False) -> None:
+        """Save and end at the next micro-step; `resume` goes on from there."""
+        control.wish(self.folder, mode="stop")
+        if wait:
+            self._join(None)
+
+    def checkpoint(self) -> None:
+        """Save at the next micro-step."""
+        control.wish(self.folder, checkpoint=True)
+
+    def sample(self) -> None:
+        """Ask the sample prompts at the next micro-step."""
+        control.wish(self.folder, sample=True)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """A new peak for the schedule, from the next step on; it is journalled.
+
+        Raises:
+            TrainError: it is not above 0.
+        """
+        if not learning_rate > 0:
+            raise TrainError(f"a learning rate must be above 0, not {learning_rate}")
+        control.wish(self.folder, learning_rate=float(learning_rate))
+
+    def resume(self) -> Run:
+        """Go on from the last checkpoint, in the same folder.
+
+        Raises:
+            TrainError: it is finished, or it is at work.
+        """
+        if self.alive:
+            raise TrainError(f"the run `{self.name}` is at work", fix="`unpause` it if it is paused")
+        if self.state == "finished":
+            raise TrainError(f"the run `{self.name}` is finished", fix="start a new one with more steps")
+        control.wish(self.folder, mode="run")
+        self._launched = launch(self.folder)
+        return self
+
+    def wait(self, timeout: float | None = None) -> Run:
+        """Wait until it has ended. An interrupt (Ctrl-C) stops the waiting, not the run.
+
+        Raises:
+            NbtuneError: what it failed of.
+            TrainError: its process is gone.
+            TimeoutError: it still works after `timeout` seconds.
+        """
+        if not self._join(timeout):
+            raise TimeoutError(f"the run {self.name} is still {self.state} after {timeout:g} s")
+        state = self.state
+        if state == "failed":
+            error = self.error
+            assert error is not None
+            raise error from (self._launched.error if self._launched is not None else None)
+        if state == "interrupted":
+            raise TrainError(
+                f"the run `{self.name}` was interrupted: its process is gone", fix=f"`%nbtune resume {self.name}`"
+            )
+        return self
+
+    def _join(self, timeout: float | None) -> bool:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.alive:
+            if end is not None and time.monotonic() > end:
+                return False
+            if self._launched is not None:
+                self._launched.join(0.1)
+            else:
+                time.sleep(0.1)
+        return True
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        base: bool = False,
+        timeout: float = 120.0,
+    ) -> str:
+        """What the model answers: the live one at a step boundary while it trains, else base and adapter, loaded once.
+
+        Args:
+            prompt: a text, or chat messages.
+            max_new_tokens: the answer's length at most, in tokens.
+            temperature: 0 is greedy.
+            base: ask the base model, without what was learnt.
+            timeout: seconds to wait for a run that is at work.
+        Raises:
+            TrainError: there is no adapter yet, or no answer came.
+        """
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "adapter": not base}
+        if self.alive:
+            request = {"prompt": prompt if isinstance(prompt, str) else list(prompt), **options}
+            answer = control.ask(self.folder, request, timeout=timeout, alive=lambda: self.alive)
+            if "error" in answer:
+                raise TrainError(f"the model could not answer: {answer['error']}")
+            return str(answer["answer"])
+        from nbtune.train.sampling import answer as answer_now
+
+        built = self._loaded()
+        return answer_now(built.model, built.tokenizer, prompt, **options)  # type: ignore[arg-type]
+
+    def _loaded(self) -> Any:
+        if self._launched is None:
+            self._launched = Launched.ended(self.folder)
+        return self._launched.model()
+
+    def free(self) -> int:
+        """Drop the model that is kept for `generate`; returns the bytes that came back.
+
+        Raises:
+            TrainError: the run is at work.
+        """
+        if self.alive:
+            raise TrainError(f"the run `{self.name}` is at work", fix="stop it first")
+        return 0 if self._launched is None else self._launched.free()
+
+    # --- who listens ------------------------------------------------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[list[events.Event], int], None], start: int = 0) -> Callable[[], None]:
+        """Call `callback(events, first_index)` with what is new, at most four times a second; the past comes first.
+
+        It is called from one thread a run, must be quick, and may touch widgets but not print. Returns a function that
+        ends it. When the run ends, the thread says the last events and ends too.
+        """
+        key = object()
+        with self._guard:
+            self._listeners[key] = [callback, start]
+            if self._pump is None or not self._pump.is_alive():
+                self._pump = threading.Thread(
+                    target=self._pump_events, name=f"nbtune-pump-{self.folder.name}", daemon=True
+                )
+                self._pump.start()
+        return lambda: self._listeners.pop(key, None) and None
+
+    def _pump_events(self) -> None:
+        while True:
+            alive = self.alive
+            known = self._reader.read()
+            for listener in list(self._listeners.values()):
+                callback, start = listener
+                new = known[start:]
+                if new:
+                    listener[1] = start + len(new)
+                    try:
+                        callback(new, start)
+                    except Exception:  # noqa: BLE001 — one broken panel must not silence the others
+                        self._listeners = {k: v for k, v in self._listeners.items() if v is not listener}
+            with self._guard:
+                if not self._listeners or not alive:
+                    self._pump = None
+                    return
+            time.sleep(_EVERY)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name} ({self.id}): {self.state}, step {self.step} of {self.total_steps or '?'}>"

@@ -1,0 +1,264 @@
+"""The engine: a function of a run folder. It reads the spec, the plan and the snapshot of the data, and writes events.
+
+    python -m nbtune.store.worker RUN_DIR
+
+A thread of the kernel calls `execute`, or another process does; nothing here assumes that it shares memory with a
+notebook. Wishes come through ``control.json``, answers go out as events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nbtune import device as machine
+from nbtune import events
+from nbtune.errors import NbtuneError, PlanError, TrainError
+from nbtune.planner import Plan, make_plan
+from nbtune.spec import RunSpec
+from nbtune.store import checkpoints
+from nbtune.store.control import FileControl, answer_requests
+from nbtune.store.files import read_json, write_json, write_text
+from nbtune.store.folder import read_spec
+from nbtune.store.log import EventWriter
+from nbtune.store.owner import Ownership
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbtune.data import Prepared
+    from nbtune.models import Built
+    from nbtune.train.loop import Progress
+    from nbtune.train.stepper import Stepper
+
+__all__ = ["execute"]
+
+_SAMPLE_TOKENS = 64
+
+
+def execute(folder: Path, *, keep: Callable[[Built], None] | None = None) -> Literal["finished", "stopped"]:
+    """Do the run of a folder, from its start or its last checkpoint, to its end or to a stop.
+
+    Args:
+        folder: made by `nbtune.store.folder.create`, with a snapshot of its data.
+        keep: is given the model once it is loaded; without it nothing holds the model after the run.
+    Raises:
+        NbtuneError: also said as the last event.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with Ownership(folder):
+        emit = EventWriter(folder / "events.jsonl")
+        try:
+            emit(events.State(state="preparing"))
+            engine = _Engine(folder, emit)
+            engine.prepare()
+            if keep is not None:
+                keep(engine.built)
+            ended = engine.train()
+            emit(events.State(state=ended, step=engine.progress.step, total_steps=engine.plan.total_steps))
+            return ended
+        except NbtuneError as error:
+            emit(events.State(state="failed", detail=str(error)))
+            raise
+        except BaseException as error:
+            found = _out_of_memory(error)
+            emit(events.State(state="failed", detail=str(found or f"a bug in nbtune or a library: {error!r}"[:500])))
+            with contextlib.suppress(OSError):
+                write_text(folder / "traceback.txt", traceback.format_exc())
+            if found is not None:
+                raise found from error
+            raise
+        finally:
+            emit.close()
+
+
+def _out_of_memory(error: BaseException) -> PlanError | None:
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error):
+        return PlanError(
+            "there was not enough memory after all",
+            fix="set a smaller `micro_batch_size` or `sequence_len`, or `activations: recompute`; then resume",
+        )
+    return None
+
+
+class _Engine:
+    """One run, prepared and trained."""
+
+    built: Built
+    plan: Plan
+    stepper: Stepper
+    progress: Progress
+
+    def __init__(self, folder: Path, emit: EventWriter) -> None:
+        self.folder, self.emit = folder, emit
+        self.spec: RunSpec = read_spec(folder)
+        self.control = FileControl(folder)
+
+    def prepare(self) -> None:
+        """Tokens, plan, model, optimizer; and the last checkpoint, where there is one."""
+        from nbtune import data, models
+
+        spec, folder = self.spec, self.folder
+        facts = models.model_facts(spec.model)
+        tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        max_len = min(spec.sequence_len or facts.max_position, facts.max_position)
+        sources = data.open_snapshot(folder / "data")
+        self.data: Prepared = data.prepare(sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed)
+        for message in self.data.report.warnings:
+            self.emit(events.Warning(message=message))
+        device = machine.pick(spec.device)
+        self.plan = self._plan(facts, machine.describe(device))
+        self._check_disk()
+        machine.reset_peak(device)
+        self.built = models.build(
+            spec.model,
+            adapter=spec.adapter,
+            dtype=_torch_dtype(self.plan.dtype),
+            device=device,
+            policy=self.plan.activations,
+            seed=spec.seed,
+            accelerate=spec.accelerate,
+            trust_remote_code=spec.trust_remote_code,
+            quant="nf4" if self.plan.weights == "nf4" else None,
+            tokenizer=False,
+        )
+        self.built.tokenizer = tokenizer
+        tokenizer.save_pretrained(folder / "tokenizer")
+        self._make_stepper(device)
+
+    def _plan(self, facts: Any, device: machine.DeviceFacts) -> Plan:
+        body = read_json(self.folder / "plan.json")
+        if body is not None:  # a resumed run keeps its plan: other batches would be another run
+            return Plan.model_validate(body)
+        plan = make_plan(self.spec, facts, self.data.facts, device)
+        write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
+        return plan
+
+    def _check_disk(self) -> None:
+        free, needed = shutil.disk_usage(self.folder).free, self.plan.disk_bytes
+        if free < needed:
+            raise PlanError(
+                f"the checkpoints need {needed / 2**30:.2f} GiB of disk, {free / 2**30:.2f} are free",
+                place=self.folder.parent.name,
+                fix="free some space, or choose another place with `--runs DIR`",
+            )
+
+    def _make_stepper(self, device: torch.device) -> None:
+        from nbtune.train.loop import Progress
+        from nbtune.train.loss import sft_loss
+        from nbtune.train.stepper import Stepper
+
+        model, spec = self.built.model, self.spec
+        model.train()
+        self.stepper = Stepper(
+            model,
+            sft_loss,
+            _optimizer(model, spec, self.plan.learning_rate),
+            max_grad_norm=spec.max_grad_norm,
+            seed=spec.seed,
+            device=device,
+        )
+        last = checkpoints.latest(self.folder)
+        self.progress = Progress() if last is None else checkpoints.load(last, self.built, self.stepper)
+
+    def train(self) -> Literal["finished", "stopped"]:
+        """The loop, with this folder behind it."""
+        from nbtune import data
+        from nbtune.train.loop import Jobs, LoopOptions, train
+        from nbtune.train.schedule import learning_rate_of
+
+        plan, spec = self.plan, self.spec
+        batches = data.BatchPlan(
+            self.data.train,
+            micro_batch_size=plan.micro_batch_size,
+            gradient_accumulation_steps=plan.gradient_accumulation_steps,
+            seed=spec.seed,
+            packing=plan.packing,
+            sequence_len=plan.sequence_len,
+        )
+        options = LoopOptions(
+            total_steps=plan.total_steps,
+            learning_rate=plan.learning_rate,
+            factor=learning_rate_of(
+                spec.lr_scheduler_type, total_steps=plan.total_steps, warmup_ratio=spec.warmup_ratio
+            ),
+            eval_every=plan.eval_every,
+            checkpoint_every=spec.checkpoint.every,
+            checkpoint_seconds=spec.checkpoint.minutes * 60,
+        )
+        jobs = Jobs(
+            save=lambda progress: checkpoints.save(
+                self.folder, self.built, self.stepper, progress, keep=spec.checkpoint.keep
+            ),
+            evaluate=self._evaluate,
+            sample=self._samples,
+            between=lambda: answer_requests(self.folder, self._answer),
+        )
+        return train(self.stepper, batches, options, jobs, progress=self.progress, emit=self.emit, control=self.control)
+
+    def _evaluate(self) -> tuple[float, int, float] | None:
+        from nbtune import data
+        from nbtune.train.evaluate import mean_loss
+
+        if self.data.eval is None or not len(self.data.eval):
+            return None
+        began = time.perf_counter()
+        batches = data.eval_batches(
+            self.data.eval, micro_batch_size=self.plan.micro_batch_size, max_rows=self.spec.eval.max_rows
+        )
+        loss, tokens = mean_loss(self.built.model, batches, device=self.stepper.device)
+        return loss, tokens, time.perf_counter() - began
+
+    def _samples(self, step: int) -> list[events.Sample]:
+        from nbtune.train.sampling import answer
+
+        model, tokenizer = self.built.model, self.built.tokenizer
+        assert tokenizer is not None
+        return [
+            events.Sample(
+                step=step, prompt=prompt, answer=answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS)
+            )
+            for prompt in self.spec.samples
+        ]
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        from nbtune.train.sampling import answer
+
+        assert self.built.tokenizer is not None
+        try:
+            return {"answer": answer(self.built.model, self.built.tokenizer, **request), "step": self.progress.step}
+        except Exception as error:  # noqa: BLE001 — a bad question must not end the run; whoever asked is told
+            return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _optimizer(model: torch.nn.Module, spec: RunSpec, learning_rate: float) -> torch.optim.Optimizer:
+    import torch
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise TrainError("nothing in the model is trained", fix="choose an adapter")
+    if spec.optim == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, lr=learning_rate, weight_decay=spec.weight_decay)  # type: ignore[no-any-return]
+    fused = parameters[0].device.type in ("cuda", "cpu")
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=spec.weight_decay, fused=fused)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+if __name__ == "__main__":
+    import sys
+
+    execute(Path(sys.argv[1]))

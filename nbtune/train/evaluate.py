@@ -1,0 +1,33 @@
+"""The mean loss of held-out rows, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from nbtune.train.loss import sft_loss
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbtune.data.batch import Batch
+
+__all__ = ["mean_loss"]
+
+
+def mean_loss(model: torch.nn.Module, batches: Iterable[Batch], *, device: torch.device) -> tuple[float, int]:
+    """(mean loss over all trained tokens of the batches, how many those are); the model is left as it was."""
+    import torch
+
+    training, total, tokens = model.training, None, 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                if batch.num_trained:
+                    loss = sft_loss(model, batch, denominator=1, device=device).loss.float()
+                    total = loss if total is None else total + loss
+                    tokens += batch.num_trained
+    finally:
+        model.train(training)
+    return (float(total) / tokens if total is not None else float("nan")), tokens
