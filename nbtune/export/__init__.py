@@ -1,0 +1,59 @@
+"""Taking home what was trained: adapter, merged model, GGUF, Ollama folder, the Hub.
+
+    source = ExportSource(base=Path("model"), adapter=Path("runs/demo-1/adapter"), name="demo")
+    for file in export_gguf(source, ["q8_0"], Path("exports")):
+        print(file.path, file.bytes)
+
+Nothing heavy is imported until something is exported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "ExportSource": "source",
+    "ExportedFile": "source",
+    "LlamaRunner": "verify",
+    "export_adapter": "adapter",
+    "export_adapter_gguf": "gguf.lora",
+    "export_gguf": "gguf.writer",
+    "export_merged": "merge",
+    "find_llama": "verify",
+    "push_folder": "hub",
+}
+_NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
+
+__all__ = [
+    "ExportSource",
+    "ExportedFile",
+    "LlamaRunner",
+    "export_adapter",
+    "export_adapter_gguf",
+    "export_gguf",
+    "export_merged",
+    "find_llama",
+    "push_folder",
+]
+
+if TYPE_CHECKING:
+    from .adapter import export_adapter
+    from .gguf.lora import write_lora_gguf as export_adapter_gguf
+    from .gguf.writer import write_gguf as export_gguf
+    from .hub import push_folder
+    from .merge import write_merged as export_merged
+    from .source import ExportedFile, ExportSource
+    from .verify import LlamaRunner, find_llama
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), _NAMES.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

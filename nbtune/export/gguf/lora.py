@@ -1,0 +1,121 @@
+"""A LoRA adapter as GGUF: what llama.cpp's ``--lora`` and Ollama's ``ADAPTER`` load; milliseconds, a few megabytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import ExportError
+from ..adapter import adapter_folder
+from ..adapter_file import AdapterFile
+from ..files import atomic_file, check_space
+from ..merge import MergedModel
+from ..source import ExportedFile, ExportSource, safe_name
+from .config import Config
+from .families import family_of
+from .tensors import GgufTensor
+from .types import encode
+from .writer import general_name
+
+__all__ = ["write_lora_gguf"]
+
+
+class _Factors:
+    """One side (A or B) of every LoRA pair, under the base weights' names: what a family takes for a model."""
+
+    def __init__(self, source: ExportSource, adapter: AdapterFile, side: int, scales: dict[str, float]) -> None:
+        self.source, self.names = source, sorted(scales)
+        self._tensors = {name: adapter.factors(name)[side] * (scales[name] if side else 1.0) for name in scales}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def chunks(self, name: str) -> Iterator[torch.Tensor]:
+        yield self._tensors[name]
+
+
+def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, encoding: str = "F32") -> ExportedFile:
+    """Write ``<out>/<name>-lora-f32.gguf``.
+
+    llama.cpp scales a pair by alpha/r with one alpha for all; rsLoRA and patterns of rank or alpha are folded into B.
+
+    Args:
+        source: base and adapter (the base's config decides names and the order of rows).
+        out: the folder for the file.
+        name: by default the source's.
+        encoding: of the factors: ``"F32"`` or ``"F16"``.
+
+    Raises:
+        ExportError: the adapter has what a LoRA GGUF cannot hold (DoRA, whole modules, embeddings); see `write_gguf`.
+    """
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    began = time.monotonic()
+    adapter = AdapterFile(adapter_folder(source))
+    _refuse(adapter)
+    model = MergedModel(source)  # checks that the adapter fits this base
+    config = Config(model.config, str(source.base / "config.json"))
+    family = family_of(config)
+    wanted = {name: target.scale * adapter.weights.shape(target.a)[0] for name, target in adapter.targets.items()}
+    alpha = next(iter(wanted.values()))
+    scales = {name: value / alpha for name, value in wanted.items()}
+    b = family.tensors(config, _Factors(source, adapter, 1, scales))  # type: ignore[arg-type]
+    plain = dataclasses.replace(family, permute=False, change=None)
+    a = plain.tensors(config, _Factors(source, adapter, 0, scales))  # type: ignore[arg-type]
+    pairs = _pairs(a, b)
+    path = out / f"{safe_name(name or source.name)}-lora-{encoding.lower()}.gguf"
+    check_space(out, sum(tensor.numel * 4 for tensor in pairs))
+    writer = GGUFWriter(None, family.arch)
+    writer.add_type("adapter")
+    writer.add_name(general_name(name or source.name))
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for tensor in pairs:
+        data = torch.cat(list(tensor.chunks()))
+        raw = encode(data, encoding).view(np.float32 if encoding == "F32" else np.float16)
+        writer.add_tensor(tensor.name, raw.reshape(tensor.shape), raw_dtype=GGMLQuantizationType[encoding])
+    with atomic_file(path) as part:
+        _write(writer, part)
+    return ExportedFile(path, f"lora-{encoding.lower()}", path.stat().st_size, time.monotonic() - began)
+
+
+def _refuse(adapter: AdapterFile) -> None:
+    for name, target in adapter.targets.items():
+        what = None
+        if target.magnitude:
+            what = "DoRA's norms"
+        elif target.embedding or target.tokens is not None:
+            what = "changed embeddings"
+        elif target.full or target.delta or adapter.config.get("fan_in_fan_out"):
+            what = f"more than LoRA factors ({name})"
+        if what:
+            raise ExportError(
+                f"a LoRA GGUF cannot hold {what}", place=str(adapter.folder), fix="export the merged model as GGUF."
+            )
+
+
+def _pairs(a: list[GgufTensor], b: list[GgufTensor]) -> list[GgufTensor]:
+    right = {tensor.name: tensor for tensor in b}
+    pairs = []
+    for left in a:
+        pairs.append(dataclasses.replace(left, name=f"{left.name}.lora_a"))
+        pairs.append(dataclasses.replace(right[left.name], name=f"{left.name}.lora_b"))
+    return [tensor for tensor in pairs if not tensor.name.startswith("rope_")]
+
+
+def _write(writer: Any, path: Path) -> None:
+    try:
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()

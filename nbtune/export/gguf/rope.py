@@ -1,0 +1,96 @@
+"""Rotary scaling: what llama.cpp has to be told, in metadata or as a tensor of factors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ...errors import ExportError
+from .config import Config
+from .tensors import GgufTensor, constant
+
+__all__ = ["rope_metadata", "rope_tensors"]
+
+
+def rope_metadata(config: Config, writer: Any) -> None:
+    """Write the base frequency and the scaling's parameters.
+
+    Raises:
+        ExportError: a scaling that llama.cpp has no equal for.
+    """
+    from gguf import RopeScalingType
+
+    rope = config.rope()
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    kind = rope["rope_type"]
+    if kind in ("default", "llama3"):
+        return
+    if kind == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    elif kind == "yarn":
+        _refuse_odd_yarn(config, rope)
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+        writer.add_rope_scaling_orig_ctx_len(int(rope.get("original_max_position_embeddings") or config.context))
+    elif kind in ("longrope", "su"):
+        writer.add_rope_scaling_orig_ctx_len(_original(config, rope))
+        writer.add_rope_scaling_attn_factors(_longrope_attention(config, rope))
+    else:
+        raise ExportError(
+            f"rotary scaling {kind!r} has no equal in llama.cpp",
+            place=config.place,
+            fix="export the merged safetensors instead.",
+        )
+
+
+def _refuse_odd_yarn(config: Config, rope: dict[str, Any]) -> None:
+    usual = {"beta_fast": 32, "beta_slow": 1}
+    odd = [key for key, value in usual.items() if rope.get(key) not in (None, value)]
+    odd += [key for key in ("mscale", "mscale_all_dim", "attention_factor") if rope.get(key) is not None]
+    if odd or rope.get("truncate") is False:
+        raise ExportError(
+            f"yarn scaling with its own {', '.join(odd) or 'truncate'} is not known",
+            place=config.place,
+            fix="export the merged safetensors instead.",
+        )
+
+
+def _original(config: Config, rope: dict[str, Any]) -> int:
+    return int(
+        config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or config.context
+    )
+
+
+def _longrope_attention(config: Config, rope: dict[str, Any]) -> float:
+    """LongRoPE's factor on attention (https://arxiv.org/abs/2402.13753): √(1 + ln s / ln L)."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    original = _original(config, rope)
+    scale = rope.get("factor") or config.context / original
+    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+
+
+def rope_tensors(config: Config) -> list[GgufTensor]:
+    """The factors by which llama.cpp divides the rotary frequencies, where the scaling is per frequency."""
+    rope = config.rope()
+    if rope["rope_type"] == "llama3":
+        return [constant("rope_freqs.weight", _llama3_factors(rope, config.rotary_dim))]
+    if rope["rope_type"] in ("longrope", "su"):
+        return [
+            constant("rope_factors_long.weight", torch.tensor(rope["long_factor"])),
+            constant("rope_factors_short.weight", torch.tensor(rope["short_factor"])),
+        ]
+    return []
+
+
+def _llama3_factors(rope: dict[str, Any], dim: int) -> torch.Tensor:
+    """Llama 3.1's scaling: long waves are slowed by `factor`, short ones kept, those between blended (dim/2,)."""
+    factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    original = float(rope["original_max_position_embeddings"])
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    waves = 2 * math.pi * float(rope["rope_theta"]) ** exponents
+    blend = ((original / waves - low) / (high - low)).clamp(0, 1)
+    return 1 / ((1 - blend) / factor + blend)

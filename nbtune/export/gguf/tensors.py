@@ -1,0 +1,100 @@
+"""The tensors of a GGUF file: from which weights each is made, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..merge import MergedModel
+from ..weights import rows_per_chunk
+
+__all__ = ["GgufTensor", "constant", "mapped", "permuted", "plain", "stacked"]
+
+Rows = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of the file.
+
+    Args:
+        name: in the file, such as ``"blk.0.attn_q.weight"``.
+        shape: rows first, as torch has it (the file's header states it the other way round).
+        chunks: makes its rows in order, fp32, some at a time.
+        full: kept in fp32 whatever type the file has (norms, biases, routers, rotary factors).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[torch.Tensor]]
+    full: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+def plain(model: MergedModel, source: str, name: str, *, full: bool = False) -> GgufTensor:
+    """A weight as it is; vectors and routers are kept in fp32."""
+    shape = model.shape(source)
+    return GgufTensor(name, shape, lambda: model.chunks(source), full or len(shape) < 2)
+
+
+def mapped(model: MergedModel, source: str, name: str, change: Rows, *, shape: tuple[int, ...] = ()) -> GgufTensor:
+    """A weight whose every element or whole is changed by `change` (read as a whole)."""
+
+    def chunks() -> Iterator[torch.Tensor]:
+        yield change(model.get(source))
+
+    shape = shape or model.shape(source)
+    return GgufTensor(name, shape, chunks, len(shape) < 2)
+
+
+def permuted(model: MergedModel, source: str, name: str, heads: int) -> GgufTensor:
+    """A query or key weight (or bias) of the llama architecture, its rows reordered.
+
+    transformers rotates the first half of a head against its second half, llama.cpp's llama architecture rotates
+    neighbours: row ``(head, half, i)`` moves to ``(head, i, half)``.
+    """
+
+    def change(weight: torch.Tensor) -> torch.Tensor:
+        rest = weight.shape[1:]
+        halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *rest)
+        return halves.transpose(1, 2).reshape(weight.shape)
+
+    return mapped(model, source, name, change)
+
+
+def stacked(model: MergedModel, sources: list[str], name: str) -> GgufTensor:
+    """Experts' weights of one kind, stacked: (experts, rows, columns)."""
+
+    def chunks() -> Iterator[torch.Tensor]:
+        for source in sources:
+            yield from model.chunks(source)
+
+    return GgufTensor(name, (len(sources), *model.shape(sources[0])), chunks)
+
+
+def half_of_fused(model: MergedModel, source: str, name: str, second: bool) -> GgufTensor:
+    """The gate (first) or up (second) half of experts' fused weight (experts, 2·rows, columns)."""
+    experts, both, columns = model.shape(source)
+    rows = both // 2
+
+    def chunks() -> Iterator[torch.Tensor]:
+        step = rows_per_chunk((experts, both, columns))
+        for start in range(0, experts, step):
+            part = model.rows(source, start, min(start + step, experts))
+            yield part[:, rows:] if second else part[:, :rows]
+
+    return GgufTensor(name, (experts, rows, columns), chunks)
+
+
+def constant(name: str, values: torch.Tensor) -> GgufTensor:
+    """A small tensor computed from the config, fp32."""
+    return GgufTensor(name, tuple(values.shape), lambda: iter((values.float(),)), True)

@@ -1,0 +1,242 @@
+"""A tokenizer as GGUF metadata: tokens, types, merges or scores, special ids, flags, chat template."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import ExportError
+from .pretokenizers import pre_of
+
+__all__ = ["Vocabulary", "read_vocabulary"]
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_SENTINEL = "nbtune-answer"
+
+
+@dataclass
+class Vocabulary:
+    """What llama.cpp has to know about a tokenizer.
+
+    Args:
+        model: ``"gpt2"`` (byte-level BPE) or ``"llama"`` (SentencePiece-like BPE).
+        pre: the name of the pre-tokenizer (byte-level only).
+        tokens, types: one for each row of the embedding.
+        scores: SentencePiece-like only: −rank of the merge that makes the token.
+        merges: byte-level only: ``"left right"``.
+        ids: bos, eos, unk, pad, eot where there are such.
+        add_bos, add_eos: whether text gets them by itself.
+        space_prefix: SentencePiece-like only: a space is put before the text.
+        template: the chat template (Jinja), or None.
+        notes: what the user should know.
+    """
+
+    model: str
+    tokens: list[str]
+    types: list[int]
+    pre: str | None = None
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    ids: dict[str, int] = field(default_factory=dict)
+    add_bos: bool = False
+    add_eos: bool = False
+    space_prefix: bool | None = None
+    template: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def write(self, writer: Any) -> None:
+        """Write it into a GGUFWriter."""
+        writer.add_tokenizer_model(self.model)
+        if self.pre is not None:
+            writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.scores is not None:
+            writer.add_token_scores(self.scores)
+        if self.merges is not None:
+            writer.add_token_merges(self.merges)
+        for kind, token in self.ids.items():
+            getattr(writer, f"add_{kind}_token_id")(token)
+        writer.add_add_bos_token(self.add_bos)
+        writer.add_add_eos_token(self.add_eos)
+        if self.space_prefix is not None:
+            writer.add_add_space_prefix(self.space_prefix)
+        if self.template:
+            writer.add_chat_template(self.template)
+
+
+def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
+    """The tokenizer in `folder`, for an embedding of `rows` rows.
+
+    Raises:
+        ExportError: there is none, or llama.cpp has none that gives the same tokens.
+    """
+    tokenizer = _load(folder)
+    body = json.loads(tokenizer.backend_tokenizer.to_str())
+    place = str(folder)
+    kind = body["model"]["type"]
+    if kind != "BPE":
+        raise _refused(f"a {kind} tokenizer is not known", place)
+    tokens, types = _tokens(body, rows, place)
+    vocabulary = Vocabulary("gpt2", tokens, types)
+    if _byte_level(body):
+        _byte_level_bpe(vocabulary, body, place)
+    else:
+        _sentencepiece(vocabulary, body, place)
+    _specials(vocabulary, tokenizer, body)
+    return vocabulary
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(
+            f"the tokenizer cannot be loaded ({first})", place=str(folder), fix="put its files beside the weights."
+        ) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise _refused("its tokenizer has no tokenizer.json form", str(folder))
+    return tokenizer
+
+
+def _refused(what: str, place: str) -> ExportError:
+    return ExportError(what, place=place, fix="export the merged safetensors or the adapter instead of a GGUF.")
+
+
+def _tokens(body: dict[str, Any], rows: int, place: str) -> tuple[list[str], list[int]]:
+    """The text and the type of each id; ids of the embedding that no token has are marked as unused."""
+    tokens = [f"[PAD{i}]" for i in range(rows)]
+    types = [UNUSED] * rows
+    known = [(text, i, NORMAL) for text, i in body["model"]["vocab"].items()]
+    known += [(t["content"], t["id"], CONTROL if t["special"] else USER_DEFINED) for t in body["added_tokens"]]
+    for text, i, kind in known:
+        if i >= rows:
+            raise ExportError(
+                f"the tokenizer has token {i} ({text!r}), and the model only {rows} embeddings",
+                place=place,
+                fix="give the tokenizer that belongs to the model.",
+            )
+        tokens[i], types[i] = text, kind
+    return tokens, types
+
+
+def _byte_level(body: dict[str, Any]) -> bool:
+    return "ByteLevel" in json.dumps(body.get("pre_tokenizer")) or "ByteLevel" in json.dumps(body.get("decoder"))
+
+
+def _pairs(body: dict[str, Any]) -> list[tuple[str, str]]:
+    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in body["model"]["merges"]]  # type: ignore[misc]
+
+
+def _byte_level_bpe(vocabulary: Vocabulary, body: dict[str, Any], place: str) -> None:
+    vocabulary.pre = pre_of(body, place)
+    vocabulary.merges = [f"{left} {right}" for left, right in _pairs(body)]
+    normalizer = body.get("normalizer")
+    if normalizer:
+        if normalizer["type"] not in ("NFC", "NFKC"):
+            raise _refused(
+                f"its tokenizer changes text first ({normalizer['type']}), which llama.cpp does not do", place
+            )
+        vocabulary.notes.append(
+            f"the tokenizer brings text into {normalizer['type']} first, llama.cpp does not: "
+            "text with decomposed accents gets other tokens"
+        )
+
+
+def _sentencepiece(vocabulary: Vocabulary, body: dict[str, Any], place: str) -> None:
+    """BPE over "▁"-marked text with byte fallback, as Llama 2, Mistral and Gemma have it."""
+    model = body["model"]
+    if not model.get("byte_fallback"):
+        raise _refused("its BPE tokenizer has neither byte-level tokens nor byte fallback", place)
+    vocabulary.model = "llama"
+    vocabulary.space_prefix = _space_prefix(body, place)
+    rank: dict[str, int] = {}
+    for index, (left, right) in enumerate(_pairs(body)):
+        rank.setdefault(left + right, index)
+    vocabulary.scores = [float(-rank.get(text, len(rank))) for text in vocabulary.tokens]
+    for i, text in enumerate(vocabulary.tokens):
+        if vocabulary.types[i] == NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            vocabulary.types[i] = BYTE
+    unknown = model.get("unk_token")
+    if unknown in model["vocab"]:
+        vocabulary.types[model["vocab"][unknown]] = UNKNOWN
+        vocabulary.ids["unk"] = model["vocab"][unknown]
+
+
+def _space_prefix(body: dict[str, Any], place: str) -> bool:
+    """Whether "▁" is put before the text: by a normalizer (Prepend) or a pre-tokenizer (Metaspace)."""
+    steps = _flat(body.get("normalizer"), "normalizers") + _flat(body.get("pre_tokenizer"), "pretokenizers")
+    prefix = False
+    for step in steps:
+        kind = step["type"]
+        if kind == "Prepend" and step["prepend"] == "▁":
+            prefix = True
+        elif kind == "Metaspace":
+            prefix = step.get("prepend_scheme", "always") != "never"
+        elif not (kind == "Replace" and step["content"] == "▁") and not (kind == "Split" and _on_space(step)):
+            raise _refused(f"its tokenizer's step {kind!r} has no equal in llama.cpp", place)
+    return prefix
+
+
+def _on_space(step: dict[str, Any]) -> bool:
+    return step["pattern"] in ({"String": " "}, {"String": "▁"})
+
+
+def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
+    if not step:
+        return []
+    if step["type"] == "Sequence":
+        return [one for part in step[inner] for one in _flat(part, inner)]
+    return [step]
+
+
+def _specials(vocabulary: Vocabulary, tokenizer: Any, body: dict[str, Any]) -> None:
+    """Special ids, what is put around a text, the chat template and the token that ends a turn in it."""
+    for kind in ("bos", "eos", "unk", "pad"):
+        token = getattr(tokenizer, f"{kind}_token_id", None)
+        if token is not None and token < len(vocabulary.tokens):
+            vocabulary.ids[kind] = int(token)
+            if vocabulary.types[token] == NORMAL and kind != "unk":
+                vocabulary.types[token] = CONTROL
+    bare, full = (tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (False, True))
+    vocabulary.add_bos = len(full) > len(bare) and full[0] == vocabulary.ids.get("bos") and full[0] != bare[0]
+    vocabulary.add_eos = len(full) > len(bare) and full[-1] == vocabulary.ids.get("eos") and full[-1] != bare[-1]
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    vocabulary.template = _plain_template(template) if template else None
+    if template:
+        end = _turn_end(tokenizer)
+        if end is not None and end != vocabulary.ids.get("eos"):
+            vocabulary.ids["eot"] = end
+
+
+def _plain_template(template: str) -> str:
+    """Without transformers' own ``{% generation %}`` marks, which other Jinja engines refuse; it renders the same."""
+    template = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)
+    return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", template)
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template writes after an answer, or None."""
+    import jinja2
+
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except (jinja2.TemplateError, ValueError, TypeError):
+        return None
+    tail = text.rpartition(_SENTINEL)[2]
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token in special:
+            return int(token)
+        if tokenizer.decode([token]).strip():
+            return None
+    return None

@@ -1,0 +1,167 @@
+"""Base + adapter → GGUF files, streamed: a few rows in memory at a time, several types in one pass.
+
+The container is written with the ``gguf`` package (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); what
+goes into it, and how it is encoded, is decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ExportError
+from ..files import atomic_file, check_space
+from ..merge import MergedModel
+from ..source import ExportedFile, ExportSource, Progress, safe_name
+from .config import Config
+from .families import Family, family_of
+from .tensors import GgufTensor
+from .types import FileType, encode, encoded_bytes, type_named
+from .vocabulary import Vocabulary, read_vocabulary
+
+__all__ = ["write_gguf"]
+
+_ALIGN = 32
+
+
+def write_gguf(
+    source: ExportSource,
+    types: Sequence[str],
+    out: Path,
+    name: str | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[ExportedFile]:
+    """Write ``<out>/<name>-<type>.gguf`` for each type; each appears when it is whole.
+
+    Args:
+        source: base, and perhaps an adapter on it.
+        types: such as ``["f16", "q8_0"]``; each weight is merged once for all of them.
+        out: the folder for the files.
+        name: by default the source's.
+        progress: called with (bytes done, bytes in all, the tensor's name).
+
+    Raises:
+        ExportError: a family, tokenizer or type that is not known (before any work), or no space on the disk.
+    """
+    began = time.monotonic()
+    kinds = list({kind.name: kind for kind in map(type_named, types)}.values())
+    if not kinds:
+        raise ExportError("no GGUF type was asked for", fix="name at least one, such as q8_0.")
+    config_file = source.base / "config.json"
+    model = MergedModel(source)
+    config = Config(model.config, str(config_file))
+    family = family_of(config)
+    if model.embedding is None:
+        raise ExportError(
+            "the model has no token embedding", place=str(source.base), fix="see that the folder is whole."
+        )
+    tensors = family.tensors(config, model)
+    vocabulary = read_vocabulary(source.tokenizer_folder, model.shape(model.embedding)[0])
+    plans = [_Plan(kind, tensors, config.layers) for kind in kinds]
+    check_space(out, sum(plan.bytes for plan in plans))
+    stem = safe_name(name or source.name)
+    with contextlib.ExitStack() as stack:
+        for plan in plans:
+            plan.path = out / f"{stem}-{plan.kind.name}.gguf"
+            part = stack.enter_context(atomic_file(plan.path))
+            plan.writer = _open(part, plan, family, config, model, vocabulary, name or source.name)
+            stack.callback(plan.writer.close)
+            plan.file = plan.writer.fout[0]
+        _stream(tensors, plans, progress)
+    seconds = time.monotonic() - began
+    return [
+        ExportedFile(plan.path, plan.kind.name, plan.path.stat().st_size, seconds, (*vocabulary.notes, *plan.notes))
+        for plan in plans
+    ]
+
+
+class _Plan:
+    """One file to write: the encoding of each tensor, and its size."""
+
+    path: Path
+    writer: Any
+    file: Any
+
+    def __init__(self, kind: FileType, tensors: list[GgufTensor], layers: int) -> None:
+        self.kind, self.tensors = kind, tensors
+        self.encodings = [kind.encoding(tensor, layers) for tensor in tensors]
+        self.sizes = [encoded_bytes(e, t.shape) for e, t in zip(self.encodings, tensors, strict=True)]
+        self.bytes = sum(size + -size % _ALIGN for size in self.sizes)
+        odd = [
+            t for e, t in zip(self.encodings, tensors, strict=True) if not t.full and t.shape[-1] % _block(kind.main)
+        ]
+        self.notes: tuple[str, ...] = ()
+        if odd:
+            rows = ", ".join(sorted({str(t.shape[-1]) for t in odd}))
+            self.notes = (
+                f"{len(odd)} tensors have rows of {rows} values, which {kind.main} cannot hold: they are "
+                + ", ".join(sorted({e for e, t in zip(self.encodings, tensors, strict=True) if t in odd})),
+            )
+
+
+def _block(encoding: str) -> int:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    return int(GGML_QUANT_SIZES[GGMLQuantizationType[encoding]][0])
+
+
+def general_name(name: str) -> str:
+    """`name` for ``general.name``: "phi3" or "phi-3" in it tells llama.cpp of tokens that may not be there."""
+    return re.sub(r"phi-?3", "phi_3", name, flags=re.IGNORECASE)
+
+
+def _open(
+    path: Path,
+    plan: _Plan,
+    family: Family,
+    config: Config,
+    model: MergedModel,
+    vocabulary: Vocabulary,
+    name: str,
+) -> Any:
+    """A writer whose header is written, standing where the tensors begin."""
+    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(None, family.arch)
+    writer.add_type("model")
+    writer.add_name(general_name(name))
+    writer.add_file_type(plan.kind.number)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    family.metadata(config, model, writer)
+    vocabulary.write(writer)
+    for tensor, encoding, size in zip(plan.tensors, plan.encodings, plan.sizes, strict=True):
+        kind = GGMLQuantizationType[encoding]
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
+
+
+def _stream(tensors: list[GgufTensor], plans: list[_Plan], progress: Progress | None) -> None:
+    """Make each tensor once, some rows at a time, and write it into every file in that file's encoding."""
+    total, done = sum(plan.bytes for plan in plans), 0
+    for plan in plans:
+        plan.file.write(bytes(-plan.file.tell() % _ALIGN))
+    for index, tensor in enumerate(tensors):
+        written = [0] * len(plans)
+        for rows in tensor.chunks():
+            for i, plan in enumerate(plans):
+                data = encode(rows, plan.encodings[index])
+                plan.file.write(data.data)
+                written[i] += data.nbytes
+        for plan, count in zip(plans, written, strict=True):
+            if count != plan.sizes[index]:
+                raise AssertionError(f"{tensor.name}: wrote {count} bytes of {plan.sizes[index]}")
+            padding = -count % _ALIGN
+            plan.file.write(bytes(padding))
+            done += count + padding
+        if progress:
+            progress(done, total, tensor.name)

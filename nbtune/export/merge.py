@@ -1,0 +1,286 @@
+"""Base + adapter → the merged model's tensors in fp32, one by one.
+
+The sum is made in fp32, whatever the base is stored in: merging in bf16 loses small updates. For LoRA
+(https://arxiv.org/abs/2106.09685) a weight becomes ``W + s·B·A``, with ``s = alpha/r``, or ``alpha/√r`` for rsLoRA
+(https://arxiv.org/abs/2312.03732); DoRA (https://arxiv.org/abs/2402.09353) then scales each row to its learned norm.
+A tensor is made some rows at a time, so that memory stays small however big the model is.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ExportError
+from .adapter_file import AdapterFile
+from .files import atomic_folder, check_space, folder_bytes
+from .source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
+from .weights import Weights, rows_per_chunk
+
+__all__ = ["MergedModel", "write_merged"]
+
+HEAD = "lm_head.weight"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+class MergedModel:
+    """The tensors of base + adapter by name, each made in fp32 when it is asked for.
+
+    Args:
+        source: base, and perhaps an adapter on it.
+
+    Raises:
+        ExportError: a folder is not whole, the adapter is of a kind that cannot be merged exactly, or a part of it
+            finds no weight in the base. Nothing is read but headers until then.
+    """
+
+    def __init__(self, source: ExportSource) -> None:
+        self.source = source
+        self.config: dict[str, Any] = read_json(source.base / "config.json")
+        _refuse_quantised(self.config, source)
+        self.base = Weights(source.base)
+        self.adapter = AdapterFile(source.adapter) if source.adapter else None
+        self.embedding = _embedding_name(self.base)
+        self.names = [name for name in self.base if self.base.dtype(name) in ("F64", "F32", "F16", "BF16")]
+        if self.adapter:
+            self._attach(self.adapter)
+
+    def _attach(self, adapter: AdapterFile) -> None:
+        if self._tied():
+            self._keep_or_cut_tie(adapter)
+        missing = [name for name in adapter.targets if name not in self.base and name not in self.names]
+        if missing:
+            raise ExportError(
+                f"the adapter changes {missing[0]!r}, which the base model does not have ({len(missing)} such)",
+                place=str(adapter.folder),
+                fix="give the base model that the adapter was trained on.",
+            )
+        for name in adapter.targets:
+            adapter.check_shape(name, self._base_shape(name))
+        if self.embedding:
+            text = self.config.get("text_config", self.config)
+            text["vocab_size"] = self.shape(self.embedding)[0]
+
+    def _tied(self) -> bool:
+        return bool(self.config.get("tie_word_embeddings")) and HEAD not in self.base and self.embedding is not None
+
+    def _keep_or_cut_tie(self, adapter: AdapterFile) -> None:
+        """The head follows a tied embedding unless the adapter changed one of the two and not the other."""
+        embedding = self.embedding or ""
+        head, embedded = adapter.targets.get(HEAD), adapter.targets.get(embedding)
+        if embedded is not None and embedded.tokens is not None and head is None:
+            return  # new vectors for some tokens: peft gives them to the head as well
+        if head is None and embedded is None:
+            return
+        self.config["tie_word_embeddings"] = False
+        self.names.append(HEAD)
+
+    def _stored(self, name: str) -> str:
+        return self.embedding if name == HEAD and HEAD not in self.base and self.embedding else name
+
+    def _base_shape(self, name: str) -> tuple[int, ...]:
+        return self.base.shape(self._stored(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape after merging (an embedding with extra tokens has grown)."""
+        target = self.adapter.targets.get(name) if self.adapter else None
+        if target is not None and target.full:
+            return self.adapter.weights.shape(target.full)  # type: ignore[union-attr]
+        return self._base_shape(name)
+
+    def stored_dtype(self, name: str) -> str:
+        """The base's own dtype of a tensor, as safetensors calls it."""
+        return self.base.dtype(self._stored(name))
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``[start:stop]`` of a merged tensor, fp32 (all of a vector: ``start=0``)."""
+        if self.adapter and name in self.adapter.targets:
+            if self.adapter.targets[name].full:
+                full = self.adapter.weights.rows(self.adapter.targets[name].full, start, stop).float()
+                return self.adapter.add(name, full, start, stop)
+            return self.adapter.add(name, self._base_rows(name, start, stop), start, stop)
+        return self._base_rows(name, start, stop)
+
+    def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        rows = self.base.rows(self._stored(name), start, stop).float()
+        if self.source.base_quant and rows.ndim == 2 and self.adapter and name in self.adapter.lora_names:
+            return _rounded(rows, self.source.base_quant)
+        return rows
+
+    def get(self, name: str) -> torch.Tensor:
+        """A whole merged tensor, fp32."""
+        shape = self.shape(name)
+        return self.rows(name, 0, shape[0] if shape else 1)
+
+    def chunks(self, name: str) -> Iterator[torch.Tensor]:
+        """A merged tensor, fp32, some rows at a time."""
+        shape = self.shape(name)
+        if not shape:
+            yield self.base.get(self._stored(name)).float()
+            return
+        step = rows_per_chunk(shape)
+        for start in range(0, shape[0], step):
+            yield self.rows(name, start, min(start + step, shape[0]))
+
+
+def _embedding_name(base: Weights) -> str | None:
+    for name in base:
+        if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "tok_embeddings.weight")):
+            return name
+    return None
+
+
+def _rounded(rows: torch.Tensor, kind: str) -> torch.Tensor:
+    """What an nf4 base computes with: quantised as it was for training, and decoded again."""
+    if kind != "nf4":
+        raise ExportError(f"merging into a {kind!r} base is not known", fix="export the adapter instead.")
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(rows.to(torch.bfloat16), quant_type="nf4", compress_statistics=True)
+    return dequantize_4bit(packed, state).float()
+
+
+def _refuse_quantised(config: dict[str, Any], source: ExportSource) -> None:
+    quant = config.get("quantization_config")
+    if quant:
+        method = quant.get("quant_method", "quantised")
+        raise ExportError(
+            f"the base is stored quantised ({method}), and there is no exact way to merge into that",
+            place=str(source.base),
+            fix="give the 16-bit base as model: (and quantise it in the spec), or export the adapter.",
+        )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def write_merged(
+    source: ExportSource,
+    out: Path,
+    dtype: str = "bfloat16",
+    *,
+    shard_bytes: int = 5_000_000_000,
+    progress: Progress | None = None,
+) -> ExportedFile:
+    """Write the merged model as a transformers folder: safetensors (sharded), config, tokenizer, chat template.
+
+    Args:
+        source: base, and perhaps an adapter on it.
+        out: the folder to make; it appears when it is whole.
+        dtype: ``"bfloat16"``, ``"float16"``, ``"float32"``.
+        shard_bytes: the largest file, in bytes (a single tensor may be larger).
+        progress: called with (bytes done, bytes in all, the tensor's name).
+
+    Raises:
+        ExportError: see `MergedModel`; the disk is too small; `out` holds other things.
+    """
+    began = time.monotonic()
+    if dtype not in DTYPES:
+        raise ExportError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}.")
+    model = MergedModel(source)
+    target = DTYPES[dtype]
+    entries = [_entry(name, model.shape(name), target.itemsize) for name in model.names]
+    total = sum(entry.bytes for entry in entries)
+    check_space(out, total)
+    with atomic_folder(out, "config.json") as part:
+        notes = _write_shards(model, entries, part, target, shard_bytes, total, progress)
+        config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
+        config.pop("_name_or_path", None)
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        copy_tokenizer(source, part)
+        generation = source.base / "generation_config.json"
+        if generation.is_file():
+            (part / generation.name).write_bytes(generation.read_bytes())
+    return ExportedFile(out, f"merged-{dtype}", folder_bytes(out), time.monotonic() - began, notes)
+
+
+def copy_tokenizer(source: ExportSource, out: Path) -> None:
+    """Copy the tokenizer's files and the chat template into `out`."""
+    for name in TOKENIZER_FILES:
+        path = source.tokenizer_folder / name
+        if path.is_file():
+            (out / name).write_bytes(path.read_bytes())
+    for template in (source.tokenizer_folder / "additional_chat_templates").glob("*.jinja"):
+        (out / template.parent.name).mkdir(exist_ok=True)
+        (out / template.parent.name / template.name).write_bytes(template.read_bytes())
+
+
+def _entry(name: str, shape: tuple[int, ...], itemsize: int) -> _Entry:
+    count = itemsize
+    for size in shape:
+        count *= size
+    return _Entry(name, shape, count)
+
+
+def _write_shards(
+    model: MergedModel,
+    entries: list[_Entry],
+    folder: Path,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    total: int,
+    progress: Progress | None,
+) -> tuple[str, ...]:
+    shards = _split(entries, shard_bytes)
+    many = len(shards) > 1
+    where: dict[str, str] = {}
+    done, clipped = 0, 0
+    for index, shard in enumerate(shards, 1):
+        file = f"model-{index:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
+        with open(folder / file, "wb") as stream:
+            stream.write(_header(shard, dtype))
+            for entry in shard:
+                for chunk in model.chunks(entry.name):
+                    stored = chunk.to(dtype)
+                    clipped += int(torch.isinf(stored).sum()) if dtype is torch.float16 else 0
+                    stream.write(stored.contiguous().flatten().view(torch.uint8).numpy().data)
+                    done += chunk.numel() * dtype.itemsize
+                    if progress:
+                        progress(done, total, entry.name)
+                where[entry.name] = file
+    if many:
+        body = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    if clipped:
+        return (f"{clipped} weights are beyond float16's range and became infinite: use bfloat16",)
+    return ()
+
+
+def _split(entries: list[_Entry], shard_bytes: int) -> list[list[_Entry]]:
+    shards: list[list[_Entry]] = [[]]
+    used = 0
+    for entry in entries:
+        if shards[-1] and used + entry.bytes > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(entry)
+        used += entry.bytes
+    return shards
+
+
+def _header(entries: list[_Entry], dtype: torch.dtype) -> bytes:
+    """safetensors' header: its length, then JSON, padded to 8 (https://github.com/huggingface/safetensors#format)."""
+    body: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for entry in entries:
+        body[entry.name] = {
+            "dtype": _SAFETENSORS[dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [at, at + entry.bytes],
+        }
+        at += entry.bytes
+    text = json.dumps(body, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

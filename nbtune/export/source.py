@@ -1,0 +1,104 @@
+"""What is exported: a base model's folder, perhaps with an adapter on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError
+
+__all__ = ["TOKENIZER_FILES", "ExportSource", "ExportedFile", "Progress", "read_json", "safe_name"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, what is being written)."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A model to take home.
+
+    Args:
+        base: folder of the base model (config.json, safetensors, tokenizer).
+        adapter: folder of a peft adapter (adapter_config.json, adapter_model.safetensors), or None.
+        name: what the result is called; files are named after it.
+        base_id: how people know the base (a Hub id such as ``"Qwen/Qwen3-0.6B"`` or ``"nbtune/tiny"``).
+        tokenizer: folder of the tokenizer; by default the adapter's where it has one, else the base's.
+        base_quant: the format whose *rounded* weights the adapter was trained on (``"nf4"``), or None. The adapter is
+            merged into those, not into the original 16-bit weights.
+    """
+
+    base: Path
+    adapter: Path | None = None
+    name: str = "model"
+    base_id: str = ""
+    tokenizer: Path | None = None
+    base_quant: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", Path(self.base))
+        if self.adapter is not None:
+            object.__setattr__(self, "adapter", Path(self.adapter))
+        if self.tokenizer is not None:
+            object.__setattr__(self, "tokenizer", Path(self.tokenizer))
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder whose tokenizer and chat template are exported."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file():
+            return self.adapter
+        return self.base
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A file or folder that was made: where, what, how big (bytes), in how many seconds, and what to know about it."""
+
+    path: Path
+    type: str
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ExportError: it is not there, or not whole.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError("the file is not there", place=str(path), fix="see that the folder is whole.") from None
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"the file cannot be read ({error})", place=str(path), fix="fetch or save it again."
+        ) from None
+    if not isinstance(body, dict):
+        raise ExportError("the file does not hold a JSON object", place=str(path), fix="fetch or save it again.")
+    return body
+
+
+def safe_name(name: str) -> str:
+    """`name` as a part of a file's name: letters, digits, ``.``, ``_`` and ``-``; the owner of a Hub id is left out."""
+    tail = name.rstrip("/").split("/")[-1]
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in tail).strip(".-")
+    return kept or "model"
