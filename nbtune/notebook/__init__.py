@@ -1,0 +1,37 @@
+"""The notebook's door: `%%finetune`, `%finetune`, `%nbtune`, their completion, and errors without a traceback.
+
+A magic parses, calls one public function of `nbtune`, and shows what came back; it knows nothing of training.
+Nothing imports this package but IPython, through ``%load_ext nbtune``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["load", "unload"]
+
+
+def load(shell: Any) -> None:
+    """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
+    from nbtune.notebook import completion, errors, transform
+    from nbtune.notebook.magics import NbtuneMagics
+
+    unload(shell)
+    magics = NbtuneMagics(shell)
+    shell.register_magics(magics)
+    shell.register_magic_function(transform.out_of_place, magic_kind="line", magic_name="%finetune")
+    transform.register(shell)
+    completion.register(shell)
+    errors.register(shell)
+
+
+def unload(shell: Any) -> None:
+    """Takes away what `load` registered; runs go on."""
+    from nbtune.notebook import completion, errors, transform
+
+    for kind, names in {"line": ("finetune", "nbtune", "%finetune"), "cell": ("finetune", "nbtune")}.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+    transform.unregister(shell)
+    completion.unregister(shell)
+    errors.unregister(shell)

@@ -1,0 +1,113 @@
+"""What `%nbtune` can do: each command with its flags, its sentence, and the call it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from nbtune.notebook.flags import Parser, finetune_parser
+
+__all__ = ["COMMANDS", "GGUF_TYPES", "Command", "embedded_sets", "nbtune_help", "parser"]
+
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: `call` is the line of Python that does the same."""
+
+    help: str
+    call: str
+    fill: Callable[[Parser], None] | None = None
+    takes_run: bool = True
+
+
+def _run_flag(to: Parser) -> None:
+    to.add_argument("run", nargs="?", metavar="RUN", help="name or id; unset: the living run, or else the latest")
+    to.add_argument("--runs", metavar="DIR", help="where run folders are; unset: NBTUNE_RUNS, or ./runs")
+
+
+def _runs(to: Parser) -> None:
+    to.add_argument("--runs", metavar="DIR", help="where run folders are; unset: NBTUNE_RUNS, or ./runs")
+
+
+def _follow(to: Parser) -> None:
+    _run_flag(to)
+    to.add_argument("--wait", action="store_true", help="stay in the cell until the run has ended")
+
+
+def _export(to: Parser) -> None:
+    _run_flag(to)
+    to.add_argument("--gguf", nargs="+", metavar="TYPE", default=[], help=f"GGUF files: {', '.join(GGUF_TYPES)}")
+    to.add_argument("--merged", action="store_true", help="the whole model as safetensors")
+    to.add_argument("--adapter", action="store_true", help="the adapter as safetensors")
+    to.add_argument("--ollama", action="store_true", help="a GGUF file with its Modelfile")
+    to.add_argument("--out", metavar="DIR", help="where the files go; unset: exports/ in the run's folder")
+
+
+def _push(to: Parser) -> None:
+    to.add_argument("run", metavar="RUN", help="name or id")
+    to.add_argument("repo", metavar="REPO", help="owner/name on the Hub")
+    to.add_argument("--public", action="store_true", help="everybody may see it; unset: private")
+    to.add_argument("--runs", metavar="DIR", help="where run folders are; unset: NBTUNE_RUNS, or ./runs")
+
+
+def _chat(to: Parser) -> None:
+    _run_flag(to)
+    to.add_argument("--prompt", metavar="TEXT", help="ask this and print the answer, instead of opening the panel")
+
+
+def _data(to: Parser) -> None:
+    to.add_argument("source", nargs="+", metavar="SOURCE", help="a variable of the notebook, a file, a Hub id")
+    to.add_argument("--model", metavar="MODEL", default="nbtune/tiny", help="whose tokenizer and template")
+
+
+COMMANDS: dict[str, Command] = {
+    "runs": Command("a table of the runs, newest first", "nbtune.runs()", _runs, takes_run=False),
+    "attach": Command("show a run's monitor here", "nbtune.attach(RUN).monitor()", _follow),
+    "stop": Command("stop at the next step and save", "nbtune.attach(RUN).stop()", _run_flag),
+    "pause": Command("hold at the next step", "nbtune.attach(RUN).pause()", _run_flag),
+    "unpause": Command("go on", "nbtune.attach(RUN).unpause()", _run_flag),
+    "resume": Command("go on from the last checkpoint", "nbtune.attach(RUN).resume()", _follow),
+    "export": Command("take files home", "nbtune.attach(RUN).export.gguf(TYPE, …)", _export),
+    "push": Command("upload the adapter to the Hub", "nbtune.attach(RUN).push_to_hub(REPO)", _push),
+    "chat": Command("talk to the model", "nbtune.attach(RUN).chat()", _chat),
+    "plan": Command("what a run would cost; the flags of %%finetune", "nbtune.plan(SPEC)", None, takes_run=False),
+    "script": Command("the run as a Python script, in a new cell", "RUN/train.py", _run_flag),
+    "data": Command("how rows are read and what is trained", "nbtune.data", _data, takes_run=False),
+    "doctor": Command("this machine, its packages, and what to mend", "nbtune.doctor.examine()", None, takes_run=False),
+}
+
+
+@cache
+def parser(name: str) -> Parser:
+    """The parser of a command's flags."""
+    if name == "plan":
+        return finetune_parser("%nbtune plan")
+    made = Parser(prog=f"%nbtune {name}")
+    fill = COMMANDS[name].fill
+    if fill is not None:
+        fill(made)
+    return made
+
+
+def nbtune_help() -> str:
+    """What `%nbtune?` shows."""
+    lines = ["Runs from the keyboard.", "", "Usage: %nbtune COMMAND [RUN] [flags]", ""]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<9}{command.help}")
+        if name != "plan":
+            for action in parser(name).actions():
+                shown = action.option_strings[0] if action.option_strings else ""
+                metavar = "" if action.nargs == 0 else str(action.metavar)
+                lines.append(f"           {f'{shown} {metavar}'.strip():<16}{action.help}")
+    lines += ["", "`RUN` left out means the living run, or else the latest. In Python: run = nbtune.attach(RUN)."]
+    return "\n".join(lines)
+
+
+def embedded_sets() -> list[str]:
+    """Names of the sets that come with nbtune."""
+    from nbtune.data.embedded import SETS
+
+    return sorted(SETS)

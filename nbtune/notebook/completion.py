@@ -1,0 +1,209 @@
+"""Completion of flags on the line of a magic, and of YAML keys and values in the body of `%%finetune`.
+
+One matcher of IPython's completer, from RunSpec's fields; names of variables, files and cached models are looked up
+when they are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
+from pydantic import BaseModel
+
+from nbtune.notebook import commands, flags
+from nbtune.spec import RunSpec
+
+__all__ = ["body_matches", "line_matches", "register", "unregister"]
+
+_EMBEDDED = ("nbtune/tiny",)
+_DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")
+_MATCHER = "_nbtune_matcher"
+
+
+def register(shell: Any) -> None:
+    """Adds the matcher to the shell's completer."""
+
+    @context_matcher(identifier="nbtune", priority=100)  # type: ignore[untyped-decorator]
+    def match(context: CompletionContext) -> dict[str, Any]:
+        found = _match(context, shell.user_ns)
+        if found is None:
+            return {"completions": [], "suppress": False}
+        fragment, words = found
+        return {
+            "completions": [SimpleCompletion(word, type="nbtune") for word in words],
+            "matched_fragment": fragment,
+            "suppress": True,
+            "ordered": True,
+        }
+
+    setattr(shell, _MATCHER, match)
+    shell.Completer.custom_matchers.append(match)
+
+
+def unregister(shell: Any) -> None:
+    """Takes it away."""
+    match = shell.__dict__.pop(_MATCHER, None)
+    if match in shell.Completer.custom_matchers:
+        shell.Completer.custom_matchers.remove(match)
+
+
+def _match(context: CompletionContext, namespace: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """(the fragment that is being written, what it may become), or None where the cell is not ours."""
+    lines = context.full_text.split("\n")
+    before = context.text_until_cursor
+    magic = before.lstrip().split(" ")[0]
+    if magic in ("%finetune", "%%finetune", "%nbtune", "%%nbtune") and " " in before.strip() + before[-1:]:
+        fragment, words = line_matches(before.lstrip(), namespace)
+    elif lines[0].startswith(("%%finetune", "%%nbtune plan")) and context.cursor_line > 0:
+        fragment, words = body_matches(lines[1 : context.cursor_line], before, namespace)
+    else:
+        return None
+    # IPython replaces only a suffix of its own token, which ends at one of its delimiters.
+    if context.token.endswith(fragment):
+        return fragment, words
+    kept = len(fragment) - len(context.token)
+    return context.token, [word[kept:] for word in words if word.startswith(fragment[:kept])] if kept > 0 else []
+
+
+def line_matches(before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """For the line of a magic up to the cursor.
+
+    >>> line_matches("%%finetune --dry", {})
+    ('--dry', ['--dry-run'])
+    """
+    magic, *words = before.split()
+    fragment = "" if before.endswith(" ") else words.pop() if words else ""
+    if magic.endswith("nbtune"):
+        return _command_matches(words, fragment, namespace)
+    previous = words[-1] if words else ""
+    if previous.startswith("--"):
+        info = RunSpec.model_fields.get(previous.removeprefix("--").replace("-", "_"))
+        if info is not None and info.annotation is not bool:
+            return fragment, _starting(_values(previous[2:].replace("-", "_"), info, namespace), fragment)
+        if previous == "--set":
+            return fragment, _starting((f"{key}=" for key, _ in flags.spec_fields()), fragment)
+    return fragment, _starting((f for f in flags.finetune_parser().flags() if f not in words), fragment)
+
+
+def _command_matches(words: list[str], fragment: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:
+    if not words:
+        return fragment, _starting(commands.COMMANDS, fragment)
+    command = commands.COMMANDS.get(words[0])
+    if command is None:
+        return fragment, []
+    if words[0] == "plan":
+        return line_matches(f"%finetune {' '.join(words[1:])} {fragment}", namespace)
+    if fragment.startswith("-"):
+        return fragment, _starting(commands.parser(words[0]).flags(), fragment)
+    if words[-1] == "--gguf":
+        return fragment, _starting(commands.GGUF_TYPES, fragment)
+    if words[0] == "data":
+        return fragment, _starting(_sources(namespace), fragment)
+    if command.takes_run and len(words) == 1:
+        return fragment, _starting(_run_names(), fragment)
+    return fragment, _starting(commands.parser(words[0]).flags(), fragment)
+
+
+def body_matches(above: list[str], before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """For a line of the YAML body up to the cursor, with the lines of the body above it.
+
+    >>> body_matches(["data: rows"], "adap", {})
+    ('adap', ['adapter: '])
+    >>> body_matches([], "adapter: {type: q", {})
+    ('q', ['qlora'])
+    """
+    kind, prefix, taken, text = _where(above, before)
+    if kind is None:
+        return "", []
+    key, colon, value = text.partition(":")
+    if not colon:
+        fragment = text.strip()
+        return fragment, _starting((f"{name}: " for name in kind.model_fields if name not in taken), fragment)
+    info = kind.model_fields.get(key.strip())
+    fragment = value.strip().removeprefix("[").strip()
+    if info is None:
+        return fragment, []
+    return fragment, _starting(_values(prefix + key.strip(), info, namespace), fragment)
+
+
+def _where(above: list[str], before: str) -> tuple[type[BaseModel] | None, str, set[str], str]:
+    """(the part of the spec around the cursor, its dotted prefix, the keys it has, the text of the entry)."""
+    path: list[str] = []
+    indent = len(before) - len(before.lstrip(" -"))
+    taken = set()
+    for line in reversed(above):
+        stripped = line.lstrip(" -")
+        here = len(line) - len(stripped)
+        if not stripped or stripped.startswith("#"):
+            continue
+        if here == indent and ":" in stripped:
+            taken.add(stripped.split(":")[0].strip())
+        elif here < indent and stripped.rstrip().endswith(":"):
+            path.insert(0, stripped.rstrip()[:-1])
+            indent = here
+            taken = taken if len(path) == 1 else set()
+    text = before.lstrip(" -")
+    while "{" in text:  # a flow mapping that is still open: adapter: {type: lora, r
+        outer, _, inner = text.partition("{")
+        if "}" in inner:
+            return None, "", set(), ""
+        path.append(outer.rstrip(" :[").strip())
+        entries = inner.split(",")
+        taken = {entry.split(":")[0].strip() for entry in entries[:-1]}
+        text = entries[-1].lstrip() if "{" not in entries[-1] else inner
+    kind: type[BaseModel] | None = RunSpec
+    for key in path:
+        info = kind.model_fields.get(key) if kind else None
+        kind = flags.parts(info.annotation) if info else None
+    return kind, "".join(f"{key}." for key in path), taken, text
+
+
+def _values(key: str, info: Any, namespace: Mapping[str, Any]) -> list[str]:
+    if key == "model":
+        return [*_EMBEDDED, *_cached_models()]
+    if key == "data" or key.endswith(("eval.data", ".source")) or key == "source":
+        return _sources(namespace)
+    words = flags.choices(info.annotation)
+    inner = flags.parts(info.annotation)
+    if inner is not None and "type" in inner.model_fields:
+        words = flags.choices(inner.model_fields["type"].annotation)
+    if not words and info.examples and isinstance(info.examples[0], int | float):
+        words = [str(info.examples[0])]
+    return words
+
+
+def _sources(namespace: Mapping[str, Any]) -> list[str]:
+    """Variables that hold rows, nbtune's own sets, and files here that look like data."""
+    variables = [name for name, value in namespace.items() if not name.startswith("_") and _holds_rows(value)]
+    files = sorted(path.name for path in Path.cwd().iterdir() if path.name.endswith(_DATA_ENDINGS))
+    return [*variables, *commands.embedded_sets(), *files]
+
+
+def _holds_rows(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict)
+    return type(value).__name__ in ("DataFrame", "Dataset", "IterableDataset", "LazyFrame")
+
+
+def _cached_models() -> list[str]:
+    """Hub ids of models in the local cache: its folders are called models--owner--name."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    try:
+        return sorted(entry.name[8:].replace("--", "/") for entry in cache.iterdir() if entry.name[:8] == "models--")
+    except OSError:
+        return []
+
+
+def _run_names() -> list[str]:
+    import nbtune
+
+    return list(dict.fromkeys(run.name for run in nbtune.runs()))
+
+
+def _starting(words: Iterable[str], fragment: str) -> list[str]:
+    return [word for word in words if word.startswith(fragment)]

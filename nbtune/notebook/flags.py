@@ -1,0 +1,228 @@
+"""The flags of the magics, made from RunSpec's fields: what the body of a cell may say, its line may say too."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from nbtune.errors import SpecError
+from nbtune.spec import RunSpec, parse_value
+
+__all__ = [
+    "Parser",
+    "Request",
+    "choices",
+    "describe",
+    "finetune_help",
+    "finetune_parser",
+    "parse_finetune",
+    "parts",
+    "spec_fields",
+    "split",
+]
+
+_LINE = "line 1 of the cell"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises `SpecError` with the nearest flag instead of printing its usage and leaving."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("add_help", False)
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def flags(self) -> list[str]:
+        """All its flags, such as ``--steps``."""
+        return sorted(flag for flag in self._option_string_actions if flag.startswith("--") and "_" not in flag)
+
+    def actions(self) -> list[argparse.Action]:
+        """What it takes, in the order in which it was added."""
+        return list(self._actions)
+
+    def parse(self, line: str) -> argparse.Namespace:
+        """The values of a magic's line.
+
+        Raises:
+            SpecError: an unknown flag, a missing value.
+        """
+        known, unknown = self.parse_known_args(split(line))
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), self.flags(), n=1, cutoff=0.5)
+            fix = f"did you mean `{near[0]}`?" if near else f"its flags: {', '.join(self.flags()) or 'none'}"
+            what = "flag" if unknown[0].startswith("-") else "argument"
+            raise SpecError(f"`{self.prog}` has no {what} `{unknown[0]}`", place=_LINE, fix=fix)
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print."""
+        raise SpecError(message, place=_LINE, fix=f"see `{self.prog}?`")
+
+
+def split(line: str) -> list[str]:
+    """The words of a magic's line; quotes group, a backslash is itself (Windows paths).
+
+    >>> split("--set adapter='{type: lora, r: 8}' --runs C:/runs")
+    ['--set', 'adapter={type: lora, r: 8}', '--runs', 'C:/runs']
+
+    Raises:
+        SpecError: a quote is not closed.
+    """
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise SpecError("a quote on this line is not closed", place=_LINE, fix="close it, or take it away") from None
+
+
+def parts(annotation: Any) -> type[BaseModel] | None:
+    """The part of the spec that a field holds (`AdapterSpec` for `adapter`), or None for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := parts(inner)) is not None), None)
+
+
+def choices(annotation: Any) -> list[str]:
+    """The words that a field takes: the members of its Literal, or true and false."""
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [word for inner in get_args(annotation) for word in choices(inner)]
+
+
+def spec_fields(kind: type[BaseModel] = RunSpec, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Each field with its dotted key, parts after the field that holds them."""
+    for name, info in kind.model_fields.items():
+        yield prefix + name, info
+        inner = parts(info.annotation)
+        if inner is not None:
+            yield from spec_fields(inner, f"{prefix}{name}.")
+
+
+def describe(info: FieldInfo) -> str:
+    """A field's sentence with its choices, unit, default and an example."""
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    words = choices(info.annotation)
+    notes = [" | ".join(words)] if words and info.annotation is not bool else []
+    if extra.get("unit"):
+        notes.append(f"in {extra['unit']}")
+    if isinstance(info.default, str | int | float) and info.default != "":
+        notes.append(f"default {str(info.default).lower() if isinstance(info.default, bool) else info.default}")
+    if info.examples and not words:
+        notes.append(f"e.g. {_as_yaml(info.examples[0])}")
+    return (info.description or "") + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=200).removesuffix("...\n").strip()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the line of `%%finetune` asks for; `overrides` are dotted keys of the spec."""
+
+    name: str | None = None
+    wait: bool = False
+    dry_run: bool = False
+    on_busy: Literal["attach", "restart", "queue"] = "attach"
+    runs_dir: str | None = None
+    help: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@cache
+def finetune_parser(prog: str = "%%finetune") -> Parser:
+    """The parser of `%%finetune`: its own flags, then one for each of RunSpec's fields."""
+    parser = Parser(prog=prog, usage=prog.replace("%", "%%"))
+    parser.add_argument("--name", metavar="NAME", help="what the run is called; unset: made from the model")
+    parser.add_argument("--wait", action="store_true", help="stay in the cell until the run has ended")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
+    busy = parser.add_mutually_exclusive_group()
+    busy.add_argument("--restart", action="store_true", help="stop and save the living run, then start this one")
+    busy.add_argument("--queue", action="store_true", help="start when the living run has ended")
+    parser.add_argument("--runs", metavar="DIR", help="where run folders go; unset: NBTUNE_RUNS, or ./runs")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="any key of the body, such as adapter.r=8"
+    )
+    parser.add_argument("--help", action="store_true", help="this text")
+    for name, info in RunSpec.model_fields.items():
+        names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
+        parser.add_argument(*names, dest=f"key:{name}", metavar="VALUE", **switch)
+    return parser
+
+
+def finetune_help(prog: str = "%%finetune") -> str:
+    """What `%%finetune?` shows: the flags, and the keys of the body with what each does."""
+    own = [action for action in finetune_parser().actions() if action.help]
+    lines = [
+        "Fine-tune a model: the body of the cell says what, in YAML.",
+        "",
+        f"    {prog} --name demo",
+        "    model: nbtune/tiny",
+        "    data: rows",
+        "    steps: 200",
+        "",
+        "It returns at once; the run trains in a thread, and `run` is the handle: run.stop(), run.export.gguf('q8_0').",
+        "Running the cell again while its run lives attaches to it.",
+        "",
+        "Flags",
+        *(f"  {_flag(action):<18}{action.help}" for action in own),
+        "",
+        "Keys of the body (each of the first level is a flag, too: --steps 200; flags win over the body)",
+    ]
+    for key, info in spec_fields():
+        if not key.startswith("eval.data."):  # the same as data.*
+            lines += textwrap.wrap(
+                f"{key}: {describe(info)}", 110, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+            )
+    return "\n".join(lines)
+
+
+def _flag(action: argparse.Action) -> str:
+    return f"{action.option_strings[0]} {action.metavar}" if action.metavar else action.option_strings[0]
+
+
+def parse_finetune(line: str) -> Request:
+    """What a line of `%%finetune` asks for.
+
+    >>> parse_finetune("--name demo --steps 20 --set adapter.r=4").overrides
+    {'steps': 20, 'adapter.r': 4}
+
+    Raises:
+        SpecError: an unknown flag, or a value that cannot be read.
+    """
+    found = finetune_parser().parse(line)
+    values = vars(found)
+    overrides = {
+        key.removeprefix("key:"): parse_value(text)
+        for key, text in values.items()
+        if key.startswith("key:") and text is not None
+    }
+    for entry in found.set:
+        key, equals, text = entry.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"`--set {entry}` has no value", place=_LINE, fix="write `--set key=value`")
+        overrides[key.strip()] = parse_value(text)
+    return Request(
+        name=found.name,
+        wait=found.wait,
+        dry_run=found.dry_run,
+        on_busy="restart" if found.restart else "queue" if found.queue else "attach",
+        runs_dir=found.runs,
+        help=found.help,
+        overrides=overrides,
+    )

@@ -1,0 +1,51 @@
+"""Who looks on: whether updates from a thread reach a page, or the cell has to stay until its run has ended.
+
+JupyterLab, Notebook 7 and VS Code send the id of the cell with each request; nbconvert, papermill, consoles and
+scripts do not. Nothing is asked of the front-end, so deciding costs no time.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["has_page", "in_kernel", "reason_to_wait"]
+
+
+def in_kernel(shell: Any) -> bool:
+    """The shell belongs to a Jupyter kernel (else: IPython in a terminal, or a test)."""
+    return getattr(shell, "kernel", None) is not None
+
+
+def has_page(shell: Any) -> bool:
+    """Somebody's notebook page shows this cell and can show widgets in it."""
+    if not in_kernel(shell):
+        return False
+    if _in_colab():
+        return True
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else getattr(shell, "parent_header", {})
+    return bool((parent or {}).get("metadata", {}).get("cellId"))
+
+
+def reason_to_wait(shell: Any, *, asked: bool = False, setting: str = "auto") -> str:
+    """Why the cell stays until its run has ended, or "" if it returns at once.
+
+    Args:
+        asked: `--wait` was written.
+        setting: `%config NbtuneMagics.wait`: auto, always or never.
+    """
+    if asked or setting == "always":
+        return "asked to wait"
+    if setting == "never":
+        return ""
+    if not has_page(shell):
+        return "no notebook page shows this cell"
+    if _in_colab():
+        return "Colab shows updates only while a cell runs"
+    if not getattr(shell.kernel, "_supports_kernel_subshells", False):
+        return "this ipykernel cannot answer buttons while another cell runs (7.0 and later can)"
+    return ""
+
+
+def _in_colab() -> bool:
+    return "google.colab" in sys.modules

@@ -1,0 +1,211 @@
+"""`%%finetune`, `%finetune` and `%nbtune`: parse, call one public function, show what came back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.display import display
+from traitlets import Enum, Unicode
+
+import nbtune
+from nbtune.errors import SpecError, TrainError
+from nbtune.events import ENDED
+from nbtune.notebook import commands, flags
+from nbtune.notebook.follow import follow, report
+from nbtune.notebook.show import Note, Table, runs_table, say
+from nbtune.spec import from_mapping, from_yaml, to_yaml
+
+__all__ = ["NbtuneMagics"]
+
+
+@magics_class
+class NbtuneMagics(Magics):
+    """Fine-tuning from a cell. `%config NbtuneMagics` shows what can be set."""
+
+    wait = Enum(
+        ("auto", "always", "never"),
+        "auto",
+        help="Whether a cell stays until its run has ended; auto: where no notebook page looks on.",
+    ).tag(config=True)
+    runs_dir = Unicode("", help="Where run folders go; empty: NBTUNE_RUNS, or ./runs.").tag(config=True)
+    variable = Unicode("run", help="The variable that gets the handle of the run; empty: none.").tag(config=True)
+
+    @line_cell_magic
+    def finetune(self, line: str, cell: str | None = None) -> None:
+        """Fine-tune a model; `%%finetune?` shows the text of `flags.finetune_help`."""
+        request = flags.parse_finetune(line)
+        if request.help:
+            return say(flags.finetune_help())
+        if cell is None and not request.overrides:
+            return self._form()
+        spec = self._spec(cell, request)
+        rows = self.shell.user_ns
+        if request.dry_run:
+            return display(nbtune.plan(spec, rows=rows))
+        run = nbtune.finetune(
+            spec, name=request.name, rows=rows, on_busy=request.on_busy, runs_dir=self._runs_dir(request.runs_dir)
+        )
+        self._keep(run)
+        return follow(run, self.shell, asked=request.wait, setting=self.wait)
+
+    @line_cell_magic
+    def nbtune(self, line: str, cell: str | None = None) -> None:
+        """Runs from the keyboard; `%nbtune?` shows the text of `commands.nbtune_help`."""
+        name, _, rest = line.strip().partition(" ")
+        if name in ("", "help", "--help"):
+            return say(commands.nbtune_help())
+        if name not in commands.COMMANDS:
+            raise SpecError(
+                f"`%nbtune` has no command `{name}`",
+                place="line 1 of the cell",
+                fix=f"its commands: {', '.join(commands.COMMANDS)}",
+            )
+        if name == "plan":
+            return self._plan(rest, cell)
+        return getattr(self, f"_{name}")(commands.parser(name).parse(rest))
+
+    # What finetune needs ---------------------------------------------------------------------------------------------
+
+    def _spec(self, cell: str | None, request: flags.Request) -> Any:
+        if cell is None:
+            return from_mapping(_nested(request.overrides), name="the line")
+        return from_yaml(cell, request.overrides, name="the cell", first_line=2)
+
+    def _keep(self, run: Any) -> None:
+        if not self.variable:
+            return
+        held = self.shell.user_ns.get(self.variable)
+        if held is None or isinstance(held, nbtune.Run):
+            self.shell.user_ns[self.variable] = run
+        else:
+            say(f"`{self.variable}` is yours and stays; the handle is nbtune.attach({run.name!r})")
+
+    def _runs_dir(self, given: str | None) -> str | None:
+        return given or self.runs_dir or None
+
+    def _form(self) -> None:
+        data = next(
+            (name for name, value in self.shell.user_ns.items() if _is_rows(name, value)), "nbtune/json-answers"
+        )
+        self.shell.set_next_input(
+            "%%finetune --name demo\n"
+            "model: nbtune/tiny            # a Hub id, a folder, or the embedded model\n"
+            f"data: {data:<22} # a DataFrame or list by name, a file, a Hub id\n"
+            "steps: 200\n"
+        )
+        say("The next cell is a start: change it, then run it. `%%finetune?` says what else it may hold.")
+
+    # %nbtune ---------------------------------------------------------------------------------------------------------
+
+    def _run(self, args: Any) -> Any:
+        """The run that was named; without a name the living one, or else the latest."""
+        runs_dir = self._runs_dir(args.runs)
+        if args.run:
+            return nbtune.attach(args.run, runs_dir=runs_dir)
+        runs = nbtune.runs(runs_dir=runs_dir)
+        if not runs:
+            raise TrainError("there is no run yet", fix="start one: `%finetune` shows how")
+        return next((run for run in runs if run.state not in ENDED), runs[0])
+
+    def _runs(self, args: Any) -> None:
+        display(runs_table(nbtune.runs(runs_dir=self._runs_dir(args.runs))))
+
+    def _attach(self, args: Any) -> None:
+        run = self._run(args)
+        self._keep(run)
+        if run.state in ENDED:
+            display(report(run))
+        else:
+            follow(run, self.shell, asked=args.wait, setting=self.wait)
+
+    def _stop(self, args: Any) -> None:
+        run = self._run(args)
+        run.stop()
+        say(f"{run.name} stops at its next step and is saved; `%nbtune resume {run.name}` goes on.")
+
+    def _pause(self, args: Any) -> None:
+        run = self._run(args)
+        run.pause()
+        say(f"{run.name} holds at its next step; `%nbtune unpause {run.name}` goes on.")
+
+    def _unpause(self, args: Any) -> None:
+        run = self._run(args)
+        run.unpause()
+        say(f"{run.name} goes on.")
+
+    def _resume(self, args: Any) -> None:
+        run = self._run(args).resume()
+        self._keep(run)
+        follow(run, self.shell, asked=args.wait, setting=self.wait)
+
+    def _export(self, args: Any) -> None:
+        files = _exported(self._run(args), args)
+        rows = [(file.kind, f"{file.bytes / 2**20:,.1f} MiB", file.path) for file in files]
+        display(Table(("kind", "size", "file"), rows, empty="nothing was exported"))
+
+    def _push(self, args: Any) -> None:
+        say(self._run(args).push_to_hub(args.repo, private=not args.public))
+
+    def _chat(self, args: Any) -> None:
+        run = self._run(args)
+        display(Note(run.generate(args.prompt)) if args.prompt else run.chat())
+
+    def _plan(self, rest: str, cell: str | None) -> None:
+        request = flags.parse_finetune(rest)
+        display(nbtune.plan(self._spec(cell, request), rows=self.shell.user_ns))
+
+    def _script(self, args: Any) -> None:
+        run = self._run(args)
+        body = "".join(f"# {line}\n" for line in to_yaml(run.spec).splitlines())
+        self.shell.set_next_input(f"# The spec of {run.name}:\n{body}\n{(run.folder / 'train.py').read_text()}")
+
+    def _data(self, args: Any) -> None:
+        from nbtune.data import inspect
+
+        display(inspect(args.source, model=args.model, rows=self.shell.user_ns))
+
+    def _doctor(self, args: Any) -> None:
+        from nbtune.doctor import examine
+
+        found = [(finding.mark, finding.topic, finding.text, finding.fix) for finding in examine()]
+        display(Table(("", "what", "found", "what to do"), found, empty=""))
+
+
+# IPython asks an object for its help by `getdoc`: made when it is asked for, from the fields of the spec.
+NbtuneMagics.finetune.getdoc = flags.finetune_help
+NbtuneMagics.nbtune.getdoc = commands.nbtune_help
+
+
+def _nested(overrides: dict[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        inner = body
+        for part in parents:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return body
+
+
+def _is_rows(name: str, value: Any) -> bool:
+    rows = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    return not name.startswith("_") and (rows or type(value).__name__ == "DataFrame")
+
+
+def _exported(run: Any, args: Any) -> list[Any]:
+    """What the flags ask for, or a q8_0 GGUF if they ask for nothing."""
+    files: list[Any] = []
+    if args.adapter:
+        files += _as_list(run.export.adapter(out=args.out))
+    if args.merged:
+        files += _as_list(run.export.merged(out=args.out))
+    if args.ollama:
+        files += _as_list(run.export.ollama(out=args.out))
+    if args.gguf or not files:
+        files += _as_list(run.export.gguf(*(args.gguf or ["q8_0"]), out=args.out))
+    return files
+
+
+def _as_list(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, list | tuple) else [found]

@@ -1,0 +1,76 @@
+"""What a cell shows: text and HTML of the same words, so that it reads everywhere. All text is escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from IPython.display import display
+
+from nbtune.errors import NbtuneError
+from nbtune.notebook.errors import block
+
+__all__ = ["Note", "Table", "failure", "runs_table", "say"]
+
+
+class Note:
+    """Some lines of text, shown as they are."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<pre style='margin:0;white-space:pre-wrap'>{html.escape(self.text)}</pre>"
+
+
+def say(text: str) -> None:
+    """Shows some lines."""
+    display(Note(text))
+
+
+class Table:
+    """Rows under column names."""
+
+    def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+        self.columns = list(columns)
+        self.rows = [[str(cell) for cell in row] for row in rows]
+        self.empty = empty
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return self.empty
+        table = [self.columns, *self.rows]
+        widths = [max(len(row[i]) for row in table) for i in range(len(self.columns))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return html.escape(self.empty)
+        head = "".join(f"<th style='text-align:left'>{html.escape(column)}</th>" for column in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def runs_table(runs: Iterable[Any]) -> Table:
+    """Name, state, step and folder of each run."""
+    rows = [
+        (run.name, run.id, run.state, f"{run.step:,}/{run.total_steps:,}" if run.total_steps else "", run.folder.name)
+        for run in runs
+    ]
+    return Table(
+        ("name", "id", "state", "step", "folder"), rows, empty="No runs yet: `%finetune` shows how to start one."
+    )
+
+
+def failure(error: BaseException) -> Note:
+    """An error that came while nobody waited for it."""
+    if isinstance(error, NbtuneError):
+        return Note("\n".join(block(error, colour=False)))
+    return Note(f"{type(error).__name__}: {error}")

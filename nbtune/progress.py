@@ -1,0 +1,86 @@
+"""How far a run is, in one line, from its events alone: what the notebook and the command line print while they wait.
+
+>>> from nbtune.events import State, Step
+>>> progress = Progress()
+>>> progress.add([State(state="running", total_steps=200), Step(step=50, loss=0.5, seconds=0.1)])
+>>> progress.line()
+'running · step 50/200 · loss 0.5000 · 0:15 left'
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from statistics import median
+
+from nbtune.events import ENDED, Eval, Event, State, Step, Warning
+
+__all__ = ["Progress", "duration"]
+
+
+def duration(seconds: float) -> str:
+    """`"0:42"`, `"12:03"` or `"2:05:00"`."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+class Progress:
+    """Takes a run's events in order and says where it stands."""
+
+    def __init__(self) -> None:
+        self.state, self.detail = "", ""
+        self.step, self.total_steps = 0, 0
+        self.first_loss: float | None = None
+        self.loss: float | None = None
+        self.eval_loss: float | None = None
+        self.tokens_per_second = 0.0
+        self.warnings: list[Warning] = []
+        self._seconds: deque[float] = deque(maxlen=20)
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Takes events that came after those it has seen."""
+        for event in events:
+            if isinstance(event, Step):
+                self._take_step(event)
+            elif isinstance(event, State):
+                self.state, self.detail = event.state, event.detail
+                self.total_steps = event.total_steps or self.total_steps
+            elif isinstance(event, Eval):
+                self.eval_loss = event.loss
+            elif isinstance(event, Warning):
+                self.warnings.append(event)
+
+    def _take_step(self, event: Step) -> None:
+        self.step, self.loss = event.step, event.loss
+        self.first_loss = event.loss if self.first_loss is None else self.first_loss
+        self.tokens_per_second = event.tokens_per_second
+        if event.seconds > 0:
+            self._seconds.append(event.seconds)
+
+    @property
+    def ended(self) -> bool:
+        """The run will not go on by itself."""
+        return self.state in ENDED
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Expected seconds until the last step, from the median of the latest steps; None if there is no telling."""
+        if self.ended or not self._seconds or not self.total_steps:
+            return None
+        return (self.total_steps - self.step) * median(self._seconds)
+
+    def line(self) -> str:
+        """`"running · step 50/200 · loss 0.5000 · eval 0.6 · 3,100 tokens/s · 0:15 left"`."""
+        parts = [self.state or "starting"]
+        if self.total_steps:
+            parts.append(f"step {self.step:,}/{self.total_steps:,}")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4f}")
+        if self.eval_loss is not None:
+            parts.append(f"eval {self.eval_loss:.4f}")
+        if self.tokens_per_second and not self.ended:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.seconds_left is not None:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return " · ".join(parts)

@@ -1,0 +1,75 @@
+"""Completion through IPython's own completer, as a kernel asks it: flags on the line, keys and values in the body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+
+
+def complete(shell: Any, text: str) -> list[str]:
+    """What the text would become at its `|`."""
+    position = text.index("|")
+    text = text.replace("|", "")
+    with provisionalcompleter():
+        found = list(shell.Completer.completions(text, position))
+    return [text[: one.start] + one.text + text[one.end :] for one in found]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("%%finetune --dry|", "%%finetune --dry-run"),
+        ("%finetune --learn|", "%finetune --learning-rate"),
+        ("%%finetune --dtype b|", "%%finetune --dtype bf16"),
+        ("%%finetune --set adapter.use|", "%%finetune --set adapter.use_rslora="),
+        ("%%finetune\nadap|", "%%finetune\nadapter: "),
+        (
+            "%%finetune --name x\ndata: rows\ngradient_acc|",
+            "%%finetune --name x\ndata: rows\ngradient_accumulation_steps: ",
+        ),
+        ("%%finetune\ntrain_on: last|", "%%finetune\ntrain_on: last_answer"),
+        ("%%finetune\nadapter: {type: ql|", "%%finetune\nadapter: {type: qlora"),
+        ("%%finetune\nadapter: {type: lora, dro|", "%%finetune\nadapter: {type: lora, dropout: "),
+        ("%%finetune\nadapter: ql|", "%%finetune\nadapter: qlora"),
+        ("%%finetune\nadapter:\n  target|", "%%finetune\nadapter:\n  target_modules: "),
+        ("%%finetune\neval:\n  data:\n    rev|", "%%finetune\neval:\n  data:\n    revision: "),
+        ("%%finetune\ndata:\n  - source: x\n    wei|", "%%finetune\ndata:\n  - source: x\n    weight: "),
+        ("%%finetune\nmodel: nbtune/t|", "%%finetune\nmodel: nbtune/tiny"),
+        ("%%finetune\ndata: nbtune/js|", "%%finetune\ndata: nbtune/json-answers"),
+        ("%%finetune\npacking: t|", "%%finetune\npacking: true"),
+        ("%nbtune expo|", "%nbtune export"),
+        ("%nbtune export demo --gguf q8|", "%nbtune export demo --gguf q8_0"),
+        ("%nbtune export demo --mer|", "%nbtune export demo --merged"),
+        ("%%nbtune plan\nste|", "%%nbtune plan\nsteps: "),
+    ],
+)
+def test_one_word_is_completed(shell: Any, before: str, after: str) -> None:
+    assert after in complete(shell, before)
+
+
+def test_keys_that_are_there_are_not_offered_again(shell: Any) -> None:
+    offered = complete(shell, "%%finetune\nsteps: 3\ns|")
+    assert not any(text.endswith("steps: ") for text in offered)
+    assert any(text.endswith("seed: ") for text in offered)
+
+
+def test_rows_of_the_notebook_and_files_are_offered_as_data(shell: Any, tmp_path: Any) -> None:
+    shell.user_ns["my_rows"] = [{"prompt": "a", "completion": "b"}]
+    shell.user_ns["my_number"] = 3
+    (tmp_path / "my_file.jsonl").write_text("{}\n")
+    offered = complete(shell, "%%finetune\ndata: my_|")
+    assert [text.split("data: ")[1] for text in offered] == ["my_rows", "my_file.jsonl"]
+
+
+def test_models_of_the_cache_are_offered(shell: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hub/models--acme--small-1b").mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert complete(shell, "%%finetune\nmodel: acme/|") == ["%%finetune\nmodel: acme/small-1b"]
+
+
+def test_other_cells_are_left_alone(shell: Any) -> None:
+    shell.user_ns["stepladder"] = 1
+    assert complete(shell, "steplad|") == ["stepladder"]
+    assert not any("steps: " in text for text in complete(shell, "%%time\nst|"))

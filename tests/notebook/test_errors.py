@@ -1,0 +1,74 @@
+"""Errors in cells: one block with place, cause and fix, no traceback; `%tb` has it; a bug keeps its own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+
+def run(shell: Any, capsys: Any, cell: str) -> str:
+    """What a cell shows, without colours."""
+    capsys.readouterr()
+    result = shell.run_cell(cell)
+    assert result.error_in_exec is not None
+    captured = capsys.readouterr()
+    return re.sub(r"\x1b\[[0-9;]*m", "", captured.out + captured.err)
+
+
+@pytest.mark.parametrize(
+    ("cell", "place", "cause", "fix"),
+    [
+        ("%%finetune\ndata: rows\nstpes: 3\n", "line 3 of the cell", "no key `stpes`", "`steps`"),
+        ("%%finetune\ndata: rows\nsteps: many\n", "line 3 of the cell", "`steps`", "steps: 200"),
+        (
+            "%%finetune\ndata: rows\n\n# a comment\nadapter: {rank: 3}\n",
+            "line 5 of the cell",
+            "`rank` in `adapter`",
+            "known keys",
+        ),
+        ("# mine\n\n%%finetune\ndata: rows\nstpes: 3\n", "line 5 of the cell", "no key `stpes`", "`steps`"),
+        ("%%finetune\nsteps: 3\n", "the cell", "`data` is missing", "data: rows"),
+        ("%%finetune --stps 3\ndata: rows\n", "line 1 of the cell", "`--stps`", "`--steps`"),
+        ("%%finetune\ndata: [rows\n", "of the cell", "not YAML", "key: value"),
+        ("%nbtune stpo", "line 1 of the cell", "no command `stpo`", "its commands"),
+        ("x = 1\n%%finetune --name a", "%%finetune --name a", "first line of its cell", "cell of its own"),
+    ],
+)
+def test_wrong_requests(shell: Any, capsys: Any, cell: str, place: str, cause: str, fix: str) -> None:
+    shown = run(shell, capsys, cell)
+    assert "Traceback" not in shown
+    assert 'File "' not in shown
+    assert re.search(r"^SpecError: ", shown, re.MULTILINE)
+    assert place in shown
+    assert cause in shown
+    assert f"→ {'did you mean ' if fix.startswith('`') else ''}" in shown
+    assert fix in shown
+
+
+def test_tb_has_the_traceback(shell: Any, capsys: Any) -> None:
+    run(shell, capsys, "%%finetune\ndata: rows\nstpes: 3\n")
+    shell.run_cell("%tb")
+    shown = capsys.readouterr().out
+    assert "Traceback" in shown
+    assert "SpecError" in shown
+
+
+def test_errors_of_plain_python_calls_look_the_same(shell: Any, capsys: Any) -> None:
+    shown = run(shell, capsys, "from nbtune.spec import from_yaml\nfrom_yaml('stpes: 3')")
+    assert "Traceback" not in shown
+    assert "there is no key `stpes`" in shown
+
+
+def test_a_bug_keeps_its_traceback(shell: Any, capsys: Any) -> None:
+    assert "Traceback" in run(shell, capsys, "1 / 0")
+
+
+def test_help_shows_flags_and_keys(shell: Any) -> None:
+    for name, words in {
+        "%%finetune": ("--dry-run", "learning_rate:", "adapter.r:"),
+        "%nbtune": ("export", "--gguf"),
+    }.items():
+        text = shell.object_inspect_mime(name)["text/plain"]
+        assert all(word in text for word in words)
