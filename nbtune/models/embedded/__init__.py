@@ -1,0 +1,15 @@
+"""The embedded model `nbtune/tiny`: a Llama of less than 3 million parameters that travels with the package.
+
+`python -m nbtune.models.embedded.build` trains it anew from the text of `grammar.py`.
+"""
+
+from pathlib import Path
+
+__all__ = ["NAME", "path"]
+
+NAME = "nbtune/tiny"
+
+
+def path() -> Path:
+    """The folder with weights, config, tokenizer and chat template, as `from_pretrained` takes it."""
+    return Path(__file__).parent / "weights"
