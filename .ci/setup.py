@@ -153,4 +153,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"setup stopped: {error.cmd[0]} ended with {error.returncode}; its own message is above")

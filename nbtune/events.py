@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
+    "ENDED",
+    "STATES",
     "VERSION",
     "Checkpoint",
     "Eval",
@@ -158,6 +160,7 @@ class Unknown(Event):
 
 _TYPES: dict[str, type[Event]] = {kind.type: kind for kind in (State, Step, Eval, Sample, Checkpoint, Warning, Export)}
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
+_FLOATS = {kind: frozenset(f.name for f in dataclasses.fields(kind) if f.type == "float") for kind in _TYPES.values()}
 
 
 def to_line(event: Event) -> str:
@@ -181,12 +184,15 @@ def from_line(line: str | bytes) -> Event:
         ValueError: the line is not whole (a crash in the middle of a write) or not an event.
     """
     body = json.loads(line)
-    if not isinstance(body, dict) or "type" not in body:
+    if not isinstance(body, dict) or not isinstance(body.get("type"), str):
         raise ValueError(f"not an event: {line[:80]!r}")
     kind = _TYPES.get(body["type"])
     if kind is None:
         rest = {k: v for k, v in body.items() if k not in ("v", "type", "time")}
         return Unknown(name=body["type"], time=float(body.get("time", 0.0)), fields=rest)
-    known = _FIELDS[kind]
-    values = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in body.items() if k in known}
-    return kind(**values)
+    known, floats = _FIELDS[kind], _FLOATS[kind]
+    values = {k: float(v) if k in floats else v for k, v in body.items() if k in known}
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field that has no default is not there
+        raise ValueError(f"not a whole event: {line[:80]!r}") from error
