@@ -1,4 +1,4 @@
-"""The user's door: plan, finetune, runs, attach, repeat, and the Run they return. Cell, form, CLI and scripts call these."""
+"""The door: plan, finetune, runs, attach, repeat, and the Run they return. Cell, form, CLI and scripts call these."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ class Run(StoredRun):
             "steps": self.step,
             "loss": float(history["loss"].iloc[-1]) if len(history) else None,
             "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
-            "samples": [
-                (e.prompt, e.answer) for e in self.events() if type(e).__name__ == "Sample" and e.step == self.step
-            ],  # type: ignore[attr-defined]
+            "samples": [(e.prompt, e.answer) for e in self.events() if isinstance(e, Sample) and e.step == self.step],
         }
 
     def figure(self) -> Any:
@@ -179,7 +177,7 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     facts = models.model_facts(asked.model)
     tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
     sources = data.resolve(asked.data, rows, base_dir=Path.cwd())
-    return make_plan(asked, facts, data.facts(sources, tokenizer, asked), device.describe(device.pick(asked.device)))
+    return make_plan(asked, facts, data.measure(sources, tokenizer, asked), device.describe(device.pick(asked.device)))
 
 
 def finetune(

@@ -17,7 +17,7 @@ __all__ = ["AdapterSpec", "CheckpointSpec", "EvalSpec", "RunSpec", "SourceSpec"]
 def _field(
     default: Any, title: str, description: str, *, example: Any, unit: str = "", advanced: bool = False, **limits: Any
 ) -> Any:
-    extra = {"unit": unit, "advanced": advanced}
+    extra: dict[str, Any] = {"unit": unit, "advanced": advanced}
     return Field(default, title=title, description=description, examples=[example], json_schema_extra=extra, **limits)
 
 
@@ -271,12 +271,12 @@ class RunSpec(_Part):
     def _no_contradictions(self) -> RunSpec:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("`steps` and `epochs` exclude each other: keep one")
-        if None not in (self.batch_size, self.micro_batch_size, self.gradient_accumulation_steps):
-            if self.batch_size != (self.micro_batch_size or 0) * (self.gradient_accumulation_steps or 0):
-                raise ValueError(
-                    f"batch_size {self.batch_size} is not micro_batch_size {self.micro_batch_size} × "
-                    f"gradient_accumulation_steps {self.gradient_accumulation_steps}: leave one of them out"
-                )
+        batch, micro, accumulation = self.batch_size, self.micro_batch_size, self.gradient_accumulation_steps
+        if batch and micro and accumulation and batch != micro * accumulation:
+            raise ValueError(
+                f"batch_size {batch} is not micro_batch_size {micro} × gradient_accumulation_steps {accumulation}: "
+                "leave one of them out"
+            )
         if self.adapter.type == "full" and self.weights in ("nf4", "fp8"):
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
         return self

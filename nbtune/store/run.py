@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbtune import events
+from nbtune import events as says
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
@@ -64,11 +64,11 @@ class Run:
     @property
     def state(self) -> str:
         """One of `nbtune.events.STATES`."""
-        last = self._last(events.State)
+        last = self._last(says.State)
         state = "queued" if last is None else last.state
         if state in _LIVE_STATES and not self.alive:
             # the engine may have ended between the two looks
-            last = self._last(events.State)
+            last = self._last(says.State)
             state = "interrupted" if last is None or last.state in _LIVE_STATES else last.state
         return state
 
@@ -80,7 +80,7 @@ class Run:
     @property
     def step(self) -> int:
         """Finished optimizer steps."""
-        last = self._last(events.Step)
+        last = self._last(says.Step)
         return 0 if last is None else last.step
 
     @property
@@ -96,10 +96,10 @@ class Run:
             return None
         if self._launched is not None and isinstance(self._launched.error, NbtuneError):
             return self._launched.error
-        last = self._last(events.State)
+        last = self._last(says.State)
         return TrainError(last.detail if last is not None and last.detail else "the run failed")
 
-    def events(self, start: int = 0) -> list[events.Event]:
+    def events(self, start: int = 0) -> list[says.Event]:
         """What it has said so far, from the `start`-th event on."""
         return self._reader.read()[start:]
 
@@ -117,9 +117,9 @@ class Run:
         steps: dict[int, dict[str, Any]] = {}
         evals: dict[int, float] = {}
         for event in self.events():
-            if isinstance(event, events.Step):
+            if isinstance(event, says.Step):
                 steps[event.step] = {k: v for k, v in vars(event).items() if k != "step"}
-            elif isinstance(event, events.Eval):
+            elif isinstance(event, says.Eval):
                 evals[event.step] = event.loss
         frame = pd.DataFrame.from_dict(steps, orient="index").rename_axis("step").sort_index()
         frame["eval_loss"] = pd.Series(evals, dtype=float)
@@ -256,7 +256,7 @@ class Run:
 
     # --- who listens ------------------------------------------------------------------------------------------------
 
-    def subscribe(self, callback: Callable[[list[events.Event], int], None], start: int = 0) -> Callable[[], None]:
+    def subscribe(self, callback: Callable[[list[says.Event], int], None], start: int = 0) -> Callable[[], None]:
         """Call `callback(events, first_index)` with what is new, at most four times a second; the past comes first.
 
         It is called from one thread a run, must be quick, and may touch widgets but not print. Returns a function that
@@ -270,7 +270,11 @@ class Run:
                     target=self._pump_events, name=f"nbtune-pump-{self.folder.name}", daemon=True
                 )
                 self._pump.start()
-        return lambda: self._listeners.pop(key, None) and None
+
+        def unsubscribe() -> None:
+            self._listeners.pop(key, None)
+
+        return unsubscribe
 
     def _pump_events(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from nbtune.train.loss import sft_loss
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batch import Batch
+    from nbtune.data.batches import Batch
 
 __all__ = ["mean_loss"]
 

@@ -20,7 +20,7 @@ from nbtune.errors import TrainError
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batch import Batch
+    from nbtune.data.batches import Batch
     from nbtune.train.control import Control
     from nbtune.train.stepper import Stepper
 

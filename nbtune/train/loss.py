@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batch import Batch
+    from nbtune.data.batches import Batch
 
 __all__ = ["LossOutput", "model_inputs", "sft_loss"]
 

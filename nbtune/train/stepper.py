@@ -10,7 +10,7 @@ import torch
 from nbtune.device import fork_rng
 
 if TYPE_CHECKING:
-    from nbtune.data.batch import Batch
+    from nbtune.data.batches import Batch
     from nbtune.train.loss import LossOutput
 
 __all__ = ["Stepper"]
