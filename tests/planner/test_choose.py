@@ -1,0 +1,109 @@
+"""The planner spends the memory there is, keeps the batch that was asked for, and says what would fit otherwise."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbtune.data.facts import DataFacts
+from nbtune.device import DeviceFacts
+from nbtune.errors import PlanError
+from nbtune.models.facts import ModelFacts
+from nbtune.planner import Plan, make_plan
+from nbtune.spec import from_mapping
+
+GIB = 2**30
+LLAMA_8B = ModelFacts(
+    name="meta-llama/Llama-3.1-8B",
+    architecture="LlamaForCausalLM",
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    tied=False,
+    parameters=8_030_261_248,
+    max_position=131072,
+    weights_bytes=16_060_522_496,
+    dtype="bfloat16",
+)
+
+
+def _data(longest=2048, rows=1000):
+    return DataFacts(
+        rows=rows, eval_rows=10, tokens_total=rows * longest // 2, trained_tokens=rows * 100, longest=longest
+    )
+
+
+def _card(gib, capability=(9, 0)):
+    return DeviceFacts("cuda", "NVIDIA test card", int(gib * GIB), int(gib * GIB), capability, capability >= (8, 0))
+
+
+def _plan(gib=80, longest=2048, capability=(9, 0), **fields):
+    return make_plan(from_mapping({"data": "rows", **fields}), LLAMA_8B, _data(longest), _card(gib, capability))
+
+
+def test_more_memory_never_makes_a_slower_plan():
+    order = ["offload", "recompute", "selective", "keep"]
+    speeds = [order.index(_plan(gib, batch_size=4).activations) for gib in (20, 24, 40, 80, 141)]
+    assert speeds == sorted(speeds)
+    assert speeds[-1] == order.index("keep")
+
+
+@settings(max_examples=60, deadline=None)
+@given(gib=st.floats(20, 200), batch=st.integers(1, 64), longest=st.integers(16, 4096))
+def test_a_plan_fits_and_keeps_the_batch(gib, batch, longest):
+    try:
+        plan = _plan(gib, longest, batch_size=batch)
+    except PlanError:
+        return
+    assert plan.peak_bytes <= plan.available_bytes
+    assert plan.micro_batch_size * plan.gradient_accumulation_steps == batch
+    assert plan.sequence_len >= longest
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_what_does_not_fit_names_the_nearest_change():
+    with pytest.raises(PlanError) as caught:
+        _plan(12)
+    assert "qlora" in caught.value.fix
+    assert _plan(12, adapter="qlora").weights == "nf4"
+    with pytest.raises(PlanError) as caught:
+        _plan(40, adapter="full")
+    assert "lora" in caught.value.fix
+
+
+def test_a_t4_gets_fp16_with_its_reason_and_refuses_bf16():
+    plan = _plan(15, longest=512, capability=(7, 5), adapter="qlora")
+    assert plan.dtype == "fp16"
+    assert "no bf16" in plan.dtype_reason
+    with pytest.raises(PlanError, match="no bf16"):
+        _plan(15, capability=(7, 5), adapter="qlora", dtype="bf16")
+
+
+def test_an_apple_gpu_never_gets_four_bits_or_fp8():
+    mps = DeviceFacts("mps", "Apple GPU", 64 * GIB, 48 * GIB, bf16=True, unified=True)
+    for fields in ({"adapter": "qlora"}, {"weights": "fp8"}):
+        with pytest.raises(PlanError):
+            make_plan(from_mapping({"data": "rows", **fields}), LLAMA_8B, _data(), mps)
+    assert make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(512), mps).weights == "16bit"
+
+
+def test_steps_come_from_epochs_and_the_batch():
+    plan = _plan(epochs=2, batch_size=16)
+    assert plan.total_steps == 125  # 2 × 1000 rows / 16
+    assert _plan(steps=7).total_steps == 7
+
+
+def test_two_of_three_batch_fields_give_the_third_and_contradictions_are_refused():
+    assert _plan(batch_size=12, gradient_accumulation_steps=4).micro_batch_size == 3
+    assert _plan(micro_batch_size=2, batch_size=8).gradient_accumulation_steps == 4
+    with pytest.raises(PlanError, match="equal parts"):
+        _plan(batch_size=10, gradient_accumulation_steps=4)
+
+
+def test_the_explanation_says_what_a_person_asks_for():
+    text = _plan(steps=100).explain()
+    for word in ("trains", "NVIDIA test card", "bf16", "GiB", "steps", "time"):
+        assert word in text
