@@ -1,0 +1,120 @@
+// The buttons: each sets a wish in the kernel and shows the line of code that does the same.
+
+import { el, freshId, setText } from "../shared/dom.js";
+import { text } from "../shared/texts.js";
+
+const ENDED = new Set(["stopped", "finished", "failed", "interrupted"]);
+const BUSY_AFTER = 1500;
+
+export class Controls {
+  constructor(store) {
+    this.store = store;
+    this.said = el("span", { class: "nbt-text" });
+    this.code = el("code");
+    this.codeLine = el("div", { class: "nbt-row nbt-soft", hidden: true }, text("code"), this.code);
+    this.pause = this.button("pause", () => this.togglePause());
+    this.stop = this.button("stop", () => this.do("stop", "run.stop()"));
+    this.resume = this.button("resume", () => this.do("resume", "run.resume()"));
+    this.export = this.button("export", () => this.toggle("exportBox"));
+    this.push = this.button("push", () => this.toggle("pushBox"));
+    this.exportBox = this.makeExportBox();
+    this.pushBox = this.makePushBox();
+    for (const [opener, box] of [[this.export, this.exportBox], [this.push, this.pushBox]]) {
+      box.id = freshId("box");
+      opener.setAttribute("aria-controls", box.id);
+      opener.setAttribute("aria-expanded", "false");
+      box.addEventListener("keydown", (event) => {
+        if (event.key !== "Escape") return;
+        event.stopPropagation();
+        this.close();
+        opener.focus();
+      });
+    }
+    this.node = el("div", { class: "nbt-controls", style: "display:grid;gap:8px" },
+      el("div", { class: "nbt-row" }, this.pause, this.stop, this.resume, this.export, this.push),
+      this.exportBox, this.pushBox,
+      el("div", { role: "status" }, this.said), this.codeLine);
+  }
+
+  button(key, onclick, props = {}) {
+    return el("button", { type: "button", class: "nbt-btn", onclick, "data-do": key, ...props }, text(key));
+  }
+
+  makeExportBox() {
+    const choice = (kind, code) => el("button", {
+      type: "button", class: "nbt-btn", "data-kind": kind,
+      onclick: () => { this.close(); this.export.focus(); this.do("export", code, { kind }); },
+    }, text(`export.${kind}`), el("small", {}, text(`export.${kind}.why`)));
+    return el("div", { class: "nbt-box", role: "group", "aria-label": text("export.title"), hidden: true },
+      el("h4", {}, text("export.title")),
+      el("div", { class: "nbt-choices" },
+        choice("q8_0", 'run.export.gguf("q8_0")'), choice("f16", 'run.export.gguf("f16")'), choice("adapter", "run.export.adapter()")));
+  }
+
+  makePushBox() {
+    const repo = el("input", { type: "text", placeholder: text("push.example"), spellcheck: "false", autocomplete: "off", size: 26 });
+    const secret = el("input", { type: "checkbox", checked: true });
+    const go = el("button", { type: "submit", class: "nbt-btn nbt-main" }, text("push.go"));
+    const cancel = this.button("cancel", () => { this.close(); this.push.focus(); });
+    const submit = (event) => {
+      event.preventDefault();
+      const name = repo.value.trim();
+      if (!/^[\w.-]+\/[\w.-]+$/.test(name)) return setText(this.said, text("push.bad"));
+      this.close();
+      this.push.focus();
+      const code = `run.push_to_hub(${JSON.stringify(name)}${secret.checked ? "" : ", private=False"})`;
+      this.do("push", code, { repo: name, private: secret.checked });
+    };
+    return el("form", { class: "nbt-box", "aria-label": text("push.title"), hidden: true, onsubmit: submit },
+      el("h4", {}, text("push.title")),
+      el("div", { class: "nbt-row" },
+        el("label", {}, text("push.repo"), repo), el("label", {}, secret, text("push.private")), go, cancel));
+  }
+
+  toggle(name) {
+    const open = this[name].hidden;
+    this.close();
+    if (!open) return;
+    this[name].hidden = false;
+    (name === "exportBox" ? this.export : this.push).setAttribute("aria-expanded", "true");
+    this[name].querySelector("button, input").focus();
+  }
+
+  close() {
+    this.exportBox.hidden = this.pushBox.hidden = true;
+    for (const opener of [this.export, this.push]) opener.setAttribute("aria-expanded", "false");
+  }
+
+  togglePause() {
+    const paused = this.store.status.state === "paused";
+    return this.do(paused ? "unpause" : "pause", paused ? "run.unpause()" : "run.pause()");
+  }
+
+  async do(what, code, values = {}) {
+    setText(this.said, text(`asked.${what}`));
+    setText(this.code, code);
+    this.codeLine.hidden = false;
+    const command = `nbtune ${what === "stop" ? "stop" : "runs"} ${this.store.status.name ?? ""}`;
+    const late = setTimeout(() => setText(this.said, text("busy", { command })), BUSY_AFTER);
+    const answer = await this.store.wish(what, values);
+    clearTimeout(late);
+    setText(this.said, answer.error || text(`asked.${what}`));
+    this.said.classList.toggle("nbt-bad", Boolean(answer.error));
+    this.saidIn = this.store.status.state;
+  }
+
+  update() {
+    const { state } = this.store.status;
+    const ended = ENDED.has(state);
+    setText(this.pause, text(state === "paused" ? "unpause" : "pause"));
+    this.pause.hidden = this.stop.hidden = ended;
+    this.resume.hidden = !(ended && state !== "finished" && this.store.status.resumable);
+    this.pause.disabled = !["running", "paused"].includes(state);
+    this.stop.disabled = state === "stopping";
+    this.push.disabled = this.export.disabled = !this.store.status.exportable;
+    if (this.saidIn !== undefined && this.saidIn !== state) {
+      this.saidIn = undefined;
+      if (!this.said.classList.contains("nbt-bad")) setText(this.said, "");
+    }
+  }
+}

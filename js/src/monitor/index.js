@@ -1,0 +1,229 @@
+// The monitor: a run as it happens. Events come as columns of doubles, at most four times a second.
+
+import { el, setAttribute, setText } from "../shared/dom.js";
+import { bytes, duration, MISSING, number } from "../shared/format.js";
+import { loadPlotly } from "../shared/plotly.js";
+import { smooth } from "../shared/rows.js";
+import { text } from "../shared/texts.js";
+import { readTheme, watchTheme } from "../shared/theme.js";
+import "../shared/base.css";
+import "./monitor.css";
+import { LossChart, SmallChart } from "./charts.js";
+import { Controls } from "./controls.js";
+import { Notes, Samples, Table } from "./lists.js";
+import { Store } from "./store.js";
+
+const SMALL = [
+  ["learning_rate", "rate"],
+  ["tokens_per_second", "speed"],
+  ["memory", "memory"],
+];
+
+class View {
+  constructor(store, model) {
+    Object.assign(this, { store, model, smoothing: 0.9, log: false, clip: false, visible: true });
+    this.parts = this.build();
+    this.end = [
+      watchTheme(() => this.retheme()),
+      this.watchSize(),
+      () => store.listeners.delete(this.onChange),
+    ];
+    this.onChange = () => this.schedule();
+    store.listeners.add(this.onChange);
+    this.ticking = setInterval(() => this.tick(), 1000);
+    loadPlotly(model).then(
+      (plotly) => { this.plotly = plotly; this.schedule(); },
+      () => { this.parts.noPlotly.hidden = false; },
+    );
+  }
+
+  build() {
+    const parts = {
+      name: el("span", { class: "nbt-name", dir: "auto" }),
+      state: el("span", { class: "nbt-state" }),
+      progress: el("span", { class: "nbt-soft" }),
+      detail: el("span", { class: "nbt-soft nbt-text" }),
+      bar: el("div"),
+      speech: el("div", { class: "nbt-sr", "aria-live": "polite" }),
+      noPlotly: el("p", { class: "nbt-soft", hidden: true }, text("no_plotly")),
+      silent: el("p", { class: "nbt-warn", hidden: true }),
+      loss: new LossChart(),
+      small: SMALL.map(([column, colour]) => new SmallChart(column, colour)),
+      captions: SMALL.map(() => el("figcaption")),
+      controls: new Controls(this.store),
+      notes: new Notes(),
+      samples: new Samples(),
+      table: new Table(),
+    };
+    parts.tiles = Object.fromEntries(["loss", "eval", "speed", "memory", "elapsed", "eta"].map((key) => [key, el("dd")]));
+    const tile = (key, label) => el("div", { class: "nbt-tile" }, el("dl", {}, el("dt", {}, label), parts.tiles[key]));
+    parts.memoryLabel = el("dt");
+    this.root = el("section", { class: "nbt nbt-monitor", "data-lm-suppress-shortcuts": "true", role: "region" },
+      el("div", { class: "nbt-head" }, parts.name, parts.state, parts.progress, parts.detail),
+      el("div", { class: "nbt-bar", "aria-hidden": "true" }, parts.bar),
+      parts.speech, parts.silent,
+      el("div", { class: "nbt-tiles" },
+        tile("loss", text("loss")), tile("eval", text("loss.eval")), tile("speed", text("speed")),
+        el("div", { class: "nbt-tile" }, el("dl", {}, parts.memoryLabel, parts.tiles.memory)),
+        tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
+      parts.loss.node, parts.noPlotly, this.options(),
+      el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node))),
+      parts.controls.node, parts.notes.node, parts.samples.node, parts.table.node);
+    return parts;
+  }
+
+  options() {
+    const redraw = (change) => (event) => { change(event.target); this.schedule(); };
+    const check = (name) => el("label", {},
+      el("input", { type: "checkbox", onchange: redraw((node) => { this[name] = node.checked; }) }), text(name));
+    return el("div", { class: "nbt-row nbt-soft" },
+      el("label", {}, text("smoothing"), el("input", {
+        type: "range", min: 0, max: 0.99, step: 0.01, value: this.smoothing,
+        oninput: redraw((node) => { this.smoothing = Number(node.value); }),
+      })), check("log"), check("clip"));
+  }
+
+  watchSize() {
+    const resized = new ResizeObserver(() => {
+      for (const chart of [this.parts.loss, ...this.parts.small]) chart.resize();
+      this.schedule();
+    });
+    resized.observe(this.root);
+    const seen = new IntersectionObserver((entries) => {
+      this.visible = entries.at(-1).isIntersecting;
+      if (this.visible && this.dirty) this.schedule();
+    });
+    seen.observe(this.root);
+    return () => { resized.disconnect(); seen.disconnect(); };
+  }
+
+  retheme() {
+    this.theme = null;
+    this.schedule();
+  }
+
+  /** Asks for one paint before the next frame; nothing is done while nobody looks. */
+  schedule() {
+    this.dirty = true;
+    if (this.frame || !this.visible) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = null;
+      if (!this.root.isConnected) return;
+      this.dirty = false;
+      this.paint();
+    });
+  }
+
+  paint() {
+    if (!this.theme) {
+      this.theme = readTheme(this.root);
+      this.root.classList.toggle("nbt-dark", this.theme.dark);
+      this.theme = readTheme(this.root);
+    }
+    const { rows } = this.store;
+    const smoothed = smooth(rows.column("loss"), rows.column("count"), this.smoothing);
+    this.paintHead(smoothed);
+    this.paintCharts(smoothed);
+    this.parts.controls.update();
+    this.parts.notes.update(this.store);
+    this.parts.samples.update(this.store);
+    this.parts.table.update(this.store);
+    this.painted();
+  }
+
+  paintHead(smoothed) {
+    const { parts, store } = this;
+    const { status, rows, evals } = store;
+    const state = text(`state.${status.state}`);
+    const values = { step: number(status.step), total: number(status.total) };
+    setAttribute(this.root, "aria-label", text("run", { name: status.name ?? "" }));
+    setText(parts.name, status.name ?? "");
+    setText(parts.state, state);
+    setAttribute(parts.state, "data-state", status.state ?? "");
+    setText(parts.progress, status.total ? text("step_of", values) : status.step ? text("step", values) : "");
+    setText(parts.detail, status.detail ?? "");
+    parts.bar.style.width = `${status.total ? (100 * status.step) / status.total : 0}%`;
+    const best = evals.findLast((item) => item.best);
+    parts.tiles.loss.replaceChildren(number(smoothed.at(-1)));
+    parts.tiles.eval.replaceChildren(evals.length ? number(evals.at(-1).loss) : MISSING,
+      best ? el("small", {}, ` ${text("loss.best")} ${number(best.loss)}`) : "");
+    setText(parts.tiles.speed, number(rows.last("tokens_per_second"), 3));
+    const memory = rows.last("memory");
+    parts.tiles.memory.replaceChildren(bytes(memory),
+      status.memory_total ? el("small", {}, ` ${text("of", { part: "", whole: bytes(status.memory_total) }).trim()}`) : "");
+    setText(parts.memoryLabel, text(status.gpu ? "memory.gpu" : "memory.cpu"));
+    this.paintClock();
+    const tenth = status.total ? Math.floor((10 * status.step) / status.total) : 0;
+    const spoken = `${status.state}-${tenth}`;
+    if (spoken !== this.spoken) {
+      this.spoken = spoken;
+      setText(parts.speech, text("speech", { name: status.name ?? "", state, ...values, loss: number(smoothed.at(-1)) }));
+    }
+  }
+
+  paintClock() {
+    const { status } = this.store;
+    const since = status.live && status.state !== "paused" ? (Date.now() - this.store.stamped) / 1000 : 0;
+    setText(this.parts.tiles.elapsed, duration(status.elapsed + since));
+    setText(this.parts.tiles.eta, status.live && status.eta !== null ? duration(Math.max(0, status.eta - since)) : MISSING);
+  }
+
+  paintCharts(smoothed) {
+    const { parts, store, theme, plotly } = this;
+    const { status, rows, evals } = store;
+    parts.loss.update(plotly, store, smoothed, theme, this);
+    const last = evals.length ? number(evals.at(-1).loss) : MISSING;
+    parts.loss.describe(text("chart.loss", { loss: number(rows.last("loss")), smooth: number(smoothed.at(-1)), eval: last }));
+    const names = [text("rate"), text("speed"), `${text(status.gpu ? "memory.gpu" : "memory.cpu")} (GiB)`];
+    parts.small.forEach((chart, k) => {
+      const unit = chart.column === "memory" ? 1024 ** 3 : 1;
+      setText(parts.captions[k], names[k]);
+      chart.update(plotly, store, theme, names[k], { unit });
+      chart.describe(text("chart.other", { name: names[k], value: number(rows.last(chart.column) / unit) }));
+    });
+  }
+
+  /** Says to whoever measures what has just become visible (the next task runs after the frame). */
+  painted() {
+    setAttribute(this.root, "data-points", String(this.store.rows.next));
+    setAttribute(this.root, "data-plotly", String(Boolean(this.plotly)));
+    const probe = globalThis[Symbol.for("nbtune.probe")];
+    if (!probe) return;
+    const seen = { points: this.store.rows.next, time: this.store.rows.last("time"), plotly: Boolean(this.plotly) };
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => { probe(seen); channel.port1.close(); };
+    channel.port2.postMessage(0);
+  }
+
+  tick() {
+    if (!this.visible || !this.root.isConnected || document.hidden) return;
+    this.paintClock();
+    const { status, heard } = this.store;
+    const quiet = (Date.now() - heard) / 1000;
+    this.parts.silent.hidden = !(status.live && quiet > 10);
+    if (!this.parts.silent.hidden) {
+      setText(this.parts.silent, text("silent", { time: duration(quiet), name: JSON.stringify(status.name) }));
+    }
+  }
+
+  destroy() {
+    clearInterval(this.ticking);
+    cancelAnimationFrame(this.frame);
+    for (const end of this.end) end();
+    for (const chart of [this.parts.loss, ...this.parts.small]) chart.destroy();
+  }
+}
+
+// anywidget hands different proxies of the model to initialize and render: what they share lives here.
+export default () => {
+  const store = new Store();
+  return {
+    initialize: ({ model }) => store.connect(model),
+    render({ model, el: host }) {
+      const view = new View(store, model);
+      host.append(view.root);
+      view.schedule();
+      return () => view.destroy();
+    },
+  };
+};

@@ -1,0 +1,78 @@
+// What is said in words: notes, files, sample answers, and the numbers as a table.
+
+import { el, setText } from "../shared/dom.js";
+import { bytes, number } from "../shared/format.js";
+import { text } from "../shared/texts.js";
+
+/** Warnings, errors and exported files, newest first. */
+export class Notes {
+  constructor() {
+    this.list = el("ul", { class: "nbt-list", "aria-label": text("notes"), tabindex: 0 });
+    this.node = el("div", { hidden: true }, this.list);
+  }
+
+  update({ notes, exports, status }) {
+    const items = [...(status.error ? [status.error] : []), ...exports.map(exported), ...notes].sort((a, b) => b.time - a.time);
+    const seen = JSON.stringify(items);
+    if (seen === this.seen) return;
+    this.seen = seen;
+    this.node.hidden = items.length === 0;
+    this.list.replaceChildren(...items.map((item) => el("li", { "data-level": item.level, class: "nbt-text", dir: "auto" },
+      item.message,
+      item.cause ? ` ${item.cause}` : null,
+      item.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: item.fix })) : null)));
+  }
+}
+
+function exported({ kind, path, bytes: size, done, detail, time }) {
+  const state = done >= 1 ? [path, size ? bytes(size) : ""] : [`${Math.round(100 * done)} %`, path];
+  return { level: "good", time, message: [kind, ...state, detail].filter(Boolean).join(" · ") };
+}
+
+/** Answers to the spec's sample prompts: the base model's, and the newest three. */
+export class Samples {
+  constructor() {
+    this.table = el("table");
+    this.node = el("details", { hidden: true }, el("summary", {}, text("samples")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+  }
+
+  update({ samples }) {
+    if (samples.length === this.count) return;
+    this.count = samples.length;
+    this.node.hidden = !samples.length;
+    const steps = [...new Set(samples.map((item) => item.step))].sort((a, b) => a - b);
+    const shown = steps.length > 4 ? [steps[0], ...steps.slice(-3)] : steps;
+    const answers = new Map(samples.map((item) => [`${item.step} ${item.prompt}`, item.answer]));
+    const head = (step) => (step === 0 ? text("samples.base") : text("samples.step", { step }));
+    this.table.replaceChildren(
+      el("tr", {}, el("th", { scope: "col" }, text("samples.prompt")), ...shown.map((step) => el("th", { scope: "col" }, head(step)))),
+      ...[...new Set(samples.map((item) => item.prompt))].map((prompt) => el("tr", {},
+        el("th", { scope: "row", class: "nbt-text", dir: "auto" }, prompt),
+        ...shown.map((step) => el("td", { class: "nbt-text", dir: "auto" }, answers.get(`${step} ${prompt}`) ?? "")))));
+  }
+}
+
+/** The charts' numbers for those who do not see charts; filled only while it is open. */
+export class Table {
+  constructor(limit = 50) {
+    this.limit = limit;
+    this.body = el("tbody");
+    this.caption = el("caption", { class: "nbt-sr" });
+    const names = ["step", "loss", "rate", "grad", "speed"].map((key) => text(key, { step: "" }).trim());
+    this.node = el("details", {}, el("summary", {}, text("table")),
+      el("div", { class: "nbt-scroll", tabindex: 0 },
+        el("table", {}, this.caption, el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))), this.body)));
+    this.node.addEventListener("toggle", () => { this.next = undefined; this.last && this.update(this.last); });
+  }
+
+  update(store) {
+    this.last = store;
+    const { rows } = store;
+    if (!this.node.open || rows.next === this.next) return;
+    this.next = rows.next;
+    const columns = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second"].map((name) => rows.column(name));
+    const picked = Array.from({ length: Math.min(this.limit, rows.length) }, (_, k) => rows.length - 1 - k);
+    setText(this.caption, text("table.caption", { n: picked.length }));
+    this.body.replaceChildren(...picked.map((i) => el("tr", {}, ...columns.map((column) => el("td", {}, number(column[i]))))));
+  }
+}

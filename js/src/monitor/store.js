@@ -1,0 +1,108 @@
+// What a page knows of a run: filled from the saved snapshot, then by messages. One per model, shared by its views.
+
+import { Rows } from "../shared/rows.js";
+
+const LISTS = ["evals", "notes", "samples", "exports"];
+
+export class Store {
+  constructor() {
+    this.rows = new Rows();
+    this.status = {};
+    this.forget();
+    this.listeners = new Set();
+    this.heard = Date.now();
+    this.answers = new Map();
+  }
+
+  /** Starts from the model's snapshot and listens; returns a function that ends it. */
+  connect(model) {
+    this.model = model;
+    this.read(model.get("snapshot"), model.get("snapshot_rows"));
+    const onMessage = (content, buffers) => this.receive(content, buffers);
+    const onSnapshot = () => this.read(model.get("snapshot"), model.get("snapshot_rows"));
+    model.on("msg:custom", onMessage);
+    model.on("change:snapshot", onSnapshot);
+    return () => {
+      model.off("msg:custom", onMessage);
+      model.off("change:snapshot", onSnapshot);
+    };
+  }
+
+  /** A whole picture: what came before is forgotten, unless we already know more. */
+  read(snapshot, buffer) {
+    if (!snapshot || snapshot.next === undefined) return;
+    const same = snapshot.generation === this.generation;
+    if (same && !this.gap && this.rows.next > 0 && snapshot.next <= this.rows.next) return;
+    this.forget();
+    this.gap = false;
+    this.generation = snapshot.generation;
+    this.apply(snapshot, buffer);
+  }
+
+  forget() {
+    this.rows.clear();
+    this.ends = {}; // of each list: how many items the run has said so far
+    for (const name of LISTS) this[name] = [];
+  }
+
+  receive(content, buffers) {
+    this.heard = Date.now();
+    if (content.t === "d") this.apply(content, buffers[0]);
+    else if (content.t === "s") this.read(content, buffers[0]);
+    else if (content.t === "ack") this.answers.get(content.id)?.(content);
+    this.changed();
+  }
+
+  apply(content, buffer) {
+    if (content.generation !== this.generation) return this.ask();
+    const values = content.rows ? floats(buffer) : new Float64Array(0);
+    let whole = this.rows.add(content.rows ?? 0, values);
+    for (const name of LISTS) whole = this.merge(name, content[name]) && whole;
+    this.status = content.status;
+    this.stamped = Date.now();
+    if (!whole) this.ask();
+    this.changed();
+  }
+
+  /** Takes a list's news: the whole of it, or what came after item `i0`; false if something in between is missing. */
+  merge(name, part) {
+    if (!part) return true;
+    const end = this.ends[name] ?? 0;
+    if (part.whole) this[name] = part.items;
+    else if (part.i0 > end) return false;
+    else this[name] = [...this[name], ...part.items.slice(end - part.i0)];
+    this.ends[name] = Math.max(end, part.next);
+    return true;
+  }
+
+  /** Something is missing (or the run went back to a checkpoint): asks for a whole picture, at most once a second. */
+  ask() {
+    this.gap = true;
+    if (Date.now() - (this.asked ?? 0) < 1000) return;
+    this.asked = Date.now();
+    this.model.send({ t: "need" });
+  }
+
+  changed() {
+    for (const listener of this.listeners) listener();
+  }
+
+  /** Sends a wish; the promise is kept when the kernel has taken it. */
+  wish(what, values = {}) {
+    const id = `${Date.now()}-${Math.random()}`;
+    return new Promise((resolve) => {
+      this.answers.set(id, (answer) => {
+        this.answers.delete(id);
+        resolve(answer);
+      });
+      this.model.send({ t: "do", id, do: what, ...values });
+    });
+  }
+}
+
+/** A DataView of a message (which may lie anywhere) as doubles. */
+export function floats(view) {
+  if (!view) return new Float64Array(0);
+  const start = view.byteOffset ?? 0;
+  return new Float64Array((view.buffer ?? view).slice(start, start + view.byteLength));
+}

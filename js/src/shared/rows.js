@@ -1,0 +1,130 @@
+// The numbers of a run as columns, of bounded length however long the run is.
+//
+// A row stands for `count` steps in a row, from raw index `first`. The kernel sends rows of one step each, or, for what
+// is long ago, merged ones that keep their extremes. nbtune/widgets/series.py is the same in Python.
+
+export const COLUMNS = [
+  "first",
+  "count",
+  "step",
+  "loss",
+  "loss_min",
+  "loss_max",
+  "learning_rate",
+  "grad_norm",
+  "tokens_per_second",
+  "memory",
+  "time",
+];
+const [FIRST, COUNT] = [0, 1];
+export const LIMIT = 4096;
+
+export class Rows {
+  constructor() {
+    this.clear();
+  }
+
+  clear() {
+    this.length = 0;
+    this.next = 0; // the raw index that comes next
+    this.columns = COLUMNS.map(() => new Float64Array(1024));
+  }
+
+  /** The filled part of a column: a view, valid until the next `add`. */
+  column(name) {
+    return this.columns[COLUMNS.indexOf(name)].subarray(0, this.length);
+  }
+
+  last(name) {
+    return this.length ? this.columns[COLUMNS.indexOf(name)][this.length - 1] : NaN;
+  }
+
+  /**
+   * Adds rows, dropping those that are known already.
+   * @param {number} count how many rows
+   * @param {Float64Array} values column after column
+   * @returns {boolean} false if something is missing in between: nothing was added, ask the kernel again
+   */
+  add(count, values) {
+    const column = (k) => values.subarray(k * count, (k + 1) * count);
+    let skip = 0;
+    while (skip < count && column(FIRST)[skip] + column(COUNT)[skip] <= this.next) skip += 1;
+    if (skip === count) return true;
+    if (column(FIRST)[skip] !== this.next) return false;
+    this.#reserve(this.length + count - skip);
+    COLUMNS.forEach((_, k) => this.columns[k].set(column(k).subarray(skip), this.length));
+    this.length += count - skip;
+    this.next = column(FIRST)[count - 1] + column(COUNT)[count - 1];
+    if (this.length > LIMIT) this.#merge(LIMIT / 2);
+    return true;
+  }
+
+  #reserve(wanted) {
+    if (wanted <= this.columns[0].length) return;
+    const size = Math.max(wanted, 2 * this.columns[0].length);
+    this.columns = this.columns.map((old) => {
+      const grown = new Float64Array(size);
+      grown.set(old);
+      return grown;
+    });
+  }
+
+  // Rows fall into boxes of a power of two steps, so that a box, once full, never changes and the picture does not jitter.
+  #merge(limit) {
+    let width = 1;
+    while (this.next / width > limit) width *= 2;
+    let to = -1;
+    let box = -1;
+    const c = Object.fromEntries(COLUMNS.map((name, k) => [name, this.columns[k]]));
+    for (let i = 0; i < this.length; i += 1) {
+      const mine = Math.floor(c.first[i] / width);
+      if (mine !== box) {
+        to += 1;
+        box = mine;
+        for (const values of this.columns) values[to] = values[i];
+        continue;
+      }
+      const [a, b] = [c.count[to], c.count[i]];
+      for (const name of ["loss", "tokens_per_second"]) c[name][to] = (c[name][to] * a + c[name][i] * b) / (a + b);
+      c.loss_min[to] = Math.min(c.loss_min[to], c.loss_min[i]);
+      for (const name of ["loss_max", "grad_norm", "memory"]) c[name][to] = Math.max(c[name][to], c[name][i]);
+      for (const name of ["step", "learning_rate", "time"]) c[name][to] = c[name][i];
+      c.count[to] = a + b;
+    }
+    this.length = to + 1;
+  }
+}
+
+/**
+ * A running mean whose memory is counted in steps: `weight` of what was there survives a step. It starts at the first
+ * value without a lag (the weights are divided by their sum).
+ */
+export function smooth(values, counts, weight) {
+  const out = new Float64Array(values.length);
+  let sum = 0;
+  let weights = 0;
+  for (let i = 0; i < values.length; i += 1) {
+    const keep = weight ** counts[i];
+    if (Number.isFinite(values[i])) {
+      sum = keep * sum + (1 - keep) * values[i];
+      weights = keep * weights + (1 - keep);
+    }
+    out[i] = weights > 0 ? sum / weights : NaN;
+  }
+  return out;
+}
+
+/** x and y of the raw line: a merged row is drawn from its lowest to its highest value. */
+export function extremes(step, low, high, count) {
+  const x = [];
+  const y = [];
+  for (let i = 0; i < step.length; i += 1) {
+    x.push(step[i]);
+    y.push(low[i]);
+    if (count[i] > 1) {
+      x.push(step[i]);
+      y.push(high[i]);
+    }
+  }
+  return { x, y };
+}

@@ -1,0 +1,22 @@
+// Every text of the panels in one place. A language is a whole table: a test compares their keys.
+
+import { en } from "./texts.en.js";
+import { de } from "./texts.de.js";
+
+export const TABLES = { en, de };
+
+/** The language of the page (JupyterLab sets it), else English. */
+export function language(root = document.documentElement) {
+  const wanted = (root.lang || "en").toLowerCase().split(/[-_]/)[0];
+  return wanted in TABLES ? wanted : "en";
+}
+
+/**
+ * text("left", { time: "3 s" }) → "3 s left". `{name}` is filled in; what is filled in stays text.
+ * @param {string} key
+ * @param {Record<string, string | number>} [values]
+ */
+export function text(key, values = {}, table = TABLES[language()]) {
+  const pattern = table[key] ?? en[key] ?? key;
+  return pattern.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+}

@@ -1,0 +1,40 @@
+"""The panels of a run: live in the notebook's page, and static pictures for everywhere else.
+
+monitor(run)   the live panel (an anywidget)
+figure(run)    a Plotly figure of its history
+report(run)    a picture and a small HTML report, for nbconvert and GitHub
+show(run)      the live panel, and under it a report that appears when the run ends
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from nbtune.widgets.monitor_panel import Monitor
+    from nbtune.widgets.static_report import Report
+
+__all__ = ["figure", "monitor", "report"]
+
+
+def monitor(run: Any) -> Monitor:
+    """The live panel of `run`: show it as a cell's last value, or with `display`."""
+    from nbtune.widgets.monitor_panel import Monitor
+
+    return Monitor(run)
+
+
+def figure(run: Any) -> go.Figure:
+    """A Plotly figure of the run's loss, held-out loss and learning rate."""
+    from nbtune.widgets.plotly_figure import run_figure
+
+    return run_figure(run)
+
+
+def report(run: Any) -> Report:
+    """A static report: `.png()`, `.html()`, and a display in a notebook without any widget."""
+    from nbtune.widgets.static_report import Report
+
+    return Report(run)

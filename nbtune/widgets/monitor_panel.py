@@ -1,0 +1,152 @@
+"""The monitor: a run's charts and buttons in the page, live while it trains and complete after a reload."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import traitlets
+
+from nbtune.errors import NbtuneError
+from nbtune.events import ENDED, Event
+from nbtune.widgets.panel import Panel
+from nbtune.widgets.view import Cursor, RunView
+
+__all__ = ["Monitor"]
+
+HEARTBEAT = 1.0  # seconds: an idle-culling hub takes a kernel that says nothing for dead
+EXPORTS = {"q8_0": "gguf", "f16": "gguf", "bf16": "gguf", "adapter": "adapter"}
+
+
+class Monitor(Panel):
+    """Loss, evaluation, learning rate, speed, memory and time left of a run, with its buttons.
+
+    Args:
+        run: the run to show; it needs `subscribe`, `state`, `name`, `id`, `total_steps`, `plan` and the wishes
+            (`pause`, `unpause`, `stop`, `resume`, `export`, `push_to_hub`).
+
+    Example:
+        >>> nbtune.widgets.monitor(run)  # doctest: +SKIP
+    """
+
+    panel = "monitor"
+    snapshot = traitlets.Dict().tag(sync=True)
+    snapshot_rows = traitlets.Bytes().tag(sync=True)
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.view = RunView(run)
+        self._cursor = Cursor()
+        self._sending = threading.Lock()
+        self._said = time.monotonic()
+        self._over = threading.Event()
+        self._caught_up = threading.Event()
+        self._seen = 0
+        self._unsubscribe = run.subscribe(self._on_events, 0)
+        if getattr(run, "step", 0):
+            self._caught_up.wait(2.0)  # what has already happened goes into the first picture
+        self.view.delta(self._cursor)  # the first picture, sent with the opening, has all of it
+        super().__init__()
+        self._opened = True
+        self._start_heart()
+
+    _opened = False
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """The widget's state with a picture of now, so that a reloaded page or a second one is complete."""
+        state = super().get_state(key, drop_defaults)
+        if "snapshot" in state or "snapshot_rows" in state:
+            body, rows = self.view.snapshot()
+            fresh = {"snapshot": body, "snapshot_rows": rows}
+            state.update({name: fresh[name] for name in fresh if name in state})
+        return state
+
+    def close(self) -> None:
+        """Stops listening and takes the panel from the page; the run goes on."""
+        self._over.set()
+        self._unsubscribe()
+        super().close()
+
+    def _on_events(self, events: Sequence[Event], first: int) -> None:
+        self.view.add(events)
+        self._seen = first + len(events)
+        self._caught_up.set()
+        if self._opened:
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._sending:
+            body, rows = self.view.delta(self._cursor)
+            self._said = time.monotonic()
+            self.send(body, [rows])
+        if not body["status"]["live"]:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Assigns the picture at the end: a notebook run without a page stores assigned traits only."""
+        body, rows = self.view.snapshot()
+        with self.hold_sync():
+            self.snapshot_rows = rows
+            self.snapshot = body
+
+    def _start_heart(self) -> None:
+        self._tell()
+        threading.Thread(target=self._beat, name=f"nbtune-heart-{self.run.name}", daemon=True).start()
+
+    def _beat(self) -> None:
+        live = True
+        while live and not self._over.wait(HEARTBEAT):
+            live = self.run.state not in ENDED
+            if not live:
+                self._tell()
+            elif time.monotonic() - self._said >= HEARTBEAT:
+                self._said = time.monotonic()
+                self.send({"t": "hb"})
+
+    def hear(self, content: dict[str, Any], buffers: Any) -> None:
+        if content["t"] == "need":
+            body, rows = self.view.snapshot()
+            self.send(body, [rows])
+
+    def do_pause(self) -> None:
+        self.run.pause()
+
+    def do_unpause(self) -> None:
+        self.run.unpause()
+
+    def do_stop(self) -> None:
+        self.run.stop()
+
+    def do_resume(self) -> None:
+        self.in_background(self._resume, self._failed)
+
+    def _resume(self) -> None:
+        self.run = self.view.run = self.run.resume()
+        self._unsubscribe()
+        self._unsubscribe = self.run.subscribe(self._on_events, self._seen)
+        self._start_heart()
+
+    def do_export(self, kind: str) -> None:
+        how = EXPORTS.get(kind)
+        if how is None:
+            raise NbtuneError(f"cannot export {kind!r}", fix=f"one of {', '.join(EXPORTS)}")
+        export = self.run.export
+        self.in_background(lambda: export.gguf(kind) if how == "gguf" else export.adapter(), self._failed)
+
+    def do_push(self, repo: str, private: bool = True) -> None:
+        self.in_background(lambda: self._push(repo, private), self._failed)
+
+    def _push(self, repo: str, private: bool) -> None:
+        url = self.run.push_to_hub(repo, private=private)
+        self.view.note(f"Pushed to {url or repo}", level="good")
+        self._tell()
+
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, NbtuneError):
+            place = f"{error.place}: " if error.place else ""
+            self.view.note(f"{place}{error.cause}", fix=error.fix)
+        else:
+            self.view.note(self.words(error))
+        self._tell()

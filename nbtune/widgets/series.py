@@ -1,0 +1,138 @@
+"""The numbers of a run as columns, of bounded length however long the run is.
+
+A row stands for `count` steps in a row, from raw index `first`. What is long ago is merged into boxes of a power of
+two steps, which keep their extremes, so that a picture of a million steps has the peaks of the real one.
+``js/src/shared/rows.js`` is the same in JavaScript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from nbtune.events import Step
+
+__all__ = ["COLUMNS", "Series"]
+
+COLUMNS = (
+    "first",
+    "count",
+    "step",
+    "loss",
+    "loss_min",
+    "loss_max",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "memory",
+    "time",
+)
+_FIRST, _COUNT = 0, 1
+_MEAN = ("loss", "tokens_per_second")
+_MAX = ("loss_max", "grad_norm", "memory")
+
+
+class Series:
+    """Steps, oldest first; memory is bounded by `limit` rows of 88 bytes.
+
+    Args:
+        limit: rows kept at most; when there are more, they are merged to at most half of it.
+    """
+
+    def __init__(self, limit: int = 4096) -> None:
+        self.limit = limit
+        self.next = 0
+        self._rows = np.empty((len(COLUMNS), 2 * limit), dtype=np.float64)
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def rows(self) -> np.ndarray:
+        """float64 [len(COLUMNS), rows], a view."""
+        return self._rows[:, : self._length]
+
+    def column(self, name: str) -> np.ndarray:
+        """float64 [rows], a view."""
+        return self.rows[COLUMNS.index(name)]
+
+    def add(self, steps: Iterable[Step]) -> None:
+        """Appends one row per step."""
+        for step in steps:
+            if self._length == self._rows.shape[1]:
+                self._shrink()
+            self._rows[:, self._length] = _row(self.next, step)
+            self._length += 1
+            self.next += 1
+        if self._length > self.limit:
+            self._shrink()
+
+    def cut(self, step: int) -> bool:
+        """Forgets what is at `step` or later (a run that went back to a checkpoint); True if there was something."""
+        keep = int(np.searchsorted(self.column("step"), step, side="left"))
+        if keep == self._length:
+            return False
+        self.next = int(self._rows[_FIRST, keep])
+        self._length = keep
+        return True
+
+    def since(self, first: int, limit: int) -> np.ndarray | None:
+        """The rows from raw index `first`, merged to at most `limit`; None if `first` lies inside a merged row."""
+        start = int(np.searchsorted(self.column("first"), first, side="left"))
+        behind = self._rows[_FIRST, start] if start < self._length else self.next
+        return merged(self.rows[:, start:], limit) if behind == first else None
+
+    def snapshot(self, limit: int) -> np.ndarray:
+        """All rows, merged to at most `limit`: float64 [len(COLUMNS), rows], a copy."""
+        return merged(self.rows, limit).copy()
+
+    def _shrink(self) -> None:
+        small = merged(self.rows, self.limit // 2)
+        self._length = small.shape[1]
+        self._rows[:, : self._length] = small
+
+
+def merged(rows: np.ndarray, limit: int) -> np.ndarray:
+    """`rows` in boxes of the smallest power of two steps that gives at most `limit` boxes; `rows` itself if it fits."""
+    if rows.shape[1] <= limit:
+        return rows
+    width = 1
+    while True:
+        width *= 2
+        box = rows[_FIRST] // width
+        starts = np.flatnonzero(np.diff(box, prepend=-1.0))
+        if len(starts) <= limit:
+            break
+    counts = np.add.reduceat(rows[_COUNT], starts)
+    ends = np.append(starts[1:], rows.shape[1]) - 1
+    out = rows[:, ends].copy()
+    out[_FIRST], out[_COUNT] = rows[_FIRST, starts], counts
+    for name in _MEAN:
+        k = COLUMNS.index(name)
+        out[k] = np.add.reduceat(rows[k] * rows[_COUNT], starts) / counts
+    for name in _MAX:
+        k = COLUMNS.index(name)
+        out[k] = np.fmax.reduceat(rows[k], starts)
+    low = COLUMNS.index("loss_min")
+    out[low] = np.fmin.reduceat(rows[low], starts)
+    return out
+
+
+def _row(index: int, step: Step) -> tuple[float, ...]:
+    memory = step.memory_allocated or step.memory_peak
+    loss = step.loss
+    return (
+        index,
+        1,
+        step.step,
+        loss,
+        loss,
+        loss,
+        step.learning_rate,
+        step.grad_norm,
+        step.tokens_per_second,
+        memory,
+        step.time,
+    )

@@ -1,0 +1,232 @@
+"""What a panel knows of a run, made from its events alone: numbers, notes, samples, a status.
+
+It hands out whole pictures (`snapshot`) and what is new since then (`delta`), both of bounded size.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nbtune import events as ev
+from nbtune.errors import NbtuneError
+from nbtune.widgets.plain import clean, without_home
+from nbtune.widgets.series import Series
+
+__all__ = ["Cursor", "RunView"]
+
+SNAPSHOT_ROWS = 512  # 45 KB
+DELTA_ROWS = 512
+LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20}
+
+
+@dataclass
+class Cursor:
+    """How far a listener is: of the steps, and of each list."""
+
+    generation: int = 0
+    rows: int = 0
+    lists: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LISTS, 0))
+
+
+class RunView:
+    """A run as a panel shows it.
+
+    Args:
+        run: anything with `name`, `id`, `state`, `step`, `total_steps`, `plan` and `error`.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.lock = threading.RLock()
+        self.generation = 0
+        self.series = Series()
+        self.lists: dict[str, list[dict[str, Any]]] = {name: [] for name in LISTS}
+        self.said = dict.fromkeys(LISTS, 0)  # how many items of each list there have been
+        self.last = ev.State(state="queued", time=0.0)
+        self._seconds = 0.0  # a step, as a running mean
+        self._clock = _Clock()
+        self._plan: Any = None
+
+    def add(self, events: Sequence[ev.Event]) -> None:
+        """Takes in what happened, in order."""
+        with self.lock:
+            for event in events:
+                self._clock.see(event)
+                self._take(event)
+
+    def note(self, message: str, *, level: str = "error", cause: str = "", fix: str = "") -> None:
+        """A note that does not come from the run, such as why an export failed."""
+        with self.lock:
+            self._append("notes", _note(level, message, cause, fix, time.time()))
+
+    def _take(self, event: ev.Event) -> None:
+        if isinstance(event, ev.Step):
+            if self.series.cut(event.step):
+                self._went_back(event.step)
+            self.series.add([event])
+            self._seconds = event.seconds if not self._seconds else 0.9 * self._seconds + 0.1 * event.seconds
+        elif isinstance(event, ev.State):
+            self.last = event
+        elif isinstance(event, ev.Eval):
+            self._append("evals", {"step": event.step, "loss": _rounded(event.loss), "best": event.best})
+        elif isinstance(event, ev.Sample):
+            answer = {"step": event.step, "prompt": clean(event.prompt, 200), "answer": clean(event.answer, 600)}
+            self._append("samples", answer)
+        elif isinstance(event, ev.Warning):
+            self._append("notes", _note("warning", event.message, event.cause, event.fix, event.time))
+        elif isinstance(event, ev.Export):
+            self._export(event)
+
+    def _went_back(self, step: int) -> None:
+        self.generation += 1
+        for name in ("evals", "samples"):
+            self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
+
+    def _export(self, event: ev.Export) -> None:
+        item = {
+            "kind": clean(event.kind, 60),
+            "path": clean(without_home(event.path), 400),
+            "bytes": event.bytes,
+            "done": event.done,
+            "detail": clean(event.detail, 400),
+            "time": event.time,
+        }
+        known = self.lists["exports"]
+        if known and known[-1]["kind"] == item["kind"] and known[-1]["done"] < 1:
+            known.pop()  # the same file moved on
+        self._append("exports", item)
+
+    def _append(self, name: str, item: dict[str, Any]) -> None:
+        items = self.lists[name]
+        items.append(item)
+        self.said[name] += 1
+        if len(items) > 2 * LISTS[name]:
+            self.lists[name] = _few(items, LISTS[name], thin=name == "evals")
+
+    def status(self) -> dict[str, Any]:
+        """State, progress and times in seconds; JSON, about half a KB."""
+        with self.lock:
+            run, plan, state = self.run, self._known_plan(), self._state()
+            step = int(self.series.column("step")[-1]) if len(self.series) else 0
+            total = int(getattr(plan, "total_steps", 0) or self.last.total_steps)
+            return {
+                "name": clean(run.name, 200),
+                "id": clean(run.id, 80),
+                "state": state,
+                "live": state not in ev.ENDED,
+                "step": step,
+                "total": total,
+                "detail": clean(self.last.detail, 500) if self.last.state == state else "",
+                "elapsed": self._clock.elapsed(live=state not in ev.ENDED),
+                "eta": self._left(step, total, plan),
+                "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
+                "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
+                "exportable": step > 0,
+                "resumable": bool(state in ("stopped", "failed", "interrupted")),
+                "error": self._error(state),
+            }
+
+    def _known_plan(self) -> Any:
+        if self._plan is None:
+            self._plan = self.run.plan  # read from a file each time, and it does not change
+        return self._plan
+
+    def _state(self) -> str:
+        said = self.last.state
+        return said if said in ev.ENDED or getattr(self.run, "alive", False) else str(self.run.state)
+
+    def _left(self, step: int, total: int, plan: Any) -> float | None:
+        if step and total and self._seconds:
+            return max(0, total - step) * self._seconds
+        expected = getattr(plan, "seconds", None)
+        return float(expected) if expected and not step else None
+
+    def _error(self, state: str) -> dict[str, Any] | None:
+        error = getattr(self.run, "error", None) if state == "failed" else None
+        if error is None:
+            return None
+        when = self.last.time
+        if isinstance(error, NbtuneError):
+            return _note("error", f"{error.place}: {error.cause}" if error.place else error.cause, "", error.fix, when)
+        return _note("error", f"{type(error).__name__}: {error}", "", "", when)
+
+    def snapshot(self) -> tuple[dict[str, Any], bytes]:
+        """A whole picture: its JSON part, and the rows as little-endian doubles, column after column (≤ 46 KB)."""
+        with self.lock:
+            rows = self.series.snapshot(SNAPSHOT_ROWS)
+            body = {"t": "s", "generation": self.generation, "next": self.series.next, "rows": rows.shape[1]}
+            for name, limit in LISTS.items():
+                items = _few(self.lists[name], limit, thin=name == "evals")
+                body[name] = {"whole": True, "next": self.said[name], "items": items}
+            return {**body, "status": self.status()}, _bytes(rows)
+
+    def delta(self, cursor: Cursor) -> tuple[dict[str, Any], bytes]:
+        """What is new since `cursor`, which is moved on; a whole picture where the run went back."""
+        with self.lock:
+            same = cursor.generation == self.generation
+            rows = self.series.since(cursor.rows, DELTA_ROWS) if same else None
+            start, ends = cursor.rows, cursor.lists
+            cursor.generation, cursor.rows, cursor.lists = self.generation, self.series.next, dict(self.said)
+            if rows is None:
+                return self.snapshot()
+            lists = {name: self._news(name, ends[name]) for name in LISTS if ends[name] < self.said[name]}
+            body = {"t": "d", "generation": self.generation, "i0": start, "rows": rows.shape[1], **lists}
+            return {**body, "status": self.status()}, _bytes(rows)
+
+    def _news(self, name: str, start: int) -> dict[str, Any]:
+        if name == "exports":  # its last item may have moved on
+            return {"whole": True, "next": self.said[name], "items": self.lists[name]}
+        items = self.lists[name][-min(LISTS[name], self.said[name] - start) :]
+        return {"i0": self.said[name] - len(items), "next": self.said[name], "items": items}
+
+
+class _Clock:
+    """Seconds in which the run lived; the time between a stop and a resume does not count."""
+
+    def __init__(self) -> None:
+        self.before, self.since, self.seen = 0.0, 0.0, 0.0
+
+    def see(self, event: ev.Event) -> None:
+        if isinstance(event, ev.State):
+            begins = event.state in ("queued", "preparing")
+            if self.since and (begins or event.state in ev.ENDED):
+                until = self.seen if begins else event.time
+                self.before, self.since = self.before + max(0.0, until - self.since), 0.0
+            if not self.since and event.state not in ev.ENDED:
+                self.since = event.time
+        self.seen = event.time
+
+    def elapsed(self, *, live: bool) -> float:
+        if not self.since:
+            return self.before
+        return self.before + max(0.0, (time.time() if live else self.seen) - self.since)
+
+
+def _note(level: str, message: str, cause: str, fix: str, when: float) -> dict[str, Any]:
+    shown = {"message": clean(message, 500), "cause": clean(cause, 500), "fix": clean(fix, 500)}
+    return {"level": level, "time": when, **shown}
+
+
+def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[str, Any]]:
+    """At most `limit` of `items`: the newest, or evenly picked ones with the best and the last."""
+    if len(items) <= limit:
+        return list(items)
+    if not thin:
+        return items[-limit:]
+    best = max((k for k, item in enumerate(items) if item["best"]), default=len(items) - 1)
+    stride = -(-len(items) // (limit - 2))
+    return [item for k, item in enumerate(items) if k % stride == 0 or k in (best, len(items) - 1)]
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
+def _bytes(rows: np.ndarray) -> bytes:
+    return np.ascontiguousarray(rows, dtype="<f8").tobytes()

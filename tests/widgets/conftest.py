@@ -1,0 +1,15 @@
+"""The panels need their built JavaScript: `make setup` builds it; here we say so instead of failing one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+STATIC = Path(__file__).parents[2] / "nbtune" / "widgets" / "static"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built():
+    if not (STATIC / "monitor.js").is_file():
+        pytest.fail("the panels are not built: cd js && npm ci && npm run build", pytrace=False)
