@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._runtime import op
+from ._runtime import cdiv, compute_capability, flat_rows, jit, op, tl, use_triton
+from .tables import launch
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
 
@@ -28,6 +29,98 @@ def reference(gate: Tensor, up: Tensor | None, act: str = "silu") -> Tensor:
         "relu2": lambda t: f.relu(t).square(),
     }[act](gate)
     return a if up is None else a * up
+
+
+# ---------------------------------------------------------------- Triton: a program takes one block of one row
+
+
+@jit
+def _act(g, ACT: tl.constexpr):
+    """act(g) and act'(g) in fp32."""
+    if ACT == "silu":
+        s = tl.sigmoid(g)
+        a = g * s
+        slope = s * (1 + g * (1 - s))
+    elif ACT == "gelu":
+        phi = 0.5 + 0.5 * tl.erf(g * 0.7071067811865476)
+        a = g * phi
+        slope = phi + g * tl.exp(-0.5 * g * g) * 0.3989422804014327
+    elif ACT == "gelu_tanh":
+        # tanh(t) = 2 sigmoid(2t) - 1
+        t = 2 * tl.sigmoid(1.5957691216057308 * (g + 0.044715 * g * g * g)) - 1
+        a = 0.5 * g * (1 + t)
+        slope = 0.5 * (1 + t) + 0.5 * g * (1 - t * t) * 0.7978845608028654 * (1 + 0.134145 * g * g)
+    elif ACT == "relu":
+        a = tl.maximum(g, 0.0)
+        slope = tl.where(g > 0, 1.0, 0.0)
+    else:
+        r = tl.maximum(g, 0.0)
+        a = r * r
+        slope = 2 * r
+    return a, slope
+
+
+@jit
+def _forward_kernel(
+    gate_ptr, up_ptr, out_ptr, g_stride, u_stride, o_stride, width, blocks,
+    ACT: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    col = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    mask = col < width
+    h, _slope = _act(tl.load(gate_ptr + row * g_stride + col, mask, other=0.0).to(tl.float32), ACT)
+    if GATED:
+        h *= tl.load(up_ptr + row * u_stride + col, mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * o_stride + col, h.to(out_ptr.dtype.element_ty), mask)
+
+
+@jit
+def _backward_kernel(
+    dh_ptr, gate_ptr, up_ptr, h_ptr, dgate_ptr, dup_ptr, d_stride, g_stride, u_stride, h_stride, dg_stride, du_stride,
+    width, blocks, ACT: tl.constexpr, GATED: tl.constexpr, NEED_H: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    col = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    mask = col < width
+    a, slope = _act(tl.load(gate_ptr + row * g_stride + col, mask, other=0.0).to(tl.float32), ACT)
+    dh = tl.load(dh_ptr + row * d_stride + col, mask, other=0.0).to(tl.float32)
+    dgate = dh * slope
+    if GATED:
+        up = tl.load(up_ptr + row * u_stride + col, mask, other=0.0).to(tl.float32)
+        dgate *= up
+        tl.store(dup_ptr + row * du_stride + col, (dh * a).to(dup_ptr.dtype.element_ty), mask)
+        a *= up
+    if NEED_H:
+        tl.store(h_ptr + row * h_stride + col, a.to(h_ptr.dtype.element_ty), mask)
+    tl.store(dgate_ptr + row * dg_stride + col, dgate.to(dgate_ptr.dtype.element_ty), mask)
+
+
+def _launch_forward(gate, up, act, out) -> None:
+    g, o = flat_rows(gate), flat_rows(out, written=True)
+    u = flat_rows(up) if up is not None else g
+    table = launch("act_mul", compute_capability(gate.device))
+    n, width = g.shape
+    blocks = cdiv(width, table["block"])
+    _forward_kernel[(n * blocks,)](
+        g, u, o, g.stride(0), u.stride(0), o.stride(0), width, blocks, ACT=act, GATED=up is not None,
+        BLOCK=table["block"], num_warps=table["warps"],
+    )  # fmt: skip
+
+
+def _launch_backward(dh, gate, up, act, out_h, out_dgate, out_dup) -> None:
+    d, g, dg = flat_rows(dh), flat_rows(gate), flat_rows(out_dgate, written=True)
+    h = flat_rows(out_h, written=True) if out_h is not None else dg
+    u, du = (flat_rows(up), flat_rows(out_dup, written=True)) if up is not None else (g, dg)
+    table = launch("act_mul_backward", compute_capability(gate.device))
+    n, width = g.shape
+    blocks = cdiv(width, table["block"])
+    _backward_kernel[(n * blocks,)](
+        d, g, u, h, dg, du, *(t.stride(0) for t in (d, g, u, h, dg, du)), width, blocks, ACT=act, GATED=up is not None,
+        NEED_H=out_h is not None, BLOCK=table["block"], num_warps=table["warps"],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- plain torch
 
 
 def _act_and_slope(g: Tensor, act: str) -> tuple[Tensor, Tensor]:
@@ -47,57 +140,47 @@ def _act_and_slope(g: Tensor, act: str) -> tuple[Tensor, Tensor]:
 
 
 def _forward(gate, up, act, out) -> None:
+    if use_triton(gate):
+        return _launch_forward(gate, up, act, out)
     out.copy_(reference(gate, up, act))
 
 
 def _backward(dh, gate, up, act, out_h, out_dgate, out_dup) -> None:
+    if use_triton(gate):
+        return _launch_backward(dh, gate, up, act, out_h, out_dgate, out_dup)
     a, slope = _act_and_slope(gate.float(), act)
-    d = dh.float()
-    u = None if up is None else up.float()
-    if out_h is not None:
-        out_h.copy_(a if u is None else a * u)
-    out_dgate.copy_(d * slope if u is None else d * u * slope)
+    d, u = dh.float(), None if up is None else up.float()
+    h = a if u is None else a * u
+    dgate = d * slope if u is None else d * u * slope
     if u is not None:
         out_dup.copy_(d * a)
+    if out_h is not None:
+        out_h.copy_(h)
+    out_dgate.copy_(dgate)
+
+
+# ---------------------------------------------------------------- ops
+
+
+@op("act_mul(Tensor gate, Tensor? up, str act, Tensor(a!) out) -> ()", lambda *_: None)
+def _act_mul(gate, up, act, out):
+    _forward(gate, up, act, out)
+
+
+@op(
+    "act_mul_backward(Tensor dh, Tensor gate, Tensor? up, str act, Tensor(a!)? out_h, Tensor(b!) out_dgate,"
+    " Tensor(c!)? out_dup) -> ()",
+    lambda *_: None,
+)
+def _act_mul_backward(dh, gate, up, act, out_h, out_dgate, out_dup):
+    _backward(dh, gate, up, act, out_h, out_dgate, out_dup)
+
+
+# ---------------------------------------------------------------- public
 
 
 def _empty(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-@op("act_mul(Tensor gate, Tensor? up, str act) -> Tensor", lambda gate, up, act: gate.new_empty(gate.shape))
-def _act_mul(gate, up, act):
-    out = _empty(gate)
-    _forward(gate, up, act, out)
-    return out
-
-
-@op("act_mul_out(Tensor gate, Tensor? up, str act, Tensor(a!) out) -> ()", lambda gate, up, act, out: None)
-def _act_mul_out(gate, up, act, out):
-    _forward(gate, up, act, out)
-
-
-def _fake_backward(dh, gate, up, act, need_h):
-    h = gate.new_empty(gate.shape) if need_h else gate.new_empty(0)
-    return h, gate.new_empty((*gate.shape[:-1], gate.shape[-1] * (1 if up is None else 2)))
-
-
-@op("act_mul_backward(Tensor dh, Tensor gate, Tensor? up, str act, bool need_h) -> (Tensor, Tensor)", _fake_backward)
-def _act_mul_backward(dh, gate, up, act, need_h):
-    n = gate.shape[-1]
-    both = torch.empty((*gate.shape[:-1], n if up is None else 2 * n), dtype=gate.dtype, device=gate.device)
-    h = _empty(gate) if need_h else gate.new_empty(0)
-    _backward(dh, gate, up, act, h if need_h else None, both[..., :n], both[..., n:])
-    return h, both
-
-
-@op(
-    "act_mul_backward_out(Tensor dh, Tensor gate, Tensor? up, str act, Tensor(a!)? out_h, Tensor(b!) out_dgate,"
-    " Tensor(c!)? out_dup) -> ()",
-    lambda dh, gate, up, act, out_h, out_dgate, out_dup: None,
-)
-def _act_mul_backward_out(dh, gate, up, act, out_h, out_dgate, out_dup):
-    _backward(dh, gate, up, act, out_h, out_dgate, out_dup)
 
 
 def _check(act: str) -> None:
@@ -114,10 +197,9 @@ def act_mul(gate: Tensor, up: Tensor | None, *, act: str = "silu", out: Tensor |
         out: where h goes (may be gate or up itself).
     """
     _check(act)
-    if out is not None:
-        _act_mul_out(gate, up, act, out)
-        return out
-    return _act_mul(gate, up, act)
+    out = _empty(gate) if out is None else out
+    _act_mul(gate, up, act, out)
+    return out
 
 
 def act_mul_backward(
@@ -137,16 +219,19 @@ def act_mul_backward(
         dh, gate, up: `[..., I]`, rows at any stride.
         need_h: without it h is not written and None is returned.
         out_h, out_dgate, out_dup: buffers, which may be dh, gate and up themselves (in any assignment). Give
-            out_dgate (and out_dup unless up is None) together; out_h alone is not supported.
+            out_dgate and (unless up is None) out_dup together.
 
     Returns:
         h, dgate, dup. Without buffers dgate and dup are the halves of one fresh `[..., 2I]` buffer.
     """
     _check(act)
-    if out_dgate is not None:
-        h = _empty(gate) if need_h and out_h is None else (out_h if need_h else None)
-        _act_mul_backward_out(dh, gate, up, act, h, out_dgate, out_dup)
-        return h, out_dgate, out_dup
-    h, both = _act_mul_backward(dh, gate, up, act, need_h)
-    n = gate.shape[-1]
-    return h if need_h else None, both[..., :n], None if up is None else both[..., n:]
+    if out_dgate is None:
+        n = gate.shape[-1]
+        both = torch.empty((*gate.shape[:-1], n if up is None else 2 * n), dtype=gate.dtype, device=gate.device)
+        out_dgate, out_dup = both[..., :n], None if up is None else both[..., n:]
+    if not need_h:
+        out_h = None
+    elif out_h is None:
+        out_h = _empty(gate)
+    _act_mul_backward(dh, gate, up, act, out_h, out_dgate, out_dup)
+    return out_h, out_dgate, out_dup

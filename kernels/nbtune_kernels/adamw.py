@@ -3,15 +3,19 @@
     g = clip * grad;   m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) g^2
     p = p - lr wd p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-lr, t and clip are device scalars, so a step can live in a CUDA graph. Moments are fp32. A `copies` tensor gets p rounded
-to its own dtype in the same pass (bf16 adapters for the products, fp32 ones for the update).
+lr, t and clip are device scalars, so a step can live in a CUDA graph. Moments are fp32. A `copies` tensor gets p
+rounded to its own dtype in the same pass (fp32 adapters for the update, 16-bit ones for the products).
 Loshchilov & Hutter 2019, arXiv 1711.05101.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._runtime import compute_capability, jit, tl, use_triton
+from .tables import launch
 
 
 def reference(
@@ -44,15 +48,70 @@ def reference(
             copies[i].copy_(new)
 
 
+# ---------------------------------------------------------------- Triton: a program takes one chunk of one tensor
+
+
+@jit
+def _adamw_kernel(
+    address_ptr, size_ptr, factor_ptr, tensor_ptr, start_ptr, lr_ptr, step_ptr, clip_ptr, tensors, beta1, beta2, eps,
+    P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, CLIP: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`address[5, tensors]`: params, grads, exp_avgs, exp_avg_sqs, copies; `factor[2, tensors]`: lr scale, decay."""
+    index = tl.load(tensor_ptr + tl.program_id(0))
+    size = tl.load(size_ptr + index)
+    at = tl.load(start_ptr + tl.program_id(0)) + tl.arange(0, BLOCK)
+    mask = at < size
+    p_ptr = tl.load(address_ptr + index).to(tl.pointer_type(P))
+    g_ptr = tl.load(address_ptr + tensors + index).to(tl.pointer_type(G))
+    m_ptr = tl.load(address_ptr + 2 * tensors + index).to(tl.pointer_type(tl.float32))
+    v_ptr = tl.load(address_ptr + 3 * tensors + index).to(tl.pointer_type(tl.float32))
+    lr = tl.load(lr_ptr) * tl.load(factor_ptr + index)
+    decay = tl.load(factor_ptr + tensors + index)
+    t = tl.load(step_ptr).to(tl.float32)
+    c1 = 1 - tl.exp2(t * tl.log2(beta1))
+    c2 = 1 - tl.exp2(t * tl.log2(beta2))
+    g = tl.load(g_ptr + at, mask, other=0.0).to(tl.float32)
+    if CLIP:
+        g *= tl.load(clip_ptr)
+    p = tl.load(p_ptr + at, mask, other=0.0).to(tl.float32)
+    m = tl.load(m_ptr + at, mask, other=0.0)
+    v = tl.load(v_ptr + at, mask, other=0.0)
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    p = p * (1 - lr * decay) - lr * (m / c1) / (tl.sqrt(v / c2) + eps)
+    tl.store(m_ptr + at, m, mask)
+    tl.store(v_ptr + at, v, mask)
+    tl.store(p_ptr + at, p.to(P), mask)
+    if COPY:
+        c_ptr = tl.load(address_ptr + 4 * tensors + index).to(tl.pointer_type(C))
+        tl.store(c_ptr + at, p.to(C), mask)
+
+
+@jit
+def _square_kernel(
+    address_ptr, size_ptr, tensor_ptr, start_ptr, part_ptr, tensors, G: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    index = tl.load(tensor_ptr + tl.program_id(0))
+    at = tl.load(start_ptr + tl.program_id(0)) + tl.arange(0, BLOCK)
+    g_ptr = tl.load(address_ptr + tensors + index).to(tl.pointer_type(G))
+    g = tl.load(g_ptr + at, at < tl.load(size_ptr + index), other=0.0).to(tl.float32)
+    tl.store(part_ptr + tl.program_id(0), tl.sum(g * g, 0))
+
+
+def _triton_type(dtype: torch.dtype) -> Any:
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+
+
 class FusedAdamW:
     """AdamW over tensors of one dtype, one launch a step.
 
     Args:
         params: contiguous tensors of one dtype on one device, updated in place.
-        grads: their gradients, same shapes, of one dtype: buffers that stay where they are for the whole run.
+        grads: their gradients, same shapes, contiguous, of one dtype: buffers that stay where they are (or are given
+            anew by `set_grads`).
         betas, eps: as usual.
         weight_decay, lr_scales: one number, or one for each tensor (LoRA+ gives B a higher rate).
-        copies: tensors of the params' shapes that get the rounded values.
+        copies: contiguous tensors of the params' shapes, of one dtype, that get the rounded values.
     """
 
     def __init__(
@@ -66,21 +125,57 @@ class FusedAdamW:
         lr_scales: float | Sequence[float] = 1.0,
         copies: Sequence[Tensor] | None = None,
     ):
-        self.params, self.grads, self.betas, self.eps = list(params), list(grads), betas, eps
+        self.params, self.betas, self.eps = [p.detach() for p in params], betas, eps
         self.copies = None if copies is None else list(copies)
-        n = len(self.params)
-        self.weight_decay = [weight_decay] * n if isinstance(weight_decay, int | float) else list(weight_decay)
-        self.lr_scales = [lr_scales] * n if isinstance(lr_scales, int | float) else list(lr_scales)
-        device = self.params[0].device
-        self.exp_avgs = [torch.zeros(p.shape, dtype=torch.float32, device=device) for p in self.params]
-        self.exp_avg_sqs = [torch.zeros(p.shape, dtype=torch.float32, device=device) for p in self.params]
-        self.step_count = torch.zeros((), dtype=torch.int64, device=device)
+        n, self.device = len(self.params), self.params[0].device
+        self.weight_decay = [float(weight_decay)] * n if isinstance(weight_decay, int | float) else list(weight_decay)
+        self.lr_scales = [float(lr_scales)] * n if isinstance(lr_scales, int | float) else list(lr_scales)
+        self.exp_avgs = [torch.zeros(p.shape, dtype=torch.float32, device=self.device) for p in self.params]
+        self.exp_avg_sqs = [torch.zeros(p.shape, dtype=torch.float32, device=self.device) for p in self.params]
+        self.step_count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.set_grads(grads)
+
+    def set_grads(self, grads: Sequence[Tensor]) -> None:
+        """Name the gradient buffers (again): needed when they have moved. Copies a few kilobytes to the device."""
+        self.grads = [g.detach() for g in grads]
+        groups = [self.params, self.grads, self.copies or []]
+        for tensors in groups:
+            if len({t.dtype for t in tensors}) > 1 or not all(t.is_contiguous() for t in tensors):
+                raise ValueError("FusedAdamW needs contiguous tensors of one dtype: make one for each dtype")
+        if [p.shape for p in self.params] != [g.shape for g in self.grads]:
+            raise ValueError("FusedAdamW needs one gradient of the same shape for each parameter")
+        if use_triton(self.params[0]):
+            self._build_tables()
+
+    def _build_tables(self) -> None:
+        self._block = launch("adamw", compute_capability(self.device))["block"]
+        last = self.copies or self.params
+        groups = [self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, last]
+        sizes = [p.numel() for p in self.params]
+        chunks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, self._block)]
+
+        def on_device(values: list, dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype).to(self.device)
+
+        self._addresses = on_device([[t.data_ptr() for t in group] for group in groups], torch.int64)
+        self._sizes = on_device(sizes, torch.int64)
+        self._factors = on_device([self.lr_scales, self.weight_decay], torch.float32)
+        self._tensors = on_device([i for i, _ in chunks], torch.int32)
+        self._starts = on_device([start for _, start in chunks], torch.int64)
+        self._parts = torch.empty(len(chunks), dtype=torch.float32, device=self.device)
 
     def grad_norm(self) -> Tensor:
-        """Euclidean norm of all gradients, an fp32 device scalar (deterministic)."""
-        return torch.stack([g.float().square().sum() for g in self.grads]).sum().sqrt()
+        """Euclidean norm of all gradients, an fp32 device scalar (the same bits each time)."""
+        if not use_triton(self.params[0]):
+            return torch.stack([g.float().square().sum() for g in self.grads]).sum().sqrt()
+        _square_kernel[(self._parts.shape[0],)](
+            self._addresses, self._sizes, self._tensors, self._starts, self._parts, len(self.params),
+            G=_triton_type(self.grads[0].dtype), BLOCK=self._block, num_warps=4,
+        )  # fmt: skip
+        return self._parts.sum().sqrt()
 
-    def clip_factor(self, norm: Tensor, max_norm: float) -> Tensor:
+    @staticmethod
+    def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
         """`min(1, max_norm / norm)` on the device."""
         return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
@@ -88,19 +183,30 @@ class FusedAdamW:
     def step(self, lr: Tensor, *, clip: Tensor | None = None) -> None:
         """Count one step and update: `lr` and `clip` are fp32 scalars on the device."""
         self.step_count += 1
-        reference(
-            self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, lr, self.step_count, betas=self.betas,
-            eps=self.eps, weight_decay=self.weight_decay, lr_scales=self.lr_scales, clip=clip, copies=self.copies,
+        if use_triton(self.params[0]):
+            self._launch(lr, clip)
+        else:
+            reference(
+                self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, lr, self.step_count, betas=self.betas,
+                eps=self.eps, weight_decay=self.weight_decay, lr_scales=self.lr_scales, clip=clip, copies=self.copies,
+            )  # fmt: skip
+
+    def _launch(self, lr: Tensor, clip: Tensor | None) -> None:
+        copies = self.copies or self.params
+        _adamw_kernel[(self._parts.shape[0],)](
+            self._addresses, self._sizes, self._factors, self._tensors, self._starts, lr, self.step_count,
+            lr if clip is None else clip, len(self.params), *self.betas, self.eps,
+            P=_triton_type(self.params[0].dtype), G=_triton_type(self.grads[0].dtype), C=_triton_type(copies[0].dtype),
+            CLIP=clip is not None, COPY=self.copies is not None, BLOCK=self._block, num_warps=4,
         )  # fmt: skip
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Tensors by name, for a checkpoint."""
         return {"step": self.step_count, "exp_avgs": self.exp_avgs, "exp_avg_sqs": self.exp_avg_sqs}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy a checkpoint's tensors into the buffers (which keep their addresses)."""
         self.step_count.copy_(state["step"])
-        for mine, given in zip(
-            [*self.exp_avgs, *self.exp_avg_sqs], [*state["exp_avgs"], *state["exp_avg_sqs"]], strict=True
-        ):
-            mine.copy_(given)
+        given = [*state["exp_avgs"], *state["exp_avg_sqs"]]
+        for mine, other in zip([*self.exp_avgs, *self.exp_avg_sqs], given, strict=True):
+            mine.copy_(other)

@@ -15,6 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._runtime import compute_capability, jit, next_power_of_2, tl, use_triton
+from .tables import launch
+
 
 class Head(NamedTuple):
     """What a head does between the matrix product and the loss; zeros switch a part off."""
@@ -51,11 +54,89 @@ class RowStats(NamedTuple):
     correct: Tensor
 
 
-def cross_entropy_rows_(
-    logits: Tensor, labels: Tensor, coef: Tensor | None, head: Head, out: RowStats, lse: Tensor | None = None
-) -> None:
-    """Fill `out` from `logits [M, V]`, and overwrite logits with their gradients if `coef [M]` (fp32) is given."""
-    _rows_torch(logits, labels, coef, head, out, lse)
+# ---------------------------------------------------------------- Triton: a program walks one row, twice
+
+
+@jit
+def _transform(raw, scale, softcap, SOFTCAP: tl.constexpr):
+    """Scaled and capped logits, and the slope of the cap."""
+    z = raw.to(tl.float32) * scale
+    slope = 1.0
+    if SOFTCAP:
+        t = 2 * tl.sigmoid(2 * z / softcap) - 1  # tanh
+        z = softcap * t
+        slope = 1 - t * t
+    return z, slope
+
+
+@jit
+def _kernel(
+    logits_ptr, labels_ptr, coef_ptr, loss_ptr, lse_ptr, entropy_ptr, correct_ptr, stride, vocabulary,
+    scale, softcap, z_loss, smoothing, ignore_index,
+    GRAD: tl.constexpr, KNOWN: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * stride
+    label = tl.load(labels_ptr + row)
+    kept = label != ignore_index
+    y = tl.where(kept, label, 0)
+    if KNOWN:
+        lse = tl.load(lse_ptr + row)
+    else:
+        # read before the loop's barriers: a warp that runs ahead overwrites logits below
+        zy, _ = _transform(tl.load(row_ptr + y), scale, softcap, SOFTCAP)
+        top = -1.0e38
+        total = 0.0
+        weighted = 0.0
+        plain = 0.0
+        for start in range(0, vocabulary, BLOCK):
+            col = start + tl.arange(0, BLOCK)
+            mask = col < vocabulary
+            z, _ = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
+            new = tl.maximum(top, tl.max(tl.where(mask, z, -1.0e38), 0))
+            e = tl.where(mask, tl.exp(z - new), 0.0)
+            fade = tl.exp(top - new)
+            total = total * fade + tl.sum(e, 0)
+            weighted = weighted * fade + tl.sum(tl.where(e > 0, e * z, 0.0), 0)  # 0 * -inf
+            if SMOOTH:
+                plain += tl.sum(tl.where(mask, z, 0.0), 0)
+            top = new
+        lse = top + tl.log(total)
+        loss = lse - (1 - smoothing) * zy + z_loss * lse * lse
+        if SMOOTH:
+            loss -= smoothing * plain / vocabulary
+        tl.store(lse_ptr + row, lse)
+        tl.store(loss_ptr + row, tl.where(kept, loss, 0.0))
+        tl.store(entropy_ptr + row, tl.where(kept, lse - weighted / total, 0.0))
+        tl.store(correct_ptr + row, tl.where(kept & (zy >= top), 1.0, 0.0))
+    if GRAD:
+        coef = tl.load(coef_ptr + row) * scale
+        peak = 1 + 2 * z_loss * lse
+        for start in range(0, vocabulary, BLOCK):
+            col = start + tl.arange(0, BLOCK)
+            mask = col < vocabulary
+            z, slope = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
+            d = peak * tl.exp(z - lse) - tl.where(col == y, 1 - smoothing, 0.0)
+            if SMOOTH:
+                d -= smoothing / vocabulary
+            d = tl.where(kept, d * slope * coef, 0.0)
+            tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), mask)
+
+
+def _launch(logits, labels, coef, head, out, lse) -> None:
+    m, vocabulary = logits.shape
+    table = launch("cross_entropy", compute_capability(logits.device))
+    stats = out if lse is None else out._replace(lse=lse)
+    _kernel[(m,)](
+        logits, labels, out.loss if coef is None else coef, stats.loss, stats.lse, stats.entropy, stats.correct,
+        logits.stride(0), vocabulary, head.logit_scale, head.softcap, head.z_loss, head.label_smoothing,
+        head.ignore_index, GRAD=coef is not None, KNOWN=lse is not None, SOFTCAP=head.softcap != 0.0,
+        SMOOTH=head.label_smoothing != 0.0, BLOCK=min(table["block"], next_power_of_2(vocabulary)),
+        num_warps=table["warps"],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- plain torch
 
 
 def _rows_torch(logits, labels, coef, head, out, lse) -> None:
@@ -64,22 +145,22 @@ def _rows_torch(logits, labels, coef, head, out, lse) -> None:
     y = labels.where(kept, 0)[:, None]
     eps, zeta = head.label_smoothing, head.z_loss
     if lse is None:
-        top, l = z.max(-1).values, torch.logsumexp(z, -1)
+        top, lse = z.max(-1).values, torch.logsumexp(z, -1)
         zy = z.gather(-1, y)[:, 0]
-        out.lse.copy_(l)
-        loss = l - (1 - eps) * zy + zeta * l * l
+        out.lse.copy_(lse)
+        loss = lse - (1 - eps) * zy + zeta * lse * lse
         if eps:
             loss = loss - eps * z.mean(-1)
         out.loss.copy_(torch.where(kept, loss, 0.0))
         out.correct.copy_((zy == top) & kept)
-        p = torch.exp(z - l[:, None])
-        out.entropy.copy_(torch.where(kept, l - torch.linalg.vecdot(p, z), 0.0))
+        p = torch.exp(z - lse[:, None])
+        out.entropy.copy_(torch.where(kept, lse - torch.linalg.vecdot(p, z), 0.0))
     else:
-        l, p = lse, torch.exp(z - lse[:, None])
+        p = torch.exp(z - lse[:, None])
     if coef is None:
         return
     if zeta:
-        p.mul_((1 + 2 * zeta * l)[:, None])
+        p.mul_((1 + 2 * zeta * lse)[:, None])
     if eps:
         p.sub_(eps / z.shape[-1])
     p.scatter_add_(-1, y, p.new_full(y.shape, eps - 1.0))
@@ -87,3 +168,14 @@ def _rows_torch(logits, labels, coef, head, out, lse) -> None:
         p.mul_(1 - (z / head.softcap).square_())
     p.mul_((coef * head.logit_scale)[:, None])
     logits.copy_(p.masked_fill_(~kept[:, None], 0.0))
+
+
+def cross_entropy_rows_(
+    logits: Tensor, labels: Tensor, coef: Tensor | None, head: Head, out: RowStats, lse: Tensor | None = None
+) -> None:
+    """Fill `out` from `logits [M, V]`, and overwrite logits with their gradients if `coef [M]` (fp32) is given.
+
+    Labels are contiguous int64 `[M]`. With `lse [M]` nothing is written to `out`.
+    """
+    run = _launch if use_triton(logits) else _rows_torch
+    run(logits, labels, coef, head, out, lse)

@@ -1,17 +1,20 @@
 """Dropout whose mask is recomputed from a seed: nothing is saved but the seed.
 
-    keep_i = philox4x32-10(seed, i).x >= p 2^32;    y_i = keep_i ? x_i / (1 - p) : 0
+    keep_i = philox4x32-10(key = seed, counter = (c, 0, stream, 0))[w] >= p 2^32;    y_i = keep_i ? x_i / (1 - p) : 0
 
-The backward pass is the same op on dy. i counts elements of the contiguous tensor, from `offset`. Kernel and reference
-give the same mask. Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Random123).
+One counter serves four elements: of each 1,024, element e has c = 256 (i // 1024) + e % 256 and w = e // 256. The
+backward pass is the same op on dy. Kernel and reference give the same mask.
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Random123).
 """
 
 import torch
 from torch import Tensor
 
-from ._runtime import op
+from ._runtime import cdiv, compute_capability, jit, op, tl, use_triton
+from .tables import launch
 
 _MASK = 0xFFFFFFFF
+_GROUP = 256  # counters in a group, which serves 1,024 elements
 
 
 def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,50 +26,84 @@ def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return (ah * bh + (mid >> 16) + (mid2 >> 16)) & _MASK, ((mid2 << 16) | (low & 0xFFFF)) & _MASK
 
 
-def philox(seed: Tensor, index: Tensor) -> Tensor:
-    """First 32-bit word of Philox4x32-10 with key `seed` (int64 scalar) and counter `index` (int64), as int64."""
+def philox(seed: Tensor, counter: Tensor, stream: int) -> Tensor:
+    """The four 32-bit words `[4, n]` (as int64) of Philox4x32-10 for int64 counters `[n]`."""
     seed = seed.to(torch.int64).reshape(())
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    c0, c1 = index & _MASK, (index >> 32) & _MASK
-    c2 = c3 = torch.zeros_like(index)
+    c0, c1 = counter & _MASK, (counter >> 32) & _MASK
+    c2, c3 = torch.full_like(counter, stream), torch.zeros_like(counter)
     for _ in range(10):
         hi_a, lo_a = _mulhilo(0xD2511F53, c0)
         hi_b, lo_b = _mulhilo(0xCD9E8D57, c2)
         c0, c1, c2, c3 = hi_b ^ c1 ^ k0, lo_b, hi_a ^ c3 ^ k1, lo_a
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return c0
+    return torch.stack((c0, c1, c2, c3))
 
 
-def reference(x: Tensor, p: float, seed: Tensor, offset: int = 0) -> Tensor:
-    """`torch.nn.functional.dropout` with the mask of `dropout_mask`; differentiable."""
-    return torch.where(
-        dropout_mask(x.shape, p, seed, offset), x * (1 / (1 - p)), torch.zeros((), dtype=x.dtype, device=x.device)
-    )
-
-
-def dropout_mask(shape: tuple[int, ...] | torch.Size, p: float, seed: Tensor, offset: int = 0) -> Tensor:
+def dropout_mask(shape: tuple[int, ...] | torch.Size, p: float, seed: Tensor, stream: int = 0) -> Tensor:
     """The mask itself (bool, True = kept), on seed's device: give it to another implementation to compare."""
-    index = torch.arange(offset, offset + torch.Size(shape).numel(), device=seed.device)
-    return (philox(seed, index) >= int(p * 2**32)).view(shape)
+    n = torch.Size(shape).numel()
+    groups = cdiv(n, 4 * _GROUP)
+    words = philox(seed, torch.arange(groups * _GROUP, device=seed.device), stream)
+    words = words.view(4, groups, _GROUP).transpose(0, 1).reshape(-1)[:n]
+    return (words >= _threshold(p)).view(shape)
 
 
-@op(
-    "dropout(Tensor x, float p, Tensor seed, int offset) -> Tensor",
-    lambda x, p, seed, offset: x.new_empty(x.shape),
-)
-def _dropout(x, p, seed, offset):
-    return reference(x, p, seed, offset).contiguous()
+def _threshold(p: float) -> int:
+    return int(p * 2**32)
 
 
-def dropout(x: Tensor, p: float, seed: Tensor, *, offset: int = 0) -> Tensor:
-    """Drop elements of x with probability p, by a mask that seed and position alone decide.
+def reference(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
+    """`torch.nn.functional.dropout` with the mask of `dropout_mask`; differentiable."""
+    return torch.where(dropout_mask(x.shape, p, seed, stream), x * (1 / (1 - p)), torch.zeros((), dtype=x.dtype))
+
+
+@jit
+def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    seed = tl.load(seed_ptr)
+    c = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    low = (c & 0xFFFFFFFF).to(tl.uint32)
+    high = (c >> 32).to(tl.uint32)
+    zero = low * 0
+    w0, w1, w2, w3 = tl.philox(seed, low, high, zero + stream, zero)
+    at = (c // GROUP) * (4 * GROUP) + c % GROUP
+    limit = threshold.to(tl.uint32)
+    _keep(x_ptr, y_ptr, at, n, w0, limit, scale)
+    _keep(x_ptr, y_ptr, at + GROUP, n, w1, limit, scale)
+    _keep(x_ptr, y_ptr, at + 2 * GROUP, n, w2, limit, scale)
+    _keep(x_ptr, y_ptr, at + 3 * GROUP, n, w3, limit, scale)
+
+
+@jit
+def _keep(x_ptr, y_ptr, at, n, word, limit, scale):
+    x = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
+    tl.store(y_ptr + at, tl.where(word >= limit, x * scale, 0.0).to(y_ptr.dtype.element_ty), at < n)
+
+
+@op("dropout(Tensor x, float p, Tensor seed, int stream, Tensor(a!) y) -> ()", lambda *_: None)
+def _dropout(x, p, seed, stream, y):
+    if not use_triton(x):
+        y.copy_(reference(x, p, seed, stream))
+        return
+    table, x = launch("dropout", compute_capability(x.device)), x.contiguous()
+    counters = cdiv(x.numel(), 4 * _GROUP) * _GROUP
+    _kernel[(cdiv(counters, table["block"]),)](
+        x, seed, y, x.numel(), _threshold(p), 1 / (1 - p), stream, BLOCK=table["block"], GROUP=_GROUP,
+        num_warps=table["warps"],
+    )  # fmt: skip
+
+
+def dropout(x: Tensor, p: float, seed: Tensor, *, stream: int = 0) -> Tensor:
+    """Drop elements of x with probability p, by a mask that seed, stream and position alone decide.
 
     Args:
         x: any shape; also dy, for the backward pass.
         p: `0 <= p < 1`.
         seed: int64, one element, on x's device (so a captured CUDA graph draws a new mask when it is changed).
-        offset: first counter; modules that share a seed take disjoint ranges.
+        stream: `0 <= stream < 2^31`; modules that share a seed take different ones.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout probability must be in [0, 1), not {p}")
-    return _dropout(x, p, seed, offset)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _dropout(x, p, seed, stream, y)
+    return y

@@ -10,7 +10,7 @@ Ba, Kiros & Hinton 2016, arXiv 1607.06450.
 import torch
 from torch import Tensor
 
-from ._runtime import cdiv, compute_capability, jit, next_power_of_2, op, processors, rows, tl, use_triton
+from ._runtime import compute_capability, flat_rows, jit, next_power_of_2, op, processors, rows, tl, use_triton
 from .tables import launch, warps_for
 
 
@@ -82,14 +82,8 @@ def _backward_kernel(
         tl.store(at + width, db, mask)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """`[rows, H]` with unit last stride."""
-    x = rows(x)
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def _launch_forward(x, weight, bias, eps, y, mean, rstd, known) -> None:
-    x2, width = _flat(x), x.shape[-1]
+    x2, width = flat_rows(x), x.shape[-1]
     block = next_power_of_2(width)
     _forward_kernel[(x2.shape[0],)](
         x2, weight if weight is not None else x2, bias if bias is not None else x2, y, mean, rstd, x2.stride(0), width,
@@ -99,8 +93,8 @@ def _launch_forward(x, weight, bias, eps, y, mean, rstd, known) -> None:
 
 
 def _launch_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -> None:
-    dy2, x2, width = _flat(dy), _flat(x), x.shape[-1]
-    res = _flat(dresidual) if dresidual is not None else x2
+    dy2, x2, width = flat_rows(dy), flat_rows(x), x.shape[-1]
+    res = flat_rows(dresidual) if dresidual is not None else x2
     n, block, capability = x2.shape[0], next_power_of_2(width), compute_capability(x.device)
     grid, part = n, rstd
     if dweight is not None:

@@ -3,8 +3,8 @@
     logits = hidden W^T + b;   loss = sum_i w_i scale loss_i            (loss_i: see cross_entropy.py)
     dhidden = dlogits W;       dW = dlogits^T hidden;    db = sum dlogits
 
-The gradients are made in the forward pass, while a chunk's logits are there. The row kernel overwrites logits with their
-gradient, so a chunk costs one `[rows, V]` buffer and three (two, with a frozen head) cuBLAS products.
+The gradients are made in the forward pass, while a chunk's logits are there. The row kernel overwrites logits with
+their gradient, so a chunk costs one `[rows, V]` buffer and three (two, with a frozen head) cuBLAS products.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import cross_entropy
-from ._runtime import op
+from ._runtime import jit, op, tl, use_triton
 from .cross_entropy import Head, RowStats, cross_entropy_rows_
 
 
@@ -72,9 +72,23 @@ def _take(hidden: Tensor, rows: Tensor | None, a: int, b: int) -> Tensor:
     return hidden[a:b] if rows is None else hidden.index_select(0, rows[a:b])
 
 
+@jit
+def _put_kernel(d_ptr, rows_ptr, labels_ptr, out_ptr, width, ignore_index, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64)
+    if tl.load(labels_ptr + i) != ignore_index:
+        row = tl.load(rows_ptr + i).to(tl.int64)
+        for start in range(0, width, BLOCK):
+            col = start + tl.arange(0, BLOCK)
+            d = tl.load(d_ptr + i * width + col, col < width, other=0.0)
+            tl.store(out_ptr + row * width + col, d, col < width)
+
+
 def _put(dhidden: Tensor, d: Tensor, rows: Tensor, labels: Tensor, ignore: int) -> None:
-    """Scatter rows of gradient; padding (ignored rows, all zero) may name any row, so it adds instead of storing."""
-    dhidden.index_add_(0, rows, d)
+    """Scatter rows of gradient. Padding (ignored, all zero) may name any row: it is skipped, or adds zero."""
+    if use_triton(d):
+        _put_kernel[(d.shape[0],)](d, rows, labels, dhidden, d.shape[1], ignore, BLOCK=1024, num_warps=4)
+    else:
+        dhidden.index_add_(0, rows, d)
 
 
 class _Gradients:

@@ -18,10 +18,12 @@ from .linear_cross_entropy import _fake_gradients, _flat, _Gradients, _logits, _
 
 
 def reference(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, head: Head = Head()
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, head: Head | None = None
 ) -> Tensor:
     """`[N]` fp32 by stock arithmetic on whole logits, differentiable by autograd; 0 where ignored."""
-    return -cross_entropy.reference(torch.nn.functional.linear(_flat(hidden), weight, bias), labels.reshape(-1), head)
+    return -cross_entropy.reference(
+        torch.nn.functional.linear(_flat(hidden), weight, bias), labels.reshape(-1), head or Head()
+    )
 
 
 class LinearLogprobs(NamedTuple):
@@ -54,9 +56,9 @@ def _linear_logprobs(hidden, weight, bias, labels, rows, softcap, logit_scale, i
 
 
 @op(
-    "linear_logprobs_backward(Tensor dlogprobs, Tensor lse, Tensor hidden, Tensor weight, Tensor? bias, Tensor labels,"
-    " Tensor? rows, float softcap, float logit_scale, int ignore_index, int chunk, bool need_dhidden, bool need_dweight)"
-    " -> (Tensor, Tensor, Tensor)",
+    "linear_logprobs_backward(Tensor dlogprobs, Tensor lse, Tensor hidden, Tensor weight, Tensor? bias,"
+    " Tensor labels, Tensor? rows, float softcap, float logit_scale, int ignore_index, int chunk, bool need_dhidden,"
+    " bool need_dweight) -> (Tensor, Tensor, Tensor)",
     lambda dlogprobs, lse, hidden, weight, bias, labels, rows, cap, scale, ignore, chunk, dh, dw: _fake_gradients(
         hidden, weight, bias, dh, dw
     ),

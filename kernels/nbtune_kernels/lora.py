@@ -1,13 +1,15 @@
 """LoRA's small products, grouped: `y_i = x W_i^T + s_i (x A_i^T) B_i^T` for projections i that share one input x.
 
     xa   = x A^T                    A = the A_i stacked, [R, H];  R = sum of ranks           (lora_xa)
-    y_i += s_i xa_i B_i^T           in place on y_i: `lora_add_`, or GEMM's own beta
+    y_i += s_i xa_i B_i^T           in place on y_i (lora_add_), or columns of one longer product
     dxa_i = s_i dy_i B_i            one launch for all i                                     (lora_dxa)
     dA   = dxa^T x                  one product for the stack                                (lora_grads)
-    dB_i = s_i dy_i^T xa_i          one launch with dA
-    dx  += dxa A
+    dB_i = s_i dy_i^T xa_i          in one launch with dA
+    dx  += dxa A                    addmm_
 
-Hu et al. 2021, arXiv 2106.09685. All sums are in fp32 and in a fixed order: two runs give the same bits.
+Hu et al. 2021, arXiv 2106.09685. The Triton kernels (lora_kernels.py) read each wide operand once, sum in fp32 and in a
+fixed order, so that two runs give the same bits. They are used for 16-bit operands on sm_80 and later with many rows;
+elsewhere cuBLAS or the CPU's BLAS makes the products.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._runtime import op, rows
+from . import lora_kernels
+from ._runtime import HAS_TRITON, INTERPRETED, compute_capability, flat_rows, op, rows
+from .tables import launch
 
 
 def reference(x: Tensor, w: Tensor, a: Tensor, b: Tensor, scaling: float, bias: Tensor | None = None) -> Tensor:
@@ -24,57 +28,74 @@ def reference(x: Tensor, w: Tensor, a: Tensor, b: Tensor, scaling: float, bias: 
     return y + torch.nn.functional.linear(torch.nn.functional.linear(x.to(a.dtype), a), b).to(y.dtype) * scaling
 
 
-def _mm(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b for operands of one dtype, given back as `dtype`."""
+def uses_kernel(name: str, wide: Sequence[Tensor], ranks: Sequence[int]) -> bool:
+    """Whether Triton makes the product: never where `tl.dot` would run without tensor cores."""
+    first = wide[0]
+    if not HAS_TRITON or len(wide) > lora_kernels.GROUPS or max(ranks) > 128:
+        return False
+    if any(t.dtype != first.dtype for t in wide):
+        return False
+    if INTERPRETED and not first.is_cuda:
+        return first.dtype != torch.bfloat16
+    if not first.is_cuda or first.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    capability = compute_capability(first.device)
+    return capability >= 80 and first.shape[:-1].numel() >= launch(name, capability)["min_rows"]
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for operands of any float dtypes."""
     common = torch.promote_types(a.dtype, b.dtype)
-    return (a.to(common) @ b.to(common)).to(dtype)
+    return a.to(common) @ b.to(common)
+
+
+# ---------------------------------------------------------------- ops
+
+
+@op("lora_xa(Tensor x, Tensor a, Tensor(a!) out) -> ()", lambda *_: None)
+def _lora_xa(x, a, out):
+    if uses_kernel("lora_xa", [x], [a.shape[0]]):
+        return lora_kernels.launch_xa(flat_rows(x), a.to(x.dtype), flat_rows(out, written=True))
+    x2, a2, out2 = flat_rows(x), a.to(x.dtype), flat_rows(out, written=True)
+    torch.mm(x2, a2.t(), out=out2)
+
+
+@op("lora_dxa(Tensor[] dys, Tensor[] bs, float[] scalings, Tensor(a!) out) -> ()", lambda *_: None)
+def _lora_dxa(dys, bs, scalings, out):
+    ranks = [b.shape[1] for b in bs]
+    out2 = flat_rows(out, written=True)
+    if uses_kernel("lora_dxa", dys, ranks):
+        return lora_kernels.launch_dxa([flat_rows(dy) for dy in dys], [b.to(dys[0].dtype) for b in bs], scalings, out2)
+    start = 0
+    for dy, b, scaling, rank in zip(dys, bs, scalings, ranks, strict=True):
+        part = out2[:, start : start + rank]
+        torch.addmm(part, flat_rows(dy), b.to(dy.dtype), beta=0, alpha=scaling, out=part)
+        start += rank
 
 
 @op(
-    "lora_xa(Tensor x, Tensor a) -> Tensor",
-    lambda x, a: x.new_empty((*x.shape[:-1], a.shape[0])),
+    "grouped_tn(Tensor[] us, Tensor[] vs, float[] scales, Tensor(a!)[] outs, bool[] transposed, bool accumulate) -> ()",
+    lambda *_: None,
 )
-def _lora_xa(x, a):
-    out = torch.empty((*x.shape[:-1], a.shape[0]), dtype=x.dtype, device=x.device)
-    _xa(x, a, out)
-    return out
-
-
-@op("lora_xa_out(Tensor x, Tensor a, Tensor(a!) out) -> ()", lambda x, a, out: None)
-def _lora_xa_out(x, a, out):
-    _xa(x, a, out)
-
-
-def _xa(x: Tensor, a: Tensor, out: Tensor) -> None:
-    out.copy_(_mm(rows(x), a.to(x.dtype).t(), x.dtype).view(out.shape))
-
-
-@op(
-    "lora_dxa(Tensor[] dys, Tensor[] bs, float[] scalings) -> Tensor",
-    lambda dys, bs, s: dys[0].new_empty((*dys[0].shape[:-1], sum(b.shape[1] for b in bs))),
-)
-def _lora_dxa(dys, bs, scalings):
-    parts = [_mm(rows(dy), b.to(dy.dtype), dy.dtype) * s for dy, b, s in zip(dys, bs, scalings, strict=True)]
-    return torch.cat(parts, -1).view(*dys[0].shape[:-1], -1)
-
-
-@op(
-    "lora_grads_out(Tensor[] us, Tensor[] vs, float[] scales, Tensor(a!)[] outs, bool[] transposed, bool accumulate) -> ()",
-    lambda us, vs, scales, outs, transposed, accumulate: None,
-)
-def _lora_grads_out(us, vs, scales, outs, transposed, accumulate):
-    for u, v, s, out, flip in zip(us, vs, scales, outs, transposed, strict=True):
+def _grouped_tn(us, vs, scales, outs, transposed, accumulate):
+    if uses_kernel("grouped_tn", vs, [u.shape[-1] for u in us]) and all(u.dtype == vs[0].dtype for u in us):
+        flat_us, flat_vs = [flat_rows(u) for u in us], [flat_rows(v) for v in vs]
+        return lora_kernels.launch_tn(flat_us, flat_vs, scales, outs, transposed, accumulate)
+    for u, v, scale, out, flip in zip(us, vs, scales, outs, transposed, strict=True):
         u2, v2 = rows(u), rows(v)
-        g = (v2.float().t() @ u2.float() if flip else u2.float().t() @ v2.float()) * s
-        out.add_(g.to(out.dtype)) if accumulate else out.copy_(g)
+        g = (_mm(v2.t(), u2) if flip else _mm(u2.t(), v2)) * scale
+        out.add_(g) if accumulate else out.copy_(g)
+
+
+# ---------------------------------------------------------------- public
 
 
 def lora_xa(x: Tensor, a: Tensor, *, out: Tensor | None = None) -> Tensor:
     """`x [..., H] @ a [R, H]^T -> [..., R]` in x's dtype. `out` may be a strided slice of a wider buffer."""
-    if out is not None:
-        _lora_xa_out(x, a, out)
-        return out
-    return _lora_xa(x, a)
+    if out is None:
+        out = torch.empty((*x.shape[:-1], a.shape[0]), dtype=x.dtype, device=x.device)
+    _lora_xa(x, a, out)
+    return out
 
 
 def lora_add_(y: Tensor, xa: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -82,15 +103,22 @@ def lora_add_(y: Tensor, xa: Tensor, b: Tensor, scaling: float) -> Tensor:
     return y.addmm_(xa, b.to(y.dtype).t(), alpha=scaling)
 
 
-def lora_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float]) -> Tensor:
+def lora_dxa(
+    dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], *, out: Tensor | None = None
+) -> Tensor:
     """`[scalings[i] * dys[i] @ bs[i]]` side by side: `[..., R]` in dy's dtype.
 
     Args:
         dys: `[..., O_i]` each, may be column slices of one buffer.
         bs: `[O_i, r_i]` each.
         scalings: alpha / r (or rsLoRA's alpha / sqrt(r)) of each.
+        out: `[..., R]`, may be a strided slice of a wider buffer.
     """
-    return _lora_dxa(list(dys), list(bs), [float(s) for s in scalings])
+    if out is None:
+        width = sum(b.shape[1] for b in bs)
+        out = torch.empty((*dys[0].shape[:-1], width), dtype=dys[0].dtype, device=dys[0].device)
+    _lora_dxa(list(dys), list(bs), [float(s) for s in scalings], out)
+    return out
 
 
 def lora_grads(
@@ -119,20 +147,21 @@ def lora_grads(
         dA, [dB_i].
     """
     dtype = dtype or x.dtype
-    da = torch.empty((xa.shape[-1], x.shape[-1]), dtype=dtype, device=x.device) if out_da is None else out_da
-    dbs = (
-        [torch.empty((dy.shape[-1], r), dtype=dtype, device=x.device) for dy, r in zip(dys, ranks, strict=True)]
-        if out_dbs is None
-        else list(out_dbs)
-    )
     if accumulate and (out_da is None or out_dbs is None):
         raise ValueError("accumulate=True needs out_da and out_dbs")
+    if out_da is None:
+        out_da = torch.empty((xa.shape[-1], x.shape[-1]), dtype=dtype, device=x.device)
+    if out_dbs is None:
+        out_dbs = [
+            torch.empty((dy.shape[-1], r), dtype=dtype, device=x.device) for dy, r in zip(dys, ranks, strict=True)
+        ]
     us, start = [dxa], 0
     for r in ranks:
         us.append(xa[..., start : start + r])
         start += r
-    grouped_tn(us, [x, *dys], [da, *dbs], [1.0, *scalings], [False] + [True] * len(dbs), accumulate=accumulate)
-    return da, dbs
+    flips = [False] + [True] * len(out_dbs)
+    grouped_tn(us, [x, *dys], [out_da, *out_dbs], [1.0, *scalings], flips, accumulate=accumulate)
+    return out_da, list(out_dbs)
 
 
 def grouped_tn(
@@ -144,5 +173,8 @@ def grouped_tn(
     *,
     accumulate: bool = False,
 ) -> None:
-    """`outs[i] = scales[i] * us[i]^T vs[i]` (or its transpose) for skinny `us[i] [T, r]` and wide `vs[i] [T, N]`."""
-    _lora_grads_out(list(us), list(vs), [float(s) for s in scales], list(outs), list(transposed), accumulate)
+    """`outs[i] = scales[i] * us[i]^T vs[i]` (or its transpose) for skinny `us[i] [..., r]` and wide `vs[i] [..., N]`.
+
+    The outs are 2-D with any strides and any float dtype. At most four groups share a launch.
+    """
+    _grouped_tn(list(us), list(vs), [float(s) for s in scales], list(outs), list(transposed), accumulate)

@@ -32,7 +32,9 @@ from ._runtime import (
 from .tables import launch, warps_for
 
 
-def reference(x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast_before_mul: bool = True) -> Tensor:
+def reference(
+    x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast_before_mul: bool = True
+) -> Tensor:
     """Stock Hugging Face arithmetic, differentiable by autograd: the truth the kernels are tested against."""
     n = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
     if weight is None:

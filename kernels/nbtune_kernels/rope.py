@@ -11,7 +11,8 @@ Only the first R = `rotary_dim` elements of a head turn. Su et al. 2021, arXiv 2
 import torch
 from torch import Tensor
 
-from ._runtime import op
+from ._runtime import compute_capability, jit, next_power_of_2, op, tl, use_triton
+from .tables import launch
 
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None) -> Tensor:
@@ -26,6 +27,78 @@ def reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, ro
     return torch.cat((out.to(x.dtype), rest), -1)
 
 
+# ---------------------------------------------------------------- Triton: a program turns all heads of one token
+
+
+@jit
+def _rotate_heads(
+    x_ptr, out_ptr, x_head, out_head, cos, sin, heads, half,
+    DIM: tl.constexpr, INTERLEAVED: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    pair = tl.arange(0, HALF)[None, :]
+    first = 2 * pair if INTERLEAVED else pair
+    second = first + 1 if INTERLEAVED else pair + half
+    for start in range(0, heads, HEADS):
+        head = start + tl.arange(0, HEADS)[:, None]
+        mask = (head < heads) & (pair < half)
+        a = tl.load(x_ptr + head * x_head + first, mask, other=0.0).to(tl.float32)
+        b = tl.load(x_ptr + head * x_head + second, mask, other=0.0).to(tl.float32)
+        tl.store(out_ptr + head * out_head + first, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask)
+        tl.store(out_ptr + head * out_head + second, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask)
+        if REST > 0:  # out of place: the part of each head that does not turn
+            col = 2 * half + tl.arange(0, REST)[None, :]
+            keep = (head < heads) & (col < DIM)
+            tl.store(out_ptr + head * out_head + col, tl.load(x_ptr + head * x_head + col, keep, other=0.0), keep)
+
+
+@jit
+def _kernel(
+    q_ptr, k_ptr, oq_ptr, ok_ptr, cos_ptr, sin_ptr, length, q_heads, k_heads, half,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, oq_batch, oq_token, oq_head, ok_batch, ok_token, ok_head,
+    c_batch, c_token, c_step,
+    DIM: tl.constexpr, INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr, REST: tl.constexpr,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    batch = program // length
+    token = program % length
+    pair = tl.arange(0, HALF)[None, :]
+    at = batch * c_batch + token * c_token + pair * c_step
+    cos = tl.load(cos_ptr + at, pair < half, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + at, pair < half, other=0.0).to(tl.float32)
+    if INVERSE:
+        sin = -sin
+    _rotate_heads(
+        q_ptr + batch * q_batch + token * q_token, oq_ptr + batch * oq_batch + token * oq_token, q_head, oq_head,
+        cos, sin, q_heads, half, DIM, INTERLEAVED, REST, Q_HEADS, HALF,
+    )  # fmt: skip
+    if K_HEADS > 0:
+        _rotate_heads(
+            k_ptr + batch * k_batch + token * k_token, ok_ptr + batch * ok_batch + token * ok_token, k_head, ok_head,
+            cos, sin, k_heads, half, DIM, INTERLEAVED, REST, K_HEADS, HALF,
+        )  # fmt: skip
+
+
+def _launch(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
+    batch, length, q_heads, dim = q.shape
+    if cos.stride() != sin.stride():
+        cos, sin = cos.contiguous(), sin.contiguous()
+    k2, ok2 = (q, out_q) if k is None else (k, out_k)
+    k_heads = 0 if k is None else k.shape[2]
+    rest = next_power_of_2(dim - r) if r < dim and out_q is not q else 0
+    _kernel[(batch * length,)](
+        q, k2, out_q, ok2, cos, sin, length, q_heads, k_heads, r // 2,
+        *q.stride()[:3], *k2.stride()[:3], *out_q.stride()[:3], *ok2.stride()[:3],
+        cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), 2 if interleaved and cos.shape[-1] == r else 1,
+        DIM=dim, INTERLEAVED=interleaved, INVERSE=inverse, REST=rest,
+        Q_HEADS=min(32, next_power_of_2(q_heads)), K_HEADS=min(32, next_power_of_2(k_heads)) if k_heads else 0,
+        HALF=next_power_of_2(r // 2), num_warps=launch("rope", compute_capability(q.device))["warps"],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- plain torch
+
+
 def _angles(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:
     """`[B or 1, S, R or R/2]` -> the R/2 distinct values, fp32."""
     if t.shape[-1] == rotary_dim:
@@ -38,39 +111,46 @@ def _rotate_torch(x: Tensor, cos: Tensor, sin: Tensor, r: int, interleaved: bool
     s = -s if inverse else s
     first, second = (slice(0, r, 2), slice(1, r, 2)) if interleaved else (slice(0, r // 2), slice(r // 2, r))
     a, b = x[..., first].float(), x[..., second].float()
-    out[..., first] = (a * c - b * s).to(x.dtype)
-    out[..., second] = (b * c + a * s).to(x.dtype)
+    turned_a, turned_b = a * c - b * s, b * c + a * s  # both before either is written: out may be x
+    out[..., first] = turned_a.to(x.dtype)
+    out[..., second] = turned_b.to(x.dtype)
     if out is not x and r < x.shape[-1]:
         out[..., r:] = x[..., r:]
 
 
 def _rotate(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
+    if use_triton(q):
+        return _launch(q, k, cos, sin, r, interleaved, inverse, out_q, out_k)
     _rotate_torch(q, cos, sin, r, interleaved, inverse, out_q)
     if k is not None:
         _rotate_torch(k, cos, sin, r, interleaved, inverse, out_k)
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+# ---------------------------------------------------------------- ops
 
 
 @op(
-    "rope(Tensor q, Tensor? k, Tensor cos, Tensor sin, int rotary_dim, bool interleaved, bool inverse)"
-    " -> (Tensor, Tensor)",
-    lambda q, k, cos, sin, r, i, v: (q.new_empty(q.shape), q.new_empty(0) if k is None else k.new_empty(k.shape)),
+    "rope(Tensor q, Tensor? k, Tensor cos, Tensor sin, int rotary_dim, bool interleaved, bool inverse,"
+    " Tensor(a!) out_q, Tensor(b!)? out_k) -> ()",
+    lambda *_: None,
 )
-def _rope(q, k, cos, sin, rotary_dim, interleaved, inverse):
-    out_q, out_k = _empty(q), q.new_empty(0) if k is None else _empty(k)
+def _rope(q, k, cos, sin, rotary_dim, interleaved, inverse, out_q, out_k):
     _rotate(q, k, cos, sin, rotary_dim, interleaved, inverse, out_q, out_k)
-    return out_q, out_k
 
 
 @op(
     "rope_(Tensor(a!) q, Tensor(b!)? k, Tensor cos, Tensor sin, int rotary_dim, bool interleaved, bool inverse) -> ()",
-    lambda q, k, cos, sin, r, i, v: None,
+    lambda *_: None,
 )
 def _rope_inplace(q, k, cos, sin, rotary_dim, interleaved, inverse):
     _rotate(q, k, cos, sin, rotary_dim, interleaved, inverse, q, k)
+
+
+# ---------------------------------------------------------------- public
+
+
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def rope(
@@ -102,8 +182,11 @@ def rope(
     r = rotary_dim or q.shape[-1]
     if cos.shape[-1] not in (r, r // 2):
         raise ValueError(f"cos has {cos.shape[-1]} angles per token; rotary_dim {r} needs {r} or {r // 2}")
+    if q.stride(-1) != 1 or (k is not None and k.stride(-1) != 1):
+        raise ValueError("q and k need a unit stride in their last dimension")
     if inplace:
         _rope_inplace(q, k, cos, sin, r, interleaved, inverse)
         return q, k
-    out_q, out_k = _rope(q, k, cos, sin, r, interleaved, inverse)
-    return out_q, out_k if k is not None else None
+    out_q, out_k = _empty(q), None if k is None else _empty(k)
+    _rope(q, k, cos, sin, r, interleaved, inverse, out_q, out_k)
+    return out_q, out_k

@@ -1,7 +1,7 @@
 """Launch parameters: a small measured table per architecture, and rules for what it does not list.
 
-`kernels/benchmarks/tune.py` prints the entries. A key is (op, compute capability); values are what the op's launcher reads.
-An architecture that is not listed uses the nearest older one, and the rules below where there is none.
+`kernels/benchmarks/tune.py` prints the entries. A key is (op, compute capability); values are what the op's launcher
+reads. An architecture that is not listed uses the nearest older one, and the rules below where there is none.
 """
 
 from typing import Any

@@ -1,0 +1,274 @@
+"""Triton kernels of lora.py: a wide operand is streamed once through `tl.dot` against a skinny one.
+
+    xa:   [T, H] x [H, R]         a program owns BLOCK_T rows, walks H
+    dxa:  [T, O_i] x [O_i, r_i]   a program owns BLOCK_T rows of one group i, walks O_i
+    tn:   [r_i, T] x [T, N_i]     a program owns BLOCK_N columns of one group and one slice of T; partial sums in fp32
+                                  are added in slice order by a second launch: the same bits each time
+
+Groups are branches of one launch, each with its own pointers, so that the compiler keeps what it knows about their
+alignment. Skinny dimensions are padded to a power of two of at least 16.
+"""
+# ruff: noqa: SIM102  (the outer condition is known when a kernel is compiled, the inner one is not)
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._runtime import cdiv, compute_capability, jit, next_power_of_2, processors, tl
+from .tables import launch
+
+GROUPS = 4
+
+
+def _pad(rank: int) -> int:
+    return max(16, next_power_of_2(rank))
+
+
+@jit
+def _row_product(
+    x_ptr, w_ptr, out_ptr, x_stride, w_row, w_col, out_stride, pid_t, n_rows, width, rank, scale,
+    PAD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`out[t, :rank] = scale * sum_k x[t, k] w[k, :rank]` for BLOCK_T rows; w is addressed by (k, r) strides."""
+    row = pid_t.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    r = tl.arange(0, PAD)
+    k = tl.arange(0, BLOCK_K)
+    x_at = x_ptr + row[:, None] * x_stride + k[None, :]
+    w_at = w_ptr + k[:, None] * w_row + r[None, :] * w_col
+    live = row[:, None] < n_rows
+    acc = tl.zeros((BLOCK_T, PAD), tl.float32)
+    for start in range(0, width, BLOCK_K):
+        left = width - start
+        x = tl.load(x_at, live & (k[None, :] < left), other=0.0)
+        w = tl.load(w_at, (k[:, None] < left) & (r[None, :] < rank), other=0.0)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+        x_at += BLOCK_K
+        w_at += BLOCK_K * w_row
+    out_at = out_ptr + row[:, None] * out_stride + r[None, :]
+    tl.store(out_at, (acc * scale).to(out_ptr.dtype.element_ty), live & (r[None, :] < rank))
+
+
+@jit
+def _xa_kernel(
+    x_ptr, a_ptr, out_ptr, x_stride, a_stride, out_stride, n_rows, width, rank,
+    PAD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    _row_product(
+        x_ptr, a_ptr, out_ptr, x_stride, 1, a_stride, out_stride, tl.program_id(0), n_rows, width, rank, 1.0,
+        PAD, BLOCK_T, BLOCK_K, PRECISION,
+    )  # fmt: skip
+
+
+@jit
+def _dxa_kernel(
+    y0, y1, y2, y3, b0, b1, b2, b3, out_ptr, ys0, ys1, ys2, ys3, bs0, bs1, bs2, bs3, out_stride,
+    w0, w1, w2, w3, r0, r1, r2, r3, s0, s1, s2, s3, n_rows,
+    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(0) % N
+    pid = tl.program_id(0) // N
+    if group == 0:
+        _row_product(y0, b0, out_ptr, ys0, bs0, 1, out_stride, pid, n_rows, w0, r0, s0, P0, BLOCK_T, BLOCK_K, PRECISION)
+    if N > 1:
+        if group == 1:
+            o1 = out_ptr + r0
+            _row_product(y1, b1, o1, ys1, bs1, 1, out_stride, pid, n_rows, w1, r1, s1, P1, BLOCK_T, BLOCK_K, PRECISION)
+    if N > 2:
+        if group == 2:
+            o2 = out_ptr + r0 + r1
+            _row_product(y2, b2, o2, ys2, bs2, 1, out_stride, pid, n_rows, w2, r2, s2, P2, BLOCK_T, BLOCK_K, PRECISION)
+    if N > 3:
+        if group == 3:
+            o3 = out_ptr + r0 + r1 + r2
+            _row_product(y3, b3, o3, ys3, bs3, 1, out_stride, pid, n_rows, w3, r3, s3, P3, BLOCK_T, BLOCK_K, PRECISION)
+
+
+@jit
+def _tn_tile(
+    u_ptr, v_ptr, part_ptr, u_stride, v_stride, block, split, rows_per_split, n_rows, width, rank,
+    PAD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Partial `u^T v` of BLOCK_N columns over one slice of rows, to `part[split, rank, width]`."""
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    r = tl.arange(0, PAD)
+    t = tl.arange(0, BLOCK_T)
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, n_rows)
+    row = first.to(tl.int64) + t
+    u_at = u_ptr + row[None, :] * u_stride + r[:, None]
+    v_at = v_ptr + row[:, None] * v_stride + n[None, :]
+    acc = tl.zeros((PAD, BLOCK_N), tl.float32)
+    for start in range(first, last, BLOCK_T):
+        left = last - start
+        u = tl.load(u_at, (t[None, :] < left) & (r[:, None] < rank), other=0.0)
+        v = tl.load(v_at, (t[:, None] < left) & (n[None, :] < width), other=0.0)
+        acc = tl.dot(u, v, acc, input_precision=PRECISION)
+        u_at += BLOCK_T * u_stride
+        v_at += BLOCK_T * v_stride
+    at = (split * rank + r[:, None]) * width + n[None, :]
+    tl.store(part_ptr + at, acc, (r[:, None] < rank) & (n[None, :] < width))
+
+
+@jit
+def _tn_kernel(
+    u0, u1, u2, u3, v0, v1, v2, v3, part_ptr, us0, us1, us2, us3, vs0, vs1, vs2, vs3, n0, n1, n2, n3, r0, r1, r2, r3,
+    o1, o2, o3, e0, e1, e2, rows_per_split, n_rows,
+    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Programs (block, split); blocks below e0 belong to group 0, below e1 to group 1, ...; o1.. are part offsets."""
+    block = tl.program_id(0)
+    split = tl.program_id(1)
+    if block < e0:
+        _tn_tile(
+            u0, v0, part_ptr, us0, vs0, block, split, rows_per_split, n_rows, n0, r0, P0, BLOCK_T, BLOCK_N, PRECISION
+        )
+    if N > 1:
+        if (block >= e0) & (block < e1):
+            _tn_tile(
+                u1, v1, part_ptr + o1, us1, vs1, block - e0, split, rows_per_split, n_rows, n1, r1,
+                P1, BLOCK_T, BLOCK_N, PRECISION,
+            )  # fmt: skip
+    if N > 2:
+        if (block >= e1) & (block < e2):
+            _tn_tile(
+                u2, v2, part_ptr + o2, us2, vs2, block - e1, split, rows_per_split, n_rows, n2, r2,
+                P2, BLOCK_T, BLOCK_N, PRECISION,
+            )  # fmt: skip
+    if N > 3:
+        if block >= e2:
+            _tn_tile(
+                u3, v3, part_ptr + o3, us3, vs3, block - e2, split, rows_per_split, n_rows, n3, r3,
+                P3, BLOCK_T, BLOCK_N, PRECISION,
+            )  # fmt: skip
+
+
+@jit
+def _sum_tile(
+    part_ptr, out_ptr, row_stride, col_stride, scale, block, rank, width, splits,
+    FLIP: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`out (+)= scale * sum over splits`, BLOCK elements in the order in which `out` lies (FLIP: `[width, rank]`)."""
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    mask = i < rank * width
+    if FLIP:
+        r, n = i % rank, i // rank
+        at = n.to(tl.int64) * row_stride + r * col_stride
+    else:
+        r, n = i // width, i % width
+        at = r.to(tl.int64) * row_stride + n * col_stride
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.load(part_ptr + (split * rank + r) * width + n, mask, other=0.0)
+    total *= scale
+    if ADD:
+        total += tl.load(out_ptr + at, mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask)
+
+
+@jit
+def _sum_kernel(
+    part_ptr, q0, q1, q2, q3, a0, a1, a2, a3, c0, c1, c2, c3, s0, s1, s2, s3, n0, n1, n2, n3, r0, r1, r2, r3,
+    o1, o2, o3, e0, e1, e2, splits,
+    F0: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, N: tl.constexpr, ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    if block < e0:
+        _sum_tile(part_ptr, q0, a0, c0, s0, block, r0, n0, splits, F0, ADD, BLOCK)
+    if N > 1:
+        if (block >= e0) & (block < e1):
+            _sum_tile(part_ptr + o1, q1, a1, c1, s1, block - e0, r1, n1, splits, F1, ADD, BLOCK)
+    if N > 2:
+        if (block >= e1) & (block < e2):
+            _sum_tile(part_ptr + o2, q2, a2, c2, s2, block - e1, r2, n2, splits, F2, ADD, BLOCK)
+    if N > 3:
+        if block >= e2:
+            _sum_tile(part_ptr + o3, q3, a3, c3, s3, block - e2, r3, n3, splits, F3, ADD, BLOCK)
+
+
+# ---------------------------------------------------------------- launchers (2-D tensors with unit last stride)
+
+
+def _precision(x: Tensor) -> str:
+    """fp32 operands (the interpreter, tests) are multiplied as fp32, not as tf32."""
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def _four(values: Sequence) -> list:
+    return [*values, *[values[-1]] * (GROUPS - len(values))]
+
+
+def launch_xa(x: Tensor, a: Tensor, out: Tensor) -> None:
+    """`out [T, R] = x [T, H] @ a [R, H]^T`."""
+    table = launch("lora_xa", compute_capability(x.device))
+    n, rank = x.shape[0], a.shape[0]
+    _xa_kernel[(cdiv(n, table["block_t"]),)](
+        x, a, out, x.stride(0), a.stride(0), out.stride(0), n, x.shape[1], rank, PAD=_pad(rank),
+        BLOCK_T=table["block_t"], BLOCK_K=table["block_k"], PRECISION=_precision(x), num_warps=table["warps"],
+        num_stages=table["stages"],
+    )  # fmt: skip
+
+
+def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], out: Tensor) -> None:
+    """`out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side."""
+    table = launch("lora_dxa", compute_capability(out.device))
+    bs = [b if b.stride(1) == 1 else b.contiguous() for b in bs]
+    n, groups = out.shape[0], len(dys)
+    ranks = [b.shape[1] for b in bs]
+    pads = _four([_pad(r) for r in ranks])
+    _dxa_kernel[(cdiv(n, table["block_t"]) * groups,)](
+        *_four(dys), *_four(bs), out, *_four([d.stride(0) for d in dys]), *_four([b.stride(0) for b in bs]),
+        out.stride(0), *_four([d.shape[1] for d in dys]), *_four(ranks), *_four(scalings), n,
+        P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, BLOCK_T=table["block_t"], BLOCK_K=table["block_k"],
+        PRECISION=_precision(dys[0]), num_warps=table["warps"], num_stages=table["stages"],
+    )  # fmt: skip
+
+
+def _ends(blocks: Sequence[int]) -> list[int]:
+    """Running sums, padded so that unused groups are empty."""
+    ends, total = [], 0
+    for b in blocks:
+        total += b
+        ends.append(total)
+    return _four(ends)
+
+
+def launch_tn(
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    scales: Sequence[float],
+    outs: Sequence[Tensor],
+    transposed: Sequence[bool],
+    accumulate: bool,
+) -> None:
+    """`outs[i] = scales[i] * us[i]^T vs[i]`, or its transpose."""
+    device, n_rows, groups = vs[0].device, vs[0].shape[0], len(vs)
+    table = launch("grouped_tn", compute_capability(device))
+    block_t, block_n = table["block_t"], table["block_n"]
+    ranks, widths = [u.shape[1] for u in us], [v.shape[1] for v in vs]
+    blocks = [cdiv(w, block_n) for w in widths]
+    ends = _ends(blocks)
+    wanted = max(1, table["programs_per_sm"] * processors(device) // sum(blocks))
+    rows_per_split = cdiv(cdiv(n_rows, min(wanted, cdiv(n_rows, block_t))), block_t) * block_t
+    splits = cdiv(n_rows, rows_per_split)
+    sizes = [splits * r * w for r, w in zip(ranks, widths, strict=True)]
+    offsets = _ends(sizes)
+    part = torch.empty(offsets[-1], dtype=torch.float32, device=device)
+    pads = _four([_pad(r) for r in ranks])
+    _tn_kernel[(sum(blocks), splits)](
+        *_four(us), *_four(vs), part, *_four([u.stride(0) for u in us]), *_four([v.stride(0) for v in vs]),
+        *_four(widths), *_four(ranks), *offsets[:3], *ends[:3], rows_per_split, n_rows,
+        P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, BLOCK_T=block_t, BLOCK_N=block_n,
+        PRECISION=_precision(vs[0]), num_warps=table["warps"], num_stages=table["stages"],
+    )  # fmt: skip
+    block = 1024
+    ends = _ends([cdiv(r * w, block) for r, w in zip(ranks, widths, strict=True)])
+    flips = _four(transposed)
+    _sum_kernel[(ends[-1],)](
+        part, *_four(outs), *_four([o.stride(0) for o in outs]), *_four([o.stride(1) for o in outs]), *_four(scales),
+        *_four(widths), *_four(ranks), *offsets[:3], *ends[:3], splits,
+        F0=flips[0], F1=flips[1], F2=flips[2], F3=flips[3], N=groups, ADD=accumulate, BLOCK=block, num_warps=4,
+    )  # fmt: skip
