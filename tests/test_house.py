@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import nbtune
-from tests.conftest import REPO
 
+REPO = Path(__file__).resolve().parents[1]
 NBTUNE = REPO / "nbtune"
 KERNELS = REPO / "kernels" / "nbtune_kernels"
 

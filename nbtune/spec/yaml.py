@@ -138,6 +138,9 @@ def _note_lines(
     lines.setdefault(path, node.start_mark.line + first)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                line = f"line {key.start_mark.line + first} of {name}"
+                raise SpecError("a list or a mapping cannot be a key", place=line, fix="write one `key: value` a line")
             here = (*path, key.value)
             if here in lines:
                 raise SpecError(
@@ -199,8 +202,8 @@ def _unknown(
     near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
     inside = f" in `{'.'.join(str(p) for p in path[:-1])}`" if len(path) > 1 else ""
     if near:
-        does = (kind.model_fields[near[0]].description or "").split(":")[0].rstrip(".")
-        fix = f"did you mean `{near[0]}`? ({does})"
+        meant = kind.model_fields[near[0]]
+        fix = f"did you mean `{near[0]}`? ({meant.title}: {(meant.description or '').rstrip('.')})"
     else:
         fix = f"known keys: {', '.join(sorted(kind.model_fields))}"
     return SpecError(f"there is no key `{key}`{inside}", place=_place(path, lines, name), fix=fix)
