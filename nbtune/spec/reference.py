@@ -1,0 +1,107 @@
+"""The reference page of the keys of a run, made from RunSpec's fields: ``python -m nbtune.spec.reference FILE``.
+
+>>> "| `steps` |" in reference()
+True
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from nbtune.spec.model import AdapterSpec, CheckpointSpec, EvalSpec, RunSpec, SourceSpec
+
+__all__ = ["reference"]
+
+_PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("`data:` — an entry", SourceSpec),
+    ("`adapter:`", AdapterSpec),
+    ("`eval:`", EvalSpec),
+    ("`checkpoint:`", CheckpointSpec),
+)
+_HEAD = """\
+# The keys of a run
+
+<!-- Made by `make docs` from nbtune/spec/model.py: change it there. -->
+
+The body of a `%%finetune` cell, a YAML file for `nbtune train` and the arguments of `nbtune.finetune()` are the same
+keys. Only `data` is needed. A key that is left out, or has nothing behind it, has the default shown; "decided" means
+that the plan chooses and says why. Keys marked ⋯ are those that a first run does not need.
+"""
+
+
+def reference() -> str:
+    """The page as Markdown: one table for the run, one for each of its parts."""
+    sections = [_HEAD, _table(RunSpec)]
+    for title, part in _PARTS:
+        sections += [f"## {title}\n\n{(part.__doc__ or '').strip()}\n", _table(part)]
+    return "\n".join(sections)
+
+
+def _table(part: type[BaseModel]) -> str:
+    head = "| key | what | values | default | example |\n|---|---|---|---|---|\n"
+    return head + "".join(_row(name, field) for name, field in part.model_fields.items())
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    mark = " ⋯" if extra.get("advanced") else ""
+    unit = f" ({extra['unit']})" if extra.get("unit") else ""
+    what = f"**{field.title}**{unit}. {field.description}"
+    example = f"`{name}: {_yaml((field.examples or [None])[0])}`"
+    cells = [f"`{name}`{mark}", what, ", ".join(_values(field)), _default(field), example]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
+def _values(field: FieldInfo) -> Iterator[str]:
+    yield from _kinds(field.annotation)
+    for limit in field.metadata:
+        for sign, word in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")):
+            if (bound := getattr(limit, sign, None)) is not None:
+                yield f"{word} {bound:,}"
+
+
+def _kinds(annotation: Any) -> Iterator[str]:
+    if get_origin(annotation) is Literal:
+        yield from (f"`{value}`" for value in get_args(annotation))
+    elif get_origin(annotation) in (tuple, list):
+        yield f"list of {', '.join(_kinds(get_args(annotation)[0]))}"
+    elif get_origin(annotation) is dict:
+        yield "mapping"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield "a name, or keys as below" if annotation is SourceSpec else "keys as below"
+    elif isinstance(annotation, type):
+        words = {"str": "text", "int": "whole number", "float": "number", "bool": "`true` or `false`", "NoneType": ""}
+        if word := words[annotation.__name__]:
+            yield word
+    else:
+        for part in get_args(annotation):
+            yield from _kinds(part)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**needed**"
+    if field.default is None:
+        return "decided"
+    if isinstance(field.default, BaseModel):
+        return "as below"
+    return f"`{_yaml(field.default)}`" if field.default not in ((), {}) else "none"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_yaml(inner) for inner in value) + "]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
