@@ -1,0 +1,231 @@
+"""Pushing: the real huggingface_hub client against a Hub of our own, whole or not at all, and never a word of the token."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.fake_hub import TOKEN, FakeHub, client_environment, run_client
+
+PUSH = """
+import json, sys, traceback
+from nbtune.errors import HubError
+from nbtune.export import push_folder
+try:
+    print(json.dumps({{"url": push_folder({folder!r}, {repo!r}, wait=0.05, {more})}}))
+except HubError as error:
+    print(json.dumps({{"cause": error.cause, "fix": error.fix, "place": error.place}}))
+    traceback.print_exc()
+    seen, stack = [], [error]
+    while stack:
+        one = stack.pop()
+        seen.append(repr(vars(one)) + repr(one.args))
+        stack += [e for e in (one.__cause__, one.__context__) if e is not None]
+    frames = error.__traceback__
+    while frames is not None:
+        seen.append(repr(frames.tb_frame.f_locals))
+        frames = frames.tb_next
+    print("".join(seen), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as served:
+        yield served
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "export"
+    made.mkdir()
+    (made / "README.md").write_text("---\nlicense: mit\n---\n# demo\n")
+    (made / "adapter_config.json").write_text(json.dumps({"r": 8}))
+    (made / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 4096)
+    (made / ".hidden").write_text("stays here")
+    return made
+
+
+def push(
+    hub: FakeHub, folder: Path, home: Path, repo: str = "ada/demo", more: str = "", token: str | None = TOKEN
+) -> dict:
+    """Push in a process of its own; its answer, after a search for the token in everything that it said."""
+    home.mkdir(exist_ok=True)
+    code = PUSH.format(folder=str(folder), repo=repo, more=more)
+    done = run_client(code, hub, home, token=token)
+    assert done.returncode == 0, done.stderr
+    assert token is None or token not in done.stdout + done.stderr
+    for path in [*home.rglob("*"), *folder.rglob("*")]:
+        assert token is None or not path.is_file() or token.encode() not in path.read_bytes(), path
+    return json.loads(done.stdout.splitlines()[0])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+def test_a_folder_is_pushed_private_in_one_commit(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    assert push(hub, folder, tmp_path / "home") == {"url": f"{hub.endpoint}/ada/demo"}
+    assert hub.repos["ada/demo"].private
+    assert hub.repos["ada/demo"].commits == 1
+    assert hub.files("ada/demo") == contents(folder)
+
+
+def test_a_name_without_an_owner_goes_to_the_account_and_a_second_push_sends_nothing_large_again(
+    hub: FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    push(hub, folder, tmp_path / "home", repo="demo")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# demo, again\n")
+    hub.requests.clear()
+    assert push(hub, folder, tmp_path / "home", repo="demo") == {"url": f"{hub.endpoint}/ada/demo"}
+    assert hub.files("ada/demo") == contents(folder)
+    assert [r for r in hub.requests if r[0] == "PUT"] == []
+
+
+def test_a_branch_and_a_pull_request(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    push(hub, folder, tmp_path / "home", more="revision='v2'")
+    assert hub.files("ada/demo", "v2") == contents(folder)
+    assert hub.files("ada/demo", "main") == {}
+    answer = push(hub, folder, tmp_path / "home", more="create_pr=True")
+    assert answer == {"url": f"{hub.endpoint}/ada/demo/discussions/2"}
+    assert hub.files("ada/demo", "main") == {}
+    assert hub.files("ada/demo", "refs/pr/2") == contents(folder)
+
+
+def test_a_public_repository_is_not_filled_by_accident(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    push(hub, folder, tmp_path / "home", more="private=False")
+    assert not hub.repos["ada/demo"].private
+    (folder / "README.md").write_text("secret")
+    answer = push(hub, folder, tmp_path / "home")
+    assert answer["cause"] == "ada/demo is public"
+    assert hub.repos["ada/demo"].commits == 1
+
+
+def test_without_a_login(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    answer = push(hub, folder, tmp_path / "home", token=None)
+    assert answer["cause"] == "you are not logged in to the Hub"
+    assert hub.requests == []
+
+
+def test_a_wrong_token(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    answer = push(hub, folder, tmp_path / "home", token="hf_expired0123456789")
+    assert answer["cause"] == "the Hub does not accept the token (401)"
+    assert "log in again" in answer["fix"]
+    assert hub.repos == {}
+
+
+def test_somebody_elses_account(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    answer = push(hub, folder, tmp_path / "home", repo="bob/demo")
+    assert answer["cause"] == "this token may not write to bob/demo (403)"
+    assert hub.repos == {}
+
+
+@pytest.mark.parametrize(("status", "words"), [(503, "out of order"), (429, "no more requests")])
+def test_a_busy_hub_is_asked_again_and_then_explained(
+    hub: FakeHub, folder: Path, tmp_path: Path, status: int, words: str
+) -> None:
+    hub.fail("POST", "/commit/", status=status, times=2)
+    assert "url" in push(hub, folder, tmp_path / "home")
+    assert hub.repos["ada/demo"].commits == 1
+    hub.heal()
+    hub.fail("POST", "/commit/", status=status)
+    (folder / "README.md").write_text("other")
+    answer = push(hub, folder, tmp_path / "home")
+    assert words in answer["cause"]
+    assert str(status) in answer["cause"]
+    assert "\n" not in answer["cause"]
+    assert hub.repos["ada/demo"].commits == 1
+    assert len([r for r in hub.requests if "/commit/" in r[1]]) == 5
+
+
+def test_a_refusal_takes_the_new_empty_repository_away(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    cases = {
+        413: "larger than the Hub takes",
+        409: "changed ada/demo409 meanwhile",
+        404: "is not there",
+        403: "may not write",
+        400: "refused the commit (400",
+    }
+    for status in cases:
+        hub.fail("POST", f"/ada/demo{status}/commit/", status=status)
+    pushes = "\n".join(
+        f"try:\n    push_folder({str(folder)!r}, 'ada/demo{status}', wait=0.05, attempts=2)\nexcept HubError as e:\n    print(e.cause)"
+        for status in cases
+    )
+    imports = "from nbtune.errors import HubError\nfrom nbtune.export import push_folder\n"
+    done = run_client(imports + pushes, hub, tmp_path)
+    answers = done.stdout.splitlines()
+    assert len(answers) == len(cases), done.stderr
+    for words, answer in zip(cases.values(), answers, strict=True):
+        assert words in answer
+    assert hub.repos == {}
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_broken_uploads_leave_no_file_and_the_next_push_completes(folder: Path, tmp_path: Path) -> None:
+    """huggingface_hub tries each six times, 23 s in all: the ways to break run side by side."""
+
+    def broken(how: str) -> None:
+        with FakeHub() as hub:
+            hub.fail("PUT", "/lfs/", how=how, status=503)
+            answer = push(hub, folder, tmp_path / how)
+            assert answer["cause"] in (
+                "the connection to the Hub broke at uploading adapter_model.safetensors",
+                "the Hub is out of order (503) at uploading adapter_model.safetensors",
+            )
+            assert hub.files("ada/demo") == {}
+            hub.heal()
+            assert "url" in push(hub, folder, tmp_path / how)
+            assert hub.files("ada/demo") == contents(folder)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(broken, ("status", "drop", "half")))
+
+
+def test_a_hub_that_never_answers_is_given_up(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    hub.fail("POST", "/commit/", how="stall")
+    answer = push(hub, folder, tmp_path / "home", more="patience=3.0")
+    assert answer["cause"].startswith("the Hub stopped answering for 3 seconds")
+    assert hub.files("ada/demo") == {}
+
+
+def test_no_hub_at_all(folder: Path, tmp_path: Path) -> None:
+    with FakeHub() as hub:
+        pass
+    answer = push(hub, folder, tmp_path / "home", more="attempts=2")
+    assert answer["cause"] == "the connection to the Hub broke at making the repository"
+
+
+def test_the_token_is_in_no_argument_of_the_child(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    """While the upload waits for an answer, the arguments and environments of the processes are read."""
+    hub.fail("POST", "/commit/", how="stall")
+    code = PUSH.format(folder=str(folder), repo="ada/demo", more="patience=20.0")
+    home = tmp_path / "home"
+    (home / "hf").mkdir(parents=True)
+    (home / "hf" / "token").write_text(TOKEN)  # as huggingface_hub's own login leaves it
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=client_environment(hub, home, None), stdout=-1, stderr=-1, text=True
+    )
+    try:
+        end = time.monotonic() + 30
+        while not any("/commit/" in path for _, path, _ in hub.requests):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.05)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        assert len(family) == 2
+        for member in family:
+            assert TOKEN not in " ".join(member.cmdline())
+            assert TOKEN not in repr(member.environ())
+        hub.released.set()
+    finally:
+        process.kill()
+        process.communicate()
