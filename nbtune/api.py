@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.events import Sample
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, from_yaml
 from nbtune.store import folder as run_folder
@@ -65,9 +66,9 @@ class Run(StoredRun):
 
         return widgets.monitor(self)
 
-    def resume(self) -> Run:
+    def resume(self, *, detach: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
-        super().resume()
+        super().resume(detach=detach)
         return self
 
     def wait(self, timeout: float | None = None) -> Run:
@@ -123,13 +124,13 @@ class Exporter:
     def _out(self, out: str | Path | None) -> Path:
         return Path(out).expanduser() if out is not None else self._run.folder / "exports"
 
-    def adapter(self, out: str | Path | None = None) -> Path:
+    def adapter(self, out: str | Path | None = None) -> ExportedFile:
         """The adapter as a peft folder."""
         from nbtune import export
 
         return export.export_adapter(self.source(), self._out(out) / "adapter" if out is None else self._out(out))
 
-    def merged(self, out: str | Path | None = None, *, dtype: str = "bf16") -> Path:
+    def merged(self, out: str | Path | None = None, *, dtype: str = "bf16") -> ExportedFile:
         """Base and adapter in one, as safetensors."""
         from nbtune import export
 
@@ -187,6 +188,7 @@ def finetune(
     rows: Mapping[str, Any] | None = None,
     runs_dir: str | Path | None = None,
     on_busy: Literal["attach", "restart", "queue"] = "attach",
+    detach: bool = False,
     first_line: int = 1,
     **fields: Any,
 ) -> Run:
@@ -201,6 +203,7 @@ def finetune(
         runs_dir: where runs are kept; ``NBTUNE_RUNS`` or ``./runs`` by default.
         on_busy: when a run of this name is at work: attach to it (refused if the spec has changed), restart it with
             this spec, or queue behind it.
+        detach: train in a process of its own, which survives the kernel.
         first_line: number of the YAML's first line in what the user sees.
     Raises:
         SpecError, DataError: before any work, with place and fix.
@@ -222,7 +225,7 @@ def finetune(
     except NbtuneError:
         shutil.rmtree(made, ignore_errors=True)
         raise
-    return Run(made, launch(made))
+    return Run(made, launch(made, detach=detach))
 
 
 def _attach_if_same(busy: Run, asked: RunSpec) -> Run:

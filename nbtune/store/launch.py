@@ -1,9 +1,14 @@
-"""The launcher that is a thread of this process: starts the engine on a folder, one at a time, and keeps its model."""
+"""Two launchers, one engine: a thread of this process, or (detached) a process of its own that a thread watches.
+
+Either way one run works at a time for this process, the others queue; a detached one survives the kernel and the Lab.
+"""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -24,9 +29,9 @@ _TURN = threading.Lock()  # one engine at a time: two would share one device's m
 _ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
 
 
-def launch(folder: Path) -> Launched:
-    """Start the engine on a folder in a background thread; while another run works here, it queues."""
-    launched = Launched(folder)
+def launch(folder: Path, *, detach: bool = False) -> Launched:
+    """Start the engine on a folder, in a thread or a process of its own; while another run works here, it queues."""
+    launched = Launched(folder, detach=detach)
     _ALL.add(launched)
     launched.thread.start()
     return launched
@@ -45,8 +50,8 @@ def live() -> list[Path]:
 class Launched:
     """A run's thread, what it failed of, and its model for as long as somebody holds this."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, detach: bool = False) -> None:
+        self.folder, self.detached = folder, detach
         self.error: BaseException | None = None
         self._built: Built | None = None
         self._loading = threading.Lock()
@@ -71,14 +76,29 @@ class Launched:
             if not _TURN.acquire(blocking=False):
                 self._queue()
             try:
-                from nbtune.store.worker import execute
+                if self.detached:
+                    self._watch()
+                else:
+                    from nbtune.store.worker import execute
 
-                execute(self.folder, keep=self._keep)
+                    execute(self.folder, keep=self._keep)
             finally:
                 _TURN.release()
         except BaseException as error:  # noqa: BLE001 — a thread must not print; the handle raises it
             self.error = error
             error.__traceback__ = None  # it holds the model's frames
+
+    def _watch(self) -> None:
+        """Start the worker in a session of its own, so that no signal to this process reaches it, and wait for it."""
+        with (self.folder / "worker.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nbtune.store.worker", str(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        process.wait()
 
     def _queue(self) -> None:
         emit = EventWriter(self.folder / "events.jsonl")
@@ -150,7 +170,7 @@ def _load(folder: Path) -> Built:
 
 def _at_exit() -> None:
     """A kernel that ends in order leaves its runs stopped and saved."""
-    working = [launched for launched in _ALL if launched.alive]
+    working = [launched for launched in _ALL if launched.alive and not launched.detached]
     for launched in working:
         control.wish(launched.folder, mode="stop")
     for launched in working:

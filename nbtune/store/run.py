@@ -159,8 +159,8 @@ class Run:
             raise TrainError(f"a learning rate must be above 0, not {learning_rate}")
         control.wish(self.folder, learning_rate=float(learning_rate))
 
-    def resume(self) -> Run:
-        """Go on from the last checkpoint, in the same folder.
+    def resume(self, *, detach: bool = False) -> Run:
+        """Go on from the last checkpoint, in the same folder; `detach`: in a process of its own.
 
         Raises:
             TrainError: it is finished, or it is at work.
@@ -170,7 +170,7 @@ class Run:
         if self.state == "finished":
             raise TrainError(f"the run `{self.name}` is finished", fix="start a new one with more steps")
         control.wish(self.folder, mode="run")
-        self._launched = launch(self.folder)
+        self._launched = launch(self.folder, detach=detach)
         return self
 
     def wait(self, timeout: float | None = None) -> Run:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -258,7 +259,14 @@ def _torch_dtype(name: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-if __name__ == "__main__":
-    import sys
+def main(folder: Path) -> int:
+    """Do a run in this process; what it says stands in its folder. Exit code 1: it failed."""
+    try:
+        execute(folder)
+    except NbtuneError:
+        return 1
+    return 0
 
-    execute(Path(sys.argv[1]))
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

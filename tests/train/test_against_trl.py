@@ -1,0 +1,140 @@
+"""TRL's SFTTrainer is the oracle: the same rows in the same order give the same losses, step by step."""
+
+import pytest
+import torch
+
+from nbtune.train.control import MemoryControl
+from nbtune.train.loop import Jobs, LoopOptions, Progress, train
+from nbtune.train.loss import sft_loss
+from nbtune.train.schedule import learning_rate_of
+from nbtune.train.stepper import Stepper
+
+STEPS, MICRO, ACCUMULATION, LR = 5, 2, 3, 1e-3
+
+
+def _rows():
+    """30 rows of unequal length with unequal shares of trained tokens."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(STEPS * MICRO * ACCUMULATION):
+        length = 6 + index % 11
+        ids = torch.randint(3, 100, (length,), generator=generator).tolist()
+        prompt = 1 + index % (length - 2)
+        rows.append({"input_ids": ids, "completion_mask": [0] * prompt + [1] * (length - prompt)})
+    return rows
+
+
+def _model():
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def _trl_losses(tmp_path):
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from torch.utils.data import SequentialSampler
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    losses: list[float] = []
+
+    class Watched(SFTTrainer):
+        def _get_train_sampler(self, dataset=None):
+            return SequentialSampler(dataset if dataset is not None else self.train_dataset)
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            losses.append(float(loss))
+            return loss
+
+    words = {f"w{i}": i for i in range(97)} | {"<s>": 97, "</s>": 98, "<pad>": 99}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="</s>", pad_token="<pad>"
+    )
+    config = SFTConfig(
+        output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=MICRO, bf16=False, use_cpu=True,
+        gradient_accumulation_steps=ACCUMULATION, learning_rate=LR, lr_scheduler_type="cosine", warmup_steps=1,
+        max_grad_norm=1.0, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        completion_only_loss=True, optim="adamw_torch", weight_decay=0.01, seed=1, gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = Watched(_model(), args=config, train_dataset=Dataset.from_list(_rows()), processing_class=tokenizer)
+    trainer.train()
+    return [sum(losses[i : i + ACCUMULATION]) for i in range(0, len(losses), ACCUMULATION)]
+
+
+class _InOrder:
+    steps_per_epoch = float(STEPS)
+
+    def step(self, index):
+        from nbtune.data.batches import collate
+        from nbtune.data.dataset import Example
+
+        examples = [
+            Example(
+                input_ids=row["input_ids"],
+                labels=[i if m else -100 for i, m in zip(row["input_ids"], row["completion_mask"], strict=True)],
+                source="rows",
+                row=n,
+            )
+            for n, row in enumerate(_rows())
+        ]
+        first = index * MICRO * ACCUMULATION
+        parts = [examples[first + k * MICRO : first + (k + 1) * MICRO] for k in range(ACCUMULATION)]
+        return [collate(part) for part in parts]
+
+
+def _our_losses(accelerate):
+    from nbtune import events
+    from nbtune.models.accelerate import accelerate as attach
+
+    model = _model()
+    if accelerate:
+        attach(model, "keep")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    stepper = Stepper(
+        model,
+        sft_loss,
+        torch.optim.AdamW(parameters, lr=LR, weight_decay=0.01),
+        max_grad_norm=1.0,
+        seed=1,
+        device=torch.device("cpu"),
+    )
+    options = LoopOptions(
+        total_steps=STEPS,
+        learning_rate=LR,
+        factor=learning_rate_of("cosine", total_steps=STEPS, warmup_ratio=1 / STEPS),
+        eval_every=10**9,
+        checkpoint_every=None,
+        checkpoint_seconds=1e9,
+    )
+    said = []
+    jobs = Jobs(
+        save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
+        evaluate=lambda: None,
+        sample=lambda step: [],
+        between=lambda: None,
+    )
+    model.train()
+    train(stepper, _InOrder(), options, jobs, progress=Progress(), emit=said.append, control=MemoryControl())
+    return [event.loss for event in said if isinstance(event, events.Step)]
+
+
+@pytest.mark.filterwarnings("ignore")  # trl's and transformers' own deprecations are not ours to mend
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_losses_equal_trls_with_accumulation_and_unequal_trained_tokens(tmp_path, accelerate):
+    theirs = _trl_losses(tmp_path)
+    ours = _our_losses(accelerate)
+    assert len(ours) == STEPS
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert ours[-1] != pytest.approx(ours[0], rel=1e-3)
