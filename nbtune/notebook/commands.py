@@ -10,7 +10,7 @@ from nbtune.notebook.flags import Parser, finetune_parser
 
 __all__ = ["COMMANDS", "GGUF_TYPES", "Command", "embedded_sets", "nbtune_help", "parser"]
 
-GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 @dataclass(frozen=True)

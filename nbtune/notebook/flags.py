@@ -134,7 +134,7 @@ def _as_yaml(value: Any) -> str:
 class Request:
     """What the line of `%%finetune` asks for; `overrides` are dotted keys of the spec."""
 
-    name: str | None = None
+    name: str = "run"
     wait: bool = False
     dry_run: bool = False
     on_busy: Literal["attach", "restart", "queue"] = "attach"
@@ -147,7 +147,7 @@ class Request:
 def finetune_parser(prog: str = "%%finetune") -> Parser:
     """The parser of `%%finetune`: its own flags, then one for each of RunSpec's fields."""
     parser = Parser(prog=prog, usage=prog.replace("%", "%%"))
-    parser.add_argument("--name", metavar="NAME", help="what the run is called; unset: made from the model")
+    parser.add_argument("--name", metavar="NAME", default="run", help="what the run is called")
     parser.add_argument("--wait", action="store_true", help="stay in the cell until the run has ended")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     busy = parser.add_mutually_exclusive_group()

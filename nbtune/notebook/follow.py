@@ -1,11 +1,12 @@
-"""Shows a run below its cell: live, then as a report that stays; in the foreground where nobody's page looks on.
+"""Shows a run below its cell, and stays there until it has ended where nobody's page looks on.
 
-Two outputs: the monitor (a widget, gone with its kernel), and a second one without any widget in it that says where
-the run is and becomes its report when the run ends, so that the saved notebook holds it.
+Below the cell: the monitor (a widget, gone with its kernel), a report without any widget that is filled in when the run
+ends, and a line that says where the run is and becomes the snippet that uses the model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -13,16 +14,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from IPython.display import DisplayHandle, display
+from IPython.display import display
 
+from nbtune.errors import NbtuneError
 from nbtune.events import ENDED, Event
 from nbtune.notebook import front
 from nbtune.notebook.show import Note, failure, say
 from nbtune.progress import Progress
 
-__all__ = ["follow", "report"]
+__all__ = ["follow", "show_ended"]
 
-_released: set[str] = set()  # ids of runs whose cell was released by a first interrupt
+_EVERY = 0.5  # seconds between two updates of the waiting line
+_released: set[str] = set()  # ids of the runs whose cell was released by a first interrupt
 
 
 def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") -> None:
@@ -32,55 +35,48 @@ def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") 
         NbtuneError: the cell stayed and the run failed.
     """
     why = front.reason_to_wait(shell, asked=asked, setting=setting)
-    page = front.has_page(shell)
-    if page:
-        _show_monitor(run)
+    sink = _Output(run, front.has_page(shell)) if front.in_kernel(shell) else _Terminal(run)
     if not why:
-        handle = display(Note(_where(run)), display_id=True)
-        _report_at_end(run, handle)
+        sink.line(
+            f"{run.name} trains in the background: `run` is its handle, {run.folder.name}/ has its files.\n"
+            f"Stop and save: %nbtune stop {run.name}"
+        )
+        sink.end_later()
         return
-    sink = _Output(run, why) if front.in_kernel(shell) else _Terminal(run, why)
-    _wait(run, shell, sink)
-
-
-def report(run: Any) -> Any:
-    """What stays in the notebook of a run that has ended: a picture, its figures, and the lines that use the model."""
-    from nbtune.widgets import report as static_report
-
-    return static_report(run)
-
-
-def _show_monitor(run: Any) -> None:
+    sink.line(f"{run.name}: this cell waits ({why}); interrupt it to let the run go on in the background")
     try:
-        panel = run.monitor()
-    except ImportError as error:  # no anywidget here: the second output tells the same in words
-        display(Note(f"the live chart needs {error.name or 'anywidget'}: run `%nbtune doctor`"))
+        _wait(run, sink)
+    except KeyboardInterrupt:
+        sink.line(_on_interrupt(run, shell))
+        sink.end_later()
         return
-    display(panel)
+    except NbtuneError:
+        sink.close()
+        raise
+    sink.end()
 
 
-def _where(run: Any) -> str:
-    return (
-        f"{run.name} trains in the background; the handle is `run`, the files are in {run.folder.name}/.\n"
-        f"Stop and save: %nbtune stop {run.name}"
-    )
+def show_ended(run: Any) -> None:
+    """What stays of a run that has ended: its figures, a picture, and the lines that use the model."""
+    from nbtune.widgets.static_report import Picture, Report
+
+    report = Report(run)
+    display(report, Picture(report))
+    display(_last_word(run))
 
 
-def _report_at_end(run: Any, handle: DisplayHandle) -> None:
-    """Turns the second output into the report, from a thread of its own: making a picture takes a second."""
-
-    def watch(events: list[Event], first: int) -> None:
-        if any(getattr(event, "state", "") in ENDED for event in events):
-            threading.Thread(target=_replace, args=(run, handle), name=f"nbtune-report-{run.name}", daemon=True).start()
-
-    run.subscribe(watch)
-
-
-def _replace(run: Any, handle: DisplayHandle) -> None:
-    handle.update(failure(run.error) if run.error is not None else report(run))
+def _last_word(run: Any) -> Note:
+    """The snippet that uses the model, or what the run failed of."""
+    error = run.error
+    if error is not None:
+        return failure(error)
+    if run.state == "finished":
+        return Note(f"{run.snippet()}\n\n# GGUF for llama.cpp and Ollama: %nbtune export {run.name} --gguf q8_0")
+    return Note(f"{run.name} is {run.state} at step {run.step}; `%nbtune resume {run.name}` goes on.")
 
 
-def _wait(run: Any, shell: Any, sink: _Output | _Terminal) -> None:
+def _wait(run: Any, sink: _Output | _Terminal) -> None:
+    """Keeps the main thread until the run has ended, with a line that moves."""
     progress, changed = Progress(), threading.Event()
 
     def take(events: list[Event], first: int) -> None:
@@ -89,18 +85,16 @@ def _wait(run: Any, shell: Any, sink: _Output | _Terminal) -> None:
 
     unsubscribe = run.subscribe(take)
     try:
-        while not (progress.ended or run.state in ENDED):
-            changed.wait(0.5)
+        said = 0.0
+        while run.alive:
+            changed.wait(_EVERY)
             changed.clear()
-            sink.update(progress)
+            if time.monotonic() - said >= _EVERY:
+                said = time.monotonic()
+                sink.line(f"{run.name}: {progress.line()}")
         run.wait()
-    except KeyboardInterrupt:
-        sink.release(_on_interrupt(run, shell))
-        return
     finally:
         unsubscribe()
-        sink.close()
-    sink.end()
 
 
 def _on_interrupt(run: Any, shell: Any) -> str:
@@ -111,7 +105,10 @@ def _on_interrupt(run: Any, shell: Any) -> str:
         return f"{run.name} stops at its next step and is saved; `%nbtune resume {run.name}` goes on."
     _released.add(run.id)
     _stop_on_next_interrupt(run, shell)
-    return f"{run.name} goes on in the background. Interrupt once more, or `%nbtune stop {run.name}`, to stop and save."
+    return (
+        f"{run.name} goes on in the background. Interrupt once more, or `%nbtune stop {run.name}`, to stop and save it;"
+        f" `%nbtune attach {run.name} --wait` waits again."
+    )
 
 
 def _stop_on_next_interrupt(run: Any, shell: Any) -> None:
@@ -131,51 +128,57 @@ def _stop_on_next_interrupt(run: Any, shell: Any) -> None:
 
 
 class _Output:
-    """The foreground in a kernel: one output that is updated in place, without any widget."""
+    """In a kernel: the panels of `nbtune.widgets`, and one line of text below them that is updated in place."""
 
-    def __init__(self, run: Any, why: str) -> None:
-        self.run, self.why = run, why
-        self.handle = display(Note(f"{run.name}: waiting, {why}"), display_id=True)
-        self._last = 0.0
+    def __init__(self, run: Any, live: bool) -> None:
+        from nbtune.widgets.display import Shown
 
-    def update(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now - self._last >= 0.5:
-            self._last = now
-            self.handle.update(Note(f"{self.run.name}: {progress.line()}"))
+        self.run = run
+        self._shown = Shown(run, live=live)
+        self._line = display(Note(""), display_id=True)
 
-    def release(self, text: str) -> None:
-        self.handle.update(Note(text))
-        _report_at_end(self.run, self.handle)
-
-    def close(self) -> None:
-        pass
+    def line(self, text: str) -> None:
+        self._line.update(Note(text))
 
     def end(self) -> None:
-        self.handle.update(report(self.run))
+        self._shown.settle()
+        self._line.update(_last_word(self.run))
+
+    def close(self) -> None:
+        """The run failed and the cell raises what it failed of."""
+        self._shown.settle()
+        self._line.update(Note(f"{self.run.name} failed at step {self.run.step}"))
+
+    def end_later(self) -> None:
+        threading.Thread(target=self._end_when_over, name=f"nbtune-line-{self.run.name}", daemon=True).start()
+
+    def _end_when_over(self) -> None:
+        with contextlib.suppress(NbtuneError):  # said by _last_word
+            self.run.wait()
+        self._line.update(_last_word(self.run))
 
 
 class _Terminal:
-    """The foreground in a terminal: a progress line by rich."""
+    """In a terminal: one line by rich."""
 
-    def __init__(self, run: Any, why: str) -> None:
+    def __init__(self, run: Any) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text
 
         self.run = run
         self._text: Callable[[str], Any] = Text
-        self._live = Live(Text(f"{run.name}: {why}"), console=Console(file=sys.stdout), refresh_per_second=4)
+        self._live = Live(Text(""), console=Console(file=sys.stdout), refresh_per_second=4)
         self._live.start()
 
-    def update(self, progress: Progress) -> None:
-        self._live.update(self._text(f"{self.run.name}: {progress.line()}"))
-
-    def release(self, text: str) -> None:
+    def line(self, text: str) -> None:
         self._live.update(self._text(text))
 
     def close(self) -> None:
         self._live.stop()
 
+    end_later = close
+
     def end(self) -> None:
-        say(self.run.snippet())
+        self._live.stop()
+        say(_last_word(self.run).text)

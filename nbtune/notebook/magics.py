@@ -12,7 +12,7 @@ import nbtune
 from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
 from nbtune.notebook import commands, flags
-from nbtune.notebook.follow import follow, report
+from nbtune.notebook.follow import follow, show_ended
 from nbtune.notebook.show import Note, Table, runs_table, say
 from nbtune.spec import from_mapping, from_yaml, to_yaml
 
@@ -115,7 +115,7 @@ class NbtuneMagics(Magics):
         run = self._run(args)
         self._keep(run)
         if run.state in ENDED:
-            display(report(run))
+            show_ended(run)
         else:
             follow(run, self.shell, asked=args.wait, setting=self.wait)
 
@@ -141,8 +141,8 @@ class NbtuneMagics(Magics):
 
     def _export(self, args: Any) -> None:
         files = _exported(self._run(args), args)
-        rows = [(file.kind, f"{file.bytes / 2**20:,.1f} MiB", file.path) for file in files]
-        display(Table(("kind", "size", "file"), rows, empty="nothing was exported"))
+        rows = [(file.type, f"{file.bytes / 2**20:,.1f} MiB", file.path, " ".join(file.notes)) for file in files]
+        display(Table(("type", "size", "file", ""), rows, empty="nothing was exported"))
 
     def _push(self, args: Any) -> None:
         say(self._run(args).push_to_hub(args.repo, private=not args.public))

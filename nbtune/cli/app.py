@@ -1,0 +1,321 @@
+"""The commands: each reads its request, calls one public function, and says what came back."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import nbtune
+from nbtune.cli.output import following, request, result, run_facts, say, shown, table, work
+from nbtune.errors import SpecError
+from nbtune.events import ENDED
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="nbtune",
+    help="Fine-tune language models: the same runs as in a notebook, from a shell.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="A YAML file: the same text as a cell's body.")]
+Which = Annotated[str, typer.Argument(metavar="RUN", help="Name (its newest run), id, or folder.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key that wins over the file, as adapter.r=8.")
+]
+Runs = Annotated[
+    Path | None, typer.Option("--runs", metavar="DIR", help="Where runs are; by default NBTUNE_RUNS, or ./runs.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(nbtune.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="On an error, show where (with any command).")] = False,
+) -> None:
+    """Fine-tune language models: the same runs as in a notebook, from a shell."""
+
+
+@app.command()
+def train(
+    spec: SpecFile,
+    name: Annotated[str, typer.Option("--name", help="What the run is called.")] = "run",
+    set_: Set = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Stop and save a living run of this name first.")] = False,
+    queue: Annotated[bool, typer.Option("--queue", help="Start when a living run of this name has ended.")] = False,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Train, and wait until it has ended. The first Ctrl-C stops and saves, the second leaves."""
+    with request():
+        if restart and queue:
+            raise SpecError("`--restart` and `--queue` exclude each other", fix="keep one")
+        asked = _spec(spec, set_)
+    with work():
+        with request():
+            on_busy = "restart" if restart else "queue" if queue else "attach"
+            run = nbtune.finetune(asked, name=name, runs_dir=runs, on_busy=on_busy)
+        _until_ended(run)
+    _done(run, as_json)
+
+
+@app.command()
+def plan(spec: SpecFile, set_: Set = None, as_json: Json = False) -> None:
+    """What a run would cost: memory, disk, download, time, and why."""
+    with work(), request():
+        made = nbtune.plan(_spec(spec, set_))
+    result(made.model_dump(mode="json"), as_json=as_json, text=made.explain())
+
+
+@app.command()
+def runs(runs: Runs = None, as_json: Json = False) -> None:
+    """The runs that are there, newest first."""
+    found = nbtune.runs(runs)
+    if as_json:
+        for run in found:
+            result(run_facts(run), as_json=True, text="")
+        return
+    rows = [(run.name, run.id, run.state, f"{run.step}/{run.total_steps or '?'}", shown(run.folder)) for run in found]
+    print(table(("name", "id", "state", "step", "folder"), rows) if rows else "no runs yet")
+
+
+@app.command()
+def resume(run: Which, runs: Runs = None, as_json: Json = False) -> None:
+    """Go on from the last checkpoint, and wait until it has ended."""
+    with work():
+        with request():
+            found = nbtune.attach(run, runs).resume()
+        _until_ended(found)
+    _done(found, as_json)
+
+
+@app.command()
+def stop(
+    run: Which,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Stop at the next step and save, in whichever process it trains."""
+    with request():
+        found = nbtune.attach(run, runs)
+    if found.state not in ENDED:
+        found.stop(wait=wait)
+    text = f"{found.name} is {found.state}" if found.state in ENDED else f"{found.name} stops at its next step"
+    result(run_facts(found), as_json=as_json, text=text)
+
+
+@app.command()
+def attach(run: Which, runs: Runs = None, as_json: Json = False) -> None:
+    """Watch a run until it has ended. Ctrl-C stops the watching, not the run."""
+    with request():
+        found = nbtune.attach(run, runs)
+    with following(found):
+        found.wait()
+    _done(found, as_json)
+
+
+@app.command()
+def chat(
+    run: Which,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask this and leave.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without what was learnt.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="The answer's length at most.")] = 256,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to a run's model; also while it trains, at the next step. An empty line or Ctrl-D leaves."""
+    with request():
+        found = nbtune.attach(run, runs)
+    messages: list[dict[str, Any]] = []
+    for text in [prompt] if prompt is not None else _typed():
+        messages.append({"role": "user", "content": text})
+        with work():
+            answer = found.generate(messages, max_new_tokens=max_new_tokens, base=base)
+        messages.append({"role": "assistant", "content": answer})
+        result({"prompt": text, "answer": answer}, as_json=as_json, text=answer)
+
+
+@app.command()
+def export(
+    which: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, or a model's folder or Hub id.")],
+    gguf: Annotated[
+        list[str] | None, typer.Option("--gguf", metavar="TYPE...", help="GGUF files: f16, bf16, q8_0, …")
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model as safetensors.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter as safetensors.")] = False,
+    ollama: Annotated[bool, typer.Option("--ollama", help="A GGUF file with its Modelfile.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="By default exports/ in the run's folder.")] = None,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Take files home."""
+    if not (gguf or merged or adapter or ollama):
+        with request():
+            raise SpecError("nothing to export was named", fix="add --gguf q8_0, --merged, --adapter or --ollama")
+    with work():
+        with request():
+            exporter = _exporter(which, gguf or [], runs)
+        files: list[Any] = []
+        if adapter:
+            files.append(exporter.adapter(out=out))
+        if merged:
+            files.append(exporter.merged(out=out))
+        if ollama:
+            files.append(exporter.ollama(out=out))
+        if gguf:
+            files += exporter.gguf(*gguf, out=out)
+    for file in files:
+        facts = {"path": shown(file.path), "type": file.type, "bytes": file.bytes, "notes": list(file.notes)}
+        text = "\n".join([f"{shown(file.path)}  {file.bytes / 2**20:,.1f} MiB", *(f"  {note}" for note in file.notes)])
+        result(facts, as_json=as_json, text=text)
+
+
+@app.command()
+def push(
+    run: Which,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody may see it; private by default.")] = False,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Upload the adapter with its card, with huggingface_hub's own login or HF_TOKEN."""
+    with work():
+        with request():
+            found = nbtune.attach(run, runs)
+        url = found.push_to_hub(repo, private=not public)
+    result({"url": url}, as_json=as_json, text=url)
+
+
+@app.command()
+def data(
+    source: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, Hub ids, nbtune's sets.")],
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Whose tokenizer and template.")] = None,
+    spec: Annotated[Path | None, typer.Option(metavar="SPEC", help="A YAML file whose other keys count.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How rows are read, and which of their tokens are trained."""
+    from nbtune.data import examine
+
+    with work(), request():
+        body: dict[str, Any] = {"data": list(source), **({"model": model} if model else {})}
+        asked = nbtune.spec.from_yaml(_read(spec), body, name=spec.name) if spec else nbtune.spec.from_mapping(body)
+        report = examine(asked)
+    if as_json:
+        for row in report.rows():
+            result(row, as_json=True, text="")
+    else:
+        print(report)
+
+
+@app.command()
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="Also what is missing to work without a network.")] = False,
+    as_json: Json = False,
+) -> None:
+    """This machine, its packages, and what to mend. Exit 1 if something must be mended."""
+    from nbtune.doctor import examine as examine_machine
+
+    findings = examine_machine(offline=offline)
+    for finding in findings:
+        fix = f"\n  → {finding.fix}" if finding.fix else ""
+        text = f"{finding.mark} {finding.topic}: {finding.text}{fix}"
+        result(finding.to_dict(), as_json=as_json, text=text)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def cache(as_json: Json = False) -> None:
+    """What lies in the caches: models and data sets of the Hub, prepared data."""
+    from nbtune.doctor import cached
+
+    entries = cached()
+    for entry in entries:
+        result(
+            entry.to_dict(), as_json=as_json, text=f"{entry.bytes / 2**20:>10,.1f} MiB  {entry.kind:<8} {entry.name}"
+        )
+    if not as_json:
+        say(f"{sum(entry.bytes for entry in entries) / 2**30:,.2f} GiB in all")
+
+
+def _spec(path: Path, set_: list[str] | None) -> Any:
+    from nbtune.spec import from_yaml, parse_value
+
+    overrides = {}
+    for entry in set_ or []:
+        key, equals, value = entry.partition("=")
+        if not equals or not key:
+            raise SpecError(f"`--set {entry}` has no value", fix="write `--set key=value`")
+        overrides[key.strip()] = parse_value(value)
+    return from_yaml(_read(path), overrides, name=path.name)
+
+
+def _exporter(which: str, types: list[str], runs: Path | None) -> Any:
+    from nbtune.cli.base_model import exporter
+    from nbtune.export.gguf.types import type_named
+
+    for kind in types:
+        type_named(kind)  # refused before any work
+    return exporter(which, runs)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"there is no file {str(path)!r}", fix="give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{str(path)!r} cannot be read: {error}", fix="give the path of a YAML file") from None
+
+
+def _typed() -> Any:
+    """Lines from the keyboard, or from a pipe."""
+    while True:
+        if sys.stdin.isatty():
+            say("> ")
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.rstrip("\n")
+
+
+def _until_ended(run: Any) -> None:
+    """Waits for a run of this process; Ctrl-C, or a SIGTERM of a scheduler, stops it and saves."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with following(run):
+            try:
+                run.wait()
+            except KeyboardInterrupt:
+                say(f"stopping and saving {run.name}; once more to leave now")
+                run.stop()
+                run.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _done(run: Any, as_json: bool) -> None:
+    facts = run_facts(run)
+    text = f"{run.name} is {run.state} at step {run.step}/{run.total_steps}: {facts['adapter'] or facts['folder']}"
+    result(facts, as_json=as_json, text=text)
+    if run.state != "finished":
+        say(f"  → `nbtune resume {run.name}` goes on")
+        raise typer.Exit(1)
+    if not as_json:
+        say(run.snippet())

@@ -1,0 +1,66 @@
+"""`nbtune export MODEL`: a model without a run, through the same functions that export a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbtune
+from nbtune.errors import NbtuneError, TrainError
+
+__all__ = ["BaseModelExporter", "exporter"]
+
+
+def exporter(which: str, runs_dir: Path | None) -> Any:
+    """What exports a run, or else a model's folder or Hub id.
+
+    Raises:
+        TrainError: there is no such run, and it is no model either.
+    """
+    try:
+        return nbtune.attach(which, runs_dir).export
+    except TrainError as no_run:
+        if "/" not in which and not (Path(which) / "config.json").is_file():
+            raise
+        try:
+            return BaseModelExporter(which)
+        except NbtuneError as no_model:
+            raise no_model from no_run
+
+
+class BaseModelExporter:
+    """The same names as a run's `export`; files go to ./exports by default."""
+
+    def __init__(self, model: str) -> None:
+        from nbtune import models
+        from nbtune.export import ExportSource
+
+        self._source = ExportSource(
+            base=models.resolve(model),
+            name=model.rstrip("/").split("/")[-1],
+            base_id="" if Path(model).is_dir() else model,
+        )
+
+    def adapter(self, out: Path | None = None) -> Any:
+        """Refused: a base model has none."""
+        from nbtune import export
+
+        return export.export_adapter(self._source, out or Path("exports/adapter"))
+
+    def merged(self, out: Path | None = None) -> Any:
+        """The model as safetensors."""
+        from nbtune import export
+
+        return export.export_merged(self._source, out or Path("exports/merged"))
+
+    def gguf(self, *types: str, out: Path | None = None) -> list[Any]:
+        """GGUF files."""
+        from nbtune import export
+
+        return list(export.export_gguf(self._source, list(types), out or Path("exports")))
+
+    def ollama(self, out: Path | None = None) -> Any:
+        """A folder that `ollama create` takes."""
+        from nbtune import export
+
+        return export.export_ollama(self._source, out or Path("exports/ollama"))

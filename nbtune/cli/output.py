@@ -1,0 +1,177 @@
+"""Results on stdout, everything else on stderr, and what an exception means for the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import traceback as tracebacks
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nbtune.errors import DataError, NbtuneError, PlanError, SpecError
+from nbtune.progress import Progress
+
+__all__ = ["WrongRequest", "explain", "following", "result", "run_facts", "say", "table", "work"]
+
+_WRONG = (SpecError, DataError, PlanError)  # of the request; the others are of the work
+
+
+class WrongRequest(Exception):
+    """An error of nbtune that came while the request was read: exit 2 whatever its class."""
+
+
+@contextlib.contextmanager
+def request() -> Iterator[None]:
+    """What fails in here was wrong in the request."""
+    try:
+        yield
+    except NbtuneError as error:
+        raise WrongRequest from error
+
+
+@contextlib.contextmanager
+def work() -> Iterator[None]:
+    """What a library prints in here goes to stderr: stdout is for results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def explain(error: BaseException, *, traceback: bool) -> int:
+    """Says an error on stderr in a few lines, and returns the exit code."""
+    wrong = isinstance(error, WrongRequest)
+    if wrong and error.__cause__ is not None:
+        error = error.__cause__
+    if traceback:
+        tracebacks.print_exception(error)
+    if isinstance(error, NbtuneError):
+        say(f"nbtune: {error}")
+    else:
+        said = str(error).strip().splitlines()[:2] or [""]
+        say(f"nbtune: {type(error).__name__}: {' '.join(said)[:400]}")
+        if not traceback:
+            say("  → this looks like a bug: `--traceback` says more")
+    return 2 if wrong or isinstance(error, _WRONG) else 1
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def result(body: Mapping[str, Any], *, as_json: bool, text: str) -> None:
+    """One result: a JSON line, or a text for people."""
+    print(json.dumps(_plain(body), ensure_ascii=False, allow_nan=False) if as_json else text, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
+        return value
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows under column names, as wide as they need to be."""
+    lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def run_facts(run: Any) -> dict[str, Any]:
+    """What `--json` says of a run."""
+    progress = Progress()
+    progress.add(run.events())
+    adapter = run.folder / "adapter"
+    return {
+        "name": run.name,
+        "id": run.id,
+        "state": run.state,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "first_loss": progress.first_loss,
+        "loss": progress.loss,
+        "eval_loss": progress.eval_loss,
+        "folder": shown(run.folder),
+        "adapter": shown(adapter) if adapter.is_dir() else None,
+    }
+
+
+def shown(path: Path) -> str:
+    """A path as people write it from here."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+@contextlib.contextmanager
+def following(run: Any) -> Iterator[Progress]:
+    """A moving line on stderr while in here (a line now and then where stderr is no terminal); warnings are said."""
+    progress = Progress()
+    line = _Line() if sys.stderr.isatty() else _Lines()
+
+    def take(events: Any, first: int) -> None:
+        known = len(progress.warnings)
+        progress.add(events)
+        for warning in progress.warnings[known:]:
+            fix = f"\n  → {warning.fix}" if warning.fix else ""
+            line.say(f"warning: {warning.message}{fix}")
+        line.show(f"{run.name}: {progress.line()}", progress)
+
+    unsubscribe = run.subscribe(take)
+    try:
+        yield progress
+    finally:
+        unsubscribe()
+        line.close()
+
+
+class _Line:
+    """A progress bar by rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+        from rich.table import Column
+
+        text = TextColumn("{task.description}", table_column=Column(ratio=3), markup=False)
+        self._bar = Bar(BarColumn(bar_width=24), text, console=Console(file=sys.stderr), refresh_per_second=4)
+        self._task = self._bar.add_task("starting", total=None)
+        self._bar.start()
+
+    def show(self, text: str, progress: Progress) -> None:
+        total = progress.total_steps or None
+        self._bar.update(self._task, description=text, completed=progress.step, total=total)
+
+    def say(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class _Lines:
+    """For a log file: a line at each change of state, each tenth of the way, and every half minute."""
+
+    def __init__(self) -> None:
+        self._said: tuple[str, int, int] = ("", -1, 0)
+
+    def show(self, text: str, progress: Progress) -> None:
+        tenth = 10 * progress.step // progress.total_steps if progress.total_steps else 0
+        now = (progress.state, tenth, int(time.monotonic() / 30))
+        if now != self._said:
+            self._said = now
+            say(text)
+
+    def say(self, text: str) -> None:
+        say(text)
+
+    def close(self) -> None:
+        pass
