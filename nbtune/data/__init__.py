@@ -27,7 +27,21 @@ _HOMES = {
     "snapshot": "nbtune.data.snapshots",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0604
+__all__ = [
+    "Batch",
+    "BatchPlan",
+    "DataFacts",
+    "Dataset",
+    "Example",
+    "Prepared",
+    "Report",
+    "Source",
+    "measure",
+    "open_snapshot",
+    "prepare",
+    "resolve",
+    "snapshot",
+]
 
 if TYPE_CHECKING:
     from nbtune.data.batches import Batch, BatchPlan

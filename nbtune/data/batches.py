@@ -1,0 +1,245 @@
+"""Batches of a step: which examples, padded or packed, with all that the loss and the attention need.
+
+Step k's batches depend on the dataset, the seed and k alone, so a run resumes exactly by asking for step k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nbtune.data.dataset import IGNORED, Dataset
+from nbtune.data.mixing import epoch_order
+from nbtune.data.packing import best_fit
+
+__all__ = ["Batch", "BatchPlan", "collate", "pack"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes through the model at once. Tensors are torch, on the CPU.
+
+    Attributes:
+        input_ids: int64 [B, S].
+        labels: int64 [B, S], unshifted; -100 where there is no loss.
+        attention_mask: int64 [B, S], 1 = token; None in a pack or where nothing is padded.
+        position_ids: int64 [B, S]; begins at 0 with every document of a pack.
+        cu_seqlens: int32 [documents + 1], starts in the flattened B·S tokens, padding as documents of its own; None
+            if not packed.
+        max_seqlen: the longest document, None if not packed.
+        num_tokens: tokens that are not padding.
+        num_trained: labels that have a loss after the shift.
+        trained_rows: int64 [R], flat positions (b·S + s) whose next token has a loss, padded with 0 to a bucket.
+        trained_labels: int64 [R], the next tokens there; -100 in the padding.
+        examples: int64, the dataset's numbers of what is in it.
+    """
+
+    input_ids: Any
+    labels: Any
+    attention_mask: Any
+    position_ids: Any
+    cu_seqlens: Any
+    max_seqlen: int | None
+    num_tokens: int
+    num_trained: int
+    trained_rows: Any
+    trained_labels: Any
+    examples: tuple[int, ...] = ()
+
+    def to(self, device: Any, *, non_blocking: bool = True) -> Batch:
+        """The batch with its tensors on `device`."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if hasattr(value := getattr(self, f.name), "to")
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, for quick copies to a GPU."""
+        pinned = {
+            f.name: value.pin_memory() for f in fields(self) if hasattr(value := getattr(self, f.name), "pin_memory")
+        }
+        return replace(self, **pinned)
+
+
+class BatchPlan:
+    """All batches of a run, by step.
+
+    Args:
+        dataset: examples.
+        micro_batch_size: sequences that go through the model at once.
+        gradient_accumulation_steps: micro-batches per optimizer step.
+        seed: of the order; another order every epoch.
+        packing: several examples share a sequence of `sequence_len` tokens, without seeing each other.
+        sequence_len: tokens per packed sequence; also the limit without packing.
+        pad_to_multiple: lengths are padded to a multiple of it.
+        pad_id: the id that padding gets (it has no loss and is not attended to).
+        shuffle: False keeps the order of the rows.
+        bucket: `trained_rows` is padded to a multiple of it.
+
+    Raises:
+        ValueError: the dataset is empty, or an example is longer than `sequence_len`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        micro_batch_size: int,
+        gradient_accumulation_steps: int = 1,
+        seed: int = 0,
+        packing: bool = False,
+        sequence_len: int | None = None,
+        pad_to_multiple: int = 8,
+        pad_id: int = 0,
+        shuffle: bool = True,
+        bucket: int = 64,
+    ) -> None:
+        if not len(dataset):
+            raise ValueError("the dataset is empty")
+        longest = int(dataset.lengths.max())
+        self.dataset, self.packing, self.seed, self.shuffle = dataset, packing, seed, shuffle
+        self.sequence_len = sequence_len or longest
+        if longest > self.sequence_len:
+            raise ValueError(f"an example has {longest} tokens, sequence_len is {self.sequence_len}")
+        self.micro_batch_size, self.gradient_accumulation_steps = micro_batch_size, gradient_accumulation_steps
+        self.pad_to_multiple, self.pad_id, self.bucket = pad_to_multiple, pad_id, bucket
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    @cached_property
+    def bins(self) -> list[list[int]]:
+        """Examples per sequence: one each, or packs."""
+        if not self.packing:
+            return [[i] for i in range(len(self.dataset))]
+        return best_fit(self.dataset.lengths, self.sequence_len)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which every example is seen once (the last may be smaller)."""
+        per_step = self.micro_batch_size * self.gradient_accumulation_steps
+        return -(-len(self.bins) // per_step)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of tokens in packed sequences that are not padding; 1 if not packed."""
+        if not self.packing:
+            return 1.0
+        return float(self.dataset.starts[-1]) / (len(self.bins) * self.sequence_len)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The bins of an epoch in their order, int64."""
+        if self._order[0] != epoch:
+            weights = None if self.packing else self.dataset.weights
+            self._order = (
+                epoch,
+                epoch_order(
+                    len(self.bins), self.seed if self.shuffle else None, epoch, self.dataset.source_of, weights
+                ),
+            )
+        return self._order[1]
+
+    def step(self, k: int) -> list[Batch]:
+        """The micro-batches of optimizer step k (0-based), at most `gradient_accumulation_steps`."""
+        epoch, inside = divmod(k, self.steps_per_epoch)
+        per_step = self.micro_batch_size * self.gradient_accumulation_steps
+        chosen = self.order(epoch)[inside * per_step : (inside + 1) * per_step].tolist()
+        size = self.micro_batch_size
+        return [self._batch([self.bins[b] for b in chosen[i : i + size]]) for i in range(0, len(chosen), size)]
+
+    def __iter__(self) -> Any:
+        """The batches of one epoch, one after another (for evaluation)."""
+        for k in range(self.steps_per_epoch):
+            yield from self.step(k)
+
+    def _batch(self, bins: list[list[int]]) -> Batch:
+        if self.packing:
+            return pack(self.dataset, bins, self.sequence_len, self.pad_id, self.bucket, self.pad_to_multiple)
+        return collate(self.dataset, [b[0] for b in bins], self.pad_to_multiple, self.pad_id, self.bucket)
+
+
+def collate(dataset: Dataset, examples: list[int], multiple: int = 8, pad_id: int = 0, bucket: int = 64) -> Batch:
+    """Examples side by side, padded on the right to the longest."""
+    pairs = [dataset.arrays(i) for i in examples]
+    width = _round_up(max(len(ids) for ids, _ in pairs), multiple)
+    ids = np.full((len(pairs), width), pad_id, np.int64)
+    labels = np.full((len(pairs), width), IGNORED, np.int64)
+    mask = np.zeros((len(pairs), width), np.int64)
+    for b, (row, trained) in enumerate(pairs):
+        ids[b, : len(row)] = row
+        labels[b, : len(row)] = np.where(trained, row, IGNORED)
+        mask[b, : len(row)] = 1
+    labels[:, 0] = IGNORED
+    positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape).copy()
+    return _finish(ids, labels, positions, None if mask.all() else mask, None, int(mask.sum()), bucket, examples)
+
+
+def pack(
+    dataset: Dataset, bins: list[list[int]], length: int, pad_id: int = 0, bucket: int = 64, multiple: int = 8
+) -> Batch:
+    """Each bin's examples one after another in a sequence of `length` tokens (rounded up to `multiple`).
+
+    A document's first token has no loss: nothing before it predicts it.
+    """
+    length = _round_up(length, multiple)
+    ids = np.full((len(bins), length), pad_id, np.int64)
+    labels = np.full((len(bins), length), IGNORED, np.int64)
+    positions = np.zeros((len(bins), length), np.int64)
+    starts, tokens = [], 0
+    for b, members in enumerate(bins):
+        at = 0
+        for example in members:
+            row, trained = dataset.arrays(example)
+            end = at + len(row)
+            ids[b, at:end] = row
+            labels[b, at:end] = np.where(trained, row, IGNORED)
+            labels[b, at] = IGNORED
+            positions[b, at:end] = np.arange(len(row))
+            starts.append(b * length + at)
+            at = end
+        tokens += at
+        if at < length:  # padding is a document of its own: nobody attends to it
+            positions[b, at:] = np.arange(length - at)
+            starts.append(b * length + at)
+    bounds = np.array([*starts, len(bins) * length], np.int32)
+    return _finish(ids, labels, positions, None, bounds, tokens, bucket, [e for m in bins for e in m])
+
+
+def _finish(
+    ids: np.ndarray,
+    labels: np.ndarray,
+    positions: np.ndarray,
+    mask: np.ndarray | None,
+    bounds: np.ndarray | None,
+    tokens: int,
+    bucket: int,
+    examples: list[int],
+) -> Batch:
+    import torch
+
+    following = np.full_like(labels, IGNORED)
+    following[:, :-1] = labels[:, 1:]
+    rows = np.flatnonzero(following != IGNORED)
+    size = max(_round_up(len(rows), bucket), bucket)
+    trained_rows, trained_labels = np.zeros(size, np.int64), np.full(size, IGNORED, np.int64)
+    trained_rows[: len(rows)], trained_labels[: len(rows)] = rows, following.ravel()[rows]
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
+        attention_mask=None if mask is None else torch.from_numpy(mask),
+        position_ids=torch.from_numpy(positions),
+        cu_seqlens=None if bounds is None else torch.from_numpy(bounds),
+        max_seqlen=None if bounds is None else int(np.diff(bounds).max()),
+        num_tokens=tokens,
+        num_trained=len(rows),
+        trained_rows=torch.from_numpy(trained_rows),
+        trained_labels=torch.from_numpy(trained_labels),
+        examples=tuple(int(e) for e in examples),
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

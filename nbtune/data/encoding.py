@@ -1,0 +1,183 @@
+"""Rows as tokens and what is trained: texts are encoded in batches, stretches of characters become tokens' masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nbtune.data.chat import ChatTemplate, Rendered
+from nbtune.data.formats import Chat, Parts
+from nbtune.data.provenance import Span
+from nbtune.errors import DataError
+
+__all__ = ["Encoder"]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A text to encode."""
+
+    text: str
+    spans: Sequence[Span]
+    trained: Sequence[tuple[int, int]]
+    raw: bool
+    prefix: bool
+    ends: bool
+
+
+class Encoder:
+    """Turns `Chat` and `Parts` into ids and masks, with one tokenizer and one template.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        template: its chat template, or None where only text is read.
+        train_on: `answers`, `last_answer` or `all`.
+
+    Raises:
+        DataError: the tokenizer has no Rust backend (it could not say which characters a token covers).
+    """
+
+    def __init__(self, tokenizer: Any, template: ChatTemplate | None, train_on: str = "answers") -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise DataError(
+                f"{type(tokenizer).__name__} is a slow tokenizer: it cannot say where a token lies in the text",
+                place="model",
+                fix="use the model's fast tokenizer (a tokenizer.json)",
+            )
+        from nbtune.data.controls import Controls
+
+        self.tokenizer, self.template, self.train_on = tokenizer, template, train_on
+        self.controls = template.controls if template else Controls(tokenizer)
+        self.backend = _without_limits(backend)
+        self.bos = _prefix(tokenizer)
+        self.eos = tokenizer.eos_token_id
+
+    def encode(self, rows: Sequence[Chat | Parts]) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
+        """For each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""
+        jobs = [self._job(row) for row in rows]
+        plain = [i for i, job in enumerate(jobs) if isinstance(job, _Job) and (job.raw or not self._forged(job))]
+        encodings = self.backend.encode_batch([jobs[i].text for i in plain], add_special_tokens=False)  # type: ignore[union-attr]
+        results: list[Any] = list(jobs)
+        for i, encoding in zip(plain, encodings, strict=True):
+            results[i] = self._finish(jobs[i], np.array(encoding.ids, np.int32), encoding)  # type: ignore[arg-type]
+        for i, job in enumerate(results):
+            if isinstance(job, _Job):
+                ids, offsets = self.controls.encode(job.text, job.spans)
+                results[i] = self._finish(job, np.array(ids, np.int32), _Offsets(offsets))
+        return results
+
+    def _forged(self, job: _Job) -> bool:
+        pattern = self.controls.pattern
+        if pattern is None or not any(pattern.search(job.text, s, e) for s, e, _ in job.spans):
+            return False
+        return self.controls.forged(job.text, job.spans)
+
+    def _job(self, row: Chat | Parts) -> _Job | DataError:
+        try:
+            return self._chat_job(row) if isinstance(row, Chat) else self._parts_job(row)
+        except DataError as error:
+            return error
+
+    def _chat_job(self, chat: Chat) -> _Job:
+        assert self.template is not None
+        rendered = self.template.render(chat.messages, chat.tools)
+        return _Job(rendered.text, rendered.spans, self._wanted(rendered, chat), False, False, False)
+
+    def _wanted(self, rendered: Rendered, chat: Chat) -> list[tuple[int, int]]:
+        if self.train_on == "all":
+            return [(0, len(rendered.text))]
+        spans = [(s, e) for s, e, tag in rendered.trained if tag < 0 or _is_trained(chat.messages[tag])]
+        return spans[-1:] if self.train_on == "last_answer" else spans
+
+    def _parts_job(self, row: Parts) -> _Job:
+        text, trained, spans = "", [], []
+        for piece, wanted in row.parts:
+            if piece:
+                spans.append((len(text), len(text) + len(piece), 0))
+                if wanted or self.train_on == "all":
+                    trained.append((len(text), len(text) + len(piece)))
+            text += piece
+        bos = self.tokenizer.bos_token
+        return _Job(text, spans, trained, row.raw, not row.raw and not (bos and text.startswith(bos)), row.ends)
+
+    def _finish(self, job: _Job, ids: np.ndarray, places: Any) -> tuple[np.ndarray, np.ndarray]:
+        trained = np.zeros(len(ids), bool)
+        for start, end in job.trained:
+            first, last = _tokens_of(places, start, end, len(ids))
+            trained[first:last] = True
+        if job.prefix and self.bos:
+            ids = np.concatenate([np.array(self.bos, np.int32), ids])
+            trained = np.concatenate([np.zeros(len(self.bos), bool), trained])
+        if job.ends and self.eos is not None and len(ids) and ids[-1] != self.eos:
+            ids = np.append(ids, np.int32(self.eos))
+            trained = np.append(trained, bool(job.trained) and job.trained[-1][1] == len(job.text))
+        return ids, trained
+
+
+class _Offsets:
+    """`char_to_token` and `token_to_chars` of plain offsets."""
+
+    def __init__(self, offsets: list[tuple[int, int]]) -> None:
+        self.offsets = offsets
+
+    def char_to_token(self, position: int) -> int | None:
+        return next((i for i, (s, e) in enumerate(self.offsets) if s <= position < e), None)
+
+    def token_to_chars(self, index: int) -> tuple[int, int]:
+        return self.offsets[index]
+
+
+def _tokens_of(places: Any, start: int, end: int, count: int) -> tuple[int, int]:
+    """The tokens that cover characters start..end, as a half-open range."""
+    first = last = None
+    for position in range(start, end):
+        first = places.char_to_token(position)
+        if first is not None:
+            break
+    if first is None:
+        return 0, 0
+    for position in range(end - 1, start - 1, -1):
+        last = places.char_to_token(position)
+        if last is not None:
+            break
+    last = first if last is None else last
+    while last + 1 < count:  # a character of several tokens ends with the last of them
+        chars = places.token_to_chars(last + 1)
+        if chars is None or chars[0] >= end or chars[1] <= chars[0]:
+            break
+        last += 1
+    return first, last + 1
+
+
+def _is_trained(message: dict[str, Any]) -> bool:
+    for key in ("train", "training"):
+        if key in message:
+            return bool(message[key])
+    weight = message.get("weight")
+    return weight is None or bool(weight)
+
+
+def _without_limits(backend: Any) -> Any:
+    """The backend without truncation or padding (a copy only if it has some)."""
+    if backend.truncation is None and backend.padding is None:
+        return backend
+    import tokenizers
+
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before a text (a BOS token, or nothing)."""
+    with_special = tokenizer("a", add_special_tokens=True)["input_ids"]
+    without = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for k in range(len(with_special) - len(without) + 1):
+        if with_special[k : k + len(without)] == without:
+            return list(with_special[:k])
+    return []

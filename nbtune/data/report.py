@@ -1,0 +1,76 @@
+"""What was found in the data: every row's fate, counts, warnings. As data, as text, as a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Report", "SourceReport"]
+
+
+@dataclass
+class SourceReport:
+    """One source: its rows and how they were read."""
+
+    name: str
+    format: str
+    mapping: dict[str, str]
+    rows: int = 0
+
+
+@dataclass
+class Report:
+    """Every row of the input is accounted for: used, cut, dropped or held out, and why.
+
+    Attributes:
+        sources: how each source was read.
+        fates: (source, row, status, reason) of every row that was not simply used.
+        used: examples to train on; `held_out`: examples to evaluate on.
+        tokens, trained_tokens: of the training examples.
+        warnings: sentences for people, with what to do.
+    """
+
+    sources: list[SourceReport] = field(default_factory=list)
+    fates: list[tuple[str, int, str, str]] = field(default_factory=list)
+    rows: int = 0
+    used: int = 0
+    held_out: int = 0
+    duplicates: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    template: str = ""
+    terminator: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def count(self, status: str) -> int:
+        """Rows with a status of `cut`, `split`, `dropped`."""
+        return sum(fate[2] == status for fate in self.fates)
+
+    @property
+    def trained_share(self) -> float:
+        """Trained tokens / tokens."""
+        return self.trained_tokens / self.tokens if self.tokens else 0.0
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame of the rows that were not simply used: source, row, status, reason."""
+        import pandas
+
+        return pandas.DataFrame(self.fates, columns=["source", "row", "status", "reason"])
+
+    def __str__(self) -> str:
+        lines = []
+        for source in self.sources:
+            shown = ", ".join(f"{role} ← {column}" for role, column in source.mapping.items())
+            lines.append(f"{source.name}: {source.rows} rows, read as {source.format} ({shown})")
+        lines.append(
+            f"{self.used} examples to learn from, {self.held_out} held out; {self.tokens} tokens, "
+            f"{self.trained_tokens} of them trained ({self.trained_share:.1%}), the longest has {self.longest}"
+        )
+        if self.terminator:
+            lines.append(f"an answer ends with {self.terminator!r}, which is trained")
+        for (status, reason), count in Counter(fate[2:] for fate in self.fates).items():
+            lines.append(f"{count} {status}: {reason}")
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)

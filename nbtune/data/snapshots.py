@@ -1,0 +1,161 @@
+"""A run's data in its folder, so that it can be resumed or repeated without the notebook.
+
+Rows of variables are written (`<name>.jsonl`, or `.parquet` for frames); files are recorded by path, relative to the
+folder, with their content's hash, and a changed file is noticed; datasets of the Hub by id and revision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nbtune.data.files import read_files
+from nbtune.data.sources import ArrowRows, Rows, Source
+from nbtune.errors import DataError
+from nbtune.spec import SourceSpec
+
+__all__ = ["open_snapshot", "snapshot"]
+
+_INDEX = "sources.json"
+
+
+def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
+    """Writes down what the sources hold; returns them as they will be opened again.
+
+    Args:
+        sources: from `resolve`.
+        folder: the run's `data/` folder; made if it is missing.
+
+    Raises:
+        DataError: rows cannot be written down (a value that is not text, number, list or dict).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, used = [], set()
+    for source in sources:
+        entry: dict[str, Any] = {
+            "name": source.name,
+            "kind": source.kind,
+            "role": source.role,
+            "spec": source.spec.model_dump(mode="json", exclude_defaults=True),
+        }
+        if source.kind == "variable":
+            stem = base = re.sub(r"[^\w.-]+", "-", source.name).strip("-.") or "rows"
+            while stem in used:
+                stem = f"{base}-{len(used)}"
+            used.add(stem)
+            entry["files"] = [_record(_write(source.rows, folder / stem, source.name), folder)]
+        elif source.kind == "file" and source.files:
+            entry["files"] = [_record(file, folder) for file in source.files]
+        entries.append(entry)
+    temporary = folder / f"{_INDEX}.new"
+    temporary.write_text(json.dumps({"version": 1, "sources": entries}, indent=1), encoding="utf-8")
+    os.replace(temporary, folder / _INDEX)
+    return open_snapshot(folder, verify=False)
+
+
+def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
+    """The sources of a snapshot.
+
+    Args:
+        verify: compare the files' hashes with those written down.
+
+    Raises:
+        DataError: there is no snapshot, or a file is missing or has changed since.
+    """
+    folder = Path(folder)
+    try:
+        entries = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["sources"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError("there is no snapshot of the data here", place=str(folder), fix="start the run anew") from error
+    return [_open(entry, folder, verify) for entry in entries]
+
+
+def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
+    from nbtune.data.resolving import resolve
+
+    spec, role = SourceSpec.model_validate(entry["spec"]), entry.get("role", "train")
+    if entry["kind"] in ("hub", "set") or not entry.get("files"):
+        prefix = "hub:" if entry["kind"] == "hub" and not spec.source.startswith("hub:") else ""
+        found = resolve([spec.model_copy(update={"source": prefix + spec.source})], base_dir=folder)[0]
+        return Source(entry["name"], entry["kind"], spec, found.load, role=role)
+    files = [folder / record["path"] for record in entry["files"]]
+    for file, record in zip(files, entry["files"], strict=True):
+        if not file.exists():
+            raise DataError("the file is gone", place=record["path"], fix="put it back, or start the run anew")
+        if verify and _hash(file) != record["sha256"]:
+            raise DataError("the file has changed since the run began", place=record["path"], fix="start a new run")
+    name = entry["name"]
+    if any(file.suffix == ".arrow" for file in files):  # Dataset.save_to_disk
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        return Source(name, "file", spec, resolve([spec], base_dir=root)[0].load, tuple(files), role)
+    label = name if entry["kind"] == "variable" or len(files) > 1 else files[0].name
+    return Source(name, entry["kind"], spec, lambda: read_files(files, label), tuple(files), role)
+
+
+def _record(file: Path, folder: Path) -> dict[str, str]:
+    try:
+        path = os.path.relpath(file, folder)
+    except ValueError:  # another drive
+        path = str(file.resolve())
+    return {"path": Path(path).as_posix(), "sha256": _hash(file)}
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _write(rows: Rows, stem: Path, name: str) -> Path:
+    if isinstance(rows, ArrowRows):
+        import pyarrow.parquet
+
+        path = stem.with_name(stem.name + ".parquet")
+        temporary = path.with_name(path.name + ".new")
+        pyarrow.parquet.write_table(rows.table, temporary, row_group_size=4096)
+    else:
+        path = stem.with_name(stem.name + ".jsonl")
+        temporary = path.with_name(path.name + ".new")
+        with temporary.open("w", encoding="utf-8") as handle:
+            for index, row in enumerate(rows):
+                handle.write(_to_json(row, f"{name}, row {index}") + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def _to_json(row: Any, place: str) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(_without_nan(row), ensure_ascii=True, default=_plain)
+    except TypeError as error:
+        raise DataError(f"a value cannot be written down: {error}", place=place, fix="keep text and numbers") from None
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and arrays, dates, paths."""
+    for method in ("tolist", "isoformat"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    if hasattr(value, "keys"):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} {value!r:.60}")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return value
