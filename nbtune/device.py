@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbtune.errors import PlanError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DeviceFacts",
     "MemoryUse",
+    "capturing",
     "choose_dtype",
     "cpu_count",
     "describe",
@@ -29,11 +31,14 @@ __all__ = [
     "pick",
     "ram_available",
     "ram_total",
+    "record",
+    "replayable",
     "reset_peak",
     "synchronize",
 ]
 
 _CGROUP = Path("/sys/fs/cgroup")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,37 @@ def fork_rng(device: torch.device, *, needed: bool = True) -> AbstractContextMan
     if device.type == "cuda":
         return torch.random.fork_rng(devices=[device])
     return torch.random.fork_rng(devices=[], enabled=True)
+
+
+def replayable(device: torch.device) -> bool:
+    """Work on this device can be recorded once and replayed (CUDA graphs)."""
+    return device.type == "cuda"
+
+
+def capturing(device: torch.device) -> bool:
+    """Work on this device is being recorded now, so nothing may wait for it."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def record(work: Callable[[], T], device: torch.device, *, beside: Any = None) -> tuple[Any, T]:
+    """Record work as a CUDA graph, without running it; other threads may use the device meanwhile.
+
+    Args:
+        work: launches kernels, and neither waits for the device nor copies from pageable memory.
+        beside: an earlier graph whose memory this one may share (the two never run at once).
+
+    Returns:
+        The graph, whose `replay()` runs the work, and what work returned: tensors that each replay fills anew.
+    """
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    pool = None if beside is None else beside.pool()
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result
 
 
 def cpu_count() -> int:

@@ -1,13 +1,22 @@
 """The door of the acceleration: attach, report, remove."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
-from nbtune.models.policy import MemoryPolicy
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import nn
+from nbtune.device import empty_cache
+from nbtune.models.accelerate.attention import Packing, packing_of
+from nbtune.models.accelerate.blocks import Layer, LayerFunction
+from nbtune.models.accelerate.find import causal_lm, decoder, decoder_layers, find_layer, find_norm, tolerance
+from nbtune.models.accelerate.head import Head, NormFunction, find_head, loss_inputs
+from nbtune.models.accelerate.linear import LeftAlone
+from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer
+from nbtune.models.accelerate.sync import LoraSync
+from nbtune.models.policy import MEMORY_POLICIES, MemoryPolicy
 
 __all__ = ["Handle", "Report", "accelerate"]
 
@@ -36,14 +45,260 @@ class Handle:
 
     report: Report
     policy: MemoryPolicy
+    layers: list[Layer] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def set_policy(self, policy: MemoryPolicy) -> None:
+        """What blocks keep from now on."""
+        self.policy = policy
+        for layer in self.layers:
+            layer.policy = policy
 
     def remove(self) -> None:
         """Puts the stock model back; calling it twice does no harm."""
         while self.undo:
             self.undo.pop()()
+        self.layers.clear()
 
 
-def accelerate(model: "nn.Module", policy: MemoryPolicy = "keep") -> Handle:
-    """Replaces `forward` on the blocks of this very model that are understood, and only there."""
-    return Handle(Report(), policy)
+def accelerate(model: nn.Module, policy: MemoryPolicy = "keep") -> Handle:
+    """Replaces `forward` on the blocks of this very model that are understood, and only there.
+
+    Every kind of block is compared with its stock forward first; one that disagrees is left alone: slower, never wrong.
+    Generation with a cache, and whatever else the replaced blocks do not cover, goes through the stock forward.
+
+    Args:
+        model: a transformers causal language model, or peft's wrapper around one. What is trained must be decided.
+        policy: what blocks keep for their backward.
+    """
+    if policy not in MEMORY_POLICIES:
+        raise ValueError(f"unknown memory policy {policy!r}; known: {', '.join(MEMORY_POLICIES)}")
+    handle = Handle(Report(), policy)
+    lm = causal_lm(model)
+    inner = decoder(lm)
+    if inner is None:
+        handle.report.left["model"] = "it has no list of decoder layers"
+        return handle
+    stock_loss = _tiny_loss(lm)
+    _take_layers(inner, policy, handle)
+    _take_norm(inner, handle)
+    _take_head(lm, inner, handle)
+    ours = _tiny_loss(lm) if handle.undo else stock_loss
+    if abs(ours - stock_loss) > tolerance(_dtype(lm)) * max(1.0, abs(stock_loss)):
+        handle.remove()
+        handle.report = Report(left={"model": f"the whole disagrees: a loss of {ours:.4f}, stock {stock_loss:.4f}"})
+    return handle
+
+
+def _dtype(lm: nn.Module) -> torch.dtype:
+    return next(p for p in lm.parameters() if p.is_floating_point()).dtype
+
+
+@torch.no_grad()
+def _tiny_loss(lm: Any) -> float:
+    """The loss of 22 random tokens, in training mode as a step would see it."""
+    generator = torch.Generator().manual_seed(3)
+    device = next(lm.parameters()).device
+    ids = torch.randint(0, lm.config.vocab_size, (2, 11), generator=generator).to(device)
+    labels = ids.clone()
+    labels[0, :5] = -100
+    training = lm.training
+    dropped = [m for m in lm.modules() if isinstance(m, nn.Dropout) and m.training]
+    lm.train()
+    for m in [m for m in lm.modules() if isinstance(m, nn.Dropout)]:
+        m.eval()
+    try:
+        return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
+    finally:
+        lm.train(training)
+        for m in dropped:
+            m.train()
+
+
+# ---------------------------------------------------------------- layers
+
+
+def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None:
+    modules = list(decoder_layers(inner))
+    inputs: Inputs | None = None
+    probed: set[Any] = set()
+    for i, (name, module) in enumerate(modules):
+        try:
+            layer = find_layer(module, policy)
+            weight = layer.qkv.members[0].base.weight
+            inputs = inputs or probe_inputs(inner, layer.qkv.inputs, weight)
+            for group in layer.groups():
+                group.attach()
+            sync = LoraSync([p for g in layer.groups() for p in g.sync_pairs])
+            kind = _kind(module, layer)
+            try:
+                probe_layer(module, module.forward, layer, sync, inputs, grads=kind not in probed)
+            except LeftAlone:
+                for group in layer.groups():
+                    group.detach()
+                raise
+        except LeftAlone as e:
+            handle.report.left[name] = str(e)
+            continue
+        probed.add(kind)
+        _replace(module, _layer_forward(module, layer), handle)
+        handle.undo.append(lambda layer=layer: [g.detach() for g in layer.groups()] and None)
+        handle.layers.append(layer)
+        handle.report.taken[name] = _describe(layer)
+        if weight.is_cuda and i % 4 == 3:
+            empty_cache(weight.device)  # the weights' old places are too small for the stacks to come
+    if handle.layers:
+        sync_all = LoraSync([p for layer in handle.layers for g in layer.groups() for p in g.sync_pairs])
+        hook = _Prepare(sync_all, len(handle.layers) == len(modules), _shortest_window([m for _, m in modules]))
+        removable = inner.register_forward_pre_hook(hook, with_kwargs=True)
+        handle.undo.append(removable.remove)
+
+
+def _kind(module: nn.Module, layer: Layer) -> Any:
+    shapes = tuple((g.inputs, *g.outs, *g.ranks, g.full) for g in layer.groups())
+    return type(module), shapes, layer.act, layer.scale, layer.residual, tuple(n.offset for n in layer.norms())
+
+
+def _describe(layer: Layer) -> str:
+    what = "trained weights" if layer.qkv.full else f"LoRA of rank {max(max(g.ranks) for g in layer.groups())}"
+    shape = f"{layer.heads}/{layer.kv_heads} heads of {layer.head_dim}"
+    return f"{shape}, {layer.act} MLP of {layer.down.inputs}, {what}, stacked"
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any], handle: Handle) -> None:
+    own = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+
+    def undo() -> None:
+        if own is not None:
+            module.forward = own  # type: ignore[method-assign]
+        else:
+            module.__dict__.pop("forward", None)
+
+    handle.undo.append(undo)
+
+
+def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
+    stock = module.forward
+    attention: Any = module.self_attn
+    as_tuple = "tuple" in str(inspect.signature(type(module).forward).return_annotation)
+    parameters = layer.parameters()
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        mask = args[0] if args else kwargs.get("attention_mask")
+        packing = _packing_behind(mask, attention.config)
+        window = getattr(attention, "sliding_window", None)
+        angles = kwargs.get("position_embeddings")
+        if (
+            packing is _UNKNOWN
+            or angles is None
+            or len(args) > 1
+            or kwargs.get("past_key_values") is not None
+            or kwargs.get("output_attentions")
+            or (window and hidden_states.shape[1] > window)
+            or not all(g.intact() for g in layer.groups())
+            or torch.is_autocast_enabled(hidden_states.device.type)
+        ):
+            return stock(hidden_states, *args, **kwargs)
+        out = LayerFunction.apply(layer, hidden_states, *angles, packing, *parameters)
+        return (out,) if as_tuple else out
+
+    return forward
+
+
+_UNKNOWN = object()
+
+
+def _packing_behind(mask: Any, config: Any) -> Any:
+    """What an attention mask means: None (whole causal rows), a Packing, or `_UNKNOWN`."""
+    if mask is None:
+        return None if getattr(config, "_attn_implementation", "") == "sdpa" else _UNKNOWN
+    return getattr(mask, "nbtune_packing", _UNKNOWN)
+
+
+def _shortest_window(modules: list[nn.Module]) -> int | None:
+    windows = [getattr(getattr(m, "self_attn", None), "sliding_window", None) for m in modules]
+    return min((w for w in windows if w), default=None)
+
+
+class _Prepare:
+    """Before each forward of the decoder: LoRA goes into its matrices, and the mask is settled once for all layers.
+
+    Where every layer is ours, a mask with no elements stands for "causal within documents": transformers hands a 4-D
+    mask through as it is, and so neither builds a `[B, 1, S, S]` one nor waits for the device to look at positions.
+    """
+
+    def __init__(self, sync: LoraSync, whole: bool, window: int | None):
+        self.sync, self.whole, self.window = sync, whole, window
+
+    def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+            return None
+        self.sync()
+        tokens = kwargs.get("inputs_embeds")
+        tokens = tokens if tokens is not None else kwargs.get("input_ids", args[0] if args else None)
+        if not self.whole or len(args) > 1 or tokens is None or (self.window and tokens.shape[1] > self.window):
+            return None
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not _right_padded(mask):
+            return None
+        stands_for = torch.empty((0, 0, 0, 0), dtype=torch.bool, device=tokens.device)
+        packing: Packing | None = None
+        if mask is None:
+            packing = packing_of(kwargs.get("position_ids"), kwargs)
+        stands_for.nbtune_packing = packing  # type: ignore[attr-defined]
+        return args, {**kwargs, "attention_mask": stands_for}
+
+
+def _right_padded(mask: Tensor) -> bool:
+    """A 2-D mask with its zeros at the end of rows: under causal attention no real token sees them."""
+    if mask.ndim != 2:
+        return False
+    mask = mask.bool()
+    return not bool((mask[:, 1:] & ~mask[:, :-1]).any()) and bool(mask[:, 0].all())
+
+
+# ---------------------------------------------------------------- norm and head
+
+
+def _take_norm(inner: nn.Module, handle: Handle) -> None:
+    module = getattr(inner, "norm", None)
+    try:
+        weight = getattr(module, "weight", None)
+        norm = find_norm(module, weight.shape[0] if weight is not None else 0)
+    except LeftAlone as e:
+        handle.report.left["norm"] = str(e)
+        return
+    assert module is not None
+    _replace(module, lambda hidden_states: NormFunction.apply(norm, hidden_states, norm.weight), handle)
+    handle.report.taken["norm"] = "RMSNorm"
+
+
+def _take_head(lm: nn.Module, inner: nn.Module, handle: Handle) -> None:
+    try:
+        head = find_head(lm)
+    except LeftAlone as e:
+        handle.report.left["head"] = str(e)
+        return
+    _replace(lm, _lm_forward(lm, inner, head), handle)
+    handle.report.taken["head"] = "cross-entropy of trained rows in chunks, no logits"
+
+
+def _lm_forward(lm: Any, inner: nn.Module, head: Head) -> Callable[..., Any]:
+    stock = lm.forward
+
+    def forward(input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        labels = kwargs.get("labels")
+        wants_loss = labels is not None or kwargs.get("loss_labels") is not None
+        only = kwargs.pop("loss_only", lm.training)
+        if not (wants_loss and only) or kwargs.get("past_key_values") is not None:
+            return stock(input_ids=input_ids, **kwargs)
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        rest = {k: v for k, v in kwargs.items() if k not in ("labels", "logits_to_keep", "return_dict")}
+        num_items = rest.pop("num_items_in_batch", None)
+        targets = loss_inputs(labels, rest)
+        hidden = inner(input_ids=input_ids, **{**rest, "use_cache": False, "return_dict": True}).last_hidden_state
+        return CausalLMOutputWithPast(loss=head.loss(hidden, targets, num_items))
+
+    return forward

@@ -1,0 +1,122 @@
+"""Attention on un-repeated key and value heads, by the fastest way that the shape and the card allow.
+
+What is trained together is told by a `Packing`: None means whole rows, each causal.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from nbtune.device import describe
+
+__all__ = ["Packing", "attend", "packing_of"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Documents that share rows: a token sees its own document only.
+
+    Args:
+        cu_seqlens: int32 `[documents + 1]`, the first token of each in the flattened batch, and the end. Repeated
+            ends (empty documents) are padding to a fixed length.
+        longest: at least the length of the longest document.
+    """
+
+    cu_seqlens: Tensor
+    longest: int
+
+
+def packing_of(position_ids: Tensor | None, kwargs: dict[str, Any]) -> Packing | None:
+    """Reads how a batch is packed: from `cu_seq_lens_q` and `max_length_q`, else from positions that start again.
+
+    Args:
+        position_ids: `[B or 1, S]` or None. Reading them waits for the device once.
+        kwargs: what the model's forward was called with.
+    """
+    given = kwargs.get("cu_seq_lens_q")
+    if given is not None:
+        longest = kwargs.get("max_length_q")
+        longest = int(longest) if longest is not None else int((given[1:] - given[:-1]).max())
+        return Packing(given.to(torch.int32), longest)
+    if position_ids is None:
+        return None
+    flat = position_ids.reshape(-1)
+    starts = torch.ones_like(flat, dtype=torch.bool)
+    torch.ne(flat[1:], flat[:-1] + 1, out=starts[1:])
+    rows, length = position_ids.shape
+    starts.view(rows, length)[:, 0] = True
+    first = starts.nonzero().flatten().to(torch.int32)
+    if first.shape[0] == rows:
+        return None
+    cu = torch.cat([first, first.new_tensor([flat.shape[0]])])
+    return Packing(cu, int((cu[1:] - cu[:-1]).max()))
+
+
+@cache
+def _order(index: int, head_dim: int) -> list[SDPBackend]:
+    """Backends for a card, best first: on Hopper and later cuDNN is 1.7 times as fast as flash."""
+    flash, cudnn, efficient = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
+    first = [cudnn, flash] if _capability(index) >= (9, 0) and head_dim <= 128 else [flash, cudnn]
+    return [*first, efficient, SDPBackend.MATH]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None) -> Tensor:
+    """Causal attention, recorded for autograd if q, k, v are.
+
+    Args:
+        q: `[B, S, Hq, D]`; k, v: `[B, S, Hk, D]`, any strides with a unit last one.
+        scale: of the scores.
+        packing: which tokens belong together.
+
+    Returns:
+        `[B, S, Hq, D]`, contiguous.
+    """
+    if packing is not None:
+        return _packed(q, k, v, scale, packing)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    if not q.is_cuda:
+        if grouped:
+            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    else:
+        with sdpa_kernel(_order(q.device.index, q.shape[-1]), set_priority=True):
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous()
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
+    b, s, heads, dim = q.shape
+    if (
+        q.is_cuda
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and _capability(q.device.index) >= (8, 0)
+        and dim <= 256
+    ):
+        flat = (t.reshape(b * s, t.shape[2], dim) for t in (q, k, v))
+        return _flash(*flat, packing, scale).view(b, s, heads, dim)
+    # one row of documents: token i sees j if j <= i and both lie in one document
+    index = torch.arange(b * s, device=q.device, dtype=torch.int32)
+    document = torch.searchsorted(packing.cu_seqlens, index, right=True).view(b, 1, s)
+    same = document[..., :, None] == document[..., None, :]
+    mask = same & torch.ones(s, s, dtype=torch.bool, device=q.device).tril()
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if q.shape[1] != k.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2).contiguous()
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return describe(torch.device("cuda", index)).capability
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float) -> Tensor:
+    cu, longest = packing.cu_seqlens, packing.longest
+    out = torch.ops.aten._flash_attention_forward(q, k, v, cu, cu, longest, longest, 0.0, True, False, scale=scale)
+    return out[0]

@@ -1,0 +1,117 @@
+"""The end of a causal language model: last norm, head and cross-entropy, without whole logits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nbtune_kernels import linear_cross_entropy_loss, rms_norm, rms_norm_backward
+from torch import Tensor, nn
+
+from nbtune.device import capturing
+from nbtune.models.accelerate.blocks import Norm
+from nbtune.models.accelerate.linear import LeftAlone
+
+__all__ = ["Head", "LossInputs", "NormFunction", "find_head", "loss_inputs"]
+
+
+class NormFunction(torch.autograd.Function):
+    """RMSNorm by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, norm: Norm, x: Tensor, weight: nn.Parameter) -> Tensor:
+        y, rstd = rms_norm(x, weight, norm.eps, **norm.how)
+        ctx.norm = norm
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple:  # type: ignore[override]
+        x, weight, rstd = ctx.saved_tensors
+        want = ctx.needs_input_grad[2]
+        dx, dw = rms_norm_backward(dy, x, weight, rstd, **ctx.norm.how, need_dweight=want)
+        return None, dx, dw
+
+
+@dataclass
+class Head:
+    """The linear layer from hidden states to logits, and what is done to these."""
+
+    module: nn.Linear
+    softcap: float | None
+    logit_scale: float
+
+    def loss(self, hidden: Tensor, targets: "LossInputs", num_items: Tensor | float | None) -> Tensor:
+        """Summed cross-entropy over the trained rows, divided by `num_items` (their number when None)."""
+        count: Any = targets.count if num_items is None else num_items
+        if isinstance(count, Tensor):
+            scale = count.float().clamp(min=1.0).reciprocal()
+        else:  # filled on the device: a copy from the host would wait for it
+            scale = torch.full((), 1.0 / count, dtype=torch.float32, device=hidden.device)
+        loss, *_ = linear_cross_entropy_loss(
+            hidden,
+            self.module.weight,
+            targets.labels,
+            bias=self.module.bias,
+            rows=targets.rows,
+            scale=scale,
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+        )
+        return loss
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Which rows of the flattened hidden states are trained, and on what.
+
+    Args:
+        labels: `[M]` int64, already shifted; −100 is not trained.
+        rows: `[M]` int64 into `[B * S]`, or None when M = B * S.
+        count: how many labels are trained, a number or a scalar on the device.
+    """
+
+    labels: Tensor
+    rows: Tensor | None
+    count: Tensor | float
+
+
+def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> LossInputs:
+    """From the collator's `loss_rows` and `loss_labels`, else from `labels` `[B, S]` or `shift_labels`.
+
+    Without the collator's help this waits for the device once, to leave untrained rows out of the head (not while a
+    CUDA graph is captured: then all rows are computed).
+    """
+    rows, given = kwargs.pop("loss_rows", None), kwargs.pop("loss_labels", None)
+    if given is not None:
+        return LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), (given != -100).sum())
+    shifted = kwargs.pop("shift_labels", None)
+    if shifted is None:
+        assert labels is not None
+        shifted = torch.full_like(labels, -100)
+        shifted[..., :-1] = labels[..., 1:]
+    flat = shifted.reshape(-1)
+    trained = flat != -100
+    if capturing(flat.device):
+        return LossInputs(flat, None, trained.sum())
+    index = trained.nonzero().flatten()
+    if index.shape[0] >= 0.9 * flat.shape[0] or index.shape[0] == 0:
+        return LossInputs(flat, None, max(1, index.shape[0]))
+    return LossInputs(flat[index], index, index.shape[0])
+
+
+def find_head(lm: nn.Module) -> Head:
+    """The head of a causal language model.
+
+    Raises:
+        LeftAlone: it is no plain linear layer.
+    """
+    module: Any = (
+        lm.get_output_embeddings() if isinstance(getattr(lm, "get_output_embeddings", None), Callable) else None
+    )
+    if type(module) is not nn.Linear:
+        raise LeftAlone("its head is no plain linear layer")
+    config: Any = lm.config
+    scale = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale *= float(getattr(config, "logit_scale", None) or 1.0)
+    return Head(module, getattr(config, "final_logit_softcapping", None) or None, scale)

@@ -1,0 +1,282 @@
+"""Linear layers that share one input, as one matrix product with their LoRA inside it.
+
+The frozen weights W_i of a group are stacked, and its LoRA lies at the edges of the same matrix:
+
+    M = [ W   sB ]      W [O, K] the stack, sB [O, R] block-diagonal: s_i B_i, A [R, K] the A_i stacked
+        [ A   .  ]
+
+    forward   [y]      = [x, xA'] [W, sB]'          with xA' written beside x: no second pass over y
+    backward  [dx]     = [dy, dy sB] [W; A]         with dy sB written beside dy: no second pass over dx
+              dA       = (dy sB)' x,   dB_i = s_i dy_i' (xA')_i
+
+so that a rank-16 adapter costs 16 more columns of the product instead of a pass over its result. The layers' own
+weights become views of M; peft's A and B stay parameters of their own (fp32, contiguous), copied in by `LoraSync`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nbtune_kernels import lora_grads, lora_xa
+from torch import Tensor, nn
+
+__all__ = ["LeftAlone", "LinearGroup", "Member", "Sink", "wide"]
+
+_ALIGN = 64  # elements: rows of M start at multiples of 128 bytes
+
+
+class LeftAlone(Exception):
+    """A block is not what the acceleration handles; the message says why, for the report."""
+
+
+@dataclass
+class Member:
+    """One linear layer of a group."""
+
+    module: nn.Module
+    base: nn.Linear
+    a: nn.Parameter | None = None
+    b: nn.Parameter | None = None
+    scaling: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.a is None else self.a.shape[0]
+
+
+def member(module: nn.Module) -> Member:
+    """Reads one layer: a plain linear, or peft's LoRA around one.
+
+    Raises:
+        LeftAlone: it is something else (quantised, DoRA, dropout, merged, several adapters).
+    """
+    if type(module) is nn.Linear:
+        return Member(module, module)
+    base = getattr(module, "base_layer", None)
+    if not hasattr(module, "lora_A"):
+        raise LeftAlone(f"a {type(module).__name__} is no plain linear layer")
+    if type(base) is not nn.Linear:
+        raise LeftAlone(f"its frozen weights are a {type(base).__name__}")
+    lora: Any = module
+    active = [n for n in lora.active_adapters if n in lora.lora_A]
+    if len(active) != 1 or lora.merged or lora.disable_adapters:
+        raise LeftAlone("its adapter is merged, switched off, or one of several")
+    (name,) = active
+    if lora.lora_variant or getattr(lora, "fan_in_fan_out", False) or lora.lora_bias.get(name):
+        raise LeftAlone("its adapter is a variant of LoRA (DoRA or the like)")
+    if not isinstance(lora.lora_dropout[name], nn.Identity):
+        raise LeftAlone("LoRA dropout draws one mask for each layer")
+    return Member(module, base, lora.lora_A[name].weight, lora.lora_B[name].weight, float(lora.scaling[name]))
+
+
+def wide(rows: int, columns: int, like: Tensor) -> Tensor:
+    """An uninitialised `[rows, columns]` matrix whose rows start at aligned addresses."""
+    pitch = -(-columns // _ALIGN) * _ALIGN if like.is_cuda else columns
+    return torch.empty((rows, pitch), dtype=like.dtype, device=like.device)[:, :columns]
+
+
+@dataclass
+class Sink:
+    """Where a group's LoRA gradients go instead of through autograd: the parameters' own `.grad`.
+
+    Args:
+        da: `[R, K]`, the stack of A's gradients; dbs: `[O_i, r_i]` each.
+        accumulate: add to what is there, instead of overwriting it.
+        open: only while a `TrainStep` runs a backward; otherwise gradients go through autograd.
+    """
+
+    da: Tensor
+    dbs: list[Tensor]
+    accumulate: bool = False
+    open: bool = False
+
+
+class LinearGroup:
+    """Linear layers with one input, stacked.
+
+    Args:
+        modules: the layers, in the order of their outputs.
+
+    Raises:
+        LeftAlone: see `member`; also where their types, places or shapes do not go together.
+    """
+
+    def __init__(self, modules: list[nn.Module]):
+        self.members = [member(m) for m in modules]
+        first = self.members[0].base.weight
+        for m in self.members:
+            w = m.base.weight
+            if w.dtype != first.dtype or w.device != first.device or w.shape[1] != first.shape[1]:
+                raise LeftAlone("its linear layers differ in dtype, device or width")
+            if (w.requires_grad != first.requires_grad) or (m.base.bias is None) != (self.members[0].base.bias is None):
+                raise LeftAlone("some of its linear layers are trained or biased, and some are not")
+            if m.a is not None and w.requires_grad:
+                raise LeftAlone("it trains frozen weights and an adapter at once")
+        self.inputs = first.shape[1]
+        self.outs = [m.base.weight.shape[0] for m in self.members]
+        self.outputs = sum(self.outs)
+        self.ranks = [m.rank for m in self.members]
+        self.rank = sum(self.ranks)
+        self.full = first.requires_grad
+        self.has_bias = self.members[0].base.bias is not None
+        self.matrix: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.sink: Sink | None = None
+
+    # ------------------------------------------------------------ storage
+
+    def attach(self) -> None:
+        """Builds M and makes the layers' weights views of it."""
+        like = self.members[0].base.weight
+        k, o, r = self.inputs, self.outputs, self.rank
+        matrix = wide(o + r, k + r, like.detach())
+        matrix[:, k:].zero_()
+        if r:
+            matrix[o:].zero_()
+        start = 0
+        with torch.no_grad():
+            for m in self.members:
+                rows = matrix[start : start + m.base.weight.shape[0], :k]
+                rows.copy_(m.base.weight)
+                m.base.weight.data = rows
+                start += rows.shape[0]
+            if self.has_bias:
+                self.bias = torch.cat([m.base.bias.detach() for m in self.members])
+                start = 0
+                for m in self.members:
+                    m.base.bias.data = self.bias[start : start + m.base.bias.shape[0]]
+                    start += m.base.bias.shape[0]
+        self.matrix = matrix
+        self._address = self.members[0].base.weight.data_ptr()
+        self.sync_pairs = self._pairs()
+
+    def detach(self) -> None:
+        """Gives the layers weights of their own again."""
+        for m in self.members:
+            m.base.weight.data = m.base.weight.data.clone(memory_format=torch.contiguous_format)
+            if m.base.bias is not None:
+                m.base.bias.data = m.base.bias.data.clone()
+        self.matrix = self.bias = None
+
+    def intact(self) -> bool:
+        """Nobody moved, merged, quantised or sharded the weights since they were attached."""
+        for m in self.members:
+            if m.a is not None and (m.module.merged or m.module.disable_adapters):  # type: ignore[truthy-function]
+                return False
+        return self.matrix is not None and self.members[0].base.weight.data_ptr() == self._address
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor, float]]:
+        """(destination in M, parameter, factor) of every A and B."""
+        assert self.matrix is not None
+        pairs, row, out, k, o = [], 0, 0, self.inputs, self.outputs
+        for m in self.members:
+            if m.a is not None and m.b is not None:
+                pairs.append((self.matrix[o + row : o + row + m.rank, :k], m.a, 1.0))
+                pairs.append((self.matrix[out : out + m.b.shape[0], k + row : k + row + m.rank], m.b, m.scaling))
+            row, out = row + m.rank, out + m.base.weight.shape[0]
+        return pairs
+
+    # ------------------------------------------------------------ products
+
+    @property
+    def width_in(self) -> int:
+        """Columns of [x, xA']."""
+        return self.inputs + self.rank
+
+    @property
+    def width_out(self) -> int:
+        """Columns of [dy, dy sB]."""
+        return self.outputs + self.rank
+
+    def project(self, x: Tensor) -> Tensor | None:
+        """xA' of x `[T, K]`, `[T, R]`, or None without an adapter."""
+        return lora_xa(x, self.matrix[self.outputs :, : self.inputs]) if self.rank else None
+
+    def project_beside(self, wide_x: Tensor) -> Tensor | None:
+        """Writes xA' beside x in `[T, K + R]`, and returns that slice."""
+        if not self.rank:
+            return None
+        k = self.inputs
+        return lora_xa(wide_x[:, :k], self.matrix[self.outputs :, :k], out=wide_x[:, k:])
+
+    def forward(self, wide_x: Tensor, out: Tensor) -> None:
+        """y `[T, O]` of [x, xA'] `[T, K + R]`."""
+        w = self.matrix[: self.outputs].t()
+        if self.bias is None:
+            torch.mm(wide_x, w, out=out)
+        else:
+            torch.addmm(self.bias, wide_x, w, out=out)
+
+    def forward_onto(self, residual: Tensor, x: Tensor, xa: Tensor | None, scale: float = 1.0) -> Tensor:
+        """residual + scale * y, for an x without room beside it."""
+        out = torch.addmm(residual, x, self.matrix[: self.outputs, : self.inputs].t(), alpha=scale)
+        if xa is not None:
+            out.addmm_(xa, self.matrix[: self.outputs, self.inputs :].t(), alpha=scale)
+        return out if self.bias is None else out.add_(self.bias, alpha=scale)
+
+    def forward_wide_onto(self, residual: Tensor, wide_x: Tensor, scale: float = 1.0) -> Tensor:
+        """residual + scale * y, of [x, xA']."""
+        out = torch.addmm(residual, wide_x, self.matrix[: self.outputs].t(), alpha=scale)
+        return out if self.bias is None else out.add_(self.bias, alpha=scale)
+
+    def dxa(self, dy: Tensor) -> Tensor | None:
+        """dy sB of dy `[T, O]`: `[T, R]`."""
+        return torch.mm(dy, self.matrix[: self.outputs, self.inputs :]) if self.rank else None
+
+    def dxa_beside(self, wide_dy: Tensor) -> Tensor | None:
+        """Writes dy sB beside dy in `[T, O + R]`, and returns that slice."""
+        if not self.rank:
+            return None
+        o = self.outputs
+        return torch.mm(wide_dy[:, :o], self.matrix[:o, self.inputs :], out=wide_dy[:, o:])
+
+    def backward_wide(self, wide_dy: Tensor) -> Tensor:
+        """dx `[T, K]` of [dy, dy sB]."""
+        return torch.mm(wide_dy, self.matrix[:, : self.inputs])
+
+    def backward(self, dy: Tensor, dxa: Tensor | None) -> Tensor:
+        """dx `[T, K]` of a dy without room beside it."""
+        w = self.matrix[: self.outputs, : self.inputs]
+        if dxa is None:
+            return torch.mm(dy, w)
+        return torch.mm(dxa, self.matrix[self.outputs :, : self.inputs]).addmm_(dy, w)
+
+    # ------------------------------------------------------------ gradients
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained in the group, in the order in which `gradients` answers."""
+        if self.full:
+            out = [m.base.weight for m in self.members]
+            return out + [m.base.bias for m in self.members if self.has_bias and m.base.bias.requires_grad]
+        return [p for m in self.members if m.a is not None for p in (m.a, m.b)]
+
+    def gradients(self, x: Tensor, dy: Tensor, xa: Tensor | None, dxa: Tensor | None) -> list[Tensor | None]:
+        """Gradients of `parameters()`.
+
+        Args:
+            x: `[T, K]`; dy: `[T, O]`; xa, dxa: `[T, R]`.
+        """
+        dys = list(dy.split(self.outs, dim=1))
+        if self.full:
+            grads: list[Tensor | None] = [torch.mm(d.t(), x) for d in dys]
+            biased = [m.base.bias is not None and m.base.bias.requires_grad for m in self.members]
+            return grads + [d.float().sum(0).to(d.dtype) for d, b in zip(dys, biased, strict=True) if b]
+        if not self.rank:
+            return []
+        with_lora = [(m, d) for m, d in zip(self.members, dys, strict=True) if m.a is not None]
+        sink = self.sink if self.sink is not None and self.sink.open else None
+        into = {} if sink is None else {"out_da": sink.da, "out_dbs": sink.dbs, "accumulate": sink.accumulate}
+        da, dbs = lora_grads(
+            x,
+            xa,
+            dxa,
+            [d for _, d in with_lora],
+            [m.rank for m, _ in with_lora],
+            [m.scaling for m, _ in with_lora],
+            dtype=with_lora[0][0].a.dtype,
+            **into,
+        )
+        if sink is not None:
+            return [None] * (2 * len(with_lora))
+        das = da.split([m.rank for m, _ in with_lora])
+        return [g for pair in zip(das, dbs, strict=True) for g in pair]

@@ -1,0 +1,140 @@
+"""A training step with as little host work as the device allows: gradients in place, AdamW in one launch, CUDA graphs.
+
+    step = TrainStep(built.model, built.handle)
+    step.accumulate({"input_ids": ids, "labels": labels}, first=True)
+    step.update(1e-4)
+
+Where shapes repeat on a CUDA device, forward and backward of a micro-batch are one graph, and so is the update. The
+first two steps of a shape run without one (kernels compile, libraries choose), as real steps; nothing runs twice.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nbtune_kernels import FusedAdamW
+from torch import Tensor, nn
+
+from nbtune.device import record, replayable
+from nbtune.models.accelerate.linear import Sink
+
+if TYPE_CHECKING:
+    from nbtune.models.accelerate import Handle
+
+__all__ = ["TrainStep"]
+
+_RUNS_BEFORE_RECORDING = 2
+
+
+class TrainStep:
+    """Accumulates gradients of micro-batches, clips, and updates; loss and norm stay on the device.
+
+    Args:
+        model: gives `.loss` for keyword inputs. What requires gradients is trained.
+        handle: its acceleration, whose LoRA gradients are then written in place; None without one.
+        betas, eps, weight_decay: AdamW's.
+        max_grad_norm: 0 for no clipping.
+        graphs: record CUDA graphs where shapes repeat.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        handle: "Handle | None" = None,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 0.0,
+        graphs: bool = True,
+    ) -> None:
+        self.model, self.max_grad_norm = model, max_grad_norm
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self._graphs = graphs and replayable(self.device)
+        self._sinks = [] if handle is None else _make_sinks(handle)
+        sunk = {id(p) for p in self.parameters if p.grad is not None} if self._sinks else set()
+        self._plain = [p for p in self.parameters if id(p) not in sunk]
+        for p in self._plain:
+            p.grad = torch.zeros_like(p)
+        grads: list[Any] = [p.grad for p in self.parameters]
+        self.optimizer = FusedAdamW(self.parameters, grads, betas=betas, eps=eps, weight_decay=weight_decay)
+        self.lr = torch.zeros((), dtype=torch.float32, device=self.device)
+        self._seen: dict[Any, int] = {}
+        self._recorded: dict[Any, tuple[Any, dict[str, Any], Any]] = {}
+        self._pool: Any = None
+
+    def accumulate(self, inputs: dict[str, Any], *, first: bool = True) -> Tensor:
+        """Forward and backward of one micro-batch; returns its loss (a scalar on the device).
+
+        Args:
+            inputs: the model's keyword arguments.
+            first: of an optimizer step: gradients are overwritten, not added to.
+        """
+        inputs = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return self._run(("accumulate", first, *_shapes(inputs)), inputs, lambda i: self._accumulate(i, first)).clone()
+
+    def update(self, lr: float) -> Tensor:
+        """Clips and updates; returns the gradient norm before clipping (0 without clipping)."""
+        self.lr.fill_(lr)
+        return self._run(("update",), {}, lambda _: self._update()).clone()
+
+    def _accumulate(self, inputs: dict[str, Any], first: bool) -> Tensor:
+        if first and self._plain:
+            torch._foreach_zero_([p.grad for p in self._plain])
+        for sink in self._sinks:
+            sink.accumulate, sink.open = not first, True
+        try:
+            loss = self.model(**inputs).loss
+            loss.backward()
+        finally:
+            for sink in self._sinks:
+                sink.open = False
+        return loss.detach()
+
+    def _update(self) -> Tensor:
+        if not self.max_grad_norm:
+            self.optimizer.step(self.lr)
+            return torch.zeros((), device=self.device)
+        norm = self.optimizer.grad_norm()
+        self.optimizer.step(self.lr, clip=self.optimizer.clip_factor(norm, self.max_grad_norm))
+        return norm
+
+    def _run(self, key: Any, inputs: dict[str, Any], work: Any) -> Any:
+        if not self._graphs:
+            return work(inputs)
+        if key not in self._recorded:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= _RUNS_BEFORE_RECORDING:
+                return work(inputs)
+            still = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
+            graph, result = record(lambda: work(still), self.device, beside=self._pool)
+            self._pool = self._pool or graph
+            self._recorded[key] = (graph, still, result)
+        graph, still, result = self._recorded[key]
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                still[name].copy_(value, non_blocking=True)
+        graph.replay()
+        return result
+
+
+def _shapes(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple((k, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (k, v) for k, v in sorted(inputs.items()))
+
+
+def _make_sinks(handle: "Handle") -> list[Sink]:
+    """Gradient buffers of every accelerated LoRA group, as its parameters' `.grad`."""
+    sinks = []
+    for layer in handle.layers:
+        for group in layer.groups():
+            members = [m for m in group.members if m.a is not None and m.b is not None]
+            if group.full or not members or not all(m.a.requires_grad and m.b.requires_grad for m in members):  # type: ignore[union-attr]
+                continue
+            a = members[0].a
+            da = torch.zeros((group.rank, group.inputs), dtype=a.dtype, device=a.device)  # type: ignore[union-attr]
+            dbs = [torch.zeros_like(m.b) for m in members]  # type: ignore[arg-type]
+            for m, part, db in zip(members, da.split([m.rank for m in members]), dbs, strict=True):
+                m.a.grad, m.b.grad = part, db  # type: ignore[union-attr]
+            group.sink = Sink(da, dbs)
+            sinks.append(group.sink)
+    return sinks
