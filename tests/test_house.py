@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -19,8 +21,8 @@ KERNELS = REPO / "kernels" / "nbtune_kernels"
 
 # spec -> data -> models -> planner -> train -> store -> widgets / export: a room may import those before it.
 FLOORS = {"spec": 0, "data": 1, "models": 2, "planner": 3, "train": 4, "store": 5, "widgets": 6, "export": 6}
-LEAVES = ("errors", "events", "device")
-DOORS = ("api", "notebook", "cli", "__main__")  # what a user opens; `api` is the one that the other doors open too
+LEAVES = ("errors", "events", "device", "progress")  # progress: where a run is, in a line, from its events
+DOORS = ("api", "doctor", "notebook", "cli", "__main__")  # what a user opens
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "plotly", "bitsandbytes", "triton", "accelerate")
 SCRIPTS = NBTUNE / "models" / "embedded"  # what built the embedded model
 MOST_LINES = 420
@@ -36,6 +38,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -79,14 +82,14 @@ def may_import(room: str, other: str) -> bool:
     if room == other or other in ("", "nbtune", "__version__"):
         return True
     if room in LEAVES:
-        return other in LEAVES and room == "device"  # errors and events know nothing
+        return other in LEAVES and room not in ("errors", "events")  # those know nothing
     if other in LEAVES:
         return True
     if room in FLOORS:
         return other in FLOORS and FLOORS[other] < FLOORS[room]
     if room in ("notebook", "cli", "__main__"):
-        return other in FLOORS or other == "api" or (room == "__main__" and other == "cli")
-    return room == "api" and other in FLOORS
+        return other in (*FLOORS, "api", "doctor") or (room, other) == ("__main__", "cli")
+    return room in ("api", "doctor") and other in FLOORS
 
 
 def test_imports_follow_the_arrows() -> None:
@@ -213,9 +216,9 @@ print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))
     assert json.loads(in_a_new_python(code, cwd=tmp_path).splitlines()[-1]) == []
 
 
-def test_a_package_alone_imports_nothing_heavy(tmp_path: Path) -> None:
-    """Every package's `__init__` is light; what trains is imported when a run needs it."""
-    packages = [module_name(path) for path in sources(NBTUNE) if path.name == "__init__.py"]
+def test_a_room_alone_imports_nothing_heavy(tmp_path: Path) -> None:
+    """Every room's `__init__` is light; what trains is imported when a run needs it."""
+    packages = [f"nbtune.{path.parent.name}" for path in sorted(NBTUNE.glob("*/__init__.py"))]
     code = f"""
 import importlib, json, sys
 heavy = {{}}
@@ -263,29 +266,32 @@ def _rank(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
 
 
-def _exported(tree: ast.Module) -> list[str] | None:
-    for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            return [str(name) for name in ast.literal_eval(node.value)]  # type: ignore[union-attr, arg-type]
+def _exported(path: Path) -> list[str] | None:
+    """A module's `__all__`; one that is computed is asked of the module."""
+    for node in parsed(path).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
+            if isinstance(node.value, ast.List):
+                return [str(name) for name in ast.literal_eval(node.value)]
+            return list(importlib.import_module(module_name(path)).__all__)
     return None
 
 
-def _defined(tree: ast.Module, *, and_imported: bool) -> tuple[set[str], set[str]]:
-    """Functions, classes and what a package passes on; and constants."""
+def _defined(tree: ast.Module) -> tuple[set[str], set[str], set[str]]:
+    """The names that a module binds: functions and classes; what it imports from nbtune; and all the others."""
     names: set[str] = set()
-    constants: set[str] = set()
+    imported: set[str] = set()
+    others: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            constants |= {target.id for target in targets if isinstance(target, ast.Name)}
-        elif and_imported and isinstance(node, ast.ImportFrom) and (node.level or _is_ours(node.module)):
-            names |= {alias.asname or alias.name for alias in node.names}
-    return {name for name in names if not name.startswith("_")}, constants
+            others |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.ImportFrom):
+            bound = {alias.asname or alias.name for alias in node.names}
+            imported |= bound if node.level or _is_ours(node.module) else set()
+            others |= bound
+    return {n for n in names if n[0] != "_"}, {n for n in imported if n[0] != "_"}, others
 
 
 def _is_ours(module: str | None) -> bool:
@@ -293,21 +299,47 @@ def _is_ours(module: str | None) -> bool:
 
 
 @pytest.mark.parametrize("path", [p for p in sources(NBTUNE) if p != NBTUNE / "__init__.py"], ids=module_name)
-def test_all_is_sorted_and_is_the_public_names(path: Path) -> None:
+def test_all_is_sorted_and_is_there(path: Path) -> None:
     if path.name.startswith("_") and path.name != "__init__.py":
         return  # a private module
     if path.parent == SCRIPTS and path.name != "__init__.py":
         return  # steps of a script, not a surface
     tree = parsed(path)
-    exported = _exported(tree)
-    public, constants = _defined(tree, and_imported=path.name == "__init__.py")
+    exported = _exported(path)
+    public, imported, others = _defined(tree)
     if exported is None:
         assert public == set(), f"{module_name(path)} has no __all__"
         return
     assert exported == sorted(exported, key=_rank)
-    assert public <= set(exported)  # a constant may be for the house only
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
-        assert set(exported) <= public | constants
+    if any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
+        assert set(exported) == _lazy(path, exported)
+    elif path.name == "__init__.py":
+        assert set(exported) == public | imported | (set(exported) & others)
+    else:
+        assert set(exported) <= public | others
+
+
+def _lazy(path: Path, exported: list[str]) -> set[str]:
+    """Of a package that loads its names when they are used: those that it can load."""
+    module = importlib.import_module(module_name(path))
+    return {name for name in exported if getattr(module, name, None) is not None}
+
+
+def test_rooms_use_each_other_by_public_names_only() -> None:
+    """What another room imports from a module is in its `__all__`; a name with `_` stays in its module's package."""
+    exported = {module_name(path): _exported(path) for path in sources(NBTUNE)}
+    wrong = []
+    for path in sources(NBTUNE):
+        here = module_name(path)
+        for node in ast.walk(parsed(path)):
+            if not isinstance(node, ast.ImportFrom) or node.level or room_of(node.module or "") in ("", room_of(here)):
+                continue
+            for alias in node.names:
+                is_module = f"{node.module}.{alias.name}" in exported
+                names = exported.get(node.module or "")
+                if not is_module and names is not None and alias.name not in names and node.module != "nbtune":
+                    wrong.append(f"{path.relative_to(REPO)}:{node.lineno}: {node.module}.{alias.name}")
+    assert wrong == []
 
 
 def test_the_public_surface_of_nbtune() -> None:

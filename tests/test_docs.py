@@ -1,0 +1,77 @@
+"""What the documents show is what the program takes: links, cells, `make` targets, examples in docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from nbtune.spec import from_yaml
+from nbtune.spec.reference import reference
+
+REPO = Path(__file__).resolve().parents[1]
+PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
+PAGE_NAMES = [str(page.relative_to(REPO)) for page in PAGES]
+WITH_EXAMPLES = sorted(
+    path.relative_to(REPO).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for path in (REPO / "nbtune").rglob("*.py")
+    if re.search(r"^\s*>>> .*(?<!\+SKIP)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+)
+
+
+def blocks(page: Path) -> list[str]:
+    """The fenced blocks of a page."""
+    return re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_reference_is_what_the_spec_says() -> None:
+    written = (REPO / "docs" / "reference" / "spec.md").read_text(encoding="utf-8")
+    assert written == reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    inside = [link for link in links if "://" not in link and not link.startswith("mailto:")]
+    assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_cells_that_are_shown_are_cells_that_run(page: Path) -> None:
+    bodies = [block.split("\n", 1)[1] for block in blocks(page) if block.startswith("%%finetune")]
+    for body in bodies:
+        assert from_yaml(body, first_line=2).data  # a SpecError says what is wrong
+
+
+def test_there_is_a_cell_to_copy_in_the_readme_and_the_tutorial() -> None:
+    for page in (REPO / "README.md", REPO / "docs" / "tutorial" / "first-run.md"):
+        assert any(block.startswith("%%finetune") for block in blocks(page)), page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+def test_make_knows_the_targets_that_are_named(page: Path) -> None:
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in blocks(page) for line in block.splitlines()] + re.findall(r"`(make [^`]+)`", text)
+    named = {word for line in lines if (found := re.match(r"make ([a-z -]+)", line)) for word in found[1].split()}
+    assert named <= targets
+
+
+def test_start_here_is_two_commands() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Start here")[1].split("\n## ")[0]
+    commands = [
+        line for block in re.findall(r"```[a-z]*\n(.*?)```", section, flags=re.DOTALL) for line in block.split("\n")
+    ]
+    assert [line.split("#")[0].strip() for line in commands if line.strip()] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings(name: str) -> None:
+    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted > 0
+    assert found.failed == 0
