@@ -71,7 +71,7 @@ def repo() -> Path:
     return REPO
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def outside_environ() -> dict[str, str]:
     """The environment that pytest was started in, with the caller's own home."""
     return dict(_OUTSIDE)
