@@ -12,7 +12,7 @@ __all__ = ["COLOURS", "run_figure", "smooth"]
 COLOURS = {"loss": "#0072B2", "eval": "#D55E00", "rate": "#007A5A"}  # Okabe-Ito (the green darkened for contrast)
 
 
-def smooth(values: Any, weight: float = 0.9) -> Any:
+def smooth(values: Any, weight: float = 0.8) -> Any:
     """A running mean without a lag at the start: `weight` of what was there survives a step; NaN is left out."""
     import numpy as np
     import pandas as pd

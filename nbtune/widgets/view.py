@@ -190,20 +190,21 @@ class _Clock:
     """Seconds in which the run lived; the time between a stop and a resume does not count."""
 
     def __init__(self) -> None:
-        self.before, self.since, self.seen = 0.0, 0.0, 0.0
+        self.before, self.seen = 0.0, 0.0
+        self.since: float | None = None
 
     def see(self, event: ev.Event) -> None:
         if isinstance(event, ev.State):
             begins = event.state in ("queued", "preparing")
-            if self.since and (begins or event.state in ev.ENDED):
+            if self.since is not None and (begins or event.state in ev.ENDED):
                 until = self.seen if begins else event.time
-                self.before, self.since = self.before + max(0.0, until - self.since), 0.0
-            if not self.since and event.state not in ev.ENDED:
+                self.before, self.since = self.before + max(0.0, until - self.since), None
+            if self.since is None and event.state not in ev.ENDED:
                 self.since = event.time
         self.seen = event.time
 
     def elapsed(self, *, live: bool) -> float:
-        if not self.since:
+        if self.since is None:
             return self.before
         return self.before + max(0.0, (time.time() if live else self.seen) - self.since)
 

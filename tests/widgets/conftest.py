@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # memory_run
 
 STATIC = Path(__file__).parents[2] / "nbtune" / "widgets" / "static"
 

@@ -21,7 +21,7 @@ const SMALL = [
 
 class View {
   constructor(store, model) {
-    Object.assign(this, { store, model, smoothing: 0.9, log: false, clip: false, visible: true });
+    Object.assign(this, { store, model, smoothing: 0.8, log: false, clip: false, visible: true });
     this.parts = this.build();
     this.end = [
       watchTheme(() => this.retheme()),
@@ -55,17 +55,17 @@ class View {
       samples: new Samples(),
       table: new Table(),
     };
-    parts.tiles = Object.fromEntries(["loss", "eval", "speed", "memory", "elapsed", "eta"].map((key) => [key, el("dd")]));
-    const tile = (key, label) => el("div", { class: "nbt-tile" }, el("dl", {}, el("dt", {}, label), parts.tiles[key]));
-    parts.memoryLabel = el("dt");
+    const keys = ["loss", "eval", "speed", "memory", "elapsed", "eta"];
+    parts.tiles = Object.fromEntries(keys.map((key) => [key, el("div", { class: "nbt-value" })]));
+    const tile = (key, label) => el("div", { class: "nbt-tile" }, el("div", { class: "nbt-soft" }, label), parts.tiles[key]);
+    parts.memoryLabel = el("span");
     this.root = el("section", { class: "nbt nbt-monitor", "data-lm-suppress-shortcuts": "true", role: "region" },
       el("div", { class: "nbt-head" }, parts.name, parts.state, parts.progress, parts.detail),
       el("div", { class: "nbt-bar", "aria-hidden": "true" }, parts.bar),
       parts.speech, parts.silent,
       el("div", { class: "nbt-tiles" },
-        tile("loss", text("loss")), tile("eval", text("loss.eval")), tile("speed", text("speed")),
-        el("div", { class: "nbt-tile" }, el("dl", {}, parts.memoryLabel, parts.tiles.memory)),
-        tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
+        tile("loss", text("loss")), tile("eval", text("eval")), tile("speed", text("speed")),
+        tile("memory", parts.memoryLabel), tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
       parts.loss.node, parts.noPlotly, this.options(),
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node))),
       parts.controls.node, parts.notes.node, parts.samples.node, parts.table.node);

@@ -20,6 +20,7 @@ export const de = {
   "loss.smooth": "geglättet",
   "loss.eval": "Prüfdaten",
   "loss.best": "bester",
+  "eval": "Prüfverlust",
   "rate": "Lernrate",
   "speed": "Tokens/s",
   "grad": "Gradientennorm",

@@ -20,6 +20,7 @@ export const en = {
   "loss.smooth": "smoothed",
   "loss.eval": "held-out",
   "loss.best": "best",
+  "eval": "Held-out loss",
   "rate": "Learning rate",
   "speed": "Tokens/s",
   "grad": "Gradient norm",

@@ -6,7 +6,7 @@ import { de } from "./texts.de.js";
 export const TABLES = { en, de };
 
 /** The language of the page (JupyterLab sets it), else English. */
-export function language(root = document.documentElement) {
+export function language(root = globalThis.document?.documentElement ?? {}) {
   const wanted = (root.lang || "en").toLowerCase().split(/[-_]/)[0];
   return wanted in TABLES ? wanted : "en";
 }

@@ -1,0 +1,175 @@
+"""The kernel's half of the monitor, with a comm that records what would go to the page."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import comm
+import numpy as np
+import pytest
+from comm.base_comm import BaseComm
+from memory_run import MemoryRun, made_up_step
+
+from nbtune import events as ev
+from nbtune.widgets import monitor
+from nbtune.widgets.panel import _reply_anywhere
+from nbtune.widgets.series import COLUMNS
+
+
+class Recorder(BaseComm):
+    """A comm without a kernel: it keeps what is published."""
+
+    def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys):
+        if not hasattr(self, "sent"):
+            self.sent, self.news = [], threading.Condition()
+        with self.news:
+            self.sent.append((msg_type, data or {}, buffers or []))
+            self.news.notify_all()
+
+    def custom(self):
+        return [(data["content"], buffers) for _, data, buffers in self.sent if data.get("method") == "custom"]
+
+    def wait_for(self, what, timeout=5.0):
+        with self.news:
+            assert self.news.wait_for(lambda: any(what(content) for content, _ in self.custom()), timeout)
+        return next(content for content, _ in self.custom() if what(content))
+
+
+@pytest.fixture
+def panel(monkeypatch):
+    monkeypatch.setattr(comm, "create_comm", lambda **kw: Recorder(**kw))
+    made = []
+
+    def make(run):
+        made.append(monitor(run))
+        return made[-1]
+
+    yield make
+    for widget in made:
+        widget.close()
+
+
+def click(widget, what, **values):
+    message = {"method": "custom", "content": {"t": "do", "id": "1", "do": what, **values}}
+    widget._handle_msg({"content": {"data": message}, "buffers": []})
+    return widget.comm.wait_for(lambda content: content["t"] == "ack")
+
+
+def state_of(widget):
+    state = widget.get_state()
+    rows = np.frombuffer(state["snapshot_rows"]).reshape(len(COLUMNS), state["snapshot"]["rows"])
+    return state["snapshot"], dict(zip(COLUMNS, rows, strict=True))
+
+
+def test_steps_reach_the_page_as_doubles_and_a_state_is_always_fresh(panel):
+    run = MemoryRun()
+    widget = panel(run)
+    run.say(ev.State(state="running"), made_up_step(1), made_up_step(2))
+    body = widget.comm.wait_for(lambda content: content["t"] == "d" and content["rows"])
+    assert (body["i0"], body["rows"], body["status"]["state"]) == (0, 2, "running")
+    snapshot, columns = state_of(widget)
+    assert snapshot["next"] == 2
+    assert columns["step"].tolist() == [1, 2]
+
+
+def test_a_monitor_of_a_run_that_is_over_opens_with_all_of_it(panel):
+    run = MemoryRun()
+    run.say(*[made_up_step(k) for k in range(1, 51)], ev.State(state="finished"))
+    widget = panel(run)
+    _, opening, buffers = widget.comm.sent[0]
+    assert opening["state"]["snapshot"]["next"] == 50
+    assert sum(len(buffer) for buffer in buffers) == 50 * len(COLUMNS) * 8
+
+
+def test_a_second_monitor_sends_at_most_100_kb(panel):
+    run = MemoryRun(total_steps=100_000)
+    run.say(*[made_up_step(k, 100_000) for k in range(1, 100_001)])
+    widget = panel(run)
+    size = sum(len(repr(data)) + sum(map(len, buffers)) for _, data, buffers in widget.comm.sent)
+    assert size <= 100_000
+
+
+def test_plotly_goes_as_a_message_and_never_into_the_state(panel):
+    widget = panel(MemoryRun())
+    widget._handle_msg({"content": {"data": {"method": "custom", "content": {"t": "plotly?"}}}, "buffers": []})
+    content, buffers = next((c, b) for c, b in widget.comm.custom() if c["t"] == "plotly")
+    assert content == {"t": "plotly"}
+    assert 200_000 < len(buffers[0]) < 500_000
+    assert sum(len(str(value)) for value in widget.get_state().values()) < 60_000
+
+
+def test_buttons_set_wishes_and_are_answered(panel):
+    run = MemoryRun()
+    widget = panel(run)
+    for button in ("pause", "unpause", "stop"):
+        assert "error" not in click(widget, button)
+    assert [name for _, name in run.wishes] == ["pause", "unpause", "stop"]
+
+
+def test_a_refused_export_becomes_a_note_with_its_fix(panel):
+    run = MemoryRun()
+    widget = panel(run)
+    click(widget, "export", kind="f16")
+    body = widget.comm.wait_for(lambda content: content.get("notes"))
+    note = body["notes"]["items"][0]
+    assert (note["level"], note["message"], note["fix"]) == ("error", "exports: no room for the f16 file", "free 3 GB")
+
+
+def test_export_and_push(panel):
+    run = MemoryRun()
+    widget = panel(run)
+    click(widget, "export", kind="q8_0")
+    body = widget.comm.wait_for(lambda content: content.get("exports"))
+    assert body["exports"]["items"][-1]["path"] == "exports/demo-q8_0.gguf"
+    click(widget, "push", repo="me/demo", private=True)
+    body = widget.comm.wait_for(lambda content: content.get("notes"))
+    assert body["notes"]["items"][0]["message"] == "Pushed to https://huggingface.co/me/demo"
+
+
+@pytest.mark.parametrize(("what", "values"), [("dance", {}), ("export", {"kind": "zip"}), ("pause", {"hard": True})])
+def test_a_wish_that_makes_no_sense_is_refused_in_words(panel, what, values):
+    assert click(panel(MemoryRun()), what, **values)["error"]
+
+
+def test_resume_goes_on_in_the_same_panel(panel):
+    run = MemoryRun(total_steps=30)
+    run.say(*[made_up_step(k) for k in range(1, 11)], ev.State(state="stopped"))
+    widget = panel(run)
+    click(widget, "resume")
+    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished", timeout=10)
+    assert state_of(widget)[0]["next"] == 30
+
+
+def test_the_end_is_assigned_so_that_a_notebook_without_a_page_holds_it(panel):
+    run = MemoryRun()
+    widget = panel(run)
+    run.say(*[made_up_step(k) for k in range(1, 6)], ev.State(state="finished"))
+    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished")
+    deadline = time.monotonic() + 5
+    with widget.comm.news:
+        updated = lambda: [d for _, d, _ in widget.comm.sent if d.get("method") == "update"]  # noqa: E731
+        assert widget.comm.news.wait_for(updated, deadline - time.monotonic())
+    assert updated()[-1]["state"]["snapshot"]["next"] == 5
+
+
+def test_a_live_run_says_something_every_second_and_a_closed_panel_nothing(panel):
+    run = MemoryRun()
+    widget = panel(run)
+    run.say(ev.State(state="running"))
+    widget.comm.wait_for(lambda content: content["t"] == "hb", timeout=5)
+    widget.close()
+    assert widget._over.is_set()
+    assert not run._listeners
+
+
+def test_only_a_comm_that_reroutes_replies_is_told_not_to():
+    class Rerouting:
+        def _reply_subshell_for(self, data, default):
+            return "the main shell"
+
+    comm_, plain = Rerouting(), object()
+    _reply_anywhere(comm_)
+    _reply_anywhere(plain)
+    assert comm_._reply_subshell_for({}, "the page's choice") == "the page's choice"
+    assert Rerouting()._reply_subshell_for({}, "") == "the main shell"
