@@ -20,7 +20,10 @@ _HOMES = {
     "export_adapter_gguf": "gguf.lora",
     "export_gguf": "gguf.writer",
     "export_merged": "merge",
+    "export_ollama": "ollama",
     "find_llama": "verify",
+    "model_card": "card",
+    "push": "publish",
     "push_folder": "hub",
 }
 _NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
@@ -33,16 +36,22 @@ __all__ = [
     "export_adapter_gguf",
     "export_gguf",
     "export_merged",
+    "export_ollama",
     "find_llama",
+    "model_card",
+    "push",
     "push_folder",
 ]
 
 if TYPE_CHECKING:
     from .adapter import export_adapter
+    from .card import model_card
     from .gguf.lora import write_lora_gguf as export_adapter_gguf
     from .gguf.writer import write_gguf as export_gguf
     from .hub import push_folder
     from .merge import write_merged as export_merged
+    from .ollama import export_ollama
+    from .publish import push
     from .source import ExportedFile, ExportSource
     from .verify import LlamaRunner, find_llama
 

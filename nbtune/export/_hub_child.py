@@ -53,7 +53,7 @@ def retry_after(error: BaseException) -> float:
 
 
 def is_network(error: BaseException) -> bool:
-    """Whether a connection broke, or none could be made (huggingface_hub's client is httpx or httpx2, by its version)."""
+    """Whether a connection broke, or none could be made (huggingface_hub's client is httpx or httpx2)."""
     kinds = [type(one) for one in causes(error)]
     clients = ("httpx", "httpx2", "httpcore", "httpcore2")
     return any(
@@ -75,7 +75,7 @@ def explain(error: BaseException, repo: str, step: str) -> dict[str, str]:
     if any(issubclass(kind, OfflineModeIsEnabled) for kind in found):
         return {
             "cause": "the Hub is switched off (HF_HUB_OFFLINE)",
-            "fix": "unset HF_HUB_OFFLINE and restart the kernel.",
+            "fix": "unset HF_HUB_OFFLINE and push again.",
         }
     if any(issubclass(kind, HFValidationError) for kind in found):
         return {

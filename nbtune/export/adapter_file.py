@@ -82,6 +82,9 @@ class AdapterFile:
 
     def _sort(self, key: str) -> None:
         name = key.removeprefix(_PREFIX)
+        if ".original_module." in name:
+            return  # what a saved module was before training; peft writes it beside a resized embedding
+        name = name.replace(".modules_to_save.", ".")
         stem, _, last = name.rpartition(".")
         module, _, part = stem.rpartition(".")
         if part in ("lora_A", "lora_B") and last == "weight":

@@ -28,6 +28,7 @@ __all__ = ["MergedModel", "write_merged"]
 
 HEAD = "lm_head.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHORT = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
 _SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -179,7 +180,7 @@ def write_merged(
     Args:
         source: base, and perhaps an adapter on it.
         out: the folder to make; it appears when it is whole.
-        dtype: ``"bfloat16"``, ``"float16"``, ``"float32"``.
+        dtype: ``"bfloat16"``, ``"float16"``, ``"float32"`` (or bf16, fp16, fp32).
         shard_bytes: the largest file, in bytes (a single tensor may be larger).
         progress: called with (bytes done, bytes in all, the tensor's name).
 
@@ -187,6 +188,7 @@ def write_merged(
         ExportError: see `MergedModel`; the disk is too small; `out` holds other things.
     """
     began = time.monotonic()
+    dtype = _SHORT.get(dtype, dtype)
     if dtype not in DTYPES:
         raise ExportError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}.")
     model = MergedModel(source)

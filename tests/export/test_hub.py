@@ -1,4 +1,4 @@
-"""Pushing: the real huggingface_hub client against a Hub of our own, whole or not at all, and never a word of the token."""
+"""Pushing: the real client against a Hub of our own, whole or not at all, and never a word of the token."""
 
 from __future__ import annotations
 
@@ -156,10 +156,8 @@ def test_a_refusal_takes_the_new_empty_repository_away(hub: FakeHub, folder: Pat
     }
     for status in cases:
         hub.fail("POST", f"/ada/demo{status}/commit/", status=status)
-    pushes = "\n".join(
-        f"try:\n    push_folder({str(folder)!r}, 'ada/demo{status}', wait=0.05, attempts=2)\nexcept HubError as e:\n    print(e.cause)"
-        for status in cases
-    )
+    push = "try:\n  push_folder({!r}, 'ada/demo{}', wait=0.05, attempts=2)\nexcept HubError as e:\n  print(e.cause)\n"
+    pushes = "".join(push.format(str(folder), status) for status in cases)
     imports = "from nbtune.errors import HubError\nfrom nbtune.export import push_folder\n"
     done = run_client(imports + pushes, hub, tmp_path)
     answers = done.stdout.splitlines()

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import ExportError
 from .pretokenizers import pre_of
 
-__all__ = ["Vocabulary", "read_vocabulary"]
+__all__ = ["Vocabulary", "load_tokenizer", "read_vocabulary", "turn_end"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SENTINEL = "nbtune-answer"
@@ -74,7 +74,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     Raises:
         ExportError: there is none, or llama.cpp has none that gives the same tokens.
     """
-    tokenizer = _load(folder)
+    tokenizer = load_tokenizer(folder)
     body = json.loads(tokenizer.backend_tokenizer.to_str())
     place = str(folder)
     kind = body["model"]["type"]
@@ -90,7 +90,12 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     return vocabulary
 
 
-def _load(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, as transformers loads it.
+
+    Raises:
+        ExportError: it cannot be loaded, or is of the slow kind.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -212,7 +217,7 @@ def _specials(vocabulary: Vocabulary, tokenizer: Any, body: dict[str, Any]) -> N
         template = template.get("default")
     vocabulary.template = _plain_template(template) if template else None
     if template:
-        end = _turn_end(tokenizer)
+        end = turn_end(tokenizer)
         if end is not None and end != vocabulary.ids.get("eos"):
             vocabulary.ids["eot"] = end
 
@@ -223,7 +228,7 @@ def _plain_template(template: str) -> str:
     return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", template)
 
 
-def _turn_end(tokenizer: Any) -> int | None:
+def turn_end(tokenizer: Any) -> int | None:
     """The special token that the chat template writes after an answer, or None."""
     import jinja2
 

@@ -1,0 +1,156 @@
+"""The model card: what this is, what it was made from, how well it does, how to use it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .source import ExportSource, safe_name
+
+__all__ = ["model_card"]
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+_TEMPLATE = """\
+---
+{% if base_model %}base_model: {{ base_model }}
+{% endif %}{% if license %}license: {{ license }}
+{% endif %}library_name: {{ library }}
+pipeline_tag: text-generation
+tags:
+- nbtune
+{% for tag in tags %}- {{ tag }}
+{% endfor %}{% if datasets %}datasets:
+{% for one in datasets %}- {{ one }}
+{% endfor %}{% endif %}---
+
+# {{ name }}
+
+{% if base %}A fine-tune of `{{ base }}`{% else %}A fine-tuned model{% endif %}, made with nbtune
+{%- if steps %} in {{ steps }} steps{% endif %}.
+{% if curve %}
+![loss](loss.png)
+{% endif %}{% if data %}
+## Data
+{% for line in data %}
+- {{ line }}
+{%- endfor %}
+{% endif %}{% if figures %}
+## Results
+
+| | |
+|---|---|
+{% for key, value in figures %}| {{ key }} | {{ value }} |
+{% endfor %}{% endif %}{% if samples %}
+## Sample answers
+{% for prompt, answer in samples %}
+{{ prompt | fenced }}
+
+{{ answer | fenced }}
+{% endfor %}{% endif %}{% if spec %}
+## How it was made
+
+{{ spec | fenced("yaml") }}
+{% endif %}
+## How to use it
+{% if kind == "adapter" %}
+transformers and peft:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({{ load }})
+model = PeftModel.from_pretrained(base, "{{ repo }}")
+tokenizer = AutoTokenizer.from_pretrained("{{ repo }}")
+```
+{% elif kind == "merged" %}
+transformers:
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{{ repo }}")
+print(chat([{"role": "user", "content": "Hello"}]))
+```
+{% endif %}{% if kind == "gguf" %}
+llama.cpp:
+
+```sh
+llama-cli -hf {{ repo }}
+```
+
+Ollama:
+
+```sh
+ollama run hf.co/{{ repo }}
+```
+{% else %}
+llama.cpp and Ollama want a GGUF file, which nbtune makes of it:
+
+```sh
+nbtune export RUN --gguf q8_0 --ollama
+llama-cli -m {{ file }}-q8_0.gguf -cnv
+```
+{% endif %}"""
+
+
+def _fenced(text: object, language: str = "") -> str:
+    """`text` in a fence that nothing in it can close."""
+    body = str(text).rstrip("\n")
+    longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{body}\n{fence}"
+
+
+def model_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Mapping[str, Any] | None = None) -> str:
+    """The README.md of a repository.
+
+    Args:
+        source: what was exported.
+        repo: ``owner/name``, for the lines of code.
+        kind: ``"adapter"``, ``"merged"`` or ``"gguf"``.
+        facts: plain facts of the run, each optional: ``name``, ``spec`` (YAML), ``steps``, ``loss``, ``eval_loss``,
+            ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``license``,
+            ``figures`` (pairs), ``curve`` (a picture lies beside as loss.png).
+    """
+    import jinja2
+
+    facts = dict(facts or {})
+    base = source.base_id if not Path(source.base_id).is_absolute() else Path(source.base_id).name
+    figures = [(name, _number(facts[key])) for key, name in _FIGURES if facts.get(key) is not None]
+    environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters["fenced"] = _fenced
+    return environment.from_string(_TEMPLATE).render(
+        name=_line(facts.get("name") or source.name),
+        base=_line(base),
+        base_model=base if _HUB_ID.match(base) and not base.startswith("nbtune/") else "",
+        license=_line(facts.get("license") or ""),
+        library="peft" if kind == "adapter" else "transformers" if kind == "merged" else "gguf",
+        tags={"adapter": ["lora"], "gguf": ["gguf"]}.get(kind, []),
+        datasets=[one for one in facts.get("datasets", []) if _HUB_ID.match(one)],
+        steps=facts.get("steps"),
+        curve=bool(facts.get("curve")),
+        data=[_line(line) for line in facts.get("data", [])],
+        figures=[*figures, *((_line(key), _line(value)) for key, value in facts.get("figures", []))],
+        samples=list(facts.get("samples", []))[:8],
+        spec=facts.get("spec"),
+        repo=repo,
+        load='nbtune.models.resolve("nbtune/tiny")' if base == "nbtune/tiny" else f'"{base or "THE-BASE-MODEL"}"',
+        kind=kind,
+        file=safe_name(source.name),
+    )
+
+
+_FIGURES = (("loss", "training loss at the end"), ("eval_loss", "loss on held-out rows"))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _line(text: object) -> str:
+    """`text` in one line, with nothing that a Markdown table or HTML would take for its own."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,279 @@
+"""GGUF: llama.cpp itself loads the file, reads text as the same tokens and computes the same logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nbtune.errors import ExportError
+from nbtune.export import ExportSource, LlamaRunner, export_adapter_gguf, export_gguf, export_ollama
+from nbtune.export.gguf import families
+from nbtune.export.gguf.config import Config
+from nbtune.export.gguf.writer import general_name
+from tests.support.llama import llama_library
+from tests.support.tiny_models import byte_level, save_model, save_tokenizer, split, strings
+
+SPECIALS = ("<|im_start|>", "<|im_end|>", "<tool_call>")
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What's 12 + 30?\n\n  Say  it in 東京."},
+    {"role": "assistant", "content": "42 <|im_start|> 🙂"},
+    {"role": "user", "content": "And now?"},
+]
+
+
+@dataclasses.dataclass
+class Tiny:
+    folder: Path
+    model: Any
+    tokenizer: Any
+    tokens: list[int]
+
+    def logits(self) -> np.ndarray:
+        with torch.no_grad():
+            return self.model(torch.tensor([self.tokens])).logits[0].numpy()
+
+
+def make_tiny(folder: Path, **changes: Any) -> Tiny:
+    from transformers import LlamaConfig
+
+    from nbtune.export.gguf.pretokenizers import QWEN2
+
+    tokenizer = save_tokenizer(byte_level([split(QWEN2)]), folder)
+    config = LlamaConfig(
+        **{
+            "vocab_size": len(tokenizer) + 3,
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            **changes,
+        }
+    )
+    model = save_model(config, folder)
+    tokens = tokenizer("The people over there said: 2024 東京 def return import lambda")["input_ids"]
+    return Tiny(folder, model, tokenizer, tokens)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def files(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("gguf")
+    made = export_gguf(ExportSource(tiny.folder, name="owner/tiny"), ["f32", "f16", "bf16", "q8_0", "q4_0"], out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"tiny-{file.type}.gguf" for file in made)
+    return {file.type: file.path for file in made}
+
+
+def runner(path: Path | None = None) -> LlamaRunner:
+    return LlamaRunner(path, library=llama_library())
+
+
+def difference(got: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of two sets of logits, relative to their range."""
+    return float(np.abs(got - expected).max() / (expected.max() - expected.min()))
+
+
+def dequantised(tiny: Tiny, path: Path) -> np.ndarray:
+    """transformers' logits with the weights that gguf's own decoder reads from the file."""
+    from gguf import GGUFReader, dequantize
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.folder)
+    names = {family_tensor.name: source for family_tensor, source in _sources(tiny)}
+    state = {}
+    for tensor in GGUFReader(path).tensors:
+        value = torch.tensor(
+            dequantize(tensor.data, tensor.tensor_type).reshape(tuple(int(n) for n in tensor.shape[::-1]))
+        )
+        heads = {"attn_q": 4, "attn_k": 2}.get(tensor.name.split(".")[-2])
+        if heads:  # back to transformers' order of rows
+            value = value.reshape(heads, -1, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
+        state[names[tensor.name]] = value
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    with torch.no_grad():
+        return model(torch.tensor([tiny.tokens])).logits[0].numpy()
+
+
+def _sources(tiny: Tiny) -> list[tuple[Any, str]]:
+    from nbtune.export.merge import MergedModel
+
+    model = MergedModel(ExportSource(tiny.folder))
+    config = Config(model.config)
+    family = families.family_of(config)
+    found = []
+    for source in list(model.names):
+        model.names = [source]
+        found += [(tensor, source) for tensor in family.tensors(config, model)]
+    return found
+
+
+def test_every_token_is_the_same(tiny: Tiny, files: dict[str, Path]) -> None:
+    texts = strings(1000, specials=SPECIALS)
+    with runner(files["f16"]) as llama:
+        got = llama.tokenize(texts)
+    assert got == [tiny.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def test_the_chat_template_and_its_tokens_are_the_same(tiny: Tiny, files: dict[str, Path]) -> None:
+    text = tiny.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    with runner(files["f16"]) as llama:
+        assert llama.info["chat_template"] == tiny.tokenizer.chat_template
+        assert llama.info["ends"] == [tiny.tokenizer.eos_token_id]
+        tokens = llama.tokenize([text], add_special=True)[0]
+    assert tokens == tiny.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("f32", 1e-5), ("f16", 2e-3), ("bf16", 2e-2)])
+def test_logits(tiny: Tiny, files: dict[str, Path], kind: str, limit: float) -> None:
+    """These random weights are four times the usual size, to make differences larger than a trained model's are."""
+    with runner(files[kind]) as llama:
+        assert difference(llama.logits(tiny.tokens), tiny.logits()) < limit
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("f16", 1e-3), ("q8_0", 3e-2)])
+def test_what_is_lost_is_what_the_decoder_explains(tiny: Tiny, files: dict[str, Path], kind: str, limit: float) -> None:
+    """llama.cpp rounds activations to the type of the weights, which leaves `limit`; the weights themselves agree."""
+    with runner(files[kind]) as llama:
+        assert difference(llama.logits(tiny.tokens), dequantised(tiny, files[kind])) < limit
+
+
+def test_q8_0_is_bit_for_bit_what_gguf_encodes(tiny: Tiny, files: dict[str, Path]) -> None:
+    from gguf import GGUFReader, quants
+
+    weight = tiny.model.model.layers[1].mlp.down_proj.weight.detach().numpy()
+    tensor = next(t for t in GGUFReader(files["q8_0"]).tensors if t.name == "blk.1.ffn_down.weight")
+    assert np.array_equal(tensor.data, quants.quantize(weight, tensor.tensor_type))
+
+
+def test_a_trap_no_permutation(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families.FAMILIES, "llama", dataclasses.replace(families.LLAMA, permute=False))
+    path = export_gguf(ExportSource(tiny.folder), ["f32"], tmp_path)[0].path
+    with runner(path) as llama:
+        assert difference(llama.logits(tiny.tokens), tiny.logits()) > 0.05
+
+
+def test_a_trap_llama3_scaling_needs_its_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    tiny = make_tiny(tmp_path / "model", rope_parameters=rope)
+    source = ExportSource(tiny.folder, name="scaled")
+    with runner(export_gguf(source, ["f32"], tmp_path)[0].path) as llama:
+        assert difference(llama.logits(tiny.tokens), tiny.logits()) < 1e-5
+    monkeypatch.setattr(families, "rope_tensors", lambda config: [])
+    with runner(export_gguf(source, ["f32"], tmp_path)[0].path) as llama:
+        assert difference(llama.logits(tiny.tokens), tiny.logits()) > 0.05
+
+
+def test_a_trap_a_name_with_phi3_in_it(tiny: Tiny, tmp_path: Path) -> None:
+    assert general_name("my-Phi-3-tune") == "my-phi_3-tune"
+    path = export_gguf(ExportSource(tiny.folder, name="my-phi-3-phi3-tune"), ["f16"], tmp_path)[0].path
+    assert path.name == "my-phi-3-phi3-tune-f16.gguf"
+    with runner(path) as llama:
+        assert llama.tokenize(["hello"]) == [tiny.tokenizer("hello")["input_ids"]]
+
+
+def test_an_unknown_family_and_type_are_refused_before_any_work(tiny: Tiny, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    folder = tmp_path / "alien"
+    shutil.copytree(tiny.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "alien"}))
+    out = tmp_path / "out"
+    with pytest.raises(ExportError, match="cannot write a 'alien' model"):
+        export_gguf(ExportSource(folder), ["f16"], out)
+    with pytest.raises(ExportError, match="no GGUF type 'q9_x'"):
+        export_gguf(ExportSource(tiny.folder), ["q9_x"], out)
+    (folder / "config.json").write_text(
+        json.dumps({**config, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}})
+    )
+    with pytest.raises(ExportError, match="'dynamic' has no equal"):
+        export_gguf(ExportSource(folder), ["f16"], out)
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_a_bad_file_is_a_sentence(files: dict[str, Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(files["q8_0"].read_bytes()[:200_000])
+    with pytest.raises(ExportError, match=r"does not load this file|crashed"):
+        runner(bad)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_as_gguf_is_the_adapter(tiny: Tiny, files: dict[str, Path], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    for options in (
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj", "k_proj", "o_proj"], "use_rslora": True, "alpha_pattern": {"q_proj": 3},
+         "rank_pattern": {"k_proj": 2}},
+    ):  # fmt: skip
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny.folder), LoraConfig(r=4, **options)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+            expected = model(torch.tensor([tiny.tokens])).logits[0].numpy()
+        model.save_pretrained(tmp_path / "adapter")
+        source = ExportSource(tiny.folder, tmp_path / "adapter", name="demo")
+        made = export_adapter_gguf(source, tmp_path)
+        assert made.path.name == "demo-lora-f32.gguf"
+        with runner(files["f32"]) as llama:
+            llama.use_adapter(made.path)
+            assert difference(llama.logits(tiny.tokens), expected) < 1e-5
+        with runner(export_gguf(source, ["f32"], tmp_path)[0].path) as llama:
+            assert difference(llama.logits(tiny.tokens), expected) < 1e-5
+
+
+def test_an_ollama_folder(tiny: Tiny, tmp_path: Path) -> None:
+    made = export_ollama(ExportSource(tiny.folder, name="Demo"), tmp_path / "ollama")
+    assert sorted(path.name for path in made.path.iterdir()) == ["Demo-q8_0.gguf", "Modelfile", "README.md"]
+    text = (made.path / "Modelfile").read_text()
+    assert text.startswith("FROM ./Demo-q8_0.gguf\n")
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert 'if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in text
+
+
+def test_the_embedded_model(tmp_path: Path) -> None:
+    """nbtune/tiny, as `make demo` exports it: tokens, template, logits, and an answer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(families.__file__).parents[2] / "models" / "embedded" / "weights"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = strings(1000, seed=2, specials=SPECIALS)
+    made = {f.type: f.path for f in export_gguf(ExportSource(folder, name="tiny"), ["f16", "q8_0"], tmp_path)}
+    prompt = tokenizer.apply_chat_template(CHAT[:2], add_generation_prompt=True, return_dict=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt])).logits[0].numpy()
+        answer = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+    with runner(made["f16"]) as llama:
+        assert llama.tokenize(texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        rendered = tokenizer.apply_chat_template(CHAT, tokenize=False)
+        assert llama.tokenize([rendered], add_special=True)[0] == tokenizer(rendered)["input_ids"]
+        assert difference(llama.logits(prompt), expected) < 1e-3
+        assert llama.greedy(prompt, 12) == answer
+    with runner(made["q8_0"]) as llama:
+        assert difference(llama.logits(prompt), expected) < 2e-2
