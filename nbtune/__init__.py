@@ -23,13 +23,14 @@ _HOMES = {
     "attach": "nbtune.api",
     "finetune": "nbtune.api",
     "plan": "nbtune.api",
+    "repeat": "nbtune.api",
     "runs": "nbtune.api",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0604
+__all__ = ["Plan", "Run", "RunSpec", "__version__", "attach", "finetune", "plan", "repeat", "runs"]
 
 if TYPE_CHECKING:
-    from nbtune.api import Run, attach, finetune, plan, runs
+    from nbtune.api import Run, attach, finetune, plan, repeat, runs
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
 

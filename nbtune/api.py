@@ -16,6 +16,7 @@ from nbtune.store.launch import launch
 from nbtune.store.run import Run as StoredRun
 
 if TYPE_CHECKING:
+    from nbtune.data import Source
     from nbtune.export import ExportedFile
 
 __all__ = ["Exporter", "Run", "attach", "finetune", "plan", "repeat", "runs"]
@@ -163,6 +164,15 @@ def _as_spec(spec: Spec, fields: Mapping[str, Any], first_line: int = 1) -> RunS
     return from_mapping({**(spec or {}), **fields})
 
 
+def _sources(spec: RunSpec, rows: Mapping[str, Any] | None) -> list[Source]:
+    from nbtune import data
+
+    sources = data.resolve(spec.data, rows, base_dir=Path.cwd())
+    if spec.eval.data is not None:
+        sources += data.resolve([spec.eval.data], rows, base_dir=Path.cwd(), role="eval")
+    return sources
+
+
 def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any) -> Plan:
     """What a run would cost, without loading the model.
 
@@ -177,7 +187,7 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     asked = _as_spec(spec, fields, first_line)
     facts = models.model_facts(asked.model)
     tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
-    sources = data.resolve(asked.data, rows, base_dir=Path.cwd())
+    sources = _sources(asked, rows)
     return make_plan(asked, facts, data.measure(sources, tokenizer, asked), device.describe(device.pick(asked.device)))
 
 
@@ -218,7 +228,7 @@ def finetune(
         if on_busy == "attach":
             return _attach_if_same(busy, asked)
         busy.stop(wait=True)
-    sources = data.resolve(asked.data, rows, base_dir=Path.cwd())
+    sources = _sources(asked, rows)
     made = run_folder.create(root, name, asked)
     try:
         data.snapshot(sources, made / "data")

@@ -1,6 +1,6 @@
 """What it will cost: memory and time models, and the choice of a strategy. Plans from plain facts, loads nothing."""
 
-from nbtune.planner.choose import make_plan
+from nbtune.planner.choose import DEFAULT_EPOCHS, make_plan
 from nbtune.planner.plan import MemoryPlan, Plan
 
-__all__ = ["MemoryPlan", "Plan", "make_plan"]
+__all__ = ["DEFAULT_EPOCHS", "MemoryPlan", "Plan", "make_plan"]

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from nbtune.models.facts import ModelFacts
     from nbtune.spec import RunSpec
 
-__all__ = ["make_plan"]
+__all__ = ["DEFAULT_EPOCHS", "make_plan"]
 
 _SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
 _SLOWER = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
 _DEFAULT_BATCH = 8
-_DEFAULT_EPOCHS = 3.0
+DEFAULT_EPOCHS = 3.0
 
 
 def make_plan(
@@ -73,9 +73,11 @@ def make_plan(
     if activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
-    total_steps = spec.steps or max(1, math.ceil((spec.epochs or _DEFAULT_EPOCHS) * data.rows / (micro * accumulation)))
+    total_steps = spec.steps or max(
+        1, math.ceil((spec.epochs or DEFAULT_EPOCHS) * math.ceil(data.rows / (micro * accumulation)))
+    )
     if spec.steps is None and spec.epochs is None:
-        reasons.append(f"neither steps nor epochs were given: {_DEFAULT_EPOCHS:g} epochs")
+        reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
     trained = trainable_parameters(model, spec.adapter)
     mean = data.tokens_total / max(1, data.rows)
     return Plan(

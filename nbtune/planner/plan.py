@@ -104,10 +104,8 @@ class Plan(BaseModel):
         return self.explain()
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th style='text-align:right'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self.rows_of_explanation()
-        )
+        row = "<tr><th style='text-align:right'>{}</th><td style='text-align:left'>{}</td></tr>"
+        cells = "".join(row.format(html.escape(name), html.escape(value)) for name, value in self.rows_of_explanation())
         return f"<table>{cells}</table>"
 
 

@@ -19,6 +19,7 @@ from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventWriter
+from nbtune.store.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from nbtune.models import Built
@@ -137,6 +138,7 @@ class Launched:
 
 
 def _load(folder: Path) -> Built:
+    quiet_libraries()
     import torch
     from safetensors.torch import load_file
 

@@ -9,7 +9,7 @@ notebook. Wishes come through ``control.json``, answers go out as events.
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import shutil
 import sys
 import time
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbtune import device as machine
 from nbtune import events
 from nbtune.errors import NbtuneError, PlanError, TrainError
-from nbtune.planner import Plan, make_plan
+from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl, answer_requests
@@ -29,11 +29,12 @@ from nbtune.store.files import read_json, write_json, write_text
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventWriter
 from nbtune.store.owner import Ownership
+from nbtune.store.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data import Prepared
+    from nbtune.data import BatchPlan, Prepared
     from nbtune.models import Built
     from nbtune.train.loop import Progress
     from nbtune.train.stepper import Stepper
@@ -52,8 +53,7 @@ def execute(folder: Path, *, keep: Callable[[Built], None] | None = None) -> Lit
     Raises:
         NbtuneError: also said as the last event.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
     with Ownership(folder):
         emit = EventWriter(folder / "events.jsonl")
         try:
@@ -94,6 +94,7 @@ class _Engine:
 
     built: Built
     plan: Plan
+    batches: BatchPlan
     stepper: Stepper
     progress: Progress
 
@@ -135,12 +136,31 @@ class _Engine:
         self._make_stepper(device)
 
     def _plan(self, facts: Any, device: machine.DeviceFacts) -> Plan:
+        """The plan, and with it `self.batches`."""
         body = read_json(self.folder / "plan.json")
         if body is not None:  # a resumed run keeps its plan: other batches would be another run
-            return Plan.model_validate(body)
+            plan = Plan.model_validate(body)
+            self.batches = self._batches(plan)
+            return plan
         plan = make_plan(self.spec, facts, self.data.facts, device)
+        self.batches = self._batches(plan)
+        if self.spec.steps is None:  # how many sequences the packs make is known only now
+            steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)
+            plan = plan.model_copy(update={"total_steps": steps})
         write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
         return plan
+
+    def _batches(self, plan: Plan) -> BatchPlan:
+        from nbtune import data
+
+        return data.BatchPlan(
+            self.data.train,
+            micro_batch_size=plan.micro_batch_size,
+            gradient_accumulation_steps=plan.gradient_accumulation_steps,
+            seed=self.spec.seed,
+            packing=plan.packing,
+            sequence_len=plan.sequence_len,
+        )
 
     def _check_disk(self) -> None:
         free, needed = shutil.disk_usage(self.folder).free, self.plan.disk_bytes
@@ -171,19 +191,10 @@ class _Engine:
 
     def train(self) -> Literal["finished", "stopped"]:
         """The loop, with this folder behind it."""
-        from nbtune import data
         from nbtune.train.loop import Jobs, LoopOptions, train
         from nbtune.train.schedule import learning_rate_of
 
         plan, spec = self.plan, self.spec
-        batches = data.BatchPlan(
-            self.data.train,
-            micro_batch_size=plan.micro_batch_size,
-            gradient_accumulation_steps=plan.gradient_accumulation_steps,
-            seed=spec.seed,
-            packing=plan.packing,
-            sequence_len=plan.sequence_len,
-        )
         options = LoopOptions(
             total_steps=plan.total_steps,
             learning_rate=plan.learning_rate,
@@ -202,18 +213,19 @@ class _Engine:
             sample=self._samples,
             between=lambda: answer_requests(self.folder, self._answer),
         )
-        return train(self.stepper, batches, options, jobs, progress=self.progress, emit=self.emit, control=self.control)
+        emit, control = self.emit, self.control
+        return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _evaluate(self) -> tuple[float, int, float] | None:
-        from nbtune import data
+        from nbtune.data.batches import collate
         from nbtune.train.evaluate import mean_loss
 
         if self.data.eval is None or not len(self.data.eval):
             return None
         began = time.perf_counter()
-        batches = data.eval_batches(
-            self.data.eval, micro_batch_size=self.plan.micro_batch_size, max_rows=self.spec.eval.max_rows
-        )
+        held, rows = self.data.eval, min(len(self.data.eval), self.spec.eval.max_rows)
+        size = self.plan.micro_batch_size
+        batches = (collate(held, list(range(i, min(i + size, rows)))) for i in range(0, rows, size))
         loss, tokens = mean_loss(self.built.model, batches, device=self.stepper.device)
         return loss, tokens, time.perf_counter() - began
 

@@ -30,7 +30,9 @@ __all__ = ["Batches", "Jobs", "LoopOptions", "Progress", "train"]
 class Batches(Protocol):
     """The micro-batches of any optimizer step: a pure function of the step, which makes resuming exact."""
 
-    steps_per_epoch: float
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps in which every row is seen once."""
 
     def step(self, index: int) -> Sequence[Batch]:
         """The micro-batches of the 0-based optimizer step `index`."""

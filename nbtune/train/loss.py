@@ -23,15 +23,15 @@ class LossOutput:
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
     """The keyword arguments of the model's forward for a batch, on the device."""
     inputs: dict[str, Any] = {}
-    for name in ("input_ids", "attention_mask", "position_ids", "labels"):
+    packed = batch.cu_seqlens is not None
+    for name in ("input_ids", "attention_mask", "labels", *(["position_ids"] if packed else [])):
         tensor = getattr(batch, name)
         if tensor is not None:
             inputs[name] = tensor.to(device, non_blocking=True)
-    if batch.cu_seqlens is not None:
+    if packed:
         cu_seqlens = batch.cu_seqlens.to(device, non_blocking=True)
         inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
         inputs |= {"max_length_q": batch.max_seqlen, "max_length_k": batch.max_seqlen}
-        inputs.pop("attention_mask", None)
     return inputs
 
 

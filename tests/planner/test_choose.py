@@ -92,7 +92,7 @@ def test_an_apple_gpu_never_gets_four_bits_or_fp8():
 
 def test_steps_come_from_epochs_and_the_batch():
     plan = _plan(epochs=2, batch_size=16)
-    assert plan.total_steps == 125  # 2 × 1000 rows / 16
+    assert plan.total_steps == 126  # 2 epochs of 63 steps: 62 of 16 rows, one of 8
     assert _plan(steps=7).total_steps == 7
 
 

@@ -74,24 +74,21 @@ def _trl_losses(tmp_path):
 
 
 class _InOrder:
-    steps_per_epoch = float(STEPS)
+    steps_per_epoch = STEPS
+
+    def __init__(self):
+        from nbtune.data.dataset import Builder
+
+        builder = Builder(["rows"])
+        for number, row in enumerate(_rows()):
+            builder.add(row["input_ids"], [bool(m) for m in row["completion_mask"]], 0, number)
+        self.dataset = builder.build()
 
     def step(self, index):
         from nbtune.data.batches import collate
-        from nbtune.data.dataset import Example
 
-        examples = [
-            Example(
-                input_ids=row["input_ids"],
-                labels=[i if m else -100 for i, m in zip(row["input_ids"], row["completion_mask"], strict=True)],
-                source="rows",
-                row=n,
-            )
-            for n, row in enumerate(_rows())
-        ]
         first = index * MICRO * ACCUMULATION
-        parts = [examples[first + k * MICRO : first + (k + 1) * MICRO] for k in range(ACCUMULATION)]
-        return [collate(part) for part in parts]
+        return [collate(self.dataset, [first + k * MICRO + i for i in range(MICRO)]) for k in range(ACCUMULATION)]
 
 
 def _our_losses(accelerate):
