@@ -8,13 +8,14 @@ rounded to its own dtype in the same pass (fp32 adapters for the update, 16-bit 
 Loshchilov & Hutter 2019, arXiv 1711.05101.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._runtime import compute_capability, jit, tl, use_triton
+from ._runtime import cdiv, compute_capability, jit, tl, use_triton
 from .tables import launch
 
 
@@ -36,7 +37,7 @@ def reference(
     """One step in plain torch, in place; the truth for the kernel and the path on a CPU."""
     b1, b2 = betas
     t = step.to(torch.float32)
-    c1, c2 = 1 - torch.pow(b1, t), 1 - torch.pow(b2, t)
+    c1, c2 = (-torch.expm1(t * math.log(b)) if b else torch.ones_like(t) for b in betas)
     for i, (p, grad, m, v) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
         g = grad.float() if clip is None else grad.float() * clip
         m.lerp_(g, 1 - b1)
@@ -52,49 +53,70 @@ def reference(
 
 
 @jit
+def _bias_correction(t, log_beta):
+    """1 - beta^t without cancellation: in fp32, 1 - 0.999 is off by 5e-5."""
+    x = t * log_beta
+    series = -x * (1 + x * (0.5 + x * (0.16666667 + x * 0.041666668)))
+    return tl.where(x > -0.03125, series, 1 - tl.exp(x))
+
+
+@jit
+def _tensor(address_ptr, index, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    ptr = tl.load(address_ptr + index).to(tl.pointer_type(TYPE))
+    return tl.multiple_of(ptr, 16) if ALIGNED else ptr
+
+
+@jit
 def _adamw_kernel(
-    address_ptr, size_ptr, factor_ptr, tensor_ptr, start_ptr, lr_ptr, step_ptr, clip_ptr, tensors, beta1, beta2, eps,
-    P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, CLIP: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
+    address_ptr, size_ptr, factor_ptr, tensor_ptr, start_ptr, lr_ptr, step_ptr, clip_ptr, tensors,
+    beta1, beta2, rest1, rest2, log1, log2, eps,
+    P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, CLIP: tl.constexpr, COPY: tl.constexpr, ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`address[5, tensors]`: params, grads, exp_avgs, exp_avg_sqs, copies; `factor[2, tensors]`: lr scale, decay."""
     index = tl.load(tensor_ptr + tl.program_id(0))
     size = tl.load(size_ptr + index)
-    at = tl.load(start_ptr + tl.program_id(0)) + tl.arange(0, BLOCK)
+    if ALIGNED:
+        size = tl.multiple_of(size, 16)
+    at = tl.load(start_ptr + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
     mask = at < size
-    p_ptr = tl.load(address_ptr + index).to(tl.pointer_type(P))
-    g_ptr = tl.load(address_ptr + tensors + index).to(tl.pointer_type(G))
-    m_ptr = tl.load(address_ptr + 2 * tensors + index).to(tl.pointer_type(tl.float32))
-    v_ptr = tl.load(address_ptr + 3 * tensors + index).to(tl.pointer_type(tl.float32))
+    p_ptr = _tensor(address_ptr, index, P, ALIGNED)
+    g_ptr = _tensor(address_ptr + tensors, index, G, ALIGNED)
+    m_ptr = _tensor(address_ptr + 2 * tensors, index, tl.float32, ALIGNED)
+    v_ptr = _tensor(address_ptr + 3 * tensors, index, tl.float32, ALIGNED)
     lr = tl.load(lr_ptr) * tl.load(factor_ptr + index)
     decay = tl.load(factor_ptr + tensors + index)
     t = tl.load(step_ptr).to(tl.float32)
-    c1 = 1 - tl.exp2(t * tl.log2(beta1))
-    c2 = 1 - tl.exp2(t * tl.log2(beta2))
+    c1 = _bias_correction(t, log1)
+    c2 = _bias_correction(t, log2)
     g = tl.load(g_ptr + at, mask, other=0.0).to(tl.float32)
     if CLIP:
         g *= tl.load(clip_ptr)
     p = tl.load(p_ptr + at, mask, other=0.0).to(tl.float32)
     m = tl.load(m_ptr + at, mask, other=0.0)
     v = tl.load(v_ptr + at, mask, other=0.0)
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g * g
+    m = beta1 * m + rest1 * g
+    v = beta2 * v + rest2 * g * g
     p = p * (1 - lr * decay) - lr * (m / c1) / (tl.sqrt(v / c2) + eps)
     tl.store(m_ptr + at, m, mask)
     tl.store(v_ptr + at, v, mask)
     tl.store(p_ptr + at, p.to(P), mask)
     if COPY:
-        c_ptr = tl.load(address_ptr + 4 * tensors + index).to(tl.pointer_type(C))
+        c_ptr = _tensor(address_ptr + 4 * tensors, index, C, ALIGNED)
         tl.store(c_ptr + at, p.to(C), mask)
 
 
 @jit
 def _square_kernel(
-    address_ptr, size_ptr, tensor_ptr, start_ptr, part_ptr, tensors, G: tl.constexpr, BLOCK: tl.constexpr
+    address_ptr, size_ptr, tensor_ptr, start_ptr, part_ptr, tensors,
+    G: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = tl.load(tensor_ptr + tl.program_id(0))
-    at = tl.load(start_ptr + tl.program_id(0)) + tl.arange(0, BLOCK)
-    g_ptr = tl.load(address_ptr + tensors + index).to(tl.pointer_type(G))
-    g = tl.load(g_ptr + at, at < tl.load(size_ptr + index), other=0.0).to(tl.float32)
+    size = tl.load(size_ptr + index)
+    if ALIGNED:
+        size = tl.multiple_of(size, 16)
+    at = tl.load(start_ptr + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.load(_tensor(address_ptr + tensors, index, G, ALIGNED) + at, at < size, other=0.0).to(tl.float32)
     tl.store(part_ptr + tl.program_id(0), tl.sum(g * g, 0))
 
 
@@ -152,16 +174,18 @@ class FusedAdamW:
         last = self.copies or self.params
         groups = [self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, last]
         sizes = [p.numel() for p in self.params]
-        chunks = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, self._block)]
+        chunks = [(i, chunk) for i, size in enumerate(sizes) for chunk in range(cdiv(size, self._block))]
+        addresses = [[t.data_ptr() for t in group] for group in groups]
+        self._aligned = all(n % 16 == 0 for n in [*sizes, *(a for group in addresses for a in group)])
 
         def on_device(values: list, dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(self.device)
 
-        self._addresses = on_device([[t.data_ptr() for t in group] for group in groups], torch.int64)
+        self._addresses = on_device(addresses, torch.int64)
         self._sizes = on_device(sizes, torch.int64)
         self._factors = on_device([self.lr_scales, self.weight_decay], torch.float32)
         self._tensors = on_device([i for i, _ in chunks], torch.int32)
-        self._starts = on_device([start for _, start in chunks], torch.int64)
+        self._starts = on_device([chunk for _, chunk in chunks], torch.int64)
         self._parts = torch.empty(len(chunks), dtype=torch.float32, device=self.device)
 
     def grad_norm(self) -> Tensor:
@@ -170,7 +194,7 @@ class FusedAdamW:
             return torch.stack([g.float().square().sum() for g in self.grads]).sum().sqrt()
         _square_kernel[(self._parts.shape[0],)](
             self._addresses, self._sizes, self._tensors, self._starts, self._parts, len(self.params),
-            G=_triton_type(self.grads[0].dtype), BLOCK=self._block, num_warps=4,
+            G=_triton_type(self.grads[0].dtype), ALIGNED=self._aligned, BLOCK=self._block, num_warps=4,
         )  # fmt: skip
         return self._parts.sum().sqrt()
 
@@ -195,9 +219,11 @@ class FusedAdamW:
         copies = self.copies or self.params
         _adamw_kernel[(self._parts.shape[0],)](
             self._addresses, self._sizes, self._factors, self._tensors, self._starts, lr, self.step_count,
-            lr if clip is None else clip, len(self.params), *self.betas, self.eps,
+            lr if clip is None else clip, len(self.params), *self.betas, *(1 - b for b in self.betas),
+            *(math.log(b) if b else -math.inf for b in self.betas), self.eps,
             P=_triton_type(self.params[0].dtype), G=_triton_type(self.grads[0].dtype), C=_triton_type(copies[0].dtype),
-            CLIP=clip is not None, COPY=self.copies is not None, BLOCK=self._block, num_warps=4,
+            CLIP=clip is not None, COPY=self.copies is not None,
+            ALIGNED=self._aligned, BLOCK=self._block, num_warps=4,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _rows_torch(logits, labels, coef, head, out, lse) -> None:
         out.loss.copy_(torch.where(kept, loss, 0.0))
         out.correct.copy_((zy == top) & kept)
         p = torch.exp(z - lse[:, None])
-        out.entropy.copy_(torch.where(kept, lse - torch.linalg.vecdot(p, z), 0.0))
+        out.entropy.copy_(torch.where(kept, lse - torch.linalg.vecdot(p, z.clamp(min=-1e30)), 0.0))
     else:
         p = torch.exp(z - lse[:, None])
     if coef is None:

@@ -1,0 +1,95 @@
+"""The row kernel: losses, statistics and in-place gradients against autograd and torch's own cross-entropy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_, reference
+
+HEADS = {
+    "plain": Head(),
+    "gemma2": Head(softcap=3.0),
+    "cohere": Head(logit_scale=0.25),
+    "z": Head(z_loss=1e-2),
+    "smooth": Head(label_smoothing=0.1),
+    "all": Head(softcap=4.0, logit_scale=0.5, z_loss=1e-2, label_smoothing=0.2),
+}
+
+
+def empty_stats(m: int, device: str) -> RowStats:
+    return RowStats(*(torch.full((m,), float("nan"), device=device) for _ in range(4)))
+
+
+def labels_for(m: int, vocabulary: int, device: str) -> torch.Tensor:
+    labels = torch.randint(0, vocabulary, (m,), device=device)
+    labels[::3] = -100
+    return labels
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("vocabulary", [7, 33, 5003])
+def test_equals_autograd(draw, near, device, dtype, name, vocabulary):
+    head, m = HEADS[name], 7
+    logits, labels, coef = draw(m, vocabulary, dtype=dtype, scale=3.0), labels_for(m, vocabulary, device), draw(m)
+    truth = logits.double().requires_grad_()
+    z = truth * head.logit_scale
+    z = head.softcap * torch.tanh(z / head.softcap) if head.softcap else z
+    want = torch.nn.functional.cross_entropy(
+        z, labels, reduction="none", label_smoothing=head.label_smoothing, ignore_index=-100
+    )
+    kept = labels != -100
+    want = want + kept * head.z_loss * torch.logsumexp(z, -1) ** 2
+    (grad,) = torch.autograd.grad(want, truth, coef.double())
+    near(reference(logits, labels, head), want.detach(), torch.float32)
+
+    out, lse = empty_stats(m, device), torch.logsumexp(z, -1).detach().float()
+    mine = logits.clone()
+    cross_entropy_rows_(mine, labels, coef, head, out)
+    near(out.loss, want.detach(), torch.float32)
+    near(out.lse, lse.double(), torch.float32)
+    p = torch.softmax(z, -1)
+    near(out.entropy, (kept * torch.distributions.Categorical(probs=p).entropy()).detach(), torch.float32, factor=3)
+    assert torch.equal(out.correct.bool(), (z.argmax(-1) == labels) & kept)
+    near(mine, grad, dtype)
+    assert (mine[::3] == 0).all()
+    if not (head.z_loss or head.label_smoothing):
+        again = logits.clone()
+        cross_entropy_rows_(again, labels, coef, head, out, lse=lse)
+        near(again, grad, dtype)
+
+
+def test_without_coefficients_logits_stay(draw, device):
+    logits, labels = draw(3, 50), labels_for(3, 50, device)
+    before, out = logits.clone(), empty_stats(3, device)
+    cross_entropy_rows_(logits, labels, None, Head(), out)
+    assert torch.equal(logits, before)
+    assert all(t.isfinite().all() for t in out)
+
+
+def test_ignored_rows_are_zero_whatever_they_hold(device):
+    logits = torch.full((4, 40), float("nan"), device=device)
+    labels, out = torch.full((4,), -100, device=device), empty_stats(4, device)
+    cross_entropy_rows_(logits, labels, torch.ones(4, device=device), Head(), out)
+    assert (logits == 0).all()
+    for t in (out.loss, out.entropy, out.correct):
+        assert (t == 0).all()
+
+
+def test_banned_and_huge_logits_stay_finite(device):
+    logits = torch.zeros(2, 300, device=device)
+    logits[0, 10:] = float("-inf")
+    logits[1] = 8e4
+    logits[1, 3] = 9e4
+    labels, out = torch.tensor([0, 3], device=device), empty_stats(2, device)
+    cross_entropy_rows_(logits, labels, torch.ones(2, device=device), Head(), out)
+    assert torch.allclose(out.loss, torch.tensor([10.0, 1.0], device=device).log())
+    assert torch.allclose(out.entropy, torch.tensor([10.0, 1.0], device=device).log(), atol=1e-5)
+    assert logits.isfinite().all()
+    assert out.correct.tolist() == [1.0, 1.0]
+
+
+def test_other_ignore_index(draw, near, device):
+    logits, out = draw(3, 20), empty_stats(3, device)
+    labels = torch.tensor([-1, 4, 19], device=device)
+    cross_entropy_rows_(logits.clone(), labels, None, Head(ignore_index=-1), out)
+    near(out.loss, torch.nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=-1), torch.float32)

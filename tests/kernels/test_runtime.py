@@ -1,0 +1,125 @@
+"""Layouts of rows, the launch table, the public names, and what the ops tell the dispatcher."""
+
+from __future__ import annotations
+
+import importlib
+
+import nbtune_kernels as nk
+import pytest
+import torch
+from nbtune_kernels._runtime import flat_rows, next_power_of_2, row_layout
+from nbtune_kernels.tables import DEFAULT, launch, warps_for
+
+
+def gather(x: torch.Tensor) -> torch.Tensor:
+    """Rows of x read through its layout."""
+    layout = row_layout(x)
+    n = x.shape[:-1].numel()
+    i = torch.arange(n)
+    start = (i // layout.inner) * layout.outer_stride + (i % layout.inner) * layout.inner_stride
+    base = layout.tensor
+    flat = base.as_strided((base.untyped_storage().nbytes() // base.element_size(),), (1,), 0)
+    return flat[base.storage_offset() + start[:, None] + torch.arange(x.shape[-1])[None]]
+
+
+def test_row_layout_reads_the_rows():
+    packed = torch.arange(6 * 80.0).view(6, 80)
+    views = [
+        packed,
+        packed[:, 16:48],
+        packed.view(2, 3, 80)[..., 8:40],
+        packed.view(2, 3, 5, 16)[:, :, 1:3],
+        packed.view(6, 5, 16)[:, 2:3],
+        packed.view(2, 3, 5, 16)[:, :2, 1:3],  # three strides: copied
+        packed.t(),
+        packed[:1, :4],
+    ]
+    for view in views:
+        assert torch.equal(gather(view), view.reshape(-1, view.shape[-1]))
+        assert torch.equal(flat_rows(view), view.reshape(-1, view.shape[-1]))
+
+
+def test_refuses_to_write_a_copy():
+    x = torch.zeros(2, 3, 5, 16)[:, :2, 1:3]
+    with pytest.raises(ValueError, match="cannot write"):
+        row_layout(x, written=True)
+    with pytest.raises(ValueError, match="cannot write"):
+        flat_rows(torch.zeros(4, 8).t(), written=True)
+
+
+def test_next_power_of_2():
+    assert [next_power_of_2(n) for n in (1, 2, 3, 4, 5, 1000, 1025)] == [1, 2, 4, 4, 8, 1024, 2048]
+
+
+def test_launch_takes_the_nearest_older_architecture():
+    assert launch("lora_xa", 89) == launch("lora_xa", 86)
+    assert launch("lora_xa", 75) == DEFAULT["lora_xa"]
+    assert launch("lora_xa", 103) == launch("lora_xa", 90)
+    assert warps_for("rms_norm", 90, 16) == 1
+    assert warps_for("rms_norm", 90, 1 << 20) == DEFAULT["rms_norm"]["max_warps"]
+
+
+def test_public_names_are_sorted_and_there():
+    assert nk.__all__ == sorted(nk.__all__)
+    assert all(hasattr(nk, name) for name in nk.__all__)
+
+
+def test_every_op_file_has_formula_and_reference():
+    for name in (
+        "activation",
+        "adamw",
+        "dropout",
+        "embedding",
+        "layer_norm",
+        "linear_cross_entropy",
+        "linear_logprobs",
+    ):
+        module = importlib.import_module(f"nbtune_kernels.{name}")
+        assert callable(module.reference)
+        assert "=" in module.__doc__
+
+
+def op_calls() -> list[tuple]:
+    """One call of every registered op on small CPU tensors."""
+    x, w, rstd = torch.randn(4, 8), torch.randn(8), torch.rand(4)
+    q, c = torch.randn(1, 4, 2, 8), torch.randn(1, 4, 8)
+    labels, rows = torch.tensor([1, -100, 2, 0]), torch.tensor([0, 1, 2, 3])
+    weight, seed = torch.randn(5, 8), torch.tensor(3)
+    e = torch.empty_like
+    head = [0.0, 1.0, 0.0, 0.0]
+    return [
+        ("rms_norm", (x, w, x.clone(), 1e-6, 0.0, True, 1.0, False, e(x), e(x), e(rstd))),
+        ("rms_norm_apply", (x, w, rstd, 0.0, True, e(x))),
+        ("rms_norm_backward", (x, x.clone(), w, rstd, 0.0, True, None, e(x), e(w))),
+        ("layer_norm", (x, w, w.clone(), 1e-6, e(x), e(rstd), e(rstd))),
+        ("layer_norm_apply", (x, w, w.clone(), rstd, rstd.clone(), e(x))),
+        ("layer_norm_backward", (x, x.clone(), w, rstd, rstd.clone(), None, e(x), e(w), e(w))),
+        ("rope", (q, q.clone(), c, c.clone(), 8, False, False, e(q), e(q))),
+        ("rope_", (q, q.clone(), c, c.clone(), 8, False, False)),
+        ("act_mul", (x, x.clone(), "silu", e(x))),
+        ("act_mul_backward", (x, x.clone(), x.clone(), "silu", e(x), e(x), e(x))),
+        ("lora_xa", (x, torch.randn(2, 8), torch.empty(4, 2))),
+        ("lora_dxa", ([x], [torch.randn(8, 2)], [1.0], torch.empty(4, 2))),
+        ("grouped_tn", ([torch.randn(4, 2)], [x], [1.0], [torch.empty(2, 8)], [False], False)),
+        ("dropout", (x, 0.5, seed, 0, e(x))),
+        ("embedding", (rows, weight[:4].repeat(1, 1), 2.0)),
+        ("embedding_backward", (x, rows, 5, 1.0, -1)),
+        ("linear_cross_entropy", (x, weight, None, labels, rows, rstd, head, -100, 3, True, True)),
+        ("linear_logprobs", (x, weight, None, labels, None, 0.0, 1.0, -100, 3)),
+        (
+            "linear_logprobs_backward",
+            (rstd, rstd.clone(), x, weight, None, labels, None, 0.0, 1.0, -100, 3, True, True),
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("name", "arguments"), op_calls(), ids=[c[0] for c in op_calls()])
+def test_ops_keep_their_word(name, arguments):
+    """Schema (mutations, aliases) and fake version agree with what the op does."""
+    op = getattr(torch.ops.nbtune, name).default
+    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_every_registered_op_is_called_above():
+    registered = {s.name.split("::")[1] for s in torch._C._jit_get_all_schemas() if s.name.startswith("nbtune::")}
+    assert registered == {name for name, _ in op_calls()}
