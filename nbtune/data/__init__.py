@@ -20,6 +20,7 @@ _HOMES = {
     "Prepared": "nbtune.data.preparing",
     "Report": "nbtune.data.report",
     "Source": "nbtune.data.sources",
+    "collate": "nbtune.data.batches",
     "measure": "nbtune.data.preparing",
     "open_snapshot": "nbtune.data.snapshots",
     "prepare": "nbtune.data.preparing",
@@ -36,6 +37,7 @@ __all__ = [
     "Prepared",
     "Report",
     "Source",
+    "collate",
     "measure",
     "open_snapshot",
     "prepare",
@@ -44,7 +46,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtune.data.batches import Batch, BatchPlan
+    from nbtune.data.batches import Batch, BatchPlan, collate
     from nbtune.data.dataset import Dataset, Example
     from nbtune.data.facts import DataFacts
     from nbtune.data.preparing import Prepared, measure, prepare

@@ -10,8 +10,9 @@ end of its terminator. A template without a terminator is an error: the tuned mo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -64,7 +65,10 @@ class ChatTemplate:
 
     Attributes:
         header: what stands before an answer (`"<|im_start|>assistant\\n"`), "" if it cannot be told apart.
-        terminator: what ends an answer (`"<|im_end|>"`); `terminators` where the last one of a conversation differs.
+        terminators: what ends an answer (`"<|im_end|>"`), inside a conversation and at its end; `terminator` the last.
+        appended: the terminator, where the template writes none behind the last answer of a conversation (there it is
+            the header of a next turn that stops the model); else "".
+        calls_end: what ends a turn that calls tools, "" if it ends as others do or there are no tools.
         has_marks: whether the template has ``{% generation %}`` marks.
 
     Raises:
@@ -99,7 +103,7 @@ class ChatTemplate:
         if any(word not in one for word in _SAY):
             raise DataError("the chat template leaves out what is said", place="model", fix="use another template")
         self._edges = one, two
-        cut = _Cutter(controls)
+        self._cut = cut = _Cutter(controls)
         after_prompt = prompted.rpartition(_SAY[0])[2]
         before_answer = one.rpartition(_SAY[1])[0].rpartition(_SAY[0])[2]
         ended = cut.common(asked.rpartition(_SAY[0])[2], after_prompt)
@@ -109,8 +113,30 @@ class ChatTemplate:
         first = one.partition(_SAY[0])[0]
         last = one.rpartition(_SAY[1])[2]
         middle = two.partition(_SAY[1])[2].partition(_SAY[0])[0]
-        self.terminators = self._find_terminators(cut, first, last, middle)
-        self.terminator = self.terminators[-1] if self.terminators else ""
+        self.terminators = self._find_terminators(cut, ended, first, last, middle)
+        self.terminator = self.terminators[-1]
+        self.appended = "" if cut.through_first(last) else self.terminator
+        self._learn_calls()
+
+    def _learn_calls(self) -> None:
+        """How a turn ends that calls tools, if it ends in its own way (gpt-oss: <|call|>), and what stands between
+        two calls; nothing for templates without tools."""
+        self.calls_end = self._between_calls = ""
+        call = {"type": "function", "id": "qzcallzqa", "function": {"name": "qznamezq", "arguments": {"a": "qzlastzq"}}}
+        tool = {"type": "function", "function": {"name": "qznamezq", "description": "d", "parameters": {}}}
+        asked = [self.message("user", _SAY[0]), {"role": "assistant", "content": "", "tool_calls": [call, call]}]
+        answers = [{"role": "tool", "name": "qznamezq", "tool_call_id": "qzcallzqa", "content": "qztoolzq"}] * 2
+        try:
+            alone, answered = self._text(asked, tools=[tool]), self._text([*asked, *answers], tools=[tool])
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError):
+            return
+        if "qzlastzq" not in alone or answered.count("qzlastzq") != alone.count("qzlastzq"):
+            return
+        common = self._cut.common(alone.rpartition("qzlastzq")[2], answered.rpartition("qzlastzq")[2])
+        self.calls_end = self._cut.last_tokens(common)
+        self._between_calls = alone.partition("qzlastzq")[2].partition("qznamezq")[0]
+        if any(self.calls_end.endswith(t) for t in self.terminators):
+            self.calls_end = ""
 
     def _probe(self) -> tuple[str, str, str, str]:
         user, answer = self.message("user", _SAY[0]), self.message("assistant", _SAY[1])
@@ -128,15 +154,21 @@ class ChatTemplate:
         """A message in the form that the template wants."""
         return {"role": role, "content": [{"type": "text", "text": text}] if self.as_parts else text}
 
-    def _find_terminators(self, cut: _Cutter, first: str, last: str, middle: str) -> tuple[str, ...]:
-        """What ends an answer: inside a conversation, and at its end, if they differ."""
+    def _find_terminators(self, cut: _Cutter, asked: str, first: str, last: str, middle: str) -> tuple[str, ...]:
+        """What ends an answer: inside a conversation, and at its end, if they differ.
+
+        `asked` ends a question, `first` stands before the first one; `last` behind the last answer, `middle` between
+        an answer and the next question.
+        """
         both = cut.through_last(cut.common(last, middle))
         if both:
             return (both,)
-        between = middle[: len(middle) - cut.same_end(first, middle)]
-        found = [text for text in (cut.through_last(between), cut.through_first(last)) if text]
-        if found or self.has_marks:
-            return tuple(found)
+        between = cut.through_last(middle[: len(middle) - cut.same_end(first, middle)])
+        if not between and cut.through_last(asked) and middle.startswith(asked):
+            between = cut.through_last(asked)  # gpt-oss: every message ends the same way, only the last answer not
+        found = tuple(text for text in (between, cut.through_first(last)) if text)
+        if found:
+            return found
         if cut.through_first(middle):  # GLM: the header of the next turn is what stops
             return (cut.through_first(middle),)
         raise DataError(
@@ -173,20 +205,22 @@ class ChatTemplate:
                 f"the chat template refuses the row: {error}", fix=_refusal(str(error), messages)
             ) from error
         every = spans_of(text)
-        text = plain(text)
+        text = plain(text) + (self.appended if messages[-1]["role"] == "assistant" else "")
         spans = tuple(sorted(span for span in every if span[2] != MARK))
         if self.has_marks:
             return self._by_marks(text, spans, every)
         return self._by_turns(text, spans, messages)
 
     def _by_marks(self, text: str, spans: tuple[Span, ...], every: Sequence[Span]) -> Rendered:
-        trained = []
-        for start, end, tag in every:
-            if tag != MARK:
-                continue
-            inside = next((t for s, e, t in spans if t >= 0 and s < end and e > start), OTHER)
-            trained.append((start, end, inside))
-        return Rendered(text, spans, tuple(sorted(trained)))
+        """What the marks say, and the terminator where it stands behind a mark."""
+        trained, unended = [], []
+        for start, end in _joined((s, e) for s, e, tag in every if tag == MARK):
+            number = next((t for s, e, t in spans if t >= 0 and s < end and e > start), OTHER)
+            stop = next((end + len(t) for t in self.terminators if text.startswith(t, end)), end)
+            if not any(t in text[start:stop] for t in (*self.terminators, self.calls_end) if t):
+                unended.append(number)
+            trained.append((start, stop, number))
+        return Rendered(text, spans, tuple(sorted(trained)), tuple(unended))
 
     def _by_turns(self, text: str, spans: tuple[Span, ...], messages: Sequence[Mapping[str, Any]]) -> Rendered:
         trained, unended = [], []
@@ -197,15 +231,30 @@ class ChatTemplate:
             if not own:
                 self._not_lost(text, message, number)
                 continue
-            start, end = own[0][0], own[-1][1]
+            start, end = own[0][0], self._last_piece(text, own)
             before = max((e for s, e, tag in spans if tag != number and e <= start), default=0)
-            after = min((s for s, e, tag in spans if tag != number and s >= end), default=len(text))
+            after = min((s for s, _, _ in spans if s >= end), default=len(text))
             start = self._begin(text, before, start, number, messages)
-            stops = [at + len(t) for t in self.terminators if (at := text.find(t, end, after)) >= 0]
-            if not stops:
+            stop = self._stop(text, end, after)
+            if not stop:
                 unended.append(number)
-            trained.append((start, min(stops, default=end), number))
+            trained.append((start, stop or end, number))
         return Rendered(text, spans, tuple(trained), tuple(unended))
+
+    def _last_piece(self, text: str, own: Sequence[tuple[int, int]]) -> int:
+        """Where the message's own text ends: what a later turn repeats of it (a tool's name) is not its own."""
+        for (_, end), (start, _) in pairwise(own):
+            gap = text[end:start]
+            if any(t in gap for t in self.terminators):
+                return end
+            if self.calls_end and self.calls_end in gap and not self._between_calls.endswith(gap):
+                return end
+        return own[-1][1]
+
+    def _stop(self, text: str, low: int, high: int) -> int:
+        """The end of the terminator between `low` and `high`; 0 if there is none."""
+        ends = (*self.terminators, self.calls_end) if self.calls_end else self.terminators
+        return min((at + len(t) for t in ends if (at := text.find(t, low, high)) >= 0), default=0)
 
     def _begin(self, text: str, low: int, high: int, number: int, messages: Sequence[Mapping[str, Any]]) -> int:
         """Where the model starts to write: behind the header, at the latest at the first character of the content."""
@@ -263,6 +312,14 @@ class _Cutter:
         match = self.pattern.search(text) if self.pattern else None
         return text[: match.end()] if match else ""
 
+    def last_tokens(self, text: str) -> str:
+        """The control tokens (and blanks between them) that stand last in `text`, ordinary text behind them apart."""
+        end = start = 0
+        for match in self.pattern.finditer(text) if self.pattern else ():
+            start = start if start < end and not text[end : match.start()].strip() else match.start()
+            end = match.end()
+        return text[start:end]
+
     def same_end(self, left: str, right: str) -> int:
         """How many last characters are the same, not beginning inside a control token of `right`."""
         size, limit = 0, min(len(left), len(right))
@@ -272,6 +329,17 @@ class _Cutter:
             if match.start() < len(right) - size < match.end():
                 size = len(right) - match.end()
         return size
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order, those that touch as one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if joined and joined[-1][1] >= start:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _with_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -36,6 +36,8 @@ class Encoder:
         template: its chat template, or None where only text is read.
         train_on: `answers`, `last_answer` or `all`.
 
+    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it.
+
     Raises:
         DataError: the tokenizer has no Rust backend (it could not say which characters a token covers).
     """
@@ -55,6 +57,7 @@ class Encoder:
         self.backend = _without_limits(backend)
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
+        self.chats = self.unended = 0
 
     def encode(self, rows: Sequence[Chat | Parts]) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
         """For each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""
@@ -85,6 +88,8 @@ class Encoder:
     def _chat_job(self, chat: Chat) -> _Job:
         assert self.template is not None
         rendered = self.template.render(chat.messages, chat.tools)
+        self.chats += 1
+        self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
         return _Job(rendered.text, rendered.spans, self._wanted(rendered, chat), False, False, False)
 
     def _wanted(self, rendered: Rendered, chat: Chat) -> list[tuple[int, int]]:

@@ -68,6 +68,7 @@ def prepare(
     work.total = sum(len(source.rows) for source in sources)
     train = work.read(train_sources)
     report = work.report
+    work.check_ends()
     if not len(train):
         raise _nothing_left(report, max_len)
     held: Dataset | None = None
@@ -114,6 +115,20 @@ class _Work:
                 self.report.terminator = template.terminator
             self._encoders[chats] = Encoder(self.tokenizer, template, self.spec.train_on)
         return self._encoders[chats]
+
+    def check_ends(self) -> None:
+        """A model that never sees an end never stops: refuse data in which no answer ends, warn of some."""
+        encoder = self._encoders.get(True)
+        if encoder is None or not encoder.unended or self.spec.train_on == "all":
+            return
+        if encoder.unended == encoder.chats:
+            raise DataError(
+                "no answer ends with a terminator: a model trained so would never stop",
+                place="data",
+                fix=f"the template ends an answer with {encoder.template.terminator!r}: end conversations with an "  # type: ignore[union-attr]
+                "assistant's text",
+            )
+        self.report.warnings.append(f"{encoder.unended} conversations end with an answer without a terminator")
 
     def read(self, sources: Sequence[Source]) -> Dataset:
         builder = Builder([source.name for source in sources], [source.spec.weight for source in sources])

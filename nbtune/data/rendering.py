@@ -79,8 +79,16 @@ def _tojson(
     return track(text, tags.pop() if len(tags) == 1 else OTHER) if tags else text
 
 
+class _DataDict(dict):  # type: ignore[type-arg]
+    """A mapping of the data, with the message that it belongs to."""
+
+    __slots__ = ("_tag",)
+
+
 def _tags(value: Any) -> Iterable[int]:
-    if type(value) is Tracked:
+    if type(value) is _DataDict:
+        yield value._tag
+    elif type(value) is Tracked:
         yield from (tag for _, _, tag in spans_of(value) if tag >= OTHER)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
@@ -172,7 +180,9 @@ def _tracked(value: Any, tag: int) -> Any:
     if isinstance(value, str):
         return track(value, tag)
     if isinstance(value, Mapping):
-        return {key: _tracked(inner, tag) for key, inner in value.items()}
+        mapping = _DataDict((key, _tracked(inner, tag)) for key, inner in value.items())
+        mapping._tag = tag
+        return mapping
     if isinstance(value, list | tuple):
         return [_tracked(inner, tag) for inner in value]
     return value
