@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.errors import NbtuneError, TrainError
-from nbtune.events import Sample
+from nbtune.events import Export, Sample
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, from_yaml
 from nbtune.store import folder as run_folder
@@ -17,7 +17,7 @@ from nbtune.store.run import Run as StoredRun
 
 if TYPE_CHECKING:
     from nbtune.data import Source
-    from nbtune.export import ExportedFile
+    from nbtune.export import ExportedFile, ExportSource
 
 __all__ = ["Exporter", "Run", "attach", "finetune", "plan", "repeat", "runs"]
 
@@ -32,18 +32,34 @@ class Run(StoredRun):
         """Take it home: ``run.export.gguf("q8_0")``, ``.merged()``, ``.adapter()``, ``.ollama()``."""
         return Exporter(self)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = True, **options: Any) -> str:
-        """Push adapter and model card; returns the address. The token is huggingface_hub's own login or HF_TOKEN.
+    def push_to_hub(self, repo_id: str, *, what: str = "adapter", private: bool = True, **options: Any) -> str:
+        """Push with a model card; returns the address. The token is huggingface_hub's own login or HF_TOKEN.
 
+        Args:
+            repo_id: ``owner/name``.
+            what: ``adapter``, ``merged`` or ``gguf``.
+            private: whether a new repository is.
+            options: of `nbtune.export.push`, such as `revision` or `create_pr`.
         Raises:
             HubError: with what to do about it; nothing half done is left.
         """
         from nbtune import export
 
-        return export.push(self.export.source(), repo_id, private=private, card=self.card(), **options)
+        self.say(Export(kind="push", path=repo_id, done=0.0))
+        try:
+            url = export.push(
+                self.export.source(), repo_id, what=what, private=private, card=self.facts_for_card(), **options
+            )
+        except NbtuneError as error:
+            self.say(Export(kind="push", path=repo_id, detail=str(error)))
+            raise
+        self.say(Export(kind="push", path=url))
+        return url
 
-    def card(self) -> dict[str, Any]:
-        """What the model card tells: plain facts of this run."""
+    def facts_for_card(self) -> dict[str, Any]:
+        """What the model card tells of this run."""
+        from nbtune import widgets
+
         history = self.history
         evals = history["eval_loss"].dropna()
         return {
@@ -53,6 +69,8 @@ class Run(StoredRun):
             "loss": float(history["loss"].iloc[-1]) if len(history) else None,
             "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
             "samples": [(e.prompt, e.answer) for e in self.events() if isinstance(e, Sample) and e.step == self.step],
+            "data": [source.source for source in self.spec.data],
+            "curve": widgets.report(self).png() if len(history) else None,
         }
 
     def figure(self) -> Any:
@@ -101,12 +119,15 @@ def _base_for_snippet(model: str) -> str:
 
 
 class Exporter:
-    """What can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns what it made."""
+    """What can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns what it made.
+
+    Every export is also an event of the run, so that each of its panels shows it.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def source(self) -> Any:
+    def source(self) -> ExportSource:
         """Base and adapter as `nbtune.export` takes them.
 
         Raises:
@@ -114,46 +135,66 @@ class Exporter:
         """
         from nbtune import export, models
 
-        run = self._run
+        run, spec = self._run, self._run.spec
         adapter = run.folder / "adapter"
         if not adapter.is_dir():
             raise TrainError(
                 f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"
             )
-        return export.ExportSource(base=models.resolve(run.spec.model), adapter=adapter, name=run.name)
-
-    def _out(self, out: str | Path | None) -> Path:
-        return Path(out).expanduser() if out is not None else self._run.folder / "exports"
+        if spec.adapter.type == "full":
+            return export.ExportSource(base=adapter, name=run.name, base_id=spec.model)
+        plan = run.plan
+        quant = "nf4" if plan is not None and plan.weights == "nf4" else None
+        base = models.resolve(spec.model)
+        return export.ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, base_quant=quant)
 
     def adapter(self, out: str | Path | None = None) -> ExportedFile:
         """The adapter as a peft folder."""
         from nbtune import export
 
-        return export.export_adapter(self.source(), self._out(out) / "adapter" if out is None else self._out(out))
+        return self._say("adapter", lambda: [export.export_adapter(self.source(), self._out(out, "adapter"))])[0]
 
-    def merged(self, out: str | Path | None = None, *, dtype: str = "bf16") -> ExportedFile:
-        """Base and adapter in one, as safetensors."""
+    def merged(self, out: str | Path | None = None, *, dtype: str = "bfloat16") -> ExportedFile:
+        """Base and adapter in one, as a transformers folder."""
         from nbtune import export
 
-        return export.export_merged(
-            self.source(), self._out(out) / "merged" if out is None else self._out(out), dtype=dtype
-        )
+        return self._say("merged", lambda: [export.export_merged(self.source(), self._out(out, "merged"), dtype)])[0]
 
     def gguf(self, *types: str, out: str | Path | None = None, progress: Any = None) -> list[ExportedFile]:
-        """GGUF files, such as ``gguf("q8_0", "f16")``; one type by default: q8_0."""
+        """GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named."""
         from nbtune import export
 
-        return export.export_gguf(
-            self.source(), list(types) or ["q8_0"], self._out(out), name=self._run.name, progress=progress
+        wanted = list(types) or ["q8_0"]
+        return self._say(
+            "gguf",
+            lambda: export.export_gguf(self.source(), wanted, self._out(out), self._run.name, progress=progress),
         )
 
-    def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> Path:
-        """A folder that `ollama create` takes: GGUF and Modelfile."""
+    def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> ExportedFile:
+        """A folder that `ollama create` takes: GGUF, Modelfile and the commands."""
         from nbtune import export
 
-        return export.export_ollama(
-            self.source(), self._out(out) / "ollama" if out is None else self._out(out), type=type
-        )
+        return self._say("ollama", lambda: [export.export_ollama(self.source(), self._out(out, "ollama"), type)])[0]
+
+    def _out(self, out: str | Path | None, name: str = "") -> Path:
+        return Path(out).expanduser() if out is not None else self._run.folder / "exports" / name
+
+    def _say(self, kind: str, make: Callable[[], list[ExportedFile]]) -> list[ExportedFile]:
+        self._run.say(Export(kind=kind, done=0.0))
+        try:
+            files = make()
+        except NbtuneError as error:
+            self._run.say(Export(kind=kind, detail=str(error)))
+            raise
+        for file in files:
+            shown = (
+                file.path.relative_to(self._run.folder)
+                if file.path.is_relative_to(self._run.folder)
+                else file.path.name
+            )
+            notes = "; ".join(file.notes)
+            self._run.say(Export(kind=file.type, path=str(shown), bytes=file.bytes, detail=notes))
+        return files
 
 
 def _as_spec(spec: Spec, fields: Mapping[str, Any], first_line: int = 1) -> RunSpec:

@@ -36,12 +36,15 @@ def save(folder: Path, built: Built, stepper: Stepper, progress: Progress, *, ke
     Raises:
         TrainError: the disk is full, or not writable. The checkpoint before is still there.
     """
+    from nbtune.models import save_adapter
+
     target = folder / "checkpoints" / f"step-{progress.step:08d}"
     try:
         with replace_folder(target) as fresh:
             _write(fresh, built, stepper, progress)
         with replace_folder(folder / "adapter") as fresh:
-            _write_adapter(fresh, built)
+            shutil.copytree(folder / "tokenizer", fresh, dirs_exist_ok=True)
+            save_adapter(built.model, fresh, base=built.facts.name)
     except OSError as error:
         raise TrainError(
             f"the checkpoint could not be written: {error.strerror or error}",
@@ -64,14 +67,6 @@ def _write(fresh: Path, built: Built, stepper: Stepper, progress: Progress) -> N
     body = asdict(progress)
     body["best_eval"] = None if math.isinf(progress.best_eval) else progress.best_eval
     write_json(fresh / "progress.json", body)
-
-
-def _write_adapter(fresh: Path, built: Built) -> None:
-    from nbtune.models import save_adapter
-
-    save_adapter(built.model, fresh, base=built.facts.name)
-    if built.tokenizer is not None:
-        built.tokenizer.save_pretrained(fresh)
 
 
 def load(checkpoint: Path, built: Built, stepper: Stepper) -> Progress:

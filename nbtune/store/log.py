@@ -12,12 +12,19 @@ __all__ = ["EventReader", "EventWriter"]
 
 
 class EventWriter:
-    """Appends events, one write a line; a torn last line of a crash is cut off when it opens."""
+    """Appends events, one write a line.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of ``events.jsonl``.
+        owner: the writer owns the run, and cuts off the torn last line that a crash may have left. Others (an export
+            of a run that is at work elsewhere) only append.
+    """
+
+    def __init__(self, path: Path, *, owner: bool = True) -> None:
         self._lock = threading.Lock()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        _cut_torn_line(path)
+        if owner:
+            _cut_torn_line(path)
 
     def __call__(self, event: events.Event) -> None:
         line = events.to_line(event).encode()

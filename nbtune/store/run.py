@@ -19,7 +19,7 @@ from nbtune.store import control
 from nbtune.store.files import read_json
 from nbtune.store.folder import name_of, read_spec
 from nbtune.store.launch import Launched, launch
-from nbtune.store.log import EventReader
+from nbtune.store.log import EventReader, EventWriter
 from nbtune.store.owner import is_owned
 
 if TYPE_CHECKING:
@@ -124,6 +124,14 @@ class Run:
         frame = pd.DataFrame.from_dict(steps, orient="index").rename_axis("step").sort_index()
         frame["eval_loss"] = pd.Series(evals, dtype=float)
         return frame
+
+    def say(self, event: says.Event) -> None:
+        """Add an event that is not the engine's: an export that began, ended or failed."""
+        writer = EventWriter(self.folder / "events.jsonl", owner=False)
+        try:
+            writer(event)
+        finally:
+            writer.close()
 
     # --- what it should do ------------------------------------------------------------------------------------------
 
