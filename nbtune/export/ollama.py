@@ -62,7 +62,7 @@ class TurnTemplate:
 
     def go(self) -> str:
         """The same as a Go template over ``.Messages``."""
-        branches = []
+        branches: list[str] = []
         for role, (before, after) in self.around.items():
             word = "if" if not branches else "else if"
             branches.append(f'{{{{ {word} eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}')
@@ -135,7 +135,8 @@ def stops_of(tokenizer: Any) -> list[str]:
 
 def modelfile(gguf: str, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
     """The Modelfile's text for a GGUF beside it, and what the user should know about it."""
-    lines, notes = [f"FROM ./{gguf}", ""], ()
+    lines = [f"FROM ./{gguf}", ""]
+    notes: tuple[str, ...] = ()
     if tokenizer.chat_template:
         bos = tokenizer.bos_token or ""
         adds = bool(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support.fake_hub import TOKEN, FakeHub, client_environment, run_client
+from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
 PUSH = """
 import json, sys, traceback
@@ -200,6 +201,55 @@ def test_no_hub_at_all(folder: Path, tmp_path: Path) -> None:
         pass
     answer = push(hub, folder, tmp_path / "home", more="attempts=2")
     assert answer["cause"] == "the connection to the Hub broke at making the repository"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_pushed_and_read_back_by_from_pretrained(hub: FakeHub, tmp_path: Path) -> None:
+    """Adapter and card, through the same endpoint, by the libraries that people use."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig
+
+    base, adapter = tmp_path / "base", tmp_path / "run" / "adapter"
+    tokenizer = save_tokenizer(byte_level(vocab=300), base)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = get_peft_model(
+        save_model(config, base), LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj"])
+    )
+    model.save_pretrained(adapter)
+    code = f"""
+import json, torch
+from pathlib import Path
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from nbtune.export import ExportSource, push
+
+source = ExportSource(Path({str(base)!r}), Path({str(adapter)!r}), name="demo", base_id="owner/base")
+facts = {{"steps": 7, "loss": 0.5, "spec": "steps: 7", "samples": [("hi", "arr")], "license": "mit", "curve": b"png"}}
+print(push(source, "demo", card=facts))
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(base)!r}), "ada/demo")
+weights = load_file({str(adapter / "adapter_model.safetensors")!r})
+state = {{k.replace(".default.", "."): v for k, v in model.state_dict().items()}}
+assert weights and all(torch.equal(state[k], v) for k, v in weights.items())
+read, local = (AutoTokenizer.from_pretrained(where) for where in ("ada/demo", {str(base)!r}))
+assert read.chat_template == local.chat_template and read.get_vocab() == local.get_vocab()
+card = ModelCard.load("ada/demo")
+print(json.dumps([card.data.base_model, card.data.library_name, card.data.license]))
+print(card.text)
+"""
+    done = run_client(code, hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{hub.endpoint}/ada/demo"
+    assert json.loads(lines[1]) == ["owner/base", "peft", "mit"]
+    assert "in 7 steps" in done.stdout
+    assert "![loss](loss.png)" in done.stdout
+    assert hub.files("ada/demo")["loss.png"] == b"png"
+    assert [path.name for path in adapter.parent.iterdir()] == ["adapter"]
+    assert not any(str(tmp_path).encode() in data for data in hub.files("ada/demo").values())
 
 
 def test_the_token_is_in_no_argument_of_the_child(hub: FakeHub, folder: Path, tmp_path: Path) -> None:

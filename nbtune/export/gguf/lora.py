@@ -81,7 +81,7 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     writer.add_float32("adapter.lora.alpha", alpha)
     for tensor in pairs:
         data = torch.cat(list(tensor.chunks()))
-        raw = encode(data, encoding).view(np.float32 if encoding == "F32" else np.float16)
+        raw: Any = encode(data, encoding).view(np.float32 if encoding == "F32" else np.float16)
         writer.add_tensor(tensor.name, raw.reshape(tensor.shape), raw_dtype=GGMLQuantizationType[encoding])
     with atomic_file(path) as part:
         _write(writer, part)
