@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,9 @@ Set = Annotated[
 Runs = Annotated[
     Path | None, typer.Option("--runs", metavar="DIR", help="Where runs are; by default NBTUNE_RUNS, or ./runs.")
 ]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="In a process of its own: return once it has begun, and leave it alone.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout.")]
 
 
@@ -58,6 +62,7 @@ def train(
     set_: Set = None,
     restart: Annotated[bool, typer.Option("--restart", help="Stop and save a living run of this name first.")] = False,
     queue: Annotated[bool, typer.Option("--queue", help="Start when a living run of this name has ended.")] = False,
+    detach: Detach = False,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
@@ -69,9 +74,9 @@ def train(
     with work():
         with request():
             on_busy = "restart" if restart else "queue" if queue else "attach"
-            run = nbtune.finetune(asked, name=name, runs_dir=runs, on_busy=on_busy)
-        _until_ended(run)
-    _done(run, as_json)
+            run = nbtune.finetune(asked, name=name, runs_dir=runs, on_busy=on_busy, detach=detach)
+        _until_begun(run) if detach else _until_ended(run)
+    _done(run, as_json, detached=detach)
 
 
 @app.command()
@@ -95,13 +100,13 @@ def runs(runs: Runs = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def resume(run: Which, runs: Runs = None, as_json: Json = False) -> None:
+def resume(run: Which, detach: Detach = False, runs: Runs = None, as_json: Json = False) -> None:
     """Go on from the last checkpoint, and wait until it has ended."""
     with work():
         with request():
-            found = nbtune.attach(run, runs).resume()
-        _until_ended(found)
-    _done(found, as_json)
+            found = nbtune.attach(run, runs).resume(detach=detach)
+        _until_begun(found) if detach else _until_ended(found)
+    _done(found, as_json, detached=detach)
 
 
 @app.command()
@@ -310,12 +315,24 @@ def _until_ended(run: Any) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _done(run: Any, as_json: bool) -> None:
+def _until_begun(run: Any) -> None:
+    """Waits until a detached run has said its first word: from then on it needs nobody."""
+    seen, begun = len(run.events()), threading.Event()
+    unsubscribe = run.subscribe(lambda events, first: begun.set(), seen)
+    while run.alive and not begun.wait(0.5):
+        continue
+    unsubscribe()
+
+
+def _done(run: Any, as_json: bool, *, detached: bool = False) -> None:
     facts = run_facts(run)
     text = f"{run.name} is {run.state} at step {run.step}/{run.total_steps}: {facts['adapter'] or facts['folder']}"
     result(facts, as_json=as_json, text=text)
-    if run.state != "finished":
+    if run.state == "finished":
+        if not as_json:
+            say(run.snippet())
+    elif detached and run.state not in ENDED:
+        say(f"  → `nbtune attach {run.name}` watches it, `nbtune stop {run.name}` stops and saves")
+    else:
         say(f"  → `nbtune resume {run.name}` goes on")
         raise typer.Exit(1)
-    if not as_json:
-        say(run.snippet())

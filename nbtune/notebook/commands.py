@@ -37,6 +37,11 @@ def _follow(to: Parser) -> None:
     to.add_argument("--wait", action="store_true", help="stay in the cell until the run has ended")
 
 
+def _resume(to: Parser) -> None:
+    _follow(to)
+    to.add_argument("--detach", action="store_true", help="in a process of its own, which survives the kernel")
+
+
 def _export(to: Parser) -> None:
     _run_flag(to)
     to.add_argument("--gguf", nargs="+", metavar="TYPE", default=[], help=f"GGUF files: {', '.join(GGUF_TYPES)}")
@@ -69,7 +74,7 @@ COMMANDS: dict[str, Command] = {
     "stop": Command("stop at the next step and save", "nbtune.attach(RUN).stop()", _run_flag),
     "pause": Command("hold at the next step", "nbtune.attach(RUN).pause()", _run_flag),
     "unpause": Command("go on", "nbtune.attach(RUN).unpause()", _run_flag),
-    "resume": Command("go on from the last checkpoint", "nbtune.attach(RUN).resume()", _follow),
+    "resume": Command("go on from the last checkpoint", "nbtune.attach(RUN).resume()", _resume),
     "export": Command("take files home", "nbtune.attach(RUN).export.gguf(TYPE, …)", _export),
     "push": Command("upload the adapter to the Hub", "nbtune.attach(RUN).push_to_hub(REPO)", _push),
     "chat": Command("talk to the model", "nbtune.attach(RUN).chat()", _chat),

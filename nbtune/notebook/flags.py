@@ -136,6 +136,7 @@ class Request:
 
     name: str = "run"
     wait: bool = False
+    detach: bool = False
     dry_run: bool = False
     on_busy: Literal["attach", "restart", "queue"] = "attach"
     runs_dir: str | None = None
@@ -149,6 +150,9 @@ def finetune_parser(prog: str = "%%finetune") -> Parser:
     parser = Parser(prog=prog, usage=prog.replace("%", "%%"))
     parser.add_argument("--name", metavar="NAME", default="run", help="what the run is called")
     parser.add_argument("--wait", action="store_true", help="stay in the cell until the run has ended")
+    parser.add_argument(
+        "--detach", action="store_true", help="train in a process of its own, which survives the kernel"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     busy = parser.add_mutually_exclusive_group()
     busy.add_argument("--restart", action="store_true", help="stop and save the living run, then start this one")
@@ -220,6 +224,7 @@ def parse_finetune(line: str) -> Request:
     return Request(
         name=found.name,
         wait=found.wait,
+        detach=found.detach,
         dry_run=found.dry_run,
         on_busy="restart" if found.restart else "queue" if found.queue else "attach",
         runs_dir=found.runs,

@@ -1,7 +1,7 @@
 """Shows a run below its cell, and stays there until it has ended where nobody's page looks on.
 
-Below the cell: the monitor (a widget, gone with its kernel), a report without any widget that is filled in when the run
-ends, and a line that says where the run is and becomes the snippet that uses the model.
+Below the cell: the monitor (a widget, gone with its kernel), and a line of text that becomes a report without any
+widget when the run ends, so that the saved notebook holds it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from IPython.display import display
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED, Event
 from nbtune.notebook import front
-from nbtune.notebook.show import Note, failure, say
+from nbtune.notebook.show import Note, say
 from nbtune.progress import Progress
 
 __all__ = ["follow", "show_ended"]
@@ -58,21 +58,9 @@ def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") 
 
 def show_ended(run: Any) -> None:
     """What stays of a run that has ended: its figures, a picture, and the lines that use the model."""
-    from nbtune.widgets.static_report import Picture, Report
+    from nbtune.widgets import report
 
-    report = Report(run)
-    display(report, Picture(report))
-    display(_last_word(run))
-
-
-def _last_word(run: Any) -> Note:
-    """The snippet that uses the model, or what the run failed of."""
-    error = run.error
-    if error is not None:
-        return failure(error)
-    if run.state == "finished":
-        return Note(f"{run.snippet()}\n\n# GGUF for llama.cpp and Ollama: %nbtune export {run.name} --gguf q8_0")
-    return Note(f"{run.name} is {run.state} at step {run.step}; `%nbtune resume {run.name}` goes on.")
+    display(report(run))
 
 
 def _wait(run: Any, sink: _Output | _Terminal) -> None:
@@ -128,34 +116,42 @@ def _stop_on_next_interrupt(run: Any, shell: Any) -> None:
 
 
 class _Output:
-    """In a kernel: the panels of `nbtune.widgets`, and one line of text below them that is updated in place."""
+    """In a kernel: the monitor where a page shows it, and below it a line of text that becomes the report.
+
+    The second output holds no widget: without its kernel a widget shows an error only. After a reload the page does not
+    know it any more until the cell runs again, or `%nbtune attach`: the monitor has the end, too.
+    """
 
     def __init__(self, run: Any, live: bool) -> None:
-        from nbtune.widgets.display import Shown
-
         self.run = run
-        self._shown = Shown(run, live=live)
-        self._line = display(Note(""), display_id=True)
+        if live:
+            _show_monitor(run)
+        self._below = display(Note(""), display_id=True)
 
     def line(self, text: str) -> None:
-        self._line.update(Note(text))
+        self._below.update(Note(text))
 
     def end(self) -> None:
-        self._shown.settle()
-        self._line.update(_last_word(self.run))
+        from nbtune.widgets import report
 
-    def close(self) -> None:
-        """The run failed and the cell raises what it failed of."""
-        self._shown.settle()
-        self._line.update(Note(f"{self.run.name} failed at step {self.run.step}"))
+        self._below.update(report(self.run))
+
+    close = end
 
     def end_later(self) -> None:
-        threading.Thread(target=self._end_when_over, name=f"nbtune-line-{self.run.name}", daemon=True).start()
+        threading.Thread(target=self._end_when_over, name=f"nbtune-report-{self.run.name}", daemon=True).start()
 
     def _end_when_over(self) -> None:
-        with contextlib.suppress(NbtuneError):  # said by _last_word
+        with contextlib.suppress(NbtuneError):  # the report says what it failed of
             self.run.wait()
-        self._line.update(_last_word(self.run))
+        self.end()
+
+
+def _show_monitor(run: Any) -> None:
+    try:
+        display(run.monitor())
+    except ImportError as error:
+        say(f"no live chart: {error.name or 'anywidget'} is not in this kernel's environment; see `%nbtune doctor`")
 
 
 class _Terminal:
@@ -181,4 +177,4 @@ class _Terminal:
 
     def end(self) -> None:
         self._live.stop()
-        say(_last_word(self.run).text)
+        show_ended(self.run)

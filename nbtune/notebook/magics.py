@@ -44,7 +44,12 @@ class NbtuneMagics(Magics):
         if request.dry_run:
             return display(nbtune.plan(spec, rows=rows))
         run = nbtune.finetune(
-            spec, name=request.name, rows=rows, on_busy=request.on_busy, runs_dir=self._runs_dir(request.runs_dir)
+            spec,
+            name=request.name,
+            rows=rows,
+            runs_dir=self._runs_dir(request.runs_dir),
+            on_busy=request.on_busy,
+            detach=request.detach,
         )
         self._keep(run)
         return follow(run, self.shell, asked=request.wait, setting=self.wait)
@@ -135,7 +140,7 @@ class NbtuneMagics(Magics):
         say(f"{run.name} goes on.")
 
     def _resume(self, args: Any) -> None:
-        run = self._run(args).resume()
+        run = self._run(args).resume(detach=args.detach)
         self._keep(run)
         follow(run, self.shell, asked=args.wait, setting=self.wait)
 

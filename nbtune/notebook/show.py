@@ -8,10 +8,7 @@ from typing import Any
 
 from IPython.display import display
 
-from nbtune.errors import NbtuneError
-from nbtune.notebook.errors import block
-
-__all__ = ["Note", "Table", "failure", "runs_table", "say"]
+__all__ = ["Note", "Table", "runs_table", "say"]
 
 
 class Note:
@@ -67,10 +64,3 @@ def runs_table(runs: Iterable[Any]) -> Table:
     return Table(
         ("name", "id", "state", "step", "folder"), rows, empty="No runs yet: `%finetune` shows how to start one."
     )
-
-
-def failure(error: BaseException) -> Note:
-    """An error that came while nobody waited for it."""
-    if isinstance(error, NbtuneError):
-        return Note("\n".join(block(error, colour=False)))
-    return Note(f"{type(error).__name__}: {error}")

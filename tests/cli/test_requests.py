@@ -1,0 +1,131 @@
+"""What a script can rely on: exit codes, stdout for results only, errors of a few lines on stderr."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbtune.cli import main
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NBTUNE_RUNS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+def call(capfd: Any, *args: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command line."""
+    capfd.readouterr()
+    code = main(args)
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "cause", "place"),
+    [
+        ("data: nbtune/town\nstpes: 3\n", [], "there is no key `stpes`", "line 2 of spec.yaml"),
+        ("data: nbtune/town\nsteps: many\n", [], "`steps`", "line 2 of spec.yaml"),
+        ("steps: 3\n", [], "`data` is missing", "spec.yaml"),
+        ("data: [\n", [], "not YAML", "of spec.yaml"),
+        ("data: nbtune/town\n", ["--set", "steps"], "has no value", ""),
+        ("data: nbtune/town\n", ["--set", "adapter.rank=3"], "no key `rank` in `adapter`", ""),
+        ("data: nbtune/town\n", ["--restart", "--queue"], "exclude each other", ""),
+        ("data: nowhere.jsonl\n", [], "nowhere.jsonl", ""),
+        ("data: nbtune/town\nmodel: ./no-such-model\n", [], "no-such-model", ""),
+        ("data: empty.jsonl\n", [], "empty.jsonl", ""),
+    ],
+)
+def test_a_wrong_request_is_exit_2_and_a_few_lines(
+    here: Path, capfd: Any, text: str, args: list[str], cause: str, place: str
+) -> None:
+    (here / "spec.yaml").write_text(text)
+    (here / "empty.jsonl").write_text("")
+    code, out, err = call(capfd, "train", "spec.yaml", *args)
+    assert (code, out) == (2, ""), err
+    assert cause in err
+    assert place in err
+    assert "→ " in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 4
+    assert not list(here.glob("runs/*/events.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["stop", "nobody"],
+        ["resume", "nobody"],
+        ["attach", "nobody"],
+        ["chat", "nobody", "--prompt", "Hi"],
+        ["push", "nobody", "me/it"],
+        ["export", "nobody", "--gguf", "q8_0"],
+        ["export", "nobody"],
+        ["export", "nbtune/tiny", "--gguf", "q9_9"],
+        ["train", "nowhere.yaml"],
+        ["plan", "nowhere.yaml"],
+        ["data", "nowhere.jsonl"],
+        ["trian", "x"],
+        ["train"],
+        ["train", "x.yaml", "--nam", "y"],
+    ],
+)
+def test_what_is_not_there_is_exit_2(capfd: Any, args: list[str]) -> None:
+    code, out, err = call(capfd, *args)
+    assert (code, out) == (2, ""), err
+    assert err
+    assert "Traceback" not in err
+
+
+def test_traceback_says_where(capfd: Any) -> None:
+    for args in (["--traceback", "stop", "nobody"], ["stop", "nobody", "--traceback"]):
+        code, _, err = call(capfd, *args)
+        assert code == 2
+        assert "Traceback" in err
+        assert "there is no run 'nobody'" in err
+
+
+def test_no_runs_is_an_empty_list(capfd: Any) -> None:
+    assert call(capfd, "runs", "--json")[:2] == (0, "")
+    assert call(capfd, "runs")[:2] == (0, "no runs yet\n")
+
+
+def test_plan_as_json_and_as_text(here: Path, capfd: Any) -> None:
+    (here / "spec.yaml").write_text("data: nbtune/town\nsteps: 7\n")
+    code, out, err = call(capfd, "plan", "spec.yaml", "--set", "batch_size=4", "--json")
+    assert code == 0, err
+    body = json.loads(out)
+    assert (body["total_steps"], body["micro_batch_size"] * body["gradient_accumulation_steps"]) == (7, 4)
+    code, out, _ = call(capfd, "plan", "spec.yaml")
+    assert code == 0
+    assert "memory" in out
+    assert not (here / "runs").exists()
+
+
+def test_doctor_says_each_finding_as_json(capfd: Any) -> None:
+    code, out, _ = call(capfd, "doctor", "--json")
+    findings = [json.loads(line) for line in out.splitlines()]
+    assert code == int(any(finding["status"] == "problem" for finding in findings))
+    assert {"machine", "device", "torch", "Hub login"} <= {finding["topic"] for finding in findings}
+
+
+def test_version(capfd: Any) -> None:
+    import nbtune
+
+    assert call(capfd, "--version")[:2] == (0, f"{nbtune.__version__}\n")
+
+
+def test_the_module_and_its_help_load_no_torch() -> None:
+    code = "import sys; from nbtune.cli import main; assert main(['--help']) == 0; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-m", "nbtune", "runs"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "no runs yet\n"), done.stderr

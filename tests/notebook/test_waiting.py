@@ -1,0 +1,115 @@
+"""When a cell returns and when it stays, what it leaves in the notebook, what an interrupt does; in real kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.notebook.kernel import ROOT, Kernel
+
+SETUP = """\
+%load_ext nbtune
+rows = [{"prompt": f"How much is {i} plus 1?", "completion": f"{i} plus 1 is {i + 1}."} for i in range(16)]
+"""
+BODY = "model: nbtune/tiny\ndata: rows\nbatch_size: 2\n"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    with Kernel(tmp_path_factory.mktemp("kernel")) as made:
+        assert made.run(SETUP).status == "ok"
+        yield made
+
+
+def test_without_a_page_the_cell_waits_and_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
+    monkeypatch.setenv("NBTUNE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cells = [SETUP, f"%%finetune --name demo\n{BODY}steps: 3\n", "run.state, run.step"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    assert notebook.cells[2].outputs[0]["data"]["text/plain"] == "('finished', 3)"
+    shown = [output.get("data", {}) for output in notebook.cells[1].outputs]
+    assert not any(WIDGET in data for data in shown)
+    assert sum("image/png" in data for data in shown) == 1
+    assert any("Run demo: finished, step 3 of 3" in data.get("text/plain", "") for data in shown)
+    assert any("AutoModelForCausalLM" in data.get("text/plain", "") for data in shown)
+    assert len(nbformat.writes(notebook)) < 300_000
+
+
+def test_with_a_page_the_cell_returns_at_once_and_the_run_goes_on(kernel: Kernel) -> None:
+    started = kernel.run(f"%%finetune --name live\n{BODY}steps: 2000\n")
+    assert started.status == "ok", started.text
+    assert len(started.outputs(WIDGET)) == 1
+    assert "%nbtune stop live" in started.text
+    assert kernel.value("run.state in ('queued', 'preparing', 'running')") == "True"
+
+
+def test_running_the_cell_again_attaches(kernel: Kernel) -> None:
+    before = kernel.value("run.id")
+    again = kernel.run(f"%%finetune --name live\n{BODY}steps: 2000\n")
+    assert again.status == "ok", again.text
+    assert kernel.value("run.id") == before
+    assert kernel.value("len(__import__('nbtune').runs())") == "1"
+
+
+def test_a_changed_spec_is_refused_and_said(kernel: Kernel) -> None:
+    changed = kernel.run(f"%%finetune --name live\n{BODY}steps: 1000\n")
+    assert changed.status == "error"
+    assert "steps: 2000 → 1000" in changed.text
+    assert "--restart" in changed.text
+    assert "--queue" in changed.text
+    assert "Traceback" not in changed.text
+
+
+def test_pause_unpause_and_runs(kernel: Kernel) -> None:
+    assert "holds at its next step" in kernel.run("%nbtune pause").text
+    kernel.run("import time\nwhile run.state != 'paused': time.sleep(0.05)")
+    assert "paused" in kernel.run("%nbtune runs").text
+    assert "goes on" in kernel.run("%nbtune unpause live").text
+    kernel.run("while run.state != 'running': time.sleep(0.05)")
+
+
+def test_stop_ends_it_and_the_report_takes_its_place(kernel: Kernel) -> None:
+    kernel.send("%nbtune stop")
+    report = kernel.until(lambda m: m["msg_type"] == "update_display_data" and "image/png" in m["content"]["data"])
+    assert "Run live: stopped" in report["content"]["data"]["text/plain"]
+    assert kernel.value("run.wait().state") == "'stopped'"
+    assert len(kernel.run("%nbtune attach live").outputs("image/png")) == 1
+
+
+def test_the_first_interrupt_releases_the_cell_and_the_second_stops_and_saves(kernel: Kernel) -> None:
+    request = kernel.send("%nbtune resume live --wait")
+    kernel.until(
+        lambda m: m["msg_type"] == "update_display_data" and "running" in m["content"]["data"].get("text/plain", "")
+    )
+    kernel.interrupt()
+    released = kernel.finish(request)
+    assert released.status == "ok", released.text
+    assert "goes on in the background" in released.text
+    assert kernel.value("run.state") == "'running'"
+    kernel.interrupt()  # the kernel is idle now
+    assert kernel.value("run.wait().state") == "'stopped'"
+    assert kernel.value("run.step > 0 and (run.folder / 'adapter').is_dir()") == "True"
+
+
+def test_a_failing_run_raises_where_the_cell_waits(kernel: Kernel) -> None:
+    failed = kernel.run("%%finetune --name bad --wait\nmodel: nbtune/tiny\ndata: rows\nsequence_len: 8\nsteps: 2\n")
+    assert failed.status == "error", failed.text
+    assert "Traceback" not in failed.text
+    assert any(message["msg_type"] == "error" for message in failed.messages)
+
+
+def test_a_cell_run_twice_in_a_row_after_the_end_makes_a_new_run(kernel: Kernel) -> None:
+    ids = []
+    for _ in range(2):
+        assert kernel.run(f"%%finetune --name twice --wait\n{BODY}steps: 1\n").status == "ok"
+        ids.append(kernel.value("run.id"))
+    assert ids[0] != ids[1]
