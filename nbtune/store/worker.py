@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -178,9 +179,11 @@ class _Engine:
 
         model, spec = self.built.model, self.spec
         model.train()
+        fused = self.built.handle is not None and "head" in self.built.handle.report.taken
+        self.loss = partial(sft_loss, fused=fused)
         self.stepper = Stepper(
             model,
-            sft_loss,
+            self.loss,
             _optimizer(model, spec, self.plan.learning_rate),
             max_grad_norm=spec.max_grad_norm,
             seed=spec.seed,
@@ -226,7 +229,7 @@ class _Engine:
         held, rows = self.data.eval, min(len(self.data.eval), self.spec.eval.max_rows)
         size = self.plan.micro_batch_size
         batches = (collate(held, list(range(i, min(i + size, rows)))) for i in range(0, rows, size))
-        loss, tokens = mean_loss(self.built.model, batches, device=self.stepper.device)
+        loss, tokens = mean_loss(self.built.model, self.loss, batches, device=self.stepper.device)
         return loss, tokens, time.perf_counter() - began
 
     def _samples(self, step: int) -> list[events.Sample]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
-
-from nbtune.train.loss import sft_loss
 
 if TYPE_CHECKING:
     import torch
 
     from nbtune.data.batches import Batch
+    from nbtune.train.loss import LossOutput
 
 __all__ = ["mean_loss"]
 
 
-def mean_loss(model: torch.nn.Module, batches: Iterable[Batch], *, device: torch.device) -> tuple[float, int]:
+def mean_loss(
+    model: torch.nn.Module, loss: Callable[..., LossOutput], batches: Iterable[Batch], *, device: torch.device
+) -> tuple[float, int]:
     """(mean loss over all trained tokens of the batches, how many those are); the model is left as it was."""
     import torch
 
@@ -25,8 +26,8 @@ def mean_loss(model: torch.nn.Module, batches: Iterable[Batch], *, device: torch
         with torch.no_grad():
             for batch in batches:
                 if batch.num_trained:
-                    loss = sft_loss(model, batch, denominator=1, device=device).loss.float()
-                    total = loss if total is None else total + loss
+                    part = loss(model, batch, denominator=1, device=device).loss.float()
+                    total = part if total is None else total + part
                     tokens += batch.num_trained
     finally:
         model.train(training)

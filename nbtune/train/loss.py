@@ -20,22 +20,35 @@ class LossOutput:
     loss: torch.Tensor
 
 
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The keyword arguments of the model's forward for a batch, on the device."""
-    inputs: dict[str, Any] = {}
+def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> dict[str, Any]:
+    """The keyword arguments of the model's forward for a batch, on the device.
+
+    Args:
+        fused: the head is nbtune's own, which takes the trained rows from the collator instead of finding them among
+            `labels` (that would wait for the device).
+    """
     packed = batch.cu_seqlens is not None
-    for name in ("input_ids", "attention_mask", "labels", *(["position_ids"] if packed else [])):
-        tensor = getattr(batch, name)
-        if tensor is not None:
-            inputs[name] = tensor.to(device, non_blocking=True)
+    tensors = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if fused:
+        tensors |= {"loss_rows": batch.trained_rows, "loss_labels": batch.trained_labels}
+    else:
+        tensors["labels"] = batch.labels
     if packed:
-        cu_seqlens = batch.cu_seqlens.to(device, non_blocking=True)
-        inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
+        tensors |= {"position_ids": batch.position_ids, "cu_seq_lens_q": batch.cu_seqlens}
+    inputs: dict[str, Any] = {
+        name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items() if tensor is not None
+    }
+    if packed:
+        inputs["cu_seq_lens_k"] = inputs["cu_seq_lens_q"]
         inputs |= {"max_length_q": batch.max_seqlen, "max_length_k": batch.max_seqlen}
+    if fused:
+        inputs["loss_only"] = True
     return inputs
 
 
-def sft_loss(model: torch.nn.Module, batch: Batch, *, denominator: int, device: torch.device) -> LossOutput:
+def sft_loss(
+    model: torch.nn.Module, batch: Batch, *, denominator: int, device: torch.device, fused: bool = False
+) -> LossOutput:
     """Cross-entropy of the trained tokens: Σ −log p(label) / denominator.
 
     Args:
@@ -43,6 +56,7 @@ def sft_loss(model: torch.nn.Module, batch: Batch, *, denominator: int, device: 
         batch: input_ids [B, S], labels [B, S] (−100: not trained), unshifted.
         denominator: trained tokens of the whole optimizer step, so that accumulated micro-batches equal one batch.
         device: where the model is.
+        fused: see `model_inputs`.
     """
-    output = model(**model_inputs(batch, device), num_items_in_batch=denominator, use_cache=False)
-    return LossOutput(loss=output.loss)
+    inputs = model_inputs(batch, device, fused=fused)
+    return LossOutput(loss=model(**inputs, num_items_in_batch=denominator, use_cache=False).loss)
