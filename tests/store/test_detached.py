@@ -1,0 +1,54 @@
+"""A detached run survives whoever started it, and obeys whoever attaches to it."""
+
+import subprocess
+import sys
+
+import nbtune
+from nbtune import events
+
+START_AND_DIE = """
+import os, signal, sys, nbtune
+rows = [{"prompt": f"What is {a} plus {b}?", "completion": str(a + b)} for a in range(6) for b in range(6)]
+spec = {"data": "rows", "steps": 100000, "batch_size": 4, "samples": ["Hello"]}
+run = nbtune.finetune(spec, name="far", rows={"rows": rows}, runs_dir=sys.argv[1], detach=True)
+def die(new, _):
+    if any(e.type == "step" for e in new):
+        print(run.folder, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+run.subscribe(die)
+run.wait()
+"""
+
+
+def test_a_detached_run_outlives_its_kernel_answers_and_stops(tmp_path, until):
+    kernel = subprocess.run(
+        [sys.executable, "-c", START_AND_DIE, str(tmp_path)], capture_output=True, text=True, timeout=240
+    )
+    assert kernel.returncode == -9, kernel.stderr
+    run = nbtune.attach(kernel.stdout.strip())
+    try:
+        assert run.state == "running"
+        seen = run.step
+        until(run, lambda e: isinstance(e, events.Step) and e.step > seen + 2)
+        assert isinstance(run.generate("Hello", max_new_tokens=4), str)
+    finally:
+        run.stop(wait=True)
+    assert run.state == "stopped"
+    assert list(run.history.index) == list(range(1, run.step + 1))
+    assert (run.folder / "worker.log").read_text() == ""
+
+
+def test_two_handles_see_the_same_run_and_only_one_engine_writes(start, until):
+    run = start("shared", steps=100_000)
+    until(run, lambda e: isinstance(e, events.Step) and e.step >= 3)
+    other = nbtune.attach(run.folder)
+    resumed = subprocess.run(
+        [sys.executable, "-c", "import sys, nbtune; nbtune.attach(sys.argv[1]).resume()", str(run.folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "is at work" in resumed.stderr
+    other.stop(wait=True)
+    assert run.state == other.state == "stopped"
+    assert [e.type for e in run.events()] == [e.type for e in other.events()]
