@@ -109,7 +109,7 @@ class ChatTemplate:
         ended = cut.common(asked.rpartition(_SAY[0])[2], after_prompt)
         self._opening = cut.common(before_answer, after_prompt)
         self.header = self._opening[len(ended) :] if len(self._opening) > len(ended) else ""
-        self._headers = cut.beginnings(self.header)
+        self._headers = cut.beginnings(self.header) if self.header else ()
         first = one.partition(_SAY[0])[0]
         last = one.rpartition(_SAY[1])[2]
         middle = two.partition(_SAY[1])[2].partition(_SAY[0])[0]
@@ -231,25 +231,33 @@ class ChatTemplate:
             if not own:
                 self._not_lost(text, message, number)
                 continue
-            start, end = own[0][0], self._last_piece(text, own)
-            before = max((e for s, e, tag in spans if tag != number and e <= start), default=0)
-            after = min((s for s, _, _ in spans if s >= end), default=len(text))
-            start = self._begin(text, before, start, number, messages)
-            stop = self._stop(text, end, after)
-            if not stop:
-                unended.append(number)
-            trained.append((start, stop or end, number))
+            for start, end in self._utterances(text, own):
+                before = max((e for _, e, _ in spans if e <= start), default=0)
+                after = min((s for s, _, _ in spans if s >= end), default=len(text))
+                start = self._begin(text, before, start, number, messages)
+                stop = self._stop(text, end, after)
+                if not stop:
+                    unended.append(number)
+                trained.append((start, stop or end, number))
         return Rendered(text, spans, tuple(trained), tuple(unended))
 
-    def _last_piece(self, text: str, own: Sequence[tuple[int, int]]) -> int:
-        """Where the message's own text ends: what a later turn repeats of it (a tool's name) is not its own."""
-        for (_, end), (start, _) in pairwise(own):
+    def _utterances(self, text: str, own: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where the message's own text stands: in one stretch, or, where it is ended and a header follows, in several
+        (gpt-oss: the thought, then the answer). What a later turn repeats of it (a tool's name) is not its own."""
+        stretches = [own[0]]
+        for (_, end), (start, stop) in pairwise(own):
             gap = text[end:start]
-            if any(t in gap for t in self.terminators):
-                return end
-            if self.calls_end and self.calls_end in gap and not self._between_calls.endswith(gap):
-                return end
-        return own[-1][1]
+            over = any(t in gap for t in self.terminators)
+            over = over or (
+                self.calls_end in gap and not self._between_calls.endswith(gap) if self.calls_end else False
+            )
+            if not over:
+                stretches[-1] = stretches[-1][0], stop
+            elif self.header and self.header in gap:
+                stretches.append((start, stop))
+            else:
+                break
+        return stretches
 
     def _stop(self, text: str, low: int, high: int) -> int:
         """The end of the terminator between `low` and `high`; 0 if there is none."""
@@ -294,13 +302,11 @@ class _Cutter:
         return left[:size]
 
     def beginnings(self, header: str) -> tuple[str, ...]:
-        """The header, and shorter beginnings of it that still name the role, longest first (a generation prompt may
-        open a thought that a row does not have)."""
-        matches = list(self.pattern.finditer(header)) if self.pattern else []
-        ends = {len(header)} | {m.start() for m in matches} | {m.end() for m in matches}
-        named = [m.end() for m in matches[:1] if header[m.end() :].strip()]
-        least = named[0] + 1 if named and (len(matches) < 2 or matches[1].start() > named[0]) else 1
-        return tuple(header[:end] for end in sorted(ends, reverse=True) if end >= least)
+        """The header; and, where a generation prompt opens (or closes) a thought in it, what stands before that: a row
+        may think otherwise."""
+        matches = self.pattern.finditer(header) if self.pattern else ()
+        thought = next((m.start() for m in matches if "think" in m.group().lower()), 0)
+        return (header, header[:thought]) if thought else (header,)
 
     def through_last(self, text: str) -> str:
         """`text` up to the end of its last control token; "" if there is none."""
