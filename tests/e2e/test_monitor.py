@@ -1,0 +1,150 @@
+"""The monitor in a real JupyterLab: while another cell runs, after a reload, in a second view, in the dark."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+PANEL = ".nbt-monitor"
+ROWS = """%load_ext nbtune
+rows = [{"prompt": f"Who are you, {i}?", "completion": "Ahoy! I am Captain Tune."} for i in range(64)]"""
+TRAIN = """%%finetune --name walk
+data: rows
+steps: 600
+batch_size: 2
+"""
+MEMORY = """from memory_run import MemoryRun, made_up_step
+from nbtune import events as ev
+from nbtune.widgets import monitor
+run = MemoryRun("demo")
+panel = monitor(run)
+panel"""
+
+
+def points(page, panel=PANEL):
+    return int(page.page.locator(panel).first.get_attribute("data-points"))
+
+
+def wait_points(page, wanted, panel=PANEL):
+    page.page.wait_for_function(
+        "([panel, wanted]) => Number(document.querySelector(panel)?.dataset.points) >= wanted", arg=[panel, wanted]
+    )
+
+
+def wait_state(page, *states):
+    selector = ", ".join(f'{PANEL} .nbt-state[data-state="{state}"]' for state in states)
+    page.page.locator(selector).first.wait_for(state="attached")
+
+
+def test_a_run_from_its_cell_to_a_file(notebook, lab):
+    page = notebook([ROWS, TRAIN, "import time\ntime.sleep(20)", "print(len(run.history))"])
+    page.run(0)
+    page.run(1)
+    wait_points(page, 1)
+
+    # while another cell sleeps, points arrive and a button works
+    page.run(2, wait=False)
+    page.page.wait_for_function(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'"
+    )
+    wait_points(page, points(page) + 10)
+    clicked = time.monotonic()
+    page.page.click(f"{PANEL} [data-do=stop]")
+    wait_state(page, "stopping", "stopped")
+    took = time.monotonic() - clicked
+    wait_state(page, "stopped")
+    assert took <= 2
+    status = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+    assert page.page.evaluate(status) == "busy"
+    page.picture("monitor-stopped-light")
+    page.command("notebook:interrupt-kernel")
+    page.ready()
+
+    # all points are there after a reload, and the panel works
+    page.run(3)
+    steps = int(page.output(3))
+    page.save()
+    page.load()
+    wait_points(page, steps)
+    assert points(page) == steps
+
+    # export by a click
+    page.page.click(f"{PANEL} [data-do=export]")
+    page.page.click(f"{PANEL} [data-kind=q8_0]")
+    page.page.locator(f'{PANEL} .nbt-list li[data-level="good"]', has_text="q8_0").wait_for()
+    files = [path for path in (lab.root / "runs").glob("walk-*/exports/*.gguf") if path.stat().st_size]
+    assert len(files) == 1
+    page.dark()
+    page.picture("monitor-exported-dark")
+
+    from gguf import GGUFReader
+
+    assert len(GGUFReader(str(files[0])).tensors) > 10
+
+
+def test_pause_resume_and_a_second_view_and_tab(notebook):
+    page = notebook([MEMORY, "panel", "run.go(pause=0.1)", "monitor(run)"])
+    page.run(0)
+    page.run(1)
+    page.run(2)
+    wait_points(page, 3)
+    page.page.locator(f"{PANEL} [data-do=pause]").first.click()
+    wait_state(page, "paused")
+    seen = points(page)
+    views = page.page.locator(PANEL)
+    assert views.count() == 2
+    page.page.wait_for_function(
+        "() => new Set([...document.querySelectorAll('.nbt-monitor')].map((view) => view.dataset.points)).size === 1"
+    )
+    page.picture("monitor-paused-two-views")
+
+    # a second monitor sends little: Plotly is there already
+    before = page.bytes
+    page.run(3)
+    page.page.wait_for_function("() => document.querySelectorAll('.nbt-monitor[data-plotly=true]').length === 3")
+    assert page.bytes - before <= 100_000
+
+    page.save()
+    tab = notebook(page.name)
+    wait_points(tab, seen)
+    assert points(tab) == seen
+    tab.page.locator(f"{PANEL} [data-do=pause]").first.click()
+    wait_state(page, "running")
+    wait_points(tab, seen + 3)
+    wait_points(page, seen + 3)
+
+
+def test_it_reads_well_narrow_and_dark_and_shows_text_as_text(notebook):
+    hostile = '<img src=x onerror="window.hacked=1"></script>\u202e\u200b $x^2$ ' + "w" * 300
+    page = notebook(
+        [
+            MEMORY.replace('"demo"', repr(hostile)),
+            "run.say(ev.State(state='running'), *[made_up_step(k) for k in range(1, 121)],\n"
+            "  ev.Eval(step=60, loss=0.5, best=True), ev.Eval(step=120, loss=0.6),\n"
+            f"  ev.Warning(message={hostile!r}, fix='read it'),\n"
+            f"  *[ev.Sample(step=s, prompt={hostile!r}, answer={hostile!r}) for s in (0, 60, 120)])",
+        ],
+        dark=True,
+        width=470,
+    )
+    page.run(0)
+    page.run(1)
+    wait_points(page, 120)
+    page.page.locator(f"{PANEL}[data-plotly=true]").wait_for()
+    assert page.page.locator(f"{PANEL} img").count() == 0
+    assert page.page.evaluate("() => window.hacked") is None
+    for summary in page.page.locator(f"{PANEL} summary").all():
+        summary.click()
+    panel = page.page.locator(PANEL)
+    box = panel.bounding_box()
+    assert box["width"] <= 380
+    sticking_out = panel.evaluate(
+        """(panel) => { const edge = panel.getBoundingClientRect().right + 1;
+        return [...panel.querySelectorAll("*")].filter((node) => node.getBoundingClientRect().right > edge
+          && !node.closest(".nbt-scroll, svg, .nbt-sr")).map((node) => node.className || node.tagName); }"""
+    )
+    assert sticking_out == []
+    page.picture("monitor-narrow-dark", panel)
