@@ -91,10 +91,12 @@ def _character(rng: random.Random) -> str:
             return chr(code)
 
 
-def byte_level(pre: Any = None, *, vocab: int = 512, ignore_merges: bool = False, prefix: bool = False) -> Tokenizer:
+def byte_level(
+    pre: Any = None, *, vocab: int = 512, ignore_merges: bool = False, prefix: bool = False, regex: bool = False
+) -> Tokenizer:
     """A byte-level BPE tokenizer trained on `corpus`; `pre` are the splitting steps before ByteLevel."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    steps = [*(pre or []), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=pre is None)]
+    steps = [*(pre or []), pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=regex or pre is None)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

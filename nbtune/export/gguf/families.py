@@ -24,7 +24,7 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 # Buffers that old checkpoints hold, and that are computed.
-_COMPUTED = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+_COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 _EXPERT = re.compile(r"^(?P<start>.*\.)experts\.(?P<index>\d+)\.(?P<kind>\w+)\.weight$")
 _FUSED_EXPERTS = re.compile(r"^(?P<start>.*\.)experts\.(?P<kind>gate_up_proj|down_proj)$")
 _EXPERT_KINDS = {
