@@ -22,6 +22,7 @@ __all__ = [
     "ENDED",
     "STATES",
     "VERSION",
+    "Check",
     "Checkpoint",
     "Eval",
     "Event",
@@ -116,6 +117,16 @@ class Sample(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check(Event):
+    """The run tested itself: `name` of the test, whether it `passed`, and what was compared."""
+
+    type: ClassVar[str] = "check"
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Event):
     """A checkpoint that can be resumed from lies in `folder` (relative to the run's folder)."""
 
@@ -158,7 +169,9 @@ class Unknown(Event):
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-_TYPES: dict[str, type[Event]] = {kind.type: kind for kind in (State, Step, Eval, Sample, Checkpoint, Warning, Export)}
+_TYPES: dict[str, type[Event]] = {
+    kind.type: kind for kind in (State, Step, Eval, Sample, Check, Checkpoint, Warning, Export)
+}
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
 _FLOATS = {kind: frozenset(f.name for f in dataclasses.fields(kind) if f.type == "float") for kind in _TYPES.values()}
 

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from nbtune import events
 from nbtune.events import Event, Step, Unknown, from_line, to_line
 
-KINDS = [events.State, events.Step, events.Eval, events.Sample, events.Checkpoint, events.Warning, events.Export]
+KINDS = [
+    events.State,
+    events.Step,
+    events.Eval,
+    events.Sample,
+    events.Check,
+    events.Checkpoint,
+    events.Warning,
+    events.Export,
+]
 _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(min_value=0, max_value=2**60),
     "float": st.floats(),

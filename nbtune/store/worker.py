@@ -188,6 +188,7 @@ class _Engine:
             max_grad_norm=spec.max_grad_norm,
             seed=spec.seed,
             device=device,
+            scaled=self.plan.dtype == "fp16",
         )
         last = checkpoints.latest(self.folder)
         self.progress = Progress() if last is None else checkpoints.load(last, self.built, self.stepper)
@@ -216,8 +217,18 @@ class _Engine:
             sample=self._samples,
             between=lambda: answer_requests(self.folder, self._answer),
         )
+        if plan.packing and self.progress.step == 0:
+            self.emit(self._check_packing())
         emit, control = self.emit, self.control
         return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
+
+    def _check_packing(self) -> events.Check:
+        from nbtune.data.batches import collate
+        from nbtune.train.selftest import packed_equals_unpacked
+
+        packed = self.batches.step(0)
+        alone = (collate(self.data.train, [row]) for batch in packed for row in batch.examples)
+        return packed_equals_unpacked(self.built.model, self.loss, packed, alone, device=self.stepper.device)
 
     def _evaluate(self) -> tuple[float, int, float] | None:
         from nbtune.data.batches import collate

@@ -76,6 +76,9 @@ class Jobs:
     between: Callable[[], None]
 
 
+_OVERFLOWS = 20  # steps in a row that fp16's loss scale may be too high before the run gives up
+
+
 class _Stop(Exception):
     pass
 
@@ -128,6 +131,7 @@ class _Loop:
         self._seen = control.look()
         self._pending: _Pending | None = None
         self._late = stepper.device.type != "cpu"
+        self._overflows = 0
         self._saved_at, self._saved_step = time.monotonic(), progress.step
         self._clock = time.perf_counter()
 
@@ -196,7 +200,9 @@ class _Loop:
                 memory_peak=memory.peak,
             )
         )
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        overflowed = self.stepper.scaler.is_enabled() and not math.isfinite(norm)
+        self._overflows = self._overflows + 1 if overflowed else 0
+        if not math.isfinite(loss) or (not math.isfinite(norm) and not 0 < self._overflows < _OVERFLOWS):
             raise TrainError(
                 f"the {'loss' if not math.isfinite(loss) else 'gradient'} is no number any more (step {done.step})",
                 fix="a lower learning_rate helps most often; the last checkpoint is from before",

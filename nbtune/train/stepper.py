@@ -25,6 +25,8 @@ class Stepper:
         optimizer: over those parameters; its learning rate is set at each update.
         max_grad_norm: 0 for no clipping.
         seed: with the step and micro-step it decides every random draw (dropout), so that a resumed run draws the same.
+        scaled: scale the loss up, for gradients that fp16 would round to zero; a step whose gradients overflowed is
+            skipped on the device, and its norm is not finite.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Stepper:
         max_grad_norm: float,
         seed: int,
         device: torch.device,
+        scaled: bool = False,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled, init_scale=2.0**12)
         self._loss, self._max_grad_norm, self._seed = loss, max_grad_norm, seed
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
@@ -49,7 +53,7 @@ class Stepper:
             if self._random:
                 torch.manual_seed(hash((self._seed, step, micro_step)) & (2**63 - 1))
             loss = self._loss(self.model, batch, denominator=denominator, device=self.device).loss
-            loss.backward()
+            self.scaler.scale(loss).backward()
         detached = loss.detach()
         self._sum = detached if self._sum is None else self._sum + detached
 
@@ -57,10 +61,12 @@ class Stepper:
         """Clip and update; returns the step's loss and gradient norm, scalars still on the device."""
         assert self._sum is not None, "no micro-batch was accumulated"
         limit = self._max_grad_norm or float("inf")
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         loss = self._sum
         self.discard()
         return loss, norm
@@ -71,9 +77,10 @@ class Stepper:
         self._sum = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state; the weights are saved by whoever knows their names."""
-        return self.optimizer.state_dict()
+        """Optimizer and loss scale; the weights are saved by whoever knows their names."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`."""
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

@@ -15,7 +15,7 @@ KILLS = 50
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": f"{a + b}."} for a in range(8) for b in range(8)]
 SPEC = {
     "data": "rows",
-    "steps": 400,
+    "steps": 1000,
     "batch_size": 4,
     "learning_rate": 1e-3,
     "adapter": {"dropout": 0.1},
@@ -38,11 +38,11 @@ def test_fifty_kills_leave_the_losses_of_the_uninterrupted_run(tmp_path):
         if kills < KILLS:
             while nbtune.attach(run.folder).step == begun and worker.poll() is None:
                 time.sleep(0.02)  # until it trains: most of the life of a process is importing
-            time.sleep(chance.uniform(0, 0.5))
+            time.sleep(chance.uniform(0, 0.3))
             worker.kill()
             kills += 1
         worker.wait()
-    assert kills >= KILLS or nbtune.attach(run.folder).step == 400
+    assert kills >= KILLS or nbtune.attach(run.folder).step == 1000
     assert nbtune.attach(run.folder).history["loss"].to_dict() == whole.history["loss"].to_dict()
     assert (
         nbtune.attach(run.folder).history["eval_loss"].dropna().to_dict()

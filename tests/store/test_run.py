@@ -32,6 +32,14 @@ def test_a_run_trains_draws_and_leaves_everything_in_its_folder(start):
     assert "PeftModel" in run.snippet()
 
 
+def test_a_packed_run_tests_itself_on_its_first_batch(start):
+    run = start(steps=3, packing=True, batch_size=2, sequence_len=128).wait()
+    check = next(event for event in run.events() if isinstance(event, events.Check))
+    assert check.passed, check.detail
+    packed = run.history["trained_tokens"].iloc[0]
+    assert packed > 2 * start("alone", steps=1, batch_size=2).wait().history["trained_tokens"].iloc[0]
+
+
 def test_what_was_learnt_is_what_generate_says_and_base_is_not(start):
     run = start(steps=60, learning_rate=3e-3, batch_size=8).wait()
     tuned, base = run.generate("What is 1 plus 2?"), run.generate("What is 1 plus 2?", base=True)
