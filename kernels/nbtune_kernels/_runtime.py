@@ -31,7 +31,8 @@ except ImportError:  # macOS, Windows: every op has its plain-torch path
     tl = _Missing()
 
 HAS_TRITON = triton is not None
-INT32_MAX = 2**31 - 1
+# a * b + c in one rounding, said at each launch: Triton 3.10 changes the default, and 3.9 warns of it.
+FUSED = {"enable_fp_fusion": True}
 
 _LIB = torch.library.Library("nbtune", "FRAGMENT")
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._runtime import cdiv, compute_capability, flat_rows, jit, op, tl, use_triton
+from ._runtime import FUSED, cdiv, compute_capability, flat_rows, jit, op, tl, use_triton
 from .tables import launch
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
@@ -103,7 +103,7 @@ def _launch_forward(gate, up, act, out) -> None:
     blocks = cdiv(width, table["block"])
     _forward_kernel[(n * blocks,)](
         g, u, o, g.stride(0), u.stride(0), o.stride(0), width, blocks, ACT=act, GATED=up is not None,
-        BLOCK=table["block"], num_warps=table["warps"],
+        BLOCK=table["block"], **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def _launch_backward(dh, gate, up, act, out_h, out_dgate, out_dup) -> None:
     blocks = cdiv(width, table["block"])
     _backward_kernel[(n * blocks,)](
         d, g, u, h, dg, du, *(t.stride(0) for t in (d, g, u, h, dg, du)), width, blocks, ACT=act, GATED=up is not None,
-        NEED_H=out_h is not None, BLOCK=table["block"], num_warps=table["warps"],
+        NEED_H=out_h is not None, BLOCK=table["block"], **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._runtime import cdiv, compute_capability, jit, tl, use_triton
+from ._runtime import FUSED, cdiv, compute_capability, jit, tl, use_triton
 from .tables import launch
 
 
@@ -194,7 +194,7 @@ class FusedAdamW:
             return torch.stack([g.float().square().sum() for g in self.grads]).sum().sqrt()
         _square_kernel[(self._parts.shape[0],)](
             self._addresses, self._sizes, self._tensors, self._starts, self._parts, len(self.params),
-            G=_triton_type(self.grads[0].dtype), ALIGNED=self._aligned, BLOCK=self._block, num_warps=4,
+            G=_triton_type(self.grads[0].dtype), ALIGNED=self._aligned, BLOCK=self._block, **FUSED, num_warps=4,
         )  # fmt: skip
         return self._parts.sum().sqrt()
 
@@ -223,7 +223,7 @@ class FusedAdamW:
             *(math.log(b) if b else -math.inf for b in self.betas), self.eps,
             P=_triton_type(self.params[0].dtype), G=_triton_type(self.grads[0].dtype), C=_triton_type(copies[0].dtype),
             CLIP=clip is not None, COPY=self.copies is not None,
-            ALIGNED=self._aligned, BLOCK=self._block, num_warps=4,
+            ALIGNED=self._aligned, BLOCK=self._block, **FUSED, num_warps=4,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

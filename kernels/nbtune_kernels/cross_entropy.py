@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._runtime import compute_capability, jit, next_power_of_2, tl, use_triton
+from ._runtime import FUSED, compute_capability, jit, next_power_of_2, tl, use_triton
 from .tables import launch
 
 
@@ -59,14 +59,11 @@ class RowStats(NamedTuple):
 
 @jit
 def _transform(raw, scale, softcap, SOFTCAP: tl.constexpr):
-    """Scaled and capped logits, and the slope of the cap."""
+    """Scaled and capped logits."""
     z = raw.to(tl.float32) * scale
-    slope = 1.0
     if SOFTCAP:
-        t = 2 * tl.sigmoid(2 * z / softcap) - 1  # tanh
-        z = softcap * t
-        slope = 1 - t * t
-    return z, slope
+        z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)  # tanh
+    return z
 
 
 @jit
@@ -84,7 +81,7 @@ def _kernel(
         lse = tl.load(lse_ptr + row)
     else:
         # read before the loop's barriers: a warp that runs ahead overwrites logits below
-        zy, _ = _transform(tl.load(row_ptr + y), scale, softcap, SOFTCAP)
+        zy = _transform(tl.load(row_ptr + y), scale, softcap, SOFTCAP)
         top = -1.0e38
         total = 0.0
         weighted = 0.0
@@ -92,7 +89,7 @@ def _kernel(
         for start in range(0, vocabulary, BLOCK):
             col = start + tl.arange(0, BLOCK)
             mask = col < vocabulary
-            z, _ = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
+            z = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
             new = tl.maximum(top, tl.max(tl.where(mask, z, -1.0e38), 0))
             e = tl.where(mask, tl.exp(z - new), 0.0)
             fade = tl.exp(top - new)
@@ -115,11 +112,13 @@ def _kernel(
         for start in range(0, vocabulary, BLOCK):
             col = start + tl.arange(0, BLOCK)
             mask = col < vocabulary
-            z, slope = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
+            z = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
             d = peak * tl.exp(z - lse) - tl.where(col == y, 1 - smoothing, 0.0)
             if SMOOTH:
                 d -= smoothing / vocabulary
-            d = tl.where(kept, d * slope * coef, 0.0)
+            if SOFTCAP:
+                d *= 1 - (z / softcap) * (z / softcap)
+            d = tl.where(kept, d * coef, 0.0)
             tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), mask)
 
 
@@ -132,7 +131,7 @@ def _launch(logits, labels, coef, head, out, lse) -> None:
         logits.stride(0), vocabulary, head.logit_scale, head.softcap, head.z_loss, head.label_smoothing,
         head.ignore_index, GRAD=coef is not None, KNOWN=lse is not None, SOFTCAP=head.softcap != 0.0,
         SMOOTH=head.label_smoothing != 0.0, BLOCK=min(table["block"], next_power_of_2(vocabulary)),
-        num_warps=table["warps"],
+        **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Rando
 import torch
 from torch import Tensor
 
-from ._runtime import cdiv, compute_capability, jit, op, tl, use_triton
+from ._runtime import FUSED, cdiv, compute_capability, jit, op, tl, use_triton
 from .tables import launch
 
 _MASK = 0xFFFFFFFF
@@ -89,7 +89,7 @@ def _dropout(x, p, seed, stream, y):
     counters = cdiv(x.numel(), 4 * _GROUP) * _GROUP
     _kernel[(cdiv(counters, table["block"]),)](
         x, seed, y, x.numel(), _threshold(p), 1 / (1 - p), stream, BLOCK=table["block"], GROUP=_GROUP,
-        num_warps=table["warps"],
+        **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 

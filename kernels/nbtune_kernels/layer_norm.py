@@ -10,7 +10,7 @@ Ba, Kiros & Hinton 2016, arXiv 1607.06450.
 import torch
 from torch import Tensor
 
-from ._runtime import compute_capability, flat_rows, jit, next_power_of_2, op, processors, rows, tl, use_triton
+from ._runtime import FUSED, compute_capability, flat_rows, jit, next_power_of_2, op, processors, rows, tl, use_triton
 from .tables import launch, warps_for
 
 
@@ -88,7 +88,7 @@ def _launch_forward(x, weight, bias, eps, y, mean, rstd, known) -> None:
     _forward_kernel[(x2.shape[0],)](
         x2, weight if weight is not None else x2, bias if bias is not None else x2, y, mean, rstd, x2.stride(0), width,
         eps, WEIGHT=weight is not None, BIAS=bias is not None, KNOWN=known, BLOCK=block,
-        num_warps=warps_for("layer_norm", compute_capability(x.device), block),
+        **FUSED, num_warps=warps_for("layer_norm", compute_capability(x.device), block),
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def _launch_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -
     _backward_kernel[(grid,)](
         dy2, x2, weight if weight is not None else x2, res, mean, rstd, dx, part, dy2.stride(0), x2.stride(0),
         res.stride(0), n, width, WEIGHT=weight is not None, RES=dresidual is not None, DW=dweight is not None,
-        BLOCK=block, num_warps=warps_for("layer_norm_backward", capability, block),
+        BLOCK=block, **FUSED, num_warps=warps_for("layer_norm_backward", capability, block),
     )  # fmt: skip
     if dweight is not None:
         total = part.sum(0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import cross_entropy
-from ._runtime import jit, op, tl, use_triton
+from ._runtime import FUSED, jit, op, tl, use_triton
 from .cross_entropy import Head, RowStats, cross_entropy_rows_
 
 
@@ -86,7 +86,7 @@ def _put_kernel(d_ptr, rows_ptr, labels_ptr, out_ptr, width, ignore_index, BLOCK
 def _put(dhidden: Tensor, d: Tensor, rows: Tensor, labels: Tensor, ignore: int) -> None:
     """Scatter rows of gradient. Padding (ignored, all zero) may name any row: it is skipped, or adds zero."""
     if use_triton(d):
-        _put_kernel[(d.shape[0],)](d, rows, labels, dhidden, d.shape[1], ignore, BLOCK=1024, num_warps=4)
+        _put_kernel[(d.shape[0],)](d, rows, labels, dhidden, d.shape[1], ignore, BLOCK=1024, **FUSED, num_warps=4)
     else:
         dhidden.index_add_(0, rows, d)
 

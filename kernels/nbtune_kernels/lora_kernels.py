@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._runtime import cdiv, compute_capability, jit, next_power_of_2, processors, tl
+from ._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, processors, tl
 from .tables import launch
 
 GROUPS = 4
@@ -207,7 +207,7 @@ def launch_xa(x: Tensor, a: Tensor, out: Tensor) -> None:
     n, rank = x.shape[0], a.shape[0]
     _xa_kernel[(cdiv(n, table["block_t"]),)](
         x, a, out, x.stride(0), a.stride(0), out.stride(0), n, x.shape[1], rank, PAD=_pad(rank),
-        BLOCK_T=table["block_t"], BLOCK_K=table["block_k"], PRECISION=_precision(x), num_warps=table["warps"],
+        BLOCK_T=table["block_t"], BLOCK_K=table["block_k"], PRECISION=_precision(x), **FUSED, num_warps=table["warps"],
         num_stages=table["stages"],
     )  # fmt: skip
 
@@ -223,7 +223,7 @@ def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[f
         *_four(dys), *_four(bs), out, *_four([d.stride(0) for d in dys]), *_four([b.stride(0) for b in bs]),
         out.stride(0), *_four([d.shape[1] for d in dys]), *_four(ranks), *_four(scalings), n,
         P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, BLOCK_T=table["block_t"], BLOCK_K=table["block_k"],
-        PRECISION=_precision(dys[0]), num_warps=table["warps"], num_stages=table["stages"],
+        PRECISION=_precision(dys[0]), **FUSED, num_warps=table["warps"], num_stages=table["stages"],
     )  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def launch_tn(
         *_four(us), *_four(vs), part, *_four([u.stride(0) for u in us]), *_four([v.stride(0) for v in vs]),
         *_four(widths), *_four(ranks), *offsets[:3], *ends[:3], rows_per_split, n_rows,
         P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, BLOCK_T=block_t, BLOCK_N=block_n,
-        PRECISION=_precision(vs[0]), num_warps=table["warps"], num_stages=table["stages"],
+        PRECISION=_precision(vs[0]), **FUSED, num_warps=table["warps"], num_stages=table["stages"],
     )  # fmt: skip
     block = 1024
     ends = _ends([cdiv(r * w, block) for r, w in zip(ranks, widths, strict=True)])
@@ -270,5 +270,5 @@ def launch_tn(
     _sum_kernel[(ends[-1],)](
         part, *_four(outs), *_four([o.stride(0) for o in outs]), *_four([o.stride(1) for o in outs]), *_four(scales),
         *_four(widths), *_four(ranks), *offsets[:3], *ends[:3], splits,
-        F0=flips[0], F1=flips[1], F2=flips[2], F3=flips[3], N=groups, ADD=accumulate, BLOCK=block, num_warps=4,
+        F0=flips[0], F1=flips[1], F2=flips[2], F3=flips[3], N=groups, ADD=accumulate, BLOCK=block, **FUSED, num_warps=4,
     )  # fmt: skip

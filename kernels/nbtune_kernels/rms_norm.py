@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ._runtime import (
+    FUSED,
     cdiv,
     compute_capability,
     jit,
@@ -135,7 +136,7 @@ def _launch_forward(x, weight, residual, eps, offset, cast, scale, post, y, h, r
         *xs[1:], *rs[1:], *ys[1:], *hs[1:],
         PRE=residual is not None and not post, POST=residual is not None and post, WEIGHT=weight is not None, CAST=cast,
         KNOWN=known, BLOCK_R=block_r, BLOCK_H=block_h,
-        num_warps=warps_for("rms_norm", compute_capability(x.device), block_r * block_h),
+        **FUSED, num_warps=warps_for("rms_norm", compute_capability(x.device), block_r * block_h),
     )  # fmt: skip
 
 
@@ -153,7 +154,8 @@ def _launch_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) 
         gs.tensor, xs.tensor, weight if weight is not None else x, rs.tensor, rstd, dx, part, n, width, offset,
         *gs[1:], *xs[1:], *rs[1:], *ds[1:], blocks,
         WEIGHT=weight is not None, CAST=cast, RES=dresidual is not None, DW=dweight is not None,
-        BLOCK_R=block_r, BLOCK_H=block_h, num_warps=warps_for("rms_norm_backward", capability, block_r * block_h),
+        BLOCK_R=block_r, BLOCK_H=block_h, **FUSED,
+        num_warps=warps_for("rms_norm_backward", capability, block_r * block_h),
     )  # fmt: skip
     if dweight is not None:
         dweight.copy_(part.sum(0))

@@ -11,7 +11,7 @@ Only the first R = `rotary_dim` elements of a head turn. Su et al. 2021, arXiv 2
 import torch
 from torch import Tensor
 
-from ._runtime import compute_capability, jit, next_power_of_2, op, tl, use_triton
+from ._runtime import FUSED, compute_capability, jit, next_power_of_2, op, tl, use_triton
 from .tables import launch
 
 
@@ -92,7 +92,7 @@ def _launch(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
         cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), 2 if interleaved and cos.shape[-1] == r else 1,
         DIM=dim, INTERLEAVED=interleaved, INVERSE=inverse, REST=rest,
         Q_HEADS=min(32, next_power_of_2(q_heads)), K_HEADS=min(32, next_power_of_2(k_heads)) if k_heads else 0,
-        HALF=next_power_of_2(r // 2), num_warps=launch("rope", compute_capability(q.device))["warps"],
+        HALF=next_power_of_2(r // 2), **FUSED, num_warps=launch("rope", compute_capability(q.device))["warps"],
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The same tests run thrice: plain torch on the CPU, Triton's interpreter, and a GPU.
 
 The interpreter needs TRITON_INTERPRET=1 before the kernels are imported, so `test_interpreter.py` runs this folder
-again in a process of its own; tests/gpu does so with NBTUNE_TEST_DEVICE=cuda. bf16 is wrong in the interpreter (arithmetic on
-raw bits), so it is tested on the CPU and on GPUs.
+again in a process of its own; tests/gpu does so with NBTUNE_TEST_DEVICE=cuda. bf16 is wrong in the interpreter
+(arithmetic on raw bits), so it is tested on the CPU and on GPUs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+"""How a kernel is timed here: CUDA graph replays between events, the L2 cache flushed before each, the median taken."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Row:
+    """One line of the table.
+
+    call: what is timed. moved: bytes it must read and write at least. check: relative error against fp64 on fresh
+    inputs. others: the same work by somebody else, by name. floor: work that it cannot do without, whose time replaces
+    the copy's. uncaptured: which of the others wait for the GPU themselves, and so cannot be in a graph.
+    """
+
+    name: str
+    shape: str
+    call: Call
+    moved: int = 0
+    check: Callable[[], float] | None = None
+    others: dict[str, Call] = field(default_factory=dict)
+    floor: Call | None = None
+    uncaptured: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one model at so many tokens (default: Llama 3.1 8B, 4 x 2048)."""
+
+    tokens: int = 8192
+    hidden: int = 4096
+    inner: int = 14336
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    vocabulary: int = 128256
+    rank: int = 16
+
+
+LLAMA_8B = Shape()
+LLAMA_1B = Shape(hidden=2048, inner=8192, heads=32, kv_heads=8, head_dim=64)
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> Tensor:
+    """Normal numbers on the GPU: never zeros, which hide errors and run faster."""
+    return torch.randn(shape, device="cuda", dtype=torch.float32).mul_(scale).to(dtype)
+
+
+def error(got: Tensor, truth: Tensor) -> float:
+    """`|got - truth| / |truth|` in fp64; NaN and infinity count as infinite."""
+    if not torch.isfinite(got).all():
+        return float("inf")
+    return float((got.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
+
+
+class Timer:
+    """Times calls on the current GPU."""
+
+    def __init__(self, repeats: int = 20):
+        self.repeats = repeats
+        self._flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
+
+    def __call__(self, call: Call, captured: bool = True) -> float:
+        """Median seconds of one call."""
+        for _ in range(2):
+            call()
+        torch.cuda.synchronize()
+        replay = self._graph(call) if captured else call
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
+        for start, end in events:
+            self._flush.zero_()
+            start.record()
+            replay()
+            end.record()
+        torch.cuda.synchronize()
+        return sorted(start.elapsed_time(end) for start, end in events)[self.repeats // 2] / 1e3
+
+    @staticmethod
+    def _graph(call: Call) -> Call:
+        """The call captured once, so that host time stays out."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = call()
+        graph.kept = kept  # results live as long as the graph that writes them
+        return graph.replay
+
+
+def copy_bandwidth(timer: Timer) -> float:
+    """Bytes a second of a large device-to-device copy, read and written counted."""
+    x = torch.randint(0, 127, (2**29,), dtype=torch.int8, device="cuda")
+    y = torch.empty_like(x)
+    return 2 * x.numel() / timer(lambda: y.copy_(x))
+
+
+def prepared(setup: Callable[[], Any], call: Callable[..., Any]) -> Call:
+    """`call(*setup())` with the setup done at the first call: what is somebody else's must not break a table here."""
+    state: list[Any] = []
+
+    def run() -> Any:
+        if not state:
+            state.append(setup())
+        return call(*state[0])
+
+    return run
+
+
+def liger(module: str) -> Any:
+    """`liger_kernel.ops.<module>`, or None where Liger is not installed."""
+    try:
+        return importlib.import_module(f"liger_kernel.ops.{module}")
+    except ImportError:
+        return None

@@ -1,0 +1,148 @@
+"""Compile a kernel for a GPU that is not there, with the very arguments that its launcher gives it.
+
+`record()` lets launchers run on the CPU and keeps each launch; `compile_for()` turns one into PTX. Alignment is
+what Triton would find at run time: addresses of whole tensors divide by 16, integers by what they are.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+MODULES = (
+    "activation", "adamw", "cross_entropy", "dropout", "layer_norm", "linear_cross_entropy", "lora", "lora_kernels",
+    "rms_norm", "rope",
+)  # fmt: skip
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
+class Launch(NamedTuple):
+    """One launch: the kernel, its arguments by name, and num_warps/num_stages."""
+
+    kernel: JITFunction
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel.fn.__module__.split('.')[-1]}.{self.kernel.fn.__name__}"
+
+
+@contextmanager
+def record(capability: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
+    """Launchers see a card of that capability; their launches are kept instead of run."""
+    launches: list[Launch] = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {k: kwargs.pop(k) for k in OPTIONS if k in kwargs}
+        launches.append(Launch(self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
+
+    with monkeypatch.context() as patch:
+        for name in MODULES:
+            module = importlib.import_module(f"nbtune_kernels.{name}")
+            for attribute, value in (
+                ("compute_capability", lambda _: capability),
+                ("processors", lambda _: 132),
+                ("use_triton", lambda _: True),
+            ):
+                if hasattr(module, attribute):
+                    patch.setattr(module, attribute, value)
+        patch.setattr(JITFunction, "run", run)
+        yield launches
+
+
+def _type(value: Any) -> tuple[str, bool]:
+    """Triton's name of an argument's type, and whether it divides by 16."""
+    if isinstance(value, torch.Tensor):
+        floats = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+        name = {**floats, torch.int64: "i64", torch.int32: "i32"}[value.dtype]
+        return f"*{name}", (value.storage_offset() * value.element_size()) % 16 == 0
+    if isinstance(value, bool):
+        return "i1", False
+    if isinstance(value, int):
+        return ("i32" if -(2**31) <= value < 2**31 else "i64"), value % 16 == 0
+    return "fp32", False
+
+
+def compile_for(launch: Launch, capability: int) -> str:
+    """PTX of the launch for `sm_<capability>`."""
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        signature[parameter.name], aligned = _type(value)
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options).asm["ptx"]
+
+
+def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
+    """The launches of one LoRA step of an 8B Llama (and of other families), on tensors that are never touched."""
+    # by import_module: the package's functions hide its modules of the same names
+    nk, adamw, ce, linear_cross_entropy, lora_kernels = (
+        importlib.import_module(f"nbtune_kernels{name}")
+        for name in ("", ".adamw", ".cross_entropy", ".linear_cross_entropy", ".lora_kernels")
+    )
+    t, h, i, v = 2048, 4096, 14336, 128256
+
+    def z(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    x, w, f32, ids = z(t, h), z(h), z(t, dtype=torch.float32), z(t, dtype=torch.int64)
+    qkv, gate_up = z(t, 6144), z(t, 2 * i)
+    q, k = qkv[:, :4096].view(1, t, 32, 128), qkv[:, 4096:5120].view(1, t, 8, 128)
+    gate, up = gate_up[:, :i], gate_up[:, i:]
+    cos = z(1, t, 128)
+    stats = ce.RowStats(f32, f32, f32, f32)
+
+    def adamw_steps() -> None:
+        optimizer = adamw.FusedAdamW.__new__(adamw.FusedAdamW)
+        optimizer.params, optimizer.grads, optimizer.copies = [z(16, h)], [z(16, h)], [z(16, h)]
+        optimizer.betas, optimizer.eps, optimizer.step_count = (0.9, 0.999), 1e-8, z(1, dtype=torch.int64)
+        optimizer._block, optimizer._aligned, optimizer._parts = 1024, True, z(64, dtype=torch.float32)
+        for name in ("_addresses", "_sizes", "_starts"):
+            setattr(optimizer, name, z(64, dtype=torch.int64))
+        optimizer._factors, optimizer._tensors = z(2, dtype=torch.float32), z(64, dtype=torch.int32)
+        optimizer._launch(z(1, dtype=torch.float32), z(1, dtype=torch.float32))
+        optimizer.grad_norm()
+
+    us, vs = [z(t, 48), *z(t, 48).split(16, -1)], [x, *qkv.split([4096, 1024, 1024], -1)]
+    outs = [z(48, h, dtype=torch.float32), *(z(n, 16, dtype=torch.float32) for n in (4096, 1024, 1024))]
+    return [
+        ("rms_norm", lambda: nk.rms_norm(x, w, 1e-5)),
+        ("add_rms_norm", lambda: nk.add_rms_norm(x, x, w, 1e-5)),
+        ("rms_norm_add", lambda: nk.rms_norm_add(x, x, w, 1e-5, offset=1.0, cast_before_mul=False)),
+        ("rms_norm_heads", lambda: nk.rms_norm(q, z(128), 1e-5, out=q)),
+        ("rms_norm_apply", lambda: nk.rms_norm_apply(x, w, f32)),
+        ("rms_norm_backward", lambda: nk.rms_norm_backward(x, x, w, f32, dresidual=x)),
+        ("rms_norm_dweight", lambda: nk.rms_norm_backward(x, x, w, f32, need_dweight=True)),
+        ("layer_norm", lambda: nk.layer_norm(x, w, w, 1e-5)),
+        ("layer_norm_backward", lambda: nk.layer_norm_backward(x, x, w, f32, f32, need_dweight=True)),
+        ("rope", lambda: nk.rope(q, k, cos, cos)),
+        ("rope_in_place", lambda: nk.rope(q, k, cos, cos, inplace=True, inverse=True)),
+        ("rope_interleaved", lambda: nk.rope(q, k, cos[..., :64], cos[..., :64], rotary_dim=64, interleaved=True)),
+        *((f"act_{a}", lambda a=a: nk.act_mul(gate, up, act=a)) for a in nk.ACTIVATIONS),
+        ("act_backward", lambda: nk.act_mul_backward(z(t, i), gate, up, out_dgate=gate, out_dup=up)),
+        ("gelu_backward", lambda: nk.act_mul_backward(z(t, i), z(t, i), None, act="gelu")),
+        ("cross_entropy", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(), stats)),
+        ("cross_entropy_all", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(30.0, 0.5, 1e-4, 0.1), stats)),
+        ("cross_entropy_known", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(), stats, lse=f32)),
+        ("scatter", lambda: linear_cross_entropy._put(x, x, ids, ids, -100)),
+        ("dropout", lambda: nk.dropout(x, 0.1, ids[:1])),
+        ("adamw", adamw_steps),
+        ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),
+        ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),
+        ("grouped_tn", lambda: lora_kernels.launch_tn(us, vs, [1.0] * 4, outs, [False, True, True, True], True)),
+    ]  # fmt: skip
