@@ -137,6 +137,8 @@ def _guess(columns: Sequence[str], sample: Sequence[Row], given: Mapping[str, st
     known = {c.lower() for c in columns} | roles
     if {"chosen", "rejected"} <= known:
         return "preference"
+    if {"prompt", "completion"} <= known:
+        return "prompt-completion"
     chat = _chat_column(columns, sample)
     if chat is not None:
         return "sharegpt" if _is_sharegpt(chat, sample) else "messages"

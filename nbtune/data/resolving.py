@@ -18,7 +18,7 @@ from nbtune.data.sources import ListRows, Rows, Source, is_rows, rows_of
 from nbtune.errors import DataError, HubError, SpecError
 from nbtune.spec import SourceSpec
 
-__all__ = ["resolve"]
+__all__ = ["resolve", "saved_dataset"]
 
 _PREFIX = re.compile(r"^(var|file|hub):(.+)$", re.DOTALL)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -159,7 +159,7 @@ def _file(spec: SourceSpec, name: str, base: Path) -> Source:
 def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():  # Dataset.save_to_disk
         files = tuple(sorted(path.rglob("*.arrow")))
-        return Source(name, "file", spec, lambda: _saved_dataset(path, name, spec.split), files)
+        return Source(name, "file", spec, lambda: saved_dataset(path, name, spec.split), files)
     ends = tuple(suffix + packed for suffix in SUFFIXES for packed in _PACKED)
     files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(ends)))
     files = tuple(p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
@@ -170,7 +170,8 @@ def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
     return Source(name, "file", spec, lambda: read_files(files, name), files)
 
 
-def _saved_dataset(path: Path, name: str, split: str) -> Rows:
+def saved_dataset(path: Path, name: str, split: str) -> Rows:
+    """The rows that `Dataset.save_to_disk` (or `DatasetDict.save_to_disk`) left in a folder."""
     import datasets
 
     loaded = datasets.load_from_disk(str(path))

@@ -77,7 +77,7 @@ def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
 
 
 def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
-    from nbtune.data.resolving import resolve
+    from nbtune.data.resolving import resolve, saved_dataset
 
     spec, role = SourceSpec.model_validate(entry["spec"]), entry.get("role", "train")
     if entry["kind"] in ("hub", "set") or not entry.get("files"):
@@ -93,7 +93,7 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
     name = entry["name"]
     if any(file.suffix == ".arrow" for file in files):  # Dataset.save_to_disk
         root = Path(os.path.commonpath([file.parent for file in files]))
-        return Source(name, "file", spec, resolve([spec], base_dir=root)[0].load, tuple(files), role)
+        return Source(name, "file", spec, lambda: saved_dataset(root, name, spec.split), tuple(files), role)
     label = name if entry["kind"] == "variable" or len(files) > 1 else files[0].name
     return Source(name, entry["kind"], spec, lambda: read_files(files, label), tuple(files), role)
 
