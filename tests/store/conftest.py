@@ -22,16 +22,16 @@ def start(tmp_path):
 
     started = []
 
-    def begin(name="demo", on_busy="attach", rows=None, **fields):
-        run = nbtune.finetune(
-            {**SPEC, **fields}, name=name, rows={"rows": rows or ROWS}, runs_dir=tmp_path / "runs", on_busy=on_busy
-        )
+    def begin(name="demo", on_busy="attach", detach=False, **fields):
+        where = {"runs_dir": tmp_path / "runs", "on_busy": on_busy, "detach": detach}
+        run = nbtune.finetune({**SPEC, **fields}, name=name, rows={"rows": ROWS}, **where)
         started.append(run)
         return run
 
     yield begin
     for run in started:
-        run.stop(wait=True)
+        if run.alive:
+            run.stop(wait=True)
 
 
 @pytest.fixture

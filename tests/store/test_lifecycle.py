@@ -1,0 +1,86 @@
+"""A kernel that has seen ten runs is as it was: no threads, files, children or models are left behind."""
+
+import gc
+import threading
+import weakref
+
+import psutil
+import pytest
+
+import nbtune
+from nbtune.errors import NbtuneError, TrainError
+
+
+def _left():
+    process = psutil.Process()
+    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("nbtune-")]
+    return ours, [file.path for file in process.open_files() if "runs" in file.path], process.children()
+
+
+def test_ten_runs_with_failures_and_a_detached_one_leave_nothing_behind(start):
+    models = []
+    for number in range(10):
+        if number in (3, 6):
+            run = start(f"bad-{number}", model="nobody/nothing-here", steps=1)
+            with pytest.raises(NbtuneError):
+                run.wait()
+            continue
+        run = start(f"run-{number}", steps=2, detach=number == 8).wait()
+        if run._launched is not None and run._launched._built is not None:
+            models.append(weakref.ref(run._launched._built.model))
+        run.subscribe(lambda *_: None)
+        run.free()
+        with pytest.raises(TrainError, match="finished"):
+            run.resume()
+    del run
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith("nbtune-"):
+            thread.join(10)
+    assert _left() == ([], [], [])
+    assert len(models) == 7
+    assert [model() for model in models if model() is not None] == []
+
+
+def test_a_copied_run_folder_is_a_run_of_its_own(start, tmp_path):
+    import shutil
+
+    run = start(steps=3).wait()
+    copy = tmp_path / "elsewhere" / run.folder.name
+    shutil.copytree(run.folder, copy)
+    shutil.rmtree(run.folder)
+    again = nbtune.attach(copy)
+    assert again.state == "finished"
+    assert len(again.history) == 3
+    assert isinstance(again.generate("Hello", max_new_tokens=3), str)
+
+
+def test_a_run_root_that_cannot_be_written_is_one_sentence(start, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainError) as caught:
+        nbtune.finetune(
+            {"data": "rows"}, rows={"rows": [{"prompt": "a", "completion": "b"}]}, runs_dir=tmp_path / "file"
+        )
+    assert "NBTUNE_RUNS" in caught.value.fix
+
+
+def test_a_disk_that_fills_up_in_a_checkpoint_keeps_the_checkpoint_before(start, monkeypatch):
+    import errno
+
+    from safetensors import torch as safetensors
+
+    saved = safetensors.save_file
+
+    def full(tensors, path, *args, **kwargs):
+        if "step-00000004" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return saved(tensors, path, *args, **kwargs)
+
+    monkeypatch.setattr(safetensors, "save_file", full)
+    run = start(steps=6, checkpoint={"every": 2})
+    with pytest.raises(TrainError, match="No space left"):
+        run.wait()
+    assert run.state == "failed"
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    assert run.resume().wait().step == 6
