@@ -13,7 +13,7 @@ from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
 from nbtune.notebook import commands, flags
 from nbtune.notebook.follow import follow, show_ended
-from nbtune.notebook.show import Note, Table, runs_table, say
+from nbtune.notebook.show import Note, Table, from_here, runs_table, say, show_plan
 from nbtune.spec import from_mapping, from_yaml, to_yaml
 
 __all__ = ["NbtuneMagics"]
@@ -42,7 +42,7 @@ class NbtuneMagics(Magics):
         spec = self._spec(cell, request)
         rows = self.shell.user_ns
         if request.dry_run:
-            return display(nbtune.plan(spec, rows=rows))
+            return show_plan(nbtune.plan(spec, rows=rows))
         run = nbtune.finetune(
             spec,
             name=request.name,
@@ -146,7 +146,9 @@ class NbtuneMagics(Magics):
 
     def _export(self, args: Any) -> None:
         files = _exported(self._run(args), args)
-        rows = [(file.type, f"{file.bytes / 2**20:,.1f} MiB", file.path, " ".join(file.notes)) for file in files]
+        rows = [
+            (file.type, f"{file.bytes / 2**20:,.1f} MiB", from_here(file.path), " ".join(file.notes)) for file in files
+        ]
         display(Table(("type", "size", "file", ""), rows, empty="nothing was exported"))
 
     def _push(self, args: Any) -> None:
@@ -158,7 +160,7 @@ class NbtuneMagics(Magics):
 
     def _plan(self, rest: str, cell: str | None) -> None:
         request = flags.parse_finetune(rest)
-        display(nbtune.plan(self._spec(cell, request), rows=self.shell.user_ns))
+        show_plan(nbtune.plan(self._spec(cell, request), rows=self.shell.user_ns))
 
     def _script(self, args: Any) -> None:
         run = self._run(args)

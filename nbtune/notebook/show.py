@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from IPython.display import display
 
-__all__ = ["Note", "Table", "runs_table", "say"]
+__all__ = ["Note", "Table", "from_here", "runs_table", "say", "show_plan"]
 
 
 class Note:
@@ -27,6 +29,19 @@ class Note:
 def say(text: str) -> None:
     """Shows some lines."""
     display(Note(text))
+
+
+def show_plan(plan: Any) -> None:
+    """Shows a plan as its table."""
+    display({"text/plain": plan.explain(), "text/html": plan._repr_html_()}, raw=True)
+
+
+def from_here(path: Path) -> str:
+    """A path as people write it from the notebook's folder."""
+    with contextlib.suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd()).as_posix()
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
 
 
 class Table:
