@@ -19,6 +19,7 @@ from nbtune.train.loop import Progress
 
 if TYPE_CHECKING:
     from nbtune.models import Built
+    from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.stepper import Stepper
 
 __all__ = ["latest", "load", "save"]
@@ -30,7 +31,9 @@ def latest(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def save(folder: Path, built: Built, stepper: Stepper, progress: Progress, *, keep: int) -> events.Checkpoint:
+def save(
+    folder: Path, built: Built, stepper: Stepper | FusedStepper, progress: Progress, *, keep: int
+) -> events.Checkpoint:
     """Write a checkpoint and the adapter, whole or not at all; the oldest beyond `keep` go.
 
     Raises:
@@ -57,7 +60,7 @@ def save(folder: Path, built: Built, stepper: Stepper, progress: Progress, *, ke
     return events.Checkpoint(step=progress.step, folder=target.relative_to(folder).as_posix(), bytes=size)
 
 
-def _write(fresh: Path, built: Built, stepper: Stepper, progress: Progress) -> None:
+def _write(fresh: Path, built: Built, stepper: Stepper | FusedStepper, progress: Progress) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -69,7 +72,7 @@ def _write(fresh: Path, built: Built, stepper: Stepper, progress: Progress) -> N
     write_json(fresh / "progress.json", body)
 
 
-def load(checkpoint: Path, built: Built, stepper: Stepper) -> Progress:
+def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Progress:
     """Put weights, optimizer and progress back.
 
     Raises:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from nbtune.data import BatchPlan, Prepared
     from nbtune.models import Built
+    from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.loop import Progress
     from nbtune.train.stepper import Stepper
 
@@ -96,7 +97,7 @@ class _Engine:
     built: Built
     plan: Plan
     batches: BatchPlan
-    stepper: Stepper
+    stepper: Stepper | FusedStepper
     progress: Progress
 
     def __init__(self, folder: Path, emit: EventWriter) -> None:
@@ -161,6 +162,9 @@ class _Engine:
             seed=self.spec.seed,
             packing=plan.packing,
             sequence_len=plan.sequence_len,
+            # few shapes on a GPU, so that a recorded step is used again
+            pad_to_multiple=64 if plan.device == "cuda" else 8,
+            bucket=256 if plan.device == "cuda" else 64,
         )
 
     def _check_disk(self) -> None:
@@ -175,23 +179,40 @@ class _Engine:
     def _make_stepper(self, device: torch.device) -> None:
         from nbtune.train.loop import Progress
         from nbtune.train.loss import sft_loss
-        from nbtune.train.stepper import Stepper
 
-        model, spec = self.built.model, self.spec
+        model, handle = self.built.model, self.built.handle
         model.train()
-        fused = self.built.handle is not None and "head" in self.built.handle.report.taken
+        fused = handle is not None and "head" in handle.report.taken
         self.loss = partial(sft_loss, fused=fused)
-        self.stepper = Stepper(
-            model,
-            self.loss,
-            _optimizer(model, spec, self.plan.learning_rate),
-            max_grad_norm=spec.max_grad_norm,
-            seed=spec.seed,
-            device=device,
-            scaled=self.plan.dtype == "fp16",
+        self.stepper = (
+            self._fused_stepper(device) if fused and self._graphs_pay(device) else self._plain_stepper(device)
         )
         last = checkpoints.latest(self.folder)
         self.progress = Progress() if last is None else checkpoints.load(last, self.built, self.stepper)
+
+    def _graphs_pay(self, device: torch.device) -> bool:
+        handle, spec = self.built.handle, self.spec
+        plain = spec.optim == "adamw" and self.plan.dtype != "fp16" and spec.adapter.dropout == 0 and not spec.packing
+        return plain and machine.replayable(device) and handle is not None and bool(handle.layers)
+
+    def _fused_stepper(self, device: torch.device) -> FusedStepper:
+        from nbtune.train.fused_stepper import FusedStepper
+
+        decay, norm = self.spec.weight_decay, self.spec.max_grad_norm
+        return FusedStepper(self.built, weight_decay=decay, max_grad_norm=norm, device=device)
+
+    def _plain_stepper(self, device: torch.device) -> Stepper:
+        from nbtune.train.stepper import Stepper
+
+        return Stepper(
+            self.built.model,
+            self.loss,
+            _optimizer(self.built.model, self.spec, self.plan.learning_rate),
+            max_grad_norm=self.spec.max_grad_norm,
+            seed=self.spec.seed,
+            device=device,
+            scaled=self.plan.dtype == "fp16",
+        )
 
     def train(self) -> Literal["finished", "stopped"]:
         """The loop, with this folder behind it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from nbtune import events
-from nbtune.device import memory_use
+from nbtune.device import MemoryUse, memory_use
 from nbtune.errors import TrainError
 
 if TYPE_CHECKING:
@@ -22,9 +22,27 @@ if TYPE_CHECKING:
 
     from nbtune.data.batches import Batch
     from nbtune.train.control import Control
-    from nbtune.train.stepper import Stepper
 
 __all__ = ["Batches", "Jobs", "LoopOptions", "Progress", "train"]
+
+
+class Stepper(Protocol):
+    """One optimizer step on a model; see `nbtune.train.stepper.Stepper`, which is one."""
+
+    device: torch.device
+
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients may overflow without anything being wrong."""
+
+    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+        """Add one micro-batch's gradients."""
+
+    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip and update; the step's loss and gradient norm, scalars still on the device."""
+
+    def discard(self) -> None:
+        """Forget the gradients of an unfinished step."""
 
 
 class Batches(Protocol):
@@ -132,6 +150,8 @@ class _Loop:
         self._pending: _Pending | None = None
         self._late = stepper.device.type != "cpu"
         self._overflows = 0
+        self._next: Sequence[Batch] | None = None  # made while the device is at work
+        self._memory, self._memory_at = memory_use(stepper.device), -math.inf
         self._saved_at, self._saved_step = time.monotonic(), progress.step
         self._clock = time.perf_counter()
 
@@ -156,7 +176,7 @@ class _Loop:
 
     def _step(self) -> None:
         progress, index = self.progress, self.progress.step
-        micro_batches = self.batches.step(index)
+        micro_batches = self._next or self.batches.step(index)
         denominator = max(1, sum(batch.num_trained for batch in micro_batches))
         for micro_step, batch in enumerate(micro_batches):
             if micro_step:
@@ -168,6 +188,7 @@ class _Loop:
         tokens, trained = sum(b.num_tokens for b in micro_batches), sum(b.num_trained for b in micro_batches)
         progress.step, progress.tokens = index + 1, progress.tokens + tokens
         progress.trained_tokens += trained
+        self._next = self.batches.step(index + 1) if index + 1 < self.options.total_steps else None
         if self._late:
             self._flush()
         now = time.perf_counter()
@@ -183,7 +204,7 @@ class _Loop:
             return
         loss, norm = float(done.loss), float(done.grad_norm)
         seconds = max(done.seconds, 1e-9)
-        memory = memory_use(self.stepper.device)
+        memory = self._memory_now()
         self.emit(
             events.Step(
                 step=done.step,
@@ -200,13 +221,20 @@ class _Loop:
                 memory_peak=memory.peak,
             )
         )
-        overflowed = self.stepper.scaler.is_enabled() and not math.isfinite(norm)
+        overflowed = self.stepper.scaled and not math.isfinite(norm)
         self._overflows = self._overflows + 1 if overflowed else 0
         if not math.isfinite(loss) or (not math.isfinite(norm) and not 0 < self._overflows < _OVERFLOWS):
             raise TrainError(
                 f"the {'loss' if not math.isfinite(loss) else 'gradient'} is no number any more (step {done.step})",
                 fix="a lower learning_rate helps most often; the last checkpoint is from before",
             )
+
+    def _memory_now(self) -> MemoryUse:
+        """Asked at most ten times a second: asking costs as much as a small step's launches."""
+        now = time.monotonic()
+        if now - self._memory_at > 0.1:
+            self._memory, self._memory_at = memory_use(self.stepper.device), now
+        return self._memory
 
     def _after_step(self) -> None:
         step, options = self.progress.step, self.options

@@ -47,6 +47,11 @@ class Stepper:
         self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._sum: torch.Tensor | None = None
 
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients may overflow without anything being wrong."""
+        return self.scaler.is_enabled()
+
     def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
         with fork_rng(self.device, needed=self._random):
@@ -82,5 +87,8 @@ class Stepper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        saved = dict(state["optimizer"])
+        saved.setdefault("param_groups", self.optimizer.state_dict()["param_groups"])  # of a `FusedStepper`
+        self.optimizer.load_state_dict(saved)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

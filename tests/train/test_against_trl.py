@@ -93,24 +93,28 @@ class _InOrder:
         return [collate(self.dataset, [first + k * MICRO + i for i in range(MICRO)]) for k in range(ACCUMULATION)]
 
 
-def _our_losses(accelerate):
-    from nbtune import events
-    from nbtune.models.accelerate import accelerate as attach
+def _stepper(kind):
+    from nbtune.models import Built
+    from nbtune.models.accelerate import accelerate
 
-    model = _model()
-    if accelerate:
-        attach(model, "keep")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    stepper = Stepper(
-        model,
-        partial(sft_loss, fused=accelerate),
-        torch.optim.AdamW(parameters, lr=LR, weight_decay=0.01),
-        max_grad_norm=1.0,
-        seed=1,
-        device=torch.device("cpu"),
-    )
+    model, device = _model(), torch.device("cpu")
+    handle = accelerate(model, "keep") if kind != "stock" else None
+    model.train()
+    if kind == "recorded":
+        from nbtune.train.fused_stepper import FusedStepper
+
+        built = Built(model, None, None, handle)
+        return FusedStepper(built, weight_decay=0.01, max_grad_norm=1.0, device=device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.01)
+    loss = partial(sft_loss, fused=kind != "stock")
+    return Stepper(model, loss, optimizer, max_grad_norm=1.0, seed=1, device=device)
+
+
+def _our_losses(kind, stepper=None, progress=None, upto=STEPS):
+    from nbtune import events
+
     options = LoopOptions(
-        total_steps=STEPS,
+        total_steps=upto,
         learning_rate=LR,
         factor=learning_rate_of("cosine", total_steps=STEPS, warmup_ratio=1 / STEPS),
         eval_every=10**9,
@@ -124,16 +128,37 @@ def _our_losses(accelerate):
         sample=lambda step: [],
         between=lambda: None,
     )
-    model.train()
-    train(stepper, _InOrder(), options, jobs, progress=Progress(), emit=said.append, control=MemoryControl())
+    stepper, progress = stepper or _stepper(kind), progress or Progress()
+    train(stepper, _InOrder(), options, jobs, progress=progress, emit=said.append, control=MemoryControl())
     return [event.loss for event in said if isinstance(event, events.Step)]
 
 
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    return _trl_losses(tmp_path_factory.mktemp("trl"))
+
+
 @pytest.mark.filterwarnings("ignore")  # trl's and transformers' own deprecations are not ours to mend
-@pytest.mark.parametrize("accelerate", [False, True])
-def test_losses_equal_trls_with_accumulation_and_unequal_trained_tokens(tmp_path, accelerate):
-    theirs = _trl_losses(tmp_path)
-    ours = _our_losses(accelerate)
+@pytest.mark.parametrize("kind", ["stock", "accelerated", "recorded"])
+def test_losses_equal_trls_with_accumulation_and_unequal_trained_tokens(theirs, kind):
+    ours = _our_losses(kind)
     assert len(ours) == STEPS
     assert ours == pytest.approx(theirs, rel=1e-6)
     assert ours[-1] != pytest.approx(ours[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("first", "then"), [("accelerated", "recorded"), ("recorded", "accelerated")])
+def test_a_run_can_go_on_with_the_other_stepper(first, then):
+    whole = _our_losses(first)
+    before, after, progress = _stepper(first), _stepper(then), Progress()
+    begun = _our_losses(first, before, progress, upto=2)
+    with torch.no_grad():
+        for old, new in zip(_trained(before), _trained(after), strict=True):
+            new.copy_(old)
+    after.load_state_dict(before.state_dict())
+    assert begun + _our_losses(then, after, progress) == pytest.approx(whole, rel=1e-5)
+
+
+def _trained(stepper):
+    model = stepper._step.model if hasattr(stepper, "_step") else stepper.model
+    return [p for p in model.parameters() if p.requires_grad]

@@ -1,0 +1,72 @@
+"""The step where launches cost more than arithmetic: nbtune's own AdamW, gradients in place, CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nbtune.models.step import TrainStep
+from nbtune.train.loss import model_inputs
+
+if TYPE_CHECKING:
+    from nbtune.data.batches import Batch
+    from nbtune.models import Built
+
+__all__ = ["FusedStepper"]
+
+_NO_CLIPPING = 1e30
+
+
+class FusedStepper:
+    """What `nbtune.train.stepper.Stepper` does, for an accelerated model on a GPU that draws nothing at random.
+
+    Args:
+        built: with a handle whose head is nbtune's.
+        weight_decay: AdamW's.
+        max_grad_norm: 0 for no clipping.
+    """
+
+    scaled = False
+
+    def __init__(self, built: Built, *, weight_decay: float, max_grad_norm: float, device: torch.device) -> None:
+        self.device = device
+        limit = max_grad_norm or _NO_CLIPPING
+        self._step = TrainStep(built.model, built.handle, weight_decay=weight_decay, max_grad_norm=limit)
+        self._sum: torch.Tensor | None = None
+
+    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+        """See `Stepper.accumulate`."""
+        inputs = model_inputs(batch, self.device, fused=True)
+        inputs["num_items_in_batch"] = torch.tensor(float(denominator))  # a number would make every step another graph
+        inputs["use_cache"] = False
+        loss = self._step.accumulate(inputs, first=self._sum is None)
+        self._sum = loss if self._sum is None else self._sum + loss
+
+    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Stepper.update`."""
+        assert self._sum is not None, "no micro-batch was accumulated"
+        norm, loss, self._sum = self._step.update(learning_rate), self._sum, None
+        return loss, norm
+
+    def discard(self) -> None:
+        """See `Stepper.discard`."""
+        self._sum = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the form of `torch.optim.AdamW`'s, so that a run can go on with either stepper."""
+        optimizer = self._step.optimizer
+        moments = zip(optimizer.exp_avgs, optimizer.exp_avg_sqs, strict=True)
+        step = optimizer.step_count.float().cpu()
+        state = {i: {"step": step.clone(), "exp_avg": m, "exp_avg_sq": v} for i, (m, v) in enumerate(moments)}
+        return {"optimizer": {"state": state}, "scaler": {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`, of either stepper."""
+        optimizer, saved = self._step.optimizer, state["optimizer"]["state"]
+        for index, (mean, square) in enumerate(zip(optimizer.exp_avgs, optimizer.exp_avg_sqs, strict=True)):
+            if index in saved:
+                mean.copy_(saved[index]["exp_avg"])
+                square.copy_(saved[index]["exp_avg_sq"])
+        if saved:
+            optimizer.step_count.fill_(int(saved[0]["step"]))
