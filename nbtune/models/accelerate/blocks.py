@@ -7,15 +7,24 @@ input twice, no norm's or activation's output at all (they are memory-bound, and
 [gate up], `recompute` everything but x; `offload` parks x in pinned host memory meanwhile.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from nbtune_kernels import act_mul, act_mul_backward, rms_norm, rms_norm_apply, rms_norm_backward, rope
+from nbtune_kernels import (
+    act_mul,
+    act_mul_backward,
+    add_rms_norm,
+    rms_norm,
+    rms_norm_apply,
+    rms_norm_backward,
+    rope,
+)
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.attention import Packing, attend
-from nbtune.models.accelerate.linear import LinearGroup, wide
+from nbtune.models.accelerate.fused import act_backward_grads, act_project, norm_project, rotate_back
+from nbtune.models.accelerate.linear import GradJobs, LinearGroup, Ready, wide
 from nbtune.models.policy import MemoryPolicy
 
 __all__ = ["Layer", "LayerFunction", "Norm"]
@@ -33,6 +42,30 @@ class Norm:
     @property
     def how(self) -> dict[str, Any]:
         return {"offset": self.offset, "cast_before_mul": self.cast}
+
+    @property
+    def factor(self) -> Tensor:
+        """What a normalised row is multiplied with, fp32 `[H]`."""
+        return self.weight.detach().float() + self.offset
+
+
+class Lane:
+    """Hands a gradient from one layer to the one before it, in the buffer with room beside it that this one needs."""
+
+    def __init__(self) -> None:
+        self.last: Tensor | None = None
+
+    def wide(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """A buffer that the layer before may find again."""
+        self.last = wide(rows, columns, like)
+        return self.last
+
+    def take(self, grad: Tensor, columns: int) -> Tensor | None:
+        """The buffer in which `grad [T, H]` lies, if it is the last one and has so many columns."""
+        last, self.last = self.last, None
+        if last is None or last.shape != (grad.shape[0], columns) or grad.data_ptr() != last.data_ptr():
+            return None
+        return last if grad.stride() == last.stride() and grad.dtype == last.dtype else None
 
 
 @dataclass
@@ -54,6 +87,7 @@ class Layer:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     policy: MemoryPolicy = "keep"
+    lane: Lane = field(default_factory=Lane)
 
     def groups(self) -> list[LinearGroup]:
         return [self.qkv, self.out, self.gate_up, self.down]
@@ -73,7 +107,7 @@ class _Attention:
 
     rstd: Tensor
     xa: Tensor | None
-    raw: Tensor | None  # [q k v] before q and k are normalised, where they are
+    raw: Tensor | None = None  # [q k v] before q and k are normalised, where they are
     leaves: tuple[Tensor, Tensor, Tensor] | None = None
     out: Tensor | None = None  # with attention's own graph behind it
     oa: Tensor | None = None
@@ -92,16 +126,14 @@ class _Mlp:
 
 def attention_forward(
     layer: Layer, x: Tensor, shape: tuple[int, int], cos: Tensor, sin: Tensor, packing: Packing | None
-):
-    """a `[T, H]` and what the backward needs, of x `[T, H]`."""
-    group, norm, tokens = layer.qkv, layer.norm1, x.shape[0]
+) -> tuple[Tensor, _Attention]:
+    """What attention adds to x `[T, H]`, and what the backward needs."""
+    group, tokens = layer.qkv, x.shape[0]
     wide_x = wide(tokens, group.width_in, x)
-    _, rstd = rms_norm(x, norm.weight, norm.eps, **norm.how, out=wide_x[:, : group.inputs])
-    xa = group.project_beside(wide_x)
+    saved = _Attention(*_norm_project(layer.norm1, group, x, wide_x))
     qkv = torch.empty((tokens, group.outputs), dtype=x.dtype, device=x.device)
     group.forward(wide_x, qkv)
     del wide_x
-    saved = _Attention(rstd, None if xa is None else xa.clone(), None)
     q, k, v = _heads(layer, qkv, shape)
     if layer.q_norm is not None and layer.k_norm is not None:
         saved.raw = qkv
@@ -115,7 +147,16 @@ def attention_forward(
     saved.leaves, saved.out = leaves, out  # type: ignore[assignment]
     flat = out.detach().view(tokens, -1)
     saved.oa = layer.out.project(flat)
-    return layer.out.forward_onto(x, flat, saved.oa, layer.residual), saved
+    return layer.out.forward_plain(flat, saved.oa), saved
+
+
+def _norm_project(norm: Norm, group: LinearGroup, x: Tensor, wide_x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Fills `[y, y A']`; returns rstd and y A'."""
+    both = norm_project(x, norm, group.a, wide_x) if group.rank else None
+    if both is not None:
+        return both[1], both[0]
+    _, rstd = rms_norm(x, norm.weight, norm.eps, **norm.how, out=wide_x[:, : group.inputs])
+    return rstd, group.project_beside(wide_x)
 
 
 def _heads(layer: Layer, qkv: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,48 +165,57 @@ def _heads(layer: Layer, qkv: Tensor, shape: tuple[int, int]) -> tuple[Tensor, T
     return tuple(t.view(*shape, -1, layer.head_dim) for t in (q, k, v))  # type: ignore[return-value]
 
 
-def attention_backward(layer: Layer, x: Tensor, saved: _Attention, cos: Tensor, sin: Tensor, da: Tensor, need_dx: bool):
-    """dx `[T, H]` (None unless needed) and the gradients of the attention half, of da `[T, H]`."""
-    tokens, group, norm = x.shape[0], layer.qkv, layer.norm1
+def attention_backward(
+    layer: Layer, x: Tensor, saved: _Attention, cos: Tensor, sin: Tensor, wide_da: Tensor, need_dx: bool
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """dx `[T, H]` (None unless needed), norm1's gradient and the rest, of da in `[T, H + r]`."""
+    tokens, group, norm, jobs = x.shape[0], layer.qkv, layer.norm1, GradJobs()
+    da = wide_da[:, : layer.out.outputs]
+    wide_dy = wide_da
+    if layer.residual != 1.0:
+        wide_dy = wide(tokens, layer.out.width_out, x)
+        torch.mul(da, layer.residual, out=wide_dy[:, : layer.out.outputs])
     assert saved.out is not None
     assert saved.leaves is not None
-    dy = da if layer.residual == 1.0 else da * layer.residual
     flat = saved.out.detach().view(tokens, -1)
-    doa = layer.out.dxa(dy)
-    grads_out = layer.out.gradients(flat, dy, saved.oa, doa)
-    dout = layer.out.backward(dy, doa).view(saved.out.shape)
+    doa = layer.out.dxa_beside(wide_dy)
+    grads_out = layer.out.gradients(jobs, flat, wide_dy[:, : layer.out.outputs], saved.oa, doa)
+    dout = layer.out.backward_wide(wide_dy).view(saved.out.shape)
     dq, dk, dv = torch.autograd.grad(saved.out, saved.leaves, dout)
     saved.out = saved.leaves = None
-    del dout, flat
+    del dout
 
     wide_dqkv = wide(tokens, group.width_out, x)
-    into = _heads(layer, wide_dqkv[:, : group.outputs], dq.shape[:2])
-    for place, value in zip(into, (dq, dk, dv), strict=True):
-        place.copy_(value)
+    into = _heads(layer, wide_dqkv[:, : group.outputs], dq.shape[:2])  # type: ignore[arg-type]
+    if not rotate_back(dq, dk, dv, cos, sin, wide_dqkv):
+        for place, value in zip(into, (dq, dk, dv), strict=True):
+            place.copy_(value)
+        rope(into[0], into[1], cos, sin, inplace=True, inverse=True, rotary_dim=cos.shape[-1])
     del dq, dk, dv
-    rope(into[0], into[1], cos, sin, inplace=True, inverse=True, rotary_dim=cos.shape[-1])
     grads_qk = _qk_norm_backward(layer, saved, into)
 
     dxa = group.dxa_beside(wide_dqkv)
-    dnorm = group.backward_wide(wide_dqkv) if need_dx or norm.weight.requires_grad else None
-    trained = group.parameters()
-    y = rms_norm_apply(x, norm.weight, saved.rstd, **norm.how) if trained else None
-    grads_qkv = group.gradients(y, wide_dqkv[:, : group.outputs], saved.xa, dxa) if trained else []
-    dx, dweight = None, None
-    if dnorm is not None:
-        want = norm.weight.requires_grad
+    grads_qkv = group.gradients(
+        jobs, x, wide_dqkv[:, : group.outputs], saved.xa, dxa, rows=saved.rstd, columns=norm.factor
+    )
+    dx, dweight, want = None, None, norm.weight.requires_grad
+    if need_dx or want:
+        dnorm = group.backward_wide(wide_dqkv)
+        place = layer.lane.wide(tokens, layer.down.width_out, x)[:, : x.shape[1]]
         dx, dweight = rms_norm_backward(
-            dnorm, x, norm.weight, saved.rstd, **norm.how, need_dweight=want, dresidual=da, out=dnorm
+            dnorm, x, norm.weight, saved.rstd, **norm.how, need_dweight=want, dresidual=da, out=place
         )
-    return dx, dweight, grads_qk, grads_qkv, grads_out
+    jobs.run()
+    return dx, dweight, [*grads_qk, *grads_qkv, *grads_out]
 
 
-def _qk_norm_backward(layer: Layer, saved: _Attention, into: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
+def _qk_norm_backward(layer: Layer, saved: _Attention, into: tuple[Tensor, Tensor, Tensor]) -> list[Tensor | None]:
     if layer.q_norm is None or layer.k_norm is None:
         return []
     assert saved.raw is not None
     assert saved.qk_rstd is not None
-    raw, grads = _heads(layer, saved.raw, into[0].shape[:2]), []  # type: ignore[arg-type]
+    raw = _heads(layer, saved.raw, into[0].shape[:2])  # type: ignore[arg-type]
+    grads: list[Tensor | None] = []
     for norm, x, dy, rstd in zip((layer.q_norm, layer.k_norm), raw, into, saved.qk_rstd, strict=False):
         want = norm.weight.requires_grad
         _, dw = rms_norm_backward(dy, x, norm.weight, rstd, **norm.how, need_dweight=want, out=dy)
@@ -174,25 +224,30 @@ def _qk_norm_backward(layer: Layer, saved: _Attention, into: tuple[Tensor, Tenso
     return grads
 
 
-def mlp_forward(layer: Layer, a: Tensor, policy: str, need_out: bool = True) -> tuple[Tensor | None, _Mlp]:
-    """out `[T, H]` and what the backward needs, of a `[T, H]`."""
+def mlp_forward(layer: Layer, x: Tensor, added: Tensor, need_out: bool = True) -> tuple[Tensor, Tensor | None, _Mlp]:
+    """a = x + m * added, out `[T, H]`, and what the backward needs."""
     norm, group = layer.norm2, layer.gate_up
-    wide_a = wide(a.shape[0], group.width_in, a)
-    _, rstd = rms_norm(a, norm.weight, norm.eps, **norm.how, out=wide_a[:, : group.inputs])
-    xa = group.project_beside(wide_a)
-    saved = _Mlp(rstd, None if xa is None else xa.clone(), _gate_up(layer, wide_a))
-    del wide_a
+    wide_a = wide(x.shape[0], group.width_in, x)
+    y = wide_a[:, : group.inputs]
+    # the sum goes where `added` lies: it is nobody else's
+    _, a, rstd = add_rms_norm(
+        added, x, norm.weight, norm.eps, **norm.how, scale=layer.residual, out=y, out_residual=added
+    )
+    saved = _Mlp(rstd, group.project_beside(wide_a), _gate_up(layer, wide_a))
+    del wide_a, y
     if not need_out:
-        return None, saved
+        return a, None, saved
     gate, up = _halves(layer, saved.gate_up)
-    wide_h = wide(a.shape[0], layer.down.width_in, a)
-    act_mul(gate, up, act=layer.act, out=wide_h[:, : layer.down.inputs])
-    ha = layer.down.project_beside(wide_h)
-    saved.ha = None if ha is None else ha.clone()
-    out = layer.down.forward_wide_onto(a, wide_h, layer.residual)
-    if policy == "selective":
+    down = layer.down
+    wide_h = wide(x.shape[0], down.width_in, x)
+    saved.ha = act_project(gate, up, down.a, layer.act, wide_h) if down.rank else None
+    if saved.ha is None:
+        act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
+        saved.ha = down.project_beside(wide_h)
+    out = down.forward_wide_onto(a, wide_h, layer.residual)
+    if layer.policy == "selective":
         saved.gate_up = None
-    return out, saved
+    return a, out, saved
 
 
 def _gate_up(layer: Layer, wide_a: Tensor) -> Tensor:
@@ -209,37 +264,63 @@ def _halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor]:
     return both[:, :i], both[:, i : 2 * i]
 
 
-def mlp_backward(layer: Layer, a: Tensor, saved: _Mlp, dout: Tensor):
-    """da `[T, H]` and the gradients of the MLP half, of dout `[T, H]`."""
-    norm, group, down, tokens = layer.norm2, layer.gate_up, layer.down, a.shape[0]
+def mlp_backward(
+    layer: Layer, a: Tensor, saved: _Mlp, dout: Tensor
+) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+    """da in `[T, H + r]`, norm2's gradient and the rest, of dout `[T, H]`."""
+    norm, group, down, tokens, jobs = layer.norm2, layer.gate_up, layer.down, a.shape[0], GradJobs()
     if saved.gate_up is None:
         saved.gate_up = _again(layer, a, saved)
-    wide_dy = wide(tokens, down.width_out, a)
-    dy = wide_dy[:, : down.outputs]
-    torch.mul(dout, layer.residual, out=dy) if layer.residual != 1.0 else dy.copy_(dout)
+    wide_dy = layer.lane.take(dout, down.width_out) if layer.residual == 1.0 else None
+    if wide_dy is None:
+        wide_dy = wide(tokens, down.width_out, a)
+        torch.mul(dout, layer.residual, out=wide_dy[:, : down.outputs])
     dha = down.dxa_beside(wide_dy)
     dh = down.backward_wide(wide_dy)
-    gate, up = _halves(layer, saved.gate_up)
-    need_h = bool(down.parameters())
-    ha = saved.ha
-    act_mul_backward(
-        dh, gate, up, act=layer.act, need_h=need_h, out_h=dh if need_h else None, out_dgate=gate, out_dup=up
-    )
-    if need_h and down.rank and ha is None:
-        ha = down.project(dh)
-    grads_down = down.gradients(dh, dy, ha, dha) if need_h else []
-    del dh, dy, wide_dy
+    made = _activation_backward(layer, saved, dh, dha)
+    dy = wide_dy[:, : down.outputs]
+    ready = None if made is None else Ready(da=made[0])
+    grads_down = down.gradients(jobs, dh, dy, saved.ha, dha, ready=ready)
     wide_d, saved.gate_up = saved.gate_up, None
     dxa = group.dxa_beside(wide_d)
     dnorm = group.backward_wide(wide_d)
-    trained = group.parameters()
-    y = rms_norm_apply(a, norm.weight, saved.rstd, **norm.how) if trained else None
-    grads_gu = group.gradients(y, wide_d[:, : group.outputs], saved.xa, dxa) if trained else []
-    want = norm.weight.requires_grad
-    da, dweight = rms_norm_backward(
-        dnorm, a, norm.weight, saved.rstd, **norm.how, need_dweight=want, dresidual=dout, out=dnorm
+    grads_gu = group.gradients(
+        jobs,
+        a,
+        wide_d[:, : group.outputs],
+        saved.xa,
+        dxa,
+        rows=saved.rstd,
+        columns=norm.factor,
+        ready=None if made is None else Ready(dbs=[made[1], made[2]]),
     )
-    return da, dweight, grads_gu, grads_down
+    wide_da = wide(tokens, layer.out.width_out, a)
+    _, dweight = rms_norm_backward(
+        dnorm,
+        a,
+        norm.weight,
+        saved.rstd,
+        **norm.how,
+        need_dweight=norm.weight.requires_grad,
+        dresidual=dout,
+        out=wide_da[:, : a.shape[1]],
+    )
+    jobs.run()
+    return wide_da, dweight, [*grads_gu, *grads_down]
+
+
+def _activation_backward(layer: Layer, saved: _Mlp, dh: Tensor, dha: Tensor | None) -> Tensor | None:
+    """Turns gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
+    gate, up = _halves(layer, saved.gate_up)
+    r = layer.down.rank
+    if dha is not None and saved.xa is not None and layer.gate_up.ranks == [r, r]:
+        made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r)
+        if made is not None:
+            return made
+    need_h = bool(layer.down.parameters())
+    h = dh if need_h else None
+    act_mul_backward(dh, gate, up, act=layer.act, need_h=need_h, out_h=h, out_dgate=gate, out_dup=up)
+    return None
 
 
 def _again(layer: Layer, a: Tensor, saved: _Mlp) -> Tensor:
@@ -261,8 +342,8 @@ class LayerFunction(torch.autograd.Function):
     ) -> Tensor:
         shape = (x.shape[0], x.shape[1])
         flat = x.reshape(-1, x.shape[-1])
-        a, attention = attention_forward(layer, flat, shape, cos, sin, packing)
-        out, mlp = mlp_forward(layer, a, layer.policy)
+        added, attention = attention_forward(layer, flat, shape, cos, sin, packing)
+        a, out, mlp = mlp_forward(layer, flat, added)
         assert out is not None
         ctx.layer, ctx.shape, ctx.packing = layer, shape, packing
         if layer.policy in ("keep", "selective"):
@@ -270,7 +351,7 @@ class LayerFunction(torch.autograd.Function):
             ctx.halves = (attention, mlp)
         else:
             ctx.save_for_backward(flat, None, cos, sin)
-            ctx.halves = None
+            ctx.halves = mlp.ha
         return out.view(x.shape)
 
     @staticmethod
@@ -278,19 +359,18 @@ class LayerFunction(torch.autograd.Function):
         layer: Layer = ctx.layer
         x, a, cos, sin = ctx.saved_tensors
         if a is None:
-            a, attention = attention_forward(layer, x, ctx.shape, cos, sin, ctx.packing)
-            _, mlp = mlp_forward(layer, a, layer.policy, need_out=False)
+            added, attention = attention_forward(layer, x, ctx.shape, cos, sin, ctx.packing)
+            a, _, mlp = mlp_forward(layer, x, added, need_out=False)
+            mlp.ha = ctx.halves
+            del added
         elif ctx.halves is None:
             raise RuntimeError("an accelerated layer keeps its activations for one backward only")
         else:
             attention, mlp = ctx.halves
         ctx.halves = None
-        dout2 = dout.reshape(x.shape)
-        da, dw2, grads_gu, grads_down = mlp_backward(layer, a, mlp, dout2)
+        da, dw2, grads_mlp = mlp_backward(layer, a, mlp, dout.reshape(x.shape))
         del mlp, a
-        dx, dw1, grads_qk, grads_qkv, grads_out = attention_backward(
-            layer, x, attention, cos, sin, da, ctx.needs_input_grad[1]
-        )
+        dx, dw1, grads_attention = attention_backward(layer, x, attention, cos, sin, da, ctx.needs_input_grad[1])
         grads = [g for g in (dw1, dw2) if g is not None]
-        grads += [*grads_qk, *grads_qkv, *grads_out, *grads_gu, *grads_down]
-        return (None, None if dx is None else dx.view(dout.shape), None, None, None, *grads)
+        dx = None if dx is None else dx.view(dout.shape)
+        return (None, dx, None, None, None, *grads, *grads_attention, *grads_mlp)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nbtune.device import empty_cache
 from nbtune.models.accelerate.attention import Packing, packing_of
-from nbtune.models.accelerate.blocks import Layer, LayerFunction
+from nbtune.models.accelerate.blocks import Lane, Layer, LayerFunction
 from nbtune.models.accelerate.find import causal_lm, decoder, decoder_layers, find_layer, find_norm, tolerance
 from nbtune.models.accelerate.head import Head, NormFunction, find_head, loss_inputs
 from nbtune.models.accelerate.linear import LeftAlone
@@ -122,6 +122,7 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None
     modules = list(decoder_layers(inner))
     inputs: Inputs | None = None
     probed: set[Any] = set()
+    lane = Lane()
     for i, (name, module) in enumerate(modules):
         try:
             layer = find_layer(module, policy)
@@ -141,6 +142,7 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None
             handle.report.left[name] = str(e)
             continue
         probed.add(kind)
+        layer.lane = lane
         _replace(module, _layer_forward(module, layer), handle)
         handle.undo.append(lambda layer=layer: [g.detach() for g in layer.groups()] and None)
         handle.layers.append(layer)
@@ -232,7 +234,9 @@ class _Prepare:
         self.sync, self.whole, self.window = sync, whole, window
 
     def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+        use_cache = kwargs.get("use_cache")
+        use_cache = getattr(inner.config, "use_cache", False) if use_cache is None else use_cache
+        if kwargs.get("past_key_values") is not None or use_cache:
             return None
         self.sync()
         tokens = kwargs.get("inputs_embeds")

@@ -13,14 +13,15 @@ so that a rank-16 adapter costs 16 more columns of the product instead of a pass
 weights become views of M; peft's A and B stay parameters of their own (fp32, contiguous), copied in by `LoraSync`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nbtune_kernels import lora_grads, lora_xa
+from nbtune_kernels import grouped_tn, lora_xa
 from torch import Tensor, nn
 
-__all__ = ["LeftAlone", "LinearGroup", "Member", "Sink", "wide"]
+__all__ = ["GradJobs", "LeftAlone", "LinearGroup", "Member", "Ready", "Sink", "wide"]
 
 _ALIGN = 64  # elements: rows of M start at multiples of 128 bytes
 
@@ -89,6 +90,29 @@ class Sink:
     dbs: list[Tensor]
     accumulate: bool = False
     open: bool = False
+
+
+class GradJobs:
+    """Skinny gradient products `scale * u' v` (or its transpose) that are made in as few launches as possible."""
+
+    def __init__(self) -> None:
+        self._fresh: list[tuple] = []
+        self._added: list[tuple] = []
+        self._after: list[Callable[[], object]] = []
+
+    def add(self, u: Tensor, v: Tensor, out: Tensor, scale: float, transposed: bool, accumulate: bool) -> None:
+        (self._added if accumulate else self._fresh).append((u, v, out, scale, transposed))
+
+    def afterwards(self, do: Callable[[], object]) -> None:
+        self._after.append(do)
+
+    def run(self) -> None:
+        for jobs, accumulate in ((self._fresh, False), (self._added, True)):
+            if jobs:
+                us, vs, outs, scales, transposed = zip(*jobs, strict=True)
+                grouped_tn(us, vs, outs, scales, transposed, accumulate=accumulate)
+        for do in self._after:
+            do()
 
 
 class LinearGroup:
@@ -192,12 +216,18 @@ class LinearGroup:
         """xA' of x `[T, K]`, `[T, R]`, or None without an adapter."""
         return lora_xa(x, self.matrix[self.outputs :, : self.inputs]) if self.rank else None
 
+    @property
+    def a(self) -> Tensor:
+        """The stacked A, `[R, K]`."""
+        return self.matrix[self.outputs :, : self.inputs]
+
     def project_beside(self, wide_x: Tensor) -> Tensor | None:
-        """Writes xA' beside x in `[T, K + R]`, and returns that slice."""
+        """Writes xA' beside x in `[T, K + R]`, and returns it once more by itself."""
         if not self.rank:
             return None
-        k = self.inputs
-        return lora_xa(wide_x[:, :k], self.matrix[self.outputs :, :k], out=wide_x[:, k:])
+        xa = lora_xa(wide_x[:, : self.inputs], self.a)
+        wide_x[:, self.inputs :].copy_(xa)
+        return xa
 
     def forward(self, wide_x: Tensor, out: Tensor) -> None:
         """y `[T, O]` of [x, xA'] `[T, K + R]`."""
@@ -207,21 +237,18 @@ class LinearGroup:
         else:
             torch.addmm(self.bias, wide_x, w, out=out)
 
-    def forward_onto(self, residual: Tensor, x: Tensor, xa: Tensor | None, scale: float = 1.0) -> Tensor:
-        """residual + scale * y, for an x without room beside it."""
-        out = torch.addmm(residual, x, self.matrix[: self.outputs, : self.inputs].t(), alpha=scale)
-        if xa is not None:
-            out.addmm_(xa, self.matrix[: self.outputs, self.inputs :].t(), alpha=scale)
-        return out if self.bias is None else out.add_(self.bias, alpha=scale)
+    def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
+        """y `[T, O]`, of an x without room beside it."""
+        w = self.matrix[: self.outputs, : self.inputs].t()
+        if xa is None:
+            return torch.mm(x, w) if self.bias is None else torch.addmm(self.bias, x, w)
+        out = torch.mm(xa, self.matrix[: self.outputs, self.inputs :].t()).addmm_(x, w)
+        return out if self.bias is None else out.add_(self.bias)
 
     def forward_wide_onto(self, residual: Tensor, wide_x: Tensor, scale: float = 1.0) -> Tensor:
         """residual + scale * y, of [x, xA']."""
         out = torch.addmm(residual, wide_x, self.matrix[: self.outputs].t(), alpha=scale)
         return out if self.bias is None else out.add_(self.bias, alpha=scale)
-
-    def dxa(self, dy: Tensor) -> Tensor | None:
-        """dy sB of dy `[T, O]`: `[T, R]`."""
-        return torch.mm(dy, self.matrix[: self.outputs, self.inputs :]) if self.rank else None
 
     def dxa_beside(self, wide_dy: Tensor) -> Tensor | None:
         """Writes dy sB beside dy in `[T, O + R]`, and returns that slice."""
@@ -234,13 +261,6 @@ class LinearGroup:
         """dx `[T, K]` of [dy, dy sB]."""
         return torch.mm(wide_dy, self.matrix[:, : self.inputs])
 
-    def backward(self, dy: Tensor, dxa: Tensor | None) -> Tensor:
-        """dx `[T, K]` of a dy without room beside it."""
-        w = self.matrix[: self.outputs, : self.inputs]
-        if dxa is None:
-            return torch.mm(dy, w)
-        return torch.mm(dxa, self.matrix[self.outputs :, : self.inputs]).addmm_(dy, w)
-
     # ------------------------------------------------------------ gradients
 
     def parameters(self) -> list[nn.Parameter]:
@@ -250,33 +270,74 @@ class LinearGroup:
             return out + [m.base.bias for m in self.members if self.has_bias and m.base.bias.requires_grad]
         return [p for m in self.members if m.a is not None for p in (m.a, m.b)]
 
-    def gradients(self, x: Tensor, dy: Tensor, xa: Tensor | None, dxa: Tensor | None) -> list[Tensor | None]:
-        """Gradients of `parameters()`.
+    def gradients(
+        self,
+        jobs: GradJobs,
+        x: Tensor,
+        dy: Tensor,
+        xa: Tensor | None,
+        dxa: Tensor | None,
+        *,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        ready: "Ready | None" = None,
+    ) -> list[Tensor | None]:
+        """Gradients of `parameters()`: tensors that hold them once `jobs` has run, None for what a sink takes.
 
         Args:
             x: `[T, K]`; dy: `[T, O]`; xa, dxa: `[T, R]`.
+            rows, columns: the layers' input is `rows * x * columns` (a norm's rstd and weight), never written out.
+            ready: gradients that exist already.
         """
         dys = list(dy.split(self.outs, dim=1))
         if self.full:
+            if rows is not None and columns is not None:
+                x = (x * rows[:, None] * columns).to(dy.dtype)
             grads: list[Tensor | None] = [torch.mm(d.t(), x) for d in dys]
             biased = [m.base.bias is not None and m.base.bias.requires_grad for m in self.members]
             return grads + [d.float().sum(0).to(d.dtype) for d, b in zip(dys, biased, strict=True) if b]
         if not self.rank:
             return []
-        with_lora = [(m, d) for m, d in zip(self.members, dys, strict=True) if m.a is not None]
+        assert xa is not None
+        assert dxa is not None
         sink = self.sink if self.sink is not None and self.sink.open else None
-        into = {} if sink is None else {"out_da": sink.da, "out_dbs": sink.dbs, "accumulate": sink.accumulate}
-        da, dbs = lora_grads(
-            x,
-            xa,
-            dxa,
-            [d for _, d in with_lora],
-            [m.rank for m, _ in with_lora],
-            [m.scaling for m, _ in with_lora],
-            dtype=with_lora[0][0].a.dtype,
-            **into,
-        )
+        with_lora = [(m, d) for m, d in zip(self.members, dys, strict=True) if m.a is not None]
+        kind = {"dtype": with_lora[0][0].a.dtype, "device": x.device}  # type: ignore[union-attr]
+        da = torch.empty((self.rank, self.inputs), **kind) if sink is None else sink.da
+        dbs = [torch.empty(tuple(m.b.shape), **kind) for m, _ in with_lora] if sink is None else sink.dbs  # type: ignore[union-attr]
+        add = sink is not None and sink.accumulate
+        if ready is not None and ready.da is not None:
+            _put(da, ready.da, 1.0, add)
+        elif rows is not None and columns is not None:
+            # (rows * x * columns)' dxa, the small factors outside of the product
+            part = torch.empty_like(da)
+            jobs.add((dxa * rows[:, None]).to(x.dtype), x, part, 1.0, False, False)
+            jobs.afterwards(lambda: da.addcmul_(part, columns) if add else torch.mul(part, columns, out=da))
+        else:
+            jobs.add(dxa, x, da, 1.0, False, add)
+        start = 0
+        for i, (m, d) in enumerate(with_lora):
+            if ready is not None and ready.dbs is not None:
+                _put(dbs[i], ready.dbs[i].t(), m.scaling, add)
+            else:
+                jobs.add(xa[:, start : start + m.rank], d, dbs[i], m.scaling, True, add)
+            start += m.rank
         if sink is not None:
             return [None] * (2 * len(with_lora))
         das = da.split([m.rank for m, _ in with_lora])
         return [g for pair in zip(das, dbs, strict=True) for g in pair]
+
+
+@dataclass
+class Ready:
+    """LoRA gradients that another kernel has made: dA `[R, K]`, and each dB transposed, `[r_i, O_i]`, unscaled."""
+
+    da: Tensor | None = None
+    dbs: list[Tensor] | None = None
+
+
+def _put(place: Tensor, value: Tensor, scale: float, add: bool) -> None:
+    if add:
+        place.add_(value, alpha=scale)
+    else:
+        torch.mul(value, scale, out=place)

@@ -1,27 +1,27 @@
-"""Copies a model's LoRA parameters into the matrices that multiply with them: one launch for all of them."""
+"""Copies a model's LoRA parameters into the matrices that multiply with them: two launches for all of them."""
 
 import torch
-from nbtune_kernels._runtime import jit, tl, triton, use_triton
+from nbtune_kernels._runtime import jit, tl, use_triton
 from torch import Tensor
 
 __all__ = ["LoraSync"]
 
-_BLOCK = 4096
+_FLAT = (4, 1024)  # tiles of A-like matrices: few rows, many columns
+_TALL = 4096  # elements of the tiles of B-like ones
 
 
 @jit
-def _copy_kernel(table, BLOCK: tl.constexpr, OUT: tl.constexpr):
-    row = table + tl.program_id(0) * 6
-    src = tl.load(row).to(tl.pointer_type(tl.float32))
-    dst = tl.load(row + 1).to(tl.pointer_type(OUT))
-    columns = tl.load(row + 2)
-    pitch = tl.load(row + 3)
-    count = tl.load(row + 4)
-    scale = tl.load(row + 5).to(tl.float32) * (1.0 / 1073741824.0)
-    i = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    keep = i < count
-    x = tl.load(src + i, mask=keep, other=0.0) * scale
-    tl.store(dst + (i // columns) * pitch + i % columns, x.to(OUT), mask=keep)
+def _copy_kernel(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OUT: tl.constexpr):
+    """Row i of the table: source, destination, their pitches, rows and columns left, factor * 2^30."""
+    at = table + tl.program_id(0) * 7
+    src = tl.load(at).to(tl.pointer_type(tl.float32))
+    dst = tl.load(at + 1).to(tl.pointer_type(OUT))
+    src_pitch, dst_pitch = tl.load(at + 2), tl.load(at + 3)
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    keep = (row < tl.load(at + 4)) & (column < tl.load(at + 5))
+    factor = tl.load(at + 6).to(tl.float32) * (1.0 / 1073741824.0)
+    x = tl.load(src + row * src_pitch + column, keep, other=0.0) * factor
+    tl.store(dst + row * dst_pitch + column, x.to(OUT), keep)
 
 
 class LoraSync:
@@ -33,13 +33,13 @@ class LoraSync:
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor, float]]):
         self.pairs = pairs
-        self.table: Tensor | None = None
         self._addresses: list[int] = []
+        self._tables: list[tuple[Tensor, int, int]] = []
 
     def __call__(self) -> None:
         if not self.pairs:
             return
-        place, parameter, _ = self.pairs[0]
+        place = self.pairs[0][0]
         if use_triton(place) and place.is_cuda and all(p.dtype == torch.float32 for _, p, _ in self.pairs):
             self._launch(place)
             return
@@ -53,13 +53,27 @@ class LoraSync:
     def _launch(self, place: Tensor) -> None:
         addresses = [p.data_ptr() for _, p, _ in self.pairs]
         if addresses != self._addresses:
-            rows = [
-                [p.data_ptr(), d.data_ptr(), p.shape[1], d.stride(0), p.numel(), round(f * 2**30)]
-                for d, p, f in self.pairs
-            ]
-            self.table = torch.tensor(rows, dtype=torch.int64).to(place.device)
-            self._addresses = addresses
-        most = max(p.numel() for _, p, _ in self.pairs)
-        kind = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[place.dtype]
-        grid = (len(self.pairs), triton.cdiv(most, _BLOCK))
-        _copy_kernel[grid](self.table, BLOCK=_BLOCK, OUT=kind, num_warps=4)
+            self._tables, self._addresses = _tables(self.pairs), addresses
+        out = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[place.dtype]
+        for table, rows, columns in self._tables:
+            _copy_kernel[(table.shape[0],)](table, ROWS=rows, COLUMNS=columns, OUT=out, num_warps=4)
+
+
+def _tables(pairs: list[tuple[Tensor, Tensor, float]]) -> list[tuple[Tensor, int, int]]:
+    """(table on the device, rows and columns of its tiles), one for each shape of tile."""
+    tiles: dict[tuple[int, int], list[list[int]]] = {}
+    for place, parameter, factor in pairs:
+        rows, columns = parameter.shape
+        shape = _FLAT if columns > 256 else (_TALL // _power(columns), _power(columns))
+        for r in range(0, rows, shape[0]):
+            for c in range(0, columns, shape[1]):
+                src = parameter.data_ptr() + (r * columns + c) * parameter.element_size()
+                dst = place.data_ptr() + (r * place.stride(0) + c) * place.element_size()
+                entry = [src, dst, columns, place.stride(0), rows - r, columns - c, round(factor * 2**30)]
+                tiles.setdefault(shape, []).append(entry)
+    device = pairs[0][0].device
+    return [(torch.tensor(rows, dtype=torch.int64).to(device), *shape) for shape, rows in tiles.items()]
+
+
+def _power(n: int) -> int:
+    return 1 << max(4, (n - 1).bit_length())

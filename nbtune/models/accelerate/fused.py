@@ -1,0 +1,264 @@
+"""Kernels that a whole block makes possible: a leaf op would have to read what another one has just written.
+
+    norm_project          y = rmsnorm(x), and its LoRA projection y A' from the same pass
+    act_project           h = act(gate) * up, and h A'
+    act_backward_grads    dgate, dup in place, and the three LoRA gradients that need h, dgate, dup: read no more
+    rotate_back           dq, dk, dv side by side as the next product wants them, q and k turned back on the way
+
+Each returns None where it does not apply (no Triton, few rows, a large rank): the caller then goes by leaf ops, which
+are also their references. Sums are in fp32 and in a fixed order: two runs give the same bits.
+"""
+
+from typing import Any
+
+import torch
+from nbtune_kernels._runtime import FUSED, cdiv, jit, next_power_of_2, tl, use_triton
+from nbtune_kernels.activation import _act
+from torch import Tensor
+
+__all__ = ["act_backward_grads", "act_project", "norm_project", "rotate_back"]
+
+_MIN_ROWS = 2048  # below it a program a block of rows leaves most of the card idle
+_MAX_RANK = 64
+
+
+def _applies(x: Tensor, rank: int) -> bool:
+    return use_triton(x) and 0 < rank <= _MAX_RANK and (x.shape[0] >= _MIN_ROWS or not x.is_cuda)
+
+
+def _pad(rank: int) -> int:
+    return max(16, next_power_of_2(rank))
+
+
+def _precision(x: Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+# ---------------------------------------------------------------- norm and projection
+
+
+@jit
+def _norm_project_kernel(
+    x_ptr, w_ptr, a_ptr, y_ptr, xa_ptr, rstd_ptr, x_stride, a_stride, y_stride, n_rows, width, rank, eps, offset,
+    CAST: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    k = tl.arange(0, BK)
+    r = tl.arange(0, PAD)
+    live = row[:, None] < n_rows
+    x_at = x_ptr + row[:, None] * x_stride + k[None, :]
+    total = tl.zeros((BT, BK), tl.float32)
+    for start in range(0, width, BK):
+        x = tl.load(x_at + start, live & (k[None, :] < width - start), other=0.0).to(tl.float32)
+        total += x * x
+    rstd = 1.0 / tl.sqrt(tl.sum(total, 1) / width + eps)
+    tl.store(rstd_ptr + row, rstd, row < n_rows)
+    y_at = y_ptr + row[:, None] * y_stride + k[None, :]
+    a_at = a_ptr + r[None, :] * a_stride + k[:, None]
+    acc = tl.zeros((BT, PAD), tl.float32)
+    for start in range(0, width, BK):
+        inside = k < width - start
+        x = tl.load(x_at + start, live & inside[None, :], other=0.0)
+        w = tl.load(w_ptr + start + k, inside, other=0.0).to(tl.float32) + offset
+        n = x.to(tl.float32) * rstd[:, None]
+        if CAST:
+            n = n.to(x.dtype).to(tl.float32)
+        y = (n * w[None, :]).to(x.dtype)
+        tl.store(y_at + start, y, live & inside[None, :])
+        a = tl.load(a_at + start, inside[:, None] & (r[None, :] < rank), other=0.0)
+        acc = tl.dot(y, a, acc, input_precision=PRECISION)
+    out = acc.to(y_ptr.dtype.element_ty)
+    keep = live & (r[None, :] < rank)
+    tl.store(y_ptr + row[:, None] * y_stride + width + r[None, :], out, keep)
+    tl.store(xa_ptr + row[:, None] * rank + r[None, :], out, keep)
+
+
+def norm_project(x: Tensor, norm: Any, a: Tensor, wide_y: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Fills `wide_y [T, K + R]` with [y, y A'] and returns y A' once more by itself, and rstd.
+
+    Args:
+        x: `[T, K]`; norm: see `blocks.Norm`; a: `[R, K]`.
+    """
+    rank = a.shape[0]
+    if not _applies(x, rank):
+        return None
+    t, k = x.shape
+    xa = torch.empty((t, rank), dtype=x.dtype, device=x.device)
+    rstd = torch.empty(t, dtype=torch.float32, device=x.device)
+    _norm_project_kernel[(cdiv(t, 16),)](
+        x, norm.weight, a, wide_y, xa, rstd, x.stride(0), a.stride(0), wide_y.stride(0), t, k, rank, norm.eps,
+        norm.offset, CAST=norm.cast, PAD=_pad(rank), BT=16, BK=256, PRECISION=_precision(x), **FUSED, num_warps=4,
+        num_stages=3,
+    )  # fmt: skip
+    return xa, rstd
+
+
+# ---------------------------------------------------------------- activation and projection
+
+
+@jit
+def _act_project_kernel(
+    g_ptr, u_ptr, a_ptr, h_ptr, ha_ptr, g_stride, a_stride, h_stride, n_rows, width, rank,
+    ACT: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    k = tl.arange(0, BK)
+    r = tl.arange(0, PAD)
+    live = row[:, None] < n_rows
+    at = row[:, None] * g_stride + k[None, :]
+    h_at = h_ptr + row[:, None] * h_stride + k[None, :]
+    a_at = a_ptr + r[None, :] * a_stride + k[:, None]
+    acc = tl.zeros((BT, PAD), tl.float32)
+    for start in range(0, width, BK):
+        inside = k < width - start
+        keep = live & inside[None, :]
+        g = tl.load(g_ptr + at + start, keep, other=0.0)
+        u = tl.load(u_ptr + at + start, keep, other=0.0).to(tl.float32)
+        value, _slope = _act(g.to(tl.float32), ACT)
+        h = (value * u).to(g.dtype)
+        tl.store(h_at + start, h, keep)
+        a = tl.load(a_at + start, inside[:, None] & (r[None, :] < rank), other=0.0)
+        acc = tl.dot(h, a, acc, input_precision=PRECISION)
+    out = acc.to(h_ptr.dtype.element_ty)
+    keep = live & (r[None, :] < rank)
+    tl.store(h_ptr + row[:, None] * h_stride + width + r[None, :], out, keep)
+    tl.store(ha_ptr + row[:, None] * rank + r[None, :], out, keep)
+
+
+def act_project(gate: Tensor, up: Tensor, a: Tensor, act: str, wide_h: Tensor) -> Tensor | None:
+    """Fills `wide_h [T, I + R]` with [h, h A'], and returns h A' once more by itself.
+
+    Args:
+        gate, up: `[T, I]` at one pitch; a: `[R, I]`; act: of `nbtune_kernels.ACTIVATIONS`.
+    """
+    rank = a.shape[0]
+    if not _applies(gate, rank) or gate.stride(0) != up.stride(0):
+        return None
+    t, i = gate.shape
+    ha = torch.empty((t, rank), dtype=gate.dtype, device=gate.device)
+    _act_project_kernel[(cdiv(t, 32),)](
+        gate, up, a, wide_h, ha, gate.stride(0), a.stride(0), wide_h.stride(0), t, i, rank, ACT=act, PAD=_pad(rank),
+        BT=32, BK=128, PRECISION=_precision(gate), **FUSED, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return ha
+
+
+# ---------------------------------------------------------------- activation backward and LoRA gradients
+
+
+@jit
+def _act_backward_kernel(
+    dh_ptr, g_ptr, u_ptr, dha_ptr, xg_ptr, xu_ptr, part_ptr, d_stride, g_stride, da_stride, x_stride,
+    rows_per_split, n_rows, width, rank,
+    ACT: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    split = tl.program_id(1)
+    t = tl.arange(0, BT)
+    r = tl.arange(0, PAD)
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, n_rows)
+    wide_enough = n[None, :] < width
+    small = r[:, None] < rank
+    acc_a = tl.zeros((PAD, BN), tl.float32)
+    acc_g = tl.zeros((PAD, BN), tl.float32)
+    acc_u = tl.zeros((PAD, BN), tl.float32)
+    for start in range(first, last, BT):
+        row = (start + t).to(tl.int64)
+        live = row < last
+        keep = live[:, None] & wide_enough
+        at = row[:, None] * g_stride + n[None, :]
+        g = tl.load(g_ptr + at, keep, other=0.0)
+        up = tl.load(u_ptr + at, keep, other=0.0).to(tl.float32)
+        dh = tl.load(dh_ptr + row[:, None] * d_stride + n[None, :], keep, other=0.0).to(tl.float32)
+        value, slope = _act(g.to(tl.float32), ACT)
+        dg = (dh * up * slope).to(g.dtype)
+        du = (dh * value).to(g.dtype)
+        h = (value * up).to(g.dtype)
+        tl.store(g_ptr + at, dg, keep)
+        tl.store(u_ptr + at, du, keep)
+        beside = live[None, :] & small
+        dha = tl.load(dha_ptr + row[None, :] * da_stride + r[:, None], beside, other=0.0)
+        acc_a = tl.dot(dha, h, acc_a, input_precision=PRECISION)
+        xg = tl.load(xg_ptr + row[None, :] * x_stride + r[:, None], beside, other=0.0)
+        acc_g = tl.dot(xg, dg, acc_g, input_precision=PRECISION)
+        xu = tl.load(xu_ptr + row[None, :] * x_stride + r[:, None], beside, other=0.0)
+        acc_u = tl.dot(xu, du, acc_u, input_precision=PRECISION)
+    at_part = (split.to(tl.int64) * 3 * rank + r[:, None]) * width + n[None, :]
+    keep = small & wide_enough
+    tl.store(part_ptr + at_part, acc_a, keep)
+    tl.store(part_ptr + at_part + rank * width, acc_g, keep)
+    tl.store(part_ptr + at_part + 2 * rank * width, acc_u, keep)
+
+
+def act_backward_grads(
+    dh: Tensor, gate: Tensor, up: Tensor, act: str, dha: Tensor, xa: Tensor, rank: int
+) -> Tensor | None:
+    """Overwrites gate and up with their gradients, and returns `[3, r, I]` fp32: dha' h, xa_gate' dgate, xa_up' dup.
+
+    Args:
+        dh, gate, up: `[T, I]`, gate and up at one pitch; dha: `[T, r]`; xa: `[T, 2 r]`, gate's and up's side by side.
+    """
+    if not _applies(gate, rank) or rank > 32 or gate.stride(0) != up.stride(0):
+        return None
+    t, i = gate.shape
+    pad = _pad(rank)
+    bn = 128 if pad == 16 else 64
+    splits = max(1, min(8, t // 512))
+    per = cdiv(cdiv(t, splits), 32) * 32
+    part = torch.empty((splits, 3, rank, i), dtype=torch.float32, device=gate.device)
+    _act_backward_kernel[(cdiv(i, bn), splits)](
+        dh, gate, up, dha, xa, xa[:, rank:], part, dh.stride(0), gate.stride(0), dha.stride(0), xa.stride(0), per, t, i,
+        rank, ACT=act, PAD=pad, BT=32, BN=bn, PRECISION=_precision(gate), **FUSED, num_warps=8, num_stages=2,
+    )  # fmt: skip
+    return part.sum(0)
+
+
+# ---------------------------------------------------------------- dq, dk, dv
+
+
+@jit
+def _rotate_back_kernel(
+    q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, out_ptr, q_token, q_head, k_token, k_head, v_token, v_head, c_batch, c_token,
+    out_stride, n_tokens, length, HQ: tl.constexpr, HK: tl.constexpr, HALF: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    head = tl.program_id(1)
+    d = tl.arange(0, HALF)
+    live = (token < n_tokens)[:, None]
+    out_at = out_ptr + token[:, None] * out_stride + head * 2 * HALF + d[None, :]
+    if head >= HQ + HK:
+        at = v_ptr + token[:, None] * v_token + (head - HQ - HK) * v_head + d[None, :]
+        tl.store(out_at, tl.load(at, live), live)
+        tl.store(out_at + HALF, tl.load(at + HALF, live), live)
+    else:
+        if head >= HQ:
+            at = k_ptr + token[:, None] * k_token + (head - HQ) * k_head + d[None, :]
+        else:
+            at = q_ptr + token[:, None] * q_token + head * q_head + d[None, :]
+        angle = (token // length)[:, None] * c_batch + (token % length)[:, None] * c_token + d[None, :]
+        c = tl.load(cos_ptr + angle, live, other=0.0).to(tl.float32)
+        s = tl.load(sin_ptr + angle, live, other=0.0).to(tl.float32)
+        a = tl.load(at, live, other=0.0).to(tl.float32)
+        b = tl.load(at + HALF, live, other=0.0).to(tl.float32)
+        tl.store(out_at, (a * c + b * s).to(out_ptr.dtype.element_ty), live)
+        tl.store(out_at + HALF, (b * c - a * s).to(out_ptr.dtype.element_ty), live)
+
+
+def rotate_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> bool:
+    """Fills `out [T, (Hq + 2 Hk) D]` from dq `[B, S, Hq, D]`, dk, dv `[B, S, Hk, D]`, the rotary of q and k undone.
+
+    False, and nothing done, where it does not apply.
+    """
+    b, s, hq, dim = dq.shape
+    half = dim // 2
+    uniform = all(t.stride(0) == s * t.stride(1) and t.stride(3) == 1 for t in (dq, dk, dv))
+    if not use_triton(dq) or not uniform or cos.shape[-1] != dim or half & (half - 1) or cos.stride() != sin.stride():
+        return False
+    hk, block = dk.shape[2], 32
+    _rotate_back_kernel[(cdiv(b * s, block), hq + 2 * hk)](
+        dq, dk, dv, cos, sin, out, dq.stride(1), dq.stride(2), dk.stride(1), dk.stride(2), dv.stride(1), dv.stride(2),
+        cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), out.stride(0), b * s, s, HQ=hq, HK=hk, HALF=half,
+        BT=block, num_warps=4,
+    )  # fmt: skip
+    return True
