@@ -23,11 +23,18 @@ TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 collect_ignore = ["test_interpreter.py", "test_compile_ahead.py"] if INTERPRETED or DEVICE != "cpu" else []
 
 
+# The interpreter takes milliseconds a program. What these add in fp16 is torch's own product around the row kernel, or
+# the cast that the other norm's tests have.
+FP32_ONLY = ("test_linear_cross_entropy", "test_linear_logprobs", "test_layer_norm")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The interpreter is numpy, which warns of infinities that a kernel masks."""
+    """Fewer dtypes for the interpreter; it is numpy, which warns of infinities that a kernel masks."""
+    if not INTERPRETED:
+        return
+    items[:] = [i for i in items if not (i.path.stem in FP32_ONLY and "float16" in i.name)]
     for item in items:
-        if INTERPRETED:
-            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
 
 
 @pytest.fixture

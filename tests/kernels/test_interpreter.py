@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
+@pytest.mark.timeout(600)
 def test_kernels_under_the_interpreter(repo: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(repo / "tests/kernels"), "-x", "-p", "no:cacheprovider"],
@@ -20,7 +21,7 @@ def test_kernels_under_the_interpreter(repo: Path) -> None:
         cwd=repo,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
     )
     assert run.returncode == 0, run.stdout[-6000:]
     assert " passed" in run.stdout

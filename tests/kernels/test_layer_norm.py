@@ -10,7 +10,7 @@ EPS = 1e-5
 
 
 @pytest.mark.parametrize("affine", ["both", "weight", "none"])
-@pytest.mark.parametrize("shape", [(2, 3, 64), (5, 100), (21, 3), (2, 1025)])
+@pytest.mark.parametrize("shape", [(2, 3, 64), (5, 100), (9, 3), (2, 1025)])
 def test_equals_torch(draw, near, dtype, shape, affine):
     x, dy, dres = (draw(*shape, dtype=dtype) for _ in range(3))
     weight = None if affine == "none" else draw(shape[-1], dtype=dtype)

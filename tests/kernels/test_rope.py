@@ -8,7 +8,7 @@ from nbtune_kernels import rope
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved_stock
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as half_stock
 
-B, S, HQ, HK, D = 2, 5, 3, 1, 24
+B, S, HQ, HK, D = 2, 3, 3, 1, 24
 
 
 def angles(draw, dtype, width: int, interleaved: bool, batch: int = B) -> tuple[torch.Tensor, torch.Tensor]:
