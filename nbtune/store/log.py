@@ -54,6 +54,13 @@ class EventReader:
         self._path, self._offset, self._lock = path, 0, threading.Lock()
         self.events: list[events.Event] = []
 
+    def behind(self) -> bool:
+        """The file has grown since the last `read`; costs a look at its size."""
+        try:
+            return self._path.stat().st_size > self._offset
+        except OSError:
+            return False
+
     def read(self) -> list[events.Event]:
         """Take in what is new, and return all events (a list that only grows: do not change it)."""
         with self._lock:

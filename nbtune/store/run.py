@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
-_EVERY = 0.25  # seconds between looks at the log, when somebody listens
+_EVERY = 0.25  # seconds between two calls of a listener
+_LOOK = 0.02  # seconds between looks at the log's size, when somebody listens: what is new and late is said at once
 _LIVE_STATES = ("queued", "preparing", "running", "paused", "stopping")
 
 
@@ -301,7 +302,16 @@ class Run:
                 if not self._listeners or not alive:
                     self._pump = None
                     return
-            time.sleep(_EVERY)
+            self._await_news()
+
+    def _await_news(self) -> None:
+        """Until a quarter of a second has passed, and then until there is something new, or somebody else listens."""
+        time.sleep(_EVERY)
+        listeners = len(self._listeners)
+        for _ in range(round(1 / _LOOK)):
+            if self._reader.behind() or len(self._listeners) != listeners:
+                return
+            time.sleep(_LOOK)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} ({self.id}): {self.state}, step {self.step} of {self.total_steps or '?'}>"

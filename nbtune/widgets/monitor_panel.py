@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import traitlets
@@ -17,6 +17,7 @@ from nbtune.widgets.view import Cursor, RunView
 __all__ = ["Monitor"]
 
 HEARTBEAT = 1.0  # seconds: an idle-culling hub takes a kernel that says nothing for dead
+WATCH = 0.5  # seconds between looks at a run that has ended, while it is exported
 EXPORTS = {"q8_0": "gguf", "f16": "gguf", "bf16": "gguf", "adapter": "adapter"}
 
 
@@ -43,6 +44,7 @@ class Monitor(Panel):
         self._said = time.monotonic()
         self._over = threading.Event()
         self._caught_up = threading.Event()
+        self._taking = threading.Lock()
         self._seen = 0
         self._unsubscribe = run.subscribe(self._on_events, 0)
         if getattr(run, "step", 0):
@@ -70,8 +72,9 @@ class Monitor(Panel):
         super().close()
 
     def _on_events(self, events: Sequence[Event], first: int) -> None:
-        self.view.add(events)
-        self._seen = first + len(events)
+        with self._taking:
+            self.view.add(events[max(0, self._seen - first) :])
+            self._seen = max(self._seen, first + len(events))
         self._caught_up.set()
         if self._opened:
             self._tell()
@@ -120,7 +123,7 @@ class Monitor(Panel):
         self.run.stop()
 
     def do_resume(self) -> None:
-        self.in_background(self._resume, self._failed)
+        self._work(self._resume)
 
     def _resume(self) -> None:
         self.run = self.view.run = self.run.resume()
@@ -133,15 +136,38 @@ class Monitor(Panel):
         if how is None:
             raise NbtuneError(f"cannot export {kind!r}", fix=f"one of {', '.join(EXPORTS)}")
         export = self.run.export
-        self.in_background(lambda: export.gguf(kind) if how == "gguf" else export.adapter(), self._failed)
+        self._work(lambda: export.gguf(kind) if how == "gguf" else export.adapter())
 
     def do_push(self, repo: str, private: bool = True) -> None:
-        self.in_background(lambda: self._push(repo, private), self._failed)
+        self._work(lambda: self._push(repo, private))
 
     def _push(self, repo: str, private: bool) -> None:
         url = self.run.push_to_hub(repo, private=private)
         self.view.note(f"Pushed to {url or repo}", level="good")
         self._tell()
+
+    def _work(self, work: Callable[[], Any]) -> None:
+        """In the background; what the run says meanwhile is shown, though nobody pumps a run that has ended."""
+        done = threading.Event()
+
+        def body() -> None:
+            try:
+                work()
+            finally:
+                done.set()
+
+        def watch() -> None:
+            while not done.wait(WATCH):
+                self._look()
+            self._look()
+
+        self.in_background(body, self._failed)
+        self.in_background(watch, self._failed)
+
+    def _look(self) -> None:
+        first = self._seen
+        if events := self.run.events(first):
+            self._on_events(events, first)
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, NbtuneError):

@@ -8,16 +8,20 @@ from pathlib import Path
 __all__ = ["clean", "without_home"]
 
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they would turn around the words next to them, too
 
 
 def clean(text: object, limit: int = 2000) -> str:
     """`text` without control characters and terminal colours, cut after `limit` characters with a note of how many.
+
+    Marks that turn the writing direction are shown by their number.
 
     >>> clean("a\\x1b[31mb\\x00")
     'ab'
     """
     whole = str(text)
     shown = _CONTROLS.sub("", whole[: 2 * limit])[:limit]
+    shown = _TURNS.sub(lambda mark: f"\\u{ord(mark[0]):04x}", shown)
     return shown if len(whole) <= limit else f"{shown}… ({len(whole):,} characters)"
 
 

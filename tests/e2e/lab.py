@@ -176,7 +176,7 @@ class Page:
 
     def __init__(self, lab: Lab, page: Any, name: str) -> None:
         self.lab, self.page, self.name = lab, page, name
-        page.set_default_timeout(40_000)
+        page.set_default_timeout(120_000)  # a machine that is shared may be slow
         self.complaints: list[str] = []
         self.bytes = 0
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -196,12 +196,6 @@ class Page:
         self.page.evaluate("() => window.jupyterapp.shell.collapseLeft?.()")
         if dark:
             self.dark()
-
-    def ready(self) -> None:
-        """Waits until the kernel is idle."""
-        self.page.wait_for_function(
-            "() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
-        )
 
     def dark(self, on: bool = True) -> None:
         """JupyterLab's dark theme, or its light one."""
@@ -226,9 +220,24 @@ class Page:
             [index, wait],
         )
 
+    def run_code(self, code: str) -> None:
+        """Writes `code` into a new cell at the end and runs it."""
+        self.page.evaluate(
+            """async (code) => {
+                const { content } = window.jupyterapp.shell.currentWidget;
+                content.activeCellIndex = content.widgets.length - 1;
+                await window.jupyterapp.commands.execute("notebook:insert-cell-below");
+                content.activeCell.model.sharedModel.setSource(code);
+                await window.jupyterapp.commands.execute("notebook:run-cell");
+            }""",
+            code,
+        )
+
     def output(self, index: int) -> str:
-        """The text of a cell's outputs."""
-        return self.cell(index).locator(".jp-Cell-outputArea").inner_text()
+        """The text of a cell's outputs, when there is some."""
+        text = self.cell(index).locator(".jp-OutputArea-output").first
+        text.wait_for()
+        return text.inner_text()
 
     def cell(self, index: int) -> Any:
         """A cell, as a locator."""
@@ -242,7 +251,11 @@ class Page:
         """A screenshot in artifacts/, to be looked at."""
         ARTIFACTS.mkdir(exist_ok=True)
         path = ARTIFACTS / f"{name}.png"
+        before = self.page.viewport_size
+        if of is not None and (tall := int(of.bounding_box()["height"]) + 400) > before["height"]:
+            self.page.set_viewport_size({"width": before["width"], "height": tall})  # what scrolls is cut otherwise
         (of or self.page).screenshot(path=str(path))
+        self.page.set_viewport_size(before)
         return path
 
     def close(self) -> None:

@@ -47,9 +47,8 @@ def test_a_run_from_its_cell_to_a_file(notebook, lab):
 
     # while another cell sleeps, points arrive and a button works
     page.run(2, wait=False)
-    page.page.wait_for_function(
-        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'"
-    )
+    running = page.cell(2).locator(".jp-InputPrompt", has_text="[*]")
+    running.wait_for()
     wait_points(page, points(page) + 10)
     clicked = time.monotonic()
     page.page.click(f"{PANEL} [data-do=stop]")
@@ -57,11 +56,10 @@ def test_a_run_from_its_cell_to_a_file(notebook, lab):
     took = time.monotonic() - clicked
     wait_state(page, "stopped")
     assert took <= 2
-    status = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
-    assert page.page.evaluate(status) == "busy"
+    assert running.count() == 1
     page.picture("monitor-stopped-light")
     page.command("notebook:interrupt-kernel")
-    page.ready()
+    running.wait_for(state="detached")
 
     # all points are there after a reload, and the panel works
     page.run(3)

@@ -15,6 +15,7 @@ from nbtune.widgets.plain import clean, without_home
         ("two\nlines\tand a tab", "two\nlines\tand a tab"),
         ("<b>&amp;</b>", "<b>&amp;</b>"),
         (None, "None"),
+        ("abc\u202edef", "abc\\u202edef"),
     ],
 )
 def test_controls_go_and_the_rest_stays(text, shown):

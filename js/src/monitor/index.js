@@ -146,11 +146,11 @@ class View {
     const best = evals.findLast((item) => item.best);
     parts.tiles.loss.replaceChildren(number(smoothed.at(-1)));
     parts.tiles.eval.replaceChildren(evals.length ? number(evals.at(-1).loss) : MISSING,
-      best ? el("small", {}, ` ${text("loss.best")} ${number(best.loss)}`) : "");
+      best ? el("small", {}, `${text("loss.best")} ${number(best.loss)}`) : "");
     setText(parts.tiles.speed, number(rows.last("tokens_per_second"), 3));
     const memory = rows.last("memory");
     parts.tiles.memory.replaceChildren(bytes(memory),
-      status.memory_total ? el("small", {}, ` ${text("of", { part: "", whole: bytes(status.memory_total) }).trim()}`) : "");
+      status.memory_total ? el("small", {}, `${text("of", { part: "", whole: bytes(status.memory_total) }).trim()}`) : "");
     setText(parts.memoryLabel, text(status.gpu ? "memory.gpu" : "memory.cpu"));
     this.paintClock();
     const tenth = status.total ? Math.floor((10 * status.step) / status.total) : 0;
@@ -170,10 +170,18 @@ class View {
 
   paintCharts(smoothed) {
     const { parts, store, theme, plotly } = this;
-    const { status, rows, evals } = store;
+    const { rows, evals } = store;
     parts.loss.update(plotly, store, smoothed, theme, this);
     const last = evals.length ? number(evals.at(-1).loss) : MISSING;
     parts.loss.describe(text("chart.loss", { loss: number(rows.last("loss")), smooth: number(smoothed.at(-1)), eval: last }));
+    // The loss comes first; the small charts have the frame after it.
+    cancelAnimationFrame(this.smallFrame);
+    this.smallFrame = requestAnimationFrame(() => this.paintSmall());
+  }
+
+  paintSmall() {
+    const { parts, store, theme, plotly } = this;
+    const { status, rows } = store;
     const names = [text("rate"), text("speed"), `${text(status.gpu ? "memory.gpu" : "memory.cpu")} (GiB)`];
     parts.small.forEach((chart, k) => {
       const unit = chart.column === "memory" ? 1024 ** 3 : 1;
@@ -209,6 +217,7 @@ class View {
   destroy() {
     clearInterval(this.ticking);
     cancelAnimationFrame(this.frame);
+    cancelAnimationFrame(this.smallFrame);
     for (const end of this.end) end();
     for (const chart of [this.parts.loss, ...this.parts.small]) chart.destroy();
   }

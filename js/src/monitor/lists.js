@@ -58,7 +58,7 @@ export class Table {
     this.limit = limit;
     this.body = el("tbody");
     this.caption = el("caption", { class: "nbt-sr" });
-    const names = ["step", "loss", "rate", "grad", "speed"].map((key) => text(key, { step: "" }).trim());
+    const names = ["table.step", "loss", "rate", "grad", "speed"].map((key) => text(key));
     this.node = el("details", {}, el("summary", {}, text("table")),
       el("div", { class: "nbt-scroll", tabindex: 0 },
         el("table", {}, this.caption, el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))), this.body)));

@@ -17,7 +17,7 @@ export const COLUMNS = [
   "time",
 ];
 const [FIRST, COUNT] = [0, 1];
-export const LIMIT = 4096;
+export const LIMIT = 2048; // more than a chart has pixels
 
 export class Rows {
   constructor() {

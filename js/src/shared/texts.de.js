@@ -34,6 +34,7 @@ export const de = {
   "no_plotly": "Die interaktive Kurve ließ sich nicht laden; dies ist eine einfache.",
   "chart.loss": "Verlust über die Schritte. Jetzt {loss}, geglättet {smooth}, Prüfdaten {eval}.",
   "chart.other": "{name} über die Schritte. Jetzt {value}.",
+  "table.step": "Schritt",
   "table": "Zahlen als Tabelle",
   "table.caption": "Die letzten {n} Punkte",
   "smoothing": "Glättung",

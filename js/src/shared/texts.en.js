@@ -34,6 +34,7 @@ export const en = {
   "no_plotly": "The interactive chart did not load; this is a plain one.",
   "chart.loss": "Loss over steps. Now {loss}, smoothed {smooth}, held-out {eval}.",
   "chart.other": "{name} over steps. Now {value}.",
+  "table.step": "Step",
   "table": "Numbers as a table",
   "table.caption": "The last {n} points",
   "smoothing": "Smoothing",
