@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from nbtune.models.accelerate.attention import Packing, attend
 from nbtune.models.accelerate.fused import act_backward_grads, act_project, norm_project, rotate_back
 from nbtune.models.accelerate.linear import GradJobs, LinearGroup, Ready, wide
+from nbtune.models.accelerate.parking import Parking
 from nbtune.models.policy import MemoryPolicy
 
 __all__ = ["Layer", "LayerFunction", "Norm"]
@@ -88,6 +89,7 @@ class Layer:
     k_norm: Norm | None = None
     policy: MemoryPolicy = "keep"
     lane: Lane = field(default_factory=Lane)
+    parking: Parking | None = None
 
     def groups(self) -> list[LinearGroup]:
         return [self.qkv, self.out, self.gate_up, self.down]
@@ -349,22 +351,27 @@ class LayerFunction(torch.autograd.Function):
         if layer.policy in ("keep", "selective"):
             ctx.save_for_backward(flat, a, cos, sin)
             ctx.halves = (attention, mlp)
+        elif layer.policy == "offload" and layer.parking is not None:
+            ctx.save_for_backward(None, None, cos, sin)
+            ctx.halves = (mlp.ha, layer.parking.park(flat))
         else:
             ctx.save_for_backward(flat, None, cos, sin)
-            ctx.halves = mlp.ha
+            ctx.halves = (mlp.ha, None)
         return out.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple:  # type: ignore[override]
         layer: Layer = ctx.layer
         x, a, cos, sin = ctx.saved_tensors
+        if ctx.halves is None:
+            raise RuntimeError("an accelerated layer keeps its activations for one backward only")
         if a is None:
+            ha, ticket = ctx.halves
+            x = x if ticket is None else layer.parking.fetch(ticket)  # type: ignore[union-attr]
             added, attention = attention_forward(layer, x, ctx.shape, cos, sin, ctx.packing)
             a, _, mlp = mlp_forward(layer, x, added, need_out=False)
-            mlp.ha = ctx.halves
+            mlp.ha = ha
             del added
-        elif ctx.halves is None:
-            raise RuntimeError("an accelerated layer keeps its activations for one backward only")
         else:
             attention, mlp = ctx.halves
         ctx.halves = None

@@ -20,6 +20,11 @@ __all__ = ["act_backward_grads", "act_project", "norm_project", "rotate_back"]
 
 _MIN_ROWS = 2048  # below it a program a block of rows leaves most of the card idle
 _MAX_RANK = 64
+# rows and columns of a tile, warps, stages; measured on a Hopper card (docs/speed.md)
+_NORM = {"BT": 16, "BK": 256, "num_warps": 4, "num_stages": 3}
+_ACT = {"BT": 32, "BK": 128, "num_warps": 4, "num_stages": 3}
+_ACT_BACKWARD = {"BT": 32, "BN": 128, "num_warps": 8, "num_stages": 2}
+_SPLITS = 8  # slices of the rows whose partial sums are added afterwards
 
 
 def _applies(x: Tensor, rank: int) -> bool:
@@ -85,10 +90,9 @@ def norm_project(x: Tensor, norm: Any, a: Tensor, wide_y: Tensor) -> tuple[Tenso
     t, k = x.shape
     xa = torch.empty((t, rank), dtype=x.dtype, device=x.device)
     rstd = torch.empty(t, dtype=torch.float32, device=x.device)
-    _norm_project_kernel[(cdiv(t, 16),)](
+    _norm_project_kernel[(cdiv(t, _NORM["BT"]),)](
         x, norm.weight, a, wide_y, xa, rstd, x.stride(0), a.stride(0), wide_y.stride(0), t, k, rank, norm.eps,
-        norm.offset, CAST=norm.cast, PAD=_pad(rank), BT=16, BK=256, PRECISION=_precision(x), **FUSED, num_warps=4,
-        num_stages=3,
+        norm.offset, CAST=norm.cast, PAD=_pad(rank), PRECISION=_precision(x), **FUSED, **_NORM,
     )  # fmt: skip
     return xa, rstd
 
@@ -136,9 +140,9 @@ def act_project(gate: Tensor, up: Tensor, a: Tensor, act: str, wide_h: Tensor) -
         return None
     t, i = gate.shape
     ha = torch.empty((t, rank), dtype=gate.dtype, device=gate.device)
-    _act_project_kernel[(cdiv(t, 32),)](
+    _act_project_kernel[(cdiv(t, _ACT["BT"]),)](
         gate, up, a, wide_h, ha, gate.stride(0), a.stride(0), wide_h.stride(0), t, i, rank, ACT=act, PAD=_pad(rank),
-        BT=32, BK=128, PRECISION=_precision(gate), **FUSED, num_warps=4, num_stages=3,
+        PRECISION=_precision(gate), **FUSED, **_ACT,
     )  # fmt: skip
     return ha
 
@@ -203,13 +207,13 @@ def act_backward_grads(
         return None
     t, i = gate.shape
     pad = _pad(rank)
-    bn = 128 if pad == 16 else 64
-    splits = max(1, min(8, t // 512))
-    per = cdiv(cdiv(t, splits), 32) * 32
+    tile = _ACT_BACKWARD if pad == 16 else {**_ACT_BACKWARD, "BN": 64}
+    splits = max(1, min(_SPLITS, t // 512))
+    per = cdiv(cdiv(t, splits), tile["BT"]) * tile["BT"]
     part = torch.empty((splits, 3, rank, i), dtype=torch.float32, device=gate.device)
-    _act_backward_kernel[(cdiv(i, bn), splits)](
+    _act_backward_kernel[(cdiv(i, tile["BN"]), splits)](
         dh, gate, up, dha, xa, xa[:, rank:], part, dh.stride(0), gate.stride(0), dha.stride(0), xa.stride(0), per, t, i,
-        rank, ACT=act, PAD=pad, BT=32, BN=bn, PRECISION=_precision(gate), **FUSED, num_warps=8, num_stages=2,
+        rank, ACT=act, PAD=pad, PRECISION=_precision(gate), **FUSED, **tile,
     )  # fmt: skip
     return part.sum(0)
 

@@ -14,6 +14,7 @@ from nbtune.models.accelerate.blocks import Lane, Layer, LayerFunction
 from nbtune.models.accelerate.find import causal_lm, decoder, decoder_layers, find_layer, find_norm, tolerance
 from nbtune.models.accelerate.head import Head, NormFunction, find_head, loss_inputs
 from nbtune.models.accelerate.linear import LeftAlone
+from nbtune.models.accelerate.parking import Parking
 from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer
 from nbtune.models.accelerate.sync import LoraSync
 from nbtune.models.policy import MEMORY_POLICIES, MemoryPolicy
@@ -51,8 +52,11 @@ class Handle:
     def set_policy(self, policy: MemoryPolicy) -> None:
         """What blocks keep from now on."""
         self.policy = policy
+        weights = [layer.qkv.members[0].base.weight for layer in self.layers]
+        parks = policy == "offload" and bool(weights) and weights[0].is_cuda
+        parking = Parking(weights[0].device) if parks else None
         for layer in self.layers:
-            layer.policy = policy
+            layer.policy, layer.parking = policy, parking
 
     def remove(self) -> None:
         """Puts the stock model back; calling it twice does no harm."""
@@ -87,6 +91,7 @@ def accelerate(model: nn.Module, policy: MemoryPolicy = "keep") -> Handle:
     if abs(ours - stock_loss) > tolerance(_dtype(lm)) * max(1.0, abs(stock_loss)):
         handle.remove()
         handle.report = Report(left={"model": f"the whole disagrees: a loss of {ours:.4f}, stock {stock_loss:.4f}"})
+    handle.set_policy(policy)
     return handle
 
 

@@ -11,14 +11,18 @@ _TALL = 4096  # elements of the tiles of B-like ones
 
 
 @jit
-def _copy_kernel(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OUT: tl.constexpr):
+def _copy_kernel(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr):
     """Row i of the table: source, destination, their pitches, rows and columns left, factor * 2^30."""
     at = table + tl.program_id(0) * 7
     src = tl.load(at).to(tl.pointer_type(tl.float32))
     dst = tl.load(at + 1).to(tl.pointer_type(OUT))
-    src_pitch, dst_pitch = tl.load(at + 2), tl.load(at + 3)
+    src_pitch, dst_pitch, left = tl.load(at + 2), tl.load(at + 3), tl.load(at + 5)
+    if ALIGNED:
+        left = tl.multiple_of(left, 8)
+        src, dst = tl.multiple_of(src, 16), tl.multiple_of(dst, 16)
+        src_pitch, dst_pitch = tl.multiple_of(src_pitch, 8), tl.multiple_of(dst_pitch, 8)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-    keep = (row < tl.load(at + 4)) & (column < tl.load(at + 5))
+    keep = (row < tl.load(at + 4)) & (column < left)
     factor = tl.load(at + 6).to(tl.float32) * (1.0 / 1073741824.0)
     x = tl.load(src + row * src_pitch + column, keep, other=0.0) * factor
     tl.store(dst + row * dst_pitch + column, x.to(OUT), keep)
@@ -34,13 +38,14 @@ class LoraSync:
     def __init__(self, pairs: list[tuple[Tensor, Tensor, float]]):
         self.pairs = pairs
         self._addresses: list[int] = []
-        self._tables: list[tuple[Tensor, int, int]] = []
+        self._tables: list[tuple[Tensor, int, int, bool]] = []
+        self._single = all(p.dtype == torch.float32 for _, p, _ in pairs)
 
     def __call__(self) -> None:
         if not self.pairs:
             return
         place = self.pairs[0][0]
-        if use_triton(place) and place.is_cuda and all(p.dtype == torch.float32 for _, p, _ in self.pairs):
+        if use_triton(place) and place.is_cuda and self._single:
             self._launch(place)
             return
         with torch.no_grad():
@@ -55,12 +60,12 @@ class LoraSync:
         if addresses != self._addresses:
             self._tables, self._addresses = _tables(self.pairs), addresses
         out = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[place.dtype]
-        for table, rows, columns in self._tables:
-            _copy_kernel[(table.shape[0],)](table, ROWS=rows, COLUMNS=columns, OUT=out, num_warps=4)
+        for table, rows, columns, aligned in self._tables:
+            _copy_kernel[(table.shape[0],)](table, ROWS=rows, COLUMNS=columns, OUT=out, ALIGNED=aligned, num_warps=4)
 
 
-def _tables(pairs: list[tuple[Tensor, Tensor, float]]) -> list[tuple[Tensor, int, int]]:
-    """(table on the device, rows and columns of its tiles), one for each shape of tile."""
+def _tables(pairs: list[tuple[Tensor, Tensor, float]]) -> list[tuple[Tensor, int, int, bool]]:
+    """(table on the device, rows and columns of its tiles, all aligned or not), one for each shape of tile."""
     tiles: dict[tuple[int, int], list[list[int]]] = {}
     for place, parameter, factor in pairs:
         rows, columns = parameter.shape
@@ -72,7 +77,14 @@ def _tables(pairs: list[tuple[Tensor, Tensor, float]]) -> list[tuple[Tensor, int
                 entry = [src, dst, columns, place.stride(0), rows - r, columns - c, round(factor * 2**30)]
                 tiles.setdefault(shape, []).append(entry)
     device = pairs[0][0].device
-    return [(torch.tensor(rows, dtype=torch.int64).to(device), *shape) for shape, rows in tiles.items()]
+    return [
+        (torch.tensor(rows, dtype=torch.int64).to(device), *shape, all(_is_aligned(row) for row in rows))
+        for shape, rows in tiles.items()
+    ]
+
+
+def _is_aligned(row: list[int]) -> bool:
+    return row[0] % 16 == 0 and row[1] % 16 == 0 and all(row[i] % 8 == 0 for i in (2, 3, 5))
 
 
 def _power(n: int) -> int:
