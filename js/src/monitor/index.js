@@ -180,6 +180,7 @@ class View {
   }
 
   paintSmall() {
+    if (!this.theme) return; // it has just changed: a paint of everything is on its way
     const { parts, store, theme, plotly } = this;
     const { status, rows } = store;
     const names = [text("rate"), text("speed"), `${text(status.gpu ? "memory.gpu" : "memory.cpu")} (GiB)`];
