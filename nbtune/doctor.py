@@ -1,7 +1,8 @@
-"""`nbtune doctor`: what this machine is and has, and what to mend. Looks, changes nothing, asks no network.
+"""What this machine is and has, how rows are read, and what to mend. Looks, changes nothing, asks no network.
 
-    for finding in examine():
+    for finding in examine():            # nbtune doctor
         print(finding.mark, finding.topic, finding.text, finding.fix)
+    print(examine_rows(spec).report)     # nbtune data
 
 A token of the Hub is looked for, and never read into what is said.
 """
@@ -13,15 +14,19 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune import device as machine
 from nbtune.errors import NbtuneError
+from nbtune.spec import RunSpec
 
-__all__ = ["Cached", "Finding", "cached", "examine"]
+if TYPE_CHECKING:
+    from nbtune.data import Example, Prepared, Report
+
+__all__ = ["Cached", "Finding", "Rows", "cached", "examine", "examine_rows"]
 
 _MARKS = {"ok": "✓", "note": "·", "problem": "✗"}
 _NEEDED = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "safetensors", "gguf")
@@ -67,6 +72,63 @@ def examine(*, offline: bool = False) -> list[Finding]:
     if offline:
         looks.append(_offline)
     return [finding for look in looks for finding in look()]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as a run would read them."""
+
+    prepared: Prepared
+    tokenizer: Any
+
+    @property
+    def report(self) -> Report:
+        """Every row's fate, counts, warnings."""
+        return self.prepared.report
+
+    def each(self) -> Iterator[dict[str, Any]]:
+        """Per example, in the order of the rows: row, source, status (used, held out, cut, split, dropped), reason,
+        input_ids, labels (-100 where nothing is trained) and text; a dropped row has no tokens."""
+        fates = {(source, row): (status, reason) for source, row, status, reason in self.report.fates}
+        held = self.prepared.eval
+        examples = [(example, "used") for example in self.prepared.train]
+        examples += [(example, "held out") for example in held] if held is not None else []
+        there = {(example.source, example.row) for example, _ in examples}
+        found: list[tuple[tuple[str, int], Example | None, str]]
+        found = [(key, None, "dropped") for key in fates if key not in there]
+        found += [((example.source, example.row), example, status) for example, status in examples]
+        for key, example, status in sorted(found, key=lambda entry: entry[0]):
+            told, reason = fates.get(key, (status, ""))
+            ids: list[int] = example.input_ids if example is not None else []
+            yield {
+                "row": key[1],
+                "source": key[0],
+                "status": told,
+                "reason": reason,
+                "input_ids": ids,
+                "labels": example.labels if example is not None else [],
+                "text": self.tokenizer.decode(ids),
+            }
+
+
+def examine_rows(spec: RunSpec, namespace: Mapping[str, Any] | None = None) -> Rows:
+    """Reads and tokenises the rows of a spec as a run would, without training.
+
+    Args:
+        spec: its model says whose tokenizer and template.
+        namespace: where variables named by `data:` are looked up.
+    Raises:
+        NbtuneError: as a run would.
+    """
+    from nbtune import data, models
+
+    sources = data.resolve(spec.data, namespace, base_dir=Path.cwd())
+    tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+    longest = models.model_facts(spec.model).max_position
+    max_len = min(spec.sequence_len or longest, longest)
+    return Rows(
+        data.prepare(sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed, on_error="skip"), tokenizer
+    )
 
 
 def _machine() -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -73,7 +73,7 @@ def train(
         asked = _spec(spec, set_)
     with work():
         with request():
-            on_busy = "restart" if restart else "queue" if queue else "attach"
+            on_busy: Literal["attach", "restart", "queue"] = "restart" if restart else "queue" if queue else "attach"
             run = nbtune.finetune(asked, name=name, runs_dir=runs, on_busy=on_busy, detach=detach)
         _until_begun(run) if detach else _until_ended(run)
     _done(run, as_json, detached=detach)
@@ -215,17 +215,17 @@ def data(
     as_json: Json = False,
 ) -> None:
     """How rows are read, and which of their tokens are trained."""
-    from nbtune.data import examine
+    from nbtune.doctor import examine_rows
+    from nbtune.spec import from_mapping, from_yaml
 
     with work(), request():
         body: dict[str, Any] = {"data": list(source), **({"model": model} if model else {})}
-        asked = nbtune.spec.from_yaml(_read(spec), body, name=spec.name) if spec else nbtune.spec.from_mapping(body)
-        report = examine(asked)
+        rows = examine_rows(from_yaml(_read(spec), body, name=spec.name) if spec else from_mapping(body))
     if as_json:
-        for row in report.rows():
+        for row in rows.each():
             result(row, as_json=True, text="")
     else:
-        print(report)
+        print(rows.report)
 
 
 @app.command()

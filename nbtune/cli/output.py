@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 import time
 import traceback as tracebacks
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,19 +117,26 @@ def following(run: Any) -> Iterator[Progress]:
     progress = Progress()
     line = _Line() if sys.stderr.isatty() else _Lines()
 
+    seen, turn = 0, threading.Lock()
+
     def take(events: Any, first: int) -> None:
-        known = len(progress.warnings)
-        progress.add(events)
-        for warning in progress.warnings[known:]:
-            fix = f"\n  → {warning.fix}" if warning.fix else ""
-            line.say(f"warning: {warning.message}{fix}")
-        line.show(f"{run.name}: {progress.line()}", progress)
+        nonlocal seen
+        with turn:
+            events = events[max(0, seen - first) :]  # a late call of the pump brings what is known
+            seen += len(events)
+            known = len(progress.warnings)
+            progress.add(events)
+            for warning in progress.warnings[known:]:
+                fix = f"\n  → {warning.fix}" if warning.fix else ""
+                line.say(f"warning: {warning.message}{fix}")
+            line.show(f"{run.name}: {progress.line()}", progress)
 
     unsubscribe = run.subscribe(take)
     try:
         yield progress
     finally:
         unsubscribe()
+        take(run.events(), 0)  # what came after the last look
         line.close()
 
 

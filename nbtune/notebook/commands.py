@@ -80,7 +80,9 @@ COMMANDS: dict[str, Command] = {
     "chat": Command("talk to the model", "nbtune.attach(RUN).chat()", _chat),
     "plan": Command("what a run would cost; the flags of %%finetune", "nbtune.plan(SPEC)", None, takes_run=False),
     "script": Command("the run as a Python script, in a new cell", "RUN/train.py", _run_flag),
-    "data": Command("how rows are read and what is trained", "nbtune.data", _data, takes_run=False),
+    "data": Command(
+        "how rows are read and what is trained", "nbtune.doctor.examine_rows(SPEC)", _data, takes_run=False
+    ),
     "doctor": Command("this machine, its packages, and what to mend", "nbtune.doctor.examine()", None, takes_run=False),
 }
 

@@ -101,7 +101,7 @@ def _on_interrupt(run: Any, shell: Any) -> str:
 
 def _stop_on_next_interrupt(run: Any, shell: Any) -> None:
     """An idle kernel ignores interrupts: until the run has ended, the next one stops it."""
-    kernel = getattr(shell, "kernel", None)
+    kernel: Any = getattr(shell, "kernel", None)
     before = getattr(kernel, "saved_sigint_handler", None)  # what ipykernel puts back after this cell
     if before is None or threading.current_thread() is not threading.main_thread():
         return

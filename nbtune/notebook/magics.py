@@ -168,9 +168,10 @@ class NbtuneMagics(Magics):
         self.shell.set_next_input(f"# The spec of {run.name}:\n{body}\n{(run.folder / 'train.py').read_text()}")
 
     def _data(self, args: Any) -> None:
-        from nbtune.data import inspect
+        from nbtune.doctor import examine_rows
 
-        display(inspect(args.source, model=args.model, rows=self.shell.user_ns))
+        spec = from_mapping({"data": args.source, "model": args.model}, name="the line")
+        say(str(examine_rows(spec, self.shell.user_ns).report))
 
     def _doctor(self, args: Any) -> None:
         from nbtune.doctor import examine
