@@ -54,7 +54,8 @@ def execute(notebook: Path, folder: Path, *, timeout: float = 600.0) -> Any:
     node = nbformat.read(notebook, as_version=4)
     client = NotebookClient(node, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     try:
-        client.execute(env=empty_environment(folder))
+        with (folder / "kernel.log").open("wb") as log:
+            client.execute(env=empty_environment(folder), stderr=log)
     finally:
         nbformat.write(node, folder / notebook.name)
     return node
