@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
-_EVERY = 0.25  # seconds between two calls of a listener
+_EVERY = 0.25  # seconds between two calls of a listener, on average
 _LOOK = 0.02  # seconds between looks at the log's size, when somebody listens: what is new and late is said at once
 _LIVE_STATES = ("queued", "preparing", "running", "paused", "stopping")
 
@@ -286,6 +286,7 @@ class Run:
         return unsubscribe
 
     def _pump_events(self) -> None:
+        due = time.monotonic()
         while True:
             alive = self.alive
             known = self._reader.read()
@@ -302,11 +303,14 @@ class Run:
                 if not self._listeners or not alive:
                     self._pump = None
                     return
-            self._await_news()
+            # A schedule, not a pause: with pauses, events that come four times a second would be told later and later.
+            now = time.monotonic()
+            due = max(due + _EVERY, now + 0.8 * _EVERY)
+            self._await_news(due - now)
 
-    def _await_news(self) -> None:
-        """Until a quarter of a second has passed, and then until there is something new, or somebody else listens."""
-        time.sleep(_EVERY)
+    def _await_news(self, seconds: float) -> None:
+        """Waits so long, and then until there is something new or somebody else listens, at most another second."""
+        time.sleep(seconds)
         listeners = len(self._listeners)
         for _ in range(round(1 / _LOOK)):
             if self._reader.behind() or len(self._listeners) != listeners:

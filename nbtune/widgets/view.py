@@ -63,6 +63,7 @@ class RunView:
     def note(self, message: str, *, level: str = "error", cause: str = "", fix: str = "") -> None:
         """A note that does not come from the run, such as why an export failed."""
         with self.lock:
+            self._drop_unfinished()
             self._append("notes", _note(level, message, cause, fix, time.time()))
 
     def _take(self, event: ev.Event) -> None:
@@ -97,10 +98,14 @@ class RunView:
             "detail": clean(event.detail, 400),
             "time": event.time,
         }
-        known = self.lists["exports"]
-        if known and known[-1]["kind"] == item["kind"] and known[-1]["done"] < 1:
-            known.pop()  # the same file moved on
+        self._drop_unfinished()  # it moved on
         self._append("exports", item)
+
+    def _drop_unfinished(self) -> None:
+        done = [item for item in self.lists["exports"] if item["done"] >= 1]
+        if len(done) < len(self.lists["exports"]):
+            self.lists["exports"] = done
+            self.said["exports"] += 1
 
     def _append(self, name: str, item: dict[str, Any]) -> None:
         items = self.lists[name]

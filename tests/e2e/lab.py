@@ -202,6 +202,7 @@ class Page:
         theme = "JupyterLab Dark" if on else "JupyterLab Light"
         self.command("apputils:change-theme", {"theme": theme})
         self.page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(not on).lower()}'")
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def command(self, name: str, args: Any = None) -> None:
         """Executes a command of the Lab, as its menus do."""

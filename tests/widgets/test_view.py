@@ -108,10 +108,14 @@ def test_a_failed_run_says_why_and_what_to_do():
 
 def test_an_export_that_moves_on_is_one_line():
     view, cursor = told([]), Cursor()
-    for done in (0.2, 0.6, 1.0):
-        view.add([ev.Export(kind="gguf q8_0", done=done, path="exports/a.gguf" if done == 1 else "")])
+    view.add([ev.Export(kind="gguf", done=0.0), ev.Export(kind="gguf", done=0.6)])
+    view.add([ev.Export(kind="q8_0", path="exports/a.gguf")])
     body, _ = view.delta(cursor)
-    assert [(item["kind"], item["done"]) for item in body["exports"]["items"]] == [("gguf q8_0", 1.0)]
+    assert [(item["kind"], item["done"]) for item in body["exports"]["items"]] == [("q8_0", 1.0)]
+    view.add([ev.Export(kind="gguf", done=0.0)])
+    view.note("no room")
+    body, _ = view.delta(cursor)
+    assert len(body["exports"]["items"]) == 1
 
 
 def test_hostile_text_is_cut_and_stripped_of_controls_only():

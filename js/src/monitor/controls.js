@@ -100,7 +100,13 @@ export class Controls {
     clearTimeout(late);
     setText(this.said, answer.error || text(`asked.${what}`));
     this.said.classList.toggle("nbt-bad", Boolean(answer.error));
-    this.saidIn = this.store.status.state;
+    this.saidIn = this.situation();
+  }
+
+  /** What a click waits for: a new state, a file, or a note. */
+  situation() {
+    const { status, exports, notes } = this.store;
+    return JSON.stringify([status.state, exports.filter((item) => item.done >= 1).length, notes.length]);
   }
 
   update() {
@@ -112,7 +118,7 @@ export class Controls {
     this.pause.disabled = !["running", "paused"].includes(state);
     this.stop.disabled = state === "stopping";
     this.push.disabled = this.export.disabled = !this.store.status.exportable;
-    if (this.saidIn !== undefined && this.saidIn !== state) {
+    if (this.saidIn !== undefined && this.saidIn !== this.situation()) {
       this.saidIn = undefined;
       if (!this.said.classList.contains("nbt-bad")) setText(this.said, "");
     }
