@@ -214,13 +214,16 @@ class ChatTemplate:
     def _by_marks(self, text: str, spans: tuple[Span, ...], every: Sequence[Span]) -> Rendered:
         """What the marks say, and the terminator where it stands behind a mark."""
         trained, unended = [], []
+        data, at = [span for span in spans if span[2] >= 0], 0
         for start, end in _joined((s, e) for s, e, tag in every if tag == MARK):
-            number = next((t for s, e, t in spans if t >= 0 and s < end and e > start), OTHER)
+            while at < len(data) and data[at][1] <= start:
+                at += 1
+            number = data[at][2] if at < len(data) and data[at][0] < end else OTHER
             stop = next((end + len(t) for t in self.terminators if text.startswith(t, end)), end)
-            if not any(t in text[start:stop] for t in (*self.terminators, self.calls_end) if t):
+            if not any(t and text.find(t, start, stop) >= 0 for t in (*self.terminators, self.calls_end)):
                 unended.append(number)
             trained.append((start, stop, number))
-        return Rendered(text, spans, tuple(sorted(trained)), tuple(unended))
+        return Rendered(text, spans, tuple(trained), tuple(unended))
 
     def _by_turns(self, text: str, spans: tuple[Span, ...], messages: Sequence[Mapping[str, Any]]) -> Rendered:
         trained, unended = [], []

@@ -10,14 +10,15 @@ import numpy as np
 
 from nbtune.data.chat import ChatTemplate, Rendered
 from nbtune.data.formats import Chat, Parts
+from nbtune.data.places import ByteLengths, OffsetPlaces
 from nbtune.data.provenance import Span
 from nbtune.errors import DataError
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "Job"]
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
     """A text to encode."""
 
     text: str
@@ -55,42 +56,75 @@ class Encoder:
         self.tokenizer, self.template, self.train_on = tokenizer, template, train_on
         self.controls = template.controls if template else Controls(tokenizer)
         self.backend = _without_limits(backend)
+        self.lengths = ByteLengths(self.backend)
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
         self.chats = self.unended = 0
 
     def encode(self, rows: Sequence[Chat | Parts]) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
         """For each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""
-        jobs = [self._job(row) for row in rows]
-        plain = [i for i, job in enumerate(jobs) if isinstance(job, _Job) and (job.raw or not self._forged(job))]
-        encodings = self.backend.encode_batch([jobs[i].text for i in plain], add_special_tokens=False)  # type: ignore[union-attr]
-        results: list[Any] = list(jobs)
-        for i, encoding in zip(plain, encodings, strict=True):
-            results[i] = self._finish(jobs[i], np.array(encoding.ids, np.int32), encoding)  # type: ignore[arg-type]
-        for i, job in enumerate(results):
-            if isinstance(job, _Job):
+        jobs = self.render(rows)
+        return self.label(jobs, self.tokenise(jobs))
+
+    def render(self, rows: Sequence[Chat | Parts]) -> list[Job | DataError]:
+        """The rows as text; the first of `encode`'s three steps, for those who want to overlap them."""
+        return [self._job(row) for row in rows]
+
+    def tokenise(self, jobs: Sequence[Job | DataError]) -> list[tuple[np.ndarray, Any] | None]:
+        """Ids and places of the texts, None for errors and suspicious rows; the second step. Nearly all of it runs
+        outside Python's lock, where another thread calls this."""
+        found: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
+        plain = [i for i, job in enumerate(jobs) if isinstance(job, Job) and (job.raw or not self._forged(job))]
+        texts = {i: jobs[i].text for i in plain}  # type: ignore[union-attr]
+        slow = plain
+        if self.lengths.usable:
+            quick = [i for i in plain if not self.lengths.composes or texts[i].isascii()]
+            encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
+            for i, encoding in zip(quick, encoded, strict=True):
+                ids = np.array(encoding.ids, np.int32)
+                places = self.lengths.places(texts[i], ids)
+                found[i] = None if places is None else (ids, places)
+            slow = [i for i in plain if found[i] is None]
+        if slow:
+            encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
+            for i, encoding in zip(slow, encoded, strict=True):
+                ids = np.array(encoding.ids, np.int32)
+                found[i] = ids, OffsetPlaces(encoding, len(ids))
+        return found
+
+    def label(
+        self, jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
+    ) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
+        """Ids and masks: the third step."""
+        results: list[tuple[np.ndarray, np.ndarray] | DataError] = []
+        for job, found in zip(jobs, tokens, strict=True):
+            if isinstance(job, DataError):
+                results.append(job)
+            elif found is not None:
+                results.append(self._finish(job, *found))
+            else:
                 ids, offsets = self.controls.encode(job.text, job.spans)
-                results[i] = self._finish(job, np.array(ids, np.int32), _Offsets(offsets))
+                results.append(self._finish(job, np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))))
         return results
 
-    def _forged(self, job: _Job) -> bool:
+    def _forged(self, job: Job) -> bool:
         pattern = self.controls.pattern
         if pattern is None or not any(pattern.search(job.text, s, e) for s, e, _ in job.spans):
             return False
         return self.controls.forged(job.text, job.spans)
 
-    def _job(self, row: Chat | Parts) -> _Job | DataError:
+    def _job(self, row: Chat | Parts) -> Job | DataError:
         try:
             return self._chat_job(row) if isinstance(row, Chat) else self._parts_job(row)
         except DataError as error:
             return error
 
-    def _chat_job(self, chat: Chat) -> _Job:
+    def _chat_job(self, chat: Chat) -> Job:
         assert self.template is not None
         rendered = self.template.render(chat.messages, chat.tools)
         self.chats += 1
         self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
-        return _Job(rendered.text, rendered.spans, self._wanted(rendered, chat), False, False, False)
+        return Job(rendered.text, rendered.spans, self._wanted(rendered, chat), False, False, False)
 
     def _wanted(self, rendered: Rendered, chat: Chat) -> list[tuple[int, int]]:
         if self.train_on == "all":
@@ -98,7 +132,7 @@ class Encoder:
         spans = [(s, e) for s, e, tag in rendered.trained if tag < 0 or _is_trained(chat.messages[tag])]
         return spans[-1:] if self.train_on == "last_answer" else spans
 
-    def _parts_job(self, row: Parts) -> _Job:
+    def _parts_job(self, row: Parts) -> Job:
         text, trained, spans = "", [], []
         for piece, wanted in row.parts:
             if piece:
@@ -107,12 +141,12 @@ class Encoder:
                     trained.append((len(text), len(text) + len(piece)))
             text += piece
         bos = self.tokenizer.bos_token
-        return _Job(text, spans, trained, row.raw, not row.raw and not (bos and text.startswith(bos)), row.ends)
+        return Job(text, spans, trained, row.raw, not row.raw and not (bos and text.startswith(bos)), row.ends)
 
-    def _finish(self, job: _Job, ids: np.ndarray, places: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _finish(self, job: Job, ids: np.ndarray, places: Any) -> tuple[np.ndarray, np.ndarray]:
         trained = np.zeros(len(ids), bool)
         for start, end in job.trained:
-            first, last = _tokens_of(places, start, end, len(ids))
+            first, last = places.tokens(start, end)
             trained[first:last] = True
         if job.prefix and self.bos:
             ids = np.concatenate([np.array(self.bos, np.int32), ids])
@@ -134,28 +168,6 @@ class _Offsets:
 
     def token_to_chars(self, index: int) -> tuple[int, int]:
         return self.offsets[index]
-
-
-def _tokens_of(places: Any, start: int, end: int, count: int) -> tuple[int, int]:
-    """The tokens that cover characters start..end, as a half-open range."""
-    first = last = None
-    for position in range(start, end):
-        first = places.char_to_token(position)
-        if first is not None:
-            break
-    if first is None:
-        return 0, 0
-    for position in range(end - 1, start - 1, -1):
-        last = places.char_to_token(position)
-        if last is not None:
-            break
-    last = first if last is None else last
-    while last + 1 < count:  # a character of several tokens ends with the last of them
-        chars = places.token_to_chars(last + 1)
-        if chars is None or chars[0] >= end or chars[1] <= chars[0]:
-            break
-        last += 1
-    return first, last + 1
 
 
 def _is_trained(message: dict[str, Any]) -> bool:

@@ -32,12 +32,20 @@ class Tracked(str):
     def __add__(self, other: str) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        return concat((self, other))
+        made = str.__new__(Tracked, str.__add__(self, other))
+        if type(other) is Tracked:
+            size = len(self)
+            made._spans = self._spans + tuple([(s + size, e + size, t) for s, e, t in other._spans])
+        else:
+            made._spans = self._spans
+        return made
 
     def __radd__(self, other: str) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        return concat((other, self))
+        made, size = str.__new__(Tracked, str.__add__(other, self)), len(other)
+        made._spans = spans_of(other) + tuple([(s + size, e + size, t) for s, e, t in self._spans])
+        return made
 
     def __mul__(self, count: SupportsIndex) -> str:
         return concat([self] * int(count))
@@ -159,15 +167,24 @@ def spans_of(text: str) -> tuple[Span, ...]:
 
 def concat(parts: Iterable[str]) -> str:
     """`"".join(parts)` with the spans of the parts."""
-    parts = list(parts)
+    if type(parts) is not list and type(parts) is not tuple:
+        parts = list(parts)
     spans: list[Span] = []
     at = 0
     for part in parts:
         if type(part) is Tracked:
-            spans += [(s + at, e + at, t) for s, e, t in part._spans] if at else part._spans
+            if at:
+                for s, e, t in part._spans:
+                    spans.append((s + at, e + at, t))
+            else:
+                spans.extend(part._spans)
         at += len(part)
     text = "".join(parts)
-    return _make(text, tuple(spans)) if spans else text
+    if not spans:
+        return text
+    made = str.__new__(Tracked, text)
+    made._spans = tuple(spans)
+    return made
 
 
 def mark(text: str) -> str:
