@@ -23,7 +23,7 @@ from nbtune_kernels import (
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.attention import Packing, attend
-from nbtune.models.accelerate.fused import act_backward_grads, act_project, norm_project, rotate_back
+from nbtune.models.accelerate.fused import act_backward_grads, rotate_back
 from nbtune.models.accelerate.linear import GradJobs, LinearGroup, Ready, wide
 from nbtune.models.accelerate.parking import Parking
 from nbtune.models.policy import MemoryPolicy
@@ -132,7 +132,9 @@ def attention_forward(
     """What attention adds to x `[T, H]`, and what the backward needs."""
     group, tokens = layer.qkv, x.shape[0]
     wide_x = wide(tokens, group.width_in, x)
-    saved = _Attention(*_norm_project(layer.norm1, group, x, wide_x))
+    norm = layer.norm1
+    _, rstd = rms_norm(x, norm.weight, norm.eps, **norm.how, out=wide_x[:, : group.inputs])
+    saved = _Attention(rstd, group.project_beside(wide_x))
     qkv = torch.empty((tokens, group.outputs), dtype=x.dtype, device=x.device)
     group.forward(wide_x, qkv)
     del wide_x
@@ -150,15 +152,6 @@ def attention_forward(
     flat = out.detach().view(tokens, -1)
     saved.oa = layer.out.project(flat)
     return layer.out.forward_plain(flat, saved.oa), saved
-
-
-def _norm_project(norm: Norm, group: LinearGroup, x: Tensor, wide_x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Fills `[y, y A']`; returns rstd and y A'."""
-    both = norm_project(x, norm, group.a, wide_x) if group.rank else None
-    if both is not None:
-        return both[1], both[0]
-    _, rstd = rms_norm(x, norm.weight, norm.eps, **norm.how, out=wide_x[:, : group.inputs])
-    return rstd, group.project_beside(wide_x)
 
 
 def _heads(layer: Layer, qkv: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,10 +235,8 @@ def mlp_forward(layer: Layer, x: Tensor, added: Tensor, need_out: bool = True) -
     gate, up = _halves(layer, saved.gate_up)
     down = layer.down
     wide_h = wide(x.shape[0], down.width_in, x)
-    saved.ha = act_project(gate, up, down.a, layer.act, wide_h) if down.rank else None
-    if saved.ha is None:
-        act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
-        saved.ha = down.project_beside(wide_h)
+    act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
+    saved.ha = down.project_beside(wide_h)
     out = down.forward_wide_onto(a, wide_h, layer.residual)
     if layer.policy == "selective":
         saved.gate_up = None

@@ -1,7 +1,5 @@
 """Kernels that a whole block makes possible: a leaf op would have to read what another one has just written.
 
-    norm_project          y = rmsnorm(x), and its LoRA projection y A' from the same pass
-    act_project           h = act(gate) * up, and h A'
     act_backward_grads    dgate, dup in place, and the three LoRA gradients that need h, dgate, dup: read no more
     rotate_back           dq, dk, dv side by side as the next product wants them, q and k turned back on the way
 
@@ -9,21 +7,17 @@ Each returns None where it does not apply (no Triton, few rows, a large rank): t
 are also their references. Sums are in fp32 and in a fixed order: two runs give the same bits.
 """
 
-from typing import Any
-
 import torch
 from nbtune_kernels._runtime import FUSED, cdiv, jit, next_power_of_2, tl, use_triton
 from nbtune_kernels.activation import _act
 from torch import Tensor
 
-__all__ = ["act_backward_grads", "act_project", "norm_project", "rotate_back"]
+__all__ = ["act_backward_grads", "rotate_back"]
 
 _MIN_ROWS = 2048  # below it a program a block of rows leaves most of the card idle
-_MAX_RANK = 64
+_MAX_RANK = 32
 # rows and columns of a tile, warps, stages; measured on a Hopper card (docs/speed.md)
-_NORM = {"BT": 16, "BK": 256, "num_warps": 4, "num_stages": 3}
-_ACT = {"BT": 32, "BK": 128, "num_warps": 4, "num_stages": 3}
-_ACT_BACKWARD = {"BT": 32, "BN": 128, "num_warps": 8, "num_stages": 2}
+_ACT_BACKWARD = {"BT": 16, "BN": 128, "num_warps": 4, "num_stages": 3}
 _SPLITS = 8  # slices of the rows whose partial sums are added afterwards
 
 
@@ -37,114 +31,6 @@ def _pad(rank: int) -> int:
 
 def _precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
-
-
-# ---------------------------------------------------------------- norm and projection
-
-
-@jit
-def _norm_project_kernel(
-    x_ptr, w_ptr, a_ptr, y_ptr, xa_ptr, rstd_ptr, x_stride, a_stride, y_stride, n_rows, width, rank, eps, offset,
-    CAST: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    k = tl.arange(0, BK)
-    r = tl.arange(0, PAD)
-    live = row[:, None] < n_rows
-    x_at = x_ptr + row[:, None] * x_stride + k[None, :]
-    total = tl.zeros((BT, BK), tl.float32)
-    for start in range(0, width, BK):
-        x = tl.load(x_at + start, live & (k[None, :] < width - start), other=0.0).to(tl.float32)
-        total += x * x
-    rstd = 1.0 / tl.sqrt(tl.sum(total, 1) / width + eps)
-    tl.store(rstd_ptr + row, rstd, row < n_rows)
-    y_at = y_ptr + row[:, None] * y_stride + k[None, :]
-    a_at = a_ptr + r[None, :] * a_stride + k[:, None]
-    acc = tl.zeros((BT, PAD), tl.float32)
-    for start in range(0, width, BK):
-        inside = k < width - start
-        x = tl.load(x_at + start, live & inside[None, :], other=0.0)
-        w = tl.load(w_ptr + start + k, inside, other=0.0).to(tl.float32) + offset
-        n = x.to(tl.float32) * rstd[:, None]
-        if CAST:
-            n = n.to(x.dtype).to(tl.float32)
-        y = (n * w[None, :]).to(x.dtype)
-        tl.store(y_at + start, y, live & inside[None, :])
-        a = tl.load(a_at + start, inside[:, None] & (r[None, :] < rank), other=0.0)
-        acc = tl.dot(y, a, acc, input_precision=PRECISION)
-    out = acc.to(y_ptr.dtype.element_ty)
-    keep = live & (r[None, :] < rank)
-    tl.store(y_ptr + row[:, None] * y_stride + width + r[None, :], out, keep)
-    tl.store(xa_ptr + row[:, None] * rank + r[None, :], out, keep)
-
-
-def norm_project(x: Tensor, norm: Any, a: Tensor, wide_y: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Fills `wide_y [T, K + R]` with [y, y A'] and returns y A' once more by itself, and rstd.
-
-    Args:
-        x: `[T, K]`; norm: see `blocks.Norm`; a: `[R, K]`.
-    """
-    rank = a.shape[0]
-    if not _applies(x, rank):
-        return None
-    t, k = x.shape
-    xa = torch.empty((t, rank), dtype=x.dtype, device=x.device)
-    rstd = torch.empty(t, dtype=torch.float32, device=x.device)
-    _norm_project_kernel[(cdiv(t, _NORM["BT"]),)](
-        x, norm.weight, a, wide_y, xa, rstd, x.stride(0), a.stride(0), wide_y.stride(0), t, k, rank, norm.eps,
-        norm.offset, CAST=norm.cast, PAD=_pad(rank), PRECISION=_precision(x), **FUSED, **_NORM,
-    )  # fmt: skip
-    return xa, rstd
-
-
-# ---------------------------------------------------------------- activation and projection
-
-
-@jit
-def _act_project_kernel(
-    g_ptr, u_ptr, a_ptr, h_ptr, ha_ptr, g_stride, a_stride, h_stride, n_rows, width, rank,
-    ACT: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    k = tl.arange(0, BK)
-    r = tl.arange(0, PAD)
-    live = row[:, None] < n_rows
-    at = row[:, None] * g_stride + k[None, :]
-    h_at = h_ptr + row[:, None] * h_stride + k[None, :]
-    a_at = a_ptr + r[None, :] * a_stride + k[:, None]
-    acc = tl.zeros((BT, PAD), tl.float32)
-    for start in range(0, width, BK):
-        inside = k < width - start
-        keep = live & inside[None, :]
-        g = tl.load(g_ptr + at + start, keep, other=0.0)
-        u = tl.load(u_ptr + at + start, keep, other=0.0).to(tl.float32)
-        value, _slope = _act(g.to(tl.float32), ACT)
-        h = (value * u).to(g.dtype)
-        tl.store(h_at + start, h, keep)
-        a = tl.load(a_at + start, inside[:, None] & (r[None, :] < rank), other=0.0)
-        acc = tl.dot(h, a, acc, input_precision=PRECISION)
-    out = acc.to(h_ptr.dtype.element_ty)
-    keep = live & (r[None, :] < rank)
-    tl.store(h_ptr + row[:, None] * h_stride + width + r[None, :], out, keep)
-    tl.store(ha_ptr + row[:, None] * rank + r[None, :], out, keep)
-
-
-def act_project(gate: Tensor, up: Tensor, a: Tensor, act: str, wide_h: Tensor) -> Tensor | None:
-    """Fills `wide_h [T, I + R]` with [h, h A'], and returns h A' once more by itself.
-
-    Args:
-        gate, up: `[T, I]` at one pitch; a: `[R, I]`; act: of `nbtune_kernels.ACTIVATIONS`.
-    """
-    rank = a.shape[0]
-    if not _applies(gate, rank) or gate.stride(0) != up.stride(0):
-        return None
-    t, i = gate.shape
-    ha = torch.empty((t, rank), dtype=gate.dtype, device=gate.device)
-    _act_project_kernel[(cdiv(t, _ACT["BT"]),)](
-        gate, up, a, wide_h, ha, gate.stride(0), a.stride(0), wide_h.stride(0), t, i, rank, ACT=act, PAD=_pad(rank),
-        PRECISION=_precision(gate), **FUSED, **_ACT,
-    )  # fmt: skip
-    return ha
 
 
 # ---------------------------------------------------------------- activation backward and LoRA gradients
@@ -203,7 +89,7 @@ def act_backward_grads(
     Args:
         dh, gate, up: `[T, I]`, gate and up at one pitch; dha: `[T, r]`; xa: `[T, 2 r]`, gate's and up's side by side.
     """
-    if not _applies(gate, rank) or rank > 32 or gate.stride(0) != up.stride(0):
+    if not _applies(gate, rank) or gate.stride(0) != up.stride(0):
         return None
     t, i = gate.shape
     pad = _pad(rank)

@@ -308,6 +308,6 @@ def _lm_forward(lm: Any, inner: nn.Module, head: Head) -> Callable[..., Any]:
         num_items = rest.pop("num_items_in_batch", None)
         targets = loss_inputs(labels, rest)
         hidden = inner(input_ids=input_ids, **{**rest, "use_cache": False, "return_dict": True}).last_hidden_state
-        return CausalLMOutputWithPast(loss=head.loss(hidden, targets, num_items))
+        return CausalLMOutputWithPast(loss=head.loss(hidden, targets(), num_items))
 
     return forward

@@ -76,15 +76,17 @@ class LossInputs:
     count: Tensor | float
 
 
-def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> LossInputs:
+def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> Callable[[], LossInputs]:
     """From the collator's `loss_rows` and `loss_labels`, else from `labels` `[B, S]` or `shift_labels`.
 
-    Without the collator's help this waits for the device once, to leave untrained rows out of the head (not while a
-    CUDA graph is captured: then all rows are computed).
+    Call it before the layers are launched, and its result after: the number of trained rows, which decides whether the
+    others are left out of the head, has then reached the host long ago. (While a CUDA graph is captured it cannot:
+    all rows are computed.)
     """
     rows, given = kwargs.pop("loss_rows", None), kwargs.pop("loss_labels", None)
     if given is not None:
-        return LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), (given != -100).sum())
+        ready = LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), (given != -100).sum())
+        return lambda: ready
     shifted = kwargs.pop("shift_labels", None)
     if shifted is None:
         assert labels is not None
@@ -92,12 +94,27 @@ def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> LossInputs:
         shifted[..., :-1] = labels[..., 1:]
     flat = shifted.reshape(-1)
     trained = flat != -100
+    count = trained.sum()
     if capturing(flat.device):
-        return LossInputs(flat, None, trained.sum())
-    index = trained.nonzero().flatten()
-    if index.shape[0] >= 0.9 * flat.shape[0] or index.shape[0] == 0:
-        return LossInputs(flat, None, max(1, index.shape[0]))
-    return LossInputs(flat[index], index, index.shape[0])
+        return lambda: LossInputs(flat, None, count)
+    if not flat.is_cuda:
+        return lambda: _selected(flat, trained, int(count))
+    host = torch.empty((), dtype=torch.int64, pin_memory=True)
+    host.copy_(count, non_blocking=True)
+    arrived = torch.accelerator.current_stream(flat.device).record_event()
+
+    def finish() -> LossInputs:
+        arrived.synchronize()
+        return _selected(flat, trained, int(host))
+
+    return finish
+
+
+def _selected(labels: Tensor, trained: Tensor, count: int) -> LossInputs:
+    if count >= 0.9 * labels.shape[0] or count == 0:
+        return LossInputs(labels, None, max(1, count))
+    index = torch.nonzero_static(trained, size=count).flatten()
+    return LossInputs(labels[index], index, count)
 
 
 def find_head(lm: nn.Module) -> Head:
