@@ -108,6 +108,7 @@ class _Gradients:
         if self.dhidden.numel() and self.rows is None:
             torch.mm(dlogits, self.weight, out=self.dhidden[a:b])
         elif self.dhidden.numel():
+            assert self.rows is not None
             _put(self.dhidden, dlogits @ self.weight, self.rows[a:b], labels[a:b], ignore)
         if self.dweight.numel():
             self.dweight.addmm_(dlogits.t(), h)
@@ -138,7 +139,7 @@ def _fake_gradients(hidden, weight, bias, need_dhidden, need_dweight):
 def _linear_cross_entropy(
     hidden, weight, bias, labels, rows, coef, head, ignore_index, chunk, need_dhidden, need_dweight
 ):
-    options = Head(*head, ignore_index)
+    options = Head(*head, ignore_index)  # type: ignore[call-arg]
     m = labels.shape[0]
     stats = RowStats(*(torch.empty(m, dtype=torch.float32, device=hidden.device) for _ in range(4)))
     grads = _Gradients(hidden, weight, bias, rows, (need_dhidden, need_dweight))

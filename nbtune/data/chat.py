@@ -82,7 +82,7 @@ class ChatTemplate:
                 "the tokenizer has no chat template", place="model", fix="use an instruct model, or set a template"
             )
         self.template, self.tokenizer = text, tokenizer
-        self.variables = {
+        self.variables: dict[str, Any] = {
             key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
         }
         self.has_marks = _MARKS.search(text) is not None

@@ -62,7 +62,8 @@ class Controls:
         else:
             raise DataError("the text holds private-use characters of every plane", fix="remove them")
         backend, back, names = self._copy(base)
-        pieces, at = [], 0
+        pieces: list[Any] = []
+        at = 0
         assert self.pattern is not None
         for start, end in _gaps(spans, len(text)):
             for match in self.pattern.finditer(text, start, end):
@@ -118,7 +119,7 @@ def _armoured(tokenizer: Any, tokens: dict[str, int], base: int) -> tuple[Any, d
         dead = set(tokens)
         model["merges"] = [m for m in model["merges"] if _merged(m) not in dead and not dead.intersection(_parts(m))]
     copy = tokenizers.Tokenizer.from_str(json.dumps(body))
-    back = {copy.token_to_id(names[token]): id_ for token, id_ in tokens.items()}
+    back: dict[Any, int] = {copy.token_to_id(names[token]): id_ for token, id_ in tokens.items()}
     return copy, {new: old for new, old in back.items() if new != old}, names
 
 

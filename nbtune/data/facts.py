@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -43,7 +43,7 @@ class DataFacts(BaseModel):
         return self.trained_tokens / self.tokens_total if self.tokens_total else 0.0
 
 
-def histogram(lengths: Sequence[int], scale: float = 1.0) -> tuple[tuple[int, int], ...]:
+def histogram(lengths: Any, scale: float = 1.0) -> tuple[tuple[int, int], ...]:
     """`DataFacts.lengths` of token counts; the last bound is the longest itself."""
     import numpy as np
 

@@ -161,7 +161,7 @@ def _holds(column: str, sample: Sequence[Row], kind: type | tuple[type, ...]) ->
 def _chat_column(columns: Sequence[str], sample: Sequence[Row]) -> str | None:
     listed = [c for c in columns if c.lower() in _CHATS] + [c for c in columns if c.lower() not in _CHATS]
     for column in listed:
-        values = [row.get(column) for row in sample if row.get(column)]
+        values: list[Any] = [row.get(column) for row in sample if row.get(column)]
         if values and all(isinstance(v, list) and all(isinstance(m, Mapping) for m in v) for v in values):
             keys = {key for value in values for message in value for key in message}
             if {"role", "content"} <= keys or {"from", "value"} <= keys or {"role", "tool_calls"} <= keys:

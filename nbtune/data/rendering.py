@@ -39,7 +39,7 @@ class _Generator(CodeGenerator):
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}…{% endgeneration %}``: what the assistant wrote."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
@@ -87,7 +87,7 @@ class _DataDict(dict):  # type: ignore[type-arg]
 
 def _tags(value: Any) -> Iterable[int]:
     if type(value) is _DataDict:
-        yield value._tag
+        yield value._tag  # type: ignore[attr-defined]
     elif type(value) is Tracked:
         yield from (tag for _, _, tag in spans_of(value) if tag >= OTHER)
     elif isinstance(value, Mapping):
@@ -181,7 +181,7 @@ def _tracked(value: Any, tag: int) -> Any:
         return track(value, tag)
     if isinstance(value, Mapping):
         mapping = _DataDict((key, _tracked(inner, tag)) for key, inner in value.items())
-        mapping._tag = tag
+        mapping._tag = tag  # type: ignore[attr-defined]
         return mapping
     if isinstance(value, list | tuple):
         return [_tracked(inner, tag) for inner in value]

@@ -64,7 +64,7 @@ def _resolve_one(spec: SourceSpec, namespace: Mapping[str, Any], base: Path) -> 
     embedded = _embedded(spec, name)
     if embedded is not None:
         return embedded
-    makers = {}
+    makers: dict[str, Any] = {}
     if name in namespace and is_rows(namespace[name]):
         makers["var"] = _variable
     if _matches_file(name, base):

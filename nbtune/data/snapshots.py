@@ -36,7 +36,8 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    entries, used = [], set()
+    entries: list[dict[str, Any]] = []
+    used: set[str] = set()
     for source in sources:
         entry: dict[str, Any] = {
             "name": source.name,

@@ -98,8 +98,8 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> 
         and _capability(q.device.index) >= (8, 0)
         and dim <= 256
     ):
-        flat = (t.reshape(b * s, t.shape[2], dim) for t in (q, k, v))
-        return _flash(*flat, packing, scale).view(b, s, heads, dim)
+        fq, fk, fv = (t.reshape(b * s, t.shape[2], dim) for t in (q, k, v))
+        return _flash(fq, fk, fv, packing, scale).view(b, s, heads, dim)
     # one row of documents: token i sees j if j <= i and both lie in one document
     index = torch.arange(b * s, device=q.device, dtype=torch.int32)
     document = torch.searchsorted(packing.cu_seqlens, index, right=True).view(b, 1, s)

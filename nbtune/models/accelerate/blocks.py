@@ -146,8 +146,8 @@ def attention_forward(
         saved.qk_rstd = (rq, rk)
     rope(q, k, cos, sin, inplace=True, rotary_dim=cos.shape[-1])
     with torch.enable_grad():
-        leaves = tuple(t.detach().requires_grad_() for t in (q, k, v))
-        out = attend(*leaves, layer.scale, packing)
+        leaves = (q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_())
+        out = attend(leaves[0], leaves[1], leaves[2], layer.scale, packing)
     saved.leaves, saved.out = leaves, out  # type: ignore[assignment]
     flat = out.detach().view(tokens, -1)
     saved.oa = layer.out.project(flat)

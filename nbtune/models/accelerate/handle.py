@@ -149,7 +149,7 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None
         probed.add(kind)
         layer.lane = lane
         _replace(module, _layer_forward(module, layer), handle)
-        handle.undo.append(lambda layer=layer: [g.detach() for g in layer.groups()] and None)
+        handle.undo.extend(group.detach for group in layer.groups())
         handle.layers.append(layer)
         handle.report.taken[name] = _describe(layer)
         if weight.is_cuda and i % 4 == 3:

@@ -123,9 +123,7 @@ def find_head(lm: nn.Module) -> Head:
     Raises:
         LeftAlone: it is no plain linear layer.
     """
-    module: Any = (
-        lm.get_output_embeddings() if isinstance(getattr(lm, "get_output_embeddings", None), Callable) else None
-    )
+    module: Any = lm.get_output_embeddings() if callable(getattr(lm, "get_output_embeddings", None)) else None
     if type(module) is not nn.Linear:
         raise LeftAlone("its head is no plain linear layer")
     config: Any = lm.config

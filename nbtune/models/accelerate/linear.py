@@ -143,7 +143,7 @@ class LinearGroup:
         self.rank = sum(self.ranks)
         self.full = first.requires_grad
         self.has_bias = self.members[0].base.bias is not None
-        self.matrix: Tensor | None = None
+        self.matrix: Any = None  # a Tensor while attached
         self.bias: Tensor | None = None
         self.sink: Sink | None = None
 
