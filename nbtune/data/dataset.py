@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,30 +101,37 @@ class Builder:
         self._sources, self._weights = sources, weights
         self._ids: list[np.ndarray] = []
         self._trained: list[np.ndarray] = []
-        self._lengths: list[int] = []
-        self._source_of: list[int] = []
-        self._row_of: list[int] = []
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []
+        self._lengths = array("q")
+        self._source_of = array("i")
+        self._row_of = array("q")
 
     def add(self, ids: np.ndarray, trained: np.ndarray, source: int, row: int) -> None:
         """One example: ids int32 [n], trained bool [n]."""
-        self._ids.append(ids)
-        self._trained.append(trained)
+        self._new.append((ids, trained))
         self._lengths.append(len(ids))
         self._source_of.append(source)
         self._row_of.append(row)
+
+    def seal(self) -> None:
+        """Joins what was added since: many small arrays cost more than their contents."""
+        if self._new:
+            self._ids.append(np.concatenate([ids for ids, _ in self._new]))
+            self._trained.append(np.concatenate([trained for _, trained in self._new]))
+            self._new = []
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def build(self) -> Dataset:
         """The dataset of what was added."""
-        empty = not self._ids
-        return Dataset(
-            np.zeros(0, np.int32) if empty else np.concatenate(self._ids),
-            np.zeros(0, bool) if empty else np.concatenate(self._trained),
-            np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]).astype(np.int64),
-            np.asarray(self._source_of, np.int32),
-            np.asarray(self._row_of, np.int64),
-            self._sources,
-            self._weights,
-        )
+        self.seal()
+        starts = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(np.asarray(self._lengths, np.int64), out=starts[1:])
+        ids, trained = np.empty(starts[-1], np.int32), np.empty(starts[-1], bool)
+        at = 0
+        for part_ids, part_trained in zip(self._ids, self._trained, strict=True):
+            ids[at : at + len(part_ids)], trained[at : at + len(part_ids)] = part_ids, part_trained
+            at += len(part_ids)
+        source_of, row_of = np.asarray(self._source_of, np.int32), np.asarray(self._row_of, np.int64)
+        return Dataset(ids, trained, starts, source_of, row_of, self._sources, self._weights)

@@ -1,0 +1,225 @@
+"""Rows of sources, read, rendered, tokenised and masked a chunk at a time, every row's fate written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from nbtune.data.chat import PLAIN_TEMPLATE, ChatTemplate, template_text
+from nbtune.data.dataset import Builder, Dataset
+from nbtune.data.encoding import Encoder, Job
+from nbtune.data.formats import Chat, Format, Parts, detect
+from nbtune.data.report import Report, SourceReport
+from nbtune.data.sources import Rows, Source
+from nbtune.errors import DataError
+from nbtune.spec import RunSpec
+
+__all__ = ["Overflow", "Reader", "format_of", "is_empty", "spread"]
+
+CHUNK = 512
+Overflow = Literal["truncate_right", "truncate_left", "drop", "raise"]
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Rows on their way: read and rendered, and soon tokenised."""
+
+    source: int
+    rows: list[tuple[int, Chat | Parts]]
+    jobs: list[Job | DataError]
+    encoder: Encoder
+    tokens: Future[list[Any]]
+    size: int
+
+
+class Reader:
+    """Reads sources into datasets; `report` is written as rows go by.
+
+    One chunk is rendered while the one before it is tokenised in a second thread.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        spec: RunSpec,
+        max_len: int,
+        overflow: Overflow,
+        on_error: str,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.tokenizer, self.spec, self.max_len = tokenizer, spec, max_len
+        self.overflow, self.on_error, self.progress = overflow, on_error, progress
+        self.report = Report()
+        self.total = self.done = 0
+        self.chat_template: str | None = None
+        self._encoders: dict[bool, Encoder] = {}
+
+    def encoder(self, chats: bool) -> Encoder:
+        if chats not in self._encoders:
+            template = None
+            if chats:
+                if template_text(self.tokenizer) is None:
+                    self.tokenizer.chat_template = PLAIN_TEMPLATE
+                    self.report.warnings.append(
+                        "the model has no chat template: a plain one is used (### User: … ### Assistant: …) and kept "
+                        "with the tuned model"
+                    )
+                template = ChatTemplate(self.tokenizer)
+                self.chat_template, self.report.template = template.template, template.template
+                self.report.terminator = template.terminator
+            self._encoders[chats] = Encoder(self.tokenizer, template, self.spec.train_on)
+        return self._encoders[chats]
+
+    def check_ends(self) -> None:
+        """A model that never sees an end never stops: refuse data in which no answer ends, warn of some."""
+        encoder = self._encoders.get(True)
+        if encoder is None or not encoder.unended or self.spec.train_on == "all":
+            return
+        if encoder.unended == encoder.chats:
+            raise DataError(
+                "no answer ends with a terminator: a model trained so would never stop",
+                place="data",
+                fix=f"the template ends an answer with {encoder.template.terminator!r}: end conversations with an "  # type: ignore[union-attr]
+                "assistant's text",
+            )
+        self.report.warnings.append(f"{encoder.unended} conversations end with an answer without a terminator")
+
+    def read(self, sources: Sequence[Source]) -> Dataset:
+        """Every row of the sources that can be used."""
+        builder = Builder([source.name for source in sources], [source.spec.weight for source in sources])
+        with ThreadPoolExecutor(1, thread_name_prefix="nbtune-tokens") as pool:
+            waiting: _Chunk | None = None
+            for chunk in self._chunks(sources, pool):
+                if waiting is not None:
+                    self._finish(builder, sources[waiting.source], waiting)
+                waiting = chunk
+            if waiting is not None:
+                self._finish(builder, sources[waiting.source], waiting)
+        return builder.build()
+
+    def _chunks(self, sources: Sequence[Source], pool: ThreadPoolExecutor) -> Iterator[_Chunk]:
+        for number, source in enumerate(sources):
+            rows = source.rows
+            form = format_of(source, rows, self.on_error)
+            if not form.trainable:
+                form.read({})  # says why
+            self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
+            self.report.rows += len(rows)
+            for start in range(0, len(rows), CHUNK):
+                indices = range(start, min(start + CHUNK, len(rows)))
+                read = self._read_rows(source, rows, form, indices)
+                encoder = self.encoder(bool(read) and isinstance(read[0][1], Chat))
+                jobs = encoder.render([row for _, row in read])
+                yield _Chunk(number, read, jobs, encoder, pool.submit(encoder.tokenise, jobs), len(indices))
+
+    def _read_rows(self, source: Source, rows: Rows, form: Format, indices: range) -> list[tuple[int, Chat | Parts]]:
+        read: list[tuple[int, Chat | Parts]] = []
+        for index in indices:
+            try:
+                row = form.read(rows[index])
+            except DataError as error:
+                self._refuse(source, index, rows, error)
+                continue
+            if is_empty(row):
+                self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
+            else:
+                read.append((index, row))
+        return read
+
+    def _finish(self, builder: Builder, source: Source, chunk: _Chunk) -> None:
+        for (index, row), result in zip(
+            chunk.rows, chunk.encoder.label(chunk.jobs, chunk.tokens.result()), strict=True
+        ):
+            if isinstance(result, DataError):
+                self._refuse(source, index, source.rows, result)
+            else:
+                self._keep(builder, chunk.source, source, index, row, *result)
+        builder.seal()
+        self.done += chunk.size
+        if self.progress:
+            self.progress(self.done, self.total)
+
+    def _keep(
+        self,
+        builder: Builder,
+        number: int,
+        source: Source,
+        index: int,
+        row: Chat | Parts,
+        ids: np.ndarray,
+        trained: np.ndarray,
+    ) -> None:
+        if len(ids) > self.max_len:
+            if isinstance(row, Parts) and row.windows:
+                windows = -(-len(ids) // self.max_len)
+                self._fate(source, index, "split", f"longer than {self.max_len} tokens, split into windows")
+                for w in range(windows):
+                    part = slice(w * self.max_len, (w + 1) * self.max_len)
+                    if len(ids[part]) > 1:
+                        builder.add(ids[part], trained[part], number, index)
+                return
+            if self.overflow == "raise":
+                raise DataError(
+                    f"it has {len(ids)} tokens, the limit is {self.max_len}",
+                    place=source.rows.place(index),
+                    fix="raise `sequence_len`, or shorten the row",
+                )
+            if self.overflow == "drop":
+                self._fate(source, index, "dropped", f"longer than {self.max_len} tokens")
+                return
+            part = slice(0, self.max_len) if self.overflow == "truncate_right" else slice(len(ids) - self.max_len, None)
+            ids, trained = ids[part], trained[part]
+            if not trained[1:].any():
+                self._fate(source, index, "dropped", f"no trained token within its first {self.max_len} tokens")
+                return
+            self._fate(source, index, "cut", f"longer than {self.max_len} tokens")
+        elif not trained[1:].any():
+            self._fate(source, index, "dropped", "no token of it would be trained")
+            return
+        builder.add(ids, trained, number, index)
+
+    def _refuse(self, source: Source, index: int, rows: Rows, error: DataError) -> None:
+        place = error.place or rows.place(index)
+        if self.on_error == "raise":
+            raise DataError(error.cause, place=place, fix=error.fix) from None
+        self._fate(source, index, "dropped", error.cause)
+
+    def _fate(self, source: Source, index: int, status: str, reason: str) -> None:
+        self.report.fates.append((source.name, index, status, reason))
+
+
+def format_of(source: Source, rows: Rows, on_error: str = "raise") -> Format:
+    """How a source's rows are read, from a sample of them."""
+    sample = []
+    for index in spread(len(rows), 32):
+        try:
+            sample.append(rows[index])
+        except DataError:
+            if on_error == "raise":
+                raise
+    columns = list(dict.fromkeys(str(key) for row in sample for key in row))
+    return detect(columns, sample, source.spec, source.name)
+
+
+def spread(count: int, at_most: int) -> list[int]:
+    """Up to `at_most` numbers of 0..count-1, evenly spread."""
+    if count <= at_most:
+        return list(range(count))
+    return sorted({int(i) for i in np.linspace(0, count - 1, at_most)})
+
+
+def is_empty(row: Chat | Parts) -> bool:
+    """Whether nothing in a row could be trained."""
+    if isinstance(row, Parts):
+        return not any(text.strip() for text, wanted in row.parts if wanted)
+    answers = [m for m in row.messages if m["role"] == "assistant"]
+    return not any(_says_something(m) for m in answers)
+
+
+def _says_something(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return bool(message.get("tool_calls")) or (content.strip() != "" if isinstance(content, str) else bool(content))
