@@ -265,7 +265,9 @@ class Llama:
         if status:
             raise RuntimeError(f"llama_model_quantize answered {status}: " + " | ".join(self.log[-4:]))
 
-    def quantize_rows(self, kind: int, source: str, rows: int, columns: int, target: str) -> int:
+    def quantize_rows(
+        self, kind: int, source: str, rows: int, columns: int, target: str, weights: list[float] | None = None
+    ) -> int:
         """`rows` x `columns` fp32 of a raw file through ggml's quantiser into a raw file; returns the bytes."""
         with open(source, "rb") as file:
             data = file.read()
@@ -273,7 +275,8 @@ class Llama:
         function = self.base.ggml_quantize_chunk
         p, i64 = ctypes.c_void_p, ctypes.c_int64
         function.restype, function.argtypes = ctypes.c_size_t, [ctypes.c_int, p, p, i64, i64, i64, p]
-        count = function(kind, data, out, 0, rows, columns, None)
+        weigh = (ctypes.c_float * columns)(*weights) if weights else None
+        count = function(kind, data, out, 0, rows, columns, weigh)
         with open(target, "wb") as file:
             file.write(out.raw[:count])
         return int(count)

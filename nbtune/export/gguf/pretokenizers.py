@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import ExportError
 
-__all__ = ["KNOWN", "pre_of", "steps_of"]
+__all__ = ["KNOWN", "NEARLY", "pre_of", "steps_of"]
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -22,6 +22,25 @@ CL100K_SPELLED = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _TAIL
 )
 QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _TAIL
+
+QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LEAD = r"[^\r\n\p{L}\p{N}]?"
+O200K = rf"{_LEAD}{_UPPER}*{_LOWER}+{_SHORT}|{_LEAD}{_UPPER}+{_LOWER}*{_SHORT}|" r"\p{N}{1,3}|" + _SLASH
+TEKKEN = rf"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|" r"\p{N}|" + _SLASH
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+DEEPSEEK_V3 = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+")
 
 Step = tuple[str, ...]
 
@@ -56,16 +75,35 @@ def _split(*patterns: str) -> tuple[Step, ...]:
     return (*(("Split", pattern, "Isolated") for pattern in patterns), ("ByteLevel",))
 
 
+_EACH, _RUNS, _BYTES = ("Digits", "each"), ("Digits", "runs"), ("ByteLevel",)
+_WITH_REGEX = ("ByteLevel", "regex")
+
 # (steps, ignore_merges) → name
 KNOWN: dict[tuple[tuple[Step, ...], bool], str] = {
-    ((("ByteLevel", "regex"),), False): "gpt-2",
-    ((("Digits", "each"), ("ByteLevel", "regex")), False): "smollm",
+    ((_WITH_REGEX,), False): "gpt-2",
+    ((_EACH, _WITH_REGEX), False): "smollm",
     (_split(CL100K), True): "llama-bpe",
     (_split(CL100K_SPELLED), True): "llama-bpe",
     (_split(CL100K), False): "dbrx",
     (_split(CL100K_SPELLED), False): "dbrx",
     (_split(QWEN2), False): "qwen2",
+    (_split(QWEN35), False): "qwen35",
+    (_split(*DEEPSEEK_V3), False): "deepseek-v3",
+    (_split(BLOOM), False): "bloom",
+    (_split(O200K), False): "gpt-4o",
+    (_split(TEKKEN), False): "tekken",
+    (_split(TEKKEN), True): "tekken",
+    ((*_split(*DEEPSEEK_CODER)[:-1], _EACH, _BYTES), False): "deepseek-coder",
+    ((("Punctuation", "Contiguous"), _WITH_REGEX, _RUNS, ("Split", "[0-9][0-9][0-9]", "Isolated")), False): "falcon",
 }
+
+NEARLY: dict[str, str] = {
+    "deepseek-coder": "text with characters that Unicode got lately may get other tokens in llama.cpp",
+    "falcon": "text with symbols and unusual punctuation may get other tokens in llama.cpp",
+    "gpt-4o": "text with rare combining marks may get other tokens in llama.cpp",
+    "tekken": "text with rare combining marks may get other tokens in llama.cpp",
+}
+"""Names whose splitting was seen to differ on a few odd strings, and what to say about it."""
 
 
 def pre_of(tokenizer: dict[str, Any], place: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ExportError
-from .pretokenizers import pre_of
+from .pretokenizers import NEARLY, pre_of
 
 __all__ = ["Vocabulary", "load_tokenizer", "read_vocabulary", "turn_end"]
 
@@ -141,6 +141,8 @@ def _pairs(body: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _byte_level_bpe(vocabulary: Vocabulary, body: dict[str, Any], place: str) -> None:
     vocabulary.pre = pre_of(body, place)
+    if vocabulary.pre in NEARLY:
+        vocabulary.notes.append(NEARLY[vocabulary.pre])
     vocabulary.merges = [f"{left} {right}" for left, right in _pairs(body)]
     normalizer = body.get("normalizer")
     if normalizer:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...errors import ExportError
 from ..files import atomic_file, check_space
@@ -22,7 +24,7 @@ from ..source import ExportedFile, ExportSource, Progress, safe_name
 from .config import Config
 from .families import Family, family_of
 from .tensors import GgufTensor
-from .types import FileType, encode, encoded_bytes, type_named
+from .types import FileType, Shape, encode, encoded_bytes, type_named
 from .vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["write_gguf"]
@@ -64,7 +66,8 @@ def write_gguf(
         )
     tensors = family.tensors(config, model)
     vocabulary = read_vocabulary(source.tokenizer_folder, model.shape(model.embedding)[0])
-    plans = [_Plan(kind, tensors, config.layers) for kind in kinds]
+    shape = _shape(config, family, tensors)
+    plans = [_Plan(kind, tensors, shape) for kind in kinds]
     check_space(out, sum(plan.bytes for plan in plans))
     stem = safe_name(name or source.name)
     with contextlib.ExitStack() as stack:
@@ -89,27 +92,31 @@ class _Plan:
     writer: Any
     file: Any
 
-    def __init__(self, kind: FileType, tensors: list[GgufTensor], layers: int) -> None:
+    def __init__(self, kind: FileType, tensors: list[GgufTensor], shape: Shape) -> None:
         self.kind, self.tensors = kind, tensors
-        self.encodings = [kind.encoding(tensor, layers) for tensor in tensors]
+        self.encodings = [kind.encoding(tensor, shape) for tensor in tensors]
         self.sizes = [encoded_bytes(e, t.shape) for e, t in zip(self.encodings, tensors, strict=True)]
         self.bytes = sum(size + -size % _ALIGN for size in self.sizes)
+        self.notes = self._notes(shape)
+
+    def _notes(self, shape: Shape) -> tuple[str, ...]:
+        """What rows of an odd length made of the type."""
         odd = [
-            t for e, t in zip(self.encodings, tensors, strict=True) if not t.full and t.shape[-1] % _block(kind.main)
+            (tensor.shape[-1], wanted, got)
+            for tensor, got in zip(self.tensors, self.encodings, strict=True)
+            if (wanted := self.kind.wanted(tensor, shape)) != got
         ]
-        self.notes: tuple[str, ...] = ()
-        if odd:
-            rows = ", ".join(sorted({str(t.shape[-1]) for t in odd}))
-            self.notes = (
-                f"{len(odd)} tensors have rows of {rows} values, which {kind.main} cannot hold: they are "
-                + ", ".join(sorted({e for e, t in zip(self.encodings, tensors, strict=True) if t in odd})),
-            )
+        if not odd:
+            return ()
+        lengths = ", ".join(sorted({str(length) for length, _, _ in odd}))
+        became = ", ".join(sorted({f"{wanted} became {got}" for _, wanted, got in odd}))
+        return (f"{len(odd)} tensors have rows of {lengths} values, which blocks of 256 do not divide: {became}",)
 
 
-def _block(encoding: str) -> int:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    return int(GGML_QUANT_SIZES[GGMLQuantizationType[encoding]][0])
+def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
+    experts = int(config.need("num_local_experts", "num_experts")) if family.moe else 0
+    tied = not any(tensor.name == "output.weight" for tensor in tensors)
+    return Shape(config.layers, config.heads // config.kv_heads, experts, tied)
 
 
 def general_name(name: str) -> str:
@@ -150,18 +157,33 @@ def _stream(tensors: list[GgufTensor], plans: list[_Plan], progress: Progress | 
     total, done = sum(plan.bytes for plan in plans), 0
     for plan in plans:
         plan.file.write(bytes(-plan.file.tell() % _ALIGN))
-    for index, tensor in enumerate(tensors):
-        written = [0] * len(plans)
-        for rows in tensor.chunks():
-            for i, plan in enumerate(plans):
-                data = encode(rows, plan.encodings[index])
-                plan.file.write(data.data)
-                written[i] += data.nbytes
-        for plan, count in zip(plans, written, strict=True):
-            if count != plan.sizes[index]:
-                raise AssertionError(f"{tensor.name}: wrote {count} bytes of {plan.sizes[index]}")
-            padding = -count % _ALIGN
-            plan.file.write(bytes(padding))
-            done += count + padding
-        if progress:
-            progress(done, total, tensor.name)
+    with _one_thread_each() as pool:
+        for index, tensor in enumerate(tensors):
+            written = [0] * len(plans)
+            for rows in tensor.chunks():
+                encoded: dict[str, Any] = {}
+                for i, plan in enumerate(plans):
+                    encoding = plan.encodings[index]
+                    if encoding not in encoded:
+                        encoded[encoding] = encode(rows, encoding, pool=pool)
+                    plan.file.write(encoded[encoding].data)
+                    written[i] += encoded[encoding].nbytes
+            for plan, count in zip(plans, written, strict=True):
+                if count != plan.sizes[index]:
+                    raise AssertionError(f"{tensor.name}: wrote {count} bytes of {plan.sizes[index]}")
+                plan.file.write(bytes(-count % _ALIGN))
+                done += count + -count % _ALIGN
+            if progress:
+                progress(done, total, tensor.name)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as torch has threads; each uses one (torch's own threads do not pay on small pieces)."""
+    threads = torch.get_num_threads()
+
+    def single() -> None:
+        torch.set_num_threads(1)  # of this worker only
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="nbtune-encode", initializer=single) as pool:
+        yield pool
