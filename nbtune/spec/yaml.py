@@ -40,6 +40,16 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read back as a text (``1e5``)."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
 def parse_value(text: str) -> Any:
     """One value as YAML reads it: ``"3"`` → 3, ``"{type: lora}"`` → a dict.
 
@@ -98,7 +108,7 @@ def to_yaml(spec: RunSpec) -> str:
     sources = [entry if len(entry) > 1 else entry["source"] for entry in body["data"]]
     body["data"] = sources[0] if len(sources) == 1 else sources
     body = {"model": spec.model, "data": body.pop("data"), **{k: v for k, v in body.items() if k != "model"}}
-    return yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:

@@ -174,6 +174,12 @@ def test_what_is_written_is_read_back(spec: RunSpec) -> None:
     assert from_yaml(to_yaml(spec)) == spec
 
 
+@pytest.mark.parametrize("word", ["1e5", "0E0", "-2e-3", "yes", "true", "null", "12", "a: b", "# a", " a", "é\n"])
+def test_a_text_that_looks_like_something_else_is_quoted(word: str) -> None:
+    spec = RunSpec(data=(SourceSpec(source=word),), model=word, samples=(word,))
+    assert from_yaml(to_yaml(spec)) == spec
+
+
 def test_what_is_written_is_short() -> None:
     assert to_yaml(from_yaml("data: rows\nsteps: 20")) == "model: nbtune/tiny\ndata: rows\nsteps: 20\n"
 
