@@ -144,10 +144,13 @@ class AdapterFile:
                 fix="give the base model that the adapter was trained on.",
             )
 
-    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """LoRA's A (r, in) and B (out, r) of a linear weight, fp32, unscaled; of an embedding (r, tokens), (dim, r)."""
         target = self.targets[name]
-        return self.weights.get(target.a).float(), self.weights.get(target.b).float()
+        return self._fp32(target.a, device), self._fp32(target.b, device)
+
+    def _fp32(self, key: str, device: torch.device | str) -> torch.Tensor:
+        return self.weights.get(key).to(device).float()
 
     def add(self, name: str, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Rows ``[start:stop]`` of the merged weight, from the same rows of the base's.
@@ -159,11 +162,11 @@ class AdapterFile:
         target = self.targets[name]
         if target.delta:
             bias_of = self.targets[name.removesuffix("bias") + "weight"]
-            return rows + bias_of.scale * self.weights.get(target.delta).float()[start:stop]
+            return rows + bias_of.scale * self._fp32(target.delta, rows.device)[start:stop]
         if target.a:
             rows = self._with_lora(name, target, rows, start, stop)
         if target.tokens is not None:
-            values = self.weights.get(target.token_rows).float()
+            values = self._fp32(target.token_rows, rows.device)
             rows = rows.clone()
             for at, token in enumerate(target.tokens):
                 if start <= token < stop:
@@ -171,7 +174,7 @@ class AdapterFile:
         return rows
 
     def _with_lora(self, name: str, target: Target, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        a, b = self.factors(name)
+        a, b = self.factors(name, rows.device)
         if target.embedding or self.config.get("fan_in_fan_out"):
             merged = rows + target.scale * (a[:, start:stop].T @ b.T)
             if target.magnitude:
@@ -179,6 +182,6 @@ class AdapterFile:
             return merged
         merged = rows + target.scale * (b[start:stop] @ a)
         if target.magnitude:
-            norms = self.weights.get(target.magnitude).float().flatten()[start:stop]
+            norms = self._fp32(target.magnitude, rows.device).flatten()[start:stop]
             merged = merged * (norms / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1)
         return merged

@@ -37,14 +37,15 @@ class MergedModel:
 
     Args:
         source: base, and perhaps an adapter on it.
+        device: where the sums are made.
 
     Raises:
         ExportError: a folder is not whole, the adapter is of a kind that cannot be merged exactly, or a part of it
             finds no weight in the base. Nothing is read but headers until then.
     """
 
-    def __init__(self, source: ExportSource) -> None:
-        self.source = source
+    def __init__(self, source: ExportSource, device: torch.device | str = "cpu") -> None:
+        self.source, self.device = source, torch.device(device)
         self.config: dict[str, Any] = read_json(source.base / "config.json")
         _refuse_quantised(self.config, source)
         self.base = Weights(source.base)
@@ -105,16 +106,19 @@ class MergedModel:
         """Rows ``[start:stop]`` of a merged tensor, fp32 (all of a vector: ``start=0``)."""
         if self.adapter and name in self.adapter.targets:
             if self.adapter.targets[name].full:
-                full = self.adapter.weights.rows(self.adapter.targets[name].full, start, stop).float()
+                full = self._fp32(self.adapter.weights.rows(self.adapter.targets[name].full, start, stop))
                 return self.adapter.add(name, full, start, stop)
             return self.adapter.add(name, self._base_rows(name, start, stop), start, stop)
         return self._base_rows(name, start, stop)
 
     def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        rows = self.base.rows(self._stored(name), start, stop).float()
+        rows = self._fp32(self.base.rows(self._stored(name), start, stop))
         if self.source.base_quant and rows.ndim == 2 and self.adapter and name in self.adapter.lora_names:
             return _rounded(rows, self.source.base_quant)
         return rows
+
+    def _fp32(self, stored: torch.Tensor) -> torch.Tensor:
+        return stored.to(self.device).float()
 
     def get(self, name: str) -> torch.Tensor:
         """A whole merged tensor, fp32."""
@@ -125,7 +129,7 @@ class MergedModel:
         """A merged tensor, fp32, some rows at a time."""
         shape = self.shape(name)
         if not shape:
-            yield self.base.get(self._stored(name)).float()
+            yield self._fp32(self.base.get(self._stored(name)))
             return
         step = rows_per_chunk(shape)
         for start in range(0, shape[0], step):

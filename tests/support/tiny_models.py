@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def _character(rng: random.Random) -> str:
     top = rng.choice([0x80, 0x250, 0x2000, 0x3000, 0xFFFF, 0x1FAFF])
     while True:
         code = rng.randrange(1, top)
-        if not 0xD800 <= code <= 0xDFFF:
+        # A character that has no meaning yet, or since last year, is a letter to some and a symbol to others.
+        if not 0xD800 <= code <= 0xDFFF and unicodedata.category(chr(code)) != "Cn":
             return chr(code)
 
 

@@ -98,7 +98,6 @@ KNOWN: dict[tuple[tuple[Step, ...], bool], str] = {
 }
 
 NEARLY: dict[str, str] = {
-    "deepseek-coder": "text with characters that Unicode got lately may get other tokens in llama.cpp",
     "falcon": "text with symbols and unusual punctuation may get other tokens in llama.cpp",
     "gpt-4o": "text with rare combining marks may get other tokens in llama.cpp",
     "tekken": "text with rare combining marks may get other tokens in llama.cpp",

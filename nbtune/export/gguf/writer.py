@@ -30,6 +30,8 @@ from .vocabulary import Vocabulary, read_vocabulary
 __all__ = ["write_gguf"]
 
 _ALIGN = 32
+_LIGHT = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # encoded by gguf, on the CPU
+_ROOM = 4 << 30  # bytes of a GPU's memory that merging and encoding may take, with much to spare
 
 
 def write_gguf(
@@ -38,6 +40,7 @@ def write_gguf(
     out: Path,
     name: str | None = None,
     *,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> list[ExportedFile]:
     """Write ``<out>/<name>-<type>.gguf`` for each type; each appears when it is whole.
@@ -47,6 +50,7 @@ def write_gguf(
         types: such as ``["f16", "q8_0"]``; each weight is merged once for all of them.
         out: the folder for the files.
         name: by default the source's.
+        device: where weights are merged and encoded; by default a GPU that has room, where a type is worth it.
         progress: called with (bytes done, bytes in all, the tensor's name).
 
     Raises:
@@ -57,7 +61,7 @@ def write_gguf(
     if not kinds:
         raise ExportError("no GGUF type was asked for", fix="name at least one, such as q8_0.")
     config_file = source.base / "config.json"
-    model = MergedModel(source)
+    model = MergedModel(source, device or _device(kinds))
     config = Config(model.config, str(config_file))
     family = family_of(config)
     if model.embedding is None:
@@ -111,6 +115,16 @@ class _Plan:
         lengths = ", ".join(sorted({str(length) for length, _, _ in odd}))
         became = ", ".join(sorted({f"{wanted} became {got}" for _, wanted, got in odd}))
         return (f"{len(odd)} tensors have rows of {lengths} values, which blocks of 256 do not divide: {became}",)
+
+
+def _device(kinds: list[FileType]) -> torch.device:
+    """A GPU for types that take arithmetic, if it has room beside what else may run there; else the CPU."""
+    from ...device import describe, pick
+
+    if all(kind.main in _LIGHT for kind in kinds):
+        return torch.device("cpu")
+    found = pick("auto")
+    return found if found.type == "cuda" and describe(found).free > _ROOM else torch.device("cpu")
 
 
 def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:

@@ -1,4 +1,4 @@
-"""Every pre-tokenizer that nbtune has a name for splits as llama.cpp's of that name; one that it has none for is refused.
+"""Every pre-tokenizer that nbtune has a name for splits as llama.cpp's of that name; one without a name is refused.
 
 The merges are learnt without any splitting, so that a border in another place changes the tokens.
 """
