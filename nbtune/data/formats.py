@@ -315,7 +315,7 @@ def _segments_format(columns: Sequence[str], sample: Sequence[Row], given: Mappi
 
 def _preference_format(columns: Sequence[str], sample: Sequence[Row], given: Mapping[str, str], place: str) -> Format:
     lower = {c.lower(): c for c in columns}
-    mapping = {
+    mapping: dict[str, str] = {
         role: given.get(role) or lower[role] for role in ("prompt", "chosen", "rejected") if role in {*lower, *given}
     }
 
