@@ -49,6 +49,7 @@ class MergedModel:
         self.config: dict[str, Any] = read_json(source.base / "config.json")
         _refuse_quantised(self.config, source)
         self.base = Weights(source.base)
+        self._rounded: tuple[str, torch.Tensor] = ("", torch.empty(0))
         self.adapter = AdapterFile(source.adapter) if source.adapter else None
         self.embedding = _embedding_name(self.base)
         self.names = [name for name in self.base if self.base.dtype(name) in ("F64", "F32", "F16", "BF16")]
@@ -112,10 +113,15 @@ class MergedModel:
         return self._base_rows(name, start, stop)
 
     def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        rows = self._fp32(self.base.rows(self._stored(name), start, stop))
-        if self.source.base_quant and rows.ndim == 2 and self.adapter and name in self.adapter.lora_names:
-            return _rounded(rows, self.source.base_quant)
-        return rows
+        if self.source.base_quant and self._is_linear(name):
+            if self._rounded[0] != name:  # as a whole: the scales' own scales are of the whole tensor
+                self._rounded = (name, _rounded(self.base.get(name).to(self.device), self.source.base_quant))
+            return self._rounded[1][start:stop]
+        return self._fp32(self.base.rows(self._stored(name), start, stop))
+
+    def _is_linear(self, name: str) -> bool:
+        """Whether training had this weight quantised: every matrix but the embedding and the head."""
+        return name != self.embedding and name != HEAD and len(self.base.shape(self._stored(name))) == 2
 
     def _fp32(self, stored: torch.Tensor) -> torch.Tensor:
         return stored.to(self.device).float()
@@ -143,14 +149,19 @@ def _embedding_name(base: Weights) -> str | None:
     return None
 
 
-def _rounded(rows: torch.Tensor, kind: str) -> torch.Tensor:
-    """What an nf4 base computes with: quantised as it was for training, and decoded again."""
+def _rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """What a quantised base computes with: quantised as it was for training, and decoded again, fp32."""
     if kind != "nf4":
         raise ExportError(f"merging into a {kind!r} base is not known", fix="export the adapter instead.")
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    packed, state = quantize_4bit(rows.to(torch.bfloat16), quant_type="nf4", compress_statistics=True)
-    return dequantize_4bit(packed, state).float()
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    except ImportError:
+        raise ExportError(
+            "this adapter was trained on a 4-bit base, which needs bitsandbytes to be made again",
+            fix="pip install bitsandbytes, or export the adapter instead.",
+        ) from None
+    packed, state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    return dequantize_4bit(packed, state).reshape(weight.shape).float()
 
 
 def _refuse_quantised(config: dict[str, Any], source: ExportSource) -> None:
