@@ -126,6 +126,8 @@ def test_an_adapter_of_a_4_bit_base_is_merged_into_the_base_that_it_was_trained_
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     pytest.importorskip("bitsandbytes")
+    from bitsandbytes.functional import dequantize_4bit
+
     quant = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -134,6 +136,8 @@ def test_an_adapter_of_a_4_bit_base_is_merged_into_the_base_that_it_was_trained_
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quant, dtype=torch.float32)
+    layer = model.model.layers[1].mlp.down_proj  # not adapted, but quantised all the same
+    trained_on = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).eval()
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
@@ -147,11 +151,8 @@ def test_an_adapter_of_a_4_bit_base_is_merged_into_the_base_that_it_was_trained_
     off = difference(loaded(exact), expected)  # bitsandbytes' CPU kernel rounds activations to bf16: 5e-3
     assert off < 1e-2
     assert difference(loaded(plain), expected) > 5 * off
-    from bitsandbytes.functional import dequantize_4bit
-
-    layer = wrapped.base_model.model.model.layers[1].mlp.down_proj  # not adapted, but quantised all the same
     merged = load_file(exact / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
-    assert torch.equal(merged, dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+    assert torch.equal(merged, trained_on)
 
 
 def test_16_bit_merges_round_the_fp32_sum_once(base: Path, tmp_path: Path) -> None:
