@@ -39,15 +39,19 @@ class Norm:
     eps: float
     offset: float = 0.0
     cast: bool = True
+    _factor: tuple[Tensor, int, int] | None = None
 
     @property
     def how(self) -> dict[str, Any]:
         return {"offset": self.offset, "cast_before_mul": self.cast}
 
-    @property
     def factor(self) -> Tensor:
-        """What a normalised row is multiplied with, fp32 `[H]`."""
-        return self.weight.detach().float() + self.offset
+        """What a normalised row is multiplied with, fp32 `[H]`; made once for a frozen weight."""
+        made = self._factor
+        if made is None or self.weight.requires_grad or made[1:] != (self.weight.data_ptr(), self.weight._version):
+            value = self.weight.detach().float() + self.offset
+            self._factor = made = (value, self.weight.data_ptr(), self.weight._version)
+        return made[0]
 
 
 class Lane:
@@ -191,7 +195,7 @@ def attention_backward(
 
     dxa = group.dxa_beside(wide_dqkv)
     grads_qkv = group.gradients(
-        jobs, x, wide_dqkv[:, : group.outputs], saved.xa, dxa, rows=saved.rstd, columns=norm.factor
+        jobs, x, wide_dqkv[:, : group.outputs], saved.xa, dxa, rows=saved.rstd, columns=norm.factor()
     )
     dx, dweight, want = None, None, norm.weight.requires_grad
     if need_dx or want:
@@ -284,7 +288,7 @@ def mlp_backward(
         saved.xa,
         dxa,
         rows=saved.rstd,
-        columns=norm.factor,
+        columns=norm.factor(),
         ready=None if made is None else Ready(dbs=[made[1], made[2]]),
     )
     wide_da = wide(tokens, layer.out.width_out, a)

@@ -79,42 +79,48 @@ class LossInputs:
 def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> Callable[[], LossInputs]:
     """From the collator's `loss_rows` and `loss_labels`, else from `labels` `[B, S]` or `shift_labels`.
 
-    Call it before the layers are launched, and its result after: the number of trained rows, which decides whether the
-    others are left out of the head, has then reached the host long ago. (While a CUDA graph is captured it cannot:
-    all rows are computed.)
+    Call it before the layers are launched, and its result after. The number of trained rows, which decides whether the
+    others are left out of the head, is then counted beside the layers, and nothing waits for these. (While a CUDA graph
+    is captured it cannot reach the host: all rows are computed.)
     """
     rows, given = kwargs.pop("loss_rows", None), kwargs.pop("loss_labels", None)
     if given is not None:
-        ready = LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), (given != -100).sum())
-        return lambda: ready
-    shifted = kwargs.pop("shift_labels", None)
-    if shifted is None:
-        assert labels is not None
-        shifted = torch.full_like(labels, -100)
-        shifted[..., :-1] = labels[..., 1:]
-    flat = shifted.reshape(-1)
-    trained = flat != -100
-    count = trained.sum()
-    if capturing(flat.device):
-        return lambda: LossInputs(flat, None, count)
-    if not flat.is_cuda:
-        return lambda: _selected(flat, trained, int(count))
-    host = torch.empty((), dtype=torch.int64, pin_memory=True)
-    host.copy_(count, non_blocking=True)
-    arrived = torch.accelerator.current_stream(flat.device).record_event()
+        return lambda: LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), (given != -100).sum())
+    ready_made = kwargs.pop("shift_labels", None)
+    source = labels if ready_made is None else ready_made
+    assert source is not None
+    on_device = source.is_cuda and not capturing(source.device)
+    here = torch.accelerator.current_stream(source.device) if on_device else None
+    ready = here.record_event() if here is not None else None
 
     def finish() -> LossInputs:
-        arrived.synchronize()
-        return _selected(flat, trained, int(host))
+        shifted = ready_made
+        if shifted is None:
+            shifted = torch.nn.functional.pad(source[..., 1:], (0, 1), value=-100)
+        flat = shifted.reshape(-1)
+        if capturing(flat.device):
+            return LossInputs(flat, None, (flat != -100).sum())
+        count = int((flat != -100).sum()) if here is None else _count_beside(source, ready_made is None, here, ready)
+        if count >= 0.9 * flat.shape[0] or count == 0:
+            return LossInputs(flat, None, max(1, count))
+        index = torch.nonzero_static(flat != -100, size=count).flatten()
+        return LossInputs(flat[index], index, count)
 
     return finish
 
 
-def _selected(labels: Tensor, trained: Tensor, count: int) -> LossInputs:
-    if count >= 0.9 * labels.shape[0] or count == 0:
-        return LossInputs(labels, None, max(1, count))
-    index = torch.nonzero_static(trained, size=count).flatten()
-    return LossInputs(labels[index], index, count)
+_beside: dict[torch.device, torch.Stream] = {}
+
+
+def _count_beside(labels: Tensor, shift: bool, here: torch.Stream, ready: Any) -> int:
+    """Counts trained labels on another stream, which waits for `ready` only and not for what was launched since."""
+    stream = _beside.setdefault(labels.device, torch.Stream(labels.device))
+    stream.wait_event(ready)
+    torch.accelerator.set_stream(stream)
+    try:
+        return int(((labels[..., 1:] if shift else labels) != -100).sum())
+    finally:
+        torch.accelerator.set_stream(here)
 
 
 def find_head(lm: nn.Module) -> Head:

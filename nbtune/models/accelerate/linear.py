@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 __all__ = ["GradJobs", "LeftAlone", "LinearGroup", "Member", "Ready", "Sink", "wide"]
 
+_JOBS_A_LAUNCH = 4  # of `grouped_tn`'s kernel
 _ALIGN = 64  # elements: rows of M start at multiples of 128 bytes
 
 
@@ -108,8 +109,9 @@ class GradJobs:
 
     def run(self) -> None:
         for jobs, accumulate in ((self._fresh, False), (self._added, True)):
-            if jobs:
-                us, vs, outs, scales, transposed = zip(*jobs, strict=True)
+            launches = -(-len(jobs) // _JOBS_A_LAUNCH)
+            for i in range(launches):
+                us, vs, outs, scales, transposed = zip(*jobs[i::launches], strict=True)
                 grouped_tn(us, vs, outs, scales, transposed, accumulate=accumulate)
         for do in self._after:
             do()
@@ -311,7 +313,7 @@ class LinearGroup:
         elif rows is not None and columns is not None:
             # (rows * x * columns)' dxa, the small factors outside of the product
             part = torch.empty_like(da)
-            jobs.add((dxa * rows[:, None]).to(x.dtype), x, part, 1.0, False, False)
+            jobs.add(torch.mul(dxa, rows[:, None], out=torch.empty_like(xa)), x, part, 1.0, False, False)
             jobs.afterwards(lambda: da.addcmul_(part, columns) if add else torch.mul(part, columns, out=da))
         else:
             jobs.add(dxa, x, da, 1.0, False, add)

@@ -37,6 +37,7 @@ class LoraSync:
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor, float]]):
         self.pairs = pairs
+        self._parameters = [p for _, p, _ in pairs]
         self._addresses: list[int] = []
         self._tables: list[tuple[Tensor, int, int, bool]] = []
         self._single = all(p.dtype == torch.float32 for _, p, _ in pairs)
@@ -56,7 +57,7 @@ class LoraSync:
                     place.copy_(parameter * factor)
 
     def _launch(self, place: Tensor) -> None:
-        addresses = [p.data_ptr() for _, p, _ in self.pairs]
+        addresses = list(map(Tensor.data_ptr, self._parameters))
         if addresses != self._addresses:
             self._tables, self._addresses = _tables(self.pairs), addresses
         out = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[place.dtype]
