@@ -10,6 +10,7 @@ import numpy as np
 
 from nbtune.data.chat import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.dataset import Dataset
+from nbtune.data.doctor import diagnose
 from nbtune.data.encoding import Encoder
 from nbtune.data.facts import DataFacts, histogram
 from nbtune.data.formats import Chat, Format, Parts
@@ -76,7 +77,9 @@ def prepare(
         held = held if len(held) else None
     else:
         train, held = hold_out(train, spec, seed, report)
+    report.warnings += work.oddities.warnings()
     _conclude(report, train, held)
+    report.warnings += diagnose(train, held)
     return Prepared(train, held, report, _facts(report, train, held), work.chat_template)
 
 
@@ -93,8 +96,8 @@ def _conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
             f"only {report.trained_share:.1%} of the tokens are trained: the prompts are much longer than the answers; "
             "check that the right column is the answer"
         )
-    if report.duplicates > len(train) * 0.1:
-        report.warnings.append(f"{report.duplicates} examples are there more than once")
+    if report.duplicates > report.rows * 0.1:
+        report.warnings.append(f"{report.duplicates} rows repeat another one")
     cut = report.count("cut")
     if cut:
         report.warnings.append(f"{cut} rows were cut: their ends, with the token that ends an answer, are not learnt")

@@ -11,6 +11,7 @@ import numpy as np
 
 from nbtune.data.chat import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.dataset import Builder, Dataset
+from nbtune.data.doctor import Oddities
 from nbtune.data.encoding import Encoder, Job
 from nbtune.data.formats import Chat, Format, Parts, detect
 from nbtune.data.report import Report, SourceReport
@@ -53,7 +54,7 @@ class Reader:
     ) -> None:
         self.tokenizer, self.spec, self.max_len = tokenizer, spec, max_len
         self.overflow, self.on_error, self.progress = overflow, on_error, progress
-        self.report = Report()
+        self.report, self.oddities = Report(), Oddities()
         self.total = self.done = 0
         self.chat_template: str | None = None
         self._encoders: dict[bool, Encoder] = {}
@@ -128,7 +129,16 @@ class Reader:
                 self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
             else:
                 read.append((index, row))
+                self._look(row)
         return read
+
+    def _look(self, row: Chat | Parts) -> None:
+        if isinstance(row, Chat):
+            contents = (message.get("content") for message in row.messages)
+            self.oddities.see_text(text for text in contents if isinstance(text, str))
+            self.oddities.see_roles([message["role"] for message in row.messages])
+        elif not row.raw:
+            self.oddities.see_text(text for text, _ in row.parts)
 
     def _finish(self, builder: Builder, source: Source, chunk: _Chunk) -> None:
         for (index, row), result in zip(

@@ -19,7 +19,7 @@ from nbtune.data.sources import ArrowRows, Rows, Source
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["open_snapshot", "snapshot"]
+__all__ = ["open_snapshot", "snapshot", "to_json"]
 
 _INDEX = "sources.json"
 
@@ -124,12 +124,17 @@ def _write(rows: Rows, stem: Path, name: str) -> Path:
         temporary = path.with_name(path.name + ".new")
         with temporary.open("w", encoding="utf-8") as handle:
             for index, row in enumerate(rows):
-                handle.write(_to_json(row, f"{name}, row {index}") + "\n")
+                handle.write(to_json(row, f"{name}, row {index}") + "\n")
     os.replace(temporary, path)
     return path
 
 
-def _to_json(row: Any, place: str) -> str:
+def to_json(row: Any, place: str) -> str:
+    """A row as one line of JSON; NaN becomes null, arrays lists, dates text.
+
+    Raises:
+        DataError: a value is none of these.
+    """
     try:
         return json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain)
     except ValueError:

@@ -1,0 +1,38 @@
+"""Rows that come one by one (`datasets.IterableDataset`, generators): spooled to disk, then read by line.
+
+What does not fit into memory need not: a spool is a temporary jsonl file, read through a memory map, and gone with the
+process.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nbtune.data.files import read_file
+from nbtune.data.snapshots import to_json
+from nbtune.data.sources import Rows
+
+__all__ = ["rows_of_stream"]
+
+
+def rows_of_stream(stream: Iterable[Any], name: str) -> Rows:
+    """The rows of a stream, in its order.
+
+    Raises:
+        DataError: a value cannot be written down.
+    """
+    spool = tempfile.mkdtemp(prefix="nbtune-rows-")
+    file = Path(spool) / "rows.jsonl"
+    with file.open("w", encoding="utf-8") as handle:
+        for index, row in enumerate(stream):
+            row = {"text": row} if isinstance(row, str) else row
+            handle.write((to_json(row, f"{name}, row {index}") if row else json.dumps(row)) + "\n")
+    rows = read_file(file, name)
+    weakref.finalize(rows, shutil.rmtree, spool, ignore_errors=True)
+    return rows
