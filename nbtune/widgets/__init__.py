@@ -8,15 +8,17 @@ show(run)      the live panel, and under it a report that appears when the run e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from nbtune.widgets.inspector_panel import Inspector
     from nbtune.widgets.monitor_panel import Monitor
     from nbtune.widgets.static_report import Report
 
-__all__ = ["figure", "monitor", "report"]
+__all__ = ["figure", "inspect", "monitor", "report"]
 
 
 def monitor(run: Any) -> Monitor:
@@ -38,3 +40,16 @@ def report(run: Any) -> Report:
     from nbtune.widgets.static_report import Report
 
     return Report(run)
+
+
+def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspector:
+    """The inspector of `rows`: rows themselves, a file, a Hub id, one of nbtune's sets, or a `RunSpec`.
+
+    Args:
+        rows: what `data:` may name, or the rows.
+        namespace: where a variable named in `rows` is looked up.
+        fields: more of the spec, such as ``model="…"``.
+    """
+    from nbtune.widgets.inspector_panel import Inspector
+
+    return Inspector(rows, namespace, **fields)

@@ -96,7 +96,7 @@ export class Controls {
     this.codeLine.hidden = false;
     const command = `nbtune ${what === "stop" ? "stop" : "runs"} ${this.store.status.name ?? ""}`;
     const late = setTimeout(() => setText(this.said, text("busy", { command })), BUSY_AFTER);
-    const answer = await this.store.wish(what, values);
+    const answer = await this.store.wishes.ask(what, values);
     clearTimeout(late);
     setText(this.said, answer.error || text(`asked.${what}`));
     this.said.classList.toggle("nbt-bad", Boolean(answer.error));

@@ -1,6 +1,7 @@
 // What a page knows of a run: filled from the saved snapshot, then by messages. One per model, shared by its views.
 
 import { Rows } from "../shared/rows.js";
+import { Wishes } from "../shared/wishes.js";
 
 const LISTS = ["evals", "notes", "samples", "exports"];
 
@@ -11,7 +12,7 @@ export class Store {
     this.forget();
     this.listeners = new Set();
     this.heard = Date.now();
-    this.answers = new Map();
+    this.wishes = new Wishes();
   }
 
   /** Starts from the model's snapshot and listens; returns a function that ends it. */
@@ -20,9 +21,11 @@ export class Store {
     this.read(model.get("snapshot"), model.get("snapshot_rows"));
     const onMessage = (content, buffers) => this.receive(content, buffers);
     const onSnapshot = () => this.read(model.get("snapshot"), model.get("snapshot_rows"));
+    const end = this.wishes.connect(model);
     model.on("msg:custom", onMessage);
     model.on("change:snapshot", onSnapshot);
     return () => {
+      end();
       model.off("msg:custom", onMessage);
       model.off("change:snapshot", onSnapshot);
     };
@@ -49,7 +52,6 @@ export class Store {
     this.heard = Date.now();
     if (content.t === "d") this.apply(content, buffers[0]);
     else if (content.t === "s") this.read(content, buffers[0]);
-    else if (content.t === "ack") this.answers.get(content.id)?.(content);
     this.changed();
   }
 
@@ -85,18 +87,6 @@ export class Store {
 
   changed() {
     for (const listener of this.listeners) listener();
-  }
-
-  /** Sends a wish; the promise is kept when the kernel has taken it. */
-  wish(what, values = {}) {
-    const id = `${Date.now()}-${Math.random()}`;
-    return new Promise((resolve) => {
-      this.answers.set(id, (answer) => {
-        this.answers.delete(id);
-        resolve(answer);
-      });
-      this.model.send({ t: "do", id, do: what, ...values });
-    });
   }
 }
 

@@ -1,7 +1,7 @@
 // Elements from plain calls. Text only ever becomes a text node: nothing that comes from a kernel is read as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-const SVG_TAGS = new Set(["svg", "path", "polyline", "circle", "line", "title"]);
+const SVG_TAGS = new Set(["svg", "path", "polyline", "circle", "line", "rect", "title"]);
 
 /**
  * el("button", { class: "nbt-btn", onclick: f, "aria-pressed": true }, "Pause")

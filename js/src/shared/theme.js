@@ -36,6 +36,13 @@ export function watchTheme(changed) {
   };
 }
 
+/** Keeps `root` marked as dark where the page is; for panels without charts. Returns a function that ends it. */
+export function followTheme(root) {
+  const mark = () => root.classList.toggle("nbt-dark", readTheme(root).dark);
+  requestAnimationFrame(mark);
+  return watchTheme(mark);
+}
+
 export function luminance(colour) {
   const [r, g, b, a = 1] = (colour.match(/[\d.]+/g) ?? [255, 255, 255]).map(Number);
   if (a === 0) return 1;

@@ -1,0 +1,172 @@
+// The inspector: how rows are read, and which of their tokens are trained.
+
+import { el, freshId, setAttribute, setText } from "../shared/dom.js";
+import { number } from "../shared/format.js";
+import { text } from "../shared/texts.js";
+import { Wishes } from "../shared/wishes.js";
+import { followTheme } from "../shared/theme.js";
+import "../shared/base.css";
+import "./inspector.css";
+import { histogram } from "./histogram.js";
+import { TokenPage } from "./tokens.js";
+
+const RULES = ["answers", "last_answer", "all"];
+const VIEWS = ["raw", "rendered", "tokens"];
+
+class View {
+  constructor(model, wishes) {
+    Object.assign(this, { model, wishes, view: "tokens" });
+    this.build();
+    this.endTheme = followTheme(this.root);
+    this.onSummary = () => this.showSummary();
+    this.onRow = () => this.showRow();
+    model.on("change:summary", this.onSummary);
+    model.on("change:row", this.onRow);
+    this.showSummary();
+    this.showRow();
+  }
+
+  build() {
+    const button = (label, onclick, mark) => el("button", { type: "button", class: "nbt-btn", onclick, "aria-label": text(label), title: text(label) }, mark);
+    this.name = el("span", { class: "nbt-name", dir: "auto" });
+    this.counts = el("span", { class: "nbt-soft" });
+    this.fields = el("div", { class: "nbt-fields" });
+    this.bars = el("div");
+    this.findings = el("ul", { class: "nbt-findings" });
+    this.said = el("span", { class: "nbt-soft" });
+    this.index = el("input", { type: "number", min: 1, step: 1, onchange: () => this.go(Number(this.index.value) - 1) });
+    this.of = el("span", { class: "nbt-soft" });
+    this.search = el("input", { type: "search", placeholder: text("inspect.search"), "aria-label": text("inspect.search"), onkeydown: (event) => {
+      if (event.key === "Enter") this.find(event.shiftKey);
+    } });
+    this.tabs = VIEWS.map((name) => el("button", { type: "button", "data-view": name, onclick: () => this.turn(name) }, text(`inspect.${name}`)));
+    this.plain = el("div", { class: "nbt-page nbt-plainpage", tabindex: 0, dir: "auto" });
+    this.tokens = new TokenPage();
+    this.place = el("span", { class: "nbt-soft nbt-text" });
+    this.yaml = el("code");
+    this.root = el("section", { class: "nbt nbt-inspector", role: "region", "data-lm-suppress-shortcuts": "true" },
+      el("div", { class: "nbt-row" }, this.name, this.counts),
+      el("div", { class: "nbt-reading" }, this.fields, this.bars),
+      this.findings,
+      el("div", { class: "nbt-row" },
+        button("inspect.previous", () => this.go(this.row.index - 1), "◀"),
+        el("label", {}, text("inspect.row"), this.index), this.of,
+        button("inspect.next", () => this.go(this.row.index + 1), "▶"),
+        this.search,
+        el("div", { class: "nbt-tabs", role: "group", "aria-label": text("inspect.view") }, ...this.tabs),
+        el("span", { role: "status" }, this.said)),
+      el("div", {}, this.place),
+      this.plain, this.tokens.node,
+      el("div", { class: "nbt-row nbt-soft" }, text("inspect.yaml"), this.yaml));
+  }
+
+  get row() {
+    return this.model.get("row");
+  }
+
+  async do(what, values, busy = "") {
+    setText(this.said, busy);
+    const answer = await this.wishes.ask(what, values);
+    if (answer.error) setText(this.said, answer.error);
+    else if (!busy) setText(this.said, "");
+    return answer.value;
+  }
+
+  go(index) {
+    if (Number.isInteger(index) && index >= 0 && index < this.model.get("summary").rows) this.do("row", { index });
+    else this.index.value = (this.row.index ?? 0) + 1;
+  }
+
+  async find(back) {
+    const wanted = this.search.value;
+    if (wanted && (await this.do("search", { text: wanted, back })) === false) setText(this.said, text("inspect.none"));
+  }
+
+  turn(view) {
+    this.view = view;
+    this.showRow();
+  }
+
+  showSummary() {
+    const summary = this.model.get("summary");
+    const sources = summary.sources ?? [];
+    setText(this.said, "");
+    setText(this.name, sources.map((source) => source.name).join(", "));
+    setAttribute(this.root, "aria-label", text("inspect", { name: this.name.textContent }));
+    const share = summary.tokens ? `${((100 * summary.trained_tokens) / summary.tokens).toFixed(1)} %` : "–";
+    const counted = summary.examined < summary.rows ? ` (${text("inspect.examined", { n: number(summary.examined) })})` : "";
+    setText(this.counts, text("inspect.counts", {
+      rows: number(summary.rows), tokens: number(summary.tokens), share, longest: number(summary.longest),
+    }) + counted);
+    this.fields.replaceChildren(...sources.flatMap((source, k) => this.sourceFields(summary, source, k)), this.rule(summary));
+    this.bars.replaceChildren(...histogram(summary));
+    this.findings.replaceChildren(...summary.findings.map((finding) => el("li", { "data-level": finding.level, class: "nbt-text", dir: "auto" },
+      finding.text, finding.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: finding.fix })) : null)));
+    setText(this.yaml, summary.yaml);
+    setText(this.of, text("inspect.of", { n: number(summary.rows) }));
+    this.index.max = summary.rows;
+  }
+
+  sourceFields(summary, source, k) {
+    const format = choice(summary.formats.map((name) => [name, name]), source.format, (value) => this.read(k, value, {}));
+    const roles = Object.entries(source.mapping).map(([role, column]) => {
+      const columns = source.columns.map((name) => [name, name]);
+      const pick = choice(columns, column, (value) => this.read(k, source.format, { ...source.mapping, [role]: value }));
+      return el("label", {}, role, pick);
+    });
+    return [el("label", {}, text("inspect.format"), format), ...roles];
+  }
+
+  read(source, format, columns) {
+    this.do("read", { source, format, columns }, text("inspect.working"));
+  }
+
+  rule(summary) {
+    const pick = choice(RULES.map((name) => [name, text(`inspect.${name}`)]), summary.train_on, (rule) => {
+      this.do("train_on", { rule }, text("inspect.working"));
+    });
+    return el("label", {}, text("inspect.train_on"), pick);
+  }
+
+  showRow() {
+    const { row, view } = this;
+    const shownAsText = view !== "tokens" || row.error;
+    for (const tab of this.tabs) setAttribute(tab, "aria-pressed", String(tab.dataset.view === view));
+    this.plain.hidden = !shownAsText;
+    this.tokens.node.hidden = shownAsText;
+    this.index.value = (row.index ?? 0) + 1;
+    const counts = row.count === undefined ? "" : text("inspect.row_counts", { tokens: number(row.count), trained: number(row.trained) });
+    const cut = row.cut ? text("inspect.row_cut", { n: number(row.cut) }) : "";
+    setText(this.place, [row.place, counts, cut].filter(Boolean).join(" · "));
+    setAttribute(this.root, "data-row", String(row.index));
+    setText(this.plain, view === "raw" ? row.raw ?? "" : row.error ? `${row.error}\n${row.fix ?? ""}` : row.rendered ?? "");
+    this.plain.classList.toggle("nbt-bad", Boolean(row.error) && view !== "raw");
+    if (!shownAsText) this.tokens.show(row);
+  }
+
+  destroy() {
+    this.endTheme();
+    this.model.off("change:summary", this.onSummary);
+    this.model.off("change:row", this.onRow);
+  }
+}
+
+function choice(options, value, changed) {
+  const node = el("select", { id: freshId("pick"), onchange: () => changed(node.value) });
+  if (!options.some(([name]) => name === value)) node.append(el("option", { value }, value || text("column.none")));
+  node.append(...options.map(([name, label]) => el("option", { value: name }, label)));
+  node.value = value;
+  return node;
+}
+
+export default () => {
+  const wishes = new Wishes();
+  return {
+    initialize: ({ model }) => wishes.connect(model),
+    render({ model, el: host }) {
+      const view = new View(model, wishes);
+      host.append(view.root);
+      return () => view.destroy();
+    },
+  };
+};

@@ -1,0 +1,107 @@
+"""Rows as a run would read them, with the embedded model's tokenizer."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from nbtune import data, models
+from nbtune.errors import NbtuneError
+from nbtune.widgets.inspection import SPECIAL, TERMINATOR, TOKENS, TRAINED, Inspection
+
+ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Captain Tune {k}."} for k in range(120)]
+
+
+@pytest.fixture(scope="module")
+def inspection():
+    return Inspection.of(ROWS)
+
+
+def trained_text(row):
+    return "".join(text for _, text, flags in row["tokens"] if flags & TRAINED)
+
+
+def test_the_summary_says_how_rows_are_read(inspection):
+    summary = inspection.summary()
+    assert (summary["rows"], summary["examined"]) == (120, 120)
+    source = summary["sources"][0]
+    assert (source["format"], source["mapping"]["prompt"]) == ("prompt-completion", "prompt")
+    assert sum(count for _, count in summary["lengths"]) == pytest.approx(120, abs=8)  # some are held out
+    assert 0 < summary["trained_tokens"] < summary["tokens"]
+    assert len(json.dumps(summary)) < 10_000
+
+
+def test_a_row_is_shown_as_the_run_tokenises_it(inspection):
+    row = inspection.row(7)
+    tokenizer = models.load_tokenizer("nbtune/tiny")
+    prepared = data.prepare(inspection.sources, tokenizer, spec=inspection.spec, max_len=1024, seed=42)
+    example = next(e for part in (prepared.train, prepared.eval) for e in part or [] if e.row == 7)
+    assert [number for number, _, _ in row["tokens"]] == example.input_ids
+    trained = [label != -100 for label in example.labels]
+    assert [bool(flags & TRAINED) for _, _, flags in row["tokens"]] == trained
+    assert json.loads(row["raw"]) == ROWS[7]
+    assert "Who are you, 7?" in row["rendered"]
+
+
+def test_the_terminator_of_an_answer_is_trained_and_marked(inspection):
+    row = inspection.row(0)
+    assert trained_text(row) == "Captain Tune 0.<|im_end|>"
+    ends = [flags for _, text, flags in row["tokens"] if text == "<|im_end|>"]
+    assert ends == [TERMINATOR | SPECIAL, TRAINED | TERMINATOR | SPECIAL]
+
+
+def test_search_goes_around_both_ways(inspection):
+    assert inspection.search("TUNE 77", 0) == 77
+    assert inspection.search("you, 5?", 100) == 5
+    assert inspection.search("Captain", 0, back=True) == 119
+    assert inspection.search("parrot", 0) is None
+
+
+def test_another_rule_trains_other_tokens(inspection):
+    everything = inspection.with_training("all")
+    row = everything.row(0)
+    assert row["trained"] == row["count"]
+    assert "train_on: all" in everything.yaml()
+
+
+def test_another_reading_is_written_into_the_spec(inspection):
+    turned = {"prompt": "completion", "completion": "prompt"}
+    other = inspection.with_reading(format="prompt-completion", columns=turned)
+    assert trained_text(other.row(3)) == "Who are you, 3?<|im_end|>"
+    assert "format: prompt-completion" in other.yaml()
+    assert other.spec.data[0].columns == turned
+
+
+def test_a_row_that_cannot_be_read_says_why_and_the_others_are_shown():
+    inspection = Inspection.of(
+        [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}] * 3
+        + [{"messages": [{"role": "parrot"}]}]
+    )
+    assert inspection.row(0)["count"] > 0
+    assert inspection.row(3)["error"]
+    assert inspection.row(3)["tokens"] == []
+
+
+def test_frames_files_and_sets_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    assert len(Inspection.of(pd.DataFrame(ROWS))) == 120
+    assert len(Inspection.of(path)) == 120
+    assert Inspection.of("nbtune/persona").summary()["findings"] == []
+    with pytest.raises(NbtuneError):
+        Inspection.of("not-there.jsonl")
+
+
+def test_a_long_row_is_sent_in_part():
+    row = Inspection.of([{"text": "word " * 20_000}]).row(0)
+    assert len(row["tokens"]) == TOKENS
+    assert row["more"] == row["count"] - TOKENS > 0
+    assert len(json.dumps(row)) < 300_000
+
+
+def test_a_source_without_a_known_column_is_a_finding_not_a_crash():
+    summary = Inspection.of([{"foo": 1, "bar": 2}]).summary()
+    assert summary["findings"][0]["level"] == "error"
+    assert summary["sources"][0]["columns"] == ["foo", "bar"]
