@@ -55,9 +55,7 @@ def tune(op: str, timer: Timer, copy: float, capability: int, until: float) -> N
         if time.monotonic() > until:
             print(f"# {op}: out of time after {len(results)} candidates")
             break
-        tables.TABLE.pop((op, capability), None)
-        if entry or present:
-            tables.TABLE[op, capability] = entry or present
+        tables.set_entry(op, capability, entry or present)
         try:
             seconds = [timer(row.call) for row in rows]
         except Exception as reason:  # noqa: BLE001 (a candidate that does not fit the card is no candidate)
@@ -66,9 +64,7 @@ def tune(op: str, timer: Timer, copy: float, capability: int, until: float) -> N
         shares = " ".join(f"{row.moved / s / copy:.0%}" for row, s in zip(rows, seconds, strict=True))
         results.append((sum(seconds), entry or {}))
         print(f"#   {op} {entry or 'present'}: {1e3 * sum(seconds):.3f} ms, {shares}", flush=True)
-    tables.TABLE.pop((op, capability), None)
-    if present:
-        tables.TABLE[op, capability] = present
+    tables.set_entry(op, capability, present)
     if results:
         best, entry = min(results, key=lambda r: r[0])
         if entry and best < 0.97 * results[0][0]:

@@ -79,11 +79,11 @@ def rows(x: Tensor) -> Tensor:
 def flat_rows(x: Tensor, *, written: bool = False) -> Tensor:
     """`[rows, H]` with one row stride and a unit last one; copied if there is no such view, refused if written to."""
     if written:
-        x = x.view(-1, x.shape[-1])
+        x = x if x.dim() == 2 else x.view(-1, x.shape[-1])
         if x.stride(1) != 1 and x.shape[1] > 1:
             raise ValueError(f"cannot write rows with a last stride of {x.stride(1)}")
         return x
-    x = x.reshape(-1, x.shape[-1])
+    x = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 

@@ -35,7 +35,8 @@ def _forward_kernel(
         mean, rstd = tl.load(mean_ptr + row), tl.load(rstd_ptr + row)
         d = x - mean
     else:
-        mean = tl.sum(x, 0) / width
+        # rounded as it is stored: an approximate quotient may be fused into the difference, and differ from it
+        mean = tl.div_rn(tl.sum(x, 0), width * 1.0)
         d = tl.where(mask, x - mean, 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(d * d, 0) / width + eps)
         tl.store(mean_ptr + row, mean)

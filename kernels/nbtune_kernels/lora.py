@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import lora_kernels
-from ._runtime import HAS_TRITON, INTERPRETED, compute_capability, flat_rows, op, rows
+from ._runtime import HAS_TRITON, INTERPRETED, cdiv, compute_capability, flat_rows, op, rows
 from .tables import launch
 
 
@@ -31,7 +31,7 @@ def reference(x: Tensor, w: Tensor, a: Tensor, b: Tensor, scaling: float, bias: 
 def uses_kernel(name: str, wide: Sequence[Tensor], ranks: Sequence[int]) -> bool:
     """Whether Triton makes the product: never where `tl.dot` would run without tensor cores."""
     first = wide[0]
-    if not HAS_TRITON or len(wide) > lora_kernels.GROUPS or max(ranks) > 128:
+    if not HAS_TRITON or max(ranks) > 128 or (name == "lora_dxa" and len(wide) > lora_kernels.GROUPS):
         return False
     if any(t.dtype != first.dtype for t in wide):
         return False
@@ -44,9 +44,10 @@ def uses_kernel(name: str, wide: Sequence[Tensor], ranks: Sequence[int]) -> bool
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for operands of any float dtypes."""
+    """a @ b for operands of any float dtypes; fp32 out of 16-bit ones on a GPU (scaled fp16 gradients overflow)."""
     common = torch.promote_types(a.dtype, b.dtype)
-    return a.to(common) @ b.to(common)
+    a, b = a.to(common), b.to(common)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and common.itemsize == 2 else a @ b
 
 
 # ---------------------------------------------------------------- ops
@@ -80,7 +81,11 @@ def _lora_dxa(dys, bs, scalings, out):
 def _grouped_tn(us, vs, scales, outs, transposed, accumulate):
     if uses_kernel("grouped_tn", vs, [u.shape[-1] for u in us]) and all(u.dtype == vs[0].dtype for u in us):
         flat_us, flat_vs = [flat_rows(u) for u in us], [flat_rows(v) for v in vs]
-        return lora_kernels.launch_tn(flat_us, flat_vs, scales, outs, transposed, accumulate)
+        launches = cdiv(len(vs), lora_kernels.GROUPS)
+        for i in range(launches):  # evenly: six groups are three and three
+            part = slice(i * len(vs) // launches, (i + 1) * len(vs) // launches)
+            lora_kernels.launch_tn(flat_us[part], flat_vs[part], scales[part], outs[part], transposed[part], accumulate)
+        return None
     for u, v, scale, out, flip in zip(us, vs, scales, outs, transposed, strict=True):
         u2, v2 = rows(u), rows(v)
         g = (_mm(v2.t(), u2) if flip else _mm(u2.t(), v2)) * scale
@@ -175,6 +180,6 @@ def grouped_tn(
 ) -> None:
     """`outs[i] = scales[i] * us[i]^T vs[i]` (or its transpose) for skinny `us[i] [..., r]` and wide `vs[i] [..., N]`.
 
-    The outs are 2-D with any strides and any float dtype. At most four groups share a launch.
+    The outs are 2-D with any strides and any float dtype. Up to four groups share a launch.
     """
     _grouped_tn(list(us), list(vs), [float(s) for s in scales], list(outs), list(transposed), accumulate)

@@ -10,7 +10,10 @@ alignment. Skinny dimensions are padded to a power of two of at least 16.
 """
 # ruff: noqa: SIM102  (the outer condition is known when a kernel is compiled, the inner one is not)
 
+import functools
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,46 +150,42 @@ def _tn_kernel(
 
 @jit
 def _sum_tile(
-    part_ptr, out_ptr, row_stride, col_stride, scale, block, rank, width, splits,
-    FLIP: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+    part_ptr, out_ptr, r_stride, n_stride, scale, block, rank, width, splits,
+    PAD: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`out (+)= scale * sum over splits`, BLOCK elements in the order in which `out` lies (FLIP: `[width, rank]`)."""
-    i = block * BLOCK + tl.arange(0, BLOCK)
-    mask = i < rank * width
-    if FLIP:
-        r, n = i % rank, i // rank
-        at = n.to(tl.int64) * row_stride + r * col_stride
-    else:
-        r, n = i // width, i % width
-        at = r.to(tl.int64) * row_stride + n * col_stride
-    total = tl.zeros((BLOCK,), tl.float32)
+    """`out[r, n] (+)= scale * sum over splits` for BLOCK columns; the strides say how `out` lies."""
+    n = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    r = tl.arange(0, PAD)[:, None]
+    mask = (r < rank) & (n < width)
+    total = tl.zeros((PAD, BLOCK), tl.float32)
     for split in range(splits):
         total += tl.load(part_ptr + (split * rank + r) * width + n, mask, other=0.0)
     total *= scale
+    at = out_ptr + r * r_stride + n.to(tl.int64) * n_stride
     if ADD:
-        total += tl.load(out_ptr + at, mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask)
+        total += tl.load(at, mask, other=0.0).to(tl.float32)
+    tl.store(at, total.to(out_ptr.dtype.element_ty), mask)
 
 
 @jit
 def _sum_kernel(
     part_ptr, q0, q1, q2, q3, a0, a1, a2, a3, c0, c1, c2, c3, s0, s1, s2, s3, n0, n1, n2, n3, r0, r1, r2, r3,
     o1, o2, o3, e0, e1, e2, splits,
-    F0: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr, F3: tl.constexpr, N: tl.constexpr, ADD: tl.constexpr,
+    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr, ADD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     if block < e0:
-        _sum_tile(part_ptr, q0, a0, c0, s0, block, r0, n0, splits, F0, ADD, BLOCK)
+        _sum_tile(part_ptr, q0, a0, c0, s0, block, r0, n0, splits, P0, ADD, BLOCK)
     if N > 1:
         if (block >= e0) & (block < e1):
-            _sum_tile(part_ptr + o1, q1, a1, c1, s1, block - e0, r1, n1, splits, F1, ADD, BLOCK)
+            _sum_tile(part_ptr + o1, q1, a1, c1, s1, block - e0, r1, n1, splits, P1, ADD, BLOCK)
     if N > 2:
         if (block >= e1) & (block < e2):
-            _sum_tile(part_ptr + o2, q2, a2, c2, s2, block - e1, r2, n2, splits, F2, ADD, BLOCK)
+            _sum_tile(part_ptr + o2, q2, a2, c2, s2, block - e1, r2, n2, splits, P2, ADD, BLOCK)
     if N > 3:
         if block >= e2:
-            _sum_tile(part_ptr + o3, q3, a3, c3, s3, block - e2, r3, n3, splits, F3, ADD, BLOCK)
+            _sum_tile(part_ptr + o3, q3, a3, c3, s3, block - e2, r3, n3, splits, P3, ADD, BLOCK)
 
 
 # ---------------------------------------------------------------- launchers (2-D tensors with unit last stride)
@@ -227,13 +226,42 @@ def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[f
     )  # fmt: skip
 
 
-def _ends(blocks: Sequence[int]) -> list[int]:
-    """Running sums, padded so that unused groups are empty."""
-    ends, total = [], 0
-    for b in blocks:
-        total += b
-        ends.append(total)
-    return _four(ends)
+class _Plan(NamedTuple):
+    """How a grouped product is cut: see `_tn_kernel` and `_sum_kernel` for what the four-tuples mean."""
+
+    ranks: tuple[int, ...]
+    widths: tuple[int, ...]
+    pads: tuple[int, ...]
+    blocks: int
+    ends: tuple[int, ...]
+    rows_per_split: int
+    splits: int
+    offsets: tuple[int, ...]
+    size: int
+    sum_blocks: int
+    sum_ends: tuple[int, ...]
+
+
+_SUM_BLOCK = 64
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    n_rows: int, ranks: tuple[int, ...], widths: tuple[int, ...], block_t: int, block_n: int, programs: int
+) -> _Plan:
+    def ends(sizes: list[int]) -> tuple[int, ...]:
+        return tuple(_four(list(itertools.accumulate(sizes))))
+
+    blocks = [cdiv(w, block_n) for w in widths]
+    wanted = min(max(1, programs // sum(blocks)), cdiv(n_rows, block_t))
+    rows_per_split = cdiv(cdiv(n_rows, wanted), block_t) * block_t
+    splits = max(1, cdiv(n_rows, rows_per_split))
+    offsets = ends([splits * r * w for r, w in zip(ranks, widths, strict=True)])
+    sums = ends([cdiv(w, _SUM_BLOCK) for w in widths])
+    return _Plan(
+        tuple(_four(ranks)), tuple(_four(widths)), tuple(_four([_pad(r) for r in ranks])), sum(blocks),
+        ends(blocks)[:3], rows_per_split, splits, offsets[:3], offsets[-1], sums[-1], sums[:3],
+    )  # fmt: skip
 
 
 def launch_tn(
@@ -244,31 +272,25 @@ def launch_tn(
     transposed: Sequence[bool],
     accumulate: bool,
 ) -> None:
-    """`outs[i] = scales[i] * us[i]^T vs[i]`, or its transpose."""
+    """`outs[i] = scales[i] * us[i]^T vs[i]`, or its transpose, for at most `GROUPS` groups."""
     device, n_rows, groups = vs[0].device, vs[0].shape[0], len(vs)
     table = launch("grouped_tn", compute_capability(device))
     block_t, block_n = table["block_t"], table["block_n"]
-    ranks, widths = [u.shape[1] for u in us], [v.shape[1] for v in vs]
-    blocks = [cdiv(w, block_n) for w in widths]
-    ends = _ends(blocks)
-    wanted = max(1, table["programs_per_sm"] * processors(device) // sum(blocks))
-    rows_per_split = cdiv(cdiv(n_rows, min(wanted, cdiv(n_rows, block_t))), block_t) * block_t
-    splits = cdiv(n_rows, rows_per_split)
-    sizes = [splits * r * w for r, w in zip(ranks, widths, strict=True)]
-    offsets = _ends(sizes)
-    part = torch.empty(offsets[-1], dtype=torch.float32, device=device)
-    pads = _four([_pad(r) for r in ranks])
-    _tn_kernel[(sum(blocks), splits)](
-        *_four(us), *_four(vs), part, *_four([u.stride(0) for u in us]), *_four([v.stride(0) for v in vs]),
-        *_four(widths), *_four(ranks), *offsets[:3], *ends[:3], rows_per_split, n_rows,
-        P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, BLOCK_T=block_t, BLOCK_N=block_n,
-        PRECISION=_precision(vs[0]), **FUSED, num_warps=table["warps"], num_stages=table["stages"],
+    plan = _plan(
+        n_rows, tuple([u.shape[1] for u in us]), tuple([v.shape[1] for v in vs]), block_t, block_n,
+        table["programs_per_sm"] * processors(device),
     )  # fmt: skip
-    block = 1024
-    ends = _ends([cdiv(r * w, block) for r, w in zip(ranks, widths, strict=True)])
-    flips = _four(transposed)
-    _sum_kernel[(ends[-1],)](
-        part, *_four(outs), *_four([o.stride(0) for o in outs]), *_four([o.stride(1) for o in outs]), *_four(scales),
-        *_four(widths), *_four(ranks), *offsets[:3], *ends[:3], splits,
-        F0=flips[0], F1=flips[1], F2=flips[2], F3=flips[3], N=groups, ADD=accumulate, BLOCK=block, **FUSED, num_warps=4,
+    part = torch.empty(plan.size, dtype=torch.float32, device=device)
+    pads = dict(zip(("P0", "P1", "P2", "P3"), plan.pads, strict=True))
+    _tn_kernel[(plan.blocks, plan.splits)](
+        *_four(us), *_four(vs), part, *_four([u.stride(0) for u in us]), *_four([v.stride(0) for v in vs]),
+        *plan.widths, *plan.ranks, *plan.offsets, *plan.ends, plan.rows_per_split, n_rows, **pads, N=groups,
+        BLOCK_T=block_t, BLOCK_N=block_n, PRECISION=_precision(vs[0]), **FUSED, num_warps=table["warps"],
+        num_stages=table["stages"],
+    )  # fmt: skip
+    strides = [o.stride()[::-1] if t else o.stride() for o, t in zip(outs, transposed, strict=True)]
+    _sum_kernel[(plan.sum_blocks,)](
+        part, *_four(outs), *_four([s[0] for s in strides]), *_four([s[1] for s in strides]), *_four(scales),
+        *plan.widths, *plan.ranks, *plan.offsets, *plan.sum_ends, plan.splits, **pads, N=groups, ADD=accumulate,
+        BLOCK=_SUM_BLOCK, **FUSED, num_warps=4,
     )  # fmt: skip

@@ -4,6 +4,7 @@
 reads. An architecture that is not listed uses the nearest older one, and the rules below where there is none.
 """
 
+import functools
 from typing import Any
 
 # Elements a warp handles at once in the row kernels; columns of a block; stages of the pipelined loops.
@@ -21,7 +22,7 @@ DEFAULT: dict[str, dict[str, Any]] = {
     # min_rows: below it cuBLAS makes the product, as it always does where tl.dot has no tensor cores (< sm_80).
     "lora_xa": {"block_t": 64, "block_k": 128, "warps": 4, "stages": 4, "min_rows": 2048},
     "lora_dxa": {"block_t": 64, "block_k": 128, "warps": 4, "stages": 4, "min_rows": 2048},
-    "grouped_tn": {"block_t": 64, "block_n": 128, "warps": 4, "stages": 4, "programs_per_sm": 3, "min_rows": 1024},
+    "grouped_tn": {"block_t": 64, "block_n": 128, "warps": 4, "stages": 4, "programs_per_sm": 3, "min_rows": 64},
 }
 
 TABLE: dict[tuple[str, int], dict[str, Any]] = {
@@ -41,12 +42,14 @@ TABLE: dict[tuple[str, int], dict[str, Any]] = {
 }
 
 
+@functools.cache
 def launch(op: str, capability: int) -> dict[str, Any]:
-    """Parameters of `op` on a device of that compute capability (0: the interpreter)."""
+    """Parameters of `op` on a device of that compute capability (0: the interpreter). Shared: not to be changed."""
     known = [arch for name, arch in TABLE if name == op and arch <= capability]
     return {**DEFAULT[op], **(TABLE[op, max(known)] if known else {})}
 
 
+@functools.cache
 def warps_for(op: str, capability: int, elements: int) -> int:
     """Warps of a row kernel whose program holds so many elements."""
     table = launch(op, capability)
@@ -54,3 +57,12 @@ def warps_for(op: str, capability: int, elements: int) -> int:
     while warps * table["per_warp"] < elements and warps < table["max_warps"]:
         warps *= 2
     return warps
+
+
+def set_entry(op: str, capability: int, entry: dict[str, Any] | None) -> None:
+    """Replace an entry of the table, or remove it (None). For tuning: programs that run may have read the old one."""
+    TABLE.pop((op, capability), None)
+    if entry is not None:
+        TABLE[op, capability] = entry
+    launch.cache_clear()
+    warps_for.cache_clear()

@@ -102,6 +102,14 @@ def test_transposed_outputs(draw, near):
     near(flipped, 3 * v.double().t() @ u.double(), torch.float32)
 
 
+def test_more_groups_than_a_launch_takes(draw, near, dtype):
+    us, vs = [draw(33, r, dtype=dtype) for r in (4, 8, 2, 4, 16, 4)], [draw(33, n, dtype=dtype) for n in range(10, 16)]
+    outs = [torch.empty(u.shape[1], v.shape[1], device=u.device) for u, v in zip(us, vs, strict=True)]
+    grouped_tn(us, vs, outs, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [False] * 6)
+    for i, (u, v, out) in enumerate(zip(us, vs, outs, strict=True)):
+        near(out, (i + 1) * u.double().t() @ v.double(), dtype)
+
+
 def test_never_tl_dot_without_tensor_cores(monkeypatch):
     from nbtune_kernels import lora
 

@@ -48,7 +48,8 @@ def test_forward_rounds_like_stock(draw, dtype):
         y, _ = rms_norm(x, weight, EPS, **kind)
         want = stock(kind, weight)(x)
         step = torch.finfo(dtype).eps * want.abs().clamp(min=1e-3)
-        assert ((y - want).abs() <= 2 * step).all()
+        # one rounding step in 16 bits; in fp32 the order of the sum shows
+        assert ((y - want).abs() <= (16 if dtype == torch.float32 else 2) * step).all()
 
 
 def test_weightless_and_recomputed(draw, near, dtype):
