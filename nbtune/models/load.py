@@ -113,7 +113,7 @@ def load_model(
     device: "torch.device | str",
     quant: str = "none",
     trust_remote_code: bool = False,
-    attention: str = "sdpa",
+    attention: str | None = None,
 ) -> "PreTrainedModel":
     """The causal language model, its weights read straight onto the device.
 
@@ -123,7 +123,7 @@ def load_model(
         device: where they go.
         quant: ``none``, or ``nf4`` (4-bit with double quantisation, by bitsandbytes).
         trust_remote_code: let the model's own Python run.
-        attention: transformers' name of the attention implementation.
+        attention: transformers' name of the attention implementation; unset: its own choice, sdpa where there is one.
 
     Raises:
         SpecError: no causal language model, or no safetensors.

@@ -98,6 +98,10 @@ class Layer:
     def groups(self) -> list[LinearGroup]:
         return [self.qkv, self.out, self.gate_up, self.down]
 
+    def intact(self) -> bool:
+        """Nobody moved, merged, switched off or sharded its weights since they were attached."""
+        return all(g.intact() for g in self.groups())
+
     def norms(self) -> list[Norm]:
         return [n for n in (self.norm1, self.norm2, self.q_norm, self.k_norm) if n is not None]
 

@@ -155,8 +155,8 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None
         if weight.is_cuda and i % 4 == 3:
             empty_cache(weight.device)  # the weights' old places are too small for the stacks to come
     if handle.layers:
-        sync_all = LoraSync([p for layer in handle.layers for g in layer.groups() for p in g.sync_pairs])
-        hook = _Prepare(sync_all, len(handle.layers) == len(modules), _shortest_window([m for _, m in modules]))
+        whole = len(handle.layers) == len(modules)
+        hook = _Prepare(list(handle.layers), whole, _shortest_window([m for _, m in modules]))
         removable = inner.register_forward_pre_hook(hook, with_kwargs=True)
         handle.undo.append(removable.remove)
 
@@ -193,19 +193,13 @@ def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         mask = args[0] if args else kwargs.get("attention_mask")
-        packing = _packing_behind(mask, attention.config)
-        window = getattr(attention, "sliding_window", None)
+        packing = getattr(mask, "nbtune_packing", _UNKNOWN)  # settled by `_Prepare`, which has looked at everything
+        if packing is _UNKNOWN and mask is None and attention.config._attn_implementation == "sdpa":
+            window = getattr(attention, "sliding_window", None)
+            alone = len(args) < 2 and not (window and hidden_states.shape[1] > window)
+            packing = None if alone and _plain_call(kwargs, hidden_states.device) and layer.intact() else _UNKNOWN
         angles = kwargs.get("position_embeddings")
-        if (
-            packing is _UNKNOWN
-            or angles is None
-            or len(args) > 1
-            or kwargs.get("past_key_values") is not None
-            or kwargs.get("output_attentions")
-            or (window and hidden_states.shape[1] > window)
-            or not all(g.intact() for g in layer.groups())
-            or torch.is_autocast_enabled(hidden_states.device.type)
-        ):
+        if packing is _UNKNOWN or angles is None:
             return stock(hidden_states, *args, **kwargs)
         out = LayerFunction.apply(layer, hidden_states, *angles, packing, *parameters)
         return (out,) if as_tuple else out
@@ -213,14 +207,14 @@ def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
     return forward
 
 
+def _plain_call(kwargs: dict[str, Any], device: torch.device) -> bool:
+    """Neither a cache nor attention weights nor autocast: what accelerated layers do not cover."""
+    if kwargs.get("past_key_values") is not None or kwargs.get("use_cache") or kwargs.get("output_attentions"):
+        return False
+    return not torch.is_autocast_enabled(device.type)
+
+
 _UNKNOWN = object()
-
-
-def _packing_behind(mask: Any, config: Any) -> Any:
-    """What an attention mask means: None (whole causal rows), a Packing, or `_UNKNOWN`."""
-    if mask is None:
-        return None if getattr(config, "_attn_implementation", "") == "sdpa" else _UNKNOWN
-    return getattr(mask, "nbtune_packing", _UNKNOWN)
 
 
 def _shortest_window(modules: list[nn.Module]) -> int | None:
@@ -235,18 +229,22 @@ class _Prepare:
     mask through as it is, and so neither builds a `[B, 1, S, S]` one nor waits for the device to look at positions.
     """
 
-    def __init__(self, sync: LoraSync, whole: bool, window: int | None):
-        self.sync, self.whole, self.window = sync, whole, window
+    def __init__(self, layers: list[Layer], whole: bool, window: int | None):
+        self.layers, self.whole, self.window = layers, whole, window
+        self.device = layers[0].norm1.weight.device
+        self.sync = LoraSync([p for layer in layers for g in layer.groups() for p in g.sync_pairs])
 
     def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         use_cache = kwargs.get("use_cache")
         use_cache = getattr(inner.config, "use_cache", False) if use_cache is None else use_cache
-        if kwargs.get("past_key_values") is not None or use_cache:
+        if not _plain_call({**kwargs, "use_cache": use_cache}, self.device):
             return None
         self.sync()
         tokens = kwargs.get("inputs_embeds")
         tokens = tokens if tokens is not None else kwargs.get("input_ids", args[0] if args else None)
         if not self.whole or len(args) > 1 or tokens is None or (self.window and tokens.shape[1] > self.window):
+            return None
+        if not all(layer.intact() for layer in self.layers):
             return None
         mask = kwargs.get("attention_mask")
         if mask is not None and not _right_padded(mask):

@@ -1,0 +1,269 @@
+"""Accelerated and stock models of ten families: the same losses, gradients and words, or left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from nbtune.models.accelerate import Handle, accelerate
+from nbtune.models.adapters import add_adapter
+from nbtune.models.policy import MEMORY_POLICIES
+from nbtune.spec.model import AdapterSpec
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# family: (config, whether its decoder layers are taken)
+FAMILIES: dict[str, tuple[dict[str, Any], bool]] = {
+    "llama": ({}, True),
+    "mistral": ({"sliding_window": None, "head_dim": 16}, True),
+    "qwen2": ({}, True),
+    "qwen3": ({"head_dim": 32}, True),
+    "gemma": ({"head_dim": 16}, True),
+    "gemma2": ({"head_dim": 16, "query_pre_attn_scalar": 16}, False),
+    "phi3": ({}, True),
+    "olmo2": ({}, False),
+    "granite": ({"residual_multiplier": 0.3, "logits_scaling": 4.0, "attention_multiplier": 0.2}, True),
+    "gpt_neox": ({}, False),
+}
+LORA = AdapterSpec(r=4, alpha=6)
+
+
+def make(family: str, adapter: AdapterSpec | None = LORA, dtype: torch.dtype = torch.float32) -> Any:
+    """A model of random weights, the same at each call; its LoRA is not zero."""
+    extra, _ = FAMILIES[family]
+    sizes = {k: v for k, v in SIZES.items() if family != "gpt_neox" or k != "num_key_value_heads"}
+    config = AutoConfig.for_model(family, **{**sizes, **extra})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # norms' weights and biases are ones and zeros otherwise
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    if adapter is None:
+        return model
+    model = add_adapter(model, adapter, seed=2)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    return model.train()
+
+
+def batch(rows: int = 2, length: int = 13, seed: int = 3) -> dict[str, Tensor]:
+    ids = torch.randint(3, 256, (rows, length), generator=torch.Generator().manual_seed(seed))
+    labels = ids.clone()
+    labels[0, : length // 2] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+def loss_and_gradients(model: nn.Module, *batches: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
+    total = 0.0
+    for b in batches:
+        loss = model(**b, use_cache=False).loss
+        loss.backward()
+        total += loss.item()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return total, gradients
+
+
+def assert_equal(ours: tuple[float, dict[str, Tensor]], stock: tuple[float, dict[str, Tensor]], limit: float) -> None:
+    assert ours[0] == pytest.approx(stock[0], rel=limit)
+    assert ours[1].keys() == stock[1].keys()
+    for name, truth in stock[1].items():
+        error = (ours[1][name] - truth).norm() / truth.norm().clamp(min=1e-12)
+        assert error <= limit, f"{name}: off by {float(error):.1e}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_taken_or_left_alone_and_never_wrong(family: str) -> None:
+    model = make(family)
+    stock = loss_and_gradients(model, batch())
+    handle = accelerate(model)
+    taken = [n for n in handle.report.taken if n.startswith("layers.")]
+    assert len(taken) == (2 if FAMILIES[family][1] else 0), handle.report
+    assert len(taken) + sum(n.startswith(("layers", "model")) for n in handle.report.left) >= 1
+    assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
+    handle.remove()
+    again = loss_and_gradients(model, batch())
+    assert again[0] == stock[0]
+
+
+@pytest.mark.parametrize("policy", MEMORY_POLICIES)
+@pytest.mark.parametrize("adapter", [LORA, AdapterSpec(type="full")], ids=["lora", "full"])
+def test_every_policy_gives_the_same_gradients(policy: Any, adapter: AdapterSpec) -> None:
+    model = make("qwen3", adapter)
+    stock = loss_and_gradients(model, batch())
+    accelerate(model, policy)
+    assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "phi3", "granite"])
+def test_accumulation_counts_trained_tokens_of_all_micro_batches(family: str) -> None:
+    model = make(family)
+    parts = [batch(seed=5), batch(length=9, seed=6)]
+    n = sum(int((b["labels"][:, 1:] != -100).sum()) for b in parts)
+    parts = [{**b, "num_items_in_batch": n} for b in parts]
+    stock = loss_and_gradients(model, *parts)
+    accelerate(model)
+    assert_equal(loss_and_gradients(model, *parts), stock, 2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_packed_by_their_positions_do_not_see_each_other(family: str) -> None:
+    model = make(family)
+    documents = [batch(rows=1, length=n, seed=n) for n in (5, 9, 7)]
+    packed = {k: torch.cat([d[k] for d in documents], 1) for k in ("input_ids", "labels")}
+    packed["position_ids"] = torch.cat([torch.arange(n) for n in (5, 9, 7)])[None]
+    for start in (5, 14):
+        packed["labels"][0, start] = -100
+    n = int((packed["labels"][:, 1:] != -100).sum())
+    apart = loss_and_gradients(model, *[{**d, "num_items_in_batch": n} for d in documents])
+    accelerate(model)
+    assert_equal(loss_and_gradients(model, packed), apart, 5e-5)
+    cu = torch.tensor([0, 5, 14, 21], dtype=torch.int32)
+    if FAMILIES[family][1]:
+        told = {**packed, "cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_q": 9, "max_length_k": 9}
+        assert_equal(loss_and_gradients(model, told), apart, 5e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_rows_equal_stock(side: str) -> None:
+    model = make("llama")
+    b = batch()
+    mask = torch.ones_like(b["input_ids"])
+    mask[1, -4:] = 0
+    if side == "left":
+        mask = mask.flip(1)
+    b = {**b, "attention_mask": mask, "labels": b["labels"].masked_fill(mask == 0, -100)}
+    stock = loss_and_gradients(model, b)
+    accelerate(model)
+    assert_equal(loss_and_gradients(model, b), stock, 2e-5)
+
+
+def test_lora_with_dropout_draws_stock_masks() -> None:
+    model = make("llama", AdapterSpec(r=4, dropout=0.5))
+
+    def run() -> tuple[float, dict[str, Tensor]]:
+        torch.manual_seed(11)
+        return loss_and_gradients(model, batch())
+
+    stock = run()
+    handle = accelerate(model)
+    assert "dropout" in handle.report.left["layers.0"]
+    assert_equal(run(), stock, 1e-5)
+
+
+def test_dora_is_left_alone() -> None:
+    model = make("llama", AdapterSpec(type="dora", r=4))
+    stock = loss_and_gradients(model, batch())
+    handle = accelerate(model)
+    assert "DoRA" in handle.report.left["layers.0"]
+    assert_equal(loss_and_gradients(model, batch()), stock, 1e-5)
+
+
+def test_only_some_targets() -> None:
+    model = make("llama", AdapterSpec(r=4, target_modules=("q_proj", "v_proj")))
+    stock = loss_and_gradients(model, batch())
+    handle = accelerate(model)
+    assert "layers.0" in handle.report.taken
+    assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma", "phi3", "granite"])
+def test_generation_with_a_cache_equals_stock(family: str) -> None:
+    model = make(family).eval()
+    ids = batch(rows=1)["input_ids"]
+
+    def words() -> Tensor:
+        return model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, use_cache=True)
+
+    stock = words()
+    accelerate(model)
+    assert torch.equal(words(), stock)
+    loss_and_gradients(model.train(), batch())
+    assert torch.equal(model.eval() and words(), stock)
+
+
+def test_logits_are_there_when_no_loss_is_asked_for() -> None:
+    model = make("llama")
+    b = batch()
+    stock = model(input_ids=b["input_ids"]).logits
+    accelerate(model)
+    assert torch.allclose(model(input_ids=b["input_ids"]).logits, stock, atol=1e-5)
+    model.eval()
+    out = model(**b)
+    assert out.logits is not None
+    assert model(**b, loss_only=True).loss.item() == pytest.approx(out.loss.item(), rel=1e-6)
+
+
+def test_a_switched_off_adapter_is_honoured() -> None:
+    model = make("llama")
+    with model.disable_adapter(), torch.no_grad():
+        stock = model(**batch(), use_cache=False).loss.item()
+    accelerate(model)
+    with model.disable_adapter(), torch.no_grad():
+        assert model(**batch(), use_cache=False).loss.item() == pytest.approx(stock, rel=1e-6)
+
+
+def test_a_second_backward_is_an_error_and_no_wrong_number() -> None:
+    model = make("llama")
+    accelerate(model)
+    loss = model(**batch(), use_cache=False).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+
+@pytest.mark.parametrize("spoil", ["scale", "activation"])
+def test_a_layer_that_is_not_what_it_looks_like_is_left_alone(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama")
+    layer = model.base_model.model.model.layers[1]
+    stock: Callable[..., Any] = layer.forward
+    if spoil == "scale":
+        layer.forward = lambda *a, **k: stock(*a, **k) * 1.01
+    else:
+        del layer.mlp.act_fn
+        layer.mlp.act_fn = lambda x: x * torch.sigmoid(1.1 * x)
+    before = loss_and_gradients(model, batch())
+    handle = accelerate(model)
+    assert "layers.0" in handle.report.taken
+    assert "layers.1" in handle.report.left
+    assert_equal(loss_and_gradients(model, batch()), before, 2e-5)
+
+
+def test_the_report_counts_equal_reasons_together() -> None:
+    handle: Handle = accelerate(make("llama"))
+    lines = handle.report.lines()
+    assert len(lines) == 3
+    assert lines[0].startswith("accelerated: 2 blocks (layers.0 … layers.1)")
+
+
+def test_bf16_stays_as_close_to_fp32_as_stock_does() -> None:
+    truth = loss_and_gradients(make("llama"), batch())[1]
+    model = make("llama", dtype=torch.bfloat16)
+    stock = loss_and_gradients(model, batch())[1]
+    handle = accelerate(model)
+    assert not handle.report.left
+    ours = loss_and_gradients(model, batch())[1]
+
+    def distance(gradients: dict[str, Tensor]) -> float:
+        return max(float((gradients[n].float() - truth[n]).norm() / truth[n].norm()) for n in truth)
+
+    assert distance(ours) <= 1.3 * distance(stock)
