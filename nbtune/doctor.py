@@ -295,15 +295,18 @@ def _offline() -> Iterator[Finding]:
 
 
 def cached() -> list[Cached]:
-    """What the Hub's cache holds, biggest first."""
+    """What the Hub's cache and that of prepared data hold, biggest first."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
+    from nbtune.data import cache as prepared
+
     try:
-        found = scan_cache_dir(_hub_cache())
+        repos = list(scan_cache_dir(_hub_cache()).repos)
     except CacheNotFound:
-        return []
-    entries = [Cached(repo.repo_type, repo.repo_id, repo.size_on_disk) for repo in found.repos]
+        repos = []
+    entries = [Cached(repo.repo_type, repo.repo_id, repo.size_on_disk) for repo in repos]
+    entries += [Cached("prepared", key[:16], size) for key, size, _ in prepared.entries()]
     return sorted(entries, key=lambda entry: -entry.bytes)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from nbtune.data import cache
 from nbtune.data.chat import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.dataset import Dataset
 from nbtune.data.doctor import diagnose
@@ -15,6 +15,7 @@ from nbtune.data.encoding import Encoder
 from nbtune.data.facts import DataFacts, histogram
 from nbtune.data.formats import Chat, Format, Parts
 from nbtune.data.holdout import expected_held_out, hold_out
+from nbtune.data.prepared import Prepared
 from nbtune.data.reading import Overflow, Reader, format_of, is_empty, spread
 from nbtune.data.report import Report
 from nbtune.data.sources import Rows, Source
@@ -22,20 +23,6 @@ from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
 __all__ = ["Prepared", "measure", "prepare"]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Tokens to learn from and to evaluate on, and what was found on the way.
-
-    `chat_template` is the template that was used: where the tokenizer had none, the run must keep it with the model.
-    """
-
-    train: Dataset
-    eval: Dataset | None
-    report: Report
-    facts: DataFacts
-    chat_template: str | None = None
 
 
 def prepare(
@@ -48,6 +35,7 @@ def prepare(
     overflow: Overflow = "truncate_right",
     on_error: Literal["raise", "skip"] = "raise",
     progress: Callable[[int, int], None] | None = None,
+    cached: bool = True,
 ) -> Prepared:
     """Reads, renders, tokenises and masks every row.
 
@@ -58,10 +46,20 @@ def prepare(
         overflow: what happens to chats that are too long.
         on_error: `skip` drops rows that cannot be read, with the reason in the report.
         progress: called with (rows done, rows in all).
+        cached: look for, and keep, big data that is prepared on disk (`nbtune.data.cache`).
 
     Raises:
         DataError: a row cannot be read, nothing is left, or nothing would be trained.
     """
+    key = None
+    if cached and sum(len(source.rows) for source in sources) >= cache.WORTH:
+        options = {"spec": spec.model_dump(include={"train_on", "eval"}), "max_len": max_len, "seed": seed}
+        key = cache.key_of(sources, tokenizer, {**options, "overflow": overflow, "on_error": on_error})
+    known = cache.load(key) if key else None
+    if known is not None:
+        if template_text(tokenizer) is None and known.chat_template:
+            tokenizer.chat_template = known.chat_template
+        return known
     work = Reader(tokenizer, spec, max_len, overflow, on_error, progress)
     train_sources = [source for source in sources if source.role == "train"]
     eval_sources = [source for source in sources if source.role == "eval"]
@@ -80,7 +78,10 @@ def prepare(
     report.warnings += work.oddities.warnings()
     _conclude(report, train, held)
     report.warnings += diagnose(train, held)
-    return Prepared(train, held, report, _facts(report, train, held), work.chat_template)
+    prepared = Prepared(train, held, report, _facts(report, train, held), work.chat_template)
+    if key:
+        cache.store(key, prepared)
+    return prepared
 
 
 def _conclude(report: Report, train: Dataset, held: Dataset | None) -> None:

@@ -1,0 +1,146 @@
+"""Prepared data on disk, so that a second start need not tokenise again.
+
+The key is made of contents, never of names or times: the bytes of the data, the tokenizer, the template, the options
+and nbtune's own code. What is read back is compared with its checksums first. Kept in ``$NBTUNE_CACHE`` or
+``~/.cache/nbtune``, under ``prepared/``; only for data that takes a while (`WORTH` rows and more).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbtune.data.dataset import Dataset
+from nbtune.data.facts import DataFacts
+from nbtune.data.prepared import Prepared
+from nbtune.data.report import Report, SourceReport
+from nbtune.data.sources import Source
+
+__all__ = ["WORTH", "entries", "folder", "key_of", "load", "prune", "store"]
+
+WORTH = 2000
+_ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
+
+
+def folder() -> Path:
+    """Where prepared data is kept; it need not exist."""
+    root = os.environ.get("NBTUNE_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(root).expanduser() if root else home / "nbtune") / "prepared"
+
+
+def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]) -> str | None:
+    """The key of a preparation; None where the data's content is not known without reading it (the Hub, variables
+    that are not in a snapshot)."""
+    if not all(source.files for source in sources):
+        return None
+    found = hashlib.sha256()
+    for source in sources:
+        meaning = source.spec.model_dump(mode="json", exclude={"source"})
+        found.update(json.dumps([source.name, source.role, meaning], sort_keys=True).encode())
+        for file in source.files:
+            found.update(file.suffix.encode() + _content_of(file))
+    found.update(tokenizer.backend_tokenizer.to_str().encode())
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    template = tokenizer.chat_template
+    found.update(json.dumps([special, template, dict(options)], sort_keys=True, default=str).encode())
+    found.update(_code())
+    return found.hexdigest()
+
+
+def load(key: str) -> Prepared | None:
+    """What was kept under a key; None if there is nothing, or not what was written (it is then thrown away)."""
+    place = folder() / key
+    try:
+        body = json.loads((place / "about.json").read_text(encoding="utf-8"))
+        if any(_content_of(place / name).hex() != digest for name, digest in body["files"].items()):
+            raise ValueError("changed on disk")
+        report = Report(**{**body["report"], "sources": [SourceReport(**s) for s in body["report"]["sources"]]})
+        report.fates = [tuple(fate) for fate in report.fates]
+        facts = DataFacts.model_validate(body["facts"])
+        train = _read(place, "train", body["train"])
+        held = _read(place, "eval", body["eval"]) if body["eval"] else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    os.utime(place)
+    return Prepared(train, held, report, facts, body["chat_template"])
+
+
+def store(key: str, prepared: Prepared) -> None:
+    """Keeps a preparation; a full or read-only disk is no error: it is then made again next time."""
+    root = folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix="new-", dir=root))
+    except OSError:
+        return
+    try:
+        named = {"train": prepared.train} | ({"eval": prepared.eval} if prepared.eval is not None else {})
+        for name, dataset in named.items():
+            for part in _ARRAYS:
+                np.save(place / f"{name}-{part}.npy", getattr(dataset, part))
+        about = {
+            "report": asdict(prepared.report),
+            "facts": prepared.facts.model_dump(mode="json"),
+            "chat_template": prepared.chat_template,
+            "files": {file.name: _content_of(file).hex() for file in sorted(place.glob("*.npy"))},
+            **{name: {"sources": d.sources, "weights": d.weights} for name, d in named.items()},
+        }
+        about.setdefault("eval", None)
+        (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        os.rename(place, root / key)
+    except OSError:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def entries() -> list[tuple[str, int, float]]:
+    """(key, bytes, time of the last use) of what is kept, the oldest first."""
+    found = []
+    for place in folder().glob("*") if folder().is_dir() else ():
+        size = sum(file.stat().st_size for file in place.glob("*"))
+        found.append((place.name, size, place.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry[2])
+
+
+def prune(keep_bytes: int = 0) -> int:
+    """Throws the oldest away until at most `keep_bytes` are left; returns how many bytes were freed."""
+    kept = entries()
+    total, freed = sum(size for _, size, _ in kept), 0
+    for key, size, _ in kept:
+        if total - freed <= keep_bytes:
+            break
+        shutil.rmtree(folder() / key, ignore_errors=True)
+        freed += size
+    return freed
+
+
+def _read(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
+    arrays = [np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in _ARRAYS]
+    return Dataset(*arrays, about["sources"], about["weights"])
+
+
+def _content_of(file: Path) -> bytes:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").digest()
+
+
+@cache
+def _code() -> bytes:
+    """A hash of the code that prepares: a changed mask rule is another preparation."""
+    found = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(file.read_bytes())
+    return found.digest()

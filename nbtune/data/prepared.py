@@ -1,0 +1,25 @@
+"""Prepared: what `prepare` gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbtune.data.dataset import Dataset
+from nbtune.data.facts import DataFacts
+from nbtune.data.report import Report
+
+__all__ = ["Prepared"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokens to learn from and to evaluate on, and what was found on the way.
+
+    `chat_template` is the template that was used: where the tokenizer had none, the run must keep it with the model.
+    """
+
+    train: Dataset
+    eval: Dataset | None
+    report: Report
+    facts: DataFacts
+    chat_template: str | None = None
