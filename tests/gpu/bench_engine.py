@@ -68,6 +68,7 @@ def engine(args: argparse.Namespace, rows: list[dict[str, str]], runs: Path, *, 
                 count += 1
     run.wait()
     steps = [event for event in run.events() if isinstance(event, events.Step)]
+    assert sum(event.tokens for event in steps) >= 0.98 * args.steps * args.batch * args.ctx, "rows are too short"
     run.free()
     skip = min(20, len(steps) // 3)
     return (steps[-1].time - steps[skip].time) / (len(steps) - 1 - skip)
@@ -83,7 +84,8 @@ def main() -> None:
     args = parser.parse_args()
     words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
     chance = random.Random(0)
-    rows = [{"text": " ".join(chance.choices(words, k=4 * args.ctx))} for _ in range(4 * args.batch)]
+    # one long text: nbtune cuts it into windows of `ctx` tokens, so that all rows but the last have that length
+    rows = [{"text": " ".join(chance.choices(words, k=(args.steps + 50) * args.batch * args.ctx))}]
     plain = None
     with tempfile.TemporaryDirectory() as runs:
         for what in args.only.split(","):
