@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -51,6 +52,13 @@ os.environ.update(
     # A child process finds the packages wherever it starts.
     PYTHONPATH=os.pathsep.join(filter(None, [str(REPO), str(REPO / "kernels"), os.environ.get("PYTHONPATH")])),
 )
+
+
+# No test passes or fails by the clock; in CI the same examples are tried each time.
+settings.register_profile(
+    "nbtune", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("nbtune")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
