@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import cross_entropy
-from ._runtime import FUSED, jit, op, tl, use_triton
+from ._runtime import FUSED, cdiv, jit, op, tl, use_triton
 from .cross_entropy import Head, RowStats, cross_entropy_rows_
 
 
@@ -160,6 +160,13 @@ def _flat(hidden: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    """fp32 on the device; a number is filled in there, a copy from the host would wait."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=torch.float32)
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -195,7 +202,7 @@ def linear_cross_entropy(
         chunk: rows of logits at once (0: by `chunk_rows`).
     """
     flat, y = _flat(hidden), labels.reshape(-1)
-    base = torch.as_tensor(scale, dtype=torch.float32, device=hidden.device)
+    base = _scalar(scale, hidden.device)
     weights = base.expand(y.shape[0]) if token_weights is None else token_weights.reshape(-1).float() * base
     coef = None
     if need_dhidden or need_dweight:
@@ -215,24 +222,52 @@ def linear_cross_entropy(
     )
 
 
+@jit
+def _times_kernel(x_ptr, factor_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
+    tl.store(y_ptr + at, (x * tl.load(factor_ptr)).to(y_ptr.dtype.element_ty), at < n)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x times an fp32 scalar on the device, multiplied in fp32 (which torch would round to x's dtype first)."""
+    if not use_triton(x):
+        return (x.float() * factor).to(x.dtype)
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _times_kernel[(cdiv(x.numel(), 1024),)](x, factor, y, x.numel(), BLOCK=1024, **FUSED, num_warps=4)
+    return y
+
+
 class _Differentiable(torch.autograd.Function):
+    """Makes the gradients in the forward pass. In fp16 by a part of `scale` only, and by the rest once the incoming
+    gradient with its loss scale is there: 1 / num_items alone would push most of softmax below fp16's smallest number.
+    """
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, options: dict) -> tuple:
         train_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+        scale = _scalar(options.pop("scale", 1.0), hidden.device)
+        inner = (scale * 1024).clamp(max=1.0) if hidden.dtype == torch.float16 else scale
         out = linear_cross_entropy(
-            hidden, weight, labels, bias=bias, need_dhidden=hidden.requires_grad, need_dweight=train_head, **options
-        )
-        ctx.save_for_backward(out.dhidden, out.dweight, out.dbias)
+            hidden, weight, labels, bias=bias, need_dhidden=hidden.requires_grad, need_dweight=train_head, scale=inner,
+            **options,
+        )  # fmt: skip
+        rest = scale / inner if hidden.dtype == torch.float16 else None
+        ctx.save_for_backward(out.dhidden, out.dweight, out.dbias, rest)
         ctx.mark_non_differentiable(out.losses, out.entropy, out.correct)
-        return out.loss, out.losses, out.entropy, out.correct
+        loss = out.loss if rest is None else out.loss * rest
+        return loss, out.losses, out.entropy, out.correct
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple:
-        return (*(None if g is None else g * dloss.to(g.dtype) for g in ctx.saved_tensors), None, None)
+        *grads, rest = ctx.saved_tensors
+        factor = dloss.float() if rest is None else dloss.float() * rest
+        return (*(None if g is None else _times(g, factor) for g in grads), None, None)
 
 
 def linear_cross_entropy_loss(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`linear_cross_entropy` for autograd: (loss, losses, entropy, correct); options as there, without `need_*`."""
-    return _Differentiable.apply(hidden, weight, bias, labels, options)
+    return _Differentiable.apply(hidden, weight, bias, labels, dict(options))

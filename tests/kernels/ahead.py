@@ -140,6 +140,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("cross_entropy_all", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(30.0, 0.5, 1e-4, 0.1), stats)),
         ("cross_entropy_known", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(), stats, lse=f32)),
         ("scatter", lambda: linear_cross_entropy._put(x, x, ids, ids, -100)),
+        ("times", lambda: linear_cross_entropy._times(x, f32)),
         ("dropout", lambda: nk.dropout(x, 0.1, ids[:1])),
         ("adamw", adamw_steps),
         ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),

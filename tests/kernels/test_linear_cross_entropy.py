@@ -112,6 +112,17 @@ def test_differentiable(draw, near, device):
     assert not losses.requires_grad
 
 
+def test_half_precision_survives_many_items_and_loss_scaling(draw, near, device):
+    """1 / num_items alone is below fp16's smallest number for most of softmax; a loss scale alone above its largest."""
+    hidden, weight, labels = case(draw, torch.float16, device)
+    h = hidden.clone().requires_grad_()
+    loss, *_ = linear_cross_entropy_loss(h, weight, labels, scale=1e-6)
+    (2.0**17 * loss).backward()
+    want_loss, (want, _) = truth(hidden, weight, labels, {}, scale=1e-6)
+    near(loss, want_loss, torch.float16)
+    near(h.grad, 2.0**17 * want, torch.float16, factor=3)
+
+
 def test_frozen_head_makes_no_weight_gradient(draw, device):
     hidden, weight, labels = case(draw, torch.float32, device)
     h = hidden.requires_grad_()
