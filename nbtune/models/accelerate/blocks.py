@@ -139,6 +139,7 @@ def attention_forward(
 ) -> tuple[Tensor, _Attention]:
     """What attention adds to x `[T, H]`, and what the backward needs."""
     group, tokens = layer.qkv, x.shape[0]
+    group.load()
     wide_x = wide(tokens, group.width_in, x)
     norm = layer.norm1
     _, rstd = rms_norm(x, norm.weight, norm.eps, **norm.how, out=wide_x[:, : group.inputs])
@@ -158,6 +159,7 @@ def attention_forward(
         out = attend(leaves[0], leaves[1], leaves[2], layer.scale, packing)
     saved.leaves, saved.out = leaves, out  # type: ignore[assignment]
     flat = out.detach().view(tokens, -1)
+    layer.out.load()
     saved.oa = layer.out.project(flat)
     return layer.out.forward_plain(flat, saved.oa), saved
 
@@ -181,6 +183,7 @@ def attention_backward(
     assert saved.out is not None
     assert saved.leaves is not None
     flat = saved.out.detach().view(tokens, -1)
+    layer.out.load()
     doa = layer.out.dxa_beside(wide_dy)
     grads_out = layer.out.gradients(jobs, flat, wide_dy[:, : layer.out.outputs], saved.oa, doa)
     dout = layer.out.backward_wide(wide_dy).view(saved.out.shape)
@@ -197,6 +200,7 @@ def attention_backward(
     del dq, dk, dv
     grads_qk = _qk_norm_backward(layer, saved, into)
 
+    group.load()
     dxa = group.dxa_beside(wide_dqkv)
     grads_qkv = group.gradients(
         jobs, x, wide_dqkv[:, : group.outputs], saved.xa, dxa, rows=saved.rstd, columns=norm.factor()
@@ -230,6 +234,7 @@ def _qk_norm_backward(layer: Layer, saved: _Attention, into: tuple[Tensor, Tenso
 def mlp_forward(layer: Layer, x: Tensor, added: Tensor, need_out: bool = True) -> tuple[Tensor, Tensor | None, _Mlp]:
     """a = x + m * added, out `[T, H]`, and what the backward needs."""
     norm, group = layer.norm2, layer.gate_up
+    group.load()
     wide_a = wide(x.shape[0], group.width_in, x)
     y = wide_a[:, : group.inputs]
     # the sum goes where `added` lies: it is nobody else's
@@ -243,6 +248,7 @@ def mlp_forward(layer: Layer, x: Tensor, added: Tensor, need_out: bool = True) -
     gate, up = _halves(layer, saved.gate_up)
     down = layer.down
     wide_h = wide(x.shape[0], down.width_in, x)
+    down.load()
     act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
     saved.ha = down.project_beside(wide_h)
     out = down.forward_wide_onto(a, wide_h, layer.residual)
@@ -270,12 +276,15 @@ def mlp_backward(
 ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
     """da in `[T, H + r]`, norm2's gradient and the rest, of dout `[T, H]`."""
     norm, group, down, tokens, jobs = layer.norm2, layer.gate_up, layer.down, a.shape[0], GradJobs()
-    if saved.gate_up is None:
+    again = saved.gate_up is None
+    if again:
+        group.load()
         saved.gate_up = _again(layer, a, saved)
     wide_dy = layer.lane.take(dout, down.width_out) if layer.residual == 1.0 else None
     if wide_dy is None:
         wide_dy = wide(tokens, down.width_out, a)
         torch.mul(dout, layer.residual, out=wide_dy[:, : down.outputs])
+    down.load()
     dha = down.dxa_beside(wide_dy)
     dh = down.backward_wide(wide_dy)
     made = _activation_backward(layer, saved, dh, dha)
@@ -283,6 +292,8 @@ def mlp_backward(
     ready = None if made is None else Ready(da=made[0])
     grads_down = down.gradients(jobs, dh, dy, saved.ha, dha, ready=ready)
     wide_d, saved.gate_up = saved.gate_up, None
+    if not again or group.matrix is down.matrix:
+        group.load()
     dxa = group.dxa_beside(wide_d)
     dnorm = group.backward_wide(wide_d)
     grads_gu = group.gradients(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.blocks import Layer, Norm
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
+from nbtune.models.accelerate.quantised import group_of
 from nbtune.models.policy import MemoryPolicy
 
 __all__ = ["causal_lm", "decoder", "decoder_layers", "find_layer", "find_norm", "tolerance"]
@@ -92,8 +93,8 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy) -> Layer:
         raise LeftAlone(f"its norms are {', '.join(norms) or 'not there'}: not one before each half")
     qkv = _children(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
     gate_up = _children(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",))
-    qkv_group, out = LinearGroup(qkv), LinearGroup(_children(attention, ("o_proj",)))
-    gu_group, down = LinearGroup(gate_up), LinearGroup(_children(mlp, ("down_proj",)))
+    qkv_group, out = group_of(qkv), group_of(_children(attention, ("o_proj",)))
+    gu_group, down = group_of(gate_up), group_of(_children(mlp, ("down_proj",)))
     if {type(m) for m in (*attention.modules(), *mlp.modules())} & {nn.Dropout} and _has_dropout(layer):
         raise LeftAlone("it drops parts of its hidden states while training")
     heads, kv_heads, dim = _head_counts(attention, qkv_group, out)

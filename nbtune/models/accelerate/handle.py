@@ -52,9 +52,9 @@ class Handle:
     def set_policy(self, policy: MemoryPolicy) -> None:
         """What blocks keep from now on."""
         self.policy = policy
-        weights = [layer.qkv.members[0].base.weight for layer in self.layers]
-        parks = policy == "offload" and bool(weights) and weights[0].is_cuda
-        parking = Parking(weights[0].device) if parks else None
+        devices = [layer.qkv.device for layer in self.layers]
+        parks = policy == "offload" and bool(devices) and devices[0].type == "cuda"
+        parking = Parking(devices[0]) if parks else None
         for layer in self.layers:
             layer.policy, layer.parking = policy, parking
 
@@ -99,9 +99,9 @@ def _dtype(lm: nn.Module) -> torch.dtype:
     return next(p for p in lm.parameters() if p.is_floating_point()).dtype
 
 
-@torch.no_grad()
+@torch.enable_grad()
 def _tiny_loss(lm: Any) -> float:
-    """The loss of 22 random tokens, in training mode as a step would see it."""
+    """The loss of 22 random tokens, in training mode and with gradients on, as a step would see it."""
     generator = torch.Generator().manual_seed(3)
     device = next(lm.parameters()).device
     ids = torch.randint(0, lm.config.vocab_size, (2, 11), generator=generator).to(device)
@@ -128,13 +128,13 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None
     inputs: Inputs | None = None
     probed: set[Any] = set()
     lane = Lane()
+    shared: dict[Any, Tensor] = {}
     for i, (name, module) in enumerate(modules):
         try:
             layer = find_layer(module, policy)
-            weight = layer.qkv.members[0].base.weight
-            inputs = inputs or probe_inputs(inner, layer.qkv.inputs, weight)
+            inputs = inputs or probe_inputs(inner, layer.qkv)
             for group in layer.groups():
-                group.attach()
+                group.attach(shared)
             sync = LoraSync([p for g in layer.groups() for p in g.sync_pairs])
             kind = _kind(module, layer)
             try:
@@ -152,8 +152,8 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None
         handle.undo.extend(group.detach for group in layer.groups())
         handle.layers.append(layer)
         handle.report.taken[name] = _describe(layer)
-        if weight.is_cuda and i % 4 == 3:
-            empty_cache(weight.device)  # the weights' old places are too small for the stacks to come
+        if i % 4 == 3:
+            empty_cache(layer.qkv.device)  # the weights' old places are too small for the stacks to come
     if handle.layers:
         whole = len(handle.layers) == len(modules)
         hook = _Prepare(list(handle.layers), whole, _shortest_window([m for _, m in modules]))

@@ -21,7 +21,7 @@ import torch
 from nbtune_kernels import grouped_tn, lora_xa
 from torch import Tensor, nn
 
-__all__ = ["GradJobs", "LeftAlone", "LinearGroup", "Member", "Ready", "Sink", "wide"]
+__all__ = ["GradJobs", "LeftAlone", "LinearGroup", "Member", "Ready", "Sink", "is_four_bit", "wide"]
 
 _JOBS_A_LAUNCH = 4  # of `grouped_tn`'s kernel
 _ALIGN = 64  # elements: rows of M start at multiples of 128 bytes
@@ -57,7 +57,7 @@ def member(module: nn.Module) -> Member:
     base = getattr(module, "base_layer", None)
     if not hasattr(module, "lora_A"):
         raise LeftAlone(f"a {type(module).__name__} is no plain linear layer")
-    if type(base) is not nn.Linear:
+    if type(base) is not nn.Linear and not is_four_bit(base):
         raise LeftAlone(f"its frozen weights are a {type(base).__name__}")
     lora: Any = module
     active = [n for n in lora.active_adapters if n in lora.lora_A]
@@ -69,6 +69,11 @@ def member(module: nn.Module) -> Member:
     if not isinstance(lora.lora_dropout[name], nn.Identity):
         raise LeftAlone("LoRA dropout draws one mask for each layer")
     return Member(module, base, lora.lora_A[name].weight, lora.lora_B[name].weight, float(lora.scaling[name]))
+
+
+def is_four_bit(base: Any) -> bool:
+    """bitsandbytes' 4-bit linear layer, with its weights quantised already."""
+    return type(base).__name__ == "Linear4bit" and getattr(base.weight, "quant_state", None) is not None
 
 
 def wide(rows: int, columns: int, like: Tensor) -> Tensor:
@@ -129,30 +134,48 @@ class LinearGroup:
 
     def __init__(self, modules: list[nn.Module]):
         self.members = [member(m) for m in modules]
-        first = self.members[0].base.weight
-        for m in self.members:
-            w = m.base.weight
-            if w.dtype != first.dtype or w.device != first.device or w.shape[1] != first.shape[1]:
-                raise LeftAlone("its linear layers differ in dtype, device or width")
-            if (w.requires_grad != first.requires_grad) or (m.base.bias is None) != (self.members[0].base.bias is None):
-                raise LeftAlone("some of its linear layers are trained or biased, and some are not")
-            if m.a is not None and w.requires_grad:
-                raise LeftAlone("it trains frozen weights and an adapter at once")
-        self.inputs = first.shape[1]
-        self.outs = [m.base.weight.shape[0] for m in self.members]
+        self._check()
+        first = self.members[0].base
+        self.inputs = first.in_features
+        self.outs = [m.base.out_features for m in self.members]
         self.outputs = sum(self.outs)
         self.ranks = [m.rank for m in self.members]
         self.rank = sum(self.ranks)
-        self.full = first.requires_grad
-        self.has_bias = self.members[0].base.bias is not None
+        self.dtype, self.device = self._place()
+        self.full = first.weight.requires_grad
+        self.has_bias = first.bias is not None
         self.matrix: Any = None  # a Tensor while attached
         self.bias: Tensor | None = None
         self.sink: Sink | None = None
 
+    def _check(self) -> None:
+        first = self.members[0].base
+        for m in self.members:
+            w = m.base.weight
+            if is_four_bit(m.base):
+                raise LeftAlone("some of its linear layers are quantised, and some are not")
+            if w.dtype != first.weight.dtype or w.device != first.weight.device or w.shape[1] != first.in_features:
+                raise LeftAlone("its linear layers differ in dtype, device or width")
+            if w.requires_grad != first.weight.requires_grad or (m.base.bias is None) != (first.bias is None):
+                raise LeftAlone("some of its linear layers are trained or biased, and some are not")
+            if m.a is not None and w.requires_grad:
+                raise LeftAlone("it trains frozen weights and an adapter at once")
+
+    def _place(self) -> tuple[torch.dtype, torch.device]:
+        weight = self.members[0].base.weight
+        return weight.dtype, weight.device
+
     # ------------------------------------------------------------ storage
 
-    def attach(self) -> None:
-        """Builds M and makes the layers' weights views of it."""
+    def load(self) -> None:
+        """Makes M ready for the products of one half of a layer."""
+
+    def attach(self, shared: dict[Any, Tensor]) -> None:
+        """Builds M and makes the layers' weights views of it.
+
+        Args:
+            shared: what groups of one model have in common.
+        """
         like = self.members[0].base.weight
         k, o, r = self.inputs, self.outputs, self.rank
         matrix = wide(o + r, k + r, like.detach())
@@ -194,12 +217,15 @@ class LinearGroup:
     def _pairs(self) -> list[tuple[Tensor, Tensor, float]]:
         """(destination in M, parameter, factor) of every A and B."""
         assert self.matrix is not None
-        pairs, row, out, k, o = [], 0, 0, self.inputs, self.outputs
-        for m in self.members:
+        return self._pairs_in(self.matrix[self.outputs :, : self.inputs], self.matrix[: self.outputs, self.inputs :])
+
+    def _pairs_in(self, below: Tensor, beside: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        pairs, row, out = [], 0, 0
+        for m, width in zip(self.members, self.outs, strict=True):
             if m.a is not None and m.b is not None:
-                pairs.append((self.matrix[o + row : o + row + m.rank, :k], m.a, 1.0))
-                pairs.append((self.matrix[out : out + m.b.shape[0], k + row : k + row + m.rank], m.b, m.scaling))
-            row, out = row + m.rank, out + m.base.weight.shape[0]
+                pairs.append((below[row : row + m.rank], m.a, 1.0))
+                pairs.append((beside[out : out + width, row : row + m.rank], m.b, m.scaling))
+            row, out = row + m.rank, out + width
         return pairs
 
     # ------------------------------------------------------------ products

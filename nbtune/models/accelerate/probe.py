@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.blocks import Layer, LayerFunction
 from nbtune.models.accelerate.find import relative_error, tolerance
-from nbtune.models.accelerate.linear import LeftAlone
+from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
 
 __all__ = ["Inputs", "probe_inputs", "probe_layer"]
 
@@ -23,8 +23,8 @@ class Inputs:
         self.x, self.grad, self.position_ids, self.cos, self.sin, self.mask = x, grad, position_ids, cos, sin, mask
 
 
-def probe_inputs(inner: nn.Module, hidden: int, like: Tensor) -> Inputs:
-    """Makes the tokens.
+def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
+    """Makes tokens of the width that the group takes, in its dtype and on its device.
 
     Raises:
         LeftAlone: the model has no rotary embedding that its layers share.
@@ -32,7 +32,7 @@ def probe_inputs(inner: nn.Module, hidden: int, like: Tensor) -> Inputs:
     rotary = getattr(inner, "rotary_emb", None)
     if rotary is None:
         raise LeftAlone("its layers share no rotary embedding")
-    generator = torch.Generator().manual_seed(1)
+    generator, hidden, like = torch.Generator().manual_seed(1), group.inputs, group
     # small, so that what a block adds is not hidden by the rounding of what passes by it
     x = (torch.randn(_ROWS, _TOKENS, hidden, generator=generator) / 32).to(like.device, like.dtype)
     grad = torch.randn(_ROWS, _TOKENS, hidden, generator=generator).to(like.device, like.dtype)
@@ -52,11 +52,11 @@ def probe_layer(
         LeftAlone: they do not agree.
     """
     limit = tolerance(inputs.x.dtype)
-    with _filled(layer), torch.set_grad_enabled(grads):
+    with _filled(layer), torch.enable_grad():  # bitsandbytes repacks 4-bit weights on a CPU without it
         sync()
         runs = []
         for call in (lambda x: _stock(module, stock, inputs, x), lambda x: _ours(layer, inputs, x)):
-            x = inputs.x.clone().requires_grad_(grads)
+            x = inputs.x.clone().requires_grad_()
             out = call(x)
             found = {"its output": out - inputs.x}
             if grads:

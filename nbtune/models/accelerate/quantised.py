@@ -1,0 +1,70 @@
+"""A group of linear layers whose frozen weights are 4-bit: decoded once for the forward, and once for the backward.
+
+The decoded matrix is scratch that all layers of one shape share; what lies beside it for LoRA is kept by each group.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, is_four_bit, wide
+
+__all__ = ["QuantisedGroup", "group_of"]
+
+
+def group_of(modules: list[nn.Module]) -> LinearGroup:
+    """The group that fits the layers' weights.
+
+    Raises:
+        LeftAlone: see `LinearGroup`.
+    """
+    four_bit = [is_four_bit(getattr(m, "base_layer", m)) for m in modules]
+    return QuantisedGroup(modules) if all(four_bit) else LinearGroup(modules)
+
+
+class QuantisedGroup(LinearGroup):
+    """Like `LinearGroup`, of bitsandbytes' 4-bit layers (nf4 or fp4, absmax quantised or not)."""
+
+    def _check(self) -> None:
+        first = self.members[0].base
+        for m in self.members:
+            state = m.base.weight.quant_state
+            if state.dtype != first.weight.quant_state.dtype or m.base.in_features != first.in_features:
+                raise LeftAlone("its linear layers differ in dtype or width")
+            if m.base.bias is not None or m.a is None:
+                raise LeftAlone("its 4-bit layers have a bias, or no adapter")
+
+    def _place(self) -> tuple[torch.dtype, torch.device]:
+        weight = self.members[0].base.weight
+        return weight.quant_state.dtype, weight.device
+
+    def attach(self, shared: dict[Any, Tensor]) -> None:
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        key = (self.outputs, self.inputs, self.rank, self.dtype, self.device)
+        if key not in shared:
+            shared[key] = wide(self.outputs + self.rank, self.inputs + self.rank, like).zero_()
+        self.matrix = shared[key]
+        self._below = torch.zeros((self.rank, self.inputs), dtype=self.dtype, device=self.device)
+        self._beside = torch.zeros((self.outputs, self.rank), dtype=self.dtype, device=self.device)
+        self._address = self.members[0].base.weight.data_ptr()
+        self.sync_pairs = self._pairs_in(self._below, self._beside)
+
+    def detach(self) -> None:
+        self.matrix = None
+
+    def intact(self) -> bool:
+        # inference on a CPU repacks the weights in a way of its own
+        packed = any(getattr(m.base.weight.quant_state, "packing_format_for_cpu", False) for m in self.members)
+        return not packed and super().intact()
+
+    def load(self) -> None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        o, k, start = self.outputs, self.inputs, 0
+        for m, width in zip(self.members, self.outs, strict=True):
+            weight = m.base.weight
+            self.matrix[start : start + width, :k].copy_(dequantize_4bit(weight.data, weight.quant_state))
+            start += width
+        self.matrix[:o, k:].copy_(self._beside)
+        self.matrix[o:, :k].copy_(self._below)
