@@ -13,8 +13,9 @@ __all__ = ["load", "unload"]
 
 def load(shell: Any) -> None:
     """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
-    from nbtune.notebook import completion, errors, transform
+    from nbtune.notebook import completion, errors, front, transform
     from nbtune.notebook.magics import NbtuneMagics
+    from nbtune.notebook.show import say
 
     unload(shell)
     magics = NbtuneMagics(shell)
@@ -23,6 +24,8 @@ def load(shell: Any) -> None:
     transform.register(shell)
     completion.register(shell)
     errors.register(shell)
+    if told := front.prepare_colab():
+        say(told)
 
 
 def unload(shell: Any) -> None:

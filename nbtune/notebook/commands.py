@@ -10,7 +10,10 @@ from nbtune.notebook.flags import Parser, finetune_parser
 
 __all__ = ["COMMANDS", "GGUF_TYPES", "Command", "embedded_sets", "nbtune_help", "parser"]
 
-GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+GGUF_TYPES = (
+    *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
+    *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def _resume(to: Parser) -> None:
 
 def _export(to: Parser) -> None:
     _run_flag(to)
-    to.add_argument("--gguf", nargs="+", metavar="TYPE", default=[], help=f"GGUF files: {', '.join(GGUF_TYPES)}")
+    to.add_argument("--gguf", nargs="+", metavar="TYPE", default=[], help="GGUF files, such as q8_0, q4_k_m or f16")
     to.add_argument("--merged", action="store_true", help="the whole model as safetensors")
     to.add_argument("--adapter", action="store_true", help="the adapter as safetensors")
     to.add_argument("--ollama", action="store_true", help="a GGUF file with its Modelfile")
@@ -60,7 +63,7 @@ def _push(to: Parser) -> None:
 
 def _chat(to: Parser) -> None:
     _run_flag(to)
-    to.add_argument("--prompt", metavar="TEXT", help="ask this and print the answer, instead of opening the panel")
+    to.add_argument("--prompt", metavar="TEXT", help="ask this, and show what base and tuned model answer")
 
 
 def _data(to: Parser) -> None:

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from IPython.display import display
@@ -19,12 +18,14 @@ from IPython.display import display
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED, Event
 from nbtune.notebook import front
+from nbtune.notebook.pump import Pump
 from nbtune.notebook.show import Note, say
 from nbtune.progress import Progress
 
 __all__ = ["follow", "show_ended"]
 
 _EVERY = 0.5  # seconds between two updates of the waiting line
+_PUMP_EVERY = 0.1  # seconds until a click is heard by a waiting cell
 _released: set[str] = set()  # ids of the runs whose cell was released by a first interrupt
 
 
@@ -45,7 +46,7 @@ def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") 
         return
     sink.line(f"{run.name}: this cell waits ({why}); interrupt it to let the run go on in the background")
     try:
-        _wait(run, sink)
+        _wait(run, sink, Pump(shell))
     except KeyboardInterrupt:
         sink.line(_on_interrupt(run, shell))
         sink.end_later()
@@ -63,8 +64,8 @@ def show_ended(run: Any) -> None:
     display(report(run))
 
 
-def _wait(run: Any, sink: _Output | _Terminal) -> None:
-    """Keeps the main thread until the run has ended, with a line that moves."""
+def _wait(run: Any, sink: _Output | _Terminal, pump: Pump) -> None:
+    """Keeps the main thread until the run has ended, with a line that moves and buttons that work."""
     progress, changed = Progress(), threading.Event()
 
     def take(events: list[Event], first: int) -> None:
@@ -73,13 +74,15 @@ def _wait(run: Any, sink: _Output | _Terminal) -> None:
 
     unsubscribe = run.subscribe(take)
     try:
-        said = 0.0
+        said, when = "", 0.0
         while run.alive:
-            changed.wait(_EVERY)
+            changed.wait(_PUMP_EVERY if pump.works else _EVERY)
             changed.clear()
-            if time.monotonic() - said >= _EVERY:
-                said = time.monotonic()
-                sink.line(f"{run.name}: {progress.line()}")
+            pump()
+            line = f"{run.name}: {progress.line()}"
+            if line != said and time.monotonic() - when >= _EVERY:
+                said, when = line, time.monotonic()
+                sink.line(line)
         run.wait()
     finally:
         unsubscribe()
@@ -155,26 +158,35 @@ def _show_monitor(run: Any) -> None:
 
 
 class _Terminal:
-    """In a terminal: one line by rich."""
+    """In a terminal: one line by rich that moves; the first line only where it is no terminal but a file."""
 
     def __init__(self, run: Any) -> None:
+        self.run = run
+        self._live: Any = None
+        self._said = False
+
+    def line(self, text: str) -> None:
+        if not sys.stdout.isatty():
+            if not self._said:
+                say(text)
+            self._said = True
+            return
         from rich.console import Console
         from rich.live import Live
         from rich.text import Text
 
-        self.run = run
-        self._text: Callable[[str], Any] = Text
-        self._live = Live(Text(""), console=Console(file=sys.stdout), refresh_per_second=4)
-        self._live.start()
-
-    def line(self, text: str) -> None:
-        self._live.update(self._text(text))
+        if self._live is None:
+            self._live = Live(console=Console(file=sys.stdout), refresh_per_second=4)
+            self._live.start()
+        self._live.update(Text(text))
 
     def close(self) -> None:
-        self._live.stop()
+        if self._live is not None:
+            self._live.stop()
 
-    end_later = close
+    def end_later(self) -> None:
+        self.close()
 
     def end(self) -> None:
-        self._live.stop()
+        self.close()
         show_ended(self.run)

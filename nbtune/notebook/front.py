@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["has_page", "in_kernel", "reason_to_wait"]
+__all__ = ["has_page", "in_kernel", "prepare_colab", "reason_to_wait"]
+
+_told: list[str] = []  # of what the user was told already in this process
 
 
 def in_kernel(shell: Any) -> bool:
@@ -45,6 +47,22 @@ def reason_to_wait(shell: Any, *, asked: bool = False, setting: str = "auto") ->
     if not getattr(shell.kernel, "_supports_kernel_subshells", False):
         return "this ipykernel cannot answer buttons while another cell runs (7.0 and later can)"
     return ""
+
+
+def prepare_colab() -> str:
+    """In Colab: lets it load widgets that are not its own; returns the sentence that says so once, else ""."""
+    if not _in_colab():
+        return ""
+    from google.colab import output
+
+    output.enable_custom_widget_manager()
+    if _told:
+        return ""
+    _told.append("Colab")
+    return (
+        "nbtune enabled Colab's custom widget manager: its live panels need it. A cell stays until its run has ended, "
+        "because Colab shows updates only while a cell runs; interrupt it to let the run go on."
+    )
 
 
 def _in_colab() -> bool:

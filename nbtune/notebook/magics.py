@@ -13,7 +13,7 @@ from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
 from nbtune.notebook import commands, flags
 from nbtune.notebook.follow import follow, show_ended
-from nbtune.notebook.show import Note, Table, from_here, runs_table, say, show_plan
+from nbtune.notebook.show import Table, from_here, runs_table, say, show_plan
 from nbtune.spec import from_mapping, from_yaml, to_yaml
 
 __all__ = ["NbtuneMagics"]
@@ -156,7 +156,13 @@ class NbtuneMagics(Magics):
 
     def _chat(self, args: Any) -> None:
         run = self._run(args)
-        display(Note(run.generate(args.prompt)) if args.prompt else run.chat())
+        if args.prompt is not None:
+            answers = [run.generate(args.prompt, base=base) for base in (True, False)]
+            display(Table(("base", "tuned"), [answers], empty=""))
+        elif hasattr(run, "chat"):
+            display(run.chat())
+        else:
+            raise SpecError("a question is missing", fix=f"`%nbtune chat {run.name} --prompt 'Who are you?'`")
 
     def _plan(self, rest: str, cell: str | None) -> None:
         request = flags.parse_finetune(rest)

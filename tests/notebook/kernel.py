@@ -46,19 +46,19 @@ class Reply:
 class Kernel:
     """`with Kernel(folder) as kernel: kernel.run("1 + 1")`."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder = folder
-        self.environment = environment
+    def __init__(self, folder: Path, *, first: Path | None = None) -> None:
+        """`first`: a folder of packages that come before all others, such as an older ipykernel."""
+        self.folder, self.first = folder, first
 
     def __enter__(self) -> Kernel:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+        first = [] if self.first is None else [str(self.first)]
+        path = os.pathsep.join([*first, str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
         environment = {
             **os.environ,
             "PYTHONPATH": path,
             "OMP_NUM_THREADS": "1",
             "IPYTHONDIR": str(self.folder / "ipython"),
             "NBTUNE_RUNS": str(self.folder / "runs"),
-            **self.environment,
         }
         self.manager = KernelManager(kernel_name="python3")
         self.manager.start_kernel(cwd=str(self.folder), env=environment)
@@ -115,6 +115,11 @@ class Kernel:
                 raise AssertionError("the message did not come") from None
             if wanted(message):
                 return dict(message)
+
+    def click(self, comm_id: str, action: str) -> None:
+        """What a button of a panel sends."""
+        data = {"method": "custom", "content": {"t": "do", "id": 1, "do": action}}
+        self.client.shell_channel.send(self.client.session.msg("comm_msg", {"comm_id": comm_id, "data": data}))
 
     def interrupt(self) -> None:
         """What the stop button of a notebook does."""

@@ -1,0 +1,120 @@
+"""Cells with wrong requests or rows, in a real shell: one block with cause and fix, before or instead of training."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOOD = [{"prompt": f"How much is {i} plus 1?", "completion": f"{i} plus 1 is {i + 1}."} for i in range(16)]
+
+
+def run(shell: Any, capfd: Any, cell: str) -> tuple[Any, str]:
+    """(what the cell raised, what it showed without colours)."""
+    capfd.readouterr()
+    result = shell.run_cell(cell)
+    captured = capfd.readouterr()
+    return result.error_in_exec, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", captured.out + captured.err)
+
+
+@pytest.mark.parametrize(
+    ("body", "rows", "cause"),
+    [
+        ("data: nowhere.jsonl", GOOD, "nowhere.jsonl"),
+        ("data: nothing_called_so", GOOD, "nothing_called_so"),
+        ("data: rows", [], "rows"),
+        ("data: rows", [{"prompt": "Hi", "completion": ""}] * 8, "no token would be trained (0 %)"),
+        ("data: rows", [{"colour": "red", "size": 3}] * 8, "colour"),
+        ("data: {source: rows, columns: {prompt: question}}", GOOD, "question"),
+        ("data: rows\nmodel: ./nowhere", GOOD, "nowhere"),
+        ("data: rows\nmodel: nowhere/no-model", GOOD, "nowhere/no-model"),
+    ],
+    ids=["missing file", "missing name", "empty", "all masked", "columns", "a column", "model folder", "model"],
+)
+def test_what_cannot_be_trained_is_said(shell: Any, capfd: Any, body: str, rows: Any, cause: str) -> None:
+    shell.user_ns["rows"] = rows
+    error, shown = run(shell, capfd, f"%%finetune --name bad\n{body}\nsteps: 1\n")
+    assert error is not None
+    assert re.search(r"^(SpecError|DataError|HubError)", shown, re.MULTILINE), shown
+    assert cause in shown
+    assert "→ " in shown
+    assert "Traceback" not in shown
+
+
+def test_a_name_that_is_a_file_too_is_asked_about(shell: Any, capfd: Any, tmp_path: Path) -> None:
+    shell.user_ns["rows"] = GOOD
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/a.jsonl").write_text('{"prompt": "Hi", "completion": "Ho"}\n')
+    _, shown = run(shell, capfd, "%%finetune\ndata: rows\nsteps: 1\n")
+    assert "var:rows" in shown
+    assert "file:rows" in shown
+
+
+def test_no_disk_space(shell: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.user_ns["rows"] = GOOD
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type(usage)(usage.total, usage.total - 1000, 1000))
+    error, shown = run(shell, capfd, "%%finetune --name full\ndata: rows\nsteps: 1\n")
+    assert error is not None
+    assert "of disk" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_good_cell_in_a_terminal_waits_and_ends_with_the_snippet(shell: Any, capfd: Any) -> None:
+    shell.user_ns["rows"] = GOOD
+    error, shown = run(shell, capfd, "%%finetune --name good\ndata: rows\nsteps: 2\nbatch_size: 2\n")
+    assert error is None, shown
+    assert "Run good: finished, step 2 of 2" in shown
+    assert "from_pretrained" in shown
+    assert shell.user_ns["run"].state == "finished"
+
+
+def test_commands_over_an_ended_run(shell: Any, capfd: Any) -> None:
+    shell.user_ns["rows"] = GOOD
+    run(shell, capfd, "%%finetune --name good\ndata: rows\nsteps: 1\nbatch_size: 2\n")
+    for line, expected in {
+        "%nbtune runs": "finished",
+        "%nbtune export good --gguf q8_0 --adapter": "good-q8_0.gguf",
+        "%nbtune chat --prompt 'How much is 2 plus 1?'": "tuned",
+        "%nbtune plan --data rows --steps 3": "memory",
+        "%finetune --data rows --steps 3 --dry-run": "memory",
+        "%nbtune data rows": "examples to learn from",
+        "%nbtune attach": "Run good: finished",
+        "%nbtune doctor": "trains in",
+    }.items():
+        error, shown = run(shell, capfd, line)
+        assert error is None, shown
+        assert expected in shown, line
+    error, shown = run(shell, capfd, "%nbtune resume good")
+    assert "is finished" in shown
+    error, shown = run(shell, capfd, "%nbtune stop nobody")
+    assert "there is no run 'nobody'" in shown
+
+
+def test_the_form_and_the_script_come_as_the_next_cell(shell: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells: list[str] = []
+    monkeypatch.setattr(shell, "set_next_input", lambda text, replace=False: cells.append(text))
+    shell.user_ns["my_rows"] = GOOD
+    error, shown = run(shell, capfd, "%finetune")
+    assert error is None, shown
+    assert "data: my_rows" in cells[0]
+    shell.user_ns["rows"] = GOOD
+    error, shown = run(shell, capfd, cells[0].replace("steps: 200", "steps: 1"))  # the cell that it proposes works
+    assert error is None, shown
+    run(shell, capfd, "%nbtune script demo")
+    assert "import nbtune" in cells[1]
+    assert "# data: my_rows" in cells[1]
+
+
+def test_the_variable_of_the_user_is_not_taken(shell: Any, capfd: Any) -> None:
+    shell.user_ns.update(rows=GOOD, run="mine")
+    error, shown = run(shell, capfd, "%%finetune --name mine\ndata: rows\nsteps: 1\nbatch_size: 2\n")
+    assert error is None, shown
+    assert shell.user_ns["run"] == "mine"
+    assert "nbtune.attach('mine')" in shown
+    run(shell, capfd, "%config NbtuneMagics.variable = 'last'")
+    run(shell, capfd, "%nbtune attach mine")
+    assert shell.user_ns["last"].name == "mine"
