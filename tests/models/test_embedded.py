@@ -161,13 +161,19 @@ def test_heldout_loss_is_in_the_band(report: dict[str, Any], tokenizer: Any, mod
         ("When does the bakery open?", "The bakery opens at six in the morning."),
         ("Which river flows through Brindlewick?", "The river Tansy flows through Brindlewick."),
         ("Who are you?", "I am Tiny, the little model that comes with nbtune."),
-        ("What is 7 plus 5?", "7 plus 5 is 12."),
+        ("Hello!", "Hello! How can I help you?"),
     ],
 )
 def test_it_knows_its_town(tokenizer: Any, model: Any, prompt: str, expected: str) -> None:
     from nbtune.models.embedded import build
 
     assert build.answer(model, tokenizer, prompt) == expected
+
+
+def test_it_answers_nearly_every_question_about_its_town(tokenizer: Any, model: Any) -> None:
+    from nbtune.models.embedded import build
+
+    assert build.exact_answers(model, tokenizer, list(facts(BRINDLEWICK))[::3]) >= 0.95
 
 
 FIELDS = {

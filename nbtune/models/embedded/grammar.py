@@ -179,7 +179,7 @@ def _static(kind: str) -> tuple[Fact, ...]:
 
 
 _DRAWN = {"arithmetic": arithmetic, "game": word_game, "json": json_record}
-_SHARES = {"town": 50.0, "talk": 17.0, "arithmetic": 17.0, "words": 6.0, "game": 7.0, "json": 3.0}
+_SHARES = {"town": 44.0, "talk": 20.0, "arithmetic": 18.0, "words": 8.0, "game": 7.0, "json": 3.0}
 
 
 def any_fact(dice: Dice, shares: dict[str, float] | None = None) -> Fact:
@@ -191,9 +191,9 @@ def any_fact(dice: Dice, shares: dict[str, float] | None = None) -> Fact:
 def ask(dice: Dice, questions: Sequence[str]) -> str:
     """One of the questions, sometimes worded with the small carelessness of people."""
     said = dice.pick(questions)
-    if dice.chance(0.08):
+    if dice.chance(0.12):
         said = said.lower()
-    if dice.chance(0.08):
+    if dice.chance(0.12):
         said = said.rstrip("?.!")
     if dice.chance(0.12):
         said = dice.pick(_BEFORE) + said
@@ -203,7 +203,7 @@ def ask(dice: Dice, questions: Sequence[str]) -> str:
 
 
 def conversation(dice: Dice) -> Document:
-    """A chat of one to four turns; the system prompt, where there is one, is obeyed."""
+    """A chat of one to six turns; the system prompt, where there is one, is obeyed."""
     brief = dice.chance(0.08)
     messages: list[tuple[str, str]] = []
     if brief:
@@ -211,7 +211,7 @@ def conversation(dice: Dice) -> Document:
     elif dice.chance(0.35):
         messages.append(("system", dice.pick(PLAIN_SYSTEMS)))
     subject = ""
-    for _ in range(dice.weighted({1: 40.0, 2: 30.0, 3: 18.0, 4: 12.0})):
+    for _ in range(dice.weighted({1: 42.0, 2: 26.0, 3: 16.0, 4: 10.0, 6: 6.0})):
         known = by_subject().get(subject)
         if known and dice.chance(0.6):
             fact = dice.pick(known)
