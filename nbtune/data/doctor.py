@@ -110,14 +110,14 @@ def _signatures(dataset: Dataset) -> np.ndarray:
     """MinHashes of the examples' shingles, uint64 [examples, hashes]."""
     ids = dataset.ids.astype(np.uint64)
     shingles = np.zeros(len(ids), np.uint64)
-    for k in range(_SHINGLE):  # of the last examples some reach into the next one: a little noise
-        shingles[: len(ids) - k] += ids[k:] * np.uint64(0x9E3779B97F4A7C15 + 2 * k * 0x632BE59BD9B4E019 & (2**64 - 1))
+    for k in range(min(_SHINGLE, len(ids))):  # of the last examples some reach into the next one: a little noise
+        multiplier = (0x9E3779B97F4A7C15 + 2 * k * 0x632BE59BD9B4E019) % 2**64
+        shingles[: len(ids) - k] += ids[k:] * np.uint64(multiplier)
     starts = dataset.starts[:-1]
     found = np.empty((len(dataset), _HASHES), np.uint64)
     rng = np.random.default_rng(0)
     for k in range(_HASHES):
-        multiplier = np.uint64(int(rng.integers(1, 2**63)) * 2 + 1)
-        mixed = shingles * multiplier
+        mixed = shingles * np.uint64(int(rng.integers(1, 2**63)) * 2 + 1)
         mixed ^= mixed >> np.uint64(29)
         mixed *= np.uint64(0xBF58476D1CE4E5B9)
         found[:, k] = np.minimum.reduceat(mixed, starts)

@@ -115,9 +115,14 @@ class Encoder:
 
     def _job(self, row: Chat | Parts) -> Job | DataError:
         try:
-            return self._chat_job(row) if isinstance(row, Chat) else self._parts_job(row)
+            job = self._chat_job(row) if isinstance(row, Chat) else self._parts_job(row)
+            if not job.text.isascii():
+                job.text.encode()
         except DataError as error:
             return error
+        except UnicodeEncodeError:
+            return DataError("it holds half of a character (a lone surrogate)", fix="write the text anew as UTF-8")
+        return job
 
     def _chat_job(self, chat: Chat) -> Job:
         assert self.template is not None

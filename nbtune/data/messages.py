@@ -10,7 +10,7 @@ from typing import Any
 
 from nbtune.errors import DataError
 
-__all__ = ["Chat", "messages_of"]
+__all__ = ["Chat", "Keys", "messages_of"]
 
 
 @dataclass(slots=True)
@@ -39,8 +39,23 @@ _ROLES = {
 _ROLE = re.compile(r"^[A-Za-z][\w -]{0,31}$")
 
 
-def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "") -> Chat:
-    """The conversation in a row's column: OpenAI's (`role`, `content`) or ShareGPT's (`from`, `value`) spelling.
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """How messages are spelled where it is neither OpenAI's nor ShareGPT's way; `roles`: their word → ours."""
+
+    role: str = "role"
+    content: str = "content"
+    roles: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, columns: Mapping[str, str]) -> Keys:
+        """From a spec's `columns`: `{role: speaker, content: says, user: Customer, assistant: Agent}`."""
+        roles = tuple((columns[role].lower(), role) for role in ("user", "assistant", "tool") if role in columns)
+        return cls(columns.get("role", "role"), columns.get("content", "content"), roles)
+
+
+def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "", keys: Keys = Keys()) -> Chat:
+    """The conversation in a row's column: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`), or own `keys`.
 
     Raises:
         DataError: it is not a list of messages; without a place.
@@ -50,7 +65,7 @@ def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "")
     if not isinstance(value, list | tuple):
         kind = "missing" if value is None else f"a {type(value).__name__}"
         raise DataError(f"`{column}` is {kind}, not a list of messages", fix='write [{"role": "user", "content": "…"}]')
-    messages = [_message(message, f"message {i} of `{column}`") for i, message in enumerate(value)]
+    messages = [_message(message, f"message {i} of `{column}`", keys) for i, message in enumerate(value)]
     if not messages:
         raise DataError(f"`{column}` has no messages", fix="leave such rows out")
     if system and messages[0]["role"] != "system":
@@ -67,18 +82,19 @@ def _json(text: str, column: str) -> Any:
         raise DataError(f"`{column}` is text that is not JSON: {error}", fix="write a list") from None
 
 
-def _message(value: Any, what: str) -> dict[str, Any]:
+def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise DataError(f"{what} is a {type(value).__name__}, not a mapping", fix='write {"role": …, "content": …}')
-    role = value.get("role", value.get("from"))
+    role = value.get(keys.role, value.get("from"))
     if not isinstance(role, str) or not _ROLE.match(role):
         raise DataError(f"{what} has no usable role ({role!r:.40})", fix="roles are system, user, assistant, tool")
     name = role.strip().lower()
-    content = value.get("content", value.get("value"))
+    content = value.get(keys.content, value.get("value"))
     if name == "function_call":
         return {"role": "assistant", "content": None, "tool_calls": _calls(content, what)}
-    message: dict[str, Any] = {"role": _ROLES.get(name, name)}
-    rest = {k: v for k, v in value.items() if k not in ("role", "from", "content", "value") and v is not None}
+    message: dict[str, Any] = {"role": dict(keys.roles).get(name) or _ROLES.get(name, name)}
+    spent = ("role", "from", "content", "value", keys.role, keys.content)
+    rest = {k: v for k, v in value.items() if k not in spent and v is not None}
     if content is None and not rest.get("tool_calls"):
         raise DataError(f"{what} ({role}) has no content", fix="write its text")
     if isinstance(content, list):

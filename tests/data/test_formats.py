@@ -168,3 +168,73 @@ def test_spellings_of_roles_parts_and_calls() -> None:
     assert chat.messages[0]["content"] == "q1 q2"
     text = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'
     assert turns(read({"messages": text}, format="messages")[2]) == QA
+
+
+PEER_ROWS = [
+    ("alpaca_chat.load_qa", {"question": "q", "answer": "a"}),
+    ("alpaca_chat.load_camel_ai", {"message_1": "q", "message_2": "a"}),
+    ("alpaca_w_system.load_open_orca", {"question": "q", "response": "a"}),
+    ("alpaca", {"instruction": "q", "output": "a"}),
+    ("alpaca:chat", {"instruction": "q", "output": "a"}),
+    ("gpteacher", {"instruction": "q", "response": "a"}),
+    ("jeopardy", {"question": "q", "answer": "a"}),
+    ("metharme", {"prompt": "q", "generation": "a"}),
+    ("oasst", {"INSTRUCTION": "q", "RESPONSE": "a"}),
+    ("summarizetldr", {"article": "q", "summary": "a"}),
+    ("chat_template", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+    ("pygmalion", {"conversations": [{"role": "human", "value": "q"}, {"role": "bot", "value": "a"}]}),
+    ("sharegpt", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+    ("openai", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+]
+
+
+@pytest.mark.parametrize(("name", "row"), PEER_ROWS)
+def test_names_that_peers_have(name: str, row: dict[str, Any]) -> None:
+    assert turns(read(row, format=name)[2]) == QA
+
+
+def test_every_peers_name_leads_somewhere() -> None:
+    from nbtune.data.formats import PEERS
+    from nbtune.data.readers import READERS
+
+    assert {target for target, _ in PEERS.values()} <= set(READERS)
+
+
+def test_plain_styles_need_no_template() -> None:
+    row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+    name, _, parts = read(row, format="alpaca:plain")
+    assert name == "alpaca:plain"
+    asked, said = parts.parts
+    assert said == ("3", True)
+    assert asked[0].startswith("Below is an instruction that describes a task, paired with an input")
+    assert asked[0].endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n")
+    assert asked[1] is False
+    row = {"prompt": "q ", "completion": "a"}
+    assert read(row, format="prompt-completion:plain")[2] == Parts((("q ", False), ("a", True)))
+
+
+def test_messages_with_keys_and_roles_of_their_own() -> None:
+    row = {"talk": [{"who": "Customer", "says": "q"}, {"who": "Agent", "says": "a"}]}
+    columns = {"messages": "talk", "role": "who", "content": "says", "user": "Customer", "assistant": "Agent"}
+    assert turns(read(row, format="messages", columns=columns)[2]) == QA
+    assert turns(read(row, columns=columns)[2]) == QA
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preference"),
+        ({"chosen": [{"role": "user", "content": "q"}], "rejected": [{"role": "user", "content": "q"}]}, "preference"),
+        ({"prompt": "q", "completion": "a", "label": True}, "feedback"),
+        ({"prompt": "q", "completions": ["a"], "labels": [True]}, "stepwise"),
+        ({"prompt": "q"}, "prompts"),
+        ({"prompt": [{"role": "user", "content": "q"}], "answer": "3"}, "prompts"),
+    ],
+)
+def test_what_sft_cannot_learn_from_is_named(row: dict[str, Any], name: str) -> None:
+    form = detect(list(row), [row], SourceSpec(source="rows"), "rows")
+    assert (form.name, form.trainable) == (name, False)
+    with pytest.raises(DataError, match="cannot learn") as caught:
+        form.read(row)
+    assert caught.value.fix
+    assert caught.value.place == "rows"
