@@ -8,17 +8,19 @@ show(run)      the live panel, and under it a report that appears when the run e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from nbtune.widgets.chat_panel import Chat
+    from nbtune.widgets.form_panel import Form
     from nbtune.widgets.inspector_panel import Inspector
     from nbtune.widgets.monitor_panel import Monitor
     from nbtune.widgets.static_report import Report
 
-__all__ = ["figure", "inspect", "monitor", "report"]
+__all__ = ["chat", "figure", "form", "inspect", "monitor", "report"]
 
 
 def monitor(run: Any) -> Monitor:
@@ -53,3 +55,23 @@ def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any
     from nbtune.widgets.inspector_panel import Inspector
 
     return Inspector(rows, namespace, **fields)
+
+
+def form(plan: Callable[..., Any], start: Callable[..., Any], namespace: Mapping[str, Any] | None = None) -> Form:
+    """The form.
+
+    Args:
+        plan: ``plan(spec, rows=namespace)``, such as `nbtune.plan`.
+        start: ``start(spec, name=…, rows=namespace)``, such as `nbtune.finetune`.
+        namespace: the notebook's variables.
+    """
+    from nbtune.widgets.form_panel import Form
+
+    return Form(plan, start, namespace)
+
+
+def chat(run: Any, other: Any = None, *, system: str = "") -> Chat:
+    """The chat panel: `run` beside its base model, or beside `other`."""
+    from nbtune.widgets.chat_panel import Chat
+
+    return Chat(run, other, system)

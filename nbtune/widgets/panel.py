@@ -64,7 +64,7 @@ class Panel(anywidget.AnyWidget):
     def hear(self, content: dict[str, Any], buffers: Any) -> None:
         """Any other message of the page."""
 
-    def _do(self, content: dict[str, Any], _buffers: Any) -> None:
+    def _do(self, content: dict[str, Any], buffers: Any) -> None:
         number, name = content.pop("id", None), str(content.pop("do", ""))
         del content["t"]
         action: Callable[..., Any] | None = getattr(self, f"do_{name}", None)
@@ -72,7 +72,7 @@ class Panel(anywidget.AnyWidget):
         try:
             if action is None:
                 raise NbtuneError(f"this panel cannot {name!r}")
-            answer["value"] = action(**content)
+            answer["value"] = action(**content, **({"buffers": buffers} if buffers else {}))
         except Exception as error:  # noqa: BLE001  # whatever went wrong belongs on the page, not in the server's log
             answer["error"] = self.words(error)
         self.send(answer)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,6 +26,7 @@ def browser() -> Iterator[Browser]:
         find_chromium()
     except RuntimeError as error:
         pytest.fail(str(error), pytrace=False)
+    expect.set_options(timeout=120_000)
     with Browser() as running:
         yield running
 

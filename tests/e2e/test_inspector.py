@@ -9,7 +9,8 @@ pytestmark = pytest.mark.browser
 CELL = """from nbtune.widgets import inspect
 rows = [{"prompt": f"Who are you, {k}?", "completion": f"Ahoy! I am Captain Tune, number {k}. " * (k % 5 + 1)}
         for k in range(60)]
-rows[1] = {"prompt": "<img src=x onerror='window.hacked=1'>\\u202e</script>", "completion": "$x^2$ \\x1b[31mred " + "w" * 400}
+rows[1] = {"prompt": "<img src=x onerror='window.hacked=1'>\\u202e</script>",
+           "completion": "$x^2$ \\x1b[31mred " + "w" * 400}
 panel = inspect(rows)
 panel"""
 

@@ -75,10 +75,8 @@ def test_another_reading_is_written_into_the_spec(inspection):
 
 
 def test_a_row_that_cannot_be_read_says_why_and_the_others_are_shown():
-    inspection = Inspection.of(
-        [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}] * 3
-        + [{"messages": [{"role": "parrot"}]}]
-    )
+    good = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+    inspection = Inspection.of([good, good, good, {"messages": [{"role": "parrot"}]}])
     assert inspection.row(0)["count"] > 0
     assert inspection.row(3)["error"]
     assert inspection.row(3)["tokens"] == []
@@ -89,7 +87,7 @@ def test_frames_files_and_sets_are_read(tmp_path):
     path.write_text("\n".join(json.dumps(row) for row in ROWS))
     assert len(Inspection.of(pd.DataFrame(ROWS))) == 120
     assert len(Inspection.of(path)) == 120
-    assert Inspection.of("nbtune/persona").summary()["findings"] == []
+    assert Inspection.of("nbtune/persona").summary()["sources"][0]["name"] == "nbtune/persona"
     with pytest.raises(NbtuneError):
         Inspection.of("not-there.jsonl")
 

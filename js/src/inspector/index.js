@@ -34,7 +34,7 @@ class View {
     this.bars = el("div");
     this.findings = el("ul", { class: "nbt-findings" });
     this.said = el("span", { class: "nbt-soft" });
-    this.index = el("input", { type: "number", min: 1, step: 1, onchange: () => this.go(Number(this.index.value) - 1) });
+    this.index = el("input", { type: "number", min: 0, step: 1, onchange: () => this.go(Number(this.index.value)) });
     this.of = el("span", { class: "nbt-soft" });
     this.search = el("input", { type: "search", placeholder: text("inspect.search"), "aria-label": text("inspect.search"), onkeydown: (event) => {
       if (event.key === "Enter") this.find(event.shiftKey);
@@ -74,7 +74,7 @@ class View {
 
   go(index) {
     if (Number.isInteger(index) && index >= 0 && index < this.model.get("summary").rows) this.do("row", { index });
-    else this.index.value = (this.row.index ?? 0) + 1;
+    else this.index.value = this.row.index ?? 0;
   }
 
   async find(back) {
@@ -104,7 +104,7 @@ class View {
       finding.text, finding.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: finding.fix })) : null)));
     setText(this.yaml, summary.yaml);
     setText(this.of, text("inspect.of", { n: number(summary.rows) }));
-    this.index.max = summary.rows;
+    this.index.max = summary.rows - 1;
   }
 
   sourceFields(summary, source, k) {
@@ -134,7 +134,7 @@ class View {
     for (const tab of this.tabs) setAttribute(tab, "aria-pressed", String(tab.dataset.view === view));
     this.plain.hidden = !shownAsText;
     this.tokens.node.hidden = shownAsText;
-    this.index.value = (row.index ?? 0) + 1;
+    this.index.value = row.index ?? 0;
     const counts = row.count === undefined ? "" : text("inspect.row_counts", { tokens: number(row.count), trained: number(row.trained) });
     const cut = row.cut ? text("inspect.row_cut", { n: number(row.cut) }) : "";
     setText(this.place, [row.place, counts, cut].filter(Boolean).join(" · "));

@@ -13,14 +13,14 @@ export class Wishes {
   }
 
   /** @returns {Promise<{ value?: any, error?: string }>} kept when the kernel has answered */
-  ask(what, values = {}) {
+  ask(what, values = {}, buffers = []) {
     const id = `${Date.now()}-${Math.random()}`;
     return new Promise((resolve) => {
       this.answers.set(id, (answer) => {
         this.answers.delete(id);
         resolve(answer);
       });
-      this.model.send({ t: "do", id, do: what, ...values });
+      this.model.send({ t: "do", id, do: what, ...values }, undefined, buffers);
     });
   }
 }

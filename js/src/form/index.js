@@ -1,0 +1,208 @@
+// The form: a spec by clicking. Every key is checked by the kernel as it is typed; the YAML beside it is the same spec.
+
+import { el, freshId, setAttribute, setText } from "../shared/dom.js";
+import { bytes, duration, number } from "../shared/format.js";
+import { text } from "../shared/texts.js";
+import { followTheme } from "../shared/theme.js";
+import { Wishes } from "../shared/wishes.js";
+import "../shared/base.css";
+import "./form.css";
+
+const TYPED = 350; // milliseconds without a key before it is checked
+
+class View {
+  constructor(model, wishes) {
+    Object.assign(this, { model, wishes, inputs: new Map() });
+    this.build(model.get("setup"));
+    this.endTheme = followTheme(this.root);
+    this.handlers = {
+      "change:values": () => this.fill(model.get("values")),
+      "change:checked": () => this.showChecked(),
+      "change:costs": () => this.showCosts(),
+      "change:child": () => this.showChild(),
+    };
+    for (const [name, handler] of Object.entries(this.handlers)) model.on(name, handler);
+    this.fill(model.get("values"));
+    this.showChecked();
+    this.showCosts();
+    this.showChild();
+  }
+
+  build(setup) {
+    this.lists = { model: this.list(setup.models), data: this.list(setup.data) };
+    const made = setup.fields.map((field) => [field, this.field(field)]);
+    const part = (first) => made.filter(([field]) => field.first === first).map(([, node]) => node);
+    this.yaml = el("textarea", { spellcheck: "false", rows: 9, "aria-label": text("form.yaml"), oninput: () => this.later(() => this.do("yaml", { text: this.yaml.value })) });
+    this.error = el("div", { class: "nbt-error nbt-text", role: "alert", hidden: true });
+    this.meter = el("div", { class: "nbt-meter" }, el("div"));
+    this.cost = el("div", { role: "status" });
+    this.why = el("table");
+    this.said = el("span", { class: "nbt-soft", role: "status" });
+    this.name = el("input", { type: "text", value: "run", size: 12, spellcheck: "false" });
+    this.start = el("button", { type: "button", class: "nbt-btn nbt-main", onclick: () => this.begin() }, text("form.start"));
+    this.host = el("div");
+    const file = el("input", { type: "file", class: "nbt-sr", "aria-label": text("form.upload"), onchange: () => this.upload(file.files[0]) });
+    const heading = text("form");
+    this.root = el("section", { class: "nbt nbt-form", role: "region", "aria-label": heading, "data-lm-suppress-shortcuts": "true" },
+      el("div", { class: "nbt-row" }, this.presets(setup)),
+      el("div", { class: "nbt-columns" },
+        el("div", {}, el("div", { class: "nbt-six" }, ...part(true)),
+          el("div", { class: "nbt-row", style: "margin-top:10px" }, el("button", { type: "button", class: "nbt-btn", onclick: () => file.click() }, text("form.upload")), file),
+          el("details", { style: "margin-top:10px" }, el("summary", {}, text("form.more")), el("div", { class: "nbt-others" }, ...part(false)))),
+        el("div", { class: "nbt-side" }, el("label", { style: "display:block;font-weight:600" }, text("form.yaml")), this.yaml, this.error,
+          this.meter, this.cost, el("details", {}, el("summary", {}, text("form.why")), this.why))),
+      el("div", { class: "nbt-row" }, el("label", {}, text("form.name"), this.name), this.start,
+        el("button", { type: "button", class: "nbt-btn", onclick: () => this.copy() }, text("form.copy")), this.said),
+      this.host, ...Object.values(this.lists));
+    this.root.addEventListener("dragover", (event) => event.preventDefault());
+    this.root.addEventListener("drop", (event) => {
+      if (!event.dataTransfer.files.length) return;
+      event.preventDefault();
+      this.upload(event.dataTransfer.files[0]);
+    });
+  }
+
+  list(options) {
+    return el("datalist", { id: freshId("list") }, ...options.map((value) => el("option", { value })));
+  }
+
+  presets(setup) {
+    const pick = (names, kind) => {
+      const node = el("select", { onchange: () => this.usePreset() }, el("option", { value: "" }, text("form.own")), ...names.map((name) => el("option", { value: name }, text(`${kind}.${name}`))));
+      return node;
+    };
+    [this.goal, this.care] = [pick(setup.goals, "goal"), pick(setup.care, "care")];
+    return el("div", { class: "nbt-row" }, el("label", {}, text("form.goal"), this.goal), el("label", {}, text("form.care"), this.care));
+  }
+
+  async usePreset() {
+    const goal = this.goal.value || "style";
+    const { value } = await this.wishes.ask("preset", { goal, care: this.care.value || "balanced" });
+    for (const [key, wanted] of Object.entries(value ?? {})) this.put(key, wanted);
+    this.check();
+  }
+
+  field(field) {
+    const id = freshId("field");
+    const changed = () => this.later(() => this.check());
+    const hint = field.default === null ? text("form.auto") : text("form.default", { value: field.default });
+    let input;
+    if (field.kind === "choice" || field.kind === "bool") {
+      const options = field.kind === "bool" ? [["true", text("form.yes")], ["false", text("form.no")]] : field.choices.map((name) => [name, name]);
+      input = el("select", { id, onchange: changed }, el("option", { value: "" }, hint), ...options.map(([value, label]) => el("option", { value }, label)));
+    } else {
+      const list = this.lists[field.kind]?.id;
+      input = el("input", { id, type: "text", list, placeholder: field.kind === "data" ? field.example : hint, spellcheck: "false", autocomplete: "off", oninput: changed });
+    }
+    this.inputs.set(field.key, input);
+    const help = el("small", { id: `${id}-help` }, field.help);
+    setAttribute(input, "aria-describedby", help.id);
+    return el("div", { class: "nbt-field" }, el("label", { for: id }, field.title, field.unit ? el("span", { class: "nbt-soft", style: "font-weight:400" }, ` (${field.unit})`) : null), input, help);
+  }
+
+  later(work) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(work, TYPED);
+  }
+
+  /** What the fields say, as it was typed; the kernel reads it as YAML. */
+  typed() {
+    return Object.fromEntries([...this.inputs].filter(([, input]) => input.value.trim() !== "").map(([key, input]) => [key, input.value.trim()]));
+  }
+
+  check() {
+    return this.do("check", { values: this.typed() });
+  }
+
+  async do(what, values) {
+    const answer = await this.wishes.ask(what, values);
+    if (answer.error) setText(this.said, answer.error);
+    return answer;
+  }
+
+  put(key, value) {
+    const input = this.inputs.get(key);
+    if (input) input.value = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+  }
+
+  fill(values) {
+    for (const key of this.inputs.keys()) this.put(key, values[key]);
+  }
+
+  showChecked() {
+    const { yaml = "", error } = this.model.get("checked");
+    if (document.activeElement !== this.yaml || !this.root.isConnected) this.yaml.value = yaml;
+    this.showError(error);
+    this.start.disabled = Boolean(error);
+  }
+
+  showError(error) {
+    this.error.hidden = !error;
+    if (error) this.error.replaceChildren([error.place, error.cause].filter(Boolean).join(": "), error.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: error.fix })) : "");
+  }
+
+  showCosts() {
+    const costs = this.model.get("costs");
+    setAttribute(this.root, "data-costs", costs.state ?? "");
+    this.meter.hidden = costs.state !== "known";
+    if (costs.state === "failed") this.showError(costs.error);
+    if (costs.state !== "known") return setText(this.cost, costs.state === "working" ? text("form.working") : "");
+    const share = costs.peak / (costs.available || 1);
+    this.meter.firstChild.style.width = `${Math.min(100, 100 * share)}%`;
+    setAttribute(this.meter, "data-level", share > 1 ? "over" : share > 0.9 ? "tight" : "fits");
+    const parts = [
+      text("form.memory", { name: text(costs.gpu ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }),
+      text("form.time", { time: duration(costs.seconds), steps: number(costs.steps) }),
+      costs.download ? text("form.download", { size: bytes(costs.download) }) : "",
+    ];
+    setText(this.cost, parts.filter(Boolean).join(" · "));
+    this.why.replaceChildren(...costs.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text" }, value))));
+  }
+
+  async upload(file) {
+    if (!file) return;
+    const answer = await this.wishes.ask("upload", { name: file.name }, [await file.arrayBuffer()]);
+    if (answer.error) return setText(this.said, answer.error);
+    this.put("data", answer.value);
+    this.check();
+  }
+
+  async copy() {
+    await navigator.clipboard.writeText(`%%finetune --name ${this.name.value || "run"}\n${this.yaml.value}`);
+    setText(this.said, text("form.copied"));
+  }
+
+  async begin() {
+    setText(this.said, text("form.starting"));
+    const { error } = await this.do("start", { name: this.name.value.trim() || "run" });
+    if (!error) this.start.disabled = true;
+  }
+
+  /** The monitor of the run that was started: a widget of its own, shown here. */
+  async showChild() {
+    const id = this.model.get("child").replace("IPY_MODEL_", "");
+    const manager = this.model.widget_manager;
+    if (!id || !manager) return;
+    const view = await manager.create_view(await manager.get_model(id));
+    setText(this.said, "");
+    this.host.replaceChildren(view.el);
+  }
+
+  destroy() {
+    clearTimeout(this.timer);
+    this.endTheme();
+    for (const [name, handler] of Object.entries(this.handlers)) this.model.off(name, handler);
+  }
+}
+
+export default () => {
+  const wishes = new Wishes();
+  return {
+    initialize: ({ model }) => wishes.connect(model),
+    render({ model, el: host }) {
+      const view = new View(model, wishes);
+      host.append(view.root);
+      return () => view.destroy();
+    },
+  };
+};

@@ -1,0 +1,64 @@
+"""The form in a real JupyterLab: typed, checked, planned, started, and its run watched below it."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+CELL = """import nbtune
+from nbtune.widgets import form
+rows = [{"prompt": f"Who are you, {k}?", "completion": f"Ahoy {k}!"} for k in range(40)]
+panel = form(nbtune.plan, nbtune.finetune, globals())
+panel"""
+
+
+def test_a_run_by_keyboard(notebook, lab):
+    page = notebook([CELL, "print(panel.spec.steps, panel.run.name)"], width=1000)
+    page.run(0)
+    panel = page.page.locator(".nbt-form")
+    assert "`data` is missing" in panel.locator(".nbt-error").inner_text()
+
+    panel.get_by_label("Data", exact=True).focus()
+    page.page.keyboard.type("rows")
+    page.page.locator(".nbt-form[data-costs=known]").wait_for()
+    assert "RAM" in panel.get_by_role("status").first.inner_text()
+    panel.get_by_label("How careful").focus()
+    page.page.keyboard.press("q")  # quick check
+    page.page.wait_for_function("() => document.querySelector('.nbt-form textarea').value.includes('steps: 30')")
+
+    # the YAML fills the fields, too, and errors name the line
+    yaml = panel.locator("textarea")
+    yaml.fill("model: nbtune/tiny\ndata: rows\nsteps: 12\nlerning_rate: 1")
+    panel.locator(".nbt-error", has_text="line 4").wait_for()
+    page.picture("form-error-light", panel)
+    yaml.fill("model: nbtune/tiny\ndata: rows\nsteps: 12\nadapter: {r: 8}")
+    expect(panel.get_by_label("Adapter: rank")).to_have_value("8")
+    page.page.locator(".nbt-form[data-costs=known]").wait_for()
+    panel.locator("summary", has_text="reasons").click()
+    page.picture("form-light", panel)
+
+    # a file that is uploaded lies beside the notebook and is used
+    panel.locator("input[type=file]").set_input_files(
+        {"name": "more.jsonl", "mimeType": "text/plain", "buffer": b'{"prompt": "a", "completion": "b"}\n' * 30}
+    )
+    page.page.wait_for_function("() => document.querySelector('.nbt-form textarea').value.includes('more.jsonl')")
+    assert (lab.root / "more.jsonl").stat().st_size > 100
+
+    panel.get_by_label("Name", exact=True).fill("clicked")
+    panel.get_by_role("button", name="Start").press("Enter")
+    page.page.locator('.nbt-monitor .nbt-state[data-state="finished"]').wait_for()
+    page.run(1)
+    assert page.output(1).strip() == "12 clicked"
+
+
+def test_it_fits_narrow_and_dark(notebook):
+    page = notebook([CELL], dark=True, width=470)
+    page.run(0)
+    panel = page.page.locator(".nbt-form")
+    panel.get_by_label("Data", exact=True).fill("rows")
+    page.page.locator(".nbt-form[data-costs=known]").wait_for()
+    panel.locator("summary", has_text="More fields").click()
+    assert panel.evaluate("(node) => node.scrollWidth - node.clientWidth") <= 0
+    page.picture("form-narrow-dark", panel)

@@ -1,0 +1,124 @@
+"""The form: every field of the spec, checked as it is typed, the YAML both ways, files that are dropped in."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nbtune.spec import RunSpec, from_yaml, to_yaml
+from nbtune.widgets import form
+from nbtune.widgets.form_fields import CARE, FIRST, GOALS, fields, preset
+
+
+class Planner:
+    """Plans at once, and remembers what was asked."""
+
+    def __init__(self):
+        self.asked, self.news = [], threading.Condition()
+
+    def __call__(self, spec, rows=None):
+        with self.news:
+            self.asked.append(spec)
+            self.news.notify_all()
+        return SimpleNamespace(
+            device="cpu",
+            peak_bytes=2**30,
+            available_bytes=2**34,
+            seconds=9.0,
+            download_bytes=0,
+            total_steps=30,
+            rows_of_explanation=lambda: [("model", "nbtune/tiny")],
+        )
+
+
+@pytest.fixture
+def panel():
+    made = form(Planner(), lambda spec, name, rows: None, {"rows": [{"text": "a"}], "n": 3, "Out": {}})
+    yield made
+    made.close()
+
+
+def test_every_field_of_the_spec_is_there_once_and_the_six_come_first():
+    keys = [field["key"] for field in fields()]
+    assert keys[:6] == list(FIRST)
+    assert len(keys) == len(set(keys))
+    tops = {key.split(".")[0] for key in keys}
+    assert tops == set(RunSpec.model_fields) - {"trust_remote_code"}
+    assert all(field["title"] and field["help"] for field in fields())
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("care", CARE)
+def test_every_preset_is_a_valid_spec(panel, goal, care):
+    panel.do_check({"data": "rows", **{k: str(v) for k, v in preset(goal, care).items() if v is not None}})
+    assert panel.checked["error"] is None
+
+
+def test_what_is_typed_becomes_a_spec(panel):
+    panel.do_check(
+        {"model": "nbtune/tiny", "data": "rows", "adapter.r": "8", "learning_rate": "2e-4", "packing": "true"}
+    )
+    assert panel.checked["error"] is None
+    assert (panel.spec.adapter.r, panel.spec.learning_rate, panel.spec.packing) == (8, 2e-4, True)
+    assert from_yaml(panel.checked["yaml"]) == panel.spec
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({}, "`data` is missing"),
+        ({"data": "rows", "adapter.r": "many"}, "r"),
+        ({"data": "rows", "steps": "5", "epochs": "2"}, "exclude"),
+        ({"data": "rows", "samples": "[1"}, "YAML"),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_last_good_yaml_stays(panel, typed, said):
+    panel.do_check({"data": "rows"})
+    good = panel.checked["yaml"]
+    panel.do_check(typed)
+    assert said in panel.checked["error"]["cause"]
+    assert panel.checked["yaml"] == good
+
+
+def test_yaml_fills_the_fields(panel):
+    panel.do_yaml("data: rows\nsteps: 7\nadapter: {type: dora}\nsamples: ['Who are you?']")
+    assert panel.values["steps"] == 7
+    assert panel.values["adapter.type"] == "dora"
+    panel.do_yaml("data: rows\nstepz: 7")
+    assert panel.checked["error"]["place"] == "line 2 of the YAML"
+
+
+def test_rows_of_the_notebook_are_offered(panel):
+    assert "rows" in panel.setup["data"]
+    assert not {"n", "Out"} & set(panel.setup["data"])
+
+
+def test_a_plan_follows_the_last_spec(panel):
+    planner = panel._plan
+    panel.do_check({"data": "rows", "steps": "3"})
+    with planner.news:
+        assert planner.news.wait_for(lambda: any(spec.steps == 3 for spec in planner.asked), 5)
+
+
+def test_an_uploaded_file_never_overwrites_one_and_stays_in_the_folder(panel, tmp_path):
+    assert panel.do_upload("rows.jsonl", [b"1"]) == "rows.jsonl"
+    assert panel.do_upload("rows.jsonl", [b"2"]) == "rows-2.jsonl"
+    assert panel.do_upload("../../up.csv", [b"3"]) == "up.csv"
+    assert {path.name for path in Path.cwd().iterdir()} >= {"rows.jsonl", "rows-2.jsonl", "up.csv"}
+    assert Path("rows.jsonl").read_bytes() == b"1"
+    with pytest.raises(Exception, match="no file of rows"):
+        panel.do_upload("run.py", [b"import os"])
+
+
+def test_start_is_refused_while_something_is_wrong(panel):
+    panel.do_check({"data": "rows", "steps": "-1"})
+    with pytest.raises(Exception, match="mend"):
+        panel.do_start("x")
+
+
+def test_a_spec_survives_yaml_and_back():
+    spec = from_yaml("data: [{source: a.jsonl, weight: 2}, rows]\neval: {split: 0.2}")
+    assert from_yaml(to_yaml(spec)) == spec
