@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nbtune.data.dataset import IGNORED, Dataset
-from nbtune.data.mixing import epoch_order
+from nbtune.data.mixing import epoch_order, quotas
 from nbtune.data.packing import best_fit
 
 __all__ = ["Batch", "BatchPlan", "collate", "pack"]
@@ -101,6 +101,7 @@ class BatchPlan:
         pad_id: the id that padding gets (it has no loss and is not attended to).
         shuffle: False keeps the order of the rows.
         bucket: `trained_rows` is padded to a multiple of it.
+        rank: which of the `ranks` processes this is; each gets its own share of every step.
 
     Raises:
         ValueError: the dataset is empty, or an example is longer than `sequence_len`.
@@ -119,6 +120,8 @@ class BatchPlan:
         pad_id: int = 0,
         shuffle: bool = True,
         bucket: int = 64,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if not len(dataset):
             raise ValueError("the dataset is empty")
@@ -129,27 +132,48 @@ class BatchPlan:
             raise ValueError(f"an example has {longest} tokens, sequence_len is {self.sequence_len}")
         self.micro_batch_size, self.gradient_accumulation_steps = micro_batch_size, gradient_accumulation_steps
         self.pad_to_multiple, self.pad_id, self.bucket = pad_to_multiple, pad_id, bucket
+        self.rank, self.ranks = rank, ranks
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     @cached_property
     def bins(self) -> list[list[int]]:
-        """Examples per sequence: one each, or packs."""
+        """Examples per sequence: one each, or packs. Where a mix is packed, those of `_laps` epochs' draws."""
         if not self.packing:
             return [[i] for i in range(len(self.dataset))]
-        return best_fit(self.dataset.lengths, self.sequence_len)
+        if self._laps == 1:
+            return best_fit(self.dataset.lengths, self.sequence_len)
+        seed, data = self.seed if self.shuffle else None, self.dataset
+        laps = [epoch_order(len(data), seed, lap, data.source_of, data.weights) for lap in range(self._laps)]
+        draws = np.concatenate(laps)
+        return [draws[members].tolist() for members in best_fit(data.lengths[draws], self.sequence_len)]
+
+    @cached_property
+    def _laps(self) -> int:
+        """How many epochs of draws are packed together: enough to see every row of every source of a mix, at most 8."""
+        weights, count = self.dataset.weights, len(self.dataset)
+        if not self.packing or len(set(weights)) <= 1:
+            return 1
+        rows = np.bincount(self.dataset.source_of, minlength=len(weights))
+        needed = [-(-int(n) // q) for n, q in zip(rows, quotas(count, weights), strict=True) if q]
+        return min(max([2, *needed]), 8)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every example is seen once (the last may be smaller)."""
-        per_step = self.micro_batch_size * self.gradient_accumulation_steps
-        return -(-len(self.bins) // per_step)
+        """Optimizer steps in which every example is seen once (the last may be smaller); in a mix, as many draws."""
+        return -(-len(self.bins) // (self._per_step * self._laps))
+
+    @property
+    def _per_step(self) -> int:
+        """Sequences of an optimizer step, over all processes."""
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.ranks
 
     @property
     def efficiency(self) -> float:
         """Share of tokens in packed sequences that are not padding; 1 if not packed."""
         if not self.packing:
             return 1.0
-        return float(self.dataset.starts[-1]) / (len(self.bins) * self.sequence_len)
+        tokens = int(self.dataset.lengths[np.concatenate(self.bins)].sum())
+        return tokens / (len(self.bins) * self.sequence_len)
 
     def order(self, epoch: int) -> np.ndarray:
         """The bins of an epoch in their order, int64."""
@@ -165,10 +189,14 @@ class BatchPlan:
 
     def step(self, k: int) -> list[Batch]:
         """The micro-batches of optimizer step k (0-based), at most `gradient_accumulation_steps`."""
-        epoch, inside = divmod(k, self.steps_per_epoch)
-        per_step = self.micro_batch_size * self.gradient_accumulation_steps
-        chosen = self.order(epoch)[inside * per_step : (inside + 1) * per_step].tolist()
-        size = self.micro_batch_size
+        size, per_step = self.micro_batch_size, self._per_step
+        if self._laps == 1:
+            epoch, inside = divmod(k, self.steps_per_epoch)
+            chosen = self.order(epoch)[inside * per_step : (inside + 1) * per_step].tolist()
+        else:  # laps do not end where steps do: one runs on into the next
+            places = (divmod(place, len(self.bins)) for place in range(k * per_step, (k + 1) * per_step))
+            chosen = [int(self.order(lap)[place]) for lap, place in places]
+        chosen = chosen[self.rank :: self.ranks]
         return [self._batch([self.bins[b] for b in chosen[i : i + size]]) for i in range(0, len(chosen), size)]
 
     def __iter__(self) -> Any:

@@ -66,7 +66,7 @@ def load(key: str) -> Prepared | None:
         if any(_content_of(place / name).hex() != digest for name, digest in body["files"].items()):
             raise ValueError("changed on disk")
         report = Report(**{**body["report"], "sources": [SourceReport(**s) for s in body["report"]["sources"]]})
-        report.fates = [tuple(fate) for fate in report.fates]
+        report.fates = [(str(s), int(row), str(status), str(why)) for s, row, status, why in report.fates]
         facts = DataFacts.model_validate(body["facts"])
         train = _read(place, "train", body["train"])
         held = _read(place, "eval", body["eval"]) if body["eval"] else None
@@ -128,8 +128,8 @@ def prune(keep_bytes: int = 0) -> int:
 
 
 def _read(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
-    arrays = [np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in _ARRAYS]
-    return Dataset(*arrays, about["sources"], about["weights"])
+    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in _ARRAYS}
+    return Dataset(**arrays, sources=about["sources"], weights=about["weights"])
 
 
 def _content_of(file: Path) -> bytes:

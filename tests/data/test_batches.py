@@ -174,6 +174,40 @@ def test_a_mix_is_the_same_after_a_resume() -> None:
     ]
 
 
+def test_a_packed_mix_keeps_its_shares_and_sees_every_row() -> None:
+    data = dataset([4, 7, 5, 9] * 75, sources=2, weights=(3.0, 1.0))
+
+    def plan() -> BatchPlan:
+        return BatchPlan(data, micro_batch_size=2, gradient_accumulation_steps=2, seed=9, packing=True, sequence_len=32)
+
+    whole = plan()
+    sequence = [batch.examples for k in range(6 * whole.steps_per_epoch) for batch in whole.step(k)]
+    seen = np.array([example for examples in sequence for example in examples])
+    shares = np.bincount(data.source_of[seen], minlength=2) / len(seen)
+    assert shares == pytest.approx(np.array([0.75, 0.25]), abs=0.02)
+    assert set(seen.tolist()) == set(range(300))
+    assert len(seen) == pytest.approx(6 * 300, rel=0.03)
+    resumed = plan()
+    later = [batch.examples for k in range(7, 6 * whole.steps_per_epoch) for batch in resumed.step(k)]
+    assert sequence[-len(later) :] == later
+    assert 0.9 < whole.efficiency <= 1
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_processes_draw_disjoint_shares_of_a_step(packing: bool) -> None:
+    data = dataset([3, 9, 4, 12, 7, 5, 8, 2, 11, 6, 3, 4] * 8)
+
+    def steps(micro: int, rank: int, ranks: int) -> list[set[int]]:
+        plan = BatchPlan(data, micro_batch_size=micro, seed=3, packing=packing, sequence_len=16, rank=rank, ranks=ranks)
+        return [{e for batch in plan.step(k) for e in batch.examples} for k in range(plan.steps_per_epoch)]
+
+    halves, whole = [steps(2, rank, 2) for rank in range(2)], steps(4, 0, 1)
+    assert len(whole) == len(halves[0]) == len(halves[1])
+    for left, right, both in zip(*halves, whole, strict=True):
+        assert left | right == both
+        assert not left & right
+
+
 def test_a_dataset_can_be_cut_and_reordered() -> None:
     data = dataset([3, 5, 2, 7])
     taken = data.take([3, 1])
