@@ -51,8 +51,7 @@ class TrainStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self._graphs = graphs and replayable(self.device)
-        self._sinks = [] if handle is None else _make_sinks(handle)
-        sunk = {id(p) for p in self.parameters if p.grad is not None} if self._sinks else set()
+        self._sinks, self._flat, sunk = ([], None, set()) if handle is None else _make_sinks(handle)
         self._plain = [p for p in self.parameters if id(p) not in sunk]
         for p in self._plain:
             p.grad = torch.zeros_like(p)
@@ -70,8 +69,13 @@ class TrainStep:
             inputs: the model's keyword arguments.
             first: of an optimizer step: gradients are overwritten, not added to.
         """
-        inputs = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        inputs = {k: self._sendable(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         return self._run(("accumulate", first, *_shapes(inputs)), inputs, lambda i: self._accumulate(i, first)).clone()
+
+    def _sendable(self, value: Tensor) -> Tensor:
+        # a copy from pageable memory waits for all that was launched before; one from pinned memory does not
+        waits = replayable(self.device) and value.device.type == "cpu" and not value.is_pinned()
+        return value.pin_memory() if waits else value
 
     def update(self, lr: float) -> Tensor:
         """Clips and updates; returns the gradient norm before clipping (0 without clipping)."""
@@ -95,18 +99,27 @@ class TrainStep:
         if not self.max_grad_norm:
             self.optimizer.step(self.lr)
             return torch.zeros((), device=self.device)
-        norm = self.optimizer.grad_norm()
+        norm = self._grad_norm()
         self.optimizer.step(self.lr, clip=self.optimizer.clip_factor(norm, self.max_grad_norm))
         return norm
 
+    def _grad_norm(self) -> Tensor:
+        parts = [] if self._flat is None else [torch.linalg.vector_norm(self._flat)]
+        if self._plain:
+            parts += torch._foreach_norm([p.grad for p in self._plain])
+        return torch.linalg.vector_norm(torch.stack([p.float() for p in parts]))
+
+    def _here(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
     def _run(self, key: Any, inputs: dict[str, Any], work: Any) -> Any:
         if not self._graphs:
-            return work(inputs)
+            return work(self._here(inputs))
         if key not in self._recorded:
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] <= _RUNS_BEFORE_RECORDING:
-                return work(inputs)
-            still = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
+                return work(self._here(inputs))
+            still = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._here(inputs).items()}
             graph, result = record(lambda: work(still), self.device, beside=self._pool)
             self._pool = self._pool or graph
             self._recorded[key] = (graph, still, result)
@@ -122,19 +135,33 @@ def _shapes(inputs: dict[str, Any]) -> tuple[Any, ...]:
     return tuple((k, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (k, v) for k, v in sorted(inputs.items()))
 
 
-def _make_sinks(handle: "Handle") -> list[Sink]:
-    """Gradient buffers of every accelerated LoRA group, as its parameters' `.grad`."""
-    sinks = []
-    for layer in handle.layers:
-        for group in layer.groups():
-            members = [m for m in group.members if m.a is not None and m.b is not None]
-            if group.full or not members or not all(m.a.requires_grad and m.b.requires_grad for m in members):  # type: ignore[union-attr]
-                continue
-            a = members[0].a
-            da = torch.zeros((group.rank, group.inputs), dtype=a.dtype, device=a.device)  # type: ignore[union-attr]
-            dbs = [torch.zeros_like(m.b) for m in members]  # type: ignore[arg-type]
-            for m, part, db in zip(members, da.split([m.rank for m in members]), dbs, strict=True):
-                m.a.grad, m.b.grad = part, db  # type: ignore[union-attr]
-            group.sink = Sink(da, dbs)
-            sinks.append(group.sink)
-    return sinks
+def _make_sinks(handle: "Handle") -> tuple[list[Sink], Tensor | None, set[int]]:
+    """Gradient buffers of every accelerated LoRA group, as its parameters' `.grad`.
+
+    Returns:
+        The sinks, the one flat tensor that all of them lie in, and the ids of the parameters that they serve.
+    """
+    groups = [g for layer in handle.layers for g in layer.groups() if not g.full and g.rank]
+    groups = [g for g in groups if all(p.requires_grad for p in g.parameters())]
+    if not groups:
+        return [], None, set()
+    first = groups[0].parameters()[0]
+    served = [p for g in groups for p in g.parameters()]
+    if any(p.dtype != first.dtype or p.device != first.device for p in served):
+        return [], None, set()
+    flat = torch.zeros(sum(p.numel() for p in served), dtype=first.dtype, device=first.device)
+    start = 0
+
+    def take(*shape: int) -> Tensor:
+        nonlocal start
+        size = shape[0] * shape[1]
+        start += size
+        return flat[start - size : start].view(shape)
+
+    for group in groups:
+        members = [(m.a, m.b) for m in group.members if m.a is not None and m.b is not None]
+        da, dbs = take(group.rank, group.inputs), [take(*b.shape) for _, b in members]
+        for (a, b), part, db in zip(members, da.split([a.shape[0] for a, _ in members]), dbs, strict=True):
+            a.grad, b.grad = part, db
+        group.sink = Sink(da, dbs)
+    return [g.sink for g in groups if g.sink is not None], flat, {id(p) for p in served}
