@@ -8,19 +8,21 @@ show(run)      the live panel, and under it a report that appears when the run e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from nbtune.widgets.chat_panel import Chat
+    from nbtune.widgets.compare_panel import Compare
+    from nbtune.widgets.export_panel import ExportPanel
     from nbtune.widgets.form_panel import Form
     from nbtune.widgets.inspector_panel import Inspector
     from nbtune.widgets.monitor_panel import Monitor
     from nbtune.widgets.static_report import Report
 
-__all__ = ["chat", "figure", "form", "inspect", "monitor", "report"]
+__all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "monitor", "report"]
 
 
 def monitor(run: Any) -> Monitor:
@@ -75,3 +77,17 @@ def chat(run: Any, other: Any = None, *, system: str = "") -> Chat:
     from nbtune.widgets.chat_panel import Chat
 
     return Chat(run, other, system)
+
+
+def compare(runs: Iterable[Any]) -> Compare:
+    """The comparison of two to twelve runs: their losses on one chart, and what their specs differ in."""
+    from nbtune.widgets.compare_panel import Compare
+
+    return Compare(runs)
+
+
+def exporter(run: Any) -> ExportPanel:
+    """The export panel of `run`."""
+    from nbtune.widgets.export_panel import ExportPanel
+
+    return ExportPanel(run)

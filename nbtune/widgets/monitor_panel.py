@@ -139,12 +139,7 @@ class Monitor(Panel):
         self._work(lambda: export.gguf(kind) if how == "gguf" else export.adapter())
 
     def do_push(self, repo: str, private: bool = True) -> None:
-        self._work(lambda: self._push(repo, private))
-
-    def _push(self, repo: str, private: bool) -> None:
-        url = self.run.push_to_hub(repo, private=private)
-        self.view.note(f"Pushed to {url or repo}", level="good")
-        self._tell()
+        self._work(lambda: self.run.push_to_hub(repo, private=private))
 
     def _work(self, work: Callable[[], Any]) -> None:
         """In the background; what the run says meanwhile is shown, though nobody pumps a run that has ended."""

@@ -90,6 +90,13 @@ class RunView:
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
 
     def _export(self, event: ev.Export) -> None:
+        failed = not event.path or (event.kind == "push" and event.detail)
+        if event.done >= 1 and failed:  # a panel that asked for it may know why already
+            known = self.lists["notes"][-1:]
+            if not (known and known[0]["message"].rpartition(": ")[2] in clean(event.detail)):
+                self.note(f"{event.kind}: {event.detail}")
+            self._drop_unfinished()
+            return
         item = {
             "kind": clean(event.kind, 60),
             "path": clean(without_home(event.path), 400),
@@ -161,10 +168,10 @@ class RunView:
             return _note("error", f"{error.place}: {error.cause}" if error.place else error.cause, "", error.fix, when)
         return _note("error", f"{type(error).__name__}: {error}", "", "", when)
 
-    def snapshot(self) -> tuple[dict[str, Any], bytes]:
+    def snapshot(self, limit: int = SNAPSHOT_ROWS) -> tuple[dict[str, Any], bytes]:
         """A whole picture: its JSON part, and the rows as little-endian doubles, column after column (≤ 46 KB)."""
         with self.lock:
-            rows = self.series.snapshot(SNAPSHOT_ROWS)
+            rows = self.series.snapshot(limit)
             body = {"t": "s", "generation": self.generation, "next": self.series.next, "rows": rows.shape[1]}
             for name, limit in LISTS.items():
                 items = _few(self.lists[name], limit, thin=name == "evals")

@@ -16,13 +16,17 @@ from typing import Any
 
 from nbtune import events as ev
 from nbtune.errors import TrainError
+from nbtune.spec import RunSpec
 
 
 class MemoryRun:
     def __init__(self, name: str = "demo", total_steps: int = 200, interval: float = 0.25) -> None:
         self.name, self.id, self.folder = name, "m3m0ry", Path(f"runs/{name}-m3m0ry")
         self.total_steps, self.interval = total_steps, interval
-        self.plan = SimpleNamespace(device="cpu", available_bytes=8 * 2**30, seconds=30.0, total_steps=total_steps)
+        self.spec = RunSpec(data="rows", steps=total_steps)
+        self.plan = SimpleNamespace(
+            parameters=1_240_000_000, device="cpu", available_bytes=8 * 2**30, seconds=30.0, total_steps=total_steps
+        )
         self.error: Exception | None = None
         self.wishes: list[tuple[float, str]] = []
         self.export = _Export(self)
@@ -122,8 +126,10 @@ class MemoryRun:
         self._wish("resume")
         return self.go(pause=0.01)
 
-    def push_to_hub(self, repo_id: str, private: bool = True) -> str:
+    def push_to_hub(self, repo_id: str, what: str = "adapter", private: bool = True) -> str:
         self._wish(f"push {repo_id} {private}")
+        self.say(ev.Export(kind="push", path=repo_id, done=0.0))
+        self.say(ev.Export(kind="push", path=f"https://huggingface.co/{repo_id}"))
         return f"https://huggingface.co/{repo_id}"
 
 

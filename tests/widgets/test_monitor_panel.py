@@ -123,8 +123,8 @@ def test_export_and_push(panel):
     body = widget.comm.wait_for(lambda content: content.get("exports"))
     assert body["exports"]["items"][-1]["path"] == "exports/demo-q8_0.gguf"
     click(widget, "push", repo="me/demo", private=True)
-    body = widget.comm.wait_for(lambda content: content.get("notes"))
-    assert body["notes"]["items"][0]["message"] == "Pushed to https://huggingface.co/me/demo"
+    url = "https://huggingface.co/me/demo"
+    widget.comm.wait_for(lambda content: content.get("exports") and content["exports"]["items"][-1]["path"] == url)
 
 
 @pytest.mark.parametrize(("what", "values"), [("dance", {}), ("export", {"kind": "zip"}), ("pause", {"hard": True})])

@@ -6,7 +6,7 @@ import { text } from "../shared/texts.js";
 
 const MARGIN = { l: 46, r: 12, t: 8, b: 30 };
 
-class Chart {
+export class Chart {
   constructor(className) {
     this.node = el("div", { class: `nbt-chart ${className}`, role: "img" });
     this.empty = el("div", { class: "nbt-empty" }, text("waiting"));
@@ -113,7 +113,7 @@ export class SmallChart extends Chart {
   }
 }
 
-function line(name, { x, y }, color, { width, dash = "solid", opacity = 1 }) {
+export function line(name, { x, y }, color, { width, dash = "solid", opacity = 1 }) {
   return { type: "scatter", mode: x.length > 1 ? "lines" : "markers", name, x, y, opacity, line: { color, width, dash }, marker: { color, size: 5 } };
 }
 
@@ -150,7 +150,7 @@ function clipped(smoothed, evals, log) {
   return { autorange: false, range: [low - room, high + room] };
 }
 
-function base(theme, { xaxis = {}, yaxis = {}, ...rest }) {
+export function base(theme, { xaxis = {}, yaxis = {}, ...rest }) {
   const axis = { gridcolor: theme.grid, zeroline: false, linecolor: theme.grid, automargin: false, fixedrange: false };
   return {
     margin: MARGIN,

@@ -1,0 +1,118 @@
+// The comparison: losses of several runs on one chart (colour and dash both differ), and what their specs differ in.
+
+import { el, setAttribute, setText } from "../shared/dom.js";
+import { MISSING, number } from "../shared/format.js";
+import { loadPlotly } from "../shared/plotly.js";
+import { Rows, smooth } from "../shared/rows.js";
+import { text } from "../shared/texts.js";
+import { readTheme, watchTheme } from "../shared/theme.js";
+import { base, Chart, line } from "../monitor/charts.js";
+import { floats } from "../monitor/store.js";
+import "../shared/base.css";
+import "./compare.css";
+
+const COLOURS = {
+  light: ["#0072B2", "#D55E00", "#007A5A", "#A3527F", "#8A6100", "#1f1f1f"],
+  dark: ["#56B4E9", "#E69F00", "#2BC49A", "#DDA0C3", "#F0E442", "#ffffff"],
+};
+const DASHES = [["solid", ""], ["dash", "6 3"], ["dot", "2 2"], ["dashdot", "6 2 2 2"]];
+
+class View {
+  constructor(model) {
+    Object.assign(this, { model, smoothing: 0.8 });
+    this.build();
+    this.end = watchTheme(() => { this.theme = null; this.schedule(); });
+    this.changed = () => this.schedule();
+    model.on("change:pictures", this.changed);
+    this.sized = new ResizeObserver(() => { this.chart.resize(); this.schedule(); });
+    this.sized.observe(this.root);
+    loadPlotly(model).then((plotly) => { this.plotly = plotly; this.schedule(); }, () => {});
+    this.showSpecs();
+  }
+
+  build() {
+    this.chart = new Chart("nbt-chart-compare");
+    this.table = el("table");
+    this.specs = el("div", { class: "nbt-scroll", tabindex: 0 });
+    const slider = el("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: this.smoothing, oninput: () => { this.smoothing = Number(slider.value); this.schedule(); } });
+    this.root = el("section", { class: "nbt nbt-compare", role: "region", "aria-label": text("compare"), "data-lm-suppress-shortcuts": "true" },
+      this.chart.node, el("label", { class: "nbt-soft" }, text("compare.smoothing"), slider),
+      el("div", { class: "nbt-scroll", tabindex: 0 }, this.table), el("h4", {}, text("compare.specs")), this.specs);
+  }
+
+  schedule() {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => { this.frame = null; if (this.root.isConnected) this.paint(); });
+  }
+
+  look(k) {
+    const colours = COLOURS[this.theme.dark ? "dark" : "light"];
+    return { color: colours[k % colours.length], dash: DASHES[(k + Math.floor(k / colours.length)) % DASHES.length] };
+  }
+
+  paint() {
+    this.root.classList.toggle("nbt-dark", readTheme(this.root).dark);
+    this.theme ??= readTheme(this.root);
+    const columns = this.model.get("columns");
+    const runs = this.model.get("pictures").map((picture, k) => {
+      const rows = new Rows();
+      rows.add(picture.rows, floats(columns[k]));
+      const smoothed = smooth(rows.column("loss"), rows.column("count"), this.smoothing);
+      return { ...picture, step: rows.column("step"), smoothed, raw: rows.last("loss") };
+    });
+    const traces = runs.map((run, k) => {
+      const { color, dash } = this.look(k);
+      return line(run.status.name, { x: run.step, y: run.smoothed }, color, { width: 2, dash: dash[0] });
+    });
+    const layout = base(this.theme, { showlegend: false, hovermode: "x unified", xaxis: { title: { text: text("table.step"), standoff: 4 } } });
+    const longest = runs.reduce((a, b) => (b.step.length > a.step.length ? b : a));
+    this.chart.draw(this.plotly, traces, layout, this.theme, { x: longest.step, y: longest.smoothed });
+    this.chart.describe(text("compare.chart", { n: runs.length }));
+    this.showRuns(runs);
+    setAttribute(this.root, "data-plotly", String(Boolean(this.plotly)));
+  }
+
+  swatch(k) {
+    const { color, dash } = this.look(k);
+    return el("svg", { class: "nbt-swatch", viewBox: "0 0 26 10", "aria-hidden": "true" },
+      el("line", { x1: 0, x2: 26, y1: 5, y2: 5, stroke: color, "stroke-width": 3, "stroke-dasharray": dash[1] || null }));
+  }
+
+  showRuns(runs) {
+    const head = ["compare.run", "compare.state", "table.step", "compare.now", "compare.best"].map((key) => el("th", { scope: "col" }, text(key)));
+    const best = (evals) => evals.items.reduce((low, item) => (item.loss !== null && !(item.loss >= low) ? item.loss : low), undefined);
+    this.table.replaceChildren(el("tr", {}, ...head), ...runs.map((run, k) => el("tr", {},
+      el("th", { scope: "row", class: "nbt-text", style: "color:inherit" }, this.swatch(k), this.label(run, k)), el("td", {}, text(`state.${run.status.state}`)),
+      el("td", {}, `${number(run.status.step)} / ${number(run.status.total)}`), el("td", {}, number(run.smoothed.at(-1))),
+      el("td", {}, run.evals.items.length ? number(best(run.evals)) : MISSING))));
+  }
+
+  label({ status }) {
+    return `${status.name} (${status.id})`;
+  }
+
+  showSpecs() {
+    const rows = this.model.get("specs");
+    if (!rows.length) return setText(this.specs, text("compare.same"));
+    const names = this.model.get("pictures").map((picture) => el("th", { scope: "col", class: "nbt-text" }, this.label(picture)));
+    this.specs.replaceChildren(el("table", {}, el("tr", {}, el("th", { scope: "col" }, text("compare.key")), ...names),
+      ...rows.map(([key, ...values]) => el("tr", {}, el("th", { scope: "row" }, key), ...values.map((value) => el("td", { class: "nbt-text", dir: "auto" }, value || MISSING))))));
+  }
+
+  destroy() {
+    cancelAnimationFrame(this.frame);
+    this.sized.disconnect();
+    this.end();
+    this.model.off("change:pictures", this.changed);
+    this.chart.destroy();
+  }
+}
+
+export default () => ({
+  render({ model, el: host }) {
+    const view = new View(model);
+    host.append(view.root);
+    view.schedule();
+    return () => view.destroy();
+  },
+});

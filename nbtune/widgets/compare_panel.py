@@ -1,0 +1,103 @@
+"""The comparison: the losses of several runs on one chart, and what their specs differ in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import traitlets
+
+from nbtune.errors import NbtuneError
+from nbtune.events import Event
+from nbtune.widgets.panel import Panel
+from nbtune.widgets.plain import clean, without_home
+from nbtune.widgets.view import RunView
+
+__all__ = ["Compare", "differences"]
+
+ROWS = 256  # of a run, as a picture: 22 KB
+EVERY = 1.0  # seconds between two updates
+MOST = 12
+
+
+class Compare(Panel):
+    """Several runs on one chart, live where they live.
+
+    Args:
+        runs: two to twelve runs.
+    Raises:
+        NbtuneError: there is nothing to compare.
+    """
+
+    panel = "compare"
+    specs = traitlets.List().tag(sync=True)
+    pictures = traitlets.List().tag(sync=True)
+    columns = traitlets.List().tag(sync=True)
+
+    def __init__(self, runs: Iterable[Any]) -> None:
+        self._changed, self._over = threading.Event(), threading.Event()
+        self._unsubscribe: list[Callable[[], None]] = []
+        self.runs = list(runs)
+        if not 2 <= len(self.runs) <= MOST:
+            raise NbtuneError(f"{len(self.runs)} runs cannot be compared", fix=f"name two to {MOST} runs")
+        self.views = [RunView(run) for run in self.runs]
+        self._seen = [0] * len(self.runs)
+        for k, run in enumerate(self.runs):
+            self._take(k, run.events(), 0)
+        super().__init__(specs=differences(self.runs))
+        self._unsubscribe = [run.subscribe(self._listener(k), self._seen[k]) for k, run in enumerate(self.runs)]
+        threading.Thread(target=self._tell, name="nbtune-compare", daemon=True).start()
+
+    def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
+        """The widget's state with a picture of now."""
+        state = super().get_state(key, drop_defaults)
+        if "pictures" in state or "columns" in state:
+            fresh = dict(zip(("pictures", "columns"), self._pictures(), strict=True))
+            state.update({name: value for name, value in fresh.items() if name in state})
+        return state
+
+    def close(self) -> None:
+        """Stops listening and takes the panel from the page."""
+        self._over.set()
+        self._changed.set()
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
+        super().close()
+
+    def _listener(self, k: int) -> Callable[[Sequence[Event], int], None]:
+        return lambda events, first: self._take(k, events, first)
+
+    def _take(self, k: int, events: Sequence[Event], first: int) -> None:
+        self.views[k].add(events[max(0, self._seen[k] - first) :])
+        self._seen[k] = max(self._seen[k], first + len(events))
+        self._changed.set()
+
+    def _pictures(self) -> tuple[list[dict[str, Any]], list[bytes]]:
+        both = [view.snapshot(ROWS) for view in self.views]
+        wanted = ("rows", "evals", "status")
+        return [{name: body[name] for name in wanted} for body, _ in both], [rows for _, rows in both]
+
+    def _tell(self) -> None:
+        while not self._over.wait(EVERY):
+            self._changed.wait()
+            self._changed.clear()
+            if not self._over.is_set():
+                self.pictures, self.columns = self._pictures()
+
+
+def differences(runs: Sequence[Any]) -> list[list[str]]:
+    """What the specs of runs differ in: rows of a dotted key and its value for each run, as text."""
+    flat = [_flat(run.spec.model_dump(mode="json")) for run in runs]
+    keys = list(dict.fromkeys(key for spec in flat for key in spec))
+    rows = [[key, *(clean(without_home(spec.get(key, "")), 120) for spec in flat)] for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        numbered = {str(number): entry for number, entry in enumerate(value)} if len(value) > 1 else value[0]
+        return _flat(numbered, prefix)
+    return {prefix.rstrip("."): value}

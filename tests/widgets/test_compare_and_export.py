@@ -1,0 +1,123 @@
+"""The comparison and the export panel, without a page."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from memory_run import MemoryRun, made_up_step
+
+from nbtune import events as ev
+from nbtune.errors import ExportError, NbtuneError
+from nbtune.spec import RunSpec
+from nbtune.widgets import compare, exporter
+from nbtune.widgets.compare_panel import differences
+from nbtune.widgets.export_panel import choices
+from nbtune.widgets.series import COLUMNS
+
+
+def run(name, steps=20, **spec):
+    made = MemoryRun(name)
+    made.spec = RunSpec(data="rows", **spec)
+    made.say(*[made_up_step(k) for k in range(1, steps + 1)])
+    return made
+
+
+def wait_for(widget, name, what):
+    seen = threading.Event()
+    widget.observe(lambda change: what(change["new"]) and seen.set(), name)
+    if not what(getattr(widget, name)):
+        assert seen.wait(10)
+
+
+def test_what_specs_differ_in_is_a_table():
+    runs = [run("a"), run("b", adapter={"type": "dora", "r": 8}, learning_rate=1e-4)]
+    table = {row[0]: row[1:] for row in differences(runs)}
+    assert table == {"adapter.type": ["lora", "dora"], "adapter.r": ["16", "8"], "learning_rate": ["None", "0.0001"]}
+
+
+def test_a_comparison_opens_with_all_and_follows_the_living():
+    first, second = run("a", 20), run("b", 5)
+    panel = compare([first, second])
+    try:
+        state = panel.get_state()
+        assert [picture["rows"] for picture in state["pictures"]] == [20, 5]
+        columns = np.frombuffer(state["columns"][0]).reshape(len(COLUMNS), 20)
+        assert columns[COLUMNS.index("step")].tolist() == list(range(1, 21))
+        second.say(made_up_step(6))
+        wait_for(panel, "pictures", lambda pictures: pictures and pictures[1]["rows"] == 6)
+    finally:
+        panel.close()
+    assert not first._listeners
+
+
+@pytest.mark.parametrize("count", [0, 1, 13])
+def test_too_few_or_too_many_runs_are_refused(count):
+    with pytest.raises(NbtuneError):
+        compare([run("a", 1)] * count)
+
+
+def test_sizes_and_cards_of_a_one_billion_model():
+    table = {choice["type"]: choice for choice in choices(1_240_000_000)}
+    assert table["f16"]["bytes"] == pytest.approx(2.48e9, rel=0.01)
+    assert table["q8_0"]["fits"] == 4
+    assert choices(70_000_000_000)[0]["fits"] is None
+    sizes = [choice["bytes"] for choice in table.values()]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_file_appears_and_a_second_click_meanwhile_is_refused():
+    made = run("a")
+    panel = exporter(made)
+    try:
+        going, go_on = threading.Event(), threading.Event()
+        whole = made.export.gguf
+        made.export.gguf = lambda *types: (going.set(), go_on.wait(10), whole(*types))
+        panel.do_gguf(["q8_0"])
+        assert going.wait(5)
+        with pytest.raises(NbtuneError, match="still being made"):
+            panel.do_make("adapter")
+        go_on.set()
+        wait_for(panel, "working", lambda working: working == "")
+        assert [file["path"] for file in panel.files] == ["exports/demo-q8_0.gguf"]
+    finally:
+        panel.close()
+
+
+def test_a_failed_export_is_told_once():
+    made = run("a")
+
+    def fail(*types):
+        made.say(ev.Export(kind="gguf", done=0.0))
+        error = ExportError("no room", place="exports", fix="free 3 GB")
+        made.say(ev.Export(kind="gguf", detail=str(error)))
+        raise error
+
+    made.export.gguf = fail
+    panel = exporter(made)
+    try:
+        panel.do_gguf(["f16"])
+        wait_for(panel, "working", lambda working: working == "")
+        assert len(panel.notes) == 1
+        assert "no room" in panel.notes[0]["message"]
+        assert panel.files == []
+    finally:
+        panel.close()
+
+
+def test_a_failed_push_is_no_file():
+    made = run("a")
+    made.say(ev.Export(kind="push", path="me/x", done=0.0), ev.Export(kind="push", path="me/x", detail="401"))
+    panel = exporter(made)
+    assert panel.files == []
+    assert panel.notes[0]["message"] == "push: 401"
+    panel.close()
+
+
+@pytest.mark.parametrize("wish", [lambda p: p.do_gguf([]), lambda p: p.do_gguf(["zip"]), lambda p: p.do_make("cake")])
+def test_nonsense_is_refused(wish):
+    panel = exporter(run("a"))
+    with pytest.raises(NbtuneError):
+        wish(panel)
+    panel.close()
