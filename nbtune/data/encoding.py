@@ -134,8 +134,16 @@ class Encoder:
     def _wanted(self, rendered: Rendered, chat: Chat) -> list[tuple[int, int]]:
         if self.train_on == "all":
             return [(0, len(rendered.text))]
-        spans = [(s, e) for s, e, tag in rendered.trained if tag < 0 or _is_trained(chat.messages[tag])]
-        return spans[-1:] if self.train_on == "last_answer" else spans
+        kept = [span for span in rendered.trained if span[2] < 0 or _is_trained(chat.messages[span[2]])]
+        wanted = []
+        for start, end, tag in kept[-1:] if self.train_on == "last_answer" else kept:
+            details = chat.messages[tag].get("train_detail") if tag >= 0 else None
+            wanted += (
+                _without(start, end, _untrained(rendered, chat.messages[tag], tag, details))
+                if details
+                else [(start, end)]
+            )
+        return wanted
 
     def _parts_job(self, row: Parts) -> Job:
         text, trained, spans = "", [], []
@@ -173,6 +181,42 @@ class _Offsets:
 
     def token_to_chars(self, index: int) -> tuple[int, int]:
         return self.offsets[index]
+
+
+def _untrained(rendered: Rendered, message: dict[str, Any], tag: int, details: Any) -> list[tuple[int, int]]:
+    """The stretches of the text that a message's `train_detail` leaves out: a list of {begin_offset, end_offset
+    (inclusive), train}, counted in the characters of its content.
+
+    Raises:
+        DataError: the offsets lie outside of the content, or the template rewrites it.
+    """
+    content = message.get("content")
+    pieces = [(s, e) for s, e, t in rendered.spans if t == tag]
+    found = []
+    for detail in details:
+        begin, end = (detail.get(key) if isinstance(detail, dict) else None for key in ("begin_offset", "end_offset"))
+        if not isinstance(content, str) or not isinstance(begin, int) or not isinstance(end, int):
+            raise DataError("`train_detail` needs begin_offset and end_offset", fix="count characters of the content")
+        if not 0 <= begin <= end < len(content):
+            raise DataError(f"`train_detail` {begin}..{end} lies outside of the content", fix="count from 0")
+        if detail.get("train", True):
+            continue
+        where = next(((s, content.find(rendered.text[s:e])) for s, e in pieces if rendered.text[s:e] in content), None)
+        if where is None:
+            raise DataError("the template rewrites a message that has `train_detail`", fix="leave it out")
+        shift = where[0] - where[1]
+        found.append((begin + shift, end + 1 + shift))
+    return sorted(found)
+
+
+def _without(start: int, end: int, holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """start..end without the holes."""
+    kept = []
+    for low, high in holes:
+        if low > start:
+            kept.append((start, min(low, end)))
+        start = max(start, high)
+    return [*kept, (start, end)] if start < end else kept
 
 
 def _is_trained(message: dict[str, Any]) -> bool:

@@ -58,6 +58,20 @@ def test_what_is_trained_can_be_chosen() -> None:
     assert said(prepare(rows)) == "assistant 0<|im_end|>"
 
 
+def test_stretches_of_an_answer_can_be_left_out() -> None:
+    answer = {"role": "assistant", "content": "keep this, not that, and this"}
+    answer["train_detail"] = [  # type: ignore[assignment]
+        {"begin_offset": 0, "end_offset": 9, "train": True},
+        {"begin_offset": 10, "end_offset": 19, "train": False},
+    ]
+    rows = [{"messages": [{"role": "user", "content": "q"}, answer]}]
+    assert said(prepare(rows)) == "keep this, and this<|im_end|>"
+    answer["train_detail"] = [{"begin_offset": 10, "end_offset": 99, "train": False}]  # type: ignore[assignment]
+    with pytest.raises(DataError, match="outside") as caught:
+        prepare(rows)
+    assert caught.value.place == "rows, row 0"
+
+
 def test_the_prompts_messages_are_not_trained() -> None:
     before = [
         {"role": "user", "content": "q"},
