@@ -135,8 +135,8 @@ def cdiv(a: int, b: int) -> int:
 
 @functools.cache
 def compute_capability(device: torch.device) -> int:
-    """`90` for Hopper, `75` for a T4; 0 where there is no CUDA device (the interpreter)."""
-    if device.type != "cuda":
+    """`90` for Hopper, `75` for a T4; 0 where there is no NVIDIA GPU (the interpreter, ROCm): default parameters."""
+    if device.type != "cuda" or torch.version.hip is not None:
         return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor

@@ -73,8 +73,22 @@ def _type(value: Any) -> tuple[str, bool]:
     return "fp32", False
 
 
+NVIDIA = "ptx"
+AMD = "amdgcn"
+
+
 def compile_for(launch: Launch, capability: int) -> str:
     """PTX of the launch for `sm_<capability>`."""
+    return assemble(launch, GPUTarget("cuda", capability, 32), NVIDIA)
+
+
+def compile_for_amd(launch: Launch, architecture: str = "gfx942") -> str:
+    """Assembly of the launch for an AMD card."""
+    return assemble(launch, GPUTarget("hip", architecture, 64), AMD)
+
+
+def assemble(launch: Launch, target: GPUTarget, kind: str) -> str:
+    """The launch compiled, as text."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -85,7 +99,7 @@ def compile_for(launch: Launch, capability: int) -> str:
         if aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options).asm["ptx"]
+    return triton.compile(source, target=target, options=launch.options).asm[kind]
 
 
 def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from tests.kernels.ahead import Launch, compile_for, llama_step, record
+from tests.kernels.ahead import Launch, compile_for, compile_for_amd, llama_step, record
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"}
@@ -49,6 +49,15 @@ def test_compiles(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capability", [80, 86, 89, 100, 120])
 def test_compiles_everywhere(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check(capability, monkeypatch)
+
+
+@pytest.mark.slow
+def test_compiles_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    for launch in launches(90, monkeypatch):
+        if launch.name not in seen:
+            assert ("mfma" in compile_for_amd(launch)) == uses_dot(launch), launch.name
+            seen.add(launch.name)
 
 
 def test_dot_has_no_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
