@@ -22,9 +22,11 @@ _HOMES = {
     "export_merged": "merge",
     "export_ollama": "ollama",
     "find_llama": "verify",
+    "importance": "quality",
     "model_card": "card",
     "push": "publish",
     "push_folder": "hub",
+    "verify_gguf": "quality",
 }
 _NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
 
@@ -38,9 +40,11 @@ __all__ = [
     "export_merged",
     "export_ollama",
     "find_llama",
+    "importance",
     "model_card",
     "push",
     "push_folder",
+    "verify_gguf",
 ]
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from .merge import write_merged as export_merged
     from .ollama import export_ollama
     from .publish import push
+    from .quality import importance, verify_gguf
     from .source import ExportedFile, ExportSource
     from .verify import LlamaRunner, find_llama
 

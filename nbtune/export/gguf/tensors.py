@@ -24,12 +24,14 @@ class GgufTensor:
         shape: rows first, as torch has it (the file's header states it the other way round).
         chunks: makes its rows in order, fp32, some at a time.
         full: kept in fp32 whatever type the file has (norms, biases, routers, rotary factors).
+        source: the weight that it is made of, where it is one.
     """
 
     name: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[torch.Tensor]]
     full: bool = False
+    source: str = ""
 
     @property
     def numel(self) -> int:
@@ -43,7 +45,7 @@ class GgufTensor:
 def plain(model: MergedModel, source: str, name: str, *, full: bool = False) -> GgufTensor:
     """A weight as it is; vectors and routers are kept in fp32."""
     shape = model.shape(source)
-    return GgufTensor(name, shape, lambda: model.chunks(source), full or len(shape) < 2)
+    return GgufTensor(name, shape, lambda: model.chunks(source), full or len(shape) < 2, source)
 
 
 def mapped(model: MergedModel, source: str, name: str, change: Rows, *, shape: tuple[int, ...] = ()) -> GgufTensor:
@@ -53,7 +55,7 @@ def mapped(model: MergedModel, source: str, name: str, change: Rows, *, shape: t
         yield change(model.get(source))
 
     shape = shape or model.shape(source)
-    return GgufTensor(name, shape, chunks, len(shape) < 2)
+    return GgufTensor(name, shape, chunks, len(shape) < 2, source)
 
 
 def permuted(model: MergedModel, source: str, name: str, heads: int) -> GgufTensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def write_gguf(
     name: str | None = None,
     *,
     device: torch.device | str | None = None,
+    importance: Mapping[str, torch.Tensor] | None = None,
     progress: Progress | None = None,
 ) -> list[ExportedFile]:
     """Write ``<out>/<name>-<type>.gguf`` for each type; each appears when it is whole.
@@ -51,6 +52,8 @@ def write_gguf(
         out: the folder for the files.
         name: by default the source's.
         device: where weights are merged and encoded; by default a GPU that has room, where a type is worth it.
+        importance: weight's name → (columns,): how much each column is felt (see `nbtune.export.quality.importance`);
+            K-quants and iq4 then spend their bits by it.
         progress: called with (bytes done, bytes in all, the tensor's name).
 
     Raises:
@@ -81,7 +84,7 @@ def write_gguf(
             plan.writer = _open(part, plan, family, config, model, vocabulary, name or source.name)
             stack.callback(plan.writer.close)
             plan.file = plan.writer.fout[0]
-        _stream(tensors, plans, progress)
+        _stream(tensors, plans, importance or {}, progress)
     seconds = time.monotonic() - began
     return [
         ExportedFile(plan.path, plan.kind.name, plan.path.stat().st_size, seconds, (*vocabulary.notes, *plan.notes))
@@ -166,7 +169,9 @@ def _open(
     return writer
 
 
-def _stream(tensors: list[GgufTensor], plans: list[_Plan], progress: Progress | None) -> None:
+def _stream(
+    tensors: list[GgufTensor], plans: list[_Plan], importance: Mapping[str, torch.Tensor], progress: Progress | None
+) -> None:
     """Make each tensor once, some rows at a time, and write it into every file in that file's encoding."""
     total, done = sum(plan.bytes for plan in plans), 0
     for plan in plans:
@@ -179,7 +184,7 @@ def _stream(tensors: list[GgufTensor], plans: list[_Plan], progress: Progress | 
                 for i, plan in enumerate(plans):
                     encoding = plan.encodings[index]
                     if encoding not in encoded:
-                        encoded[encoding] = encode(rows, encoding, pool=pool)
+                        encoded[encoding] = encode(rows, encoding, importance.get(tensor.source), pool)
                     plan.file.write(encoded[encoding].data)
                     written[i] += encoded[encoding].nbytes
             for plan, count in zip(plans, written, strict=True):

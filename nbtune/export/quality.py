@@ -1,0 +1,217 @@
+"""Proof after an export: what the file answers, in llama.cpp, against what the trained model answers.
+
+quality = verify_gguf(file, source, texts=["...rows that were not trained on..."])
+print(quality.summary())        # q4_k_m, 4.92 GB, perplexity +1.3 %, KL 0.012
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ExportError
+from .files import gigabytes
+from .gguf.vocabulary import load_tokenizer
+from .source import ExportedFile, ExportSource
+from .verify import LlamaRunner
+
+__all__ = ["Quality", "importance", "reference_model", "verify_gguf"]
+
+_CONTEXT = 512  # tokens of a text that are compared
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How near a file is to the model that it was made of.
+
+    Args:
+        type, bytes: of the file.
+        same_tokens: whether every text and a rendered conversation became the same token ids.
+        perplexity, reference: of the texts, by the file and by the model.
+        divergence: mean Kullback-Leibler divergence of the file's next-token distributions from the model's, in nats.
+        agreement: how often both think the same token likeliest (0..1).
+        answers: (prompt, the file's answer, the model's answer).
+        tokens: how many next tokens were compared.
+    """
+
+    type: str
+    bytes: int
+    same_tokens: bool
+    perplexity: float
+    reference: float
+    divergence: float
+    agreement: float
+    answers: tuple[tuple[str, str, str], ...] = ()
+    tokens: int = 0
+
+    def summary(self) -> str:
+        """One line: type, size, what was lost."""
+        change = 100 * (self.perplexity / self.reference - 1)
+        words = f"{self.type}, {gigabytes(self.bytes)}, perplexity {change:+.1f} %, KL {self.divergence:.2g}"
+        return words if self.same_tokens else f"{words}, AND OTHER TOKENS"
+
+
+@contextlib.contextmanager
+def reference_model(source: ExportSource, device: torch.device | str = "cpu") -> Iterator[Any]:
+    """The trained model as transformers and peft load it: base in fp32 on a CPU, as stored elsewhere, and adapter."""
+    from transformers import AutoModelForCausalLM
+
+    on_cpu = torch.device(device).type == "cpu"
+    model = AutoModelForCausalLM.from_pretrained(
+        str(source.base), dtype=torch.float32 if on_cpu else "auto", local_files_only=True
+    )
+    if source.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(source.adapter))
+    yield model.to(device).eval()
+
+
+def verify_gguf(
+    file: ExportedFile,
+    source: ExportSource,
+    texts: Sequence[str],
+    *,
+    prompts: Sequence[str] = (),
+    model: Any | None = None,
+    answer_tokens: int = 40,
+    library: Path | None = None,
+    threads: int = 1,
+) -> Quality:
+    """Compare a GGUF, run by llama.cpp, with the trained model.
+
+    Args:
+        file: what `export_gguf` made.
+        source: what it was made of.
+        texts: rows that were not trained on; the first 512 tokens of each are compared.
+        prompts: questions to answer greedily, through the chat template where there is one.
+        model: the trained model where it is loaded already; else it is loaded from `source`.
+        answer_tokens: at most, for each answer.
+        library, threads: see `LlamaRunner`.
+
+    Raises:
+        ExportError: there is no llama.cpp, it does not load the file, or no text is longer than one token.
+    """
+    tokenizer = load_tokenizer(source.tokenizer_folder)
+    rows = [tokenizer(text, add_special_tokens=True)["input_ids"][:_CONTEXT] for text in texts]
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise ExportError("there is no text to compare by", fix="give rows of more than one token.")
+    with contextlib.ExitStack() as stack:
+        if model is None:
+            model = stack.enter_context(reference_model(source))
+        llama = stack.enter_context(
+            LlamaRunner(file.path, library=library, n_ctx=_CONTEXT + answer_tokens, threads=threads)
+        )
+        same = _same_tokens(llama, tokenizer, texts)
+        compared = [_compare(llama.logits(row), _logits(model, row), row) for row in rows]
+        answers = tuple(_answers(llama, model, tokenizer, prompt, answer_tokens) for prompt in prompts)
+    sums = np.sum(compared, axis=0)
+    count = int(sums[0])
+    return Quality(
+        file.type,
+        file.bytes,
+        same,
+        perplexity=math.exp(sums[1] / count),
+        reference=math.exp(sums[2] / count),
+        divergence=float(sums[3] / count),
+        agreement=float(sums[4] / count),
+        answers=answers,
+        tokens=count,
+    )
+
+
+def _same_tokens(llama: LlamaRunner, tokenizer: Any, texts: Sequence[str]) -> bool:
+    found = llama.tokenize(list(texts), add_special=True)
+    same = found == [tokenizer(text)["input_ids"] for text in texts]
+    if not tokenizer.chat_template:
+        return same
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!\n\nHow are you?"}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    return same and llama.tokenize([rendered])[0] == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def _logits(model: Any, row: list[int]) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        device = next(model.parameters()).device
+        return model(torch.tensor([row], device=device)).logits[0].float().cpu().numpy()
+
+
+def _compare(
+    got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], row: list[int]
+) -> tuple[float, float, float, float, float]:
+    """(next tokens, −log p of them by the file, by the model, divergence, agreement), summed over a text."""
+    p, q = _log_softmax(expected[:-1]), _log_softmax(got[:-1, : expected.shape[1]])
+    truth = np.array(row[1:])
+    at = np.arange(len(truth))
+    divergence = float((np.exp(p) * (p - q)).sum())
+    agreement = float((p.argmax(1) == q.argmax(1)).sum())
+    return float(len(truth)), float(-q[at, truth].sum()), float(-p[at, truth].sum()), divergence, agreement
+
+
+def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def _answers(llama: LlamaRunner, model: Any, tokenizer: Any, prompt: str, count: int) -> tuple[str, str, str]:
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    ids = ids[-_CONTEXT:]
+    theirs = llama.greedy(ids, count)
+    with torch.no_grad():
+        tokens = torch.tensor([ids], device=next(model.parameters()).device)
+        ours = model.generate(tokens, max_new_tokens=count, do_sample=False)[0, len(ids) :].tolist()
+    return prompt, *(tokenizer.decode(answer, skip_special_tokens=True) for answer in (theirs, ours))
+
+
+def importance(model: Any, tokenizer: Any, texts: Sequence[str], *, tokens: int = _CONTEXT) -> dict[str, torch.Tensor]:
+    """How strongly each column of each linear weight is felt: the mean square of its input over `texts`.
+
+    Args:
+        model: the trained model (with its adapter on it, or merged).
+        tokenizer: its tokenizer.
+        texts: such as the run's own eval rows.
+        tokens: of each text, at most.
+
+    Returns:
+        weight's name in the base → (columns,), fp32, on the CPU; what `export_gguf(importance=...)` takes.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+            sums[name] = sums.get(name, torch.zeros(())) + x.square().sum(0).cpu()
+            counts[name] = counts.get(name, 0) + x.shape[0]
+
+        return hook
+
+    hooks = []
+    for name, module in model.named_modules():
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and hasattr(module, "in_features"):
+            clean = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+            if "lora_" not in name and not hasattr(module, "base_layer"):
+                hooks.append(module.register_forward_pre_hook(watch(f"{clean}.weight")))
+    try:
+        with torch.no_grad():
+            for text in texts:
+                ids = tokenizer(text)["input_ids"][:tokens]
+                if ids:
+                    model(torch.tensor([ids], device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: total / counts[name] for name, total in sums.items()}
