@@ -85,9 +85,9 @@ class Run(StoredRun):
 
         return widgets.monitor(self)
 
-    def resume(self, *, detach: bool = False) -> Run:
+    def resume(self, *, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
-        super().resume(detach=detach)
+        super().resume(detach=detach, own_process=own_process or _beside_a_gpu(self.spec))
         return self
 
     def wait(self, timeout: float | None = None) -> Run:
@@ -276,7 +276,18 @@ def finetune(
     except NbtuneError:
         shutil.rmtree(made, ignore_errors=True)
         raise
-    return Run(made, launch(made, detach=detach))
+    return Run(made, launch(made, detach=detach, own_process=_beside_a_gpu(asked)))
+
+
+def _beside_a_gpu(spec: RunSpec) -> bool:
+    """Whether the run gets a process of its own without being detached.
+
+    A thread shares Python's lock with the user's cells. On a GPU a step is many short calls, each of which would wait
+    for a busy cell up to 5 ms to get the lock back; on a CPU a step is few long ones.
+    """
+    from nbtune import device
+
+    return spec.device in ("auto", "cuda") and device.gpu_present()
 
 
 def _attach_if_same(busy: Run, asked: RunSpec) -> Run:
@@ -308,7 +319,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     root = old.parent if runs_dir is None else root
     made = run_folder.create(root, name or run_folder.name_of(old)[0], run_folder.read_spec(old))
     shutil.copytree(old / "data", made / "data", dirs_exist_ok=True)
-    return Run(made, launch(made))
+    return Run(made, launch(made, own_process=_beside_a_gpu(run_folder.read_spec(made))))
 
 
 def runs(runs_dir: str | Path | None = None) -> list[Run]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeviceFacts",
+    "Later",
     "MemoryUse",
     "capturing",
     "choose_dtype",
@@ -27,6 +30,7 @@ __all__ = [
     "describe",
     "empty_cache",
     "fork_rng",
+    "gpu_present",
     "memory_use",
     "pick",
     "ram_available",
@@ -217,6 +221,42 @@ def record(work: Callable[[], T], device: torch.device, *, beside: Any = None) -
     with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = work()
     return graph, result
+
+
+def gpu_present() -> bool:
+    """Whether this machine shows a GPU that torch may use, asked of the system and not of torch (milliseconds)."""
+    if sys.platform == "win32":
+        return bool(shutil.which("nvidia-smi"))
+    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
+
+
+class Later:
+    """Numbers that are still being computed: copied out behind the work that makes them, read when they are there.
+
+    `tensor.item()` would wait for all work that was queued since, and so for the next step too.
+
+    Args:
+        tensors: scalars on the device.
+    """
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        import torch
+
+        both = torch.stack([tensor.detach().float().reshape(()) for tensor in tensors])
+        self._event: Any = None
+        if both.device.type == "cuda":
+            self._values = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
+            self._values.copy_(both, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._values = both
+
+    def read(self) -> list[float]:
+        """The numbers; waits for the work that makes them, and for nothing after it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [float(value) for value in self._values.tolist()]
 
 
 def cpu_count() -> int:

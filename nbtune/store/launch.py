@@ -30,9 +30,9 @@ _TURN = threading.Lock()  # one engine at a time: two would share one device's m
 _ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
 
 
-def launch(folder: Path, *, detach: bool = False) -> Launched:
+def launch(folder: Path, *, detach: bool = False, own_process: bool = False) -> Launched:
     """Start the engine on a folder, in a thread or a process of its own; while another run works here, it queues."""
-    launched = Launched(folder, detach=detach)
+    launched = Launched(folder, detach=detach, own_process=own_process)
     _ALL.add(launched)
     launched.thread.start()
     return launched
@@ -51,8 +51,8 @@ def live() -> list[Path]:
 class Launched:
     """A run's thread, what it failed of, and its model for as long as somebody holds this."""
 
-    def __init__(self, folder: Path, *, detach: bool = False) -> None:
-        self.folder, self.detached = folder, detach
+    def __init__(self, folder: Path, *, detach: bool = False, own_process: bool = False) -> None:
+        self.folder, self.detached, self.own_process = folder, detach, detach or own_process
         self.error: BaseException | None = None
         self._built: Built | None = None
         self._loading = threading.Lock()
@@ -77,7 +77,7 @@ class Launched:
             if not _TURN.acquire(blocking=False):
                 self._queue()
             try:
-                if self.detached:
+                if self.own_process:
                     self._watch()
                 else:
                     from nbtune.store.worker import execute

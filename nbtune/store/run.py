@@ -168,8 +168,12 @@ class Run:
             raise TrainError(f"a learning rate must be above 0, not {learning_rate}")
         control.wish(self.folder, learning_rate=float(learning_rate))
 
-    def resume(self, *, detach: bool = False) -> Run:
-        """Go on from the last checkpoint, in the same folder; `detach`: in a process of its own.
+    def resume(self, *, detach: bool = False, own_process: bool = False) -> Run:
+        """Go on from the last checkpoint, in the same folder.
+
+        Args:
+            detach: in a process of its own, which survives this one.
+            own_process: in a process of its own, which this one stops when it ends in order.
 
         Raises:
             TrainError: it is finished, or it is at work.
@@ -179,7 +183,7 @@ class Run:
         if self.state == "finished":
             raise TrainError(f"the run `{self.name}` is finished", fix="start a new one with more steps")
         control.wish(self.folder, mode="run")
-        self._launched = launch(self.folder, detach=detach)
+        self._launched = launch(self.folder, detach=detach, own_process=own_process)
         return self
 
     def wait(self, timeout: float | None = None) -> Run:

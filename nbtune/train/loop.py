@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from nbtune import events
-from nbtune.device import MemoryUse, memory_use
+from nbtune.device import Later, MemoryUse, memory_use
 from nbtune.errors import TrainError
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class _Stop(Exception):
 class _Pending:
     """A step whose numbers are still on the device."""
 
-    loss: torch.Tensor
-    grad_norm: torch.Tensor
+    loss_and_norm: Later
     step: int
     learning_rate: float
     tokens: int
@@ -184,7 +183,7 @@ class _Loop:
             self.stepper.accumulate(batch, denominator=denominator, step=index, micro_step=micro_step)
         peak = progress.learning_rate if progress.learning_rate is not None else self.options.learning_rate
         learning_rate = peak * self.options.factor(index)
-        loss, norm = self.stepper.update(learning_rate)
+        measured = Later(*self.stepper.update(learning_rate))
         tokens, trained = sum(b.num_tokens for b in micro_batches), sum(b.num_trained for b in micro_batches)
         progress.step, progress.tokens = index + 1, progress.tokens + tokens
         progress.trained_tokens += trained
@@ -193,7 +192,7 @@ class _Loop:
             self._flush()
         now = time.perf_counter()
         epoch = progress.step / self.batches.steps_per_epoch
-        self._pending = _Pending(loss, norm, progress.step, learning_rate, tokens, trained, now - self._clock, epoch)
+        self._pending = _Pending(measured, progress.step, learning_rate, tokens, trained, now - self._clock, epoch)
         if not self._late:
             self._flush()
         self._clock = now
@@ -202,7 +201,7 @@ class _Loop:
         done, self._pending = self._pending, None
         if done is None:
             return
-        loss, norm = float(done.loss), float(done.grad_norm)
+        loss, norm = done.loss_and_norm.read()
         seconds = max(done.seconds, 1e-9)
         memory = self._memory_now()
         self.emit(

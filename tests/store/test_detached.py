@@ -52,3 +52,25 @@ def test_two_handles_see_the_same_run_and_only_one_engine_writes(start, until):
     other.stop(wait=True)
     assert run.state == other.state == "stopped"
     assert [e.type for e in run.events()] == [e.type for e in other.events()]
+
+
+LEAVES = """
+import sys, nbtune
+from nbtune import events
+run = nbtune.attach(sys.argv[1]).resume(own_process=True)
+before = run.step
+import threading
+moved = threading.Event()
+run.subscribe(lambda new, _: any(e.type == "step" and e.step > before for e in new) and moved.set())
+assert moved.wait(120)
+"""
+
+
+def test_a_process_that_is_not_detached_is_stopped_and_saved_when_its_kernel_ends_in_order(start):
+    run = start("near", steps=100_000)
+    run.stop(wait=True)
+    left = subprocess.run([sys.executable, "-c", LEAVES, str(run.folder)], capture_output=True, text=True, timeout=240)
+    assert left.returncode == 0, left.stderr
+    again = nbtune.attach(run.folder)
+    assert again.state == "stopped"
+    assert (run.folder / "checkpoints" / f"step-{again.step:08d}").is_dir()
