@@ -64,6 +64,12 @@ def _push(to: Parser) -> None:
 def _chat(to: Parser) -> None:
     _run_flag(to)
     to.add_argument("--prompt", metavar="TEXT", help="ask this, and show what base and tuned model answer")
+    to.add_argument("--beside", metavar="RUN", help="compare with this run, instead of with the base model")
+
+
+def _compare(to: Parser) -> None:
+    to.add_argument("run", nargs="+", metavar="RUN", help="names or ids of two or more runs")
+    to.add_argument("--runs", metavar="DIR", help="where run folders are; unset: NBTUNE_RUNS, or ./runs")
 
 
 def _data(to: Parser) -> None:
@@ -80,7 +86,8 @@ COMMANDS: dict[str, Command] = {
     "resume": Command("go on from the last checkpoint", "nbtune.attach(RUN).resume()", _resume),
     "export": Command("take files home", "nbtune.attach(RUN).export.gguf(TYPE, …)", _export),
     "push": Command("upload the adapter to the Hub", "nbtune.attach(RUN).push_to_hub(REPO)", _push),
-    "chat": Command("talk to the model", "nbtune.attach(RUN).chat()", _chat),
+    "chat": Command("talk to the model", "nbtune.widgets.chat(RUN)", _chat),
+    "compare": Command("losses of runs on one chart", "nbtune.widgets.compare([RUN, …])", _compare),
     "plan": Command("what a run would cost; the flags of %%finetune", "nbtune.plan(SPEC)", None, takes_run=False),
     "script": Command("the run as a Python script, in a new cell", "RUN/train.py", _run_flag),
     "data": Command(

@@ -103,7 +103,7 @@ def _command_matches(words: list[str], fragment: str, namespace: Mapping[str, An
         return fragment, _starting(commands.GGUF_TYPES, fragment)
     if words[0] == "data":
         return fragment, _starting(_sources(namespace), fragment)
-    if command.takes_run and len(words) == 1:
+    if command.takes_run and (len(words) == 1 or words[0] == "compare" or words[-1] == "--beside"):
         return fragment, _starting(_run_names(), fragment)
     return fragment, _starting(commands.parser(words[0]).flags(), fragment)
 

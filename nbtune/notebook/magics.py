@@ -11,9 +11,9 @@ from traitlets import Enum, Unicode
 import nbtune
 from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
-from nbtune.notebook import commands, flags
+from nbtune.notebook import commands, flags, front
 from nbtune.notebook.follow import follow, show_ended
-from nbtune.notebook.show import Table, from_here, runs_table, say, show_plan
+from nbtune.notebook.show import Table, from_here, losses_table, runs_table, say, show_plan
 from nbtune.spec import from_mapping, from_yaml, to_yaml
 
 __all__ = ["NbtuneMagics"]
@@ -90,6 +90,10 @@ class NbtuneMagics(Magics):
         return given or self.runs_dir or None
 
     def _form(self) -> None:
+        if front.has_page(self.shell):
+            from nbtune.widgets import form
+
+            return display(form(nbtune.plan, self._start, self.shell.user_ns))
         data = next(
             (name for name, value in self.shell.user_ns.items() if _is_rows(name, value)), "nbtune/json-answers"
         )
@@ -99,7 +103,13 @@ class NbtuneMagics(Magics):
             f"data: {data:<22} # a DataFrame or list by name, a file, a Hub id\n"
             "steps: 200\n"
         )
-        say("The next cell is a start: change it, then run it. `%%finetune?` says what else it may hold.")
+        return say("The next cell is a start: change it, then run it. `%%finetune?` says what else it may hold.")
+
+    def _start(self, spec: Any, **options: Any) -> Any:
+        """What the form's button calls."""
+        run = nbtune.finetune(spec, runs_dir=self._runs_dir(None), **options)
+        self._keep(run)
+        return run
 
     # %nbtune ---------------------------------------------------------------------------------------------------------
 
@@ -156,13 +166,29 @@ class NbtuneMagics(Magics):
 
     def _chat(self, args: Any) -> None:
         run = self._run(args)
+        other = nbtune.attach(args.beside, runs_dir=self._runs_dir(args.runs)) if args.beside else None
         if args.prompt is not None:
-            answers = [run.generate(args.prompt, base=base) for base in (True, False)]
-            display(Table(("base", "tuned"), [answers], empty=""))
-        elif hasattr(run, "chat"):
-            display(run.chat())
+            answers = {"base": run.generate(args.prompt, base=True), run.name: run.generate(args.prompt)}
+            if other is not None:
+                answers[other.name] = other.generate(args.prompt)
+            display(Table(tuple(answers), [tuple(answers.values())], empty=""))
+        elif front.has_page(self.shell):
+            from nbtune.widgets import chat
+
+            display(chat(run, other))
         else:
-            raise SpecError("a question is missing", fix=f"`%nbtune chat {run.name} --prompt 'Who are you?'`")
+            raise SpecError(
+                "there is no notebook page for the chat panel", fix=f"`%nbtune chat {run.name} --prompt 'Who are you?'`"
+            )
+
+    def _compare(self, args: Any) -> None:
+        runs = [nbtune.attach(name, runs_dir=self._runs_dir(args.runs)) for name in args.run]
+        if front.has_page(self.shell):
+            from nbtune.widgets import compare
+
+            display(compare(runs))
+        else:
+            display(losses_table(runs))
 
     def _plan(self, rest: str, cell: str | None) -> None:
         request = flags.parse_finetune(rest)
@@ -174,10 +200,15 @@ class NbtuneMagics(Magics):
         self.shell.set_next_input(f"# The spec of {run.name}:\n{body}\n{(run.folder / 'train.py').read_text()}")
 
     def _data(self, args: Any) -> None:
-        from nbtune.doctor import examine_rows
-
         spec = from_mapping({"data": args.source, "model": args.model}, name="the line")
-        say(str(examine_rows(spec, self.shell.user_ns).report))
+        if front.has_page(self.shell):
+            from nbtune.widgets import inspect
+
+            display(inspect(spec, self.shell.user_ns))
+        else:
+            from nbtune.doctor import examine_rows
+
+            say(str(examine_rows(spec, self.shell.user_ns).report))
 
     def _doctor(self, args: Any) -> None:
         from nbtune.doctor import examine

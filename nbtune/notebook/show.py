@@ -10,7 +10,9 @@ from typing import Any
 
 from IPython.display import display
 
-__all__ = ["Note", "Table", "from_here", "runs_table", "say", "show_plan"]
+from nbtune.progress import Progress
+
+__all__ = ["Note", "Table", "from_here", "losses_table", "runs_table", "say", "show_plan"]
 
 
 class Note:
@@ -79,3 +81,15 @@ def runs_table(runs: Iterable[Any]) -> Table:
     return Table(
         ("name", "id", "state", "step", "folder"), rows, empty="No runs yet: `%finetune` shows how to start one."
     )
+
+
+def losses_table(runs: Iterable[Any]) -> Table:
+    """Where runs stand beside each other, without a chart."""
+    rows = []
+    for run in runs:
+        progress = Progress()
+        progress.add(run.events())
+        losses = [f"{loss:.4f}" if loss is not None else "" for loss in (progress.first_loss, progress.loss)]
+        evaluated = f"{progress.eval_loss:.4f}" if progress.eval_loss is not None else ""
+        rows.append((run.name, run.state, f"{progress.step:,}", *losses, evaluated))
+    return Table(("name", "state", "step", "first loss", "loss", "eval loss"), rows, empty="")

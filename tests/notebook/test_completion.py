@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from IPython.core.completer import provisionalcompleter
 
+from nbtune.notebook.commands import GGUF_TYPES
+
 
 def complete(shell: Any, text: str) -> list[str]:
     """What the text would become at its `|`."""
@@ -73,3 +75,9 @@ def test_other_cells_are_left_alone(shell: Any) -> None:
     shell.user_ns["stepladder"] = 1
     assert complete(shell, "steplad|") == ["stepladder"]
     assert not any("steps: " in text for text in complete(shell, "%%time\nst|"))
+
+
+def test_every_gguf_type_is_offered() -> None:
+    from nbtune.export.gguf.types import TYPES
+
+    assert set(TYPES) <= set(GGUF_TYPES)

@@ -116,6 +116,13 @@ def test_a_cell_run_twice_in_a_row_after_the_end_makes_a_new_run(kernel: Kernel)
     assert ids[0] != ids[1]
 
 
+def test_panels_come_up_in_a_page(kernel: Kernel) -> None:
+    for line in ("%finetune", "%nbtune data rows", "%nbtune chat live", "%nbtune compare live twice"):
+        shown = kernel.run(line)
+        assert shown.status == "ok", shown.text
+        assert len(shown.outputs(WIDGET)) == 1, line
+
+
 # A package on disk, not a stuffed sys.modules: accelerate looks for the spec of `google.colab`.
 COLAB = """\
 import pathlib, sys
