@@ -242,6 +242,11 @@ def _q5_k(rows: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _q2_k(rows: Tensor, weights: Tensor | None) -> Tensor:
+    # With two bits a model keeps more of itself if large weights are kept better: on nbtune/tiny the divergence of
+    # q2_k fell from 0.0049 to 0.0043 nats. With three bits and more it made no difference.
+    if weights is None:
+        weights = rows.square()
+        weights = weights + weights.mean(1, keepdim=True)
     tries = (-0.6, -0.3, 0.0, 0.3, 0.6, 0.9)
     return packing.q2_k(*_affine(_Blocks(rows, weights, 16), 3, 15, tries, 3, (0, -1, 1)))
 
