@@ -291,7 +291,8 @@ def mlp_backward(
     dy = wide_dy[:, : down.outputs]
     ready = None if made is None else Ready(da=made[0])
     grads_down = down.gradients(jobs, dh, dy, saved.ha, dha, ready=ready)
-    wide_d, saved.gate_up = saved.gate_up, None
+    wide_d: Tensor = saved.gate_up  # type: ignore[assignment]
+    saved.gate_up = None
     if not again or group.matrix is down.matrix:
         group.load()
     dxa = group.dxa_beside(wide_d)
