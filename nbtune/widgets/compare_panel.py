@@ -90,8 +90,12 @@ def differences(runs: Sequence[Any]) -> list[list[str]]:
     """What the specs of runs differ in: rows of a dotted key and its value for each run, as text."""
     flat = [_flat(run.spec.model_dump(mode="json")) for run in runs]
     keys = list(dict.fromkeys(key for spec in flat for key in spec))
-    rows = [[key, *(clean(without_home(spec.get(key, "")), 120) for spec in flat)] for key in keys]
+    rows = [[key, *(_word(spec.get(key)) for spec in flat)] for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else clean(without_home(value), 120)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

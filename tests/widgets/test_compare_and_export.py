@@ -34,7 +34,7 @@ def wait_for(widget, name, what):
 def test_what_specs_differ_in_is_a_table():
     runs = [run("a"), run("b", adapter={"type": "dora", "r": 8}, learning_rate=1e-4)]
     table = {row[0]: row[1:] for row in differences(runs)}
-    assert table == {"adapter.type": ["lora", "dora"], "adapter.r": ["16", "8"], "learning_rate": ["None", "0.0001"]}
+    assert table == {"adapter.type": ["lora", "dora"], "adapter.r": ["16", "8"], "learning_rate": ["", "0.0001"]}
 
 
 def test_a_comparison_opens_with_all_and_follows_the_living():

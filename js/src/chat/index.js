@@ -4,6 +4,7 @@ import { el, setText } from "../shared/dom.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import { Wishes } from "../shared/wishes.js";
+import "./texts.js";
 import "../shared/base.css";
 import "./chat.css";
 

@@ -8,6 +8,7 @@ import { text } from "../shared/texts.js";
 import { readTheme, watchTheme } from "../shared/theme.js";
 import { base, Chart, line } from "../monitor/charts.js";
 import { floats } from "../monitor/store.js";
+import "./texts.js";
 import "../shared/base.css";
 import "./compare.css";
 

@@ -1,10 +1,11 @@
 // The export panel: what a run can become, each with its size, what it fits in, and the line of code that makes it.
 
 import { el, setText } from "../shared/dom.js";
-import { bytes, duration, MISSING } from "../shared/format.js";
+import { bytes, guess, MISSING } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import { Wishes } from "../shared/wishes.js";
+import "./texts.js";
 import "../shared/base.css";
 import "./export.css";
 
@@ -43,7 +44,7 @@ class View {
     const rows = this.model.get("choices").map((choice) => {
       const box = el("input", { type: "checkbox", checked: this.picked.has(choice.type), onchange: () => this.pick(choice.type, box.checked) });
       return el("tr", {}, el("td", {}, el("label", {}, box, choice.type)), el("td", {}, choice.bytes ? bytes(choice.bytes) : MISSING),
-        el("td", {}, choice.fits ? `${choice.fits} GiB` : MISSING), el("td", {}, text(`quality.${choice.quality}`)), el("td", {}, duration(choice.seconds)));
+        el("td", { style: "white-space:nowrap" }, choice.fits ? `${choice.fits} GiB` : MISSING), el("td", {}, text(`quality.${choice.quality}`)), el("td", {}, guess(choice.seconds)));
     });
     return el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
   }

@@ -5,6 +5,7 @@ import { bytes, duration, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import { Wishes } from "../shared/wishes.js";
+import "./texts.js";
 import "../shared/base.css";
 import "./form.css";
 

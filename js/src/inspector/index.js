@@ -5,6 +5,7 @@ import { number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 import { Wishes } from "../shared/wishes.js";
 import { followTheme } from "../shared/theme.js";
+import "./texts.js";
 import "../shared/base.css";
 import "./inspector.css";
 import { histogram } from "./histogram.js";

@@ -20,6 +20,9 @@ export function bytes(value) {
   return `${scaled >= 100 || power === 0 ? Math.round(scaled) : scaled.toFixed(1)} ${units[power]}`;
 }
 
+/** A guess: nobody knows whether it will take 0.2 or 0.4 seconds. */
+export const guess = (seconds) => (seconds < 1 ? "< 1 s" : duration(seconds));
+
 /** 75 → "1 min 15 s" */
 export function duration(seconds) {
   if (!Number.isFinite(seconds) || seconds < 0) return MISSING;

@@ -1,9 +1,15 @@
-// Every text of the panels in one place. A language is a whole table: a test compares their keys.
+// The texts of the panels: shared ones (and the monitor's) here, those of another panel in its texts.js, so that a panel
+// carries only its own. A language is a whole table: a test compares their keys.
 
 import { en } from "./texts.en.js";
 import { de } from "./texts.de.js";
 
 export const TABLES = { en, de };
+
+/** A panel's own texts, by language. */
+export function addTexts(tables) {
+  for (const [name, table] of Object.entries(tables)) Object.assign(TABLES[name], table);
+}
 
 /** The language of the page (JupyterLab sets it), else English. */
 export function language(root = globalThis.document?.documentElement ?? {}) {

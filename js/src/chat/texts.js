@@ -1,0 +1,36 @@
+import { addTexts } from "../shared/texts.js";
+
+addTexts({
+  en: {
+    "chat": "Chat",
+    "chat.prompt": "Ask both…",
+    "chat.send": "Ask",
+    "chat.length": "Tokens at most",
+    "chat.heat": "Temperature",
+    "chat.blind": "Blind vote",
+    "chat.clear": "New conversation",
+    "chat.save": "Save {n} votes",
+    "chat.saved": "Saved in {name}, for method: dpo.",
+    "chat.thinking": "thinking…",
+    "chat.which": "Which is better?",
+    "chat.a": "A",
+    "chat.b": "B",
+    "chat.neither": "neither",
+  },
+  de: {
+    "chat": "Gespräch",
+    "chat.prompt": "Beide fragen…",
+    "chat.send": "Fragen",
+    "chat.length": "Höchstens Tokens",
+    "chat.heat": "Temperatur",
+    "chat.blind": "Blind abstimmen",
+    "chat.clear": "Neues Gespräch",
+    "chat.save": "{n} Stimmen sichern",
+    "chat.saved": "Gesichert in {name}, für method: dpo.",
+    "chat.thinking": "überlegt…",
+    "chat.which": "Welche ist besser?",
+    "chat.a": "A",
+    "chat.b": "B",
+    "chat.neither": "keine",
+  },
+});
