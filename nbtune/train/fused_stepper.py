@@ -37,7 +37,8 @@ class FusedStepper:
 
     def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
         """See `Stepper.accumulate`."""
-        inputs = model_inputs(batch, self.device, fused=True)
+        # left on the host: a recorded step sends them through pinned memory of its own
+        inputs = model_inputs(batch, torch.device("cpu"), fused=True)
         inputs["num_items_in_batch"] = torch.tensor(float(denominator))  # a number would make every step another graph
         inputs["use_cache"] = False
         loss = self._step.accumulate(inputs, first=self._sum is None)
