@@ -43,15 +43,15 @@ def main() -> None:
 
     say(f"\n2. {PROMPTS} prompts that it was not trained on, asked of the base and of the tuned model …\n")
     rows = held_out()[:PROMPTS]
-    base = [run.generate(row["prompt"], max_new_tokens=64, base=True) for row in rows]
-    tuned = [run.generate(row["prompt"], max_new_tokens=64) for row in rows]
-    side_by_side([row["prompt"] for row in rows], base, tuned)
+    prompts = [row["prompt"] for row in rows]
+    base, tuned = base_and_tuned(run, prompts)
+    side_by_side(prompts, base, tuned)
     shares = [share(answers, rows) for answers in (base, tuned)]
     say(f"\n   JSON of the asked shape: base {shares[0]:.0%}, tuned {shares[1]:.0%} of {len(rows)}")
 
     say("\n3. Taken home")
     gguf = exported_gguf(run)
-    loaded, answer = loads_in_llama(run, gguf, rows[0]["prompt"], tuned[0])
+    loaded, answer = loads_in_llama(run, gguf, prompts[0], tuned[0])
     say(f"   GGUF   {relative(gguf)} ({gguf.stat().st_size / 1e6:.1f} MB)")
     say(f"          {loaded}" + (f": {answer}" if answer else ""))
     say(f"   chart  {relative(picture(node, FOLDER / 'loss.png'))}")
@@ -89,6 +89,32 @@ def held_out() -> list[dict[str, Any]]:
 
     text = embedded.path("nbtune/json-answers", heldout=True).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def base_and_tuned(run: Any, prompts: list[str]) -> tuple[list[str], list[str]]:
+    """What both answer, from the files that were left: as anybody would load them with transformers and peft."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from nbtune import models
+
+    folder = models.resolve(run.spec.model)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    base = answers_of(model, tokenizer, prompts)
+    return base, answers_of(PeftModel.from_pretrained(model, run.folder / "adapter"), tokenizer, prompts)
+
+
+def answers_of(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
+    """Greedy answers to all prompts at once."""
+    import torch
+
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=64, do_sample=False)
+    return [text.strip() for text in tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
 
 
 def share(answers: list[str], rows: list[dict[str, Any]]) -> float:
