@@ -161,18 +161,20 @@ class _Child:
             self.progress(self.done, self.total, self.what)
 
     def _listen(self, stream: IO[bytes]) -> None:
-        for line in stream:
-            self.signs.put(json.loads(line))
+        with stream:
+            for line in stream:
+                self.signs.put(json.loads(line))
         self.signs.put(None)
 
     def _watch_bars(self, stream: IO[bytes]) -> None:
         """huggingface_hub's bars are not shown; that one moves is what matters."""
         last = b""
-        while block := os.read(stream.fileno(), 4096):
-            moved = _PERCENT.findall(block)
-            if moved and moved[-1] != last:
-                last = moved[-1]
-                self.signs.put({})
+        with stream:
+            while block := os.read(stream.fileno(), 4096):
+                moved = _PERCENT.findall(block)
+                if moved and moved[-1] != last:
+                    last = moved[-1]
+                    self.signs.put({})
 
     def end(self) -> None:
         """End the child, whatever it does."""

@@ -1,0 +1,154 @@
+"""An export that is killed leaves no file that looks whole; the next one completes and cleans up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nbtune.errors import ExportError
+from nbtune.export import ExportSource, LlamaRunner, export_gguf
+from nbtune.export.files import atomic_file
+from tests.support.llama import llama_library
+from tests.support.tiny_models import byte_level, save_model, save_tokenizer
+
+# Exports in a process of its own, and says each tensor; the test kills it at one of them.
+EXPORT = """
+import sys
+from pathlib import Path
+from nbtune.export import ExportSource, export_gguf, export_merged
+
+def say(done, total, what):
+    print(what, flush=True)
+    sys.stdin.readline()
+
+base, out, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+if kind == "merged":
+    export_merged(ExportSource(base, name="tiny"), out / "merged", progress=say)
+else:
+    export_gguf(ExportSource(base, name="tiny"), ["f16", "q8_0"], out, progress=say)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import LlamaConfig
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = save_tokenizer(byte_level(vocab=300), folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    save_model(LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=2, **sizes), folder)
+    return folder
+
+
+def killed(base: Path, out: Path, kind: str, after: int) -> None:
+    """Start an export and kill it with the `after`-th tensor just written."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", EXPORT, str(base), str(out), kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    for _ in range(after):
+        assert process.stdout.readline().strip()
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert process.stdout.readline().strip()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(("kind", "after"), [("gguf", 0), ("gguf", 20), ("merged", 9)])
+def test_killed_and_done_again(kind: str, after: int, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed(base, out, kind, after)
+    left = list(out.iterdir())
+    assert left, "the export had begun"
+    assert all(path.name.startswith(".") and ".part-" in path.name for path in left)
+    if kind == "merged":
+        from nbtune.export import export_merged
+
+        export_merged(ExportSource(base, name="tiny"), out / "merged")
+        assert [path.name for path in out.iterdir()] == ["merged"]
+        return
+    made = export_gguf(ExportSource(base, name="tiny"), ["f16", "q8_0"], out)
+    assert sorted(path.name for path in out.iterdir()) == ["tiny-f16.gguf", "tiny-q8_0.gguf"]
+    with LlamaRunner(made[0].path, library=llama_library(), n_ctx=32) as llama:
+        assert llama.tokenize(["the people"])
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_points(base: Path, tmp_path: Path) -> None:
+    expected = {
+        f.path.name: f.path.read_bytes()
+        for f in export_gguf(ExportSource(base, name="tiny"), ["f16", "q8_0"], tmp_path)
+    }
+    for point in range(50):
+        out = tmp_path / f"out{point}"
+        killed(base, out, "gguf", point % 21)
+        assert all(path.name.startswith(".") for path in out.iterdir())
+        export_gguf(ExportSource(base, name="tiny"), ["f16", "q8_0"], out)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+
+
+def test_an_old_file_stays_until_the_new_one_is_whole(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny-f16.gguf").write_bytes(b"the old one")
+
+    def stop(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_gguf(ExportSource(base, name="tiny"), ["f16"], tmp_path, progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-f16.gguf"]
+    assert (tmp_path / "tiny-f16.gguf").read_bytes() == b"the old one"
+
+
+def test_a_full_disk_is_a_sentence(base: Path, tmp_path: Path) -> None:
+    """The process may write files of 100 kB at most, so the write itself fails, as on a full disk."""
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\n"
+        "from nbtune.export import ExportSource, export_gguf\nfrom nbtune.errors import ExportError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n    export_gguf(ExportSource(Path(sys.argv[1]), name='tiny'), ['f16'], Path(sys.argv[2]))\n"
+        "except ExportError as error:\n    print(error)\n"
+    )
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(base), str(out)], capture_output=True, text=True, check=False
+    )
+    assert "File too large" in done.stdout, done.stderr
+    assert "→" in done.stdout
+    assert list(out.iterdir()) == []
+
+
+def _half_a_file(path: Path) -> None:
+    with atomic_file(path) as part:
+        part.write_bytes(b"half")
+        raise OSError("something else")
+
+
+def test_space_and_places(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5_000_000})())
+    with pytest.raises(ExportError, match="of disk, and 5 MB are free"):
+        export_gguf(ExportSource(base), ["f16"], tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ExportError):
+        export_gguf(ExportSource(base), ["f16"], tmp_path / "file" / "out")
+    with pytest.raises(OSError, match="something else"):
+        _half_a_file(tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    if os.geteuid() != 0:  # root may write everywhere
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+        with pytest.raises(ExportError, match="cannot be written to"):
+            export_gguf(ExportSource(base), ["f16"], locked)
