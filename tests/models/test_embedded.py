@@ -95,6 +95,16 @@ def test_sizes(report: dict[str, Any], model: Any) -> None:
     assert model.config.tie_word_embeddings
 
 
+def test_tokens_can_be_told_apart(tokenizer: Any, model: Any) -> None:
+    """What the pre-training never saw must not be one and the same vector: a LoRA could not learn to say it."""
+    import torch
+
+    rows = torch.nn.functional.normalize(model.get_input_embeddings().weight.detach(), dim=1)
+    rows = rows[torch.arange(len(rows)) != tokenizer.pad_token_id]
+    alike = rows @ rows.T - 2 * torch.eye(len(rows))
+    assert (alike.max(dim=1).values > 0.9).sum() <= 40
+
+
 def test_special_tokens(tokenizer: Any, model: Any) -> None:
     assert tokenizer.convert_ids_to_tokens(model.generation_config.eos_token_id) == "<|im_end|>"
     assert tokenizer.convert_ids_to_tokens(model.generation_config.pad_token_id) == "<|pad|>"

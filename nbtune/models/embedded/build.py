@@ -180,6 +180,30 @@ def pretrain(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, 
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
+def spread_unused(model: LlamaForCausalLM, ids: torch.Tensor, seed: int) -> int:
+    """Make the tokens that the pre-training never saw different from each other again.
+
+    The loss only ever pushes their rows away from what is said, all in one direction, until they are one and the same
+    vector (measured: norm 1.62, spread 0.16). LoRA leaves the embedding alone, so a fine-tune could not tell its new
+    words apart. Each such row becomes half of their common vector, plus a random one as long as a used row.
+
+    Args:
+        model: changed in place; its embedding is `[vocabulary, hidden]`, tied to the head.
+        ids: int64, all token ids of the pre-training.
+        seed: of the random vectors.
+
+    Returns:
+        How many tokens were never seen.
+    """
+    rows = model.get_input_embeddings().weight
+    unused = torch.bincount(ids.flatten(), minlength=len(rows)) == 0
+    used = rows[~unused]
+    noise = torch.randn(int(unused.sum()), rows.shape[1], generator=torch.Generator().manual_seed(seed))
+    rows[unused] = 0.5 * rows[unused].mean(0) + noise * (used - used.mean(0)).std()
+    return int(unused.sum())
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def answer(model: LlamaForCausalLM, tokenizer: Tok, prompt: str, longest: int = 80) -> str:
     """The model's greedy answer to one user message."""
     inputs = tokenizer.apply_chat_template(
@@ -228,6 +252,7 @@ def build(recipe: Recipe, target: Path) -> dict[str, Any]:
           f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
     model = LlamaForCausalLM(make_config(tokenizer, recipe)).float()
     train_loss = pretrain(model, ids, weights, recipe)
+    unused = spread_unused(model, ids, recipe.seed)
     _save(model, tokenizer, target)
     stored = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     report = {
@@ -235,6 +260,7 @@ def build(recipe: Recipe, target: Path) -> dict[str, Any]:
         "sample_sha256": data_hash(docs[:2000], files),
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": len(tokenizer),
+        "unused_tokens": unused,
         "tokens": int((weights > 0).sum()),
         "recipe": asdict(recipe),
         "train_loss": round(train_loss, 4),
