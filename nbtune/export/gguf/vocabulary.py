@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import ExportError
 from .pretokenizers import NEARLY, pre_of
+from .spm import first_difference
 
 __all__ = ["Vocabulary", "load_tokenizer", "read_vocabulary", "turn_end"]
 
@@ -86,6 +87,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
         _byte_level_bpe(vocabulary, body, place)
     else:
         _sentencepiece(vocabulary, body, place)
+        _check_merging(vocabulary, tokenizer, place)
     _specials(vocabulary, tokenizer, body)
     return vocabulary
 
@@ -174,6 +176,14 @@ def _sentencepiece(vocabulary: Vocabulary, body: dict[str, Any], place: str) -> 
     if unknown in model["vocab"]:
         vocabulary.types[model["vocab"][unknown]] = UNKNOWN
         vocabulary.ids["unk"] = model["vocab"][unknown]
+
+
+def _check_merging(vocabulary: Vocabulary, tokenizer: Any, place: str) -> None:
+    tokens, scores = vocabulary.tokens, vocabulary.scores or []
+    by_text = {t: s for t, s, kind in zip(tokens, scores, vocabulary.types, strict=True) if kind == NORMAL}
+    sample = first_difference(tokenizer, by_text, bool(vocabulary.space_prefix))
+    if sample is not None:
+        raise _refused(f"llama.cpp would read {sample[:40]!r} as other tokens than this tokenizer does", place)
 
 
 def _space_prefix(body: dict[str, Any], place: str) -> bool:
