@@ -98,8 +98,9 @@ class Run(StoredRun):
     def snippet(self) -> str:
         """The few lines that use the model elsewhere."""
         spec = self.spec
+        own = "import nbtune\n" if spec.model == "nbtune/tiny" else ""
         return (
-            "from peft import PeftModel\n"
+            f"{own}from peft import PeftModel\n"
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f"base = AutoModelForCausalLM.from_pretrained({_base_for_snippet(spec.model)})\n"
             f"model = PeftModel.from_pretrained(base, {self._shown_folder()!r})\n"

@@ -54,7 +54,10 @@ class Keys:
         return cls(columns.get("role", "role"), columns.get("content", "content"), roles)
 
 
-def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "", keys: Keys = Keys()) -> Chat:
+_USUAL = Keys()
+
+
+def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "", keys: Keys | None = None) -> Chat:
     """The conversation in a row's column: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`), or own `keys`.
 
     Raises:
@@ -65,7 +68,7 @@ def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "",
     if not isinstance(value, list | tuple):
         kind = "missing" if value is None else f"a {type(value).__name__}"
         raise DataError(f"`{column}` is {kind}, not a list of messages", fix='write [{"role": "user", "content": "…"}]')
-    messages = [_message(message, f"message {i} of `{column}`", keys) for i, message in enumerate(value)]
+    messages = [_message(message, f"message {i} of `{column}`", keys or _USUAL) for i, message in enumerate(value)]
     if not messages:
         raise DataError(f"`{column}` has no messages", fix="leave such rows out")
     if system and messages[0]["role"] != "system":
@@ -82,7 +85,14 @@ def _json(text: str, column: str) -> Any:
         raise DataError(f"`{column}` is text that is not JSON: {error}", fix="write a list") from None
 
 
+_PLAIN_ROLES = frozenset(("system", "user", "assistant"))
+
+
 def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
+    if type(value) is dict and len(value) == 2 and keys == _USUAL:  # nearly all messages: no need to look closer
+        role, content = value.get("role"), value.get("content")
+        if type(role) is str and type(content) is str and role in _PLAIN_ROLES:
+            return {"role": role, "content": content}
     if not isinstance(value, Mapping):
         raise DataError(f"{what} is a {type(value).__name__}, not a mapping", fix='write {"role": …, "content": …}')
     role = value.get(keys.role, value.get("from"))

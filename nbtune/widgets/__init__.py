@@ -3,7 +3,6 @@
 monitor(run)   the live panel (an anywidget)
 figure(run)    a Plotly figure of its history
 report(run)    a picture and a small HTML report, for nbconvert and GitHub
-show(run)      the live panel, and under it a report that appears when the run ends
 """
 
 from __future__ import annotations

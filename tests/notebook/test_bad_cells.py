@@ -119,3 +119,26 @@ def test_the_variable_of_the_user_is_not_taken(shell: Any, capfd: Any) -> None:
     run(shell, capfd, "%config NbtuneMagics.variable = 'last'")
     run(shell, capfd, "%nbtune attach mine")
     assert shell.user_ns["last"].name == "mine"
+
+
+def test_the_token_is_in_no_output_of_a_cell(
+    shell: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    token = "hf_" + "T0pS3cret" * 4
+    monkeypatch.setenv("HF_TOKEN", token)
+    shell.user_ns["rows"] = GOOD
+    said = ""
+    for cell in (
+        "%%finetune --name secret\ndata: rows\nsteps: 1\nbatch_size: 2\n",
+        "%nbtune push secret me/it",  # there is no Hub here
+        "%tb",
+        "%nbtune doctor",
+        "run.spec, run.plan, run.events()",
+    ):
+        said += run(shell, capfd, cell)[1]
+    assert "HubError" in said
+    assert "Run secret: finished" in said
+    assert token not in said
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if token.encode() in path.read_bytes()] == []
