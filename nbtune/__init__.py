@@ -22,15 +22,17 @@ _HOMES = {
     "RunSpec": "nbtune.spec",
     "attach": "nbtune.api",
     "finetune": "nbtune.api",
+    "form": "nbtune.api",
+    "inspect": "nbtune.api",
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
     "runs": "nbtune.api",
 }
 
-__all__ = ["Plan", "Run", "RunSpec", "__version__", "attach", "finetune", "plan", "repeat", "runs"]
+__all__ = ["Plan", "Run", "RunSpec", "__version__", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
 
 if TYPE_CHECKING:
-    from nbtune.api import Run, attach, finetune, plan, repeat, runs
+    from nbtune.api import Run, attach, finetune, form, inspect, plan, repeat, runs
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbtune.data import Source
     from nbtune.export import ExportedFile, ExportSource
 
-__all__ = ["Exporter", "Run", "attach", "finetune", "plan", "repeat", "runs"]
+__all__ = ["Exporter", "Run", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
 
 Spec = RunSpec | Mapping[str, Any] | str | None
 
@@ -84,6 +84,12 @@ class Run(StoredRun):
         from nbtune import widgets
 
         return widgets.monitor(self)
+
+    def chat(self, other: Run | None = None, *, system: str = "") -> Any:
+        """Base and tuned side by side, or this run beside another one."""
+        from nbtune import widgets
+
+        return widgets.chat(self, other, system=system)
 
     def resume(self, *, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
@@ -311,6 +317,20 @@ def _portable(spec: RunSpec) -> RunSpec:
 
     sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
     return spec.model_copy(update={"model": short(spec.model), "data": sources})
+
+
+def form(namespace: Mapping[str, Any] | None = None) -> Any:
+    """A form to fill in instead of a spec to write; `namespace` is where it finds rows by name: ``globals()``."""
+    from nbtune import widgets
+
+    return widgets.form(plan, finetune, namespace)
+
+
+def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Any:
+    """What of some rows is trained, token by token; fields of the spec as in `finetune`."""
+    from nbtune import widgets
+
+    return widgets.inspect(rows, namespace, **fields)
 
 
 def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path | None = None) -> Run:

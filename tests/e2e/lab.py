@@ -248,6 +248,13 @@ class Page:
         """Saves the notebook."""
         self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.save()")
 
+    def complain(self, selector: str) -> list[str]:
+        """What axe-core finds serious or critical in a part of the page: rule, and the place."""
+        self.page.evaluate((REPO / "js" / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8"))
+        found = self.page.evaluate("(selector) => axe.run(selector)", selector)
+        grave = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
+        return [f"{each['id']}: {node['html'][:200]}: {node['any'][:1]}" for each in grave for node in each["nodes"]]
+
     def picture(self, name: str, of: Any = None) -> Path:
         """A screenshot in artifacts/, to be looked at."""
         ARTIFACTS.mkdir(exist_ok=True)

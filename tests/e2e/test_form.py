@@ -38,6 +38,7 @@ def test_a_run_by_keyboard(notebook, lab):
     page.page.locator(".nbt-form[data-costs=known]").wait_for()
     panel.locator("summary", has_text="reasons").click()
     page.picture("form-light", panel)
+    assert page.complain(".nbt-form") == []
 
     # a file that is uploaded lies beside the notebook and is used
     panel.locator("input[type=file]").set_input_files(
@@ -53,6 +54,7 @@ def test_a_run_by_keyboard(notebook, lab):
     assert page.output(1).strip() == "12 clicked"
 
 
+@pytest.mark.slow
 def test_it_fits_narrow_and_dark(notebook):
     page = notebook([CELL], dark=True, width=470)
     page.run(0)
@@ -62,3 +64,4 @@ def test_it_fits_narrow_and_dark(notebook):
     panel.locator("summary", has_text="More fields").click()
     assert panel.evaluate("(node) => node.scrollWidth - node.clientWidth") <= 0
     page.picture("form-narrow-dark", panel)
+    assert page.complain(".nbt-form") == []

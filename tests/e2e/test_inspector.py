@@ -15,7 +15,7 @@ panel = inspect(rows)
 panel"""
 
 
-@pytest.mark.parametrize(("dark", "width"), [(False, 900), (True, 470)])
+@pytest.mark.parametrize(("dark", "width"), [(False, 900), pytest.param(True, 470, marks=pytest.mark.slow)])
 def test_rows_are_turned_searched_and_read_otherwise(notebook, dark, width):
     page = notebook([CELL, "print(panel.spec.train_on)"], dark=dark, width=width)
     page.run(0)
@@ -39,6 +39,7 @@ def test_rows_are_turned_searched_and_read_otherwise(notebook, dark, width):
     search.press("Enter")
     panel.locator("xpath=self::*[@data-row='43']").wait_for()
     page.picture(f"inspector-tokens-{'dark' if dark else 'light'}", panel)
+    assert page.complain(".nbt-inspector") == []
     for view in ("raw", "rendered"):
         panel.locator(f"[data-view={view}]").click()
         assert "number 43" in panel.locator(".nbt-plainpage").inner_text()
