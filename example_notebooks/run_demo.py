@@ -24,6 +24,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 from run_all import execute  # noqa: E402 (after the environment that huggingface_hub reads at import)
 
 import nbtune  # noqa: E402
+from nbtune.store.quiet import quiet_libraries
 
 FOLDER = REPO / "artifacts" / "demo"
 PROMPTS = 50
@@ -33,6 +34,7 @@ WIDTH = 38
 
 def main() -> None:
     """Run the notebook and print what came of it; ends with an error if a promise is not kept."""
+    quiet_libraries()
     start = time.perf_counter()
     say("1. The notebook example_notebooks/00_first_run.ipynb, from its first cell to its last …")
     node = execute(REPO / "example_notebooks" / "00_first_run.ipynb", FOLDER)
