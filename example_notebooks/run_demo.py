@@ -24,7 +24,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 from run_all import execute  # noqa: E402 (after the environment that huggingface_hub reads at import)
 
 import nbtune  # noqa: E402
-from nbtune.store.quiet import quiet_libraries
+from nbtune.store.quiet import quiet_libraries  # noqa: E402
 
 FOLDER = REPO / "artifacts" / "demo"
 PROMPTS = 50
