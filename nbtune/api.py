@@ -236,7 +236,9 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     facts = models.model_facts(asked.model)
     tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
     sources = _sources(asked, rows)
-    return make_plan(asked, facts, data.measure(sources, tokenizer, asked), device.describe(device.pick(asked.device)))
+    measured, where = data.measure(sources, tokenizer, asked), device.describe(device.pick(asked.device))
+    missing = models.missing_bytes(asked.model, facts.weights_bytes)
+    return make_plan(asked, facts, measured, where, download_bytes=missing)
 
 
 def finetune(

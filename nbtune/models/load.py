@@ -3,6 +3,7 @@
 Weights come from safetensors unless the spec trusts the model's own code; nothing here runs a pickle.
 """
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_model", "load_tokenizer", "resolve"]
+__all__ = ["load_model", "load_tokenizer", "missing_bytes", "resolve"]
 
 EMBEDDED = "nbtune/tiny"
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "merges.txt", "*.tiktoken"]
@@ -83,6 +84,28 @@ def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
     if weights and not any(folder.glob("*.safetensors")):
         raise SpecError(f"{model} has no safetensors weights", fix="Ask its owner for them: nbtune opens no pickles.")
     return folder
+
+
+def missing_bytes(model: str, weights_bytes: int) -> int:
+    """Bytes that must still be downloaded: 0 for the embedded model, a folder, or a model whose weights are cached.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        weights_bytes: size of all its weights; counted whole as long as one shard is missing.
+    """
+    if model == EMBEDDED or Path(model).expanduser().is_dir():
+        return 0
+    from huggingface_hub import try_to_load_from_cache
+
+    def cached(name: str) -> str | None:
+        found = try_to_load_from_cache(model, name)
+        return found if isinstance(found, str) else None
+
+    if cached("model.safetensors"):
+        return 0
+    index = cached("model.safetensors.index.json")
+    shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
+    return 0 if shards and all(cached(shard) for shard in shards) else weights_bytes
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 __all__ = ["MemoryPlan", "Plan"]
 
 _GIB = 2**30
+_BYTES_A_SECOND = 12_500_000  # 100 Mbit/s, for the time of a download that nobody has measured yet
 
 
 class MemoryPlan(BaseModel):
@@ -86,13 +87,20 @@ class Plan(BaseModel):
             ),
             ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)} ({parts})"),
             ("frozen weights", f"{self.weights}, activations: {self.activations}"),
-            (
-                "disk",
-                _size(self.disk_bytes) + (f", download {_size(self.download_bytes)}" if self.download_bytes else ""),
-            ),
+            ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
         return rows + [("why", reason) for reason in self.reasons]
+
+    def disk_and_download(self) -> str:
+        """What will be written and fetched, said before it is: bytes, and minutes at 100 Mbit/s."""
+        if not self.download_bytes:
+            return f"{_size(self.disk_bytes)} for checkpoints"
+        minutes = _duration(self.download_bytes / _BYTES_A_SECOND)
+        return (
+            f"{_size(self.disk_bytes)} for checkpoints; the model is downloaded first: {_size(self.download_bytes)}, "
+            f"about {minutes} at 100 Mbit/s"
+        )
 
     def explain(self) -> str:
         """The plan as a table of text."""

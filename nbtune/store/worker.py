@@ -144,7 +144,10 @@ class _Engine:
             plan = Plan.model_validate(body)
             self.batches = self._batches(plan)
             return plan
-        plan = make_plan(self.spec, facts, self.data.facts, device)
+        from nbtune.models import missing_bytes
+
+        missing = missing_bytes(self.spec.model, facts.weights_bytes)
+        plan = make_plan(self.spec, facts, self.data.facts, device, download_bytes=missing)
         self.batches = self._batches(plan)
         if self.spec.steps is None:  # how many sequences the packs make is known only now
             steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)

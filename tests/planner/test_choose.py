@@ -107,3 +107,9 @@ def test_the_explanation_says_what_a_person_asks_for():
     text = _plan(steps=100).explain()
     for word in ("trains", "NVIDIA test card", "bf16", "GiB", "steps", "time"):
         assert word in text
+
+
+def test_what_is_downloaded_is_said_in_bytes_and_minutes():
+    plan = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), _card(80), download_bytes=16_060_522_496)
+    assert "15.0 GiB, about 21 min at 100 Mbit/s" in plan.explain()  # 16.06 GB / 12.5 MB/s = 1,285 s
+    assert "download" not in _plan().explain()
