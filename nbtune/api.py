@@ -91,9 +91,9 @@ class Run(StoredRun):
 
         return widgets.chat(self, other, system=system)
 
-    def resume(self, *, detach: bool = False, own_process: bool = False) -> Run:
+    def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
-        super().resume(detach=detach, own_process=own_process or _beside_a_gpu(self.spec))
+        super().resume(step=step, detach=detach, own_process=own_process or _beside_a_gpu(self.spec))
         return self
 
     def wait(self, timeout: float | None = None) -> Run:

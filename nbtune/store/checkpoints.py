@@ -22,13 +22,32 @@ if TYPE_CHECKING:
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.stepper import Stepper
 
-__all__ = ["latest", "load", "save"]
+__all__ = ["go_back", "latest", "load", "save"]
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run folder; a half-written one is never taken."""
     whole = [path for path in sorted((folder / "checkpoints").glob("step-*")) if (path / "progress.json").exists()]
     return whole[-1] if whole else None
+
+
+def go_back(folder: Path, step: int) -> None:
+    """Make the checkpoint of `step` the newest: later ones go to ``checkpoints/aside``.
+
+    Raises:
+        TrainError: there is none of that step.
+    """
+    there = {int(path.name.removeprefix("step-")): path for path in (folder / "checkpoints").glob("step-*")}
+    if step not in there:
+        raise TrainError(
+            f"there is no checkpoint of step {step}",
+            place=folder.name,
+            fix=f"there are {', '.join(map(str, sorted(there)))}" if there else "start a new run",
+        )
+    for later in (path for number, path in there.items() if number > step):
+        with replace_folder(folder / "checkpoints" / "aside" / later.name) as fresh:
+            shutil.copytree(later, fresh, dirs_exist_ok=True)
+        shutil.rmtree(later)
 
 
 def save(

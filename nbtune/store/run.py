@@ -15,7 +15,7 @@ from nbtune import events as says
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
-from nbtune.store import control
+from nbtune.store import checkpoints, control
 from nbtune.store.files import read_json
 from nbtune.store.folder import name_of, read_spec
 from nbtune.store.launch import Launched, launch
@@ -144,9 +144,14 @@ class Run:
         """Go on after `pause`."""
         control.wish(self.folder, mode="run")
 
-    def stop(self, *, wait: bool = False) -> None:
-        """Save and end at the next micro-step; `resume` goes on from there."""
-        control.wish(self.folder, mode="stop")
+    def stop(self, *, save: bool = True, wait: bool = False) -> None:
+        """Save and end at the next micro-step; `resume` goes on from there.
+
+        Args:
+            save: False ends without a new checkpoint: what was learnt since the last one is lost.
+            wait: return when it has ended.
+        """
+        control.wish(self.folder, mode="stop" if save else "drop")
         if wait:
             self._join(None)
 
@@ -168,19 +173,22 @@ class Run:
             raise TrainError(f"a learning rate must be above 0, not {learning_rate}")
         control.wish(self.folder, learning_rate=float(learning_rate))
 
-    def resume(self, *, detach: bool = False, own_process: bool = False) -> Run:
-        """Go on from the last checkpoint, in the same folder.
+    def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
+        """Go on from the last checkpoint, or from the one of `step`, in the same folder.
 
         Args:
+            step: of an earlier checkpoint; later ones are set aside in ``checkpoints/aside``.
             detach: in a process of its own, which survives this one.
             own_process: in a process of its own, which this one stops when it ends in order.
 
         Raises:
-            TrainError: it is finished, or it is at work.
+            TrainError: it is finished, it is at work, or there is no such checkpoint.
         """
         if self.alive:
             raise TrainError(f"the run `{self.name}` is at work", fix="`unpause` it if it is paused")
-        if self.state == "finished":
+        if step is not None:
+            checkpoints.go_back(self.folder, step)
+        elif self.state == "finished":
             raise TrainError(f"the run `{self.name}` is finished", fix="start a new one with more steps")
         control.wish(self.folder, mode="run")
         self._launched = launch(self.folder, detach=detach, own_process=own_process)

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.data import BatchPlan, Prepared
+    from nbtune.data.batches import Batch
     from nbtune.models import Built
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.loop import Progress
@@ -254,7 +255,7 @@ class _Engine:
         alone = (collate(self.data.train, [row]) for batch in packed for row in batch.examples)
         return packed_equals_unpacked(self.built.model, self.loss, packed, alone, device=self.stepper.device)
 
-    def _evaluate(self) -> tuple[float, int, float] | None:
+    def _evaluate(self, look: Callable[[], None]) -> tuple[float, int, float] | None:
         from nbtune.data.batches import collate
         from nbtune.train.evaluate import mean_loss
 
@@ -263,30 +264,41 @@ class _Engine:
         began = time.perf_counter()
         held, rows = self.data.eval, min(len(self.data.eval), self.spec.eval.max_rows)
         size = self.plan.micro_batch_size
-        batches = (collate(held, list(range(i, min(i + size, rows)))) for i in range(0, rows, size))
-        loss, tokens = mean_loss(self.built.model, self.loss, batches, device=self.stepper.device)
+
+        def batches() -> Iterator[Batch]:
+            for i in range(0, rows, size):
+                look()
+                yield collate(held, list(range(i, min(i + size, rows))))
+
+        loss, tokens = mean_loss(self.built.model, self.loss, batches(), device=self.stepper.device)
         return loss, tokens, time.perf_counter() - began
 
-    def _samples(self, step: int) -> list[events.Sample]:
+    def _samples(self, step: int, look: Callable[[], None]) -> Iterator[events.Sample]:
         from nbtune.train.sampling import answer
 
         model, tokenizer = self.built.model, self.built.tokenizer
         assert tokenizer is not None
-        return [
-            events.Sample(
-                step=step, prompt=prompt, answer=answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS)
-            )
-            for prompt in self.spec.samples
-        ]
+
+        def go_on() -> bool:
+            look()
+            return False
+
+        for prompt in self.spec.samples:
+            said = answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
+            yield events.Sample(step=step, prompt=prompt, answer=said)
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         from nbtune.train.sampling import answer
 
         assert self.built.tokenizer is not None
         try:
-            return {"answer": answer(self.built.model, self.built.tokenizer, **request), "step": self.progress.step}
+            said = answer(self.built.model, self.built.tokenizer, should_stop=self._to_end, **request)
+            return {"answer": said, "step": self.progress.step}
         except Exception as error:  # noqa: BLE001 — a bad question must not end the run; whoever asked is told
             return {"error": f"{type(error).__name__}: {error}"}
+
+    def _to_end(self) -> bool:
+        return self.control.look().ends
 
 
 def _optimizer(model: torch.nn.Module, spec: RunSpec, learning_rate: float) -> torch.optim.Optimizer:

@@ -17,13 +17,19 @@ __all__ = ["Control", "MemoryControl", "Wishes"]
 class Wishes:
     """What is wanted now. `checkpoint` and `sample` count requests: a higher number is a new one.
 
-    `learning_rate` is the new peak of the schedule, `None` as the spec says.
+    `stop` saves before it ends, `drop` does not. `learning_rate` is the new peak of the schedule, `None` as the spec
+    says.
     """
 
-    mode: Literal["run", "pause", "stop"] = "run"
+    mode: Literal["run", "pause", "stop", "drop"] = "run"
     checkpoint: int = 0
     sample: int = 0
     learning_rate: float | None = None
+
+    @property
+    def ends(self) -> bool:
+        """The run is to end."""
+        return self.mode in ("stop", "drop")
 
 
 class Control(Protocol):

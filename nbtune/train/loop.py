@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.data.batches import Batch
-    from nbtune.train.control import Control
+    from nbtune.train.control import Control, Wishes
 
 __all__ = ["Batches", "Jobs", "LoopOptions", "Progress", "train"]
 
@@ -85,12 +85,13 @@ class Jobs:
 
     `save` writes a checkpoint and returns its event, `evaluate` the mean loss, tokens and seconds of the held-out rows
     (None: there are none), `sample` asks the sample prompts, `between` is called at every micro-step boundary (requests
-    to the live model are answered there).
+    to the live model are answered there). `evaluate` and `sample` are given a function to call between their batches
+    and tokens: a stop or a pause does not wait for their end.
     """
 
     save: Callable[[Progress], events.Checkpoint]
-    evaluate: Callable[[], tuple[float, int, float] | None]
-    sample: Callable[[int], Sequence[events.Sample]]
+    evaluate: Callable[[Callable[[], None]], tuple[float, int, float] | None]
+    sample: Callable[[int, Callable[[], None]], Iterable[events.Sample]]
     between: Callable[[], None]
 
 
@@ -148,7 +149,7 @@ class _Loop:
         self._seen = control.look()
         self._pending: _Pending | None = None
         self._late = stepper.device.type != "cpu"
-        self._overflows = 0
+        self._overflows, self._holding = 0, False
         self._next: Sequence[Batch] | None = None  # made while the device is at work
         self._memory, self._memory_at = memory_use(stepper.device), -math.inf
         self._saved_at, self._saved_step = time.monotonic(), progress.step
@@ -167,7 +168,8 @@ class _Loop:
             self.stepper.discard()
             self._state("stopping")
             self._flush()
-            self._save()
+            if self.control.look().mode != "drop":
+                self._save()
             return "stopped"
         self._flush()
         self._save()
@@ -250,7 +252,7 @@ class _Loop:
             self._restart_clock()
 
     def _evaluate(self) -> None:
-        result = self.jobs.evaluate()
+        result = self.jobs.evaluate(self._look_within)
         if result is None:
             return
         loss, tokens, seconds = result
@@ -259,7 +261,7 @@ class _Loop:
         self.emit(events.Eval(step=self.progress.step, loss=loss, tokens=tokens, seconds=seconds, best=best))
 
     def _sample(self) -> None:
-        for event in self.jobs.sample(self.progress.step):
+        for event in self.jobs.sample(self.progress.step, self._look_within):
             self.emit(event)
         self._restart_clock()
 
@@ -274,11 +276,23 @@ class _Loop:
         wishes = self.control.look()
         if wishes == self._seen and wishes.mode == "run":
             return
-        if wishes.mode == "stop":
+        if wishes.ends:
             raise _Stop
         if wishes.mode == "pause":
-            self._paused()
+            self._paused(grant=True)
             wishes = self.control.look()
+        self._grant(wishes)
+        self._restart_clock()
+
+    def _look_within(self) -> None:
+        """Between two batches of an evaluation, or two tokens of an answer: a stop or a pause; the rest can wait."""
+        wishes = self.control.look()
+        if wishes.ends:
+            raise _Stop
+        if wishes.mode == "pause" and not self._holding:
+            self._paused(grant=False)
+
+    def _grant(self, wishes: Wishes) -> None:
         if wishes.learning_rate != self._seen.learning_rate and wishes.learning_rate is not None:
             self.progress.learning_rate = wishes.learning_rate
             self.emit(
@@ -291,17 +305,26 @@ class _Loop:
             self._saved_step = -1
             self._save()
         if wishes.sample > self._seen.sample:
-            self._sample()
+            self._sample_once(wishes)
         self._seen = wishes
-        self._restart_clock()
 
-    def _paused(self) -> None:
+    def _sample_once(self, wishes: Wishes) -> None:
+        """Samples on request: granted before it is done, so that a pause in the middle does not grant it again."""
+        self._seen = wishes
+        self._sample()
+
+    def _paused(self, *, grant: bool) -> None:
+        """Holds; with `grant`, what else is wished is done meanwhile."""
         self._flush()
         self._state("paused")
         while (wishes := self.control.look()).mode == "pause":
-            self.jobs.between()
+            if grant:
+                self._holding = True  # answers that are wished during a pause are given during it
+                self.jobs.between()
+                self._grant(wishes)
+                self._holding = False
             self.control.wait(0.25)
-        if wishes.mode == "stop":
+        if wishes.ends:
             raise _Stop
         self._state("running")
 

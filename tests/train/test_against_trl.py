@@ -124,8 +124,8 @@ def _our_losses(kind, stepper=None, progress=None, upto=STEPS):
     said = []
     jobs = Jobs(
         save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
-        evaluate=lambda: None,
-        sample=lambda step: [],
+        evaluate=lambda look: None,
+        sample=lambda step, look: [],
         between=lambda: None,
     )
     stepper, progress = stepper or _stepper(kind), progress or Progress()
