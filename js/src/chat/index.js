@@ -1,9 +1,9 @@
 // The chat: two models side by side. A blind vote says which answer is better before it says whose it was.
 
 import { el, setText } from "../shared/dom.js";
+import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
-import { Wishes } from "../shared/wishes.js";
 import "./texts.js";
 import "../shared/base.css";
 import "./chat.css";
@@ -96,14 +96,4 @@ class View {
   }
 }
 
-export default () => {
-  const wishes = new Wishes();
-  return {
-    initialize: ({ model }) => wishes.connect(model),
-    render({ model, el: host }) {
-      const view = new View(model, wishes);
-      host.append(view.root);
-      return () => view.destroy();
-    },
-  };
-};
+export default panel((model, wishes) => new View(model, wishes));

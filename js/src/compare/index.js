@@ -2,6 +2,7 @@
 
 import { el, setAttribute, setText } from "../shared/dom.js";
 import { MISSING, number } from "../shared/format.js";
+import { panel } from "../shared/panel.js";
 import { loadPlotly } from "../shared/plotly.js";
 import { Rows, smooth } from "../shared/rows.js";
 import { text } from "../shared/texts.js";
@@ -109,11 +110,4 @@ class View {
   }
 }
 
-export default () => ({
-  render({ model, el: host }) {
-    const view = new View(model);
-    host.append(view.root);
-    view.schedule();
-    return () => view.destroy();
-  },
-});
+export default panel((model) => new View(model));

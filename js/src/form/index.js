@@ -2,9 +2,9 @@
 
 import { el, freshId, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, number } from "../shared/format.js";
+import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
-import { Wishes } from "../shared/wishes.js";
 import "./texts.js";
 import "../shared/base.css";
 import "./form.css";
@@ -196,14 +196,4 @@ class View {
   }
 }
 
-export default () => {
-  const wishes = new Wishes();
-  return {
-    initialize: ({ model }) => wishes.connect(model),
-    render({ model, el: host }) {
-      const view = new View(model, wishes);
-      host.append(view.root);
-      return () => view.destroy();
-    },
-  };
-};
+export default panel((model, wishes) => new View(model, wishes));

@@ -2,8 +2,8 @@
 
 import { el, freshId, setAttribute, setText } from "../shared/dom.js";
 import { number } from "../shared/format.js";
+import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
-import { Wishes } from "../shared/wishes.js";
 import { followTheme } from "../shared/theme.js";
 import "./texts.js";
 import "../shared/base.css";
@@ -160,14 +160,4 @@ function choice(options, value, changed) {
   return node;
 }
 
-export default () => {
-  const wishes = new Wishes();
-  return {
-    initialize: ({ model }) => wishes.connect(model),
-    render({ model, el: host }) {
-      const view = new View(model, wishes);
-      host.append(view.root);
-      return () => view.destroy();
-    },
-  };
-};
+export default panel((model, wishes) => new View(model, wishes));

@@ -2,6 +2,7 @@
 
 import { el, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, MISSING, number } from "../shared/format.js";
+import { panel } from "../shared/panel.js";
 import { loadPlotly } from "../shared/plotly.js";
 import { smooth } from "../shared/rows.js";
 import { text } from "../shared/texts.js";
@@ -224,16 +225,4 @@ class View {
   }
 }
 
-// anywidget hands different proxies of the model to initialize and render: what they share lives here.
-export default () => {
-  const store = new Store();
-  return {
-    initialize: ({ model }) => store.connect(model),
-    render({ model, el: host }) {
-      const view = new View(store, model);
-      host.append(view.root);
-      view.schedule();
-      return () => view.destroy();
-    },
-  };
-};
+export default panel((model, store) => new View(store, model), () => new Store());
