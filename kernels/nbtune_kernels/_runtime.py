@@ -123,6 +123,16 @@ def row_layout(x: Tensor, *, written: bool = False) -> Rows:
     return Rows(x, groups[1][0], groups[0][1], groups[1][1])
 
 
+def fresh(x: Tensor) -> Tensor:
+    """An uninitialised contiguous tensor of x's shape, dtype and device."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def row_stats(x: Tensor) -> Tensor:
+    """An uninitialised fp32 number for each row of `x [..., H]`."""
+    return torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
+
+
 def next_power_of_2(n: int) -> int:
     """Smallest power of two that is >= n."""
     return 1 << max(0, n - 1).bit_length()

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, flat_rows, jit, op, tl, use_triton
+from ._runtime import FUSED, cdiv, compute_capability, flat_rows, fresh, jit, op, tl, use_triton
 from .tables import launch
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
@@ -179,10 +179,6 @@ def _act_mul_backward(dh, gate, up, act, out_h, out_dgate, out_dup):
 # ---------------------------------------------------------------- public
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 def _check(act: str) -> None:
     if act not in ACTIVATIONS:
         raise ValueError(f"unknown activation {act!r}; known: {', '.join(ACTIVATIONS)}")
@@ -197,7 +193,7 @@ def act_mul(gate: Tensor, up: Tensor | None, *, act: str = "silu", out: Tensor |
         out: where h goes (may be gate or up itself).
     """
     _check(act)
-    out = _empty(gate) if out is None else out
+    out = fresh(gate) if out is None else out
     _act_mul(gate, up, act, out)
     return out
 
@@ -232,6 +228,6 @@ def act_mul_backward(
     if not need_h:
         out_h = None
     elif out_h is None:
-        out_h = _empty(gate)
+        out_h = fresh(gate)
     _act_mul_backward(dh, gate, up, act, out_h, out_dgate, out_dup)
     return out_h, out_dgate, out_dup

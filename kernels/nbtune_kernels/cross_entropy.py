@@ -53,27 +53,62 @@ class RowStats(NamedTuple):
     entropy: Tensor
     correct: Tensor
 
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> "RowStats":
+        """Uninitialised."""
+        return cls(*(torch.empty(rows, dtype=torch.float32, device=device) for _ in range(4)))
 
-# ---------------------------------------------------------------- Triton: a program walks one row, twice
+
+# ---------------------------------------------------------------- Triton: a program walks one row, there and back
+#
+# Lane-wise statistics, joined once after the walk: a reduction over the block at every step would make all warps wait.
+# The second walk goes backwards, so that what was read last, and is still in the L2 cache, comes first.
 
 
 @jit
 def _transform(raw, scale, softcap, SOFTCAP: tl.constexpr):
-    """Scaled and capped logits."""
+    """Scaled and capped logits; those below -1e30 (banned ones are -inf) count as -1e30, NaN stays."""
     z = raw.to(tl.float32) * scale
     if SOFTCAP:
         z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)  # tanh
-    return z
+    return tl.where(z < -1.0e30, -1.0e30, z)
+
+
+@jit
+def _add(z, top, total, weighted, plain, SMOOTH: tl.constexpr):
+    """One more tile `z [LANES, 8]` of a row in the running statistics `[LANES]`."""
+    new = tl.maximum(top, tl.max(z, 1))
+    e = tl.exp(z - new[:, None])
+    fade = tl.exp(top - new)
+    if SMOOTH:
+        plain += tl.sum(tl.where(z > -1.0e30, z, 0.0), 1)
+    return new, total * fade + tl.sum(e, 1), weighted * fade + tl.sum(e * z, 1), plain
+
+
+@jit
+def _gradient(
+    z, col, y, kept, lse, peak, coef, softcap, smoothing, uniform, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr
+):
+    d = peak * tl.exp(z - lse) - tl.where(col == y, 1 - smoothing, 0.0)
+    if SMOOTH:
+        d -= uniform
+    if SOFTCAP:
+        d *= 1 - (z / softcap) * (z / softcap)
+    return tl.where(kept, d * coef, 0.0)
 
 
 @jit
 def _kernel(
     logits_ptr, labels_ptr, coef_ptr, loss_ptr, lse_ptr, entropy_ptr, correct_ptr, stride, vocabulary,
     scale, softcap, z_loss, smoothing, ignore_index,
-    GRAD: tl.constexpr, KNOWN: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr, BLOCK: tl.constexpr,
+    GRAD: tl.constexpr, KNOWN: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr,
+    LANES: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
+    BLOCK: tl.constexpr = LANES * 8
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
+    at = tl.arange(0, LANES)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    whole = vocabulary // BLOCK * BLOCK
     label = tl.load(labels_ptr + row)
     kept = label != ignore_index
     y = tl.where(kept, label, 0)
@@ -82,44 +117,44 @@ def _kernel(
     else:
         # read before the loop's barriers: a warp that runs ahead overwrites logits below
         zy = _transform(tl.load(row_ptr + y), scale, softcap, SOFTCAP)
-        top = -1.0e38
-        total = 0.0
-        weighted = 0.0
-        plain = 0.0
-        for start in range(0, vocabulary, BLOCK):
-            col = start + tl.arange(0, BLOCK)
-            mask = col < vocabulary
-            z = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
-            new = tl.maximum(top, tl.max(tl.where(mask, z, -1.0e38), 0))
-            e = tl.where(mask, tl.exp(z - new), 0.0)
-            fade = tl.exp(top - new)
-            total = total * fade + tl.sum(e, 0)
-            weighted = weighted * fade + tl.sum(tl.where(e > 0, e * z, 0.0), 0)  # 0 * -inf
-            if SMOOTH:
-                plain += tl.sum(tl.where(mask, z, 0.0), 0)
-            top = new
-        lse = top + tl.log(total)
+        top = tl.full((LANES,), -1.0e29, tl.float32)
+        total = tl.zeros((LANES,), tl.float32)
+        weighted = tl.zeros((LANES,), tl.float32)
+        plain = tl.zeros((LANES,), tl.float32)
+        for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+            raw = tl.load(row_ptr + start + at, eviction_policy=KEEP)
+            z = _transform(raw, scale, softcap, SOFTCAP)
+            top, total, weighted, plain = _add(z, top, total, weighted, plain, SMOOTH)
+        if whole < vocabulary:
+            mask = whole + at < vocabulary
+            z = _transform(tl.load(row_ptr + whole + at, mask, other=0.0), scale, softcap, SOFTCAP)
+            top, total, weighted, plain = _add(tl.where(mask, z, -1.0e30), top, total, weighted, plain, SMOOTH)
+        highest = tl.max(top, 0)
+        fade = tl.exp(top - highest)
+        total_row = tl.sum(total * fade, 0)
+        lse = highest + tl.log(total_row)
         loss = lse - (1 - smoothing) * zy + z_loss * lse * lse
         if SMOOTH:
-            loss -= smoothing * plain / vocabulary
+            loss -= smoothing * tl.sum(plain, 0) / vocabulary
         tl.store(lse_ptr + row, lse)
         tl.store(loss_ptr + row, tl.where(kept, loss, 0.0))
-        tl.store(entropy_ptr + row, tl.where(kept, lse - weighted / total, 0.0))
-        tl.store(correct_ptr + row, tl.where(kept & (zy >= top), 1.0, 0.0))
+        tl.store(entropy_ptr + row, tl.where(kept, lse - tl.sum(weighted * fade, 0) / total_row, 0.0))
+        tl.store(correct_ptr + row, tl.where(kept & (zy >= highest), 1.0, 0.0))
     if GRAD:
         coef = tl.load(coef_ptr + row) * scale
         peak = 1 + 2 * z_loss * lse
-        for start in range(0, vocabulary, BLOCK):
-            col = start + tl.arange(0, BLOCK)
+        uniform = smoothing / vocabulary
+        if whole < vocabulary:
+            col = whole + at
             mask = col < vocabulary
             z = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
-            d = peak * tl.exp(z - lse) - tl.where(col == y, 1 - smoothing, 0.0)
-            if SMOOTH:
-                d -= smoothing / vocabulary
-            if SOFTCAP:
-                d *= 1 - (z / softcap) * (z / softcap)
-            d = tl.where(kept, d * coef, 0.0)
+            d = _gradient(z, col, y, kept, lse, peak, coef, softcap, smoothing, uniform, SOFTCAP, SMOOTH)
             tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), mask)
+        for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+            col = whole - BLOCK - start + at
+            z = _transform(tl.load(row_ptr + col), scale, softcap, SOFTCAP)
+            d = _gradient(z, col, y, kept, lse, peak, coef, softcap, smoothing, uniform, SOFTCAP, SMOOTH)
+            tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty))
 
 
 def _launch(logits, labels, coef, head, out, lse) -> None:
@@ -130,8 +165,8 @@ def _launch(logits, labels, coef, head, out, lse) -> None:
         logits, labels, out.loss if coef is None else coef, stats.loss, stats.lse, stats.entropy, stats.correct,
         logits.stride(0), vocabulary, head.logit_scale, head.softcap, head.z_loss, head.label_smoothing,
         head.ignore_index, GRAD=coef is not None, KNOWN=lse is not None, SOFTCAP=head.softcap != 0.0,
-        SMOOTH=head.label_smoothing != 0.0, BLOCK=min(table["block"], next_power_of_2(vocabulary)),
-        **FUSED, num_warps=table["warps"],
+        SMOOTH=head.label_smoothing != 0.0, LANES=max(1, min(table["block"], next_power_of_2(vocabulary)) // 8),
+        STAGES=table["stages"], KEEP=table["keep"], **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 

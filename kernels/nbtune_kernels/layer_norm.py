@@ -10,7 +10,20 @@ Ba, Kiros & Hinton 2016, arXiv 1607.06450.
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, compute_capability, flat_rows, jit, next_power_of_2, op, processors, rows, tl, use_triton
+from ._runtime import (
+    FUSED,
+    compute_capability,
+    flat_rows,
+    fresh,
+    jit,
+    next_power_of_2,
+    op,
+    row_stats,
+    rows,
+    tl,
+    use_triton,
+)
+from ._sums import Partials
 from .tables import launch, warps_for
 
 
@@ -52,7 +65,7 @@ def _forward_kernel(
 @jit
 def _backward_kernel(
     dy_ptr, x_ptr, w_ptr, res_ptr, mean_ptr, rstd_ptr, dx_ptr, part_ptr, g_stride, x_stride, r_stride, n_rows, width,
-    WEIGHT: tl.constexpr, RES: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr,
+    WEIGHT: tl.constexpr, RES: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, BLOCK)
     mask = cols < width
@@ -61,8 +74,8 @@ def _backward_kernel(
     if DW:
         dw = tl.zeros((BLOCK,), tl.float32)
         db = tl.zeros((BLOCK,), tl.float32)
-    row = tl.program_id(0).to(tl.int64)
-    while row < n_rows:
+    for index in tl.range(tl.program_id(0), n_rows, tl.num_programs(0), num_stages=STAGES):
+        row = tl.cast(index, tl.int64)
         g = tl.load(dy_ptr + row * g_stride + cols, mask, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + row * x_stride + cols, mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
@@ -76,7 +89,6 @@ def _backward_kernel(
         if RES:
             dx += tl.load(res_ptr + row * r_stride + cols, mask, other=0.0).to(tl.float32)
         tl.store(dx_ptr + row * width + cols, dx.to(dx_ptr.dtype.element_ty), mask)
-        row += tl.num_programs(0)
     if DW:
         at = part_ptr + tl.program_id(0).to(tl.int64) * 2 * width + cols
         tl.store(at, dw, mask)
@@ -97,19 +109,15 @@ def _launch_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -
     dy2, x2, width = flat_rows(dy), flat_rows(x), x.shape[-1]
     res = flat_rows(dresidual) if dresidual is not None else x2
     n, block, capability = x2.shape[0], next_power_of_2(width), compute_capability(x.device)
-    grid, part = n, rstd
-    if dweight is not None:
-        grid = min(n, processors(x.device) * launch("layer_norm_backward", capability)["programs_per_sm"])
-        part = torch.empty((grid, 2, width), dtype=torch.float32, device=x.device)
-    _backward_kernel[(grid,)](
-        dy2, x2, weight if weight is not None else x2, res, mean, rstd, dx, part, dy2.stride(0), x2.stride(0),
+    table = launch("layer_norm_backward", capability)
+    sums = Partials([] if dweight is None else [dweight, dbias], n, table["programs_per_sm"], rstd)
+    _backward_kernel[(sums.programs,)](
+        dy2, x2, weight if weight is not None else x2, res, mean, rstd, dx, sums.buffer, dy2.stride(0), x2.stride(0),
         res.stride(0), n, width, WEIGHT=weight is not None, RES=dresidual is not None, DW=dweight is not None,
-        BLOCK=block, **FUSED, num_warps=warps_for("layer_norm_backward", capability, block),
+        BLOCK=block, STAGES=table["stages"] if dweight is not None else 1, **FUSED,
+        num_warps=warps_for("layer_norm_backward", capability, block),
     )  # fmt: skip
-    if dweight is not None:
-        total = part.sum(0)
-        dweight.copy_(total[0])
-        dbias.copy_(total[1])
+    sums.total()
 
 
 # ---------------------------------------------------------------- plain torch
@@ -172,22 +180,16 @@ def _layer_norm_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbia
 # ---------------------------------------------------------------- public
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise the last dimension of `x [..., H]`; returns y in x's dtype, mean and rstd `[rows]` in fp32."""
-    y = _empty(x)
-    mean = torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
-    rstd = torch.empty_like(mean)
+    y, mean, rstd = fresh(x), row_stats(x), row_stats(x)
     _layer_norm(x, weight, bias, eps, y, mean, rstd)
     return y, mean, rstd
 
 
 def layer_norm_apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
     """y again, from x and the saved statistics."""
-    y = _empty(x)
+    y = fresh(x)
     _layer_norm_apply(x, weight, bias, mean, rstd, y)
     return y
 
@@ -203,7 +205,7 @@ def layer_norm_backward(
     dresidual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradient of `layer_norm`: dx (with `dresidual` added), and dweight, dbias in weight's dtype or None."""
-    dx = _empty(x)
+    dx = fresh(x)
     dweight = torch.empty_like(weight) if need_dweight and weight is not None else None
     dbias = None if dweight is None else torch.empty_like(dweight)
     _layer_norm_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias)

@@ -7,6 +7,7 @@ The gradients are made in the forward pass, while a chunk's logits are there. Th
 their gradient, so a chunk costs one `[rows, V]` buffer and three (two, with a frozen head) cuBLAS products.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -61,15 +62,32 @@ def chunk_rows(count: int, vocabulary: int, itemsize: int, device: torch.device)
     return min(limit, -(-even // 128) * 128) if limit >= 128 else limit
 
 
-def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
-    out = buffer[: h.shape[0]]
-    if bias is None:
-        return torch.mm(h, weight.t(), out=out)
-    return torch.addmm(bias, h, weight.t(), out=out)
+class Chunk(NamedTuple):
+    """Rows a to b of those that are used: their hidden states and logits."""
+
+    a: int
+    b: int
+    hidden: Tensor
+    logits: Tensor
 
 
-def _take(hidden: Tensor, rows: Tensor | None, a: int, b: int) -> Tensor:
-    return hidden[a:b] if rows is None else hidden.index_select(0, rows[a:b])
+def chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, count: int, chunk: int
+) -> Iterator[Chunk]:
+    """Logits of `count` rows, some at a time, in one buffer that is written over again and again."""
+    vocabulary = weight.shape[0]
+    size = chunk or chunk_rows(count, vocabulary, hidden.element_size(), hidden.device)
+    pitch = cdiv(vocabulary, 64) * 64 if hidden.is_cuda else vocabulary  # rows that start at 128 bytes
+    buffer = torch.empty((min(size, count), pitch), dtype=hidden.dtype, device=hidden.device)[:, :vocabulary]
+    for a in range(0, count, size):
+        b = min(a + size, count)
+        h = hidden[a:b] if rows is None else hidden.index_select(0, rows[a:b])
+        out = buffer[: b - a]
+        if bias is None:
+            torch.mm(h, weight.t(), out=out)
+        else:
+            torch.addmm(bias, h, weight.t(), out=out)
+        yield Chunk(a, b, h, out)
 
 
 @jit
@@ -141,14 +159,9 @@ def _linear_cross_entropy(
 ):
     options = Head(*head, ignore_index)  # type: ignore[call-arg]
     m = labels.shape[0]
-    stats = RowStats(*(torch.empty(m, dtype=torch.float32, device=hidden.device) for _ in range(4)))
+    stats = RowStats.empty(m, hidden.device)
     grads = _Gradients(hidden, weight, bias, rows, (need_dhidden, need_dweight))
-    size = chunk or chunk_rows(m, weight.shape[0], hidden.element_size(), hidden.device)
-    buffer = torch.empty((min(size, m), weight.shape[0]), dtype=hidden.dtype, device=hidden.device)
-    for a in range(0, m, size):
-        b = min(a + size, m)
-        h = _take(hidden, rows, a, b)
-        logits = _logits(h, weight, bias, buffer)
+    for a, b, h, logits in chunks(hidden, weight, bias, rows, m, chunk):
         part = RowStats(*(s[a:b] for s in stats))
         cross_entropy_rows_(logits, labels[a:b], None if coef is None else coef[a:b], options, part)
         if coef is not None:

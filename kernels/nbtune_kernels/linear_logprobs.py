@@ -14,7 +14,7 @@ from torch import Tensor
 from . import cross_entropy
 from ._runtime import op
 from .cross_entropy import Head, RowStats, cross_entropy_rows_
-from .linear_cross_entropy import _fake_gradients, _flat, _Gradients, _logits, _take, chunk_rows
+from .linear_cross_entropy import _fake_gradients, _flat, _Gradients, chunks
 
 
 def reference(
@@ -45,12 +45,8 @@ class LinearLogprobs(NamedTuple):
 def _linear_logprobs(hidden, weight, bias, labels, rows, softcap, logit_scale, ignore_index, chunk):
     head = Head(softcap, logit_scale, ignore_index=ignore_index)
     m = labels.shape[0]
-    stats = RowStats(*(torch.empty(m, dtype=torch.float32, device=hidden.device) for _ in range(4)))
-    size = chunk or chunk_rows(m, weight.shape[0], hidden.element_size(), hidden.device)
-    buffer = torch.empty((min(size, m), weight.shape[0]), dtype=hidden.dtype, device=hidden.device)
-    for a in range(0, m, size):
-        b = min(a + size, m)
-        logits = _logits(_take(hidden, rows, a, b), weight, bias, buffer)
+    stats = RowStats.empty(m, hidden.device)
+    for a, b, _, logits in chunks(hidden, weight, bias, rows, m, chunk):
         cross_entropy_rows_(logits, labels[a:b], None, head, RowStats(*(s[a:b] for s in stats)))
     return stats.loss.neg_(), stats.lse, stats.entropy, stats.correct
 
@@ -69,13 +65,8 @@ def _linear_logprobs_backward(
     head = Head(softcap, logit_scale, ignore_index=ignore_index)
     m = labels.shape[0]
     grads = _Gradients(hidden, weight, bias, rows, (need_dh, need_dw))
-    size = chunk or chunk_rows(m, weight.shape[0], hidden.element_size(), hidden.device)
-    buffer = torch.empty((min(size, m), weight.shape[0]), dtype=hidden.dtype, device=hidden.device)
     coef = dlogprobs.float().neg()
-    for a in range(0, m, size):
-        b = min(a + size, m)
-        h = _take(hidden, rows, a, b)
-        logits = _logits(h, weight, bias, buffer)
+    for a, b, h, logits in chunks(hidden, weight, bias, rows, m, chunk):
         none = RowStats(*(lse[a:b],) * 4)  # not written when lse is given
         cross_entropy_rows_(logits, labels[a:b], coef[a:b], head, none, lse=lse[a:b])
         grads.add(h, logits, labels, a, b, ignore_index)

@@ -20,16 +20,19 @@ from ._runtime import (
     FUSED,
     cdiv,
     compute_capability,
+    fresh,
     jit,
     next_power_of_2,
     op,
     processors,
     row_layout,
     row_start,
+    row_stats,
     rows,
     tl,
     use_triton,
 )
+from ._sums import Partials
 from .tables import launch, warps_for
 
 
@@ -52,35 +55,38 @@ def reference(
 def _forward_kernel(
     x_ptr, w_ptr, res_ptr, y_ptr, h_ptr, rstd_ptr, n_rows, width, eps, offset, scale,
     x_inner, x_outer, x_step, r_inner, r_outer, r_step, y_inner, y_outer, y_step, h_inner, h_outer, h_step,
-    PRE: tl.constexpr, POST: tl.constexpr, WEIGHT: tl.constexpr, CAST: tl.constexpr, KNOWN: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+    blocks, PRE: tl.constexpr, POST: tl.constexpr, WEIGHT: tl.constexpr, CAST: tl.constexpr, KNOWN: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     cols = tl.arange(0, BLOCK_H)[None, :]
-    live = row < n_rows
-    mask = live[:, None] & (cols < width)
-    raw = tl.load(x_ptr + row_start(row, x_inner, x_outer, x_step)[:, None] + cols, mask, other=0.0)
-    h = raw.to(tl.float32)
-    if PRE or POST:
-        r = tl.load(res_ptr + row_start(row, r_inner, r_outer, r_step)[:, None] + cols, mask, other=0.0).to(tl.float32)
-    if PRE:
-        rounded = (r + scale * h).to(x_ptr.dtype.element_ty)
-        tl.store(h_ptr + row_start(row, h_inner, h_outer, h_step)[:, None] + cols, rounded, mask)
-        h = rounded.to(tl.float32)
-    if KNOWN:
-        rstd = tl.load(rstd_ptr + row, live, other=0.0)
-    else:
-        rstd = 1.0 / tl.sqrt(tl.sum(h * h, 1) / width + eps)
-        tl.store(rstd_ptr + row, rstd, live)
-    y = h * rstd[:, None]
     if WEIGHT:
         w = tl.load(w_ptr + cols, cols < width, other=0.0).to(tl.float32) + offset
-        if CAST:
-            y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-        y = y * w
-    if POST:
-        y = y.to(x_ptr.dtype.element_ty).to(tl.float32) + r
-    tl.store(y_ptr + row_start(row, y_inner, y_outer, y_step)[:, None] + cols, y.to(y_ptr.dtype.element_ty), mask)
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
+        row = (block * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+        live = row < n_rows
+        mask = live[:, None] & (cols < width)
+        raw = tl.load(x_ptr + row_start(row, x_inner, x_outer, x_step)[:, None] + cols, mask, other=0.0)
+        h = raw.to(tl.float32)
+        if PRE or POST:
+            at = row_start(row, r_inner, r_outer, r_step)[:, None] + cols
+            r = tl.load(res_ptr + at, mask, other=0.0).to(tl.float32)
+        if PRE:
+            rounded = (r + scale * h).to(x_ptr.dtype.element_ty)
+            tl.store(h_ptr + row_start(row, h_inner, h_outer, h_step)[:, None] + cols, rounded, mask)
+            h = rounded.to(tl.float32)
+        if KNOWN:
+            rstd = tl.load(rstd_ptr + row, live, other=0.0)
+        else:
+            rstd = 1.0 / tl.sqrt(tl.sum(h * h, 1) / width + eps)
+            tl.store(rstd_ptr + row, rstd, live)
+        y = h * rstd[:, None]
+        if WEIGHT:
+            if CAST:
+                y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+            y = y * w
+        if POST:
+            y = y.to(x_ptr.dtype.element_ty).to(tl.float32) + r
+        tl.store(y_ptr + row_start(row, y_inner, y_outer, y_step)[:, None] + cols, y.to(y_ptr.dtype.element_ty), mask)
 
 
 @jit
@@ -88,7 +94,7 @@ def _backward_kernel(
     dy_ptr, x_ptr, w_ptr, res_ptr, rstd_ptr, dx_ptr, part_ptr, n_rows, width, offset,
     g_inner, g_outer, g_step, x_inner, x_outer, x_step, r_inner, r_outer, r_step, d_inner, d_outer, d_step, blocks,
     WEIGHT: tl.constexpr, CAST: tl.constexpr, RES: tl.constexpr, DW: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, BLOCK_H)[None, :]
     inside = cols < width
@@ -96,8 +102,8 @@ def _backward_kernel(
         w = tl.load(w_ptr + cols, inside, other=0.0).to(tl.float32) + offset
     if DW:
         dw = tl.zeros((BLOCK_R, BLOCK_H), tl.float32)
-    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        row = tl.arange(0, BLOCK_R).to(tl.int64) + block * BLOCK_R
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
+        row = (block * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
         live = row < n_rows
         mask = live[:, None] & inside
         g = tl.load(dy_ptr + row_start(row, g_inner, g_outer, g_step)[:, None] + cols, mask, other=0.0).to(tl.float32)
@@ -131,12 +137,15 @@ def _launch_forward(x, weight, residual, eps, offset, cast, scale, post, y, h, r
     hs = row_layout(h, written=True) if h is not None else xs
     n, width = rstd.shape[0], x.shape[-1]
     block_r, block_h = _tile(width)
-    _forward_kernel[(cdiv(n, block_r),)](
+    blocks, capability = cdiv(n, block_r), compute_capability(x.device)
+    table = launch("rms_norm", capability)
+    programs = min(blocks, table["programs_per_sm"] * processors(x.device)) or blocks
+    _forward_kernel[(programs,)](
         xs.tensor, weight if weight is not None else x, rs.tensor, y, hs.tensor, rstd, n, width, eps, offset, scale,
-        *xs[1:], *rs[1:], *ys[1:], *hs[1:],
+        *xs[1:], *rs[1:], *ys[1:], *hs[1:], blocks,
         PRE=residual is not None and not post, POST=residual is not None and post, WEIGHT=weight is not None, CAST=cast,
-        KNOWN=known, BLOCK_R=block_r, BLOCK_H=block_h,
-        **FUSED, num_warps=warps_for("rms_norm", compute_capability(x.device), block_r * block_h),
+        KNOWN=known, BLOCK_R=block_r, BLOCK_H=block_h, STAGES=table["stages"],
+        **FUSED, num_warps=warps_for("rms_norm", capability, block_r * block_h),
     )  # fmt: skip
 
 
@@ -146,19 +155,16 @@ def _launch_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) 
     n, width = rstd.shape[0], x.shape[-1]
     block_r, block_h = _tile(width)
     blocks, capability = cdiv(n, block_r), compute_capability(x.device)
-    grid, part = blocks, rstd
-    if dweight is not None:
-        grid = min(blocks, processors(x.device) * launch("rms_norm_backward", capability)["programs_per_sm"])
-        part = torch.empty((grid, width), dtype=torch.float32, device=x.device)
-    _backward_kernel[(grid,)](
-        gs.tensor, xs.tensor, weight if weight is not None else x, rs.tensor, rstd, dx, part, n, width, offset,
+    table = launch("rms_norm_backward", capability)
+    sums = Partials([] if dweight is None else [dweight], blocks, table["programs_per_sm"], rstd)
+    _backward_kernel[(sums.programs,)](
+        gs.tensor, xs.tensor, weight if weight is not None else x, rs.tensor, rstd, dx, sums.buffer, n, width, offset,
         *gs[1:], *xs[1:], *rs[1:], *ds[1:], blocks,
         WEIGHT=weight is not None, CAST=cast, RES=dresidual is not None, DW=dweight is not None,
-        BLOCK_R=block_r, BLOCK_H=block_h, **FUSED,
+        BLOCK_R=block_r, BLOCK_H=block_h, STAGES=table["stages"] if dweight is not None else 1, **FUSED,
         num_warps=warps_for("rms_norm_backward", capability, block_r * block_h),
     )  # fmt: skip
-    if dweight is not None:
-        dweight.copy_(part.sum(0))
+    sums.total()
 
 
 # ---------------------------------------------------------------- plain torch
@@ -231,14 +237,6 @@ def _rms_norm_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight
 # ---------------------------------------------------------------- public
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _stats(x: Tensor) -> Tensor:
-    return torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
-
-
 def rms_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -261,7 +259,7 @@ def rms_norm(
     Returns:
         y in x's dtype, and rstd `[rows]` in fp32 for the backward pass.
     """
-    y, rstd = _empty(x) if out is None else out, _stats(x)
+    y, rstd = fresh(x) if out is None else out, row_stats(x)
     _rms_norm(x, weight, None, eps, offset, cast_before_mul, 1.0, False, y, None, rstd)
     return y, rstd
 
@@ -287,7 +285,7 @@ def add_rms_norm(
     Returns:
         y, h, rstd.
     """
-    y, h, rstd = _empty(x) if out is None else out, _empty(x) if out_residual is None else out_residual, _stats(x)
+    y, h, rstd = fresh(x) if out is None else out, fresh(x) if out_residual is None else out_residual, row_stats(x)
     _rms_norm(x, weight, residual, eps, offset, cast_before_mul, scale, False, y, h, rstd)
     return y, h, rstd
 
@@ -303,7 +301,7 @@ def rms_norm_add(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`residual + rms_norm(x)` (Gemma 2's and OLMo 2's post-norms). `out` may be `residual`. Returns z, rstd."""
-    z, rstd = _empty(x) if out is None else out, _stats(x)
+    z, rstd = fresh(x) if out is None else out, row_stats(x)
     _rms_norm(x, weight, residual, eps, offset, cast_before_mul, 1.0, True, z, None, rstd)
     return z, rstd
 
@@ -318,7 +316,7 @@ def rms_norm_apply(
     out: Tensor | None = None,
 ) -> Tensor:
     """y again, from x and the saved rstd `[rows]`: the forward pass's bits. For blocks that do not keep y."""
-    y = _empty(x) if out is None else out
+    y = fresh(x) if out is None else out
     _rms_norm_apply(x, weight, rstd, offset, cast_before_mul, y)
     return y
 
@@ -347,7 +345,7 @@ def rms_norm_backward(
     Returns:
         dx in x's dtype, dweight in weight's dtype or None.
     """
-    dx = _empty(x) if out is None else out
+    dx = fresh(x) if out is None else out
     dweight = torch.empty_like(weight) if need_dweight and weight is not None else None
     _rms_norm_backward(dy, x, weight, rstd, offset, cast_before_mul, dresidual, dx, dweight)
     return dx, dweight

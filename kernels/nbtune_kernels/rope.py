@@ -11,7 +11,7 @@ Only the first R = `rotary_dim` elements of a head turn. Su et al. 2021, arXiv 2
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, compute_capability, jit, next_power_of_2, op, tl, use_triton
+from ._runtime import FUSED, cdiv, compute_capability, fresh, jit, next_power_of_2, op, tl, use_triton
 from .tables import launch
 
 
@@ -27,55 +27,56 @@ def reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, ro
     return torch.cat((out.to(x.dtype), rest), -1)
 
 
-# ---------------------------------------------------------------- Triton: a program turns all heads of one token
+# ---------------------------------------------------------------- Triton: a program turns some heads of one token
 
 
 @jit
 def _rotate_heads(
-    x_ptr, out_ptr, x_head, out_head, cos, sin, heads, half,
+    x_ptr, out_ptr, x_head, out_head, cos, sin, first_head, heads, half,
     DIM: tl.constexpr, INTERLEAVED: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     pair = tl.arange(0, HALF)[None, :]
     first = 2 * pair if INTERLEAVED else pair
     second = first + 1 if INTERLEAVED else pair + half
-    for start in range(0, heads, HEADS):
-        head = start + tl.arange(0, HEADS)[:, None]
-        mask = (head < heads) & (pair < half)
-        a = tl.load(x_ptr + head * x_head + first, mask, other=0.0).to(tl.float32)
-        b = tl.load(x_ptr + head * x_head + second, mask, other=0.0).to(tl.float32)
-        tl.store(out_ptr + head * out_head + first, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask)
-        tl.store(out_ptr + head * out_head + second, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask)
-        if REST > 0:  # out of place: the part of each head that does not turn
-            col = 2 * half + tl.arange(0, REST)[None, :]
-            keep = (head < heads) & (col < DIM)
-            tl.store(out_ptr + head * out_head + col, tl.load(x_ptr + head * x_head + col, keep, other=0.0), keep)
+    head = first_head + tl.arange(0, HEADS)[:, None]
+    mask = (head < heads) & (pair < half)
+    a = tl.load(x_ptr + head * x_head + first, mask, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + head * x_head + second, mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + head * out_head + first, (a * cos - b * sin).to(out_ptr.dtype.element_ty), mask)
+    tl.store(out_ptr + head * out_head + second, (b * cos + a * sin).to(out_ptr.dtype.element_ty), mask)
+    if REST > 0:  # out of place: the part of each head that does not turn
+        col = 2 * half + tl.arange(0, REST)[None, :]
+        keep = (head < heads) & (col < DIM)
+        tl.store(out_ptr + head * out_head + col, tl.load(x_ptr + head * x_head + col, keep, other=0.0), keep)
 
 
 @jit
 def _kernel(
-    q_ptr, k_ptr, oq_ptr, ok_ptr, cos_ptr, sin_ptr, length, q_heads, k_heads, half,
+    q_ptr, k_ptr, oq_ptr, ok_ptr, cos_ptr, sin_ptr, length, q_heads, k_heads, half, q_groups, groups,
     q_batch, q_token, q_head, k_batch, k_token, k_head, oq_batch, oq_token, oq_head, ok_batch, ok_token, ok_head,
     c_batch, c_token, c_step,
     DIM: tl.constexpr, INTERLEAVED: tl.constexpr, INVERSE: tl.constexpr, REST: tl.constexpr,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, HALF: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    batch = program // length
-    token = program % length
+    index = tl.program_id(0) // groups
+    group = tl.program_id(0) % groups
+    batch = (index // length).to(tl.int64)
+    token = (index % length).to(tl.int64)
     pair = tl.arange(0, HALF)[None, :]
     at = batch * c_batch + token * c_token + pair * c_step
     cos = tl.load(cos_ptr + at, pair < half, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + at, pair < half, other=0.0).to(tl.float32)
     if INVERSE:
         sin = -sin
-    _rotate_heads(
-        q_ptr + batch * q_batch + token * q_token, oq_ptr + batch * oq_batch + token * oq_token, q_head, oq_head,
-        cos, sin, q_heads, half, DIM, INTERLEAVED, REST, Q_HEADS, HALF,
-    )  # fmt: skip
-    if K_HEADS > 0:
+    if group < q_groups:
+        _rotate_heads(
+            q_ptr + batch * q_batch + token * q_token, oq_ptr + batch * oq_batch + token * oq_token, q_head, oq_head,
+            cos, sin, group * HEADS, q_heads, half, DIM, INTERLEAVED, REST, HEADS, HALF,
+        )  # fmt: skip
+    else:
         _rotate_heads(
             k_ptr + batch * k_batch + token * k_token, ok_ptr + batch * ok_batch + token * ok_token, k_head, ok_head,
-            cos, sin, k_heads, half, DIM, INTERLEAVED, REST, K_HEADS, HALF,
+            cos, sin, (group - q_groups) * HEADS, k_heads, half, DIM, INTERLEAVED, REST, HEADS, HALF,
         )  # fmt: skip
 
 
@@ -86,13 +87,15 @@ def _launch(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
     k2, ok2 = (q, out_q) if k is None else (k, out_k)
     k_heads = 0 if k is None else k.shape[2]
     rest = next_power_of_2(dim - r) if r < dim and out_q is not q else 0
-    _kernel[(batch * length,)](
-        q, k2, out_q, ok2, cos, sin, length, q_heads, k_heads, r // 2,
+    table = launch("rope", compute_capability(q.device))
+    heads = min(table["heads"], next_power_of_2(q_heads))
+    q_groups, groups = cdiv(q_heads, heads), cdiv(q_heads, heads) + cdiv(k_heads, heads)
+    _kernel[(batch * length * groups,)](
+        q, k2, out_q, ok2, cos, sin, length, q_heads, k_heads, r // 2, q_groups, groups,
         *q.stride()[:3], *k2.stride()[:3], *out_q.stride()[:3], *ok2.stride()[:3],
         cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), 2 if interleaved and cos.shape[-1] == r else 1,
         DIM=dim, INTERLEAVED=interleaved, INVERSE=inverse, REST=rest,
-        Q_HEADS=min(32, next_power_of_2(q_heads)), K_HEADS=min(32, next_power_of_2(k_heads)) if k_heads else 0,
-        HALF=next_power_of_2(r // 2), **FUSED, num_warps=launch("rope", compute_capability(q.device))["warps"],
+        HEADS=heads, HALF=next_power_of_2(r // 2), **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 
@@ -149,10 +152,6 @@ def _rope_inplace(q, k, cos, sin, rotary_dim, interleaved, inverse):
 # ---------------------------------------------------------------- public
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 def rope(
     q: Tensor,
     k: Tensor | None,
@@ -187,6 +186,6 @@ def rope(
     if inplace:
         _rope_inplace(q, k, cos, sin, r, interleaved, inverse)
         return q, k
-    out_q, out_k = _empty(q), None if k is None else _empty(k)
+    out_q, out_k = fresh(q), None if k is None else fresh(k)
     _rope(q, k, cos, sin, r, interleaved, inverse, out_q, out_k)
     return out_q, out_k

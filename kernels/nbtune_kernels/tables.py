@@ -9,14 +9,14 @@ from typing import Any
 
 # Elements a warp handles at once in the row kernels; columns of a block; stages of the pipelined loops.
 DEFAULT: dict[str, dict[str, Any]] = {
-    "rms_norm": {"per_warp": 1024, "max_warps": 8},
-    "rms_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4},
+    "rms_norm": {"per_warp": 1024, "max_warps": 8, "programs_per_sm": 0, "stages": 1},
+    "rms_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4, "stages": 1},
     "layer_norm": {"per_warp": 1024, "max_warps": 8},
-    "layer_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4},
-    "rope": {"warps": 4},
+    "layer_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4, "stages": 1},
+    "rope": {"heads": 8, "warps": 1},
     "act_mul": {"block": 2048, "warps": 4},
     "act_mul_backward": {"block": 1024, "warps": 4},
-    "cross_entropy": {"block": 4096, "warps": 8},
+    "cross_entropy": {"block": 8192, "warps": 16, "stages": 3, "keep": ""},
     "dropout": {"block": 1024, "warps": 4},
     "adamw": {"block": 1024, "warps": 4},
     # min_rows: below it cuBLAS makes the product, as it always does where tl.dot has no tensor cores (< sm_80).

@@ -19,8 +19,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 MODULES = (
-    "activation", "adamw", "cross_entropy", "dropout", "layer_norm", "linear_cross_entropy", "lora", "lora_kernels",
-    "rms_norm", "rope",
+    "_sums", "activation", "adamw", "cross_entropy", "dropout", "layer_norm", "linear_cross_entropy", "lora",
+    "lora_kernels", "rms_norm", "rope",
 )  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
