@@ -5,7 +5,8 @@
     step.update(1e-4)
 
 Where shapes repeat on a CUDA device, forward and backward of a micro-batch are one graph, and so is the update. The
-first two steps of a shape run without one (kernels compile, libraries choose), as real steps; nothing runs twice.
+first two steps of a shape run without one (kernels compile, libraries choose), as real steps; nothing runs twice. Shapes that
+are rare, or come when memory is short, go on without one.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import torch
 from nbtune_kernels import FusedAdamW
 from torch import Tensor, nn
 
-from nbtune.device import record, replayable
+from nbtune.device import describe, memory_use, record, replayable, send
 from nbtune.models.accelerate.linear import Sink
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["TrainStep"]
 
 _RUNS_BEFORE_RECORDING = 2
+_MOST_RECORDINGS = 32
+_ROOM = 2.1  # a recording keeps its memory, and a shape that is not recorded needs as much beside it
 
 
 class TrainStep:
@@ -61,6 +64,7 @@ class TrainStep:
         self._seen: dict[Any, int] = {}
         self._recorded: dict[Any, tuple[Any, dict[str, Any], Any]] = {}
         self._pool: Any = None
+        self._roomy: bool | None = None
 
     def accumulate(self, inputs: dict[str, Any], *, first: bool = True) -> Tensor:
         """Forward and backward of one micro-batch; returns its loss (a scalar on the device).
@@ -109,15 +113,24 @@ class TrainStep:
             parts += torch._foreach_norm([p.grad for p in self._plain])
         return torch.linalg.vector_norm(torch.stack([p.float() for p in parts]))
 
+    def _may_record(self) -> bool:
+        if len(self._recorded) >= _MOST_RECORDINGS:
+            return False
+        if self._pool is None and self._roomy is None:
+            use = memory_use(self.device)
+            room = describe(self.device).free + use.reserved - use.allocated
+            self._roomy = room >= _ROOM * (use.peak - use.allocated)
+        return self._roomy is not False
+
     def _here(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return {k: send(v, self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
     def _run(self, key: Any, inputs: dict[str, Any], work: Any) -> Any:
         if not self._graphs:
             return work(self._here(inputs))
         if key not in self._recorded:
             self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= _RUNS_BEFORE_RECORDING:
+            if self._seen[key] <= _RUNS_BEFORE_RECORDING or not self._may_record():
                 return work(self._here(inputs))
             still = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._here(inputs).items()}
             graph, result = record(lambda: work(still), self.device, beside=self._pool)

@@ -39,11 +39,16 @@ class Norm:
     eps: float
     offset: float = 0.0
     cast: bool = True
+    module: nn.Module | None = None
     _factor: tuple[Tensor, int, int] | None = None
 
     @property
     def how(self) -> dict[str, Any]:
         return {"offset": self.offset, "cast_before_mul": self.cast}
+
+    def refresh(self) -> None:
+        """Reads the weight from its module again."""
+        self.weight = self.module.weight  # type: ignore[union-attr, assignment]
 
     def factor(self) -> Tensor:
         """What a normalised row is multiplied with, fp32 `[H]`; made once for a frozen weight."""
@@ -92,6 +97,7 @@ class Layer:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     policy: MemoryPolicy = "keep"
+    sharded: bool = False  # its parameters may be other tensors at each call
     lane: Lane = field(default_factory=Lane)
     parking: Parking | None = None
 
@@ -104,6 +110,15 @@ class Layer:
 
     def norms(self) -> list[Norm]:
         return [n for n in (self.norm1, self.norm2, self.q_norm, self.k_norm) if n is not None]
+
+    def refresh(self) -> None:
+        """Reads its parameters from the modules again, where these may have changed."""
+        if self.sharded:
+            for norm in self.norms():
+                norm.refresh()
+            for group in self.groups():
+                for m in group.members:
+                    m.refresh()
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained in the layer, in the order of `backward`'s gradients."""
@@ -376,6 +391,7 @@ class LayerFunction(torch.autograd.Function):
         x, a, cos, sin = ctx.saved_tensors
         if ctx.halves is None:
             raise RuntimeError("an accelerated layer keeps its activations for one backward only")
+        layer.refresh()
         if a is None:
             ha, ticket = ctx.halves
             x = x if ticket is None else layer.parking.fetch(ticket)  # type: ignore[union-attr]

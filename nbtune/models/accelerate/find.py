@@ -69,7 +69,7 @@ def find_norm(module: nn.Module | None, width: int) -> Norm:
     best = min(errors, key=lambda k: errors[k])
     if not errors[best] < tolerance(weight.dtype) / 3:
         raise LeftAlone("one of its norms does not agree with any RMSNorm that is known")
-    return Norm(weight, float(eps), best[0], best[1])
+    return Norm(weight, float(eps), best[0], best[1], module)
 
 
 def relative_error(x: Tensor, truth: Tensor) -> float:
@@ -79,8 +79,13 @@ def relative_error(x: Tensor, truth: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def find_layer(layer: nn.Module, policy: MemoryPolicy) -> Layer:
+def find_layer(layer: nn.Module, policy: MemoryPolicy, sharded: bool = False) -> Layer:
     """Reads a pre-norm decoder layer: RMSNorm, rotary attention, RMSNorm, gated MLP.
+
+    Args:
+        layer: a module of the model's list of layers.
+        policy: what it keeps for its backward.
+        sharded: its parameters are going to be sharded.
 
     Raises:
         LeftAlone: it is something else, with the reason.
@@ -93,8 +98,8 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy) -> Layer:
         raise LeftAlone(f"its norms are {', '.join(norms) or 'not there'}: not one before each half")
     qkv = _children(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
     gate_up = _children(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",))
-    qkv_group, out = group_of(qkv), group_of(_children(attention, ("o_proj",)))
-    gu_group, down = group_of(gate_up), group_of(_children(mlp, ("down_proj",)))
+    qkv_group, out = group_of(qkv, sharded), group_of(_children(attention, ("o_proj",)), sharded)
+    gu_group, down = group_of(gate_up, sharded), group_of(_children(mlp, ("down_proj",)), sharded)
     if {type(m) for m in (*attention.modules(), *mlp.modules())} & {nn.Dropout} and _has_dropout(layer):
         raise LeftAlone("it drops parts of its hidden states while training")
     heads, kv_heads, dim = _head_counts(attention, qkv_group, out)
@@ -124,6 +129,7 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy) -> Layer:
         q_norm=q_norm,
         k_norm=k_norm,
         policy=policy,
+        sharded=sharded,
     )
 
 

@@ -65,7 +65,7 @@ class Handle:
         self.layers.clear()
 
 
-def accelerate(model: nn.Module, policy: MemoryPolicy = "keep") -> Handle:
+def accelerate(model: nn.Module, policy: MemoryPolicy = "keep", *, sharded: bool = False) -> Handle:
     """Replaces `forward` on the blocks of this very model that are understood, and only there.
 
     Every kind of block is compared with its stock forward first; one that disagrees is left alone: slower, never wrong.
@@ -74,6 +74,8 @@ def accelerate(model: nn.Module, policy: MemoryPolicy = "keep") -> Handle:
     Args:
         model: a transformers causal language model, or peft's wrapper around one. What is trained must be decided.
         policy: what blocks keep for their backward.
+        sharded: `fully_shard` is going to be called on its layers: weights are then read whenever a layer runs, and not
+            stacked once. (Under DDP it isn't needed.)
     """
     if policy not in MEMORY_POLICIES:
         raise ValueError(f"unknown memory policy {policy!r}; known: {', '.join(MEMORY_POLICIES)}")
@@ -84,7 +86,7 @@ def accelerate(model: nn.Module, policy: MemoryPolicy = "keep") -> Handle:
         handle.report.left["model"] = "it has no list of decoder layers"
         return handle
     stock_loss = _tiny_loss(lm)
-    _take_layers(inner, policy, handle)
+    _take_layers(inner, policy, handle, sharded)
     _take_norm(inner, handle)
     _take_head(lm, inner, handle)
     ours = _tiny_loss(lm) if handle.undo else stock_loss
@@ -123,7 +125,7 @@ def _tiny_loss(lm: Any) -> float:
 # ---------------------------------------------------------------- layers
 
 
-def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None:
+def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle, sharded: bool) -> None:
     modules = list(decoder_layers(inner))
     inputs: Inputs | None = None
     probed: set[Any] = set()
@@ -131,7 +133,7 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle) -> None
     shared: dict[Any, Tensor] = {}
     for i, (name, module) in enumerate(modules):
         try:
-            layer = find_layer(module, policy)
+            layer = find_layer(module, policy, sharded)
             inputs = inputs or probe_inputs(inner, layer.qkv)
             for group in layer.groups():
                 group.attach(shared)
@@ -172,9 +174,10 @@ def _describe(layer: Layer) -> str:
     return f"{shape}, {layer.act} MLP of {layer.down.inputs}, {what}, stacked"
 
 
-def _replace(module: nn.Module, forward: Callable[..., Any], handle: Handle) -> None:
+def _replace(module: nn.Module, forward: Callable[..., Any], handle: Handle, whole: bool = True) -> None:
+    """Puts `forward` onto the module. torch.compile takes what is around it, and what it calls unless `whole`."""
     own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = torch.compiler.disable(forward, recursive=whole)
 
     def undo() -> None:
         if own is not None:
@@ -201,7 +204,10 @@ def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
         angles = kwargs.get("position_embeddings")
         if packing is _UNKNOWN or angles is None:
             return stock(hidden_states, *args, **kwargs)
-        out = LayerFunction.apply(layer, hidden_states, *angles, packing, *parameters)
+        if layer.sharded:
+            layer.refresh()
+        trained = layer.parameters() if layer.sharded else parameters
+        out = LayerFunction.apply(layer, hidden_states, *angles, packing, *trained)
         return (out,) if as_tuple else out
 
     return forward
@@ -231,7 +237,7 @@ class _Prepare:
 
     def __init__(self, layers: list[Layer], whole: bool, window: int | None):
         self.layers, self.whole, self.window = layers, whole, window
-        self.device = layers[0].norm1.weight.device
+        self.device = layers[0].qkv.device
         self.sync = LoraSync([p for layer in layers for g in layer.groups() for p in g.sync_pairs])
 
     def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -277,7 +283,7 @@ def _take_norm(inner: nn.Module, handle: Handle) -> None:
         handle.report.left["norm"] = str(e)
         return
     assert module is not None
-    _replace(module, lambda hidden_states: NormFunction.apply(norm, hidden_states, norm.weight), handle)
+    _replace(module, lambda hidden_states: NormFunction.apply(norm, hidden_states, module.weight), handle)
     handle.report.taken["norm"] = "RMSNorm"
 
 
@@ -287,12 +293,13 @@ def _take_head(lm: nn.Module, inner: nn.Module, handle: Handle) -> None:
     except LeftAlone as e:
         handle.report.left["head"] = str(e)
         return
-    _replace(lm, _lm_forward(lm, inner, head), handle)
+    _replace(lm, _lm_forward(lm, inner, head), handle, whole=False)
     handle.report.taken["head"] = "cross-entropy of trained rows in chunks, no logits"
 
 
 def _lm_forward(lm: Any, inner: nn.Module, head: Head) -> Callable[..., Any]:
     stock = lm.forward
+    inputs_of, loss_of = torch.compiler.disable(loss_inputs), torch.compiler.disable(head.loss)
 
     def forward(input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         labels = kwargs.get("labels")
@@ -304,8 +311,8 @@ def _lm_forward(lm: Any, inner: nn.Module, head: Head) -> Callable[..., Any]:
 
         rest = {k: v for k, v in kwargs.items() if k not in ("labels", "logits_to_keep", "return_dict")}
         num_items = rest.pop("num_items_in_batch", None)
-        targets = loss_inputs(labels, rest)
+        targets = inputs_of(labels, rest)
         hidden = inner(input_ids=input_ids, **{**rest, "use_cache": False, "return_dict": True}).last_hidden_state
-        return CausalLMOutputWithPast(loss=head.loss(hidden, targets(), num_items))
+        return CausalLMOutputWithPast(loss=loss_of(hidden, targets(), num_items))
 
     return forward

@@ -40,6 +40,13 @@ class Member:
     a: nn.Parameter | None = None
     b: nn.Parameter | None = None
     scaling: float = 0.0
+    adapter: str = ""
+
+    def refresh(self) -> None:
+        """Reads its trained LoRA again: sharding puts other tensors into the modules."""
+        if self.adapter:
+            lora: Any = self.module
+            self.a, self.b = lora.lora_A[self.adapter].weight, lora.lora_B[self.adapter].weight
 
     @property
     def rank(self) -> int:
@@ -68,7 +75,7 @@ def member(module: nn.Module) -> Member:
         raise LeftAlone("its adapter is a variant of LoRA (DoRA or the like)")
     if not isinstance(lora.lora_dropout[name], nn.Identity):
         raise LeftAlone("LoRA dropout draws one mask for each layer")
-    return Member(module, base, lora.lora_A[name].weight, lora.lora_B[name].weight, float(lora.scaling[name]))
+    return Member(module, base, lora.lora_A[name].weight, lora.lora_B[name].weight, float(lora.scaling[name]), name)
 
 
 def is_four_bit(base: Any) -> bool:

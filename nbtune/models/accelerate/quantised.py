@@ -9,18 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, is_four_bit, wide
+from nbtune.models.accelerate.sharded import ShardedGroup
 
 __all__ = ["QuantisedGroup", "group_of"]
 
 
-def group_of(modules: list[nn.Module]) -> LinearGroup:
-    """The group that fits the layers' weights.
+def group_of(modules: list[nn.Module], sharded: bool = False) -> LinearGroup:
+    """The group that fits the layers' weights, and whether these are going to be sharded.
 
     Raises:
         LeftAlone: see `LinearGroup`.
     """
     four_bit = [is_four_bit(getattr(m, "base_layer", m)) for m in modules]
-    return QuantisedGroup(modules) if all(four_bit) else LinearGroup(modules)
+    if all(four_bit):
+        if sharded:
+            raise LeftAlone("its quantised weights are going to be sharded")
+        return QuantisedGroup(modules)
+    return ShardedGroup(modules) if sharded else LinearGroup(modules)
 
 
 class QuantisedGroup(LinearGroup):
