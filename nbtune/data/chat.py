@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +19,7 @@ import jinja2
 from nbtune.data.controls import Controls
 from nbtune.data.provenance import MARK, OTHER, Span, plain, spans_of
 from nbtune.data.rendering import compile_template, render
+from nbtune.data.shortcuts import Rendered, Shortcuts
 from nbtune.errors import DataError
 
 __all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "Rendered", "template_text"]
@@ -33,23 +33,6 @@ PLAIN_TEMPLATE = (
 )
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SAY = ("qzuserzq", "qzanswerzq")
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text.
-
-    Attributes:
-        text: what is encoded.
-        spans: (start, end, message) of the characters that came from the data.
-        trained: (start, end, message) of the stretches with a loss, in characters.
-        unended: numbers of assistant messages behind which no terminator stands.
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    trained: tuple[Span, ...]
-    unended: tuple[int, ...] = ()
 
 
 def template_text(tokenizer: Any) -> str | None:
@@ -93,6 +76,7 @@ class ChatTemplate:
         controls = Controls(tokenizer)
         self._learn(controls)
         self.controls = Controls(tokenizer, extra=self._turn_tokens(controls))
+        self._shortcuts = Shortcuts(text, self.variables, self._in_full, self._is_clean, self.appended)
 
     def _learn(self, controls: Controls) -> None:
         self.as_parts = False
@@ -191,11 +175,21 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Rendered:
-        """One conversation, rendered once.
+        """One conversation, rendered once; by a shortcut (`nbtune.data.shortcuts`) where rows of its shape were seen.
 
         Raises:
             DataError: the template refuses the conversation, or a message's place in it cannot be found.
         """
+        if tools or self.as_parts or not messages:
+            return self._in_full(messages, tools)
+        return self._shortcuts.render(messages)
+
+    def _is_clean(self, rendered: Rendered) -> bool:
+        return not self.controls.forged(rendered.text, rendered.spans)
+
+    def _in_full(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Rendered:
         if self.as_parts:
             messages = [_with_parts(message) for message in messages]
         try:

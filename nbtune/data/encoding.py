@@ -10,8 +10,9 @@ import numpy as np
 
 from nbtune.data.chat import ChatTemplate, Rendered
 from nbtune.data.formats import Chat, Parts
-from nbtune.data.places import ByteLengths, OffsetPlaces
+from nbtune.data.places import ByteLengths, BytePlaces, OffsetPlaces, covered
 from nbtune.data.provenance import Span
+from nbtune.data.words import Words
 from nbtune.errors import DataError
 
 __all__ = ["Encoder", "Job"]
@@ -57,6 +58,7 @@ class Encoder:
         self.controls = template.controls if template else Controls(tokenizer)
         self.backend = _without_limits(backend)
         self.lengths = ByteLengths(self.backend)
+        self.words = Words(self.backend) if self.lengths.usable else None
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
         self.chats = self.unended = 0
@@ -76,15 +78,9 @@ class Encoder:
         found: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
         plain = [i for i, job in enumerate(jobs) if isinstance(job, Job) and (job.raw or not self._forged(job))]
         texts = {i: jobs[i].text for i in plain}  # type: ignore[union-attr]
-        slow = plain
         if self.lengths.usable:
-            quick = [i for i in plain if not self.lengths.composes or texts[i].isascii()]
-            encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
-            for i, encoding in zip(quick, encoded, strict=True):
-                ids = np.array(encoding.ids, np.int32)
-                places = self.lengths.places(texts[i], ids)
-                found[i] = None if places is None else (ids, places)
-            slow = [i for i in plain if found[i] is None]
+            self._tokenise_quickly(texts, found)
+        slow = [i for i in plain if found[i] is None]
         if slow:
             encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
             for i, encoding in zip(slow, encoded, strict=True):
@@ -92,20 +88,52 @@ class Encoder:
                 found[i] = ids, OffsetPlaces(encoding, len(ids))
         return found
 
+    def _tokenise_quickly(self, texts: dict[int, str], found: list[tuple[np.ndarray, Any] | None]) -> None:
+        """By words seen before, else by the tokenizer without its offsets; what is left over stays None."""
+        words, sizes = self.words, self.lengths.table
+        assert words is not None
+        if words.usable:
+            for i, text in texts.items():
+                ids = words.ids(text) if text.isascii() else None
+                if ids is not None:
+                    found[i] = ids, BytePlaces(text, sizes[ids])
+        quick = [i for i, t in texts.items() if found[i] is None and (not self.lengths.composes or t.isascii())]
+        encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
+        for i, encoding in zip(quick, encoded, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            places = self.lengths.places(texts[i], ids)
+            found[i] = None if places is None else (ids, places)
+
     def label(
         self, jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
     ) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
         """Ids and masks: the third step."""
+        masks = self._masks(jobs, tokens)
         results: list[tuple[np.ndarray, np.ndarray] | DataError] = []
-        for job, found in zip(jobs, tokens, strict=True):
+        for number, (job, found) in enumerate(zip(jobs, tokens, strict=True)):
             if isinstance(job, DataError):
                 results.append(job)
-            elif found is not None:
-                results.append(self._finish(job, *found))
-            else:
+                continue
+            if found is None:
                 ids, offsets = self.controls.encode(job.text, job.spans)
-                results.append(self._finish(job, np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))))
+                found = np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))
+            ids_of_job, places = found
+            results.append(self._finish(job, ids_of_job, places, masks.get(number)))
         return results
+
+    @staticmethod
+    def _masks(
+        jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
+    ) -> dict[int, np.ndarray]:
+        """What is trained of the ASCII texts whose tokens say their bytes: all at once."""
+        quick = [i for i, found in enumerate(tokens) if found is not None and type(found[1]) is BytePlaces]
+        quick = [i for i in quick if tokens[i][1].ascii]  # type: ignore[index]
+        if not quick:
+            return {}
+        sizes = [tokens[i][1].sizes for i in quick]  # type: ignore[index]
+        chosen: list[Job] = [jobs[i] for i in quick]  # type: ignore[misc]
+        mask = covered([job.text for job in chosen], np.concatenate(sizes), [job.trained for job in chosen])
+        return dict(zip(quick, np.split(mask, np.cumsum([len(s) for s in sizes[:-1]])), strict=True))
 
     def _forged(self, job: Job) -> bool:
         pattern = self.controls.pattern
@@ -156,11 +184,14 @@ class Encoder:
         bos = self.tokenizer.bos_token
         return Job(text, spans, trained, row.raw, not row.raw and not (bos and text.startswith(bos)), row.ends)
 
-    def _finish(self, job: Job, ids: np.ndarray, places: Any) -> tuple[np.ndarray, np.ndarray]:
-        trained = np.zeros(len(ids), bool)
-        for start, end in job.trained:
-            first, last = places.tokens(start, end)
-            trained[first:last] = True
+    def _finish(
+        self, job: Job, ids: np.ndarray, places: Any, trained: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if trained is None:
+            trained = np.zeros(len(ids), bool)
+            for start, end in job.trained:
+                first, last = places.tokens(start, end)
+                trained[first:last] = True
         if job.prefix and self.bos:
             ids = np.concatenate([np.array(self.bos, np.int32), ids])
             trained = np.concatenate([np.zeros(len(self.bos), bool), trained])

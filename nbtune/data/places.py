@@ -8,11 +8,12 @@ that encoding takes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["ByteLengths", "BytePlaces", "OffsetPlaces"]
+__all__ = ["ByteLengths", "BytePlaces", "OffsetPlaces", "covered"]
 
 
 class OffsetPlaces:
@@ -44,17 +45,40 @@ class OffsetPlaces:
 
 
 class BytePlaces:
-    """Places by the bytes that tokens stand for; `ends` int64 [tokens], where each token ends in the UTF-8 text."""
+    """Places by the bytes that tokens stand for; `sizes` int64 [tokens], bytes of the UTF-8 text per token."""
 
-    def __init__(self, text: str, ends: np.ndarray) -> None:
-        self.text, self.ends, self.ascii = text, ends, text.isascii()
+    def __init__(self, text: str, sizes: np.ndarray) -> None:
+        self.text, self.sizes, self.ascii = text, sizes, text.isascii()
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
         """The tokens that cover characters start..end, half-open."""
+        if start >= end:
+            return 0, 0
         if not self.ascii:
             start, end = len(self.text[:start].encode()), len(self.text[:end].encode())
-        first, last = np.searchsorted(self.ends, (start, end - 1), side="right")
+        first, last = np.searchsorted(np.cumsum(self.sizes), (start, end - 1), side="right")
         return int(first), int(last) + 1
+
+
+def covered(texts: Sequence[str], sizes: np.ndarray, stretches: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
+    """Which tokens of ASCII texts lie in stretches of characters; bool [tokens of all texts].
+
+    Args:
+        sizes: int64, bytes per token, of all texts one after another.
+        stretches: for each text (start, end) in characters, half-open.
+    """
+    bounds, at = [], 0
+    for text, pairs in zip(texts, stretches, strict=True):
+        for start, end in pairs:
+            if start < end:
+                bounds.append((at + start, at + end - 1))
+        at += len(text)
+    change = np.zeros(len(sizes) + 1, np.int32)
+    if bounds:
+        where = np.searchsorted(np.cumsum(sizes), np.asarray(bounds, np.int64), side="right")
+        np.add.at(change, where[:, 0], 1)
+        np.add.at(change, where[:, 1] + 1, -1)
+    return np.cumsum(change[:-1]) > 0
 
 
 class ByteLengths:
@@ -86,9 +110,9 @@ class ByteLengths:
 
     def places(self, text: str, ids: np.ndarray) -> BytePlaces | None:
         """The places of a text's tokens; None if the tokens do not stand for exactly this text's bytes."""
-        ends = np.cumsum(self.table[ids])
+        sizes = self.table[ids]
         size = len(text) if text.isascii() else len(text.encode())
-        return BytePlaces(text, ends) if len(ends) and ends[-1] == size else None
+        return BytePlaces(text, sizes) if len(ids) and int(sizes.sum()) == size else None
 
 
 def _is_byte_level(step: Any) -> bool:

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nbtune.data.provenance import OTHER, Tracked, concat, mark, spans_of, track
 
-__all__ = ["compile_template", "render"]
+__all__ = ["compile_template", "make_environment", "render", "with_reasoning"]
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -48,12 +48,15 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
     def _marked(self, caller: Any) -> str:
-        return mark(caller())
+        return self.environment.marked(caller())  # type: ignore[attr-defined, no-any-return]
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
-    concat = staticmethod(concat)  # type: ignore[assignment]
+
+    def __init__(self, concat: Any, marked: Any) -> None:
+        self.concat, self.marked = concat, marked  # type: ignore[method-assign]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
 
 
 class _Dict:
@@ -132,10 +135,20 @@ def compile_template(template: str) -> jinja2.Template:
     Raises:
         jinja2.TemplateSyntaxError: it is not Jinja.
     """
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+    return make_environment(concat, mark).from_string(template)
+
+
+def make_environment(joined: Any, marked: Any) -> ImmutableSandboxedEnvironment:
+    """transformers' environment for chat templates.
+
+    Args:
+        joined: a template's pieces as one text.
+        marked: is given the text of a ``generation`` block.
+    """
+    environment = _Environment(joined, marked)
     environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent)
     environment.globals.update(raise_exception=_raise, strftime_now=_now, dict=_Dict())
-    return environment.from_string(template)
+    return environment
 
 
 def render(
@@ -169,11 +182,15 @@ def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
     chat = {
         key: value if key == "role" else _tracked(value, number) for key, value in message.items() if value is not None
     }
+    return with_reasoning(chat)
+
+
+def with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose thoughts stand under each of the names that templates have for them."""
     for key in _REASONING:
-        if key in chat:
-            chat = {"thinking": chat[key], **chat, "reasoning_content": chat[key]}
-            break
-    return chat
+        if key in message:
+            return {"thinking": message[key], **message, "reasoning_content": message[key]}
+    return message
 
 
 def _tracked(value: Any, tag: int) -> Any:
