@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nbtune.errors import PlanError
 from nbtune.models.adapters import add_adapter
 from nbtune.models.facts import ModelFacts, model_facts
 from nbtune.models.load import load_model, load_tokenizer
@@ -49,6 +50,7 @@ def build(
     trust_remote_code: bool = False,
     quant: str | None = None,
     tokenizer: bool = True,
+    resident_layers: int | None = None,
 ) -> Built:
     """Loads a model, puts its adapter on, and makes its forward fast.
 
@@ -63,20 +65,31 @@ def build(
         trust_remote_code: let the model's own Python run.
         quant: format of frozen weights; unset: ``nf4`` for a qlora, else none.
         tokenizer: also load it.
+        resident_layers: how many layers have their frozen weights on the device, the others' stay in the host's
+            memory; unset: all.
 
     Raises:
-        SpecError, HubError, PlanError: see `load_model` and `add_adapter`.
+        SpecError, HubError, PlanError: see `load_model` and `add_adapter`; PlanError also for weights that cannot stay
+            in the host's memory.
     """
+    import torch
+
+    streams = resident_layers is not None and resident_layers < model_facts(spec_model).num_layers
+    if streams and not accelerate:
+        raise PlanError("weights in the host's memory need nbtune's own blocks", fix="leave `accelerate` on")
     quant = quant or ("nf4" if adapter.type == "qlora" else "none")
     facts = model_facts(spec_model)
     tok = load_tokenizer(spec_model, trust_remote_code=trust_remote_code) if tokenizer else None
-    base = load_model(spec_model, dtype=dtype, device=device, quant=quant, trust_remote_code=trust_remote_code)
+    place = torch.device("cpu") if streams else device
+    base = load_model(spec_model, dtype=dtype, device=place, quant=quant, trust_remote_code=trust_remote_code)
     model: Any = add_adapter(base, adapter, seed=seed)
     built = Built(model, tok, facts)
     if accelerate:
         from nbtune.models.accelerate import accelerate as attach
+        from nbtune.models.accelerate.streamed import Streaming
 
-        built.handle = attach(model, policy)
+        stream = Streaming(torch.device(device), facts.num_layers, resident_layers or 0) if streams else None
+        built.handle = attach(model, policy, stream=stream)
         built.report = built.handle.report.lines()
     else:
         built.report = ["acceleration: switched off"]

@@ -53,7 +53,8 @@ class TrainStep:
         self.model, self.max_grad_norm = model, max_grad_norm
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        self._graphs = graphs and replayable(self.device)
+        travels = handle is not None and handle.traffic is not None  # which other weights come next is not replayed
+        self._graphs = graphs and replayable(self.device) and not travels
         self._sinks, self._flat, sunk = ([], None, set()) if handle is None else _make_sinks(handle)
         self._plain = [p for p in self.parameters if id(p) not in sunk]
         for p in self._plain:

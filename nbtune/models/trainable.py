@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtune.device import DeviceFacts, choose_dtype, describe, pick
+from nbtune.device import DeviceFacts, choose_dtype, describe, pick, torch_dtype
 from nbtune.errors import SpecError
 from nbtune.models.builder import Built, build
 from nbtune.models.facts import ModelFacts
@@ -85,9 +85,8 @@ def load_trainable(
     place = pick(device)
     facts = describe(place)
     name, _ = choose_dtype("auto", facts)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     adapter = AdapterSpec(type="qlora" if quant == "nf4" else "lora", r=r)
-    built = build(path, adapter=adapter, dtype=dtype, device=place, seed=seed, quant=quant, tokenizer=False)
+    built = build(path, adapter=adapter, dtype=torch_dtype(name), device=place, seed=seed, quant=quant, tokenizer=False)
     if built.handle is not None:
         tokens = micro_batch_size * sequence_len
         policy = activations if activations != "auto" else fitting_policy(built.facts, describe(place), tokens, r)

@@ -98,6 +98,7 @@ class Layer:
     k_norm: Norm | None = None
     policy: MemoryPolicy = "keep"
     sharded: bool = False  # its parameters may be other tensors at each call
+    stock_only: bool = False  # its stock forward is wanted just now
     lane: Lane = field(default_factory=Lane)
     parking: Parking | None = None
 
@@ -106,7 +107,7 @@ class Layer:
 
     def intact(self) -> bool:
         """Nobody moved, merged, switched off or sharded its weights since they were attached."""
-        return all(g.intact() for g in self.groups())
+        return not self.stock_only and all(g.intact() for g in self.groups())
 
     def norms(self) -> list[Norm]:
         return [n for n in (self.norm1, self.norm2, self.q_norm, self.k_norm) if n is not None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.blocks import Layer, Norm
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
-from nbtune.models.accelerate.quantised import group_of
+from nbtune.models.accelerate.quantised import Home, group_of
 from nbtune.models.policy import MemoryPolicy
 
 __all__ = ["causal_lm", "decoder", "decoder_layers", "find_layer", "find_norm", "tolerance"]
@@ -79,13 +79,13 @@ def relative_error(x: Tensor, truth: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def find_layer(layer: nn.Module, policy: MemoryPolicy, sharded: bool = False) -> Layer:
+def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -> Layer:
     """Reads a pre-norm decoder layer: RMSNorm, rotary attention, RMSNorm, gated MLP.
 
     Args:
         layer: a module of the model's list of layers.
         policy: what it keeps for its backward.
-        sharded: its parameters are going to be sharded.
+        home: where its weights live.
 
     Raises:
         LeftAlone: it is something else, with the reason.
@@ -98,8 +98,8 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, sharded: bool = False) ->
         raise LeftAlone(f"its norms are {', '.join(norms) or 'not there'}: not one before each half")
     qkv = _children(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
     gate_up = _children(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",))
-    qkv_group, out = group_of(qkv, sharded), group_of(_children(attention, ("o_proj",)), sharded)
-    gu_group, down = group_of(gate_up, sharded), group_of(_children(mlp, ("down_proj",)), sharded)
+    qkv_group, out = group_of(qkv, home), group_of(_children(attention, ("o_proj",)), home)
+    gu_group, down = group_of(gate_up, home), group_of(_children(mlp, ("down_proj",)), home)
     if {type(m) for m in (*attention.modules(), *mlp.modules())} & {nn.Dropout} and _has_dropout(layer):
         raise LeftAlone("it drops parts of its hidden states while training")
     heads, kv_heads, dim = _head_counts(attention, qkv_group, out)
@@ -129,7 +129,7 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, sharded: bool = False) ->
         q_norm=q_norm,
         k_norm=k_norm,
         policy=policy,
-        sharded=sharded,
+        sharded=home == "sharded",
     )
 
 

@@ -1,7 +1,8 @@
 """The door of the acceleration: attach, report, remove."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from nbtune.models.accelerate.head import Head, NormFunction, find_head, loss_in
 from nbtune.models.accelerate.linear import LeftAlone
 from nbtune.models.accelerate.parking import Parking
 from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer
+from nbtune.models.accelerate.quantised import Home
+from nbtune.models.accelerate.streamed import Streaming, Traffic, move_all_but, present, traffic_of
 from nbtune.models.accelerate.sync import LoraSync
 from nbtune.models.policy import MEMORY_POLICIES, MemoryPolicy
 
@@ -58,6 +61,11 @@ class Handle:
         for layer in self.layers:
             layer.policy, layer.parking = policy, parking
 
+    @property
+    def traffic(self) -> Traffic | None:
+        """The transfers of weights that live in the host's memory; None where all are on the device."""
+        return traffic_of([group for layer in self.layers for group in layer.groups()])
+
     def remove(self) -> None:
         """Puts the stock model back; calling it twice does no harm."""
         while self.undo:
@@ -65,7 +73,9 @@ class Handle:
         self.layers.clear()
 
 
-def accelerate(model: nn.Module, policy: MemoryPolicy = "keep", *, sharded: bool = False) -> Handle:
+def accelerate(
+    model: nn.Module, policy: MemoryPolicy = "keep", *, sharded: bool = False, stream: Streaming | None = None
+) -> Handle:
     """Replaces `forward` on the blocks of this very model that are understood, and only there.
 
     Every kind of block is compared with its stock forward first; one that disagrees is left alone: slower, never wrong.
@@ -76,6 +86,8 @@ def accelerate(model: nn.Module, policy: MemoryPolicy = "keep", *, sharded: bool
         policy: what blocks keep for their backward.
         sharded: `fully_shard` is going to be called on its layers: weights are then read whenever a layer runs, and not
             stacked once. (Under DDP it isn't needed.)
+        stream: which frozen weights stay in the host's memory; the model comes on the CPU then, and everything else
+            goes to the device.
     """
     if policy not in MEMORY_POLICIES:
         raise ValueError(f"unknown memory policy {policy!r}; known: {', '.join(MEMORY_POLICIES)}")
@@ -85,8 +97,14 @@ def accelerate(model: nn.Module, policy: MemoryPolicy = "keep", *, sharded: bool
     if inner is None:
         handle.report.left["model"] = "it has no list of decoder layers"
         return handle
-    stock_loss = _tiny_loss(lm)
-    _take_layers(inner, policy, handle, sharded)
+    if stream is None:
+        stock_loss = _tiny_loss(lm)
+        _take_layers(inner, policy, handle, lambda i, _: "sharded" if sharded else "stacked")
+    else:
+        move_all_but(lm, list(_layers_of(inner)), stream.device)
+        _take_layers(inner, policy, handle, stream.place)
+        with _stock_only(handle.layers):
+            stock_loss = _tiny_loss(lm)
     _take_norm(inner, handle)
     _take_head(lm, inner, handle)
     ours = _tiny_loss(lm) if handle.undo else stock_loss
@@ -125,7 +143,24 @@ def _tiny_loss(lm: Any) -> float:
 # ---------------------------------------------------------------- layers
 
 
-def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle, sharded: bool) -> None:
+def _layers_of(inner: nn.Module) -> Iterator[nn.Module]:
+    return (module for _, module in decoder_layers(inner))
+
+
+@contextmanager
+def _stock_only(layers: list[Layer]) -> Iterator[None]:
+    for layer in layers:
+        layer.stock_only = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.stock_only = False
+
+
+def _take_layers(
+    inner: nn.Module, policy: MemoryPolicy, handle: Handle, place: Callable[[int, nn.Module], Home]
+) -> None:
     modules = list(decoder_layers(inner))
     inputs: Inputs | None = None
     probed: set[Any] = set()
@@ -133,14 +168,15 @@ def _take_layers(inner: nn.Module, policy: MemoryPolicy, handle: Handle, sharded
     shared: dict[Any, Tensor] = {}
     for i, (name, module) in enumerate(modules):
         try:
-            layer = find_layer(module, policy, sharded)
+            layer = find_layer(module, policy, place(i, module))
             inputs = inputs or probe_inputs(inner, layer.qkv)
             for group in layer.groups():
                 group.attach(shared)
             sync = LoraSync([p for g in layer.groups() for p in g.sync_pairs])
             kind = _kind(module, layer)
             try:
-                probe_layer(module, module.forward, layer, sync, inputs, grads=kind not in probed)
+                with present(layer.groups()):
+                    probe_layer(module, module.forward, layer, sync, inputs, grads=kind not in probed)
             except LeftAlone:
                 for group in layer.groups():
                     group.detach()
@@ -189,7 +225,7 @@ def _replace(module: nn.Module, forward: Callable[..., Any], handle: Handle, who
 
 
 def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
-    stock = module.forward
+    stock = _stock_forward(module, layer)
     attention: Any = module.self_attn
     as_tuple = "tuple" in str(inspect.signature(type(module).forward).return_annotation)
     parameters = layer.parameters()
@@ -209,6 +245,24 @@ def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
         trained = layer.parameters() if layer.sharded else parameters
         out = LayerFunction.apply(layer, hidden_states, *angles, packing, *trained)
         return (out,) if as_tuple else out
+
+    return forward
+
+
+def _stock_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
+    """The layer's own forward; weights that are in the host's memory come in for it."""
+    stock, groups = module.forward, layer.groups()
+    if traffic_of(groups) is None:
+        return stock
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and not layer.stock_only:
+            raise RuntimeError(
+                "this call needs transformers' own forward with gradients (a cache, attention weights, autocast or a "
+                "4-D mask), which weights in the host's memory do not allow"
+            )
+        with present(groups):
+            return stock(*args, **kwargs)
 
     return forward
 
@@ -238,9 +292,12 @@ class _Prepare:
     def __init__(self, layers: list[Layer], whole: bool, window: int | None):
         self.layers, self.whole, self.window = layers, whole, window
         self.device = layers[0].qkv.device
-        self.sync = LoraSync([p for layer in layers for g in layer.groups() for p in g.sync_pairs])
+        groups = [g for layer in layers for g in layer.groups()]
+        self.sync, self.traffic = LoraSync([p for g in groups for p in g.sync_pairs]), traffic_of(groups)
 
     def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if self.traffic is not None:
+            self.traffic.begin()
         use_cache = kwargs.get("use_cache")
         use_cache = getattr(inner.config, "use_cache", False) if use_cache is None else use_cache
         if not _plain_call({**kwargs, "use_cache": use_cache}, self.device):

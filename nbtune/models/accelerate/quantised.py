@@ -3,29 +3,32 @@
 The decoded matrix is scratch that all layers of one shape share; what lies beside it for LoRA is kept by each group.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, is_four_bit, wide
 from nbtune.models.accelerate.sharded import ShardedGroup
+from nbtune.models.accelerate.streamed import StreamedGroup
 
-__all__ = ["QuantisedGroup", "group_of"]
+__all__ = ["Home", "QuantisedGroup", "group_of"]
+
+Home = Literal["stacked", "sharded", "streamed"]  # where frozen weights live
 
 
-def group_of(modules: list[nn.Module], sharded: bool = False) -> LinearGroup:
-    """The group that fits the layers' weights, and whether these are going to be sharded.
+def group_of(modules: list[nn.Module], home: Home = "stacked") -> LinearGroup:
+    """The group that fits the layers' weights and the place where they live.
 
     Raises:
         LeftAlone: see `LinearGroup`.
     """
     four_bit = [is_four_bit(getattr(m, "base_layer", m)) for m in modules]
     if all(four_bit):
-        if sharded:
-            raise LeftAlone("its quantised weights are going to be sharded")
+        if home != "stacked":
+            raise LeftAlone(f"its weights are quantised, and cannot be {home}")
         return QuantisedGroup(modules)
-    return ShardedGroup(modules) if sharded else LinearGroup(modules)
+    return {"stacked": LinearGroup, "sharded": ShardedGroup, "streamed": StreamedGroup}[home](modules)
 
 
 class QuantisedGroup(LinearGroup):
