@@ -1,8 +1,14 @@
-"""How a kernel is timed here: CUDA graph replays between events, the L2 cache flushed before each, the median taken."""
+"""How a kernel is timed here: CUDA graph replays between events, the L2 cache flushed before each, the median taken.
+
+The cache is flushed by *reading* 256 MiB. Writing them would leave tens of megabytes of changed lines, which the kernel
+that is timed would have to send to memory besides its own.
+"""
 
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,9 +71,16 @@ def error(got: Tensor, truth: Tensor) -> float:
 class Timer:
     """Times calls on the current GPU."""
 
-    def __init__(self, repeats: int = 20):
-        self.repeats = repeats
-        self._flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
+    def __init__(self, repeats: int = 20, dirty: bool = False):
+        self.repeats, self.dirty = repeats, dirty
+        self._flush = torch.randint(0, 9, (2**26,), dtype=torch.int32, device="cuda")
+        self._copies: dict[int, float] = {}
+
+    def _flush_cache(self) -> None:
+        if self.dirty:
+            self._flush.zero_()
+        else:
+            torch.max(self._flush)
 
     def __call__(self, call: Call, captured: bool = True) -> float:
         """Median seconds of one call."""
@@ -77,12 +90,20 @@ class Timer:
         replay = self._graph(call) if captured else call
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(self.repeats)]
         for start, end in events:
-            self._flush.zero_()
+            self._flush_cache()
             start.record()
             replay()
             end.record()
         torch.cuda.synchronize()
         return sorted(start.elapsed_time(end) for start, end in events)[self.repeats // 2] / 1e3
+
+    def copy(self, moved: int) -> float:
+        """Median seconds of a copy that reads and writes so many bytes in all: what a launch of that size can reach."""
+        if moved not in self._copies:
+            x = torch.randint(0, 127, (moved // 2,), dtype=torch.int8, device="cuda")
+            y = torch.empty_like(x)
+            self._copies[moved] = self(lambda: y.copy_(x))
+        return self._copies[moved]
 
     @staticmethod
     def _graph(call: Call) -> Call:
@@ -96,9 +117,14 @@ class Timer:
 
 def copy_bandwidth(timer: Timer) -> float:
     """Bytes a second of a large device-to-device copy, read and written counted."""
-    x = torch.randint(0, 127, (2**29,), dtype=torch.int8, device="cuda")
-    y = torch.empty_like(x)
-    return 2 * x.numel() / timer(lambda: y.copy_(x))
+    return 2**30 / timer.copy(2**30)
+
+
+def compile_elsewhere(script: str, shares: list[list[str]]) -> None:
+    """Run `script` with each list of arguments, all at once: Triton's cache is warm for what is timed after it."""
+    runs = [subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.DEVNULL) for arguments in shares]
+    for run in runs:
+        run.wait()
 
 
 def prepared(setup: Callable[[], Any], call: Callable[..., Any]) -> Call:

@@ -3,7 +3,8 @@
     python kernels/benchmarks/run.py [--shape 8b|1b] [--only rms_norm,lora] [--seconds 85] [--json out.jsonl]
 
 Numbers first: each op's bf16 results against fp64. Then times, as in measure.py, with the share of a large copy's
-bandwidth (or of the matrix products that the op cannot do without), and Liger's time where it is installed.
+bandwidth (or of the matrix products that the op cannot do without), the share of a copy that moves the same bytes
+(small launches never reach the large one), and Liger's time where it is installed. `--dirty` flushes by writing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import torch  # noqa: E402
 
-from benchmarks.measure import LLAMA_1B, LLAMA_8B, Row, Timer, copy_bandwidth  # noqa: E402
+from benchmarks.measure import LLAMA_1B, LLAMA_8B, Row, Timer, compile_elsewhere, copy_bandwidth  # noqa: E402
 
 OPS = ("rms_norm", "rope", "activation", "lora", "linear_cross_entropy", "adamw", "layer_norm", "dropout")
 LIMIT = 1.2e-2  # bf16 operands
@@ -49,6 +50,7 @@ def measure(row: Row, timer: Timer, copy: float) -> dict:
     if row.moved:
         record["gb_s"] = row.moved / seconds / 1e9
         record["share"] = row.moved / seconds / copy
+        record["of_same_copy"] = timer.copy(row.moved) / seconds
     if row.floor:
         floor = guarded(f"{row.name} floor", lambda: timer(row.floor))
         record["share"] = floor / seconds if floor else None
@@ -66,10 +68,10 @@ def line(record: dict) -> str:
 
     others = " ".join(f"{k} {record[k]:.3f}" for k in ("liger", "cublas", "torch", "torch fused") if record.get(k))
     wrong = "" if record.get("right", True) else "  WRONG"
-    share = f"{record['share']:.0%}" if record.get("share") else "-"
+    share, same = (f"{record[key]:.0%}" if record.get(key) else "-" for key in ("share", "of_same_copy"))
     return (
-        f"{record['kernel']:<34}{record['shape']:<26}{number('ms', '8.3f'):>8}{number('gb_s', '7.0f'):>8}{share:>6}"
-        f"  {number('error', '.1e'):>7}  {others}{wrong}"
+        f"{record['kernel']:<34}{record['shape']:<26}{number('ms', '8.4f'):>8}{number('gb_s', '7.0f'):>8}{share:>6}"
+        f"{same:>6}  {number('error', '.1e'):>7}  {others}{wrong}"
     )
 
 
@@ -80,9 +82,19 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(OPS))
     parser.add_argument("--seconds", type=float, default=85)
     parser.add_argument("--json", default=None)
+    parser.add_argument("--dirty", action="store_true", help="flush the cache by writing")
+    parser.add_argument("--compile", action="store_true", help="run each row once and time nothing")
     args = parser.parse_args()
     shape, started = {"8b": LLAMA_8B, "1b": LLAMA_1B}[args.shape], time.monotonic()
-    timer = Timer()
+    if args.compile:
+        for op in args.only.split(","):
+            for row in importlib.import_module(f"benchmarks.{op}").rows(shape):
+                for call in (row.check, row.call, *row.others.values()):
+                    guarded(row.name, call) if call else None
+        return 0
+    compile_elsewhere(__file__, [["--shape", args.shape, "--only", op, "--compile"] for op in args.only.split(",")])
+    print(f"compiled after {time.monotonic() - started:.0f} s", file=sys.stderr)
+    timer = Timer(dirty=args.dirty)
     copy = copy_bandwidth(timer)
     records, skipped = [], []
     for op in args.only.split(","):
@@ -100,7 +112,7 @@ def main() -> int:
     print(
         f"\n{name}, torch {torch.__version__}, copy {copy / 1e12:.2f} TB/s; {time.monotonic() - started:.0f} s in all"
     )
-    print(f"{'kernel':<34}{'shape':<26}{'ms':>8}{'GB/s':>8}{'share':>6}  {'error':>7}  others, ms")
+    print(f"{'kernel':<34}{'shape':<26}{'ms':>8}{'GB/s':>8}{'share':>6}{'same':>6}  {'error':>7}  others, ms")
     print("\n".join(line(r) for r in records))
     if skipped:
         print(f"no time for: {', '.join(skipped)}")

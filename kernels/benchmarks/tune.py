@@ -1,16 +1,19 @@
 """Tries launch parameters on the GPU that is here and prints the best as entries of nbtune_kernels/tables.py.
 
-    python kernels/benchmarks/tune.py [--only lora_xa,grouped_tn] [--seconds 240]
+    python kernels/benchmarks/tune.py [--only lora_xa,grouped_tn] [--seconds 240] [--json out.jsonl]
 
-Each candidate is timed by all rows of its op together, so that one entry serves every width. A gain below 3 % is noise
-and keeps the present entry.
+Candidates are compiled by several processes first, then timed by one alone. Each is timed by all rows of its op
+together, so that one entry serves every width. A gain below 3 % is noise and keeps the present entry.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import itertools
+import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,55 +23,110 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 import torch  # noqa: E402
 from nbtune_kernels import tables  # noqa: E402
 
-from benchmarks.measure import LLAMA_8B, Timer, copy_bandwidth  # noqa: E402
+from benchmarks.measure import LLAMA_8B, Row, Timer, compile_elsewhere, copy_bandwidth  # noqa: E402
 
-GRIDS: dict[str, tuple[str, str, dict[str, list]]] = {
-    # op in the table: (benchmark module, prefix of its rows, values to try)
-    "lora_xa": ("lora", "lora_xa", {"block_t": [32, 64, 128], "block_k": [64, 128, 256], "stages": [3, 4, 6]}),
-    "lora_dxa": ("lora", "lora_dxa", {"block_t": [32, 64, 128], "block_k": [64, 128, 256], "stages": [3, 4, 6]}),
-    "grouped_tn": (
-        "lora", "lora_grads",
-        {"block_t": [32, 64, 128], "block_n": [128, 256], "stages": [3, 4, 6], "programs_per_sm": [2, 4]},
+# op in the table: (benchmark module, its rows, parameters, values to try: each combination of the groups)
+GRIDS: dict[str, tuple[str, str, list[dict[str, list]]]] = {
+    "lora_xa": (
+        "lora", "lora_xa.*",
+        [{"block_t": [16, 32, 64]}, {"block_k": [64, 128, 256]}, {"stages": [3, 5]}, {"warps": [4, 8]}],
     ),
-    "act_mul": ("activation", "swiglu forward", {"block": [1024, 2048, 4096], "warps": [4, 8]}),
-    "act_mul_backward": ("activation", "swiglu backward", {"block": [512, 1024, 2048], "warps": [2, 4, 8]}),
-    "cross_entropy": ("linear_cross_entropy", "cross_entropy rows", {"block": [2048, 4096, 8192], "warps": [4, 8, 16]}),
-    "rms_norm": ("rms_norm", "rms_norm", {"per_warp": [512, 1024, 2048]}),
-    "rms_norm_backward": ("rms_norm", "rms_norm_backward", {"per_warp": [256, 512, 1024], "programs_per_sm": [4]}),
-    "rope": ("rope", "rope in place", {"warps": [2, 4, 8]}),
-    "adamw": ("adamw", "adamw + bf16", {"block": [1024, 2048]}),
-    "dropout": ("dropout", "dropout", {"block": [256, 512, 1024], "warps": [2, 4, 8]}),
+    "lora_dxa": (
+        "lora", "lora_dxa.*", [{"block_t": [16, 32, 64]}, {"block_k": [64, 128, 256]}, {"stages": [3, 5]}],
+    ),
+    "grouped_tn": (
+        "lora", "lora_grads.*",
+        [{"block_t": [32, 64, 128]}, {"block_n": [64, 128, 256]}, {"stages": [3, 4]}, {"programs_per_sm": [1, 2, 4]}],
+    ),
+    "act_mul": ("activation", "swiglu forward", [{"block": [1024, 2048, 4096]}, {"warps": [4, 8]}]),
+    "act_mul_backward": ("activation", "swiglu backward.*", [{"block": [512, 1024, 2048]}, {"warps": [2, 4, 8]}]),
+    "cross_entropy": (
+        "linear_cross_entropy", "cross_entropy rows.*",
+        [{"block": [4096, 8192, 16384]}, {"warps": [8, 16, 32]}, {"stages": [1, 2, 4]}, {"keep": ["", "evict_last"]}],
+    ),
+    "rms_norm": (
+        "rms_norm", "(add_)?rms_norm( of heads)?",
+        [
+            {"per_warp": [512, 1024, 2048]},
+            {"programs_per_sm": [0, 2, 4, 4, 8, 8], "stages": [1, 4, 2, 3, 2, 3]},
+        ],
+    ),
+    "rms_norm_backward": (
+        "rms_norm", "rms_norm_backward.*",
+        [
+            {"per_warp": [256, 512, 1024]},
+            {"programs_per_sm": [1, 2, 2, 4, 4, 4, 8, 8], "stages": [4, 2, 3, 1, 2, 3, 1, 2]},
+        ],
+    ),
+    "layer_norm": ("layer_norm", "layer_norm", [{"per_warp": [512, 1024, 2048]}]),
+    "layer_norm_backward": (
+        "layer_norm", "layer_norm_backward.*",
+        [{"per_warp": [256, 512, 1024]}, {"programs_per_sm": [1, 2, 2, 4, 4], "stages": [4, 2, 3, 1, 2]}],
+    ),
+    "rope": ("rope", "rope.*", [{"heads": [4, 8, 16, 32]}, {"warps": [1, 2, 4, 8]}]),
+    "dropout": ("dropout", "dropout", [{"block": [256, 512, 1024]}, {"warps": [2, 4, 8]}]),
 }  # fmt: skip
 
 
-def tune(op: str, timer: Timer, copy: float, capability: int, until: float) -> None:
+def candidates(op: str) -> list[dict]:
+    """All combinations: one value of each group of parameters, which are read in step within a group."""
+    groups = [
+        [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
+        for group in GRIDS[op][2]
+    ]
+    return [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*groups)]
+
+
+def measured_rows(op: str) -> list[Row]:
+    """The benchmark's rows that decide about an op."""
+    module, pattern, _ = GRIDS[op]
+    rows = importlib.import_module(f"benchmarks.{module}").rows(LLAMA_8B)
+    return [row for row in rows if re.fullmatch(pattern, row.name)]
+
+
+def compile_share(ops: list[str], share: int, shares: int) -> None:
+    """Run every `shares`-th candidate once."""
+    for op in ops:
+        rows = measured_rows(op)
+        for entry in candidates(op)[share::shares]:
+            tables.set_entry(op, capability(), entry)
+            for row in rows:
+                with contextlib.suppress(Exception):  # what does not compile is said when it is timed
+                    row.call()
+
+
+def tune(op: str, timer: Timer, copy: float, until: float) -> list[dict]:
     """Print one line a candidate that ran, and the entry that won."""
-    module, prefix, grid = GRIDS[op]
-    rows = []
-    for row in importlib.import_module(f"benchmarks.{module}").rows(LLAMA_8B):
-        if row.name.startswith(prefix) and not (op == "rms_norm" and "backward" in row.name):
-            rows.append(row)
-    present = tables.TABLE.get((op, capability))
-    results: list[tuple[float, dict]] = []
-    for values in [None, *itertools.product(*grid.values())]:
-        entry = None if values is None else dict(zip(grid, values, strict=True))
+    rows, present = measured_rows(op), tables.TABLE.get((op, capability()))
+    results: list[dict] = []
+    for entry in [None, *candidates(op)]:
         if time.monotonic() > until:
             print(f"# {op}: out of time after {len(results)} candidates")
             break
-        tables.set_entry(op, capability, entry or present)
+        tables.set_entry(op, capability(), entry or present)
         try:
             seconds = [timer(row.call) for row in rows]
         except Exception as reason:  # noqa: BLE001 (a candidate that does not fit the card is no candidate)
             print(f"#   {op} {entry}: {type(reason).__name__}: {str(reason).splitlines()[0][:80]}")
             continue
-        shares = " ".join(f"{row.moved / s / copy:.0%}" for row, s in zip(rows, seconds, strict=True))
-        results.append((sum(seconds), entry or {}))
-        print(f"#   {op} {entry or 'present'}: {1e3 * sum(seconds):.3f} ms, {shares}", flush=True)
-    tables.set_entry(op, capability, present)
-    if results:
-        best, entry = min(results, key=lambda r: r[0])
-        if entry and best < 0.97 * results[0][0]:
-            print(f'    ("{op}", {capability}): {entry},  # {results[0][0] / best:.2f} times as fast as before')
+        shares = {row.name: row.moved / s / copy for row, s in zip(rows, seconds, strict=True)}
+        results.append({"op": op, "entry": entry or {}, "ms": 1e3 * sum(seconds), "shares": shares})
+    tables.set_entry(op, capability(), present)
+    for result in sorted(results[1:], key=lambda r: r["ms"])[:4] + results[:1]:
+        shares = " ".join(f"{share:.0%}" for share in result["shares"].values())
+        print(f"#   {op} {result['entry'] or 'present'}: {result['ms']:.4f} ms, {shares}", flush=True)
+    if len(results) > 1:
+        best = min(results[1:], key=lambda r: r["ms"])
+        if best["ms"] < 0.97 * results[0]["ms"]:
+            gain = results[0]["ms"] / best["ms"]
+            print(f'    ("{op}", {capability()}): {best["entry"]},  # {gain:.2f} times as fast as before')
+    return results
+
+
+def capability() -> int:
+    """Of the GPU that is here."""
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def main() -> None:
@@ -76,13 +134,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(GRIDS))
     parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--json", default=None)
+    parser.add_argument("--processes", type=int, default=12, help="that compile before anything is timed")
+    parser.add_argument("--share", type=int, default=None, help="compile that share of the candidates, time nothing")
     args = parser.parse_args()
-    until, timer = time.monotonic() + args.seconds, Timer(repeats=9)
+    ops = args.only.split(",")
+    if args.share is not None:
+        return compile_share(ops, args.share, args.processes)
+    started = time.monotonic()
+    common = ["--only", args.only, "--processes", str(args.processes), "--share"]
+    compile_elsewhere(__file__, [[*common, str(i)] for i in range(args.processes)])
+    timer = Timer(repeats=9)
     copy = copy_bandwidth(timer)
-    major, minor = torch.cuda.get_device_capability()
-    print(f"# {torch.cuda.get_device_name()}, copy {copy / 1e12:.2f} TB/s")
-    for op in args.only.split(","):
-        tune(op, timer, copy, 10 * major + minor, until)
+    print(
+        f"# {torch.cuda.get_device_name()}, copy {copy / 1e12:.2f} TB/s; compiled in {time.monotonic() - started:.0f} s"
+    )
+    results = [r for op in ops for r in tune(op, timer, copy, started + args.seconds)]
+    if args.json:
+        Path(args.json).write_text("".join(json.dumps(r) + "\n" for r in results))
+    return None
 
 
 if __name__ == "__main__":

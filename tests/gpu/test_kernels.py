@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -34,7 +35,10 @@ def error(got: torch.Tensor, truth: torch.Tensor) -> float:
 
 def test_every_kernel_test_on_this_card(repo: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(repo / "tests/kernels"), "-p", "no:cacheprovider", "-W", "default"],
+        [
+            *(sys.executable, "-m", "pytest", str(repo / "tests/kernels"), "-p", "no:cacheprovider", "-W", "default"),
+            *(("-n", "6") if importlib.util.find_spec("xdist") else ()),  # most of the time is compiling
+        ],
         env={**os.environ, "NBTUNE_TEST_DEVICE": "cuda"},
         cwd=repo,
         capture_output=True,
