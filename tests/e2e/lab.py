@@ -194,8 +194,7 @@ class Page:
         self.page.goto(f"{self.lab.url}/{path}/{self.name}?token={TOKEN}&reset")
         self.page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel")
         self.page.evaluate("() => window.jupyterapp.shell.collapseLeft?.()")
-        if dark:
-            self.dark()
+        self.dark(dark)  # the Lab remembers the theme of the page before
 
     def dark(self, on: bool = True) -> None:
         """JupyterLab's dark theme, or its light one."""
@@ -266,8 +265,45 @@ class Page:
         self.page.set_viewport_size(before)
         return path
 
+    def looks(self, name: str, selector: str) -> list[str]:
+        """Pictures of a panel in light, in dark, and 320 pixels wide; what axe-core and a ruler find wrong in each."""
+        panel, before, found = self.page.locator(selector).first, self.page.viewport_size, []
+        for look in ("light", "dark", "320"):
+            self.dark(look == "dark")
+            if look == "320":
+                self._narrow(panel)
+            panel.evaluate(_SETTLED)
+            self.picture(f"{name}-{look}", panel)
+            found += [f"{look}: {each}" for each in [*self.complain(selector), *panel.evaluate(_STICKING_OUT)]]
+        self.page.set_viewport_size(before)
+        return found
+
+    def _narrow(self, panel: Any) -> None:
+        """Makes a panel 320 pixels wide; what is around it changes its width, too."""
+        for _ in range(5):
+            size, width = self.page.viewport_size, panel.evaluate(_SETTLED)
+            if width == 320:
+                return
+            self.page.set_viewport_size({"width": size["width"] + 320 - int(width), "height": size["height"]})
+        raise AssertionError(f"the panel is {width} wide")
+
     def close(self) -> None:
         self.page.close()
+
+
+# Two frames in a row without a change of size or colour.
+_SETTLED = """async (panel) => {
+    const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const size = () => JSON.stringify([panel.getBoundingClientRect(), panel.className, getComputedStyle(panel).color]);
+    for (let before = ""; before !== size(); await frame()) { before = size(); await frame(); }
+    return Math.round(panel.getBoundingClientRect().width);
+}"""
+_STICKING_OUT = """(panel) => {
+    const edge = panel.getBoundingClientRect().right + 1;
+    const out = [...panel.querySelectorAll("*")].filter((node) => node.getBoundingClientRect().right > edge
+        && node.getBoundingClientRect().width && !node.closest(".nbt-scroll, .nbt-page, svg, .nbt-sr, datalist"));
+    return out.map((node) => `sticks out: ${node.tagName} ${node.className}`).slice(0, 5);
+}"""
 
 
 def _free_port() -> int:

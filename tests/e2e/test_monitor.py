@@ -77,7 +77,6 @@ def test_a_run_from_its_cell_to_a_file(notebook, lab, record_property):
     assert len(files) == 1
     page.dark()
     page.picture("monitor-exported-dark")
-    assert page.complain(PANEL) == []
 
     from gguf import GGUFReader
 
@@ -123,12 +122,11 @@ def test_it_reads_well_narrow_and_dark_and_shows_text_as_text(notebook):
         [
             MEMORY.replace('"demo"', repr(hostile)),
             "run.say(ev.State(state='running'), *[made_up_step(k) for k in range(1, 121)],\n"
+            "  *[ev.Checkpoint(step=k, folder='a', bytes=5_000_000) for k in (60, 120)],\n"
             "  ev.Eval(step=60, loss=0.5, best=True), ev.Eval(step=120, loss=0.6),\n"
             f"  ev.Warning(message={hostile!r}, fix='read it'),\n"
             f"  *[ev.Sample(step=s, prompt={hostile!r}, answer={hostile!r}) for s in (0, 60, 120)])",
         ],
-        dark=True,
-        width=470,
     )
     page.run(0)
     page.run(1)
@@ -139,13 +137,6 @@ def test_it_reads_well_narrow_and_dark_and_shows_text_as_text(notebook):
     for summary in page.page.locator(f"{PANEL} summary").all():
         summary.click()
     panel = page.page.locator(PANEL)
-    box = panel.bounding_box()
-    assert box["width"] <= 380
-    sticking_out = panel.evaluate(
-        """(panel) => { const edge = panel.getBoundingClientRect().right + 1;
-        return [...panel.querySelectorAll("*")].filter((node) => node.getBoundingClientRect().right > edge
-          && !node.closest(".nbt-scroll, svg, .nbt-sr")).map((node) => node.className || node.tagName); }"""
-    )
-    assert sticking_out == []
-    page.picture("monitor-narrow-dark", panel)
-    assert page.complain(PANEL) == []
+    panel.locator("[data-do=drop]").click()
+    panel.locator("[data-do=rate]").wait_for()
+    assert page.looks("monitor", PANEL) == []
