@@ -38,7 +38,9 @@ __all__ = [
     "record",
     "replayable",
     "reset_peak",
+    "send",
     "synchronize",
+    "torch_dtype",
 ]
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -47,7 +49,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What the planner needs to know of a device; `capability` is CUDA's (major, minor), (0, 0) elsewhere."""
+    """What the planner needs to know of a device; `capability` is CUDA's (major, minor), (0, 0) elsewhere.
+
+    `ram` is what the host has free, for weights and activations that wait there.
+    """
 
     kind: str
     name: str
@@ -56,6 +61,7 @@ class DeviceFacts:
     capability: tuple[int, int] = (0, 0)
     bf16: bool = False
     unified: bool = False
+    ram: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,8 @@ def describe(device: torch.device) -> DeviceFacts:
             free, total = max(0, min(free, limit - torch.cuda.memory_reserved(device))), min(total, limit)
         capability = torch.cuda.get_device_capability(device)
         bf16 = capability >= (8, 0) or torch.version.hip is not None
-        return DeviceFacts("cuda", torch.cuda.get_device_name(device), total, free, capability, bf16)
+        name = torch.cuda.get_device_name(device)
+        return DeviceFacts("cuda", name, total, free, capability, bf16, ram=ram_available())
     if device.type == "mps":
         return DeviceFacts("mps", "Apple GPU", ram_total(), ram_available(), bf16=True, unified=True)
     name = platform.processor() or platform.machine() or "CPU"
@@ -126,6 +133,13 @@ def choose_dtype(wanted: str, facts: DeviceFacts) -> tuple[str, str]:
     if facts.bf16:
         return "bf16", f"{facts.name} has bf16, which needs no loss scaling"
     return "fp16", f"{facts.name} has no bf16"
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's dtype of a name that `choose_dtype` gives: fp32, bf16 or fp16."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def memory_use(device: torch.device) -> MemoryUse:
@@ -190,6 +204,16 @@ def fork_rng(device: torch.device, *, needed: bool = True) -> AbstractContextMan
     if device.type == "cuda":
         return torch.random.fork_rng(devices=[device])
     return torch.random.fork_rng(devices=[], enabled=True)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device, without waiting for what the device was given before.
+
+    A copy from pageable memory would wait for all of that, so it goes through pinned memory.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def replayable(device: torch.device) -> bool:

@@ -5,8 +5,8 @@
     step.update(1e-4)
 
 Where shapes repeat on a CUDA device, forward and backward of a micro-batch are one graph, and so is the update. The
-first two steps of a shape run without one (kernels compile, libraries choose), as real steps; nothing runs twice. Shapes that
-are rare, or come when memory is short, go on without one.
+first two steps of a shape run without one (kernels compile, libraries choose), as real steps; nothing runs twice.
+Shapes that are rare, or come when memory is short, go on without one.
 """
 
 from typing import TYPE_CHECKING, Any

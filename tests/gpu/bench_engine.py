@@ -3,15 +3,21 @@
     python tests/gpu/bench_engine.py MODEL_DIR --batch 1 --ctx 512 --steps 200
 
 One JSON line a measurement: seconds a step of the plain loop (`load_trainable(...).train_step`), of the engine with
-its events and metrics while this process idles, and while the main thread runs pure Python.
+its events and metrics while this process idles, and while the main thread runs pure Python. `packed`: rows of
+log-normal lengths (mean 300) share sequences; trained tokens a second. `start`: seconds from `finetune` to the end of
+the first step, of a process whose kernels are compiled; `cold`: of one with an empty cache, and where its time goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -46,9 +52,8 @@ def plain_loop(args: argparse.Namespace) -> float:
     return statistics.median(took[10:])
 
 
-def engine(args: argparse.Namespace, rows: list[dict[str, str]], runs: Path, *, busy: bool) -> float:
-    """Seconds a step of a run, from the times of its events."""
-    spec = {
+def spec_of(args: argparse.Namespace, **changes: object) -> dict[str, object]:
+    return {
         "model": args.model,
         "data": "rows",
         "steps": args.steps,
@@ -59,7 +64,13 @@ def engine(args: argparse.Namespace, rows: list[dict[str, str]], runs: Path, *, 
         "max_grad_norm": 0,
         "eval": {"split": 0, "every": 10**6},
         "train_on": "all",
+        **changes,
     }
+
+
+def engine(args: argparse.Namespace, rows: list[dict[str, str]], runs: Path, *, busy: bool) -> float:
+    """Median seconds of a run's steps."""
+    spec = spec_of(args)
     run = nbtune.finetune(spec, name="bench", rows={"rows": rows}, runs_dir=runs)
     if busy:
         count = 0
@@ -68,13 +79,73 @@ def engine(args: argparse.Namespace, rows: list[dict[str, str]], runs: Path, *, 
                 count += 1
     run.wait()
     steps = [event for event in run.events() if isinstance(event, events.Step)]
-    full = sum(event.tokens == args.batch * args.ctx for event in steps)
-    assert full >= 0.98 * args.steps, (
-        f"only {full} of {len(steps)} steps had full rows: {[e.tokens for e in steps[:5]]}"
-    )
     run.free()
+    # the text's last window is shorter, so its step is another one
+    full = [e.seconds for e in steps[min(20, len(steps) // 3) :] if e.tokens == args.batch * args.ctx]
+    assert len(full) >= 0.5 * len(steps), f"only {len(full)} of {len(steps)} steps had full rows"
+    return statistics.median(full)
+
+
+def short_rows(args: argparse.Namespace, count: int) -> list[dict[str, str]]:
+    """Texts of log-normal lengths, mean about 300 tokens, at most `ctx`: one word is one token."""
+    chance = random.Random(1)
+    lengths = [max(8, min(args.ctx - 2, round(chance.lognormvariate(5.38, 0.8)))) for _ in range(count)]
+    return [{"text": " ".join(chance.choices(WORDS, k=n))} for n in lengths]
+
+
+def packed(args: argparse.Namespace, runs: Path) -> dict[str, float]:
+    """Tokens and trained tokens a second of packed rows."""
+    rows = short_rows(args, args.steps * args.batch * args.ctx // 250)
+    run = nbtune.finetune(spec_of(args, packing=True), name="packed", rows={"rows": rows}, runs_dir=runs).wait()
+    steps = [event for event in run.events() if isinstance(event, events.Step)]
     skip = min(20, len(steps) // 3)
-    return (steps[-1].time - steps[skip].time) / (len(steps) - 1 - skip)
+    took = steps[-1].time - steps[skip].time
+    found = {
+        "step_s": round(took / (len(steps) - 1 - skip), 5),
+        "tokens_s": round(sum(e.tokens for e in steps[skip + 1 :]) / took),
+        "trained_tokens_s": round(sum(e.trained_tokens for e in steps[skip + 1 :]) / took),
+        "peak_gib": round(steps[-1].memory_peak / 2**30, 2),
+    }
+    run.free()
+    return found
+
+
+def start(args: argparse.Namespace, runs: Path) -> dict[str, float]:
+    """Seconds from the call to each state and to the first step's end."""
+    rows = [{"text": " ".join(random.Random(2).choices(WORDS, k=8 * args.batch * args.ctx))}]
+    began = time.time()
+    run = nbtune.finetune(spec_of(args, steps=3), name="start", rows={"rows": rows}, runs_dir=runs).wait()
+    found = {}
+    for event in run.events():
+        name = event.state if isinstance(event, events.State) else f"step {event.step}"
+        if isinstance(event, events.State | events.Step):
+            found[name] = round(event.time - began, 2)
+    args.folder = run.folder
+    return found
+
+
+def cold(args: argparse.Namespace, runs: Path) -> dict[str, float]:
+    """The worker of an earlier `start` once more, under a profiler, with no compiled kernel left."""
+    copy = runs / "cold"
+    shutil.copytree(args.folder, copy)
+    for name in ("events.jsonl", "owner.json"):
+        (copy / name).unlink(missing_ok=True)
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints").mkdir()
+    out = Path(os.environ.get("OUT", runs)) / "cold.prof"
+    began = time.time()
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(runs / "no-kernels")}
+    command = [sys.executable, "-m", "cProfile", "-o", str(out), "-m", "nbtune.store.worker", str(copy)]
+    subprocess.run(command, env=environment, check=True)
+    lines = [json.loads(line) for line in (copy / "events.jsonl").read_text().splitlines()]
+    return {
+        line.get("state") or f"step {line['step']}": round(line["time"] - began, 2)
+        for line in lines
+        if "state" in line or "loss" in line
+    }
+
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
 
 
 def main() -> None:
@@ -85,13 +156,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", default="plain,idle,busy")
     args = parser.parse_args()
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
     chance = random.Random(0)
     # one long text: nbtune cuts it into windows of `ctx` tokens, so that all rows but the last have that length
-    rows = [{"text": " ".join(chance.choices(words, k=(args.steps + 50) * args.batch * args.ctx))}]
+    rows = [{"text": " ".join(chance.choices(WORDS, k=(args.steps + 50) * args.batch * args.ctx))}]
     plain = None
     with tempfile.TemporaryDirectory() as runs:
         for what in args.only.split(","):
+            if what in ("packed", "start", "cold"):
+                work = {"packed": packed, "start": start, "cold": cold}[what]
+                say(what=what, batch=args.batch, ctx=args.ctx, **work(args, Path(runs)))
+                continue
             if what == "plain":
                 plain = seconds = plain_loop(args)
             else:

@@ -1,0 +1,51 @@
+"""What a batch looks like to the model: few shapes, no mask where none is needed, and the same losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nbtune.data.batches import collate, pack
+from nbtune.data.dataset import Builder
+from nbtune.models.accelerate import accelerate
+from nbtune.train.loss import model_inputs, sft_loss
+from tests.models.test_accelerate import make
+
+CPU = torch.device("cpu")
+LENGTHS = (5, 9, 30, 12)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    builder, chance = Builder(["rows"]), np.random.default_rng(0)
+    for number, length in enumerate(LENGTHS):
+        builder.add(chance.integers(3, 256, length), np.arange(length) >= 2, 0, number)
+    return builder.build()
+
+
+def test_padding_on_the_right_needs_no_mask(dataset):
+    batch = collate(dataset, [0, 1, 2])
+    assert batch.attention_mask is not None
+    assert "attention_mask" in model_inputs(batch, CPU)
+    assert "attention_mask" not in model_inputs(batch, CPU, fused=True)
+    model = make("llama")
+    stock = sft_loss(model, batch, denominator=batch.num_trained, device=CPU).loss.item()
+    accelerate(model)
+    ours = sft_loss(model, batch, denominator=batch.num_trained, device=CPU, fused=True).loss.item()
+    assert ours == pytest.approx(stock, rel=1e-5)
+
+
+def test_packs_of_other_documents_have_one_shape(dataset):
+    packs = [pack(dataset, [[0, 1], [2, 3]], 64), pack(dataset, [[2], [3, 0]], 64)]
+    assert len(packs[0].cu_seqlens) != len(packs[1].cu_seqlens)
+    shapes = [
+        {k: tuple(v.shape) if hasattr(v, "shape") else v for k, v in model_inputs(b, CPU, fused=True).items()}
+        for b in packs
+    ]
+    assert shapes[0] == shapes[1]
+    model = make("llama")
+    stock = [sft_loss(model, b, denominator=b.num_trained, device=CPU).loss.item() for b in packs]
+    accelerate(model)
+    ours = [sft_loss(model, b, denominator=b.num_trained, device=CPU, fused=True).loss.item() for b in packs]
+    assert ours == pytest.approx(stock, rel=1e-5)
