@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from nbtune.device import DeviceFacts, choose_dtype, describe, pick, torch_dtype
+from nbtune.device import choose_dtype, describe, pick, torch_dtype
 from nbtune.errors import SpecError
 from nbtune.models.builder import Built, build
-from nbtune.models.facts import ModelFacts
-from nbtune.models.policy import MEMORY_POLICIES, MemoryPolicy
+from nbtune.models.facts import model_facts
+from nbtune.models.fit import Setup, fit
+from nbtune.models.policy import MEMORY_POLICIES
 from nbtune.models.step import TrainStep
 
-__all__ = ["Trainable", "fitting_policy", "load_trainable"]
+__all__ = ["Trainable", "load_trainable"]
 
 
 class Trainable(nn.Module):
@@ -68,7 +68,8 @@ def load_trainable(
         quant: frozen weights: ``none`` (16-bit, on a CPU 32-bit) or ``nf4``.
         r: rank of the LoRA on all linear layers.
         micro_batch_size, sequence_len: rows and tokens of a micro-batch, to choose what is kept in memory.
-        weights: ``auto`` or ``resident``.
+        weights: ``resident`` on the device, ``streamed`` from the host's memory, or ``auto``: streamed as far as they
+            do not fit.
         activations: a memory policy, or ``auto``: the fastest one that fits into the free memory.
         seed: of the adapter's first values.
         device: ``auto``, ``cuda``, ``cpu`` or ``mps``.
@@ -78,35 +79,29 @@ def load_trainable(
     """
     from nbtune.spec.model import AdapterSpec
 
-    if weights not in ("auto", "resident"):
-        raise SpecError(f"weights: {weights!r} is not known here", fix="Use auto or resident.")
+    if weights not in ("auto", "resident", "streamed"):
+        raise SpecError(f"weights: {weights!r} is not known here", fix="Use auto, resident or streamed.")
     if activations != "auto" and activations not in MEMORY_POLICIES:
         raise SpecError(f"activations: {activations!r} is no policy", fix=f"Use auto, {', '.join(MEMORY_POLICIES)}.")
     place = pick(device)
-    facts = describe(place)
-    name, _ = choose_dtype("auto", facts)
+    here = describe(place)
+    dtype, _ = choose_dtype("auto", here)
     adapter = AdapterSpec(type="qlora" if quant == "nf4" else "lora", r=r)
-    built = build(path, adapter=adapter, dtype=torch_dtype(name), device=place, seed=seed, quant=quant, tokenizer=False)
-    if built.handle is not None:
-        tokens = micro_batch_size * sequence_len
-        policy = activations if activations != "auto" else fitting_policy(built.facts, describe(place), tokens, r)
-        built.handle.set_policy(policy)  # type: ignore[arg-type]
+    kept = "nf4" if quant == "nf4" else "32bit" if dtype == "fp32" else "16bit"
+    setup = Setup(model_facts(path), adapter, here, kept, dtype, sequence_len)
+    streamed = {"auto": None, "resident": False, "streamed": True}[weights]
+    best, smallest = fit(setup, [micro_batch_size], activations=activations, streamed=streamed)
+    way = best or smallest  # nothing fits by the estimate: the device has the last word
+    built = build(
+        path,
+        adapter=adapter,
+        dtype=torch_dtype(dtype),
+        device=place,
+        policy=way.activations,
+        seed=seed,
+        quant=quant,
+        tokenizer=False,
+        resident_layers=way.resident_layers,
+    )
     built.model.train()
     return Trainable(built)
-
-
-def fitting_policy(model: ModelFacts, device: DeviceFacts, tokens: int, r: int) -> MemoryPolicy:
-    """The fastest policy that fits beside the loaded weights, for `tokens` a micro-batch.
-
-    Counts 16-bit activations (32-bit on a CPU), fp32 gradients and moments of the adapter, and one layer at work.
-    """
-    width = 4 if device.kind == "cpu" else 2
-    heads = model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
-    attention = 2 * model.hidden_size + heads + model.head_dim * model.num_heads
-    kept = {"keep": attention + 2 * model.intermediate_size, "selective": attention, "recompute": model.hidden_size}
-    working = attention + 5 * model.intermediate_size
-    fixed = model.lora_parameters(r) * 12 + 2**29 + tokens * width * working
-    for policy in ("keep", "selective", "recompute"):
-        if fixed + tokens * width * kept[policy] * model.num_layers <= 0.92 * device.free:
-            return policy  # type: ignore[return-value]
-    return "offload"

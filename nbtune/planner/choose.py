@@ -1,29 +1,28 @@
 """From what was asked and the plain facts to a plan: the fastest way that fits.
 
-Free memory is there to be spent. Ways are tried from the fastest down: keep everything, keep half, recompute, offload;
-for each the largest micro-batch that fits. If nothing fits, the error names the nearest change that would.
+Free memory is there to be spent: of all ways (what blocks keep, which weights travel, rows of a micro-batch) it is the
+fastest that fits. If nothing fits, the error names the nearest change that would.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
-from nbtune.models.policy import MemoryPolicy
-from nbtune.planner.memory import estimate, trainable_parameters
-from nbtune.planner.plan import MemoryPlan, Plan
+from nbtune.models.fit import SLOWER, Fit, Setup, fit
+from nbtune.models.memory import trainable_parameters
+from nbtune.planner.plan import Plan
 
 if TYPE_CHECKING:
     from nbtune.data.facts import DataFacts
     from nbtune.models.facts import ModelFacts
+    from nbtune.models.policy import MemoryPolicy
     from nbtune.spec import RunSpec
 
 __all__ = ["DEFAULT_EPOCHS", "make_plan"]
 
-_SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
-_SLOWER = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
 _DEFAULT_BATCH = 8
 DEFAULT_EPOCHS = 3.0
 
@@ -42,36 +41,18 @@ def make_plan(
     """
     dtype, reason = choose_dtype(spec.dtype, device)
     reasons: list[str] = []
-    weights = _weights(spec, device, dtype, reasons)
+    weights, streamed = _weights(spec, device, dtype, reasons), spec.weights == "streamed"
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec)
-    policies = get_args(MemoryPolicy) if spec.activations == "auto" else (spec.activations,)
-    best: tuple[float, str, int, MemoryPlan] | None = None
-    smallest: tuple[int, str, int] | None = None
-    for policy in policies:
-        for micro in micros:
-            memory = estimate(
-                model,
-                spec.adapter,
-                weights=weights,
-                activations=policy,
-                micro_batch_size=micro,
-                sequence_len=sequence_len,
-                dtype=dtype,
-                device=device.kind,
-                accelerated=spec.accelerate,
-            )
-            if smallest is None or memory.total < smallest[0]:
-                smallest = (memory.total, policy, micro)
-            cost = _SLOWER[policy] * (1 + 0.15 / (micro * sequence_len / 512))  # small micro-batches waste launches
-            if memory.total <= device.free * _SPENDABLE and (best is None or cost < best[0]):
-                best = (cost, policy, micro, memory)
+    setup = Setup(model, spec.adapter, device, weights, dtype, sequence_len, spec.accelerate)
+    best, smallest = fit(setup, micros, activations=spec.activations, streamed=True if streamed else None)
     if best is None:
-        assert smallest is not None
         raise _nothing_fits(spec, device, smallest, weights)
-    _, activations, micro, memory = best
-    if activations != "keep" and spec.activations == "auto":
+    micro = best.micro_batch_size
+    if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
+    if best.resident_layers is not None and not streamed:
+        reasons.append(f"frozen weights travel: all of them would not fit into {device.free / 2**30:.1f} GiB")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
     total_steps = spec.steps or max(
         1, math.ceil((spec.epochs or DEFAULT_EPOCHS) * math.ceil(data.rows / (micro * accumulation)))
@@ -92,7 +73,8 @@ def make_plan(
         dtype=dtype,  # type: ignore[arg-type]
         dtype_reason=reason,
         weights=weights,  # type: ignore[arg-type]
-        activations=activations,  # type: ignore[arg-type]
+        resident_layers=best.resident_layers,
+        activations=best.activations,
         packing=spec.packing,
         sequence_len=sequence_len,
         micro_batch_size=micro,
@@ -100,7 +82,7 @@ def make_plan(
         total_steps=total_steps,
         learning_rate=spec.learning_rate or (2e-5 if spec.adapter.type == "full" else 2e-4),
         eval_every=spec.eval.every or max(1, round(total_steps / 10)),
-        memory=memory,
+        memory=best.memory,
         available_bytes=device.free,
         disk_bytes=trained * 12 * (spec.checkpoint.keep + 1) + trained * 8,
         download_bytes=download_bytes,
@@ -108,7 +90,7 @@ def make_plan(
         * micro
         * accumulation
         * min(mean, sequence_len)
-        * _seconds_a_token(model, device, activations),
+        * _seconds_a_token(model, device, best.activations),
         reasons=tuple(reasons),
     )
 
@@ -123,10 +105,26 @@ def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str])
         )
     if wanted == "fp8" and device.capability < (9, 0):
         raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
+    if wanted == "streamed":
+        return _checked_for_travel(spec, device)
     if wanted == "16bit" and dtype == "fp32":
         reasons.append("16-bit weights were asked for, the CPU computes in fp32")
         return "32bit"
     return wanted
+
+
+def _checked_for_travel(spec: RunSpec, device: DeviceFacts) -> str:
+    if device.kind != "cuda" or device.unified:
+        raise PlanError(
+            f"weights can only travel to a GPU with memory of its own, this is {device.name}",
+            fix="write `weights: auto`",
+        )
+    if spec.adapter.type != "lora" or not spec.accelerate:
+        raise PlanError(
+            "weights travel only beside a plain LoRA, into nbtune's own blocks",
+            fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",
+        )
+    return "16bit"
 
 
 def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: list[str]) -> int:
@@ -157,13 +155,13 @@ def _batch(spec: RunSpec) -> tuple[int, list[int]]:
     return batch, [size for size in range(batch, 0, -1) if batch % size == 0]
 
 
-def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: str) -> float:
+def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:
     rate = {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}[device.kind]  # achieved FLOP/s, until the first steps are measured
-    return 4 * model.parameters * _SLOWER[activations] / rate
+    return 4 * model.parameters * SLOWER[activations] / rate
 
 
-def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: tuple[int, str, int], weights: str) -> PlanError:
-    need, policy, micro = smallest
+def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: str) -> PlanError:
+    need, policy, micro = smallest.memory.total, smallest.activations, smallest.micro_batch_size
     if weights not in ("nf4", "32bit") and device.kind == "cuda" and spec.adapter.type != "full":
         fix = "write `adapter: qlora` (4-bit frozen weights), or a shorter `sequence_len`"
     elif spec.adapter.type == "full":

@@ -7,29 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nbtune.models.memory import MemoryPlan
+
 __all__ = ["MemoryPlan", "Plan"]
 
 _GIB = 2**30
 _BYTES_A_SECOND = 12_500_000  # 100 Mbit/s, for the time of a download that nobody has measured yet
-
-
-class MemoryPlan(BaseModel):
-    """Predicted bytes on the training device, by what holds them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    weights: int
-    adapter: int
-    gradients: int
-    optimizer: int
-    activations: int
-    head: int
-    reserve: int
-
-    @property
-    def total(self) -> int:
-        """The expected peak, in bytes."""
-        return sum(self.model_dump().values())
 
 
 class Plan(BaseModel):
@@ -51,6 +34,7 @@ class Plan(BaseModel):
     dtype: Literal["fp32", "bf16", "fp16"]
     dtype_reason: str
     weights: Literal["16bit", "32bit", "fp8", "nf4"]
+    resident_layers: int | None = None
     activations: Literal["keep", "selective", "recompute", "offload"]
     packing: bool
     sequence_len: int
@@ -86,11 +70,16 @@ class Plan(BaseModel):
                 f"{self.total_steps:,}, learning rate {self.learning_rate:g}, measured every {self.eval_every:,}",
             ),
             ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)} ({parts})"),
-            ("frozen weights", f"{self.weights}, activations: {self.activations}"),
+            ("frozen weights", f"{self.weights}{self._where()}, activations: {self.activations}"),
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
         return rows + [("why", reason) for reason in self.reasons]
+
+    def _where(self) -> str:
+        if self.resident_layers is None:
+            return ""
+        return f", those of {self.resident_layers} layers on the device, the others' in the host's memory"
 
     def disk_and_download(self) -> str:
         """What will be written and fetched, said before it is: bytes, and minutes at 100 Mbit/s."""

@@ -237,8 +237,12 @@ class RunSpec(_Part):
     device: Literal["auto", "cpu", "cuda", "mps"] = _field(
         "auto", "Device", "Where it trains.", example="auto", advanced=True
     )
-    weights: Literal["auto", "16bit", "fp8", "nf4"] = _field(
-        "auto", "Frozen weights", "How they are kept.", example="auto", advanced=True
+    weights: Literal["auto", "16bit", "fp8", "nf4", "streamed"] = _field(
+        "auto",
+        "Frozen weights",
+        "How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer.",
+        example="auto",
+        advanced=True,
     )
     activations: Literal["auto", "keep", "selective", "recompute", "offload"] = _field(
         "auto",
@@ -277,6 +281,6 @@ class RunSpec(_Part):
                 f"batch_size {batch} is not micro_batch_size {micro} × gradient_accumulation_steps {accumulation}: "
                 "leave one of them out"
             )
-        if self.adapter.type == "full" and self.weights in ("nf4", "fp8"):
+        if self.adapter.type == "full" and self.weights in ("nf4", "fp8", "streamed"):
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
         return self

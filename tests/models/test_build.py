@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nbtune.errors import HubError, NbtuneError, SpecError
 from nbtune.models import build, load_adapter, load_tokenizer, load_trainable, model_facts, resolve, save_adapter
 from nbtune.models.step import TrainStep
-from nbtune.models.trainable import fitting_policy
 from nbtune.spec.model import AdapterSpec
 
 LORA = AdapterSpec(r=4)
@@ -165,19 +164,6 @@ def test_a_train_step_learns(folder: Path) -> None:
     ids = torch.randint(0, 160, (2, 16), generator=torch.Generator().manual_seed(1))
     losses = [model.train_step(input_ids=ids, labels=ids, lr=2e-2).item() for _ in range(25)]
     assert losses[-1] < 0.9 * losses[0]
-
-
-def test_the_policy_follows_the_free_memory(folder: Path) -> None:
-    from nbtune.device import DeviceFacts
-
-    facts = model_facts(str(folder))
-    picked = [
-        fitting_policy(facts, DeviceFacts("cuda", "card", 2**40, int(free), (9, 0), True), 2**20, 4)
-        for free in (2**36, 4e9, 2.6e9, 1e9)
-    ]
-    assert picked == sorted(picked, key=["keep", "selective", "recompute", "offload"].index)
-    assert picked[0] == "keep"
-    assert picked[-1] == "offload"
 
 
 def test_unknown_choices_are_errors_with_the_known_ones(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""How many bytes a run needs, from plain facts. Formulas, not tables; each says what it counts.
+"""How many bytes a model in training needs, from plain facts. Formulas, not tables; each says what it counts.
 
 T is the tokens of a micro-batch (rows × sequence length), H hidden, I intermediate, e bytes a number.
 """
@@ -7,19 +7,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbtune.planner.plan import MemoryPlan
+from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from nbtune.models.facts import ModelFacts
     from nbtune.models.policy import MemoryPolicy
     from nbtune.spec import AdapterSpec
 
-__all__ = ["estimate", "trainable_parameters"]
+__all__ = ["MemoryPlan", "block_bytes", "estimate", "trainable_parameters"]
 
 _LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
 _CUDA_CONTEXT = 600 * 2**20
 _PYTHON = 700 * 2**20  # a process with torch and transformers loaded
 BYTES_A_WEIGHT = {"32bit": 4.0, "16bit": 2.0, "fp8": 1.0, "nf4": 0.53}
+
+
+class MemoryPlan(BaseModel):
+    """Predicted bytes on the training device, by what holds them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """The expected peak, in bytes."""
+        return sum(self.model_dump().values())
 
 
 def trainable_parameters(model: ModelFacts, adapter: AdapterSpec) -> int:
@@ -40,6 +59,7 @@ def estimate(
     dtype: str,
     device: str,
     accelerated: bool = True,
+    resident_layers: int | None = None,
 ) -> MemoryPlan:
     """The expected bytes on the training device.
 
@@ -49,13 +69,16 @@ def estimate(
         weights: a key of `BYTES_A_WEIGHT`; embedding and head stay at 16 bit (32 on a CPU).
         activations: what blocks keep.
         accelerated: nbtune's blocks and fused head; stock keeps more per token and the logits too.
+        resident_layers: how many layers' frozen weights are on the device (unset: all); of the others two are there at
+            a time.
     """
     width = 4 if dtype == "fp32" else 2
     trained = trainable_parameters(model, adapter)
-    blocks = model.block_parameters * model.num_layers
-    rest = max(0, model.parameters - blocks)
+    rest = max(0, model.parameters - model.block_parameters * model.num_layers)
+    travelling = model.num_layers - (model.num_layers if resident_layers is None else resident_layers)
+    blocks = model.num_layers - travelling + min(travelling, 2)
     tokens = micro_batch_size * sequence_len
-    frozen = int(blocks * BYTES_A_WEIGHT[weights]) + rest * width
+    frozen = blocks * block_bytes(model, weights) + rest * width
     logits = min(tokens, _LOGIT_CHUNK) if accelerated else tokens
     return MemoryPlan(
         weights=frozen,
@@ -66,6 +89,11 @@ def estimate(
         head=logits * model.vocab_size * (4 + width),
         reserve=_CUDA_CONTEXT if device == "cuda" else _PYTHON,
     )
+
+
+def block_bytes(model: ModelFacts, weights: str) -> int:
+    """Bytes of one block's frozen linear layers; weights: a key of `BYTES_A_WEIGHT`."""
+    return int(model.block_parameters * BYTES_A_WEIGHT[weights])
 
 
 def _activations(model: ModelFacts, policy: MemoryPolicy, tokens: int, width: int, accelerated: bool) -> int:
