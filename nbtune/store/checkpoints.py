@@ -7,14 +7,18 @@ adapter/                    what other tools load, renewed with each checkpoint
 from __future__ import annotations
 
 import math
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from nbtune import events
 from nbtune.errors import TrainError
-from nbtune.store.files import read_json, replace_folder, write_json
+from nbtune.store.files import as_train_error, discard, read_json, replace_folder, write_json
 from nbtune.train.loop import Progress
 
 if TYPE_CHECKING:
@@ -45,9 +49,11 @@ def go_back(folder: Path, step: int) -> None:
             fix=f"there are {', '.join(map(str, sorted(there)))}" if there else "start a new run",
         )
     for later in (path for number, path in there.items() if number > step):
-        with replace_folder(folder / "checkpoints" / "aside" / later.name) as fresh:
-            shutil.copytree(later, fresh, dirs_exist_ok=True)
-        shutil.rmtree(later)
+        aside = folder / "checkpoints" / "aside" / later.name
+        aside.parent.mkdir(exist_ok=True)
+        if aside.exists():
+            discard(aside)
+        later.rename(aside)
 
 
 def save(
@@ -62,19 +68,16 @@ def save(
 
     target = folder / "checkpoints" / f"step-{progress.step:08d}"
     try:
-        with replace_folder(target) as fresh:
+        with _disk_errors(), replace_folder(target) as fresh:
             _write(fresh, built, stepper, progress)
-        with replace_folder(folder / "adapter") as fresh:
+        with _disk_errors(), replace_folder(folder / "adapter") as fresh:
             shutil.copytree(folder / "tokenizer", fresh, dirs_exist_ok=True)
             save_adapter(built.model, fresh, base=built.facts.name)
     except OSError as error:
-        raise TrainError(
-            f"the checkpoint could not be written: {error.strerror or error}",
-            place=folder.name,
-            fix="free some disk space, then resume: the checkpoint before is whole",
-        ) from error
+        raise as_train_error(error, "the checkpoint could not be written", place=folder.name) from error
     for old in sorted((folder / "checkpoints").glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            discard(old)
     size = sum(file.stat().st_size for file in target.iterdir())
     return events.Checkpoint(step=progress.step, folder=target.relative_to(folder).as_posix(), bytes=size)
 
@@ -85,10 +88,46 @@ def _write(fresh: Path, built: Built, stepper: Stepper | FusedStepper, progress:
 
     weights = {name: p.detach().cpu().contiguous() for name, p in built.model.named_parameters() if p.requires_grad}
     save_file(weights, fresh / "trainable.safetensors")
-    torch.save(stepper.state_dict(), fresh / "optimizer.pt")
+    with (fresh / "optimizer.pt").open("wb") as file, _Recorder(file) as recorder:
+        torch.save(stepper.state_dict(), recorder)
     body = asdict(progress)
     body["best_eval"] = None if math.isinf(progress.best_eval) else progress.best_eval
     write_json(fresh / "progress.json", body)
+
+
+class _Recorder:
+    """A file for torch, which forgets why a write failed and says only that it did."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self.flush = file.flush
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = error
+            raise
+
+    def __enter__(self) -> _Recorder:
+        return self
+
+    def __exit__(self, _kind: object, raised: BaseException | None, _traceback: object) -> None:
+        if raised is not None and self._error is not None:
+            raise self._error from raised
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """safetensors gives the system's error as text."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Progress:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.errors import TrainError
-from nbtune.store.files import read_json, write_json
+from nbtune.store.files import as_train_error, read_json, write_json
 from nbtune.train.control import Wishes
 
 __all__ = ["FileControl", "answer_requests", "ask", "wish"]
@@ -20,13 +20,20 @@ _WRITING = threading.Lock()
 
 
 def wish(folder: Path, **changes: Any) -> None:
-    """Change some of the wishes; `checkpoint=True` and `sample=True` count up."""
+    """Change some of the wishes; `checkpoint=True` and `sample=True` count up.
+
+    Raises:
+        TrainError: the folder cannot be written.
+    """
     with _WRITING:
         now = _read(folder / "control.json")
         for counter in ("checkpoint", "sample"):
             if changes.get(counter) is True:
                 changes[counter] = getattr(now, counter) + 1
-        write_json(folder / "control.json", asdict(replace(now, **changes)))
+        try:
+            write_json(folder / "control.json", asdict(replace(now, **changes)))
+        except OSError as error:
+            raise as_train_error(error, "the wish could not be written down", place=folder.name) from error
 
 
 def _read(path: Path) -> Wishes:

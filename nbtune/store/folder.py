@@ -20,7 +20,7 @@ from nbtune.errors import SpecError, TrainError
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.store.files import read_json, write_json, write_text
 
-__all__ = ["all_folders", "create", "find", "name_of", "read_spec", "runs_root"]
+__all__ = ["all_folders", "create", "find", "name_of", "read_spec", "refuse_newer", "runs_root"]
 
 VERSION = 1
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -52,12 +52,14 @@ def create(root: Path, name: str, spec: RunSpec) -> Path:
     if not _NAME.match(name):
         raise SpecError(f"{name!r} cannot be a run's name", fix="use letters, digits, '.', '_' and '-', at most 64")
     folder = root / f"{name}-{secrets.token_hex(3)}"
+    # later than every run that is there, also after the clock was set back: the newest run of a name is this one
+    created = max([time.time(), *(_created(path) + 1e-3 for path in all_folders(root)[:1])])
     try:
         for part in ("data", "checkpoints", "exports"):
             (folder / part).mkdir(parents=True)
         write_text(folder / "spec.yaml", to_yaml(spec))
         write_json(
-            folder / "environment.json", {"version": VERSION, "name": name, "created": time.time(), **_environment()}
+            folder / "environment.json", {"version": VERSION, "name": name, "created": created, **_environment()}
         )
         write_text(folder / "train.py", _TRAIN_PY)
     except OSError as error:
@@ -88,13 +90,17 @@ def read_spec(folder: Path) -> RunSpec:
     Raises:
         TrainError: the folder is of a newer nbtune, or is no run's.
     """
-    environment = read_json(folder / "environment.json") or {}
-    if environment.get("version", VERSION) > VERSION:
-        raise TrainError("this run was made by a newer nbtune", place=folder.name, fix="upgrade nbtune to open it")
+    refuse_newer(folder)
     try:
         return from_yaml((folder / "spec.yaml").read_text(encoding="utf-8"), name=f"{folder.name}/spec.yaml")
     except OSError as error:
         raise TrainError(f"{folder.name} is no run folder: it has no spec.yaml", fix="see `nbtune runs`") from error
+
+
+def refuse_newer(folder: Path) -> None:
+    """Raises a `TrainError` for the folder of a newer nbtune: nothing in it may be misread, or written over."""
+    if (read_json(folder / "environment.json") or {}).get("version", VERSION) > VERSION:
+        raise TrainError("this run was made by a newer nbtune", place=folder.name, fix="upgrade nbtune to open it")
 
 
 def name_of(folder: Path) -> tuple[str, str]:
@@ -108,9 +114,11 @@ def all_folders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     folders = [path for path in root.iterdir() if (path / "spec.yaml").is_file()]
-    return sorted(
-        folders, key=lambda path: (read_json(path / "environment.json") or {}).get("created", 0.0), reverse=True
-    )
+    return sorted(folders, key=_created, reverse=True)
+
+
+def _created(folder: Path) -> float:
+    return float((read_json(folder / "environment.json") or {}).get("created", 0.0))
 
 
 def find(which: str | Path, root: Path) -> Path:

@@ -154,7 +154,7 @@ def _load(folder: Path) -> Built:
     built = models.build(
         spec.model,
         adapter=spec.adapter,
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype],
+        dtype=device.torch_dtype(dtype),
         device=where,
         policy="keep",
         seed=spec.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ __all__ = ["EventReader", "EventWriter"]
 class EventWriter:
     """Appends events, one write a line.
 
+    A line that the disk took only half of is ended at the next event, so that no other event is lost with it.
+
     Args:
         path: of ``events.jsonl``.
         owner: the writer owns the run, and cuts off the torn last line that a crash may have left. Others (an export
@@ -21,7 +24,7 @@ class EventWriter:
     """
 
     def __init__(self, path: Path, *, owner: bool = True) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._torn = threading.Lock(), False
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if owner:
             _cut_torn_line(path)
@@ -29,7 +32,16 @@ class EventWriter:
     def __call__(self, event: events.Event) -> None:
         line = events.to_line(event).encode()
         with self._lock:
-            os.write(self._fd, line)
+            if self._torn:
+                line = b"\n" + line
+            try:
+                written = os.write(self._fd, line)
+            except OSError:
+                self._torn = True
+                raise
+            self._torn = written < len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file; later events are lost."""

@@ -1,82 +1,191 @@
 """Which process owns a run: a lock file that a crash cannot leave behind for good.
 
-The lock names host, pid and the process's start time, so that a pid used again is not mistaken for the owner. Within
-one process the live engines are known by a set, since a thread can end while its process lives on.
+The lock names the machine (host, boot, space of process ids), the process and the process's start, so that a pid used
+again, another container or a restarted machine is not mistaken for the owner. The owner touches it every few seconds:
+where the process cannot be asked, because it is on another machine, a lock that nobody touches is nobody's. Within one
+process the live engines are known by a set, since a thread can end while its process lives on.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nbtune.errors import TrainError
-from nbtune.store.files import read_json
+from nbtune.store.files import as_train_error, read_json
 
-__all__ = ["Ownership", "is_owned"]
+__all__ = ["Ownership", "TakenOver", "is_owned"]
 
+_BEAT = 10.0  # seconds between two touches of the lock
+_SILENT = 90.0  # seconds without a touch after which an owner on another machine is gone; network folders may lag by 60
 _LIVE: set[str] = set()
 _GUARD = threading.Lock()
+_clocks: dict[str, tuple[float, float]] = {}  # folder -> how far its clock is ahead of our monotonic one, asked when
+
+
+class TakenOver(TrainError):
+    """Somebody else owns the run by now: this process must not write into its folder any more."""
 
 
 class Ownership:
     """Held while an engine works on a run folder.
 
     Raises:
-        TrainError: somebody who lives owns it.
+        TrainError: somebody who lives owns it, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._path = folder, folder / "owner.json"
+        self._me = {
+            **{**_here(), **_of_folder(folder)},
+            **{"pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex},
+        }
+        self._lost, self._over = threading.Event(), threading.Event()
+        self._beating = threading.Thread(target=self._beat, name=f"nbtune-beat-{folder.name}", daemon=True)
 
     def __enter__(self) -> Ownership:
         with _GUARD:
-            for _ in range(2):
+            for _ in range(3):
                 try:
-                    fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-                except FileExistsError:
-                    if is_owned(self.folder):
-                        raise TrainError(
-                            f"the run `{self.folder.name}` is at work already ({_who(self._path)})",
-                            fix="attach to it, or stop it first",
-                        ) from None
-                    self._path.unlink(missing_ok=True)
-                    continue
-                with os.fdopen(fd, "w") as file:
-                    json.dump(_me(), file)
-                _LIVE.add(str(self._path.resolve()))
-                return self
+                    taken = self._take()
+                except OSError as error:
+                    raise as_train_error(error, "the run's folder cannot be written", place=self.folder.name) from error
+                if taken:
+                    _LIVE.add(self._me["token"])
+                    self._beating.start()
+                    return self
+                found = read_json(self._path)
+                if is_owned(self.folder):
+                    raise TrainError(
+                        f"the run `{self.folder.name}` is at work already ({_who(self._path)})", fix=_what_now(found)
+                    )
+                self._remove(found)
         raise TrainError(f"somebody else has just taken the run `{self.folder.name}`", fix="attach to it")
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._beating.join()
         with _GUARD:
-            _LIVE.discard(str(self._path.resolve()))
-            self._path.unlink(missing_ok=True)
+            _LIVE.discard(self._me["token"])
+            if self._is_mine():
+                with suppress(OSError):
+                    self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Looked at between steps.
+
+        Raises:
+            TakenOver: another machine took this one for dead, and works on the run.
+        """
+        if self._lost.is_set():
+            raise TakenOver(
+                f"the run `{self.folder.name}` was taken over by another process ({_who(self._path)})",
+                fix="attach to it; this process had been silent for too long",
+            )
+
+    def _take(self) -> bool:
+        """Makes the lock, whole from its first moment where the file system has hard links."""
+        draft = self._path.with_name(f".owner.json.{self._me['token'][:8]}.tmp")
+        try:
+            draft.write_text(json.dumps(self._me), encoding="utf-8")
+            try:
+                os.link(draft, self._path)
+            except FileExistsError:
+                return False
+            except (OSError, NotImplementedError):  # a mounted drive without links
+                return self._take_without_links()
+            return True
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+    def _take_without_links(self) -> bool:
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(fd, "w") as file:
+            json.dump(self._me, file)
+        return True
+
+    def _remove(self, dead: Any) -> None:
+        """Takes a dead owner's lock away: if somebody has replaced it since we looked, theirs is put back."""
+        aside = self._path.with_name(f".owner.json.{uuid.uuid4().hex[:8]}.gone")
+        with suppress(OSError):
+            self._path.rename(aside)
+            if read_json(aside) != dead and not self._path.exists():
+                aside.rename(self._path)
+            aside.unlink(missing_ok=True)
+
+    def _is_mine(self) -> bool:
+        return (read_json(self._path) or {}).get("token") == self._me["token"]
+
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT):
+            with suppress(OSError):
+                if self._is_mine():
+                    os.utime(self._path)
+                elif self._path.exists() or not self._take():
+                    self._lost.set()
+                    return
 
 
 def is_owned(folder: Path) -> bool:
     """Whether a living engine works on the folder."""
     path = folder / "owner.json"
     owner = read_json(path)
-    if owner is None:
-        # the file is made first and written next: an empty one is young, or its maker was killed in between
-        return path.exists() and time.time() - path.stat().st_mtime < 5
-    if owner.get("host") != socket.gethostname():
-        return time.time() - path.stat().st_mtime < 24 * 3600  # cannot be asked: believed for a day
+    if not isinstance(owner, dict):
+        # without links the file is made first and written next: an empty one is young, or its maker was killed
+        return path.exists() and _silence(path) < 5
+    here = _here()
+    if any(owner[key] != value for key, value in here.items() if key in owner):
+        return _silence(path) < _SILENT
+    if owner.keys() >= {"path", "inode"} and all(owner[key] != value for key, value in _of_folder(folder).items()):
+        return False  # the folder is a copy, made while the run was at work where it came from
     if owner.get("pid") == os.getpid() and owner.get("started") == _started(os.getpid()):
-        return str(path.resolve()) in _LIVE
+        return owner.get("token") in _LIVE
     return _started(owner.get("pid", -1)) == owner.get("started")
 
 
-def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+@functools.cache
+def _here() -> dict[str, Any]:
+    """The machine: its name, its boot, and the space in which a process id means something (a container's own)."""
+    boot, space = "", ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "space": space}
+
+
+def _of_folder(folder: Path) -> dict[str, str]:
+    """Which folder it is: where it lies (not in words: a folder may be shared) and what the file system calls it."""
+    found = folder.stat()
+    path = hashlib.sha256(str(folder.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+    return {"path": path, "inode": f"{found.st_dev}:{found.st_ino}"}
 
 
 def _started(pid: int) -> float | None:
+    """When a living process began: on Linux in ticks since the boot, which no change of the clock moves."""
+    try:
+        text = Path(f"/proc/{int(pid)}/stat").read_text()
+    except (OSError, ValueError):
+        if Path("/proc/self/stat").exists():
+            return None
+        return _started_elsewhere(pid)
+    fields = text.rpartition(")")[2].split()  # after the name, which may hold anything
+    return None if fields[0] in "ZX" else float(fields[19])
+
+
+def _started_elsewhere(pid: int) -> float | None:
     import psutil
 
     try:
@@ -86,6 +195,43 @@ def _started(pid: int) -> float | None:
         return None
 
 
+def _silence(path: Path) -> float:
+    """Seconds since the lock was touched, by the clock of its own file system: two machines' clocks differ."""
+    try:
+        touched = path.stat().st_mtime
+    except OSError:
+        return float("inf")
+    silence = abs(_now_there(path.parent) - touched)
+    return silence if silence < 5 else abs(_now_there(path.parent, again=True) - touched)
+
+
+def _now_there(folder: Path, *, again: bool = False) -> float:
+    """The time on the folder's file system, asked of it now and then: a question is a file that is made."""
+    known = _clocks.get(str(folder))
+    if known is None or (again and time.monotonic() - known[1] > _BEAT):
+        now = time.monotonic()
+        known = _clocks[str(folder)] = (_clock_of(folder) - now, now)
+    return known[0] + time.monotonic()
+
+
+def _clock_of(folder: Path) -> float:
+    probe = folder / f".clock.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()  # it cannot be written
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
 def _who(path: Path) -> str:
     owner = read_json(path) or {}
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+
+
+def _what_now(owner: Any) -> str:
+    if isinstance(owner, dict) and any(owner.get(key) != value for key, value in _here().items()):
+        return f"attach to it; if that machine is gone, it is free {_SILENT:.0f} s after its last sign of life"
+    return "attach to it, or stop it first"

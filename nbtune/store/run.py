@@ -16,8 +16,8 @@ from nbtune.errors import NbtuneError, TrainError
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints, control
-from nbtune.store.files import read_json
-from nbtune.store.folder import name_of, read_spec
+from nbtune.store.files import DISK_ERRORS, read_json
+from nbtune.store.folder import name_of, read_spec, refuse_newer
 from nbtune.store.launch import Launched, launch
 from nbtune.store.log import EventReader, EventWriter
 from nbtune.store.owner import is_owned
@@ -58,9 +58,16 @@ class Run:
 
     @property
     def plan(self) -> Plan | None:
-        """How it is done; None until it was planned."""
+        """How it is done; None until it was planned.
+
+        Raises:
+            TrainError: a newer nbtune planned it.
+        """
         body = read_json(self.folder / "plan.json")
-        return None if body is None else Plan.model_validate(body)
+        if body is None:
+            return None
+        refuse_newer(self.folder)
+        return Plan.model_validate(body)
 
     @property
     def state(self) -> str:
@@ -87,8 +94,7 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run; 0 until it was planned."""
-        plan = self.plan
-        return 0 if plan is None else plan.total_steps
+        return int((read_json(self.folder / "plan.json") or {}).get("total_steps", 0))
 
     @property
     def error(self) -> NbtuneError | None:
@@ -127,8 +133,16 @@ class Run:
         return frame
 
     def say(self, event: says.Event) -> None:
-        """Add an event that is not the engine's: an export that began, ended or failed."""
-        writer = EventWriter(self.folder / "events.jsonl", owner=False)
+        """Add an event that is not the engine's: an export that began, ended or failed.
+
+        A folder that cannot be written is a source all the same: then nothing is written down.
+        """
+        try:
+            writer = EventWriter(self.folder / "events.jsonl", owner=False)
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                return
+            raise
         try:
             writer(event)
         finally:
@@ -184,6 +198,7 @@ class Run:
         Raises:
             TrainError: it is finished, it is at work, or there is no such checkpoint.
         """
+        refuse_newer(self.folder)
         if self.alive:
             raise TrainError(f"the run `{self.name}` is at work", fix="`unpause` it if it is paused")
         if step is not None:

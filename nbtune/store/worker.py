@@ -26,10 +26,10 @@ from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl, answer_requests
-from nbtune.store.files import read_json, write_json, write_text
+from nbtune.store.files import DISK_ERRORS, as_train_error, read_json, sweep, write_json, write_text
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventWriter
-from nbtune.store.owner import Ownership
+from nbtune.store.owner import Ownership, TakenOver
 from nbtune.store.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["execute"]
 
 _SAMPLE_TOKENS = 64
+_RESERVE = 2**16  # bytes
 
 
 def execute(folder: Path, *, keep: Callable[[Built], None] | None = None) -> Literal["finished", "stopped"]:
@@ -57,38 +58,62 @@ def execute(folder: Path, *, keep: Callable[[Built], None] | None = None) -> Lit
         NbtuneError: also said as the last event.
     """
     quiet_libraries()
-    with Ownership(folder):
-        emit = EventWriter(folder / "events.jsonl")
-        try:
-            emit(events.State(state="preparing"))
-            engine = _Engine(folder, emit)
-            engine.prepare()
-            if keep is not None:
-                keep(engine.built)
-            ended = engine.train()
-            emit(events.State(state=ended, step=engine.progress.step, total_steps=engine.plan.total_steps))
-            return ended
-        except NbtuneError as error:
-            emit(events.State(state="failed", detail=str(error)))
-            raise
-        except BaseException as error:
-            found = _out_of_memory(error)
-            emit(events.State(state="failed", detail=str(found or f"a bug in nbtune or a library: {error!r}"[:500])))
-            with contextlib.suppress(OSError):
-                write_text(folder / "traceback.txt", traceback.format_exc())
-            if found is not None:
+    with Ownership(folder) as owner:
+        for part in (folder, folder / "checkpoints"):
+            sweep(part)
+        with _reserve(folder) as give_back, contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
+            try:
+                emit(events.State(state="preparing"))
+                engine = _Engine(folder, emit, owner)
+                engine.prepare()
+                if keep is not None:
+                    keep(engine.built)
+                ended = engine.train()
+                emit(events.State(state=ended, step=engine.progress.step, total_steps=engine.plan.total_steps))
+                return ended
+            except TakenOver:
+                raise  # the folder is another's: not a word more
+            except BaseException as error:
+                give_back()
+                found = _for_people(error, folder)
+                with contextlib.suppress(OSError):
+                    detail = str(found or f"a bug in nbtune or a library: {error!r}"[:500])
+                    emit(events.State(state="failed", detail=detail))
+                    if found is not error:
+                        write_text(folder / "traceback.txt", traceback.format_exc())
+                if found is None or found is error:
+                    raise
                 raise found from error
-            raise
-        finally:
-            emit.close()
 
 
-def _out_of_memory(error: BaseException) -> PlanError | None:
+@contextlib.contextmanager
+def _reserve(folder: Path) -> Iterator[Callable[[], None]]:
+    """Some disk that is given back when the run fails: a full disk takes what it failed of, too."""
+    path = folder / ".reserve.0.tmp"
+
+    def give_back() -> None:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+    with contextlib.suppress(OSError):
+        path.write_bytes(bytes(_RESERVE))
+    try:
+        yield give_back
+    finally:
+        give_back()
+
+
+def _for_people(error: BaseException, folder: Path) -> NbtuneError | None:
+    """What an error means to a user; None for a bug."""
+    if isinstance(error, NbtuneError):
+        return error
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error):
         return PlanError(
             "there was not enough memory after all",
             fix="set a smaller `micro_batch_size` or `sequence_len`, or `activations: recompute`; then resume",
         )
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return as_train_error(error, "the run's folder could not be written", place=folder.name)
     return None
 
 
@@ -101,8 +126,8 @@ class _Engine:
     stepper: Stepper | FusedStepper
     progress: Progress
 
-    def __init__(self, folder: Path, emit: EventWriter) -> None:
-        self.folder, self.emit = folder, emit
+    def __init__(self, folder: Path, emit: EventWriter, owner: Ownership) -> None:
+        self.folder, self.emit, self.owner = folder, emit, owner
         self.spec: RunSpec = read_spec(folder)
         self.control = FileControl(folder)
 
@@ -121,11 +146,12 @@ class _Engine:
         device = machine.pick(spec.device)
         self.plan = self._plan(facts, machine.describe(device))
         self._check_disk()
+        self.emit(events.State(state="preparing", detail=self.plan.disk_and_download()))
         machine.reset_peak(device)
         self.built = models.build(
             spec.model,
             adapter=spec.adapter,
-            dtype=_torch_dtype(self.plan.dtype),
+            dtype=machine.torch_dtype(self.plan.dtype),
             device=device,
             policy=self.plan.activations,
             seed=spec.seed,
@@ -133,6 +159,7 @@ class _Engine:
             trust_remote_code=spec.trust_remote_code,
             quant="nf4" if self.plan.weights == "nf4" else None,
             tokenizer=False,
+            resident_layers=self.plan.resident_layers,
         )
         self.built.tokenizer = tokenizer
         tokenizer.save_pretrained(folder / "tokenizer")
@@ -196,7 +223,7 @@ class _Engine:
 
     def _graphs_pay(self, device: torch.device) -> bool:
         handle, spec = self.built.handle, self.spec
-        plain = spec.optim == "adamw" and self.plan.dtype != "fp16" and spec.adapter.dropout == 0 and not spec.packing
+        plain = spec.optim == "adamw" and self.plan.dtype != "fp16" and spec.adapter.dropout == 0
         return plain and machine.replayable(device) and handle is not None and bool(handle.layers)
 
     def _fused_stepper(self, device: torch.device) -> FusedStepper:
@@ -240,12 +267,16 @@ class _Engine:
             ),
             evaluate=self._evaluate,
             sample=self._samples,
-            between=lambda: answer_requests(self.folder, self._answer),
+            between=self._between,
         )
         if plan.packing and self.progress.step == 0:
             self.emit(self._check_packing())
         emit, control = self.emit, self.control
         return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
+
+    def _between(self) -> None:
+        self.owner.check()
+        answer_requests(self.folder, self._answer)
 
     def _check_packing(self) -> events.Check:
         from nbtune.data.batches import collate
@@ -313,12 +344,6 @@ def _optimizer(model: torch.nn.Module, spec: RunSpec, learning_rate: float) -> t
         return AdamW8bit(parameters, lr=learning_rate, weight_decay=spec.weight_decay)  # type: ignore[no-any-return]
     fused = parameters[0].device.type in ("cuda", "cpu")
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=spec.weight_decay, fused=fused)
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def main(folder: Path) -> int:
