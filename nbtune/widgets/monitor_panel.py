@@ -122,11 +122,27 @@ class Monitor(Panel):
     def do_stop(self) -> None:
         self.run.stop()
 
-    def do_resume(self) -> None:
-        self._work(self._resume)
+    def do_drop(self) -> None:
+        """Stops without saving."""
+        self.run.stop(save=False)
 
-    def _resume(self) -> None:
-        self.run = self.view.run = self.run.resume()
+    def do_checkpoint(self) -> None:
+        self.run.checkpoint()
+
+    def do_sample(self) -> None:
+        if not self.run.spec.samples:
+            raise NbtuneError("the spec has no sample prompts", fix="add `samples: [a question, …]`")
+        self.run.sample()
+
+    def do_rate(self, rate: float) -> None:
+        """Another peak of the learning rate."""
+        self.run.set_learning_rate(float(rate))
+
+    def do_resume(self, step: int | None = None) -> None:
+        self._work(lambda: self._resume(step))
+
+    def _resume(self, step: int | None) -> None:
+        self.run = self.view.run = self.run.resume(step=step)
         self._unsubscribe()
         self._unsubscribe = self.run.subscribe(self._on_events, self._seen)
         self._start_heart()

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from nbtune import events as ev
 from nbtune.errors import NbtuneError
+from nbtune.widgets.hints import Hints
 from nbtune.widgets.plain import clean, without_home
 from nbtune.widgets.series import Series
 
@@ -22,7 +24,7 @@ __all__ = ["Cursor", "RunView"]
 
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
-LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20}
+LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30}
 
 
 @dataclass
@@ -52,6 +54,7 @@ class RunView:
         self._seconds = 0.0  # a step, as a running mean
         self._clock = _Clock()
         self._plan: Any = None
+        self._hints = Hints()
 
     def add(self, events: Sequence[ev.Event]) -> None:
         """Takes in what happened, in order."""
@@ -59,6 +62,12 @@ class RunView:
             for event in events:
                 self._clock.see(event)
                 self._take(event)
+            if events:
+                self._hint(self._hints.after_steps(self.series, self.last.total_steps), events[-1].time)
+
+    def _hint(self, hint: tuple[str, str, str] | None, when: float) -> None:
+        if hint is not None:
+            self._append("notes", _note("warning", *hint, when))
 
     def note(self, message: str, *, level: str = "error", cause: str = "", fix: str = "") -> None:
         """A note that does not come from the run, such as why an export failed."""
@@ -76,9 +85,12 @@ class RunView:
             self.last = event
         elif isinstance(event, ev.Eval):
             self._append("evals", {"step": event.step, "loss": _rounded(event.loss), "best": event.best})
+            self._hint(self._hints.after_eval(self.lists["evals"]), event.time)
         elif isinstance(event, ev.Sample):
             answer = {"step": event.step, "prompt": clean(event.prompt, 200), "answer": clean(event.answer, 600)}
             self._append("samples", answer)
+        elif isinstance(event, ev.Checkpoint):
+            self._checkpoint(event)
         elif isinstance(event, ev.Warning):
             self._append("notes", _note("warning", event.message, event.cause, event.fix, event.time))
         elif isinstance(event, ev.Export):
@@ -86,8 +98,25 @@ class RunView:
 
     def _went_back(self, step: int) -> None:
         self.generation += 1
-        for name in ("evals", "samples"):
+        self._hints.forget()
+        for name in ("evals", "samples", "checkpoints"):
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
+
+    def _checkpoint(self, event: ev.Checkpoint) -> None:
+        """The checkpoints that are kept: the run takes the oldest away, as the spec says."""
+        keep = self._keep
+        others = [item for item in self.lists["checkpoints"] if item["step"] != event.step]
+        before = [item for item in self.lists["evals"] if item["step"] <= event.step and item["loss"] is not None]
+        shown = {"step": event.step, "bytes": event.bytes, "loss": before[-1]["loss"] if before else None}
+        self.lists["checkpoints"] = [*others, shown][-keep:]
+        self.said["checkpoints"] += 1
+
+    @cached_property
+    def _keep(self) -> int:
+        try:
+            return int(self.run.spec.checkpoint.keep)
+        except (AttributeError, OSError, NbtuneError):  # a run whose spec cannot be read
+            return LISTS["checkpoints"]
 
     def _export(self, event: ev.Export) -> None:
         failed = not event.path or (event.kind == "push" and event.detail)
@@ -137,6 +166,8 @@ class RunView:
                 "detail": clean(self.last.detail, 500) if self.last.state == state else "",
                 "elapsed": self._clock.elapsed(live=state not in ev.ENDED),
                 "eta": self._left(step, total, plan),
+                "memory_plan": _memory_plan(plan),
+                "peak_rate": float(getattr(plan, "learning_rate", 0.0) or 0.0),
                 "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
                 "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
                 "exportable": step > 0,
@@ -192,7 +223,7 @@ class RunView:
             return {**body, "status": self.status()}, _bytes(rows)
 
     def _news(self, name: str, start: int) -> dict[str, Any]:
-        if name == "exports":  # its last item may have moved on
+        if name in ("exports", "checkpoints"):  # items move on, or go
             return {"whole": True, "next": self.said[name], "items": self.lists[name]}
         items = self.lists[name][-min(LISTS[name], self.said[name] - start) :]
         return {"i0": self.said[name] - len(items), "next": self.said[name], "items": items}
@@ -235,6 +266,13 @@ def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[st
     best = max((k for k, item in enumerate(items) if item["best"]), default=len(items) - 1)
     stride = -(-len(items) // (limit - 2))
     return [item for k, item in enumerate(items) if k % stride == 0 or k in (best, len(items) - 1)]
+
+
+def _memory_plan(plan: Any) -> list[list[Any]]:
+    """What the plan expects to hold memory, biggest first: [name, bytes]."""
+    memory = getattr(plan, "memory", None)
+    parts = memory.model_dump() if memory is not None else {}
+    return [[name, size] for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size >= 2**20]
 
 
 def _rounded(value: float) -> float | None:

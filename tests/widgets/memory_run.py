@@ -16,6 +16,7 @@ from typing import Any
 
 from nbtune import events as ev
 from nbtune.errors import TrainError
+from nbtune.planner.plan import MemoryPlan
 from nbtune.spec import RunSpec
 
 
@@ -23,9 +24,23 @@ class MemoryRun:
     def __init__(self, name: str = "demo", total_steps: int = 200, interval: float = 0.25) -> None:
         self.name, self.id, self.folder = name, "m3m0ry", Path(f"runs/{name}-m3m0ry")
         self.total_steps, self.interval = total_steps, interval
-        self.spec = RunSpec(data="rows", steps=total_steps)
+        self.spec = RunSpec(data="rows", steps=total_steps, samples=["Who are you?"])
         self.plan = SimpleNamespace(
-            parameters=1_240_000_000, device="cpu", available_bytes=8 * 2**30, seconds=30.0, total_steps=total_steps
+            parameters=1_240_000_000,
+            device="cpu",
+            available_bytes=8 * 2**30,
+            seconds=30.0,
+            total_steps=total_steps,
+            learning_rate=2e-4,
+            memory=MemoryPlan(
+                weights=700 * 2**20,
+                adapter=20 * 2**20,
+                gradients=20 * 2**20,
+                optimizer=40 * 2**20,
+                activations=500 * 2**20,
+                head=60 * 2**20,
+                reserve=2**28,
+            ),
         )
         self.error: Exception | None = None
         self.wishes: list[tuple[float, str]] = []
@@ -119,11 +134,22 @@ class MemoryRun:
     def unpause(self) -> None:
         self._wish("unpause"), self._paused.clear()
 
-    def stop(self, wait: bool = False) -> None:
-        self._wish("stop"), self._stopped.set()
+    def stop(self, save: bool = True, wait: bool = False) -> None:
+        self._wish("stop" if save else "drop"), self._stopped.set()
 
-    def resume(self) -> MemoryRun:
-        self._wish("resume")
+    def checkpoint(self) -> None:
+        self._wish("checkpoint")
+        self.say(ev.Checkpoint(step=self.step, folder=f"checkpoints/step-{self.step:08d}", bytes=5_000_000))
+
+    def sample(self) -> None:
+        self._wish("sample")
+        self.say(*[ev.Sample(step=self.step, prompt=prompt, answer="Ahoy!") for prompt in self.spec.samples])
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        self._wish(f"rate {learning_rate:g}")
+
+    def resume(self, step: int | None = None) -> MemoryRun:
+        self._wish("resume" if step is None else f"resume {step}")
         return self.go(pause=0.01)
 
     def push_to_hub(self, repo_id: str, what: str = "adapter", private: bool = True) -> str:

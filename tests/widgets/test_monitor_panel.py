@@ -102,9 +102,23 @@ def test_plotly_goes_as_a_message_and_never_into_the_state(panel):
 def test_buttons_set_wishes_and_are_answered(panel):
     run = MemoryRun()
     widget = panel(run)
-    for button in ("pause", "unpause", "stop"):
+    for button in ("pause", "unpause", "sample", "checkpoint", "stop", "drop"):
         assert "error" not in click(widget, button)
-    assert [name for _, name in run.wishes] == ["pause", "unpause", "stop"]
+    assert "error" not in click(widget, "rate", rate=1e-5)
+    asked = ["pause", "unpause", "sample", "checkpoint", "stop", "drop", "rate 1e-05"]
+    assert [name for _, name in run.wishes] == asked
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_was_picked(panel):
+    run = MemoryRun(total_steps=30)
+    kept = [ev.Checkpoint(step=step, folder=f"checkpoints/{step}", bytes=100) for step in (2, 4, 6)]
+    run.say(*[made_up_step(k) for k in range(1, 11)], *kept, ev.State(state="stopped"))
+    widget = panel(run)
+    # the spec keeps two of them
+    assert [item["step"] for item in state_of(widget)[0]["checkpoints"]["items"]] == [4, 6]
+    click(widget, "resume", step=4)
+    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished", timeout=10)
+    assert "resume 4" in [name for _, name in run.wishes]
 
 
 def test_a_refused_export_becomes_a_note_with_its_fix(panel):

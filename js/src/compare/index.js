@@ -84,13 +84,15 @@ class View {
     const head = ["compare.run", "compare.state", "table.step", "compare.now", "compare.best"].map((key) => el("th", { scope: "col" }, text(key)));
     const best = (evals) => evals.items.reduce((low, item) => (item.loss !== null && !(item.loss >= low) ? item.loss : low), undefined);
     this.table.replaceChildren(el("tr", {}, ...head), ...runs.map((run, k) => el("tr", {},
-      el("th", { scope: "row", class: "nbt-text", style: "color:inherit" }, this.swatch(k), this.label(run, k)), el("td", {}, text(`state.${run.status.state}`)),
-      el("td", {}, `${number(run.status.step)} / ${number(run.status.total)}`), el("td", {}, number(run.smoothed.at(-1))),
+      el("th", { scope: "row", class: "nbt-text", style: "color:inherit" }, this.swatch(k), this.label(run, k)), el("td", { class: "nbt-whole" }, text(`state.${run.status.state}`)),
+      el("td", { class: "nbt-whole" }, `${number(run.status.step)} / ${number(run.status.total)}`), el("td", {}, number(run.smoothed.at(-1))),
       el("td", {}, run.evals.items.length ? number(best(run.evals)) : MISSING))));
   }
 
+  /** A run's name, and its id where another one has the same. */
   label({ status }) {
-    return `${status.name} (${status.id})`;
+    const namesakes = this.model.get("pictures").filter((picture) => picture.status.name === status.name);
+    return namesakes.length > 1 ? `${status.name} (${status.id})` : status.name;
   }
 
   showSpecs() {

@@ -21,7 +21,8 @@ export function histogram({ lengths = [], max_len: cut, longest = 0 }) {
     el("div", { class: "nbt-soft", style: "font-size:.92em" }, text("inspect.lengths")),
     el("svg", { class: "nbt-bars", viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img", "aria-label": `${text("inspect.lengths")}: ${said}` }, ...bars, ...line),
     el("div", { class: "nbt-axis" }, el("span", {}, `≤ ${number(lengths[0][0])}`),
-      el("span", { class: longest >= cut ? "nbt-bad" : "" }, text("inspect.cut", { n: number(cut) })), el("span", {}, `≤ ${number(lengths.at(-1)[0])}`)),
+      el("span", {}, `≤ ${number(lengths.at(-1)[0])}`)),
+    el("div", { class: longest > cut ? "nbt-bad" : "nbt-soft", style: "font-size:.88em" }, text(longest > cut ? "inspect.cut" : "inspect.uncut", { n: number(cut) })),
   ];
 }
 

@@ -101,7 +101,7 @@ export class SmallChart extends Chart {
     const y = Float64Array.from(store.rows.column(this.column), (value) => value / unit);
     const traces = [line(name, { x, y }, theme[this.colour], { width: 1.8 })];
     if (ceiling > 0) {
-      traces.push(line("max", { x: [x[0], x.at(-1)], y: [ceiling / unit, ceiling / unit] }, theme.text, { width: 1, dash: "dash" }));
+      traces.push(line(text("memory.plan"), { x: [x[0], x.at(-1)], y: [ceiling / unit, ceiling / unit] }, theme.text, { width: 1, dash: "dash" }));
     }
     const layout = base(theme, {
       margin: { l: 46, r: 8, t: 4, b: 20 },

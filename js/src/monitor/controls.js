@@ -1,6 +1,7 @@
 // The buttons: each sets a wish in the kernel and shows the line of code that does the same.
 
 import { el, freshId, setText } from "../shared/dom.js";
+import { number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 
 const ENDED = new Set(["stopped", "finished", "failed", "interrupted"]);
@@ -14,12 +15,19 @@ export class Controls {
     this.codeLine = el("div", { class: "nbt-row nbt-soft", hidden: true }, text("code"), this.code);
     this.pause = this.button("pause", () => this.togglePause());
     this.stop = this.button("stop", () => this.do("stop", "run.stop()"));
+    this.drop = this.button("drop", () => this.toggle("dropBox"));
+    this.sample = this.button("sample", () => this.do("sample", "run.sample()"));
+    this.checkpoint = this.button("checkpoint", () => this.do("checkpoint", "run.checkpoint()"));
     this.resume = this.button("resume", () => this.do("resume", "run.resume()"));
     this.export = this.button("export", () => this.toggle("exportBox"));
     this.push = this.button("push", () => this.toggle("pushBox"));
     this.exportBox = this.makeExportBox();
     this.pushBox = this.makePushBox();
-    for (const [opener, box] of [[this.export, this.exportBox], [this.push, this.pushBox]]) {
+    this.dropBox = this.makeDropBox();
+    this.rateForm = this.makeRateForm();
+    this.openers = { exportBox: this.export, pushBox: this.push, dropBox: this.drop };
+    for (const [name, opener] of Object.entries(this.openers)) {
+      const box = this[name];
       box.id = freshId("box");
       opener.setAttribute("aria-controls", box.id);
       opener.setAttribute("aria-expanded", "false");
@@ -31,8 +39,8 @@ export class Controls {
       });
     }
     this.node = el("div", { class: "nbt-controls", style: "display:grid;gap:8px" },
-      el("div", { class: "nbt-row" }, this.pause, this.stop, this.resume, this.export, this.push),
-      this.exportBox, this.pushBox,
+      el("div", { class: "nbt-row" }, this.pause, this.stop, this.drop, this.resume, this.sample, this.checkpoint, this.export, this.push),
+      this.dropBox, this.exportBox, this.pushBox, this.rateForm,
       el("div", { role: "status" }, this.said), this.codeLine);
   }
 
@@ -71,18 +79,40 @@ export class Controls {
         el("label", {}, text("push.repo"), repo), el("label", {}, secret, text("push.private")), go, cancel));
   }
 
+  makeDropBox() {
+    this.lost = el("p");
+    const go = this.button("drop.go", () => { this.close(); this.do("drop", "run.stop(save=False)"); });
+    const cancel = this.button("cancel", () => { this.close(); this.drop.focus(); });
+    return el("div", { class: "nbt-box", role: "group", "aria-label": text("drop"), hidden: true }, this.lost, el("div", { class: "nbt-row" }, go, cancel));
+  }
+
+  makeRateForm() {
+    const rate = el("input", { type: "text", inputmode: "decimal", spellcheck: "false", autocomplete: "off", size: 8 });
+    this.rate = rate;
+    const submit = (event) => {
+      event.preventDefault();
+      const wanted = Number(rate.value.trim().replace(",", "."));
+      if (!(wanted > 0)) return setText(this.said, text("rate.bad"));
+      return this.do("rate", `run.set_learning_rate(${wanted})`, { rate: wanted });
+    };
+    return el("form", { class: "nbt-row", onsubmit: submit },
+      el("label", {}, text("rate.peak"), rate), el("button", { type: "submit", class: "nbt-btn", "data-do": "rate" }, text("rate.set")));
+  }
+
   toggle(name) {
     const open = this[name].hidden;
     this.close();
     if (!open) return;
     this[name].hidden = false;
-    (name === "exportBox" ? this.export : this.push).setAttribute("aria-expanded", "true");
+    this.openers[name].setAttribute("aria-expanded", "true");
     this[name].querySelector("button, input").focus();
   }
 
   close() {
-    this.exportBox.hidden = this.pushBox.hidden = true;
-    for (const opener of [this.export, this.push]) opener.setAttribute("aria-expanded", "false");
+    for (const [name, opener] of Object.entries(this.openers)) {
+      this[name].hidden = true;
+      opener.setAttribute("aria-expanded", "false");
+    }
   }
 
   togglePause() {
@@ -94,7 +124,7 @@ export class Controls {
     setText(this.said, text(`asked.${what}`));
     setText(this.code, code);
     this.codeLine.hidden = false;
-    const command = `nbtune ${what === "stop" ? "stop" : "runs"} ${this.store.status.name ?? ""}`;
+    const command = `nbtune ${what === "stop" || what === "drop" ? "stop" : "runs"} ${this.store.status.name ?? ""}`;
     const late = setTimeout(() => setText(this.said, text("busy", { command })), BUSY_AFTER);
     const answer = await this.store.wishes.ask(what, values);
     clearTimeout(late);
@@ -105,18 +135,26 @@ export class Controls {
 
   /** What a click waits for: a new state, a file, or a note. */
   situation() {
-    const { status, exports, notes } = this.store;
-    return JSON.stringify([status.state, exports.filter((item) => item.done >= 1).length, notes.length]);
+    const { status, exports, notes, samples, checkpoints } = this.store;
+    const last = checkpoints.at(-1)?.step;
+    return JSON.stringify([status.state, exports.filter((item) => item.done >= 1).length, notes.length, samples.length, last]);
   }
 
   update() {
-    const { state } = this.store.status;
+    const { state, peak_rate: peak } = this.store.status;
     const ended = ENDED.has(state);
+    const working = ["running", "paused"].includes(state);
+    const last = this.store.checkpoints.at(-1)?.step ?? 0;
     setText(this.pause, text(state === "paused" ? "unpause" : "pause"));
-    this.pause.hidden = this.stop.hidden = ended;
+    this.pause.hidden = this.stop.hidden = this.drop.hidden = ended;
+    this.sample.hidden = this.checkpoint.hidden = this.rateForm.hidden = ended;
+    this.sample.disabled = this.checkpoint.disabled = this.rateForm.lastChild.disabled = !working;
+    this.rate.placeholder = peak ? number(peak) : "";
+    setText(this.lost, text("drop.lost", { step: last }));
+    if (ended && !this.dropBox.hidden) this.close();
     this.resume.hidden = !(ended && state !== "finished" && this.store.status.resumable);
-    this.pause.disabled = !["running", "paused"].includes(state);
-    this.stop.disabled = state === "stopping";
+    this.pause.disabled = !working;
+    this.stop.disabled = this.drop.disabled = state === "stopping";
     this.push.disabled = this.export.disabled = !this.store.status.exportable;
     if (this.saidIn !== undefined && this.saidIn !== this.situation()) {
       this.saidIn = undefined;

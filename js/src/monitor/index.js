@@ -11,13 +11,14 @@ import "../shared/base.css";
 import "./monitor.css";
 import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
-import { Notes, Samples, Table } from "./lists.js";
+import { Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
 import { Store } from "./store.js";
 
 const SMALL = [
   ["learning_rate", "rate"],
   ["tokens_per_second", "speed"],
   ["memory", "memory"],
+  ["grad_norm", "text"],
 ];
 
 class View {
@@ -54,8 +55,10 @@ class View {
       controls: new Controls(this.store),
       notes: new Notes(),
       samples: new Samples(),
+      memory: new Memory(),
       table: new Table(),
     };
+    parts.checkpoints = new Checkpoints((step) => parts.controls.do("resume", `run.resume(step=${step})`, { step }));
     const keys = ["loss", "eval", "speed", "memory", "elapsed", "eta"];
     parts.tiles = Object.fromEntries(keys.map((key) => [key, el("div", { class: "nbt-value" })]));
     const tile = (key, label) => el("div", { class: "nbt-tile" }, el("div", { class: "nbt-soft" }, label), parts.tiles[key]);
@@ -69,7 +72,8 @@ class View {
         tile("memory", parts.memoryLabel), tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
       parts.loss.node, parts.noPlotly, this.options(),
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node))),
-      parts.controls.node, parts.notes.node, parts.samples.node, parts.table.node);
+      parts.controls.node, parts.notes.node, parts.samples.node, parts.checkpoints.node,
+      parts.memory.node, parts.table.node);
     return parts;
   }
 
@@ -128,6 +132,8 @@ class View {
     this.parts.controls.update();
     this.parts.notes.update(this.store);
     this.parts.samples.update(this.store);
+    this.parts.checkpoints.update(this.store);
+    this.parts.memory.update(this.store);
     this.parts.table.update(this.store);
     this.painted();
   }
@@ -184,11 +190,12 @@ class View {
     if (!this.theme) return; // it has just changed: a paint of everything is on its way
     const { parts, store, theme, plotly } = this;
     const { status, rows } = store;
-    const names = [text("rate"), text("speed"), `${text(status.gpu ? "memory.gpu" : "memory.cpu")} (GiB)`];
+    const names = [text("rate"), text("speed"), `${text(status.gpu ? "memory.gpu" : "memory.cpu")} (GiB)`, text("grad")];
+    const planned = (status.memory_plan ?? []).reduce((sum, [, size]) => sum + size, 0);
     parts.small.forEach((chart, k) => {
       const unit = chart.column === "memory" ? 1024 ** 3 : 1;
       setText(parts.captions[k], names[k]);
-      chart.update(plotly, store, theme, names[k], { unit });
+      chart.update(plotly, store, theme, names[k], { unit, ceiling: chart.column === "memory" ? planned : 0 });
       chart.describe(text("chart.other", { name: names[k], value: number(rows.last(chart.column) / unit) }));
     });
   }

@@ -52,6 +52,61 @@ export class Samples {
   }
 }
 
+/** The checkpoints that are kept, each with the held-out loss it had; a run that has ended can go on from any of them. */
+export class Checkpoints {
+  constructor(resume) {
+    this.resume = resume;
+    this.table = el("table");
+    this.node = el("details", { class: "nbt-checkpoints", hidden: true }, el("summary", {}, text("checkpoints")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+  }
+
+  update({ checkpoints, status }) {
+    const ended = ["stopped", "failed", "interrupted"].includes(status.state);
+    const seen = JSON.stringify([checkpoints, ended]);
+    if (seen === this.seen) return;
+    this.seen = seen;
+    this.node.hidden = !checkpoints.length;
+    const best = Math.min(...checkpoints.map((item) => item.loss ?? Infinity));
+    const head = ["table.step", "eval", "checkpoints.size"].map((key) => el("th", { scope: "col" }, text(key)));
+    const row = ({ step, bytes: size, loss }) => el("tr", {}, el("th", { scope: "row" }, number(step)),
+      el("td", {}, loss === null ? "–" : number(loss), loss !== null && loss === best ? el("small", {}, ` ${text("loss.best")}`) : null), el("td", {}, bytes(size)),
+      el("td", {}, ended ? el("button", { type: "button", class: "nbt-btn", "data-step": step, onclick: () => this.resume(step) }, text("checkpoints.resume")) : null));
+    this.table.replaceChildren(el("tr", {}, ...head, el("td")), ...checkpoints.toReversed().map(row));
+  }
+}
+
+const PARTS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"];
+
+/** What the plan expects to hold memory, beside what was measured. */
+export class Memory {
+  constructor() {
+    this.bar = el("svg", { class: "nbt-parts", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
+    this.table = el("table");
+    this.node = el("details", { hidden: true }, el("summary", {}, text("memory.parts")), this.bar, this.table);
+  }
+
+  update({ status, rows }) {
+    const parts = status.memory_plan ?? [];
+    this.node.hidden = !parts.length;
+    const most = rows.column("memory").reduce((high, value) => Math.max(high, value), 0);
+    const seen = JSON.stringify([parts, most]);
+    if (seen === this.seen) return;
+    this.seen = seen;
+    const planned = parts.reduce((sum, [, size]) => sum + size, 0);
+    const whole = Math.max(planned, most) || 1;
+    let x = 0;
+    this.bar.replaceChildren(...parts.map(([, size], k) => {
+      const width = (100 * size) / whole;
+      x += width;
+      return el("rect", { x: x - width, y: 0, width: Math.max(0, width - 0.3), height: 10, fill: PARTS[k % PARTS.length] });
+    }));
+    const mark = (k) => el("svg", { class: "nbt-mark", viewBox: "0 0 10 10", "aria-hidden": "true" }, el("rect", { width: 10, height: 10, fill: PARTS[k % PARTS.length] }));
+    const line = (name, size, k) => el("tr", {}, el("th", { scope: "row" }, k === null ? null : mark(k), name), el("td", {}, bytes(size)));
+    this.table.replaceChildren(...parts.map(([name, size], k) => line(text(`memory.${name}`), size, k)),
+      line(text("memory.planned"), planned, null), line(text("memory.measured"), most, null));
+  }
+}
+
 /** The charts' numbers for those who do not see charts; filled only while it is open. */
 export class Table {
   constructor(limit = 50) {

@@ -3,7 +3,7 @@
 import { Rows } from "../shared/rows.js";
 import { Wishes } from "../shared/wishes.js";
 
-const LISTS = ["evals", "notes", "samples", "exports"];
+const LISTS = ["evals", "notes", "samples", "exports", "checkpoints"];
 
 export class Store {
   constructor() {
