@@ -4,19 +4,16 @@
 
 One JSON line a measurement: seconds a step of the plain loop (`load_trainable(...).train_step`), of the engine with
 its events and metrics while this process idles, and while the main thread runs pure Python. `packed`: rows of
-log-normal lengths (mean 300) share sequences; trained tokens a second. `start`: seconds from `finetune` to the end of
-the first step, of a process whose kernels are compiled; `cold`: of one with an empty cache, and where its time goes.
+log-normal lengths (mean 300) share sequences; trained tokens a second. Beside them stand the seconds from the call of
+`finetune` to the start of the loop and to the end of the first step; `--profile FILE` says where these go.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -68,22 +65,34 @@ def spec_of(args: argparse.Namespace, **changes: object) -> dict[str, object]:
     }
 
 
-def engine(args: argparse.Namespace, rows: list[dict[str, str]], runs: Path, *, busy: bool) -> float:
+def engine(args: argparse.Namespace, rows: list[dict[str, str]], runs: Path, *, busy: bool) -> dict[str, float]:
     """Median seconds of a run's steps."""
-    spec = spec_of(args)
-    run = nbtune.finetune(spec, name="bench", rows={"rows": rows}, runs_dir=runs)
+    began = time.time()
+    run = nbtune.finetune(spec_of(args), name="bench", rows={"rows": rows}, runs_dir=runs)
     if busy:
         count = 0
         while run.alive:  # a cell of pure Python; it looks up now and then
             for _ in range(2_000_000):
                 count += 1
     run.wait()
-    steps = [event for event in run.events() if isinstance(event, events.Step)]
-    run.free()
+    steps = steps_of(run)
     # the text's last window is shorter, so its step is another one
     full = [e.seconds for e in steps[min(20, len(steps) // 3) :] if e.tokens == args.batch * args.ctx]
     assert len(full) >= 0.5 * len(steps), f"only {len(full)} of {len(steps)} steps had full rows"
-    return statistics.median(full)
+    return {"step_s": round(statistics.median(full), 5), **beginnings(run, began)}
+
+
+def steps_of(run: nbtune.Run) -> list[events.Step]:
+    """The steps of a run, whose model is let go."""
+    run.free()
+    return [event for event in run.events() if isinstance(event, events.Step)]
+
+
+def beginnings(run: nbtune.Run, began: float) -> dict[str, float]:
+    """Seconds to the loop's start and to its first step's end."""
+    running = next(e for e in run.events() if isinstance(e, events.State) and e.state == "running")
+    first = next(e for e in run.events() if isinstance(e, events.Step))
+    return {"running_after_s": round(running.time - began, 2), "first_step_after_s": round(first.time - began, 2)}
 
 
 def short_rows(args: argparse.Namespace, count: int) -> list[dict[str, str]]:
@@ -96,52 +105,17 @@ def short_rows(args: argparse.Namespace, count: int) -> list[dict[str, str]]:
 def packed(args: argparse.Namespace, runs: Path) -> dict[str, float]:
     """Tokens and trained tokens a second of packed rows."""
     rows = short_rows(args, args.steps * args.batch * args.ctx // 250)
+    began = time.time()
     run = nbtune.finetune(spec_of(args, packing=True), name="packed", rows={"rows": rows}, runs_dir=runs).wait()
-    steps = [event for event in run.events() if isinstance(event, events.Step)]
+    steps = steps_of(run)
     skip = min(20, len(steps) // 3)
     took = steps[-1].time - steps[skip].time
-    found = {
+    return {
         "step_s": round(took / (len(steps) - 1 - skip), 5),
         "tokens_s": round(sum(e.tokens for e in steps[skip + 1 :]) / took),
         "trained_tokens_s": round(sum(e.trained_tokens for e in steps[skip + 1 :]) / took),
         "peak_gib": round(steps[-1].memory_peak / 2**30, 2),
-    }
-    run.free()
-    return found
-
-
-def start(args: argparse.Namespace, runs: Path) -> dict[str, float]:
-    """Seconds from the call to each state and to the first step's end."""
-    rows = [{"text": " ".join(random.Random(2).choices(WORDS, k=8 * args.batch * args.ctx))}]
-    began = time.time()
-    run = nbtune.finetune(spec_of(args, steps=3), name="start", rows={"rows": rows}, runs_dir=runs).wait()
-    found = {}
-    for event in run.events():
-        name = event.state if isinstance(event, events.State) else f"step {event.step}"
-        if isinstance(event, events.State | events.Step):
-            found[name] = round(event.time - began, 2)
-    args.folder = run.folder
-    return found
-
-
-def cold(args: argparse.Namespace, runs: Path) -> dict[str, float]:
-    """The worker of an earlier `start` once more, under a profiler, with no compiled kernel left."""
-    copy = runs / "cold"
-    shutil.copytree(args.folder, copy)
-    for name in ("events.jsonl", "owner.json"):
-        (copy / name).unlink(missing_ok=True)
-    shutil.rmtree(copy / "checkpoints")
-    (copy / "checkpoints").mkdir()
-    out = Path(os.environ.get("OUT", runs)) / "cold.prof"
-    began = time.time()
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(runs / "no-kernels")}
-    command = [sys.executable, "-m", "cProfile", "-o", str(out), "-m", "nbtune.store.worker", str(copy)]
-    subprocess.run(command, env=environment, check=True)
-    lines = [json.loads(line) for line in (copy / "events.jsonl").read_text().splitlines()]
-    return {
-        line.get("state") or f"step {line['step']}": round(line["time"] - began, 2)
-        for line in lines
-        if "state" in line or "loss" in line
+        **beginnings(run, began),
     }
 
 
@@ -154,30 +128,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--ctx", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--profile", default="")
     parser.add_argument("--only", default="plain,idle,busy")
     args = parser.parse_args()
     chance = random.Random(0)
     # one long text: nbtune cuts it into windows of `ctx` tokens, so that all rows but the last have that length
     rows = [{"text": " ".join(chance.choices(WORDS, k=(args.steps + 50) * args.batch * args.ctx))}]
+    if args.profile:  # a run's process is started with `sys.executable`
+        wrapper = Path(tempfile.mkdtemp()) / "python"
+        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -m cProfile -o {args.profile} "$@"\n')
+        wrapper.chmod(0o755)
+        sys.executable = str(wrapper)
     plain = None
     with tempfile.TemporaryDirectory() as runs:
         for what in args.only.split(","):
-            if what in ("packed", "start", "cold"):
-                work = {"packed": packed, "start": start, "cold": cold}[what]
-                say(what=what, batch=args.batch, ctx=args.ctx, **work(args, Path(runs)))
-                continue
+            figures: dict[str, float]
             if what == "plain":
-                plain = seconds = plain_loop(args)
+                plain = plain_loop(args)
+                figures = {"step_s": round(plain, 5)}
+            elif what == "packed":
+                figures = packed(args, Path(runs))
             else:
-                seconds = engine(args, rows, Path(runs), busy=what == "busy")
-            share = plain / seconds if plain else None
-            say(
-                what=what,
-                batch=args.batch,
-                ctx=args.ctx,
-                step_s=round(seconds, 5),
-                share_of_plain=share and round(share, 3),
-            )
+                figures = engine(args, rows, Path(runs), busy=what == "busy")
+            share = round(plain / figures["step_s"], 3) if plain else None
+            say(what=what, batch=args.batch, ctx=args.ctx, share_of_plain=share, **figures)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,10 @@ def packing_of(position_ids: Tensor | None, kwargs: dict[str, Any]) -> Packing |
 
 @cache
 def _order(index: int, head_dim: int) -> list[SDPBackend]:
-    """Backends for a card, best first: on Hopper and later cuDNN is 1.7 times as fast as flash."""
+    """Backends for a card, best first: on Hopper and later cuDNN is 1.7 times as fast as flash; sm_75 has neither."""
     flash, cudnn, efficient = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
+    if _capability(index) < (8, 0):
+        return [efficient, SDPBackend.MATH]
     first = [cudnn, flash] if _capability(index) >= (9, 0) and head_dim <= 128 else [flash, cudnn]
     return [*first, efficient, SDPBackend.MATH]
 
@@ -80,9 +82,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | Non
         return _packed(q, k, v, scale, packing)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
+    if grouped and not (q.is_cuda and _capability(q.device.index) >= (8, 0)):
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+        grouped = False
     if not q.is_cuda:
-        if grouped:
-            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
         out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     else:
         with sdpa_kernel(_order(q.device.index, q.shape[-1]), set_priority=True):

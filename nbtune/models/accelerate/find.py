@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from nbtune_kernels import ACTIVATIONS, act_mul, rms_norm
+from nbtune_kernels import ACTIVATIONS, act_mul
+from nbtune_kernels.rms_norm import reference as plain_rms_norm
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.blocks import Layer, Norm
@@ -64,7 +65,7 @@ def find_norm(module: nn.Module | None, width: int) -> Norm:
         errors = {}
         for offset in (0.0, 1.0):
             for cast in (True, False):
-                y, _ = rms_norm(x, weight, float(eps), offset=offset, cast_before_mul=cast)
+                y = plain_rms_norm(x, weight, float(eps), offset, cast)  # three of four kernels would not be used again
                 errors[offset, cast] = relative_error(y, truth)
     best = min(errors, key=lambda k: errors[k])
     if not errors[best] < tolerance(weight.dtype) / 3:

@@ -8,7 +8,7 @@ are also their references. Sums are in fp32 and in a fixed order: two runs give 
 """
 
 import torch
-from nbtune_kernels._runtime import FUSED, cdiv, jit, next_power_of_2, tl, use_triton
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, tl, use_triton
 from nbtune_kernels.activation import _act
 from torch import Tensor
 
@@ -22,7 +22,9 @@ _SPLITS = 8  # slices of the rows whose partial sums are added afterwards
 
 
 def _applies(x: Tensor, rank: int) -> bool:
-    return use_triton(x) and 0 < rank <= _MAX_RANK and (x.shape[0] >= _MIN_ROWS or not x.is_cuda)
+    if x.is_cuda and (compute_capability(x.device) < 80 or x.shape[0] < _MIN_ROWS):
+        return False  # before sm_80 `tl.dot` runs without tensor cores
+    return use_triton(x) and 0 < rank <= _MAX_RANK
 
 
 def _pad(rank: int) -> int:
