@@ -297,7 +297,7 @@ class _Loop:
             self.progress.learning_rate = wishes.learning_rate
             self.emit(
                 events.Warning(
-                    message=f"learning rate set to {wishes.learning_rate:g}", cause="asked for", step=self.progress.step
+                    message=f"learning rate set to {wishes.learning_rate:g}, as asked", step=self.progress.step
                 )
             )
         if wishes.checkpoint > self._seen.checkpoint:
