@@ -23,4 +23,9 @@ def rows(s: Shape) -> Iterator[Row]:
     others = {"torch": lambda: torch.nn.functional.dropout(x, 0.1)}
     yield Row("dropout", shape, lambda: dropout(x, 0.1, seed), 2 * size, check, others)
     table, ids = draw(s.vocabulary, s.hidden), torch.randint(0, s.vocabulary, (s.tokens,), device="cuda")
-    yield Row("embedding", shape, lambda: embedding(ids, table), 2 * size)
+    others = {"torch": lambda: torch.nn.functional.embedding(ids, table)}
+
+    def exact() -> float:
+        return error(embedding(ids, table, scale=2.0), 2 * table.double()[ids])
+
+    yield Row("embedding", shape, lambda: embedding(ids, table), 2 * size, exact, others)

@@ -67,7 +67,8 @@ def _heads(s: Shape) -> Iterator[Row]:
 
     others = {}
     if fused:
-        others = {"liger": lambda: fused.fused_linear_cross_entropy_forward(hidden, weight.detach(), labels)}
+        leaf = hidden.detach().requires_grad_()  # else Liger makes no gradient
+        others = {"liger": torch.no_grad()(lambda: fused.fused_linear_cross_entropy_forward(leaf, weight, labels))}
     shape = f"{t}x{s.hidden}->{vocabulary}"
     yield Row(
         "linear_cross_entropy", shape, lambda: linear_cross_entropy(hidden, weight, labels, scale=scale),

@@ -42,7 +42,13 @@ GRIDS: dict[str, tuple[str, str, list[dict[str, list]]]] = {
     "act_mul_backward": ("activation", "swiglu backward.*", [{"block": [512, 1024, 2048]}, {"warps": [2, 4, 8]}]),
     "cross_entropy": (
         "linear_cross_entropy", "cross_entropy rows.*",
-        [{"block": [4096, 8192, 16384]}, {"warps": [8, 16, 32]}, {"stages": [1, 2, 4]}, {"keep": ["", "evict_last"]}],
+        [
+            {
+                "block": [2048, 2048, 4096, 4096, 4096, 8192, 8192, 8192, 16384, 16384, 32768, 32768, 65536],
+                "warps": [4, 8, 4, 8, 16, 8, 16, 32, 16, 32, 16, 32, 32],
+            },
+            {"stages": [1, 3]},
+        ],
     ),
     "rms_norm": (
         "rms_norm", "(add_)?rms_norm( of heads)?",
@@ -54,17 +60,21 @@ GRIDS: dict[str, tuple[str, str, list[dict[str, list]]]] = {
     "rms_norm_backward": (
         "rms_norm", "rms_norm_backward.*",
         [
-            {"per_warp": [256, 512, 1024]},
-            {"programs_per_sm": [1, 2, 2, 4, 4, 4, 8, 8], "stages": [4, 2, 3, 1, 2, 3, 1, 2]},
+            {"per_warp": [512, 1024]},
+            {"programs_per_sm": [1, 1, 1, 2, 2, 2, 3, 4], "stages": [4, 6, 8, 3, 4, 5, 3, 3]},
         ],
     ),
     "layer_norm": ("layer_norm", "layer_norm", [{"per_warp": [512, 1024, 2048]}]),
     "layer_norm_backward": (
         "layer_norm", "layer_norm_backward.*",
-        [{"per_warp": [256, 512, 1024]}, {"programs_per_sm": [1, 2, 2, 4, 4], "stages": [4, 2, 3, 1, 2]}],
+        [
+            {"per_warp": [512, 1024]},
+            {"programs_per_sm": [1, 1, 1, 2, 2, 2, 3, 4], "stages": [4, 6, 8, 3, 4, 5, 3, 3]},
+        ],
     ),
     "rope": ("rope", "rope.*", [{"heads": [4, 8, 16, 32]}, {"warps": [1, 2, 4, 8]}]),
-    "dropout": ("dropout", "dropout", [{"block": [256, 512, 1024]}, {"warps": [2, 4, 8]}]),
+    "dropout": ("dropout", "dropout", [{"block": [256, 512, 1024]}, {"warps": [1, 2, 4, 8]}]),
+    "embedding": ("dropout", "embedding", [{"warps": [2, 4, 8]}]),
 }  # fmt: skip
 
 
@@ -87,12 +97,13 @@ def measured_rows(op: str) -> list[Row]:
 def compile_share(ops: list[str], share: int, shares: int) -> None:
     """Run every `shares`-th candidate once."""
     for op in ops:
-        rows = measured_rows(op)
+        rows, present = measured_rows(op), tables.TABLE.get((op, capability()))
         for entry in candidates(op)[share::shares]:
             tables.set_entry(op, capability(), entry)
             for row in rows:
                 with contextlib.suppress(Exception):  # what does not compile is said when it is timed
                     row.call()
+        tables.set_entry(op, capability(), present)
 
 
 def tune(op: str, timer: Timer, copy: float, until: float) -> list[dict]:

@@ -170,7 +170,8 @@ class FusedAdamW:
             self._build_tables()
 
     def _build_tables(self) -> None:
-        self._block = launch("adamw", compute_capability(self.device))["block"]
+        table = launch("adamw", compute_capability(self.device))
+        self._block, self._warps = table["block"], table["warps"]
         last = self.copies or self.params
         groups = [self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, last]
         sizes = [p.numel() for p in self.params]
@@ -194,7 +195,8 @@ class FusedAdamW:
             return torch.stack([g.float().square().sum() for g in self.grads]).sum().sqrt()
         _square_kernel[(self._parts.shape[0],)](
             self._addresses, self._sizes, self._tensors, self._starts, self._parts, len(self.params),
-            G=_triton_type(self.grads[0].dtype), ALIGNED=self._aligned, BLOCK=self._block, **FUSED, num_warps=4,
+            G=_triton_type(self.grads[0].dtype), ALIGNED=self._aligned, BLOCK=self._block,
+            **FUSED, num_warps=self._warps,
         )  # fmt: skip
         return self._parts.sum().sqrt()
 
@@ -223,7 +225,7 @@ class FusedAdamW:
             *(math.log(b) if b else -math.inf for b in self.betas), self.eps,
             P=_triton_type(self.params[0].dtype), G=_triton_type(self.grads[0].dtype), C=_triton_type(copies[0].dtype),
             CLIP=clip is not None, COPY=self.copies is not None,
-            ALIGNED=self._aligned, BLOCK=self._block, **FUSED, num_warps=4,
+            ALIGNED=self._aligned, BLOCK=self._block, **FUSED, num_warps=self._warps,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

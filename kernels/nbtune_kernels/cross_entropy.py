@@ -6,8 +6,9 @@
     dlogits = coef ((1 + 2 zeta lse) softmax(z) - (1 - eps) 1_y - eps / V) (1 - (z / c)^2) scale
     entropy = lse - sum softmax(z) z;    correct = (z_y = max z)
 
-Rows whose label is `ignore_index` have loss, entropy, correct and gradient 0, whatever their logits are. With lse known
-from before (`lse=`), only the gradient is made, in one pass.
+Rows whose label is `ignore_index` have loss, lse, entropy, correct and gradient 0, whatever their logits are, and cost
+nothing but the zeros. `logit_scale` is positive. With lse known from before (`lse=`), only the gradient is made, in one
+pass.
 """
 
 from typing import NamedTuple
@@ -61,40 +62,44 @@ class RowStats(NamedTuple):
 
 # ---------------------------------------------------------------- Triton: a program walks one row, there and back
 #
-# Lane-wise statistics, joined once after the walk: a reduction over the block at every step would make all warps wait.
-# The second walk goes backwards, so that what was read last, and is still in the L2 cache, comes first.
+# Statistics are kept for each lane and joined once after the walk: a reduction at every step would make all warps wait.
+# The second walk goes backwards, so that what was read last, and is still in the L2 cache, comes first. An element
+# costs few instructions, since that is what limits here: z = u * unit with u = raw (or its tanh), powers of two with
+# the factor in a fused multiply-add, and the label's own gradient written afterwards.
+
+_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @jit
-def _transform(raw, scale, softcap, SOFTCAP: tl.constexpr):
-    """Scaled and capped logits; those below -1e30 (banned ones are -inf) count as -1e30, NaN stays."""
-    z = raw.to(tl.float32) * scale
+def _bend(raw, inner, SOFTCAP: tl.constexpr):
+    """u: the logit itself, or tanh(scale * logit / softcap)."""
+    u = raw.to(tl.float32)
     if SOFTCAP:
-        z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)  # tanh
-    return tl.where(z < -1.0e30, -1.0e30, z)
+        u = 2 * tl.sigmoid(u * inner) - 1
+    return u
 
 
 @jit
-def _add(z, top, total, weighted, plain, SMOOTH: tl.constexpr):
-    """One more tile `z [LANES, 8]` of a row in the running statistics `[LANES]`."""
-    new = tl.maximum(top, tl.max(z, 1))
-    e = tl.exp(z - new[:, None])
-    fade = tl.exp(top - new)
+def _add(u, factor, top, total, weighted, plain, SMOOTH: tl.constexpr):
+    """One more tile `u [LANES, 8]` of a row in the running statistics `[LANES]`; top is in units of u."""
+    new = tl.maximum(top, tl.max(u, 1))
+    e = tl.exp2(u * factor - (new * factor)[:, None])
+    fade = tl.exp2((top - new) * factor)
     if SMOOTH:
-        plain += tl.sum(tl.where(z > -1.0e30, z, 0.0), 1)
-    return new, total * fade + tl.sum(e, 1), weighted * fade + tl.sum(e * z, 1), plain
+        plain += tl.sum(tl.where(u > -1.0e29, u, 0.0), 1)
+    # 0 * -inf; a NaN in u is one in e
+    return new, total * fade + tl.sum(e, 1), weighted * fade + tl.sum(e * tl.maximum(u, -1.0e30), 1), plain
 
 
 @jit
-def _gradient(
-    z, col, y, kept, lse, peak, coef, softcap, smoothing, uniform, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr
-):
-    d = peak * tl.exp(z - lse) - tl.where(col == y, 1 - smoothing, 0.0)
+def _slope(u, factor, lse2, high, uniform, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr):
+    """Gradient of a row but for its label: `high * softmax - uniform`, both times the row's coefficient."""
+    d = high * tl.exp2(u * factor - lse2)
     if SMOOTH:
         d -= uniform
     if SOFTCAP:
-        d *= 1 - (z / softcap) * (z / softcap)
-    return tl.where(kept, d * coef, 0.0)
+        d *= 1 - u * u
+    return d
 
 
 @jit
@@ -102,59 +107,78 @@ def _kernel(
     logits_ptr, labels_ptr, coef_ptr, loss_ptr, lse_ptr, entropy_ptr, correct_ptr, stride, vocabulary,
     scale, softcap, z_loss, smoothing, ignore_index,
     GRAD: tl.constexpr, KNOWN: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr,
-    LANES: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr,
+    LANES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     BLOCK: tl.constexpr = LANES * 8
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
     at = tl.arange(0, LANES)[:, None] * 8 + tl.arange(0, 8)[None, :]
     whole = vocabulary // BLOCK * BLOCK
-    label = tl.load(labels_ptr + row)
-    kept = label != ignore_index
-    y = tl.where(kept, label, 0)
-    if KNOWN:
-        lse = tl.load(lse_ptr + row)
-    else:
+    y = tl.load(labels_ptr + row)
+    if y != ignore_index:
+        unit = softcap if SOFTCAP else scale
+        inner = 2 * scale / softcap if SOFTCAP else 1.0
+        factor = unit * _LOG2E
         # read before the loop's barriers: a warp that runs ahead overwrites logits below
-        zy = _transform(tl.load(row_ptr + y), scale, softcap, SOFTCAP)
-        top = tl.full((LANES,), -1.0e29, tl.float32)
-        total = tl.zeros((LANES,), tl.float32)
-        weighted = tl.zeros((LANES,), tl.float32)
-        plain = tl.zeros((LANES,), tl.float32)
-        for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-            raw = tl.load(row_ptr + start + at, eviction_policy=KEEP)
-            z = _transform(raw, scale, softcap, SOFTCAP)
-            top, total, weighted, plain = _add(z, top, total, weighted, plain, SMOOTH)
-        if whole < vocabulary:
-            mask = whole + at < vocabulary
-            z = _transform(tl.load(row_ptr + whole + at, mask, other=0.0), scale, softcap, SOFTCAP)
-            top, total, weighted, plain = _add(tl.where(mask, z, -1.0e30), top, total, weighted, plain, SMOOTH)
-        highest = tl.max(top, 0)
-        fade = tl.exp(top - highest)
-        total_row = tl.sum(total * fade, 0)
-        lse = highest + tl.log(total_row)
-        loss = lse - (1 - smoothing) * zy + z_loss * lse * lse
-        if SMOOTH:
-            loss -= smoothing * tl.sum(plain, 0) / vocabulary
-        tl.store(lse_ptr + row, lse)
-        tl.store(loss_ptr + row, tl.where(kept, loss, 0.0))
-        tl.store(entropy_ptr + row, tl.where(kept, lse - tl.sum(weighted * fade, 0) / total_row, 0.0))
-        tl.store(correct_ptr + row, tl.where(kept & (zy >= highest), 1.0, 0.0))
-    if GRAD:
-        coef = tl.load(coef_ptr + row) * scale
-        peak = 1 + 2 * z_loss * lse
-        uniform = smoothing / vocabulary
-        if whole < vocabulary:
-            col = whole + at
-            mask = col < vocabulary
-            z = _transform(tl.load(row_ptr + col, mask, other=0.0), scale, softcap, SOFTCAP)
-            d = _gradient(z, col, y, kept, lse, peak, coef, softcap, smoothing, uniform, SOFTCAP, SMOOTH)
-            tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), mask)
-        for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-            col = whole - BLOCK - start + at
-            z = _transform(tl.load(row_ptr + col), scale, softcap, SOFTCAP)
-            d = _gradient(z, col, y, kept, lse, peak, coef, softcap, smoothing, uniform, SOFTCAP, SMOOTH)
-            tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty))
+        uy = _bend(tl.load(row_ptr + y), inner, SOFTCAP)
+        if KNOWN:
+            lse = tl.load(lse_ptr + row)
+        else:
+            top = tl.full((LANES,), -1.0e29, tl.float32)
+            total = tl.zeros((LANES,), tl.float32)
+            weighted = tl.zeros((LANES,), tl.float32)
+            plain = tl.zeros((LANES,), tl.float32)
+            for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+                u = _bend(tl.load(row_ptr + start + at), inner, SOFTCAP)
+                top, total, weighted, plain = _add(u, factor, top, total, weighted, plain, SMOOTH)
+            if whole < vocabulary:
+                mask = whole + at < vocabulary
+                u = _bend(tl.load(row_ptr + whole + at, mask, other=0.0), inner, SOFTCAP)
+                u = tl.where(mask, u, -1.0e30)
+                top, total, weighted, plain = _add(u, factor, top, total, weighted, plain, SMOOTH)
+            highest = tl.max(top, 0)
+            fade = tl.exp2((top - highest) * factor)
+            total_row = tl.sum(total * fade, 0)
+            lse = highest * unit + tl.log(total_row)
+            loss = lse - (1 - smoothing) * uy * unit + z_loss * lse * lse
+            if SMOOTH:
+                loss -= smoothing * unit * tl.sum(plain, 0) / vocabulary
+            tl.store(lse_ptr + row, lse)
+            tl.store(loss_ptr + row, loss)
+            tl.store(entropy_ptr + row, lse - unit * tl.sum(weighted * fade, 0) / total_row)
+            tl.store(correct_ptr + row, tl.where(uy >= highest, 1.0, 0.0))
+        if GRAD:
+            coef = tl.load(coef_ptr + row) * scale
+            high = coef * (1 + 2 * z_loss * lse)
+            uniform = coef * smoothing / vocabulary
+            lse2 = lse * _LOG2E
+            if whole < vocabulary:
+                col = whole + at
+                mask = col < vocabulary
+                u = _bend(tl.load(row_ptr + col, mask, other=0.0), inner, SOFTCAP)
+                d = _slope(u, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
+                tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), mask)
+            for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+                col = whole - BLOCK - start + at
+                u = _bend(tl.load(row_ptr + col, eviction_policy="evict_first"), inner, SOFTCAP)
+                d = _slope(u, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
+                tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty))
+            d = _slope(uy, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
+            label = coef * (1 - smoothing)
+            if SOFTCAP:
+                label *= 1 - uy * uy
+            tl.debug_barrier()  # after the loop's own store of this element
+            tl.store(row_ptr + y, (d - label).to(logits_ptr.dtype.element_ty))
+    else:
+        if not KNOWN:
+            tl.store(lse_ptr + row, 0.0)
+            tl.store(loss_ptr + row, 0.0)
+            tl.store(entropy_ptr + row, 0.0)
+            tl.store(correct_ptr + row, 0.0)
+        if GRAD:
+            zero = tl.zeros((LANES, 8), logits_ptr.dtype.element_ty)
+            for start in range(0, vocabulary, BLOCK):
+                tl.store(row_ptr + start + at, zero, start + at < vocabulary)
 
 
 def _launch(logits, labels, coef, head, out, lse) -> None:
@@ -166,7 +190,7 @@ def _launch(logits, labels, coef, head, out, lse) -> None:
         logits.stride(0), vocabulary, head.logit_scale, head.softcap, head.z_loss, head.label_smoothing,
         head.ignore_index, GRAD=coef is not None, KNOWN=lse is not None, SOFTCAP=head.softcap != 0.0,
         SMOOTH=head.label_smoothing != 0.0, LANES=max(1, min(table["block"], next_power_of_2(vocabulary)) // 8),
-        STAGES=table["stages"], KEEP=table["keep"], **FUSED, num_warps=table["warps"],
+        STAGES=table["stages"], **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 
@@ -181,7 +205,7 @@ def _rows_torch(logits, labels, coef, head, out, lse) -> None:
     if lse is None:
         top, lse = z.max(-1).values, torch.logsumexp(z, -1)
         zy = z.gather(-1, y)[:, 0]
-        out.lse.copy_(lse)
+        out.lse.copy_(torch.where(kept, lse, 0.0))
         loss = lse - (1 - eps) * zy + zeta * lse * lse
         if eps:
             loss = loss - eps * z.mean(-1)

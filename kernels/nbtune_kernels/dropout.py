@@ -1,9 +1,11 @@
 """Dropout whose mask is recomputed from a seed: nothing is saved but the seed.
 
-    keep_i = philox4x32-10(key = seed, counter = (c, 0, stream, 0))[w] >= p 2^32;    y_i = keep_i ? x_i / (1 - p) : 0
+    keep_i = half of philox4x32-10(key = seed, counter = (c, 0, stream, 0))[w] >= p 2^16
+    y_i = keep_i ? x_i / (1 - p) : 0
 
-One counter serves four elements: of each 1,024, element e has c = 256 (i // 1024) + e % 256 and w = e // 256. The
-backward pass is the same op on dy. Kernel and reference give the same mask.
+One counter serves eight elements, two by each of its words, since the generator and not memory is what limits: of each
+2,048, element e has c = 256 (i // 2048) + e % 256, w = e // 512, and the low (e // 256 even) or high half of the word.
+p is rounded to a multiple of 2^-16. The backward pass is the same op on dy. Kernel and reference give the same mask.
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Random123).
 """
 
@@ -14,7 +16,7 @@ from ._runtime import FUSED, cdiv, compute_capability, jit, op, tl, use_triton
 from .tables import launch
 
 _MASK = 0xFFFFFFFF
-_GROUP = 256  # counters in a group, which serves 1,024 elements
+_GROUP = 256  # counters in a group, which serves 2,048 elements
 
 
 def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,14 +45,14 @@ def philox(seed: Tensor, counter: Tensor, stream: int) -> Tensor:
 def dropout_mask(shape: tuple[int, ...] | torch.Size, p: float, seed: Tensor, stream: int = 0) -> Tensor:
     """The mask itself (bool, True = kept), on seed's device: give it to another implementation to compare."""
     n = torch.Size(shape).numel()
-    groups = cdiv(n, 4 * _GROUP)
-    words = philox(seed, torch.arange(groups * _GROUP, device=seed.device), stream)
-    words = words.view(4, groups, _GROUP).transpose(0, 1).reshape(-1)[:n]
-    return (words >= _threshold(p)).view(shape)
+    groups = cdiv(n, 8 * _GROUP)
+    words = philox(seed, torch.arange(groups * _GROUP, device=seed.device), stream).view(4, groups, _GROUP)
+    halves = torch.stack((words & 0xFFFF, words >> 16), 1).view(8, groups, _GROUP)
+    return (halves.transpose(0, 1).reshape(-1)[:n] >= _threshold(p)).view(shape)
 
 
 def _threshold(p: float) -> int:
-    return int(p * 2**32)
+    return round(p * 2**16)
 
 
 def reference(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
@@ -66,18 +68,22 @@ def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.const
     high = (c >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(seed, low, high, zero + stream, zero)
-    at = (c // GROUP) * (4 * GROUP) + c % GROUP
+    at = (c // GROUP) * (8 * GROUP) + c % GROUP
     limit = threshold.to(tl.uint32)
-    _keep(x_ptr, y_ptr, at, n, w0, limit, scale)
-    _keep(x_ptr, y_ptr, at + GROUP, n, w1, limit, scale)
-    _keep(x_ptr, y_ptr, at + 2 * GROUP, n, w2, limit, scale)
-    _keep(x_ptr, y_ptr, at + 3 * GROUP, n, w3, limit, scale)
+    _keep(x_ptr, y_ptr, at, n, w0, limit, scale, GROUP)
+    _keep(x_ptr, y_ptr, at + 2 * GROUP, n, w1, limit, scale, GROUP)
+    _keep(x_ptr, y_ptr, at + 4 * GROUP, n, w2, limit, scale, GROUP)
+    _keep(x_ptr, y_ptr, at + 6 * GROUP, n, w3, limit, scale, GROUP)
 
 
 @jit
-def _keep(x_ptr, y_ptr, at, n, word, limit, scale):
-    x = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
-    tl.store(y_ptr + at, tl.where(word >= limit, x * scale, 0.0).to(y_ptr.dtype.element_ty), at < n)
+def _keep(x_ptr, y_ptr, at, n, word, limit, scale, GROUP: tl.constexpr):
+    low = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
+    high = tl.load(x_ptr + at + GROUP, at + GROUP < n, other=0.0).to(tl.float32)
+    low = tl.where((word & 0xFFFF) >= limit, low * scale, 0.0)
+    high = tl.where((word >> 16) >= limit, high * scale, 0.0)
+    tl.store(y_ptr + at, low.to(y_ptr.dtype.element_ty), at < n)
+    tl.store(y_ptr + at + GROUP, high.to(y_ptr.dtype.element_ty), at + GROUP < n)
 
 
 @op("dropout(Tensor x, float p, Tensor seed, int stream, Tensor(a!) y) -> ()", lambda *_: None)
@@ -86,7 +92,7 @@ def _dropout(x, p, seed, stream, y):
         y.copy_(reference(x, p, seed, stream))
         return
     table, x = launch("dropout", compute_capability(x.device)), x.contiguous()
-    counters = cdiv(x.numel(), 4 * _GROUP) * _GROUP
+    counters = cdiv(x.numel(), 8 * _GROUP) * _GROUP
     _kernel[(cdiv(counters, table["block"]),)](
         x, seed, y, x.numel(), _threshold(p), 1 / (1 - p), stream, BLOCK=table["block"], GROUP=_GROUP,
         **FUSED, num_warps=table["warps"],

@@ -1,12 +1,15 @@
 """Embedding: a gather; its backward pass only where the table is trained.
 
 y[t] = scale * W[ids[t]];      dW[v] = scale * sum of dy[t] over t with ids[t] = v      (in fp32)
+
+An id that is not in the table is an error on a CPU; on a GPU its row is NaN, which the loss shows.
 """
 
 import torch
 from torch import Tensor
 
-from ._runtime import op
+from ._runtime import FUSED, compute_capability, jit, next_power_of_2, op, tl, use_triton
+from .tables import launch
 
 
 def reference(ids: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
@@ -15,13 +18,40 @@ def reference(ids: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
     return y if scale == 1.0 else y * scale
 
 
+@jit
+def _kernel(ids_ptr, w_ptr, y_ptr, w_stride, width, vocabulary, scale, SCALED: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    token = tl.load(ids_ptr + row).to(tl.int64)
+    known = tl.where((token >= 0) & (token < vocabulary), width, 0)
+    for start in range(0, width, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        x = tl.load(w_ptr + token * w_stride + col, col < known, other=float("nan"))
+        if SCALED:
+            x = (x.to(tl.float32) * scale).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + row * width + col, x, col < width)
+
+
+def _launch(ids: Tensor, weight: Tensor, scale: float) -> Tensor:
+    weight = weight if weight.stride(1) == 1 else weight.contiguous()
+    y = torch.empty((*ids.shape, weight.shape[1]), dtype=weight.dtype, device=weight.device)
+    _kernel[(ids.numel(),)](
+        ids.contiguous(), weight, y, weight.stride(0), weight.shape[1], weight.shape[0], scale, SCALED=scale != 1.0,
+        BLOCK=min(4096, next_power_of_2(weight.shape[1])), **FUSED,
+        num_warps=launch("embedding", compute_capability(weight.device))["warps"],
+    )  # fmt: skip
+    return y
+
+
 @op(
     "embedding(Tensor ids, Tensor weight, float scale) -> Tensor",
     lambda ids, weight, scale: weight.new_empty((*ids.shape, weight.shape[1])),
 )
 def _embedding(ids, weight, scale):
+    scale = scale if scale == 1.0 else torch.tensor(scale, dtype=weight.dtype).item()
+    if use_triton(weight) and ids.numel():
+        return _launch(ids, weight, scale)
     y = weight.index_select(0, ids.reshape(-1)).view(*ids.shape, weight.shape[1])
-    return y if scale == 1.0 else y.mul_(torch.tensor(scale, dtype=y.dtype).item())
+    return y if scale == 1.0 else y.mul_(scale)
 
 
 @op(

@@ -16,7 +16,8 @@ DEFAULT: dict[str, dict[str, Any]] = {
     "rope": {"heads": 8, "warps": 1},
     "act_mul": {"block": 2048, "warps": 4},
     "act_mul_backward": {"block": 1024, "warps": 4},
-    "cross_entropy": {"block": 8192, "warps": 16, "stages": 3, "keep": ""},
+    "cross_entropy": {"block": 4096, "warps": 8, "stages": 1},
+    "embedding": {"warps": 4},
     "dropout": {"block": 1024, "warps": 4},
     "adamw": {"block": 1024, "warps": 4},
     # min_rows: below it cuBLAS makes the product, as it always does where tl.dot has no tensor cores (< sm_80).
@@ -33,8 +34,11 @@ TABLE: dict[tuple[str, int], dict[str, Any]] = {
     ("lora_xa", 86): {"stages": 2},
     ("lora_dxa", 86): {"stages": 2},
     ("grouped_tn", 86): {"stages": 2},
-    ("lora_xa", 90): {"stages": 4},
-    ("lora_dxa", 90): {"stages": 4},
+    ("rms_norm", 90): {"per_warp": 512},
+    ("rms_norm_backward", 90): {"per_warp": 1024, "programs_per_sm": 2, "stages": 3},
+    ("layer_norm_backward", 90): {"per_warp": 1024, "programs_per_sm": 2, "stages": 3},
+    ("lora_xa", 90): {"stages": 5},
+    ("lora_dxa", 90): {"stages": 5},
     ("grouped_tn", 90): {"stages": 3},  # 72 KiB a block: three share a processor, so that 3 a processor are one wave
     ("lora_xa", 120): {"stages": 2},
     ("lora_dxa", 120): {"stages": 2},

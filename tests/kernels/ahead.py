@@ -19,8 +19,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 MODULES = (
-    "_sums", "activation", "adamw", "cross_entropy", "dropout", "layer_norm", "linear_cross_entropy", "lora",
-    "lora_kernels", "rms_norm", "rope",
+    "_sums", "activation", "adamw", "cross_entropy", "dropout", "embedding", "layer_norm", "linear_cross_entropy",
+    "lora", "lora_kernels", "rms_norm", "rope",
 )  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
@@ -125,7 +125,8 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         optimizer = adamw.FusedAdamW.__new__(adamw.FusedAdamW)
         optimizer.params, optimizer.grads, optimizer.copies = [z(16, h)], [z(16, h)], [z(16, h)]
         optimizer.betas, optimizer.eps, optimizer.step_count = (0.9, 0.999), 1e-8, z(1, dtype=torch.int64)
-        optimizer._block, optimizer._aligned, optimizer._parts = 1024, True, z(64, dtype=torch.float32)
+        optimizer._block, optimizer._warps, optimizer._aligned = 1024, 4, True
+        optimizer._parts = z(64, dtype=torch.float32)
         for name in ("_addresses", "_sizes", "_starts"):
             setattr(optimizer, name, z(64, dtype=torch.int64))
         optimizer._factors, optimizer._tensors = z(2, dtype=torch.float32), z(64, dtype=torch.int32)
@@ -156,6 +157,8 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("scatter", lambda: linear_cross_entropy._put(x, x, ids, ids, -100)),
         ("times", lambda: linear_cross_entropy._times(x, f32)),
         ("dropout", lambda: nk.dropout(x, 0.1, ids[:1])),
+        ("embedding", lambda: nk.embedding(ids, z(v, h))),
+        ("embedding_scaled", lambda: nk.embedding(ids, z(v, h), scale=64.0)),
         ("adamw", adamw_steps),
         ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),
         ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),
