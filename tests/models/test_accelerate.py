@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nbtune_kernels import dropout_mask
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -157,17 +158,51 @@ def test_padded_rows_equal_stock(side: str) -> None:
     assert_equal(loss_and_gradients(model, b), stock, 2e-5)
 
 
-def test_lora_with_dropout_draws_stock_masks() -> None:
+class Given(nn.Module):
+    """Dropout by a mask that was drawn elsewhere."""
+
+    def __init__(self, mask: Tensor, p: float) -> None:
+        super().__init__()
+        self.mask, self.p = mask, p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask.view(x.shape) / (1 - self.p)
+
+
+@pytest.mark.parametrize("policy", MEMORY_POLICIES)
+@pytest.mark.parametrize("family", [f for f, (_, taken) in FAMILIES.items() if taken])
+def test_lora_with_dropout_equals_stock_with_the_same_masks(family: str, policy: Any) -> None:
+    p, model, b = 0.3, make(family, AdapterSpec(r=4, dropout=0.3)), batch()
+    handle = accelerate(model, policy)
+    assert not any(n.startswith("layers") for n in handle.report.left), handle.report
+    groups = [g for layer in handle.layers for g in layer.groups()]
+    torch.manual_seed(7)
+    ours = loss_and_gradients(model, b)
+    torch.manual_seed(7)
+    seed, shape = torch.randint(2**62, (1,)), b["input_ids"].numel()
+    drawn = [
+        (m.module.lora_dropout, m.adapter, Given(dropout_mask((shape, g.inputs), p, seed, g.stream + i), p))
+        for g in groups
+        for i, m in enumerate(g.members)
+    ]
+    assert len({g.stream + i for g in groups for i in range(len(g.members))}) == len(drawn)
+    handle.remove()
+    for place, name, given in drawn:
+        assert 0.6 < given.mask.float().mean() < 0.8
+        place[name] = given
+    assert_equal(ours, loss_and_gradients(model, b), 2e-5)
+
+
+def test_every_forward_draws_other_masks_and_evaluation_none() -> None:
     model = make("llama", AdapterSpec(r=4, dropout=0.5))
-
-    def run() -> tuple[float, dict[str, Tensor]]:
-        torch.manual_seed(11)
-        return loss_and_gradients(model, batch())
-
-    stock = run()
-    handle = accelerate(model)
-    assert "dropout" in handle.report.left["layers.0"]
-    assert_equal(run(), stock, 1e-5)
+    stock = make("llama", AdapterSpec(r=4, dropout=0.5)).eval()
+    accelerate(model)
+    assert loss_and_gradients(model, batch())[0] != loss_and_gradients(model, batch())[0]
+    model.eval()
+    with torch.no_grad():
+        assert model(**batch(), loss_only=True, use_cache=False).loss.item() == pytest.approx(
+            stock(**batch(), use_cache=False).loss.item(), rel=1e-5
+        )
 
 
 def test_dora_is_left_alone() -> None:

@@ -23,6 +23,7 @@ from nbtune_kernels import (
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.attention import Packing, attend
+from nbtune.models.accelerate.dropped import Draws
 from nbtune.models.accelerate.fused import act_backward_grads, rotate_back
 from nbtune.models.accelerate.linear import GradJobs, LinearGroup, Ready, wide
 from nbtune.models.accelerate.parking import Parking
@@ -100,6 +101,7 @@ class Layer:
     sharded: bool = False  # its parameters may be other tensors at each call
     stock_only: bool = False  # its stock forward is wanted just now
     lane: Lane = field(default_factory=Lane)
+    draws: Draws = field(default_factory=Draws)
     parking: Parking | None = None
 
     def groups(self) -> list[LinearGroup]:
@@ -133,6 +135,7 @@ class _Attention:
 
     rstd: Tensor
     xa: Tensor | None
+    seed: Tensor | None
     raw: Tensor | None = None  # [q k v] before q and k are normalised, where they are
     leaves: tuple[Tensor, Tensor, Tensor] | None = None
     out: Tensor | None = None  # with attention's own graph behind it
@@ -146,12 +149,19 @@ class _Mlp:
 
     rstd: Tensor
     xa: Tensor | None
+    seed: Tensor | None
     gate_up: Tensor | None
     ha: Tensor | None = None
 
 
 def attention_forward(
-    layer: Layer, x: Tensor, shape: tuple[int, int], cos: Tensor, sin: Tensor, packing: Packing | None
+    layer: Layer,
+    x: Tensor,
+    shape: tuple[int, int],
+    cos: Tensor,
+    sin: Tensor,
+    packing: Packing | None,
+    seed: Tensor | None,
 ) -> tuple[Tensor, _Attention]:
     """What attention adds to x `[T, H]`, and what the backward needs."""
     group, tokens = layer.qkv, x.shape[0]
@@ -159,7 +169,7 @@ def attention_forward(
     wide_x = wide(tokens, group.width_in, x)
     norm = layer.norm1
     _, rstd = rms_norm(x, norm.weight, norm.eps, **norm.how, out=wide_x[:, : group.inputs])
-    saved = _Attention(rstd, group.project_beside(wide_x))
+    saved = _Attention(rstd, group.project_beside(wide_x, seed), seed)
     qkv = torch.empty((tokens, group.outputs), dtype=x.dtype, device=x.device)
     group.forward(wide_x, qkv)
     del wide_x
@@ -176,7 +186,7 @@ def attention_forward(
     saved.leaves, saved.out = leaves, out  # type: ignore[assignment]
     flat = out.detach().view(tokens, -1)
     layer.out.load()
-    saved.oa = layer.out.project(flat)
+    saved.oa = layer.out.project(flat, seed)
     return layer.out.forward_plain(flat, saved.oa), saved
 
 
@@ -201,8 +211,8 @@ def attention_backward(
     flat = saved.out.detach().view(tokens, -1)
     layer.out.load()
     doa = layer.out.dxa_beside(wide_dy)
-    grads_out = layer.out.gradients(jobs, flat, wide_dy[:, : layer.out.outputs], saved.oa, doa)
-    dout = layer.out.backward_wide(wide_dy).view(saved.out.shape)
+    grads_out = layer.out.gradients(jobs, flat, wide_dy[:, : layer.out.outputs], saved.oa, doa, seed=saved.seed)
+    dout = layer.out.backward_wide(wide_dy, saved.seed).view(saved.out.shape)
     dq, dk, dv = torch.autograd.grad(saved.out, saved.leaves, dout)
     saved.out = saved.leaves = None
     del dout
@@ -219,11 +229,18 @@ def attention_backward(
     group.load()
     dxa = group.dxa_beside(wide_dqkv)
     grads_qkv = group.gradients(
-        jobs, x, wide_dqkv[:, : group.outputs], saved.xa, dxa, rows=saved.rstd, columns=norm.factor()
+        jobs,
+        x,
+        wide_dqkv[:, : group.outputs],
+        saved.xa,
+        dxa,
+        rows=saved.rstd,
+        columns=norm.factor(),
+        seed=saved.seed,
     )
     dx, dweight, want = None, None, norm.weight.requires_grad
     if need_dx or want:
-        dnorm = group.backward_wide(wide_dqkv)
+        dnorm = group.backward_wide(wide_dqkv, saved.seed)
         place = layer.lane.wide(tokens, layer.down.width_out, x)[:, : x.shape[1]]
         dx, dweight = rms_norm_backward(
             dnorm, x, norm.weight, saved.rstd, **norm.how, need_dweight=want, dresidual=da, out=place
@@ -247,7 +264,9 @@ def _qk_norm_backward(layer: Layer, saved: _Attention, into: tuple[Tensor, Tenso
     return grads
 
 
-def mlp_forward(layer: Layer, x: Tensor, added: Tensor, need_out: bool = True) -> tuple[Tensor, Tensor | None, _Mlp]:
+def mlp_forward(
+    layer: Layer, x: Tensor, added: Tensor, seed: Tensor | None, need_out: bool = True
+) -> tuple[Tensor, Tensor | None, _Mlp]:
     """a = x + m * added, out `[T, H]`, and what the backward needs."""
     norm, group = layer.norm2, layer.gate_up
     group.load()
@@ -257,7 +276,7 @@ def mlp_forward(layer: Layer, x: Tensor, added: Tensor, need_out: bool = True) -
     _, a, rstd = add_rms_norm(
         added, x, norm.weight, norm.eps, **norm.how, scale=layer.residual, out=y, out_residual=added
     )
-    saved = _Mlp(rstd, group.project_beside(wide_a), _gate_up(layer, wide_a))
+    saved = _Mlp(rstd, group.project_beside(wide_a, seed), seed, _gate_up(layer, wide_a))
     del wide_a, y
     if not need_out:
         return a, None, saved
@@ -266,7 +285,7 @@ def mlp_forward(layer: Layer, x: Tensor, added: Tensor, need_out: bool = True) -
     wide_h = wide(x.shape[0], down.width_in, x)
     down.load()
     act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
-    saved.ha = down.project_beside(wide_h)
+    saved.ha = down.project_beside(wide_h, seed)
     out = down.forward_wide_onto(a, wide_h, layer.residual)
     if layer.policy == "selective":
         saved.gate_up = None
@@ -302,17 +321,17 @@ def mlp_backward(
         torch.mul(dout, layer.residual, out=wide_dy[:, : down.outputs])
     down.load()
     dha = down.dxa_beside(wide_dy)
-    dh = down.backward_wide(wide_dy)
+    dh = down.backward_wide(wide_dy, saved.seed)
     made = _activation_backward(layer, saved, dh, dha)
     dy = wide_dy[:, : down.outputs]
     ready = None if made is None else Ready(da=made[0])
-    grads_down = down.gradients(jobs, dh, dy, saved.ha, dha, ready=ready)
+    grads_down = down.gradients(jobs, dh, dy, saved.ha, dha, ready=ready, seed=saved.seed)
     wide_d: Tensor = saved.gate_up  # type: ignore[assignment]
     saved.gate_up = None
     if not again or group.matrix is down.matrix:
         group.load()
     dxa = group.dxa_beside(wide_d)
-    dnorm = group.backward_wide(wide_d)
+    dnorm = group.backward_wide(wide_d, saved.seed)
     grads_gu = group.gradients(
         jobs,
         a,
@@ -322,6 +341,7 @@ def mlp_backward(
         rows=saved.rstd,
         columns=norm.factor(),
         ready=None if made is None else Ready(dbs=[made[1], made[2]]),
+        seed=saved.seed,
     )
     wide_da = wide(tokens, layer.out.width_out, a)
     _, dweight = rms_norm_backward(
@@ -342,7 +362,7 @@ def _activation_backward(layer: Layer, saved: _Mlp, dh: Tensor, dha: Tensor | No
     """Turns gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
     gate, up = _halves(layer, saved.gate_up)
     r = layer.down.rank
-    if dha is not None and saved.xa is not None and layer.gate_up.ranks == [r, r]:
+    if dha is not None and saved.xa is not None and saved.seed is None and layer.gate_up.ranks == [r, r]:
         made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r)
         if made is not None:
             return made
@@ -371,10 +391,11 @@ class LayerFunction(torch.autograd.Function):
     ) -> Tensor:
         shape = (x.shape[0], x.shape[1])
         flat = x.reshape(-1, x.shape[-1])
-        added, attention = attention_forward(layer, flat, shape, cos, sin, packing)
-        a, out, mlp = mlp_forward(layer, flat, added)
+        seed = layer.draws.seed
+        added, attention = attention_forward(layer, flat, shape, cos, sin, packing, seed)
+        a, out, mlp = mlp_forward(layer, flat, added, seed)
         assert out is not None
-        ctx.layer, ctx.shape, ctx.packing = layer, shape, packing
+        ctx.layer, ctx.shape, ctx.packing, ctx.seed = layer, shape, packing, seed
         if layer.policy in ("keep", "selective"):
             ctx.save_for_backward(flat, a, cos, sin)
             ctx.halves = (attention, mlp)
@@ -396,8 +417,8 @@ class LayerFunction(torch.autograd.Function):
         if a is None:
             ha, ticket = ctx.halves
             x = x if ticket is None else layer.parking.fetch(ticket)  # type: ignore[union-attr]
-            added, attention = attention_forward(layer, x, ctx.shape, cos, sin, ctx.packing)
-            a, _, mlp = mlp_forward(layer, x, added, need_out=False)
+            added, attention = attention_forward(layer, x, ctx.shape, cos, sin, ctx.packing, ctx.seed)
+            a, _, mlp = mlp_forward(layer, x, added, ctx.seed, need_out=False)
             mlp.ha = ha
             del added
         else:

@@ -101,7 +101,7 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -
     gate_up = _children(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",))
     qkv_group, out = group_of(qkv, home), group_of(_children(attention, ("o_proj",)), home)
     gu_group, down = group_of(gate_up, home), group_of(_children(mlp, ("down_proj",)), home)
-    if {type(m) for m in (*attention.modules(), *mlp.modules())} & {nn.Dropout} and _has_dropout(layer):
+    if _has_dropout(layer):
         raise LeftAlone("it drops parts of its hidden states while training")
     heads, kv_heads, dim = _head_counts(attention, qkv_group, out)
     if gu_group.outputs != 2 * down.inputs:
@@ -135,7 +135,9 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -
 
 
 def _has_dropout(layer: nn.Module) -> bool:
-    return any(isinstance(m, nn.Dropout) and m.p > 0 for m in layer.modules())
+    return any(
+        isinstance(m, nn.Dropout) and m.p > 0 and "lora_dropout" not in n.split(".") for n, m in layer.named_modules()
+    )
 
 
 def _children(parent: nn.Module, *choices: tuple[str, ...]) -> list[nn.Module]:

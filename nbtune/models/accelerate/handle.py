@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from nbtune.device import empty_cache
 from nbtune.models.accelerate.attention import Packing, packing_of
 from nbtune.models.accelerate.blocks import Lane, Layer, LayerFunction
+from nbtune.models.accelerate.dropped import Draws
 from nbtune.models.accelerate.find import causal_lm, decoder, decoder_layers, find_layer, find_norm, tolerance
 from nbtune.models.accelerate.head import Head, NormFunction, find_head, loss_inputs
 from nbtune.models.accelerate.linear import LeftAlone
 from nbtune.models.accelerate.parking import Parking
-from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer
+from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer, without_dropout
 from nbtune.models.accelerate.quantised import Home
 from nbtune.models.accelerate.streamed import Streaming, Traffic, move_all_but, present, traffic_of
 from nbtune.models.accelerate.sync import LoraSync
@@ -131,19 +132,17 @@ def _tiny_loss(lm: Any) -> float:
     labels = ids.clone()
     labels[0, :15] = -100
     training = lm.training
-    dropped = [m for m in lm.modules() if isinstance(m, nn.Dropout) and m.training]
     lm.train()
-    for m in [m for m in lm.modules() if isinstance(m, nn.Dropout)]:
-        m.eval()
     try:
-        return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
+        with without_dropout(lm):
+            return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
     finally:
         lm.train(training)
-        for m in dropped:
-            m.train()
 
 
 # ---------------------------------------------------------------- layers
+
+_MEMBERS = 4  # at least as many as one group has: each gets a stream of random numbers for itself
 
 
 def _layers_of(inner: nn.Module) -> Iterator[nn.Module]:
@@ -167,13 +166,14 @@ def _take_layers(
     modules = list(decoder_layers(inner))
     inputs: Inputs | None = None
     probed: set[Any] = set()
-    lane = Lane()
+    lane, draws = Lane(), Draws()
     shared: dict[Any, Tensor] = {}
     for i, (name, module) in enumerate(modules):
         try:
             layer = find_layer(module, policy, place(i, module))
             inputs = inputs or probe_inputs(inner, layer.qkv)
-            for group in layer.groups():
+            for n, group in enumerate(layer.groups()):
+                group.stream = 4 * _MEMBERS * i + _MEMBERS * n
                 group.attach(shared)
             sync = LoraSync([p for g in layer.groups() for p in g.sync_pairs])
             kind = _kind(module, layer)
@@ -188,7 +188,7 @@ def _take_layers(
             handle.report.left[name] = str(e)
             continue
         probed.add(kind)
-        layer.lane = lane
+        layer.lane, layer.draws = lane, draws
         _replace(module, _layer_forward(module, layer), handle)
         handle.undo.extend(group.detach for group in layer.groups())
         handle.layers.append(layer)
@@ -295,7 +295,7 @@ class _Prepare:
     def __init__(self, layers: list[Layer], whole: bool, window: int | None):
         self.layers, self.whole, self.window = layers, whole, window
         self.device = layers[0].qkv.device
-        groups = [g for layer in layers for g in layer.groups()]
+        self.groups = groups = [g for layer in layers for g in layer.groups()]
         self.sync, self.traffic = LoraSync([p for g in groups for p in g.sync_pairs]), traffic_of(groups)
 
     def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -305,6 +305,7 @@ class _Prepare:
         use_cache = getattr(inner.config, "use_cache", False) if use_cache is None else use_cache
         if not _plain_call({**kwargs, "use_cache": use_cache}, self.device):
             return None
+        self.layers[0].draws.draw(self.groups)
         self.sync()
         tokens = kwargs.get("inputs_embeds")
         tokens = tokens if tokens is not None else kwargs.get("input_ids", args[0] if args else None)

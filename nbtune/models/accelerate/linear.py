@@ -21,6 +21,8 @@ import torch
 from nbtune_kernels import grouped_tn, lora_xa
 from torch import Tensor, nn
 
+from nbtune.models.accelerate.dropped import drop_gradients, drop_input_gradient, drop_project
+
 __all__ = ["GradJobs", "LeftAlone", "LinearGroup", "Member", "Ready", "Sink", "is_four_bit", "wide"]
 
 _JOBS_A_LAUNCH = 4  # of `grouped_tn`'s kernel
@@ -41,6 +43,7 @@ class Member:
     b: nn.Parameter | None = None
     scaling: float = 0.0
     adapter: str = ""
+    dropout: float = 0.0  # of what its adapter sees
 
     def refresh(self) -> None:
         """Reads its trained LoRA again: sharding puts other tensors into the modules."""
@@ -57,7 +60,7 @@ def member(module: nn.Module) -> Member:
     """Reads one layer: a plain linear, or peft's LoRA around one.
 
     Raises:
-        LeftAlone: it is something else (quantised, DoRA, dropout, merged, several adapters).
+        LeftAlone: it is something else (quantised, DoRA, merged, several adapters).
     """
     if type(module) is nn.Linear:
         return Member(module, module)
@@ -73,9 +76,11 @@ def member(module: nn.Module) -> Member:
     (name,) = active
     if lora.lora_variant or getattr(lora, "fan_in_fan_out", False) or lora.lora_bias.get(name):
         raise LeftAlone("its adapter is a variant of LoRA (DoRA or the like)")
-    if not isinstance(lora.lora_dropout[name], nn.Identity):
-        raise LeftAlone("LoRA dropout draws one mask for each layer")
-    return Member(module, base, lora.lora_A[name].weight, lora.lora_B[name].weight, float(lora.scaling[name]), name)
+    drop = lora.lora_dropout[name]
+    if type(drop) not in (nn.Identity, nn.Dropout):
+        raise LeftAlone(f"its adapter's input goes through a {type(drop).__name__}")
+    a, b, scaling = lora.lora_A[name].weight, lora.lora_B[name].weight, float(lora.scaling[name])
+    return Member(module, base, a, b, scaling, name, float(getattr(drop, "p", 0.0)))
 
 
 def is_four_bit(base: Any) -> bool:
@@ -154,6 +159,7 @@ class LinearGroup:
         self.matrix: Any = None  # a Tensor while attached
         self.bias: Tensor | None = None
         self.sink: Sink | None = None
+        self.stream = 0  # of its first layer's dropout
 
     def _check(self) -> None:
         first = self.members[0].base
@@ -247,21 +253,22 @@ class LinearGroup:
         """Columns of [dy, dy sB]."""
         return self.outputs + self.rank
 
-    def project(self, x: Tensor) -> Tensor | None:
-        """xA' of x `[T, K]`, `[T, R]`, or None without an adapter."""
-        return lora_xa(x, self.matrix[self.outputs :, : self.inputs]) if self.rank else None
+    def project(self, x: Tensor, seed: Tensor | None = None) -> Tensor | None:
+        """xA' of x `[T, K]`, `[T, R]`, or None without an adapter; with a seed, of x less what is dropped."""
+        if not self.rank:
+            return None
+        return lora_xa(x, self.a) if seed is None else drop_project(self, x, seed)
 
     @property
     def a(self) -> Tensor:
         """The stacked A, `[R, K]`."""
         return self.matrix[self.outputs :, : self.inputs]
 
-    def project_beside(self, wide_x: Tensor) -> Tensor | None:
+    def project_beside(self, wide_x: Tensor, seed: Tensor | None = None) -> Tensor | None:
         """Writes xA' beside x in `[T, K + R]`, and returns it once more by itself."""
-        if not self.rank:
-            return None
-        xa = lora_xa(wide_x[:, : self.inputs], self.a)
-        wide_x[:, self.inputs :].copy_(xa)
+        xa = self.project(wide_x[:, : self.inputs], seed)
+        if xa is not None:
+            wide_x[:, self.inputs :].copy_(xa)
         return xa
 
     def forward(self, wide_x: Tensor, out: Tensor) -> None:
@@ -292,8 +299,10 @@ class LinearGroup:
         o = self.outputs
         return torch.mm(wide_dy[:, :o], self.matrix[:o, self.inputs :], out=wide_dy[:, o:])
 
-    def backward_wide(self, wide_dy: Tensor) -> Tensor:
+    def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
         """dx `[T, K]` of [dy, dy sB]."""
+        if seed is not None and self.rank:
+            return drop_input_gradient(self, wide_dy, seed)
         return torch.mm(wide_dy, self.matrix[:, : self.inputs])
 
     # ------------------------------------------------------------ gradients
@@ -316,6 +325,7 @@ class LinearGroup:
         rows: Tensor | None = None,
         columns: Tensor | None = None,
         ready: "Ready | None" = None,
+        seed: Tensor | None = None,
     ) -> list[Tensor | None]:
         """Gradients of `parameters()`: tensors that hold them once `jobs` has run, None for what a sink takes.
 
@@ -323,11 +333,12 @@ class LinearGroup:
             x: `[T, K]`; dy: `[T, O]`; xa, dxa: `[T, R]`.
             rows, columns: the layers' input is `rows * x * columns` (a norm's rstd and weight), never written out.
             ready: gradients that exist already.
+            seed: of the forward's dropout.
         """
         dys = list(dy.split(self.outs, dim=1))
+        if rows is not None and columns is not None and (self.full or (seed is not None and self.rank)):
+            x = (x * rows[:, None] * columns).to(dy.dtype)
         if self.full:
-            if rows is not None and columns is not None:
-                x = (x * rows[:, None] * columns).to(dy.dtype)
             grads: list[Tensor | None] = [torch.mm(d.t(), x) for d in dys]
             biased = [m.base.bias is not None and m.base.bias.requires_grad for m in self.members]
             return grads + [d.float().sum(0).to(d.dtype) for d, b in zip(dys, biased, strict=True) if b]
@@ -343,6 +354,8 @@ class LinearGroup:
         add = sink is not None and sink.accumulate
         if ready is not None and ready.da is not None:
             _put(da, ready.da, 1.0, add)
+        elif seed is not None:
+            drop_gradients(self, jobs, x, dxa, da, seed, add)
         elif rows is not None and columns is not None:
             # (rows * x * columns)' dxa, the small factors outside of the product
             part = torch.empty_like(da)

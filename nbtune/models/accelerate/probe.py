@@ -1,6 +1,6 @@
 """Compares an accelerated layer with its stock forward: outputs and gradients, on a few random tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from nbtune.models.accelerate.blocks import Layer, LayerFunction
 from nbtune.models.accelerate.find import relative_error, tolerance
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
 
-__all__ = ["Inputs", "probe_inputs", "probe_layer"]
+__all__ = ["Inputs", "probe_inputs", "probe_layer", "without_dropout"]
 
 _ROWS, _TOKENS = 2, 16  # Triton compiles once for all numbers of tokens that are multiples of 16
 
@@ -46,13 +46,17 @@ def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
 def probe_layer(
     module: nn.Module, stock: Callable[..., Any], layer: Layer, sync: Callable[[], None], inputs: Inputs, grads: bool
 ) -> None:
-    """Runs both; a zero B of the LoRA is filled for the while, or its A would not be tested.
+    """Runs both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
 
     Raises:
         LeftAlone: they do not agree.
     """
     limit = tolerance(inputs.x.dtype)
-    with _filled(layer), torch.enable_grad():  # bitsandbytes repacks 4-bit weights on a CPU without it
+    with (
+        _filled(layer),
+        without_dropout(module),
+        torch.enable_grad(),
+    ):  # bitsandbytes repacks 4-bit weights on a CPU without it
         sync()
         runs = []
         for call in (lambda x: _stock(module, stock, inputs, x), lambda x: _ours(layer, inputs, x)):
@@ -85,6 +89,19 @@ def _stock(module: nn.Module, stock: Callable[..., Any], inputs: Inputs, x: Tens
 
 def _ours(layer: Layer, inputs: Inputs, x: Tensor) -> Tensor:
     return LayerFunction.apply(layer, x, inputs.cos, inputs.sin, None, *layer.parameters())
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Its dropout layers let everything through."""
+    dropping = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
+    for m in dropping:
+        m.eval()
+    try:
+        yield
+    finally:
+        for m in dropping:
+            m.train()
 
 
 @contextmanager
