@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from nbtune.events import Export, Sample
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, from_yaml
 from nbtune.store import folder as run_folder
+from nbtune.store.files import as_train_error
 from nbtune.store.launch import launch
 from nbtune.store.run import Run as StoredRun
 
@@ -266,25 +268,28 @@ def finetune(
         detach: train in a process of its own, which survives the kernel.
         first_line: number of the YAML's first line in what the user sees.
     Raises:
-        SpecError, DataError: before any work, with place and fix.
+        SpecError, DataError, HubError: before any work, with place and fix; nothing is left behind.
         TrainError: the name is in use by a run with another spec.
     """
-    from nbtune import data
+    from nbtune import data, models
 
     asked = _portable(_as_spec(spec, fields, first_line))
     root = run_folder.runs_root(runs_dir)
     busy = next((run for run in runs(root) if run.name == name and run.alive), None)
-    if busy is not None and on_busy != "queue":
-        if on_busy == "attach":
-            return _attach_if_same(busy, asked)
-        busy.stop(wait=True)
+    if busy is not None and on_busy == "attach":
+        return _attach_if_same(busy, asked)
+    models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
     sources = _sources(asked, rows)
+    if busy is not None and on_busy == "restart":
+        busy.stop(wait=True)
     made = run_folder.create(root, name, asked)
     try:
         data.snapshot(sources, made / "data")
-    except NbtuneError:
+    except (NbtuneError, OSError) as error:
         shutil.rmtree(made, ignore_errors=True)
-        raise
+        if isinstance(error, NbtuneError):
+            raise
+        raise as_train_error(error, "the rows could not be written down", place=root.name) from error
     return Run(made, launch(made, detach=detach, own_process=_beside_a_gpu(asked)))
 
 
@@ -311,14 +316,15 @@ def _attach_if_same(busy: Run, asked: RunSpec) -> Run:
 
 
 def _portable(spec: RunSpec) -> RunSpec:
-    """The spec with the home folder written as ``~``: a run folder can be shared."""
+    """The spec with the home folder written as ``~`` (a run folder can be shared), and a model's folder in full."""
     home = str(Path.home())
 
     def short(text: str) -> str:
-        return "~" + text[len(home) :] if text.startswith(home + "/") else text
+        return "~" + text[len(home) :].replace(os.sep, "/") if text.startswith(home + os.sep) else text
 
+    model = str(Path(spec.model).absolute()) if Path(spec.model).is_dir() else spec.model
     sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
-    return spec.model_copy(update={"model": short(spec.model), "data": sources})
+    return spec.model_copy(update={"model": short(model), "data": sources})
 
 
 def form(namespace: Mapping[str, Any] | None = None) -> Any:

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -263,13 +264,22 @@ def _disk() -> Iterator[Finding]:
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free
         text = f"{_short(folder)}, {_gib(free)} free"
-        if not os.access(there, os.W_OK):
+        if not _writable(there):
             fix = "set NBTUNE_RUNS" if topic == "runs folder" else "set HF_HOME; what is there can still be read"
             yield Finding(topic, "problem" if topic == "runs folder" else "note", f"{text}, cannot be written", fix)
         elif free < _LOW_DISK:
             yield Finding(topic, "note", text, "little: a 7B model takes 15 GB, its checkpoints some more")
         else:
             yield Finding(topic, "ok", text)
+
+
+def _writable(folder: Path) -> bool:
+    """Asked by trying, with a file that is gone at once: root is told yes where it may not, on a network folder too."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _hub() -> Iterator[Finding]:

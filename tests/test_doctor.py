@@ -45,10 +45,27 @@ def test_a_version_below_the_floor_is_a_problem_with_its_cure(monkeypatch: pytes
     assert "torch>=99" in found.fix
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def unwritable(tmp_path: Path) -> Path:
+    """A folder in which nobody makes a file: root may write into any other."""
+    if os.name != "nt" and os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        return tmp_path
+    if Path("/proc/self").exists():
+        return Path("/proc")
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file"
+
+
 def test_a_folder_that_cannot_be_written_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    monkeypatch.setenv("NBTUNE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("NBTUNE_RUNS", str(unwritable(tmp_path) / "runs"))
+    found = by_topic()["runs folder"]
+    assert (found.status, found.fix) == ("problem", "set NBTUNE_RUNS")
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NBTUNE_RUNS", str(tmp_path / "file" / "runs"))
     assert by_topic()["runs folder"].status == "problem"
 
 

@@ -67,7 +67,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that is on its way says more
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

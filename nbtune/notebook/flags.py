@@ -31,8 +31,6 @@ __all__ = [
     "split",
 ]
 
-_LINE = "line 1 of the cell"
-
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises `SpecError` with the nearest flag instead of printing its usage and leaving."""
@@ -42,6 +40,12 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+        self._line = ""
+
+    @property
+    def place(self) -> str:
+        """Where an error of its line is: the line itself, since a magic does not know where in its cell it stands."""
+        return f"`{self.prog} {self._line}`" if self._line else f"`{self.prog}`"
 
     def flags(self) -> list[str]:
         """All its flags, such as ``--steps``."""
@@ -57,21 +61,26 @@ class Parser(argparse.ArgumentParser):
         Raises:
             SpecError: an unknown flag, a missing value.
         """
-        known, unknown = self.parse_known_args(split(line))
+        self._line = line.strip()
+        known, unknown = self.parse_known_args(split(line, self.place))
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), self.flags(), n=1, cutoff=0.5)
             fix = f"did you mean `{near[0]}`?" if near else f"its flags: {', '.join(self.flags()) or 'none'}"
             what = "flag" if unknown[0].startswith("-") else "argument"
-            raise SpecError(f"`{self.prog}` has no {what} `{unknown[0]}`", place=_LINE, fix=fix)
+            raise SpecError(f"`{self.prog}` has no {what} `{unknown[0]}`", place=self.place, fix=fix)
         return known
 
     def error(self, message: str) -> NoReturn:
         """Raises what argparse would print."""
-        raise SpecError(message, place=_LINE, fix=f"see `{self.prog}?`")
+        raise SpecError(message, place=self.place, fix=f"see `{self.prog}?`")
 
 
-def split(line: str) -> list[str]:
+def split(line: str, place: str = "") -> list[str]:
     """The words of a magic's line; quotes group, a backslash is itself (Windows paths).
+
+    Args:
+        line: what stands behind the magic's name.
+        place: how an error calls it.
 
     >>> split("--set adapter='{type: lora, r: 8}' --runs C:/runs")
     ['--set', 'adapter={type: lora, r: 8}', '--runs', 'C:/runs']
@@ -84,7 +93,7 @@ def split(line: str) -> list[str]:
     try:
         return list(lexer)
     except ValueError:
-        raise SpecError("a quote on this line is not closed", place=_LINE, fix="close it, or take it away") from None
+        raise SpecError("a quote on this line is not closed", place=place, fix="close it, or take it away") from None
 
 
 def parts(annotation: Any) -> type[BaseModel] | None:
@@ -209,7 +218,8 @@ def parse_finetune(line: str) -> Request:
     Raises:
         SpecError: an unknown flag, or a value that cannot be read.
     """
-    found = finetune_parser().parse(line)
+    parser = finetune_parser()
+    found = parser.parse(line)
     values = vars(found)
     overrides = {
         key.removeprefix("key:"): parse_value(text)
@@ -219,7 +229,7 @@ def parse_finetune(line: str) -> Request:
     for entry in found.set:
         key, equals, text = entry.partition("=")
         if not equals or not key.strip():
-            raise SpecError(f"`--set {entry}` has no value", place=_LINE, fix="write `--set key=value`")
+            raise SpecError(f"`--set {entry}` has no value", place=parser.place, fix="write `--set key=value`")
         overrides[key.strip()] = parse_value(text)
     return Request(
         name=found.name,

@@ -63,7 +63,7 @@ class NbtuneMagics(Magics):
         if name not in commands.COMMANDS:
             raise SpecError(
                 f"`%nbtune` has no command `{name}`",
-                place="line 1 of the cell",
+                place=f"`%nbtune {line.strip()}`",
                 fix=f"its commands: {', '.join(commands.COMMANDS)}",
             )
         if name == "plan":

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -63,6 +64,7 @@ def create(root: Path, name: str, spec: RunSpec) -> Path:
         )
         write_text(folder / "train.py", _TRAIN_PY)
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise TrainError(
             f"no run can be kept in {root.name}/: {error.strerror or error}",
             fix="choose another place with `--runs DIR` or NBTUNE_RUNS",

@@ -5,9 +5,8 @@ So a handle works the same whether the run lives in this process, in another one
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from nbtune.spec import RunSpec
 from nbtune.store import checkpoints, control
 from nbtune.store.files import DISK_ERRORS, read_json
 from nbtune.store.folder import name_of, read_spec, refuse_newer
+from nbtune.store.follow import Follower, Latest, Mark, Pump
 from nbtune.store.launch import Launched, launch
 from nbtune.store.log import EventReader, EventWriter
 from nbtune.store.owner import is_owned
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
-_EVERY = 0.25  # seconds between two calls of a listener, on average
-_LOOK = 0.02  # seconds between looks at the log's size, when somebody listens: what is new and late is said at once
 _LIVE_STATES = ("queued", "preparing", "running", "paused", "stopping")
 
 
@@ -45,9 +43,8 @@ class Run:
         self.name, self.id = name_of(folder)
         self._reader = EventReader(folder / "events.jsonl")
         self._launched = launched
-        self._listeners: dict[object, list[Any]] = {}
-        self._pump: threading.Thread | None = None
-        self._guard = threading.Lock()
+        self._latest = Latest(folder / "events.jsonl")
+        self._pump = Pump(folder / "events.jsonl", lambda: self.alive, f"nbtune-pump-{folder.name}")
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
@@ -110,8 +107,14 @@ class Run:
         """What it has said so far, from the `start`-th event on."""
         return self._reader.read()[start:]
 
+    def pieces(self, start: int = 0) -> Iterator[tuple[list[says.Event], Mark]]:
+        """What it has said so far, some thousand events at a time, each with the mark behind it; nothing is kept."""
+        follower = Follower(self.folder / "events.jsonl", start)
+        while new := follower.read():
+            yield new, follower.mark
+
     def _last(self, kind: type[Any]) -> Any:
-        return next((event for event in reversed(self._reader.read()) if isinstance(event, kind)), None)
+        return self._latest.of(kind)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -136,7 +139,11 @@ class Run:
         """Add an event that is not the engine's: an export that began, ended or failed.
 
         A folder that cannot be written is a source all the same: then nothing is written down.
+
+        Raises:
+            TrainError: a newer nbtune made the folder.
         """
+        refuse_newer(self.folder)
         try:
             writer = EventWriter(self.folder / "events.jsonl", owner=False)
         except OSError as error:
@@ -295,54 +302,11 @@ class Run:
     def subscribe(self, callback: Callable[[list[says.Event], int], None], start: int = 0) -> Callable[[], None]:
         """Call `callback(events, first_index)` with what is new, at most four times a second; the past comes first.
 
-        It is called from one thread a run, must be quick, and may touch widgets but not print. Returns a function that
-        ends it. When the run ends, the thread says the last events and ends too.
+        It is called from one thread a run, must be quick, and may touch widgets but not print. `first_index` is a
+        `Mark`, whose `behind` is the mark to go on from. Returns a function that ends it. When the run ends, the thread
+        says the last events and ends too.
         """
-        key = object()
-        with self._guard:
-            self._listeners[key] = [callback, start]
-            if self._pump is None or not self._pump.is_alive():
-                self._pump = threading.Thread(
-                    target=self._pump_events, name=f"nbtune-pump-{self.folder.name}", daemon=True
-                )
-                self._pump.start()
-
-        def unsubscribe() -> None:
-            self._listeners.pop(key, None)
-
-        return unsubscribe
-
-    def _pump_events(self) -> None:
-        due = time.monotonic()
-        while True:
-            alive = self.alive
-            known = self._reader.read()
-            for listener in list(self._listeners.values()):
-                callback, start = listener
-                new = known[start:]
-                if new:
-                    listener[1] = start + len(new)
-                    try:
-                        callback(new, start)
-                    except Exception:  # noqa: BLE001 — one broken panel must not silence the others
-                        self._listeners = {k: v for k, v in self._listeners.items() if v is not listener}
-            with self._guard:
-                if not self._listeners or not alive:
-                    self._pump = None
-                    return
-            # A schedule, not a pause: with pauses, events that come four times a second would be told later and later.
-            now = time.monotonic()
-            due = max(due + _EVERY, now + 0.8 * _EVERY)
-            self._await_news(due - now)
-
-    def _await_news(self, seconds: float) -> None:
-        """Waits so long, and then until there is something new or somebody else listens, at most another second."""
-        time.sleep(seconds)
-        listeners = len(self._listeners)
-        for _ in range(round(1 / _LOOK)):
-            if self._reader.behind() or len(self._listeners) != listeners:
-                return
-            time.sleep(_LOOK)
+        return self._pump.add(callback, start)
 
     def __repr__(self) -> str:
         return f"<Run {self.name} ({self.id}): {self.state}, step {self.step} of {self.total_steps or '?'}>"

@@ -140,7 +140,14 @@ class _Engine:
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         max_len = min(spec.sequence_len or facts.max_position, facts.max_position)
         sources = data.open_snapshot(folder / "data")
-        self.data: Prepared = data.prepare(sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed)
+        self.data: Prepared = data.start(
+            sources,
+            tokenizer,
+            spec=spec,
+            max_len=max_len,
+            seed=spec.seed,
+            tell=lambda message: self.emit(events.Warning(message=message)),
+        )
         for message in self.data.report.warnings:
             self.emit(events.Warning(message=message))
         device = machine.pick(spec.device)
@@ -290,10 +297,10 @@ class _Engine:
         from nbtune.data.batches import collate
         from nbtune.train.evaluate import mean_loss
 
-        if self.data.eval is None or not len(self.data.eval):
+        if self.data.eval is None or not self.data.eval.at_most(1):
             return None
         began = time.perf_counter()
-        held, rows = self.data.eval, min(len(self.data.eval), self.spec.eval.max_rows)
+        held, rows = self.data.eval, self.data.eval.at_most(self.spec.eval.max_rows)
         size = self.plan.micro_batch_size
 
         def batches() -> Iterator[Batch]:

@@ -30,9 +30,10 @@ def run(shell: Any, capsys: Any, cell: str) -> str:
         ),
         ("# mine\n\n%%finetune\ndata: rows\nstpes: 3\n", "line 5 of the cell", "no key `stpes`", "`steps`"),
         ("%%finetune\nsteps: 3\n", "the cell", "`data` is missing", "data: rows"),
-        ("%%finetune --stps 3\ndata: rows\n", "line 1 of the cell", "`--stps`", "`--steps`"),
+        ("# mine\n%%finetune --stps 3\ndata: rows\n", "`%%finetune --stps 3`", "`--stps`", "`--steps`"),
         ("%%finetune\ndata: [rows\n", "of the cell", "not YAML", "key: value"),
-        ("%nbtune stpo", "line 1 of the cell", "no command `stpo`", "its commands"),
+        ("x = 1\n%nbtune stpo now", "`%nbtune stpo now`", "no command `stpo`", "its commands"),
+        ("x = 1\n%nbtune stop --zzzz", "`%nbtune stop --zzzz`", "`--zzzz`", "its flags"),
         ("x = 1\n%%finetune --name a", "%%finetune --name a", "first line of its cell", "cell of its own"),
     ],
 )

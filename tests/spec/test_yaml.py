@@ -204,3 +204,11 @@ def test_one_value_of_a_flag(text: str, value: object) -> None:
 def test_a_flag_that_is_not_yaml_is_refused() -> None:
     with pytest.raises(SpecError, match="cannot be read"):
         parse_value("[1, 2")
+
+
+@pytest.mark.parametrize("line", ["steps: true", "learning_rate: false", "adapter: {r: true}", "eval: {every: true}"])
+def test_yes_is_no_number(line: str) -> None:
+    with pytest.raises(SpecError, match=r"should be a number, not (True|False)") as caught:
+        from_yaml(f"data: rows\n{line}\n")
+    assert caught.value.place == "line 2 of the cell"
+    assert from_yaml("data: rows\npacking: true\nadapter: {use_rslora: true}\n").packing is True

@@ -12,33 +12,45 @@ from nbtune.errors import NbtuneError, TrainError
 
 
 def _left():
-    process = psutil.Process()
-    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("nbtune-")]
-    return ours, [file.path for file in process.open_files() if "runs" in file.path], process.children()
-
-
-def test_ten_runs_with_failures_and_a_detached_one_leave_nothing_behind(start):
-    models = []
-    for number in range(10):
-        if number in (3, 6):
-            run = start(f"bad-{number}", model="nobody/nothing-here", steps=1)
-            with pytest.raises(NbtuneError):
-                run.wait()
-            continue
-        run = start(f"run-{number}", steps=2, detach=number == 8).wait()
-        if run._launched is not None and run._launched._built is not None:
-            models.append(weakref.ref(run._launched._built.model))
-        run.subscribe(lambda *_: None)
-        run.free()
-        with pytest.raises(TrainError, match="finished"):
-            run.resume()
-    del run
+    """What runs may leave: threads of ours, files of runs that are open, children, file handles, RAM in bytes."""
     gc.collect()
     for thread in threading.enumerate():
         if thread.name.startswith("nbtune-"):
             thread.join(10)
-    assert _left() == ([], [], [])
-    assert len(models) == 7
+    process = psutil.Process()
+    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("nbtune-")]
+    files = [file.path for file in process.open_files() if "runs" in file.path]
+    handles = process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
+    return (ours, files, process.children()), threading.active_count(), handles, process.memory_info().rss
+
+
+FAILING = {3: {"sequence_len": 8}, 6: {"learning_rate": 1e30, "max_grad_norm": 0, "warmup_ratio": 0}}
+
+
+def test_ten_runs_with_failures_and_a_detached_one_leave_nothing_behind(start):
+    start("warm-up", steps=2).wait().free()  # what is imported once stays
+    _, threads, handles, memory = _left()
+    models = []
+    for number in range(10):
+        run = start(f"run-{number}", detach=number == 8, **{"steps": 20, **FAILING.get(number, {})})
+        run.subscribe(lambda *_: None)
+        if number in FAILING:
+            with pytest.raises(NbtuneError):
+                run.wait()
+            assert run.state == "failed"
+        else:
+            assert run.wait().state == "finished"
+        if run._launched is not None and run._launched._built is not None:
+            models.append(weakref.ref(run._launched._built.model))
+        run.free()
+    with pytest.raises(TrainError, match="finished"):
+        run.resume()
+    del run
+    left, threads_now, handles_now, memory_now = _left()
+    assert left == ([], [], [])
+    assert (threads_now, handles_now) == (threads, handles)
+    assert memory_now - memory < 40 * 2**20  # ten models would be ten times that
+    assert len(models) == 8  # one failed before it had a model, one was another process's
     assert [model() for model in models if model() is not None] == []
 
 

@@ -202,3 +202,32 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(start):
     with pytest.raises(TrainError, match="no number"):
         run.wait()
     assert run.state == "failed"
+
+
+@pytest.mark.parametrize("model", ["nobody/nothing-here", "./no-such-folder", "not a name!"])
+def test_a_model_that_is_not_there_is_refused_before_a_folder_is_made(start, until, tmp_path, model):
+    run = start(steps=100_000)
+    until(run, lambda e: isinstance(e, events.Step))
+    with pytest.raises(NbtuneError) as caught:
+        start(model=model, on_busy="restart")
+    assert model in str(caught.value)
+    assert caught.value.fix
+    assert run.state == "running"  # and nothing was stopped for it
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.folder.name]
+
+
+def test_disk_and_download_are_said_before_the_model_is_loaded(start):
+    run = start(steps=1).wait()
+    preparing = [event.detail for event in run.events() if isinstance(event, events.State) and event.detail]
+    assert preparing == [run.plan.disk_and_download()]
+    assert "for checkpoints" in preparing[0]
+
+
+def test_a_model_in_a_folder_is_found_again_from_another_place(start, tmp_path, monkeypatch):
+    from nbtune import models
+
+    (tmp_path / "mine").symlink_to(models.resolve("nbtune/tiny"))
+    run = start(steps=1, model="mine").wait()
+    run.free()
+    monkeypatch.chdir("/")
+    assert isinstance(nbtune.attach(run.folder).generate("Hello", max_new_tokens=2), str)
