@@ -1,0 +1,228 @@
+"""Reading a run's log without keeping it: a million steps are 300 MB of lines.
+
+Mark      a place in the log: how many events and bytes come before it
+Follower  reads on from a mark, a piece at a time
+Latest    the newest event of a type, found from the file's end
+Pump      tells listeners what is new
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nbtune import events
+
+__all__ = ["Follower", "Latest", "Mark", "Pump"]
+
+_PIECE = 2**21  # bytes that are read at once: some 7,000 steps
+_BLOCK = 2**16  # bytes, when looking from the end
+_EVERY = 0.25  # seconds between two calls of a listener, on average
+_LOOK = 0.02  # seconds between looks at the log's size, when somebody listens: what is new and late is said at once
+
+
+class Mark(int):
+    """The index of an event, which also knows where its line begins: `offset` bytes into the log."""
+
+    offset: int | None
+
+    def __new__(cls, index: int, offset: int | None = None) -> Mark:
+        """`offset` None: only the index is known (0 bytes come before event 0)."""
+        made = super().__new__(cls, index)
+        made.offset = 0 if index == 0 else offset
+        return made
+
+
+class Follower:
+    """Reads a log piece by piece from `start` on; lines that are not whole yet wait."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path = path
+        offset = start.offset if isinstance(start, Mark) else None
+        self.mark = Mark(0) if offset is None else Mark(int(start), offset)
+        while int(self.mark) < start:  # where its line begins is not known: what comes before is read, and forgotten
+            before = self.mark
+            self._skip = int(start) - int(before)
+            if not self.read():
+                break
+            if int(self.mark) > start:
+                self.mark = Mark(int(start), self._cut_at)
+        self._skip = 0
+
+    _skip = 0
+    _cut_at = 0
+
+    def behind(self) -> bool:
+        """The file has grown; costs a look at its size."""
+        try:
+            return self._path.stat().st_size > (self.mark.offset or 0)
+        except OSError:
+            return False
+
+    def read(self) -> list[events.Event]:
+        """The next events: those of at most some 2 MB; none at the end. `mark` is then behind them."""
+        offset = self.mark.offset or 0
+        try:
+            with self._path.open("rb") as file:
+                file.seek(offset)
+                piece = file.read(_PIECE)
+                end = piece.rfind(b"\n") + 1
+                while not end and len(piece) >= _PIECE and (more := file.read(_PIECE)):  # one very long line
+                    piece += more
+                    end = piece.rfind(b"\n") + 1
+        except OSError:
+            return []
+        found, at = [], offset
+        for line in piece[:end].splitlines(keepends=True):
+            at += len(line)
+            try:
+                found.append(events.from_line(line))
+            except (ValueError, TypeError):
+                continue  # a line that no version wrote: the rest of the run is still worth showing
+            if len(found) == self._skip:
+                self._cut_at = at
+        self.mark = Mark(int(self.mark) + len(found), offset + end)
+        return found or (self.read() if end else [])
+
+
+class Latest:
+    """The newest event of a type; each look reads only what is new since the look before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._guard = path, threading.Lock()
+        self._known: dict[type[events.Event], tuple[int, Any]] = {}
+
+    def of(self, kind: type[Any]) -> Any:
+        """The newest `kind`, or None."""
+        with self._guard:
+            seen, event = self._known.get(kind, (0, None))
+            try:
+                size = self._path.stat().st_size
+                if size == seen:
+                    return event
+                if size < seen:  # a torn line was cut off
+                    seen, event = 0, None
+                with self._path.open("rb") as file:
+                    end, found = _newest(file, seen, size, kind)
+            except OSError:
+                return event
+            self._known[kind] = end, found if found is not None else event
+            return self._known[kind][1]
+
+
+def _newest(file: Any, start: int, end: int, kind: type[Any]) -> tuple[int, Any]:
+    """(where the last whole line ends, the last `kind` between `start` and there); reads blocks from the end."""
+    mark, tail, whole = f'"type":"{kind.type}"'.encode(), b"", start
+    at = end
+    while at > start:
+        low = max(start, at - _BLOCK)
+        file.seek(low)
+        block = file.read(at - low) + tail
+        if whole == start:  # the last line may not be whole yet
+            last = block.rfind(b"\n") + 1
+            if not last and low > start:
+                tail, at = block, low
+                continue
+            whole, block = (low + last if last else start), block[:last]
+        first = 0 if low == start else block.find(b"\n") + 1
+        if low == start or first:
+            found = _in_lines(block[first:], mark, kind)
+            if found is not None:
+                return whole, found
+            tail = block[:first]
+        else:
+            tail = block
+        at = low
+    return whole, None
+
+
+def _in_lines(lines: bytes, mark: bytes, kind: type[Any]) -> Any:
+    at = len(lines)
+    while (at := lines.rfind(mark, 0, at)) >= 0:
+        begin, finish = lines.rfind(b"\n", 0, at) + 1, lines.find(b"\n", at)
+        try:
+            event = events.from_line(lines[begin : finish if finish >= 0 else len(lines)])
+        except (ValueError, TypeError):
+            continue
+        if isinstance(event, kind):
+            return event
+    return None
+
+
+class Pump:
+    """Tells listeners what is new in a log, at most four times a second each, from one thread.
+
+    Args:
+        path: of ``events.jsonl``.
+        alive: whether the run still works; when it does not, the thread tells the last events and ends.
+        name: the thread's.
+    """
+
+    def __init__(self, path: Path, alive: Callable[[], bool], name: str) -> None:
+        self._path, self._alive, self._name = path, alive, name
+        self._listeners: dict[object, tuple[Callable[[list[events.Event], int], None], Follower]] = {}
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+
+    def add(self, callback: Callable[[list[events.Event], int], None], start: int) -> Callable[[], None]:
+        """A new listener; the past from `start` on comes first. Returns a function that takes it away."""
+        key, follower = object(), Follower(self._path, start)
+        with self._guard:
+            self._listeners[key] = callback, follower
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+
+        def remove() -> None:
+            self._listeners.pop(key, None)
+
+        return remove
+
+    def _work(self) -> None:
+        due = time.monotonic()
+        while True:
+            alive = self._alive()
+            for key, (callback, follower) in list(self._listeners.items()):
+                self._tell(key, callback, follower)
+            with self._guard:
+                if not self._listeners or not alive:
+                    self._thread = None
+                    return
+            # A schedule, not a pause: with pauses, events that come four times a second would be told later and later.
+            now = time.monotonic()
+            due = max(due + _EVERY, now + 0.8 * _EVERY)
+            self._await_news(due - now)
+
+    def _tell(self, key: object, callback: Callable[[list[events.Event], int], None], follower: Follower) -> None:
+        while key in self._listeners:
+            first = follower.mark
+            new = follower.read()
+            if not new:
+                return
+            try:
+                callback(new, _Told(first, follower.mark))
+            except Exception:  # noqa: BLE001 — one broken panel must not silence the others
+                self._listeners.pop(key, None)
+
+    def _await_news(self, seconds: float) -> None:
+        """Waits so long, and then until there is something new or somebody else listens, at most another second."""
+        time.sleep(seconds)
+        listeners = len(self._listeners)
+        for _ in range(round(1 / _LOOK)):
+            if len(self._listeners) != listeners or any(f.behind() for _, f in list(self._listeners.values())):
+                return
+            time.sleep(_LOOK)
+
+
+class _Told(Mark):
+    """The mark of the first event that is told; `behind` is the one after the last."""
+
+    behind: Mark
+
+    def __new__(cls, first: Mark, behind: Mark) -> _Told:
+        made = super().__new__(cls, int(first), first.offset)
+        made.behind = behind
+        return made  # type: ignore[return-value]
