@@ -26,6 +26,7 @@ _HOMES = {
     "prepare": "nbtune.data.preparing",
     "resolve": "nbtune.data.resolving",
     "snapshot": "nbtune.data.snapshots",
+    "start": "nbtune.data.starting",
 }
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "prepare",
     "resolve",
     "snapshot",
+    "start",
 ]
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from nbtune.data.resolving import resolve
     from nbtune.data.snapshots import open_snapshot, snapshot
     from nbtune.data.sources import Source
+    from nbtune.data.starting import start
 
 
 def __getattr__(name: str) -> Any:

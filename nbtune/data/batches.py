@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.data.arrivals import Arrivals
+from nbtune.data.arriving import Arriving
 from nbtune.data.dataset import IGNORED, Dataset
 from nbtune.data.mixing import epoch_order, quotas
 from nbtune.data.packing import best_fit
@@ -109,7 +111,7 @@ class BatchPlan:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Arriving,
         *,
         micro_batch_size: int,
         gradient_accumulation_steps: int = 1,
@@ -123,9 +125,9 @@ class BatchPlan:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        if not len(dataset):
+        if not dataset.at_most(1):
             raise ValueError("the dataset is empty")
-        longest = int(dataset.lengths.max())
+        longest = dataset.longest
         self.dataset, self.packing, self.seed, self.shuffle = dataset, packing, seed, shuffle
         self.sequence_len = sequence_len or longest
         if longest > self.sequence_len:
@@ -134,10 +136,16 @@ class BatchPlan:
         self.pad_to_multiple, self.pad_id, self.bucket = pad_to_multiple, pad_id, bucket
         self.rank, self.ranks = rank, ranks
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._arrivals: Arrivals | None = None
+        if isinstance(dataset, Arriving):
+            capacity = self.sequence_len if packing else 0
+            self._arrivals = Arrivals(dataset, self._per_step, capacity, seed if shuffle else None)
 
     @cached_property
     def bins(self) -> list[list[int]]:
         """Examples per sequence: one each, or packs. Where a mix is packed, those of `_laps` epochs' draws."""
+        if self._arrivals is not None:
+            return self._arrivals.sequences()
         if not self.packing:
             return [[i] for i in range(len(self.dataset))]
         if self._laps == 1:
@@ -151,7 +159,7 @@ class BatchPlan:
     def _laps(self) -> int:
         """How many epochs of draws are packed together: enough to see every row of every source of a mix, at most 8."""
         weights, count = self.dataset.weights, len(self.dataset)
-        if not self.packing or len(set(weights)) <= 1:
+        if not self.packing or len(set(weights)) <= 1 or self._arrivals is not None:
             return 1
         rows = np.bincount(self.dataset.source_of, minlength=len(weights))
         needed = [-(-int(n) // q) for n, q in zip(rows, quotas(count, weights), strict=True) if q]
@@ -159,8 +167,17 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which every example is seen once (the last may be smaller); in a mix, as many draws."""
+        """Optimizer steps in which every example is seen once (the last may be smaller); in a mix, as many draws. Of
+        a dataset that is arriving: as it is planned, so that nothing waits."""
+        if isinstance(self.dataset, Arriving):
+            return max(1, -(-self._planned(self.dataset) // self._per_step))
         return -(-len(self.bins) // (self._per_step * self._laps))
+
+    def _planned(self, dataset: Arriving) -> int:
+        """Sequences of an epoch, as far as is known before all have arrived: it must not depend on when one asks."""
+        if not self.packing:
+            return dataset.planned
+        return -(-dataset.planned_tokens // int(self.sequence_len * 0.995))
 
     @property
     def _per_step(self) -> int:
@@ -190,6 +207,9 @@ class BatchPlan:
     def step(self, k: int) -> list[Batch]:
         """The micro-batches of optimizer step k (0-based), at most `gradient_accumulation_steps`."""
         size, per_step = self.micro_batch_size, self._per_step
+        if self._arrivals is not None:
+            mine = self._arrivals.step(k)[self.rank :: self.ranks]
+            return [self._batch(mine[i : i + size]) for i in range(0, len(mine), size)]
         if self._laps == 1:
             epoch, inside = divmod(k, self.steps_per_epoch)
             chosen = self.order(epoch)[inside * per_step : (inside + 1) * per_step].tolist()
@@ -210,7 +230,9 @@ class BatchPlan:
         return collate(self.dataset, [b[0] for b in bins], self.pad_to_multiple, self.pad_id, self.bucket)
 
 
-def collate(dataset: Dataset, examples: list[int], multiple: int = 8, pad_id: int = 0, bucket: int = 64) -> Batch:
+def collate(
+    dataset: Dataset | Arriving, examples: list[int], multiple: int = 8, pad_id: int = 0, bucket: int = 64
+) -> Batch:
     """Examples side by side, padded on the right to the longest."""
     pairs = [dataset.arrays(i) for i in examples]
     width = _round_up(max(len(ids) for ids, _ in pairs), multiple)
@@ -227,7 +249,12 @@ def collate(dataset: Dataset, examples: list[int], multiple: int = 8, pad_id: in
 
 
 def pack(
-    dataset: Dataset, bins: list[list[int]], length: int, pad_id: int = 0, bucket: int = 64, multiple: int = 8
+    dataset: Dataset | Arriving,
+    bins: list[list[int]],
+    length: int,
+    pad_id: int = 0,
+    bucket: int = 64,
+    multiple: int = 8,
 ) -> Batch:
     """Each bin's examples one after another in a sequence of `length` tokens (rounded up to `multiple`).
 

@@ -26,10 +26,22 @@ from nbtune.data.prepared import Prepared
 from nbtune.data.report import Report, SourceReport
 from nbtune.data.sources import Source
 
-__all__ = ["WORTH", "entries", "folder", "key_of", "load", "prune", "store"]
+__all__ = [
+    "ARRAYS",
+    "WORTH",
+    "entries",
+    "folder",
+    "key_of",
+    "load",
+    "new_place",
+    "prune",
+    "read_arrays",
+    "seal",
+    "store",
+]
 
 WORTH = 2000
-_ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
+ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
 
 
 def folder() -> Path:
@@ -48,8 +60,9 @@ def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]
     for source in sources:
         meaning = source.spec.model_dump(mode="json", exclude={"source"})
         found.update(json.dumps([source.name, source.role, meaning], sort_keys=True).encode())
-        for file in source.files:
-            found.update(file.suffix.encode() + _content_of(file))
+        digests = source.digests or [_content_of(file, "sha256").hex() for file in source.files]
+        for file, digest in zip(source.files, digests, strict=True):
+            found.update(file.suffix.encode() + bytes.fromhex(digest))
     found.update(tokenizer.backend_tokenizer.to_str().encode())
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
     template = tokenizer.chat_template
@@ -68,8 +81,8 @@ def load(key: str) -> Prepared | None:
         report = Report(**{**body["report"], "sources": [SourceReport(**s) for s in body["report"]["sources"]]})
         report.fates = [(str(s), int(row), str(status), str(why)) for s, row, status, why in report.fates]
         facts = DataFacts.model_validate(body["facts"])
-        train = _read(place, "train", body["train"])
-        held = _read(place, "eval", body["eval"]) if body["eval"] else None
+        train = read_arrays(place, "train", body["train"])
+        held = read_arrays(place, "eval", body["eval"]) if body["eval"] else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -81,29 +94,55 @@ def load(key: str) -> Prepared | None:
 
 def store(key: str, prepared: Prepared) -> None:
     """Keeps a preparation; a full or read-only disk is no error: it is then made again next time."""
+    place = new_place()
+    if place is None:
+        return
+    try:
+        for name, dataset in _named(prepared).items():
+            for part in ARRAYS:
+                np.save(place / f"{name}-{part}.npy", getattr(dataset, part))
+        seal(key, place, prepared)
+    except OSError:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def new_place() -> Path | None:
+    """A folder of one's own beside the others, to be filled and sealed; None where nothing can be written."""
     root = folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix="new-", dir=root))
+        return Path(tempfile.mkdtemp(prefix="new-", dir=root))
     except OSError:
-        return
+        return None
+
+
+def seal(key: str, place: Path, prepared: Prepared) -> Path:
+    """Makes a folder with all arrays (`<train|eval>-<array>.npy`) the one of a key; returns where it is now.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    about = {
+        "report": asdict(prepared.report),
+        "facts": prepared.facts.model_dump(mode="json"),
+        "chat_template": prepared.chat_template,
+        "files": {file.name: _content_of(file).hex() for file in sorted(place.glob("*.npy"))},
+        **{name: {"sources": d.sources, "weights": d.weights} for name, d in _named(prepared).items()},
+    }
+    about.setdefault("eval", None)
+    (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    final = folder() / key
     try:
-        named = {"train": prepared.train} | ({"eval": prepared.eval} if prepared.eval is not None else {})
-        for name, dataset in named.items():
-            for part in _ARRAYS:
-                np.save(place / f"{name}-{part}.npy", getattr(dataset, part))
-        about = {
-            "report": asdict(prepared.report),
-            "facts": prepared.facts.model_dump(mode="json"),
-            "chat_template": prepared.chat_template,
-            "files": {file.name: _content_of(file).hex() for file in sorted(place.glob("*.npy"))},
-            **{name: {"sources": d.sources, "weights": d.weights} for name, d in named.items()},
-        }
-        about.setdefault("eval", None)
-        (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        os.rename(place, root / key)
+        os.rename(place, final)
     except OSError:
-        shutil.rmtree(place, ignore_errors=True)
+        if not (final / "about.json").exists():
+            raise
+        shutil.rmtree(place, ignore_errors=True)  # somebody else was faster
+    return final
+
+
+def _named(prepared: Prepared) -> dict[str, Any]:
+    return {"train": prepared.train} | ({"eval": prepared.eval} if prepared.eval is not None else {})
 
 
 def entries() -> list[tuple[str, int, float]]:
@@ -127,14 +166,15 @@ def prune(keep_bytes: int = 0) -> int:
     return freed
 
 
-def _read(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
-    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in _ARRAYS}
+def read_arrays(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
+    """The dataset `train` or `eval` of a folder, memory-mapped; `about`: its sources and weights."""
+    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in ARRAYS}
     return Dataset(**arrays, sources=about["sources"], weights=about["weights"])
 
 
-def _content_of(file: Path) -> bytes:
+def _content_of(file: Path, algorithm: str = "blake2b") -> bytes:
     with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "blake2b").digest()
+        return hashlib.file_digest(handle, algorithm).digest()
 
 
 @cache

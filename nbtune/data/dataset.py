@@ -77,6 +77,15 @@ class Dataset:
         """Tokens per example, int64."""
         return np.diff(self.starts)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(self.lengths.max()) if len(self) else 0
+
+    def at_most(self, count: int) -> int:
+        """How many examples there are, at most `count`."""
+        return min(count, len(self))
+
     def take(self, indices: Any) -> Dataset:
         """The examples of `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)

@@ -6,8 +6,9 @@ Found on the tokens, so that it costs little: up to `LIMIT` examples are looked 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,11 @@ class Oddities:
         spoken = [role for role in roles if role in ("user", "assistant")]
         self.repeated_role += any(a == b == "user" for a, b in pairwise(spoken))
         self.answer_first += spoken[:1] == ["assistant"]
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """What another one counted (its `vars`)."""
+        for name, value in other.items():
+            setattr(self, name, getattr(self, name) or value if name == "example" else getattr(self, name) + value)
 
     def warnings(self) -> list[str]:
         """Sentences for people."""

@@ -90,13 +90,14 @@ class Encoder:
 
     def _tokenise_quickly(self, texts: dict[int, str], found: list[tuple[np.ndarray, Any] | None]) -> None:
         """By words seen before, else by the tokenizer without its offsets; what is left over stays None."""
-        words, sizes = self.words, self.lengths.table
+        words = self.words
         assert words is not None
         if words.usable:
             for i, text in texts.items():
                 ids = words.ids(text) if text.isascii() else None
-                if ids is not None:
-                    found[i] = ids, BytePlaces(text, sizes[ids])
+                places = None if ids is None else self.lengths.places(text, ids)
+                if ids is not None and places is not None:
+                    found[i] = ids, places
         quick = [i for i, t in texts.items() if found[i] is None and (not self.lengths.composes or t.isascii())]
         encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
         for i, encoding in zip(quick, encoded, strict=True):

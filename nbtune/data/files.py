@@ -7,6 +7,8 @@ jsonl is indexed by line and parsed when a row is asked for; parquet is memory-m
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,24 +20,39 @@ __all__ = ["SUFFIXES", "LineRows", "read_file", "read_files"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
+_BLOCK = 1 << 25  # bytes that are searched for line breaks at a time
 
 
 class LineRows:
-    """Rows of a jsonl text: the bytes with the start of every line; a line is parsed when it is asked for."""
+    """Rows of a jsonl text: where every line begins and ends; a line is read and parsed when it is asked for.
+
+    Args:
+        data: the text's bytes, or an open big file (`Pages`).
+    """
 
     def __init__(self, data: Any, name: str) -> None:
         import numpy as np
 
         self._data, self._name = data, name
         start = 3 if data[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
-        body = np.frombuffer(data, dtype=np.uint8)
-        ends = np.append(np.flatnonzero(body == 10), len(body)) if len(body) else np.zeros(0, np.int64)
+        size = len(data)
+        breaks = [
+            np.flatnonzero(np.frombuffer(data[at : at + _BLOCK], np.uint8) == 10) + at for at in range(0, size, _BLOCK)
+        ]
+        ends = np.append(np.concatenate(breaks), size) if size else np.zeros(0, np.int64)
         starts = np.concatenate([[start], ends[:-1] + 1]) if len(ends) else ends
-        blank = np.fromiter(
-            (e - s < 3 and not bytes(data[s:e]).strip() for s, e in zip(starts, ends, strict=True)), bool, len(ends)
-        )
-        self._lines = np.flatnonzero(~blank)
+        short = np.flatnonzero(ends - starts < 3)
+        blank = [i for i in short.tolist() if not bytes(data[int(starts[i]) : int(ends[i])]).strip()]
+        self._lines = np.delete(np.arange(len(ends)), blank)
         self._starts, self._ends = starts[self._lines], ends[self._lines]
+
+    def longest(self, count: int) -> list[int]:
+        """The numbers of the rows of most bytes."""
+        import numpy as np
+
+        sizes = self._ends - self._starts
+        count = min(count, len(sizes))
+        return [int(i) for i in np.argpartition(sizes, len(sizes) - count)[len(sizes) - count :]] if count else []
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -49,6 +66,29 @@ class LineRows:
 
     def place(self, index: int) -> str:
         return f"{self._name}, line {int(self._lines[index]) + 1}"
+
+
+class Pages:
+    """The bytes of a big file, read where they are asked for: a memory map would count every page as memory."""
+
+    def __init__(self, file: Path) -> None:
+        self._fd = os.open(file, os.O_RDONLY)
+        self._size = file.stat().st_size
+        weakref.finalize(self, os.close, self._fd)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        found, missing = os.pread(self._fd, stop - start, start), 1
+        while len(found) < stop - start and missing:  # a call reads at most 2 GiB
+            more = os.pread(self._fd, stop - start - len(found), start + len(found))
+            found, missing = found + more, len(more)
+        return found
+
+    def __bytes__(self) -> bytes:
+        return self[0 : self._size]
 
 
 class ChainRows:
@@ -106,7 +146,7 @@ def read_file(file: Path, name: str) -> Rows:
     try:
         if suffix in (".parquet", ".arrow", ".feather"):
             return _read_table(file, suffix, packed, name)
-        data = _unpack(file, packed, name) if packed else _map(file)
+        data = _unpack(file, packed, name) if packed else _map(file, lines=suffix in (".jsonl", ".ndjson"))
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror or error}", place=name, fix="check the path") from error
     if suffix in (".jsonl", ".ndjson"):
@@ -119,10 +159,12 @@ def read_file(file: Path, name: str) -> Rows:
     return ListRows([{"text": text}] if text.strip() else [], name)
 
 
-def _map(file: Path) -> Any:
-    """The bytes of a file, mapped if it is big."""
+def _map(file: Path, *, lines: bool) -> Any:
+    """The bytes of a file, left on the disk if it is big; `lines`: they are asked for line by line."""
     if file.stat().st_size < 1 << 20:
         return file.read_bytes()
+    if lines and hasattr(os, "pread"):
+        return Pages(file)
     import mmap
 
     with file.open("rb") as handle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nbtune.data.arriving import Arriving
 from nbtune.data.dataset import Dataset
 from nbtune.data.facts import DataFacts
 from nbtune.data.report import Report
@@ -18,8 +19,8 @@ class Prepared:
     `chat_template` is the template that was used: where the tokenizer had none, the run must keep it with the model.
     """
 
-    train: Dataset
-    eval: Dataset | None
+    train: Dataset | Arriving
+    eval: Dataset | Arriving | None
     report: Report
     facts: DataFacts
     chat_template: str | None = None

@@ -22,7 +22,7 @@ from nbtune.data.sources import Rows, Source
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
-__all__ = ["Prepared", "measure", "prepare"]
+__all__ = ["Prepared", "conclude", "measure", "nothing_left", "prepare"]
 
 
 def prepare(
@@ -68,7 +68,7 @@ def prepare(
     report = work.report
     work.check_ends()
     if not len(train):
-        raise _nothing_left(report, max_len)
+        raise nothing_left(report, max_len)
     held: Dataset | None = None
     if eval_sources:
         held = work.read(eval_sources)
@@ -76,7 +76,7 @@ def prepare(
     else:
         train, held = hold_out(train, spec, seed, report)
     report.warnings += work.oddities.warnings()
-    _conclude(report, train, held)
+    conclude(report, train, held)
     report.warnings += diagnose(train, held)
     prepared = Prepared(train, held, report, _facts(report, train, held), work.chat_template)
     if key:
@@ -84,7 +84,12 @@ def prepare(
     return prepared
 
 
-def _conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
+def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
+    """Counts and warnings about what was prepared.
+
+    Raises:
+        DataError: nothing would be trained.
+    """
     report.used, report.held_out = len(train), len(held) if held is not None else 0
     report.tokens, report.trained_tokens = int(train.starts[-1]), int(train.trained.sum())
     report.longest = int(train.lengths.max())
@@ -104,7 +109,8 @@ def _conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
         report.warnings.append(f"{cut} rows were cut: their ends, with the token that ends an answer, are not learnt")
 
 
-def _nothing_left(report: Report, max_len: int) -> DataError:
+def nothing_left(report: Report, max_len: int) -> DataError:
+    """The error where every row was dropped."""
     reasons = sorted({fate[3] for fate in report.fates})
     return DataError(
         f"no token would be trained (0 %): all {report.rows} rows were dropped ({'; '.join(reasons[:3])})",
@@ -132,31 +138,43 @@ def _facts(report: Report, train: Dataset, held: Dataset | None) -> DataFacts:
     )
 
 
-def measure(sources: Sequence[Source], tokenizer: Any, spec: RunSpec, *, sample: int = 256) -> DataFacts:
+def measure(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    spec: RunSpec,
+    *,
+    sample: int = 256,
+    longest: int = 0,
+    on_error: Literal["raise", "skip"] = "raise",
+) -> DataFacts:
     """What a plan needs to know, from a sample of the rows.
 
     Args:
+        sample: rows of each source that are looked at, evenly spread.
+        longest: how many rows of most bytes are looked at besides (where a source knows them), for the longest.
         tokenizer: without one, four characters count as a token and half of them as trained.
 
     Raises:
         DataError: as `prepare`, for the rows of the sample.
     """
     lengths: list[np.ndarray] = []
-    rows_in_all, tokens, trained, longest = 0, 0.0, 0.0, 0
+    rows_in_all, tokens, trained, most = 0, 0.0, 0.0, 0
     formats = []
     for source in (s for s in sources if s.role == "train"):
         rows = source.rows
-        form = format_of(source, rows)
+        form = format_of(source, rows, on_error)
         if not form.trainable:
             form.read({})
         formats.append((source.name, form))
         chosen = spread(len(rows), sample)
-        sizes, learnt = _sizes(rows, form, chosen, tokenizer, spec)
+        sizes, learnt = _sizes(rows, form, chosen, tokenizer, spec, on_error)
+        if longest and hasattr(rows, "longest"):
+            most = max(most, *_sizes(rows, form, rows.longest(longest), tokenizer, spec, on_error)[0], 0)
         scale = len(rows) / max(len(chosen), 1)
         rows_in_all += len(rows)
         tokens += sum(sizes) * scale
         trained += sum(learnt) * scale
-        longest = max(longest, *sizes, 0)
+        most = max(most, *sizes, 0)
         lengths.append(np.repeat(np.asarray(sizes, np.int64), max(1, round(scale))))
     every = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
     held = expected_held_out(rows_in_all, spec)
@@ -165,7 +183,7 @@ def measure(sources: Sequence[Source], tokenizer: Any, spec: RunSpec, *, sample:
         eval_rows=held,
         tokens_total=int(tokens),
         trained_tokens=int(trained),
-        longest=longest,
+        longest=most,
         lengths=histogram(every, (rows_in_all - held) / max(len(every), 1)),
         format=formats[0][1].name,
         mapping=formats[0][1].mapping,
@@ -175,14 +193,15 @@ def measure(sources: Sequence[Source], tokenizer: Any, spec: RunSpec, *, sample:
 
 
 def _sizes(
-    rows: Rows, form: Format, chosen: Sequence[int], tokenizer: Any, spec: RunSpec
+    rows: Rows, form: Format, chosen: Sequence[int], tokenizer: Any, spec: RunSpec, on_error: str
 ) -> tuple[list[int], list[int]]:
     read = []
     for index in chosen:
         try:
             read.append(form.read(rows[index]))
         except DataError as error:
-            raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None
+            if on_error == "raise":
+                raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None
     read = [row for row in read if not is_empty(row)]
     if tokenizer is None:
         sizes = [max(8, _characters(row) // 4) for row in read]

@@ -15,7 +15,7 @@ from nbtune.data.doctor import Oddities
 from nbtune.data.encoding import Encoder, Job
 from nbtune.data.formats import Chat, Format, Parts, detect
 from nbtune.data.report import Report, SourceReport
-from nbtune.data.sources import Rows, Source
+from nbtune.data.sources import ArrowRows, Rows, Source
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
@@ -40,7 +40,8 @@ class _Chunk:
 class Reader:
     """Reads sources into datasets; `report` is written as rows go by.
 
-    One chunk is rendered while the one before it is tokenised in a second thread.
+    Where the tokenizer's own code tokenises, one chunk is rendered while the one before it is tokenised in a second
+    thread.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Reader:
         self.total = self.done = 0
         self.chat_template: str | None = None
         self._encoders: dict[bool, Encoder] = {}
+        self._formats: dict[str, Format] = {}
 
     def encoder(self, chats: bool) -> Encoder:
         if chats not in self._encoders:
@@ -89,12 +91,16 @@ class Reader:
             )
         self.report.warnings.append(f"{encoder.unended} conversations end with an answer without a terminator")
 
-    def read(self, sources: Sequence[Source]) -> Dataset:
-        """Every row of the sources that can be used."""
+    def read(self, sources: Sequence[Source], wanted: Sequence[Sequence[int]] | None = None) -> Dataset:
+        """Every row of the sources that can be used, in their order.
+
+        Args:
+            wanted: for each source the numbers of the rows to read, in the order to read them; None: all.
+        """
         builder = Builder([source.name for source in sources], [source.spec.weight for source in sources])
         with ThreadPoolExecutor(1, thread_name_prefix="nbtune-tokens") as pool:
             waiting: _Chunk | None = None
-            for chunk in self._chunks(sources, pool):
+            for chunk in self._chunks(sources, pool, wanted):
                 if waiting is not None:
                     self._finish(builder, sources[waiting.source], waiting)
                 waiting = chunk
@@ -102,26 +108,39 @@ class Reader:
                 self._finish(builder, sources[waiting.source], waiting)
         return builder.build()
 
-    def _chunks(self, sources: Sequence[Source], pool: ThreadPoolExecutor) -> Iterator[_Chunk]:
+    def _chunks(
+        self, sources: Sequence[Source], pool: ThreadPoolExecutor, wanted: Sequence[Sequence[int]] | None
+    ) -> Iterator[_Chunk]:
         for number, source in enumerate(sources):
             rows = source.rows
-            form = format_of(source, rows, self.on_error)
-            if not form.trainable:
-                form.read({})  # says why
-            self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
-            self.report.rows += len(rows)
-            for start in range(0, len(rows), CHUNK):
-                indices = range(start, min(start + CHUNK, len(rows)))
+            form = self._format(source, rows, seen=wanted is not None)
+            chosen: Sequence[int] = range(len(rows)) if wanted is None else wanted[number]
+            for start in range(0, len(chosen), CHUNK):
+                indices = chosen[start : start + CHUNK]
                 read = self._read_rows(source, rows, form, indices)
                 encoder = self.encoder(bool(read) and isinstance(read[0][1], Chat))
                 jobs = encoder.render([row for _, row in read])
-                yield _Chunk(number, read, jobs, encoder, pool.submit(encoder.tokenise, jobs), len(indices))
+                yield _Chunk(number, read, jobs, encoder, _tokens(pool, encoder, jobs), len(indices))
 
-    def _read_rows(self, source: Source, rows: Rows, form: Format, indices: range) -> list[tuple[int, Chat | Parts]]:
+    def _format(self, source: Source, rows: Rows, *, seen: bool) -> Format:
+        """How a source is read; the report is told once, unless somebody else has `seen` to it."""
+        if source.name not in self._formats:
+            form = self._formats[source.name] = format_of(source, rows, self.on_error)
+            if not form.trainable:
+                form.read({})  # says why
+            if not seen:
+                self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
+                self.report.rows += len(rows)
+        return self._formats[source.name]
+
+    def _read_rows(
+        self, source: Source, rows: Rows, form: Format, indices: Sequence[int]
+    ) -> list[tuple[int, Chat | Parts]]:
         read: list[tuple[int, Chat | Parts]] = []
-        for index in indices:
+        fetched = rows.many(indices) if isinstance(rows, ArrowRows) else None
+        for number, index in enumerate(indices):
             try:
-                row = form.read(rows[index])
+                row = form.read(rows[index] if fetched is None else fetched[number])
             except DataError as error:
                 self._refuse(source, index, rows, error)
                 continue
@@ -200,6 +219,15 @@ class Reader:
 
     def _fate(self, source: Source, index: int, status: str, reason: str) -> None:
         self.report.fates.append((source.name, index, status, reason))
+
+
+def _tokens(pool: ThreadPoolExecutor, encoder: Encoder, jobs: list[Job | DataError]) -> Future[list[Any]]:
+    """Tokens to come; made at once where that is Python's work (two threads would only take turns)."""
+    if encoder.words is None or not encoder.words.usable:
+        return pool.submit(encoder.tokenise, jobs)
+    future: Future[list[Any]] = Future()
+    future.set_result(encoder.tokenise(jobs))
+    return future
 
 
 def format_of(source: Source, rows: Rows, on_error: str = "raise") -> Format:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from nbtune.data.sources import ArrowRows, Rows, Source
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["open_snapshot", "snapshot", "to_json"]
+__all__ = ["open_snapshot", "reopen", "snapshot", "to_json"]
 
 _INDEX = "sources.json"
 
@@ -78,7 +78,7 @@ def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
 
 
 def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
-    from nbtune.data.resolving import resolve, saved_dataset
+    from nbtune.data.resolving import resolve
 
     spec, role = SourceSpec.model_validate(entry["spec"]), entry.get("role", "train")
     if entry["kind"] in ("hub", "set") or not entry.get("files"):
@@ -89,22 +89,39 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
     for file, record in zip(files, entry["files"], strict=True):
         if not file.exists():
             raise DataError("the file is gone", place=record["path"], fix="put it back, or start the run anew")
-        if verify and _hash(file) != record["sha256"]:
+        if verify and not _untouched(file, record) and _hash(file) != record["sha256"]:
             raise DataError("the file has changed since the run began", place=record["path"], fix="start a new run")
-    name = entry["name"]
+    digests = tuple(record["sha256"] for record in entry["files"])
+    return reopen(entry["name"], entry["kind"], role, spec, files, digests)
+
+
+def reopen(
+    name: str, kind: str, role: str, spec: SourceSpec, files: Sequence[Path], digests: tuple[str, ...] = ()
+) -> Source:
+    """A source of files that were found before."""
+    from nbtune.data.resolving import saved_dataset
+
     if any(file.suffix == ".arrow" for file in files):  # Dataset.save_to_disk
         root = Path(os.path.commonpath([file.parent for file in files]))
-        return Source(name, "file", spec, lambda: saved_dataset(root, name, spec.split), tuple(files), role)
-    label = name if entry["kind"] == "variable" or len(files) > 1 else files[0].name
-    return Source(name, entry["kind"], spec, lambda: read_files(files, label), tuple(files), role)
+        return Source(name, "file", spec, lambda: saved_dataset(root, name, spec.split), tuple(files), role, digests)
+    label = name if kind == "variable" or len(files) > 1 else files[0].name
+    return Source(name, kind, spec, lambda: read_files(files, label), tuple(files), role, digests)
 
 
-def _record(file: Path, folder: Path) -> dict[str, str]:
+def _record(file: Path, folder: Path) -> dict[str, Any]:
     try:
         path = os.path.relpath(file, folder)
     except ValueError:  # another drive
         path = str(file.resolve())
-    return {"path": Path(path).as_posix(), "sha256": _hash(file)}
+    before = file.stat()
+    record: dict[str, Any] = {"path": Path(path).as_posix(), "sha256": _hash(file)}
+    return {**record, "size": before.st_size, "changed": before.st_mtime_ns}
+
+
+def _untouched(file: Path, record: Mapping[str, Any]) -> bool:
+    """Whether size and time of the last change are those of the snapshot: then its content is not read again."""
+    now = file.stat()
+    return bool((now.st_size, now.st_mtime_ns) == (record.get("size"), record.get("changed")))
 
 
 def _hash(file: Path) -> str:

@@ -41,6 +41,7 @@ class Source:
         load: reads the rows.
         files: the files that are read, for a file source.
         role: `train`, or `eval` for rows that are only measured.
+        digests: SHA-256 of the files, where it is known already.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     load: Callable[[], Rows] = field(repr=False)
     files: tuple[Path, ...] = ()
     role: str = "train"
+    digests: tuple[str, ...] = ()
 
     @cached_property
     def rows(self) -> Rows:
@@ -103,6 +105,12 @@ class ArrowRows:
             self._start = index - index % self.BATCH
             self._batch = self.table.slice(self._start, self.BATCH).to_pylist()
         return self._batch[index - self._start]
+
+    def many(self, indices: Sequence[int]) -> list[Row]:
+        """The rows of those numbers, in that order, decoded together."""
+        if isinstance(indices, range) and indices.step == 1:
+            return self.table.slice(indices.start, len(indices)).to_pylist()  # type: ignore[no-any-return]
+        return self.table.take(list(indices)).to_pylist()  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), self.BATCH):

@@ -53,7 +53,8 @@ class Words:
         self.usable = self._agrees(backend, [*added, *late])
 
     def ids(self, text: str) -> np.ndarray | None:
-        """int32 [tokens], read-only; None where the tokenizer must do it."""
+        """int32 [tokens], read-only; None where the tokenizer must do it. Characters that no word covers are left out:
+        the caller compares the bytes."""
         if self._late is not None and self._late.search(text):
             return None
         pieces = self._cut.split(text) if self._cut is not None else [text]
@@ -65,8 +66,6 @@ class Words:
                 words = find(piece)
                 self._looked += len(words)
                 found.append(b"".join(map(known.__getitem__, words)))
-                if sum(map(len, words)) != len(piece):
-                    return None  # something between the words
         if self._looked > 100_000:
             self._take_stock()
         return np.frombuffer(b"".join(found), np.int32)

@@ -45,7 +45,10 @@ class EventWriter:
 
     def close(self) -> None:
         """Close the file; later events are lost."""
-        os.close(self._fd)
+        with self._lock:
+            fd, self._fd = self._fd, -1  # the number may soon be another file's
+        if fd >= 0:
+            os.close(fd)
 
 
 def _cut_torn_line(path: Path) -> None:

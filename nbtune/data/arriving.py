@@ -1,0 +1,163 @@
+"""A dataset whose examples arrive while the first of them are already learnt from.
+
+The order is fixed beforehand (`nbtune.data.starting`), so what is the k-th example does not depend on how fast they
+come; whoever asks for one that is not there waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nbtune.data.dataset import IGNORED, Dataset, Example
+
+__all__ = ["Arriving"]
+
+
+class Arriving:
+    """Examples by number, as `Dataset`; what needs all of them waits until the last has arrived.
+
+    Args:
+        sources: names; `weights` one each.
+        longest: no example has more tokens.
+        planned: how many examples are expected, and `planned_tokens` in them.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        weights: Sequence[float],
+        *,
+        longest: int,
+        planned: int,
+        planned_tokens: int = 0,
+    ) -> None:
+        self.planned_tokens = planned_tokens
+        self.sources, self.weights = tuple(sources), tuple(weights) or (1.0,) * len(sources)
+        self.longest, self.planned = longest, planned
+        self._parts: list[Dataset] = []
+        self._starts = [0]
+        self._whole: Dataset | None = None
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    @classmethod
+    def arrived(cls, whole: Dataset, **limits: int) -> Arriving:
+        """All of it is there already; `limits`: longest, planned, planned_tokens."""
+        made = cls(whole.sources, whole.weights, **limits)
+        made.finish(whole)
+        return made
+
+    def add(self, part: Dataset) -> None:
+        """More examples, behind those that are there."""
+        with self._changed:
+            self._parts.append(part)
+            self._starts.append(self._starts[-1] + len(part))
+            self._changed.notify_all()
+
+    def finish(self, whole: Dataset) -> None:
+        """No more will come; `whole` has the same examples and replaces the parts."""
+        with self._changed:
+            self._whole, self._parts = whole, []
+            self._starts = [0, len(whole)]
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """No more will come, because of an error: who waits gets it."""
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more will come."""
+        return self._whole is not None
+
+    @property
+    def ready(self) -> int:
+        """How many examples are there now."""
+        return self._starts[-1]
+
+    def parts(self) -> list[Dataset]:
+        """What has arrived so far, in order."""
+        with self._changed:
+            return list(self._parts) if self._whole is None else [self._whole]
+
+    def wait(self, count: int | None = None) -> int:
+        """Waits for `count` examples (None: for all); returns how many there are.
+
+        Raises:
+            DataError: the rest could not be prepared.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._whole is not None
+                    or self._error is not None
+                    or (count is not None and self._starts[-1] >= count)
+                )
+            )
+            if self._error is not None:
+                raise self._error
+            return self._starts[-1]
+
+    def whole(self) -> Dataset:
+        """All examples, once they are there."""
+        self.wait()
+        assert self._whole is not None
+        return self._whole
+
+    def at_most(self, count: int) -> int:
+        """How many examples there are, at most `count`; waits for so many only."""
+        return min(count, self.wait(count))
+
+    def __len__(self) -> int:
+        return self.wait()
+
+    def __getitem__(self, index: int) -> Example:
+        if index < 0:
+            return self.whole()[index]
+        ids, trained = self.arrays(index)
+        part, inner = self._find(index)
+        labels = np.where(trained, ids, IGNORED)
+        source = self.sources[part.source_of[inner]]
+        return Example(ids.tolist(), labels.tolist(), source, int(part.row_of[inner]))
+
+    def __iter__(self) -> Iterator[Example]:
+        index = 0
+        while self.wait(index + 1) > index:
+            yield self[index]
+            index += 1
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 [n] and trained bool [n] of an example, without a copy."""
+        part, inner = self._find(index)
+        return part.arrays(inner)
+
+    def lengths_of(self, first: int, last: int) -> np.ndarray:
+        """Tokens per example first..last, int64; they must be there."""
+        found = []
+        while first < last:
+            part, inner = self._find(first)
+            count = min(last - first, len(part) - inner)
+            found.append(np.diff(part.starts[inner : inner + count + 1]))
+            first += count
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def _find(self, index: int) -> tuple[Dataset, int]:
+        if self.wait(index + 1) <= index:
+            raise IndexError(index)
+        with self._changed:
+            if self._whole is not None:
+                return self._whole, index
+            number = bisect_right(self._starts, index) - 1
+            return self._parts[number], index - self._starts[number]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("ids", "trained", "starts", "source_of", "row_of", "lengths", "take"):
+            return getattr(self.whole(), name)
+        raise AttributeError(name)
