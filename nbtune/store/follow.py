@@ -223,6 +223,6 @@ class _Told(Mark):
     behind: Mark
 
     def __new__(cls, first: Mark, behind: Mark) -> _Told:
-        made = super().__new__(cls, int(first), first.offset)
+        made: Any = super().__new__(cls, int(first), first.offset)
         made.behind = behind
-        return made  # type: ignore[return-value]
+        return made  # type: ignore[no-any-return]

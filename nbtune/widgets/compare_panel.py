@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import traitlets
 
 from nbtune.errors import NbtuneError
-from nbtune.events import Event
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean, without_home
-from nbtune.widgets.view import RunView
+from nbtune.widgets.watched import Watched
 
 __all__ = ["Compare", "differences"]
 
@@ -37,16 +36,15 @@ class Compare(Panel):
 
     def __init__(self, runs: Iterable[Any]) -> None:
         self._changed, self._over = threading.Event(), threading.Event()
-        self._unsubscribe: list[Callable[[], None]] = []
+        self._watched: list[Watched] = []
         self.runs = list(runs)
         if not 2 <= len(self.runs) <= MOST:
             raise NbtuneError(f"{len(self.runs)} runs cannot be compared", fix=f"name two to {MOST} runs")
-        self.views = [RunView(run) for run in self.runs]
-        self._seen = [0] * len(self.runs)
-        for k, run in enumerate(self.runs):
-            self._take(k, run.events(), 0)
+        self._watched = [Watched(run) for run in self.runs]
+        self._changed.set()
         super().__init__(specs=differences(self.runs))
-        self._unsubscribe = [run.subscribe(self._listener(k), self._seen[k]) for k, run in enumerate(self.runs)]
+        for watched in self._watched:
+            watched.listen(self._changed.set)
         threading.Thread(target=self._tell, name="nbtune-compare", daemon=True).start()
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
@@ -61,20 +59,12 @@ class Compare(Panel):
         """Stops listening and takes the panel from the page."""
         self._over.set()
         self._changed.set()
-        for unsubscribe in self._unsubscribe:
-            unsubscribe()
+        for watched in self._watched:
+            watched.close()
         super().close()
 
-    def _listener(self, k: int) -> Callable[[Sequence[Event], int], None]:
-        return lambda events, first: self._take(k, events, first)
-
-    def _take(self, k: int, events: Sequence[Event], first: int) -> None:
-        self.views[k].add(events[max(0, self._seen[k] - first) :])
-        self._seen[k] = max(self._seen[k], first + len(events))
-        self._changed.set()
-
     def _pictures(self) -> tuple[list[dict[str, Any]], list[bytes]]:
-        both = [view.snapshot(ROWS) for view in self.views]
+        both = [watched.view.snapshot(ROWS) for watched in self._watched]
         wanted = ("rows", "evals", "status")
         return [{name: body[name] for name in wanted} for body, _ in both], [rows for _, rows in both]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import traitlets
 
 from nbtune.errors import NbtuneError
-from nbtune.events import Event
 from nbtune.widgets.panel import Panel
-from nbtune.widgets.view import RunView
+from nbtune.widgets.watched import Watched
 
 __all__ = ["CHOICES", "ExportPanel", "choices"]
 
@@ -49,25 +48,16 @@ class ExportPanel(Panel):
     working = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, run: Any) -> None:
-        self.run, self.view = run, RunView(run)
-        self._seen, self._taking = 0, threading.Lock()
-        events = run.events()
-        self.view.add(events)
-        self._seen = len(events)
+        self.run, self._watched = run, Watched(run)
+        self.view = self._watched.view
         parameters = int(getattr(run.plan, "parameters", 0) or 0)
         super().__init__(run_name=self.view.status()["name"], choices=choices(parameters), **self._lists())
-        self._unsubscribe = run.subscribe(self._on_events, self._seen)
+        self._watched.listen(self._show)
 
     def close(self) -> None:
         """Stops listening and takes the panel from the page."""
-        self._unsubscribe()
+        self._watched.close()
         super().close()
-
-    def _on_events(self, events: Sequence[Event], first: int) -> None:
-        with self._taking:
-            self.view.add(events[max(0, self._seen - first) :])
-            self._seen = max(self._seen, first + len(events))
-        self._show()
 
     def _lists(self) -> dict[str, Any]:
         with self.view.lock:
@@ -118,8 +108,8 @@ class ExportPanel(Panel):
         self.working = ""
 
     def _look(self) -> None:
-        first = self._seen
-        self._on_events(self.run.events(first), first)
+        self._watched.catch_up()
+        self._show()
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, NbtuneError):

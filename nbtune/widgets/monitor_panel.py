@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import traitlets
 
 from nbtune.errors import NbtuneError
-from nbtune.events import ENDED, Event
+from nbtune.events import ENDED
 from nbtune.widgets.panel import Panel
-from nbtune.widgets.view import Cursor, RunView
+from nbtune.widgets.view import Cursor
+from nbtune.widgets.watched import Watched
 
 __all__ = ["Monitor"]
 
@@ -38,23 +39,16 @@ class Monitor(Panel):
 
     def __init__(self, run: Any) -> None:
         self.run = run
-        self.view = RunView(run)
+        self._watched = Watched(run)
+        self.view = self._watched.view
         self._cursor = Cursor()
         self._sending = threading.Lock()
         self._said = time.monotonic()
         self._over = threading.Event()
-        self._caught_up = threading.Event()
-        self._taking = threading.Lock()
-        self._seen = 0
-        self._unsubscribe = run.subscribe(self._on_events, 0)
-        if getattr(run, "step", 0):
-            self._caught_up.wait(2.0)  # what has already happened goes into the first picture
         self.view.delta(self._cursor)  # the first picture, sent with the opening, has all of it
         super().__init__()
-        self._opened = True
+        self._watched.listen(self._tell)
         self._start_heart()
-
-    _opened = False
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         """The widget's state with a picture of now, so that a reloaded page or a second one is complete."""
@@ -68,16 +62,8 @@ class Monitor(Panel):
     def close(self) -> None:
         """Stops listening and takes the panel from the page; the run goes on."""
         self._over.set()
-        self._unsubscribe()
+        self._watched.close()
         super().close()
-
-    def _on_events(self, events: Sequence[Event], first: int) -> None:
-        with self._taking:
-            self.view.add(events[max(0, self._seen - first) :])
-            self._seen = max(self._seen, first + len(events))
-        self._caught_up.set()
-        if self._opened:
-            self._tell()
 
     def _tell(self) -> None:
         with self._sending:
@@ -112,6 +98,9 @@ class Monitor(Panel):
         if content["t"] == "need":
             body, rows = self.view.snapshot()
             self.send(body, [rows])
+        elif content["t"] == "range":  # somebody looks closer
+            body, rows = self.view.detail(float(content["low"]), float(content["high"]))
+            self.send(body, [rows])
 
     def do_pause(self) -> None:
         self.run.pause()
@@ -143,8 +132,8 @@ class Monitor(Panel):
 
     def _resume(self, step: int | None) -> None:
         self.run = self.view.run = self.run.resume(step=step)
-        self._unsubscribe()
-        self._unsubscribe = self.run.subscribe(self._on_events, self._seen)
+        self._watched.run = self.run
+        self._watched.listen(self._tell)
         self._start_heart()
 
     def do_export(self, kind: str) -> None:
@@ -176,9 +165,8 @@ class Monitor(Panel):
         self.in_background(watch, self._failed)
 
     def _look(self) -> None:
-        first = self._seen
-        if events := self.run.events(first):
-            self._on_events(events, first)
+        if self._watched.catch_up():
+            self._tell()
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, NbtuneError):

@@ -13,7 +13,7 @@ import numpy as np
 
 from nbtune.events import Step
 
-__all__ = ["COLUMNS", "Series"]
+__all__ = ["COLUMNS", "Series", "merged", "row_of"]
 
 COLUMNS = (
     "first",
@@ -63,11 +63,16 @@ class Series:
         for step in steps:
             if self._length == self._rows.shape[1]:
                 self._shrink()
-            self._rows[:, self._length] = _row(self.next, step)
+            self._rows[:, self._length] = row_of(self.next, step)
             self._length += 1
             self.next += 1
         if self._length > self.limit:
             self._shrink()
+
+    def restore(self, rows: np.ndarray, next: int) -> None:
+        """Starts from rows that were merged elsewhere, at most `limit` of them; `next` is the raw index after them."""
+        self._length, self.next = rows.shape[1], next
+        self._rows[:, : self._length] = rows
 
     def cut(self, step: int) -> bool:
         """Forgets what is at `step` or later (a run that went back to a checkpoint); True if there was something."""
@@ -94,17 +99,14 @@ class Series:
         self._rows[:, : self._length] = small
 
 
-def merged(rows: np.ndarray, limit: int) -> np.ndarray:
-    """`rows` in boxes of the smallest power of two steps that gives at most `limit` boxes; `rows` itself if it fits."""
-    if rows.shape[1] <= limit:
+def merged(rows: np.ndarray, limit: int, group: int = 0) -> np.ndarray:
+    """`rows` in boxes of the smallest power of two steps that gives at most `limit` boxes; `rows` itself if it fits.
+
+    With `group`, each so many rows become one instead.
+    """
+    if rows.shape[1] <= limit and not group:
         return rows
-    width = 1
-    while True:
-        width *= 2
-        box = rows[_FIRST] // width
-        starts = np.flatnonzero(np.diff(box, prepend=-1.0))
-        if len(starts) <= limit:
-            break
+    starts = np.arange(0, rows.shape[1], group) if group else _starts(rows[_FIRST], limit)
     counts = np.add.reduceat(rows[_COUNT], starts)
     ends = np.append(starts[1:], rows.shape[1]) - 1
     out = rows[:, ends].copy()
@@ -120,7 +122,16 @@ def merged(rows: np.ndarray, limit: int) -> np.ndarray:
     return out
 
 
-def _row(index: int, step: Step) -> tuple[float, ...]:
+def _starts(first: np.ndarray, limit: int) -> np.ndarray:
+    """Where the boxes of the smallest power of two steps begin that are at most `limit`."""
+    width = 2
+    while len(starts := np.flatnonzero(np.diff(first // width, prepend=-1.0))) > limit:
+        width *= 2
+    return starts
+
+
+def row_of(index: int, step: Step) -> tuple[float, ...]:
+    """A step as a row of `COLUMNS`."""
     memory = step.memory_allocated or step.memory_peak
     loss = step.loss
     return (

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.events import Step
 from nbtune.widgets.plain import clean, without_home
 from nbtune.widgets.plotly_figure import COLOURS, smooth
-from nbtune.widgets.view import RunView
+from nbtune.widgets.watched import Watched
 
 __all__ = ["Report"]
 
@@ -31,10 +30,9 @@ class Report:
 
     def __init__(self, run: Any) -> None:
         self.run = run
-        events = run.events()
-        self.view = RunView(run)
-        self.view.add(events)
-        self.steps = [event for event in events if isinstance(event, Step)]
+        watched = Watched(run)
+        watched.close()
+        self.view = watched.view
         self.status = self.view.status()
 
     @property
@@ -83,26 +81,31 @@ class Report:
     def facts(self) -> list[tuple[str, str]]:
         """What the report's table says: pairs of a name and a value, as text."""
         status, facts = self.status, []
-        losses = np.array([step.loss for step in self.steps])
-        if len(losses):
-            few = max(1, len(losses) // 10)
-            facts.append(("Loss", f"{losses[:few].mean():.4g} → {losses[-few:].mean():.4g}"))
+        if len(self.view.series):
+            facts.append(("Loss", " → ".join(f"{loss:.4g}" for loss in self._first_and_last_tenth())))
         evals = [item for item in self.view.lists["evals"] if item["loss"] is not None]
         if evals:
             best = min(evals, key=lambda item: item["loss"])
             facts.append(("Held-out loss", f"{evals[-1]['loss']:.4g} (best {best['loss']:.4g} at step {best['step']})"))
-        if self.steps:
-            tokens, seconds = sum(s.tokens for s in self.steps), sum(s.seconds for s in self.steps)
-            speed = f", {tokens / seconds:,.0f} a second" if seconds else ""
-            facts.append(("Tokens", f"{tokens:,}{speed}"))
-            memory = max((s.memory_peak or s.memory_allocated) for s in self.steps)
-            if memory:
-                facts.append(("Peak VRAM" if status["gpu"] else "Peak RAM", f"{memory / 2**30:.2f} GiB"))
+        totals = self.view.totals
+        if totals.steps:
+            speed = f", {totals.tokens / totals.seconds:,.0f} a second" if totals.seconds else ""
+            facts.append(("Tokens", f"{totals.tokens:,}{speed}"))
+            if totals.memory:
+                facts.append(("Peak VRAM" if status["gpu"] else "Peak RAM", f"{totals.memory / 2**30:.2f} GiB"))
         facts.append(("Time", _duration(status["elapsed"])))
         for item in self.view.lists["exports"]:
             if item["done"] >= 1 and item["path"]:
                 facts.append((item["kind"], item["path"]))
         return facts
+
+    def _first_and_last_tenth(self) -> tuple[float, float]:
+        """Mean loss of the first tenth of the steps, and of the last."""
+        loss, count = self.view.series.column("loss"), self.view.series.column("count")
+        begin, tenth = np.cumsum(count) - count, max(1.0, count.sum() / 10)
+        first, last = begin < tenth, begin >= count.sum() - tenth
+        last[-1] = True
+        return float(np.average(loss[first], weights=count[first])), float(np.average(loss[last], weights=count[last]))
 
     def html(self, *, picture: bool = True) -> str:
         """A few lines of HTML: no script, no style sheet, nothing loaded, every text escaped."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,12 @@ from nbtune import events as ev
 from nbtune.errors import NbtuneError
 from nbtune.widgets.hints import Hints
 from nbtune.widgets.plain import clean, without_home
-from nbtune.widgets.series import Series
+from nbtune.widgets.series import Series, merged, row_of
 
-__all__ = ["Cursor", "RunView"]
+if TYPE_CHECKING:
+    from nbtune.widgets.columns import Columns
+
+__all__ = ["Cursor", "RunView", "Totals"]
 
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
@@ -41,10 +44,11 @@ class RunView:
 
     Args:
         run: anything with `name`, `id`, `state`, `step`, `total_steps`, `plan` and `error`.
+        columns: where its rows are kept on disk, too.
     """
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
+    def __init__(self, run: Any, columns: Columns | None = None) -> None:
+        self.run, self.columns = run, columns
         self.lock = threading.RLock()
         self.generation = 0
         self.series = Series()
@@ -55,6 +59,7 @@ class RunView:
         self._clock = _Clock()
         self._plan: Any = None
         self._hints = Hints()
+        self.totals = Totals()
 
     def add(self, events: Sequence[ev.Event]) -> None:
         """Takes in what happened, in order."""
@@ -79,7 +84,10 @@ class RunView:
         if isinstance(event, ev.Step):
             if self.series.cut(event.step):
                 self._went_back(event.step)
+            if self.columns is not None:
+                self.columns.add(row_of(self.series.next, event))
             self.series.add([event])
+            self.totals.add(event)
             self._seconds = event.seconds if not self._seconds else 0.9 * self._seconds + 0.1 * event.seconds
         elif isinstance(event, ev.State):
             self.last = event
@@ -99,6 +107,8 @@ class RunView:
     def _went_back(self, step: int) -> None:
         self.generation += 1
         self._hints.forget()
+        if self.columns is not None:
+            self.columns.cut(self.series.next)
         for name in ("evals", "samples", "checkpoints"):
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
 
@@ -149,6 +159,46 @@ class RunView:
         self.said[name] += 1
         if len(items) > 2 * LISTS[name]:
             self.lists[name] = _few(items, LISTS[name], thin=name == "evals")
+
+    def dump(self) -> dict[str, Any]:
+        """All but the rows, as JSON that `restore` takes."""
+        with self.lock:
+            return {
+                "generation": self.generation,
+                "lists": {name: _few(items, LISTS[name], thin=name == "evals") for name, items in self.lists.items()},
+                "said": dict(self.said),
+                "last": ev.to_line(self.last),
+                "seconds": self._seconds,
+                "clock": asdict(self._clock),
+                "totals": asdict(self.totals),
+            }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `dump` and the rows of `columns`."""
+        with self.lock:
+            assert self.columns is not None
+            last = ev.from_line(state["last"])
+            assert isinstance(last, ev.State)
+            self.last, self._seconds, self.generation = last, state["seconds"], state["generation"]
+            self.lists, self.said = {**self.lists, **state["lists"]}, {**self.said, **state["said"]}
+            self._clock, self.totals = _Clock(**state["clock"]), Totals(**state["totals"])
+            rows = self.columns.rows(0, self.columns.length, self.series.limit // 2)
+            self.series.restore(rows, self.columns.length)
+
+    def detail(self, low: float, high: float, limit: int = SNAPSHOT_ROWS) -> tuple[dict[str, Any], bytes]:
+        """The steps from `low` to `high` and a little around them, in at most `limit` rows."""
+        with self.lock:
+            series = self.series
+            if not len(series):
+                return {"t": "r", "rows": 0}, b""
+            step, first, count = (series.column(name) for name in ("step", "first", "count"))
+            begin = max(0, int(np.searchsorted(step, low)) - 1)
+            end = min(len(series) - 1, int(np.searchsorted(step, high)) + 1)
+            if self.columns is None:
+                rows = merged(series.rows[:, begin : end + 1], limit)
+            else:
+                rows = self.columns.rows(int(first[begin]), int(first[end] + count[end]), limit)
+            return {"t": "r", "generation": self.generation, "rows": rows.shape[1]}, _bytes(rows)
 
     def status(self) -> dict[str, Any]:
         """State, progress and times in seconds; JSON, about half a KB."""
@@ -229,12 +279,30 @@ class RunView:
         return {"i0": self.said[name] - len(items), "next": self.said[name], "items": items}
 
 
+@dataclass
+class Totals:
+    """Sums over all steps that were made, also those that were made twice."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    memory: int = 0  # bytes, the peak
+
+    def add(self, step: ev.Step) -> None:
+        """One more step."""
+        self.steps += 1
+        self.tokens += step.tokens
+        self.seconds += step.seconds
+        self.memory = max(self.memory, step.memory_peak or step.memory_allocated)
+
+
+@dataclass
 class _Clock:
     """Seconds in which the run lived; the time between a stop and a resume does not count."""
 
-    def __init__(self) -> None:
-        self.before, self.seen = 0.0, 0.0
-        self.since: float | None = None
+    before: float = 0.0
+    seen: float = 0.0
+    since: float | None = None
 
     def see(self, event: ev.Event) -> None:
         if isinstance(event, ev.State):
