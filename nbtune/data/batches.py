@@ -8,17 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from nbtune.data.arrivals import Arrivals
 from nbtune.data.arriving import Arriving
 from nbtune.data.dataset import IGNORED, Dataset
-from nbtune.data.mixing import epoch_order, quotas
+from nbtune.data.mixing import Mixture, epoch_order, mixture, quotas
 from nbtune.data.packing import best_fit
+from nbtune.spec import MixSpec
 
 __all__ = ["Batch", "BatchPlan", "collate", "pack"]
+
+Order = Literal["shuffled", "given", "in_turn", "short_first"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,9 @@ class BatchPlan:
         sequence_len: tokens per packed sequence; also the limit without packing.
         pad_to_multiple: lengths are padded to a multiple of it.
         pad_id: the id that padding gets (it has no loss and is not attended to).
-        shuffle: False keeps the order of the rows.
+        shuffle: False keeps the order of the rows; as `order="given"`.
+        order: of the examples (`RunSpec.order`).
+        mix: what the weights of several sources mean.
         bucket: `trained_rows` is padded to a multiple of it.
         rank: which of the `ranks` processes this is; each gets its own share of every step.
 
@@ -121,6 +126,8 @@ class BatchPlan:
         pad_to_multiple: int = 8,
         pad_id: int = 0,
         shuffle: bool = True,
+        order: Order = "shuffled",
+        mix: MixSpec | None = None,
         bucket: int = 64,
         rank: int = 0,
         ranks: int = 1,
@@ -128,7 +135,9 @@ class BatchPlan:
         if not dataset.at_most(1):
             raise ValueError("the dataset is empty")
         longest = dataset.longest
-        self.dataset, self.packing, self.seed, self.shuffle = dataset, packing, seed, shuffle
+        self.dataset, self.packing, self.seed = dataset, packing, seed
+        self.arrangement: Order = order if shuffle else "given"
+        self.shuffle = self.arrangement != "given"
         self.sequence_len = sequence_len or longest
         if longest > self.sequence_len:
             raise ValueError(f"an example has {longest} tokens, sequence_len is {self.sequence_len}")
@@ -139,7 +148,10 @@ class BatchPlan:
         self._arrivals: Arrivals | None = None
         if isinstance(dataset, Arriving):
             capacity = self.sequence_len if packing else 0
-            self._arrivals = Arrivals(dataset, self._per_step, capacity, seed if shuffle else None)
+            self._arrivals = Arrivals(dataset, self._per_step, capacity, seed if self.shuffle else None)
+            self.mixture = Mixture(1)
+        else:
+            self.mixture = mixture(dataset, mix or MixSpec())
 
     @cached_property
     def bins(self) -> list[list[int]]:
@@ -151,18 +163,19 @@ class BatchPlan:
         if self._laps == 1:
             return best_fit(self.dataset.lengths, self.sequence_len)
         seed, data = self.seed if self.shuffle else None, self.dataset
-        laps = [epoch_order(len(data), seed, lap, data.source_of, data.weights) for lap in range(self._laps)]
+        draws, shares = self.mixture.draws, self.mixture.shares
+        laps = [epoch_order(draws, seed, lap, data.source_of, shares) for lap in range(self._laps)]
         draws = np.concatenate(laps)
         return [draws[members].tolist() for members in best_fit(data.lengths[draws], self.sequence_len)]
 
     @cached_property
     def _laps(self) -> int:
         """How many epochs of draws are packed together: enough to see every row of every source of a mix, at most 8."""
-        weights, count = self.dataset.weights, len(self.dataset)
-        if not self.packing or len(set(weights)) <= 1 or self._arrivals is not None:
+        shares, count = self.mixture.shares, self.mixture.draws
+        if not self.packing or shares is None:
             return 1
-        rows = np.bincount(self.dataset.source_of, minlength=len(weights))
-        needed = [-(-int(n) // q) for n, q in zip(rows, quotas(count, weights), strict=True) if q]
+        rows = np.bincount(self.dataset.source_of, minlength=len(shares))
+        needed = [-(-int(n) // q) for n, q in zip(rows, quotas(count, shares), strict=True) if q]
         return min(max([2, *needed]), 8)
 
     @property
@@ -171,7 +184,8 @@ class BatchPlan:
         a dataset that is arriving: as it is planned, so that nothing waits."""
         if isinstance(self.dataset, Arriving):
             return max(1, -(-self._planned(self.dataset) // self._per_step))
-        return -(-len(self.bins) // (self._per_step * self._laps))
+        sequences = len(self.bins) if self.packing else self.mixture.draws
+        return max(1, -(-sequences // (self._per_step * self._laps)))
 
     def _planned(self, dataset: Arriving) -> int:
         """Sequences of an epoch, as far as is known before all have arrived: it must not depend on when one asks."""
@@ -195,14 +209,18 @@ class BatchPlan:
     def order(self, epoch: int) -> np.ndarray:
         """The bins of an epoch in their order, int64."""
         if self._order[0] != epoch:
-            weights = None if self.packing else self.dataset.weights
-            self._order = (
-                epoch,
-                epoch_order(
-                    len(self.bins), self.seed if self.shuffle else None, epoch, self.dataset.source_of, weights
-                ),
-            )
+            self._order = epoch, self._drawn(epoch)
         return self._order[1]
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        seed, source_of = self.seed if self.shuffle else None, self.dataset.source_of
+        if self.packing:
+            return epoch_order(len(self.bins), seed, epoch, source_of, None)
+        mix, in_turn = self.mixture, self.arrangement == "in_turn"
+        drawn = epoch_order(mix.draws, seed, epoch, source_of, mix.shares, in_turn=in_turn)
+        if self.arrangement == "short_first":
+            return drawn[np.argsort(self.dataset.lengths[drawn], kind="stable")]
+        return drawn
 
     def step(self, k: int) -> list[Batch]:
         """The micro-batches of optimizer step k (0-based), at most `gradient_accumulation_steps`."""

@@ -22,7 +22,10 @@ from nbtune.data.sources import Rows, Source
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
-__all__ = ["Prepared", "conclude", "measure", "nothing_left", "prepare"]
+# The keys of a spec that decide what the tokens are.
+READ = {"train_on", "eval", "thinking", "terminators", "chat_template", "method"}
+
+__all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare"]
 
 
 def prepare(
@@ -32,8 +35,8 @@ def prepare(
     spec: RunSpec,
     max_len: int,
     seed: int,
-    overflow: Overflow = "truncate_right",
-    on_error: Literal["raise", "skip"] = "raise",
+    overflow: Overflow | None = None,
+    on_error: Literal["raise", "skip"] | None = None,
     progress: Callable[[int, int], None] | None = None,
     cached: bool = True,
 ) -> Prepared:
@@ -43,17 +46,18 @@ def prepare(
         sources: from `resolve` or `open_snapshot`; those with `role="eval"` are the rows to evaluate on.
         tokenizer: a fast transformers tokenizer; one without a chat template is given a plain one for chats.
         max_len: tokens per example; longer ones are cut (plain text is split into windows).
-        overflow: what happens to chats that are too long.
-        on_error: `skip` drops rows that cannot be read, with the reason in the report.
+        overflow: what happens to chats that are too long, instead of what the spec says.
+        on_error: `skip` drops rows that cannot be read, with the reason in the report; instead of the spec's.
         progress: called with (rows done, rows in all).
         cached: look for, and keep, big data that is prepared on disk (`nbtune.data.cache`).
 
     Raises:
         DataError: a row cannot be read, nothing is left, or nothing would be trained.
     """
+    overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
     key = None
     if cached and sum(len(source.rows) for source in sources) >= cache.WORTH:
-        options = {"spec": spec.model_dump(include={"train_on", "eval"}), "max_len": max_len, "seed": seed}
+        options = {"spec": spec.model_dump(include=READ), "max_len": max_len, "seed": seed}
         key = cache.key_of(sources, tokenizer, {**options, "overflow": overflow, "on_error": on_error})
     known = cache.load(key) if key else None
     if known is not None:

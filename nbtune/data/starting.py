@@ -31,7 +31,7 @@ from nbtune.data.dataset_files import DatasetFiles
 from nbtune.data.doctor import Oddities, diagnose
 from nbtune.data.facts import DataFacts
 from nbtune.data.prepared import Prepared
-from nbtune.data.preparing import conclude, measure, nothing_left, prepare
+from nbtune.data.preparing import READ, conclude, measure, nothing_left, prepare
 from nbtune.data.reading import Overflow, Reader, format_of
 from nbtune.data.report import Report, SourceReport
 from nbtune.data.shards import Job, Shard, Workman
@@ -53,8 +53,8 @@ def start(
     spec: RunSpec,
     max_len: int,
     seed: int,
-    overflow: Overflow = "truncate_right",
-    on_error: Literal["raise", "skip"] = "raise",
+    overflow: Overflow | None = None,
+    on_error: Literal["raise", "skip"] | None = None,
     cached: bool = True,
     tell: Callable[[str], None] | None = None,
     processes: int | None = None,
@@ -72,9 +72,10 @@ def start(
     Raises:
         DataError: as `prepare`; what is wrong with later rows is raised where their examples are waited for.
     """
+    overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
     train = [source for source in sources if source.role == "train"]
     counts = tuple(len(source.rows) for source in train)
-    if not _can_arrive(train, counts):
+    if not _can_arrive(train, counts, spec):
         return prepare(
             sources,
             tokenizer,
@@ -88,7 +89,7 @@ def start(
     job = Job(spec, max_len, overflow, on_error, seed, counts, **SHARDS)
     key = None
     if cached:
-        options = {"spec": spec.model_dump(include={"train_on", "eval", "sequence_len"}), "arriving": True}
+        options = {"spec": spec.model_dump(include={*READ, "sequence_len"}), "arriving": True}
         key = cache.key_of(sources, tokenizer, {**options, **job.to_json(), "spec": None})
     known = cache.load(key) if key else None
     if known is not None:
@@ -102,9 +103,12 @@ def start(
     return _Start(job, sources, train, tokenizer, key, tell, crew).begin()
 
 
-def _can_arrive(train: Sequence[Source], counts: Sequence[int]) -> bool:
-    weights = {source.spec.weight for source in train}
-    return sum(counts) >= EARLY and len(weights) == 1 and all(source.files for source in train)
+def _can_arrive(train: Sequence[Source], counts: Sequence[int], spec: RunSpec) -> bool:
+    """A mix and an order by length need all rows to be known, and helpers need files to read."""
+    plain = len({source.spec.weight for source in train}) == 1 and spec.mix.temperature is None
+    plain = plain and spec.mix.by != "tokens" and spec.order == "shuffled"
+    files = all(source.files and source.spec.function is None for source in train)
+    return sum(counts) >= EARLY and plain and files
 
 
 class _Start:
@@ -259,8 +263,9 @@ class _Start:
             train, held = place
         self.arriving.finish(train)
         self.held.finish(held if held is not None else train.take([]))
-        for warning in report.warnings[told:] if self.tell else ():
-            self.tell(warning)  # type: ignore[misc]
+        with contextlib.suppress(OSError):  # the run is over, and its log closed
+            for warning in report.warnings[told:] if self.tell else ():
+                self.tell(warning)  # type: ignore[misc]
 
     def _settle(self) -> tuple[Dataset, Dataset | None]:
         """The files that the examples were written to, closed, as datasets."""

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = ["AdapterSpec", "CheckpointSpec", "EvalSpec", "RunSpec", "SourceSpec"]
+__all__ = ["AdapterSpec", "CheckpointSpec", "EvalSpec", "MixSpec", "RunSpec", "SourceSpec"]
 
 
 def _field(
@@ -110,7 +110,56 @@ class SourceSpec(_Part):
     )
     config: str | None = _field(None, "Config", "Name of a Hub dataset's configuration.", example="en", advanced=True)
     weight: float = _field(
-        1.0, "Weight", "Share of this source in a mix, relative to the others.", example=2.0, gt=0, advanced=True
+        1.0,
+        "Weight",
+        "Share of this source in a mix, relative to the others; `mix.by` says of what.",
+        example=2.0,
+        gt=0,
+        advanced=True,
+    )
+    template: str | None = _field(
+        None,
+        "Row template",
+        "A Jinja2 text made of a row's columns; what stands in {% generation %}…{% endgeneration %} is trained, "
+        "without such marks all of it.",
+        example="{{ question }}{% generation %}{{ reply }}{% endgeneration %}",
+        advanced=True,
+    )
+    function: str | None = _field(
+        None,
+        "Function",
+        "A Python function that makes a row of a row (None: leave it out): its name in this notebook, or module:name.",
+        example="my_package.rows:as_chat",
+        advanced=True,
+    )
+
+
+class MixSpec(_Part):
+    """How several sources become one stream of rows."""
+
+    by: Literal["rows", "tokens", "times"] = _field(
+        "rows",
+        "Weights by",
+        "What a weight is a share of: the rows or the tokens that are drawn; times: how often a source's rows are seen "
+        "in an epoch (2 twice, 0.5 every other).",
+        example="tokens",
+        advanced=True,
+    )
+    temperature: float | None = _field(
+        None,
+        "Temperature",
+        "Sources also weigh by size ** (1 / temperature): 1 as they are, high all the same; unset: by weight alone.",
+        example=2.0,
+        gt=0,
+        advanced=True,
+    )
+    stop: Literal["total", "first_exhausted", "all_exhausted", "once"] = _field(
+        "total",
+        "An epoch ends",
+        "total: after as many rows as there are; when the first source, or the last, has been seen; once: every row "
+        "once, whatever the weights.",
+        example="all_exhausted",
+        advanced=True,
     )
 
 
@@ -242,6 +291,52 @@ class RunSpec(_Part):
         example="answers",
         advanced=True,
     )
+    overflow: Literal["truncate_right", "truncate_left", "split", "drop", "raise"] = _field(
+        "truncate_right",
+        "Too long chats",
+        "What happens to a chat of more tokens than `sequence_len`: cut, split between its turns, dropped, or refused.",
+        example="split",
+        advanced=True,
+    )
+    thinking: Literal["keep", "split", "drop"] = _field(
+        "keep",
+        "Thoughts",
+        "Of answers that think first: keep them as they are, split <think> blocks off as the template's reasoning, or "
+        "drop them.",
+        example="drop",
+        advanced=True,
+    )
+    terminators: Literal["all", "turn", "last", "none"] = _field(
+        "turn",
+        "End of a turn",
+        "Which ends of turns are trained: those of trained answers, of all turns, of the last answer only, or none.",
+        example="turn",
+        advanced=True,
+    )
+    chat_template: str | None = _field(
+        None,
+        "Chat template",
+        "Your own, as Jinja2 text or the file that holds it; unset: the model's.",
+        example="chat.jinja",
+        advanced=True,
+    )
+    on_error: Literal["raise", "skip"] = _field(
+        "raise",
+        "Broken rows",
+        "A row that cannot be read is an error, or left out and reported.",
+        example="skip",
+        advanced=True,
+    )
+    mix: MixSpec = _field(
+        MixSpec(), "Mix", "How several sources become one stream of rows.", example={"by": "tokens"}, advanced=True
+    )
+    order: Literal["shuffled", "given", "in_turn", "short_first"] = _field(
+        "shuffled",
+        "Order",
+        "shuffled; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.",
+        example="in_turn",
+        advanced=True,
+    )
     packing: bool = _field(
         False, "Packing", "Several short rows share a sequence, without seeing each other.", example=True, advanced=True
     )
@@ -299,6 +394,10 @@ class RunSpec(_Part):
             raise ValueError(
                 f"batch_size {batch} is not micro_batch_size {micro} × gradient_accumulation_steps {accumulation}: "
                 "leave one of them out"
+            )
+        if self.packing and self.order in ("in_turn", "short_first"):
+            raise ValueError(
+                f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"
             )
         if self.adapter.type == "full" and self.weights in ("nf4", "fp8", "streamed"):
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")

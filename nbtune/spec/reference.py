@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nbtune.spec.model import AdapterSpec, CheckpointSpec, EvalSpec, RunSpec, SourceSpec
+from nbtune.spec.model import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, RunSpec, SourceSpec
 
 __all__ = ["reference"]
 
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`data:` — an entry", SourceSpec),
     ("`adapter:`", AdapterSpec),
+    ("`mix:`", MixSpec),
     ("`eval:`", EvalSpec),
     ("`checkpoint:`", CheckpointSpec),
 )

@@ -200,6 +200,8 @@ class _Engine:
             seed=self.spec.seed,
             packing=plan.packing,
             sequence_len=plan.sequence_len,
+            order=self.spec.order,
+            mix=self.spec.mix,
             # few shapes on a GPU, so that a recorded step is used again
             pad_to_multiple=64 if plan.device == "cuda" else 8,
             bucket=256 if plan.device == "cuda" else 64,
