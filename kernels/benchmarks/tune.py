@@ -43,19 +43,14 @@ GRIDS: dict[str, tuple[str, str, list[dict[str, list]]]] = {
     "cross_entropy": (
         "linear_cross_entropy", "cross_entropy rows.*",
         [
-            {
-                "block": [2048, 2048, 4096, 4096, 4096, 8192, 8192, 8192, 16384, 16384, 32768, 32768, 65536],
-                "warps": [4, 8, 4, 8, 16, 8, 16, 32, 16, 32, 16, 32, 32],
-            },
+            {"block": [4096, 16384, 16384, 32768, 32768, 65536], "warps": [8, 16, 32, 16, 32, 32]},
             {"stages": [1, 3]},
+            {"keep": ["", "evict_last", "", "evict_last"], "drop": ["", "", "evict_first", "evict_first"]},
         ],
     ),
     "rms_norm": (
         "rms_norm", "(add_)?rms_norm( of heads)?",
-        [
-            {"per_warp": [512, 1024, 2048]},
-            {"programs_per_sm": [0, 2, 4, 4, 8, 8], "stages": [1, 4, 2, 3, 2, 3]},
-        ],
+        [{"per_warp": [512, 1024, 2048]}],
     ),
     "rms_norm_backward": (
         "rms_norm", "rms_norm_backward.*",
@@ -72,7 +67,7 @@ GRIDS: dict[str, tuple[str, str, list[dict[str, list]]]] = {
             {"programs_per_sm": [1, 1, 1, 2, 2, 2, 3, 4], "stages": [4, 6, 8, 3, 4, 5, 3, 3]},
         ],
     ),
-    "rope": ("rope", "rope.*", [{"heads": [4, 8, 16, 32]}, {"warps": [1, 2, 4, 8]}]),
+    "rope": ("rope", "rope.*", [{"pairs": [256, 512, 1024, 2048]}, {"warps": [1, 2, 4, 8]}]),
     "dropout": ("dropout", "dropout", [{"block": [256, 512, 1024]}, {"warps": [1, 2, 4, 8]}]),
     "embedding": ("dropout", "embedding", [{"warps": [2, 4, 8]}]),
 }  # fmt: skip

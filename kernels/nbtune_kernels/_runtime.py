@@ -152,6 +152,11 @@ def compute_capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def tensor_cores(tensor: Tensor) -> bool:
+    """Whether `tl.dot` runs on tensor cores: before sm_80 Triton makes scalar products of it (interpreter: always)."""
+    return (INTERPRETED and not tensor.is_cuda) or compute_capability(tensor.device) >= 80
+
+
 @functools.cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of the device; 4 where there is none (the interpreter)."""

@@ -81,14 +81,26 @@ def _bend(raw, inner, SOFTCAP: tl.constexpr):
 
 @jit
 def _add(u, factor, top, total, weighted, plain, SMOOTH: tl.constexpr):
-    """One more tile `u [LANES, 8]` of a row in the running statistics `[LANES]`; top is in units of u."""
+    """One more tile `u [LANES, 8]` of a row in the running statistics `[LANES]`; top is in units of u.
+
+    total is the sum of `e = 2^g` with `g = (u - top) factor`, weighted that of `e g`.
+    """
     new = tl.maximum(top, tl.max(u, 1))
-    e = tl.exp2(u * factor - (new * factor)[:, None])
-    fade = tl.exp2((top - new) * factor)
+    g = u * factor - (new * factor)[:, None]
+    e = tl.exp2(g)
+    total, weighted = _fade(top, new, factor, total, weighted)
     if SMOOTH:
         plain += tl.sum(tl.where(u > -1.0e29, u, 0.0), 1)
-    # 0 * -inf; a NaN in u is one in e
-    return new, total * fade + tl.sum(e, 1), weighted * fade + tl.sum(e * tl.maximum(u, -1.0e30), 1), plain
+    # 0 * -inf; a NaN in g is one in e
+    return new, total + tl.sum(e, 1), weighted + tl.sum(e * tl.maximum(g, -1.0e30), 1), plain
+
+
+@jit
+def _fade(top, new, factor, total, weighted):
+    """The sums with a higher top."""
+    shift = (top - new) * factor
+    fade = tl.exp2(shift)
+    return total * fade, (weighted + total * shift) * fade
 
 
 @jit
@@ -107,7 +119,7 @@ def _kernel(
     logits_ptr, labels_ptr, coef_ptr, loss_ptr, lse_ptr, entropy_ptr, correct_ptr, stride, vocabulary,
     scale, softcap, z_loss, smoothing, ignore_index,
     GRAD: tl.constexpr, KNOWN: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr,
-    LANES: tl.constexpr, STAGES: tl.constexpr,
+    LANES: tl.constexpr, STAGES: tl.constexpr, KEEP: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     BLOCK: tl.constexpr = LANES * 8
     row = tl.program_id(0).to(tl.int64)
@@ -129,7 +141,7 @@ def _kernel(
             weighted = tl.zeros((LANES,), tl.float32)
             plain = tl.zeros((LANES,), tl.float32)
             for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-                u = _bend(tl.load(row_ptr + start + at), inner, SOFTCAP)
+                u = _bend(tl.load(row_ptr + start + at, eviction_policy=KEEP), inner, SOFTCAP)
                 top, total, weighted, plain = _add(u, factor, top, total, weighted, plain, SMOOTH)
             if whole < vocabulary:
                 mask = whole + at < vocabulary
@@ -137,15 +149,15 @@ def _kernel(
                 u = tl.where(mask, u, -1.0e30)
                 top, total, weighted, plain = _add(u, factor, top, total, weighted, plain, SMOOTH)
             highest = tl.max(top, 0)
-            fade = tl.exp2((top - highest) * factor)
-            total_row = tl.sum(total * fade, 0)
+            total, weighted = _fade(top, highest, factor, total, weighted)
+            total_row = tl.sum(total, 0)
             lse = highest * unit + tl.log(total_row)
             loss = lse - (1 - smoothing) * uy * unit + z_loss * lse * lse
             if SMOOTH:
                 loss -= smoothing * unit * tl.sum(plain, 0) / vocabulary
             tl.store(lse_ptr + row, lse)
             tl.store(loss_ptr + row, loss)
-            tl.store(entropy_ptr + row, lse - unit * tl.sum(weighted * fade, 0) / total_row)
+            tl.store(entropy_ptr + row, tl.log(total_row) - tl.sum(weighted, 0) / (total_row * _LOG2E))
             tl.store(correct_ptr + row, tl.where(uy >= highest, 1.0, 0.0))
         if GRAD:
             coef = tl.load(coef_ptr + row) * scale
@@ -162,7 +174,7 @@ def _kernel(
                 col = whole - BLOCK - start + at
                 u = _bend(tl.load(row_ptr + col, eviction_policy="evict_first"), inner, SOFTCAP)
                 d = _slope(u, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
-                tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty))
+                tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), eviction_policy=DROP)
             d = _slope(uy, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
             label = coef * (1 - smoothing)
             if SOFTCAP:
@@ -190,7 +202,7 @@ def _launch(logits, labels, coef, head, out, lse) -> None:
         logits.stride(0), vocabulary, head.logit_scale, head.softcap, head.z_loss, head.label_smoothing,
         head.ignore_index, GRAD=coef is not None, KNOWN=lse is not None, SOFTCAP=head.softcap != 0.0,
         SMOOTH=head.label_smoothing != 0.0, LANES=max(1, min(table["block"], next_power_of_2(vocabulary)) // 8),
-        STAGES=table["stages"], **FUSED, num_warps=table["warps"],
+        STAGES=table["stages"], KEEP=table["keep"], DROP=table["drop"], **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 
@@ -212,7 +224,7 @@ def _rows_torch(logits, labels, coef, head, out, lse) -> None:
         out.loss.copy_(torch.where(kept, loss, 0.0))
         out.correct.copy_((zy == top) & kept)
         p = torch.exp(z - lse[:, None])
-        out.entropy.copy_(torch.where(kept, lse - torch.linalg.vecdot(p, z.clamp(min=-1e30)), 0.0))
+        out.entropy.copy_(torch.where(kept, torch.linalg.vecdot(p, lse[:, None] - z.clamp(min=-1e30)), 0.0))
     else:
         p = torch.exp(z - lse[:, None])
     if coef is None:

@@ -1,12 +1,12 @@
 """Dropout whose mask is recomputed from a seed: nothing is saved but the seed.
 
-    keep_i = half of philox4x32-10(key = seed, counter = (c, 0, stream, 0))[w] >= p 2^16
+    keep_i = half of philox4x32-7(key = seed, counter = (c, 0, stream, 0))[w] >= p 2^16
     y_i = keep_i ? x_i / (1 - p) : 0
 
 One counter serves eight elements, two by each of its words, since the generator and not memory is what limits: of each
 2,048, element e has c = 256 (i // 2048) + e % 256, w = e // 512, and the low (e // 256 even) or high half of the word.
 p is rounded to a multiple of 2^-16. The backward pass is the same op on dy. Kernel and reference give the same mask.
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Random123).
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Random123): seven rounds pass every test.
 """
 
 import torch
@@ -29,12 +29,12 @@ def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(seed: Tensor, counter: Tensor, stream: int) -> Tensor:
-    """The four 32-bit words `[4, n]` (as int64) of Philox4x32-10 for int64 counters `[n]`."""
+    """The four 32-bit words `[4, n]` (as int64) of Philox4x32-7 for int64 counters `[n]`."""
     seed = seed.to(torch.int64).reshape(())
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1 = counter & _MASK, (counter >> 32) & _MASK
     c2, c3 = torch.full_like(counter, stream), torch.zeros_like(counter)
-    for _ in range(10):
+    for _ in range(7):
         hi_a, lo_a = _mulhilo(0xD2511F53, c0)
         hi_b, lo_b = _mulhilo(0xCD9E8D57, c2)
         c0, c1, c2, c3 = hi_b ^ c1 ^ k0, lo_b, hi_a ^ c3 ^ k1, lo_a
@@ -67,7 +67,7 @@ def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.const
     low = (c & 0xFFFFFFFF).to(tl.uint32)
     high = (c >> 32).to(tl.uint32)
     zero = low * 0
-    w0, w1, w2, w3 = tl.philox(seed, low, high, zero + stream, zero)
+    w0, w1, w2, w3 = tl.philox(seed, low, high, zero + stream, zero, n_rounds=7)
     at = (c // GROUP) * (8 * GROUP) + c % GROUP
     limit = threshold.to(tl.uint32)
     _keep(x_ptr, y_ptr, at, n, w0, limit, scale, GROUP)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import lora_kernels
-from ._runtime import HAS_TRITON, INTERPRETED, cdiv, compute_capability, flat_rows, op, rows
+from ._runtime import INTERPRETED, cdiv, compute_capability, flat_rows, op, rows, tensor_cores, use_triton
 from .tables import launch
 
 
@@ -31,16 +31,14 @@ def reference(x: Tensor, w: Tensor, a: Tensor, b: Tensor, scaling: float, bias: 
 def uses_kernel(name: str, wide: Sequence[Tensor], ranks: Sequence[int]) -> bool:
     """Whether Triton makes the product: never where `tl.dot` would run without tensor cores."""
     first = wide[0]
-    if not HAS_TRITON or max(ranks) > 128 or (name == "lora_dxa" and len(wide) > lora_kernels.GROUPS):
+    if not use_triton(first) or not tensor_cores(first) or any(t.dtype != first.dtype for t in wide):
         return False
-    if any(t.dtype != first.dtype for t in wide):
+    if max(ranks) > 128 or (name == "lora_dxa" and len(wide) > lora_kernels.GROUPS):
         return False
     if INTERPRETED and not first.is_cuda:
         return first.dtype != torch.bfloat16
-    if not first.is_cuda or first.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    capability = compute_capability(first.device)
-    return capability >= 80 and first.shape[:-1].numel() >= launch(name, capability)["min_rows"]
+    enough = launch(name, compute_capability(first.device))["min_rows"]
+    return first.dtype in (torch.bfloat16, torch.float16) and first.shape[:-1].numel() >= enough
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:

@@ -275,9 +275,10 @@ def launch_tn(
     """`outs[i] = scales[i] * us[i]^T vs[i]`, or its transpose, for at most `GROUPS` groups."""
     device, n_rows, groups = vs[0].device, vs[0].shape[0], len(vs)
     table = launch("grouped_tn", compute_capability(device))
-    block_t, block_n = table["block_t"], table["block_n"]
+    ranks = [u.shape[1] for u in us]
+    block_t, block_n = table["block_t"], min(table["block_n"], 16384 // _pad(max(ranks)))  # sums stay in registers
     plan = _plan(
-        n_rows, tuple([u.shape[1] for u in us]), tuple([v.shape[1] for v in vs]), block_t, block_n,
+        n_rows, tuple(ranks), tuple([v.shape[1] for v in vs]), block_t, block_n,
         table["programs_per_sm"] * processors(device),
     )  # fmt: skip
     part = torch.empty(plan.size, dtype=torch.float32, device=device)

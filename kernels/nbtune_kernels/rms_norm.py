@@ -24,7 +24,6 @@ from ._runtime import (
     jit,
     next_power_of_2,
     op,
-    processors,
     row_layout,
     row_start,
     row_stats,
@@ -52,41 +51,56 @@ def reference(
 
 
 @jit
+def _cells(row, cols, inner, outer, step, FLAT: tl.constexpr):
+    """Offsets of a program's rows: one row is a vector, several are a tile."""
+    start = row_start(row, inner, outer, step)
+    if FLAT:
+        return start + cols
+    else:
+        return start[:, None] + cols[None, :]
+
+
+@jit
 def _forward_kernel(
     x_ptr, w_ptr, res_ptr, y_ptr, h_ptr, rstd_ptr, n_rows, width, eps, offset, scale,
     x_inner, x_outer, x_step, r_inner, r_outer, r_step, y_inner, y_outer, y_step, h_inner, h_outer, h_step,
-    blocks, PRE: tl.constexpr, POST: tl.constexpr, WEIGHT: tl.constexpr, CAST: tl.constexpr, KNOWN: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr, STAGES: tl.constexpr,
+    PRE: tl.constexpr, POST: tl.constexpr, WEIGHT: tl.constexpr, CAST: tl.constexpr, KNOWN: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    cols = tl.arange(0, BLOCK_H)[None, :]
-    if WEIGHT:
-        w = tl.load(w_ptr + cols, cols < width, other=0.0).to(tl.float32) + offset
-    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
-        row = (block * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    FLAT: tl.constexpr = BLOCK_R == 1
+    cols = tl.arange(0, BLOCK_H)
+    if FLAT:
+        row = tl.program_id(0).to(tl.int64)
         live = row < n_rows
-        mask = live[:, None] & (cols < width)
-        raw = tl.load(x_ptr + row_start(row, x_inner, x_outer, x_step)[:, None] + cols, mask, other=0.0)
-        h = raw.to(tl.float32)
-        if PRE or POST:
-            at = row_start(row, r_inner, r_outer, r_step)[:, None] + cols
-            r = tl.load(res_ptr + at, mask, other=0.0).to(tl.float32)
-        if PRE:
-            rounded = (r + scale * h).to(x_ptr.dtype.element_ty)
-            tl.store(h_ptr + row_start(row, h_inner, h_outer, h_step)[:, None] + cols, rounded, mask)
-            h = rounded.to(tl.float32)
-        if KNOWN:
-            rstd = tl.load(rstd_ptr + row, live, other=0.0)
-        else:
-            rstd = 1.0 / tl.sqrt(tl.sum(h * h, 1) / width + eps)
-            tl.store(rstd_ptr + row, rstd, live)
-        y = h * rstd[:, None]
-        if WEIGHT:
-            if CAST:
-                y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-            y = y * w
-        if POST:
-            y = y.to(x_ptr.dtype.element_ty).to(tl.float32) + r
-        tl.store(y_ptr + row_start(row, y_inner, y_outer, y_step)[:, None] + cols, y.to(y_ptr.dtype.element_ty), mask)
+        mask = cols < width
+        inside = mask
+    else:
+        row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        live = row < n_rows
+        inside = (cols < width)[None, :]
+        mask = live[:, None] & inside
+    raw = tl.load(x_ptr + _cells(row, cols, x_inner, x_outer, x_step, FLAT), mask, other=0.0)
+    h = raw.to(tl.float32)
+    if PRE or POST:
+        r = tl.load(res_ptr + _cells(row, cols, r_inner, r_outer, r_step, FLAT), mask, other=0.0).to(tl.float32)
+    if PRE:
+        rounded = (r + scale * h).to(x_ptr.dtype.element_ty)
+        tl.store(h_ptr + _cells(row, cols, h_inner, h_outer, h_step, FLAT), rounded, mask)
+        h = rounded.to(tl.float32)
+    if KNOWN:
+        rstd = tl.load(rstd_ptr + row, live, other=0.0)
+    else:
+        rstd = 1.0 / tl.sqrt(tl.sum(h * h, 0 if FLAT else 1) / width + eps)
+        tl.store(rstd_ptr + row, rstd, live)
+    y = h * (rstd if FLAT else rstd[:, None])
+    if WEIGHT:
+        w = tl.load(w_ptr + (cols if FLAT else cols[None, :]), inside, other=0.0).to(tl.float32) + offset
+        if CAST:
+            y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+        y = y * w
+    if POST:
+        y = y.to(x_ptr.dtype.element_ty).to(tl.float32) + r
+    tl.store(y_ptr + _cells(row, cols, y_inner, y_outer, y_step, FLAT), y.to(y_ptr.dtype.element_ty), mask)
 
 
 @jit
@@ -137,15 +151,12 @@ def _launch_forward(x, weight, residual, eps, offset, cast, scale, post, y, h, r
     hs = row_layout(h, written=True) if h is not None else xs
     n, width = rstd.shape[0], x.shape[-1]
     block_r, block_h = _tile(width)
-    blocks, capability = cdiv(n, block_r), compute_capability(x.device)
-    table = launch("rms_norm", capability)
-    programs = min(blocks, table["programs_per_sm"] * processors(x.device)) or blocks
-    _forward_kernel[(programs,)](
+    _forward_kernel[(cdiv(n, block_r),)](
         xs.tensor, weight if weight is not None else x, rs.tensor, y, hs.tensor, rstd, n, width, eps, offset, scale,
-        *xs[1:], *rs[1:], *ys[1:], *hs[1:], blocks,
+        *xs[1:], *rs[1:], *ys[1:], *hs[1:],
         PRE=residual is not None and not post, POST=residual is not None and post, WEIGHT=weight is not None, CAST=cast,
-        KNOWN=known, BLOCK_R=block_r, BLOCK_H=block_h, STAGES=table["stages"],
-        **FUSED, num_warps=warps_for("rms_norm", capability, block_r * block_h),
+        KNOWN=known, BLOCK_R=block_r, BLOCK_H=block_h,
+        **FUSED, num_warps=warps_for("rms_norm", compute_capability(x.device), block_r * block_h),
     )  # fmt: skip
 
 

@@ -88,14 +88,15 @@ def _launch(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
     k_heads = 0 if k is None else k.shape[2]
     rest = next_power_of_2(dim - r) if r < dim and out_q is not q else 0
     table = launch("rope", compute_capability(q.device))
-    heads = min(table["heads"], next_power_of_2(q_heads))
+    half = next_power_of_2(r // 2)
+    heads = max(1, min(table["pairs"] // half, next_power_of_2(q_heads)))
     q_groups, groups = cdiv(q_heads, heads), cdiv(q_heads, heads) + cdiv(k_heads, heads)
     _kernel[(batch * length * groups,)](
         q, k2, out_q, ok2, cos, sin, length, q_heads, k_heads, r // 2, q_groups, groups,
         *q.stride()[:3], *k2.stride()[:3], *out_q.stride()[:3], *ok2.stride()[:3],
         cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), 2 if interleaved and cos.shape[-1] == r else 1,
         DIM=dim, INTERLEAVED=interleaved, INVERSE=inverse, REST=rest,
-        HEADS=heads, HALF=next_power_of_2(r // 2), **FUSED, num_warps=table["warps"],
+        HEADS=heads, HALF=half, **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 # Elements a warp handles at once in the row kernels; columns of a block; stages of the pipelined loops.
 DEFAULT: dict[str, dict[str, Any]] = {
-    "rms_norm": {"per_warp": 1024, "max_warps": 8, "programs_per_sm": 0, "stages": 1},
+    "rms_norm": {"per_warp": 1024, "max_warps": 8},
     "rms_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4, "stages": 1},
     "layer_norm": {"per_warp": 1024, "max_warps": 8},
     "layer_norm_backward": {"per_warp": 512, "max_warps": 16, "programs_per_sm": 4, "stages": 1},
-    "rope": {"heads": 8, "warps": 1},
+    "rope": {"pairs": 1024, "warps": 2},
     "act_mul": {"block": 2048, "warps": 4},
     "act_mul_backward": {"block": 1024, "warps": 4},
-    "cross_entropy": {"block": 4096, "warps": 8, "stages": 1},
-    "embedding": {"warps": 4},
+    "cross_entropy": {"block": 4096, "warps": 8, "stages": 1, "keep": "", "drop": ""},
+    "embedding": {"warps": 8},
     "dropout": {"block": 1024, "warps": 4},
     "adamw": {"block": 1024, "warps": 4},
     # min_rows: below it cuBLAS makes the product, as it always does where tl.dot has no tensor cores (< sm_80).
@@ -35,11 +35,12 @@ TABLE: dict[tuple[str, int], dict[str, Any]] = {
     ("lora_dxa", 86): {"stages": 2},
     ("grouped_tn", 86): {"stages": 2},
     ("rms_norm", 90): {"per_warp": 512},
-    ("rms_norm_backward", 90): {"per_warp": 1024, "programs_per_sm": 2, "stages": 3},
+    ("cross_entropy", 90): {"block": 32768, "warps": 32, "stages": 1},
+    ("rms_norm_backward", 90): {"per_warp": 512, "programs_per_sm": 1, "stages": 6},
     ("layer_norm_backward", 90): {"per_warp": 1024, "programs_per_sm": 2, "stages": 3},
     ("lora_xa", 90): {"stages": 5},
     ("lora_dxa", 90): {"stages": 5},
-    ("grouped_tn", 90): {"stages": 3},  # 72 KiB a block: three share a processor, so that 3 a processor are one wave
+    ("grouped_tn", 90): {"block_n": 256, "stages": 4, "programs_per_sm": 1},
     ("lora_xa", 120): {"stages": 2},
     ("lora_dxa", 120): {"stages": 2},
     ("grouped_tn", 120): {"stages": 2},

@@ -19,8 +19,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 MODULES = (
-    "_sums", "activation", "adamw", "cross_entropy", "dropout", "embedding", "layer_norm", "linear_cross_entropy",
-    "lora", "lora_kernels", "rms_norm", "rope",
+    "_runtime", "_sums", "activation", "adamw", "cross_entropy", "dropout", "embedding", "layer_norm",
+    "linear_cross_entropy", "lora", "lora_kernels", "rms_norm", "rope",
 )  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
@@ -47,8 +47,8 @@ def record(capability: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[La
         launches.append(Launch(self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
 
     with monkeypatch.context() as patch:
-        for name in MODULES:
-            module = importlib.import_module(f"nbtune_kernels.{name}")
+        for name in (*(f"nbtune_kernels.{name}" for name in MODULES), "nbtune.models.accelerate.fused"):
+            module = importlib.import_module(name)
             for attribute, value in (
                 ("compute_capability", lambda _: capability),
                 ("processors", lambda _: 132),
@@ -79,16 +79,16 @@ AMD = "amdgcn"
 
 def compile_for(launch: Launch, capability: int) -> str:
     """PTX of the launch for `sm_<capability>`."""
-    return assemble(launch, GPUTarget("cuda", capability, 32), NVIDIA)
+    return assemble(launch, GPUTarget("cuda", capability, 32))[NVIDIA]
 
 
 def compile_for_amd(launch: Launch, architecture: str = "gfx942") -> str:
     """Assembly of the launch for an AMD card."""
-    return assemble(launch, GPUTarget("hip", architecture, 64), AMD)
+    return assemble(launch, GPUTarget("hip", architecture, 64))[AMD]
 
 
-def assemble(launch: Launch, target: GPUTarget, kind: str) -> str:
-    """The launch compiled, as text."""
+def assemble(launch: Launch, target: GPUTarget) -> dict[str, str]:
+    """The launch compiled: the text of each stage, by its name."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -99,7 +99,7 @@ def assemble(launch: Launch, target: GPUTarget, kind: str) -> str:
         if aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options=launch.options).asm[kind]
+    return triton.compile(source, target=target, options=launch.options).asm
 
 
 def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
@@ -164,3 +164,30 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),
         ("grouped_tn", lambda: lora_kernels.launch_tn(us, vs, [1.0] * 4, outs, [False, True, True, True], True)),
     ]  # fmt: skip
+
+
+class Card(torch.Tensor):
+    """A tensor on the CPU that passes for one on a card."""
+
+    is_cuda = True
+
+
+def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
+    """The products of a LoRA step as a block asks for them: what is launched is for the gates to decide."""
+    nk = importlib.import_module("nbtune_kernels")
+    fused = importlib.import_module("nbtune.models.accelerate.fused")
+    t, h, i, r = 2048, 128, 256, 16
+
+    def z(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype).as_subclass(Card)
+
+    x, dys, bs = z(t, h), [z(t, h), z(t, h)], [z(h, r), z(h, r)]
+    xa = z(t, 2 * r)
+    q, kv, angle = z(1, t, 4, 64), z(1, t, 2, 64), z(1, t, 64)
+    return [
+        ("lora_xa", lambda: nk.lora_xa(x, z(2 * r, h))),
+        ("lora_dxa", lambda: nk.lora_dxa(dys, bs, [1.0, 1.0])),
+        ("lora_grads", lambda: nk.lora_grads(x, xa, xa, dys, [r, r], [1.0, 1.0])),
+        ("act_backward", lambda: fused.act_backward_grads(z(t, i), z(t, i), z(t, i), "silu", z(t, r), xa, r)),
+        ("rotate_back", lambda: fused.rotate_back(q, kv, kv, angle, angle, z(t, 8 * 64))),
+    ]

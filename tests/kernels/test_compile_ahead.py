@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+import resource
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from tests.kernels.ahead import Launch, compile_for, compile_for_amd, llama_step, record
+from triton.backends.compiler import GPUTarget
+
+from tests.kernels.ahead import NVIDIA, Launch, assemble, chosen, compile_for, compile_for_amd, llama_step, record
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"}
+# of a step of a Llama with LoRA on one card, whatever its size: the others belong to other families
+OF_A_LLAMA = {
+    "rms_norm", "add_rms_norm", "rms_norm_apply", "rms_norm_backward", "rope", "rope_in_place", "act_silu",
+    "act_backward", "cross_entropy", "scatter", "times", "adamw", "embedding",
+}  # fmt: skip
 
 
 def launches(capability: int, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
@@ -60,14 +68,61 @@ def test_compiles_for_amd(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.add(launch.name)
 
 
-def test_dot_has_no_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason for the gate: if this changes, so may the gate in lora.uses_kernel."""
-    dots = [launch for launch in launches(75, monkeypatch) if uses_dot(launch)]
-    assert {launch.name for launch in dots} == WITH_DOT
-    small = dots[0]._replace(arguments=dots[0].arguments | {"BLOCK_T": 16, "BLOCK_K": 16})
-    ptx = compile_for(small, 75)
-    assert not MMA.search(ptx)
-    assert "fma.rn" in ptx
+def picked(capability: int, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """What the gates let through on a card of that capability."""
+    dtype = torch.float16 if capability < 80 else torch.bfloat16
+    with record(capability, monkeypatch) as kept:
+        for _, call in chosen(dtype):
+            call()
+    return kept
+
+
+def slow_on_a_t4(launch: Launch) -> bool:
+    """Its sm_75 PTX multiplies matrices, and not by tensor cores."""
+    stages = assemble(launch, GPUTarget("cuda", 75, 32))
+    return "tt.dot" in stages["ttir"] and not MMA.search(stages[NVIDIA])
+
+
+def test_no_product_without_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel with tl.dot is without mma in its sm_75 PTX, and none of them is launched there: cuBLAS is."""
+    halves = {"PRECISION": "tf32"}
+    there = {launch.name: launch for launch in picked(80, monkeypatch)}
+    small = {"BLOCK_T": 16, "BLOCK_K": 16, "BLOCK_N": 16, "BT": 16, "BN": 16} | halves
+    slow = set()
+    for name, launch in there.items():
+        fewer = {k: v for k, v in small.items() if k in launch.arguments and launch.kernel.fn.__name__ != "_sum_kernel"}
+        if slow_on_a_t4(launch._replace(arguments=launch.arguments | fewer)):
+            slow.add(name)
+    assert slow == WITH_DOT | {"fused._act_backward_kernel"}
+    names = {launch.name for launch in picked(75, monkeypatch)}
+    assert not names & slow
+    assert names == {"fused._rotate_back_kernel"}
+    for launch in launches(75, monkeypatch):  # the other kernels have no product at all
+        assert ("tt.dot" in launch.kernel.src or launch.name in WITH_DOT) == uses_dot(launch)
+
+
+@pytest.mark.slow
+def test_cold_compile_of_a_llama_step_on_a_t4(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """At most 30 s of one core, which is the longer way: a run on two cores compiles while the other one works."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with record(75, monkeypatch) as kept:
+        for name, call in llama_step(torch.float16):
+            if name in OF_A_LLAMA:
+                call()
+    kept += picked(75, monkeypatch)
+    before = cpu_seconds()
+    for launch in kept:
+        compile_for(launch, 75)
+    spent = cpu_seconds() - before
+    print(f"{len(kept)} kernels compiled cold in {spent:.1f} s of CPU time")
+    assert any(tmp_path.iterdir())
+    assert spent <= 30
+
+
+def cpu_seconds() -> float:
+    """Of this process and those that it waited for (ptxas)."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def test_wide_loads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from nbtune_kernels.dropout import philox, reference
 
 
 def test_philox_known_answer():
-    # Random123's kat_vectors: philox4x32 10 rounds, counter 0, key 0
+    # Random123's kat_vectors: philox4x32 7 rounds, counter 0, key 0
     words = philox(torch.tensor(0), torch.tensor([0]), 0)[:, 0].tolist()
-    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert words == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 0.99])

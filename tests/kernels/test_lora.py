@@ -111,14 +111,16 @@ def test_more_groups_than_a_launch_takes(draw, near, dtype):
 
 
 def test_never_tl_dot_without_tensor_cores(monkeypatch):
-    from nbtune_kernels import lora
+    from nbtune_kernels import _runtime, lora
 
     class Card(torch.Tensor):
         is_cuda = True
 
     x = torch.zeros(4096, 64, dtype=torch.float16).as_subclass(Card)
+    monkeypatch.setattr(lora, "INTERPRETED", False)
+    monkeypatch.setattr(_runtime, "INTERPRETED", False)
     for capability, wanted in ((70, False), (75, False), (80, True), (90, True)):
-        monkeypatch.setattr(lora, "compute_capability", lambda _, c=capability: c)
-        monkeypatch.setattr(lora, "INTERPRETED", False)
+        for module in (_runtime, lora):
+            monkeypatch.setattr(module, "compute_capability", lambda _, c=capability: c)
         for name in ("lora_xa", "lora_dxa", "grouped_tn"):
             assert uses_kernel(name, [x], [16]) is wanted

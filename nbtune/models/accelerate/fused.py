@@ -151,6 +151,6 @@ def rotate_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, ou
     _rotate_back_kernel[(cdiv(b * s, block), hq + 2 * hk)](
         dq, dk, dv, cos, sin, out, dq.stride(1), dq.stride(2), dk.stride(1), dk.stride(2), dv.stride(1), dv.stride(2),
         cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1), out.stride(0), b * s, s, HQ=hq, HK=hk, HALF=half,
-        BT=block, num_warps=4,
+        BT=block, **FUSED, num_warps=4,
     )  # fmt: skip
     return True

@@ -1,7 +1,7 @@
 """Copies a model's LoRA parameters into the matrices that multiply with them: two launches for all of them."""
 
 import torch
-from nbtune_kernels._runtime import jit, tl, use_triton
+from nbtune_kernels._runtime import FUSED, jit, tl, use_triton
 from torch import Tensor
 
 __all__ = ["LoraSync"]
@@ -62,7 +62,9 @@ class LoraSync:
             self._tables, self._addresses = _tables(self.pairs), addresses
         out = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[place.dtype]
         for table, rows, columns, aligned in self._tables:
-            _copy_kernel[(table.shape[0],)](table, ROWS=rows, COLUMNS=columns, OUT=out, ALIGNED=aligned, num_warps=4)
+            _copy_kernel[(table.shape[0],)](
+                table, ROWS=rows, COLUMNS=columns, OUT=out, ALIGNED=aligned, **FUSED, num_warps=4
+            )
 
 
 def _tables(pairs: list[tuple[Tensor, Tensor, float]]) -> list[tuple[Tensor, int, int, bool]]:
