@@ -14,6 +14,7 @@ __all__ = ["load", "unload"]
 def load(shell: Any) -> None:
     """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
     from nbtune.notebook import completion, errors, front, transform
+    from nbtune.notebook.heartbeat import Heartbeat
     from nbtune.notebook.magics import NbtuneMagics
     from nbtune.notebook.show import say
 
@@ -24,6 +25,8 @@ def load(shell: Any) -> None:
     transform.register(shell)
     completion.register(shell)
     errors.register(shell)
+    shell._nbtune_heartbeat = Heartbeat(shell, lambda: float(magics.heartbeat))
+    shell._nbtune_heartbeat.register()
     if told := front.prepare_colab():
         say(told)
 
@@ -38,3 +41,6 @@ def unload(shell: Any) -> None:
     transform.unregister(shell)
     completion.unregister(shell)
     errors.unregister(shell)
+    beating = shell.__dict__.pop("_nbtune_heartbeat", None)
+    if beating is not None:
+        beating.unregister()

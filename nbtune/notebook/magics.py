@@ -6,7 +6,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
-from traitlets import Enum, Unicode
+from traitlets import Enum, Float, Unicode
 
 import nbtune
 from nbtune.errors import SpecError, TrainError
@@ -27,6 +27,11 @@ class NbtuneMagics(Magics):
         ("auto", "always", "never"),
         "auto",
         help="Whether a cell stays until its run has ended; auto: where no notebook page looks on.",
+    ).tag(config=True)
+    heartbeat = Float(
+        10.0,
+        help="While a run works, the kernel sends a sign of life every so many seconds, so that a hub that ends idle "
+        "kernels does not end it; 0: none. A detached run needs no kernel, and sends none.",
     ).tag(config=True)
     runs_dir = Unicode("", help="Where run folders go; empty: NBTUNE_RUNS, or ./runs.").tag(config=True)
     variable = Unicode("run", help="The variable that gets the handle of the run; empty: none.").tag(config=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,11 @@ from nbtune.store.quiet import quiet_libraries
 if TYPE_CHECKING:
     from nbtune.models import Built
 
-__all__ = ["Launched", "launch", "launched_on", "live"]
+__all__ = ["Launched", "kernel_is_needed", "launch", "launched_on", "live", "on_launch"]
 
 _TURN = threading.Lock()  # one engine at a time: two would share one device's memory
 _ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
+on_launch: list[Callable[[], None]] = []  # called after a run was started in this process
 
 
 def launch(folder: Path, *, detach: bool = False, own_process: bool = False) -> Launched:
@@ -35,6 +37,8 @@ def launch(folder: Path, *, detach: bool = False, own_process: bool = False) -> 
     launched = Launched(folder, detach=detach, own_process=own_process)
     _ALL.add(launched)
     launched.thread.start()
+    for call in on_launch:
+        call()
     return launched
 
 
@@ -46,6 +50,11 @@ def launched_on(folder: Path) -> Launched | None:
 def live() -> list[Path]:
     """The folders of the runs that work, or wait, in this process."""
     return [launched.folder for launched in _ALL if launched.alive]
+
+
+def kernel_is_needed() -> bool:
+    """Whether a run works, or waits, that would end with this process."""
+    return any(launched.alive and not launched.detached for launched in list(_ALL))
 
 
 class Launched:
