@@ -54,3 +54,17 @@ test("smoothing has no lag at the start, and knows how many steps a row stands f
 test("a merged row is drawn from its lowest to its highest value", () => {
   assert.deepEqual(extremes([1, 8], [2, 1], [2, 9], [1, 7]), { x: [1, 8, 8], y: [2, 1, 9] });
 });
+
+test("what is looked at closely takes the place of the merged rows it covers", () => {
+  const rows = new Rows();
+  for (let k = 0; k < 8192; k += 512) rows.add(512, raw(k, Array.from({ length: 512 }, (_, i) => k + i)));
+  assert.ok(rows.column("count")[0] > 1);
+  const first = rows.column("first")[3];
+  const finer = new Rows().read(100, raw(first, Array.from({ length: 100 }, (_, i) => first + i)));
+  const drawn = rows.with(finer);
+  const steps = [...drawn.column("first")];
+  assert.deepEqual(steps, [...new Set(steps)].sort((a, b) => a - b));
+  assert.ok(drawn.column("count").filter((count) => count === 1).length >= 100);
+  assert.equal(drawn.next, rows.next);
+  assert.equal(rows.with(new Rows()), rows);
+});

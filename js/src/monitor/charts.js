@@ -27,7 +27,7 @@ export class Chart {
     this.plain = null;
     if (this.width === undefined) this.resize();
     this.plotly = plotly;
-    const config = { displayModeBar: false, responsive: false, doubleClick: "reset+autosize" };
+    const config = { displayModeBar: false, responsive: false, showTips: false, doubleClick: "reset+autosize" };
     await plotly.react(this.host, traces, { ...layout, width: this.width, height: this.height }, config);
   }
 
@@ -64,8 +64,23 @@ export function plainPoints(x, y) {
 }
 
 export class LossChart extends Chart {
-  constructor() {
+  /** @param {(low: number, high: number) => void} looked somebody looks at these steps */
+  constructor(looked) {
     super("nbt-chart-loss");
+    this.looked = looked;
+  }
+
+  async draw(...all) {
+    await super.draw(...all);
+    if (this.listening || !this.plotly) return;
+    this.listening = true;
+    this.host.on("plotly_relayout", () => {
+      clearTimeout(this.later);
+      this.later = setTimeout(() => {
+        const { range, autorange } = this.host.layout.xaxis;
+        if (!autorange) this.looked(range[0], range[1]);
+      }, 60);
+    });
   }
 
   update(plotly, store, smoothed, theme, { log, clip }) {

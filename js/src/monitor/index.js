@@ -49,7 +49,7 @@ class View {
       speech: el("div", { class: "nbt-sr", "aria-live": "polite" }),
       noPlotly: el("p", { class: "nbt-soft", hidden: true }, text("no_plotly")),
       silent: el("p", { class: "nbt-warn", hidden: true }),
-      loss: new LossChart(),
+      loss: new LossChart((low, high) => this.store.look(low, high)),
       small: SMALL.map(([column, colour]) => new SmallChart(column, colour)),
       captions: SMALL.map(() => el("figcaption")),
       controls: new Controls(this.store),
@@ -125,10 +125,10 @@ class View {
       this.root.classList.toggle("nbt-dark", this.theme.dark);
       this.theme = readTheme(this.root);
     }
-    const { rows } = this.store;
+    const rows = this.store.drawn;
     const smoothed = smooth(rows.column("loss"), rows.column("count"), this.smoothing);
     this.paintHead(smoothed);
-    this.paintCharts(smoothed);
+    this.paintCharts(rows, smoothed);
     this.parts.controls.update();
     this.parts.notes.update(this.store);
     this.parts.samples.update(this.store);
@@ -175,10 +175,10 @@ class View {
     setText(this.parts.tiles.eta, status.live && status.eta !== null ? duration(Math.max(0, status.eta - since)) : MISSING);
   }
 
-  paintCharts(smoothed) {
+  paintCharts(rows, smoothed) {
     const { parts, store, theme, plotly } = this;
-    const { rows, evals } = store;
-    parts.loss.update(plotly, store, smoothed, theme, this);
+    const { evals } = store;
+    parts.loss.update(plotly, { rows, evals }, smoothed, theme, this);
     const last = evals.length ? number(evals.at(-1).loss) : MISSING;
     parts.loss.describe(text("chart.loss", { loss: number(rows.last("loss")), smooth: number(smoothed.at(-1)), eval: last }));
     // The loss comes first; the small charts have the frame after it.

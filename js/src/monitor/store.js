@@ -42,7 +42,19 @@ export class Store {
     this.apply(snapshot, buffer);
   }
 
+  /** The rows as a chart draws them: what somebody looks at closely in full, the rest as it is kept. */
+  get drawn() {
+    return this.finer ? this.rows.with(this.finer) : this.rows;
+  }
+
+  /** Somebody looks at the steps from `low` to `high`: asks for them where only merged ones are here. */
+  look(low, high) {
+    const [step, count] = [this.rows.column("step"), this.rows.column("count")];
+    if (step.some((value, k) => count[k] > 1 && value >= low && value <= high)) this.model.send({ t: "range", low, high });
+  }
+
   forget() {
+    this.finer = null;
     this.rows.clear();
     this.ends = {}; // of each list: how many items the run has said so far
     for (const name of LISTS) this[name] = [];
@@ -52,6 +64,7 @@ export class Store {
     this.heard = Date.now();
     if (content.t === "d") this.apply(content, buffers[0]);
     else if (content.t === "s") this.read(content, buffers[0]);
+    else if (content.t === "r" && content.generation === this.generation) this.finer = new Rows().read(content.rows, floats(buffers[0]));
     this.changed();
   }
 

@@ -30,6 +30,29 @@ export class Rows {
     this.columns = COLUMNS.map(() => new Float64Array(1024));
   }
 
+  /** These rows, with those of `finer` in place of what they cover. */
+  with(finer) {
+    const made = new Rows();
+    if (!finer.length) return this;
+    const [low, high] = [finer.columns[FIRST][0], finer.columns[FIRST][finer.length - 1] + finer.columns[COUNT][finer.length - 1]];
+    const first = this.column("first");
+    let before = 0;
+    while (before < this.length && first[before] + this.columns[COUNT][before] <= low) before += 1;
+    let after = before;
+    while (after < this.length && first[after] < high) after += 1;
+    const length = before + finer.length + (this.length - after);
+    made.columns = this.columns.map((values, k) => {
+      const all = new Float64Array(length);
+      all.set(values.subarray(0, before));
+      all.set(finer.columns[k].subarray(0, finer.length), before);
+      all.set(values.subarray(after, this.length), before + finer.length);
+      return all;
+    });
+    made.length = length;
+    made.next = this.next;
+    return made;
+  }
+
   /** The filled part of a column: a view, valid until the next `add`. */
   column(name) {
     return this.columns[COLUMNS.indexOf(name)].subarray(0, this.length);
@@ -37,6 +60,15 @@ export class Rows {
 
   last(name) {
     return this.length ? this.columns[COLUMNS.indexOf(name)][this.length - 1] : NaN;
+  }
+
+  /** Takes rows that begin anywhere. */
+  read(count, values) {
+    this.clear();
+    if (!count) return this;
+    this.next = values[0];
+    this.add(count, values);
+    return this;
   }
 
   /**
