@@ -273,7 +273,7 @@ def finetune(
     """
     from nbtune import data, models
 
-    asked = _portable(_as_spec(spec, fields, first_line))
+    asked = data.with_template(_portable(_as_spec(spec, fields, first_line)))
     root = run_folder.runs_root(runs_dir)
     busy = next((run for run in runs(root) if run.name == name and run.alive), None)
     if busy is not None and on_busy == "attach":

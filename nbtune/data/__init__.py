@@ -27,6 +27,7 @@ _HOMES = {
     "resolve": "nbtune.data.resolving",
     "snapshot": "nbtune.data.snapshots",
     "start": "nbtune.data.starting",
+    "with_template": "nbtune.data.resolving",
 }
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "resolve",
     "snapshot",
     "start",
+    "with_template",
 ]
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from nbtune.data.facts import DataFacts
     from nbtune.data.preparing import Prepared, measure, prepare
     from nbtune.data.report import Report
-    from nbtune.data.resolving import resolve
+    from nbtune.data.resolving import resolve, with_template
     from nbtune.data.snapshots import open_snapshot, snapshot
     from nbtune.data.sources import Source
     from nbtune.data.starting import start

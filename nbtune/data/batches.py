@@ -163,8 +163,8 @@ class BatchPlan:
         if self._laps == 1:
             return best_fit(self.dataset.lengths, self.sequence_len)
         seed, data = self.seed if self.shuffle else None, self.dataset
-        draws, shares = self.mixture.draws, self.mixture.shares
-        laps = [epoch_order(draws, seed, lap, data.source_of, shares) for lap in range(self._laps)]
+        mix = self.mixture
+        laps = [epoch_order(mix.draws, seed, lap, data.source_of, mix.shares) for lap in range(self._laps)]
         draws = np.concatenate(laps)
         return [draws[members].tolist() for members in best_fit(data.lengths[draws], self.sequence_len)]
 

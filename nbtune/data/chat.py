@@ -53,6 +53,7 @@ class ChatTemplate:
             the header of a next turn that stops the model); else "".
         calls_end: what ends a turn that calls tools, "" if it ends as others do or there are no tools.
         has_marks: whether the template has ``{% generation %}`` marks.
+        thinks: whether it has a place for the thoughts of an answer.
 
     Raises:
         DataError: there is no template, it is not Jinja, or it never ends an answer.
@@ -69,6 +70,7 @@ class ChatTemplate:
             key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
         }
         self.has_marks = _MARKS.search(text) is not None
+        self.thinks = "thinking" in text or "reasoning" in text
         try:
             compile_template(text)
         except jinja2.TemplateSyntaxError as error:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from nbtune.data.chat import ChatTemplate, Rendered
+from nbtune.data.chat import ChatTemplate
 from nbtune.data.formats import Chat, Parts
 from nbtune.data.places import ByteLengths, BytePlaces, OffsetPlaces, covered
 from nbtune.data.provenance import Span
+from nbtune.data.thoughts import KEYS, told_apart
+from nbtune.data.wanted import wanted
 from nbtune.data.words import Words
 from nbtune.errors import DataError
 
@@ -37,14 +41,24 @@ class Encoder:
         tokenizer: a fast transformers tokenizer.
         template: its chat template, or None where only text is read.
         train_on: `answers`, `last_answer` or `all`.
+        terminators: which ends of turns are trained, `thinking`: what becomes of thoughts; as in a spec.
 
-    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it.
+    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it, `unthought` those
+    with thoughts that the template leaves out.
 
     Raises:
         DataError: the tokenizer has no Rust backend (it could not say which characters a token covers).
     """
 
-    def __init__(self, tokenizer: Any, template: ChatTemplate | None, train_on: str = "answers") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: ChatTemplate | None,
+        train_on: str = "answers",
+        *,
+        terminators: str = "turn",
+        thinking: str = "keep",
+    ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise DataError(
@@ -55,13 +69,13 @@ class Encoder:
         from nbtune.data.controls import Controls
 
         self.tokenizer, self.template, self.train_on = tokenizer, template, train_on
+        self.terminators, self.thinking = terminators, thinking
         self.controls = template.controls if template else Controls(tokenizer)
         self.backend = _without_limits(backend)
-        self.lengths = ByteLengths(self.backend)
-        self.words = Words(self.backend) if self.lengths.usable else None
+        self.lengths, self.words = _knowledge(self.backend, self.backend.to_str())
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
-        self.chats = self.unended = 0
+        self.chats = self.unended = self.unthought = 0
 
     def encode(self, rows: Sequence[Chat | Parts]) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
         """For each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""
@@ -155,31 +169,29 @@ class Encoder:
 
     def _chat_job(self, chat: Chat) -> Job:
         assert self.template is not None
-        rendered = self.template.render(chat.messages, chat.tools)
+        messages = chat.messages
+        if self.thinking == "drop" or (self.thinking == "split" and self.template.thinks):
+            messages = told_apart(messages, self.thinking)
+        elif not self.template.thinks:
+            self.unthought += any(message.get(key) for message in messages for key in KEYS)
+        rendered = self.template.render(messages, chat.tools)
         self.chats += 1
         self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
-        return Job(rendered.text, rendered.spans, self._wanted(rendered, chat), False, False, False)
-
-    def _wanted(self, rendered: Rendered, chat: Chat) -> list[tuple[int, int]]:
-        if self.train_on == "all":
-            return [(0, len(rendered.text))]
-        kept = [span for span in rendered.trained if span[2] < 0 or _is_trained(chat.messages[span[2]])]
-        wanted = []
-        for start, end, tag in kept[-1:] if self.train_on == "last_answer" else kept:
-            details = chat.messages[tag].get("train_detail") if tag >= 0 else None
-            wanted += (
-                _without(start, end, _untrained(rendered, chat.messages[tag], tag, details))
-                if details
-                else [(start, end)]
-            )
-        return wanted
+        stretches = wanted(
+            rendered,
+            messages,
+            train_on=self.train_on,
+            terminators=self.terminators,
+            ends=(*self.template.terminators, self.template.calls_end),
+        )
+        return Job(rendered.text, rendered.spans, stretches, False, False, False)
 
     def _parts_job(self, row: Parts) -> Job:
         text, trained, spans = "", [], []
-        for piece, wanted in row.parts:
+        for piece, learnt in row.parts:
             if piece:
                 spans.append((len(text), len(text) + len(piece), 0))
-                if wanted or self.train_on == "all":
+                if learnt or self.train_on == "all":
                     trained.append((len(text), len(text) + len(piece)))
             text += piece
         bos = self.tokenizer.bos_token
@@ -215,48 +227,29 @@ class _Offsets:
         return self.offsets[index]
 
 
-def _untrained(rendered: Rendered, message: dict[str, Any], tag: int, details: Any) -> list[tuple[int, int]]:
-    """The stretches of the text that a message's `train_detail` leaves out: a list of {begin_offset, end_offset
-    (inclusive), train}, counted in the characters of its content.
+class _Same:
+    """A backend that is told apart by its text alone."""
 
-    Raises:
-        DataError: the offsets lie outside of the content, or the template rewrites it.
-    """
-    content = message.get("content")
-    pieces = [(s, e) for s, e, t in rendered.spans if t == tag]
-    found = []
-    for detail in details:
-        begin, end = (detail.get(key) if isinstance(detail, dict) else None for key in ("begin_offset", "end_offset"))
-        if not isinstance(content, str) or not isinstance(begin, int) or not isinstance(end, int):
-            raise DataError("`train_detail` needs begin_offset and end_offset", fix="count characters of the content")
-        if not 0 <= begin <= end < len(content):
-            raise DataError(f"`train_detail` {begin}..{end} lies outside of the content", fix="count from 0")
-        if detail.get("train", True):
-            continue
-        where = next(((s, content.find(rendered.text[s:e])) for s, e in pieces if rendered.text[s:e] in content), None)
-        if where is None:
-            raise DataError("the template rewrites a message that has `train_detail`", fix="leave it out")
-        shift = where[0] - where[1]
-        found.append((begin + shift, end + 1 + shift))
-    return sorted(found)
+    def __init__(self, backend: Any, text: str) -> None:
+        self.backend, self.text = backend, text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
 
 
-def _without(start: int, end: int, holes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """start..end without the holes."""
-    kept = []
-    for low, high in holes:
-        if low > start:
-            kept.append((start, min(low, end)))
-        start = max(start, high)
-    return [*kept, (start, end)] if start < end else kept
+def _knowledge(backend: Any, text: str) -> tuple[ByteLengths, Words | None]:
+    """What is found out about a tokenizer, once; the words that were seen stay known."""
+    return _known(_Same(backend, text))
 
 
-def _is_trained(message: dict[str, Any]) -> bool:
-    for key in ("train", "training"):
-        if key in message:
-            return bool(message[key])
-    weight = message.get("weight")
-    return weight is None or bool(weight)
+@lru_cache(maxsize=2)
+def _known(same: _Same) -> tuple[ByteLengths, Words | None]:
+    body = json.loads(same.text)
+    lengths = ByteLengths(body)
+    return lengths, Words(same.backend, body) if lengths.usable else None
 
 
 def _without_limits(backend: Any) -> Any:

@@ -7,8 +7,7 @@ that encoding takes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,13 +83,15 @@ def covered(texts: Sequence[str], sizes: np.ndarray, stretches: Sequence[Sequenc
 class ByteLengths:
     """Bytes per token of a byte-level tokenizer; `usable` is False for any other.
 
+    Args:
+        body: the tokenizer's JSON.
+
     Attributes:
         table: int64 [ids].
         composes: the tokenizer normalises to NFC: only ASCII texts keep their bytes for sure.
     """
 
-    def __init__(self, backend: Any) -> None:
-        body = json.loads(backend.to_str())
+    def __init__(self, body: Mapping[str, Any]) -> None:
         normalizer = body.get("normalizer")
         self.composes = normalizer is not None
         plain = normalizer is None or normalizer == {"type": "NFC"}

@@ -18,6 +18,7 @@ from nbtune.data.holdout import expected_held_out, hold_out
 from nbtune.data.prepared import Prepared
 from nbtune.data.reading import Overflow, Reader, format_of, is_empty, spread
 from nbtune.data.report import Report
+from nbtune.data.resolving import with_template
 from nbtune.data.sources import Rows, Source
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
@@ -55,6 +56,8 @@ def prepare(
         DataError: a row cannot be read, nothing is left, or nothing would be trained.
     """
     overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
+    if spec.chat_template is not None:
+        tokenizer.chat_template = with_template(spec).chat_template
     key = None
     if cached and sum(len(source.rows) for source in sources) >= cache.WORTH:
         options = {"spec": spec.model_dump(include=READ), "max_len": max_len, "seed": seed}
@@ -212,7 +215,11 @@ def _sizes(
         return sizes, [size // 2 for size in sizes]
     chats = bool(read) and isinstance(read[0], Chat)
     template = ChatTemplate(tokenizer, None if template_text(tokenizer) else PLAIN_TEMPLATE) if chats else None
-    encoded = [r for r in Encoder(tokenizer, template, spec.train_on).encode(read) if not isinstance(r, DataError)]
+    encoded = [
+        r
+        for r in Encoder(tokenizer, template, spec.train_on, thinking=spec.thinking).encode(read)
+        if not isinstance(r, DataError)
+    ]
     return [len(ids) for ids, _ in encoded], [int(trained.sum()) for _, trained in encoded]
 
 

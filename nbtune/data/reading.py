@@ -16,13 +16,14 @@ from nbtune.data.encoding import Encoder, Job
 from nbtune.data.formats import Chat, Format, Parts, detect
 from nbtune.data.report import Report, SourceReport
 from nbtune.data.sources import ArrowRows, Rows, Source
+from nbtune.data.splitting import split_chat
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
 __all__ = ["Overflow", "Reader", "format_of", "is_empty", "spread"]
 
 CHUNK = 512
-Overflow = Literal["truncate_right", "truncate_left", "drop", "raise"]
+Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]
 
 
 @dataclass(slots=True)
@@ -74,12 +75,19 @@ class Reader:
                 template = ChatTemplate(self.tokenizer)
                 self.chat_template, self.report.template = template.template, template.template
                 self.report.terminator = template.terminator
-            self._encoders[chats] = Encoder(self.tokenizer, template, self.spec.train_on)
+            spec = self.spec
+            self._encoders[chats] = Encoder(
+                self.tokenizer, template, spec.train_on, terminators=spec.terminators, thinking=spec.thinking
+            )
         return self._encoders[chats]
 
     def check_ends(self) -> None:
         """A model that never sees an end never stops: refuse data in which no answer ends, warn of some."""
         encoder = self._encoders.get(True)
+        if encoder is not None and encoder.unthought:
+            self.report.warnings.append(
+                f"{encoder.unthought} conversations have thoughts that the template leaves out: they are not learnt"
+            )
         if encoder is None or not encoder.unended or self.spec.train_on == "all":
             return
         if encoder.unended == encoder.chats:
@@ -197,10 +205,18 @@ class Reader:
                     place=source.rows.place(index),
                     fix="raise `sequence_len`, or shorten the row",
                 )
+            if self.overflow == "split" and isinstance(row, Chat):
+                parts = split_chat(self.encoder(True), row, self.max_len)
+                status = ("split", f"longer than {self.max_len} tokens, split between its turns")
+                self._fate(source, index, *(status if parts else ("dropped", "no part of it would be trained")))
+                for part_ids, part_trained in parts:
+                    builder.add(part_ids, part_trained, number, index)
+                return
             if self.overflow == "drop":
                 self._fate(source, index, "dropped", f"longer than {self.max_len} tokens")
                 return
-            part = slice(0, self.max_len) if self.overflow == "truncate_right" else slice(len(ids) - self.max_len, None)
+            left = self.overflow == "truncate_left"
+            part = slice(len(ids) - self.max_len, None) if left else slice(0, self.max_len)
             ids, trained = ids[part], trained[part]
             if not trained[1:].any():
                 self._fate(source, index, "dropped", f"no trained token within its first {self.max_len} tokens")

@@ -16,9 +16,9 @@ from typing import Any
 from nbtune.data.files import SUFFIXES, read_files
 from nbtune.data.sources import ListRows, Rows, Source, is_rows, rows_of
 from nbtune.errors import DataError, HubError, SpecError
-from nbtune.spec import SourceSpec
+from nbtune.spec import RunSpec, SourceSpec
 
-__all__ = ["resolve", "saved_dataset"]
+__all__ = ["resolve", "saved_dataset", "with_template"]
 
 _PREFIX = re.compile(r"^(var|file|hub):(.+)$", re.DOTALL)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -51,6 +51,26 @@ def resolve(
         replace(source, role=role, name=source.name if names.count(source.name) == 1 else f"{source.name} ({number})")
         for number, source in enumerate(found, 1)
     ]
+
+
+def with_template(spec: RunSpec, base_dir: Path | str = ".") -> RunSpec:
+    """The spec with its chat template as text, where it named a file: a run then needs the file no more.
+
+    Raises:
+        SpecError: there is no such file.
+    """
+    given = spec.chat_template
+    if given is None or "{" in given:
+        return spec
+    path = Path(base_dir) / Path(given).expanduser()
+    try:
+        return spec.model_copy(update={"chat_template": path.read_text(encoding="utf-8")})
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise SpecError(
+            f"`{given}` is neither a Jinja2 template nor a file that can be read",
+            place="chat_template",
+            fix="write the template, or the file that holds it",
+        ) from error
 
 
 def _resolve_one(spec: SourceSpec, namespace: Mapping[str, Any], base: Path) -> Source:

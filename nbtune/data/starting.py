@@ -34,6 +34,7 @@ from nbtune.data.prepared import Prepared
 from nbtune.data.preparing import READ, conclude, measure, nothing_left, prepare
 from nbtune.data.reading import Overflow, Reader, format_of
 from nbtune.data.report import Report, SourceReport
+from nbtune.data.resolving import with_template
 from nbtune.data.shards import Job, Shard, Workman
 from nbtune.data.sources import Source
 from nbtune.errors import DataError
@@ -73,6 +74,8 @@ def start(
         DataError: as `prepare`; what is wrong with later rows is raised where their examples are waited for.
     """
     overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
+    if spec.chat_template is not None:
+        tokenizer.chat_template = with_template(spec).chat_template
     train = [source for source in sources if source.role == "train"]
     counts = tuple(len(source.rows) for source in train)
     if not _can_arrive(train, counts, spec):
@@ -164,11 +167,10 @@ class _Start:
         self._look_at_eval()
         first = workman.prepare(0)  # mistakes of the format show here, at once
         self._take_in(first)
-        crew = Crew(job, self.train, self.tokenizer, workman, **self.crew)
         no_eval = self.own_eval is None and self.job.spec.eval.split == 0
         held: Any = self.own_eval if self.own_eval is not None else (None if no_eval else self.held)
         prepared = Prepared(self.arriving, held, self.report, self.facts, first.about["chat_template"])
-        threading.Thread(target=self._go_on, args=(crew, prepared), name="nbtune-arriving", daemon=True).start()
+        threading.Thread(target=self._go_on, args=(workman, prepared), name="nbtune-arriving", daemon=True).start()
         return prepared
 
     def _look_at_eval(self) -> None:
@@ -181,8 +183,10 @@ class _Start:
             self.report.sources += reader.report.sources
             self.report.rows += reader.report.rows
 
-    def _go_on(self, crew: Crew, prepared: Prepared) -> None:
+    def _go_on(self, workman: Workman, prepared: Prepared) -> None:
+        crew = None
         try:
+            crew = Crew(self.job, self.train, self.tokenizer, workman, **self.crew)
             for shard in crew.shards(first=1):
                 self._take_in(shard)
             self._finish(prepared)
@@ -190,7 +194,8 @@ class _Start:
             self.arriving.fail(error)
             self.held.fail(error)
         finally:
-            crew.dismiss()
+            if crew is not None:
+                crew.dismiss()
 
     def _take_in(self, shard: Shard) -> None:
         """Lines a shard up behind those before it: some rows are held out, all others learnt from."""

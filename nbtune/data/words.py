@@ -32,12 +32,12 @@ class Words:
     """Tokens of ASCII texts; `usable` is False where the tokenizer is of another kind, or words do not repeat.
 
     Args:
-        backend: the tokenizer's Rust part.
+        backend: the tokenizer's Rust part, and `body`, its JSON.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, body: dict[str, Any] | None = None) -> None:
         self.usable = False
-        body = json.loads(backend.to_str())
+        body = body if body is not None else json.loads(backend.to_str())
         split = _first_split(body)
         if split is None:
             return

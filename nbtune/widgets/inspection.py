@@ -83,7 +83,10 @@ class Inspection:
             chats = True
         plain = None if template_text(self.tokenizer) else PLAIN_TEMPLATE
         template = ChatTemplate(self.tokenizer, plain) if chats else None
-        return form, Encoder(self.tokenizer, template, self.spec.train_on)
+        spec = self.spec
+        return form, Encoder(
+            self.tokenizer, template, spec.train_on, terminators=spec.terminators, thinking=spec.thinking
+        )
 
     def summary(self) -> dict[str, Any]:
         """How the sources are read, and what was found in their first rows; JSON of a few KB."""

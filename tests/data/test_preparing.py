@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import nbtune.data
 from nbtune.data import DataFacts, Prepared, measure, resolve
 from nbtune.data.chat import PLAIN_TEMPLATE, ChatTemplate
-from nbtune.errors import DataError
+from nbtune.errors import DataError, SpecError
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
 
@@ -300,3 +301,83 @@ def test_importing_the_room_is_light() -> None:
         "assert callable(nbtune.data.prepare) and callable(nbtune.data.measure)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(nbtune.__file__).parents[1])
+
+
+def long_talk(turns: int) -> list[dict[str, Any]]:
+    talk = [{"role": "system", "content": "be brief"}]
+    for i in range(turns):
+        talk += [
+            {"role": "user", "content": f"question {i} " + "word " * 10},
+            {"role": "assistant", "content": f"say {i}"},
+        ]
+    return talk
+
+
+def test_a_long_chat_is_split_between_its_turns() -> None:
+    rows = [{"messages": long_talk(9)}, {"messages": long_talk(1)}]
+    prepared = prepare(rows, max_len=180, overflow="split")
+    fast, parts = tokenizer(CHATML), [e for e in prepared.train if e.row == 0]
+    assert len(parts) > 1
+    assert all(len(part.input_ids) <= 180 for part in parts)
+    texts = [fast.decode(part.input_ids) for part in parts]
+    assert all(text.startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nquestion") for text in texts)
+    learnt = "".join(fast.decode([i for i in part.labels if i != -100]) for part in parts)
+    assert learnt == "".join(f"say {i}<|im_end|>" for i in range(9))
+    assert prepared.report.fates == [("rows", 0, "split", "longer than 180 tokens, split between its turns")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("turn", "a 0<|im_end|>a 1<|im_end|>"),
+        ("last", "a 0a 1<|im_end|>"),
+        ("none", "a 0a 1"),
+        ("all", "<|im_end|><|im_end|>a 0<|im_end|><|im_end|>a 1<|im_end|>"),
+    ],
+)
+def test_which_ends_of_turns_are_trained(policy: str, expected: str) -> None:
+    talk = [{"role": "system", "content": "s"}]
+    talk += [{"role": r, "content": f"{r[0]} {i}"} for i in range(2) for r in ("user", "assistant")]
+    assert said(prepare([{"messages": talk}], terminators=policy)) == expected
+
+
+def test_thoughts_are_kept_split_or_dropped() -> None:
+    from tests.data.making import templates
+
+    row = {"prompt": "2+2?", "completion": "<think>\nEasy.\n</think>\n\nIt is 4."}
+    fast = tokenizer(templates()["gptoss"])
+
+    def learnt(thinking: str) -> str:
+        example = prepare([row], fast=fast, thinking=thinking).train[0]
+        return str(fast.decode([i for i in example.labels if i != -100]))
+
+    assert learnt("split") == "<|channel|>analysis<|message|>Easy.<|end|><|channel|>final<|message|>It is 4.<|return|>"
+    assert learnt("drop") == "<|channel|>final<|message|>It is 4.<|return|>"
+    assert said(prepare([row])) == "<think>\nEasy.\n</think>\n\nIt is 4.<|im_end|>"
+    assert said(prepare([row], thinking="drop")) == "It is 4.<|im_end|>"
+    assert said(prepare([row], thinking="split")) == "<think>\nEasy.\n</think>\n\nIt is 4.<|im_end|>"
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "hm"}]
+    assert any("thoughts" in w for w in prepare([{"messages": talk}]).report.warnings)
+    assert not any("thoughts" in w for w in prepare([{"messages": talk}], thinking="drop").report.warnings)
+
+
+def test_a_chat_template_of_ones_own() -> None:
+    own = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+
+    def with_own(template: str) -> Prepared:
+        return prepare(chats(1), fast=copy.deepcopy(tokenizer(CHATML)), chat_template=template)
+
+    assert said(with_own(own)) == "say 0 word end</s>"
+    Path("own.jinja").write_text(own)
+    prepared = with_own("own.jinja")
+    assert prepared.chat_template == own
+    assert said(prepared) == "say 0 word end</s>"
+    with pytest.raises(SpecError, match="neither"):
+        with_own("missing.jinja")
+    with pytest.raises(DataError, match="broken"):
+        with_own("{% for m in messages %}")
+    with pytest.raises(DataError, match="unsafe"):
+        with_own("{{ messages.__class__.__mro__ }}" + own)
