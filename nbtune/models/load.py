@@ -146,7 +146,8 @@ def load_model(
         device: where they go.
         quant: ``none``, or ``nf4`` (4-bit with double quantisation, by bitsandbytes).
         trust_remote_code: let the model's own Python run.
-        attention: transformers' name of the attention implementation; unset: its own choice, sdpa where there is one.
+        attention: transformers' name of the attention implementation, or ``nbtune`` for ours; unset: its own choice,
+            sdpa where there is one.
 
     Raises:
         SpecError: no causal language model, or no safetensors.
@@ -156,6 +157,10 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     place = resolve(model, trust_remote_code=trust_remote_code)
+    if attention == "nbtune":
+        from nbtune.models.accelerate.interface import register
+
+        register()
     if not any(place.glob("*.safetensors")):
         raise SpecError(f"{model} has no safetensors weights", fix="Save it with safetensors: nbtune opens no pickles.")
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}

@@ -57,14 +57,22 @@ def packing_of(position_ids: Tensor | None, kwargs: dict[str, Any]) -> Packing |
     return Packing(cu, int((cu[1:] - cu[:-1]).max()))
 
 
+_FLASH, _CUDNN = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+# From this compute capability on, up to this size of a head: backends, best first. Measured on an H200, 4×2048 tokens,
+# 32/8 heads, ms forward + backward: of 128, cuDNN 0.29 + 0.89, flash 0.56 + 1.64; of 64, 0.23 + 0.70 and 0.32 + 1.00.
+# Below sm_80 there is neither.
+_TABLE: list[tuple[tuple[int, int], int, list[SDPBackend]]] = [
+    ((9, 0), 128, [_CUDNN, _FLASH]),
+    ((8, 0), 256, [_FLASH, _CUDNN]),
+    ((0, 0), 10**6, []),
+]
+
+
 @cache
 def _order(index: int, head_dim: int) -> list[SDPBackend]:
-    """Backends for a card, best first: on Hopper and later cuDNN is 1.7 times as fast as flash; sm_75 has neither."""
-    flash, cudnn, efficient = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
-    if _capability(index) < (8, 0):
-        return [efficient, SDPBackend.MATH]
-    first = [cudnn, flash] if _capability(index) >= (9, 0) and head_dim <= 128 else [flash, cudnn]
-    return [*first, efficient, SDPBackend.MATH]
+    """Backends for a card and a size of heads, best first."""
+    found = next(best for since, most, best in _TABLE if _capability(index) >= since and head_dim <= most)
+    return [*found, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None) -> Tensor:
