@@ -19,7 +19,8 @@ from nbtune import events
 from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
 from nbtune.store.folder import read_spec
-from nbtune.store.log import EventWriter
+from nbtune.store.log import EventReader, EventWriter
+from nbtune.store.owner import STARTING, Ownership
 from nbtune.store.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -83,20 +84,24 @@ class Launched:
 
     def _work(self) -> None:
         try:
-            if not _TURN.acquire(blocking=False):
-                self._queue()
-            try:
-                if self.own_process:
-                    self._watch()
-                else:
-                    from nbtune.store.worker import execute
-
-                    execute(self.folder, keep=self._keep)
-            finally:
-                _TURN.release()
+            with Ownership(self.folder, STARTING):
+                self._in_turn()
         except BaseException as error:  # noqa: BLE001 — a thread must not print; the handle raises it
             self.error = error
             error.__traceback__ = None  # it holds the model's frames
+
+    def _in_turn(self) -> None:
+        if not _TURN.acquire(blocking=False):
+            self._queue()
+        try:
+            if self.own_process:
+                self._watch()
+            else:
+                from nbtune.store.worker import execute
+
+                execute(self.folder, keep=self._keep)
+        finally:
+            _TURN.release()
 
     def _watch(self) -> None:
         """Start the worker in a session of its own, so that no signal to this process reaches it, and wait for it."""
@@ -108,7 +113,19 @@ class Launched:
                 stderr=log,
                 start_new_session=True,
             )
-        process.wait()
+        code = process.wait()
+        if code not in (0, 1):  # those are the engine's own, and it has said why
+            self._say_how_it_ended(code)
+
+    def _say_how_it_ended(self, code: int) -> None:
+        last = next((e for e in reversed(EventReader(self.folder / "events.jsonl").read()) if e.type == "state"), None)
+        if isinstance(last, events.State) and last.state in events.ENDED:
+            return
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        why = " (often: the machine ran out of memory)" if code == -9 else "; worker.log has its last words"
+        emit = EventWriter(self.folder / "events.jsonl")
+        emit(events.State(state="interrupted", detail=f"its process {how}{why}"))
+        emit.close()
 
     def _queue(self) -> None:
         emit = EventWriter(self.folder / "events.jsonl")

@@ -28,6 +28,8 @@ class EventWriter:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if owner:
             _cut_torn_line(path)
+        else:
+            self._torn = _is_torn(path)
 
     def __call__(self, event: events.Event) -> None:
         line = events.to_line(event).encode()
@@ -49,6 +51,14 @@ class EventWriter:
             fd, self._fd = self._fd, -1  # the number may soon be another file's
         if fd >= 0:
             os.close(fd)
+
+
+def _is_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -23,8 +23,9 @@ from typing import Any
 from nbtune.errors import TrainError
 from nbtune.store.files import as_train_error, read_json
 
-__all__ = ["Ownership", "TakenOver", "is_owned"]
+__all__ = ["STARTING", "Ownership", "TakenOver", "is_owned"]
 
+STARTING = "starting.json"
 _BEAT = 10.0  # seconds between two touches of the lock
 _SILENT = 90.0  # seconds without a touch after which an owner on another machine is gone; network folders may lag by 60
 _LIVE: set[str] = set()
@@ -39,12 +40,15 @@ class TakenOver(TrainError):
 class Ownership:
     """Held while an engine works on a run folder.
 
+    Args:
+        folder: the run's.
+        lock: `STARTING` for a launcher, which is at work before the engine is and waits for it.
     Raises:
         TrainError: somebody who lives owns it, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._path = folder, folder / "owner.json"
+    def __init__(self, folder: Path, lock: str = "owner.json") -> None:
+        self.folder, self._path = folder, folder / lock
         self._me = {
             **{**_here(), **_of_folder(folder)},
             **{"pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex},
@@ -64,7 +68,7 @@ class Ownership:
                     self._beating.start()
                     return self
                 found = read_json(self._path)
-                if is_owned(self.folder):
+                if _is_held(self._path):
                     raise TrainError(
                         f"the run `{self.folder.name}` is at work already ({_who(self._path)})", fix=_what_now(found)
                     )
@@ -94,7 +98,7 @@ class Ownership:
 
     def _take(self) -> bool:
         """Makes the lock, whole from its first moment where the file system has hard links."""
-        draft = self._path.with_name(f".owner.json.{self._me['token'][:8]}.tmp")
+        draft = self._path.with_name(f".{self._path.name}.{self._me['token'][:8]}.tmp")
         try:
             draft.write_text(json.dumps(self._me), encoding="utf-8")
             try:
@@ -119,7 +123,7 @@ class Ownership:
 
     def _remove(self, dead: Any) -> None:
         """Takes a dead owner's lock away: if somebody has replaced it since we looked, theirs is put back."""
-        aside = self._path.with_name(f".owner.json.{uuid.uuid4().hex[:8]}.gone")
+        aside = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}.gone")
         with suppress(OSError):
             self._path.rename(aside)
             if read_json(aside) != dead and not self._path.exists():
@@ -140,8 +144,11 @@ class Ownership:
 
 
 def is_owned(folder: Path) -> bool:
-    """Whether a living engine works on the folder."""
-    path = folder / "owner.json"
+    """Whether a living engine works on the folder, or is about to."""
+    return _is_held(folder / "owner.json") or _is_held(folder / STARTING)
+
+
+def _is_held(path: Path) -> bool:
     owner = read_json(path)
     if not isinstance(owner, dict):
         # without links the file is made first and written next: an empty one is young, or its maker was killed
@@ -149,7 +156,7 @@ def is_owned(folder: Path) -> bool:
     here = _here()
     if any(owner[key] != value for key, value in here.items() if key in owner):
         return _silence(path) < _SILENT
-    if owner.keys() >= {"path", "inode"} and all(owner[key] != value for key, value in _of_folder(folder).items()):
+    if owner.keys() >= {"path", "inode"} and all(owner[key] != value for key, value in _of_folder(path.parent).items()):
         return False  # the folder is a copy, made while the run was at work where it came from
     if owner.get("pid") == os.getpid() and owner.get("started") == _started(os.getpid()):
         return owner.get("token") in _LIVE

@@ -213,6 +213,7 @@ class Run:
         elif self.state == "finished":
             raise TrainError(f"the run `{self.name}` is finished", fix="start a new one with more steps")
         control.wish(self.folder, mode="run")
+        self.say(says.State(state="queued", step=self.step, total_steps=self.total_steps))
         self._launched = launch(self.folder, detach=detach, own_process=own_process)
         return self
 
@@ -232,9 +233,9 @@ class Run:
             assert error is not None
             raise error from (self._launched.error if self._launched is not None else None)
         if state == "interrupted":
-            raise TrainError(
-                f"the run `{self.name}` was interrupted: its process is gone", fix=f"`%nbtune resume {self.name}`"
-            )
+            last = self._last(says.State)
+            why = last.detail if last is not None and last.state == "interrupted" else "its process is gone"
+            raise TrainError(f"the run `{self.name}` was interrupted: {why}", fix=f"`%nbtune resume {self.name}`")
         return self
 
     def _join(self, timeout: float | None) -> bool:

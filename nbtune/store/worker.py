@@ -164,7 +164,7 @@ class _Engine:
             seed=spec.seed,
             accelerate=spec.accelerate,
             trust_remote_code=spec.trust_remote_code,
-            quant="nf4" if self.plan.weights == "nf4" else None,
+            quant=self.plan.weights if self.plan.weights in ("nf4", "fp8") else "none",
             tokenizer=False,
             resident_layers=self.plan.resident_layers,
         )

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 import nbtune
 from nbtune import events
+from nbtune.errors import TrainError
 
 START_AND_DIE = """
 import os, signal, sys, nbtune
@@ -74,3 +77,41 @@ def test_a_process_that_is_not_detached_is_stopped_and_saved_when_its_kernel_end
     again = nbtune.attach(run.folder)
     assert again.state == "stopped"
     assert (run.folder / "checkpoints" / f"step-{again.step:08d}").is_dir()
+
+
+LOOK = """
+import sys, nbtune
+from nbtune.errors import TrainError
+run = nbtune.attach(sys.argv[1])
+print(run.state)
+try:
+    run.resume()
+except TrainError as error:
+    print(error.cause)
+"""
+
+
+def test_others_see_a_run_that_waits_and_cannot_take_it(start, until):
+    first = start("first", steps=100_000)
+    until(first, lambda e: isinstance(e, events.Step))
+    second = start("second", steps=2)
+    until(second, lambda e: isinstance(e, events.State) and e.state == "queued")
+    seen = subprocess.run([sys.executable, "-c", LOOK, str(second.folder)], capture_output=True, text=True, timeout=60)
+    assert seen.stdout.splitlines() == ["queued", "the run `second` is at work"], seen.stderr
+    first.stop(wait=True)
+    assert second.wait().state == "finished"
+    assert not list(second.folder.glob("*ing.json"))
+
+
+def test_a_process_that_was_killed_is_said_to_be(start, until):
+    import psutil
+
+    run = start("far", steps=100_000, detach=True)
+    assert run.state in ("queued", "preparing")
+    until(run, lambda e: isinstance(e, events.State))
+    assert run.state == "preparing"
+    (worker,) = psutil.Process().children()
+    worker.kill()
+    with pytest.raises(TrainError, match="interrupted: its process was ended by signal 9"):
+        run.wait()
+    assert run.state == "interrupted"

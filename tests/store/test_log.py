@@ -59,3 +59,28 @@ def test_events_of_a_newer_version_are_kept_and_do_not_stop_the_reader(tmp_path)
     weather, step = EventReader(path).read()
     assert weather == events.Unknown(name="weather", fields={"rain": True}, time=1.0)
     assert (step.step, step.loss) == (1, 2.0)
+
+
+def test_who_only_appends_ends_a_torn_line_and_loses_neither_event(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(events.to_line(events.Step(step=1, loss=2.0)).encode() + b'{"v": 1, "type": "st')
+    guest = EventWriter(path, owner=False)
+    guest(events.Export(kind="gguf"))
+    guest.close()
+    assert [event.type for event in EventReader(path).read()] == ["step", "export"]
+
+
+def test_a_line_that_the_disk_took_half_of_is_lost_alone(tmp_path, monkeypatch):
+    import os
+
+    import pytest
+
+    writer, write = EventWriter(tmp_path / "events.jsonl"), os.write
+    writer(events.Step(step=1, loss=2.0))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+    with pytest.raises(OSError, match="No space left"):
+        writer(events.Step(step=2, loss=2.0))
+    monkeypatch.undo()
+    writer(events.Step(step=3, loss=2.0))
+    writer.close()
+    assert [event.step for event in EventReader(tmp_path / "events.jsonl").read()] == [1, 3]
