@@ -153,7 +153,7 @@ class Exporter:
         if spec.adapter.type == "full":
             return export.ExportSource(base=adapter, name=run.name, base_id=spec.model)
         plan = run.plan
-        quant = "nf4" if plan is not None and plan.weights == "nf4" else None
+        quant = plan.weights if plan is not None and plan.weights in ("nf4", "fp8") else None
         base = models.resolve(spec.model)
         return export.ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, base_quant=quant)
 

@@ -151,6 +151,11 @@ def _embedding_name(base: Weights) -> str | None:
 
 def _rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
     """What a quantised base computes with: quantised as it was for training, and decoded again, fp32."""
+    if kind == "fp8":
+        from nbtune_kernels.fp8 import reference
+
+        codes, scales = reference(weight)
+        return codes.float() * scales[:, None]
     if kind != "nf4":
         raise ExportError(f"merging into a {kind!r} base is not known", fix="export the adapter instead.")
     try:

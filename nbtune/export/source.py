@@ -39,8 +39,8 @@ class ExportSource:
         name: what the result is called; files are named after it.
         base_id: how people know the base (a Hub id such as ``"Qwen/Qwen3-0.6B"`` or ``"nbtune/tiny"``).
         tokenizer: folder of the tokenizer; by default the adapter's where it has one, else the base's.
-        base_quant: the format whose *rounded* weights the adapter was trained on (``"nf4"``), or None. The adapter is
-            merged into those, not into the original 16-bit weights.
+        base_quant: the format whose *rounded* weights the adapter was trained on (``"nf4"``, ``"fp8"``), or None. The
+            adapter is merged into those, not into the original 16-bit weights.
     """
 
     base: Path

@@ -63,7 +63,7 @@ def build(
         seed: of the adapter's first values.
         accelerate: False leaves transformers' own forward.
         trust_remote_code: let the model's own Python run.
-        quant: format of frozen weights; unset: ``nf4`` for a qlora, else none.
+        quant: format of frozen weights, ``none``, ``nf4`` or ``fp8``; unset: ``nf4`` for a qlora, else none.
         tokenizer: also load it.
         resident_layers: how many layers have their frozen weights on the device, the others' stay in the host's
             memory; unset: all.
@@ -75,13 +75,16 @@ def build(
     import torch
 
     streams = resident_layers is not None and resident_layers < model_facts(spec_model).num_layers
-    if streams and not accelerate:
-        raise PlanError("weights in the host's memory need nbtune's own blocks", fix="leave `accelerate` on")
+    if (streams or quant == "fp8") and not accelerate:
+        raise PlanError(
+            "weights in the host's memory, or in 8 bits, need nbtune's own blocks", fix="leave `accelerate` on"
+        )
     quant = quant or ("nf4" if adapter.type == "qlora" else "none")
     facts = model_facts(spec_model)
     tok = load_tokenizer(spec_model, trust_remote_code=trust_remote_code) if tokenizer else None
     place = torch.device("cpu") if streams else device
-    base = load_model(spec_model, dtype=dtype, device=place, quant=quant, trust_remote_code=trust_remote_code)
+    stored = "none" if quant == "fp8" else quant  # 16 bits come into memory first
+    base = load_model(spec_model, dtype=dtype, device=place, quant=stored, trust_remote_code=trust_remote_code)
     model: Any = add_adapter(base, adapter, seed=seed)
     built = Built(model, tok, facts)
     if accelerate:
@@ -89,8 +92,19 @@ def build(
         from nbtune.models.accelerate.streamed import Streaming
 
         stream = Streaming(torch.device(device), facts.num_layers, resident_layers or 0) if streams else None
-        built.handle = attach(model, policy, stream=stream)
+        built.handle = attach(model, policy, home="eight_bit" if quant == "fp8" else "stacked", stream=stream)
         built.report = built.handle.report.lines()
+        if quant == "fp8":
+            _refuse_other_layers(built.handle.report.left)
     else:
         built.report = ["acceleration: switched off"]
     return built
+
+
+def _refuse_other_layers(left: dict[str, str]) -> None:
+    """All decoder layers have 8-bit weights, or none: what is exported is rounded in the same way."""
+    for name, why in left.items():
+        if name.startswith(("layers", "model")):
+            raise PlanError(
+                f"8-bit weights need nbtune's own blocks, and {name} is none: {why}", fix="write `weights: auto`"
+            )

@@ -80,7 +80,9 @@ def estimate(
     tokens = micro_batch_size * sequence_len
     frozen = blocks * block_bytes(model, weights) + rest * width
     logits = min(tokens, _LOGIT_CHUNK) if accelerated else tokens
-    return MemoryPlan(
+    if weights == "fp8":  # one block's are there transposed, too
+        frozen += block_bytes(model, weights)
+    needs = MemoryPlan(
         weights=frozen,
         adapter=0 if adapter.type == "full" else trained * 4,
         gradients=trained * 4,
@@ -89,6 +91,9 @@ def estimate(
         head=logits * model.vocab_size * (4 + width),
         reserve=_CUDA_CONTEXT if device == "cuda" else _PYTHON,
     )
+    # 8-bit weights come into memory as 16-bit ones first
+    loading = block_bytes(model, "16bit") * model.num_layers + rest * width if weights == "fp8" else 0
+    return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
 
 
 def block_bytes(model: ModelFacts, weights: str) -> int:

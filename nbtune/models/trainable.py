@@ -65,7 +65,7 @@ def load_trainable(
 
     Args:
         path: ``nbtune/tiny``, a folder, or a Hub id.
-        quant: frozen weights: ``none`` (16-bit, on a CPU 32-bit) or ``nf4``.
+        quant: frozen weights: ``none`` (16-bit, on a CPU 32-bit), ``nf4`` or ``fp8``.
         r: rank of the LoRA on all linear layers.
         micro_batch_size, sequence_len: rows and tokens of a micro-batch, to choose what is kept in memory.
         weights: ``resident`` on the device, ``streamed`` from the host's memory, or ``auto``: streamed as far as they
@@ -87,7 +87,7 @@ def load_trainable(
     here = describe(place)
     dtype, _ = choose_dtype("auto", here)
     adapter = AdapterSpec(type="qlora" if quant == "nf4" else "lora", r=r)
-    kept = "nf4" if quant == "nf4" else "32bit" if dtype == "fp32" else "16bit"
+    kept = quant if quant != "none" else "32bit" if dtype == "fp32" else "16bit"
     setup = Setup(model_facts(path), adapter, here, kept, dtype, sequence_len)
     streamed = {"auto": None, "resident": False, "streamed": True}[weights]
     best, smallest = fit(setup, [micro_batch_size], activations=activations, streamed=streamed)

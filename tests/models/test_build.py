@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nbtune.errors import HubError, NbtuneError, SpecError
+from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
 from nbtune.models import build, load_adapter, load_tokenizer, load_trainable, model_facts, resolve, save_adapter
 from nbtune.models.step import TrainStep
 from nbtune.spec.model import AdapterSpec
+from tests.models.test_accelerate import make
 
 LORA = AdapterSpec(r=4)
 
@@ -190,3 +191,9 @@ def test_four_bit_layers_equal_stock(folder: Path) -> None:
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     for name, truth in found[0][1].items():
         assert (found[1][1][name] - truth).norm() <= 1e-4 * truth.norm(), name
+
+
+def test_eight_bit_weights_are_refused_where_a_block_is_not_ours(tmp_path: Path) -> None:
+    make("gemma2", None).save_pretrained(tmp_path)
+    with pytest.raises(PlanError, match="8-bit"):
+        build(str(tmp_path), adapter=AdapterSpec(r=4), dtype=torch.float32, device="cpu", quant="fp8", tokenizer=False)

@@ -30,7 +30,7 @@ def _work(rank: int, place: str, how: str, adapter: AdapterSpec, family: str) ->
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
     try:
         model: Any = make(family, adapter)
-        handle = accelerate(model, sharded=how == "fsdp2")
+        handle = accelerate(model, home="sharded" if how == "fsdp2" else "stacked")
         assert sum(n.startswith("layers.") for n in handle.report.taken) == 2, handle.report
         wrapped = _wrap(model, how)
         # both average over processes: a loss normalised by the tokens of all comes out halved

@@ -75,7 +75,7 @@ class Handle:
 
 
 def accelerate(
-    model: nn.Module, policy: MemoryPolicy = "keep", *, sharded: bool = False, stream: Streaming | None = None
+    model: nn.Module, policy: MemoryPolicy = "keep", *, home: Home = "stacked", stream: Streaming | None = None
 ) -> Handle:
     """Replaces `forward` on the blocks of this very model that are understood, and only there.
 
@@ -85,8 +85,9 @@ def accelerate(
     Args:
         model: a transformers causal language model, or peft's wrapper around one. What is trained must be decided.
         policy: what blocks keep for their backward.
-        sharded: `fully_shard` is going to be called on its layers: weights are then read whenever a layer runs, and not
-            stacked once. (Under DDP it isn't needed.)
+        home: where frozen weights live. ``sharded``: `fully_shard` is going to be called on the layers, so that weights
+            are read whenever a layer runs, and not stacked once (under DDP it isn't needed). ``eight_bit``: they are
+            rounded to 8 bits.
         stream: which frozen weights stay in the host's memory; the model comes on the CPU then, and everything else
             goes to the device.
     """
@@ -100,7 +101,10 @@ def accelerate(
         return handle
     if stream is None:
         stock_loss = _tiny_loss(lm)
-        _take_layers(inner, policy, handle, lambda i, _: "sharded" if sharded else "stacked")
+        _take_layers(inner, policy, handle, lambda *_: home)
+        if home == "eight_bit":  # rounding is meant: the rounded model is what the rest is compared with
+            with _stock_only(handle.layers):
+                stock_loss = _tiny_loss(lm)
     else:
         move_all_but(lm, list(_layers_of(inner)), stream.device)
         _take_layers(inner, policy, handle, stream.place)
@@ -109,7 +113,8 @@ def accelerate(
     _take_norm(inner, handle)
     _take_head(lm, inner, handle)
     ours = _tiny_loss(lm) if handle.undo else stock_loss
-    if abs(ours - stock_loss) > tolerance(_dtype(lm)) * max(1.0, abs(stock_loss)):
+    limit = max(tolerance(_dtype(lm)), 0.015 if home == "eight_bit" else 0.0)  # of a loss, which averages roundings
+    if abs(ours - stock_loss) > limit * max(1.0, abs(stock_loss)):
         handle.remove()
         handle.report = Report(left={"model": f"the whole disagrees: a loss of {ours:.4f}, stock {stock_loss:.4f}"})
     handle.set_policy(policy)
@@ -255,14 +260,14 @@ def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
 def _stock_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
     """The layer's own forward; weights that are in the host's memory come in for it."""
     stock, groups = module.forward, layer.groups()
-    if traffic_of(groups) is None:
+    if not any(group.away for group in groups):
         return stock
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and not layer.stock_only:
             raise RuntimeError(
                 "this call needs transformers' own forward with gradients (a cache, attention weights, autocast or a "
-                "4-D mask), which weights in the host's memory do not allow"
+                "4-D mask), which weights in the host's memory, or in 8 bits, do not allow"
             )
         with present(groups):
             return stock(*args, **kwargs)

@@ -137,6 +137,9 @@ class GradJobs:
 class LinearGroup:
     """Linear layers with one input, stacked.
 
+    `away`: the layers' own weights are not what their stock forward needs, unless `lend` has brought it. `slack`: how
+    far rounding may move what it computes.
+
     Args:
         modules: the layers, in the order of their outputs.
 
@@ -178,7 +181,16 @@ class LinearGroup:
         weight = self.members[0].base.weight
         return weight.dtype, weight.device
 
+    away = False
+    slack = 0.0
+
     # ------------------------------------------------------------ storage
+
+    def lend(self) -> None:
+        """Gives the stock layers weights that they can work with, until `take_back`."""
+
+    def take_back(self) -> None:
+        """The end of `lend`."""
 
     def load(self) -> None:
         """Makes M ready for the products of one half of a layer."""

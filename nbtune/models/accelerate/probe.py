@@ -51,7 +51,7 @@ def probe_layer(
     Raises:
         LeftAlone: they do not agree.
     """
-    limit = tolerance(inputs.x.dtype)
+    limit = max(tolerance(inputs.x.dtype), *(group.slack for group in layer.groups()))
     with (
         _filled(layer),
         without_dropout(module),

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nbtune.models.accelerate.eight_bit import EightBitGroup
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, is_four_bit, wide
 from nbtune.models.accelerate.sharded import ShardedGroup
 from nbtune.models.accelerate.streamed import StreamedGroup
 
 __all__ = ["Home", "QuantisedGroup", "group_of"]
 
-Home = Literal["stacked", "sharded", "streamed"]  # where frozen weights live
+Home = Literal["stacked", "sharded", "streamed", "eight_bit"]  # where frozen weights live
 
 
 def group_of(modules: list[nn.Module], home: Home = "stacked") -> LinearGroup:
@@ -28,7 +29,8 @@ def group_of(modules: list[nn.Module], home: Home = "stacked") -> LinearGroup:
         if home != "stacked":
             raise LeftAlone(f"its weights are quantised, and cannot be {home}")
         return QuantisedGroup(modules)
-    return {"stacked": LinearGroup, "sharded": ShardedGroup, "streamed": StreamedGroup}[home](modules)
+    kinds = {"stacked": LinearGroup, "sharded": ShardedGroup, "streamed": StreamedGroup, "eight_bit": EightBitGroup}
+    return kinds[home](modules)
 
 
 class QuantisedGroup(LinearGroup):

@@ -146,6 +146,7 @@ class StreamedGroup(LinearGroup):
 
     host: Tensor  # [O, pitch of M]: the rows of W, as they lie in M
     place: _Place | None = None
+    away = True
 
     def __init__(self, modules: list[nn.Module]) -> None:
         super().__init__(modules)
@@ -220,14 +221,13 @@ class StreamedGroup(LinearGroup):
 
 @contextmanager
 def present(groups: list[LinearGroup]) -> Iterator[None]:
-    """While it lasts, the stock layers of streamed groups find their weights on the device."""
-    streamed = [group for group in groups if isinstance(group, StreamedGroup)]
-    for group in streamed:
+    """While it lasts, the stock layers of all groups find weights that they can work with."""
+    for group in groups:
         group.lend()
     try:
         yield
     finally:
-        for group in streamed:
+        for group in groups:
             group.take_back()
 
 

@@ -1,0 +1,117 @@
+"""8-bit floating point (e4m3) with one scale a row: quantise, transpose, and multiply.
+
+    s_t = max_k |x_tk c_k| / 448        q_tk = e4m3(x_tk c_k / s_t)        y = (q s)(w z)'
+
+A product of frozen weights `w z'` (z a scale an output row) then has both scales outside of its sum. On the way back
+the sum runs over the output rows: their scales go into dy as c before it is quantised, and the weights are needed
+transposed, because Hopper's 8-bit products read both operands along the sum.
+Micikevicius et al. 2022, "FP8 formats for deep learning" (arXiv 2209.05433).
+"""
+
+import torch
+from torch import Tensor
+
+from ._runtime import FUSED, cdiv, flat_rows, jit, next_power_of_2, op, tl, use_triton
+
+LARGEST = 448.0  # of e4m3
+_TILE = 64
+
+
+def reference(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What `quantise_rows` does, in plain torch."""
+    value = x.float() if columns is None else x.float() * columns
+    top = value.abs().amax(-1)
+    scale = torch.where(top > 0, top / LARGEST, torch.ones_like(top))
+    return (value / scale[:, None]).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+
+
+@jit
+def _quantise_kernel(x_ptr, columns_ptr, q_ptr, scale_ptr, width, stride, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * stride + at, at < width, other=0.0).to(tl.float32)
+    if COLUMNS:
+        x *= tl.load(columns_ptr + at, at < width, other=0.0)
+    top = tl.max(tl.abs(x), 0)
+    scale = tl.where(top > 0, top / 448.0, 1.0)
+    tl.store(scale_ptr + row, scale)
+    q = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)
+    tl.store(q_ptr + row * width + at, q.to(q_ptr.dtype.element_ty), at < width)
+
+
+@jit
+def _transpose_kernel(x_ptr, out_ptr, rows, columns, TILE: tl.constexpr):
+    """Bytes: what they mean does not matter."""
+    r = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    c = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    x = tl.load(x_ptr + r[:, None] * columns + c[None, :], (r[:, None] < rows) & (c[None, :] < columns), other=0)
+    tl.store(out_ptr + c[:, None] * rows + r[None, :], tl.trans(x), (c[:, None] < columns) & (r[None, :] < rows))
+
+
+@op("fp8_quantise(Tensor x, Tensor? columns, Tensor(a!) q, Tensor(b!) scale) -> ()", lambda *_: None)
+def _quantise(x, columns, q, scale):
+    if not (use_triton(x) and x.is_cuda):  # the interpreter has no 8-bit rounding of its own
+        made, scales = reference(x, columns)
+        q.copy_(made)
+        scale.copy_(scales)
+        return
+    width = x.shape[1]
+    block = next_power_of_2(width)
+    _quantise_kernel[(x.shape[0],)](
+        x, x if columns is None else columns, q, scale, width, x.stride(0), COLUMNS=columns is not None, BLOCK=block,
+        **FUSED, num_warps=min(16, max(4, block // 1024)),
+    )  # fmt: skip
+
+
+@op("fp8_transpose(Tensor x, Tensor(a!) out) -> ()", lambda *_: None)
+def _transpose(x, out):
+    if not use_triton(x):
+        out.view(torch.uint8).copy_(x.view(torch.uint8).t())
+        return
+    rows, columns = x.shape
+    _transpose_kernel[(cdiv(columns, _TILE), cdiv(rows, _TILE))](
+        x.view(torch.uint8), out.view(torch.uint8), rows, columns, TILE=_TILE, **FUSED, num_warps=4
+    )
+
+
+def quantise_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x, times a factor for each column, as 8-bit numbers and a scale for each row.
+
+    Args:
+        x: `[T, K]`, unit inner stride.
+        columns: fp32 `[K]`.
+
+    Returns:
+        q: e4m3 `[T, K]`; scale: fp32 `[T]`, 1 for a row of zeros.
+    """
+    x = flat_rows(x)
+    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    _quantise(x, columns, q, scale)
+    return q, scale
+
+
+def transposed(x: Tensor, out: Tensor) -> Tensor:
+    """Writes x' into `out`; x: one-byte numbers `[O, K]`, contiguous; out: `[K, O]`, contiguous."""
+    _transpose(x, out)
+    return out
+
+
+def scaled_product(
+    q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """(q scale)(weight weight_scale)' + bias, `[T, O]` in dtype; the sum is in fp32.
+
+    Args:
+        q: e4m3 `[T, K]`; scale: fp32 `[T]`.
+        weight: e4m3 `[O, K]`; weight_scale: fp32 `[O]`. On a GPU K and O are multiples of 16.
+        dtype: of the result.
+        bias: `[O]` in dtype.
+    """
+    if q.is_cuda:
+        return torch._scaled_mm(
+            q, weight.t(), scale_a=scale[:, None], scale_b=weight_scale[None], bias=bias, out_dtype=dtype,
+            use_fast_accum=True,
+        )  # fmt: skip
+    y = (q.float() * scale[:, None]) @ (weight.float() * weight_scale[:, None]).t()
+    return (y if bias is None else y + bias).to(dtype)
