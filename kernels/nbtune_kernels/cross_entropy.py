@@ -195,14 +195,17 @@ def _kernel(
 
 def _launch(logits, labels, coef, head, out, lse) -> None:
     m, vocabulary = logits.shape
-    table = launch("cross_entropy", compute_capability(logits.device))
+    table = launch("cross_entropy" if coef is not None else "cross_entropy_stats", compute_capability(logits.device))
     stats = out if lse is None else out._replace(lse=lse)
+    # soft-capping and smoothing need registers; with several tiles a row, loads overlap with the rest
+    most = table["block"] // 2 if head.softcap or head.label_smoothing else table["block"]
+    block = max(8, min(most, next_power_of_2(vocabulary) // 4))
     _kernel[(m,)](
         logits, labels, out.loss if coef is None else coef, stats.loss, stats.lse, stats.entropy, stats.correct,
         logits.stride(0), vocabulary, head.logit_scale, head.softcap, head.z_loss, head.label_smoothing,
         head.ignore_index, GRAD=coef is not None, KNOWN=lse is not None, SOFTCAP=head.softcap != 0.0,
-        SMOOTH=head.label_smoothing != 0.0, LANES=max(1, min(table["block"], next_power_of_2(vocabulary)) // 8),
-        STAGES=table["stages"], KEEP=table["keep"], DROP=table["drop"], **FUSED, num_warps=table["warps"],
+        SMOOTH=head.label_smoothing != 0.0, LANES=block // 8, STAGES=table["stages"], KEEP=table["keep"],
+        DROP=table["drop"], **FUSED, num_warps=max(1, table["warps"] * block // most),
     )  # fmt: skip
 
 

@@ -3,8 +3,8 @@
     keep_i = half of philox4x32-7(key = seed, counter = (c, 0, stream, 0))[w] >= p 2^16
     y_i = keep_i ? x_i / (1 - p) : 0
 
-One counter serves eight elements, two by each of its words, since the generator and not memory is what limits: of each
-2,048, element e has c = 256 (i // 2048) + e % 256, w = e // 512, and the low (e // 256 even) or high half of the word.
+One counter serves eight elements, two by each of its words, since the generator and not memory is what limits: element
+i has c = i // 8, w = (i % 8) // 2, and the low (i even) or high half of the word.
 p is rounded to a multiple of 2^-16. The backward pass is the same op on dy. Kernel and reference give the same mask.
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Random123): seven rounds pass every test.
 """
@@ -16,7 +16,6 @@ from ._runtime import FUSED, cdiv, compute_capability, jit, op, tl, use_triton
 from .tables import launch
 
 _MASK = 0xFFFFFFFF
-_GROUP = 256  # counters in a group, which serves 2,048 elements
 
 
 def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,10 +44,9 @@ def philox(seed: Tensor, counter: Tensor, stream: int) -> Tensor:
 def dropout_mask(shape: tuple[int, ...] | torch.Size, p: float, seed: Tensor, stream: int = 0) -> Tensor:
     """The mask itself (bool, True = kept), on seed's device: give it to another implementation to compare."""
     n = torch.Size(shape).numel()
-    groups = cdiv(n, 8 * _GROUP)
-    words = philox(seed, torch.arange(groups * _GROUP, device=seed.device), stream).view(4, groups, _GROUP)
-    halves = torch.stack((words & 0xFFFF, words >> 16), 1).view(8, groups, _GROUP)
-    return (halves.transpose(0, 1).reshape(-1)[:n] >= _threshold(p)).view(shape)
+    words = philox(seed, torch.arange(cdiv(n, 8), device=seed.device), stream)
+    halves = torch.stack((words & 0xFFFF, words >> 16), 1).view(8, -1).t()
+    return (halves.reshape(-1)[:n] >= _threshold(p)).view(shape)
 
 
 def _threshold(p: float) -> int:
@@ -61,29 +59,21 @@ def reference(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
 
 
 @jit
-def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.constexpr):
     seed = tl.load(seed_ptr)
-    c = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    # a column from the start: a thread then makes the words of the very elements that it loads
+    c = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
     low = (c & 0xFFFFFFFF).to(tl.uint32)
     high = (c >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(seed, low, high, zero + stream, zero, n_rounds=7)
-    at = (c // GROUP) * (8 * GROUP) + c % GROUP
-    limit = threshold.to(tl.uint32)
-    _keep(x_ptr, y_ptr, at, n, w0, limit, scale, GROUP)
-    _keep(x_ptr, y_ptr, at + 2 * GROUP, n, w1, limit, scale, GROUP)
-    _keep(x_ptr, y_ptr, at + 4 * GROUP, n, w2, limit, scale, GROUP)
-    _keep(x_ptr, y_ptr, at + 6 * GROUP, n, w3, limit, scale, GROUP)
-
-
-@jit
-def _keep(x_ptr, y_ptr, at, n, word, limit, scale, GROUP: tl.constexpr):
-    low = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
-    high = tl.load(x_ptr + at + GROUP, at + GROUP < n, other=0.0).to(tl.float32)
-    low = tl.where((word & 0xFFFF) >= limit, low * scale, 0.0)
-    high = tl.where((word >> 16) >= limit, high * scale, 0.0)
-    tl.store(y_ptr + at, low.to(y_ptr.dtype.element_ty), at < n)
-    tl.store(y_ptr + at + GROUP, high.to(y_ptr.dtype.element_ty), at + GROUP < n)
+    part = tl.arange(0, 8)[None, :]
+    at = c * 8 + part
+    x = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
+    word = tl.where(part < 2, w0, tl.where(part < 4, w1, tl.where(part < 6, w2, w3)))
+    half = tl.where(part % 2 == 0, word & 0xFFFF, word >> 16)
+    y = tl.where(half >= threshold.to(tl.uint32), x * scale, 0.0)
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), at < n)
 
 
 @op("dropout(Tensor x, float p, Tensor seed, int stream, Tensor(a!) y) -> ()", lambda *_: None)
@@ -92,9 +82,8 @@ def _dropout(x, p, seed, stream, y):
         y.copy_(reference(x, p, seed, stream))
         return
     table, x = launch("dropout", compute_capability(x.device)), x.contiguous()
-    counters = cdiv(x.numel(), 8 * _GROUP) * _GROUP
-    _kernel[(cdiv(counters, table["block"]),)](
-        x, seed, y, x.numel(), _threshold(p), 1 / (1 - p), stream, BLOCK=table["block"], GROUP=_GROUP,
+    _kernel[(cdiv(x.numel(), 8 * table["block"]),)](
+        x, seed, y, x.numel(), _threshold(p), 1 / (1 - p), stream, BLOCK=table["block"],
         **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 

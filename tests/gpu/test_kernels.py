@@ -75,6 +75,8 @@ def test_rows_beyond_2_to_31_elements() -> None:
     assert torch.equal(rstd[-1000:], want_rstd)
     h = nk.act_mul(x, x, out=y)
     assert torch.equal(h[-1000:], nk.act_mul(x[-1000:].clone(), x[-1000:].clone()))
+    ids = torch.tensor([rows - 1, 0, rows - 1000], device="cuda")
+    assert torch.equal(nk.embedding(ids, x), x[ids])
     seed = torch.tensor(3, device="cuda")
     dropped = nk.dropout(x, 0.5, seed)
     assert 0.4 < (dropped[-1000:] == 0).float().mean().item() < 0.6
