@@ -11,7 +11,7 @@ from nbtune_kernels import ACTIVATIONS, act_mul
 from nbtune_kernels.rms_norm import reference as plain_rms_norm
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.blocks import Layer, Norm
+from nbtune.models.accelerate.layer import Layer, Norm
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
 from nbtune.models.accelerate.quantised import Home, group_of
 from nbtune.models.policy import MemoryPolicy

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from nbtune.device import empty_cache
 from nbtune.models.accelerate.attention import Packing, packing_of
-from nbtune.models.accelerate.blocks import Lane, Layer, LayerFunction
+from nbtune.models.accelerate.blocks import LayerFunction
 from nbtune.models.accelerate.dropped import Draws
 from nbtune.models.accelerate.find import causal_lm, decoder, decoder_layers, find_layer, find_norm, tolerance
 from nbtune.models.accelerate.head import Head, NormFunction, find_head, loss_inputs
+from nbtune.models.accelerate.layer import Lane, Layer
 from nbtune.models.accelerate.linear import LeftAlone
 from nbtune.models.accelerate.parking import Parking
 from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer, without_dropout

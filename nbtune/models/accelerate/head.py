@@ -9,7 +9,7 @@ from nbtune_kernels import linear_cross_entropy_loss, rms_norm, rms_norm_backwar
 from torch import Tensor, nn
 
 from nbtune.device import capturing
-from nbtune.models.accelerate.blocks import Norm
+from nbtune.models.accelerate.layer import Norm
 from nbtune.models.accelerate.linear import LeftAlone
 
 __all__ = ["Head", "LossInputs", "NormFunction", "find_head", "loss_inputs"]

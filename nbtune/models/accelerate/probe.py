@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.blocks import Layer, LayerFunction
+from nbtune.models.accelerate.blocks import LayerFunction
 from nbtune.models.accelerate.find import relative_error, tolerance
+from nbtune.models.accelerate.layer import Layer
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
 
 __all__ = ["Inputs", "probe_inputs", "probe_layer", "without_dropout"]
