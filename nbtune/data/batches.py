@@ -41,6 +41,9 @@ class Batch:
         trained_rows: int64 [R], flat positions (b·S + s) whose next token has a loss, padded with 0 to a bucket.
         trained_labels: int64 [R], the next tokens there; -100 in the padding.
         examples: int64, the dataset's numbers of what is in it.
+        values: float32 [examples], what was judged of each: 1 better or good, 0 worse or bad; None for other rows.
+            Pairs stand side by side: better, worse, better, worse, …
+        token_values: float32 [B, S], NaN but at the last token of a judged step; None for other rows.
     """
 
     input_ids: Any
@@ -54,6 +57,8 @@ class Batch:
     trained_rows: Any
     trained_labels: Any
     examples: tuple[int, ...] = ()
+    values: Any = None
+    token_values: Any = None
 
     def to(self, device: Any, *, non_blocking: bool = True) -> Batch:
         """The batch with its tensors on `device`."""
@@ -107,6 +112,8 @@ class BatchPlan:
         shuffle: False keeps the order of the rows; as `order="given"`.
         order: of the examples (`RunSpec.order`).
         mix: what the weights of several sources mean.
+        together: so many examples in a row belong together (2 for pairs) and share a micro-batch; the sizes then count
+            such groups.
         bucket: `trained_rows` is padded to a multiple of it.
         rank: which of the `ranks` processes this is; each gets its own share of every step.
 
@@ -128,13 +135,18 @@ class BatchPlan:
         shuffle: bool = True,
         order: Order = "shuffled",
         mix: MixSpec | None = None,
+        together: int = 1,
         bucket: int = 64,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         if not dataset.at_most(1):
             raise ValueError("the dataset is empty")
-        longest = dataset.longest
+        if together > 1 and (isinstance(dataset, Arriving) or len(dataset) % together):
+            raise ValueError(f"the dataset does not consist of groups of {together}")
+        self._units = _grouped(dataset, together) if isinstance(dataset, Dataset) and together > 1 else dataset
+        self._together = together
+        longest = self._units.longest if packing else dataset.longest
         self.dataset, self.packing, self.seed = dataset, packing, seed
         self.arrangement: Order = order if shuffle else "given"
         self.shuffle = self.arrangement != "given"
@@ -151,7 +163,7 @@ class BatchPlan:
             self._arrivals = Arrivals(dataset, self._per_step, capacity, seed if self.shuffle else None)
             self.mixture = Mixture(1)
         else:
-            self.mixture = mixture(dataset, mix or MixSpec())
+            self.mixture = mixture(self._units, mix or MixSpec())  # type: ignore[arg-type]
 
     @cached_property
     def bins(self) -> list[list[int]]:
@@ -159,10 +171,10 @@ class BatchPlan:
         if self._arrivals is not None:
             return self._arrivals.sequences()
         if not self.packing:
-            return [[i] for i in range(len(self.dataset))]
+            return [[i] for i in range(len(self._units))]
         if self._laps == 1:
-            return best_fit(self.dataset.lengths, self.sequence_len)
-        seed, data = self.seed if self.shuffle else None, self.dataset
+            return best_fit(self._units.lengths, self.sequence_len)
+        seed, data = self.seed if self.shuffle else None, self._units
         mix = self.mixture
         laps = [epoch_order(mix.draws, seed, lap, data.source_of, mix.shares) for lap in range(self._laps)]
         draws = np.concatenate(laps)
@@ -174,7 +186,7 @@ class BatchPlan:
         shares, count = self.mixture.shares, self.mixture.draws
         if not self.packing or shares is None:
             return 1
-        rows = np.bincount(self.dataset.source_of, minlength=len(shares))
+        rows = np.bincount(self._units.source_of, minlength=len(shares))
         needed = [-(-int(n) // q) for n, q in zip(rows, quotas(count, shares), strict=True) if q]
         return min(max([2, *needed]), 8)
 
@@ -203,7 +215,7 @@ class BatchPlan:
         """Share of tokens in packed sequences that are not padding; 1 if not packed."""
         if not self.packing:
             return 1.0
-        tokens = int(self.dataset.lengths[np.concatenate(self.bins)].sum())
+        tokens = int(self._units.lengths[np.concatenate(self.bins)].sum())
         return tokens / (len(self.bins) * self.sequence_len)
 
     def order(self, epoch: int) -> np.ndarray:
@@ -213,13 +225,13 @@ class BatchPlan:
         return self._order[1]
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        seed, source_of = self.seed if self.shuffle else None, self.dataset.source_of
+        seed, source_of = self.seed if self.shuffle else None, self._units.source_of
         if self.packing:
             return epoch_order(len(self.bins), seed, epoch, source_of, None)
         mix, in_turn = self.mixture, self.arrangement == "in_turn"
         drawn = epoch_order(mix.draws, seed, epoch, source_of, mix.shares, in_turn=in_turn)
         if self.arrangement == "short_first":
-            return drawn[np.argsort(self.dataset.lengths[drawn], kind="stable")]
+            return drawn[np.argsort(self._units.lengths[drawn], kind="stable")]
         return drawn
 
     def step(self, k: int) -> list[Batch]:
@@ -243,9 +255,11 @@ class BatchPlan:
             yield from self.step(k)
 
     def _batch(self, bins: list[list[int]]) -> Batch:
+        group = self._together
+        bins = [[unit * group + i for unit in members for i in range(group)] for members in bins] if group > 1 else bins
         if self.packing:
             return pack(self.dataset, bins, self.sequence_len, self.pad_id, self.bucket, self.pad_to_multiple)
-        return collate(self.dataset, [b[0] for b in bins], self.pad_to_multiple, self.pad_id, self.bucket)
+        return collate(self.dataset, [e for b in bins for e in b], self.pad_to_multiple, self.pad_id, self.bucket)
 
 
 def collate(
@@ -263,7 +277,8 @@ def collate(
         mask[b, : len(row)] = 1
     labels[:, 0] = IGNORED
     positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape).copy()
-    return _finish(ids, labels, positions, None if mask.all() else mask, None, int(mask.sum()), bucket, examples)
+    made = _finish(ids, labels, positions, None if mask.all() else mask, None, int(mask.sum()), bucket, examples)
+    return _judged(made, dataset, [(e, b, 0) for b, e in enumerate(examples)])
 
 
 def pack(
@@ -282,7 +297,7 @@ def pack(
     ids = np.full((len(bins), length), pad_id, np.int64)
     labels = np.full((len(bins), length), IGNORED, np.int64)
     positions = np.zeros((len(bins), length), np.int64)
-    starts, tokens = [], 0
+    starts, tokens, places = [], 0, []
     for b, members in enumerate(bins):
         at = 0
         for example in members:
@@ -293,13 +308,38 @@ def pack(
             labels[b, at] = IGNORED
             positions[b, at:end] = np.arange(len(row))
             starts.append(b * length + at)
+            places.append((example, b, at))
             at = end
         tokens += at
         if at < length:  # padding is a document of its own: nobody attends to it
             positions[b, at:] = np.arange(length - at)
             starts.append(b * length + at)
     bounds = np.array([*starts, len(bins) * length], np.int32)
-    return _finish(ids, labels, positions, None, bounds, tokens, bucket, [e for m in bins for e in m])
+    made = _finish(ids, labels, positions, None, bounds, tokens, bucket, [e for m in bins for e in m])
+    return _judged(made, dataset, places)
+
+
+def _grouped(dataset: Dataset, together: int) -> Dataset:
+    """The same tokens, with so many examples as one."""
+    of = {"source_of": dataset.source_of[::together], "row_of": dataset.row_of[::together]}
+    starts = dataset.starts[::together]
+    return Dataset(dataset.ids, dataset.trained, starts, **of, sources=dataset.sources, weights=dataset.weights)
+
+
+def _judged(batch: Batch, dataset: Dataset | Arriving, places: list[tuple[int, int, int]]) -> Batch:
+    """The batch with what was judged of its examples; `places`: (example, row, first column)."""
+    if isinstance(dataset, Arriving) or dataset.value_of is None:
+        return batch
+    import torch
+
+    values = torch.from_numpy(dataset.value_of[list(batch.examples)])
+    if dataset.token_values is None:
+        return replace(batch, values=values)
+    per_token = np.full(tuple(batch.input_ids.shape), np.nan, np.float32)
+    for example, row, at in places:
+        found = dataset.token_values[dataset.starts[example] : dataset.starts[example + 1]]
+        per_token[row, at : at + len(found)] = found
+    return replace(batch, values=values, token_values=torch.from_numpy(per_token))
 
 
 def _finish(

@@ -42,6 +42,7 @@ __all__ = [
 
 WORTH = 2000
 ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
+_MORE = ("value_of", "token_values")  # of rows that judge
 
 
 def folder() -> Path:
@@ -54,12 +55,12 @@ def folder() -> Path:
 def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]) -> str | None:
     """The key of a preparation; None where the data's content is not known without reading it (the Hub, variables
     that are not in a snapshot)."""
-    if not all(source.files for source in sources):
+    if not all(source.files and (source.change is None or source.change_digest) for source in sources):
         return None
     found = hashlib.sha256()
     for source in sources:
         meaning = source.spec.model_dump(mode="json", exclude={"source"})
-        found.update(json.dumps([source.name, source.role, meaning], sort_keys=True).encode())
+        found.update(json.dumps([source.name, source.role, meaning, source.change_digest], sort_keys=True).encode())
         digests = source.digests or [_content_of(file, "sha256").hex() for file in source.files]
         for file, digest in zip(source.files, digests, strict=True):
             found.update(file.suffix.encode() + bytes.fromhex(digest))
@@ -99,8 +100,9 @@ def store(key: str, prepared: Prepared) -> None:
         return
     try:
         for name, dataset in _named(prepared).items():
-            for part in ARRAYS:
-                np.save(place / f"{name}-{part}.npy", getattr(dataset, part))
+            for part in (*ARRAYS, *_MORE):
+                if getattr(dataset, part) is not None:
+                    np.save(place / f"{name}-{part}.npy", getattr(dataset, part))
         seal(key, place, prepared)
     except OSError:
         shutil.rmtree(place, ignore_errors=True)
@@ -168,7 +170,8 @@ def prune(keep_bytes: int = 0) -> int:
 
 def read_arrays(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
     """The dataset `train` or `eval` of a folder, memory-mapped; `about`: its sources and weights."""
-    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in ARRAYS}
+    there = [part for part in (*ARRAYS, *_MORE) if part in ARRAYS or (place / f"{name}-{part}.npy").exists()]
+    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in there}
     return Dataset(**arrays, sources=about["sources"], weights=about["weights"])
 
 

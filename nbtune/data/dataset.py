@@ -36,6 +36,8 @@ class Dataset:
         starts: int64 [examples + 1].
         sources: names of the sources; `source_of` int32 [examples], `row_of` int64 [examples].
         weights: one per source, for a mix.
+        value_of: float32 [examples], what was judged: 1 better or good, 0 worse or bad; None for rows that judge not.
+        token_values: float32 [tokens], NaN but at the last token of a judged step: 1 right, 0 wrong; None likewise.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class Dataset:
         row_of: np.ndarray,
         sources: Sequence[str],
         weights: Sequence[float] = (),
+        value_of: np.ndarray | None = None,
+        token_values: np.ndarray | None = None,
     ) -> None:
+        self.value_of, self.token_values = value_of, token_values
         self.ids, self.trained, self.starts = ids, trained, starts
         self.source_of, self.row_of = source_of, row_of
         self.sources = tuple(sources)
@@ -100,6 +105,8 @@ class Dataset:
             self.row_of[indices],
             self.sources,
             self.weights,
+            None if self.value_of is None else self.value_of[indices],
+            None if self.token_values is None else self.token_values[where],
         )
 
 
@@ -114,9 +121,23 @@ class Builder:
         self._lengths = array("q")
         self._source_of = array("i")
         self._row_of = array("q")
+        self._values = array("f")
+        self._steps: list[np.ndarray] = []
 
-    def add(self, ids: np.ndarray, trained: np.ndarray, source: int, row: int) -> None:
-        """One example: ids int32 [n], trained bool [n]."""
+    def add(
+        self,
+        ids: np.ndarray,
+        trained: np.ndarray,
+        source: int,
+        row: int,
+        value: float | None = None,
+        steps: np.ndarray | None = None,
+    ) -> None:
+        """One example: ids int32 [n], trained bool [n]; what was judged of it, and of its tokens (float32 [n])."""
+        if value is not None:
+            self._values.append(value)
+        if steps is not None:
+            self._steps.append(steps)
         self._new.append((ids, trained))
         self._lengths.append(len(ids))
         self._source_of.append(source)
@@ -143,4 +164,6 @@ class Builder:
             ids[at : at + len(part_ids)], trained[at : at + len(part_ids)] = part_ids, part_trained
             at += len(part_ids)
         source_of, row_of = np.asarray(self._source_of, np.int32), np.asarray(self._row_of, np.int64)
-        return Dataset(ids, trained, starts, source_of, row_of, self._sources, self._weights)
+        values = np.asarray(self._values, np.float32) if len(self._values) else None
+        steps = np.concatenate(self._steps) if self._steps else None
+        return Dataset(ids, trained, starts, source_of, row_of, self._sources, self._weights, values, steps)

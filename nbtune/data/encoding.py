@@ -194,6 +194,8 @@ class Encoder:
                 if learnt or self.train_on == "all":
                     trained.append((len(text), len(text) + len(piece)))
             text += piece
+        if row.data is not None:
+            spans = [(start, end, 0) for start, end in row.data]
         bos = self.tokenizer.bos_token
         return Job(text, spans, trained, row.raw, not row.raw and not (bos and text.startswith(bos)), row.ends)
 

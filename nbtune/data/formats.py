@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+from nbtune.data.judged import JUDGED
 from nbtune.data.messages import Chat
 from nbtune.data.readers import (
     ANSWERS,
@@ -23,12 +24,14 @@ from nbtune.data.readers import (
     missing,
     near,
 )
+from nbtune.data.row_templates import template_format
 from nbtune.errors import DataError, SpecError
 from nbtune.spec import SourceSpec
 
 __all__ = ["FORMATS", "PEERS", "Chat", "Format", "Parts", "detect"]
 
-FORMATS = tuple(READERS)
+_ALL = {**READERS, **JUDGED}
+FORMATS = tuple(_ALL)
 
 # Names that peers have for it: (format, columns where they are not the usual ones).
 PEERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -90,6 +93,8 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
         SpecError: an unknown format, or a column that is not there.
         DataError: nothing fits; with the columns and how to say what they are.
     """
+    if spec.template is not None:
+        return template_format(spec.template, columns, place)
     name, style, usual = _named(spec, place)
     for role, column in spec.columns.items():
         if column not in columns and not (role in _MESSAGE_KEYS and _is_chat(name, columns, sample, spec)):
@@ -104,7 +109,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             place=place,
             fix="say what they are, such as `data: {source: …, columns: {prompt: question, completion: reply}}`",
         )
-    return READERS[name](found)
+    return _ALL[name](found)
 
 
 def _named(spec: SourceSpec, place: str) -> tuple[str | None, str, Mapping[str, str]]:
@@ -114,12 +119,12 @@ def _named(spec: SourceSpec, place: str) -> tuple[str | None, str, Mapping[str, 
     asked, _, style = spec.format.partition(":")
     asked = asked.lower()
     for name in (asked, asked.split(".")[0]):
-        if name in READERS:
+        if name in _ALL:
             return name, style, {}
         if name in PEERS:
             return PEERS[name][0], style if name not in PEERS or style == "plain" else "", PEERS[name][1]
-    close = difflib.get_close_matches(asked, [*READERS, *PEERS], n=1)
-    known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(READERS)}"
+    close = difflib.get_close_matches(asked, [*_ALL, *PEERS], n=1)
+    known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(_ALL)}"
     raise SpecError(f"there is no data format `{spec.format}`", place=place, fix=known)
 
 

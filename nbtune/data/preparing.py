@@ -15,6 +15,7 @@ from nbtune.data.encoding import Encoder
 from nbtune.data.facts import DataFacts, histogram
 from nbtune.data.formats import Chat, Format, Parts
 from nbtune.data.holdout import expected_held_out, hold_out
+from nbtune.data.judged import Several
 from nbtune.data.prepared import Prepared
 from nbtune.data.reading import Overflow, Reader, format_of, is_empty, spread
 from nbtune.data.report import Report
@@ -40,6 +41,7 @@ def prepare(
     on_error: Literal["raise", "skip"] | None = None,
     progress: Callable[[int, int], None] | None = None,
     cached: bool = True,
+    kind: str = "sft",
 ) -> Prepared:
     """Reads, renders, tokenises and masks every row.
 
@@ -50,6 +52,9 @@ def prepare(
         overflow: what happens to chats that are too long, instead of what the spec says.
         on_error: `skip` drops rows that cannot be read, with the reason in the report; instead of the spec's.
         progress: called with (rows done, rows in all).
+        kind: what the rows must be (`judged.kind_of` a method): `sft`; `pairs`: example 2i is the better, 2i + 1 the
+            worse answer of a row; `feedback`: `value_of` says whether it is good; `stepwise`: `token_values` says
+            which steps are right.
         cached: look for, and keep, big data that is prepared on disk (`nbtune.data.cache`).
 
     Raises:
@@ -61,13 +66,13 @@ def prepare(
     key = None
     if cached and sum(len(source.rows) for source in sources) >= cache.WORTH:
         options = {"spec": spec.model_dump(include=READ), "max_len": max_len, "seed": seed}
-        key = cache.key_of(sources, tokenizer, {**options, "overflow": overflow, "on_error": on_error})
+        key = cache.key_of(sources, tokenizer, {**options, "overflow": overflow, "on_error": on_error, "kind": kind})
     known = cache.load(key) if key else None
     if known is not None:
         if template_text(tokenizer) is None and known.chat_template:
             tokenizer.chat_template = known.chat_template
         return known
-    work = Reader(tokenizer, spec, max_len, overflow, on_error, progress)
+    work = Reader(tokenizer, spec, max_len, overflow, on_error, progress, kind)
     train_sources = [source for source in sources if source.role == "train"]
     eval_sources = [source for source in sources if source.role == "eval"]
     work.total = sum(len(source.rows) for source in sources)
@@ -153,6 +158,7 @@ def measure(
     sample: int = 256,
     longest: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
+    kind: str = "sft",
 ) -> DataFacts:
     """What a plan needs to know, from a sample of the rows.
 
@@ -170,8 +176,7 @@ def measure(
     for source in (s for s in sources if s.role == "train"):
         rows = source.rows
         form = format_of(source, rows, on_error)
-        if not form.trainable:
-            form.read({})
+        form.check(kind, source.name)
         formats.append((source.name, form))
         chosen = spread(len(rows), sample)
         sizes, learnt = _sizes(rows, form, chosen, tokenizer, spec, on_error)
@@ -202,10 +207,14 @@ def measure(
 def _sizes(
     rows: Rows, form: Format, chosen: Sequence[int], tokenizer: Any, spec: RunSpec, on_error: str
 ) -> tuple[list[int], list[int]]:
-    read = []
+    read: list[Chat | Parts] = []
     for index in chosen:
         try:
-            read.append(form.read(rows[index]))
+            given: Any = rows[index]
+            if given is None:  # a function left it out
+                continue
+            row = form.read(given)
+            read += row.rows if isinstance(row, Several) else (row,)
         except DataError as error:
             if on_error == "raise":
                 raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None

@@ -10,7 +10,19 @@ from typing import Any
 from nbtune.data.messages import Chat, Keys, messages_of
 from nbtune.errors import DataError, SpecError
 
-__all__ = ["ANSWERS", "CHATS", "PROMPTS", "READERS", "TEXTS", "Columns", "Format", "Parts"]
+__all__ = [
+    "ANSWERS",
+    "CHATS",
+    "PROMPTS",
+    "READERS",
+    "TEXTS",
+    "Columns",
+    "Format",
+    "Parts",
+    "optional",
+    "string",
+    "there",
+]
 
 Row = Mapping[str, Any]
 
@@ -27,18 +39,33 @@ _ALPACA_TEXT = (
 )
 
 
+_KINDS = {
+    "sft": ("questions with answers, or texts", ""),
+    "pairs": (
+        "pairs of a better and a worse answer",
+        "train on the better answers alone: `format: prompt-completion` with `columns: {prompt: prompt, completion: "
+        "chosen}`",
+    ),
+    "feedback": ("answers judged good or bad", "keep the good ones, and say `format: prompt-completion`"),
+    "stepwise": ("steps judged one by one", "join the steps of good solutions into one `completion`"),
+    "prompts": ("prompts without answers", "give every row an answer (`completion`)"),
+}
+
+
 @dataclass(slots=True)
 class Parts:
     """Text without a template: (text, trained) pieces, tokenised as one string.
 
     `ends`: the end-of-sequence token follows. `windows`: too long a text is split, not cut. `raw`: control tokens in
-    the text are meant as such.
+    the text are meant as such. `data`: the stretches (start, end) of the text that came from the row, where the rest
+    is a template's own; None: all of it.
     """
 
     parts: tuple[tuple[str, bool], ...]
     ends: bool = True
     windows: bool = False
     raw: bool = False
+    data: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +75,31 @@ class Format:
     Attributes:
         name: `messages`, `alpaca`, …
         mapping: role → column.
-        read: a row as `Chat` or `Parts`; raises DataError without a place.
-        trainable: whether plain fine-tuning (sft) can learn from it.
+        read: a row as `Chat` or `Parts` (rows that judge: as `judged.Several`); raises DataError without a place.
+        kind: what can learn from it: `sft`, `pairs`, `feedback`, `stepwise`, `prompts` (`nbtune.data.judged.KINDS`).
     """
 
     name: str
     mapping: dict[str, str]
-    read: Callable[[Row], Chat | Parts]
-    trainable: bool = True
+    read: Callable[[Row], Any]
+    kind: str = "sft"
+
+    def check(self, kind: str, place: str) -> None:
+        """Whether rows of this kind are wanted.
+
+        Raises:
+            DataError: they are not; with what to do.
+        """
+        if kind == self.kind:
+            return
+        what, fix = _KINDS[self.kind]
+        if kind == "sft":
+            raise DataError(f"these are {what}: `method: sft` cannot learn from them", place=place, fix=fix)
+        raise DataError(
+            f"these are {what}, and {_KINDS[kind][0]} are wanted",
+            place=place,
+            fix="give other rows, or choose a method that learns from these; `columns` says which column is what",
+        )
 
 
 class Columns:
@@ -142,7 +186,12 @@ def is_sharegpt(column: str, sample: Sequence[Row]) -> bool:
     return any("from" in message for row in sample for message in row.get(column) or () if isinstance(message, Mapping))
 
 
-def _string(row: Row, column: str, role: str) -> str:
+def string(row: Row, column: str, role: str) -> str:
+    """The text of a column.
+
+    Raises:
+        DataError: it is missing, or no text.
+    """
     value = row.get(column)
     if value is None:
         raise DataError(f"`{column}` is missing", fix=f"give every row its {role}")
@@ -154,12 +203,14 @@ def _string(row: Row, column: str, role: str) -> str:
     return value
 
 
-def _optional(row: Row, column: str | None) -> str:
+def optional(row: Row, column: str | None) -> str:
+    """The text of a column, "" if there is none."""
     value = row.get(column) if column else None
     return value if isinstance(value, str) else ""
 
 
-def _there(mapping: Mapping[str, str | None]) -> dict[str, str]:
+def there(mapping: Mapping[str, str | None]) -> dict[str, str]:
+    """The roles that some column plays."""
     return {role: column for role, column in mapping.items() if column}
 
 
@@ -171,10 +222,10 @@ def messages_format(columns: Columns) -> Format:
 
     def read(row: Row) -> Chat:
         given = row.get(tools) if tools else None
-        return messages_of(row.get(column), column, tools=given, system=_optional(row, system), keys=keys)
+        return messages_of(row.get(column), column, tools=given, system=optional(row, system), keys=keys)
 
     name = "sharegpt" if is_sharegpt(column, columns.sample) else "messages"
-    return Format(name, _there({"messages": column, "tools": tools, "system": system}), read)
+    return Format(name, there({"messages": column, "tools": tools, "system": system}), read)
 
 
 def alpaca_format(columns: Columns) -> Format:
@@ -185,30 +236,30 @@ def alpaca_format(columns: Columns) -> Format:
     system, history = columns.system, columns.may("history", ("history",))
 
     def read(row: Row) -> Chat:
-        ask, more = _string(row, instruction, "instruction"), _optional(row, extra)
+        ask, more = string(row, instruction, "instruction"), optional(row, extra)
         chat: list[dict[str, Any]] = []
-        if text := _optional(row, system):
+        if text := optional(row, system):
             chat.append({"role": "system", "content": text})
         for turn in (row.get(history) or ()) if history else ():
             if not isinstance(turn, list | tuple) or len(turn) != 2:
                 raise DataError("`history` must be a list of [question, answer]", fix="write pairs of text")
             chat += ({"role": "user", "content": str(turn[0])}, {"role": "assistant", "content": str(turn[1])})
         chat.append({"role": "user", "content": f"{ask}\n\n{more}" if more.strip() else ask})
-        chat.append({"role": "assistant", "content": _string(row, output, "answer")})
+        chat.append({"role": "assistant", "content": string(row, output, "answer")})
         return Chat(chat)
 
     def read_plain(row: Row) -> Parts:
-        ask, more = _string(row, instruction, "instruction"), _optional(row, extra)
-        head = _optional(row, system)
+        ask, more = string(row, instruction, "instruction"), optional(row, extra)
+        head = optional(row, system)
         inputs = f"### Input:\n{more}\n\n" if more.strip() else ""
         paired = ", paired with an input that provides further context" if inputs else ""
         head = f"{head}\n\n" if head else _ALPACA_TEXT.format(paired)
         asked = f"{head}### Instruction:\n{ask}\n\n{inputs}### Response:\n"
-        return Parts(((asked, False), (_string(row, output, "answer"), True)))
+        return Parts(((asked, False), (string(row, output, "answer"), True)))
 
     mapping = {"instruction": instruction, "input": extra, "output": output, "system": system, "history": history}
     plain = columns.style == "plain"
-    return Format("alpaca:plain" if plain else "alpaca", _there(mapping), read_plain if plain else read)
+    return Format("alpaca:plain" if plain else "alpaca", there(mapping), read_plain if plain else read)
 
 
 def pairs_format(columns: Columns) -> Format:
@@ -224,18 +275,18 @@ def pairs_format(columns: Columns) -> Format:
             before = messages_of(asked if isinstance(asked, list) else [{"role": "user", "content": asked}], prompt)
             after = messages_of(said if isinstance(said, list) else [{"role": "assistant", "content": said}], answer)
             return Chat([{**m, "train": False} for m in before.messages] + after.messages, before.tools)
-        text = _string(row, prompt, "prompt")
-        if more := _optional(row, context):
+        text = string(row, prompt, "prompt")
+        if more := optional(row, context):
             text = f"{more}\n\n{text}"
-        chat = [{"role": "user", "content": text}, {"role": "assistant", "content": _string(row, answer, "answer")}]
-        if instruction := _optional(row, system):
+        chat = [{"role": "user", "content": text}, {"role": "assistant", "content": string(row, answer, "answer")}]
+        if instruction := optional(row, system):
             chat.insert(0, {"role": "system", "content": instruction})
         return Chat(chat)
 
     def read_plain(row: Row) -> Parts:
-        return Parts(((_string(row, prompt, "prompt"), False), (_string(row, answer, "answer"), True)))
+        return Parts(((string(row, prompt, "prompt"), False), (string(row, answer, "answer"), True)))
 
-    mapping = _there({"prompt": prompt, "completion": answer, "system": system, "context": context})
+    mapping = there({"prompt": prompt, "completion": answer, "system": system, "context": context})
     plain = columns.style == "plain"
     return Format("prompt-completion:plain" if plain else "prompt-completion", mapping, read_plain if plain else read)
 
@@ -246,7 +297,7 @@ def text_format(columns: Columns) -> Format:
     column = columns.need("text", (*TEXTS, *[c.lower() for c in only]) if len(only) == 1 else TEXTS)
 
     def read(row: Row) -> Parts:
-        return Parts(((_string(row, column, "text"), True),), windows=True)
+        return Parts(((string(row, column, "text"), True),), windows=True)
 
     return Format("text", {"text": column}, read)
 
@@ -266,20 +317,6 @@ def segments_format(columns: Columns) -> Format:
     return Format("segments", {"segments": column}, read)
 
 
-def _not_for_sft(name: str, roles: Sequence[str], what: str, fix: str) -> Callable[[Columns], Format]:
-    """A format that is known, and that imitation cannot learn from."""
-
-    def make(columns: Columns) -> Format:
-        mapping = _there({role: columns.may(role, (role,)) for role in roles})
-
-        def read(row: Row) -> Chat:
-            raise DataError(f"these are {what}: `method: sft` cannot learn from them", place=columns.place, fix=fix)
-
-        return Format(name, mapping, read, trainable=False)
-
-    return make
-
-
 READERS: dict[str, Callable[[Columns], Format]] = {
     "messages": messages_format,
     "sharegpt": messages_format,
@@ -287,26 +324,4 @@ READERS: dict[str, Callable[[Columns], Format]] = {
     "prompt-completion": pairs_format,
     "text": text_format,
     "segments": segments_format,
-    "preference": _not_for_sft(
-        "preference",
-        ("prompt", "chosen", "rejected"),
-        "pairs of a better and a worse answer",
-        "train on the better answers alone: `format: prompt-completion` with `columns: {prompt: prompt, completion: "
-        "chosen}`",
-    ),
-    "feedback": _not_for_sft(
-        "feedback",
-        ("prompt", "completion", "label"),
-        "answers judged good or bad",
-        "keep the good ones, and say `format: prompt-completion`",
-    ),
-    "stepwise": _not_for_sft(
-        "stepwise",
-        ("prompt", "completions", "labels"),
-        "steps judged one by one",
-        "join the steps of good solutions into one `completion`",
-    ),
-    "prompts": _not_for_sft(
-        "prompts", ("prompt",), "prompts without answers", "give every row an answer (`completion`)"
-    ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from nbtune.data.dataset import Builder, Dataset
 from nbtune.data.doctor import Oddities
 from nbtune.data.encoding import Encoder, Job
 from nbtune.data.formats import Chat, Format, Parts, detect
+from nbtune.data.judged import Several
 from nbtune.data.report import Report, SourceReport
 from nbtune.data.sources import ArrowRows, Rows, Source
 from nbtune.data.splitting import split_chat
@@ -26,16 +27,48 @@ CHUNK = 512
 Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]
 
 
+class _Piece(NamedTuple):
+    """A text of the row of that number; `last` of the row's texts, `value` and `steps` as judged."""
+
+    number: int
+    row: Chat | Parts
+    last: bool = True
+    value: float | None = None
+    steps: tuple[bool, ...] = ()
+
+
 @dataclass(slots=True)
 class _Chunk:
     """Rows on their way: read and rendered, and soon tokenised."""
 
     source: int
-    rows: list[tuple[int, Chat | Parts]]
+    rows: list[_Piece]
     jobs: list[Job | DataError]
     encoder: Encoder
     tokens: Future[list[Any]]
     size: int
+
+
+class _Whole(NamedTuple):
+    """A text of a row that judges, as tokens."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+    piece: _Piece
+
+    def at_most(self, count: int, left: bool) -> _Whole:
+        part = slice(max(0, len(self.ids) - count), None) if left else slice(0, count)
+        return self._replace(ids=self.ids[part], trained=self.trained[part])
+
+    def token_values(self) -> np.ndarray | None:
+        """For steps: the label of each at its last token, NaN elsewhere; float32 [n]."""
+        steps = self.piece.steps
+        if not steps:
+            return None
+        values = np.full(len(self.ids), np.nan, np.float32)
+        ends = np.flatnonzero(self.trained & ~np.append(self.trained[1:], False))
+        values[ends] = np.asarray(steps, np.float32)[: len(ends)]
+        return values
 
 
 class Reader:
@@ -53,7 +86,9 @@ class Reader:
         overflow: Overflow,
         on_error: str,
         progress: Callable[[int, int], None] | None,
+        kind: str = "sft",
     ) -> None:
+        self.kind = kind
         self.tokenizer, self.spec, self.max_len = tokenizer, spec, max_len
         self.overflow, self.on_error, self.progress = overflow, on_error, progress
         self.report, self.oddities = Report(), Oddities()
@@ -126,37 +161,43 @@ class Reader:
             for start in range(0, len(chosen), CHUNK):
                 indices = chosen[start : start + CHUNK]
                 read = self._read_rows(source, rows, form, indices)
-                encoder = self.encoder(bool(read) and isinstance(read[0][1], Chat))
-                jobs = encoder.render([row for _, row in read])
+                encoder = self.encoder(bool(read) and isinstance(read[0].row, Chat))
+                jobs = encoder.render([piece.row for piece in read])
                 yield _Chunk(number, read, jobs, encoder, _tokens(pool, encoder, jobs), len(indices))
 
     def _format(self, source: Source, rows: Rows, *, seen: bool) -> Format:
         """How a source is read; the report is told once, unless somebody else has `seen` to it."""
         if source.name not in self._formats:
             form = self._formats[source.name] = format_of(source, rows, self.on_error)
-            if not form.trainable:
-                form.read({})  # says why
+            form.check(self.kind, source.name)
             if not seen:
                 self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
                 self.report.rows += len(rows)
         return self._formats[source.name]
 
-    def _read_rows(
-        self, source: Source, rows: Rows, form: Format, indices: Sequence[int]
-    ) -> list[tuple[int, Chat | Parts]]:
-        read: list[tuple[int, Chat | Parts]] = []
+    def _read_rows(self, source: Source, rows: Rows, form: Format, indices: Sequence[int]) -> list[_Piece]:
+        read: list[_Piece] = []
         fetched = rows.many(indices) if isinstance(rows, ArrowRows) else None
         for number, index in enumerate(indices):
             try:
-                row = form.read(rows[index] if fetched is None else fetched[number])
+                given = rows[index] if fetched is None else fetched[number]
+                if given is None:
+                    self._fate(source, index, "dropped", f"`{source.spec.function}` left it out")
+                    continue
+                row = form.read(given)
             except DataError as error:
                 self._refuse(source, index, rows, error)
                 continue
-            if is_empty(row):
+            texts = row.rows if isinstance(row, Several) else (row,)
+            if any(map(is_empty, texts)):
                 self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
+                continue
+            if isinstance(row, Several):
+                last = len(texts) - 1
+                read += [_Piece(index, t, i == last, row.values[i], row.steps) for i, t in enumerate(texts)]
             else:
-                read.append((index, row))
-                self._look(row)
+                read.append(_Piece(index, row))
+            self._look(texts[0])
         return read
 
     def _look(self, row: Chat | Parts) -> None:
@@ -168,17 +209,53 @@ class Reader:
             self.oddities.see_text(text for text, _ in row.parts)
 
     def _finish(self, builder: Builder, source: Source, chunk: _Chunk) -> None:
-        for (index, row), result in zip(
-            chunk.rows, chunk.encoder.label(chunk.jobs, chunk.tokens.result()), strict=True
-        ):
+        results = chunk.encoder.label(chunk.jobs, chunk.tokens.result())
+        together: list[_Whole] = []
+        broken: DataError | None = None
+        for piece, result in zip(chunk.rows, results, strict=True):
             if isinstance(result, DataError):
-                self._refuse(source, index, source.rows, result)
+                broken = broken or result
             else:
-                self._keep(builder, chunk.source, source, index, row, *result)
+                together.append(_Whole(*result, piece))
+            if not piece.last:
+                continue
+            if broken is not None:
+                self._refuse(source, piece.number, source.rows, broken)
+            elif piece.value is None:
+                self._keep(builder, chunk.source, source, piece.number, piece.row, *together[0][:2])
+            else:
+                self._keep_together(builder, chunk.source, source, together)
+            together, broken = [], None
         builder.seal()
         self.done += chunk.size
         if self.progress:
             self.progress(self.done, self.total)
+
+    def _keep_together(self, builder: Builder, number: int, source: Source, texts: Sequence[_Whole]) -> None:
+        """The texts of a row that judges: all of them, or none."""
+        index = texts[0].piece.number
+        cut = max(len(whole.ids) for whole in texts) > self.max_len
+        if cut and self.overflow == "raise":
+            raise self._too_long(source, index, max(len(whole.ids) for whole in texts))
+        if cut and self.overflow in ("drop", "split"):
+            self._fate(source, index, "dropped", f"longer than {self.max_len} tokens")
+            return
+        left = self.overflow == "truncate_left"
+        kept = [whole.at_most(self.max_len, left) for whole in texts]
+        if not all(whole.trained[1:].any() for whole in kept):
+            self._fate(source, index, "dropped", "nothing is left of an answer" if cut else "no token would be trained")
+            return
+        if cut:
+            self._fate(source, index, "cut", f"longer than {self.max_len} tokens")
+        for whole in kept:
+            builder.add(whole.ids, whole.trained, number, index, whole.piece.value, whole.token_values())
+
+    def _too_long(self, source: Source, index: int, count: int) -> DataError:
+        return DataError(
+            f"it has {count} tokens, the limit is {self.max_len}",
+            place=source.rows.place(index),
+            fix="raise `sequence_len`, or shorten the row",
+        )
 
     def _keep(
         self,
@@ -200,11 +277,7 @@ class Reader:
                         builder.add(ids[part], trained[part], number, index)
                 return
             if self.overflow == "raise":
-                raise DataError(
-                    f"it has {len(ids)} tokens, the limit is {self.max_len}",
-                    place=source.rows.place(index),
-                    fix="raise `sequence_len`, or shorten the row",
-                )
+                raise self._too_long(source, index, len(ids))
             if self.overflow == "split" and isinstance(row, Chat):
                 parts = split_chat(self.encoder(True), row, self.max_len)
                 status = ("split", f"longer than {self.max_len} tokens, split between its turns")
@@ -255,6 +328,7 @@ def format_of(source: Source, rows: Rows, on_error: str = "raise") -> Format:
         except DataError:
             if on_error == "raise":
                 raise
+    sample = [row for row in sample if row is not None]
     columns = list(dict.fromkeys(str(key) for row in sample for key in row))
     return detect(columns, sample, source.spec, source.name)
 

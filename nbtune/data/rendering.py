@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nbtune.data.provenance import OTHER, Tracked, concat, mark, spans_of, track
 
-__all__ = ["compile_template", "make_environment", "render", "with_reasoning"]
+__all__ = ["compile_template", "make_environment", "render", "tracked", "with_reasoning"]
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -171,7 +171,7 @@ def render(
     chat = [_message(message, number) for number, message in enumerate(messages)]
     return compile_template(template).render(
         messages=chat,
-        tools=_tracked(tools, OTHER) if tools else None,
+        tools=tracked(tools, OTHER) if tools else None,
         documents=None,
         add_generation_prompt=add_generation_prompt,
         **variables,
@@ -180,7 +180,7 @@ def render(
 
 def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
     chat = {
-        key: value if key == "role" else _tracked(value, number) for key, value in message.items() if value is not None
+        key: value if key == "role" else tracked(value, number) for key, value in message.items() if value is not None
     }
     return with_reasoning(chat)
 
@@ -193,13 +193,14 @@ def with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-def _tracked(value: Any, tag: int) -> Any:
+def tracked(value: Any, tag: int) -> Any:
+    """A value of a row, its texts marked as data."""
     if isinstance(value, str):
         return track(value, tag)
     if isinstance(value, Mapping):
-        mapping = _DataDict((key, _tracked(inner, tag)) for key, inner in value.items())
+        mapping = _DataDict((key, tracked(inner, tag)) for key, inner in value.items())
         mapping._tag = tag  # type: ignore[attr-defined]
         return mapping
     if isinstance(value, list | tuple):
-        return [_tracked(inner, tag) for inner in value]
+        return [tracked(inner, tag) for inner in value]
     return value

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nbtune.data import functions
 from nbtune.data.files import SUFFIXES, read_files
 from nbtune.data.sources import ListRows, Rows, Source, is_rows, rows_of
 from nbtune.errors import DataError, HubError, SpecError
@@ -45,12 +46,17 @@ def resolve(
         SpecError: a name matches two things.
         DataError: a name matches nothing, or something that holds no rows.
     """
-    found = [_resolve_one(spec, namespace or {}, Path(base_dir)) for spec in sources]
+    found = [_changed(_resolve_one(spec, namespace or {}, Path(base_dir)), namespace or {}) for spec in sources]
     names = [source.name for source in found]
     return [
         replace(source, role=role, name=source.name if names.count(source.name) == 1 else f"{source.name} ({number})")
         for number, source in enumerate(found, 1)
     ]
+
+
+def _changed(source: Source, namespace: Mapping[str, Any]) -> Source:
+    name = source.spec.function
+    return source if name is None else replace(source, change=functions.find(name, namespace))
 
 
 def with_template(spec: RunSpec, base_dir: Path | str = ".") -> RunSpec:

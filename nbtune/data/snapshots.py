@@ -11,9 +11,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nbtune.data import functions
 from nbtune.data.files import read_files
 from nbtune.data.sources import ArrowRows, Rows, Source
 from nbtune.errors import DataError
@@ -50,9 +52,12 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
             while stem in used:
                 stem = f"{base}-{len(used)}"
             used.add(stem)
-            entry["files"] = [_record(_write(source.rows, folder / stem, source.name), folder)]
+            entry["files"] = [_record(_write(source.raw, folder / stem, source.name), folder)]
         elif source.kind == "file" and source.files:
             entry["files"] = [_record(file, folder) for file in source.files]
+        if source.change is not None:
+            name = source.spec.function or "function"
+            entry["function"] = functions.save(source.change, name, folder / f"function-{len(entries)}")
         entries.append(entry)
     temporary = folder / f"{_INDEX}.new"
     temporary.write_text(json.dumps({"version": 1, "sources": entries}, indent=1), encoding="utf-8")
@@ -83,8 +88,9 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
     spec, role = SourceSpec.model_validate(entry["spec"]), entry.get("role", "train")
     if entry["kind"] in ("hub", "set") or not entry.get("files"):
         prefix = "hub:" if entry["kind"] == "hub" and not spec.source.startswith("hub:") else ""
-        found = resolve([spec.model_copy(update={"source": prefix + spec.source})], base_dir=folder)[0]
-        return Source(entry["name"], entry["kind"], spec, found.load, role=role)
+        plain = spec.model_copy(update={"source": prefix + spec.source, "function": None})
+        found = resolve([plain], base_dir=folder)[0]
+        return _with_function(Source(entry["name"], entry["kind"], spec, found.load, role=role), entry, folder)
     files = [folder / record["path"] for record in entry["files"]]
     for file, record in zip(files, entry["files"], strict=True):
         if not file.exists():
@@ -92,7 +98,14 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
         if verify and not _untouched(file, record) and _hash(file) != record["sha256"]:
             raise DataError("the file has changed since the run began", place=record["path"], fix="start a new run")
     digests = tuple(record["sha256"] for record in entry["files"])
-    return reopen(entry["name"], entry["kind"], role, spec, files, digests)
+    return _with_function(reopen(entry["name"], entry["kind"], role, spec, files, digests), entry, folder)
+
+
+def _with_function(source: Source, entry: Mapping[str, Any], folder: Path) -> Source:
+    record = entry.get("function")
+    if record is None:
+        return source
+    return replace(source, change=functions.load(record, folder), change_digest=record["sha256"])
 
 
 def reopen(

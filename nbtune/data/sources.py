@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from nbtune.data.functions import Change, ChangedRows
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
@@ -42,6 +43,7 @@ class Source:
         files: the files that are read, for a file source.
         role: `train`, or `eval` for rows that are only measured.
         digests: SHA-256 of the files, where it is known already.
+        change: a function that makes a row of a row; `change_digest`: of its code, where that is known.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Source:
     files: tuple[Path, ...] = ()
     role: str = "train"
     digests: tuple[str, ...] = ()
+    change: Change | None = field(default=None, repr=False)
+    change_digest: str = ""
 
     @cached_property
     def rows(self) -> Rows:
@@ -62,7 +66,14 @@ class Source:
         rows = self.load()
         if len(rows) == 0:
             raise DataError("there are no rows in it", place=self.name, fix="give at least one row")
+        if self.change is not None:
+            return ChangedRows(rows, self.change, self.spec.function or "function")
         return rows
+
+    @cached_property
+    def raw(self) -> Rows:
+        """The rows as they are, before any function."""
+        return self.load()
 
 
 class ListRows:

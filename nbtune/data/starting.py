@@ -149,8 +149,7 @@ class _Start:
         """What is planned with: a sample, with the rows of most bytes in it; and the limit that comes of it."""
         forms = [format_of(source, source.rows, job.on_error) for source in self.train]
         for source, form, count in zip(self.train, forms, job.counts, strict=True):
-            if not form.trainable:
-                form.read({})  # says why
+            form.check("sft", source.name)
             self.report.sources.append(SourceReport(source.name, form.name, form.mapping, count))
         self.report.rows = sum(job.counts)
         facts = measure(self.train, self.tokenizer, job.spec, sample=512, longest=64, on_error=job.on_error)  # type: ignore[arg-type]

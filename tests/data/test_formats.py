@@ -118,9 +118,9 @@ def test_columns_and_formats_that_are_not_there(row: Any, fields: Any, message: 
 def test_preferences_are_recognised_and_not_for_sft() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     form = detect(list(row), [row], SourceSpec(source="rows"), "rows")
-    assert (form.name, form.trainable) == ("preference", False)
+    assert (form.name, form.kind) == ("preference", "pairs")
     with pytest.raises(DataError, match="sft") as caught:
-        form.read(row)
+        form.check("sft", "rows")
     assert "chosen" in caught.value.fix
     fields = {"format": "prompt-completion", "columns": {"prompt": "prompt", "completion": "chosen"}}
     assert turns(read(row, **fields)[2]) == QA
@@ -194,10 +194,9 @@ def test_names_that_peers_have(name: str, row: dict[str, Any]) -> None:
 
 
 def test_every_peers_name_leads_somewhere() -> None:
-    from nbtune.data.formats import PEERS
-    from nbtune.data.readers import READERS
+    from nbtune.data.formats import FORMATS, PEERS
 
-    assert {target for target, _ in PEERS.values()} <= set(READERS)
+    assert {target for target, _ in PEERS.values()} <= set(FORMATS)
 
 
 def test_plain_styles_need_no_template() -> None:
@@ -233,8 +232,9 @@ def test_messages_with_keys_and_roles_of_their_own() -> None:
 )
 def test_what_sft_cannot_learn_from_is_named(row: dict[str, Any], name: str) -> None:
     form = detect(list(row), [row], SourceSpec(source="rows"), "rows")
-    assert (form.name, form.trainable) == (name, False)
+    assert form.name == name
+    assert form.kind != "sft"
     with pytest.raises(DataError, match="cannot learn") as caught:
-        form.read(row)
+        form.check("sft", "rows")
     assert caught.value.fix
     assert caught.value.place == "rows"
