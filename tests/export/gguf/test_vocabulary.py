@@ -86,11 +86,13 @@ def test_an_order_of_merges_that_scores_cannot_hold_is_refused(twice: bool, tmp_
         assert read_vocabulary(tmp_path, 300).model == "llama"
 
 
-@pytest.mark.parametrize("kind", ["WordPiece", "lowercase", "no bytes"])
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "lowercase", "no bytes"])
 def test_what_llama_cpp_cannot_do_is_refused(kind: str, tmp_path: Path) -> None:
     vocab = {"<unk>": 0, "a": 1, "b": 2, "ab": 3}
     if kind == "WordPiece":
         tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
+    elif kind == "Unigram":
+        tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("ab", -1.5)], unk_id=0))
     elif kind == "lowercase":
         tokenizer = byte_level()
         tokenizer.normalizer = normalizers.Lowercase()
