@@ -1,4 +1,4 @@
-"""The mean loss of held-out rows, token by token."""
+"""The mean loss of held-out rows, token by token (or pair by pair)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,30 @@ if TYPE_CHECKING:
     from nbtune.data.batches import Batch
     from nbtune.train.loss import LossOutput
 
-__all__ = ["mean_loss"]
+__all__ = ["mean_loss", "trained_tokens"]
+
+
+def trained_tokens(batch: Batch) -> int:
+    """What most losses are a mean over."""
+    return batch.num_trained
 
 
 def mean_loss(
-    model: torch.nn.Module, loss: Callable[..., LossOutput], batches: Iterable[Batch], *, device: torch.device
+    model: torch.nn.Module,
+    loss: Callable[..., LossOutput],
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    count: Callable[[Batch], int] = trained_tokens,
 ) -> tuple[float, int]:
-    """(mean loss over all trained tokens of the batches, how many those are); the model is left as it was."""
+    """(mean loss over all trained tokens of the batches, how many those are); the model is left as it was.
+
+    Args:
+        count: what the loss of a batch is a sum over, if not its trained tokens.
+    """
     import torch
 
-    training, total, tokens = model.training, None, 0
+    training, total, tokens, counted = model.training, None, 0, 0
     model.eval()
     try:
         with torch.no_grad():
@@ -28,7 +42,7 @@ def mean_loss(
                 if batch.num_trained:
                     part = loss(model, batch, denominator=1, device=device).loss.float()
                     total = part if total is None else total + part
-                    tokens += batch.num_trained
+                    tokens, counted = tokens + batch.num_trained, counted + count(batch)
     finally:
         model.train(training)
-    return (float(total) / tokens if total is not None else float("nan")), tokens
+    return (float(total) / counted if total is not None else float("nan")), tokens

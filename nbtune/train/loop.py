@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from nbtune import events
 from nbtune.device import Later, MemoryUse, memory_use
 from nbtune.errors import TrainError
+from nbtune.train.evaluate import trained_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,11 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """What the plan decided; `learning_rate` is the peak, `factor` the schedule over the 0-based step."""
+    """What the plan decided; `learning_rate` is the peak, `factor` the schedule over the 0-based step.
+
+    `count` says what a micro-batch's loss is a sum over: trained tokens, or with preferences pairs
+    (`PreferenceLoss.count`).
+    """
 
     total_steps: int
     learning_rate: float
@@ -66,6 +71,7 @@ class LoopOptions:
     eval_every: int
     checkpoint_every: int | None
     checkpoint_seconds: float
+    count: Callable[[Batch], int] = trained_tokens
 
 
 @dataclass
@@ -178,7 +184,7 @@ class _Loop:
     def _step(self) -> None:
         progress, index = self.progress, self.progress.step
         micro_batches = self._next or self.batches.step(index)
-        denominator = max(1, sum(batch.num_trained for batch in micro_batches))
+        denominator = max(1, sum(map(self.options.count, micro_batches)))
         for micro_step, batch in enumerate(micro_batches):
             if micro_step:
                 self._look()
