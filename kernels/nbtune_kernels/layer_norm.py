@@ -24,7 +24,7 @@ from ._runtime import (
     use_triton,
 )
 from ._sums import Partials
-from .tables import launch, warps_for
+from .tables import launch, stages_for, warps_for
 
 
 def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -109,12 +109,17 @@ def _launch_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -
     dy2, x2, width = flat_rows(dy), flat_rows(x), x.shape[-1]
     res = flat_rows(dresidual) if dresidual is not None else x2
     n, block, capability = x2.shape[0], next_power_of_2(width), compute_capability(x.device)
-    table = launch("layer_norm_backward", capability)
-    sums = Partials([] if dweight is None else [dweight, dbias], n, table["programs_per_sm"], rstd)
+    size = block * (dy.element_size() + (1 if dresidual is None else 2) * x.element_size())
+    sums = Partials(
+        [] if dweight is None else [dweight, dbias],
+        n,
+        launch("layer_norm_backward", capability)["programs_per_sm"],
+        rstd,
+    )
     _backward_kernel[(sums.programs,)](
         dy2, x2, weight if weight is not None else x2, res, mean, rstd, dx, sums.buffer, dy2.stride(0), x2.stride(0),
         res.stride(0), n, width, WEIGHT=weight is not None, RES=dresidual is not None, DW=dweight is not None,
-        BLOCK=block, STAGES=table["stages"] if dweight is not None else 1, **FUSED,
+        BLOCK=block, STAGES=1 if dweight is None else stages_for("layer_norm_backward", capability, size), **FUSED,
         num_warps=warps_for("layer_norm_backward", capability, block),
     )  # fmt: skip
     sums.total()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, processors, tl
-from .tables import launch
+from .tables import launch, stages_for
 
 GROUPS = 4
 
@@ -202,27 +202,32 @@ def _four(values: Sequence) -> list:
 
 def launch_xa(x: Tensor, a: Tensor, out: Tensor) -> None:
     """`out [T, R] = x [T, H] @ a [R, H]^T`."""
-    table = launch("lora_xa", compute_capability(x.device))
+    capability = compute_capability(x.device)
+    table = launch("lora_xa", capability)
     n, rank = x.shape[0], a.shape[0]
+    size = table["block_k"] * (table["block_t"] + _pad(rank)) * x.element_size()
     _xa_kernel[(cdiv(n, table["block_t"]),)](
         x, a, out, x.stride(0), a.stride(0), out.stride(0), n, x.shape[1], rank, PAD=_pad(rank),
         BLOCK_T=table["block_t"], BLOCK_K=table["block_k"], PRECISION=_precision(x), **FUSED, num_warps=table["warps"],
-        num_stages=table["stages"],
+        num_stages=stages_for("lora_xa", capability, size),
     )  # fmt: skip
 
 
 def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], out: Tensor) -> None:
     """`out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side."""
-    table = launch("lora_dxa", compute_capability(out.device))
+    capability = compute_capability(out.device)
+    table = launch("lora_dxa", capability)
     bs = [b if b.stride(1) == 1 else b.contiguous() for b in bs]
     n, groups = out.shape[0], len(dys)
     ranks = [b.shape[1] for b in bs]
     pads = _four([_pad(r) for r in ranks])
+    size = table["block_k"] * (table["block_t"] + max(pads)) * out.element_size()
     _dxa_kernel[(cdiv(n, table["block_t"]) * groups,)](
         *_four(dys), *_four(bs), out, *_four([d.stride(0) for d in dys]), *_four([b.stride(0) for b in bs]),
         out.stride(0), *_four([d.shape[1] for d in dys]), *_four(ranks), *_four(scalings), n,
         P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, BLOCK_T=table["block_t"], BLOCK_K=table["block_k"],
-        PRECISION=_precision(dys[0]), **FUSED, num_warps=table["warps"], num_stages=table["stages"],
+        PRECISION=_precision(dys[0]), **FUSED, num_warps=table["warps"],
+        num_stages=stages_for("lora_dxa", capability, size),
     )  # fmt: skip
 
 
@@ -274,20 +279,22 @@ def launch_tn(
 ) -> None:
     """`outs[i] = scales[i] * us[i]^T vs[i]`, or its transpose, for at most `GROUPS` groups."""
     device, n_rows, groups = vs[0].device, vs[0].shape[0], len(vs)
-    table = launch("grouped_tn", compute_capability(device))
+    capability = compute_capability(device)
+    table = launch("grouped_tn", capability)
     ranks = [u.shape[1] for u in us]
     block_t, block_n = table["block_t"], min(table["block_n"], 16384 // _pad(max(ranks)))  # sums stay in registers
     plan = _plan(
         n_rows, tuple(ranks), tuple([v.shape[1] for v in vs]), block_t, block_n,
         table["programs_per_sm"] * processors(device),
     )  # fmt: skip
+    size = block_t * (block_n + max(plan.pads)) * vs[0].element_size()
     part = torch.empty(plan.size, dtype=torch.float32, device=device)
     pads = dict(zip(("P0", "P1", "P2", "P3"), plan.pads, strict=True))
     _tn_kernel[(plan.blocks, plan.splits)](
         *_four(us), *_four(vs), part, *_four([u.stride(0) for u in us]), *_four([v.stride(0) for v in vs]),
         *plan.widths, *plan.ranks, *plan.offsets, *plan.ends, plan.rows_per_split, n_rows, **pads, N=groups,
         BLOCK_T=block_t, BLOCK_N=block_n, PRECISION=_precision(vs[0]), **FUSED, num_warps=table["warps"],
-        num_stages=table["stages"],
+        num_stages=stages_for("grouped_tn", capability, size),
     )  # fmt: skip
     strides = [o.stride()[::-1] if t else o.stride() for o, t in zip(outs, transposed, strict=True)]
     _sum_kernel[(plan.sum_blocks,)](

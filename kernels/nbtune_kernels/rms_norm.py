@@ -32,7 +32,7 @@ from ._runtime import (
     use_triton,
 )
 from ._sums import Partials
-from .tables import launch, warps_for
+from .tables import launch, stages_for, warps_for
 
 
 def reference(
@@ -166,13 +166,16 @@ def _launch_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) 
     n, width = rstd.shape[0], x.shape[-1]
     block_r, block_h = _tile(width)
     blocks, capability = cdiv(n, block_r), compute_capability(x.device)
-    table = launch("rms_norm_backward", capability)
-    sums = Partials([] if dweight is None else [dweight], blocks, table["programs_per_sm"], rstd)
+    size = block_r * block_h * (dy.element_size() + (1 if dresidual is None else 2) * x.element_size())
+    sums = Partials(
+        [] if dweight is None else [dweight], blocks, launch("rms_norm_backward", capability)["programs_per_sm"], rstd
+    )
     _backward_kernel[(sums.programs,)](
         gs.tensor, xs.tensor, weight if weight is not None else x, rs.tensor, rstd, dx, sums.buffer, n, width, offset,
         *gs[1:], *xs[1:], *rs[1:], *ds[1:], blocks,
         WEIGHT=weight is not None, CAST=cast, RES=dresidual is not None, DW=dweight is not None,
-        BLOCK_R=block_r, BLOCK_H=block_h, STAGES=table["stages"] if dweight is not None else 1, **FUSED,
+        BLOCK_R=block_r, BLOCK_H=block_h,
+        STAGES=1 if dweight is None else stages_for("rms_norm_backward", capability, size), **FUSED,
         num_warps=warps_for("rms_norm_backward", capability, block_r * block_h),
     )  # fmt: skip
     sums.total()

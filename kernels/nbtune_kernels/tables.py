@@ -55,6 +55,21 @@ def launch(op: str, capability: int) -> dict[str, Any]:
     return {**DEFAULT[op], **(TABLE[op, max(known)] if known else {})}
 
 
+# Kilobytes of shared memory that one program may have.
+SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
+
+
+@functools.cache
+def stages_for(op: str, capability: int, size: int) -> int:
+    """Stages of a pipelined loop whose stage holds so many bytes: the table's, or as many as fit the card."""
+    wanted: int = launch(op, capability)["stages"]
+    if capability == 0:
+        return wanted
+    known = [arch for arch in SHARED if arch <= capability]
+    room = 1000 * SHARED[max(known)] if known else 48_000
+    return max(1, min(wanted, room // max(1, size)))
+
+
 @functools.cache
 def warps_for(op: str, capability: int, elements: int) -> int:
     """Warps of a row kernel whose program holds so many elements."""
@@ -71,4 +86,5 @@ def set_entry(op: str, capability: int, entry: dict[str, Any] | None) -> None:
     if entry is not None:
         TABLE[op, capability] = entry
     launch.cache_clear()
+    stages_for.cache_clear()
     warps_for.cache_clear()

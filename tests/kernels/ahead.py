@@ -15,7 +15,7 @@ import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 MODULES = (
@@ -88,7 +88,12 @@ def compile_for_amd(launch: Launch, architecture: str = "gfx942") -> str:
 
 
 def assemble(launch: Launch, target: GPUTarget) -> dict[str, str]:
-    """The launch compiled: the text of each stage, by its name."""
+    """The text of each stage of the compiler, by its name."""
+    return compiled(launch, target).asm
+
+
+def compiled(launch: Launch, target: GPUTarget) -> CompiledKernel:
+    """The launch for a target."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -99,7 +104,7 @@ def assemble(launch: Launch, target: GPUTarget) -> dict[str, str]:
         if aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options=launch.options).asm
+    return triton.compile(source, target=target, options=launch.options)
 
 
 def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import resource
 
@@ -10,9 +11,20 @@ import torch
 
 pytest.importorskip("triton")
 
+from nbtune_kernels.tables import SHARED
 from triton.backends.compiler import GPUTarget
 
-from tests.kernels.ahead import NVIDIA, Launch, assemble, chosen, compile_for, compile_for_amd, llama_step, record
+from tests.kernels.ahead import (
+    NVIDIA,
+    Launch,
+    assemble,
+    chosen,
+    compile_for,
+    compile_for_amd,
+    compiled,
+    llama_step,
+    record,
+)
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"}
@@ -41,7 +53,9 @@ def check(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for launch in launches(capability, monkeypatch):
         if capability < 80 and (uses_dot(launch) or launch.name in seen):
             continue  # products go to cuBLAS there (test_lora.py); the variants of a kernel are compiled for sm_90
-        ptx = compile_for(launch, capability)
+        result = compiled(launch, GPUTarget("cuda", capability, 32))
+        ptx = result.asm[NVIDIA]
+        assert result.metadata.shared <= 1024 * SHARED[90 if capability == 100 else capability], launch.name
         assert f".target sm_{capability}" in ptx
         assert bool(MMA.search(ptx)) == uses_dot(launch), launch.name
         seen.add(launch.name)
@@ -57,6 +71,31 @@ def test_compiles(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("capability", [80, 86, 89, 100, 120])
 def test_compiles_everywhere(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check(capability, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 86, 90, 120])
+def test_wide_rows_and_high_ranks_fit_the_card(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages give way where rows are wide or ranks high: a launch that does not fit ends a run."""
+    nk, lora_kernels = (importlib.import_module(f"nbtune_kernels{name}") for name in ("", ".lora_kernels"))
+
+    def z(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    stats, t = z(64, dtype=torch.float32), 4096
+    with record(capability, monkeypatch) as kept:
+        for width, dtype in ((8192, torch.float32), (16384, torch.bfloat16)):
+            x, w = z(64, width, dtype=dtype), z(width, dtype=dtype)
+            nk.rms_norm_backward(x, x, w, stats, need_dweight=True, dresidual=x)
+            nk.layer_norm_backward(x, x, w, stats, stats, need_dweight=True, dresidual=x)
+        for rank in (32, 64, 128):
+            lora_kernels.launch_xa(z(t, 4096), z(rank, 4096), z(t, rank))
+            lora_kernels.launch_dxa([z(t, 4096)], [z(4096, rank)], [1.0], z(t, rank))
+            out = z(rank, 4096, dtype=torch.float32)
+            lora_kernels.launch_tn([z(t, rank)], [z(t, 4096)], [1.0], [out], [False], False)
+    for launch in kept:
+        shared = compiled(launch, GPUTarget("cuda", capability, 32)).metadata.shared
+        assert shared <= 1024 * SHARED[capability], (launch.name, launch.options)
 
 
 @pytest.mark.slow
@@ -135,8 +174,6 @@ def test_wide_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kernel_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
-
     from triton.runtime.jit import JITFunction
 
     from tests.kernels.ahead import MODULES

@@ -8,7 +8,7 @@ import nbtune_kernels as nk
 import pytest
 import torch
 from nbtune_kernels._runtime import flat_rows, next_power_of_2, row_layout
-from nbtune_kernels.tables import DEFAULT, launch, warps_for
+from nbtune_kernels.tables import DEFAULT, launch, stages_for, warps_for
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:
@@ -57,6 +57,14 @@ def test_launch_takes_the_nearest_older_architecture():
     assert launch("lora_xa", 103) == launch("lora_xa", 90)
     assert warps_for("rms_norm", 90, 16) == 1
     assert warps_for("rms_norm", 90, 1 << 20) == DEFAULT["rms_norm"]["max_warps"]
+
+
+def test_stages_give_way_to_what_fits():
+    wanted = launch("lora_xa", 90)["stages"]
+    assert stages_for("lora_xa", 90, 1000) == wanted
+    assert stages_for("lora_xa", 90, 100_000) == 2
+    assert stages_for("lora_xa", 90, 10**6) == 1
+    assert stages_for("lora_xa", 0, 10**6) == DEFAULT["lora_xa"]["stages"]  # the interpreter has no such limit
 
 
 def test_public_names_are_sorted_and_there():
