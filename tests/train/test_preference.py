@@ -243,11 +243,11 @@ def test_the_loop_learns_from_pairs() -> None:
     from nbtune.train.loop import Jobs, LoopOptions, Progress, train
     from nbtune.train.stepper import Stepper
 
-    loss, model, batches = PreferenceLoss("dpo"), _model().train(), InOrder()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    loss, model, batches = PreferenceLoss("dpo", {"beta": 1.0}), _model().train(), InOrder()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     stepper = Stepper(model, loss, optimizer, max_grad_norm=1.0, seed=1, device=CPU)
     said: list[Any] = []
-    options = LoopOptions(25, 2e-2, lambda _: 1.0, 10**9, None, 1e9, count=loss.count)
+    options = LoopOptions(25, 1e-2, lambda _: 1.0, 10**9, None, 1e9, count=loss.count)
     jobs = Jobs(
         save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
         evaluate=lambda look: None,
