@@ -96,7 +96,8 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Event):
-    """The held-out rows were measured after `step`; `best` if no earlier loss was lower."""
+    """The held-out rows were measured after `step`; `best` if no earlier loss was lower; `sources`: the loss of each
+    source's rows, where there are several."""
 
     type: ClassVar[str] = "eval"
     step: int
@@ -104,6 +105,7 @@ class Eval(Event):
     tokens: int = 0
     seconds: float = 0.0
     best: bool = False
+    sources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,9 @@ _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "float": st.floats(),
     "str": st.text(),
     "bool": st.booleans(),
+    "dict[str, float]": st.dictionaries(
+        st.text(max_size=8), st.floats(allow_nan=False, allow_infinity=False), max_size=3
+    ),
 }
 
 

@@ -115,6 +115,15 @@ class Arriving:
         """How many examples there are, at most `count`; waits for so many only."""
         return min(count, self.wait(count))
 
+    def some(self, count: int, together: int = 1) -> list[int]:
+        """The first `count` examples, by number; they arrive well mixed."""
+        return list(range(self.at_most(count * together)))
+
+    def source_name(self, index: int) -> str:
+        """The source of an example."""
+        part, inner = self._find(index)
+        return self.sources[part.source_of[inner]]
+
     def __len__(self) -> int:
         return self.wait()
 

@@ -38,6 +38,7 @@ __all__ = [
     "read_arrays",
     "seal",
     "store",
+    "workplace",
 ]
 
 WORTH = 2000
@@ -116,6 +117,11 @@ def new_place() -> Path | None:
         return Path(tempfile.mkdtemp(prefix="new-", dir=root))
     except OSError:
         return None
+
+
+def workplace() -> Path:
+    """A folder of one's own for passing things: in the cache, or where nothing can be written there, the system's."""
+    return new_place() or Path(tempfile.mkdtemp(prefix="nbtune-"))
 
 
 def seal(key: str, place: Path, prepared: Prepared) -> Path:

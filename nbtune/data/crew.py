@@ -8,12 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nbtune.data import cache
 from nbtune.data.shards import Job, Shard, Workman, read_shard, tokenizer_facts
 from nbtune.data.sources import Source
 from nbtune.errors import DataError
@@ -128,7 +128,7 @@ class Crew:
         facts = tokenizer_facts(tokenizer)
         if facts is None:
             return
-        self._folder = Path(tempfile.mkdtemp(prefix="nbtune-shards-"))
+        self._folder = cache.workplace()
         described = [
             {
                 "name": source.name,

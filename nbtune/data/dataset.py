@@ -91,6 +91,16 @@ class Dataset:
         """How many examples there are, at most `count`."""
         return min(count, len(self))
 
+    def some(self, count: int, together: int = 1) -> list[int]:
+        """Up to `count` (groups of `together`) examples, evenly spread, by number."""
+        groups = len(self) // together
+        chosen = np.unique(np.linspace(0, groups - 1, min(groups, count)).astype(np.int64)) if groups else []
+        return [int(group) * together + i for group in chosen for i in range(together)]
+
+    def source_name(self, index: int) -> str:
+        """The source of an example."""
+        return str(self.sources[self.source_of[index]])
+
     def take(self, indices: Any) -> Dataset:
         """The examples of `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)

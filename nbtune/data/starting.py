@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -140,7 +139,7 @@ class _Start:
         self.own_eval: Dataset | None = None
         self.files: dict[str, DatasetFiles] = {}
         place = cache.new_place() if key else None
-        self.place = place or Path(tempfile.mkdtemp(prefix="nbtune-prepared-"))
+        self.place = place or cache.workplace()
         if place is None:
             self.key = None
             weakref.finalize(self.arriving, _remove, self.place)

@@ -1,19 +1,18 @@
 """Rows that come one by one (`datasets.IterableDataset`, generators): spooled to disk, then read by line.
 
 What does not fit into memory need not: a spool is a temporary jsonl file, read through a memory map, and gone with the
-process.
+process. It lies in the cache.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from nbtune.data import cache
 from nbtune.data.files import read_file
 from nbtune.data.snapshots import to_json
 from nbtune.data.sources import Rows
@@ -27,8 +26,8 @@ def rows_of_stream(stream: Iterable[Any], name: str) -> Rows:
     Raises:
         DataError: a value cannot be written down.
     """
-    spool = tempfile.mkdtemp(prefix="nbtune-rows-")
-    file = Path(spool) / "rows.jsonl"
+    spool = cache.workplace()
+    file = spool / "rows.jsonl"
     with file.open("w", encoding="utf-8") as handle:
         for index, row in enumerate(stream):
             row = {"text": row} if isinstance(row, str) else row

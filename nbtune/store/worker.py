@@ -9,6 +9,7 @@ notebook. Wishes come through ``control.json``, answers go out as events.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import sys
@@ -280,7 +281,7 @@ class _Engine:
         )
         if plan.packing and self.progress.step == 0:
             self.emit(self._check_packing())
-        emit, control = self.emit, self.control
+        emit, control = self._say, self.control
         return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _between(self) -> None:
@@ -302,16 +303,31 @@ class _Engine:
         if self.data.eval is None or not self.data.eval.at_most(1):
             return None
         began = time.perf_counter()
-        held, rows = self.data.eval, self.data.eval.at_most(self.spec.eval.max_rows)
-        size = self.plan.micro_batch_size
+        held, size = self.data.eval, self.plan.micro_batch_size
+        of_sources: dict[str, list[int]] = {}
+        for row in held.some(self.spec.eval.max_rows):
+            of_sources.setdefault(held.source_name(row), []).append(row)
 
-        def batches() -> Iterator[Batch]:
-            for i in range(0, rows, size):
+        def batches(rows: list[int]) -> Iterator[Batch]:
+            for i in range(0, len(rows), size):
                 look()
-                yield collate(held, list(range(i, min(i + size, rows))))
+                yield collate(held, rows[i : i + size])
 
-        loss, tokens = mean_loss(self.built.model, self.loss, batches(), device=self.stepper.device)
+        found = {
+            name: mean_loss(self.built.model, self.loss, batches(rows), device=self.stepper.device)
+            for name, rows in of_sources.items()
+        }
+        tokens = sum(count for _, count in found.values())
+        loss = sum(mean * count for mean, count in found.values() if count) / tokens if tokens else math.nan
+        several = {name: mean for name, (mean, count) in found.items() if count and math.isfinite(mean)}
+        self.of_sources = several if len(several) > 1 else {}
         return loss, tokens, time.perf_counter() - began
+
+    def _say(self, event: events.Event) -> None:
+        """An event of the loop; what was measured of each source is added to it."""
+        if isinstance(event, events.Eval) and self.of_sources:
+            event = dataclasses.replace(event, sources=self.of_sources)
+        self.emit(event)
 
     def _samples(self, step: int, look: Callable[[], None]) -> Iterator[events.Sample]:
         from nbtune.train.sampling import answer
