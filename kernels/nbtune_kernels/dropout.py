@@ -71,8 +71,8 @@ def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.const
     at = c * 8 + part
     x = tl.load(x_ptr + at, at < n, other=0.0).to(tl.float32)
     word = tl.where(part < 2, w0, tl.where(part < 4, w1, tl.where(part < 6, w2, w3)))
-    half = tl.where(part % 2 == 0, word & 0xFFFF, word >> 16)
-    y = tl.where(half >= threshold.to(tl.uint32), x * scale, 0.0)
+    half = tl.where(part % 2 == 0, word & 0xFFFF, word >> 16).to(tl.int32)
+    y = tl.where(half >= threshold, x * scale, 0.0)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), at < n)
 
 

@@ -14,7 +14,7 @@ def test_philox_known_answer():
     assert words == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
 
 
-@pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 0.99])
+@pytest.mark.parametrize("p", [0.0, 2**-16, 0.05, 0.5, 0.99])
 def test_kernel_and_mask_agree(draw, near, device, dtype, p):
     x, seed = draw(37, 101, dtype=dtype), torch.tensor(-123456789012345, device=device)
     mask = dropout_mask(x.shape, p, seed, 3)
