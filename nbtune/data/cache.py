@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 WORTH = 2000
+_UNFINISHED = 24 * 3600.0  # seconds after which a folder that was never sealed is rubbish
 ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
 _MORE = ("value_of", "token_values")  # of rows that judge
 
@@ -157,6 +159,8 @@ def entries() -> list[tuple[str, int, float]]:
     """(key, bytes, time of the last use) of what is kept, the oldest first."""
     found = []
     for place in folder().glob("*") if folder().is_dir() else ():
+        if place.name.startswith("new-") and time.time() - place.stat().st_mtime < _UNFINISHED:
+            continue  # somebody is at it
         size = sum(file.stat().st_size for file in place.glob("*"))
         found.append((place.name, size, place.stat().st_mtime))
     return sorted(found, key=lambda entry: entry[2])

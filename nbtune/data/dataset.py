@@ -94,7 +94,7 @@ class Dataset:
     def some(self, count: int, together: int = 1) -> list[int]:
         """Up to `count` (groups of `together`) examples, evenly spread, by number."""
         groups = len(self) // together
-        chosen = np.unique(np.linspace(0, groups - 1, min(groups, count)).astype(np.int64)) if groups else []
+        chosen = np.unique(np.linspace(0, max(groups - 1, 0), min(groups, count)).astype(np.int64))
         return [int(group) * together + i for group in chosen for i in range(together)]
 
     def source_name(self, index: int) -> str:
