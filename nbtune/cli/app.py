@@ -246,10 +246,26 @@ def doctor(
 
 
 @app.command()
-def cache(as_json: Json = False) -> None:
-    """What lies in the caches: models and data sets of the Hub, prepared data."""
+def cache(
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            "--prune",
+            metavar="GIB",
+            min=0,
+            help="Throw prepared data away, what was not used for longest first, until so much is left; 0: all of it.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What lies in the caches: models and data sets of the Hub, prepared data. Only prepared data is ever pruned."""
     from nbtune.doctor import cached
 
+    if prune is not None:
+        from nbtune.data.cache import prune as throw_away
+
+        freed = throw_away(int(prune * 2**30))
+        result({"freed": freed}, as_json=as_json, text=f"{freed / 2**20:,.1f} MiB of prepared data thrown away")
     entries = cached()
     for entry in entries:
         result(
