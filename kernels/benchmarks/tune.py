@@ -1,9 +1,10 @@
 """Tries launch parameters on the GPU that is here and prints the best as entries of nbtune_kernels/tables.py.
 
-    python kernels/benchmarks/tune.py [--only lora_xa,grouped_tn] [--seconds 240] [--json out.jsonl]
+    python kernels/benchmarks/tune.py [--only lora_xa,grouped_tn] [--seconds 240] [--json out.jsonl] [--write]
 
 Candidates are compiled by several processes first, then timed by one alone. Each is timed by all rows of its op
-together, so that one entry serves every width. A gain below 3 % is noise and keeps the present entry.
+together, so that one entry serves every width. A gain below 3 % is noise and keeps the present entry. `--write` keeps
+the winners for this machine (tables.own_file), for cards that the table does not list.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import contextlib
 import importlib
 import itertools
 import json
+import os
 import re
 import sys
 import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+OWN = os.environ.get("NBTUNE_KERNEL_TABLE")
+os.environ["NBTUNE_KERNEL_TABLE"] = ""  # what was measured here before must not hide the candidates
 
 import torch  # noqa: E402
 from nbtune_kernels import tables  # noqa: E402
@@ -105,6 +110,30 @@ def compile_share(ops: list[str], share: int, shares: int) -> None:
         tables.set_entry(op, capability(), present)
 
 
+def winner(results: list[dict]) -> dict | None:
+    """The best of `[present, candidates...]`, unless the present entry is as good."""
+    if len(results) < 2:
+        return None
+    best = min(results[1:], key=lambda r: r["ms"])
+    return best if best["ms"] < 0.97 * results[0]["ms"] else None
+
+
+def keep(winners: list[dict]) -> None:
+    """Write them into this machine's own table."""
+    if OWN is None:
+        del os.environ["NBTUNE_KERNEL_TABLE"]
+    else:
+        os.environ["NBTUNE_KERNEL_TABLE"] = OWN
+    path = tables.own_file()
+    if path is None or not winners:
+        return
+    table = json.loads(path.read_text()) if path.exists() else {}
+    table.setdefault(str(capability()), {}).update({w["op"]: w["entry"] for w in winners})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"# kept in {path}")
+
+
 def tune(op: str, timer: Timer, copy: float, until: float) -> list[dict]:
     """Print one line a candidate that ran, and the entry that won."""
     rows, present = measured_rows(op), tables.TABLE.get((op, capability()))
@@ -125,11 +154,9 @@ def tune(op: str, timer: Timer, copy: float, until: float) -> list[dict]:
     for result in sorted(results[1:], key=lambda r: r["ms"])[:4] + results[:1]:
         shares = " ".join(f"{share:.0%}" for share in result["shares"].values())
         print(f"#   {op} {result['entry'] or 'present'}: {result['ms']:.4f} ms, {shares}", flush=True)
-    if len(results) > 1:
-        best = min(results[1:], key=lambda r: r["ms"])
-        if best["ms"] < 0.97 * results[0]["ms"]:
-            gain = results[0]["ms"] / best["ms"]
-            print(f'    ("{op}", {capability()}): {best["entry"]},  # {gain:.2f} times as fast as before')
+    if best := winner(results):
+        gain = results[0]["ms"] / best["ms"]
+        print(f'    ("{op}", {capability()}): {best["entry"]},  # {gain:.2f} times as fast as before')
     return results
 
 
@@ -145,6 +172,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(GRIDS))
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--json", default=None)
+    parser.add_argument("--write", action="store_true", help="keep the winners for this machine")
     parser.add_argument("--processes", type=int, default=12, help="that compile before anything is timed")
     parser.add_argument("--share", type=int, default=None, help="compile that share of the candidates, time nothing")
     args = parser.parse_args()
@@ -159,9 +187,11 @@ def main() -> None:
     print(
         f"# {torch.cuda.get_device_name()}, copy {copy / 1e12:.2f} TB/s; compiled in {time.monotonic() - started:.0f} s"
     )
-    results = [r for op in ops for r in tune(op, timer, copy, started + args.seconds)]
+    results = [tune(op, timer, copy, started + args.seconds) for op in ops]
     if args.json:
-        Path(args.json).write_text("".join(json.dumps(r) + "\n" for r in results))
+        Path(args.json).write_text("".join(json.dumps(r) + "\n" for rows in results for r in rows))
+    if args.write:
+        keep([best for rows in results if (best := winner(rows))])
     return None
 
 

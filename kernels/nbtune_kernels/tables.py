@@ -1,10 +1,15 @@
 """Launch parameters: a small measured table per architecture, and rules for what it does not list.
 
 `kernels/benchmarks/tune.py` prints the entries. A key is (op, compute capability); values are what the op's launcher
-reads. An architecture that is not listed uses the nearest older one, and the rules below where there is none.
+reads. An architecture that is not listed uses the nearest older one, and the rules below where there is none. What
+`tune.py --write` measured on this machine comes before all of it (`own_file`).
 """
 
 import functools
+import json
+import os
+import warnings
+from pathlib import Path
 from typing import Any
 
 # Elements a warp handles at once in the row kernels; columns of a block; stages of the pipelined loops.
@@ -48,11 +53,39 @@ TABLE: dict[tuple[str, int], dict[str, Any]] = {
 }
 
 
+def own_file() -> Path | None:
+    """Entries measured on this machine: `$NBTUNE_KERNEL_TABLE` (empty: none), or a file in the user's cache folder."""
+    named = os.environ.get("NBTUNE_KERNEL_TABLE")
+    if named is not None:
+        return Path(named) if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nbtune" / "kernels.json"
+
+
+@functools.cache
+def _own() -> dict[tuple[str, int], dict[str, Any]]:
+    """`{"90": {"rms_norm": {"per_warp": 512}}}` as a table; what this version does not know is left out."""
+    path = own_file()
+    try:
+        text = path.read_text() if path else "{}"
+    except OSError:
+        return {}
+    try:
+        return {
+            (op, int(capability)): {k: v for k, v in entry.items() if k in DEFAULT[op]}
+            for capability, entries in json.loads(text).items()
+            for op, entry in entries.items()
+            if op in DEFAULT
+        }
+    except (ValueError, AttributeError) as reason:
+        warnings.warn(f"{path} is no table of launch parameters and is not used: {reason}", stacklevel=2)
+        return {}
+
+
 @functools.cache
 def launch(op: str, capability: int) -> dict[str, Any]:
     """Parameters of `op` on a device of that compute capability (0: the interpreter). Shared: not to be changed."""
     known = [arch for name, arch in TABLE if name == op and arch <= capability]
-    return {**DEFAULT[op], **(TABLE[op, max(known)] if known else {})}
+    return {**DEFAULT[op], **(TABLE[op, max(known)] if known else {}), **_own().get((op, capability), {})}
 
 
 # Kilobytes of shared memory that one program may have.
@@ -85,6 +118,12 @@ def set_entry(op: str, capability: int, entry: dict[str, Any] | None) -> None:
     TABLE.pop((op, capability), None)
     if entry is not None:
         TABLE[op, capability] = entry
+    forget()
+
+
+def forget() -> None:
+    """Read the tables anew."""
+    _own.cache_clear()
     launch.cache_clear()
     stages_for.cache_clear()
     warps_for.cache_clear()

@@ -7,6 +7,7 @@ import importlib
 import nbtune_kernels as nk
 import pytest
 import torch
+from nbtune_kernels import tables
 from nbtune_kernels._runtime import flat_rows, next_power_of_2, row_layout
 from nbtune_kernels.tables import DEFAULT, launch, stages_for, warps_for
 
@@ -57,6 +58,21 @@ def test_launch_takes_the_nearest_older_architecture():
     assert launch("lora_xa", 103) == launch("lora_xa", 90)
     assert warps_for("rms_norm", 90, 16) == 1
     assert warps_for("rms_norm", 90, 1 << 20) == DEFAULT["rms_norm"]["max_warps"]
+
+
+def test_entries_of_this_machine_come_first(tmp_path, monkeypatch):
+    table = tmp_path / "kernels.json"
+    table.write_text('{"103": {"rope": {"warps": 8, "unknown": 1}, "no such op": {}}}')
+    monkeypatch.setenv("NBTUNE_KERNEL_TABLE", str(table))
+    tables.forget()
+    assert launch("rope", 103) == {**DEFAULT["rope"], "warps": 8}
+    assert launch("rope", 90)["warps"] == DEFAULT["rope"]["warps"]
+    table.write_text("[1]")
+    tables.forget()
+    with pytest.warns(UserWarning, match=r"kernels\.json is no table"):
+        assert launch("rope", 103) == DEFAULT["rope"]
+    monkeypatch.undo()
+    tables.forget()
 
 
 def test_stages_give_way_to_what_fits():
