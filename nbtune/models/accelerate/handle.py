@@ -1,6 +1,5 @@
 """The door of the acceleration: attach, report, remove."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -236,7 +235,6 @@ def _replace(module: nn.Module, forward: Callable[..., Any], handle: Handle, who
 def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
     stock = _stock_forward(module, layer)
     attention: Any = module.self_attn
-    as_tuple = "tuple" in str(inspect.signature(type(module).forward).return_annotation)
     parameters = layer.parameters()
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -253,7 +251,7 @@ def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
             layer.refresh()
         trained = layer.parameters() if layer.sharded else parameters
         out = LayerFunction.apply(layer, hidden_states, *angles, packing, *trained)
-        return (out,) if as_tuple else out
+        return (out,) if layer.as_tuple else out
 
     return forward
 

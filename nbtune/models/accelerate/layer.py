@@ -81,6 +81,7 @@ class Layer:
     policy: MemoryPolicy = "keep"
     sharded: bool = False  # its parameters may be other tensors at each call
     stock_only: bool = False  # its stock forward is wanted just now
+    as_tuple: bool = False  # its stock forward gives a tuple
     lane: Lane = field(default_factory=Lane)
     draws: Draws = field(default_factory=Draws)
     parking: Parking | None = None
