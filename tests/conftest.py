@@ -3,11 +3,14 @@
 The environment is set when this file is read, before a library is imported: huggingface_hub, transformers and torch
 look at it once, at import. A test that needs the caller's own environment (pip, npm: their settings lie at home) asks
 for `outside_environ`.
+
+``NBTUNE_TEST_BLOCK=triton,bitsandbytes,fcntl`` is a machine without these packages, as macOS and Windows are.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +19,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 REPO = Path(__file__).resolve().parents[1]
+
+_LACKING = REPO / "tests" / "support" / "platform"
+_BLOCKED = os.environ.get("NBTUNE_TEST_BLOCK", "").split(",")
+runpy.run_path(str(_LACKING / "sitecustomize.py"))
 
 _OUTSIDE = dict(os.environ)
 _HOME = Path(tempfile.mkdtemp(prefix="nbtune-tests-"))
@@ -50,7 +57,9 @@ os.environ.update(
     MKL_NUM_THREADS="1",
     OPENBLAS_NUM_THREADS="1",
     # A child process finds the packages wherever it starts.
-    PYTHONPATH=os.pathsep.join(filter(None, [str(REPO), str(REPO / "kernels"), os.environ.get("PYTHONPATH")])),
+    PYTHONPATH=os.pathsep.join(
+        filter(None, [str(REPO), str(REPO / "kernels"), str(_LACKING), os.environ.get("PYTHONPATH")])
+    ),
 )
 
 
@@ -59,6 +68,12 @@ settings.register_profile(
     "nbtune", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("nbtune")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What others say of a machine that lacks something."""
+    if "fcntl" in _BLOCKED:
+        config.addinivalue_line("filterwarnings", "ignore:only soft file lock is available:UserWarning")  # filelock
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

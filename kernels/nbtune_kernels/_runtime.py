@@ -27,6 +27,11 @@ except ImportError:  # macOS, Windows: every op has its plain-torch path
         def __getattr__(self, name: str) -> Any:
             return None
 
+        @staticmethod
+        def constexpr(value: Any) -> Any:
+            """A constant of a kernel is itself: the kernel is never called."""
+            return value
+
     triton = None
     tl = _Missing()
 
