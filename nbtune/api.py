@@ -169,15 +169,44 @@ class Exporter:
 
         return self._say("merged", lambda: [export.export_merged(self.source(), self._out(out, "merged"), dtype)])[0]
 
-    def gguf(self, *types: str, out: str | Path | None = None, progress: Any = None) -> list[ExportedFile]:
-        """GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named."""
+    def gguf(
+        self,
+        *types: str,
+        out: str | Path | None = None,
+        progress: Any = None,
+        importance: bool = False,
+        verify: bool | None = None,
+    ) -> list[ExportedFile]:
+        """GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named.
+
+        Args:
+            types: see `nbtune.export.export_gguf`.
+            out: the folder for the files.
+            progress: called with (bytes done, bytes in all, the tensor's name).
+            importance: let K-quants spend their bits where the run's held-out rows feel them.
+            verify: let llama.cpp read the run's held-out rows with each file, and compare it with the trained model:
+                same tokens, perplexity, answers. None: where there is a llama.cpp and memory for the model. What was
+                found is each file's `quality`, and in the table of exports.
+        Raises:
+            ExportError: the model cannot be exported so; with verify=True also: it cannot be compared.
+            DataError: the run's rows are gone, where they are needed.
+        """
         from nbtune import export
 
-        wanted = list(types) or ["q8_0"]
-        return self._say(
-            "gguf",
-            lambda: export.export_gguf(self.source(), wanted, self._out(out), self._run.name, progress=progress),
-        )
+        run, wanted = self._run, list(types) or ["q8_0"]
+        if verify and export.find_llama() is None:
+            raise export.no_llama()
+
+        def make() -> list[ExportedFile]:
+            source = self.source()
+            felt = export.held_importance(source, export.held_rows(run.folder)) if importance else None
+            return export.export_gguf(source, wanted, self._out(out), run.name, importance=felt, progress=progress)
+
+        files = self._say("gguf", make)
+        if verify is False:
+            return files
+        prompts = list(run.spec.samples)[:3]
+        return export.prove_run(files, self.source(), run.folder, prompts=prompts, must=bool(verify), told=self._tell)
 
     def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> ExportedFile:
         """A folder that `ollama create` takes: GGUF, Modelfile and the commands."""
@@ -196,14 +225,15 @@ class Exporter:
             self._run.say(Export(kind=kind, detail=str(error)))
             raise
         for file in files:
-            shown = (
-                file.path.relative_to(self._run.folder)
-                if file.path.is_relative_to(self._run.folder)
-                else file.path.name
-            )
-            notes = "; ".join(file.notes)
-            self._run.say(Export(kind=file.type, path=str(shown), bytes=file.bytes, detail=notes))
+            self._tell(file)
         return files
+
+    def _tell(self, file: ExportedFile) -> None:
+        """A file that is there, or that more is known of, as an event."""
+        folder = self._run.folder
+        shown = file.path.relative_to(folder) if file.path.is_relative_to(folder) else file.path.name
+        detail = "; ".join([*([file.quality.words()] if file.quality else []), *file.notes])
+        self._run.say(Export(kind=file.type, path=str(shown), bytes=file.bytes, detail=detail))
 
 
 def _as_spec(spec: Spec, fields: Mapping[str, Any], first_line: int = 1) -> RunSpec:

@@ -166,6 +166,13 @@ def export(
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter as safetensors.")] = False,
     ollama: Annotated[bool, typer.Option("--ollama", help="A GGUF file with its Modelfile.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="By default exports/ in the run's folder.")] = None,
+    importance: Annotated[
+        bool, typer.Option("--importance", help="Spend the bits of GGUF files where the run's held-out rows feel them.")
+    ] = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify/--no-verify", help="Compare GGUF files with the model; where llama.cpp is, by default."),
+    ] = None,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
@@ -184,10 +191,12 @@ def export(
         if ollama:
             files.append(exporter.ollama(out=out))
         if gguf:
-            files += exporter.gguf(*gguf, out=out)
+            files += exporter.gguf(*gguf, out=out, importance=importance, verify=verify)
     for file in files:
         facts = {"path": shown(file.path), "type": file.type, "bytes": file.bytes, "notes": list(file.notes)}
-        text = "\n".join([f"{shown(file.path)}  {file.bytes / 2**20:,.1f} MiB", *(f"  {note}" for note in file.notes)])
+        facts["quality"] = file.quality.facts() if file.quality else None
+        told = [*([file.quality.words()] if file.quality else []), *file.notes]
+        text = "\n".join([f"{shown(file.path)}  {file.bytes / 2**20:,.1f} MiB", *(f"  {line}" for line in told)])
         result(facts, as_json=as_json, text=text)
 
 
@@ -196,14 +205,20 @@ def push(
     run: Which,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
     public: Annotated[bool, typer.Option("--public", help="Everybody may see it; private by default.")] = False,
+    what: Annotated[str, typer.Option(metavar="KIND", help="adapter, merged or gguf.")] = "adapter",
+    gguf: Annotated[list[str] | None, typer.Option("--gguf", metavar="TYPE...", help="GGUF files instead.")] = None,
+    branch: Annotated[str | None, typer.Option(metavar="NAME", help="A branch, made where there is none.")] = None,
+    pull_request: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of committing.")] = False,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
-    """Upload the adapter with its card, with huggingface_hub's own login or HF_TOKEN."""
+    """Upload the adapter, the merged model or GGUF files with a card, with huggingface_hub's own login or HF_TOKEN."""
     with work():
         with request():
             found = nbtune.attach(run, runs)
-        url = found.push_to_hub(repo, private=not public)
+        more: dict[str, Any] = {"types": gguf} if gguf else {}
+        what = "gguf" if gguf else what
+        url = found.push_to_hub(repo, what=what, private=not public, revision=branch, create_pr=pull_request, **more)
     result({"url": url}, as_json=as_json, text=url)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import nbtune
-from nbtune.errors import NbtuneError, TrainError
+from nbtune.errors import ExportError, NbtuneError, TrainError
 
 __all__ = ["BaseModelExporter", "exporter"]
 
@@ -53,10 +53,19 @@ class BaseModelExporter:
 
         return export.export_merged(self._source, out or Path("exports/merged"))
 
-    def gguf(self, *types: str, out: Path | None = None) -> list[Any]:
-        """GGUF files."""
+    def gguf(
+        self, *types: str, out: Path | None = None, importance: bool = False, verify: bool | None = None
+    ) -> list[Any]:
+        """GGUF files.
+
+        Raises:
+            ExportError: with `importance` or `verify`: both want rows, which a run has.
+        """
         from nbtune import export
 
+        if importance or verify:
+            wanted = "--importance" if importance else "--verify"
+            raise ExportError(f"{wanted} wants rows to judge by, and a model has none", fix="export a run.")
         return list(export.export_gguf(self._source, list(types), out or Path("exports")))
 
     def ollama(self, out: Path | None = None) -> Any:

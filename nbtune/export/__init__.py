@@ -22,8 +22,13 @@ _HOMES = {
     "export_merged": "merge",
     "export_ollama": "ollama",
     "find_llama": "verify",
+    "held_importance": "proof",
+    "held_rows": "proof",
     "importance": "quality",
     "model_card": "card",
+    "no_llama": "verify",
+    "prove": "proof",
+    "prove_run": "proof",
     "push": "publish",
     "push_folder": "hub",
     "verify_gguf": "quality",
@@ -40,8 +45,13 @@ __all__ = [
     "export_merged",
     "export_ollama",
     "find_llama",
+    "held_importance",
+    "held_rows",
     "importance",
     "model_card",
+    "no_llama",
+    "prove",
+    "prove_run",
     "push",
     "push_folder",
     "verify_gguf",
@@ -55,10 +65,11 @@ if TYPE_CHECKING:
     from .hub import push_folder
     from .merge import write_merged as export_merged
     from .ollama import export_ollama
+    from .proof import held_importance, held_rows, prove, prove_run
     from .publish import push
     from .quality import importance, verify_gguf
     from .source import ExportedFile, ExportSource
-    from .verify import LlamaRunner, find_llama
+    from .verify import LlamaRunner, find_llama, no_llama
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from .files import atomic_folder, check_space, folder_bytes
 from .source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
 from .weights import Weights, rows_per_chunk
 
-__all__ = ["MergedModel", "write_merged"]
+__all__ = ["MergedModel", "rounded", "write_merged"]
 
 HEAD = "lm_head.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,7 +115,7 @@ class MergedModel:
     def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         if self.source.base_quant and self._is_linear(name):
             if self._rounded[0] != name:  # as a whole: the scales' own scales are of the whole tensor
-                self._rounded = (name, _rounded(self.base.get(name).to(self.device), self.source.base_quant))
+                self._rounded = (name, rounded(self.base.get(name).to(self.device), self.source.base_quant))
             return self._rounded[1][start:stop]
         return self._fp32(self.base.rows(self._stored(name), start, stop))
 
@@ -149,7 +149,7 @@ def _embedding_name(base: Weights) -> str | None:
     return None
 
 
-def _rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
+def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
     """What a quantised base computes with: quantised as it was for training, and decoded again, fp32."""
     if kind == "fp8":
         from nbtune_kernels.fp8 import reference

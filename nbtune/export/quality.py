@@ -7,6 +7,7 @@ print(quality.summary())        # q4_k_m, 4.92 GB, perplexity +1.3 %, KL 0.012
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 
 from ..errors import ExportError
-from .files import gigabytes
+from .files import fits_in, gigabytes
 from .gguf.vocabulary import load_tokenizer
+from .merge import rounded
 from .source import ExportedFile, ExportSource
 from .verify import LlamaRunner
 
@@ -51,22 +53,36 @@ class Quality:
     answers: tuple[tuple[str, str, str], ...] = ()
     tokens: int = 0
 
-    def summary(self) -> str:
-        """One line: type, size, what was lost."""
+    def facts(self) -> dict[str, Any]:
+        """What was measured, as JSON has it."""
+        return dataclasses.asdict(self)
+
+    def words(self) -> str:
+        """What it needs and what was lost: ``"fits in 8 GB, perplexity +1.3 %, KL 0.012"``."""
         change = 100 * (self.perplexity / self.reference - 1)
-        words = f"{self.type}, {gigabytes(self.bytes)}, perplexity {change:+.1f} %, KL {self.divergence:.2g}"
+        fits = fits_in(self.bytes)
+        words = f"{f'fits in {fits} GB, ' if fits else ''}perplexity {change:+.1f} %, KL {self.divergence:.2g}"
         return words if self.same_tokens else f"{words}, AND OTHER TOKENS"
+
+    def summary(self) -> str:
+        """One line: type, size, `words`."""
+        return f"{self.type}, {gigabytes(self.bytes)}, {self.words()}"
 
 
 @contextlib.contextmanager
 def reference_model(source: ExportSource, device: torch.device | str = "cpu") -> Iterator[Any]:
-    """The trained model as transformers and peft load it: base in fp32 on a CPU, as stored elsewhere, and adapter."""
+    """The trained model as transformers and peft load it: base in fp32 on a CPU, as stored elsewhere, and adapter.
+
+    Where training had the base rounded (`ExportSource.base_quant`), its linear weights are the rounded ones here.
+    """
     from transformers import AutoModelForCausalLM
 
     on_cpu = torch.device(device).type == "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         str(source.base), dtype=torch.float32 if on_cpu else "auto", local_files_only=True
     )
+    if source.base_quant:
+        _round_linears(model, source.base_quant)
     if source.adapter is not None:
         from peft import PeftModel
 
@@ -74,11 +90,21 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
     yield model.to(device).eval()
 
 
+def _round_linears(model: Any, kind: str) -> None:
+    """Give every linear weight but the head's the values that a base quantised for training computes with."""
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not head:
+                module.weight.copy_(rounded(module.weight.float(), kind))
+
+
 def verify_gguf(
     file: ExportedFile,
     source: ExportSource,
-    texts: Sequence[str],
+    texts: Sequence[str] = (),
     *,
+    rows: Sequence[Sequence[int]] = (),
     prompts: Sequence[str] = (),
     model: Any | None = None,
     answer_tokens: int = 40,
@@ -90,7 +116,8 @@ def verify_gguf(
     Args:
         file: what `export_gguf` made.
         source: what it was made of.
-        texts: rows that were not trained on; the first 512 tokens of each are compared.
+        texts: that were not trained on; the first 512 tokens of each are compared.
+        rows: the same as token ids, such as chats that are rendered already.
         prompts: questions to answer greedily, through the chat template where there is one.
         model: the trained model where it is loaded already; else it is loaded from `source`.
         answer_tokens: at most, for each answer.
@@ -100,9 +127,10 @@ def verify_gguf(
         ExportError: there is no llama.cpp, it does not load the file, or no text is longer than one token.
     """
     tokenizer = load_tokenizer(source.tokenizer_folder)
-    rows = [tokenizer(text, add_special_tokens=True)["input_ids"][:_CONTEXT] for text in texts]
-    rows = [row for row in rows if len(row) > 1]
-    if not rows:
+    found = [tokenizer(text, add_special_tokens=True)["input_ids"][:_CONTEXT] for text in texts]
+    found += [list(row)[:_CONTEXT] for row in rows]
+    found = [row for row in found if len(row) > 1]
+    if not found:
         raise ExportError("there is no text to compare by", fix="give rows of more than one token.")
     with contextlib.ExitStack() as stack:
         if model is None:
@@ -110,8 +138,8 @@ def verify_gguf(
         llama = stack.enter_context(
             LlamaRunner(file.path, library=library, n_ctx=_CONTEXT + answer_tokens, threads=threads)
         )
-        same = _same_tokens(llama, tokenizer, texts)
-        compared = [_compare(llama.logits(row), _logits(model, row), row) for row in rows]
+        same = _same_tokens(llama, tokenizer, texts) and _same_rendered(llama, tokenizer, rows)
+        compared = [_compare(llama.logits(row), _logits(model, row), row) for row in found]
         answers = tuple(_answers(llama, model, tokenizer, prompt, answer_tokens) for prompt in prompts)
     sums = np.sum(compared, axis=0)
     count = int(sums[0])
@@ -136,6 +164,12 @@ def _same_tokens(llama: LlamaRunner, tokenizer: Any, texts: Sequence[str]) -> bo
     chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!\n\nHow are you?"}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False)
     return same and llama.tokenize([rendered])[0] == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def _same_rendered(llama: LlamaRunner, tokenizer: Any, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether the text of each row, marks of the template and all, is read as the same tokens by both."""
+    texts = [tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False) for row in rows]
+    return llama.tokenize(texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def _logits(model: Any, row: list[int]) -> np.ndarray[Any, Any]:
@@ -176,13 +210,15 @@ def _answers(llama: LlamaRunner, model: Any, tokenizer: Any, prompt: str, count:
     return prompt, *(tokenizer.decode(answer, skip_special_tokens=True) for answer in (theirs, ours))
 
 
-def importance(model: Any, tokenizer: Any, texts: Sequence[str], *, tokens: int = _CONTEXT) -> dict[str, torch.Tensor]:
+def importance(
+    model: Any, tokenizer: Any, texts: Sequence[str | Sequence[int]], *, tokens: int = _CONTEXT
+) -> dict[str, torch.Tensor]:
     """How strongly each column of each linear weight is felt: the mean square of its input over `texts`.
 
     Args:
         model: the trained model (with its adapter on it, or merged).
         tokenizer: its tokenizer.
-        texts: such as the run's own eval rows.
+        texts: such as the run's own eval rows; or their token ids.
         tokens: of each text, at most.
 
     Returns:
@@ -208,7 +244,8 @@ def importance(model: Any, tokenizer: Any, texts: Sequence[str], *, tokens: int 
     try:
         with torch.no_grad():
             for text in texts:
-                ids = tokenizer(text)["input_ids"][:tokens]
+                ids = tokenizer(text)["input_ids"] if isinstance(text, str) else list(text)
+                ids = ids[:tokens]
                 if ids:
                     model(torch.tensor([ids], device=next(model.parameters()).device))
     finally:

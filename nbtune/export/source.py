@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
+
+if TYPE_CHECKING:
+    from .quality import Quality
 
 __all__ = ["TOKENIZER_FILES", "ExportSource", "ExportedFile", "Progress", "read_json", "safe_name"]
 
@@ -69,13 +72,17 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file or folder that was made: where, what, how big (bytes), in how many seconds, and what to know about it."""
+    """A file or folder that was made: where, what, how big (bytes), in how many seconds, and what to know about it.
+
+    `quality` is what was measured of a GGUF file afterwards, where it was.
+    """
 
     path: Path
     type: str
     bytes: int
     seconds: float
     notes: tuple[str, ...] = field(default=())
+    quality: Quality | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:

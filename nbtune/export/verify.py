@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import ExportError
 
-__all__ = ["LlamaRunner", "find_llama"]
+__all__ = ["LlamaRunner", "find_llama", "no_llama"]
 
 
 def find_llama() -> Path | None:
@@ -37,6 +37,13 @@ def find_llama() -> Path | None:
         return None
     folder = Path(spec.origin).parent / "lib"
     return folder if folder.is_dir() else None
+
+
+def no_llama() -> ExportError:
+    """That there is no runner, and how to get one."""
+    return ExportError(
+        "no llama.cpp was found", fix="pip install 'nbtune[gguf-verify]', or set NBTUNE_LLAMA_LIB to its folder."
+    )
 
 
 class LlamaRunner:
@@ -57,10 +64,7 @@ class LlamaRunner:
     ) -> None:
         folder = library or find_llama()
         if folder is None:
-            raise ExportError(
-                "no llama.cpp was found",
-                fix="pip install 'nbtune[gguf-verify]', or set NBTUNE_LLAMA_LIB to its folder.",
-            )
+            raise no_llama()
         self.gguf = gguf
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         child = Path(__file__).with_name("_llama_child.py")

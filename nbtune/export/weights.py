@@ -1,7 +1,15 @@
-"""A model's tensors on disk, read one by one or some rows at a time, never all at once."""
+"""A model's tensors on disk, read one by one or some rows at a time, never all at once.
+
+The safetensors package sees that a file is whole and says what is in it; the numbers are read with plain reads, because
+of a mapped file every page that was once looked at counts as this process's memory.
+"""
 
 from __future__ import annotations
 
+import json
+import struct
+import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +23,22 @@ from .source import read_json
 
 __all__ = ["Weights", "rows_per_chunk"]
 
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+}
+
 
 class Weights:
     """The tensors of a folder of safetensors files, by name.
 
-    Files stay mapped while this is open; a tensor's bytes are read when it is asked for.
+    A tensor's bytes are read when it is asked for, from any thread.
 
     Args:
         folder: has ``<stem>.safetensors``, or ``<stem>.safetensors.index.json`` and its shards.
@@ -33,6 +52,7 @@ class Weights:
         self.folder = folder
         self._open: dict[str, Any] = {}
         self._where: dict[str, str] = {}
+        self._raw: dict[str, _RawFile] = {}
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
             files = sorted(set(read_json(index)["weight_map"].values()))
@@ -53,6 +73,7 @@ class Weights:
             ) from None
         except (SafetensorError, OSError) as error:
             raise ExportError(f"the weights are not whole ({error})", place=str(path), fix="fetch it again.") from None
+        self._raw[file] = _RawFile(path)
         for name in self._open[file].keys():  # noqa: SIM118 (not a dict)
             self._where[name] = file
 
@@ -61,6 +82,9 @@ class Weights:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._open.clear()
+        for raw in self._raw.values():
+            raw.file.close()
+        self._raw.clear()
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
@@ -78,16 +102,54 @@ class Weights:
 
     def get(self, name: str) -> torch.Tensor:
         """A tensor, as it is stored."""
-        return self._open[self._where[name]].get_tensor(name)
+        read = self._raw[self._where[name]].read(name, 0, None)
+        return self._open[self._where[name]].get_tensor(name) if read is None else read
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``[start:stop]`` of a tensor of at least one dimension, as stored."""
         if start == 0 and stop >= self.shape(name)[0]:
             return self.get(name)
-        return self._slice(name)[start:stop]
+        read = self._raw[self._where[name]].read(name, start, stop)
+        return self._slice(name)[start:stop] if read is None else read
 
     def _slice(self, name: str) -> Any:
         return self._open[self._where[name]].get_slice(name)
+
+
+class _RawFile:
+    """One safetensors file, read by offsets (https://github.com/huggingface/safetensors#format)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, threading.Lock()
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with this object, at the latest)
+        weakref.finalize(self, self.file.close)
+        size = struct.unpack("<Q", self.file.read(8))[0]
+        self.start = 8 + size
+        self.entries: dict[str, Any] = json.loads(self.file.read(size))
+
+    def read(self, name: str, first: int, last: int | None) -> torch.Tensor | None:
+        """Rows ``[first:last]`` of a tensor, or all of it; None for a dtype that is not read so."""
+        entry = self.entries[name]
+        dtype, shape = _DTYPES.get(entry["dtype"]), list(entry["shape"])
+        if dtype is None:
+            return None
+        begin, end = entry["data_offsets"]
+        if last is not None:
+            row = (end - begin) // max(shape[0], 1)
+            last = min(last, shape[0])
+            begin, end, shape[0] = begin + first * row, begin + last * row, last - first
+        made = torch.empty(end - begin, dtype=torch.uint8)
+        self._fill(memoryview(made.numpy()), self.start + begin)
+        return made.view(dtype).reshape(shape)
+
+    def _fill(self, room: memoryview, at: int) -> None:
+        with self._lock:
+            self.file.seek(at)
+            while room:
+                count = self.file.readinto(room)
+                if not count:
+                    raise ExportError("the weights end too early", place=str(self.path), fix="fetch the model again.")
+                room = room[count:]
 
 
 def rows_per_chunk(shape: tuple[int, ...], limit: int = 64 << 20) -> int:

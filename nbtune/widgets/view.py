@@ -145,6 +145,7 @@ class RunView:
             "time": event.time,
         }
         self._drop_unfinished()  # it moved on
+        self.lists["exports"] = [one for one in self.lists["exports"] if one["path"] != item["path"]]  # more is known
         self._append("exports", item)
 
     def _drop_unfinished(self) -> None:

@@ -51,7 +51,7 @@ def test_fewer_bits_cost_more_and_the_figures_say_so(source: ExportSource, tmp_p
     assert theirs == ours
     assert theirs.strip()
     assert by_type["q4_k_m"].summary().startswith("q4_k_m, 1.")
-    assert " MB, perplexity " in by_type["q4_k_m"].summary()
+    assert " MB, fits in 4 GB, perplexity " in by_type["q4_k_m"].summary()
 
 
 def test_importance_makes_a_file_better(source: ExportSource, tmp_path: Path) -> None:
