@@ -26,6 +26,8 @@ __all__ = [
     "MemoryUse",
     "capturing",
     "choose_dtype",
+    "claim",
+    "collectives",
     "cpu_count",
     "describe",
     "empty_cache",
@@ -245,6 +247,21 @@ def record(work: Callable[[], T], device: torch.device, *, beside: Any = None) -
     with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = work()
     return graph, result
+
+
+def claim(index: int) -> None:
+    """Make the GPU of that number this process's own, where there are GPUs."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
+
+
+def collectives() -> str:
+    """The torch.distributed backend with which this machine's devices talk to each other."""
+    import torch
+
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def gpu_present() -> bool:

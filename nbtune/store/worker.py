@@ -1,6 +1,7 @@
 """The engine: a function of a run folder. It reads the spec, the plan and the snapshot of the data, and writes events.
 
     python -m nbtune.store.worker RUN_DIR
+    torchrun --nproc-per-node 2 -m nbtune.store.worker RUN_DIR      (each process trains on its share of every step)
 
 A thread of the kernel calls `execute`, or another process does; nothing here assumes that it shares memory with a
 notebook. Wishes come through ``control.json``, answers go out as events.
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from nbtune.models import Built
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.loop import Progress
+    from nbtune.train.ranks import Ranks
     from nbtune.train.stepper import Stepper
 
 __all__ = ["execute"]
@@ -49,12 +51,15 @@ _SAMPLE_TOKENS = 64
 _RESERVE = 2**16  # bytes
 
 
-def execute(folder: Path, *, keep: Callable[[Built], None] | None = None) -> Literal["finished", "stopped"]:
+def execute(
+    folder: Path, *, keep: Callable[[Built], None] | None = None, ranks: Ranks | None = None
+) -> Literal["finished", "stopped"]:
     """Do the run of a folder, from its start or its last checkpoint, to its end or to a stop.
 
     Args:
         folder: made by `nbtune.store.folder.create`, with a snapshot of its data.
         keep: is given the model once it is loaded; without it nothing holds the model after the run.
+        ranks: this is the first of several processes.
     Raises:
         NbtuneError: also said as the last event.
     """
@@ -65,7 +70,7 @@ def execute(folder: Path, *, keep: Callable[[Built], None] | None = None) -> Lit
         with _reserve(folder) as give_back, contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
             try:
                 emit(events.State(state="preparing"))
-                engine = _Engine(folder, emit, owner)
+                engine = _Engine(folder, emit, owner, ranks)
                 engine.prepare()
                 if keep is not None:
                     keep(engine.built)
@@ -85,6 +90,15 @@ def execute(folder: Path, *, keep: Callable[[Built], None] | None = None) -> Lit
                 if found is None or found is error:
                     raise
                 raise found from error
+
+
+def follow(folder: Path, ranks: Ranks) -> None:
+    """Do the run together with the first process, which alone writes into the folder."""
+    quiet_libraries()
+    ranks.wait()  # the first has its tokens and its plan
+    engine = _Engine(folder, lambda _: None, None, ranks)
+    engine.prepare()
+    engine.train()
 
 
 @contextlib.contextmanager
@@ -127,8 +141,11 @@ class _Engine:
     stepper: Stepper | FusedStepper
     progress: Progress
 
-    def __init__(self, folder: Path, emit: EventWriter, owner: Ownership) -> None:
-        self.folder, self.emit, self.owner = folder, emit, owner
+    def __init__(
+        self, folder: Path, emit: Callable[[events.Event], None], owner: Ownership | None, ranks: Ranks | None = None
+    ) -> None:
+        self.folder, self.emit, self.owner, self.ranks = folder, emit, owner, ranks
+        self.writes = ranks is None or ranks.first
         self.spec: RunSpec = read_spec(folder)
         self.control = FileControl(folder)
 
@@ -153,8 +170,11 @@ class _Engine:
             self.emit(events.Warning(message=message))
         device = machine.pick(spec.device)
         self.plan = self._plan(facts, machine.describe(device))
-        self._check_disk()
+        if self.writes:
+            self._check_disk()
         self.emit(events.State(state="preparing", detail=self.plan.disk_and_download()))
+        if self.ranks is not None and self.ranks.first:
+            self.ranks.wait()  # the others read what is there now
         machine.reset_peak(device)
         self.built = models.build(
             spec.model,
@@ -170,7 +190,8 @@ class _Engine:
             resident_layers=self.plan.resident_layers,
         )
         self.built.tokenizer = tokenizer
-        tokenizer.save_pretrained(folder / "tokenizer")
+        if self.writes:
+            tokenizer.save_pretrained(folder / "tokenizer")
         self._make_stepper(device)
 
     def _plan(self, facts: Any, device: machine.DeviceFacts) -> Plan:
@@ -194,10 +215,19 @@ class _Engine:
     def _batches(self, plan: Plan) -> BatchPlan:
         from nbtune import data
 
+        rank, count = (0, 1) if self.ranks is None else (self.ranks.rank, self.ranks.count)
+        if plan.gradient_accumulation_steps % count:
+            raise PlanError(
+                f"{plan.gradient_accumulation_steps} micro-batches a step cannot be shared by {count} processes",
+                fix=f"set `gradient_accumulation_steps` to a multiple of {count}",
+            )
         return data.BatchPlan(
             self.data.train,
             micro_batch_size=plan.micro_batch_size,
-            gradient_accumulation_steps=plan.gradient_accumulation_steps,
+            gradient_accumulation_steps=plan.gradient_accumulation_steps // count,
+            together=data.together(self.spec.method),
+            rank=rank,
+            ranks=count,
             seed=self.spec.seed,
             packing=plan.packing,
             sequence_len=plan.sequence_len,
@@ -223,8 +253,11 @@ class _Engine:
 
         model, handle = self.built.model, self.built.handle
         model.train()
-        fused = handle is not None and "head" in handle.report.taken
-        self.loss = partial(sft_loss, fused=fused)
+        fused = handle is not None and "head" in handle.report.taken and self.spec.method == "sft"
+        self.loss, self.count = partial(sft_loss, fused=fused), trained_tokens
+        if self.spec.method != "sft":
+            judging = PreferenceLoss(self.spec.method, {} if self.spec.beta is None else {"beta": self.spec.beta})
+            self.loss, self.count = judging, judging.count
         self.stepper = (
             self._fused_stepper(device) if fused and self._graphs_pay(device) else self._plain_stepper(device)
         )
@@ -234,6 +267,7 @@ class _Engine:
     def _graphs_pay(self, device: torch.device) -> bool:
         handle, spec = self.built.handle, self.spec
         plain = spec.optim == "adamw" and self.plan.dtype != "fp16" and spec.adapter.dropout == 0
+        plain = plain and self.ranks is None
         return plain and machine.replayable(device) and handle is not None and bool(handle.layers)
 
     def _fused_stepper(self, device: torch.device) -> FusedStepper:
@@ -243,9 +277,11 @@ class _Engine:
         return FusedStepper(self.built, weight_decay=decay, max_grad_norm=norm, device=device)
 
     def _plain_stepper(self, device: torch.device) -> Stepper:
+        from nbtune.train.ranks import RankedStepper
         from nbtune.train.stepper import Stepper
 
-        return Stepper(
+        make = Stepper if self.ranks is None else partial(RankedStepper, self.ranks)
+        return make(
             self.built.model,
             self.loss,
             _optimizer(self.built.model, self.spec, self.plan.learning_rate),
@@ -258,9 +294,11 @@ class _Engine:
     def train(self) -> Literal["finished", "stopped"]:
         """The loop, with this folder behind it."""
         from nbtune.train.loop import Jobs, LoopOptions, train
+        from nbtune.train.ranks import RankedControl
         from nbtune.train.schedule import learning_rate_of
 
         plan, spec = self.plan, self.spec
+        together = None if self.ranks is None else RankedControl(self.ranks, self.control)
         options = LoopOptions(
             total_steps=plan.total_steps,
             learning_rate=plan.learning_rate,
@@ -270,42 +308,50 @@ class _Engine:
             eval_every=plan.eval_every,
             checkpoint_every=spec.checkpoint.every,
             checkpoint_seconds=spec.checkpoint.minutes * 60,
+            agree=list if together is None else together.agree,
         )
         jobs = Jobs(
-            save=lambda progress: checkpoints.save(
-                self.folder, self.built, self.stepper, progress, keep=spec.checkpoint.keep
-            ),
+            save=self._save,
             evaluate=self._evaluate,
             sample=self._samples,
             between=self._between,
         )
-        if plan.packing and self.progress.step == 0:
+        if plan.packing and self.progress.step == 0 and self.writes:
             self.emit(self._check_packing())
-        emit, control = self._say, self.control
+        emit, control = self._say, together or self.control
         return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
+    def _save(self, progress: Progress) -> events.Checkpoint:
+        if not self.writes:
+            return events.Checkpoint(step=progress.step, folder="")
+        return checkpoints.save(self.folder, self.built, self.stepper, progress, keep=self.spec.checkpoint.keep)
+
     def _between(self) -> None:
-        self.owner.check()
-        answer_requests(self.folder, self._answer)
+        if self.owner is not None:
+            self.owner.check()
+            answer_requests(self.folder, self._answer)
 
     def _check_packing(self) -> events.Check:
         from nbtune.data.batches import collate
         from nbtune.train.selftest import packed_equals_unpacked
 
         packed = self.batches.step(0)
-        alone = (collate(self.data.train, [row]) for batch in packed for row in batch.examples)
+        group = data.together(self.spec.method)
+        rows = (batch.examples[i : i + group] for batch in packed for i in range(0, len(batch.examples), group))
+        alone = (collate(self.data.train, list(row)) for row in rows)
         return packed_equals_unpacked(self.built.model, self.loss, packed, alone, device=self.stepper.device)
 
     def _evaluate(self, look: Callable[[], None]) -> tuple[float, int, float] | None:
         from nbtune.data.batches import collate
         from nbtune.train.evaluate import mean_loss
 
-        if self.data.eval is None or not self.data.eval.at_most(1):
+        if self.data.eval is None or not self.data.eval.at_most(1) or not self.writes:
             return None
         began = time.perf_counter()
-        held, size = self.data.eval, self.plan.micro_batch_size
+        group = data.together(self.spec.method)
+        held, size = self.data.eval, self.plan.micro_batch_size * group
         of_sources: dict[str, list[int]] = {}
-        for row in held.some(self.spec.eval.max_rows):
+        for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)
 
         def batches(rows: list[int]) -> Iterator[Batch]:
@@ -314,7 +360,7 @@ class _Engine:
                 yield collate(held, rows[i : i + size])
 
         found = {
-            name: mean_loss(self.built.model, self.loss, batches(rows), device=self.stepper.device)
+            name: mean_loss(self.built.model, self.loss, batches(rows), device=self.stepper.device, count=self.count)
             for name, rows in of_sources.items()
         }
         tokens = sum(count for _, count in found.values())
@@ -339,7 +385,7 @@ class _Engine:
             look()
             return False
 
-        for prompt in self.spec.samples:
+        for prompt in self.spec.samples if self.writes else ():
             said = answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
             yield events.Sample(step=step, prompt=prompt, answer=said)
 
@@ -373,10 +419,18 @@ def _optimizer(model: torch.nn.Module, spec: RunSpec, learning_rate: float) -> t
 
 def main(folder: Path) -> int:
     """Do a run in this process; what it says stands in its folder. Exit code 1: it failed."""
+    from nbtune.train.ranks import Ranks
+
+    ranks = Ranks.join()
     try:
-        execute(folder)
+        if ranks is None or ranks.first:
+            execute(folder, ranks=ranks)
+        else:
+            follow(folder, ranks)
     except NbtuneError:
         return 1
+    if ranks is not None:
+        ranks.leave()
     return 0
 
 

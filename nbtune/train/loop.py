@@ -62,7 +62,7 @@ class LoopOptions:
     """What the plan decided; `learning_rate` is the peak, `factor` the schedule over the 0-based step.
 
     `count` says what a micro-batch's loss is a sum over: trained tokens, or with preferences pairs
-    (`PreferenceLoss.count`).
+    (`PreferenceLoss.count`). `agree` adds numbers up over the processes that train together.
     """
 
     total_steps: int
@@ -72,6 +72,7 @@ class LoopOptions:
     checkpoint_every: int | None
     checkpoint_seconds: float
     count: Callable[[Batch], int] = trained_tokens
+    agree: Callable[[Sequence[int]], Sequence[int]] = list
 
 
 @dataclass
@@ -99,6 +100,10 @@ class Jobs:
     evaluate: Callable[[Callable[[], None]], tuple[float, int, float] | None]
     sample: Callable[[int, Callable[[], None]], Iterable[events.Sample]]
     between: Callable[[], None]
+
+
+def _tokens(batch: Batch) -> int:
+    return batch.num_tokens
 
 
 _OVERFLOWS = 20  # steps in a row that fp16's loss scale may be too high before the run gives up
@@ -184,7 +189,9 @@ class _Loop:
     def _step(self) -> None:
         progress, index = self.progress, self.progress.step
         micro_batches = self._next or self.batches.step(index)
-        denominator = max(1, sum(map(self.options.count, micro_batches)))
+        own = [sum(map(count, micro_batches)) for count in (self.options.count, trained_tokens, _tokens)]
+        counted, trained, tokens = self.options.agree(own)
+        denominator = max(1, counted)
         for micro_step, batch in enumerate(micro_batches):
             if micro_step:
                 self._look()
@@ -192,7 +199,6 @@ class _Loop:
         peak = progress.learning_rate if progress.learning_rate is not None else self.options.learning_rate
         learning_rate = peak * self.options.factor(index)
         measured = Later(*self.stepper.update(learning_rate))
-        tokens, trained = sum(b.num_tokens for b in micro_batches), sum(b.num_trained for b in micro_batches)
         progress.step, progress.tokens = index + 1, progress.tokens + tokens
         progress.trained_tokens += trained
         self._next = self.batches.step(index + 1) if index + 1 < self.options.total_steps else None
