@@ -67,8 +67,6 @@ class RowStats(NamedTuple):
 # costs few instructions, since that is what limits here: z = u * unit with u = raw (or its tanh), powers of two with
 # the factor in a fused multiply-add, and the label's own gradient written afterwards.
 
-_LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
 
 @jit
 def _bend(raw, inner, SOFTCAP: tl.constexpr):
@@ -130,7 +128,7 @@ def _kernel(
     if y != ignore_index:
         unit = softcap if SOFTCAP else scale
         inner = 2 * scale / softcap if SOFTCAP else 1.0
-        factor = unit * _LOG2E
+        factor = unit * 1.4426950408889634  # log2(e)
         # read before the loop's barriers: a warp that runs ahead overwrites logits below
         uy = _bend(tl.load(row_ptr + y), inner, SOFTCAP)
         if KNOWN:
@@ -157,13 +155,13 @@ def _kernel(
                 loss -= smoothing * unit * tl.sum(plain, 0) / vocabulary
             tl.store(lse_ptr + row, lse)
             tl.store(loss_ptr + row, loss)
-            tl.store(entropy_ptr + row, tl.log(total_row) - tl.sum(weighted, 0) / (total_row * _LOG2E))
+            tl.store(entropy_ptr + row, tl.log(total_row) - tl.sum(weighted, 0) / (total_row * 1.4426950408889634))
             tl.store(correct_ptr + row, tl.where(uy >= highest, 1.0, 0.0))
         if GRAD:
             coef = tl.load(coef_ptr + row) * scale
             high = coef * (1 + 2 * z_loss * lse)
             uniform = coef * smoothing / vocabulary
-            lse2 = lse * _LOG2E
+            lse2 = lse * 1.4426950408889634
             if whole < vocabulary:
                 col = whole + at
                 mask = col < vocabulary

@@ -19,7 +19,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 MODULES = (
-    "_runtime", "_sums", "activation", "adamw", "cross_entropy", "dropout", "embedding", "layer_norm",
+    "_runtime", "_sums", "activation", "adamw", "cross_entropy", "dropout", "embedding", "fp8", "layer_norm",
     "linear_cross_entropy", "lora", "lora_kernels", "rms_norm", "rope",
 )  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
@@ -64,7 +64,8 @@ def _type(value: Any) -> tuple[str, bool]:
     """Triton's name of an argument's type, and whether it divides by 16."""
     if isinstance(value, torch.Tensor):
         floats = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-        name = {**floats, torch.int64: "i64", torch.int32: "i32"}[value.dtype]
+        others = {torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8", torch.float8_e4m3fn: "fp8e4nv"}
+        name = {**floats, **others}[value.dtype]
         return f"*{name}", (value.storage_offset() * value.element_size()) % 16 == 0
     if isinstance(value, bool):
         return "i1", False
@@ -110,9 +111,9 @@ def compiled(launch: Launch, target: GPUTarget) -> CompiledKernel:
 def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     """The launches of one LoRA step of an 8B Llama (and of other families), on tensors that are never touched."""
     # by import_module: the package's functions hide its modules of the same names
-    nk, adamw, ce, linear_cross_entropy, lora_kernels = (
+    nk, adamw, ce, fp8, linear_cross_entropy, lora_kernels = (
         importlib.import_module(f"nbtune_kernels{name}")
-        for name in ("", ".adamw", ".cross_entropy", ".linear_cross_entropy", ".lora_kernels")
+        for name in ("", ".adamw", ".cross_entropy", ".fp8", ".linear_cross_entropy", ".lora_kernels")
     )
     t, h, i, v = 2048, 4096, 14336, 128256
 
@@ -137,6 +138,13 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         optimizer._factors, optimizer._tensors = z(2, dtype=torch.float32), z(64, dtype=torch.int32)
         optimizer._launch(z(1, dtype=torch.float32), z(1, dtype=torch.float32))
         optimizer.grad_norm()
+
+    def fp8_rows() -> None:
+        q = z(t, h, dtype=torch.float8_e4m3fn)
+        fp8._quantise_kernel[(t,)](
+            x, f32, q, f32, h, h, COLUMNS=True, BLOCK=h, num_warps=4, enable_fp_fusion=True
+        )  # the op goes by plain torch where there is no card
+        fp8.transposed(q, z(h, t, dtype=torch.float8_e4m3fn))
 
     us, vs = [z(t, 48), *z(t, 48).split(16, -1)], [x, *qkv.split([4096, 1024, 1024], -1)]
     outs = [z(48, h, dtype=torch.float32), *(z(n, 16, dtype=torch.float32) for n in (4096, 1024, 1024))]
@@ -166,6 +174,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("embedding", lambda: nk.embedding(ids, z(v, h))),
         ("embedding_scaled", lambda: nk.embedding(ids, z(v, h), scale=64.0)),
         ("adamw", adamw_steps),
+        ("fp8", fp8_rows),
         ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),
         ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),
         ("grouped_tn", lambda: lora_kernels.launch_tn(us, vs, [1.0] * 4, outs, [False, True, True, True], True)),

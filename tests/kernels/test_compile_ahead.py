@@ -53,11 +53,13 @@ def check(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for launch in launches(capability, monkeypatch):
         if capability < 80 and (uses_dot(launch) or launch.name in seen):
             continue  # products go to cuBLAS there (test_lora.py); the variants of a kernel are compiled for sm_90
+        if capability < 89 and launch.name == "fp8._quantise_kernel":
+            continue  # no card before has e4m3
         result = compiled(launch, GPUTarget("cuda", capability, 32))
         ptx = result.asm[NVIDIA]
         assert result.metadata.shared <= 1024 * SHARED[90 if capability == 100 else capability], launch.name
         assert f".target sm_{capability}" in ptx
-        assert bool(MMA.search(ptx)) == uses_dot(launch), launch.name
+        assert bool(MMA.search(ptx)) == uses_dot(launch) == ("tt.dot" in result.asm["ttir"]), launch.name
         seen.add(launch.name)
     assert len(seen) >= 12
 
@@ -136,8 +138,6 @@ def test_no_product_without_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch
     names = {launch.name for launch in picked(75, monkeypatch)}
     assert not names & slow
     assert names == {"fused._rotate_back_kernel"}
-    for launch in launches(75, monkeypatch):  # the other kernels have no product at all
-        assert ("tt.dot" in launch.kernel.src or launch.name in WITH_DOT) == uses_dot(launch)
 
 
 @pytest.mark.slow
