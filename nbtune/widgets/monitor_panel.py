@@ -11,6 +11,7 @@ import traitlets
 
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED
+from nbtune.widgets.no_page import Shown
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.view import Cursor
 from nbtune.widgets.watched import Watched
@@ -79,6 +80,19 @@ class Monitor(Panel):
         with self.hold_sync():
             self.snapshot_rows = rows
             self.snapshot = body
+
+    def in_words(self, picture: bool) -> tuple[Shown, bool]:
+        """For a page that cannot show the panel: a line of text, and now and then a picture."""
+        from nbtune.widgets.static_report import Report
+
+        report = Report(self.run)
+        self._png = report.png() if picture and len(report.view.series) else self._png
+        lines = [report.title, *(f"  {name}: {value}" for name, value in report.facts())]
+        commands = f"  %nbtune pause {self.run.name} · %nbtune stop {self.run.name}"
+        live = report.status["live"]
+        return Shown("\n".join([*lines, commands] if live else lines), self._png), live
+
+    _png = b""
 
     def _start_heart(self) -> None:
         self._tell()

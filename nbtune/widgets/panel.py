@@ -11,6 +11,7 @@ from typing import Any
 import anywidget
 
 from nbtune.errors import NbtuneError
+from nbtune.widgets import no_page
 from nbtune.widgets.plain import clean
 
 __all__ = ["Panel", "asset"]
@@ -48,18 +49,32 @@ class Panel(anywidget.AnyWidget):
     def __init__(self, **traits: Any) -> None:
         self._esm = asset(f"{self.panel}.js")
         self._css = asset(f"{self.panel}.css")
+        self._said_hello, self._awaited = threading.Event(), False
         super().__init__(**traits)
         self.on_msg(self._hear)
         _reply_anywhere(self.comm)
 
     def _hear(self, _widget: Any, content: Any, buffers: Any) -> None:
         kind = content.get("t") if isinstance(content, Mapping) else None
+        self._said_hello.set()
         if kind == "plotly?":
             self.send({"t": "plotly"}, [_plotly()])
         elif kind == "do":
             self._do(dict(content), buffers)
         elif kind is not None:
             self.hear(dict(content), buffers)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: a panel of nbtune>"  # no address: a notebook run twice is the same
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        if not self._awaited and no_page.has_page():
+            self._awaited = True
+            no_page.stand_in(self._said_hello, self.in_words)
+        return super()._repr_mimebundle_(**options)
+
+    in_words: Callable[[bool], tuple[no_page.Shown, bool]] | None = None
+    """What a page is shown that cannot show the panel, given whether a picture is due; and whether it may change."""
 
     def hear(self, content: dict[str, Any], buffers: Any) -> None:
         """Any other message of the page."""

@@ -1,4 +1,4 @@
-"""Two hundred texts that would like to be something else: tags, scripts, marks that turn the line, commands, formulas."""
+"""Two hundred texts that would like to be something else: tags, scripts, turning marks, terminal commands, formulas."""
 
 from __future__ import annotations
 

@@ -51,10 +51,11 @@ class Lab:
         folder: what the Lab sees and where it keeps everything.
         app: `lab`, or `notebook` for Notebook 7.
         python: the interpreter whose Jupyter is started.
+        kernel: the interpreter of the notebooks' kernels, where it is another one.
     """
 
-    def __init__(self, folder: Path, app: str = "lab", python: str = sys.executable) -> None:
-        self.folder, self.app, self.python = folder, app, python
+    def __init__(self, folder: Path, app: str = "lab", python: str = sys.executable, kernel: str = "") -> None:
+        self.folder, self.app, self.python, self.kernel = folder, app, python, kernel
         self.root = folder / "work"
         self.root.mkdir(parents=True, exist_ok=True)
         self.port = _free_port()
@@ -102,6 +103,11 @@ class Lab:
         }
 
     def _settings(self) -> None:
+        if self.kernel:
+            words = [self.kernel, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            spec = self.folder / "home" / "data" / "kernels" / "other" / "kernel.json"
+            spec.parent.mkdir(parents=True)
+            spec.write_text(json.dumps({"argv": words, "display_name": "Other", "language": "python"}))
         folder = self.folder / "home" / "config" / "lab" / "user-settings" / "@jupyterlab"
         for plugin, values in {
             "apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
@@ -135,7 +141,8 @@ class Lab:
     def write(self, cells: list[str], name: str = "") -> str:
         """A notebook of code cells in the Lab's folder; returns its name."""
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        kernel = ("other", "Other") if self.kernel else ("python3", "Python 3")
+        notebook.metadata["kernelspec"] = {"name": kernel[0], "display_name": kernel[1], "language": "python"}
         name = name or f"{uuid.uuid4().hex[:8]}.ipynb"
         nbformat.write(notebook, self.root / name)
         return name

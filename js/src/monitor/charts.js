@@ -128,8 +128,11 @@ export class SmallChart extends Chart {
   }
 }
 
+/** A text in a chart: Plotly reads some tags, and takes entities for what they stand for. */
+export const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
 export function line(name, { x, y }, color, { width, dash = "solid", opacity = 1 }) {
-  return { type: "scatter", mode: x.length > 1 ? "lines" : "markers", name, x, y, opacity, line: { color, width, dash }, marker: { color, size: 5 } };
+  return { type: "scatter", mode: x.length > 1 ? "lines" : "markers", name: plain(name), x, y, opacity, line: { color, width, dash }, marker: { color, size: 5 } };
 }
 
 function evalTraces(evals, theme) {
