@@ -115,6 +115,15 @@ def test_every_policy_gives_the_same_gradients(policy: Any, adapter: AdapterSpec
     assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_fine_tuning(family: str) -> None:
+    model = make(family, AdapterSpec(type="full"))
+    stock = loss_and_gradients(model, batch())
+    handle = accelerate(model)
+    assert sum(n.startswith("layers.") for n in handle.report.taken) == (2 if FAMILIES[family][1] else 0)
+    assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "phi3", "granite"])
 def test_accumulation_counts_trained_tokens_of_all_micro_batches(family: str) -> None:
     model = make(family)
