@@ -82,6 +82,8 @@ def fit(
         streamed: True: no layer's weights stay on the device; False: all do; unset: by the memory there is.
     """
     policies: tuple[MemoryPolicy, ...] = get_args(MemoryPolicy)
+    if setup.device.kind != "cuda" or setup.device.unified:  # there is no other memory to which inputs could go
+        policies = tuple(policy for policy in policies if policy != "offload")
     policies = policies if activations == "auto" else (activations,)  # type: ignore[assignment]
     sizes = list(micro_batch_sizes)
     ways = [Fit(p, m, setup.memory(p, m)) for p in policies for m in sizes] if streamed is not True else []
