@@ -50,7 +50,7 @@ def test_every_kernel_test_on_this_card(repo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "op", ["rms_norm", "layer_norm", "rope", "activation", "lora", "linear_cross_entropy", "adamw"]
+    "op", ["rms_norm", "layer_norm", "rope", "activation", "lora", "linear_cross_entropy", "adamw", "dropout"]
 )
 def test_bf16_at_8b_widths(op: str) -> None:
     from benchmarks.measure import LLAMA_8B
