@@ -40,7 +40,7 @@ class Encoder:
     Args:
         tokenizer: a fast transformers tokenizer.
         template: its chat template, or None where only text is read.
-        train_on: `answers`, `last_answer` or `all`.
+        train_on: `answers`, `last_answer`, `all`, or roles.
         terminators: which ends of turns are trained, `thinking`: what becomes of thoughts; as in a spec.
 
     `chats` counts the conversations, `unended` those whose last answer has no terminator behind it, `unthought` those
@@ -54,7 +54,7 @@ class Encoder:
         self,
         tokenizer: Any,
         template: ChatTemplate | None,
-        train_on: str = "answers",
+        train_on: str | Sequence[str] = "answers",
         *,
         terminators: str = "turn",
         thinking: str = "keep",

@@ -130,7 +130,7 @@ def _named(spec: SourceSpec, place: str) -> tuple[str | None, str, Mapping[str, 
 
 def _is_chat(name: str | None, columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec) -> bool:
     if name is not None:
-        return name in ("messages", "sharegpt")
+        return name in ("messages", "sharegpt", "preference", "feedback", "prompts")
     return chat_column(Columns(columns, sample, spec.columns, "")) is not None
 
 

@@ -13,7 +13,7 @@ from nbtune.data.messages import Chat, Keys, messages_of
 from nbtune.data.readers import Columns, Format, Parts, Row, optional, string, there
 from nbtune.errors import DataError
 
-__all__ = ["JUDGED", "KINDS", "Several", "kind_of"]
+__all__ = ["JUDGED", "KINDS", "Several", "kind_of", "together"]
 
 KINDS = ("sft", "pairs", "feedback", "stepwise", "prompts")
 _METHODS = {
@@ -35,6 +35,11 @@ class Several:
     rows: tuple[Chat | Parts, ...]
     values: tuple[float, ...]
     steps: tuple[bool, ...] = ()
+
+
+def together(method: str) -> int:
+    """How many examples a row becomes that a loss looks at together: 2 for pairs."""
+    return 2 if kind_of(method) == "pairs" else 1
 
 
 def kind_of(method: str) -> str:
@@ -90,8 +95,8 @@ def feedback_format(columns: Columns) -> Format:
 
 
 def stepwise_format(columns: Columns) -> Format:
-    """A problem, steps, and which of them are right: `prompt`, `completions`, `labels`. Text without a template, a line
-    break behind each step; the last token of a step carries its label."""
+    """A problem, steps, and which of them are right: `prompt`, `completions`, `labels`. Text without a template; a line
+    break ends each step and carries its label."""
     prompt = columns.need("prompt", _ASK)
     steps, labels = columns.need("completions", ("completions", "steps")), columns.need("labels", ("labels", "ratings"))
 
@@ -101,12 +106,11 @@ def stepwise_format(columns: Columns) -> Format:
             raise DataError(f"`{steps}` must be a list of texts", fix="give each step its text")
         if not isinstance(truths, list) or len(truths) != len(texts):
             raise DataError(f"`{labels}` must have one label a step ({len(texts)})", fix="label every step")
-        parts = [(string(row, prompt, "prompt") + "\n", False)]
+        parts = [(string(row, prompt, "prompt"), False)]
         for text in texts:
-            body = text.rstrip("\n")
-            parts += [(body[:-1], False), (body[-1:], True), ("\n", False)]
+            parts += [(text, False), ("\n", True)]
         wanted = tuple(_truth(t, labels) for t in truths)
-        return Several((Parts(tuple(p for p in parts if p[0])),), (float(all(wanted)),), wanted)
+        return Several((Parts(tuple(p for p in parts if p[0]), ends=False),), (float(all(wanted)),), wanted)
 
     return Format("stepwise", {"prompt": prompt, "completions": steps, "labels": labels}, read, "stepwise")
 

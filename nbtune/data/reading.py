@@ -18,6 +18,7 @@ from nbtune.data.judged import Several
 from nbtune.data.report import Report, SourceReport
 from nbtune.data.sources import ArrowRows, Rows, Source
 from nbtune.data.splitting import split_chat
+from nbtune.data.wanted import asked_for
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
@@ -189,7 +190,8 @@ class Reader:
                 self._refuse(source, index, rows, error)
                 continue
             texts = row.rows if isinstance(row, Several) else (row,)
-            if any(map(is_empty, texts)):
+            judged_steps = isinstance(row, Several) and row.steps  # their labels stand at line breaks
+            if not judged_steps and any(is_empty(text, self.spec.train_on) for text in texts):
                 self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
                 continue
             if isinstance(row, Several):
@@ -340,12 +342,13 @@ def spread(count: int, at_most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, at_most)})
 
 
-def is_empty(row: Chat | Parts) -> bool:
+def is_empty(row: Chat | Parts, train_on: str | Sequence[str] = "answers") -> bool:
     """Whether nothing in a row could be trained."""
     if isinstance(row, Parts):
         return not any(text.strip() for text, wanted in row.parts if wanted)
-    answers = [m for m in row.messages if m["role"] == "assistant"]
-    return not any(_says_something(m) for m in answers)
+    roles = ("assistant",) if isinstance(train_on, str) else train_on
+    heard = [m for m in row.messages if m["role"] in roles or asked_for(m, roles)]
+    return not any(_says_something(m) for m in heard)
 
 
 def _says_something(message: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from nbtune.data.shortcuts import Rendered
 from nbtune.errors import DataError
 
-__all__ = ["wanted"]
+__all__ = ["asked_for", "wanted"]
 
 Stretch = tuple[int, int]
 
@@ -17,7 +17,7 @@ def wanted(
     rendered: Rendered,
     messages: Sequence[Mapping[str, Any]],
     *,
-    train_on: str = "answers",
+    train_on: str | Sequence[str] = "answers",
     terminators: str = "turn",
     ends: Sequence[str] = (),
 ) -> list[Stretch]:
@@ -25,7 +25,7 @@ def wanted(
 
     Args:
         messages: as rendered; `train`, `training`, `weight` and `train_detail` of each are heeded.
-        train_on: `answers`, `last_answer` or `all`.
+        train_on: `answers`, `last_answer`, `all`, or roles.
         terminators: whose ends are trained: `turn` those of trained answers, `all` of every message, `last` of the last
             trained answer, `none`.
         ends: what ends a turn.
@@ -36,6 +36,12 @@ def wanted(
     if train_on == "all":
         return [(0, len(rendered.text))]
     kept = [span for span in rendered.trained if span[2] < 0 or _is_trained(messages[span[2]])]
+    roles = () if isinstance(train_on, str) else train_on
+    if roles and "assistant" not in roles:
+        kept = []
+    others = {i for i, m in enumerate(messages) if m["role"] != "assistant" and asked_for(m, roles)}
+    if others:
+        kept = sorted({*kept, *_of_others(rendered, others, ends)})
     kept = kept[-1:] if train_on == "last_answer" else kept
     found: list[Stretch] = []
     for number, (start, end, tag) in enumerate(kept):
@@ -46,6 +52,19 @@ def wanted(
     if terminators == "all":
         found = sorted({*found, *_other_ends(rendered, ends)})
     return [stretch for stretch in found if stretch[0] < stretch[1]]
+
+
+def _of_others(rendered: Rendered, numbers: set[int], ends: Sequence[str]) -> list[tuple[int, int, int]]:
+    """What those messages say, each with the end of its turn if there is one."""
+    found = []
+    for number in numbers:
+        own = [(start, end) for start, end, tag in rendered.spans if tag == number]
+        if own:
+            following = min((s for s, _, tag in rendered.spans if s >= own[-1][1] and tag != number), default=None)
+            limit = len(rendered.text) if following is None else following
+            stops = [at + len(t) for t in ends if t and (at := rendered.text.find(t, own[-1][1], limit)) >= 0]
+            found.append((own[0][0], min(stops, default=own[-1][1]), number))
+    return found
 
 
 def _before_end(text: str, start: int, end: int, ends: Sequence[str]) -> int:
@@ -96,6 +115,11 @@ def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:
             kept.append((start, min(low, end)))
         start = max(start, high)
     return [*kept, (start, end)] if start < end else kept
+
+
+def asked_for(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
+    """Whether a message is of a role to train, or says of itself that it is to be trained."""
+    return bool(message.get("train", message.get("training", message["role"] in roles)))
 
 
 def _is_trained(message: Mapping[str, Any]) -> bool:

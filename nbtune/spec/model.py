@@ -284,10 +284,11 @@ class RunSpec(_Part):
     optim: Literal["adamw", "adamw_8bit"] = _field(
         "adamw", "Optimizer", "adamw, or with 8-bit state (bitsandbytes).", example="adamw", advanced=True
     )
-    train_on: Literal["answers", "last_answer", "all"] = _field(
+    train_on: Literal["answers", "last_answer", "all"] | tuple[str, ...] = _field(
         "answers",
         "Train on",
-        "Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything.",
+        "Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; "
+        "or a list of roles.",
         example="answers",
         advanced=True,
     )

@@ -138,17 +138,15 @@ def test_a_label_that_says_nothing_is_refused() -> None:
         prepare([{"prompt": "q", "completion": "a", "label": "perhaps"}], "feedback", format="feedback")
 
 
-def test_steps_carry_their_labels_at_their_last_token() -> None:
-    row = {"prompt": "2+3?", "completions": ["2 and 3", "make 6\n"], "labels": [True, False]}
+def test_steps_carry_their_labels_at_the_break_behind_them() -> None:
+    row = {"prompt": "2+3?\n", "completions": ["2 and 3", "make 6"], "labels": [True, False]}
     prepared = prepare([row], "stepwise")
     example, values = prepared.train[0], prepared.train.token_values
-    assert tokenizer(CHATML).decode(example.input_ids) == "2+3?\n2 and 3\nmake 6\n</s>"
+    fast = tokenizer(CHATML)
+    assert fast.decode(example.input_ids) == "2+3?\n2 and 3\nmake 6\n"
     at = np.flatnonzero(~np.isnan(values))
     assert values[at].tolist() == [1, 0]
-    fast = tokenizer(CHATML)
-    ends = [fast.decode(example.input_ids[: i + 1]) for i in at]
-    assert ends[0].rstrip("\n") == "2+3?\n2 and 3"
-    assert ends[1].rstrip("\n") == "2+3?\n2 and 3\nmake 6"
+    assert [fast.decode(example.input_ids[: i + 1]) for i in at] == ["2+3?\n2 and 3\n", "2+3?\n2 and 3\nmake 6\n"]
     batch = BatchPlan(prepared.train, micro_batch_size=1).step(0)[0]
     assert np.flatnonzero(~np.isnan(batch.token_values[0].numpy())).tolist() == at.tolist()
     with pytest.raises(DataError, match="one label a step"):
