@@ -209,10 +209,10 @@ _PAGE = """\
 # Families that are written as GGUF
 
 Tiny random models of each family, exported in fp32 by nbtune and run by llama.cpp (node-llama-cpp {version}'s
-library, on a CPU). *Tokens*: how many of {count} strings (Unicode, code, runs of whitespace, what looks like special tokens) became
-the ids that transformers makes of them. *Logits*: the largest difference from transformers in fp32, as a part of the
-logits' range. llama.cpp looks GELU up in a table of half-precision values, and has one form of it (tanh); the last
-column is the difference from transformers *with that GELU*: what the table does not explain.
+library, on a CPU). *Tokens*: how many of {count} strings (Unicode, code, runs of whitespace, what looks like special
+tokens) became the ids that transformers makes of them. *Logits*: the largest difference from transformers in fp32, as a
+part of the logits' range. llama.cpp looks GELU up in a table of half-precision values, and has one form of it (tanh);
+the last column is the difference from transformers *with that GELU*: what the table does not explain.
 
 | family | `model_type` | llama.cpp loads it as | tokens | logits | with llama.cpp's GELU |
 |---|---|---|---|---|---|

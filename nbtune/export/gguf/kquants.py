@@ -177,7 +177,9 @@ def _affine(
     d, e = (_half(blocks.narrow(v).amax(1) / most) for v in (scale, minimum))
     s = m = q = scale
     for left in range(rounds, 0, -1):
-        s, m, q = _integers(blocks, scale, minimum, blocks.wide(d), blocks.wide(e), top, most, near)
+        # The neighbours of a scale are tried at the end only: trying them in every round loses 0.1 % less, 25 % slower.
+        tried = near if left == 1 else (0,)
+        s, m, q = _integers(blocks, scale, minimum, blocks.wide(d), blocks.wide(e), top, most, tried)
         if left > 1:
             d, e = _refit(blocks, s, m, q, d, e)
     return q, blocks.narrow(s), blocks.narrow(m), d, e
