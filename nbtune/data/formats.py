@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from nbtune.data.judged import JUDGED
 from nbtune.data.messages import Chat
+from nbtune.data.peers import OWN_READERS, PEERS, judged_name
 from nbtune.data.readers import (
     ANSWERS,
     PROMPTS,
@@ -30,53 +31,9 @@ from nbtune.spec import SourceSpec
 
 __all__ = ["FORMATS", "PEERS", "Chat", "Format", "Parts", "detect"]
 
-_ALL = {**READERS, **JUDGED}
-FORMATS = tuple(_ALL)
+_ALL = {**READERS, **JUDGED, **OWN_READERS}
+FORMATS = (*READERS, *JUDGED)
 
-# Names that peers have for it: (format, columns where they are not the usual ones).
-PEERS: dict[str, tuple[str, dict[str, str]]] = {
-    # Axolotl
-    "chat_template": ("messages", {}),
-    "chat_template.default": ("messages", {}),
-    "completion": ("text", {}),
-    "pretrain": ("text", {}),
-    "input_output": ("segments", {}),
-    "alpaca_chat": ("alpaca", {}),
-    "alpaca_chat.load_qa": ("prompt-completion", {"prompt": "question", "completion": "answer"}),
-    "alpaca_chat.load_concise": ("alpaca", {}),
-    "alpaca_chat.load_camel_ai": ("prompt-completion", {"prompt": "message_1", "completion": "message_2"}),
-    "alpaca_w_system": ("alpaca", {}),
-    "alpaca_w_system.load_open_orca": ("prompt-completion", {"prompt": "question", "completion": "response"}),
-    "alpaca_w_system.load_open_orca_chatml": ("prompt-completion", {"prompt": "question", "completion": "response"}),
-    "alpaca_instruct": ("alpaca", {}),
-    "context_qa": ("prompt-completion", {"prompt": "question", "completion": "answer"}),
-    "context_qa.load_404": ("prompt-completion", {"prompt": "question", "completion": "answer"}),
-    "gpteacher": ("alpaca", {"output": "response"}),
-    "jeopardy": ("prompt-completion", {"prompt": "question", "completion": "answer", "context": "category"}),
-    "metharme": ("prompt-completion", {"prompt": "prompt", "completion": "generation"}),
-    "oasst": ("prompt-completion", {"prompt": "INSTRUCTION", "completion": "RESPONSE"}),
-    "orcamini": ("alpaca", {}),
-    "pygmalion": ("messages", {"messages": "conversations"}),
-    "summarizetldr": ("prompt-completion", {"prompt": "article", "completion": "summary"}),
-    "stepwise_supervised": ("stepwise", {}),
-    # LLaMA-Factory, TRL and others
-    "openai": ("messages", {}),
-    "chatml": ("messages", {}),
-    "chat": ("messages", {}),
-    "conversational": ("messages", {}),
-    "language_modeling": ("text", {}),
-    "pretraining": ("text", {}),
-    "prompt_completion": ("prompt-completion", {}),
-    "prompt-response": ("prompt-completion", {}),
-    "qa": ("prompt-completion", {}),
-    "template-free": ("segments", {}),
-    "dpo": ("preference", {}),
-    "ranking": ("preference", {}),
-    "bradley_terry": ("preference", {}),
-    "kto": ("feedback", {}),
-    "unpaired_preference": ("feedback", {}),
-    "prompt_only": ("prompts", {}),
-}
 _MESSAGE_KEYS = ("role", "content", "user", "assistant", "tool")  # of messages, not columns
 
 
@@ -95,7 +52,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
     """
     if spec.template is not None:
         return template_format(spec.template, columns, place)
-    name, style, usual = _named(spec, place)
+    name, style, usual = _named(spec, place, columns)
     for role, column in spec.columns.items():
         if column not in columns and not (role in _MESSAGE_KEYS and _is_chat(name, columns, sample, spec)):
             raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
@@ -112,17 +69,20 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
     return _ALL[name](found)
 
 
-def _named(spec: SourceSpec, place: str) -> tuple[str | None, str, Mapping[str, str]]:
+def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:
     """(format, style, usual columns) of the spec's `format`."""
     if spec.format is None:
         return None, "", {}
     asked, _, style = spec.format.partition(":")
     asked = asked.lower()
+    if judged := judged_name(asked, columns):
+        return judged, style, {}
     for name in (asked, asked.split(".")[0]):
         if name in _ALL:
             return name, style, {}
         if name in PEERS:
-            return PEERS[name][0], style if name not in PEERS or style == "plain" else "", PEERS[name][1]
+            target, _, own = PEERS[name][0].partition(":")
+            return target, own or ("plain" if style == "plain" else ""), PEERS[name][1]
     close = difflib.get_close_matches(asked, [*_ALL, *PEERS], n=1)
     known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(_ALL)}"
     raise SpecError(f"there is no data format `{spec.format}`", place=place, fix=known)

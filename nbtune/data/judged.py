@@ -62,6 +62,7 @@ def pairs_format(columns: Columns) -> Format:
         answers = [_answer(row, column, keys) for column in (chosen, rejected)]
         if asked is None:
             asked, answers = _shared(answers, (chosen, rejected))
+        answers = [_behind(asked, answer) for answer in answers]
         texts = [_joined(asked, answer, row.get(tools) if tools else None, plain) for answer in answers]
         return Several(tuple(texts), (1.0, 0.0))
 
@@ -74,7 +75,7 @@ def feedback_format(columns: Columns) -> Format:
     label = columns.need("label", ("label", "kto_tag", "rating"))
     answer = columns.may("completion", ("completion", "response", "output", "answer"))
     prompt = columns.may("prompt", (*_ASK, "messages", "conversations"))
-    if prompt is None:
+    if prompt is None and answer is None:
         prompt = columns.need("prompt", _ASK)
     system, more = columns.system, columns.may("input", ("input",))
     more = None if more == prompt else more
@@ -82,12 +83,10 @@ def feedback_format(columns: Columns) -> Format:
 
     def read(row: Row) -> Several:
         good = _truth(row.get(label), label)
-        asked = _question(row, prompt, more, system, keys)
-        assert asked is not None
-        if answer is None or row.get(answer) is None:
-            asked, said = asked[:-1], asked[-1:]
-        else:
-            said = _answer(row, answer, keys)
+        asked = _question(row, prompt, more, system, keys) or []
+        said = [] if answer is None or row.get(answer) is None else _behind(asked, _answer(row, answer, keys))
+        talk = [*asked, *said]  # the last message is judged
+        asked, said = (asked, said) if prompt and said else (talk[:-1], talk[-1:])
         return Several((_joined(asked, said, None, plain),), (float(good),))
 
     mapping = there({"prompt": prompt, "completion": answer, "label": label, "system": system})
@@ -148,6 +147,13 @@ def _answer(row: Row, column: str, keys: Keys) -> list[dict[str, Any]]:
     if isinstance(value, list):
         return messages_of(value, column, keys=keys).messages
     return [{"role": "assistant", "content": string(row, column, "answer")}]
+
+
+def _behind(asked: Sequence[dict[str, Any]], answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An answer without the questions that are repeated in front of it."""
+    while len(answer) > 1 and answer[0] in asked:
+        answer = answer[1:]
+    return answer
 
 
 def _shared(

@@ -177,7 +177,6 @@ PEER_ROWS = [
     ("alpaca", {"instruction": "q", "output": "a"}),
     ("alpaca:chat", {"instruction": "q", "output": "a"}),
     ("gpteacher", {"instruction": "q", "response": "a"}),
-    ("jeopardy", {"question": "q", "answer": "a"}),
     ("metharme", {"prompt": "q", "generation": "a"}),
     ("oasst", {"INSTRUCTION": "q", "RESPONSE": "a"}),
     ("summarizetldr", {"article": "q", "summary": "a"}),
@@ -193,10 +192,60 @@ def test_names_that_peers_have(name: str, row: dict[str, Any]) -> None:
     assert turns(read(row, format=name)[2]) == QA
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("explainchoice", {"question": "q", "choices": ["a", "b"], "explanation": "e"}, ['q\n\n- "a"\n- "b"', "e"]),
+        ("concisechoice", {"question": "q", "choices": ["a", "b"], "solution": "s"}, ['q\n\n- "a"\n- "b"', "s"]),
+        ("jeopardy", {"question": "q", "category": "c", "answer": "a"}, ["q\n\nc", "what is a"]),
+        (
+            "reflection",
+            {"instruction": "i", "input": "", "output": "o", "reflection": "r", "corrected": "c"},
+            ["i", "o", "r", "c"],
+        ),
+        ("creative_acr.load_answer", {"instruction": "i", "answer": "x", "revision": "r"}, ["i", "r"]),
+    ],
+)
+def test_axolotls_formats_with_a_shape_of_their_own(name: str, row: dict[str, Any], said: list[str]) -> None:
+    assert [text for _, text in turns(read(row, format=name)[2])] == said
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "format_"),
+    [
+        ("chatml.intel", {"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, "preference"),
+        ("llama3.icr", {"input": "q", "chosen": "a", "rejected": "b"}, "preference"),
+        ("chatml.argilla", {"instruction": "q", "chosen_response": "a", "rejected_response": "b"}, "preference"),
+        (
+            "chatml.ultra",
+            {"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+            | {"rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
+            "preference",
+        ),
+        ("chatml.prompt_pairs", {"prompt": "q", "completion": "a", "label": True}, "feedback"),
+        (
+            "llama3.argilla_chat",
+            {"completion": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": True},
+            "feedback",
+        ),
+        ("passthrough", {"prompt": "q", "chosen": "a", "rejected": "b"}, "preference:plain"),
+    ],
+)
+def test_axolotls_names_of_judged_rows(name: str, row: dict[str, Any], format_: str) -> None:
+    form = detect(list(row), [row], SourceSpec(source="rows", format=name), "rows")
+    assert form.name == format_
+    first = form.read(row).rows[0]
+    if format_.endswith("plain"):
+        assert first.parts == (("q", False), ("a", True))
+    else:
+        assert [m["content"] for m in first.messages][-2:] == ["q", "a"]
+        assert [m["content"] for m in first.messages].count("q") == 1
+
+
 def test_every_peers_name_leads_somewhere() -> None:
     from nbtune.data.formats import FORMATS, PEERS
 
-    assert {target for target, _ in PEERS.values()} <= set(FORMATS)
+    assert {target.split(":")[0] for target, _ in PEERS.values()} <= set(FORMATS)
 
 
 def test_plain_styles_need_no_template() -> None:
