@@ -27,7 +27,7 @@ from nbtune.spec import RunSpec
 if TYPE_CHECKING:
     from nbtune.data import Example, Prepared, Report
 
-__all__ = ["Cached", "Finding", "Rows", "cached", "examine", "examine_rows"]
+__all__ = ["Cached", "Finding", "Rows", "cached", "examine", "examine_rows", "restart_needed"]
 
 _MARKS = {"ok": "✓", "note": "·", "problem": "✗"}
 _NEEDED = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "safetensors", "gguf")
@@ -298,10 +298,50 @@ def _hub() -> Iterator[Finding]:
 
 def _offline() -> Iterator[Finding]:
     models = [entry.name for entry in cached() if entry.kind == "model"]
-    text = f"nbtune/tiny and {len(models)} models of the cache" if models else "nbtune/tiny only"
-    yield Finding("models without a network", "ok" if models else "note", text)
+    lacking = _not_whole(models)
+    whole = [name for name in models if name not in lacking]
+    text = f"nbtune/tiny and {len(whole)} models of the cache" if whole else "nbtune/tiny only"
+    yield Finding("models without a network", "ok" if whole else "note", text)
+    for name, runs in {**{name: [] for name in lacking}, **_wanted_by_runs(whole)}.items():
+        text = f"the run {', '.join(runs)} needs it" if runs else "only a part of it is in the cache"
+        yield Finding(f"model {name}", "problem", text, f"hf download {name}, while there is a network")
     if os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on"):
         yield Finding("HF_HUB_OFFLINE", "note", "is not set", "set it to 1, so that nothing tries the network first")
+
+
+def _not_whole(models: list[str]) -> list[str]:
+    """Those whose weights are not all in the cache."""
+    from nbtune.models import missing_bytes
+
+    return [name for name in models if missing_bytes(name, 1)]
+
+
+def _wanted_by_runs(whole: list[str]) -> dict[str, list[str]]:
+    """Models of the Hub that runs are about and the cache does not hold, with the names of those runs."""
+    from nbtune.store import folder as run_folder
+
+    wanted: dict[str, list[str]] = {}
+    for path in run_folder.all_folders(_runs_root()):
+        try:
+            model = run_folder.read_spec(path).model
+        except NbtuneError:  # of a newer nbtune, or half deleted
+            continue
+        if model != "nbtune/tiny" and model not in whole and not Path(model).expanduser().is_dir():
+            wanted.setdefault(model, []).append(path.name)
+    return wanted
+
+
+def restart_needed() -> list[str]:
+    """Packages that this process has loaded in another version than the one that is installed, as sentences.
+
+    Looks only at what is imported already, so it costs nothing in a fresh kernel.
+    """
+    found = []
+    for name in _SHOWN:
+        loaded = _loaded_version(name)
+        if loaded and _installed(name) and loaded.split("+")[0] != metadata.version(name).split("+")[0]:
+            found.append(f"{name} {loaded} is loaded, {metadata.version(name)} is installed")
+    return found
 
 
 def cached() -> list[Cached]:

@@ -69,6 +69,48 @@ def test_a_file_in_the_place_of_a_folder_is_a_problem(monkeypatch: pytest.Monkey
     assert by_topic()["runs folder"].status == "problem"
 
 
+def put_in_cache(hub: Path, name: str, *files: str) -> None:
+    """A model of the Hub as huggingface_hub keeps it."""
+    commit = "0123456789012345678901234567890123456789"
+    folder = hub / f"models--{name.replace('/', '--')}"
+    for file in files:
+        path = folder / "snapshots" / commit / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+
+
+def test_what_is_missing_without_a_network_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    from nbtune.spec import from_mapping
+    from nbtune.store import folder
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("NBTUNE_RUNS", str(tmp_path / "runs"))
+    put_in_cache(tmp_path / "hub", "acme/whole", "config.json", "model.safetensors")
+    put_in_cache(tmp_path / "hub", "acme/half", "config.json")
+    for name, model in {"a": "acme/whole", "b": "acme/gone", "c": "nbtune/tiny"}.items():
+        folder.create(tmp_path / "runs", name, from_mapping({"data": "rows", "model": model}))
+    found = by_topic(offline=True)
+    assert found["models without a network"].text == "nbtune/tiny and 1 models of the cache"
+    assert found["model acme/half"].status == "problem"
+    assert "the run b-" in found["model acme/gone"].text
+    assert found["model acme/gone"].fix.startswith("hf download acme/gone")
+    assert "model acme/whole" not in found
+
+
+def test_a_package_that_was_replaced_under_a_kernel_needs_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    assert doctor.restart_needed() == []
+    monkeypatch.setattr(transformers, "__version__", "4.0.0")
+    (told,) = doctor.restart_needed()
+    assert told.startswith("transformers 4.0.0 is loaded, ")
+
+
 def test_the_cache_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert doctor.cached() == []
@@ -77,4 +119,4 @@ def test_the_cache_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     (snapshot / "config.json").write_text("{}")
     (tmp_path / "hub/models--acme--small/refs").mkdir()
     assert [(entry.kind, entry.name) for entry in doctor.cached()] == [("model", "acme/small")]
-    assert "1 models of the cache" in by_topic(offline=True)["models without a network"].text
+    assert "model acme/small" in by_topic(offline=True)

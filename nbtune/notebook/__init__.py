@@ -13,6 +13,7 @@ __all__ = ["load", "unload"]
 
 def load(shell: Any) -> None:
     """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
+    from nbtune.doctor import restart_needed
     from nbtune.notebook import completion, errors, front, transform
     from nbtune.notebook.heartbeat import Heartbeat
     from nbtune.notebook.magics import NbtuneMagics
@@ -29,6 +30,8 @@ def load(shell: Any) -> None:
     shell._nbtune_heartbeat.register()
     if told := front.prepare_colab():
         say(told)
+    if stale := restart_needed():
+        say(f"Restart the kernel once before you train: {'; '.join(stale)}.")
 
 
 def unload(shell: Any) -> None:

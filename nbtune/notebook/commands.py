@@ -77,6 +77,10 @@ def _data(to: Parser) -> None:
     to.add_argument("--model", metavar="MODEL", default="nbtune/tiny", help="whose tokenizer and template")
 
 
+def _doctor(to: Parser) -> None:
+    to.add_argument("--offline", action="store_true", help="also what is missing to work without a network")
+
+
 COMMANDS: dict[str, Command] = {
     "runs": Command("a table of the runs, newest first", "nbtune.runs()", _runs, takes_run=False),
     "attach": Command("show a run's monitor here", "nbtune.attach(RUN).monitor()", _follow),
@@ -93,7 +97,9 @@ COMMANDS: dict[str, Command] = {
     "data": Command(
         "how rows are read and what is trained", "nbtune.doctor.examine_rows(SPEC)", _data, takes_run=False
     ),
-    "doctor": Command("this machine, its packages, and what to mend", "nbtune.doctor.examine()", None, takes_run=False),
+    "doctor": Command(
+        "this machine, its packages, and what to mend", "nbtune.doctor.examine()", _doctor, takes_run=False
+    ),
 }
 
 

@@ -218,7 +218,7 @@ class NbtuneMagics(Magics):
     def _doctor(self, args: Any) -> None:
         from nbtune.doctor import examine
 
-        found = [(finding.mark, finding.topic, finding.text, finding.fix) for finding in examine()]
+        found = [(finding.mark, finding.topic, finding.text, finding.fix) for finding in examine(offline=args.offline)]
         display(Table(("", "what", "found", "what to do"), found, empty=""))
 
 
