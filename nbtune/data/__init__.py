@@ -27,6 +27,7 @@ _HOMES = {
     "resolve": "nbtune.data.resolving",
     "snapshot": "nbtune.data.snapshots",
     "start": "nbtune.data.starting",
+    "together": "nbtune.data.judged",
     "with_template": "nbtune.data.resolving",
 }
 
@@ -46,6 +47,7 @@ __all__ = [
     "resolve",
     "snapshot",
     "start",
+    "together",
     "with_template",
 ]
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from nbtune.data.batches import Batch, BatchPlan, collate
     from nbtune.data.dataset import Dataset, Example
     from nbtune.data.facts import DataFacts
+    from nbtune.data.judged import together
     from nbtune.data.preparing import Prepared, measure, prepare
     from nbtune.data.report import Report
     from nbtune.data.resolving import resolve, with_template

@@ -15,7 +15,7 @@ from nbtune.data.encoding import Encoder
 from nbtune.data.facts import DataFacts, histogram
 from nbtune.data.formats import Chat, Format, Parts
 from nbtune.data.holdout import expected_held_out, hold_out
-from nbtune.data.judged import Several
+from nbtune.data.judged import Several, kind_of, together
 from nbtune.data.prepared import Prepared
 from nbtune.data.reading import Overflow, Reader, format_of, is_empty, spread
 from nbtune.data.report import Report
@@ -41,7 +41,7 @@ def prepare(
     on_error: Literal["raise", "skip"] | None = None,
     progress: Callable[[int, int], None] | None = None,
     cached: bool = True,
-    kind: str = "sft",
+    kind: str | None = None,
 ) -> Prepared:
     """Reads, renders, tokenises and masks every row.
 
@@ -52,15 +52,16 @@ def prepare(
         overflow: what happens to chats that are too long, instead of what the spec says.
         on_error: `skip` drops rows that cannot be read, with the reason in the report; instead of the spec's.
         progress: called with (rows done, rows in all).
-        kind: what the rows must be (`judged.kind_of` a method): `sft`; `pairs`: example 2i is the better, 2i + 1 the
-            worse answer of a row; `feedback`: `value_of` says whether it is good; `stepwise`: `token_values` says
-            which steps are right.
+        kind: what the rows must be, instead of what the spec's method learns from: `sft`; `pairs`: example 2i is the
+            better, 2i + 1 the worse answer of a row; `feedback`: `value_of` says whether it is good; `stepwise`:
+            `token_values` says which steps are right.
         cached: look for, and keep, big data that is prepared on disk (`nbtune.data.cache`).
 
     Raises:
         DataError: a row cannot be read, nothing is left, or nothing would be trained.
     """
     overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
+    kind = kind or kind_of(spec.method)
     if spec.chat_template is not None:
         tokenizer.chat_template = with_template(spec).chat_template
     key = None
@@ -90,7 +91,7 @@ def prepare(
     report.warnings += work.oddities.warnings()
     conclude(report, train, held)
     report.warnings += diagnose(train, held)
-    prepared = Prepared(train, held, report, _facts(report, train, held), work.chat_template)
+    prepared = Prepared(train, held, report, _facts(report, train, held, together(spec.method)), work.chat_template)
     if key:
         cache.store(key, prepared)
     return prepared
@@ -133,11 +134,11 @@ def nothing_left(report: Report, max_len: int) -> DataError:
     )
 
 
-def _facts(report: Report, train: Dataset, held: Dataset | None) -> DataFacts:
+def _facts(report: Report, train: Dataset, held: Dataset | None, per_row: int) -> DataFacts:
     first = report.sources[0]
     return DataFacts(
-        rows=report.used,
-        eval_rows=report.held_out,
+        rows=report.used // per_row,
+        eval_rows=report.held_out // per_row,
         tokens_total=report.tokens,
         trained_tokens=report.trained_tokens,
         longest=report.longest,
@@ -158,7 +159,7 @@ def measure(
     sample: int = 256,
     longest: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
-    kind: str = "sft",
+    kind: str | None = None,
 ) -> DataFacts:
     """What a plan needs to know, from a sample of the rows.
 
@@ -170,6 +171,7 @@ def measure(
     Raises:
         DataError: as `prepare`, for the rows of the sample.
     """
+    kind = kind or kind_of(spec.method)
     lengths: list[np.ndarray] = []
     rows_in_all, tokens, trained, most = 0, 0.0, 0.0, 0
     formats = []

@@ -29,6 +29,7 @@ from nbtune.data.dataset import Dataset
 from nbtune.data.dataset_files import DatasetFiles
 from nbtune.data.doctor import Oddities, diagnose
 from nbtune.data.facts import DataFacts
+from nbtune.data.judged import kind_of
 from nbtune.data.prepared import Prepared
 from nbtune.data.preparing import READ, conclude, measure, nothing_left, prepare
 from nbtune.data.reading import Overflow, Reader, format_of
@@ -108,7 +109,7 @@ def start(
 def _can_arrive(train: Sequence[Source], counts: Sequence[int], spec: RunSpec) -> bool:
     """A mix and an order by length need all rows to be known, and helpers need files to read."""
     plain = len({source.spec.weight for source in train}) == 1 and spec.mix.temperature is None
-    plain = plain and spec.mix.by != "tokens" and spec.order == "shuffled"
+    plain = plain and spec.mix.by != "tokens" and spec.order == "shuffled" and kind_of(spec.method) == "sft"
     files = all(source.files and source.spec.function is None for source in train)
     return sum(counts) >= EARLY and plain and files
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from nbtune.data import together
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
 from nbtune.models.fit import SLOWER, Fit, Setup, fit
@@ -40,11 +41,17 @@ def make_plan(
         PlanError: nothing fits, or this device cannot do what was asked for.
     """
     dtype, reason = choose_dtype(spec.dtype, device)
+    if spec.activations == "offload" and device.unified:
+        raise PlanError(
+            f"activations go from a GPU's own memory into RAM, and {device.name} has none of its own",
+            fix="write `activations: recompute`, or leave it out",
+        )
     reasons: list[str] = []
     weights, streamed = _weights(spec, device, dtype, reasons), spec.weights == "streamed"
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec)
-    setup = Setup(model, spec.adapter, device, weights, dtype, sequence_len, spec.accelerate)
+    tokens = sequence_len * together(spec.method)  # of a row: a better and a worse answer are two sequences
+    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, spec.accelerate)
     best, smallest = fit(setup, micros, activations=spec.activations, streamed=True if streamed else None)
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)
@@ -80,7 +87,7 @@ def make_plan(
         micro_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         total_steps=total_steps,
-        learning_rate=spec.learning_rate or (2e-5 if spec.adapter.type == "full" else 2e-4),
+        learning_rate=spec.learning_rate or _learning_rate(spec),
         eval_every=spec.eval.every or max(1, round(total_steps / 10)),
         memory=best.memory,
         available_bytes=device.free,
@@ -127,6 +134,12 @@ def _checked_for_travel(spec: RunSpec, device: DeviceFacts) -> str:
     return "16bit"
 
 
+def _learning_rate(spec: RunSpec) -> float:
+    """What is usual: preferences are learnt in smaller steps than answers."""
+    rate = 2e-5 if spec.adapter.type == "full" else 2e-4
+    return rate if spec.method == "sft" else rate / 4
+
+
 def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: list[str]) -> int:
     if spec.sequence_len is not None:
         if spec.sequence_len > model.max_position:
@@ -152,7 +165,8 @@ def _batch(spec: RunSpec) -> tuple[int, list[int]]:
                 fix="make batch_size a multiple of gradient_accumulation_steps",
             )
         return batch, [batch // spec.gradient_accumulation_steps]
-    return batch, [size for size in range(batch, 0, -1) if batch % size == 0]
+    least = 2 if spec.method == "kto" else 1  # which compares the answers of a micro-batch
+    return batch, [size for size in range(batch, 0, -1) if batch % size == 0 and size >= min(least, batch)]
 
 
 def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:

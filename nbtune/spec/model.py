@@ -232,7 +232,21 @@ class RunSpec(_Part):
         examples=["rows"],
         min_length=1,
     )
-    method: Literal["sft"] = _field("sft", "Method", "How it learns: sft = imitate the answers.", example="sft")
+    method: Literal["sft", "dpo", "ipo", "orpo", "simpo", "kto"] = _field(
+        "sft",
+        "Method",
+        "How it learns. sft: imitate the answers; dpo, ipo, orpo, simpo: prefer the better of two answers (rows with "
+        "prompt, chosen, rejected); kto: from answers that are good or bad (prompt, completion, label).",
+        example="sft",
+    )
+    beta: float | None = _field(
+        None,
+        "Beta",
+        "How strongly preferences pull (not with sft); unset: 0.1, for simpo 2.",
+        example=0.1,
+        gt=0,
+        advanced=True,
+    )
     adapter: Annotated[AdapterSpec, BeforeValidator(_adapter_from_word)] = _field(
         AdapterSpec(), "Adapter", "What is trained.", example={"type": "lora", "r": 16}
     )
@@ -400,6 +414,15 @@ class RunSpec(_Part):
             raise ValueError(
                 f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"
             )
+        if self.method == "sft" and self.beta is not None:
+            raise ValueError("`beta` is of methods that learn preferences: drop it, or set `method: dpo`")
+        if self.adapter.type == "full" and self.method in ("dpo", "ipo", "kto"):
+            raise ValueError(
+                f"method `{self.method}` compares with the model without its adapter, and adapter `full` has none: "
+                "use lora, or the method orpo or simpo"
+            )
+        if self.method == "kto" and self.micro_batch_size == 1:
+            raise ValueError("method `kto` compares the answers of a micro-batch: set micro_batch_size to 2 or more")
         if self.adapter.type == "full" and self.weights in ("nf4", "fp8", "streamed"):
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
         return self

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune import device as machine
 from nbtune import events
-from nbtune.errors import NbtuneError, PlanError, TrainError
+from nbtune.errors import NbtuneError, PlanError
 from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl, answer_requests
-from nbtune.store.files import DISK_ERRORS, as_train_error, read_json, sweep, write_json, write_text
+from nbtune.store.failing import for_people, reserve
+from nbtune.store.files import read_json, sweep, write_json, write_text
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventWriter
 from nbtune.store.owner import Ownership, TakenOver
@@ -42,13 +43,14 @@ if TYPE_CHECKING:
     from nbtune.models import Built
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.loop import Progress
+    from nbtune.train.loss import LossOutput
     from nbtune.train.ranks import Ranks
     from nbtune.train.stepper import Stepper
 
 __all__ = ["execute"]
 
 _SAMPLE_TOKENS = 64
-_RESERVE = 2**16  # bytes
+_EACH_BY_ITSELF = ("sft", "dpo", "ipo", "simpo")  # a row's loss does not depend on the others of its batch
 
 
 def execute(
@@ -67,7 +69,7 @@ def execute(
     with Ownership(folder) as owner:
         for part in (folder, folder / "checkpoints"):
             sweep(part)
-        with _reserve(folder) as give_back, contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
+        with reserve(folder) as give_back, contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
             try:
                 emit(events.State(state="preparing"))
                 engine = _Engine(folder, emit, owner, ranks)
@@ -81,7 +83,7 @@ def execute(
                 raise  # the folder is another's: not a word more
             except BaseException as error:
                 give_back()
-                found = _for_people(error, folder)
+                found = for_people(error, folder)
                 with contextlib.suppress(OSError):
                     detail = str(found or f"a bug in nbtune or a library: {error!r}"[:500])
                     emit(events.State(state="failed", detail=detail))
@@ -99,37 +101,6 @@ def follow(folder: Path, ranks: Ranks) -> None:
     engine = _Engine(folder, lambda _: None, None, ranks)
     engine.prepare()
     engine.train()
-
-
-@contextlib.contextmanager
-def _reserve(folder: Path) -> Iterator[Callable[[], None]]:
-    """Some disk that is given back when the run fails: a full disk takes what it failed of, too."""
-    path = folder / ".reserve.0.tmp"
-
-    def give_back() -> None:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-    with contextlib.suppress(OSError):
-        path.write_bytes(bytes(_RESERVE))
-    try:
-        yield give_back
-    finally:
-        give_back()
-
-
-def _for_people(error: BaseException, folder: Path) -> NbtuneError | None:
-    """What an error means to a user; None for a bug."""
-    if isinstance(error, NbtuneError):
-        return error
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error):
-        return PlanError(
-            "there was not enough memory after all",
-            fix="set a smaller `micro_batch_size` or `sequence_len`, or `activations: recompute`; then resume",
-        )
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return as_train_error(error, "the run's folder could not be written", place=folder.name)
-    return None
 
 
 class _Engine:
@@ -248,13 +219,16 @@ class _Engine:
             )
 
     def _make_stepper(self, device: torch.device) -> None:
+        from nbtune.train.evaluate import trained_tokens
         from nbtune.train.loop import Progress
         from nbtune.train.loss import sft_loss
+        from nbtune.train.preference import PreferenceLoss
 
         model, handle = self.built.model, self.built.handle
         model.train()
         fused = handle is not None and "head" in handle.report.taken and self.spec.method == "sft"
-        self.loss, self.count = partial(sft_loss, fused=fused), trained_tokens
+        self.loss: Callable[..., LossOutput] = partial(sft_loss, fused=fused)
+        self.count: Callable[[Batch], int] = trained_tokens
         if self.spec.method != "sft":
             judging = PreferenceLoss(self.spec.method, {} if self.spec.beta is None else {"beta": self.spec.beta})
             self.loss, self.count = judging, judging.count
@@ -277,16 +251,18 @@ class _Engine:
         return FusedStepper(self.built, weight_decay=decay, max_grad_norm=norm, device=device)
 
     def _plain_stepper(self, device: torch.device) -> Stepper:
+        from nbtune.train.optimizer import make_optimizer
         from nbtune.train.ranks import RankedStepper
         from nbtune.train.stepper import Stepper
 
+        model, spec, rate = self.built.model, self.spec, self.plan.learning_rate
         make = Stepper if self.ranks is None else partial(RankedStepper, self.ranks)
         return make(
-            self.built.model,
+            model,
             self.loss,
-            _optimizer(self.built.model, self.spec, self.plan.learning_rate),
-            max_grad_norm=self.spec.max_grad_norm,
-            seed=self.spec.seed,
+            make_optimizer(model, spec.optim, learning_rate=rate, weight_decay=spec.weight_decay),
+            max_grad_norm=spec.max_grad_norm,
+            seed=spec.seed,
             device=device,
             scaled=self.plan.dtype == "fp16",
         )
@@ -308,6 +284,7 @@ class _Engine:
             eval_every=plan.eval_every,
             checkpoint_every=spec.checkpoint.every,
             checkpoint_seconds=spec.checkpoint.minutes * 60,
+            count=self.count,
             agree=list if together is None else together.agree,
         )
         jobs = Jobs(
@@ -316,7 +293,7 @@ class _Engine:
             sample=self._samples,
             between=self._between,
         )
-        if plan.packing and self.progress.step == 0 and self.writes:
+        if plan.packing and self.progress.step == 0 and self.writes and spec.method in _EACH_BY_ITSELF:
             self.emit(self._check_packing())
         emit, control = self._say, together or self.control
         return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
@@ -332,6 +309,7 @@ class _Engine:
             answer_requests(self.folder, self._answer)
 
     def _check_packing(self) -> events.Check:
+        from nbtune import data
         from nbtune.data.batches import collate
         from nbtune.train.selftest import packed_equals_unpacked
 
@@ -342,6 +320,7 @@ class _Engine:
         return packed_equals_unpacked(self.built.model, self.loss, packed, alone, device=self.stepper.device)
 
     def _evaluate(self, look: Callable[[], None]) -> tuple[float, int, float] | None:
+        from nbtune import data
         from nbtune.data.batches import collate
         from nbtune.train.evaluate import mean_loss
 
@@ -401,20 +380,6 @@ class _Engine:
 
     def _to_end(self) -> bool:
         return self.control.look().ends
-
-
-def _optimizer(model: torch.nn.Module, spec: RunSpec, learning_rate: float) -> torch.optim.Optimizer:
-    import torch
-
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise TrainError("nothing in the model is trained", fix="choose an adapter")
-    if spec.optim == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(parameters, lr=learning_rate, weight_decay=spec.weight_decay)  # type: ignore[no-any-return]
-    fused = parameters[0].device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=spec.weight_decay, fused=fused)
 
 
 def main(folder: Path) -> int:

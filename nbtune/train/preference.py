@@ -257,8 +257,8 @@ class PreferenceLoss:
 
     @torch.no_grad()
     def _z(self, model: torch.nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        if len(batch.examples) < 2:
-            raise TrainError("KTO compares the answers of a micro-batch", fix="set a `micro_batch_size` of 2 or more")
+        if len(batch.examples) < 2:  # the last one of an epoch: there is no other answer
+            return torch.zeros((), device=device)
         return self._ask(model, mismatched(batch), device).ratios.mean().clamp(min=0)
 
 

@@ -1,0 +1,95 @@
+"""Runs that learn from judgements: from a file of pairs, or of good and bad answers, to an adapter that prefers."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+import nbtune
+from nbtune import events
+from nbtune.errors import DataError, SpecError
+
+QUESTIONS = [f"What is {a} plus {b}?" for a in range(6) for b in range(4)]
+PAIRS = [{"prompt": q, "chosen": "It is a sum, sailor.", "rejected": "I do not know."} for q in QUESTIONS]
+JUDGED = [
+    {"prompt": p["prompt"], "completion": p[k], "label": k == "chosen"} for p in PAIRS for k in p if k != "prompt"
+]
+
+
+@pytest.fixture
+def learn(tmp_path):
+    """A run on rows of a file."""
+
+    def begin(rows, name="demo", steps=8, wait=True, **fields):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        spec = {"data": str(file), "steps": steps, "batch_size": 4, "learning_rate": 1e-3, **fields}
+        run = nbtune.finetune({"eval": {"split": 0}, **spec}, name=name, runs_dir=tmp_path / "runs")
+        return run.wait() if wait else run
+
+    return begin
+
+
+@pytest.mark.parametrize("method", ["dpo", "ipo", "simpo", "orpo"])
+def test_pairs_are_learnt_in_either_shape(learn, method):
+    run = learn(PAIRS, method=method, eval={"split": 0.25, "every": 4})
+    assert run.state == "finished"
+    losses = run.history["loss"]
+    if method == "dpo":  # nothing is preferred at first: -log σ(0)
+        assert losses.iloc[0] == pytest.approx(math.log(2), abs=1e-6)
+    if method == "ipo":  # (0 - 1 / 2β)²
+        assert losses.iloc[0] == pytest.approx(25.0, abs=1e-4)
+    assert losses.iloc[-1] < losses.iloc[0]
+    held = run.history["eval_loss"].dropna()
+    assert held.iloc[-1] < losses.iloc[0]
+    assert (run.plan.rows, run.plan.eval_rows) == (18, 6)
+    again = learn(
+        [{**p, "prompt": [{"role": "user", "content": p["prompt"]}]} for p in PAIRS], "again", 1, method=method
+    )
+    assert again.history["loss"].iloc[0] == pytest.approx(losses.iloc[0], rel=0.3)
+
+
+def test_answers_that_are_good_or_bad(learn):
+    run = learn(JUDGED, method="kto", steps=10, batch_size=7)  # 48 answers: an epoch ends with 6 of them
+    assert run.history["loss"].iloc[0] == pytest.approx(0.5, abs=1e-6)
+    assert run.history["loss"].iloc[-1] < 0.45
+
+
+def test_micro_batches_of_pairs_are_one_batch_of_them(learn):
+    whole = learn(PAIRS, "whole", 4, method="dpo")
+    parts = learn(PAIRS, "parts", 4, method="dpo", micro_batch_size=1)
+    assert parts.plan.gradient_accumulation_steps == 4
+    assert parts.history["loss"].tolist() == pytest.approx(whole.history["loss"].tolist(), abs=2e-5)
+
+
+def test_packed_pairs_are_the_same_pairs(learn):
+    run = learn(PAIRS, method="dpo", packing=True, sequence_len=192, batch_size=2, steps=2)
+    (check,) = [event for event in run.events() if isinstance(event, events.Check)]
+    assert check.passed, check.detail
+
+
+def test_a_stopped_run_goes_on_where_it_was(learn, until):
+    fields = {"method": "dpo", "adapter": {"dropout": 0.1}, "learning_rate": 1e-4}
+    whole = learn(PAIRS, "whole", 40, **fields)
+    run = learn(PAIRS, "part", 40, wait=False, **fields)
+    until(run, lambda event: isinstance(event, events.Step) and event.step >= 3)
+    run.stop(wait=True)
+    assert run.state == "stopped"
+    assert 3 <= run.step < 40
+    run.resume().wait()
+    assert run.history["loss"].tolist() == whole.history["loss"].tolist()
+
+
+def test_what_does_not_go_together_is_said(learn):
+    with pytest.raises(SpecError, match="without its adapter"):
+        learn(PAIRS, method="dpo", adapter="full")
+    with pytest.raises(SpecError, match="beta"):
+        learn(PAIRS, beta=0.2)
+    with pytest.raises(SpecError, match="micro-batch"):
+        learn(JUDGED, method="kto", micro_batch_size=1)
+    with pytest.raises(DataError, match="method: sft"):
+        learn(PAIRS)
+    with pytest.raises(DataError, match="wanted"):
+        learn(JUDGED, method="dpo")
