@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,7 +47,8 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What goes wrong; `how`: ``"status"``, ``"drop"`` (no answer), ``"half"`` (half the body is read), ``"stall"``."""
+    """What goes wrong; `how`: ``"status"``, ``"drop"`` (no answer), ``"half"`` (half the body is read), ``"stall"``,
+    ``"loris"`` (an answer that comes byte by byte, and never ends)."""
 
     method: str
     path: str
@@ -65,6 +67,8 @@ class FakeHub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, bool]] = []
         self.faults: list[Fault] = []
+        self.seen: Callable[[int], None] | None = None
+        """Called with the number of each request before it is served."""
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -152,10 +156,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.connection.close()
 
+    def _drip(self) -> None:
+        """An answer of a megabyte, a byte at a time."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 20))
+        self.end_headers()
+        while not self.hub.released.wait(0.2):
+            try:
+                self.wfile.write(b" ")
+            except OSError:
+                break
+        self._drop()
+
     def _handle(self) -> None:
         hub, url = self.hub, urllib.parse.urlsplit(self.path)
         with_token = self.headers.get("Authorization") == f"Bearer {hub.token}"
         hub.requests.append((self.command, self.path, with_token))
+        if hub.seen:
+            hub.seen(len(hub.requests))
         fault = hub.take_fault(self.command, self.path)
         if fault and fault.how == "half":
             self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
@@ -167,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if fault and fault.how == "drop":
             return self._drop()
+        if fault and fault.how == "loris":
+            return self._drip()
         if fault:
             return self._send(fault.status, {"error": "told to fail"}, fault.headers)
         for method, pattern, function, needs_token in _ROUTES:
