@@ -25,7 +25,7 @@ from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
 
 if TYPE_CHECKING:
-    from nbtune.data import Example, Prepared, Report
+    from nbtune.data import Prepared, Report
 
 __all__ = ["Cached", "Finding", "Rows", "cached", "examine", "examine_rows", "restart_needed"]
 
@@ -91,19 +91,22 @@ class Rows:
         """Per example, in the order of the rows: row, source, status (used, held out, cut, split, dropped), reason,
         input_ids, labels (-100 where nothing is trained) and text; a dropped row has no tokens."""
         fates = {(source, row): (status, reason) for source, row, status, reason in self.report.fates}
-        held = self.prepared.eval
-        examples = [(example, "used") for example in self.prepared.train]
-        examples += [(example, "held out") for example in held] if held is not None else []
-        there = {(example.source, example.row) for example, _ in examples}
-        found: list[tuple[tuple[str, int], Example | None, str]]
-        found = [(key, None, "dropped") for key in fates if key not in there]
-        found += [((example.source, example.row), example, status) for example, status in examples]
-        for key, example, status in sorted(found, key=lambda entry: entry[0]):
-            told, reason = fates.get(key, (status, ""))
+        parts = [(self.prepared.train, "used"), (self.prepared.eval, "held out")]
+        found: list[tuple[str, int, int, int]] = []  # source, row, which part, which example
+        for number, (part, _) in enumerate(parts):
+            if part is not None:
+                places = zip(part.source_of.tolist(), part.row_of.tolist(), strict=True)
+                found += [(part.sources[s], row, number, i) for i, (s, row) in enumerate(places)]
+        there = {place[:2] for place in found}
+        found += [(*place, -1, -1) for place in fates if place not in there]
+        for source, row, number, index in sorted(found):
+            part, status = parts[number] if number >= 0 else (None, "dropped")
+            example = part[index] if part is not None else None
+            told, reason = fates.get((source, row), (status, ""))
             ids: list[int] = example.input_ids if example is not None else []
             yield {
-                "row": key[1],
-                "source": key[0],
+                "row": row,
+                "source": source,
                 "status": told,
                 "reason": reason,
                 "input_ids": ids,
