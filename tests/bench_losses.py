@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbtune.models.accelerate import accelerate
 from nbtune.models.adapters import add_adapter
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 
 ROWS, LENGTH, WORDS = 4, 64, 512
 KINDS = ("fp32", "stock sdpa", "stock eager", "stock math", "fp32 sum", "fp32 sum eager", "ours")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from nbtune.spec.model import AdapterSpec
+    from nbtune.spec import AdapterSpec
 
 __all__ = ["add_adapter", "load_adapter", "save_adapter", "trainable_parameters"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from nbtune.models.accelerate import Handle
-    from nbtune.spec.model import AdapterSpec
+    from nbtune.spec import AdapterSpec
 
 __all__ = ["Built", "build"]
 

@@ -77,7 +77,7 @@ def load_trainable(
     Raises:
         SpecError, HubError, PlanError: see `build`.
     """
-    from nbtune.spec.model import AdapterSpec
+    from nbtune.spec import AdapterSpec
 
     if weights not in ("auto", "resident", "streamed"):
         raise SpecError(f"weights: {weights!r} is not known here", fix="Use auto, resident or streamed.")

@@ -1,6 +1,7 @@
 """What the user asked for: `RunSpec` and its parts, YAML in and out with line numbers."""
 
-from nbtune.spec.model import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, RunSpec, SourceSpec
+from nbtune.spec.model import RunSpec
+from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec
 from nbtune.spec.yaml import from_mapping, from_yaml, parse_value, to_yaml
 
 __all__ = [

@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nbtune.spec.model import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, RunSpec, SourceSpec
+from nbtune.spec.model import RunSpec
+from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec
 
 __all__ = ["reference"]
 

@@ -13,7 +13,7 @@ from nbtune.models.accelerate import accelerate
 from nbtune.models.adapters import add_adapter
 from nbtune.models.policy import MEMORY_POLICIES
 from nbtune.models.step import TrainStep
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nbtune.models.accelerate import Handle, accelerate
 from nbtune.models.adapters import add_adapter
 from nbtune.models.policy import MEMORY_POLICIES
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 
 SIZES = {
     "hidden_size": 64,

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
 from nbtune.models import build, load_adapter, load_tokenizer, load_trainable, model_facts, resolve, save_adapter
 from nbtune.models.step import TrainStep
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 from tests.models.test_accelerate import make
 
 LORA = AdapterSpec(r=4)

@@ -15,7 +15,7 @@ from nbtune.models import build, save_adapter
 from nbtune.models.accelerate import accelerate
 from nbtune.models.accelerate.eight_bit import EightBitGroup
 from nbtune.models.step import TrainStep
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 from tests.models.test_accelerate import batch, loss_and_gradients, make
 
 

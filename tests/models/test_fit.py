@@ -10,7 +10,7 @@ from nbtune.device import DeviceFacts
 from nbtune.models.facts import ModelFacts
 from nbtune.models.fit import Setup, fit
 from nbtune.models.policy import MEMORY_POLICIES
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 from tests.planner.test_choose import GIB, LLAMA_8B
 
 ORDER = list(MEMORY_POLICIES)

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from nbtune.models.accelerate import accelerate
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 from tests.models.test_accelerate import LORA, assert_equal, batch, loss_and_gradients, make
 
 FULL = AdapterSpec(type="full")

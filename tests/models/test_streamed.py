@@ -11,7 +11,7 @@ from nbtune.models.accelerate import accelerate
 from nbtune.models.accelerate.streamed import StreamedGroup, Streaming
 from nbtune.models.policy import MEMORY_POLICIES
 from nbtune.models.step import TrainStep
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 from tests.models.test_accelerate import SIZES, assert_equal, batch, loss_and_gradients, make
 
 LAYERS = 5

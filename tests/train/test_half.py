@@ -15,7 +15,7 @@ from nbtune.data.batches import collate
 from nbtune.data.dataset import Builder
 from nbtune.models.accelerate import accelerate, attention
 from nbtune.models.adapters import add_adapter
-from nbtune.spec.model import AdapterSpec
+from nbtune.spec import AdapterSpec
 from nbtune.train.loss import sft_loss
 from nbtune.train.stepper import Stepper
 

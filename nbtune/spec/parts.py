@@ -1,0 +1,216 @@
+"""The parts of a `RunSpec`: adapter, source, mix, evaluation, checkpoints; and what all of them have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
+
+__all__ = [
+    "AdapterSpec",
+    "CheckpointSpec",
+    "EvalSpec",
+    "MixSpec",
+    "Part",
+    "SourceSpec",
+    "adapter_from_word",
+    "field",
+]
+
+
+def field(
+    default: Any, title: str, description: str, *, example: Any, unit: str = "", advanced: bool = False, **limits: Any
+) -> Any:
+    """A field with all that the form, the flags and the reference page say of it; `limits` are pydantic's."""
+    extra: dict[str, Any] = {"unit": unit, "advanced": advanced}
+    return Field(default, title=title, description=description, examples=[example], json_schema_extra=extra, **limits)
+
+
+class Part(BaseModel):
+    """What cannot be changed, and takes no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes True for 1; here that is a slip of the pen."""
+        if isinstance(value, bool):
+            annotation = cls.model_fields[str(info.field_name)].annotation
+            kinds = {annotation, *get_args(annotation)}
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError("Input should be a number")
+        return value
+
+
+def adapter_from_word(value: Any) -> Any:
+    """``adapter: lora`` is ``adapter: {type: lora}``."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+class AdapterSpec(Part):
+    """What is trained: a low-rank adapter beside frozen weights, or every weight (`full`)."""
+
+    type: Literal["lora", "qlora", "dora", "full"] = field(
+        "lora",
+        "Kind",
+        "lora: 16-bit frozen weights; qlora: 4-bit frozen weights; dora: LoRA with a learnt magnitude; "
+        "full: every weight is trained.",
+        example="lora",
+    )
+    r: int = field(
+        16, "Rank", "Inner size of the adapter: higher learns more and costs more.", example=16, ge=1, le=1024
+    )
+    alpha: float | None = field(
+        None,
+        "Alpha",
+        "The adapter's output is scaled by alpha / r; unset: equal to r.",
+        example=16,
+        gt=0,
+        advanced=True,
+    )
+    dropout: float = field(
+        0.0, "Dropout", "Share of the adapter's inputs dropped while training.", example=0.05, ge=0, lt=1, advanced=True
+    )
+    target_modules: Literal["all-linear"] | tuple[str, ...] = field(
+        "all-linear",
+        "Targets",
+        "Which linear layers get an adapter: all of the blocks', or names.",
+        example=["q_proj", "v_proj"],
+        advanced=True,
+    )
+    use_rslora: bool = field(
+        False, "rsLoRA", "Scale by alpha / sqrt(r), steadier at high ranks.", example=False, advanced=True
+    )
+
+    @property
+    def lora_alpha(self) -> float:
+        """`alpha`, or its default `r`."""
+        return float(self.r) if self.alpha is None else self.alpha
+
+
+class SourceSpec(Part):
+    """Where rows come from, and how they are read."""
+
+    source: str = Field(
+        title="Source",
+        description="A variable of the notebook, a file or folder, a Hub id, or one of "
+        "nbtune's own sets; `var:`, `file:` and `hub:` decide where two match.",
+        examples=["rows"],
+    )
+    format: str | None = field(
+        None, "Format", "How the rows are read; unset: detected from the columns.", example="alpaca"
+    )
+    columns: dict[str, str] = field(
+        {}, "Columns", "Which column plays which role, as role: column.", example={"prompt": "question"}, advanced=True
+    )
+    split: str = field("train", "Split", "The split of a Hub dataset.", example="train", advanced=True)
+    revision: str | None = field(
+        None, "Revision", "Branch, tag or commit of a Hub dataset.", example="main", advanced=True
+    )
+    config: str | None = field(None, "Config", "Name of a Hub dataset's configuration.", example="en", advanced=True)
+    weight: float = field(
+        1.0,
+        "Weight",
+        "Share of this source in a mix, relative to the others; `mix.by` says of what.",
+        example=2.0,
+        gt=0,
+        advanced=True,
+    )
+    template: str | None = field(
+        None,
+        "Row template",
+        "A Jinja2 text made of a row's columns; what stands in {% generation %}…{% endgeneration %} is trained, "
+        "without such marks all of it.",
+        example="{{ question }}{% generation %}{{ reply }}{% endgeneration %}",
+        advanced=True,
+    )
+    function: str | None = field(
+        None,
+        "Function",
+        "A Python function that makes a row of a row (None: leave it out): its name in this notebook, or module:name.",
+        example="my_package.rows:as_chat",
+        advanced=True,
+    )
+
+
+class MixSpec(Part):
+    """How several sources become one stream of rows."""
+
+    by: Literal["rows", "tokens", "times"] = field(
+        "rows",
+        "Weights by",
+        "What a weight is a share of: the rows or the tokens that are drawn; times: how often a source's rows are seen "
+        "in an epoch (2 twice, 0.5 every other).",
+        example="tokens",
+        advanced=True,
+    )
+    temperature: float | None = field(
+        None,
+        "Temperature",
+        "Sources also weigh by size ** (1 / temperature): 1 as they are, high all the same; unset: by weight alone.",
+        example=2.0,
+        gt=0,
+        advanced=True,
+    )
+    stop: Literal["total", "first_exhausted", "all_exhausted", "once"] = field(
+        "total",
+        "An epoch ends",
+        "total: after as many rows as there are; when the first source, or the last, has been seen; once: every row "
+        "once, whatever the weights.",
+        example="all_exhausted",
+        advanced=True,
+    )
+
+
+class EvalSpec(Part):
+    """What is held out, and how often it is measured."""
+
+    split: float | None = field(
+        None,
+        "Held-out share",
+        "Share of the rows kept for evaluation; unset: 5 % if there are at least 40 rows, 0: none.",
+        example=0.1,
+        ge=0,
+        lt=1,
+    )
+    data: SourceSpec | None = field(
+        None, "Own rows", "A source of its own for evaluation, instead of a share.", example="test_rows", advanced=True
+    )
+    every: int | None = field(
+        None,
+        "Every",
+        "Measure after so many steps; unset: about ten times in a run.",
+        example=50,
+        unit="steps",
+        ge=1,
+        advanced=True,
+    )
+    max_rows: int = field(256, "At most", "Rows measured at a time.", example=256, unit="rows", ge=1, advanced=True)
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class CheckpointSpec(Part):
+    """When the run is saved so that it can go on."""
+
+    every: int | None = field(
+        None,
+        "Every",
+        "Save after so many steps, besides every `minutes`.",
+        example=100,
+        unit="steps",
+        ge=1,
+        advanced=True,
+    )
+    minutes: float = field(5.0, "Minutes", "Save at least so often.", example=5, unit="minutes", gt=0, advanced=True)
+    keep: int = field(2, "Keep", "How many checkpoints stay on disk.", example=2, ge=1, advanced=True)
