@@ -14,7 +14,7 @@ from typing import Any
 
 from nbtune.data import cache
 from nbtune.data.files import read_file
-from nbtune.data.snapshots import to_json
+from nbtune.data.lines import to_json
 from nbtune.data.sources import Rows
 
 __all__ = ["rows_of_stream"]
