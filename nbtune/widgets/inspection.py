@@ -109,7 +109,10 @@ class Inspection:
         try:
             form = format_of(source, source.rows, "skip")
         except NbtuneError:
-            return body | {"format": "", "mapping": {}}
+            # Nobody knows what the columns are: the panel asks, and remembers what was answered so far.
+            said = dict(source.spec.columns)
+            asked = {role: said.get(role, "") for role in ("prompt", "completion", *said)}
+            return body | {"format": source.spec.format or "", "mapping": asked}
         return body | {"format": form.name, "mapping": dict(form.mapping)}
 
     def _counts(self) -> dict[str, Any]:

@@ -103,3 +103,14 @@ def test_a_source_without_a_known_column_is_a_finding_not_a_crash():
     summary = Inspection.of([{"foo": 1, "bar": 2}]).summary()
     assert summary["findings"][0]["level"] == "error"
     assert summary["sources"][0]["columns"] == ["foo", "bar"]
+
+
+def test_unknown_columns_are_asked_for_one_by_one():
+    inspection = Inspection.of([{"frage": f"Wer bist du, {k}?", "antwort": "Ahoi!"} for k in range(5)])
+    source = inspection.summary()["sources"][0]
+    assert source["mapping"] == {"prompt": "", "completion": ""}
+    inspection = inspection.with_reading(format=None, columns={"prompt": "frage"})
+    assert inspection.summary()["sources"][0]["mapping"] == {"prompt": "frage", "completion": ""}
+    inspection = inspection.with_reading(format=None, columns={"prompt": "frage", "completion": "antwort"})
+    assert inspection.summary()["trained_tokens"] > 0
+    assert "completion: antwort" in inspection.yaml()

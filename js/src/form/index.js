@@ -174,6 +174,7 @@ class View {
   }
 
   async begin() {
+    this.begun = true;
     setText(this.said, text("form.starting"));
     const { error } = await this.do("start", { name: this.name.value.trim() || "run" });
     if (!error) this.start.disabled = true;
@@ -187,6 +188,7 @@ class View {
     const view = await manager.create_view(await manager.get_model(id));
     setText(this.said, "");
     this.host.replaceChildren(view.el);
+    if (this.begun) requestAnimationFrame(() => this.host.scrollIntoView({ block: "nearest" }));
   }
 
   destroy() {

@@ -109,10 +109,10 @@ class View {
   }
 
   sourceFields(summary, source, k) {
-    const format = choice(summary.formats.map((name) => [name, name]), source.format, (value) => this.read(k, value, {}));
+    const format = choice(summary.formats.map((name) => [name, name]), source.format, (value) => this.read(k, value || null, {}));
     const roles = Object.entries(source.mapping).map(([role, column]) => {
       const columns = source.columns.map((name) => [name, name]);
-      const pick = choice(columns, column, (value) => this.read(k, source.format, { ...source.mapping, [role]: value }));
+      const pick = choice(columns, column, (value) => this.read(k, source.format || null, chosen({ ...source.mapping, [role]: value })));
       return el("label", {}, role, pick);
     });
     return [el("label", {}, text("inspect.format"), format), ...roles];
@@ -151,6 +151,9 @@ class View {
     this.model.off("change:row", this.onRow);
   }
 }
+
+/** A mapping without what was not chosen yet. */
+const chosen = (mapping) => Object.fromEntries(Object.entries(mapping).filter(([, column]) => column));
 
 function choice(options, value, changed) {
   const node = el("select", { id: freshId("pick"), onchange: () => changed(node.value) });

@@ -1,0 +1,133 @@
+"""The storyboard from nothing: load, look at a CSV, fill in the form, start, pause, resume, chat, export, compare.
+
+In JupyterLab with the mouse, in JupyterLab with the keyboard alone, and in Notebook 7 where it is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+CSV = "prompt,completion\n" + "".join(f'"Who are you, {k}?","Ahoy! I am Captain Tune."\n' for k in range(80))
+CELLS = [
+    "%load_ext nbtune",
+    "%nbtune data crew.csv",
+    "%finetune",
+    "run = nbtune.attach('walk')\nsum(k * k for k in range(2_000_000))",
+    "run.wait().chat()",
+    "%nbtune export --gguf q8_0",
+    "second = nbtune.finetune(run.spec, steps=20, name='second').wait()\nnbtune.widgets.compare([run, second])",
+]
+
+
+def by_mouse(page: Any) -> tuple[Any, Any]:
+    def fill(where: Any, text: str) -> None:
+        where.fill(text)
+
+    def press(where: Any) -> None:
+        where.click()
+
+    return fill, press
+
+
+def by_keyboard(page: Any) -> tuple[Any, Any]:
+    """Tab to it, then type: no mouse, and no focus by other means than keys."""
+
+    def reach(where: Any) -> None:
+        where.wait_for()
+        panel = where.locator("xpath=ancestor::section[contains(@class, 'nbt ')]")
+        if not panel.evaluate("(node) => node.contains(document.activeElement)"):
+            panel.locator("button, input, select, textarea, summary, [tabindex]").first.evaluate(
+                "(node) => node.focus()"
+            )
+        for _ in range(80):
+            if where.evaluate("(node) => node === document.activeElement"):
+                return
+            page.page.keyboard.press("Tab")
+        raise AssertionError("Tab does not reach it")
+
+    def fill(where: Any, text: str) -> None:
+        reach(where)
+        page.page.keyboard.press("Control+a")
+        page.page.keyboard.type(text)
+
+    def press(where: Any) -> None:
+        reach(where)
+        page.page.keyboard.press("Enter")
+
+    return fill, press
+
+
+def walk(page: Any, root: Any, how: Any) -> None:
+    fill, press = how(page)
+    page.page.set_default_timeout(60_000)
+    (root / "crew.csv").write_text(CSV)
+    page.run(0)
+
+    page.run(1)
+    inspector = page.page.locator(".nbt-inspector")
+    inspector.locator(".nbt-tok.nbt-on").first.wait_for()
+    press(inspector.get_by_label("Next row"))
+    inspector.locator("xpath=self::*[@data-row='1']").wait_for()
+
+    page.run(2)
+    form = page.page.locator(".nbt-form")
+    fill(form.get_by_label("Data", exact=True), "crew.csv")
+    fill(form.get_by_label("Name", exact=True), "walk")
+    page.page.locator(".nbt-form[data-costs=known]").wait_for()
+    fill(form.locator("textarea"), "model: nbtune/tiny\ndata: crew.csv\nsteps: 300\nbatch_size: 2\n")
+    expect(form.get_by_label("Epochs")).to_have_value("")
+    page.page.locator(".nbt-form[data-costs=known]").wait_for()
+    press(form.get_by_role("button", name="Start"))
+    monitor = page.page.locator(".nbt-monitor")
+    monitor.wait_for()
+    monitor.locator(".nbt-chart-loss").scroll_into_view_if_needed()
+    expect(monitor).to_have_attribute("data-points", re.compile("[1-9]"))
+
+    press(monitor.locator("[data-do=pause]"))
+    monitor.locator('.nbt-state[data-state="paused"]').wait_for()
+    page.run_code("nbtune = __import__('nbtune')")
+    page.run(3)
+    assert page.output(3).strip() == str(sum(k * k for k in range(2_000_000)))
+    press(monitor.locator("[data-do=pause]"))
+    monitor.locator('.nbt-state[data-state="finished"]').wait_for()
+    assert monitor.locator(".nbt-chart-loss .scatterlayer .trace").count() >= 2
+    page.picture(f"walk-{how.__name__}-{page.lab.app}")
+
+    page.run(4)
+    chat = page.page.locator(".nbt-chatpanel")
+    fill(chat.get_by_label("Ask both…"), "Who are you, 7?")
+    press(chat.get_by_role("button", name="Ask"))
+    expect(chat.locator(".nbt-answer")).to_have_count(2)
+    expect(chat.get_by_text("thinking…")).to_have_count(0)
+
+    page.run(5)
+    assert "q8_0" in page.output(5)
+    files = list((root / "runs").glob("walk-*/exports/*q8_0.gguf"))
+    assert len(files) == 1
+
+    page.run(6)
+    page.page.locator(".nbt-compare[data-plotly=true]").wait_for()
+    expect(page.page.locator(".nbt-compare .scatterlayer .trace")).to_have_count(2)
+
+
+@pytest.mark.parametrize("how", [by_mouse, by_keyboard])
+def test_in_jupyterlab(notebook, lab, how):
+    walk(notebook(CELLS), lab.root, how)
+
+
+def test_in_notebook_7(browser, tmp_path):
+    pytest.importorskip("notebook", reason="Notebook 7 is not installed")
+    from lab import Lab
+
+    with Lab(tmp_path, app="notebook") as lab:
+        page = browser.open(lab, CELLS)
+        walk(page, lab.root, by_mouse)
+        assert page.complaints == []
+        page.close()
+        lab.stop_kernels()
