@@ -1,6 +1,6 @@
 """How long an export takes, and how much memory.
 
-    python -m tests.export.bench_export [1b|8b] [TYPE] [--llama] [--out DIR]
+    python -m tests.export.bench_export [tiny|0.3b|1b|8b] [TYPE] [--llama] [--out DIR]
 
 A random model of a real shape (Llama 3.2 1B, Llama 3.1 8B) in bf16 with a LoRA adapter of rank 16 on every linear layer
 is written to DIR, then exported, merging included. `--llama` times llama.cpp's own quantiser on the same machine, from
@@ -13,14 +13,18 @@ import argparse
 import json
 import resource
 import struct
+import subprocess
+import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 SHAPES = {
     "tiny": (256, 512, 4, 4, 2, 2048),
+    "0.3b": (1024, 4096, 16, 16, 4, 32000),
     "1b": (2048, 8192, 16, 32, 8, 128256),
     "8b": (4096, 14336, 32, 32, 8, 128256),
 }
@@ -85,6 +89,64 @@ def make(folder: Path, shape: str, device: str) -> tuple[Path, Path]:
     return base, adapter
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What an export took: seconds, seconds of CPU, bytes of the file, peak bytes of memory and of disk."""
+
+    seconds: float
+    cpu: float
+    bytes: int
+    memory: int
+    disk: int
+
+
+def export_once(base: Path, adapter: Path, out: Path, kind: str, device: str | None = None) -> Cost:
+    """Export in this process, which should have done nothing else before."""
+    from nbtune.export import ExportSource, export_gguf
+
+    disk = 0
+
+    def look(_done: int, _total: int, _what: str) -> None:
+        nonlocal disk
+        disk = max(disk, sum(path.stat().st_size for path in out.iterdir()))
+
+    began, used = time.perf_counter(), time.process_time()
+    source = ExportSource(base, adapter, name="model")
+    file = export_gguf(source, [kind], out, device=device, progress=look)[0]
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return Cost(seconds, cpu, file.bytes, memory, max(disk, file.bytes))
+
+
+def measured(base: Path, adapter: Path, out: Path, kind: str, device: str | None = None) -> Cost:
+    """`export_once` in a process of its own; its memory is the interpreter's, torch's and the export's."""
+    code = (
+        "import dataclasses, json, sys\nfrom pathlib import Path\nfrom tests.export.bench_export import export_once\n"
+        "base, adapter, out, kind, device = sys.argv[1:]\n"
+        "cost = export_once(Path(base), Path(adapter), Path(out), kind, device or None)\n"
+        "print(json.dumps(dataclasses.asdict(cost)))"
+    )
+    arguments = [sys.executable, "-c", code, str(base), str(adapter), str(out), kind, device or ""]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def quantise(source: Path, target: Path, kind: str, threads: int) -> tuple[float, float]:
+    """Seconds and seconds of CPU that llama.cpp's own quantiser takes."""
+    from nbtune.export import LlamaRunner
+    from nbtune.export.gguf.types import TYPES
+    from tests.support.llama import llama_library
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with LlamaRunner(library=llama_library()) as llama:
+        began = time.perf_counter()
+        number = TYPES[kind].number
+        llama.ask("quantize", source=str(source), target=str(target), ftype=number, pure=False, threads=threads)
+        seconds = time.perf_counter() - began
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+
+
 def main() -> None:
     """Make, export, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -93,33 +155,23 @@ def main() -> None:
     parser.add_argument("--llama", action="store_true")
     parser.add_argument("--out", default=None)
     asked = parser.parse_args()
-    from nbtune.export import ExportSource, LlamaRunner, export_gguf
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(dir=asked.out) as temporary:
         folder = Path(temporary)
         base, adapter = make(folder, asked.shape, device)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began, used = time.perf_counter(), time.process_time()
-        file = export_gguf(ExportSource(base, adapter, name=asked.shape), [asked.type], folder / "out")[0]
-        wall, cpu = time.perf_counter() - began, time.process_time() - used
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{asked.shape} {asked.type} on {device}: {wall:.1f} s ({cpu:.1f} s of CPU), {file.bytes / 1e9:.2f} GB")
-        print(f"peak memory {after / 2**20:.2f} GiB (before the export {before / 2**20:.2f}); mapped files count in it")
+        cost = measured(base, adapter, folder / "out", asked.type, device)
+        print(f"{asked.shape} {asked.type} on {device}: {cost.seconds:.1f} s ({cost.cpu:.1f} s of CPU)")
+        print(f"file {cost.bytes / 1e9:.3f} GB, peak disk {cost.disk / 1e9:.3f} GB, peak memory", end=" ")
+        print(f"{cost.memory / 2**30:.2f} GiB (interpreter and torch included)", flush=True)
         if asked.llama:
-            from tests.support.llama import llama_library
-
-            source = export_gguf(ExportSource(base, adapter, name="f16"), ["f16"], folder / "out")[0].path
-            with LlamaRunner(library=llama_library()) as llama:
-                from nbtune.export.gguf.types import TYPES
-
-                began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-                number, threads = TYPES[asked.type].number, torch.get_num_threads()
-                target = str(folder / "theirs.gguf")
-                llama.ask("quantize", source=str(source), target=target, ftype=number, pure=False, threads=threads)
-                wall = time.perf_counter() - began
-            cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used
-            print(f"llama.cpp, {threads} threads, f16 → {asked.type}: {wall:.1f} s ({cpu:.1f} s of CPU)")
+            measured(base, adapter, folder / "f16", "f16")
+            source = next((folder / "f16").glob("*.gguf"))
+            threads = torch.get_num_threads()
+            seconds, cpu = quantise(source, folder / "theirs.gguf", asked.type, threads)
+            print(f"llama.cpp, {threads} threads, f16 → {asked.type}: {seconds:.1f} s ({cpu:.1f} s of CPU)")
+            print(
+                f"nbtune takes {cost.seconds / seconds:.2f} of llama.cpp's time, {cost.cpu / cpu:.2f} of its CPU time"
+            )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from .types import FileType, Shape, encode, encoded_bytes, type_named
 from .vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["write_gguf"]
+
+T = TypeVar("T")
 
 _ALIGN = 32
 _LIGHT = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # encoded by gguf, on the CPU
@@ -176,24 +178,43 @@ def _stream(
     total, done = sum(plan.bytes for plan in plans), 0
     for plan in plans:
         plan.file.write(bytes(-plan.file.tell() % _ALIGN))
-    with _one_thread_each() as pool:
-        for index, tensor in enumerate(tensors):
-            written = [0] * len(plans)
-            for rows in tensor.chunks():
-                encoded: dict[str, Any] = {}
-                for i, plan in enumerate(plans):
-                    encoding = plan.encodings[index]
-                    if encoding not in encoded:
-                        encoded[encoding] = encode(rows, encoding, importance.get(tensor.source), pool)
-                    plan.file.write(encoded[encoding].data)
-                    written[i] += encoded[encoding].nbytes
-            for plan, count in zip(plans, written, strict=True):
-                if count != plan.sizes[index]:
-                    raise AssertionError(f"{tensor.name}: wrote {count} bytes of {plan.sizes[index]}")
-                plan.file.write(bytes(-count % _ALIGN))
-                done += count + -count % _ALIGN
+    written = [0] * len(plans)
+    with _one_thread_each() as pool, ThreadPoolExecutor(1, thread_name_prefix="nbtune-merge") as ahead:
+        for index, rows, last in _one_ahead(_pieces(tensors), ahead):
+            encoded: dict[str, Any] = {}
+            for i, plan in enumerate(plans):
+                encoding = plan.encodings[index]
+                if encoding not in encoded:
+                    encoded[encoding] = encode(rows, encoding, importance.get(tensors[index].source), pool)
+                plan.file.write(encoded[encoding].data)
+                written[i] += encoded[encoding].nbytes
+            if not last:
+                continue
+            for i, plan in enumerate(plans):
+                if written[i] != plan.sizes[index]:
+                    raise AssertionError(f"{tensors[index].name}: wrote {written[i]} bytes of {plan.sizes[index]}")
+                plan.file.write(bytes(-written[i] % _ALIGN))
+                done += written[i] + -written[i] % _ALIGN
+                written[i] = 0
             if progress:
-                progress(done, total, tensor.name)
+                progress(done, total, tensors[index].name)
+
+
+def _pieces(tensors: list[GgufTensor]) -> Iterator[tuple[int, torch.Tensor, bool]]:
+    """Number of the tensor, some of its rows, whether they are its last."""
+    for index, tensor in enumerate(tensors):
+        left = tensor.numel
+        for rows in tensor.chunks():
+            left -= rows.numel()
+            yield index, rows, left == 0
+
+
+def _one_ahead(items: Iterator[T], thread: ThreadPoolExecutor) -> Iterator[T]:
+    """The same items, the next one being made (read and merged) while this one is used (encoded and written)."""
+    coming = thread.submit(next, items, None)
+    while (item := coming.result()) is not None:
+        coming = thread.submit(next, items, None)
+        yield item
 
 
 @contextlib.contextmanager
