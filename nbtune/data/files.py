@@ -20,7 +20,7 @@ __all__ = ["SUFFIXES", "LineRows", "read_file", "read_files"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
-_BLOCK = 1 << 25  # bytes that are searched for line breaks at a time
+_BLOCK = 1 << 20  # bytes that are searched for line breaks at a time
 
 
 class LineRows:
@@ -35,11 +35,7 @@ class LineRows:
 
         self._data, self._name = data, name
         start = 3 if data[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
-        size = len(data)
-        breaks = [
-            np.flatnonzero(np.frombuffer(data[at : at + _BLOCK], np.uint8) == 10) + at for at in range(0, size, _BLOCK)
-        ]
-        ends = np.append(np.concatenate(breaks), size) if size else np.zeros(0, np.int64)
+        ends = np.append(_line_breaks(data), len(data)) if len(data) else np.zeros(0, np.int64)
         starts = np.concatenate([[start], ends[:-1] + 1]) if len(ends) else ends
         short = np.flatnonzero(ends - starts < 3)
         blank = [i for i in short.tolist() if not bytes(data[int(starts[i]) : int(ends[i])]).strip()]
@@ -89,6 +85,35 @@ class Pages:
 
     def __bytes__(self) -> bytes:
         return self[0 : self._size]
+
+    def into(self, buffer: bytearray, at: int) -> int:
+        """Reads bytes from `at` on into a buffer; returns how many."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._fd, [buffer], at)
+        part = self[at : at + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _line_breaks(data: Any) -> Any:
+    """Where the line breaks are; int64. A megabyte at a time, which stays in the processor's cache."""
+    import numpy as np
+
+    buffer, found, at = bytearray(_BLOCK), [], 0
+    view, hits = np.frombuffer(buffer, np.uint8), np.empty(_BLOCK, bool)
+    while at < len(data):
+        if isinstance(data, Pages):
+            count = data.into(buffer, at)
+            part = view[:count]
+        else:
+            count = min(_BLOCK, len(data) - at)
+            part = np.frombuffer(data, np.uint8, count, at)
+        if not count:
+            break  # the file has become shorter
+        np.equal(part, 10, out=hits[:count])
+        found.append(np.flatnonzero(hits[:count]) + at)
+        at += count
+    return np.concatenate(found)
 
 
 class ChainRows:

@@ -16,6 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ from nbtune.spec import RunSpec
 __all__ = ["EARLY", "start"]
 
 EARLY = 20_000  # rows; fewer are prepared at once
+HASHED_FIRST = 1 << 29  # bytes of files whose contents are looked up in the cache before anything is prepared
 SHARDS = {"first": 512, "most": 8192}  # rows
 _SPLIT = 0.05
 
@@ -90,10 +92,12 @@ def start(
             cached=cached,
         )
     job = Job(spec, max_len, overflow, on_error, seed, counts, **SHARDS)
-    key = None
+    key, later = None, None
     if cached:
         options = {"spec": spec.model_dump(include={*READ, "sequence_len"}), "arriving": True}
-        key = cache.key_of(sources, tokenizer, {**options, **job.to_json(), "spec": None})
+        of_contents = partial(cache.key_of, sources, tokenizer, {**options, **job.to_json(), "spec": None})
+        later = of_contents if _takes_long_to_hash(sources) else None
+        key = None if later else of_contents()
     known = cache.load(key) if key else None
     if known is not None:
         if template_text(tokenizer) is None and known.chat_template:
@@ -103,7 +107,7 @@ def start(
         whole = Arriving.arrived(known.train, **_limits(known.facts))
         return Prepared(whole, held, known.report, known.facts, known.chat_template)
     crew = {"processes": processes, "work_here": work_here}
-    return _Start(job, sources, train, tokenizer, key, tell, crew).begin()
+    return _Start(job, sources, train, tokenizer, later or key, tell, crew).begin()
 
 
 def _can_arrive(train: Sequence[Source], counts: Sequence[int], spec: RunSpec) -> bool:
@@ -112,6 +116,12 @@ def _can_arrive(train: Sequence[Source], counts: Sequence[int], spec: RunSpec) -
     plain = plain and spec.mix.by != "tokens" and spec.order == "shuffled" and kind_of(spec.method) == "sft"
     files = all(source.files and source.spec.function is None for source in train)
     return sum(counts) >= EARLY and plain and files
+
+
+def _takes_long_to_hash(sources: Sequence[Source]) -> bool:
+    """Whether contents must still be read to know them, and are big: a run need not wait for that."""
+    unknown = [file for source in sources if not source.digests for file in source.files]
+    return sum(file.stat().st_size for file in unknown) > HASHED_FIRST
 
 
 class _Start:
@@ -123,11 +133,13 @@ class _Start:
         sources: Sequence[Source],
         train: Sequence[Source],
         tokenizer: Any,
-        key: str | None,
+        key: str | Callable[[], str | None] | None,
         tell: Callable[[str], None] | None,
         crew: dict[str, Any],
     ) -> None:
-        self.sources, self.train, self.tokenizer, self.key, self.tell = sources, train, tokenizer, key, tell
+        self.sources, self.train, self.tokenizer, self.tell = sources, train, tokenizer, tell
+        self.key = key if isinstance(key, str) else None
+        self.find_key = None if isinstance(key, str) else key
         self.report, self.oddities = Report(), Oddities()
         self.chats = self.unended = 0
         self.digests: list[np.ndarray] = []
@@ -142,7 +154,7 @@ class _Start:
         place = cache.new_place() if key else None
         self.place = place or cache.workplace()
         if place is None:
-            self.key = None
+            self.key = self.find_key = None
             weakref.finalize(self.arriving, _remove, self.place)
 
     def _facts(self, job: Job) -> tuple[DataFacts, Job]:
@@ -185,6 +197,11 @@ class _Start:
     def _go_on(self, workman: Workman, prepared: Prepared) -> None:
         crew = None
         try:
+            if self.find_key is not None:
+                self.key = self.find_key()
+                if self.key is not None and (known := cache.load(self.key)) is not None:
+                    self._take_over(known)
+                    return
             crew = Crew(self.job, self.train, self.tokenizer, workman, **self.crew)
             for shard in crew.shards(first=1):
                 self._take_in(shard)
@@ -195,6 +212,16 @@ class _Start:
         finally:
             if crew is not None:
                 crew.dismiss()
+
+    def _take_over(self, known: Prepared) -> None:
+        """It was prepared before: the same examples in the same order."""
+        for file in self.files.values():
+            file.close()
+        vars(self.report).update(vars(known.report))
+        assert isinstance(known.train, Dataset)
+        self.arriving.finish(known.train)
+        self.held.finish(known.eval if isinstance(known.eval, Dataset) else known.train.take([]))
+        _remove(self.place)
 
     def _take_in(self, shard: Shard) -> None:
         """Lines a shard up behind those before it: some rows are held out, all others learnt from."""

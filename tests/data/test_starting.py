@@ -71,19 +71,44 @@ def test_batches_do_not_depend_on_who_prepared_them(packing: bool) -> None:
     assert len(set(flat)) == len(flat)
 
 
+def test_huge_files_are_looked_up_in_the_cache_while_the_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "HASHED_FIRST", 0)
+    write(rows(ROWS))
+    first = start(cached=True)
+    expected = batches(first)
+    prepared: list[int] = []
+    prepare = Workman.prepare
+    monkeypatch.setattr(Workman, "prepare", lambda self, number: prepared.append(number) or prepare(self, number))
+    again = start(cached=True)
+    assert batches(again) == expected
+    assert prepared == [0]
+    assert again.report == first.report
+    assert [e.row for e in again.eval or ()] == [e.row for e in first.eval or ()]
+    assert len(list((Path("cache") / "prepared").iterdir())) == 1
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_and_may_die(monkeypatch: pytest.MonkeyPatch) -> None:
     write(rows(4000))
     alone = start()
     expected = [e.row for e in alone.train]
     crews: list[Crew] = []
+    hired = threading.Semaphore(0)
     made = Crew.__init__
-    monkeypatch.setattr(Crew, "__init__", lambda self, *a, **k: (made(self, *a, **k), crews.append(self))[0])
+
+    def hire(self: Crew, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        crews.append(self)
+        hired.release()
+
+    monkeypatch.setattr(Crew, "__init__", hire)
     helped = start(processes=2)
     assert [e.row for e in helped.train] == expected
     assert len(crews[0]._children) == 2
     assert all(child.wait(60) == 0 for child in crews[0]._children)
+    assert hired.acquire(timeout=60)
     killed = start(processes=2)
+    assert hired.acquire(timeout=60)
     for child in crews[1]._children:
         os.kill(child.pid, signal.SIGKILL)
     assert [e.row for e in killed.train] == expected
