@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import shutil
 import sys
 import time
 import traceback
@@ -28,7 +27,7 @@ from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl, answer_requests
-from nbtune.store.failing import for_people, reserve
+from nbtune.store.failing import for_people, reserve, room_for
 from nbtune.store.files import read_json, sweep, write_json, write_text
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventWriter
@@ -142,7 +141,7 @@ class _Engine:
         device = machine.pick(spec.device)
         self.plan = self._plan(facts, machine.describe(device))
         if self.writes:
-            self._check_disk()
+            room_for(self.plan.disk_bytes, folder)
         self.emit(events.State(state="preparing", detail=self.plan.disk_and_download()))
         if self.ranks is not None and self.ranks.first:
             self.ranks.wait()  # the others read what is there now
@@ -208,15 +207,6 @@ class _Engine:
             pad_to_multiple=64 if plan.device == "cuda" else 8,
             bucket=256 if plan.device == "cuda" else 64,
         )
-
-    def _check_disk(self) -> None:
-        free, needed = shutil.disk_usage(self.folder).free, self.plan.disk_bytes
-        if free < needed:
-            raise PlanError(
-                f"the checkpoints need {needed / 2**30:.2f} GiB of disk, {free / 2**30:.2f} are free",
-                place=self.folder.parent.name,
-                fix="free some space, or choose another place with `--runs DIR`",
-            )
 
     def _make_stepper(self, device: torch.device) -> None:
         from nbtune.train.evaluate import trained_tokens

@@ -1,0 +1,61 @@
+"""What a run says and does when it fails, or is going to."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nbtune.errors import NbtuneError, PlanError
+from nbtune.store.files import DISK_ERRORS, as_train_error
+
+__all__ = ["for_people", "reserve", "room_for"]
+
+_RESERVE = 2**16  # bytes
+
+
+@contextlib.contextmanager
+def reserve(folder: Path) -> Iterator[Callable[[], None]]:
+    """Some disk that is given back when the run fails: a full disk takes what it failed of, too."""
+    path = folder / ".reserve.0.tmp"
+
+    def give_back() -> None:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+    with contextlib.suppress(OSError):
+        path.write_bytes(bytes(_RESERVE))
+    try:
+        yield give_back
+    finally:
+        give_back()
+
+
+def for_people(error: BaseException, folder: Path) -> NbtuneError | None:
+    """What an error means to a user; None for a bug."""
+    if isinstance(error, NbtuneError):
+        return error
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error):
+        return PlanError(
+            "there was not enough memory after all",
+            fix="set a smaller `micro_batch_size` or `sequence_len`, or `activations: recompute`; then resume",
+        )
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return as_train_error(error, "the run's folder could not be written", place=folder.name)
+    return None
+
+
+def room_for(needed: int, folder: Path) -> None:
+    """Look before anything is trained whether its checkpoints will fit.
+
+    Raises:
+        PlanError: they will not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PlanError(
+            f"the checkpoints need {needed / 2**30:.2f} GiB of disk, {free / 2**30:.2f} are free",
+            place=folder.parent.name,
+            fix="free some space, or choose another place with `--runs DIR`",
+        )
