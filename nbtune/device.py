@@ -5,6 +5,7 @@ Everything that it reports is in bytes. torch is imported when a device is asked
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -35,6 +36,7 @@ __all__ = [
     "gpu_present",
     "memory_use",
     "pick",
+    "pinnable",
     "ram_available",
     "ram_total",
     "record",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_PINNED_PROBE = 64 * 2**20  # bytes
 T = TypeVar("T")
 
 
@@ -213,9 +216,26 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
     A copy from pageable memory would wait for all of that, so it goes through pinned memory.
     """
-    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned() and pinnable():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+@functools.cache
+def pinnable() -> bool:
+    """Whether this machine pins RAM for its GPU, found out by pinning some: WSL and tight containers may refuse.
+
+    Where it does not, copies are made from ordinary memory and wait for the device: slower, never wrong.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.empty(_PINNED_PROBE, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 def replayable(device: torch.device) -> bool:
@@ -286,7 +306,7 @@ class Later:
         both = torch.stack([tensor.detach().float().reshape(()) for tensor in tensors])
         self._event: Any = None
         if both.device.type == "cuda":
-            self._values = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
+            self._values = torch.empty(both.shape, dtype=both.dtype, pin_memory=pinnable())
             self._values.copy_(both, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()

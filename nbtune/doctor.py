@@ -156,6 +156,10 @@ def _device() -> Iterator[Finding]:
     dtype, why = machine.choose_dtype("auto", facts)
     memory = f"{_gib(facts.free)} of {_gib(facts.total)} free"
     yield Finding("device", "ok", f"{facts.name}, {memory}; trains in {dtype}: {why}")
+    if facts.kind == "cuda" and not machine.pinnable():
+        yield Finding(
+            "pinned RAM", "note", "this machine refuses it: copies to the GPU wait for it", "give WSL more memory"
+        )
     if facts.kind == "cpu" and shutil.which("nvidia-smi"):
         yield Finding(
             "GPU", "problem", "there is an NVIDIA driver, but this torch cannot use it", "install a CUDA build of torch"
