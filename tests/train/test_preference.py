@@ -204,9 +204,16 @@ def test_errors_are_for_people() -> None:
     batch = ours(ids, torch.ones_like(ids), (torch.arange(6) > 2).expand(2, -1), [1.0, 0.0])
     with pytest.raises(TrainError, match="without its adapter"):
         PreferenceLoss("dpo")(model.base_model.model, batch, denominator=1, device=CPU)
-    alone = ours(ids[:1], torch.ones_like(ids[:1]), (torch.arange(6) > 2)[None], [1.0])
-    with pytest.raises(TrainError, match="micro-batch"):
-        PreferenceLoss("kto")(model, alone, denominator=1, device=CPU)
+
+
+def test_kto_of_a_single_answer_has_nothing_to_compare_with() -> None:
+    model, ids = _model(), torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(8))
+    alone = ours(ids, torch.ones_like(ids), (torch.arange(6) > 2)[None], [1.0])
+    found = PreferenceLoss("kto", {"beta": 0.5})(model, alone, denominator=1, device=CPU).loss.item()
+    with model.disable_adapter():
+        reference, _ = score_answers(model, alone, device=CPU)
+    ratio = (score_answers(model, alone, device=CPU)[0] - reference).item()
+    assert found == pytest.approx(1 - 1 / (1 + np.exp(-0.5 * ratio)), rel=1e-5)
 
 
 def test_a_model_whose_head_is_not_ours_is_asked_for_logits() -> None:
