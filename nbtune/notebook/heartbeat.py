@@ -65,5 +65,5 @@ class Heartbeat:
                 self._send()
 
     def _send(self) -> None:
-        content = {"data": {}, "metadata": {}, "transient": {"display_id": _DISPLAY}}
+        content = {"data": {"text/plain": ""}, "metadata": {}, "transient": {"display_id": _DISPLAY}}
         self._kernel.session.send(self._kernel.iopub_socket, "update_display_data", content)

@@ -27,6 +27,11 @@ def kernel(
         yield made
 
 
+def _last_word(kernel: Kernel) -> float:
+    """When the run said its last event."""
+    return float(kernel.run("print('said at', run.events()[-1].time)").text.rpartition("said at ")[2].split()[0])
+
+
 def test_a_click_and_the_next_cell_while_the_cell_waits(kernel: Kernel) -> None:
     assert kernel.value("__import__('ipykernel').version_info[0]") == "6"
     waiting = kernel.send(f"%%finetune --name old\n{BODY}steps: 100000\n")
@@ -39,7 +44,7 @@ def test_a_click_and_the_next_cell_while_the_cell_waits(kernel: Kernel) -> None:
     assert ended.status == "ok", ended.text
     assert "Run old: stopped" in ended.text
     assert "the next cell stopped" in kernel.finish(next_cell, timeout=20).text
-    assert float(kernel.value("run.events()[-1].time")) - clicked <= 2.0
+    assert _last_word(kernel) - clicked <= 2.0
 
 
 def test_an_interrupt_releases_the_cell(kernel: Kernel) -> None:
@@ -50,7 +55,7 @@ def test_an_interrupt_releases_the_cell(kernel: Kernel) -> None:
     assert released.status == "ok", released.text
     assert kernel.value("run.state") == "'running'"
     kernel.interrupt()
-    assert kernel.value("run.wait().state") == "'stopped'"
+    assert "'stopped'" in kernel.value("run.wait().state")  # the report of the end comes along
 
 
 def test_in_colab_points_arrive_and_stop_works_while_the_cell_waits(kernel: Kernel) -> None:
@@ -66,7 +71,7 @@ def test_in_colab_points_arrive_and_stop_works_while_the_cell_waits(kernel: Kern
     ended = kernel.finish(waiting, timeout=30)
     assert ended.status == "ok", ended.text
     assert "Run colab: stopped" in ended.text
-    assert float(kernel.value("run.events()[-1].time")) - clicked <= 2.0
+    assert _last_word(kernel) - clicked <= 2.0
     # the first interrupt lets the cell go, the second stops and saves
     waiting = kernel.send("%nbtune resume colab")
     kernel.until(lambda m: m["msg_type"] == "update_display_data" and "running" in m["content"]["data"]["text/plain"])
@@ -77,5 +82,5 @@ def test_in_colab_points_arrive_and_stop_works_while_the_cell_waits(kernel: Kern
     seen = int(kernel.value("run.step"))
     kernel.run(f"import time\nwhile run.step < {seen + 5}: time.sleep(0.05)")
     kernel.interrupt()
-    assert kernel.value("run.wait().state") == "'stopped'"
+    assert "'stopped'" in kernel.value("run.wait().state")  # the report of the end comes along
     assert kernel.value("(run.folder / 'adapter').is_dir()") == "True"
