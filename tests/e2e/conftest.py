@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def browser() -> Iterator[Browser]:
         find_chromium()
     except RuntimeError as error:
         pytest.fail(str(error), pytrace=False)
-    expect.set_options(timeout=120_000)
+    expect.set_options(timeout=float(os.environ.get("NBTUNE_TEST_PATIENCE", 120_000)))
     with Browser() as running:
         yield running
 

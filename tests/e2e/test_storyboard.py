@@ -5,10 +5,14 @@ In JupyterLab with the mouse, in JupyterLab with the keyboard alone, and in Note
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import sys
 from typing import Any
 
 import pytest
+from lab import Lab
 from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -36,11 +40,11 @@ def by_mouse(page: Any) -> tuple[Any, Any]:
 
 
 def by_keyboard(page: Any) -> tuple[Any, Any]:
-    """Tab to it, then type: no mouse, and no focus by other means than keys."""
+    """Tab to it within its panel, whose first control has the focus at the start; then type."""
 
     def reach(where: Any) -> None:
         where.wait_for()
-        panel = where.locator("xpath=ancestor::section[contains(@class, 'nbt ')]")
+        panel = where.locator("xpath=ancestor::section[contains(@class, 'nbt ')][1]")
         if not panel.evaluate("(node) => node.contains(document.activeElement)"):
             panel.locator("button, input, select, textarea, summary, [tabindex]").first.evaluate(
                 "(node) => node.focus()"
@@ -122,12 +126,15 @@ def test_in_jupyterlab(notebook, lab, how):
 
 
 def test_in_notebook_7(browser, tmp_path):
-    pytest.importorskip("notebook", reason="Notebook 7 is not installed")
-    from lab import Lab
-
-    with Lab(tmp_path, app="notebook") as lab:
+    """NBTUNE_TEST_NOTEBOOK may name the python of another environment that has Notebook 7, anywidget and ipywidgets."""
+    python = os.environ.get("NBTUNE_TEST_NOTEBOOK", "")
+    if not python and importlib.util.find_spec("notebook") is None:
+        pytest.skip("Notebook 7 is not installed")
+    where = {"python": python, "kernel": sys.executable} if python else {}
+    with Lab(tmp_path, app="notebook", **where) as lab:
         page = browser.open(lab, CELLS)
         walk(page, lab.root, by_mouse)
-        assert page.complaints == []
+        own = "Cannot read properties of undefined (reading 'schema')"  # Notebook's, also without nbtune
+        assert [each for each in page.complaints if each != own] == []
         page.close()
         lab.stop_kernels()
