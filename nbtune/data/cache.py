@@ -116,6 +116,9 @@ def new_place() -> Path | None:
     root = folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob("new-*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > _UNFINISHED:
+                shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix="new-", dir=root))
     except OSError:
         return None

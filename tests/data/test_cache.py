@@ -118,3 +118,17 @@ def test_the_oldest_is_thrown_away_first() -> None:
     assert oldest[0] not in {key for key, _, _ in cache.entries()}
     assert cache.prune() > 0
     assert cache.entries() == []
+
+
+def test_what_a_killed_process_left_is_swept_away_after_a_day() -> None:
+    import os
+
+    old, young = (cache.folder() / name for name in ("new-old", "new-young"))
+    for place in (old, young):
+        place.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    assert [key for key, _, _ in cache.entries()] == ["new-old"]
+    place = cache.new_place()
+    assert place is not None
+    assert not old.exists()
+    assert young.exists()
