@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.errors import NbtuneError, TrainError
-from nbtune.events import Export, Sample
+from nbtune.events import Eval, Export, Sample
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, from_yaml
 from nbtune.store import folder as run_folder
@@ -47,11 +47,13 @@ class Run(StoredRun):
         """
         from nbtune import export
 
+        def judge(files: list[ExportedFile]) -> list[ExportedFile]:
+            return export.prove_run(files, source, self.folder, prompts=list(self.spec.samples)[:3])
+
         self.say(Export(kind="push", path=repo_id, done=0.0))
         try:
-            url = export.push(
-                self.export.source(), repo_id, what=what, private=private, card=self.facts_for_card(), **options
-            )
+            source, card = self.export.source(), self.facts_for_card()
+            url = export.push(source, repo_id, what=what, private=private, card=card, judge=judge, **options)
         except NbtuneError as error:
             self.say(Export(kind="push", path=repo_id, detail=str(error)))
             raise
@@ -61,9 +63,11 @@ class Run(StoredRun):
     def facts_for_card(self) -> dict[str, Any]:
         """What the model card tells of this run."""
         from nbtune import widgets
+        from nbtune.export.card import data_lines
 
         history = self.history
         evals = history["eval_loss"].dropna()
+        data, datasets = data_lines([source.source for source in self.spec.data])
         return {
             "name": self.name,
             "spec": (self.folder / "spec.yaml").read_text(encoding="utf-8"),
@@ -71,7 +75,9 @@ class Run(StoredRun):
             "loss": float(history["loss"].iloc[-1]) if len(history) else None,
             "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
             "samples": [(e.prompt, e.answer) for e in self.events() if isinstance(e, Sample) and e.step == self.step],
-            "data": [source.source for source in self.spec.data],
+            "evals": [(e.step, e.loss) for e in self.events() if isinstance(e, Eval)],
+            "data": data,
+            "datasets": datasets,
             "curve": widgets.report(self).png() if len(history) else None,
         }
 

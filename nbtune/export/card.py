@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .source import ExportSource, safe_name
 
-__all__ = ["model_card"]
+__all__ = ["data_lines", "license_in", "model_card"]
 
+_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|md|ya?ml|xlsx?|zip|gz|zst)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 _TEMPLATE = """\
@@ -28,7 +30,8 @@ tags:
 
 # {{ name }}
 
-{% if base %}A fine-tune of `{{ base }}`{% else %}A fine-tuned model{% endif %}, made with nbtune
+{% if base %}A fine-tune of `{{ base }}`{% else %}A fine-tuned model{% endif %}
+{%- if base_license %} (licence of the base: {{ base_license }}){% endif %}, made with nbtune
 {%- if steps %} in {{ steps }} steps{% endif %}.
 {% if curve %}
 ![loss](loss.png)
@@ -43,7 +46,16 @@ tags:
 | | |
 |---|---|
 {% for key, value in figures %}| {{ key }} | {{ value }} |
-{% endfor %}{% endif %}{% if samples %}
+{% endfor %}{% endif %}{% if evals %}
+| step | loss on held-out rows | perplexity |
+|---|---|---|
+{% for step, loss, perplexity in evals %}| {{ step }} | {{ loss }} | {{ perplexity }} |
+{% endfor %}{% endif %}{% if files %}
+## Files
+{% for line in files %}
+- {{ line }}
+{%- endfor %}
+{% endif %}{% if samples %}
 ## Sample answers
 {% for prompt, answer in samples %}
 {{ prompt | fenced }}
@@ -93,6 +105,7 @@ llama.cpp and Ollama want a GGUF file, which nbtune makes of it:
 ```sh
 nbtune export RUN --gguf q8_0 --ollama
 llama-cli -m {{ file }}-q8_0.gguf -cnv
+ollama create {{ file.lower() }} -f ollama/Modelfile && ollama run {{ file.lower() }}
 ```
 {% endif %}"""
 
@@ -105,6 +118,50 @@ def _fenced(text: object, language: str = "") -> str:
     return f"{fence}{language}\n{body}\n{fence}"
 
 
+def license_in(card: Path | None) -> str:
+    """The licence that a card (README.md of a model or data set) names, or nothing."""
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace") if card is not None else ""
+    except OSError:
+        return ""
+    head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    found = re.search(r"^license(?:_name)?:\s*[\"']?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else ""
+
+
+def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Lines for people about the sources of a run's data, with the licence where it is known; and their Hub ids.
+
+    A set's licence is read from its own card where that lies in the Hub's cache; nothing is fetched.
+    """
+    lines, ids = [], []
+    for source in sources:
+        name = source.removeprefix("hub:")
+        if name.startswith("nbtune/"):
+            lines.append(f"{name} (licence: apache-2.0)")
+        elif _HUB_ID.match(name) and not source.startswith(("var:", "file:")) and not _FILE.search(name):
+            known = license_in(_cached_card(name))
+            lines.append(f"{name} (licence: {known})" if known else f"{name} (licence: see its page)")
+            ids.append(name)
+        else:
+            lines.append(f"{Path(source).name if '/' in source else source} (the author's own rows)")
+    return lines, ids
+
+
+def _cached_card(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "README.md", repo_type="dataset")
+    return Path(found) if isinstance(found, str) else None
+
+
+def _some(pairs: Sequence[tuple[int, float]], most: int = 10) -> list[tuple[int, float]]:
+    """At most `most` of them, evenly taken, the first and the last among them."""
+    if len(pairs) <= most:
+        return list(pairs)
+    return [pairs[round(i * (len(pairs) - 1) / (most - 1))] for i in range(most)]
+
+
 def model_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Mapping[str, Any] | None = None) -> str:
     """The README.md of a repository.
 
@@ -113,8 +170,9 @@ def model_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Ma
         repo: ``owner/name``, for the lines of code.
         kind: ``"adapter"``, ``"merged"`` or ``"gguf"``.
         facts: plain facts of the run, each optional: ``name``, ``spec`` (YAML), ``steps``, ``loss``, ``eval_loss``,
-            ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``license``,
-            ``figures`` (pairs), ``curve`` (a picture lies beside as loss.png).
+            ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``license`` (of the
+            result), ``base_license`` (by default what the base's own card says), ``figures`` (pairs), ``evals`` (pairs
+            of step and loss), ``files`` (lines), ``curve`` (a picture lies beside as loss.png).
     """
     import jinja2
 
@@ -128,6 +186,11 @@ def model_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Ma
         base=_line(base),
         base_model=base if _HUB_ID.match(base) and not base.startswith("nbtune/") else "",
         license=_line(facts.get("license") or ""),
+        base_license=_line(facts.get("base_license") or license_in(source.base / "README.md")),
+        evals=[
+            (step, _number(loss), _number(math.exp(min(loss, 50.0)))) for step, loss in _some(facts.get("evals", []))
+        ],
+        files=[_line(line) for line in facts.get("files", [])],
         library="peft" if kind == "adapter" else "transformers" if kind == "merged" else "gguf",
         tags={"adapter": ["lora"], "gguf": ["gguf"]}.get(kind, []),
         datasets=[one for one in facts.get("datasets", []) if _HUB_ID.match(one)],

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import HubError
 from .adapter import export_adapter
 from .card import model_card
+from .files import gigabytes
 from .hub import push_folder
-from .source import ExportSource, Progress
+from .source import ExportedFile, ExportSource, Progress
 
 __all__ = ["push"]
 
@@ -25,6 +26,7 @@ def push(
     private: bool = True,
     card: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    judge: Callable[[list[ExportedFile]], list[ExportedFile]] | None = None,
     **options: Any,
 ) -> str:
     """Push a trained model with its card, and return its address.
@@ -37,6 +39,7 @@ def push(
         private: see `push_folder`.
         card: facts for the model card, see `model_card`; ``curve`` may be a PNG's bytes.
         progress: of the export, then of the upload.
+        judge: looks at GGUF files before they are pushed (see `prove_run`); what it finds is in the card.
         options: of `push_folder`: revision, create_pr, message, ...
 
     Raises:
@@ -49,22 +52,31 @@ def push(
     beside = source.adapter.parent if source.adapter else None
     with tempfile.TemporaryDirectory(prefix=".push-", dir=beside) as temporary:
         folder = Path(temporary) / "repository"
-        _export(source, what, types, folder, progress)
+        files = _export(source, what, types, folder, progress)
+        files = judge(files) if judge and what == "gguf" else files
+        if what == "gguf":
+            facts.setdefault("files", [_file_line(file) for file in files])
         if isinstance(facts.get("curve"), bytes):
             (folder / "loss.png").write_bytes(facts["curve"])
         (folder / "README.md").write_text(model_card(source, repo_id, what, facts), encoding="utf-8")
         return push_folder(folder, repo_id, private=private, progress=progress, **options)
 
 
-def _export(source: ExportSource, what: str, types: Sequence[str], folder: Path, progress: Progress | None) -> None:
+def _export(
+    source: ExportSource, what: str, types: Sequence[str], folder: Path, progress: Progress | None
+) -> list[ExportedFile]:
     if what == "adapter":
-        export_adapter(source, folder)
-    elif what == "merged":
+        return [export_adapter(source, folder)]
+    if what == "merged":
         from .merge import write_merged
 
-        write_merged(source, folder, progress=progress)
-    else:
-        from .gguf.writer import write_gguf
+        return [write_merged(source, folder, progress=progress)]
+    from .gguf.writer import write_gguf
 
-        folder.mkdir()
-        write_gguf(source, types, folder, progress=progress)
+    folder.mkdir()
+    return write_gguf(source, types, folder, progress=progress)
+
+
+def _file_line(file: ExportedFile) -> str:
+    judged = f", {file.quality.words()}" if file.quality else ""
+    return f"`{file.path.name}`: {gigabytes(file.bytes)}{judged}"

@@ -114,8 +114,13 @@ def export_once(base: Path, adapter: Path, out: Path, kind: str, device: str | N
     source = ExportSource(base, adapter, name="model")
     file = export_gguf(source, [kind], out, device=device, progress=look)[0]
     seconds, cpu = time.perf_counter() - began, time.process_time() - used
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return Cost(seconds, cpu, file.bytes, memory, max(disk, file.bytes))
+    return Cost(seconds, cpu, file.bytes, _peak_memory(), max(disk, file.bytes))
+
+
+def _peak_memory() -> int:
+    """Of this program alone: getrusage's figure is handed on from the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 def measured(base: Path, adapter: Path, out: Path, kind: str, device: str | None = None) -> Cost:

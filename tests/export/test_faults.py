@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nbtune.errors import ExportError
-from nbtune.export import ExportSource, LlamaRunner, export_gguf
+from nbtune.export import ExportSource, LlamaRunner, export_gguf, export_merged
 from nbtune.export.files import atomic_file
 from tests.support.llama import llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
@@ -74,8 +76,6 @@ def test_killed_and_done_again(kind: str, after: int, base: Path, tmp_path: Path
     assert left, "the export had begun"
     assert all(path.name.startswith(".") and ".part-" in path.name for path in left)
     if kind == "merged":
-        from nbtune.export import export_merged
-
         export_merged(ExportSource(base, name="tiny"), out / "merged")
         assert [path.name for path in out.iterdir()] == ["merged"]
         return
@@ -128,6 +128,66 @@ def test_a_full_disk_is_a_sentence(base: Path, tmp_path: Path) -> None:
     assert "File too large" in done.stdout, done.stderr
     assert "→" in done.stdout
     assert list(out.iterdir()) == []
+
+
+CAN_MOUNT = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="small and read-only disks are mounted: needs root on Linux")
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_real_disks_that_are_full_or_may_not_be_written(how: str, base: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=17m", "tmpfs", str(disk)], check=False)
+    if made.returncode:
+        pytest.skip("this machine's root may not mount")
+    try:
+        (disk / "exports").mkdir()
+        if how == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        filler = disk / "filler"
+
+        def fill(done: int, total: int, what: str) -> None:
+            if how == "full" and not filler.exists():  # somebody else takes the rest while the file is written
+                _fill(filler)
+
+        words = "the disk is full" if how == "full" else "this place cannot be written to"
+        for make in (
+            lambda: export_gguf(ExportSource(base, name="tiny"), ["f16"], disk / "exports", progress=fill),
+            lambda: export_merged(ExportSource(base), disk / "exports" / "merged", progress=fill),
+        ):
+            filler.unlink(missing_ok=True) if how == "full" else None
+            with pytest.raises(ExportError) as found:
+                make()
+            assert found.value.cause == words
+            assert found.value.fix
+            assert list((disk / "exports").iterdir()) == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_base_that_vanishes_while_it_is_read(base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(base, copy)
+    seen: list[str] = []
+
+    def truncate(done: int, total: int, what: str) -> None:
+        if not seen:
+            os.truncate(copy / "model.safetensors", 4096)
+        seen.append(what)
+
+    with pytest.raises(ExportError, match="the weights end too early"):
+        export_gguf(ExportSource(copy), ["f16"], tmp_path / "out", progress=truncate)
+    assert list((tmp_path / "out").iterdir()) == []
+    shutil.rmtree(copy)
+    with pytest.raises(ExportError, match="the file is not there"):
+        export_gguf(ExportSource(copy), ["f16"], tmp_path / "out")
+
+
+def _fill(filler: Path) -> None:
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
 
 
 def _half_a_file(path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import nbtune
+import nbtune.export
 from nbtune.errors import ExportError
 from nbtune.export import held_importance, held_rows
 from nbtune.export.files import fits_in
@@ -107,6 +108,17 @@ def test_the_model_to_compare_with_is_the_one_that_was_trained(run: Any) -> None
     with reference_model(dataclasses.replace(source, base_quant=None)) as model:
         assert (model.get_parameter(name) != MergedModel(source).get(name)).any()
         assert (head == model.get_output_embeddings().weight).all()
+
+
+def test_the_card_of_a_run(run: Any) -> None:
+    facts = run.facts_for_card()
+    card = nbtune.export.model_card(run.export.source(), "ada/demo", "gguf", facts)
+    assert facts["curve"].startswith(b"\x89PNG")
+    assert "rows (the author's own rows)" in card
+    assert "What is 2 plus 3?" in card
+    assert f"| {facts['evals'][-1][0]} | " in card
+    assert "A fine-tune of `nbtune/tiny`" in card
+    assert str(run.folder) not in card
 
 
 @pytest.mark.parametrize(("size", "card"), [(1_000_000, 4), (4_600_000_000, 8), (7_500_000_000, 12), (10**12, None)])
