@@ -115,3 +115,24 @@ def test_a_process_that_was_killed_is_said_to_be(start, until):
     with pytest.raises(TrainError, match="interrupted: its process was ended by signal 9"):
         run.wait()
     assert run.state == "interrupted"
+
+
+def test_an_engine_that_was_taken_for_dead_stops_and_writes_no_more(start, until, monkeypatch):
+    import json
+
+    from nbtune.store import owner
+
+    monkeypatch.setattr(owner, "_BEAT", 0.05)
+    run = start("taken", steps=100_000)
+    until(run, lambda e: isinstance(e, events.Step))
+    lock = run.folder / "owner.json"
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "token": "another's", "host": "another"}))
+    run._launched.thread.join(60)
+    assert isinstance(run._launched.error, owner.TakenOver)
+    said = (run.folder / "events.jsonl").read_bytes()
+    assert run.events()[-1].type == "step"  # not a word about its own end
+    assert json.loads(lock.read_text())["token"] == "another's"
+    assert run.state == "running"  # as far as this machine can tell
+    lock.unlink()
+    assert run.state == "interrupted"
+    assert (run.folder / "events.jsonl").read_bytes() == said
