@@ -15,13 +15,13 @@ import numpy as np
 from nbtune.data.arrivals import Arrivals
 from nbtune.data.arriving import Arriving
 from nbtune.data.dataset import IGNORED, Dataset
-from nbtune.data.mixing import Mixture, epoch_order, mixture, quotas
+from nbtune.data.mixing import Mixture, bucketed, epoch_order, mixture, quotas
 from nbtune.data.packing import best_fit
 from nbtune.spec import MixSpec
 
 __all__ = ["Batch", "BatchPlan", "collate", "pack"]
 
-Order = Literal["shuffled", "given", "in_turn", "short_first"]
+Order = Literal["shuffled", "bucketed", "given", "in_turn", "short_first"]
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,8 @@ class BatchPlan:
         drawn = epoch_order(mix.draws, seed, epoch, source_of, mix.shares, in_turn=in_turn)
         if self.arrangement == "short_first":
             return drawn[np.argsort(self._units.lengths[drawn], kind="stable")]
+        if self.arrangement == "bucketed":
+            return bucketed(drawn, self._units.lengths, self._per_step, [self.seed, epoch, 3])
         return drawn
 
     def step(self, k: int) -> list[Batch]:

@@ -11,7 +11,7 @@ import numpy as np
 from nbtune.data.dataset import Dataset
 from nbtune.spec import MixSpec
 
-__all__ = ["Mixture", "epoch_order", "mixture", "quotas"]
+__all__ = ["Mixture", "bucketed", "epoch_order", "mixture", "quotas"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,24 @@ def epoch_order(
         drawn.append(np.concatenate(rounds)[first % len(members) :][: last - first])
     order = np.concatenate(drawn)
     return order if in_turn else np.random.default_rng([seed or 0, epoch]).permutation(order)
+
+
+def bucketed(drawn: np.ndarray, lengths: np.ndarray, per_step: int, seed: Sequence[int]) -> np.ndarray:
+    """An order in which the examples of a step are of like length: draws are sorted in windows of 64 steps, whose steps
+    are shuffled; a last step of fewer examples stays last.
+
+    Args:
+        drawn: int64 [draws], examples in a shuffled order.
+        lengths: tokens per example.
+    """
+    rng, found = np.random.default_rng(seed), []
+    for first in range(0, len(drawn), 64 * per_step):
+        window = drawn[first : first + 64 * per_step]
+        window = window[np.argsort(lengths[window], kind="stable")]
+        whole = len(window) // per_step * per_step
+        found.append(rng.permutation(window[:whole].reshape(-1, per_step)).ravel())
+        found.append(window[whole:])
+    return np.concatenate(found)
 
 
 def quotas(count: int, weights: Sequence[float]) -> list[int]:

@@ -151,10 +151,11 @@ class RunSpec(Part):
     mix: MixSpec = field(
         MixSpec(), "Mix", "How several sources become one stream of rows.", example={"by": "tokens"}, advanced=True
     )
-    order: Literal["shuffled", "given", "in_turn", "short_first"] = field(
+    order: Literal["shuffled", "bucketed", "given", "in_turn", "short_first"] = field(
         "shuffled",
         "Order",
-        "shuffled; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.",
+        "shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; "
+        "in_turn: source after source, each shuffled; short_first: by length.",
         example="in_turn",
         advanced=True,
     )
@@ -216,7 +217,7 @@ class RunSpec(Part):
                 f"batch_size {batch} is not micro_batch_size {micro} × gradient_accumulation_steps {accumulation}: "
                 "leave one of them out"
             )
-        if self.packing and self.order in ("in_turn", "short_first"):
+        if self.packing and self.order in ("bucketed", "in_turn", "short_first"):
             raise ValueError(
                 f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"
             )

@@ -159,3 +159,25 @@ def test_quotas_never_shrink_and_stay_near_their_share(weights: list[float], cou
     assert all(a <= b for a, b in zip(fewer, later, strict=True))
     total = math.fsum(weights)
     assert all(abs(q - count * w / total) < len(weights) for q, w in zip(fewer, weights, strict=True))
+
+
+def test_rows_of_like_length_go_together() -> None:
+    rng = np.random.default_rng(0)
+    builder = Builder(["s"])
+    for row, size in enumerate(rng.integers(4, 400, 1003)):
+        builder.add(np.ones(size, np.int32), np.ones(size, bool), 0, row)
+    data = builder.build()
+
+    def padded(order: str, **options: int) -> tuple[int, list[int]]:
+        plan = BatchPlan(data, micro_batch_size=8, seed=1, order=order, **options)  # type: ignore[arg-type]
+        batches = [b for k in range(plan.steps_per_epoch) for b in plan.step(k)]
+        return sum(b.input_ids.numel() - b.num_tokens for b in batches), [e for b in batches for e in b.examples]
+
+    waste, seen = padded("bucketed")
+    assert sorted(seen) == list(range(1003))
+    assert waste < padded("shuffled")[0] / 10
+    assert padded("bucketed")[1] == seen
+    lengths = data.lengths[seen[:1000]].reshape(-1, 8).mean(1)
+    assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.3
+    later = BatchPlan(data, micro_batch_size=8, seed=1, order="bucketed")
+    assert [e for k in range(60, 126) for b in later.step(k) for e in b.examples] == seen[480:]
