@@ -59,7 +59,7 @@ def build(
         adapter: what is trained.
         dtype: of frozen weights, and of every weight in full training.
         device: where the model lives.
-        policy: what blocks keep for their backward (used by accelerated blocks).
+        policy: what blocks keep for their backward; where none is accelerated, anything but ``keep`` recomputes them.
         seed: of the adapter's first values.
         accelerate: False leaves transformers' own forward.
         trust_remote_code: let the model's own Python run.
@@ -98,6 +98,11 @@ def build(
             _refuse_other_layers(built.handle.report.left)
     else:
         built.report = ["acceleration: switched off"]
+    if policy != "keep" and (built.handle is None or not built.handle.layers):
+        # blocks that are all transformers' own know one policy besides keeping: each is computed again as a whole
+        newer = getattr(model, "activation_checkpointing_enable", None)  # its newer name
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        built.report.append("activations: blocks are computed again by transformers' own means")
     return built
 
 

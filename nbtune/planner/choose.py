@@ -51,7 +51,8 @@ def make_plan(
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec)
     tokens = sequence_len * together(spec.method)  # of a row: a better and a worse answer are two sequences
-    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, spec.accelerate)
+    ours = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
+    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, ours)
     best, smallest = fit(setup, micros, activations=spec.activations, streamed=True if streamed else None)
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)

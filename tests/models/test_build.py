@@ -197,3 +197,21 @@ def test_eight_bit_weights_are_refused_where_a_block_is_not_ours(tmp_path: Path)
     make("gemma2", None).save_pretrained(tmp_path)
     with pytest.raises(PlanError, match="8-bit"):
         build(str(tmp_path), adapter=AdapterSpec(r=4), dtype=torch.float32, device="cpu", quant="fp8", tokenizer=False)
+
+
+@pytest.mark.parametrize("choice", [{"adapter": AdapterSpec(type="dora", r=4)}, {"accelerate": False}], ids=str)
+def test_blocks_that_are_left_alone_recompute_too(choice: dict[str, Any], folder: Path) -> None:
+    ids = torch.randint(3, 160, (2, 24), generator=torch.Generator().manual_seed(2))
+    found, kept = [], []
+    for policy in ("keep", "recompute"):
+        b = built(folder, policy=policy, **choice)
+        b.model.train()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            loss = b.model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in b.model.parameters() if p.grad is not None)])
+        kept.append(sum(sizes))
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(*found, strict=True))
+    assert kept[1] < 0.5 * kept[0]
+    assert "computed again" in b.report[-1]

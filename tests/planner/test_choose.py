@@ -113,3 +113,9 @@ def test_what_is_downloaded_is_said_in_bytes_and_minutes():
     plan = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), _card(80), download_bytes=16_060_522_496)
     assert "15.0 GiB, about 21 min at 100 Mbit/s" in plan.explain()  # 16.06 GB / 12.5 MB/s = 1,285 s
     assert "download" not in _plan().explain()
+
+
+def test_blocks_that_stay_transformers_own_are_planned_with_what_they_keep():
+    lora, dora = (_plan(adapter={"type": kind}, activations="keep", micro_batch_size=1) for kind in ("lora", "dora"))
+    assert dora.memory.activations > 1.2 * lora.memory.activations
+    assert dora.memory.activations == _plan(accelerate=False, activations="keep", micro_batch_size=1).memory.activations
