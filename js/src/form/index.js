@@ -103,7 +103,8 @@ class View {
 
   later(work) {
     clearTimeout(this.timer);
-    this.timer = setTimeout(work, TYPED);
+    this.typing = () => { this.typing = null; return work(); };
+    this.timer = setTimeout(this.typing, TYPED);
   }
 
   /** What the fields say, as it was typed; the kernel reads it as YAML. */
@@ -175,6 +176,8 @@ class View {
 
   async begin() {
     this.begun = true;
+    clearTimeout(this.timer);
+    await this.typing?.(); // what was typed last counts
     setText(this.said, text("form.starting"));
     const { error } = await this.do("start", { name: this.name.value.trim() || "run" });
     if (!error) this.start.disabled = true;
