@@ -19,7 +19,7 @@ from nbtune.store.control import wish
 from nbtune.store.files import read_json
 from nbtune.store.owner import is_owned
 
-KILLS = 50
+KILLS = int(os.environ.get("NBTUNE_TEST_KILLS", "50"))
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": f"{a + b}."} for a in range(8) for b in range(8)]
 SPEC = {
     "data": "rows",
