@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,18 +87,54 @@ def test_killed_and_done_again(kind: str, after: int, base: Path, tmp_path: Path
         assert llama.tokenize(["the people"])
 
 
+# Loads everything once; then each line "folder milliseconds" is an export by a copy of it, killed after so long.
+EXPORTS = """
+import os, signal, sys, threading
+from pathlib import Path
+import nbtune.export.gguf.writer, nbtune.export.gguf.vocabulary, torch, transformers, gguf, jinja2
+from transformers import AutoTokenizer
+from nbtune.export import ExportSource, export_gguf
+
+base = Path(sys.argv[1])
+for line in sys.stdin:
+    out, wait = line.split()
+    child = os.fork()
+    if not child:
+        if float(wait) >= 0:
+            threading.Timer(float(wait) / 1000, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        export_gguf(ExportSource(base, name="tiny"), ["f16", "q4_k_m"], Path(out))
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_killed_at_fifty_points(base: Path, tmp_path: Path) -> None:
-    expected = {
-        f.path.name: f.path.read_bytes()
-        for f in export_gguf(ExportSource(base, name="tiny"), ["f16", "q8_0"], tmp_path)
-    }
-    for point in range(50):
-        out = tmp_path / f"out{point}"
-        killed(base, out, "gguf", point % 21)
-        assert all(path.name.startswith(".") for path in out.iterdir())
-        export_gguf(ExportSource(base, name="tiny"), ["f16", "q8_0"], out)
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+    command = [sys.executable, "-c", EXPORTS, str(base)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as exports:
+        assert exports.stdin
+        assert exports.stdout
+
+        def export(out: Path, milliseconds: float = -1.0) -> int:
+            print(out, milliseconds, file=exports.stdin, flush=True)
+            return int(exports.stdout.readline())  # type: ignore[union-attr]
+
+        began = time.monotonic()
+        assert export(tmp_path / "whole") == 0
+        took = 1000 * (time.monotonic() - began)
+        expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+        assert len(expected) == 2
+        rng, killed_so_far = random.Random(0), 0
+        while killed_so_far < 50:
+            out = tmp_path / f"out{killed_so_far}"
+            if export(out, rng.random() * took) == 0:
+                continue  # it was faster
+            killed_so_far += 1
+            for path in out.iterdir() if out.exists() else ():
+                assert path.name.startswith(".") or path.read_bytes() == expected[path.name]
+            assert export(out) == 0
+            assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+        exports.stdin.close()
 
 
 def test_an_old_file_stays_until_the_new_one_is_whole(base: Path, tmp_path: Path) -> None:

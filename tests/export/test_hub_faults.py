@@ -215,3 +215,14 @@ cell("print(run.push_to_hub('ada/demo'), run.events(), vars(run), run)")
     for path in files:
         assert TOKEN.encode() not in path.read_bytes(), path
     assert all(TOKEN.encode() not in data for data in hub.files("ada/demo").values())
+
+
+def test_the_xet_path(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The large file goes through hf_xet with its own short-lived token; nothing is PUT as LFS."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    made = folder(tmp_path / "a", size=3_000_000)
+    push_folder(made, "ada/demo", patience=30)
+    assert hub.xorbs
+    assert not any(method == "PUT" for method, _, _ in hub.requests)
+    assert hub.files("ada/demo") == contents(made)

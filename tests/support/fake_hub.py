@@ -5,6 +5,9 @@
         run_client("...", hub)
 
 Files live in memory. LFS files are PUT without a token to an address with a signature in it, as with the real one.
+Xet's client (hf_xet) finds here what its upload asks for: a short-lived token, a place for xorbs (chunks one behind the
+other) and for shards (which file is which chunks). A file is put together again at the commit, from xorbs in the order
+in which they came, so a push of one incompressible large file is read back; deduplication and downloads are not here.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = "hf_" + "nbtuneTestTokenThatMustNeverShow0"
+XET_TOKEN = "xet-short-lived"
 LFS_FROM = 100_000  # bytes; safetensors and gguf always
 
 
@@ -65,6 +69,7 @@ class FakeHub:
         self.token, self.user = token, user
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
+        self.xorbs: list[bytes] = []
         self.requests: list[tuple[str, str, bool]] = []
         self.faults: list[Fault] = []
         self.seen: Callable[[int], None] | None = None
@@ -283,6 +288,22 @@ class _Handler(BaseHTTPRequestHandler):
         whole = len(self.hub.objects.get(want["oid"], b"")) == want["size"]
         self._send(200) if whole else self._error(404, message="no such object")
 
+    def xet_token(self, _body: bytes, _query: dict[str, str], repo: str, branch: str) -> None:
+        if self._repo(repo, branch):
+            until = int(time.time()) + 3600
+            body = {"casUrl": self.hub.endpoint, "accessToken": XET_TOKEN, "exp": until}
+            headers = {"X-Xet-Cas-Url": self.hub.endpoint, "X-Xet-Access-Token": XET_TOKEN}
+            self._send(200, body, headers | {"X-Xet-Token-Expiration": str(until)})
+
+    def xorb(self, body: bytes, _query: dict[str, str], hash: str) -> None:
+        if self.headers.get("Authorization") != f"Bearer {XET_TOKEN}":
+            return self._error(401, message="the storage takes its own token only")
+        self.hub.xorbs.append(_chunks_of(body))
+        return self._send(200, {"was_inserted": True})
+
+    def shard(self, _body: bytes, _query: dict[str, str]) -> None:
+        self._send(200, {"result": 1})
+
     def commit(self, body: bytes, query: dict[str, str], repo: str, branch: str) -> None:
         found = self._repo(repo, branch)
         if not found:
@@ -294,6 +315,9 @@ class _Handler(BaseHTTPRequestHandler):
             if item["key"] == "file":
                 files[value["path"]] = (base64.b64decode(value["content"]), False)
             elif item["key"] == "lfsFile":
+                sent = b"".join(self.hub.xorbs)[: value.get("size", 0)]
+                if hashlib.sha256(sent).hexdigest() == value["oid"]:
+                    self.hub.objects[value["oid"]] = sent
                 if value["oid"] not in self.hub.objects:
                     return self._error(400, message="LFS object is missing")
                 files[value["path"]] = (self.hub.objects[value["oid"]], True)
@@ -353,6 +377,18 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, have[0], headers)
 
 
+def _chunks_of(xorb: bytes) -> bytes:
+    """The chunks of a xorb; each has a header of 8 bytes: version, bytes here (3), scheme (0: plain), bytes (3)."""
+    found, at = [], 0
+    while at + 8 <= len(xorb) and xorb[at] == 0:
+        here, scheme = int.from_bytes(xorb[at + 1 : at + 4], "little"), xorb[at + 4]
+        if scheme or at + 8 + here > len(xorb):
+            break
+        found.append(xorb[at + 8 : at + 8 + here])
+        at += 8 + here
+    return b"".join(found)
+
+
 def _git_sha(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -368,6 +404,9 @@ _ROUTES: list[tuple[str, str, Any, bool]] = [
     ("POST", rf"/api/models/{_REPO}/commit/(?P<branch>[^/]+)", _Handler.commit, True),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.batch, True),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.put, False),
+    ("GET", rf"/api/models/{_REPO}/xet-write-token/(?P<branch>[^/]+)", _Handler.xet_token, True),
+    ("POST", r"/v1/xorbs?/default/(?P<hash>[0-9a-f]{64})", _Handler.xorb, False),
+    ("POST", r"(?:/v1)?/shards?", _Handler.shard, False),
     ("POST", r"/verify", _Handler.verify, False),
     ("GET", rf"/api/models/{_REPO}", _Handler.info, True),
     ("GET", rf"/api/models/{_REPO}/revision/(?P<branch>[^/]+)", _Handler.info, True),
