@@ -111,6 +111,7 @@ def test_more_groups_than_a_launch_takes(draw, near, dtype):
 
 
 def test_never_tl_dot_without_tensor_cores(monkeypatch):
+    pytest.importorskip("triton")
     from nbtune_kernels import _runtime, lora
 
     class Card(torch.Tensor):
