@@ -109,6 +109,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a hundred exports; on a busy machine some seconds each
 def test_killed_at_fifty_points(base: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", EXPORTS, str(base)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as exports:
