@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.masking_utils import causal_mask_function, packed_sequence_compatibility_function, sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from nbtune.models.accelerate import interface
 from tests.models.test_accelerate import FAMILIES, assert_equal, batch, loss_and_gradients, make
@@ -103,7 +103,9 @@ def test_a_mask_is_made_unless_it_is_of_documents(function: Any) -> None:
 
 def test_other_documents_in_each_row() -> None:
     ids = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 0]])
-    function = packed_sequence_compatibility_function(causal_mask_function, positions, ids)
-    found: Any = interface.mask(2, 6, 6, mask_function=function, allow_is_causal_skip=False)
+
+    def documents(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return (k <= q) & (ids[b, q] == ids[b, k])
+
+    found: Any = interface.mask(2, 6, 6, mask_function=documents, allow_is_causal_skip=False)
     assert found.nbtune_packing.cu_seqlens.tolist() == [0, 3, 6, 11, 12]
