@@ -10,14 +10,15 @@ import torch
 from nbtune_kernels.fp8 import quantise_rows, scaled_product, transposed
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
+from nbtune.models.accelerate.linear import LeftAlone
+from nbtune.models.accelerate.scratch import EdgedGroup
 
 __all__ = ["EightBitGroup"]
 
 _MULTIPLE = 16  # of both sides of a matrix, on a GPU
 
 
-class EightBitGroup(LinearGroup):
+class EightBitGroup(EdgedGroup):
     """Like `LinearGroup`, with e4m3 weights.
 
     Args:
@@ -40,7 +41,7 @@ class EightBitGroup(LinearGroup):
             raise LeftAlone("8-bit weights do not go with LoRA dropout")
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
-        o, k, r, place = self.outputs, self.inputs, self.rank, {"device": self.device}
+        o, k, place = self.outputs, self.inputs, {"device": self.device}
         self.codes = torch.empty((o, k), dtype=torch.float8_e4m3fn, **place)
         self.scales = torch.empty(o, dtype=torch.float32, **place)
         self._ones = shared.setdefault(("ones", k, self.device), torch.ones(k, dtype=torch.float32, **place))
@@ -49,34 +50,25 @@ class EightBitGroup(LinearGroup):
         for m, width in zip(self.members, self.outs, strict=True):
             rows = slice(start, start + width)
             self.codes[rows], self.scales[rows] = quantise_rows(m.base.weight.detach())
-            m.base.weight.data = self.codes[rows]
+            m.base.weight.data = self.codes[rows]  # at once: the 16-bit ones are not needed any more
             start += width
         if self.has_bias:
             self.bias = torch.cat([m.base.bias.detach() for m in self.members])
-        self._below = torch.zeros((r, k), dtype=self.dtype, **place)
-        self._beside = torch.zeros((o, r), dtype=self.dtype, **place)
-        self._address = self.members[0].base.weight.data_ptr()
-        self.sync_pairs = self._pairs_in(self._below, self._beside)
+        self.make_edges()
         self.matrix = self.codes
 
     def detach(self) -> None:
         """Gives the layers their (rounded) weights in the compute dtype."""
-        self._put(self._decoded().clone())
+        self.put(self._decoded().clone())
         self.matrix = self.bias = None
 
     def lend(self) -> None:
         """Gives the stock layers decoded weights, for one forward."""
-        self._put(self._decoded())
+        self.put(self._decoded())
 
     def take_back(self) -> None:
         """The end of `lend`."""
-        self._put(self.codes)
-
-    def _put(self, weights: Tensor) -> None:
-        start = 0
-        for m, width in zip(self.members, self.outs, strict=True):
-            m.base.weight.data = weights[start : start + width]
-            start += width
+        self.put(self.codes)
 
     def _decoded(self) -> Tensor:
         # of its own: `present` lends all matrices of a layer at once, and two of them may have one shape
@@ -84,7 +76,7 @@ class EightBitGroup(LinearGroup):
 
     @property
     def a(self) -> Tensor:
-        return self._below
+        return self.below
 
     def _times(self, x: Tensor) -> Tensor:
         """The frozen part of y `[T, O]` with its bias, of x `[T, K]`."""
@@ -94,13 +86,13 @@ class EightBitGroup(LinearGroup):
     def forward(self, wide_x: Tensor, out: Tensor) -> None:
         y = self._times(wide_x[:, : self.inputs])
         if self.rank:
-            torch.addmm(y, wide_x[:, self.inputs :], self._beside.t(), out=out)
+            torch.addmm(y, wide_x[:, self.inputs :], self.beside.t(), out=out)
         else:
             out.copy_(y)
 
     def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
         y = self._times(x)
-        return y if xa is None else y.addmm_(xa, self._beside.t())
+        return y if xa is None else y.addmm_(xa, self.beside.t())
 
     def forward_wide_onto(self, residual: Tensor, wide_x: Tensor, scale: float = 1.0) -> Tensor:
         xa = wide_x[:, self.inputs :] if self.rank else None
@@ -110,12 +102,12 @@ class EightBitGroup(LinearGroup):
         if not self.rank:
             return None
         o = self.outputs
-        return torch.mm(wide_dy[:, :o], self._beside, out=wide_dy[:, o:])
+        return torch.mm(wide_dy[:, :o], self.beside, out=wide_dy[:, o:])
 
     def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
         q, scale = quantise_rows(wide_dy[:, : self.outputs], self.scales)
         dx = scaled_product(q, scale, self._turned(), self._ones, self.dtype)
-        return dx.addmm_(wide_dy[:, self.outputs :], self._below) if self.rank else dx
+        return dx.addmm_(wide_dy[:, self.outputs :], self.below) if self.rank else dx
 
     def _turned(self) -> Tensor:
         """The transposed codes, in scratch that all groups of one shape share."""

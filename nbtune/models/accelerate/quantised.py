@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.eight_bit import EightBitGroup
-from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, is_four_bit, wide
+from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, is_four_bit
+from nbtune.models.accelerate.scratch import EdgedGroup, shared_matrix
 from nbtune.models.accelerate.sharded import ShardedGroup
 from nbtune.models.accelerate.streamed import StreamedGroup
 
@@ -33,7 +34,7 @@ def group_of(modules: list[nn.Module], home: Home = "stacked") -> LinearGroup:
     return kinds[home](modules)
 
 
-class QuantisedGroup(LinearGroup):
+class QuantisedGroup(EdgedGroup):
     """Like `LinearGroup`, of bitsandbytes' 4-bit layers (nf4 or fp4, absmax quantised or not)."""
 
     def _check(self) -> None:
@@ -50,15 +51,8 @@ class QuantisedGroup(LinearGroup):
         return weight.quant_state.dtype, weight.device
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        key = (self.outputs, self.inputs, self.rank, self.dtype, self.device)
-        if key not in shared:
-            shared[key] = wide(self.outputs + self.rank, self.inputs + self.rank, like).zero_()
-        self.matrix = shared[key]
-        self._below = torch.zeros((self.rank, self.inputs), dtype=self.dtype, device=self.device)
-        self._beside = torch.zeros((self.outputs, self.rank), dtype=self.dtype, device=self.device)
-        self._address = self.members[0].base.weight.data_ptr()
-        self.sync_pairs = self._pairs_in(self._below, self._beside)
+        self.matrix = shared_matrix(self, shared)
+        self.make_edges()
 
     def detach(self) -> None:
         self.matrix = None
@@ -71,10 +65,9 @@ class QuantisedGroup(LinearGroup):
     def load(self) -> None:
         from bitsandbytes.functional import dequantize_4bit
 
-        o, k, start = self.outputs, self.inputs, 0
+        k, start = self.inputs, 0
         for m, width in zip(self.members, self.outs, strict=True):
             weight = m.base.weight
             self.matrix[start : start + width, :k].copy_(dequantize_4bit(weight.data, weight.quant_state))
             start += width
-        self.matrix[:o, k:].copy_(self._beside)
-        self.matrix[o:, :k].copy_(self._below)
+        self.write_edges()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbtune.models.accelerate.linear import LinearGroup, wide
+from nbtune.models.accelerate.linear import LinearGroup
+from nbtune.models.accelerate.scratch import shared_matrix
 
 __all__ = ["ShardedGroup"]
 
@@ -19,11 +20,7 @@ class ShardedGroup(LinearGroup):
     """Like `LinearGroup`, but the layers keep weights of their own, which are read whenever they are used."""
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        key = (self.outputs, self.inputs, self.rank, self.dtype, self.device)
-        if key not in shared:
-            shared[key] = wide(self.outputs + self.rank, self.inputs + self.rank, like).zero_()
-        self.matrix = shared[key]
+        self.matrix = shared_matrix(self, shared)
         self.sync_pairs = []
 
     def detach(self) -> None:
@@ -47,6 +44,4 @@ class ShardedGroup(LinearGroup):
         self.matrix[: self.outputs, self.inputs :].zero_()
         below, beside = self.matrix[self.outputs :, : self.inputs], self.matrix[: self.outputs, self.inputs :]
         for place, parameter, factor in self._pairs_in(below, beside):
-            torch.mul(parameter, factor, out=place) if place.dtype == parameter.dtype else place.copy_(
-                parameter * factor
-            )
+            place.copy_(parameter * factor)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, wide
+from nbtune.models.accelerate.scratch import EdgedGroup
 
 __all__ = ["StreamedGroup", "Streaming", "Traffic", "move_all_but", "present", "traffic_of"]
 
@@ -134,7 +135,7 @@ class Traffic:
         return place
 
 
-class StreamedGroup(LinearGroup):
+class StreamedGroup(EdgedGroup):
     """Like `LinearGroup`, with its frozen weights in pinned host memory.
 
     Args:
@@ -170,19 +171,13 @@ class StreamedGroup(LinearGroup):
         pinned = self.device.type == "cuda"
         pitch = self.empty().shape[1]
         self.host = torch.zeros((self.outputs, pitch), dtype=self.dtype, pin_memory=pinned)
-        start = 0
         with torch.no_grad():
-            for m, width in zip(self.members, self.outs, strict=True):
-                rows = self.host[start : start + width, : self.inputs]
+            for m, rows in zip(self.members, self._waiting.split(self.outs), strict=True):
                 rows.copy_(m.base.weight)
-                m.base.weight.data = rows
-                start += width
             if self.has_bias:
                 self.bias = torch.cat([m.base.bias.detach() for m in self.members])
-        self._below = torch.zeros((self.rank, self.inputs), dtype=self.dtype, device=self.device)
-        self._beside = torch.zeros((self.outputs, self.rank), dtype=self.dtype, device=self.device)
-        self._address = self.members[0].base.weight.data_ptr()
-        self.sync_pairs = self._pairs_in(self._below, self._beside)
+        self.put(self._waiting)
+        self.make_edges()
         self.matrix = torch.empty(0)  # there is one whenever it is loaded
 
     def detach(self) -> None:
@@ -193,30 +188,26 @@ class StreamedGroup(LinearGroup):
     @torch.no_grad()
     def load(self) -> None:
         self.place = self.traffic.bring(self)
-        o, k, r = self.outputs, self.inputs, self.rank
-        self.matrix = self.place.matrix[:, : k + r]
-        if r:
-            self.matrix[:o, k:].copy_(self._beside)
-            self.matrix[o:, :k].copy_(self._below)
+        self.matrix = self.place.matrix[:, : self.inputs + self.rank]
+        self.write_edges()
 
     def lend(self) -> None:
         """Gives the stock layers their weights on the device, for one forward."""
         self.load()
         assert self.place is not None
         self.place.used = float("inf")
-        start = 0
-        for m, width in zip(self.members, self.outs, strict=True):
-            m.base.weight.data = self.matrix[start : start + width, : self.inputs]
-            start += width
+        self.put(self.matrix[: self.outputs, : self.inputs])
 
     def take_back(self) -> None:
         """The end of `lend`."""
         assert self.place is not None
         self.place.used = -10
-        start = 0
-        for m, width in zip(self.members, self.outs, strict=True):
-            m.base.weight.data = self.host[start : start + width, : self.inputs]
-            start += width
+        self.put(self._waiting)
+
+    @property
+    def _waiting(self) -> Tensor:
+        """The weights in the host's memory, `[O, K]`."""
+        return self.host[:, : self.inputs]
 
 
 @contextmanager
