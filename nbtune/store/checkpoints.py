@@ -22,17 +22,58 @@ from nbtune.store.files import as_train_error, discard, read_json, replace_folde
 from nbtune.train.loop import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from nbtune.models import Built
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.stepper import Stepper
 
-__all__ = ["go_back", "latest", "load", "save"]
+__all__ = ["go_back", "latest", "load", "save", "steps", "weights_of"]
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run folder; a half-written one is never taken."""
     whole = [path for path in sorted((folder / "checkpoints").glob("step-*")) if (path / "progress.json").exists()]
     return whole[-1] if whole else None
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints of a run folder, in order."""
+    whole = (path for path in (folder / "checkpoints").glob("step-*") if (path / "progress.json").exists())
+    return sorted(int(path.name.removeprefix("step-")) for path in whole)
+
+
+@contextmanager
+def weights_of(folder: Path, step: int | None, model: torch.nn.Module) -> Iterator[None]:
+    """`model` with the trained weights of the checkpoint of `step`, for as long as this lasts; None: as it is.
+
+    Raises:
+        TrainError: there is no such checkpoint, or it is of another model.
+    """
+    if step is None:
+        yield
+        return
+    import torch
+    from safetensors.torch import load_file
+
+    file = folder / "checkpoints" / f"step-{step:08d}" / "trainable.safetensors"
+    there = steps(folder)
+    if step not in there:
+        fix = f"there are {', '.join(map(str, there))}" if there else "let it train until its first checkpoint"
+        raise TrainError(f"there is no checkpoint of step {step}", place=folder.name, fix=fix)
+    weights = load_file(file)
+    mine = {name: parameter for name, parameter in model.named_parameters() if name in weights}
+    if len(mine) != len(weights):
+        raise TrainError("the checkpoint was made with another adapter or model", place=folder.name)
+    now = {name: parameter.detach().clone() for name, parameter in mine.items()}
+    with torch.no_grad():
+        try:
+            for name, parameter in mine.items():
+                parameter.copy_(weights[name])
+            yield
+        finally:
+            for name, parameter in mine.items():
+                parameter.copy_(now[name])
 
 
 def go_back(folder: Path, step: int) -> None:

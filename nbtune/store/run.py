@@ -6,7 +6,7 @@ So a handle works the same whether the run lives in this process, in another one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from nbtune.errors import NbtuneError, TrainError
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints, control
+from nbtune.store.answering import Answering
 from nbtune.store.files import DISK_ERRORS, read_json
 from nbtune.store.folder import name_of, read_spec, refuse_newer
 from nbtune.store.follow import Follower, Latest, Mark, Pump
@@ -30,7 +31,7 @@ __all__ = ["Run"]
 _LIVE_STATES = ("queued", "preparing", "running", "paused", "stopping")
 
 
-class Run:
+class Run(Answering):
     """A run, in whatever state it is.
 
     Args:
@@ -250,43 +251,6 @@ class Run:
         return True
 
     # --- the model --------------------------------------------------------------------------------------------------
-
-    def generate(
-        self,
-        prompt: str | Sequence[dict[str, Any]],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        base: bool = False,
-        timeout: float = 120.0,
-    ) -> str:
-        """What the model answers: the live one at a step boundary while it trains, else base and adapter, loaded once.
-
-        Args:
-            prompt: a text, or chat messages.
-            max_new_tokens: the answer's length at most, in tokens.
-            temperature: 0 is greedy.
-            base: ask the base model, without what was learnt.
-            timeout: seconds to wait for a run that is at work.
-        Raises:
-            TrainError: there is no adapter yet, or no answer came.
-        """
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "adapter": not base}
-        if self.alive:
-            request = {"prompt": prompt if isinstance(prompt, str) else list(prompt), **options}
-            answer = control.ask(self.folder, request, timeout=timeout, alive=lambda: self.alive)
-            if "error" in answer:
-                raise TrainError(f"the model could not answer: {answer['error']}")
-            return str(answer["answer"])
-        from nbtune.train.sampling import answer as answer_now
-
-        built = self._loaded()
-        return answer_now(built.model, built.tokenizer, prompt, **options)  # type: ignore[arg-type]
-
-    def _loaded(self) -> Any:
-        if self._launched is None:
-            self._launched = Launched.ended(self.folder)
-        return self._launched.model()
 
     def free(self) -> int:
         """Drop the model that is kept for `generate`; returns the bytes that came back.

@@ -26,13 +26,14 @@ from nbtune.errors import NbtuneError, PlanError
 from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
-from nbtune.store.control import FileControl, answer_requests
+from nbtune.store.control import Asked, FileControl, answer_requests
 from nbtune.store.failing import for_people, reserve, room_for
 from nbtune.store.files import read_json, sweep, write_json, write_text
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventWriter
 from nbtune.store.owner import Ownership, TakenOver
 from nbtune.store.quiet import quiet_libraries
+from nbtune.train import sampling
 
 if TYPE_CHECKING:
     import torch
@@ -345,8 +346,6 @@ class _Engine:
         self.emit(event)
 
     def _samples(self, step: int, look: Callable[[], None]) -> Iterator[events.Sample]:
-        from nbtune.train.sampling import answer
-
         model, tokenizer = self.built.model, self.built.tokenizer
         assert tokenizer is not None
 
@@ -355,18 +354,24 @@ class _Engine:
             return False
 
         for prompt in self.spec.samples if self.writes else ():
-            said = answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
+            said = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
             yield events.Sample(step=step, prompt=prompt, answer=said)
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        from nbtune.train.sampling import answer
-
-        assert self.built.tokenizer is not None
+    def _answer(self, request: dict[str, Any], asked: Asked) -> dict[str, Any]:
+        """What `nbtune.store.run.Run.generate` and `token_losses` ask of a run that is at work."""
+        model, tokenizer = self.built.model, self.built.tokenizer
+        assert tokenizer is not None
         try:
-            said = answer(self.built.model, self.built.tokenizer, should_stop=self._to_end, **request)
+            saved = request.pop("at", None)
+            with checkpoints.weights_of(self.folder, saved, model):
+                if "ids" in request:
+                    return {"losses": sampling.token_losses(model, **request), "step": self.progress.step}
+                told = (lambda token: asked.say(dataclasses.asdict(token))) if request.pop("tell", False) else None
+                gone = lambda: self._to_end() or asked.gone()  # noqa: E731
+                said = sampling.answer(model, tokenizer, told=told, should_stop=gone, **request)
             return {"answer": said, "step": self.progress.step}
         except Exception as error:  # noqa: BLE001 — a bad question must not end the run; whoever asked is told
-            return {"error": f"{type(error).__name__}: {error}"}
+            return {"error": str(error) if isinstance(error, NbtuneError) else f"{type(error).__name__}: {error}"}
 
     def _to_end(self) -> bool:
         return self.control.look().ends

@@ -40,7 +40,7 @@ def test_a_request_is_answered_and_the_box_is_empty_afterwards(tmp_path):
 
     def serve():
         while not done.is_set():
-            answer_requests(tmp_path, lambda request: {"answer": request["prompt"].upper()})
+            answer_requests(tmp_path, lambda request, _: {"answer": request["prompt"].upper()})
             done.wait(0.01)
 
     server = threading.Thread(target=serve)

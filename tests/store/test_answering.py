@@ -1,0 +1,122 @@
+"""Asking a run's model: while it trains, through its folder, token by token; at a checkpoint; and with a stop."""
+
+import threading
+import time
+
+import pytest
+
+import nbtune
+from nbtune import events
+from nbtune.errors import TrainError
+from nbtune.store.control import answer_requests, ask
+
+ASKED = "What is 1 plus 2?"
+
+
+class Server:
+    """Answers what is asked of a folder, in a thread, as a run does at its step boundaries."""
+
+    def __init__(self, folder, answer):
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.serve, args=(folder, answer), daemon=True)
+
+    def serve(self, folder, answer):
+        while not self.done.is_set():
+            answer_requests(folder, answer)
+            self.done.wait(0.01)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+
+def test_words_are_heard_before_the_answer_is_whole(tmp_path):
+    heard, first = [], threading.Event()
+
+    def answer(request, asked):
+        for word in request["prompt"].split():
+            asked.say(word)
+            assert word != "one" or first.wait(30)  # the second word comes when the first was heard
+        return {"answer": request["prompt"]}
+
+    def told(word):
+        heard.append(word)
+        first.set()
+
+    with Server(tmp_path, answer):
+        assert ask(tmp_path, {"prompt": "one two"}, timeout=30, alive=lambda: True, told=told) == {"answer": "one two"}
+    assert heard == ["one", "two"]
+    assert list((tmp_path / "requests").iterdir()) == []
+
+
+def test_who_stops_waiting_is_free_at_once_and_the_run_is_told(tmp_path):
+    stop, left = threading.Event(), threading.Event()
+
+    def answer(request, asked):
+        asked.say("a")
+        while not asked.gone():
+            time.sleep(0.01)
+        left.set()
+        return {"answer": "nobody hears it"}
+
+    with Server(tmp_path, answer):
+        asked = ask(
+            tmp_path,
+            {"prompt": "?"},
+            timeout=30,
+            alive=lambda: True,
+            told=lambda _: stop.set(),
+            should_stop=stop.is_set,
+        )
+        assert asked is None
+        assert left.wait(30)
+    assert list((tmp_path / "requests").iterdir()) == []
+
+
+def test_a_question_that_nobody_took_is_taken_back(tmp_path):
+    assert ask(tmp_path, {"prompt": "?"}, timeout=30, alive=lambda: True, should_stop=lambda: True) is None
+    assert list((tmp_path / "requests").iterdir()) == []
+
+
+def test_the_live_model_tells_its_tokens_and_its_losses_and_stops(start, until):
+    run = start(steps=10_000)
+    until(run, lambda e: isinstance(e, events.Step) and e.step >= 2)
+    told = []
+    said = run.generate(ASKED, max_new_tokens=8, told=told.append)
+    assert "".join(token.text for token in told if not token.special).strip() == said
+    assert all(0 < token.probability <= 1 and len(token.others) == 5 for token in told)
+    assert run.generate(ASKED, base=True, seed=1, temperature=1.0, max_new_tokens=8) is not None
+    losses = run.token_losses([5, 6, 7, 8])
+    assert losses[0] is None
+    assert all(loss > 0 for loss in losses[1:])
+    told.clear()
+    part = run.generate(ASKED, max_new_tokens=2000, told=told.append, should_stop=lambda: len(told) >= 2)
+    assert part == "".join(token.text for token in told if not token.special).strip()
+    step = run.step
+    until(run, lambda e: isinstance(e, events.Step) and e.step > step + 2)  # it trains on
+    run.stop(wait=True)
+    assert list((run.folder / "requests").iterdir()) == []
+
+
+def test_checkpoints_are_asked_beside_the_newest_weights_live_and_afterwards(start, until):
+    run = start(steps=60, learning_rate=3e-3, batch_size=8, checkpoint={"every": 5, "keep": 20})
+    until(run, lambda e: isinstance(e, events.Checkpoint) and e.step >= 10)
+    early = run.at(5).generate(ASKED, max_new_tokens=12)
+    ids = list(range(5, 25))
+    early_losses = run.at(5).token_losses(ids)
+    run.wait()
+    assert run.saved_steps[0] == 5
+    assert run.saved_steps[-1] == 60
+    last = run.generate(ASKED, max_new_tokens=12)
+    assert run.at(5).name == "demo · step 5"
+    assert run.at(5).generate(ASKED, max_new_tokens=12) == early
+    assert run.at(5).token_losses(ids) == pytest.approx(early_losses, abs=1e-3)
+    assert run.token_losses(ids) != pytest.approx(early_losses, abs=1e-3)
+    assert run.generate(ASKED, max_new_tokens=12) == last == run.at(60).generate(ASKED, max_new_tokens=12)
+    with pytest.raises(TrainError, match="no checkpoint of step 7"):
+        run.at(7).generate(ASKED)
+    assert nbtune.attach(run.folder).at(5).generate(ASKED, max_new_tokens=12) == early
