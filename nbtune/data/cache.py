@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.data.cache_folder import cache_folder
 from nbtune.data.dataset import Dataset
 from nbtune.data.facts import DataFacts
 from nbtune.data.prepared import Prepared
@@ -50,9 +51,7 @@ _MORE = ("value_of", "token_values")  # of rows that judge
 
 def folder() -> Path:
     """Where prepared data is kept; it need not exist."""
-    root = os.environ.get("NBTUNE_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(root).expanduser() if root else home / "nbtune") / "prepared"
+    return cache_folder() / "prepared"
 
 
 def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nbtune.data.cache_folder import cache_folder
 from nbtune.errors import DataError
 
 __all__ = ["Change", "ChangedRows", "find", "load", "save"]
@@ -144,9 +145,7 @@ def _signature(body: bytes) -> str:
 
 def _key() -> bytes:
     """This user's key, made when it is first needed."""
-    from nbtune.data.cache import folder
-
-    path = folder().parent / "functions.key"
+    path = cache_folder() / "functions.key"
     try:
         return path.read_bytes()
     except OSError:
