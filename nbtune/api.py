@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.errors import NbtuneError, TrainError
-from nbtune.events import Eval, Export, Sample
+from nbtune.events import Eval, Sample
+from nbtune.export.exporter import Exporter
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, from_yaml
 from nbtune.store import folder as run_folder
@@ -19,7 +20,6 @@ from nbtune.store.run import Run as StoredRun
 
 if TYPE_CHECKING:
     from nbtune.data import Source
-    from nbtune.export import ExportedFile, ExportSource
 
 __all__ = ["Exporter", "Run", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
 
@@ -34,34 +34,29 @@ class Run(StoredRun):
         """Take it home: ``run.export.gguf("q8_0")``, ``.merged()``, ``.adapter()``, ``.ollama()``."""
         return Exporter(self)
 
-    def push_to_hub(self, repo_id: str, *, what: str = "adapter", private: bool = True, **options: Any) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, what: str = "adapter", private: bool = True, card: str | Path | None = None, **more: Any
+    ) -> str:
         """Push with a model card; returns the address. The token is huggingface_hub's own login or HF_TOKEN.
 
         Args:
             repo_id: ``owner/name``.
             what: ``adapter``, ``merged`` or ``gguf``.
             private: whether a new repository is.
-            options: of `nbtune.export.push`, such as `revision` or `create_pr`.
+            card: a model card of your own instead of `model_card`'s: its text, or a file ending in .md.
+            more: `types`, `importance`, `verify` of GGUF files (see ``run.export.gguf``), and the options of
+                `nbtune.export.push_folder`, such as `revision` or `create_pr`.
         Raises:
             HubError: with what to do about it; nothing half done is left.
         """
-        from nbtune import export
+        return self.export.push(repo_id, what=what, private=private, card=card, facts=self.facts_for_card, **more)
 
-        def judge(files: list[ExportedFile]) -> list[ExportedFile]:
-            return export.prove_run(files, source, self.folder, prompts=list(self.spec.samples)[:3])
+    def model_card(self, repo_id: str, *, what: str = "adapter") -> str:
+        """The model card that a push would write, to be read, or changed and given to `push_to_hub`."""
+        return self.export.card(repo_id, what, self.facts_for_card(draw=False))
 
-        self.say(Export(kind="push", path=repo_id, done=0.0))
-        try:
-            source, card = self.export.source(), self.facts_for_card()
-            url = export.push(source, repo_id, what=what, private=private, card=card, judge=judge, **options)
-        except NbtuneError as error:
-            self.say(Export(kind="push", path=repo_id, detail=str(error)))
-            raise
-        self.say(Export(kind="push", path=url))
-        return url
-
-    def facts_for_card(self) -> dict[str, Any]:
-        """What the model card tells of this run."""
+    def facts_for_card(self, *, draw: bool = True) -> dict[str, Any]:
+        """What the model card tells of this run; without `draw`, of the curve only that there is one."""
         from nbtune import widgets
         from nbtune.export.card import data_lines
 
@@ -78,7 +73,7 @@ class Run(StoredRun):
             "evals": [(e.step, e.loss) for e in self.events() if isinstance(e, Eval)],
             "data": data,
             "datasets": datasets,
-            "curve": widgets.report(self).png() if len(history) else None,
+            "curve": (widgets.report(self).png() if draw else True) if len(history) else None,
         }
 
     def figure(self) -> Any:
@@ -131,115 +126,6 @@ class Run(StoredRun):
 
 def _base_for_snippet(model: str) -> str:
     return 'nbtune.models.resolve("nbtune/tiny")' if model == "nbtune/tiny" else repr(model)
-
-
-class Exporter:
-    """What can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns what it made.
-
-    Every export is also an event of the run, so that each of its panels shows it.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def source(self) -> ExportSource:
-        """Base and adapter as `nbtune.export` takes them.
-
-        Raises:
-            TrainError: nothing was trained yet.
-        """
-        from nbtune import export, models
-
-        run, spec = self._run, self._run.spec
-        adapter = run.folder / "adapter"
-        if not adapter.is_dir():
-            raise TrainError(
-                f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"
-            )
-        if spec.adapter.type == "full":
-            return export.ExportSource(base=adapter, name=run.name, base_id=spec.model)
-        plan = run.plan
-        quant = plan.weights if plan is not None and plan.weights in ("nf4", "fp8") else None
-        base = models.resolve(spec.model)
-        return export.ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, base_quant=quant)
-
-    def adapter(self, out: str | Path | None = None) -> ExportedFile:
-        """The adapter as a peft folder."""
-        from nbtune import export
-
-        return self._say("adapter", lambda: [export.export_adapter(self.source(), self._out(out, "adapter"))])[0]
-
-    def merged(self, out: str | Path | None = None, *, dtype: str = "bfloat16") -> ExportedFile:
-        """Base and adapter in one, as a transformers folder."""
-        from nbtune import export
-
-        return self._say("merged", lambda: [export.export_merged(self.source(), self._out(out, "merged"), dtype)])[0]
-
-    def gguf(
-        self,
-        *types: str,
-        out: str | Path | None = None,
-        progress: Any = None,
-        importance: bool = False,
-        verify: bool | None = None,
-    ) -> list[ExportedFile]:
-        """GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named.
-
-        Args:
-            types: see `nbtune.export.export_gguf`.
-            out: the folder for the files.
-            progress: called with (bytes done, bytes in all, the tensor's name).
-            importance: let K-quants spend their bits where the run's held-out rows feel them.
-            verify: let llama.cpp read the run's held-out rows with each file, and compare it with the trained model:
-                same tokens, perplexity, answers. None: where there is a llama.cpp and memory for the model. What was
-                found is each file's `quality`, and in the table of exports.
-        Raises:
-            ExportError: the model cannot be exported so; with verify=True also: it cannot be compared.
-            DataError: the run's rows are gone, where they are needed.
-        """
-        from nbtune import export
-
-        run, wanted = self._run, list(types) or ["q8_0"]
-        if verify and export.find_llama() is None:
-            raise export.no_llama()
-
-        def make() -> list[ExportedFile]:
-            source = self.source()
-            felt = export.held_importance(source, export.held_rows(run.folder)) if importance else None
-            return export.export_gguf(source, wanted, self._out(out), run.name, importance=felt, progress=progress)
-
-        files = self._say("gguf", make)
-        if verify is False:
-            return files
-        prompts = list(run.spec.samples)[:3]
-        return export.prove_run(files, self.source(), run.folder, prompts=prompts, must=bool(verify), told=self._tell)
-
-    def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> ExportedFile:
-        """A folder that `ollama create` takes: GGUF, Modelfile and the commands."""
-        from nbtune import export
-
-        return self._say("ollama", lambda: [export.export_ollama(self.source(), self._out(out, "ollama"), type)])[0]
-
-    def _out(self, out: str | Path | None, name: str = "") -> Path:
-        return Path(out).expanduser() if out is not None else self._run.folder / "exports" / name
-
-    def _say(self, kind: str, make: Callable[[], list[ExportedFile]]) -> list[ExportedFile]:
-        self._run.say(Export(kind=kind, done=0.0))
-        try:
-            files = make()
-        except NbtuneError as error:
-            self._run.say(Export(kind=kind, detail=str(error)))
-            raise
-        for file in files:
-            self._tell(file)
-        return files
-
-    def _tell(self, file: ExportedFile) -> None:
-        """A file that is there, or that more is known of, as an event."""
-        folder = self._run.folder
-        shown = file.path.relative_to(folder) if file.path.is_relative_to(folder) else file.path.name
-        detail = "; ".join([*([file.quality.words()] if file.quality else []), *file.notes])
-        self._run.say(Export(kind=file.type, path=str(shown), bytes=file.bytes, detail=detail))
 
 
 def _as_spec(spec: Spec, fields: Mapping[str, Any], first_line: int = 1) -> RunSpec:
@@ -371,7 +257,10 @@ def form(namespace: Mapping[str, Any] | None = None) -> Any:
 
 
 def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Any:
-    """What of some rows is trained, token by token; fields of the spec as in `finetune`."""
+    """What of some rows is trained, token by token; fields of the spec as in `finetune`.
+
+    ``row=17`` shows that row first; ``losses={17: [None, 2.1, …]}`` tells each token's loss beside it.
+    """
     from nbtune import widgets
 
     return widgets.inspect(rows, namespace, **fields)

@@ -51,7 +51,7 @@ def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any
     Args:
         rows: what `data:` may name, or the rows.
         namespace: where a variable named in `rows` is looked up.
-        fields: more of the spec, such as ``model="…"``.
+        fields: more of the spec, such as ``model="…"``; also `row` and `losses` of the `Inspector`.
     """
     from nbtune.widgets.inspector_panel import Inspector
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import traitlets
@@ -16,6 +17,8 @@ from nbtune.widgets.plain import clean
 
 __all__ = ["Inspector"]
 
+Losses = Sequence[float | None]
+
 
 class Inspector(Panel):
     """Rows one by one: raw, rendered, as tokens; what is trained is coloured and underlined.
@@ -23,6 +26,8 @@ class Inspector(Panel):
     Args:
         rows: rows themselves (a DataFrame, a list), a file, a Hub id, one of nbtune's sets, or a `RunSpec`.
         namespace: where variables named in `rows` are looked up.
+        row: the row that is shown first, counted from 0.
+        losses: of some rows (by number) the loss of each token, None where there is none; told beside the tokens.
         fields: more of the spec, such as ``model="…"`` or ``train_on="all"``.
 
     `spec` is what the panel's choices came to: ``nbtune.finetune(panel.spec, rows=…)`` trains on what was seen.
@@ -32,10 +37,19 @@ class Inspector(Panel):
     summary = traitlets.Dict().tag(sync=True)
     row = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        namespace: Mapping[str, Any] | None = None,
+        *,
+        row: int = 0,
+        losses: Mapping[int, Losses] | None = None,
+        **fields: Any,
+    ) -> None:
         self._reading = threading.Lock()
+        self.losses: dict[int, Losses] = dict(losses or {})
         self.inspection = Inspection.of(rows, namespace, **fields)
-        super().__init__(**self._shown(self.inspection, 0))
+        super().__init__(**self._shown(self.inspection, row))
 
     @property
     def spec(self) -> RunSpec:
@@ -44,11 +58,20 @@ class Inspector(Panel):
 
     def _shown(self, inspection: Inspection, index: int) -> dict[str, Any]:
         summary = inspection.summary() | {"formats": sorted(FORMATS)}
-        return {"summary": summary, "row": inspection.row(index) if summary["rows"] else {}}
+        return {"summary": summary, "row": self._row(inspection, index) if summary["rows"] else {}}
+
+    def _row(self, inspection: Inspection, index: int) -> dict[str, Any]:
+        """A row, with its tokens' losses where they are known."""
+        row = inspection.row(max(0, min(len(inspection) - 1, int(index))))
+        known = self.losses.get(row["index"])
+        if known is None:
+            return row
+        told = [None if loss is None or math.isnan(loss) else round(float(loss), 4) for loss in known]
+        return row | {"losses": told[: len(row["tokens"])]}
 
     def do_row(self, index: int) -> None:
         """Shows a row."""
-        self.row = self.inspection.row(max(0, min(len(self.inspection) - 1, int(index))))
+        self.row = self._row(self.inspection, index)
 
     def do_search(self, text: str, back: bool = False) -> bool:
         """Shows the next row that holds `text`; False if none does."""

@@ -9,6 +9,7 @@ import pytest
 
 from nbtune import data, models
 from nbtune.errors import NbtuneError
+from nbtune.widgets import inspect
 from nbtune.widgets.inspection import SPECIAL, TERMINATOR, TOKENS, TRAINED, Inspection
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Captain Tune {k}."} for k in range(120)]
@@ -114,3 +115,13 @@ def test_unknown_columns_are_asked_for_one_by_one():
     inspection = inspection.with_reading(format=None, columns={"prompt": "frage", "completion": "antwort"})
     assert inspection.summary()["trained_tokens"] > 0
     assert "completion: antwort" in inspection.yaml()
+
+
+def test_a_row_is_shown_first_with_losses_that_were_given():
+    losses = [None, *[0.5] * 400]
+    panel = inspect(ROWS, row=17, losses={17: losses})
+    assert panel.row["index"] == 17
+    assert panel.row["losses"] == losses[: len(panel.row["tokens"])]
+    panel.do_row(18)
+    assert "losses" not in panel.row
+    panel.close()
