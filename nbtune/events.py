@@ -152,14 +152,19 @@ class Warning(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Event):
-    """A file was taken home, or its making moved on (`done` of 0..1; 1 = it is there)."""
+    """A file was taken home, or its making moved on (`done` of 0..1; 1 = it is there).
+
+    `quality` holds finite numbers: what was measured of a GGUF file, such as ``perplexity`` and ``reference``.
+    """
 
     type: ClassVar[str] = "export"
     kind: str
     path: str = ""
     bytes: int = 0
+    seconds: float = 0.0
     done: float = 1.0
     detail: str = ""
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

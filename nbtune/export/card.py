@@ -10,7 +10,10 @@ from typing import Any
 
 from .source import ExportSource, safe_name
 
-__all__ = ["data_lines", "license_in", "model_card"]
+__all__ = ["FILES_TO_COME", "data_lines", "license_in", "model_card"]
+
+FILES_TO_COME = "(the files, their sizes and what each lost are written here when they are made)"
+"""Stands in a card of GGUF files until there are some."""
 
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|md|ya?ml|xlsx?|zip|gz|zst)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")

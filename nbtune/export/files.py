@@ -13,10 +13,7 @@ from pathlib import Path
 
 from ..errors import ExportError
 
-__all__ = ["CARDS", "atomic_file", "atomic_folder", "check_space", "fits_in", "folder_bytes", "gigabytes"]
-
-CARDS = (4, 6, 8, 12, 16, 24, 48, 80)
-"""GiB of memory that people have."""
+__all__ = ["atomic_file", "atomic_folder", "check_space", "folder_bytes", "gigabytes"]
 
 _PART = re.compile(r"^\.(?P<name>.+)\.part-(?P<pid>\d+)-[0-9a-f]{8}$")
 _MARGIN = 16 << 20  # the file system's own tables
@@ -25,12 +22,6 @@ _MARGIN = 16 << 20  # the file system's own tables
 def gigabytes(count: int) -> str:
     """A number of bytes for people: ``"4.61 GB"``, ``"12 MB"``."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{max(count, 1) / 1e6:.3g} MB"
-
-
-def fits_in(size: int) -> int | None:
-    """The least memory (GiB, one of `CARDS`) that runs a file of `size` bytes with some thousand tokens of context."""
-    needs = size * 1.1 + 2**30
-    return next((card for card in CARDS if needs <= 0.92 * card * 2**30), None)
 
 
 def folder_bytes(folder: Path) -> int:

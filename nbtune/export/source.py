@@ -6,12 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ExportError
-
-if TYPE_CHECKING:
-    from .quality import Quality
+from .measured import Quality
 
 __all__ = ["TOKENIZER_FILES", "ExportSource", "ExportedFile", "Progress", "read_json", "safe_name"]
 

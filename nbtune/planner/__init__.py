@@ -1,6 +1,7 @@
 """What it will cost: memory and time models, and the choice of a strategy. Plans from plain facts, loads nothing."""
 
+from nbtune.planner.cards import CARDS, fits_in
 from nbtune.planner.choose import DEFAULT_EPOCHS, make_plan
 from nbtune.planner.plan import MemoryPlan, Plan
 
-__all__ = ["DEFAULT_EPOCHS", "MemoryPlan", "Plan", "make_plan"]
+__all__ = ["CARDS", "DEFAULT_EPOCHS", "MemoryPlan", "Plan", "fits_in", "make_plan"]

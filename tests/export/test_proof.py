@@ -11,7 +11,6 @@ import nbtune
 import nbtune.export
 from nbtune.errors import ExportError
 from nbtune.export import held_importance, held_rows
-from nbtune.export.files import fits_in
 from nbtune.export.quality import reference_model
 from nbtune.widgets.view import RunView
 from tests.support.llama import llama_library
@@ -119,8 +118,3 @@ def test_the_card_of_a_run(run: Any) -> None:
     assert f"| {facts['evals'][-1][0]} | " in card
     assert "A fine-tune of `nbtune/tiny`" in card
     assert str(run.folder) not in card
-
-
-@pytest.mark.parametrize(("size", "card"), [(1_000_000, 4), (4_600_000_000, 8), (7_500_000_000, 12), (10**12, None)])
-def test_what_a_file_fits_in(size: int, card: int | None) -> None:
-    assert fits_in(size) == card

@@ -1,0 +1,230 @@
+"""Everything that can be made of a run; each export is an event of the run, so that all of its panels show it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NbtuneError, TrainError
+from ..events import Export
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..store.run import Run
+    from .measured import Quality
+    from .source import ExportedFile, ExportSource, Progress
+
+__all__ = ["Exporter"]
+
+_OFTEN = 1.0  # seconds between two events of an export's progress
+
+
+class Exporter:
+    """What can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns what it made."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def source(self) -> ExportSource:
+        """Base and adapter as `nbtune.export` takes them.
+
+        Raises:
+            TrainError: nothing was trained yet.
+        """
+        from .. import models
+        from .source import ExportSource
+
+        run, spec = self._run, self._run.spec
+        adapter = run.folder / "adapter"
+        if not adapter.is_dir():
+            raise TrainError(
+                f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"
+            )
+        if spec.adapter.type == "full":
+            return ExportSource(base=adapter, name=run.name, base_id=spec.model)
+        plan = run.plan
+        quant = plan.weights if plan is not None and plan.weights in ("nf4", "fp8") else None
+        base = models.resolve(spec.model)
+        return ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, base_quant=quant)
+
+    def adapter(self, out: str | Path | None = None) -> ExportedFile:
+        """The adapter as a peft folder."""
+        from .adapter import export_adapter
+
+        with self._said("adapter") as said:
+            return said.made(export_adapter(self.source(), self._out(out, "adapter")))
+
+    def adapter_gguf(self, out: str | Path | None = None) -> ExportedFile:
+        """The adapter as GGUF, for llama.cpp's ``--lora`` and Ollama's ``ADAPTER``.
+
+        Raises:
+            ExportError: the adapter has what such a file cannot hold (DoRA, whole modules).
+        """
+        from .gguf.lora import write_lora_gguf
+
+        with self._said("adapter gguf") as said:
+            return said.made(write_lora_gguf(self.source(), self._out(out), self._run.name))
+
+    def merged(self, out: str | Path | None = None, *, dtype: str = "bfloat16") -> ExportedFile:
+        """Base and adapter in one, as a transformers folder; `dtype` bfloat16, float16 or float32."""
+        from .merge import write_merged
+
+        with self._said("merged") as said:
+            return said.made(write_merged(self.source(), self._out(out, "merged"), dtype, progress=said.progress))
+
+    def gguf(
+        self,
+        *types: str,
+        out: str | Path | None = None,
+        progress: Progress | None = None,
+        importance: bool = False,
+        verify: bool | None = None,
+    ) -> list[ExportedFile]:
+        """GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named.
+
+        Args:
+            types: see `nbtune.export.export_gguf`.
+            out: the folder for the files.
+            progress: called with (bytes done, bytes in all, the tensor's name).
+            importance: let K-quants spend their bits where the run's held-out rows feel them.
+            verify: let llama.cpp read the run's held-out rows with each file, and compare it with the trained model:
+                same tokens, perplexity, answers. None: where there is a llama.cpp and memory for the model. What was
+                found is each file's `quality`, and in the table of exports.
+        Raises:
+            ExportError: the model cannot be exported so; with verify=True also: it cannot be compared.
+            DataError: the run's rows are gone, where they are needed.
+        """
+        from .gguf.writer import write_gguf
+
+        _need_llama(verify)
+        with self._said("gguf", progress) as said:
+            source = self.source()
+            felt = self._felt(source) if importance else None
+            wanted, name = list(types) or ["q8_0"], self._run.name
+            files = write_gguf(source, wanted, self._out(out), name, importance=felt, progress=said.progress)
+            for file in files:
+                said.made(file)
+        return self._judged(files, source, verify)
+
+    def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> ExportedFile:
+        """A folder that `ollama create` takes: GGUF, Modelfile and the commands."""
+        from .ollama import export_ollama
+
+        with self._said("ollama") as said:
+            return said.made(export_ollama(self.source(), self._out(out, "ollama"), type, progress=said.progress))
+
+    def card(self, repo_id: str, what: str, facts: Mapping[str, Any]) -> str:
+        """The model card of a push, before there are files to name."""
+        from .card import FILES_TO_COME, model_card
+
+        told = dict(facts) | ({"files": [FILES_TO_COME]} if what == "gguf" else {})
+        return model_card(self.source(), repo_id, what, told)
+
+    def push(
+        self,
+        repo_id: str,
+        *,
+        what: str = "adapter",
+        private: bool = True,
+        card: str | Path | None = None,
+        facts: Callable[[], Mapping[str, Any]] = dict,
+        types: Sequence[str] = ("q8_0",),
+        importance: bool = False,
+        verify: bool | None = None,
+        **options: Any,
+    ) -> str:
+        """See ``run.push_to_hub``; `facts` are of the card that is written where none is given."""
+        from .publish import push
+
+        _need_llama(verify)
+        with self._said("push", path=repo_id) as said:
+            source = self.source()
+            felt = self._felt(source) if importance and what == "gguf" else None
+            told = {"progress": said.progress, "importance": felt, **options}
+            judge = lambda files: self._judged(files, source, verify, tell=False)  # noqa: E731
+            url = push(
+                source, repo_id, what=what, types=types, private=private, card=facts(), text=card, judge=judge, **told
+            )
+            self._run.say(Export(kind="push", path=url))
+        return url
+
+    def _felt(self, source: ExportSource) -> Any:
+        from .proof import held_importance, held_rows
+
+        return held_importance(source, held_rows(self._run.folder))
+
+    def _judged(
+        self, files: list[ExportedFile], source: ExportSource, verify: bool | None, *, tell: bool = True
+    ) -> list[ExportedFile]:
+        from .proof import prove_run
+
+        if verify is False:
+            return files
+        prompts, told = list(self._run.spec.samples)[:3], self._tell if tell else None
+        return prove_run(files, source, self._run.folder, prompts=prompts, must=bool(verify), told=told)
+
+    def _out(self, out: str | Path | None, name: str = "") -> Path:
+        return Path(out).expanduser() if out is not None else self._run.folder / "exports" / name
+
+    @contextmanager
+    def _said(self, kind: str, progress: Progress | None = None, path: str = "") -> Iterator[_Said]:
+        """That something is being made, how far it is, and what went wrong with it, as events."""
+        self._run.say(Export(kind=kind, path=path, done=0.0))
+        try:
+            yield _Said(self, kind, path, progress)
+        except NbtuneError as error:
+            self._run.say(Export(kind=kind, path=path, detail=str(error)))
+            raise
+        except BaseException as error:  # interrupted, or a bug: that it is over has to be said all the same
+            self._run.say(Export(kind=kind, path=path, detail=f"ended by {type(error).__name__}"))
+            raise
+
+    def _tell(self, file: ExportedFile) -> None:
+        """A file that is there, or that more is known of, as an event."""
+        folder = self._run.folder
+        shown = file.path.relative_to(folder).as_posix() if file.path.is_relative_to(folder) else file.path.name
+        detail = "; ".join([*([file.quality.words()] if file.quality else []), *file.notes])
+        figures = _figures(file.quality) if file.quality else {}
+        event = Export(
+            kind=file.type, path=shown, bytes=file.bytes, seconds=file.seconds, detail=detail, quality=figures
+        )
+        self._run.say(event)
+
+
+class _Said:
+    """The events of one export."""
+
+    def __init__(self, exporter: Exporter, kind: str, path: str, also: Progress | None) -> None:
+        self._exporter, self._kind, self._path, self._also = exporter, kind, path, also
+        self._last = time.monotonic()
+
+    def made(self, file: ExportedFile) -> ExportedFile:
+        self._exporter._tell(file)
+        return file
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        if self._also:
+            self._also(done, total, what)
+        now = time.monotonic()
+        if now - self._last < _OFTEN:
+            return
+        self._last, share = now, min(done / max(total, 1), 0.999)
+        self._exporter._run.say(Export(kind=self._kind, path=self._path, done=share))
+
+
+def _figures(quality: Quality) -> dict[str, float | bool]:
+    """The numbers of a `Quality` that JSON can hold."""
+    names = ("perplexity", "reference", "divergence", "agreement", "same_tokens", "tokens")
+    return {name: value for name in names if math.isfinite(value := getattr(quality, name))}
+
+
+def _need_llama(verify: bool | None) -> None:
+    from .verify import find_llama, no_llama
+
+    if verify and find_llama() is None:
+        raise no_llama()

@@ -1,0 +1,105 @@
+"""`run.export`, `run.model_card` and `run.push_to_hub`: what they make, say and send, with a run of the tiny model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbtune
+from nbtune.errors import HubError
+from nbtune.events import Export
+from nbtune.export import LlamaRunner
+from nbtune.export.card import FILES_TO_COME
+from tests.support.fake_hub import TOKEN, FakeHub, client_environment
+from tests.support.llama import llama_library
+
+ROWS = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    spec = {"model": "nbtune/tiny", "data": "rows", "steps": 4, "batch_size": 4, "learning_rate": 3e-3}
+    where = tmp_path_factory.mktemp("runs")
+    return nbtune.finetune(spec, name="demo", rows={"rows": ROWS}, runs_dir=where).wait()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub() as served:
+        for key in [key for key in os.environ if key.startswith(("HF_", "TRANSFORMERS_OFF"))]:
+            monkeypatch.delenv(key)
+        for key, value in client_environment(served, tmp_path / "home").items():
+            monkeypatch.setenv(key, value)
+        yield served
+
+
+def test_the_adapter_as_gguf_changes_the_base_in_llama_cpp_as_merging_does(run: Any, tmp_path: Path) -> None:
+    adapter = run.export.adapter_gguf()
+    assert adapter.path == run.folder / "exports" / "demo-lora-f32.gguf"
+    base = nbtune.export.export_gguf(nbtune.export.ExportSource(run.export.source().base), ["f32"], tmp_path)[0]
+    merged = run.export.gguf("f32", out=tmp_path, verify=False)[0]
+    with LlamaRunner(base.path, library=llama_library(), n_ctx=64) as llama:
+        row = llama.tokenize(["Who are you, 3?"])[0]
+        before = llama.logits(row)
+        llama.use_adapter(adapter.path)
+        after = llama.logits(row)
+    with LlamaRunner(merged.path, library=llama_library(), n_ctx=64) as llama:
+        assert abs(after - llama.logits(row)).max() < 2e-3
+    assert abs(after - before).max() > 0.05
+
+
+def test_an_export_says_how_long_it_took_and_how_good_it_is(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBTUNE_LLAMA_LIB", str(llama_library()))
+    known = len(run.events())
+    file = run.export.gguf("q4_k_m")[0]
+    said = [event for event in run.events()[known:] if isinstance(event, Export) and event.done == 1]
+    assert [event.kind for event in said] == ["q4_k_m", "q4_k_m"]
+    assert said[0].seconds == file.seconds > 0
+    assert said[0].quality == {}
+    assert said[1].quality["perplexity"] == file.quality.perplexity
+    assert said[1].quality["same_tokens"] is True
+
+
+def test_an_export_that_is_interrupted_says_so(run: Any) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.export.gguf("f16", progress=stop)
+    last = run.events()[-1]
+    assert (last.kind, last.path, last.detail) == ("gguf", "", "ended by KeyboardInterrupt")
+
+
+def test_the_card_that_is_shown_is_the_one_that_is_pushed(run: Any, hub: FakeHub) -> None:
+    card = run.model_card("ada/demo")
+    run.push_to_hub("ada/demo")
+    assert hub.files("ada/demo")["README.md"].decode() == card
+    assert "![loss](loss.png)" in card
+    assert hub.files("ada/demo")["loss.png"].startswith(b"\x89PNG")
+
+
+def test_a_card_of_ones_own_travels_and_names_the_files(run: Any, hub: FakeHub, tmp_path: Path) -> None:
+    card = run.model_card("ada/files", what="gguf").replace("# demo", "# Captain Tune")
+    assert card.count(FILES_TO_COME) == 1
+    (tmp_path / "card.md").write_text(card)
+    run.push_to_hub("ada/files", what="gguf", types=["q8_0", "q4_0"], card=tmp_path / "card.md", verify=False)
+    sent = hub.files("ada/files")
+    assert {name for name in sent if name.endswith(".gguf")} == {"demo-q8_0.gguf", "demo-q4_0.gguf"}
+    readme = sent["README.md"].decode()
+    assert "# Captain Tune" in readme
+    assert "- `demo-q8_0.gguf`: " in readme
+    assert "\n- `demo-q4_0.gguf`: " in readme
+    assert FILES_TO_COME not in readme
+
+
+def test_a_card_with_the_token_in_it_or_that_is_not_there_is_refused(run: Any, hub: FakeHub) -> None:
+    for card, words in ((f"# mine\n\nmy key: {TOKEN}\n", "holds your token"), ("nowhere.md", "cannot be read")):
+        with pytest.raises(HubError, match=words) as found:
+            run.push_to_hub("ada/demo", card=card)
+        assert TOKEN not in str(found.value)
+    assert hub.repos == {}
+    assert TOKEN not in (run.folder / "events.jsonl").read_text()
