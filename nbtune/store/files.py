@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nbtune.errors import TrainError
 
@@ -24,6 +24,7 @@ __all__ = [
     "DISK_ERRORS",
     "as_train_error",
     "discard",
+    "lock",
     "read_json",
     "replace_folder",
     "sweep",
@@ -109,6 +110,24 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif abs(time.time() - path.stat().st_mtime) > _YOUNG:
             path.unlink(missing_ok=True)
+
+
+def lock(file: BinaryIO) -> bool:
+    """Take a file for oneself until it is closed, without waiting; False if somebody has it, or no system's lock is
+    known.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, ImportError):
+        return False
+    return True
 
 
 def as_train_error(error: OSError, what: str, *, place: str = "") -> TrainError:

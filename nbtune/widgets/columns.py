@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nbtune.store.files import read_json, write_json
+from nbtune.store.files import lock, read_json, write_json
 from nbtune.widgets.series import COLUMNS, merged
 
 __all__ = ["FEW", "Columns"]
@@ -125,17 +125,11 @@ class Columns:
         if self._lock is not None:
             return True
         try:
-            import fcntl  # not on Windows: there every panel reads the log
-        except ImportError:
-            return False
-        try:
             self.folder.mkdir(exist_ok=True)
             file = (self.folder / "lock").open("ab")
         except OSError:
             return False
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(file):
             file.close()
             return False
         self._lock = file

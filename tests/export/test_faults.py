@@ -153,7 +153,7 @@ def test_an_old_file_stays_until_the_new_one_is_whole(base: Path, tmp_path: Path
 def test_a_full_disk_is_a_sentence(base: Path, tmp_path: Path) -> None:
     """The process may write files of 100 kB at most, so the write itself fails, as on a full disk."""
     code = (
-        "import resource, signal, sys\nfrom pathlib import Path\n"
+        "import resource, signal, sys\nfrom pathlib import Path\nsys.stdout.reconfigure(encoding='utf-8')\n"
         "from nbtune.export import ExportSource, export_gguf\nfrom nbtune.errors import ExportError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -162,7 +162,7 @@ def test_a_full_disk_is_a_sentence(base: Path, tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(base), str(out)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(base), str(out)], capture_output=True, encoding="utf-8", check=False
     )
     assert "File too large" in done.stdout, done.stderr
     assert "→" in done.stdout

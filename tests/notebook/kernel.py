@@ -103,7 +103,8 @@ class Kernel:
         """The repr of an expression."""
         reply = self.run(expression)
         assert reply.status == "ok", reply.text
-        return reply.text.strip()
+        results = [m["content"]["data"] for m in reply.messages if m["msg_type"] == "execute_result"]
+        return "\n".join(data["text/plain"] for data in results)  # displays of other cells are updated meanwhile
 
     def until(self, wanted: Any, timeout: float = 60) -> dict[str, Any]:
         """The next message on iopub for which `wanted(message)` is true."""

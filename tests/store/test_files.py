@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nbtune.store.files import read_json, replace_folder, write_json
+from nbtune.store.files import lock, read_json, replace_folder, write_json
 
 
 def test_a_failing_fill_leaves_the_old_folder_and_no_litter(tmp_path):
@@ -64,3 +64,12 @@ def test_what_is_not_json_reads_as_nothing(tmp_path):
     (tmp_path / "x.json").write_text('{"half": ')
     assert read_json(tmp_path / "x.json") is None
     assert read_json(tmp_path / "not-there.json") is None
+
+
+def test_a_file_is_locked_by_one_until_it_is_closed(tmp_path):
+    with (tmp_path / "lock").open("ab") as first, (tmp_path / "lock").open("ab") as second:
+        if not lock(first):
+            pytest.skip("no system's lock on this machine")
+        assert not lock(second)
+        first.close()
+        assert lock(second)
