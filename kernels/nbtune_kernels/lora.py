@@ -51,53 +51,68 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 # ---------------------------------------------------------------- ops
 
 
-@op("lora_xa(Tensor x, Tensor a, Tensor(a!) out) -> ()", lambda *_: None)
-def _lora_xa(x, a, out):
-    if uses_kernel("lora_xa", [x], [a.shape[0]]):
-        return lora_kernels.launch_xa(flat_rows(x), a.to(x.dtype), flat_rows(out, written=True))
+@op("lora_xa(Tensor x, Tensor a, Tensor(a!) out, Tensor(b!)? also) -> ()", lambda *_: None)
+def _lora_xa(x, a, out, also):
     x2, a2, out2 = flat_rows(x), a.to(x.dtype), flat_rows(out, written=True)
+    also2 = None if also is None else flat_rows(also, written=True)
+    if uses_kernel("lora_xa", [x], [a.shape[0]]):
+        return lora_kernels.launch_xa(x2, a2, out2, also2)
     torch.mm(x2, a2.t(), out=out2)
+    if also2 is not None:
+        also2.copy_(out2)
 
 
-@op("lora_dxa(Tensor[] dys, Tensor[] bs, float[] scalings, Tensor(a!) out) -> ()", lambda *_: None)
-def _lora_dxa(dys, bs, scalings, out):
+@op(
+    "lora_dxa(Tensor[] dys, Tensor[] bs, float[] scalings, Tensor(a!) out, Tensor(b!)? also, Tensor? rows) -> ()",
+    lambda *_: None,
+)
+def _lora_dxa(dys, bs, scalings, out, also, rows):
     ranks = [b.shape[1] for b in bs]
     out2 = flat_rows(out, written=True)
+    also2 = None if also is None else flat_rows(also, written=True)
     if uses_kernel("lora_dxa", dys, ranks):
-        return lora_kernels.launch_dxa([flat_rows(dy) for dy in dys], [b.to(dys[0].dtype) for b in bs], scalings, out2)
+        flat, bs = [flat_rows(dy) for dy in dys], [b.to(dys[0].dtype) for b in bs]
+        return lora_kernels.launch_dxa(flat, bs, scalings, out2, also2, rows)
     start = 0
     for dy, b, scaling, rank in zip(dys, bs, scalings, ranks, strict=True):
         part = out2[:, start : start + rank]
         torch.addmm(part, flat_rows(dy), b.to(dy.dtype), beta=0, alpha=scaling, out=part)
         start += rank
+    if also2 is not None:
+        torch.mul(out2, rows[:, None], out=also2)
 
 
 @op(
-    "grouped_tn(Tensor[] us, Tensor[] vs, float[] scales, Tensor(a!)[] outs, bool[] transposed, bool accumulate) -> ()",
+    "grouped_tn(Tensor[] us, Tensor[] vs, float[] scales, Tensor(a!)[] outs, bool[] transposed, bool accumulate,"
+    " Tensor?[] columns) -> ()",
     lambda *_: None,
 )
-def _grouped_tn(us, vs, scales, outs, transposed, accumulate):
+def _grouped_tn(us, vs, scales, outs, transposed, accumulate, columns):
     if uses_kernel("grouped_tn", vs, [u.shape[-1] for u in us]) and all(u.dtype == vs[0].dtype for u in us):
         flat_us, flat_vs = [flat_rows(u) for u in us], [flat_rows(v) for v in vs]
         launches = cdiv(len(vs), lora_kernels.GROUPS)
         for i in range(launches):  # evenly: six groups are three and three
             part = slice(i * len(vs) // launches, (i + 1) * len(vs) // launches)
-            lora_kernels.launch_tn(flat_us[part], flat_vs[part], scales[part], outs[part], transposed[part], accumulate)
+            lora_kernels.launch_tn(
+                flat_us[part], flat_vs[part], scales[part], outs[part], transposed[part], accumulate, columns[part]
+            )
         return None
-    for u, v, scale, out, flip in zip(us, vs, scales, outs, transposed, strict=True):
+    for u, v, scale, out, flip, column in zip(us, vs, scales, outs, transposed, columns, strict=True):
         u2, v2 = rows(u), rows(v)
         g = (_mm(v2.t(), u2) if flip else _mm(u2.t(), v2)) * scale
+        if column is not None:
+            g = g * (column[:, None] if flip else column)
         out.add_(g) if accumulate else out.copy_(g)
 
 
 # ---------------------------------------------------------------- public
 
 
-def lora_xa(x: Tensor, a: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`x [..., H] @ a [R, H]^T -> [..., R]` in x's dtype. `out` may be a strided slice of a wider buffer."""
+def lora_xa(x: Tensor, a: Tensor, *, out: Tensor | None = None, also: Tensor | None = None) -> Tensor:
+    """`x [..., H] @ a [R, H]^T -> [..., R]` in x's dtype. `out`, and `also` for the same, may be strided slices."""
     if out is None:
         out = torch.empty((*x.shape[:-1], a.shape[0]), dtype=x.dtype, device=x.device)
-    _lora_xa(x, a, out)
+    _lora_xa(x, a, out, also)
     return out
 
 
@@ -107,7 +122,13 @@ def lora_add_(y: Tensor, xa: Tensor, b: Tensor, scaling: float) -> Tensor:
 
 
 def lora_dxa(
-    dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], *, out: Tensor | None = None
+    dys: Sequence[Tensor],
+    bs: Sequence[Tensor],
+    scalings: Sequence[float],
+    *,
+    out: Tensor | None = None,
+    also: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """`[scalings[i] * dys[i] @ bs[i]]` side by side: `[..., R]` in dy's dtype.
 
@@ -116,11 +137,12 @@ def lora_dxa(
         bs: `[O_i, r_i]` each.
         scalings: alpha / r (or rsLoRA's alpha / sqrt(r)) of each.
         out: `[..., R]`, may be a strided slice of a wider buffer.
+        also: `[..., R]`, gets `rows` (fp32, one number a row) times the result.
     """
     if out is None:
         width = sum(b.shape[1] for b in bs)
         out = torch.empty((*dys[0].shape[:-1], width), dtype=dys[0].dtype, device=dys[0].device)
-    _lora_dxa(list(dys), list(bs), [float(s) for s in scalings], out)
+    _lora_dxa(list(dys), list(bs), [float(s) for s in scalings], out, also, rows)
     return out
 
 
@@ -175,9 +197,12 @@ def grouped_tn(
     transposed: Sequence[bool],
     *,
     accumulate: bool = False,
+    columns: Sequence[Tensor | None] | None = None,
 ) -> None:
     """`outs[i] = scales[i] * us[i]^T vs[i]` (or its transpose) for skinny `us[i] [..., r]` and wide `vs[i] [..., N]`.
 
-    The outs are 2-D with any strides and any float dtype. Up to four groups share a launch.
+    The outs are 2-D with any strides and any float dtype. Up to four groups share a launch. `columns[i]` (fp32 `[N]` or
+    None) is multiplied onto each row of the product.
     """
-    _grouped_tn(list(us), list(vs), [float(s) for s in scales], list(outs), list(transposed), accumulate)
+    columns = [None] * len(vs) if columns is None else list(columns)
+    _grouped_tn(list(us), list(vs), [float(s) for s in scales], list(outs), list(transposed), accumulate, columns)

@@ -30,10 +30,14 @@ def _pad(rank: int) -> int:
 
 @jit
 def _row_product(
-    x_ptr, w_ptr, out_ptr, x_stride, w_row, w_col, out_stride, pid_t, n_rows, width, rank, scale,
-    PAD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, w_ptr, out_ptr, also_ptr, rows_ptr, x_stride, w_row, w_col, out_stride, also_stride, pid_t, n_rows, width,
+    rank, scale,
+    PAD: tl.constexpr, ALSO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`out[t, :rank] = scale * sum_k x[t, k] w[k, :rank]` for BLOCK_T rows; w is addressed by (k, r) strides."""
+    """`out[t, :rank] = scale * sum_k x[t, k] w[k, :rank]` for BLOCK_T rows; w is addressed by (k, r) strides.
+
+    ALSO: "" not, "same" once more to `also`, "rows" times `rows[t]` to `also`.
+    """
     row = pid_t.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     r = tl.arange(0, PAD)
     k = tl.arange(0, BLOCK_K)
@@ -48,44 +52,58 @@ def _row_product(
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
         x_at += BLOCK_K
         w_at += BLOCK_K * w_row
-    out_at = out_ptr + row[:, None] * out_stride + r[None, :]
-    tl.store(out_at, (acc * scale).to(out_ptr.dtype.element_ty), live & (r[None, :] < rank))
+    acc *= scale
+    live &= r[None, :] < rank
+    tl.store(out_ptr + row[:, None] * out_stride + r[None, :], acc.to(out_ptr.dtype.element_ty), live)
+    if ALSO != "":
+        if ALSO == "rows":
+            acc *= tl.load(rows_ptr + row, row < n_rows, other=0.0).to(tl.float32)[:, None]
+        tl.store(also_ptr + row[:, None] * also_stride + r[None, :], acc.to(also_ptr.dtype.element_ty), live)
 
 
 @jit
 def _xa_kernel(
-    x_ptr, a_ptr, out_ptr, x_stride, a_stride, out_stride, n_rows, width, rank,
-    PAD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, a_ptr, out_ptr, also_ptr, x_stride, a_stride, out_stride, also_stride, n_rows, width, rank,
+    PAD: tl.constexpr, ALSO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     _row_product(
-        x_ptr, a_ptr, out_ptr, x_stride, 1, a_stride, out_stride, tl.program_id(0), n_rows, width, rank, 1.0,
-        PAD, BLOCK_T, BLOCK_K, PRECISION,
+        x_ptr, a_ptr, out_ptr, also_ptr, also_ptr, x_stride, 1, a_stride, out_stride, also_stride, tl.program_id(0),
+        n_rows, width, rank, 1.0, PAD, ALSO, BLOCK_T, BLOCK_K, PRECISION,
     )  # fmt: skip
 
 
 @jit
 def _dxa_kernel(
-    y0, y1, y2, y3, b0, b1, b2, b3, out_ptr, ys0, ys1, ys2, ys3, bs0, bs1, bs2, bs3, out_stride,
-    w0, w1, w2, w3, r0, r1, r2, r3, s0, s1, s2, s3, n_rows,
-    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr,
+    y0, y1, y2, y3, b0, b1, b2, b3, out_ptr, also_ptr, rows_ptr, ys0, ys1, ys2, ys3, bs0, bs1, bs2, bs3, out_stride,
+    also_stride, w0, w1, w2, w3, r0, r1, r2, r3, s0, s1, s2, s3, n_rows,
+    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr, ALSO: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0) % N
     pid = tl.program_id(0) // N
     if group == 0:
-        _row_product(y0, b0, out_ptr, ys0, bs0, 1, out_stride, pid, n_rows, w0, r0, s0, P0, BLOCK_T, BLOCK_K, PRECISION)
+        _row_product(
+            y0, b0, out_ptr, also_ptr, rows_ptr, ys0, bs0, 1, out_stride, also_stride, pid, n_rows, w0, r0, s0,
+            P0, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+        )  # fmt: skip
     if N > 1:
         if group == 1:
-            o1 = out_ptr + r0
-            _row_product(y1, b1, o1, ys1, bs1, 1, out_stride, pid, n_rows, w1, r1, s1, P1, BLOCK_T, BLOCK_K, PRECISION)
+            _row_product(
+                y1, b1, out_ptr + r0, also_ptr + r0, rows_ptr, ys1, bs1, 1, out_stride, also_stride, pid, n_rows, w1,
+                r1, s1, P1, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+            )  # fmt: skip
     if N > 2:
         if group == 2:
-            o2 = out_ptr + r0 + r1
-            _row_product(y2, b2, o2, ys2, bs2, 1, out_stride, pid, n_rows, w2, r2, s2, P2, BLOCK_T, BLOCK_K, PRECISION)
+            _row_product(
+                y2, b2, out_ptr + (r0 + r1), also_ptr + (r0 + r1), rows_ptr, ys2, bs2, 1, out_stride, also_stride, pid,
+                n_rows, w2, r2, s2, P2, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+            )  # fmt: skip
     if N > 3:
         if group == 3:
-            o3 = out_ptr + r0 + r1 + r2
-            _row_product(y3, b3, o3, ys3, bs3, 1, out_stride, pid, n_rows, w3, r3, s3, P3, BLOCK_T, BLOCK_K, PRECISION)
+            _row_product(
+                y3, b3, out_ptr + (r0 + r1 + r2), also_ptr + (r0 + r1 + r2), rows_ptr, ys3, bs3, 1, out_stride,
+                also_stride, pid, n_rows, w3, r3, s3, P3, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+            )  # fmt: skip
 
 
 @jit
@@ -150,10 +168,10 @@ def _tn_kernel(
 
 @jit
 def _sum_tile(
-    part_ptr, out_ptr, r_stride, n_stride, scale, block, rank, width, splits,
-    PAD: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+    part_ptr, out_ptr, column_ptr, r_stride, n_stride, scale, block, rank, width, splits,
+    PAD: tl.constexpr, ADD: tl.constexpr, COLUMN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`out[r, n] (+)= scale * sum over splits` for BLOCK columns; the strides say how `out` lies."""
+    """`out[r, n] (+)= scale * column[n] * sum over splits` for BLOCK columns; the strides say how `out` lies."""
     n = block * BLOCK + tl.arange(0, BLOCK)[None, :]
     r = tl.arange(0, PAD)[:, None]
     mask = (r < rank) & (n < width)
@@ -161,6 +179,8 @@ def _sum_tile(
     for split in range(splits):
         total += tl.load(part_ptr + (split * rank + r) * width + n, mask, other=0.0)
     total *= scale
+    if COLUMN:
+        total *= tl.load(column_ptr + n, n < width, other=0.0)
     at = out_ptr + r * r_stride + n.to(tl.int64) * n_stride
     if ADD:
         total += tl.load(at, mask, other=0.0).to(tl.float32)
@@ -169,26 +189,23 @@ def _sum_tile(
 
 @jit
 def _sum_kernel(
-    part_ptr, q0, q1, q2, q3, a0, a1, a2, a3, c0, c1, c2, c3, s0, s1, s2, s3, n0, n1, n2, n3, r0, r1, r2, r3,
-    o1, o2, o3, e0, e1, e2, splits,
+    part_ptr, q0, q1, q2, q3, k0, k1, k2, k3, a0, a1, a2, a3, c0, c1, c2, c3, s0, s1, s2, s3, n0, n1, n2, n3,
+    r0, r1, r2, r3, o1, o2, o3, e0, e1, e2, splits,
     P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr, ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
+    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     if block < e0:
-        _sum_tile(part_ptr, q0, a0, c0, s0, block, r0, n0, splits, P0, ADD, BLOCK)
+        _sum_tile(part_ptr, q0, k0, a0, c0, s0, block, r0, n0, splits, P0, ADD, K0, BLOCK)
     if N > 1:
         if (block >= e0) & (block < e1):
-            _sum_tile(part_ptr + o1, q1, a1, c1, s1, block - e0, r1, n1, splits, P1, ADD, BLOCK)
+            _sum_tile(part_ptr + o1, q1, k1, a1, c1, s1, block - e0, r1, n1, splits, P1, ADD, K1, BLOCK)
     if N > 2:
         if (block >= e1) & (block < e2):
-            _sum_tile(part_ptr + o2, q2, a2, c2, s2, block - e1, r2, n2, splits, P2, ADD, BLOCK)
+            _sum_tile(part_ptr + o2, q2, k2, a2, c2, s2, block - e1, r2, n2, splits, P2, ADD, K2, BLOCK)
     if N > 3:
         if block >= e2:
-            _sum_tile(part_ptr + o3, q3, a3, c3, s3, block - e2, r3, n3, splits, P3, ADD, BLOCK)
-
-
-# ---------------------------------------------------------------- launchers (2-D tensors with unit last stride)
+            _sum_tile(part_ptr + o3, q3, k3, a3, c3, s3, block - e2, r3, n3, splits, P3, ADD, K3, BLOCK)
 
 
 def _precision(x: Tensor) -> str:
@@ -200,21 +217,29 @@ def _four(values: Sequence) -> list:
     return [*values, *[values[-1]] * (GROUPS - len(values))]
 
 
-def launch_xa(x: Tensor, a: Tensor, out: Tensor) -> None:
-    """`out [T, R] = x [T, H] @ a [R, H]^T`."""
+def launch_xa(x: Tensor, a: Tensor, out: Tensor, also: Tensor | None = None) -> None:
+    """`out [T, R] = x [T, H] @ a [R, H]^T`, and the same to `also`."""
     capability = compute_capability(x.device)
     table = launch("lora_xa", capability)
     n, rank = x.shape[0], a.shape[0]
     size = table["block_k"] * (table["block_t"] + _pad(rank)) * x.element_size()
     _xa_kernel[(cdiv(n, table["block_t"]),)](
-        x, a, out, x.stride(0), a.stride(0), out.stride(0), n, x.shape[1], rank, PAD=_pad(rank),
+        x, a, out, out if also is None else also, x.stride(0), a.stride(0), out.stride(0),
+        0 if also is None else also.stride(0), n, x.shape[1], rank, PAD=_pad(rank), ALSO="" if also is None else "same",
         BLOCK_T=table["block_t"], BLOCK_K=table["block_k"], PRECISION=_precision(x), **FUSED, num_warps=table["warps"],
         num_stages=stages_for("lora_xa", capability, size),
     )  # fmt: skip
 
 
-def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], out: Tensor) -> None:
-    """`out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side."""
+def launch_dxa(
+    dys: Sequence[Tensor],
+    bs: Sequence[Tensor],
+    scalings: Sequence[float],
+    out: Tensor,
+    also: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> None:
+    """`out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side; `also`: `rows [T]` times it."""
     capability = compute_capability(out.device)
     table = launch("lora_dxa", capability)
     bs = [b if b.stride(1) == 1 else b.contiguous() for b in bs]
@@ -223,9 +248,11 @@ def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[f
     pads = _four([_pad(r) for r in ranks])
     size = table["block_k"] * (table["block_t"] + max(pads)) * out.element_size()
     _dxa_kernel[(cdiv(n, table["block_t"]) * groups,)](
-        *_four(dys), *_four(bs), out, *_four([d.stride(0) for d in dys]), *_four([b.stride(0) for b in bs]),
-        out.stride(0), *_four([d.shape[1] for d in dys]), *_four(ranks), *_four(scalings), n,
-        P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, BLOCK_T=table["block_t"], BLOCK_K=table["block_k"],
+        *_four(dys), *_four(bs), out, out if also is None else also, out if rows is None else rows,
+        *_four([d.stride(0) for d in dys]), *_four([b.stride(0) for b in bs]), out.stride(0),
+        0 if also is None else also.stride(0), *_four([d.shape[1] for d in dys]), *_four(ranks), *_four(scalings), n,
+        P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, ALSO="" if also is None else "rows",
+        BLOCK_T=table["block_t"], BLOCK_K=table["block_k"],
         PRECISION=_precision(dys[0]), **FUSED, num_warps=table["warps"],
         num_stages=stages_for("lora_dxa", capability, size),
     )  # fmt: skip
@@ -276,8 +303,9 @@ def launch_tn(
     outs: Sequence[Tensor],
     transposed: Sequence[bool],
     accumulate: bool,
+    columns: Sequence[Tensor | None] = (None,) * GROUPS,
 ) -> None:
-    """`outs[i] = scales[i] * us[i]^T vs[i]`, or its transpose, for at most `GROUPS` groups."""
+    """`outs[i] = scales[i] * us[i]^T vs[i] * columns[i]`, or its transpose, for at most `GROUPS` groups."""
     device, n_rows, groups = vs[0].device, vs[0].shape[0], len(vs)
     capability = compute_capability(device)
     table = launch("grouped_tn", capability)
@@ -297,8 +325,10 @@ def launch_tn(
         num_stages=stages_for("grouped_tn", capability, size),
     )  # fmt: skip
     strides = [o.stride()[::-1] if t else o.stride() for o, t in zip(outs, transposed, strict=True)]
+    scaled = {f"K{i}": i < groups and columns[i] is not None for i in range(GROUPS)}
     _sum_kernel[(plan.sum_blocks,)](
-        part, *_four(outs), *_four([s[0] for s in strides]), *_four([s[1] for s in strides]), *_four(scales),
-        *plan.widths, *plan.ranks, *plan.offsets, *plan.sum_ends, plan.splits, **pads, N=groups, ADD=accumulate,
-        BLOCK=_SUM_BLOCK, **FUSED, num_warps=4,
+        part, *_four(outs), *_four([part if c is None else c for c in columns[:groups]]),
+        *_four([s[0] for s in strides]), *_four([s[1] for s in strides]), *_four(scales),
+        *plan.widths, *plan.ranks, *plan.offsets, *plan.sum_ends, plan.splits, **pads, **scaled, N=groups,
+        ADD=accumulate, BLOCK=_SUM_BLOCK, **FUSED, num_warps=4,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from nbtune_kernels import FusedAdamW
 from torch import Tensor, nn
 
 from nbtune.device import describe, memory_use, record, replayable, send
-from nbtune.models.accelerate.linear import Sink
+from nbtune.models.accelerate.gradients import Sink
 
 if TYPE_CHECKING:
     from nbtune.models.accelerate import Handle

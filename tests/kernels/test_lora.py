@@ -94,6 +94,26 @@ def test_writes_beside_the_input(draw, dtype):
     assert torch.equal(wide[..., 40:], lora_dxa([dy], [b], [1.0]))
 
 
+def test_writes_once_more(draw, near, dtype):
+    x, a, bs, dys = case(draw, dtype, 21, 40, [48, 16], [4, 8])
+    also, rows = torch.empty(2, 21, 12, dtype=dtype, device=x.device), draw(42)
+    assert torch.equal(lora_xa(x, a, also=also), also)
+    dxa = lora_dxa(dys, bs, [1.0, 2.0], also=also, rows=rows)
+    near(also.flatten(0, 1), dxa.double().flatten(0, 1) * rows.double()[:, None], dtype)
+
+
+def test_columns_are_multiplied_onto_the_product(draw, near, dtype):
+    u, v, columns = draw(50, 3, dtype=dtype), draw(50, 20, dtype=dtype), draw(20)
+    truth = u.double().t() @ v.double()
+    outs = [torch.ones(s, device=u.device) for s in ((3, 20), (20, 3), (3, 20))]
+    grouped_tn(
+        [u] * 3, [v] * 3, outs, [1.0, 2.0, 1.0], [False, True, False], accumulate=True, columns=[columns, columns, None]
+    )
+    near(outs[0], 1 + truth * columns.double(), dtype, factor=2)
+    near(outs[1], 1 + (2 * truth * columns.double()).t(), dtype, factor=2)
+    near(outs[2], 1 + truth, dtype, factor=2)
+
+
 def test_transposed_outputs(draw, near):
     u, v = draw(50, 3), draw(50, 20)
     out, flipped = (torch.empty(s, device=u.device) for s in ((3, 20), (20, 3)))

@@ -23,9 +23,10 @@ from nbtune_kernels import (
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.attention import Packing, attend
-from nbtune.models.accelerate.fused import act_backward_grads, rotate_back
+from nbtune.models.accelerate.fused import Partials, act_backward_grads, rotate_back
+from nbtune.models.accelerate.gradients import GradJobs, Ready
 from nbtune.models.accelerate.layer import Layer
-from nbtune.models.accelerate.linear import GradJobs, Ready, wide
+from nbtune.models.accelerate.linear import wide
 
 __all__ = ["LayerFunction"]
 
@@ -98,10 +99,17 @@ def _heads(layer: Layer, qkv: Tensor, shape: tuple[int, int]) -> tuple[Tensor, T
 
 
 def attention_backward(
-    layer: Layer, x: Tensor, saved: _Attention, cos: Tensor, sin: Tensor, wide_da: Tensor, need_dx: bool
+    layer: Layer,
+    x: Tensor,
+    saved: _Attention,
+    cos: Tensor,
+    sin: Tensor,
+    wide_da: Tensor,
+    need_dx: bool,
+    jobs: GradJobs,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """dx `[T, H]` (None unless needed), norm1's gradient and the rest, of da in `[T, H + r]`."""
-    tokens, group, norm, jobs = x.shape[0], layer.qkv, layer.norm1, GradJobs()
+    tokens, group, norm = x.shape[0], layer.qkv, layer.norm1
     da = wide_da[:, : layer.out.outputs]
     wide_dy = wide_da
     if layer.residual != 1.0:
@@ -128,7 +136,7 @@ def attention_backward(
     grads_qk = _qk_norm_backward(layer, saved, into)
 
     group.load()
-    dxa = group.dxa_beside(wide_dqkv)
+    dxa = group.dxa_beside(wide_dqkv, _rows_of(saved))
     grads_qkv = group.gradients(
         jobs,
         x,
@@ -146,8 +154,12 @@ def attention_backward(
         dx, dweight = rms_norm_backward(
             dnorm, x, norm.weight, saved.rstd, **norm.how, need_dweight=want, dresidual=da, out=place
         )
-    jobs.run()
     return dx, dweight, [*grads_qk, *grads_qkv, *grads_out]
+
+
+def _rows_of(saved: _Attention | _Mlp) -> Tensor | None:
+    """The norm's factor of each row, which dA wants in `dxa`; with dropout the input is written out instead."""
+    return saved.rstd if saved.seed is None else None
 
 
 def _qk_norm_backward(layer: Layer, saved: _Attention, into: tuple[Tensor, Tensor, Tensor]) -> list[Tensor | None]:
@@ -208,10 +220,10 @@ def _halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def mlp_backward(
-    layer: Layer, a: Tensor, saved: _Mlp, dout: Tensor
+    layer: Layer, a: Tensor, saved: _Mlp, dout: Tensor, jobs: GradJobs
 ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
     """da in `[T, H + r]`, norm2's gradient and the rest, of dout `[T, H]`."""
-    norm, group, down, tokens, jobs = layer.norm2, layer.gate_up, layer.down, a.shape[0], GradJobs()
+    norm, group, down, tokens = layer.norm2, layer.gate_up, layer.down, a.shape[0]
     again = saved.gate_up is None
     if again:
         group.load()
@@ -225,13 +237,13 @@ def mlp_backward(
     dh = down.backward_wide(wide_dy, saved.seed)
     made = _activation_backward(layer, saved, dh, dha)
     dy = wide_dy[:, : down.outputs]
-    ready = None if made is None else Ready(da=made[0])
+    ready = None if made is None else Ready(made, a=0)
     grads_down = down.gradients(jobs, dh, dy, saved.ha, dha, ready=ready, seed=saved.seed)
     wide_d: Tensor = saved.gate_up  # type: ignore[assignment]
     saved.gate_up = None
     if not again or group.matrix is down.matrix:
         group.load()
-    dxa = group.dxa_beside(wide_d)
+    dxa = group.dxa_beside(wide_d, _rows_of(saved))
     dnorm = group.backward_wide(wide_d, saved.seed)
     grads_gu = group.gradients(
         jobs,
@@ -241,7 +253,7 @@ def mlp_backward(
         dxa,
         rows=saved.rstd,
         columns=norm.factor(),
-        ready=None if made is None else Ready(dbs=[made[1], made[2]]),
+        ready=None if made is None else Ready(made, bs=(1, 2)),
         seed=saved.seed,
     )
     wide_da = wide(tokens, layer.out.width_out, a)
@@ -255,11 +267,10 @@ def mlp_backward(
         dresidual=dout,
         out=wide_da[:, : a.shape[1]],
     )
-    jobs.run()
     return wide_da, dweight, [*grads_gu, *grads_down]
 
 
-def _activation_backward(layer: Layer, saved: _Mlp, dh: Tensor, dha: Tensor | None) -> Tensor | None:
+def _activation_backward(layer: Layer, saved: _Mlp, dh: Tensor, dha: Tensor | None) -> Partials | None:
     """Turns gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
     gate, up = _halves(layer, saved.gate_up)
     r = layer.down.rank
@@ -325,9 +336,11 @@ class LayerFunction(torch.autograd.Function):
         else:
             attention, mlp = ctx.halves
         ctx.halves = None
-        da, dw2, grads_mlp = mlp_backward(layer, a, mlp, dout.reshape(x.shape))
+        jobs = GradJobs()  # of both halves: fewer launches
+        da, dw2, grads_mlp = mlp_backward(layer, a, mlp, dout.reshape(x.shape), jobs)
         del mlp, a
-        dx, dw1, grads_attention = attention_backward(layer, x, attention, cos, sin, da, ctx.needs_input_grad[1])
+        dx, dw1, grads_attention = attention_backward(layer, x, attention, cos, sin, da, ctx.needs_input_grad[1], jobs)
+        jobs.run()
         grads = [g for g in (dw1, dw2) if g is not None]
         dx = None if dx is None else dx.view(dout.shape)
         return (None, dx, None, None, None, *grads, *grads_attention, *grads_mlp)

@@ -14,7 +14,8 @@ from nbtune_kernels import dropout, lora_xa
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from nbtune.models.accelerate.linear import GradJobs, LinearGroup
+    from nbtune.models.accelerate.gradients import GradJobs
+    from nbtune.models.accelerate.linear import LinearGroup
 
 __all__ = ["Draws", "drop_gradients", "drop_input_gradient", "drop_project"]
 

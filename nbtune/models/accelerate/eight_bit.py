@@ -78,6 +78,10 @@ class EightBitGroup(EdgedGroup):
     def a(self) -> Tensor:
         return self.below
 
+    @property
+    def sb(self) -> Tensor:
+        return self.beside
+
     def _times(self, x: Tensor) -> Tensor:
         """The frozen part of y `[T, O]` with its bias, of x `[T, K]`."""
         q, scale = quantise_rows(x)
@@ -97,12 +101,6 @@ class EightBitGroup(EdgedGroup):
     def forward_wide_onto(self, residual: Tensor, wide_x: Tensor, scale: float = 1.0) -> Tensor:
         xa = wide_x[:, self.inputs :] if self.rank else None
         return torch.add(residual, self.forward_plain(wide_x[:, : self.inputs], xa), alpha=scale)
-
-    def dxa_beside(self, wide_dy: Tensor) -> Tensor | None:
-        if not self.rank:
-            return None
-        o = self.outputs
-        return torch.mm(wide_dy[:, :o], self.beside, out=wide_dy[:, o:])
 
     def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
         q, scale = quantise_rows(wide_dy[:, : self.outputs], self.scales)

@@ -7,18 +7,33 @@ Each returns None where it does not apply (no Triton, few rows, a large rank): t
 are also their references. Sums are in fp32 and in a fixed order: two runs give the same bits.
 """
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
-from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, tl, use_triton
+from nbtune_kernels._runtime import (
+    FUSED,
+    INTERPRETED,
+    cdiv,
+    compute_capability,
+    jit,
+    next_power_of_2,
+    processors,
+    tl,
+    use_triton,
+)
 from nbtune_kernels.activation import _act
 from torch import Tensor
 
-__all__ = ["act_backward_grads", "rotate_back"]
+__all__ = ["Partials", "act_backward_grads", "rotate_back"]
 
 _MIN_ROWS = 2048  # below it a program a block of rows leaves most of the card idle
 _MAX_RANK = 32
 # rows and columns of a tile, warps, stages; measured on a Hopper card (docs/speed.md)
 _ACT_BACKWARD = {"BT": 16, "BN": 128, "num_warps": 4, "num_stages": 3}
-_SPLITS = 8  # slices of the rows whose partial sums are added afterwards
+_REGISTERS = 128  # a thread, so that four programs share a processor
+_MOST_SPLITS = 14  # slices of the rows, whose partial sums are added afterwards
+_NVIDIA = not INTERPRETED and torch.version.hip is None
 
 
 def _applies(x: Tensor, rank: int) -> bool:
@@ -39,10 +54,53 @@ def _precision(x: Tensor) -> str:
 
 
 @jit
+def _sigmoid_once(x):
+    """By the card's own exponential and reciprocal: 4 instructions for 11, to 1e-6.
+
+    It is called impure, so that the compiler computes an activation once: it would rather do so twice, in the order in
+    which it is stored and in that of the product, than pass it through shared memory (959 instructions for 438).
+    """
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 t; mul.ftz.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.ftz.f32 t, t, 0f3F800000;"
+        " rcp.approx.ftz.f32 $0, t; }",
+        "=f,f", [x], dtype=tl.float32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@jit
+def _once(x):
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=False, pack=1)
+
+
+@jit
+def _act_once(g, ACT: tl.constexpr, NVIDIA: tl.constexpr):
+    """act(g) and act'(g) in fp32; see `_act`, whose arithmetic this is."""
+    if not NVIDIA:
+        a, slope = _act(g, ACT)
+    elif ACT == "silu":
+        s = _sigmoid_once(g)
+        a = g * s
+        slope = s + (a - a * s)
+    elif ACT == "gelu_tanh":
+        t = 2 * _sigmoid_once(1.5957691216057308 * (g + 0.044715 * g * g * g)) - 1
+        a = 0.5 * g * (1 + t)
+        slope = 0.5 * (1 + t) + 0.5 * g * (1 - t * t) * 0.7978845608028654 * (1 + 0.134145 * g * g)
+    else:
+        a, slope = _act(_once(g), ACT)
+    return a, slope
+
+
+@jit
+def _beside(ptr, row, stride, r, last, rank):
+    return tl.load(ptr + row[:, None] * stride + r[None, :], (row < last)[:, None] & (r < rank)[None, :], other=0.0)
+
+
+@jit
 def _act_backward_kernel(
     dh_ptr, g_ptr, u_ptr, dha_ptr, xg_ptr, xu_ptr, part_ptr, d_stride, g_stride, da_stride, x_stride,
     rows_per_split, n_rows, width, rank,
-    ACT: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, NVIDIA: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
@@ -51,42 +109,104 @@ def _act_backward_kernel(
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, n_rows)
     wide_enough = n[None, :] < width
-    small = r[:, None] < rank
     acc_a = tl.zeros((PAD, BN), tl.float32)
     acc_g = tl.zeros((PAD, BN), tl.float32)
     acc_u = tl.zeros((PAD, BN), tl.float32)
+    row = (first + t).to(tl.int64)
+    dha = _beside(dha_ptr, row, da_stride, r, last, rank)
+    xg = _beside(xg_ptr, row, x_stride, r, last, rank)
+    xu = _beside(xu_ptr, row, x_stride, r, last, rank)
     for start in range(first, last, BT):
         row = (start + t).to(tl.int64)
-        live = row < last
-        keep = live[:, None] & wide_enough
+        keep = (row < last)[:, None] & wide_enough
         at = row[:, None] * g_stride + n[None, :]
         g = tl.load(g_ptr + at, keep, other=0.0)
         up = tl.load(u_ptr + at, keep, other=0.0).to(tl.float32)
         dh = tl.load(dh_ptr + row[:, None] * d_stride + n[None, :], keep, other=0.0).to(tl.float32)
-        value, slope = _act(g.to(tl.float32), ACT)
+        # the small operands of the next round, which no pipeline fetches
+        row += BT
+        next_dha = _beside(dha_ptr, row, da_stride, r, last, rank)
+        next_xg = _beside(xg_ptr, row, x_stride, r, last, rank)
+        next_xu = _beside(xu_ptr, row, x_stride, r, last, rank)
+        value, slope = _act_once(g.to(tl.float32), ACT, NVIDIA)
         dg = (dh * up * slope).to(g.dtype)
         du = (dh * value).to(g.dtype)
         h = (value * up).to(g.dtype)
         tl.store(g_ptr + at, dg, keep)
         tl.store(u_ptr + at, du, keep)
-        beside = live[None, :] & small
-        dha = tl.load(dha_ptr + row[None, :] * da_stride + r[:, None], beside, other=0.0)
-        acc_a = tl.dot(dha, h, acc_a, input_precision=PRECISION)
-        xg = tl.load(xg_ptr + row[None, :] * x_stride + r[:, None], beside, other=0.0)
-        acc_g = tl.dot(xg, dg, acc_g, input_precision=PRECISION)
-        xu = tl.load(xu_ptr + row[None, :] * x_stride + r[:, None], beside, other=0.0)
-        acc_u = tl.dot(xu, du, acc_u, input_precision=PRECISION)
+        acc_a = tl.dot(tl.trans(dha), h, acc_a, input_precision=PRECISION)
+        acc_g = tl.dot(tl.trans(xg), dg, acc_g, input_precision=PRECISION)
+        acc_u = tl.dot(tl.trans(xu), du, acc_u, input_precision=PRECISION)
+        dha, xg, xu = next_dha, next_xg, next_xu
     at_part = (split.to(tl.int64) * 3 * rank + r[:, None]) * width + n[None, :]
-    keep = small & wide_enough
+    keep = (r < rank)[:, None] & wide_enough
     tl.store(part_ptr + at_part, acc_a, keep)
     tl.store(part_ptr + at_part + rank * width, acc_g, keep)
     tl.store(part_ptr + at_part + 2 * rank * width, acc_u, keep)
 
 
+@jit
+def _add_up_tile(
+    part_ptr, out_ptr, r_stride, n_stride, scale, which, rank, width, splits,
+    ADD: tl.constexpr, PAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    r = tl.arange(0, PAD)[:, None]
+    mask = (r < rank) & (n < width)
+    total = tl.zeros((PAD, BLOCK), tl.float32)
+    for split in range(splits):
+        total += tl.load(part_ptr + ((split * 3 + which) * rank + r) * width + n, mask, other=0.0)
+    at = out_ptr + r * r_stride + n.to(tl.int64) * n_stride
+    total *= scale
+    if ADD:
+        total += tl.load(at, mask, other=0.0).to(tl.float32)
+    tl.store(at, total.to(out_ptr.dtype.element_ty), mask)
+
+
+@jit
+def _add_up_kernel(
+    part_ptr, q0, q1, q2, a0, a1, a2, c0, c1, c2, s0, s1, s2, rank, width, splits,
+    ADD0: tl.constexpr, ADD1: tl.constexpr, ADD2: tl.constexpr, PAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    which = tl.program_id(1)
+    if which == 0:
+        _add_up_tile(part_ptr, q0, a0, c0, s0, 0, rank, width, splits, ADD0, PAD, BLOCK)
+    elif which == 1:
+        _add_up_tile(part_ptr, q1, a1, c1, s1, 1, rank, width, splits, ADD1, PAD, BLOCK)
+    else:
+        _add_up_tile(part_ptr, q2, a2, c2, s2, 2, rank, width, splits, ADD2, PAD, BLOCK)
+
+
+@dataclass
+class Partials:
+    """Three sums `[r, I]` in slices, `[splits, 3, r, I]` fp32, that are added up when it is known where to."""
+
+    part: Tensor
+    _places: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+    def into(self, which: int, out: Tensor, scale: float, add: bool) -> None:
+        """`out (+)= scale *` sum `which`, once all three have their places; `out` is `[r, I]` with any strides."""
+        self._places[which] = (out, out.stride(0), out.stride(1), scale, add)
+        if len(self._places) < 3:
+            return
+        outs, rows, columns, scales, adds = zip(*(self._places[i] for i in range(3)), strict=True)
+        splits, _, rank, width = self.part.shape
+        _add_up_kernel[(cdiv(width, 64), 3)](
+            self.part, *outs, *rows, *columns, *scales, rank, width, splits, ADD0=adds[0], ADD1=adds[1],
+            ADD2=adds[2], PAD=_pad(rank), BLOCK=64, **FUSED, num_warps=4,
+        )  # fmt: skip
+
+
+def _splits(blocks: int, rows: int, together: int) -> int:
+    """Slices that leave the fewest processors idle in the last wave; each costs a little by itself."""
+    most = max(1, min(_MOST_SPLITS, rows // 512))
+    return min(range(1, most + 1), key=lambda s: cdiv(blocks * s, together) * together / (blocks * s) + 0.005 * s)
+
+
 def act_backward_grads(
     dh: Tensor, gate: Tensor, up: Tensor, act: str, dha: Tensor, xa: Tensor, rank: int
-) -> Tensor | None:
-    """Overwrites gate and up with their gradients, and returns `[3, r, I]` fp32: dha' h, xa_gate' dgate, xa_up' dup.
+) -> Partials | None:
+    """Overwrites gate and up with their gradients; the sums `[r, I]` are dha' h, xa_gate' dgate, xa_up' dup.
 
     Args:
         dh, gate, up: `[T, I]`, gate and up at one pitch; dha: `[T, r]`; xa: `[T, 2 r]`, gate's and up's side by side.
@@ -96,14 +216,16 @@ def act_backward_grads(
     t, i = gate.shape
     pad = _pad(rank)
     tile = _ACT_BACKWARD if pad == 16 else {**_ACT_BACKWARD, "BN": 64}
-    splits = max(1, min(_SPLITS, t // 512))
+    blocks = cdiv(i, tile["BN"])
+    splits = _splits(blocks, t, 65536 // (_REGISTERS * 32 * tile["num_warps"]) * processors(gate.device))
     per = cdiv(cdiv(t, splits), tile["BT"]) * tile["BT"]
-    part = torch.empty((splits, 3, rank, i), dtype=torch.float32, device=gate.device)
-    _act_backward_kernel[(cdiv(i, tile["BN"]), splits)](
+    part = torch.empty((cdiv(t, per), 3, rank, i), dtype=torch.float32, device=gate.device)
+    _act_backward_kernel[(blocks, part.shape[0])](
         dh, gate, up, dha, xa, xa[:, rank:], part, dh.stride(0), gate.stride(0), dha.stride(0), xa.stride(0), per, t, i,
-        rank, ACT=act, PAD=pad, PRECISION=_precision(gate), **FUSED, **tile,
+        rank, ACT=act, NVIDIA=_NVIDIA, PAD=pad, PRECISION=_precision(gate), **FUSED, **tile,
+        **({"maxnreg": _REGISTERS} if _NVIDIA else {}),
     )  # fmt: skip
-    return part.sum(0)
+    return Partials(part)
 
 
 # ---------------------------------------------------------------- dq, dk, dv

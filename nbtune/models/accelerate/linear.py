@@ -13,19 +13,19 @@ so that a rank-16 adapter costs 16 more columns of the product instead of a pass
 weights become views of M; peft's A and B stay parameters of their own (fp32, contiguous), copied in by `LoraSync`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nbtune_kernels import grouped_tn, lora_xa
+from nbtune_kernels import lora_dxa, lora_xa
+from nbtune_kernels.lora import uses_kernel
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.dropped import drop_gradients, drop_input_gradient, drop_project
+from nbtune.models.accelerate.gradients import GradJobs, Ready, Sink
 
-__all__ = ["GradJobs", "LeftAlone", "LinearGroup", "Member", "Ready", "Sink", "is_four_bit", "wide"]
+__all__ = ["LeftAlone", "LinearGroup", "Member", "is_four_bit", "wide"]
 
-_JOBS_A_LAUNCH = 4  # of `grouped_tn`'s kernel
 _ALIGN = 64  # elements: rows of M start at multiples of 128 bytes
 
 
@@ -92,46 +92,6 @@ def wide(rows: int, columns: int, like: Tensor) -> Tensor:
     """An uninitialised `[rows, columns]` matrix whose rows start at aligned addresses."""
     pitch = -(-columns // _ALIGN) * _ALIGN if like.is_cuda else columns
     return torch.empty((rows, pitch), dtype=like.dtype, device=like.device)[:, :columns]
-
-
-@dataclass
-class Sink:
-    """Where a group's LoRA gradients go instead of through autograd: the parameters' own `.grad`.
-
-    Args:
-        da: `[R, K]`, the stack of A's gradients; dbs: `[O_i, r_i]` each.
-        accumulate: add to what is there, instead of overwriting it.
-        open: only while a `TrainStep` runs a backward; otherwise gradients go through autograd.
-    """
-
-    da: Tensor
-    dbs: list[Tensor]
-    accumulate: bool = False
-    open: bool = False
-
-
-class GradJobs:
-    """Skinny gradient products `scale * u' v` (or its transpose) that are made in as few launches as possible."""
-
-    def __init__(self) -> None:
-        self._fresh: list[tuple] = []
-        self._added: list[tuple] = []
-        self._after: list[Callable[[], object]] = []
-
-    def add(self, u: Tensor, v: Tensor, out: Tensor, scale: float, transposed: bool, accumulate: bool) -> None:
-        (self._added if accumulate else self._fresh).append((u, v, out, scale, transposed))
-
-    def afterwards(self, do: Callable[[], object]) -> None:
-        self._after.append(do)
-
-    def run(self) -> None:
-        for jobs, accumulate in ((self._fresh, False), (self._added, True)):
-            launches = -(-len(jobs) // _JOBS_A_LAUNCH)
-            for i in range(launches):
-                us, vs, outs, scales, transposed = zip(*jobs[i::launches], strict=True)
-                grouped_tn(us, vs, outs, scales, transposed, accumulate=accumulate)
-        for do in self._after:
-            do()
 
 
 class LinearGroup:
@@ -276,11 +236,22 @@ class LinearGroup:
         """The stacked A, `[R, K]`."""
         return self.matrix[self.outputs :, : self.inputs]
 
+    @property
+    def sb(self) -> Tensor:
+        """The block-diagonal sB, `[O, R]`."""
+        return self.matrix[: self.outputs, self.inputs :]
+
     def project_beside(self, wide_x: Tensor, seed: Tensor | None = None) -> Tensor | None:
         """Writes xA' beside x in `[T, K + R]`, and returns it once more by itself."""
-        xa = self.project(wide_x[:, : self.inputs], seed)
-        if xa is not None:
-            wide_x[:, self.inputs :].copy_(xa)
+        if not self.rank:
+            return None
+        x, place = wide_x[:, : self.inputs], wide_x[:, self.inputs :]
+        if seed is not None:
+            xa = drop_project(self, x, seed)
+            place.copy_(xa)
+            return xa
+        xa = torch.empty((x.shape[0], self.rank), dtype=x.dtype, device=x.device)
+        lora_xa(x, self.a, out=place, also=xa)
         return xa
 
     def forward(self, wide_x: Tensor, out: Tensor) -> None:
@@ -304,12 +275,30 @@ class LinearGroup:
         out = torch.addmm(residual, wide_x, self.matrix[: self.outputs].t(), alpha=scale)
         return out if self.bias is None else out.add_(self.bias, alpha=scale)
 
-    def dxa_beside(self, wide_dy: Tensor) -> Tensor | None:
-        """Writes dy sB beside dy in `[T, O + R]`, and returns that slice."""
+    def dxa_beside(self, wide_dy: Tensor, rows: Tensor | None = None) -> Tensor | None:
+        """Writes dy sB beside dy in `[T, O + R]`; returns that slice, or `rows` (fp32 `[T]`) times it, by itself."""
         if not self.rank:
             return None
         o = self.outputs
-        return torch.mm(wide_dy[:, :o], self.matrix[:o, self.inputs :], out=wide_dy[:, o:])
+        dxa = wide_dy[:, o:]
+        scaled = None if rows is None else torch.empty((dxa.shape[0], self.rank), dtype=dxa.dtype, device=dxa.device)
+        dys = [d for d, r in zip(wide_dy[:, :o].split(self.outs, 1), self.ranks, strict=True) if r]
+        if uses_kernel("lora_dxa", dys, self.ranks):
+            lora_dxa(dys, self._blocks(), [1.0] * len(dys), out=dxa, also=scaled, rows=rows)
+        else:
+            torch.mm(wide_dy[:, :o], self.sb, out=dxa)
+            if scaled is not None:
+                torch.mul(dxa, rows[:, None], out=scaled)  # type: ignore[index]
+        return dxa if scaled is None else scaled
+
+    def _blocks(self) -> list[Tensor]:
+        """sB's blocks, `[O_i, r_i]` each."""
+        sb, out, row, column = self.sb, [], 0, 0
+        for width, rank in zip(self.outs, self.ranks, strict=True):
+            if rank:
+                out.append(sb[row : row + width, column : column + rank])
+            row, column = row + width, column + rank
+        return out
 
     def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
         """dx `[T, K]` of [dy, dy sB]."""
@@ -336,13 +325,13 @@ class LinearGroup:
         *,
         rows: Tensor | None = None,
         columns: Tensor | None = None,
-        ready: "Ready | None" = None,
+        ready: Ready | None = None,
         seed: Tensor | None = None,
     ) -> list[Tensor | None]:
         """Gradients of `parameters()`: tensors that hold them once `jobs` has run, None for what a sink takes.
 
         Args:
-            x: `[T, K]`; dy: `[T, O]`; xa, dxa: `[T, R]`.
+            x: `[T, K]`; dy: `[T, O]`; xa: `[T, R]`; dxa: what `dxa_beside` gave for the same rows.
             rows, columns: the layers' input is `rows * x * columns` (a norm's rstd and weight), never written out.
             ready: gradients that exist already.
             seed: of the forward's dropout.
@@ -364,21 +353,16 @@ class LinearGroup:
         da = torch.empty((self.rank, self.inputs), **kind) if sink is None else sink.da
         dbs = [torch.empty(tuple(m.b.shape), **kind) for m, _ in with_lora] if sink is None else sink.dbs  # type: ignore[union-attr]
         add = sink is not None and sink.accumulate
-        if ready is not None and ready.da is not None:
-            _put(da, ready.da, 1.0, add)
+        if ready is not None and ready.a is not None:
+            ready.sums.into(ready.a, da, 1.0, add)
         elif seed is not None:
             drop_gradients(self, jobs, x, dxa, da, seed, add)
-        elif rows is not None and columns is not None:
-            # (rows * x * columns)' dxa, the small factors outside of the product
-            part = torch.empty_like(da)
-            jobs.add(torch.mul(dxa, rows[:, None], out=torch.empty_like(xa)), x, part, 1.0, False, False)
-            jobs.afterwards(lambda: da.addcmul_(part, columns) if add else torch.mul(part, columns, out=da))
-        else:
-            jobs.add(dxa, x, da, 1.0, False, add)
+        else:  # (rows * x * columns)' dxa, the rows' factor in dxa already
+            jobs.add(dxa, x, da, 1.0, False, add, columns)
         start = 0
         for i, (m, d) in enumerate(with_lora):
-            if ready is not None and ready.dbs is not None:
-                _put(dbs[i], ready.dbs[i].t(), m.scaling, add)
+            if ready is not None and ready.bs:
+                ready.sums.into(ready.bs[i], dbs[i].t(), m.scaling, add)
             else:
                 jobs.add(xa[:, start : start + m.rank], d, dbs[i], m.scaling, True, add)
             start += m.rank
@@ -386,18 +370,3 @@ class LinearGroup:
             return [None] * (2 * len(with_lora))
         das = da.split([m.rank for m, _ in with_lora])
         return [g for pair in zip(das, dbs, strict=True) for g in pair]
-
-
-@dataclass
-class Ready:
-    """LoRA gradients that another kernel has made: dA `[R, K]`, and each dB transposed, `[r_i, O_i]`, unscaled."""
-
-    da: Tensor | None = None
-    dbs: list[Tensor] | None = None
-
-
-def _put(place: Tensor, value: Tensor, scale: float, add: bool) -> None:
-    if add:
-        place.add_(value, alpha=scale)
-    else:
-        torch.mul(value, scale, out=place)
