@@ -78,7 +78,7 @@ GRIDS: dict[str, tuple[str, str, list[dict[str, list]]]] = {
     ),
     "rope": ("rope", "rope.*", [{"pairs": [256, 512, 1024, 2048]}, {"warps": [1, 2, 4, 8]}]),
     "dropout": ("dropout", "dropout", [{"block": [128, 256, 512]}, {"warps": [1, 2, 4, 8]}]),
-    "embedding": ("dropout", "embedding", [{"warps": [2, 4, 8]}]),
+    "embedding": ("dropout", "embedding", [{"warps": [1, 2, 4, 8]}, {"rows": [1, 2, 4]}]),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ An id that is not in the table is an error on a CPU; on a GPU its row is NaN, wh
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, compute_capability, jit, next_power_of_2, op, tl, use_triton
+from ._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, op, tl, use_triton
 from .tables import launch
 
 
@@ -19,25 +19,30 @@ def reference(ids: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
 
 
 @jit
-def _kernel(ids_ptr, w_ptr, y_ptr, w_stride, width, vocabulary, scale, SCALED: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    token = tl.load(ids_ptr + row).to(tl.int64)
-    known = tl.where((token >= 0) & (token < vocabulary), width, 0)
+def _kernel(
+    ids_ptr, w_ptr, y_ptr, w_stride, rows, width, vocabulary, scale,
+    SCALED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    live = row < rows
+    token = tl.load(ids_ptr + row, live, other=-1).to(tl.int64)
+    known = (token >= 0) & (token < vocabulary)
     for start in range(0, width, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        x = tl.load(w_ptr + token * w_stride + col, col < known, other=float("nan"))
+        col = start + tl.arange(0, BLOCK)[None, :]
+        x = tl.load(w_ptr + token * w_stride + col, known & (col < width), other=float("nan"))
         if SCALED:
             x = (x.to(tl.float32) * scale).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + row * width + col, x, col < width)
+        tl.store(y_ptr + row * width + col, x, live & (col < width))
 
 
 def _launch(ids: Tensor, weight: Tensor, scale: float) -> Tensor:
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     y = torch.empty((*ids.shape, weight.shape[1]), dtype=weight.dtype, device=weight.device)
-    _kernel[(ids.numel(),)](
-        ids.contiguous(), weight, y, weight.stride(0), weight.shape[1], weight.shape[0], scale, SCALED=scale != 1.0,
-        BLOCK=min(4096, next_power_of_2(weight.shape[1])), **FUSED,
-        num_warps=launch("embedding", compute_capability(weight.device))["warps"],
+    table, n = launch("embedding", compute_capability(weight.device)), ids.numel()
+    _kernel[(cdiv(n, table["rows"]),)](
+        ids.contiguous(), weight, y, weight.stride(0), n, weight.shape[1], weight.shape[0], scale,
+        SCALED=scale != 1.0, ROWS=table["rows"], BLOCK=min(4096, next_power_of_2(weight.shape[1])), **FUSED,
+        num_warps=table["warps"],
     )  # fmt: skip
     return y
 

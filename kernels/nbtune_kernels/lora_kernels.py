@@ -79,8 +79,9 @@ def _dxa_kernel(
     P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr, ALSO: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0) % N
-    pid = tl.program_id(0) // N
+    tiles = tl.num_programs(0) // N  # all of one group before the next: the widest usually comes first
+    group = tl.program_id(0) // tiles
+    pid = tl.program_id(0) % tiles
     if group == 0:
         _row_product(
             y0, b0, out_ptr, also_ptr, rows_ptr, ys0, bs0, 1, out_stride, also_stride, pid, n_rows, w0, r0, s0,
