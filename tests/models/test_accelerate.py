@@ -245,6 +245,19 @@ def test_generation_with_a_cache_equals_stock(family: str) -> None:
     assert torch.equal(model.eval() and words(), stock)
 
 
+def test_generation_makes_logits_of_the_next_word_only() -> None:
+    """transformers reads the signature of `forward` for what it may ask; its own Phi-3 relies on it."""
+    lengths = []
+    for fast in (False, True):
+        model = make("llama").eval()
+        if fast:
+            accelerate(model)
+        head = model.get_output_embeddings()
+        with head.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[1])):
+            model.generate(input_ids=batch(rows=1)["input_ids"], max_new_tokens=2, do_sample=False)
+    assert lengths == [1] * 4
+
+
 def test_logits_are_there_when_no_loss_is_asked_for() -> None:
     model = make("llama")
     b = batch()

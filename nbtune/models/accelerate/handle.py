@@ -1,5 +1,6 @@
 """The door of the acceleration: attach, report, remove."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -380,4 +381,5 @@ def _lm_forward(lm: Any, inner: nn.Module, head: Head) -> Callable[..., Any]:
         hidden = inner(input_ids=input_ids, **{**rest, "use_cache": False, "return_dict": True}).last_hidden_state
         return CausalLMOutputWithPast(loss=loss_of(hidden, targets(), num_items))
 
+    forward.__signature__ = inspect.signature(stock)  # type: ignore[attr-defined]  # `generate` asks for logits by it
     return forward
