@@ -217,6 +217,10 @@ class RunSpec(Part):
                 f"batch_size {batch} is not micro_batch_size {micro} × gradient_accumulation_steps {accumulation}: "
                 "leave one of them out"
             )
+        if batch and micro and batch % micro:
+            raise ValueError(
+                f"batch_size {batch} is not a multiple of micro_batch_size {micro}: change one, or leave one out"
+            )
         if self.packing and self.order in ("bucketed", "in_turn", "short_first"):
             raise ValueError(
                 f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"

@@ -187,6 +187,7 @@ class _Engine:
         from nbtune import data
 
         rank, count = (0, 1) if self.ranks is None else (self.ranks.rank, self.ranks.count)
+        together = data.together(self.spec.method)
         if plan.gradient_accumulation_steps % count:
             raise PlanError(
                 f"{plan.gradient_accumulation_steps} micro-batches a step cannot be shared by {count} processes",
@@ -196,12 +197,12 @@ class _Engine:
             self.data.train,
             micro_batch_size=plan.micro_batch_size,
             gradient_accumulation_steps=plan.gradient_accumulation_steps // count,
-            together=data.together(self.spec.method),
+            together=together,
             rank=rank,
             ranks=count,
             seed=self.spec.seed,
             packing=plan.packing,
-            sequence_len=plan.sequence_len,
+            sequence_len=plan.sequence_len * (together if plan.packing else 1),  # a pack holds both answers of a row
             order=self.spec.order,
             mix=self.spec.mix,
             # few shapes on a GPU, so that a recorded step is used again

@@ -129,6 +129,8 @@ def test_without_data_the_error_says_how_to_name_rows() -> None:
     [
         "data: rows\nsteps: 3\nepochs: 2",
         "data: rows\nbatch_size: 8\nmicro_batch_size: 3\ngradient_accumulation_steps: 2",
+        "data: rows\nbatch_size: 3\nmicro_batch_size: 2",
+        "data: rows\nbatch_size: 1\nmicro_batch_size: 2",
         "data: rows\nadapter: full\nweights: nf4",
     ],
 )

@@ -64,8 +64,9 @@ def test_micro_batches_of_pairs_are_one_batch_of_them(learn):
     assert parts.history["loss"].tolist() == pytest.approx(whole.history["loss"].tolist(), abs=2e-5)
 
 
-def test_packed_pairs_are_the_same_pairs(learn):
-    run = learn(PAIRS, method="dpo", packing=True, sequence_len=192, batch_size=2, steps=2)
+@pytest.mark.parametrize("sequence_len", [192, None])  # None: as long as the longest answer, of which a row has two
+def test_packed_pairs_are_the_same_pairs(learn, sequence_len):
+    run = learn(PAIRS, method="dpo", packing=True, sequence_len=sequence_len, batch_size=2, steps=2)
     (check,) = [event for event in run.events() if isinstance(event, events.Check)]
     assert check.passed, check.detail
 
