@@ -1,13 +1,16 @@
-"""The chat: the base model and the tuned one answer side by side; blind votes become a preference set."""
+"""The chat: two models answer side by side, token by token; blind votes become a preference set."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import traitlets
 
@@ -15,21 +18,60 @@ from nbtune.errors import NbtuneError
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean
 
+if TYPE_CHECKING:
+    from nbtune.train.sampling import Token
+
 __all__ = ["Chat"]
 
 KEPT = 40  # turns that are shown
+EVERY = 0.1  # seconds between two messages of new tokens
 _SHOWN = 8000
+_TEXT = 80  # characters of a token
+
+
+@dataclass
+class _Turn:
+    """A question and its two answers; lists are by side."""
+
+    number: int
+    prompt: str
+    order: list[int]  # the side at each place
+    blind: bool
+    asked: list[list[dict[str, Any]]] = field(default_factory=list)
+    answers: list[str | None] = field(default_factory=lambda: [None, None])
+    errors: list[str] = field(default_factory=lambda: ["", ""])
+    tokens: list[list[list[Any]]] = field(default_factory=lambda: [[], []])
+    vote: int | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def shown(self) -> dict[str, Any]:
+        """As the page sees it: while a blind vote is open, it does not say who answered."""
+        hidden = self.blind and self.vote is None
+        answers = [self.answers[side] for side in self.order]
+        return {
+            "number": self.number,
+            "prompt": clean(self.prompt, _SHOWN),
+            "answers": [None if answer is None else clean(answer, _SHOWN) for answer in answers],
+            "errors": [self.errors[side] for side in self.order],
+            "tokens": [len(self.tokens[side]) for side in self.order],
+            "order": None if hidden else self.order,
+            "blind": self.blind,
+            "vote": self.vote,
+            "stopped": self.stop.is_set(),
+        }
 
 
 class Chat(Panel):
-    """Two models side by side, each with its own conversation.
+    """Two models side by side.
 
     Args:
-        run: a run; while it trains, the live weights answer at a step boundary.
-        other: another run to compare with; None: the base model.
+        run: a run, or a run at a checkpoint (``run.at(100)``); while it trains, the live weights answer at a step
+            boundary.
+        other: another one to compare with; None: the base model of `run`.
         system: a system prompt for both.
 
-    `preferences` are the votes as rows of prompt, chosen, rejected (`method: dpo` learns from them).
+    `preferences` are the votes as rows of prompt, chosen, rejected, each a list of messages (`method: dpo` learns from
+    them). Each side has a conversation of its own; in blind turns both go on from the answer that was voted for.
     """
 
     panel = "chat"
@@ -40,67 +82,103 @@ class Chat(Panel):
     busy = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, run: Any, other: Any = None, system: str = "") -> None:
-        self._asking = threading.Lock()
         self._system = [{"role": "system", "content": system}] if system else []
-        tuned = clean(run.name, 100)
         self._answerers: list[Callable[..., str]] = [_answerer(other or run, base=other is None), _answerer(run)]
         self.preferences: list[dict[str, Any]] = []
-        self._whole: list[dict[str, Any]] = []  # the turns, uncut
-        names = ["base" if other is None else clean(other.name, 100), tuned]
+        self._whole: list[_Turn] = []
+        self._numbers = itertools.count()
+        names = ["base" if other is None else clean(other.name, 100), clean(run.name, 100)]
         super().__init__(sides=[{"name": name, "base": other is None and k == 0} for k, name in enumerate(names)])
 
+    # --- asking -----------------------------------------------------------------------------------------------------
+
     def do_ask(self, prompt: str, max_new_tokens: int = 128, temperature: float = 0.0) -> None:
-        """Asks both; the answers come as they are ready."""
+        """Asks both with the same seed; each token comes as it is made."""
         if self.busy:
-            raise NbtuneError("an answer is still being written", fix="wait for it")
+            raise NbtuneError("an answer is still being written", fix="wait for it, or stop it")
         prompt = str(prompt)
         if not prompt.strip():
             raise NbtuneError("there is nothing to answer")
-        order = random.sample((0, 1), 2) if self.blind else [0, 1]
-        turn = {"prompt": prompt, "answers": [None, None], "errors": ["", ""], "order": order, "vote": None}
+        turn = _Turn(next(self._numbers), prompt, random.sample((0, 1), 2) if self.blind else [0, 1], self.blind)
         self.busy = True
-        self._whole = [*self._whole, turn | {"blind": self.blind}]
+        self._whole.append(turn)
         self._show()
-        options = {"max_new_tokens": int(max_new_tokens), "temperature": float(temperature)}
-        self.in_background(lambda: self._answer(options), self._failed)
+        options = {"max_new_tokens": int(max_new_tokens), "temperature": float(temperature), "seed": turn.number}
+        turn.asked = [self._conversation(side, turn.blind) for side in (0, 1)]
+        self.in_background(lambda: self._answer(turn, options), lambda error: self._failed(turn, error))
 
-    def _answer(self, options: dict[str, Any]) -> None:
-        turn = self._whole[-1]
-        try:
-            for side in turn["order"]:
-                try:
-                    turn["answers"][side] = self._answerers[side](self._conversation(side), **options)
-                except NbtuneError as error:
-                    turn["errors"][side] = self.words(error)
-                self._show()
-        finally:
+    def do_stop(self) -> None:
+        """Ends the answers that are being written; what was said of them stays."""
+        turn = self._whole[-1] if self._whole else None
+        if turn is None or not self.busy:
+            return
+        turn.stop.set()
+        self._leave(turn)
+
+    def _answer(self, turn: _Turn, options: dict[str, Any]) -> None:
+        for side in turn.order:
+            stream = _Stream(self, turn, side)
+            try:
+                said = self._answerers[side](turn.asked[side], told=stream, should_stop=turn.stop.is_set, **options)
+                stream.flush()
+            except NbtuneError as error:
+                said = None
+                turn.errors[side] = self.words(error)
+            if turn.stop.is_set():
+                return  # `do_stop` has said so
+            turn.answers[side] = said
+            self._show()
+        self._leave(turn)
+
+    def _leave(self, turn: _Turn) -> None:
+        """The turn is over: what has no whole answer has what was said so far."""
+        for side in (0, 1):
+            if turn.answers[side] is None and turn.tokens[side]:
+                turn.answers[side] = "".join(text for text, _, _, special in turn.tokens[side] if not special).strip()
+        if self._whole and turn is self._whole[-1]:
+            self._show()
             self.busy = False
 
-    def _conversation(self, side: int) -> list[dict[str, Any]]:
+    def _failed(self, turn: _Turn, error: BaseException) -> None:
+        if not turn.stop.is_set():
+            turn.errors = [self.words(error)] * 2
+            self._leave(turn)
+
+    def _conversation(self, side: int, blind: bool) -> list[dict[str, Any]]:
+        """What a side is asked: the system prompt, the turns that it knows an answer to, and the last question.
+
+        Both sides of a blind turn are asked the same: a turn before counts with the answer that was voted for.
+        """
         messages = list(self._system)
-        for turn in self._whole:
-            messages.append({"role": "user", "content": turn["prompt"]})
-            if turn["answers"][side] is not None:
-                messages.append({"role": "assistant", "content": turn["answers"][side]})
-        return messages
+        for turn in self._whole[:-1]:
+            told = side if not blind else turn.order[turn.vote] if turn.vote in (0, 1) else None
+            said = None if told is None else turn.answers[told]
+            if said is not None:
+                messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": said}]
+        return [*messages, {"role": "user", "content": self._whole[-1].prompt}]
 
-    def _failed(self, error: BaseException) -> None:
-        self._whole[-1]["errors"] = [self.words(error)] * 2
-        self._show()
+    def do_tokens(self, turn: int, place: int) -> list[list[Any]]:
+        """The tokens of the answer at `place` (0 left, 1 right): [text, loss, [[other text, its probability], …],
+        special] each."""
+        found = self._turn(turn)
+        return found.tokens[found.order[int(place)]]
 
-    def do_vote(self, turn: int, place: int) -> None:
-        """The answer shown at `place` (0 left, 1 right) is the better one; 2: neither."""
-        voted = self._whole[int(turn)]
-        if voted["vote"] is not None or None in voted["answers"]:
+    # --- judging ----------------------------------------------------------------------------------------------------
+
+    def do_vote(self, turn: int, place: int) -> bool:
+        """The answer shown at `place` (0 left, 1 right) is the better one; 2: neither. False: both say the same."""
+        voted, answers = self._turn(turn), self._turn(turn).answers
+        ready = voted.blind and voted.vote is None and None not in answers and not voted.stop.is_set()
+        if not ready or int(place) not in (0, 1, 2):
             raise NbtuneError("there is nothing to vote on")
-        voted["vote"] = int(place)
-        if place < 2:
-            side = voted["order"][place]
-            answers = voted["answers"]
-            row = {"prompt": voted["prompt"], "chosen": answers[side], "rejected": answers[1 - side]}
-            self.preferences.append(row)
+        voted.vote = int(place)
+        if place < 2 and answers[0] != answers[1]:  # of two equal answers there is nothing to learn
+            side = voted.order[voted.vote]
+            chosen, rejected = ([{"role": "assistant", "content": answers[k]}] for k in (side, 1 - side))
+            self.preferences.append({"prompt": voted.asked[side], "chosen": chosen, "rejected": rejected})
             self.votes = len(self.preferences)
         self._show()
+        return answers[0] != answers[1]
 
     def do_save(self, name: str = "preferences.jsonl") -> str:
         """Appends the votes to a file in the working folder; returns its name."""
@@ -117,12 +195,42 @@ class Chat(Panel):
 
     def do_clear(self) -> None:
         """Forgets the conversation; the votes stay."""
+        self.do_stop()
         self._whole = []
         self._show()
 
+    def _turn(self, number: int) -> _Turn:
+        found = next((turn for turn in self._whole if turn.number == int(number)), None)
+        if found is None:
+            raise NbtuneError("that turn is not here any more")
+        return found
+
     def _show(self) -> None:
-        first = max(0, len(self._whole) - KEPT)
-        self.turns = [{"number": first + k, **_shown(turn)} for k, turn in enumerate(self._whole[first:])]
+        self.turns = [turn.shown() for turn in self._whole[-KEPT:]]
+
+
+class _Stream:
+    """Hears the tokens of one answer, and sends them on some at a time."""
+
+    def __init__(self, panel: Chat, turn: _Turn, side: int) -> None:
+        self.panel, self.turn, self.place = panel, turn, turn.order.index(side)
+        self.tokens, self.sent, self.sent_at = turn.tokens[side], 0, 0.0
+
+    def __call__(self, token: Token) -> None:
+        if self.turn.stop.is_set():
+            return
+        others = [[clean(text, _TEXT), round(share, 5)] for text, share in token.others]
+        self.tokens.append([clean(token.text, _TEXT), round(token.loss, 4), others, token.special])
+        if time.monotonic() - self.sent_at >= EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what was not sent."""
+        new = self.tokens[self.sent :]
+        if new and not self.turn.stop.is_set():
+            body = {"t": "tokens", "turn": self.turn.number, "place": self.place, "i0": self.sent, "tokens": new}
+            self.panel.send(body)
+        self.sent, self.sent_at = self.sent + len(new), time.monotonic()
 
 
 def _answerer(run: Any, *, base: bool = False) -> Callable[..., str]:
@@ -130,17 +238,3 @@ def _answerer(run: Any, *, base: bool = False) -> Callable[..., str]:
         return str(run.generate(messages, base=base, **options))
 
     return answer
-
-
-def _shown(turn: dict[str, Any]) -> dict[str, Any]:
-    """A turn as the page sees it: while a blind vote is open, it does not say who answered."""
-    hidden = turn["blind"] and turn["vote"] is None
-    answers = [turn["answers"][side] for side in turn["order"]]
-    return {
-        "prompt": clean(turn["prompt"], _SHOWN),
-        "answers": [None if answer is None else clean(answer, _SHOWN) for answer in answers],
-        "errors": [turn["errors"][side] for side in turn["order"]],
-        "order": None if hidden else turn["order"],
-        "blind": turn["blind"],
-        "vote": turn["vote"],
-    }

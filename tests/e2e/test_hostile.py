@@ -45,7 +45,11 @@ PAGE = """async ([module, css, plotly]) => {
             get: (name) => state[name],
             on: (name, f) => listeners.set(name, (listeners.get(name) ?? new Set()).add(f)),
             off: (name, f) => listeners.get(name)?.delete(f),
-            send: ({ t }) => t === "plotly?" && setTimeout(() => tell({ t: "plotly" }, [library])),
+            send: ({ t, id, ...asked }) => {
+                if (t === "plotly?") setTimeout(() => tell({ t: "plotly" }, [library]));
+                const value = state.answers[asked.do];
+                if (value !== undefined) setTimeout(() => tell({ t: "ack", id, value }));
+            },
         };
         for (const [key, value] of Object.entries(state)) {
             state[key] = Array.isArray(value) ? value.map((item) => read(key, item)) : read(key, value);
@@ -59,6 +63,13 @@ PAGE = """async ([module, css, plotly]) => {
         if (host.querySelector(".nbt-compare, .nbt-monitor")) {
             while (!host.querySelector("[data-plotly=true]")) await frame();
         }
+        for (const said of host.querySelectorAll(".nbt-said")) {  // tokens, one of them told, all as a table
+            said.focus();
+            for (let k = 0; k < 2; k += 1) await frame();
+            said.querySelector(".nbt-piece")?.dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+        }
+        for (const table of host.querySelectorAll(".nbt-tokentable")) table.open = true;
+        for (let k = 0; k < 3; k += 1) await frame();
         const plot = host.querySelector(".nbt-compare .js-plotly-plot");
         if (plot) {  // names of runs are also in the label that follows the mouse
             const box = plot.querySelector(".nsewdrag").getBoundingClientRect();
@@ -106,6 +117,7 @@ def bare(browser: Any) -> Iterator[Any]:
 def state_of(panel: Any) -> dict[str, Any]:
     hidden = ("_esm", "_css", "layout", "tooltip", "tabbable")
     state = {k: v for k, v in panel.get_state().items() if not k.startswith("_") and k not in hidden}
+    state["answers"] = getattr(panel, "told", {})  # what a kernel would answer to what a page asks for
     panel.close()
     return json.loads(json.dumps(state, default=lambda data: {"$bytes": base64.b64encode(data).decode()}))
 
@@ -140,16 +152,18 @@ def exporter(text: str) -> tuple[Any, list[str]]:
 
 def chat(text: str) -> tuple[Any, list[str]]:
     from nbtune.widgets import chat
+    from nbtune.widgets.chat_panel import _Turn
 
-    run = MemoryRun(text)
-    run.generate = lambda messages, **_: text  # type: ignore[attr-defined]
-    panel = chat(run)
-    panel._whole = [
-        {"prompt": text, "answers": [text, None], "errors": ["", panel.words(ValueError(text))], "order": [0, 1]}
-        | {"vote": None, "blind": False}
-    ]
+    panel, order = chat(MemoryRun(text)), [0, 1]
+    answered, failed = (_Turn(k, text, order, blind=False, answers=[text, None]) for k in (0, 1))
+    failed.errors = ["", panel.words(ValueError(text))]
+    for side in (0, 1):
+        answered.tokens[side] += [[clean(text, 80), 0.5, [[clean(text, 80), 0.25]], False]] * 3
+    answered.answers[1] = text
+    panel._whole = [answered, failed]
     panel._show()
-    return panel, [clean(text, 8000), clean(text, 100)]
+    panel.told = {"tokens": panel.do_tokens(0, 0)}
+    return panel, [clean(text, 8000), clean(text, 80), clean(text, 100)]
 
 
 def form(text: str) -> tuple[Any, list[str]]:
