@@ -52,6 +52,15 @@ def test_an_installed_torch_stays(which: str, wheel: Path, outside: dict[str, st
     assert not [name for name in wanted if name in there or name.startswith(("nvidia", "cuda"))]
 
 
+def test_what_is_installed_here_is_enough(wheel: Path, outside: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+    """Into the environment of this very test, whose torch is no stand-in."""
+    report = tmp_path / "report.json"
+    command = ["install", "--quiet", "--dry-run", "--report", report, wheel]
+    run([sys.executable, "-m", "pip", "--python", sys.executable, *command], outside, tmp_path)
+    wanted = {entry["metadata"]["name"].lower() for entry in json.loads(report.read_text())["install"]}
+    assert wanted == {"nbtune"}
+
+
 @pytest.mark.parametrize("platform", ["aarch64-apple-darwin", "x86_64-pc-windows-msvc", "aarch64-unknown-linux-gnu"])
 @pytest.mark.parametrize("python", ["3.11", "3.13"])
 def test_every_platform_has_its_wheels(platform: str, python: str, outside: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
