@@ -29,6 +29,11 @@ _HOMES = {
     "runs": "nbtune.api",
 }
 
+_ROOMS = frozenset(
+    ("cli", "data", "device", "doctor", "errors", "events", "export", "models", "planner", "spec", "store", "train")
+    + ("widgets",)
+)
+
 __all__ = ["Plan", "Run", "RunSpec", "__version__", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
 
 if TYPE_CHECKING:
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:  # so that `import nbtune; nbtune.models.resolve(...)` runs anywhere
+        return import_module(f"nbtune.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'nbtune' has no attribute {name!r}")

@@ -74,7 +74,8 @@ tags:
 transformers and peft:
 
 ```python
-from peft import PeftModel
+{% if load.startswith("nbtune.") %}import nbtune
+{% endif %}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained({{ load }})

@@ -52,6 +52,13 @@ class Exporter:
         base = models.resolve(spec.model)
         return ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, base_quant=quant)
 
+    @property
+    def can_verify(self) -> bool:
+        """Whether there is a llama.cpp to compare GGUF files with the model."""
+        from .verify import find_llama
+
+        return find_llama() is not None
+
     def adapter(self, out: str | Path | None = None) -> ExportedFile:
         """The adapter as a peft folder."""
         from .adapter import export_adapter

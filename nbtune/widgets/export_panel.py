@@ -1,36 +1,52 @@
-"""The export panel: types of file with size, what they fit in and what they cost in quality; Ollama; push."""
+"""The export panel: types of file with size, what they fit in and what they cost in quality; folders; the push."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import traitlets
 
 from nbtune.errors import NbtuneError
+from nbtune.planner import fits_in
 from nbtune.widgets.panel import Panel
+from nbtune.widgets.plain import clean, without_home
 from nbtune.widgets.watched import Watched
 
-__all__ = ["CHOICES", "ExportPanel", "choices"]
+__all__ = ["CHOICES", "MAKES", "ExportPanel", "choices", "make"]
 
 # Bits a weight of llama.cpp's files, blocks' scales included, as the usual mixes come out for models of some billion
 # parameters; a model with a small body and a large vocabulary comes out a little larger. Quality in three words.
 CHOICES: dict[str, tuple[float, str]] = {
+    "f32": (32.0, "same"),
     "f16": (16.0, "same"),
     "bf16": (16.0, "same"),
     "q8_0": (8.5, "same"),
     "q6_k": (6.6, "good"),
+    "q5_1": (6.0, "good"),
     "q5_k_m": (5.7, "good"),
+    "q5_k_s": (5.54, "good"),
+    "q5_0": (5.5, "good"),
+    "q4_1": (5.0, "fair"),
     "q4_k_m": (4.85, "fair"),
+    "q4_k_s": (4.6, "fair"),
+    "q4_0": (4.55, "fair"),
+    "iq4_nl": (4.5, "fair"),
     "iq4_xs": (4.3, "fair"),
+    "q3_k_l": (4.27, "rough"),
     "q3_k_m": (3.9, "rough"),
+    "q3_k_s": (3.5, "rough"),
     "q2_k": (3.0, "rough"),
 }
-CARDS = (4, 6, 8, 12, 16, 24, 48, 80)  # GiB of memory that people have
-_SPEED = {"f16": 130e6, "bf16": 70e6, "q8_0": 130e6}  # parameters a second, one thread
+_USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
+_SPEED = {"f32": 130e6, "f16": 130e6, "bf16": 70e6, "q8_0": 130e6}  # parameters a second, one thread
 _SLOW = 20e6  # K-quants search for their scales
+MAKES = ("adapter", "adapter_gguf", "merged", "ollama")
+DTYPES = ("bfloat16", "float16", "float32")
 WATCH = 0.5
+_CARD = 400_000  # characters
 
 
 class ExportPanel(Panel):
@@ -46,12 +62,22 @@ class ExportPanel(Panel):
     files = traitlets.List().tag(sync=True)
     notes = traitlets.List().tag(sync=True)
     working = traitlets.Unicode("").tag(sync=True)
+    llama = traitlets.Bool(False).tag(sync=True)
+    card = traitlets.Dict().tag(sync=True)
+    card_file = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, run: Any) -> None:
         self.run, self._watched = run, Watched(run)
         self.view = self._watched.view
         parameters = int(getattr(run.plan, "parameters", 0) or 0)
-        super().__init__(run_name=self.view.status()["name"], choices=choices(parameters), **self._lists())
+        self._card_path = Path(run.folder) / "exports" / "card.md"
+        super().__init__(
+            run_name=self.view.status()["name"],
+            choices=choices(parameters),
+            card_file=_from_here(self._card_path),
+            llama=bool(getattr(run.export, "can_verify", False)),
+            **self._lists(),
+        )
         self._watched.listen(self._show)
 
     def close(self) -> None:
@@ -62,29 +88,56 @@ class ExportPanel(Panel):
     def _lists(self) -> dict[str, Any]:
         with self.view.lock:
             notes = [note for note in self.view.lists["notes"] if note["level"] == "error"]
-            return {"files": list(self.view.lists["exports"]), "notes": notes[-5:]}
+            files = [{**file, "fits": fits_in(file["bytes"])} for file in self.view.lists["exports"]]
+            return {"files": files, "notes": notes[-5:]}
 
     def _show(self) -> None:
         lists = self._lists()
         if (lists["files"], lists["notes"]) != (self.files, self.notes):
             self.files, self.notes = lists["files"], lists["notes"]
 
-    def do_gguf(self, types: list[str]) -> None:
+    def do_gguf(self, types: list[str], importance: bool = False, verify: bool = True) -> None:
         """GGUF files of these types."""
-        unknown = [name for name in types if name not in CHOICES]
-        if unknown or not types:
-            raise NbtuneError("choose a type of file" if not types else f"there is no type {unknown[0]!r}")
-        self._work("gguf", lambda: self.run.export.gguf(*types))
+        options = _options(importance=importance, verify=verify)
+        wanted = _types(types)
+        self._work("gguf", lambda: self.run.export.gguf(*wanted, **options))
 
-    def do_make(self, what: str) -> None:
-        """`adapter`, `merged` or `ollama`."""
-        if what not in ("adapter", "merged", "ollama"):
-            raise NbtuneError(f"this panel cannot make {what!r}")
-        self._work(what, lambda: getattr(self.run.export, what)())
+    def do_make(self, what: str, kind: str = "") -> None:
+        """One of `MAKES`; `kind` is a merged model's dtype, or the type of Ollama's file."""
+        self._work(what, make(self.run, what, kind))
 
-    def do_push(self, repo: str, what: str = "adapter", private: bool = True) -> None:
-        """Uploads with a model card."""
-        self._work("push", lambda: self.run.push_to_hub(repo, what=what, private=private))
+    def do_card(self, repo: str, what: str = "adapter") -> None:
+        """The model card of such a push comes as `card`."""
+
+        def read() -> None:
+            card = clean(self.run.model_card(repo, what=what), _CARD)
+            self.card = {"repo": repo, "what": what, "text": card}
+
+        self.in_background(read, self._failed)
+
+    def do_push(
+        self,
+        repo: str,
+        what: str = "adapter",
+        private: bool = True,
+        types: list[str] | None = None,
+        branch: str = "",
+        pull_request: bool = False,
+        card: str | None = None,
+    ) -> None:
+        """Uploads with a model card; one that was changed in the page is kept in the run's folder, too."""
+        more: dict[str, Any] = {"types": _types(types or [])} if what == "gguf" else {}
+        more |= {"revision": branch} if branch else {}
+        more |= {"create_pr": True} if pull_request else {}
+
+        def push() -> None:
+            if card is not None:
+                self._card_path.parent.mkdir(parents=True, exist_ok=True)
+                self._card_path.write_text(card, encoding="utf-8")
+                more["card"] = self._card_path
+            self.run.push_to_hub(repo, what=what, private=private, **more)
+
+        self._work("push", push)
 
     def _work(self, name: str, work: Callable[[], Any]) -> None:
         if self.working:
@@ -119,13 +172,43 @@ class ExportPanel(Panel):
         self._show()
 
 
+def make(run: Any, what: str, kind: str = "") -> Callable[[], Any]:
+    """What makes one of `MAKES` of a run.
+
+    Raises:
+        NbtuneError: nothing of the kind can be made.
+    """
+    known: Sequence[str] = {"merged": DTYPES, "ollama": tuple(CHOICES)}.get(what, ())
+    if what not in MAKES or (kind and kind not in known):
+        raise NbtuneError(f"this panel cannot make {f'{what} {kind}'.strip()!r}")
+    options = {} if not kind else {"dtype": kind} if what == "merged" else {"type": kind}
+    return lambda: getattr(run.export, what)(**options)
+
+
+def _types(names: list[str]) -> list[str]:
+    unknown = [name for name in names if name not in CHOICES]
+    if unknown or not names:
+        raise NbtuneError("choose a type of file" if not names else f"there is no type {unknown[0]!r}")
+    return names
+
+
+def _options(*, importance: bool, verify: bool) -> dict[str, bool]:
+    """What is not as it is by default."""
+    return ({"importance": True} if importance else {}) | ({} if verify else {"verify": False})
+
+
+def _from_here(path: Path) -> str:
+    """As a line of code names it in this notebook's folder."""
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else clean(without_home(path), 400)
+
+
 def choices(parameters: int) -> list[dict[str, Any]]:
     """Types with bytes, the smallest card (GiB) that holds file and some context, quality, and seconds to make."""
     found = []
     for name, (bits, quality) in CHOICES.items():
         size = int(parameters * bits / 8)
-        needs = size * 1.1 + 2**30  # with buffers and a context of some thousand tokens
-        fits = next((card for card in CARDS if needs <= 0.92 * card * 2**30), None)
         seconds = parameters / _SPEED.get(name, _SLOW)
-        found.append({"type": name, "bytes": size, "fits": fits, "quality": quality, "seconds": seconds})
+        found.append({"type": name, "bytes": size, "fits": fits_in(size), "quality": quality, "seconds": seconds})
+        found[-1]["usual"] = name in _USUAL
     return found

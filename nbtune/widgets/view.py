@@ -142,6 +142,10 @@ class RunView:
             "bytes": event.bytes,
             "done": event.done,
             "detail": clean(event.detail, 400),
+            "seconds": event.seconds,
+            "quality": {
+                clean(name, 40): value for name, value in event.quality.items() if isinstance(value, int | float)
+            },
             "time": event.time,
         }
         self._drop_unfinished()  # it moved on

@@ -147,7 +147,11 @@ def exporter(text: str) -> tuple[Any, list[str]]:
 
     run = MemoryRun(text)
     run.say(ev.Export(kind=text, path=text, detail=text), ev.Export(kind="a", path="", detail=text))
-    return exporter(run), [clean(text, 200), clean(text, 400)]
+    run.model_card = lambda repo, what: f"# {text}\n\n| {text} |\n\n- {text}\n\n[{text}]({text})\n\n{text}"  # type: ignore[attr-defined]
+    panel = exporter(run)
+    panel.in_background = lambda work, _failed: work()  # type: ignore[method-assign]
+    panel.do_card("me/it")
+    return panel, [clean(text, 200), clean(text, 400)]
 
 
 def chat(text: str) -> tuple[Any, list[str]]:

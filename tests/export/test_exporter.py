@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         for key, value in client_environment(served, tmp_path / "home").items():
             monkeypatch.setenv(key, value)
         yield served
+
+
+@pytest.mark.slow
+def test_the_snippet_runs_in_a_new_python(run: Any) -> None:
+    code = f"{run.snippet()}\nprint(type(model).__name__, len(tokenizer('Who are you?').input_ids))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=run.folder.parent.parent, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("PeftModel"), done.stderr
 
 
 def test_the_adapter_as_gguf_changes_the_base_in_llama_cpp_as_merging_does(run: Any, tmp_path: Path) -> None:
@@ -79,6 +90,7 @@ def test_the_card_that_is_shown_is_the_one_that_is_pushed(run: Any, hub: FakeHub
     run.push_to_hub("ada/demo")
     assert hub.files("ada/demo")["README.md"].decode() == card
     assert "![loss](loss.png)" in card
+    assert "import nbtune\nfrom peft" in card
     assert hub.files("ada/demo")["loss.png"].startswith(b"\x89PNG")
 
 

@@ -115,9 +115,74 @@ def test_a_failed_push_is_no_file():
     panel.close()
 
 
-@pytest.mark.parametrize("wish", [lambda p: p.do_gguf([]), lambda p: p.do_gguf(["zip"]), lambda p: p.do_make("cake")])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        lambda p: p.do_gguf([]),
+        lambda p: p.do_gguf(["zip"]),
+        lambda p: p.do_make("cake"),
+        lambda p: p.do_make("merged", "q8_0"),
+        lambda p: p.do_push("me/a", "gguf"),
+    ],
+)
 def test_nonsense_is_refused(wish):
     panel = exporter(run("a"))
     with pytest.raises(NbtuneError):
         wish(panel)
     panel.close()
+
+
+def test_what_was_measured_of_a_file_is_shown_beside_its_type():
+    made = run("a")
+    quality = {"perplexity": 3.1, "reference": 3.0, "divergence": 0.01, "same_tokens": True, "odd": "<b>"}
+    said = {"kind": "q4_k_m", "path": "exports/a-q4_k_m.gguf", "bytes": 4_600_000_000, "seconds": 17.0}
+    made.say(ev.Export(**said), ev.Export(**said, quality=quality))
+    panel = exporter(made)
+    assert [file["kind"] for file in panel.files] == ["q4_k_m"]
+    assert panel.files[0]["quality"] == {key: value for key, value in quality.items() if key != "odd"}
+    assert (panel.files[0]["fits"], panel.files[0]["seconds"]) == (8, 17.0)
+    panel.close()
+
+
+def test_each_click_calls_what_its_line_of_code_says(tmp_path):
+    made, calls = run("a"), []
+    made.folder = tmp_path
+
+    def note(name):
+        return lambda *types, **options: calls.append((name, types, options))
+
+    for name in ("gguf", "adapter", "adapter_gguf", "merged", "ollama"):
+        setattr(made.export, name, note(name))
+    made.push_to_hub, made.model_card = note("push"), lambda repo, what: f"# {repo} {what}\x00"
+    panel = exporter(made)
+    try:
+        for click in (
+            lambda: panel.do_gguf(["q8_0", "q2_k"], importance=True, verify=False),
+            lambda: panel.do_gguf(["q8_0"]),
+            lambda: panel.do_make("adapter"),
+            lambda: panel.do_make("adapter_gguf"),
+            lambda: panel.do_make("merged", "float32"),
+            lambda: panel.do_make("ollama", "q4_k_m"),
+            lambda: panel.do_push("me/a", "gguf", types=["q6_k"], branch="v2", pull_request=True),
+            lambda: panel.do_push("me/a", card="# mine"),
+        ):
+            click()
+            wait_for(panel, "working", lambda working: working == "")
+        assert calls == [
+            ("gguf", ("q8_0", "q2_k"), {"importance": True, "verify": False}),
+            ("gguf", ("q8_0",), {}),
+            ("adapter", (), {}),
+            ("adapter_gguf", (), {}),
+            ("merged", (), {"dtype": "float32"}),
+            ("ollama", (), {"type": "q4_k_m"}),
+            (
+                *("push", ("me/a",)),
+                {"what": "gguf", "private": True, "types": ["q6_k"], "revision": "v2", "create_pr": True},
+            ),
+            ("push", ("me/a",), {"what": "adapter", "private": True, "card": tmp_path / "exports" / "card.md"}),
+        ]
+        assert (tmp_path / "exports" / "card.md").read_text() == "# mine"
+        panel.do_card("me/a", "merged")
+        wait_for(panel, "card", lambda card: card.get("text") == "# me/a merged")
+    finally:
+        panel.close()

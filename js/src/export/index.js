@@ -5,11 +5,14 @@ import { bytes, guess, MISSING } from "../shared/format.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
+import { opened, Push } from "./push.js";
 import "./texts.js";
 import "../shared/base.css";
 import "./export.css";
 
-const MAKES = ["adapter", "merged", "ollama"];
+const LISTENED = ["files", "notes", "working"];
+const quoted = JSON.stringify;
+const option = (value) => el("option", { value }, value);
 
 class View {
   constructor(model, wishes) {
@@ -17,36 +20,68 @@ class View {
     this.build();
     this.endTheme = followTheme(this.root);
     this.changed = () => this.show();
-    for (const name of ["files", "notes", "working"]) model.on(`change:${name}`, this.changed);
+    this.cardCame = () => this.push.take(model.get("card"));
+    for (const name of LISTENED) model.on(`change:${name}`, this.changed);
+    model.on("change:card", this.cardCame);
+    opened(this.push, model.get("card"));
+    this.cardCame();
     this.show();
   }
 
   build() {
-    const button = (label, onclick) => el("button", { type: "button", class: "nbt-btn", onclick }, label);
-    this.buttons = [
-      button(text("export.make"), () => this.do("gguf", { types: [...this.picked] }, `run.export.gguf(${[...this.picked].map((type) => JSON.stringify(type)).join(", ")})`)),
-      ...MAKES.map((what) => button(text(`export.make.${what}`), () => this.do("make", { what }, `run.export.${what}()`))),
-    ];
-    this.buttons[0].classList.add("nbt-main");
-    this.list = el("ul", { class: "nbt-files" });
+    const types = this.model.get("choices").map((choice) => choice.type);
+    this.importance = el("input", { type: "checkbox" });
+    this.verify = el("input", { type: "checkbox", checked: this.model.get("llama"), disabled: !this.model.get("llama") });
+    this.dtype = el("select", { "aria-label": text("export.dtype") }, ...["bfloat16", "float16", "float32"].map(option));
+    this.ollama = el("select", { "aria-label": text("export.ollama.type") }, ...types.map(option));
+    this.ollama.value = "q8_0";
     this.said = el("span", { class: "nbt-text", role: "status" });
     this.code = el("code");
-    this.codeLine = el("div", { class: "nbt-row nbt-soft", hidden: true }, text("code"), this.code);
-    this.root = el("section", { class: "nbt nbt-exportpanel", role: "region", "aria-label": text("export.of", { name: this.model.get("run_name") }), "data-lm-suppress-shortcuts": "true" },
-      el("h3", { class: "nbt-text" }, text("export.of", { name: this.model.get("run_name") })),
-      el("div", { class: "nbt-scroll", tabindex: 0 }, this.types()),
-      el("div", { class: "nbt-row" }, ...this.buttons),
-      this.pushForm(), this.said, this.codeLine, this.list);
+    this.codeLine = el("div", { class: "nbt-row nbt-soft nbt-code", hidden: true }, text("code"), this.code);
+    this.list = el("ul", { class: "nbt-files" });
+    this.push = new Push(this.model, (...wish) => this.do(...wish), () => this.types(), (words) => this.say(words, true));
+    this.buttons = [
+      this.button("export.make", () => this.gguf()),
+      this.button("export.make.adapter", () => this.make("adapter")),
+      this.button("export.make.adapter_gguf", () => this.make("adapter_gguf")),
+      this.button("export.make.merged", () => this.make("merged", "dtype", this.dtype.value, "bfloat16")),
+      this.button("export.make.ollama", () => this.make("ollama", "", this.ollama.value, "q8_0")),
+      this.push.go,
+    ];
+    const [gguf, adapter, adapterGguf, merged, ollama] = this.buttons;
+    gguf.classList.add("nbt-main");
+    const name = text("export.of", { name: this.model.get("run_name") });
+    const llama = this.model.get("llama") ? null : el("span", { class: "nbt-soft" }, text("export.no_llama"), " ", el("code", {}, "pip install 'nbtune[gguf-verify]'"));
+    this.root = el("section", { class: "nbt nbt-exportpanel", role: "region", "aria-label": name, "data-lm-suppress-shortcuts": "true" },
+      el("h3", { class: "nbt-text" }, name),
+      el("div", { class: "nbt-scroll", tabindex: 0 }, this.table()),
+      el("div", { class: "nbt-row" }, this.more, el("label", {}, this.importance, text("export.importance")), el("label", {}, this.verify, text("export.verify")), llama),
+      el("div", { class: "nbt-row" }, gguf),
+      el("div", { class: "nbt-row" }, adapter, adapterGguf, el("span", { class: "nbt-pair" }, merged, this.dtype), el("span", { class: "nbt-pair" }, ollama, this.ollama)),
+      this.push.node, this.said, this.codeLine, this.list);
   }
 
-  types() {
+  button(key, onclick) {
+    return el("button", { type: "button", class: "nbt-btn", onclick }, text(key));
+  }
+
+  table() {
     const head = ["export.type", "export.size", "export.fits", "export.quality", "export.time"].map((key) => el("th", { scope: "col" }, text(key)));
-    const rows = this.model.get("choices").map((choice) => {
+    this.rows = this.model.get("choices").map((choice) => {
       const box = el("input", { type: "checkbox", checked: this.picked.has(choice.type), onchange: () => this.pick(choice.type, box.checked) });
-      return el("tr", {}, el("td", {}, el("label", {}, box, choice.type)), el("td", {}, choice.bytes ? bytes(choice.bytes) : MISSING),
-        el("td", { style: "white-space:nowrap" }, choice.fits ? `${choice.fits} GiB` : MISSING), el("td", {}, text(`quality.${choice.quality}`)), el("td", {}, guess(choice.seconds)));
+      const [size, fits, time] = [0, 1, 2].map(() => el("td", { class: "nbt-number" })), quality = el("td");
+      const node = el("tr", { hidden: !choice.usual && !this.picked.has(choice.type) }, el("td", {}, el("label", {}, box, choice.type)), size, fits, quality, time);
+      return { choice, node, size, fits, quality, time };
     });
-    return el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
+    this.more = this.button("export.more", () => this.showAll(this.more.getAttribute("aria-expanded") !== "true"));
+    this.more.setAttribute("aria-expanded", "false");
+    return el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...this.rows.map(({ node }) => node)));
+  }
+
+  showAll(on) {
+    this.more.setAttribute("aria-expanded", String(on));
+    setText(this.more, text(on ? "export.fewer" : "export.more"));
+    for (const { choice, node } of this.rows) node.hidden = !on && !choice.usual && !this.picked.has(choice.type);
   }
 
   pick(type, on) {
@@ -55,46 +90,69 @@ class View {
     this.show();
   }
 
-  pushForm() {
-    const repo = el("input", { type: "text", placeholder: text("push.example"), spellcheck: "false", size: 22 });
-    const what = el("select", {}, ...["adapter", "merged", "gguf"].map((value) => el("option", { value }, value)));
-    const secret = el("input", { type: "checkbox", checked: true });
-    const submit = (event) => {
-      event.preventDefault();
-      const name = repo.value.trim();
-      if (!/^[\w.-]+\/[\w.-]+$/.test(name)) return setText(this.said, text("push.bad"));
-      const more = [what.value === "adapter" ? "" : `, what=${JSON.stringify(what.value)}`, secret.checked ? "" : ", private=False"].join("");
-      return this.do("push", { repo: name, what: what.value, private: secret.checked }, `run.push_to_hub(${JSON.stringify(name)}${more})`);
-    };
-    const go = el("button", { type: "submit", class: "nbt-btn" }, text("push"));
-    this.buttons.push(go);
-    return el("form", { class: "nbt-box", onsubmit: submit }, el("h4", {}, text("export.push")),
-      el("div", { class: "nbt-row" }, el("label", {}, text("push.repo"), repo), el("label", {}, text("export.what"), what), el("label", {}, secret, text("push.private")), go));
+  /** What is picked, in the table's order. */
+  types() {
+    return this.rows.map(({ choice }) => choice.type).filter((type) => this.picked.has(type));
+  }
+
+  gguf() {
+    const types = this.types(), importance = this.importance.checked, verify = this.verify.checked || this.verify.disabled;
+    const more = [importance && "importance=True", !verify && "verify=False"].filter(Boolean);
+    this.do("gguf", { types, importance, verify }, `run.export.gguf(${[...types.map(quoted), ...more].join(", ")})`);
+  }
+
+  make(what, argument = "", value = "", usual = "") {
+    const kind = value === usual ? "" : value;
+    this.do("make", { what, kind }, `run.export.${what}(${kind && `${argument && `${argument}=`}${quoted(kind)}`})`);
+  }
+
+  say(words, bad = false) {
+    setText(this.said, words);
+    this.said.classList.toggle("nbt-bad", bad);
   }
 
   async do(what, values, code) {
     setText(this.code, code);
     this.codeLine.hidden = false;
     const { error } = await this.wishes.ask(what, values);
-    setText(this.said, error ?? "");
-    this.said.classList.toggle("nbt-bad", Boolean(error));
+    this.say(error ?? "", Boolean(error));
   }
 
   show() {
-    const working = this.model.get("working");
+    const working = this.model.get("working"), files = this.model.get("files");
     for (const button of this.buttons) button.disabled = Boolean(working);
     if (!this.picked.size) this.buttons[0].disabled = true;
+    for (const row of this.rows) fill(row, files.findLast((file) => file.kind === row.choice.type && file.done >= 1));
     const notes = this.model.get("notes").map((note) => [note.time, el("li", { "data-level": "error", class: "nbt-text" }, note.message,
       note.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: note.fix })) : null)]);
-    const files = this.model.get("files").map((file) => [file.time, el("li", { class: "nbt-text" },
+    const made = files.map((file) => [file.time, el("li", { class: "nbt-text" },
       file.done < 1 ? text("export.making", { kind: file.kind, done: Math.round(100 * file.done) }) : [file.kind, file.path, file.bytes ? bytes(file.bytes) : "", file.detail].filter(Boolean).join(" · "))]);
-    this.list.replaceChildren(...[...notes, ...files].sort((a, b) => b[0] - a[0]).map(([, node]) => node));
+    this.list.replaceChildren(...[...notes, ...made].sort((a, b) => b[0] - a[0]).map(([, node]) => node));
   }
 
   destroy() {
     this.endTheme();
-    for (const name of ["files", "notes", "working"]) this.model.off(`change:${name}`, this.changed);
+    for (const name of LISTENED) this.model.off(`change:${name}`, this.changed);
+    this.model.off("change:card", this.cardCame);
   }
+}
+
+/** A row of the table: guesses, until there is a file. */
+function fill({ choice, node, size, fits, quality, time }, file) {
+  const least = file ? file.fits : choice.fits, about = (words) => (words === MISSING || words.startsWith("<") ? words : `≈ ${words}`);
+  setText(size, file?.bytes ? bytes(file.bytes) : about(bytes(choice.bytes)));
+  setText(fits, least ? `${least} GiB` : MISSING);
+  setText(quality, measured(file?.quality) ?? text(`quality.${choice.quality}`));
+  setText(time, file ? guess(file.seconds) : about(guess(choice.seconds)));
+  node.classList.toggle("nbt-made", Boolean(file));
+}
+
+/** What was measured of a file, in words; undefined where nothing was. */
+function measured(quality) {
+  if (!(quality?.perplexity > 0 && quality.reference > 0)) return undefined;
+  const change = Math.round(1000 * (quality.perplexity / quality.reference - 1)) / 10;
+  const values = { change: `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(1)}`, divergence: Number(quality.divergence).toPrecision(2) };
+  return text(quality.same_tokens ? "quality.measured" : "quality.other_tokens", values);
 }
 
 export default panel((model, wishes) => new View(model, wishes));
