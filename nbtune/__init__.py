@@ -29,10 +29,7 @@ _HOMES = {
     "runs": "nbtune.api",
 }
 
-_ROOMS = frozenset(
-    ("cli", "data", "device", "doctor", "errors", "events", "export", "models", "planner", "spec", "store", "train")
-    + ("widgets",)
-)
+_ROOMS = ("data", "device", "doctor", "errors", "events", "export", "models", "planner", "spec", "store", "train")
 
 __all__ = ["Plan", "Run", "RunSpec", "__version__", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
 
@@ -43,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:  # so that `import nbtune; nbtune.models.resolve(...)` runs anywhere
+    if name in (*_ROOMS, "widgets"):  # so that `import nbtune; nbtune.models.resolve(...)` runs anywhere
         return import_module(f"nbtune.{name}")
     home = _HOMES.get(name)
     if home is None:
