@@ -65,7 +65,7 @@ def estimate(
 
     Args:
         model: plain facts; nothing is loaded.
-        adapter: what is trained; its numbers, gradients and Adam moments are fp32.
+        adapter: what is trained; its numbers, gradients and Adam moments are fp32 (`nbtune.train.masters`).
         weights: a key of `BYTES_A_WEIGHT`; embedding and head stay at 16 bit (32 on a CPU).
         activations: what blocks keep.
         accelerated: nbtune's blocks and fused head; stock keeps more per token and the logits too.
@@ -84,7 +84,7 @@ def estimate(
         frozen += block_bytes(model, weights)
     needs = MemoryPlan(
         weights=frozen,
-        adapter=0 if adapter.type == "full" else trained * 4,
+        adapter=0 if adapter.type == "full" and width == 4 else trained * 4,  # of 16-bit weights: fp32 copies
         gradients=trained * 4,
         optimizer=trained * 8,
         activations=_activations(model, activations, tokens, width, accelerated),

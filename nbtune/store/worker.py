@@ -233,7 +233,7 @@ class _Engine:
     def _graphs_pay(self, device: torch.device) -> bool:
         handle, spec = self.built.handle, self.spec
         plain = spec.optim == "adamw" and self.plan.dtype != "fp16" and spec.adapter.dropout == 0
-        plain = plain and self.ranks is None
+        plain = plain and self.ranks is None and (spec.adapter.type != "full" or self.plan.dtype == "fp32")
         return plain and machine.replayable(device) and handle is not None and bool(handle.layers)
 
     def _fused_stepper(self, device: torch.device) -> FusedStepper:
@@ -243,20 +243,25 @@ class _Engine:
         return FusedStepper(self.built, weight_decay=decay, max_grad_norm=norm, device=device)
 
     def _plain_stepper(self, device: torch.device) -> Stepper:
+        from nbtune.train.masters import Masters
         from nbtune.train.optimizer import make_optimizer
         from nbtune.train.ranks import RankedStepper
         from nbtune.train.stepper import Stepper
 
         model, spec, rate = self.built.model, self.spec, self.plan.learning_rate
         make = Stepper if self.ranks is None else partial(RankedStepper, self.ranks)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        masters = Masters(trained) if Masters.needed(trained) else None
+        parameters = trained if masters is None else masters.parameters
         return make(
             model,
             self.loss,
-            make_optimizer(model, spec.optim, learning_rate=rate, weight_decay=spec.weight_decay),
+            make_optimizer(parameters, spec.optim, learning_rate=rate, weight_decay=spec.weight_decay),
             max_grad_norm=spec.max_grad_norm,
             seed=spec.seed,
             device=device,
             scaled=self.plan.dtype == "fp16",
+            masters=masters,
         )
 
     def train(self) -> Literal["finished", "stopped"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nbtune.errors import TrainError
@@ -13,19 +14,19 @@ __all__ = ["make_optimizer"]
 
 
 def make_optimizer(
-    model: torch.nn.Module, name: str, *, learning_rate: float, weight_decay: float
+    parameters: Sequence[torch.nn.Parameter], name: str, *, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW over what requires gradients.
+    """AdamW.
 
     Args:
+        parameters: what is trained.
         name: ``adamw``, or ``adamw_8bit`` (bitsandbytes).
 
     Raises:
-        TrainError: nothing requires gradients.
+        TrainError: nothing is trained.
     """
     import torch
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise TrainError("nothing in the model is trained", fix="choose an adapter")
     if name == "adamw_8bit":

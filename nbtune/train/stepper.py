@@ -12,6 +12,7 @@ from nbtune.device import fork_rng
 if TYPE_CHECKING:
     from nbtune.data.batches import Batch
     from nbtune.train.loss import LossOutput
+    from nbtune.train.masters import Masters
 
 __all__ = ["Stepper"]
 
@@ -22,11 +23,12 @@ class Stepper:
     Args:
         model: what is trained; parameters with `requires_grad` are updated.
         loss: a pure loss, such as `nbtune.train.loss.sft_loss`.
-        optimizer: over those parameters; its learning rate is set at each update.
+        optimizer: over those parameters, or their `masters`; its learning rate is set at each update.
         max_grad_norm: 0 for no clipping.
         seed: with the step and micro-step it decides every random draw (dropout), so that a resumed run draws the same.
         scaled: scale the loss up, for gradients that fp16 would round to zero; a step whose gradients overflowed is
             skipped on the device, and its norm is not finite.
+        masters: what the optimizer works on instead of 16-bit parameters.
     """
 
     def __init__(
@@ -39,9 +41,13 @@ class Stepper:
         seed: int,
         device: torch.device,
         scaled: bool = False,
+        masters: Masters | None = None,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled, init_scale=2.0**12)
+        self._masters = masters
+        if masters is not None:
+            masters.follow(optimizer)
         self._loss, self._max_grad_norm, self._seed = loss, max_grad_norm, seed
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
@@ -82,13 +88,16 @@ class Stepper:
         self._sum = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer and loss scale; the weights are saved by whoever knows their names."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """Optimizer, loss scale and masters; the weights are saved by whoever knows their names."""
+        masters = {} if self._masters is None else {"masters": self._masters.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), **masters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo `state_dict`."""
+        """Undo `state_dict`; the weights are there already."""
         saved = dict(state["optimizer"])
         saved.setdefault("param_groups", self.optimizer.state_dict()["param_groups"])  # of a `FusedStepper`
         self.optimizer.load_state_dict(saved)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        if self._masters is not None:
+            self._masters.load_state_dict(state.get("masters"))

@@ -1,0 +1,28 @@
+"""Every weight is trained, also in 16 bits."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbtune import events
+
+FULL = {"adapter": "full", "learning_rate": 1e-4, "steps": 24}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_sixteen_bits_learn_what_fp32_learns(start, dtype):
+    exact, short = start("exact", **FULL).wait(), start("short", dtype=dtype, **FULL).wait()
+    assert (exact.state, short.state) == ("finished", "finished")
+    # updates rounded to bf16 would end at 5.2 instead of 3.0
+    assert short.history["loss"].iloc[-1] == pytest.approx(exact.history["loss"].iloc[-1], rel=0.05)
+
+
+def test_a_stopped_run_in_bf16_goes_on_exactly(start, until):
+    whole = start("whole", dtype="bf16", **FULL).wait()
+    run = start("part", dtype="bf16", **FULL)
+    until(run, lambda event: isinstance(event, events.Step) and event.step >= 3)
+    run.stop(wait=True)
+    assert run.state == "stopped"
+    assert 3 <= run.step < 24
+    run.resume().wait()
+    assert run.history["loss"].tolist() == whole.history["loss"].tolist()
