@@ -7,7 +7,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import traitlets
 
 from nbtune.errors import NbtuneError
+from nbtune.widgets.answerers import Answerers
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean
 
@@ -70,11 +70,14 @@ class Chat(Panel):
         other: another one to compare with; None: the base model of `run`.
         system: a system prompt for both.
 
+    The page picks others by itself: runs of the same folder, and their checkpoints.
+
     `preferences` are the votes as rows of prompt, chosen, rejected, each a list of messages (`method: dpo` learns from
     them). Each side has a conversation of its own; in blind turns both go on from the answer that was voted for.
     """
 
     panel = "chat"
+    choices = traitlets.List().tag(sync=True)
     sides = traitlets.List().tag(sync=True)
     turns = traitlets.List().tag(sync=True)
     blind = traitlets.Bool(False).tag(sync=True)
@@ -83,12 +86,27 @@ class Chat(Panel):
 
     def __init__(self, run: Any, other: Any = None, system: str = "") -> None:
         self._system = [{"role": "system", "content": system}] if system else []
-        self._answerers: list[Callable[..., str]] = [_answerer(other or run, base=other is None), _answerer(run)]
+        self._who = Answerers(run, other)
         self.preferences: list[dict[str, Any]] = []
         self._whole: list[_Turn] = []
         self._numbers = itertools.count()
-        names = ["base" if other is None else clean(other.name, 100), clean(run.name, 100)]
-        super().__init__(sides=[{"name": name, "base": other is None and k == 0} for k, name in enumerate(names)])
+        super().__init__(sides=self._who.sides(), choices=self._who.choices())
+
+    # --- who answers ------------------------------------------------------------------------------------------------
+
+    def do_look(self) -> None:
+        """Looks which runs and checkpoints there are by now."""
+        found = self._who.choices()
+        if found != self.choices:
+            self.choices = found
+
+    def do_pick(self, side: int, key: str) -> None:
+        """Another one answers on a side, by its key in `choices`; a new conversation begins."""
+        if self.busy:
+            raise NbtuneError("an answer is still being written", fix="wait for it, or stop it")
+        self._who.pick(int(side), str(key))
+        self.do_clear()
+        self.sides = self._who.sides()
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -119,7 +137,7 @@ class Chat(Panel):
         for side in turn.order:
             stream = _Stream(self, turn, side)
             try:
-                said = self._answerers[side](turn.asked[side], told=stream, should_stop=turn.stop.is_set, **options)
+                said = self._who.ask(side, turn.asked[side], told=stream, should_stop=turn.stop.is_set, **options)
                 stream.flush()
             except NbtuneError as error:
                 said = None
@@ -231,10 +249,3 @@ class _Stream:
             body = {"t": "tokens", "turn": self.turn.number, "place": self.place, "i0": self.sent, "tokens": new}
             self.panel.send(body)
         self.sent, self.sent_at = self.sent + len(new), time.monotonic()
-
-
-def _answerer(run: Any, *, base: bool = False) -> Callable[..., str]:
-    def answer(messages: list[dict[str, Any]], **options: Any) -> str:
-        return str(run.generate(messages, base=base, **options))
-
-    return answer

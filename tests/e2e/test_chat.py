@@ -85,7 +85,7 @@ def test_both_answer_token_by_token_and_a_blind_vote_is_kept(notebook, lab):
     said = panel.locator(".nbt-said").first
     said.locator(".nbt-piece").first.hover()
     told = panel.locator(".nbt-toldtoken [role=status]").first
-    expect(told).to_have_text(re.compile(r"\d %.* · loss [\d.]+ · token 1 of \d+; instead: .+%"))
+    expect(told).to_have_text(re.compile(r"\d.% · loss [\d.]+ · token 1 of \d+; instead: .+%"))
     assert panel.locator(".nbt-toldtoken").first.locator(".nbt-chip").count() == 5
     said.focus()
     page.page.keyboard.press("ArrowRight")
@@ -176,3 +176,66 @@ def test_the_live_weights_answer_while_it_trains(notebook, detach):
     assert 0 <= waited < 2000
     page.run(1)
     assert page.output(1).strip() == "stopped True"
+
+
+PREFER = """rows = None
+votes = nbtune.finetune(data="votes.jsonl", method="dpo", steps=2, name="preferred", eval={"split": 0}).wait()
+print(votes.state, votes.history.loss.iloc[0].round(3))"""
+TWO = ROWS + (
+    'run = nbtune.finetune(data="rows", rows=globals(), steps=30, learning_rate=3e-3, name="talk",\n'
+    '                      checkpoint={"every": 15, "keep": 5}).wait()\n'
+)
+
+
+@pytest.mark.slow
+def test_two_checkpoints_a_blind_vote_and_a_run_that_learns_from_it_without_a_mouse(notebook, lab):
+    page = notebook([TWO + SHOW, PREFER.replace("votes.jsonl", "preferences.jsonl")], width=900)
+    (lab.root / "preferences.jsonl").unlink(missing_ok=True)
+    page.run(0)
+    panel, keys = page.page.locator(PANEL), page.page.keyboard
+    panel.wait_for()
+
+    def to(name, at_most=20):
+        """Tab until something of that name has the focus."""
+        for _ in range(at_most):
+            keys.press("Tab")
+            here = page.page.evaluate(
+                "() => { const n = document.activeElement;"
+                " return n.labels?.[0]?.textContent || n.getAttribute('aria-label') || n.textContent }"
+            )
+            if name == here or (len(name) > 1 and name in here):
+                return
+        raise AssertionError(f"{name} was not reached; the focus is on {here!r}")
+
+    panel.get_by_label("Who answers first").focus()
+    keys.press("ArrowUp")  # the base comes last; before it the checkpoints
+    expect(panel.get_by_label("Who answers first")).to_have_value(re.compile("@30$"))
+    panel.get_by_label("Who answers first").focus()
+    keys.press("ArrowUp")
+    expect(panel.get_by_label("Who answers first")).to_have_value(re.compile("@15$"))
+    to("Who answers second")
+    for ends in ("@15", "@30", ":base"):
+        keys.press("ArrowDown")
+        expect(panel.get_by_label("Who answers second")).to_have_value(re.compile(f"{ends}$"))
+    to("Ask both…")
+    to("Temperature")
+    keys.press("Control+A")
+    keys.type("1.5")
+    to("Blind vote")
+    keys.press("Space")
+    expect(panel.get_by_label("Blind vote")).to_be_checked()
+    panel.get_by_label("Ask both…").focus()
+    keys.type("Who are you?")
+    keys.press("Enter")
+    panel.get_by_role("button", name="A", exact=True).wait_for()
+    panel.locator(".nbt-turns").focus()
+    to("A")
+    page.picture("chat-keyboard", panel)
+    keys.press("Enter")
+    expect(panel.locator("[data-voted=true]")).to_have_count(1)
+    expect(panel.locator(".nbt-who", has_text="talk · 15")).to_have_count(1)
+    to("Save 1 vote")
+    keys.press("Enter")
+    expect(panel.get_by_text("Saved in preferences.jsonl")).to_be_visible()
+    page.run(1)
+    assert page.output(1).strip() == "finished 0.693"

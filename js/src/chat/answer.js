@@ -9,7 +9,7 @@ const MOVES = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home:
 const ROWS = 400; // of the table
 const UNLIKELY = 0.1;
 
-export const percent = (share) => `${share >= 0.0995 ? (100 * share).toFixed(0) : share >= 0.0005 ? (100 * share).toFixed(1) : "< 0.1"} %`;
+export const percent = (share) => `${share >= 0.0995 ? (100 * share).toFixed(0) : share >= 0.0005 ? (100 * share).toFixed(1) : "<\u00a00.1"}\u00a0%`;
 /** A token as people read it: blanks and line breaks are seen. */
 export const shown = (token) => (token ? token.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") : "∅");
 

@@ -10,7 +10,7 @@ import "./chat.css";
 import { Answer } from "./answer.js";
 import { Answers } from "./answers.js";
 
-const STATES = ["busy", "blind", "votes"];
+const STATES = ["busy", "blind", "votes", "sides", "choices"];
 const SPOKEN = 600; // characters of an answer that are read out by themselves
 
 class View {
@@ -41,10 +41,13 @@ class View {
     this.send = el("button", { type: "submit", class: "nbt-btn nbt-main" }, text("chat.send"));
     this.stop = button("chat.stop", () => this.do("stop", {}));
     this.save = button("chat.save", () => this.keep());
+    this.sides = [0, 1].map((side) => el("select", { "aria-label": text(`chat.side_${side}`), onchange: ({ target }) => this.do("pick", { side, key: target.value }),
+      onpointerenter: () => this.do("look", {}), onfocus: () => this.do("look", {}) }));
     this.said = el("span", { class: "nbt-soft nbt-text", role: "status" });
     this.root = el("section", { class: "nbt nbt-chatpanel", role: "region", "aria-label": text("chat"), "data-lm-suppress-shortcuts": "true", onkeydown: (event) => {
       if (event.key === "Escape" && this.model.get("busy")) { event.stopPropagation(); this.do("stop", {}); }
     } },
+      el("div", { class: "nbt-row nbt-sides" }, this.sides[0], el("span", { class: "nbt-soft" }, text("chat.against")), this.sides[1]),
       this.turns,
       el("form", { onsubmit: (event) => { event.preventDefault(); this.ask(); } }, this.prompt,
         el("div", { class: "nbt-row" }, this.send, this.stop,
@@ -82,9 +85,23 @@ class View {
     this.send.disabled = busy;
     this.stop.hidden = !busy;
     if (!busy && focused === this.stop) this.prompt.focus(); // a button that is gone has no focus to give on
+    this.sides.forEach((select, side) => this.offer(select, this.model.get("sides")[side], busy));
     this.blind.checked = this.model.get("blind");
     this.save.hidden = votes === 0;
     setText(this.save, text(votes === 1 ? "chat.save_one" : "chat.save", { n: votes }));
+  }
+
+  /** Who could answer on a side. */
+  offer(select, now, busy) {
+    const choices = this.model.get("choices");
+    const all = choices.some(({ key }) => key === now.key) ? choices : [now, ...choices];
+    const offered = JSON.stringify(all);
+    if (this.offered?.get(select) !== offered) {
+      (this.offered ??= new Map()).set(select, offered);
+      select.replaceChildren(...all.map((choice) => el("option", { value: choice.key }, called(choice))));
+    }
+    select.value = now.key;
+    select.disabled = busy;
   }
 
   /** Does something to the turns; who reads their end goes on to do so. */
@@ -127,8 +144,7 @@ class View {
   }
 
   named(turn, place) {
-    const names = this.model.get("sides").map((side) => (side.base ? text("samples.base") : side.name));
-    return turn.order ? names[turn.order[place]] : "AB"[place];
+    return turn.order ? called(this.model.get("sides")[turn.order[place]]) : "AB"[place];
   }
 
   /** An answer that is whole is read out once; while it grows, nothing is. */
@@ -144,5 +160,8 @@ class View {
     this.answers.listeners.delete(this.onTokens);
   }
 }
+
+/** A name as people read it; that of a base is in their language. */
+const called = ({ name, base }) => (base ? text("chat.base_of", { name }) : name);
 
 export default panel((model, answers) => new View(model, answers), () => new Answers());

@@ -15,8 +15,18 @@ export const panel = (makeView, makeShared = () => new Wishes()) => () => {
     render({ model, el: host }) {
       const view = makeView(model, shared);
       host.append(view.root);
+      host.addEventListener("keydown", keep);
       model.send({ t: "hello" }); // the page can show panels: no need of the text instead
-      return () => view.destroy();
+      return () => {
+        host.removeEventListener("keydown", keep);
+        view.destroy();
+      };
     },
   };
+};
+
+// JupyterLab's notebook takes arrow keys for itself, also from a menu or a number's field in a cell's output: they moved nothing.
+const MOVES = new Set(["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "Home", "End", "PageUp", "PageDown"]);
+const keep = (event) => {
+  if (MOVES.has(event.key) && event.target.matches?.("select, input, textarea")) event.stopPropagation();
 };
