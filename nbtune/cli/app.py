@@ -38,6 +38,13 @@ Runs = Annotated[
 Detach = Annotated[
     bool, typer.Option("--detach", help="In a process of its own: return once it has begun, and leave it alone.")
 ]
+Importance = Annotated[
+    bool, typer.Option("--importance", help="Spend the bits of GGUF files where the run's held-out rows feel them.")
+]
+Verify = Annotated[
+    bool | None,
+    typer.Option("--verify/--no-verify", help="Compare GGUF files with the model; where llama.cpp is, by default."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout.")]
 
 
@@ -163,35 +170,34 @@ def export(
         list[str] | None, typer.Option("--gguf", metavar="TYPE...", help="GGUF files: f16, bf16, q8_0, …")
     ] = None,
     merged: Annotated[bool, typer.Option("--merged", help="The whole model as safetensors.")] = False,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        typer.Option(metavar="DTYPE", help="Of the merged model, as float16."),
+    ] = "bfloat16",
     adapter: Annotated[bool, typer.Option("--adapter", help="The adapter as safetensors.")] = False,
-    ollama: Annotated[bool, typer.Option("--ollama", help="A GGUF file with its Modelfile.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="By default exports/ in the run's folder.")] = None,
-    importance: Annotated[
-        bool, typer.Option("--importance", help="Spend the bits of GGUF files where the run's held-out rows feel them.")
+    adapter_gguf: Annotated[
+        bool, typer.Option("--adapter-gguf", help="The adapter for llama.cpp's --lora and Ollama's ADAPTER.")
     ] = False,
-    verify: Annotated[
-        bool | None,
-        typer.Option("--verify/--no-verify", help="Compare GGUF files with the model; where llama.cpp is, by default."),
-    ] = None,
+    ollama: Annotated[bool, typer.Option("--ollama", help="A GGUF file with its Modelfile.")] = False,
+    ollama_type: Annotated[str, typer.Option(metavar="TYPE", help="Type of Ollama's file.")] = "q8_0",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="By default exports/ in the run's folder.")] = None,
+    importance: Importance = False,
+    verify: Verify = None,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
     """Take files home."""
-    if not (gguf or merged or adapter or ollama):
+    from nbtune.export import take_home
+
+    kinds: dict[str, Any] = {"gguf": gguf or (), "adapter": adapter, "adapter_gguf": adapter_gguf}
+    kinds |= {"merged": dtype if merged else "", "ollama": ollama_type if ollama else ""}
+    if not any(kinds.values()):
         with request():
             raise SpecError("nothing to export was named", fix="add --gguf q8_0, --merged, --adapter or --ollama")
     with work():
         with request():
-            exporter = _exporter(which, gguf or [], runs)
-        files: list[Any] = []
-        if adapter:
-            files.append(exporter.adapter(out=out))
-        if merged:
-            files.append(exporter.merged(out=out))
-        if ollama:
-            files.append(exporter.ollama(out=out))
-        if gguf:
-            files += exporter.gguf(*gguf, out=out, importance=importance, verify=verify)
+            exporter = _exporter(which, [*(gguf or []), ollama_type], runs)
+        files = take_home(exporter, out=out, importance=importance, verify=verify, **kinds)
     for file in files:
         facts = {"path": shown(file.path), "type": file.type, "bytes": file.bytes, "notes": list(file.notes)}
         facts["quality"] = file.quality.facts() if file.quality else None
@@ -205,10 +211,16 @@ def push(
     run: Which,
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
     public: Annotated[bool, typer.Option("--public", help="Everybody may see it; private by default.")] = False,
-    what: Annotated[str, typer.Option(metavar="KIND", help="adapter, merged or gguf.")] = "adapter",
+    what: Annotated[
+        Literal["adapter", "merged", "gguf"], typer.Option(metavar="KIND", help="adapter, merged or gguf.")
+    ] = "adapter",
     gguf: Annotated[list[str] | None, typer.Option("--gguf", metavar="TYPE...", help="GGUF files instead.")] = None,
     branch: Annotated[str | None, typer.Option(metavar="NAME", help="A branch, made where there is none.")] = None,
     pull_request: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of committing.")] = False,
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "Upload with nbtune",
+    card: Annotated[Path | None, typer.Option(metavar="FILE", help="A model card of your own.")] = None,
+    importance: Importance = False,
+    verify: Verify = None,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
@@ -216,9 +228,9 @@ def push(
     with work():
         with request():
             found = nbtune.attach(run, runs)
-        more: dict[str, Any] = {"types": gguf} if gguf else {}
-        what = "gguf" if gguf else what
-        url = found.push_to_hub(repo, what=what, private=not public, revision=branch, create_pr=pull_request, **more)
+        more: dict[str, Any] = {"revision": branch, "create_pr": pull_request, "message": message, "card": card}
+        more |= {"importance": importance, "verify": verify} | ({"types": gguf} if gguf else {})
+        url = found.push_to_hub(repo, what="gguf" if gguf else what, private=not public, **more)
     result({"url": url}, as_json=as_json, text=url)
 
 

@@ -47,11 +47,17 @@ class BaseModelExporter:
 
         return export.export_adapter(self._source, out or Path("exports/adapter"))
 
-    def merged(self, out: Path | None = None) -> Any:
+    def adapter_gguf(self, out: Path | None = None) -> Any:
+        """Refused, too."""
+        from nbtune import export
+
+        return export.export_adapter_gguf(self._source, out or Path("exports"))
+
+    def merged(self, out: Path | None = None, *, dtype: str = "bfloat16") -> Any:
         """The model as safetensors."""
         from nbtune import export
 
-        return export.export_merged(self._source, out or Path("exports/merged"))
+        return export.export_merged(self._source, out or Path("exports/merged"), dtype)
 
     def gguf(
         self, *types: str, out: Path | None = None, importance: bool = False, verify: bool | None = None
@@ -68,8 +74,8 @@ class BaseModelExporter:
             raise ExportError(f"{wanted} wants rows to judge by, and a model has none", fix="export a run.")
         return list(export.export_gguf(self._source, list(types), out or Path("exports")))
 
-    def ollama(self, out: Path | None = None) -> Any:
+    def ollama(self, type: str = "q8_0", out: Path | None = None) -> Any:
         """A folder that `ollama create` takes."""
         from nbtune import export
 
-        return export.export_ollama(self._source, out or Path("exports/ollama"))
+        return export.export_ollama(self._source, out or Path("exports/ollama"), type)

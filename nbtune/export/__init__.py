@@ -31,6 +31,7 @@ _HOMES = {
     "prove_run": "proof",
     "push": "publish",
     "push_folder": "hub",
+    "take_home": "exporter",
     "verify_gguf": "quality",
 }
 _NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
@@ -54,12 +55,14 @@ __all__ = [
     "prove_run",
     "push",
     "push_folder",
+    "take_home",
     "verify_gguf",
 ]
 
 if TYPE_CHECKING:
     from .adapter import export_adapter
     from .card import model_card
+    from .exporter import take_home
     from .gguf.lora import write_lora_gguf as export_adapter_gguf
     from .gguf.writer import write_gguf as export_gguf
     from .hub import push_folder

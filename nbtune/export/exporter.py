@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .measured import Quality
     from .source import ExportedFile, ExportSource, Progress
 
-__all__ = ["Exporter"]
+__all__ = ["Exporter", "take_home"]
 
 _OFTEN = 1.0  # seconds between two events of an export's progress
 
@@ -222,6 +222,52 @@ class _Said:
             return
         self._last, share = now, min(done / max(total, 1), 0.999)
         self._exporter._run.say(Export(kind=self._kind, path=self._path, done=share))
+
+
+def take_home(
+    exporter: Any,
+    *,
+    gguf: Sequence[str] = (),
+    adapter: bool = False,
+    adapter_gguf: bool = False,
+    merged: str = "",
+    ollama: str = "",
+    out: str | Path | None = None,
+    importance: bool = False,
+    verify: bool | None = None,
+) -> list[ExportedFile]:
+    """Several kinds at once, for the doors that take them as flags.
+
+    Args:
+        exporter: a run's `Exporter`, or what has the same names.
+        gguf: types of file.
+        adapter, adapter_gguf: whether to make these.
+        merged: the dtype of a merged model; none is made without it.
+        ollama: the type of Ollama's file, alike.
+        out: where it goes: as it is for one kind, with a folder for each that is a folder for several.
+        importance, verify: of the GGUF files, see `Exporter.gguf`.
+    """
+    from .gguf.types import type_named
+
+    for kind in (*gguf, *([ollama] if ollama else [])):
+        type_named(kind)  # refused before any work
+    several = sum((adapter, bool(merged), bool(ollama), bool(gguf) or adapter_gguf)) > 1
+
+    def place(name: str) -> Path | None:
+        return None if out is None else Path(out).expanduser() / (name if several else "")
+
+    files: list[ExportedFile] = []
+    if adapter:
+        files.append(exporter.adapter(out=place("adapter")))
+    if adapter_gguf:
+        files.append(exporter.adapter_gguf(out=place("")))
+    if merged:
+        files.append(exporter.merged(out=place("merged"), dtype=merged))
+    if ollama:
+        files.append(exporter.ollama(ollama, out=place("ollama")))
+    if gguf:
+        files += exporter.gguf(*gguf, out=place(""), importance=importance, verify=verify)
+    return files
 
 
 def _figures(quality: Quality) -> dict[str, float | bool]:

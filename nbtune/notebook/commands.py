@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,8 @@ GGUF_TYPES = (
     *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
     *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
 )
+DTYPES = ("bfloat16", "float16", "float32")
+KINDS = ("adapter", "merged", "gguf")
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,42 @@ def _resume(to: Parser) -> None:
     to.add_argument("--detach", action="store_true", help="in a process of its own, which survives the kernel")
 
 
+def _judged(to: Parser) -> None:
+    to.add_argument("--importance", action="store_true", help="spend bits where the run's held-out rows feel them")
+    to.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compare GGUF files with the model in llama.cpp; unset: where there is one",
+    )
+
+
 def _export(to: Parser) -> None:
     _run_flag(to)
     to.add_argument("--gguf", nargs="+", metavar="TYPE", default=[], help="GGUF files, such as q8_0, q4_k_m or f16")
     to.add_argument("--merged", action="store_true", help="the whole model as safetensors")
+    to.add_argument("--dtype", metavar="DTYPE", choices=DTYPES, default=DTYPES[0], help="its numbers; unset: bfloat16")
     to.add_argument("--adapter", action="store_true", help="the adapter as safetensors")
+    to.add_argument(
+        "--adapter-gguf", action="store_true", help="the adapter for llama.cpp's --lora and Ollama's ADAPTER"
+    )
     to.add_argument("--ollama", action="store_true", help="a GGUF file with its Modelfile")
+    to.add_argument("--ollama-type", metavar="TYPE", default="q8_0", help="its type; unset: q8_0")
     to.add_argument("--out", metavar="DIR", help="where the files go; unset: exports/ in the run's folder")
+    _judged(to)
 
 
 def _push(to: Parser) -> None:
     to.add_argument("run", metavar="RUN", help="name or id")
     to.add_argument("repo", metavar="REPO", help="owner/name on the Hub")
+    to.add_argument("--what", metavar="KIND", choices=KINDS, default=KINDS[0], help="adapter, merged or gguf")
+    to.add_argument("--gguf", nargs="+", metavar="TYPE", default=[], help="GGUF files instead of the adapter")
     to.add_argument("--public", action="store_true", help="everybody may see it; unset: private")
+    to.add_argument("--branch", metavar="NAME", help="a branch, made where there is none; unset: the main one")
+    to.add_argument("--pr", action="store_true", help="open a pull request instead of committing")
+    to.add_argument("--message", metavar="TEXT", help="of the commit")
+    to.add_argument("--card", metavar="FILE", help="a model card of your own, instead of the one made of the run")
+    _judged(to)
     to.add_argument("--runs", metavar="DIR", help="where run folders are; unset: NBTUNE_RUNS, or ./runs")
 
 
@@ -89,7 +115,7 @@ COMMANDS: dict[str, Command] = {
     "unpause": Command("go on", "nbtune.attach(RUN).unpause()", _run_flag),
     "resume": Command("go on from the last checkpoint", "nbtune.attach(RUN).resume()", _resume),
     "export": Command("take files home", "nbtune.attach(RUN).export.gguf(TYPE, …)", _export),
-    "push": Command("upload the adapter to the Hub", "nbtune.attach(RUN).push_to_hub(REPO)", _push),
+    "push": Command("upload to the Hub, with a model card", "nbtune.attach(RUN).push_to_hub(REPO)", _push),
     "chat": Command("talk to the model", "nbtune.widgets.chat(RUN)", _chat),
     "compare": Command("losses of runs on one chart", "nbtune.widgets.compare([RUN, …])", _compare),
     "plan": Command("what a run would cost; the flags of %%finetune", "nbtune.plan(SPEC)", None, takes_run=False),

@@ -99,13 +99,23 @@ def _command_matches(words: list[str], fragment: str, namespace: Mapping[str, An
         return line_matches(f"%finetune {' '.join(words[1:])} {fragment}", namespace)
     if fragment.startswith("-"):
         return fragment, _starting(commands.parser(words[0]).flags(), fragment)
-    if words[-1] == "--gguf":
-        return fragment, _starting(commands.GGUF_TYPES, fragment)
+    if (offered := _of_flag(words)) is not None:
+        return fragment, _starting(offered, fragment)
     if words[0] == "data":
         return fragment, _starting(_sources(namespace), fragment)
     if command.takes_run and (len(words) == 1 or words[0] == "compare" or words[-1] == "--beside"):
         return fragment, _starting(_run_names(), fragment)
     return fragment, _starting(commands.parser(words[0]).flags(), fragment)
+
+
+def _of_flag(words: list[str]) -> Iterable[str] | None:
+    """What the flag that was written last takes, where it is one of a few words (several of them: once each)."""
+    flag = next((word for word in reversed(words) if word.startswith("--")), "")
+    action = next((each for each in commands.parser(words[0]).actions() if flag in each.option_strings), None)
+    if action is None or (words[-1] != flag and action.nargs != "+"):
+        return None
+    known = action.choices or (commands.GGUF_TYPES if action.metavar == "TYPE" else None)
+    return None if known is None else [str(word) for word in known if word not in words]
 
 
 def body_matches(above: list[str], before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:

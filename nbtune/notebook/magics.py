@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class
@@ -162,12 +163,18 @@ class NbtuneMagics(Magics):
     def _export(self, args: Any) -> None:
         files = _exported(self._run(args), args)
         rows = [
-            (file.type, f"{file.bytes / 2**20:,.1f} MiB", from_here(file.path), " ".join(file.notes)) for file in files
+            (file.type, f"{file.bytes / 2**20:,.1f} MiB", from_here(file.path), "; ".join(_remarks(file)))
+            for file in files
         ]
         display(Table(("type", "size", "file", ""), rows, empty="nothing was exported"))
 
     def _push(self, args: Any) -> None:
-        say(self._run(args).push_to_hub(args.repo, private=not args.public))
+        more = {"revision": args.branch, "create_pr": args.pr, "card": args.card and Path(args.card)}
+        more |= {"types": args.gguf} if args.gguf else {}
+        more |= {"message": args.message} if args.message else {}
+        what = "gguf" if args.gguf else args.what
+        judged = {"importance": args.importance, "verify": args.verify}
+        say(self._run(args).push_to_hub(args.repo, what=what, private=not args.public, **judged, **more))
 
     def _chat(self, args: Any) -> None:
         run = self._run(args)
@@ -245,17 +252,14 @@ def _is_rows(name: str, value: Any) -> bool:
 
 def _exported(run: Any, args: Any) -> list[Any]:
     """What the flags ask for, or a q8_0 GGUF if they ask for nothing."""
-    files: list[Any] = []
-    if args.adapter:
-        files += _as_list(run.export.adapter(out=args.out))
-    if args.merged:
-        files += _as_list(run.export.merged(out=args.out))
-    if args.ollama:
-        files += _as_list(run.export.ollama(out=args.out))
-    if args.gguf or not files:
-        files += _as_list(run.export.gguf(*(args.gguf or ["q8_0"]), out=args.out))
-    return files
+    from nbtune.export import take_home
+
+    kinds = {"adapter": args.adapter, "adapter_gguf": args.adapter_gguf, "gguf": args.gguf}
+    kinds |= {"merged": args.dtype if args.merged else "", "ollama": args.ollama_type if args.ollama else ""}
+    if not any(kinds.values()):
+        kinds["gguf"] = ["q8_0"]
+    return take_home(run.export, out=args.out, importance=args.importance, verify=args.verify, **kinds)
 
 
-def _as_list(found: Any) -> list[Any]:
-    return list(found) if isinstance(found, list | tuple) else [found]
+def _remarks(file: Any) -> list[str]:
+    return [*([file.quality.words()] if file.quality else []), *file.notes]

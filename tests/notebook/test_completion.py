@@ -44,6 +44,12 @@ def complete(shell: Any, text: str) -> list[str]:
         ("%nbtune expo|", "%nbtune export"),
         ("%nbtune export demo --gguf q8|", "%nbtune export demo --gguf q8_0"),
         ("%nbtune export demo --mer|", "%nbtune export demo --merged"),
+        ("%nbtune export demo --gguf q8_0 q4_k_|", "%nbtune export demo --gguf q8_0 q4_k_m"),
+        ("%nbtune export demo --merged --dtype bfl|", "%nbtune export demo --merged --dtype bfloat16"),
+        ("%nbtune export demo --ollama-type q5_k|", "%nbtune export demo --ollama-type q5_k_s"),
+        ("%nbtune export demo --gguf q8_0 --no-ver|", "%nbtune export demo --gguf q8_0 --no-verify"),
+        ("%nbtune push demo me/it --what mer|", "%nbtune push demo me/it --what merged"),
+        ("%nbtune push demo me/it --bra|", "%nbtune push demo me/it --branch"),
         ("%%nbtune plan\nste|", "%%nbtune plan\nsteps: "),
     ],
 )
@@ -67,7 +73,7 @@ def test_rows_of_the_notebook_and_files_are_offered_as_data(shell: Any, tmp_path
 
 def test_models_of_the_cache_are_offered(shell: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hub/models--acme--small-1b").mkdir(parents=True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert complete(shell, "%%finetune\nmodel: acme/|") == ["%%finetune\nmodel: acme/small-1b"]
 
 

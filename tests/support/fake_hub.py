@@ -71,6 +71,8 @@ class FakeHub:
         self.objects: dict[str, bytes] = {}
         self.xorbs: list[bytes] = []
         self.requests: list[tuple[str, str, bool]] = []
+        self.messages: list[str] = []
+        """Of the commits, in their order."""
         self.faults: list[Fault] = []
         self.seen: Callable[[int], None] | None = None
         """Called with the number of each request before it is served."""
@@ -312,7 +314,9 @@ class _Handler(BaseHTTPRequestHandler):
         for line in body.decode().splitlines():
             item = json.loads(line)
             value = item["value"]
-            if item["key"] == "file":
+            if item["key"] == "header":
+                self.hub.messages.append(value.get("summary", ""))
+            elif item["key"] == "file":
                 files[value["path"]] = (base64.b64decode(value["content"]), False)
             elif item["key"] == "lfsFile":
                 sent = b"".join(self.hub.xorbs)[: value.get("size", 0)]
@@ -346,6 +350,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {**body, "tags": [], "downloads": 0, "likes": 0})
 
     def tree(self, _body: bytes, _query: dict[str, str], repo: str, branch: str, path: str = "") -> None:
+        known = self.hub.repos.get(repo)
+        branch = next((name for name in known.branches if known.sha(name) == branch), branch) if known else branch
         found = self._repo(repo, branch)
         if not found:
             return
