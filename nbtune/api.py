@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.errors import NbtuneError, TrainError
-from nbtune.events import Eval, Sample
+from nbtune.events import Eval, Sample, Step
 from nbtune.export.exporter import Exporter
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, from_yaml
@@ -87,6 +87,11 @@ class Run(StoredRun):
         from nbtune import widgets
 
         return widgets.monitor(self)
+
+    def _repr_html_(self) -> str:
+        from nbtune.widgets.card import card
+
+        return card(self, self._last(Step))
 
     def chat(self, other: Run | None = None, *, system: str = "") -> Any:
         """Base and tuned side by side, or this run beside another one."""

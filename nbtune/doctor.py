@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune import device as machine
+from nbtune import hub
 from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
 
@@ -69,13 +70,13 @@ class Cached:
 
 def examine(*, offline: bool = False) -> list[Finding]:
     """All findings, the machine first; `offline` adds what is missing to work without a network."""
-    looks: list[Callable[[], Iterator[Finding]]] = [_machine, _device, _versions, _widgets, _disk, _hub]
+    looks: list[Callable[[], Iterator[Finding]]] = [_machine, _device, _versions, _widgets, _disk, _shared, _hub]
     if offline:
         looks.append(_offline)
     return [finding for look in looks for finding in look()]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rows:
     """Rows as a run would read them."""
 
@@ -86,6 +87,12 @@ class Rows:
     def report(self) -> Report:
         """Every row's fate, counts, warnings."""
         return self.prepared.report
+
+    def __repr__(self) -> str:
+        return str(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
     def each(self) -> Iterator[dict[str, Any]]:
         """Per example, in the order of the rows: row, source, status (used, held out, cut, split, dropped), reason,
@@ -267,7 +274,7 @@ def _labextensions(prefix: Path) -> list[Path]:
 
 
 def _disk() -> Iterator[Finding]:
-    for topic, folder in {"runs folder": _runs_root(), "Hub cache": _hub_cache()}.items():
+    for topic, folder in {"runs folder": _runs_root(), "Hub cache": hub.user_cache()}.items():
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free
         text = f"{_short(folder)}, {_gib(free)} free"
@@ -278,6 +285,16 @@ def _disk() -> Iterator[Finding]:
             yield Finding(topic, "note", text, "little: a 7B model takes 15 GB, its checkpoints some more")
         else:
             yield Finding(topic, "ok", text)
+
+
+def _shared() -> Iterator[Finding]:
+    for cache in hub.shared_caches():
+        if not cache.is_dir():
+            fix = "mount it, or take it out of NBTUNE_SHARED_CACHE"
+            yield Finding("shared cache", "problem", f"{_short(cache)} is no folder", fix)
+            continue
+        counts = " and ".join(f"{len(hub.repos(cache, kind))} {kind}s" for kind in ("model", "dataset"))
+        yield Finding("shared cache", "ok", f"{_short(cache)}, {counts}; only read")
 
 
 def _writable(folder: Path) -> bool:
@@ -304,20 +321,22 @@ def _hub() -> Iterator[Finding]:
 
 
 def _offline() -> Iterator[Finding]:
-    models = [entry.name for entry in cached() if entry.kind == "model"]
+    caches = (hub.user_cache(), *hub.shared_caches())
+    models = sorted({name for cache in caches for name in hub.repos(cache, "model")})
     lacking = _not_whole(models)
     whole = [name for name in models if name not in lacking]
-    text = f"nbtune/tiny and {len(whole)} models of the cache" if whole else "nbtune/tiny only"
+    where = "cache" if len(caches) == 1 else "caches"
+    text = f"nbtune/tiny and {len(whole)} models of the {where}" if whole else "nbtune/tiny only"
     yield Finding("models without a network", "ok" if whole else "note", text)
     for name, runs in {**{name: [] for name in lacking}, **_wanted_by_runs(whole)}.items():
-        text = f"the run {', '.join(runs)} needs it" if runs else "only a part of it is in the cache"
+        text = f"the run {', '.join(runs)} needs it" if runs else f"only a part of it is in the {where}"
         yield Finding(f"model {name}", "problem", text, f"hf download {name}, while there is a network")
     if os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on"):
         yield Finding("HF_HUB_OFFLINE", "note", "is not set", "set it to 1, so that nothing tries the network first")
 
 
 def _not_whole(models: list[str]) -> list[str]:
-    """Those whose weights are not all in the cache."""
+    """Those whose weights are not all in one of the caches."""
     from nbtune.models import missing_bytes
 
     return [name for name in models if missing_bytes(name, 1)]
@@ -359,7 +378,7 @@ def cached() -> list[Cached]:
     from nbtune.data import cache as prepared
 
     try:
-        repos = list(scan_cache_dir(_hub_cache()).repos)
+        repos = list(scan_cache_dir(hub.user_cache()).repos)
     except CacheNotFound:
         repos = []
     entries = [Cached(repo.repo_type, repo.repo_id, repo.size_on_disk) for repo in repos]
@@ -369,11 +388,6 @@ def cached() -> list[Cached]:
 
 def _runs_root() -> Path:
     return Path(os.environ.get("NBTUNE_RUNS") or "runs").expanduser().absolute()
-
-
-def _hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()
 
 
 def _short(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,12 @@ class Report:
         import pandas
 
         return pandas.DataFrame(self.fates, columns=["source", "row", "status", "reason"])
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+    def _repr_html_(self) -> str:
+        return f"<pre style='margin:0;white-space:pre-wrap'>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         lines = []

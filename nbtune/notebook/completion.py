@@ -6,7 +6,6 @@ when they are asked for.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
 from pydantic import BaseModel
 
+from nbtune import hub
 from nbtune.notebook import commands, flags
 from nbtune.spec import RunSpec
 
@@ -200,13 +200,8 @@ def _holds_rows(value: Any) -> bool:
 
 
 def _cached_models() -> list[str]:
-    """Hub ids of models in the local cache: its folders are called models--owner--name."""
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    try:
-        return sorted(entry.name[8:].replace("--", "/") for entry in cache.iterdir() if entry.name[:8] == "models--")
-    except OSError:
-        return []
+    """Hub ids of models in the caches of this machine."""
+    return sorted({name for cache in (hub.user_cache(), *hub.shared_caches()) for name in hub.repos(cache, "model")})
 
 
 def _run_names() -> list[str]:

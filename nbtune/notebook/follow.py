@@ -57,10 +57,15 @@ def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") 
     sink.end()
 
 
-def show_ended(run: Any) -> None:
-    """What stays of a run that has ended: its figures, a picture, and the lines that use the model."""
+def show_ended(run: Any, shell: Any = None) -> None:
+    """What stays of a run that has ended: its figures, a picture, and the lines that use the model.
+
+    Where a page looks on its monitor comes first, whose buttons resume and export it.
+    """
     from nbtune.widgets import report
 
+    if shell is not None and front.has_page(shell):
+        _show_monitor(run)
     display(report(run))
 
 

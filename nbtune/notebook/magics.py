@@ -58,6 +58,8 @@ class NbtuneMagics(Magics):
             detach=request.detach,
         )
         self._keep(run)
+        if left := _left_behind(run):
+            say(left)
         return follow(run, self.shell, asked=request.wait, setting=self.wait)
 
     @line_cell_magic
@@ -136,7 +138,7 @@ class NbtuneMagics(Magics):
         run = self._run(args)
         self._keep(run)
         if run.state in ENDED:
-            show_ended(run)
+            show_ended(run, self.shell)
         else:
             follow(run, self.shell, asked=args.wait, setting=self.wait)
 
@@ -208,8 +210,16 @@ class NbtuneMagics(Magics):
 
     def _script(self, args: Any) -> None:
         run = self._run(args)
-        body = "".join(f"# {line}\n" for line in to_yaml(run.spec).splitlines())
-        self.shell.set_next_input(f"# The spec of {run.name}:\n{body}\n{(run.folder / 'train.py').read_text()}")
+        where = from_here(run.folder)
+        body = "".join(f"#   {line}\n" for line in to_yaml(run.spec).splitlines())
+        self.shell.set_next_input(
+            f"# Trains {run.name} again: same spec, same rows, same losses. Its spec:\n{body}"
+            f"import nbtune\n\nrun = nbtune.repeat({where!r}).wait()\nprint(run.folder.name)"
+        )
+        say(
+            f"The next cell trains {run.name} again. From a shell: `python {where}/train.py`, or "
+            f"`nbtune train {where}/spec.yaml` where its rows are a file, a Hub id or one of nbtune's sets."
+        )
 
     def _data(self, args: Any) -> None:
         spec = from_mapping({"data": args.source, "model": args.model}, name="the line")
@@ -243,6 +253,18 @@ def _nested(overrides: dict[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(part, {})
         inner[last] = value
     return body
+
+
+def _left_behind(run: Any) -> str:
+    """That an earlier run of this name has not come to its end, if so: one may have wanted to go on with it."""
+    same = [other for other in nbtune.runs(run.folder.parent) if other.name == run.name and other.id != run.id]
+    if not same or same[0].state not in ("stopped", "interrupted") or not same[0].step:
+        return ""
+    older = same[0]
+    return (
+        f"This is a new run. The one before, {older.id}, was {older.state} at step {older.step:,} of "
+        f"{older.total_steps:,}: `%nbtune resume {older.id}` goes on with it."
+    )
 
 
 def _is_rows(name: str, value: Any) -> bool:

@@ -74,13 +74,24 @@ class Table:
 
 def runs_table(runs: Iterable[Any]) -> Table:
     """Name, state, step and folder of each run."""
-    rows = [
-        (run.name, run.id, run.state, f"{run.step:,}/{run.total_steps:,}" if run.total_steps else "", run.folder.name)
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        state, steps = run.state, f"{run.step:,}/{run.total_steps:,}" if run.total_steps else ""
+        rows.append((run.name, run.id, state, steps, run.folder.name, _next_command(run, state)))
     return Table(
-        ("name", "id", "state", "step", "folder"), rows, empty="No runs yet: `%finetune` shows how to start one."
+        ("name", "id", "state", "step", "folder", "next"),
+        rows,
+        empty="No runs yet: `%finetune` shows how to start one.",
     )
+
+
+def _next_command(run: Any, state: str) -> str:
+    """What one mostly wants of a run in this state."""
+    if state in ("stopped", "interrupted") and run.step:
+        return f"%nbtune resume {run.id}"
+    if state == "failed":
+        return f"%nbtune attach {run.id}"
+    return f"%nbtune chat {run.id}" if state == "finished" else ""
 
 
 def losses_table(runs: Iterable[Any]) -> Table:

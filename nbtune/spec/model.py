@@ -7,6 +7,7 @@ form hides behind "more". What is `None` is decided by the planner, which says w
 
 from __future__ import annotations
 
+import html
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -206,6 +207,17 @@ class RunSpec(Part):
         example=False,
         advanced=True,
     )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self._as_yaml())
+
+    def _repr_html_(self) -> str:
+        return f"<pre style='margin:0;white-space:pre-wrap'>{html.escape(self._as_yaml())}</pre>"
+
+    def _as_yaml(self) -> str:
+        from nbtune.spec.yaml import to_yaml
+
+        return to_yaml(self).rstrip()
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunSpec:

@@ -70,12 +70,13 @@ class Form(Panel):
     def do_check(self, values: dict[str, Any]) -> None:
         """Checks fields (strings as typed, by dotted key) and shows the YAML that they come to."""
         body: dict[str, Any] = {}
+        begun = bool(str(values.get("data") or "").strip())
         try:
             for key, value in values.items():
                 _put(body, key, parse_value(value) if isinstance(value, str) and key not in _TEXTS else value)
             self._accept(from_mapping(body, name="the form"), values)
         except NbtuneError as error:
-            self.checked = {"yaml": self.checked.get("yaml", ""), "error": _error(error)}
+            self.checked = {"yaml": self.checked.get("yaml", ""), "error": _error(error), "begun": begun}
 
     def do_yaml(self, text: str) -> None:
         """Checks a YAML text and fills the fields from it."""

@@ -18,7 +18,8 @@ def test_a_run_by_keyboard(notebook, lab):
     page = notebook([CELL, "print(panel.spec.steps, panel.run.name)"], width=1000)
     page.run(0)
     panel = page.page.locator(".nbt-form")
-    assert "`data` is missing" in panel.locator(".nbt-error").inner_text()
+    assert "Next: choose the rows" in panel.locator(".nbt-error").inner_text()
+    page.picture("form-first", panel)
 
     panel.get_by_label("Data", exact=True).focus()
     page.page.keyboard.type("rows")

@@ -122,3 +122,9 @@ def test_start_is_refused_while_something_is_wrong(panel):
 def test_a_spec_survives_yaml_and_back():
     spec = from_yaml("data: [{source: a.jsonl, weight: 2}, rows]\neval: {split: 0.2}")
     assert from_yaml(to_yaml(spec)) == spec
+
+
+def test_a_form_that_was_just_opened_has_nothing_wrong_yet(panel):
+    assert panel.checked["begun"] is False
+    panel.do_check({"data": "rows", "adapter.r": "many"})
+    assert panel.checked["begun"] is True

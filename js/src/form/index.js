@@ -132,9 +132,11 @@ class View {
   }
 
   showChecked() {
-    const { yaml = "", error } = this.model.get("checked");
+    const { yaml = "", error, begun = true } = this.model.get("checked");
     if (document.activeElement !== this.yaml || !this.root.isConnected) this.yaml.value = yaml;
     this.showError(error);
+    this.error.classList.toggle("nbt-next", Boolean(error) && !begun);
+    if (error && !begun) setText(this.error, text("form.next")); // nothing is wrong yet: what comes next
     this.start.disabled = Boolean(error);
   }
 

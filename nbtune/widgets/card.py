@@ -1,0 +1,36 @@
+"""A run as a cell's value: where it stands, and the lines that come next. Text without any widget."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from nbtune.events import ENDED, Step
+from nbtune.widgets.plain import clean
+
+__all__ = ["card"]
+
+
+def card(run: Any, latest: Step | None) -> str:
+    """HTML of a run's name, its state and latest step, its folder, and what a person may do with it now."""
+    state, said = run.state, [run.state]
+    if latest is not None:
+        said += [f"step {latest.step:,} of {run.total_steps:,}", f"loss {latest.loss:.4g}"]
+    rows = [("Where it stands", " · ".join(said)), ("Folder", f"{run.folder.name}/")]
+    if run.error is not None:
+        rows.append(("Why", clean(str(run.error), 600)))
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
+        for name, text in rows
+    )
+    calls = " · ".join(f"<code>{escape(call)}</code>" for call in next_calls(state))
+    return f"<div><b>Run {escape(clean(run.name, 200))}</b><table>{cells}</table><p>Next: {calls}</p></div>"
+
+
+def next_calls(state: str) -> list[str]:
+    """The lines of Python that make sense in a state."""
+    if state not in ENDED:
+        return ["run.monitor()", "run.pause()", "run.stop()", "run.wait()"]
+    if state == "finished":
+        return ["run.chat()", 'run.export.gguf("q8_0")', "run.history", "run.monitor()"]
+    return ["run.resume()", "run.history", "run.monitor()"]

@@ -1,0 +1,54 @@
+"""What a cell shows of a run, a spec, a report: words and HTML, hostile names as text."""
+
+from __future__ import annotations
+
+import pytest
+from IPython.lib.pretty import pretty
+from memory_run import MemoryRun, made_up_step
+
+from nbtune import events as ev
+from nbtune.data.report import Report
+from nbtune.spec import from_yaml, to_yaml
+from nbtune.widgets.card import card, next_calls
+
+
+def test_a_run_says_where_it_stands_and_what_comes_next():
+    run = MemoryRun("demo", total_steps=9)
+    run.say(ev.State(state="running", total_steps=9))
+    shown = card(run, made_up_step(3))
+    assert "Run demo" in shown
+    assert "step 3 of 9" in shown
+    assert "run.pause()" in shown
+
+
+def test_a_hostile_name_is_text():
+    run = MemoryRun("<img src=x onerror=alert(1)>")
+    run.say(ev.State(state="running"))
+    assert "<img" not in card(run, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "call"),
+    [
+        ("finished", "run.chat()"),
+        ("stopped", "run.resume()"),
+        ("interrupted", "run.resume()"),
+        ("paused", "run.stop()"),
+    ],
+)
+def test_the_next_lines_fit_the_state(state, call):
+    assert call in next_calls(state)
+
+
+def test_a_spec_is_shown_as_its_yaml():
+    spec = from_yaml("data: rows\nadapter: {r: 8}\nsamples: ['<b>who?</b>']")
+    assert from_yaml(pretty(spec)) == spec
+    assert "&lt;b&gt;who?" in spec._repr_html_()
+    assert "<b>" not in spec._repr_html_()
+    assert pretty(spec) == to_yaml(spec).rstrip()
+
+
+def test_a_report_is_shown_in_words():
+    report = Report(used=3, held_out=1, tokens=10, trained_tokens=4, longest=5, warnings=["<i>odd</i>"])
+    assert "3 examples to learn from" in pretty(report)
+    assert "&lt;i&gt;odd" in report._repr_html_()
