@@ -82,13 +82,10 @@ def put_in_cache(hub: Path, name: str, *files: str) -> None:
 
 
 def test_what_is_missing_without_a_network_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
     from nbtune.spec import from_mapping
     from nbtune.store import folder
 
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("NBTUNE_RUNS", str(tmp_path / "runs"))
     put_in_cache(tmp_path / "hub", "acme/whole", "config.json", "model.safetensors")
     put_in_cache(tmp_path / "hub", "acme/half", "config.json")
@@ -112,7 +109,7 @@ def test_a_package_that_was_replaced_under_a_kernel_needs_a_restart(monkeypatch:
 
 
 def test_the_cache_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert doctor.cached() == []
     snapshot = tmp_path / "hub/models--acme--small/snapshots/0123456789012345678901234567890123456789"
     snapshot.mkdir(parents=True)

@@ -21,7 +21,8 @@ KERNELS = REPO / "kernels" / "nbtune_kernels"
 
 # spec -> data -> models -> planner -> train -> store -> widgets / export: a room may import those before it.
 FLOORS = {"spec": 0, "data": 1, "models": 2, "planner": 3, "train": 4, "store": 5, "widgets": 6, "export": 6}
-LEAVES = ("errors", "events", "device", "progress")  # progress: where a run is, in a line, from its events
+# progress: where a run is, in a line, from its events; hub: where the Hub's files lie on this machine
+LEAVES = ("errors", "events", "device", "progress", "hub")
 DOORS = ("api", "doctor", "notebook", "cli", "__main__")  # what a user opens
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "plotly", "bitsandbytes", "triton", "accelerate")
 SCRIPTS = NBTUNE / "models" / "embedded"  # what built the embedded model

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nbtune import hub
 from nbtune.data import functions
 from nbtune.data.files import SUFFIXES, read_files
 from nbtune.data.sources import ListRows, Rows, Source, is_rows, rows_of
@@ -232,8 +234,13 @@ def _hub(spec: SourceSpec, name: str) -> Source:
         import datasets
 
         try:
-            dataset = datasets.load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
+            with _quiet():
+                dataset = _shared_set(spec, name)
+                if dataset is None:
+                    dataset = datasets.load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
         except Exception as error:
+            if distrust := hub.distrusted(error):
+                raise HubError(distrust[0], place=f"hub:{name}", fix=distrust[1]) from error
             reason = (str(error).strip() or type(error).__name__).split("\n")[0]
             raise HubError(
                 f"the dataset could not be loaded: {reason}",
@@ -245,10 +252,36 @@ def _hub(spec: SourceSpec, name: str) -> Source:
     return Source(name, "hub", spec, load)
 
 
-def _in_hub_cache(name: str) -> bool:
-    from huggingface_hub.constants import HF_HUB_CACHE
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of datasets: a run's thread never prints."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    return (Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}").exists()
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
+def _shared_set(spec: SourceSpec, name: str) -> Any:
+    """The set as a shared cache holds it, where the user's own has none of it; what is made of it is the user's."""
+    import datasets
+
+    if (hub.user_cache() / f"datasets--{name.replace('/', '--')}").exists():
+        return None
+    for folder in hub.shared_snapshot("dataset", name, spec.revision):
+        try:
+            return datasets.load_dataset(str(folder), spec.config, split=spec.split)
+        except (ValueError, OSError):  # another part of the set is there than is asked for
+            continue
+    return None
+
+
+def _in_hub_cache(name: str) -> bool:
+    return any(name in hub.repos(cache, "dataset") for cache in (hub.user_cache(), *hub.shared_caches()))
 
 
 def _nothing(name: str, namespace: Mapping[str, Any], base: Path | None) -> DataError:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbtune import hub
 from nbtune.errors import HubError, PlanError, SpecError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "merges.txt", "*.tiktoken"]
 
 
 def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
-    """The folder that holds a model's files; a Hub model is downloaded into huggingface_hub's own cache.
+    """The folder that holds a model's files; a Hub model is downloaded into huggingface_hub's own cache, unless it is
+    whole there or in a shared one.
 
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
@@ -47,7 +49,28 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
         return folder
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
         raise SpecError(f"there is no model folder {model}", fix="Check the path, or name a Hub id such as org/name.")
-    return _download(model, weights, trust_remote_code)
+    return _shared(model) or _download(model, weights, trust_remote_code)
+
+
+def _shared(model: str) -> Path | None:
+    """Its folder in a shared cache, where it is whole there and not in the user's own."""
+    own = hub.snapshot(hub.user_cache(), "model", model)
+    if own is not None and _is_whole(own):
+        return None
+    return next(filter(_is_whole, hub.shared_snapshot("model", model)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether config and all weights are there."""
+    if not (folder / "config.json").is_file():
+        return False
+    if (folder / "model.safetensors").is_file():
+        return True
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
@@ -75,6 +98,8 @@ def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
             f"the Hub knows no model {model}", fix="Check the spelling; for a private one, log in with `hf auth login`."
         ) from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        if distrust := hub.distrusted(e):
+            raise HubError(distrust[0], place=model, fix=distrust[1]) from e
         raise HubError(
             f"{model} is not on this machine, and the Hub could not be reached ({type(e).__name__})",
             fix="Check the network, name a folder, or use the embedded model nbtune/tiny.",
@@ -95,17 +120,9 @@ def missing_bytes(model: str, weights_bytes: int) -> int:
     """
     if model == EMBEDDED or Path(model).expanduser().is_dir():
         return 0
-    from huggingface_hub import try_to_load_from_cache
-
-    def cached(name: str) -> str | None:
-        found = try_to_load_from_cache(model, name)
-        return found if isinstance(found, str) else None
-
-    if cached("model.safetensors"):
-        return 0
-    index = cached("model.safetensors.index.json")
-    shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
-    return 0 if shards and all(cached(shard) for shard in shards) else weights_bytes
+    own = hub.snapshot(hub.user_cache(), "model", model)
+    there = [*([own] if own is not None else []), *hub.shared_snapshot("model", model)]
+    return 0 if any(map(_is_whole, there)) else weights_bytes
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

@@ -27,7 +27,7 @@ def test_a_folder_and_the_embedded_model_need_nothing():
 def test_a_hub_model_is_missing_until_its_last_shard_is_there():
     assert missing_bytes("somebody/model", 100) == 100
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    _cache({"model.safetensors.index.json": json.dumps(index), "model-1.safetensors": ""})
+    _cache({"config.json": "{}", "model.safetensors.index.json": json.dumps(index), "model-1.safetensors": ""})
     assert missing_bytes("somebody/model", 100) == 100
     _cache({"model-2.safetensors": ""})
     assert missing_bytes("somebody/model", 100) == 0

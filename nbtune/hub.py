@@ -1,0 +1,97 @@
+"""The Hub as this machine reaches it: where its files lie here already, and why it cannot be reached.
+
+``NBTUNE_SHARED_CACHE=/srv/huggingface`` names a cache of the Hub that many people read and this process never writes
+(several: separated as in PATH). It is looked at after the user's own cache and before the network.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["distrusted", "repos", "shared_caches", "shared_snapshot", "snapshot", "user_cache"]
+
+_FOLDERS = {"model": "models", "dataset": "datasets"}
+
+
+def user_cache() -> Path:
+    """The folder in which huggingface_hub keeps what it has downloaded for this user."""
+    loaded = sys.modules.get("huggingface_hub.constants")
+    if loaded is not None:
+        return Path(loaded.HF_HUB_CACHE).absolute()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser().absolute()
+
+
+def shared_caches() -> list[Path]:
+    """The caches that ``NBTUNE_SHARED_CACHE`` names, each a folder of repositories, or one that has it in ``hub/``."""
+    named = [Path(entry).expanduser() for entry in os.environ.get("NBTUNE_SHARED_CACHE", "").split(os.pathsep) if entry]
+    return [path / "hub" if (path / "hub").is_dir() else path for path in named]
+
+
+def repos(cache: Path, kind: str) -> list[str]:
+    """Ids of what a cache holds, sorted, whole or not.
+
+    Args:
+        cache: its folder.
+        kind: ``model`` or ``dataset``.
+    """
+    start = f"{_FOLDERS[kind]}--"
+    try:
+        found = [entry.name for entry in cache.iterdir() if entry.name.startswith(start)]
+    except OSError:
+        return []
+    return sorted(name[len(start) :].replace("--", "/") for name in found)
+
+
+def snapshot(cache: Path, kind: str, repo: str, revision: str | None = None) -> Path | None:
+    """The folder with a repository's files in a cache, or None; some of the files may be missing.
+
+    Args:
+        cache: its folder.
+        kind: ``model`` or ``dataset``.
+        repo: ``owner/name``.
+        revision: a branch, tag or commit; ``main`` if unset.
+    """
+    folder, revision = cache / f"{_FOLDERS[kind]}--{repo.replace('/', '--')}", revision or "main"
+    try:
+        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision
+    found = folder / "snapshots" / commit
+    return found if found.is_dir() else None
+
+
+def shared_snapshot(kind: str, repo: str, revision: str | None = None) -> Iterator[Path]:
+    """`snapshot` in each of the shared caches that has one."""
+    for cache in shared_caches():
+        found = snapshot(cache, kind, repo, revision)
+        if found is not None:
+            yield found
+
+
+def distrusted(error: BaseException) -> tuple[str, str] | None:
+    """(what is wrong, what to do), if an error comes from a certificate that nobody here vouches for; else None.
+
+    huggingface_hub makes its connections anew afterwards, so that what is set then counts without a restart.
+    """
+    link: BaseException | None = error
+    while link is not None and "CERTIFICATE_VERIFY_FAILED" not in str(link):
+        link = link.__cause__ or link.__context__
+    if link is None:
+        return None
+    from huggingface_hub import close_session
+
+    close_session()
+    host = os.environ.get("HF_ENDPOINT", "the Hub").split("@")[-1].removeprefix("https://")
+    named = os.environ.get("SSL_CERT_FILE")
+    elsewhere = next((name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name)), None)
+    if named:
+        fix = f"put the certificate of your organisation's proxy into {named}, which SSL_CERT_FILE names"
+    elif elsewhere:
+        fix = f"set SSL_CERT_FILE to {os.environ[elsewhere]} too: huggingface_hub does not look at {elsewhere}"
+    else:
+        fix = "set SSL_CERT_FILE to the file with your organisation's certificates: `%env SSL_CERT_FILE=/etc/ca.pem`"
+    return f"{host} shows a certificate that this machine does not trust", fix
