@@ -42,6 +42,7 @@ __all__ = [
     "record",
     "replayable",
     "reset_peak",
+    "rocm",
     "send",
     "synchronize",
     "torch_dtype",
@@ -114,7 +115,7 @@ def describe(device: torch.device) -> DeviceFacts:
             limit = int(float(cap) * 2**30)
             free, total = max(0, min(free, limit - torch.cuda.memory_reserved(device))), min(total, limit)
         capability = torch.cuda.get_device_capability(device)
-        bf16 = capability >= (8, 0) or torch.version.hip is not None
+        bf16 = capability >= (8, 0) or rocm()
         name = torch.cuda.get_device_name(device)
         return DeviceFacts("cuda", name, total, free, capability, bf16, ram=ram_available())
     if device.type == "mps":
@@ -236,6 +237,13 @@ def pinnable() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def rocm() -> bool:
+    """Whether this torch is a build for AMD's cards, which it calls CUDA too."""
+    import torch
+
+    return torch.version.hip is not None
 
 
 def replayable(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ import torch
 from nbtune_kernels import FusedAdamW
 from torch import Tensor, nn
 
-from nbtune.device import describe, memory_use, record, replayable, send
+from nbtune.device import describe, memory_use, pinnable, record, replayable, send
 from nbtune.models.accelerate.gradients import Sink
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class TrainStep:
 
     def _sendable(self, value: Tensor) -> Tensor:
         # a copy from pageable memory waits for all that was launched before; one from pinned memory does not
-        waits = replayable(self.device) and value.device.type == "cpu" and not value.is_pinned()
+        waits = replayable(self.device) and value.device.type == "cpu" and not value.is_pinned() and pinnable()
         return value.pin_memory() if waits else value
 
     def update(self, lr: float) -> Tensor:

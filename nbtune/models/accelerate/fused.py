@@ -25,6 +25,8 @@ from nbtune_kernels._runtime import (
 from nbtune_kernels.activation import _act
 from torch import Tensor
 
+from nbtune.device import rocm
+
 __all__ = ["Partials", "act_backward_grads", "rotate_back"]
 
 _MIN_ROWS = 2048  # below it a program a block of rows leaves most of the card idle
@@ -33,7 +35,7 @@ _MAX_RANK = 32
 _ACT_BACKWARD = {"BT": 16, "BN": 128, "num_warps": 4, "num_stages": 3}
 _REGISTERS = 168  # a thread, so that three programs share a processor: faster than four of 128
 _MOST_SPLITS = 14  # slices of the rows, whose partial sums are added afterwards
-_NVIDIA = not INTERPRETED and torch.version.hip is None
+_NVIDIA = not INTERPRETED and not rocm()
 
 
 def _applies(x: Tensor, rank: int) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nbtune.device import pinnable
+
 __all__ = ["Parking", "Ticket"]
 
 
@@ -38,7 +40,7 @@ class Parking:
         if self._leaving is not None:  # at most one tensor is on its way out, and it is held until it is gone
             here.wait_event(self._leaving[1])
         kept = self._free.get((x.shape, x.dtype), [])
-        host = kept.pop() if kept else torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host = kept.pop() if kept else torch.empty(x.shape, dtype=x.dtype, pin_memory=pinnable())
         self.stream.wait_event(here.record_event())
         self._copy(host, x, here)
         self._leaving = (x, self.stream.record_event())

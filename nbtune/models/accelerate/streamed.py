@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nbtune.device import pinnable
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup, wide
 from nbtune.models.accelerate.scratch import EdgedGroup
 
@@ -168,7 +169,7 @@ class StreamedGroup(EdgedGroup):
     def attach(self, shared: dict[Any, Tensor]) -> None:
         traffic: Any = shared.setdefault("traffic", Traffic(self.device))  # type: ignore[call-overload, arg-type]
         self.traffic: Traffic = traffic
-        pinned = self.device.type == "cuda"
+        pinned = self.device.type == "cuda" and pinnable()
         pitch = self.empty().shape[1]
         self.host = torch.zeros((self.outputs, pitch), dtype=self.dtype, pin_memory=pinned)
         with torch.no_grad():
