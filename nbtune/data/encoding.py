@@ -18,6 +18,7 @@ from nbtune.data.thoughts import KEYS, told_apart
 from nbtune.data.wanted import wanted
 from nbtune.data.words import Words
 from nbtune.errors import DataError
+from nbtune.spec import SpanRule
 
 __all__ = ["Encoder", "Job"]
 
@@ -32,6 +33,7 @@ class Job:
     raw: bool
     prefix: bool
     ends: bool
+    ruled: Sequence[tuple[int, int, bool]] = ()
 
 
 class Encoder:
@@ -42,6 +44,7 @@ class Encoder:
         template: its chat template, or None where only text is read.
         train_on: `answers`, `last_answer`, `all`, or roles.
         terminators: which ends of turns are trained, `thinking`: what becomes of thoughts; as in a spec.
+        rules: texts that are trained, or not, whatever the others say; later ones win.
 
     `chats` counts the conversations, `unended` those whose last answer has no terminator behind it, `unthought` those
     with thoughts that the template leaves out.
@@ -58,6 +61,7 @@ class Encoder:
         *,
         terminators: str = "turn",
         thinking: str = "keep",
+        rules: Sequence[SpanRule] = (),
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -70,6 +74,7 @@ class Encoder:
 
         self.tokenizer, self.template, self.train_on = tokenizer, template, train_on
         self.terminators, self.thinking = terminators, thinking
+        self.rules = [(rule.pattern(), rule.train) for rule in rules]
         self.controls = template.controls if template else Controls(tokenizer)
         self.backend = _without_limits(backend)
         self.lengths, self.words = _knowledge(self.backend, self.backend.to_str())
@@ -129,12 +134,22 @@ class Encoder:
             if isinstance(job, DataError):
                 results.append(job)
                 continue
-            if found is None:
-                ids, offsets = self.controls.encode(job.text, job.spans)
-                found = np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))
-            ids_of_job, places = found
+            ids_of_job, places = found or self._by_controls(job)
             results.append(self._finish(job, ids_of_job, places, masks.get(number)))
         return results
+
+    def _by_controls(self, job: Job) -> tuple[np.ndarray, OffsetPlaces]:
+        """Ids and places of a text whose data looks like control tokens."""
+        ids, offsets = self.controls.encode(job.text, job.spans)
+        return np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))
+
+    def text_of(self, job: Job, first: int, last: int) -> str:
+        """What the tokens first..last stand for (half-open, as `encode` counts them), in whole characters."""
+        ids, places = self.tokenise([job])[0] or self._by_controls(job)
+        before = len(self.bos) if job.prefix else 0
+        first, last = max(0, first - before), min(len(ids), last - before)
+        start, end = places.characters(first, last) if first < last else (0, 0)
+        return job.text[start:end]
 
     @staticmethod
     def _masks(
@@ -161,6 +176,8 @@ class Encoder:
             job = self._chat_job(row) if isinstance(row, Chat) else self._parts_job(row)
             if not job.text.isascii():
                 job.text.encode()
+            if self.rules:
+                job.ruled = [(*m.span(), train) for pattern, train in self.rules for m in pattern.finditer(job.text)]
         except DataError as error:
             return error
         except UnicodeEncodeError:
@@ -207,6 +224,10 @@ class Encoder:
             for start, end in job.trained:
                 first, last = places.tokens(start, end)
                 trained[first:last] = True
+        for start, end, train in job.ruled:
+            if start < end:
+                first, last = places.tokens(start, end)
+                trained[first:last] = train
         if job.prefix and self.bos:
             ids = np.concatenate([np.array(self.bos, np.int32), ids])
             trained = np.concatenate([np.zeros(len(self.bos), bool), trained])

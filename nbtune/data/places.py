@@ -42,6 +42,12 @@ class OffsetPlaces:
             last += 1
         return first, last + 1
 
+    def characters(self, first: int, last: int) -> tuple[int, int]:
+        """The characters that tokens first..last cover, half-open."""
+        covered = [chars for i in range(first, last) if (chars := self.encoding.token_to_chars(i)) is not None]
+        covered = [(start, end) for start, end in covered if start < end]
+        return (covered[0][0], max(end for _, end in covered)) if covered else (0, 0)
+
 
 class BytePlaces:
     """Places by the bytes that tokens stand for; `sizes` int64 [tokens], bytes of the UTF-8 text per token."""
@@ -57,6 +63,17 @@ class BytePlaces:
             start, end = len(self.text[:start].encode()), len(self.text[:end].encode())
         first, last = np.searchsorted(np.cumsum(self.sizes), (start, end - 1), side="right")
         return int(first), int(last) + 1
+
+    def characters(self, first: int, last: int) -> tuple[int, int]:
+        """The characters that tokens first..last cover, half-open; those of which a part is covered, too."""
+        ends = np.cumsum(self.sizes)
+        start, end = (int(ends[at - 1]) if at else 0 for at in (first, last))
+        if self.ascii:
+            return start, end
+        whole = self.text.encode()
+        while end < len(whole) and whole[end] & 0xC0 == 0x80:  # a byte inside of a character
+            end += 1
+        return len(whole[:start].decode(errors="ignore")), len(whole[:end].decode())
 
 
 def covered(texts: Sequence[str], sizes: np.ndarray, stretches: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:

@@ -25,7 +25,7 @@ from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
 # The keys of a spec that decide what the tokens are.
-READ = {"train_on", "eval", "thinking", "terminators", "chat_template", "method"}
+READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method"}
 
 __all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare"]
 
@@ -228,7 +228,9 @@ def _sizes(
     template = ChatTemplate(tokenizer, None if template_text(tokenizer) else PLAIN_TEMPLATE) if chats else None
     encoded = [
         r
-        for r in Encoder(tokenizer, template, spec.train_on, thinking=spec.thinking).encode(read)
+        for r in Encoder(tokenizer, template, spec.train_on, thinking=spec.thinking, rules=spec.train_spans).encode(
+            read
+        )
         if not isinstance(r, DataError)
     ]
     return [len(ids) for ids, _ in encoded], [int(trained.sum()) for _, trained in encoded]

@@ -113,7 +113,12 @@ class Reader:
                 self.report.terminator = template.terminator
             spec = self.spec
             self._encoders[chats] = Encoder(
-                self.tokenizer, template, spec.train_on, terminators=spec.terminators, thinking=spec.thinking
+                self.tokenizer,
+                template,
+                spec.train_on,
+                terminators=spec.terminators,
+                thinking=spec.thinking,
+                rules=spec.train_spans,
             )
         return self._encoders[chats]
 

@@ -1,7 +1,7 @@
 """What the user asked for: `RunSpec` and its parts, YAML in and out with line numbers."""
 
 from nbtune.spec.model import RunSpec
-from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec
+from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.yaml import from_mapping, from_yaml, parse_value, to_yaml
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "MixSpec",
     "RunSpec",
     "SourceSpec",
+    "SpanRule",
     "from_mapping",
     "from_yaml",
     "parse_value",

@@ -12,7 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, Part, SourceSpec, adapter_from_word, field
+from nbtune.spec.parts import (
+    AdapterSpec,
+    CheckpointSpec,
+    EvalSpec,
+    MixSpec,
+    Part,
+    SourceSpec,
+    SpanRule,
+    adapter_from_word,
+    field,
+)
 
 __all__ = ["RunSpec"]
 
@@ -111,6 +121,13 @@ class RunSpec(Part):
         "Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; "
         "or a list of roles.",
         example="answers",
+        advanced=True,
+    )
+    train_spans: tuple[SpanRule, ...] = field(
+        (),
+        "Spans",
+        "Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.",
+        example=[{"match": "Ahoy!", "train": False}],
         advanced=True,
     )
     overflow: Literal["truncate_right", "truncate_left", "split", "drop", "raise"] = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args
 
 from pydantic import (
@@ -10,6 +11,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "MixSpec",
     "Part",
     "SourceSpec",
+    "SpanRule",
     "adapter_from_word",
     "field",
 ]
@@ -138,6 +141,39 @@ class SourceSpec(Part):
         example="my_package.rows:as_chat",
         advanced=True,
     )
+
+
+class SpanRule(Part):
+    """A text of the rendered rows whose tokens are trained, or not, whatever `train_on` says."""
+
+    match: str = Field(
+        title="Text",
+        description="Each place in the rendered text (with the template's own words) where exactly this stands; or, "
+        "with `regex`, where a regular expression of Python matches.",
+        examples=["Ahoy!"],
+        min_length=1,
+    )
+    train: bool = Field(
+        title="Trained",
+        description="Whether the tokens that it touches are trained.",
+        examples=[False],
+        json_schema_extra={"unit": "", "advanced": False},
+    )
+    regex: bool = field(
+        False, "Regular expression", "`match` is a regular expression, not text.", example=True, advanced=True
+    )
+
+    @model_validator(mode="after")
+    def _compiles(self) -> SpanRule:
+        try:
+            self.pattern()
+        except re.error as error:
+            raise ValueError(f"`{self.match}` is no regular expression: {error}") from None
+        return self
+
+    def pattern(self) -> re.Pattern[str]:
+        """What to look for."""
+        return re.compile(self.match if self.regex else re.escape(self.match))
 
 
 class MixSpec(Part):

@@ -16,12 +16,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nbtune.spec.model import RunSpec
-from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec
+from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 
 __all__ = ["reference"]
 
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`data:` — an entry", SourceSpec),
+    ("`train_spans:` — a rule", SpanRule),
     ("`adapter:`", AdapterSpec),
     ("`mix:`", MixSpec),
     ("`eval:`", EvalSpec),
