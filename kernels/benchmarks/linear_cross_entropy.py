@@ -46,6 +46,11 @@ def _row_kernel(s: Shape) -> Iterator[Row]:
         lambda: cross_entropy_rows_(logits, labels, coef, Head(), stats), 2 * 2 * m * vocabulary, lambda: check(s),
         others, uncaptured=("liger",),
     )  # fmt: skip
+    walked = draw(m, vocabulary + 64)[:, : vocabulary + 1]  # an odd number of logits cannot be shared
+    yield Row(
+        "cross_entropy rows, walked", f"{m}x{vocabulary + 1}",
+        lambda: cross_entropy_rows_(walked, labels, coef, Head(), stats), 2 * 2 * m * (vocabulary + 1),
+    )  # fmt: skip
     yield Row(
         "cross_entropy rows, no grad", f"{m}x{vocabulary}",
         lambda: cross_entropy_rows_(logits, labels, None, Head(), stats), 2 * m * vocabulary,

@@ -46,12 +46,16 @@ GRIDS: dict[str, tuple[str, str, list[dict[str, list]]]] = {
     "act_mul": ("activation", "swiglu forward", [{"block": [1024, 2048, 4096]}, {"warps": [4, 8]}]),
     "act_mul_backward": ("activation", "swiglu backward.*", [{"block": [512, 1024, 2048]}, {"warps": [2, 4, 8]}]),
     "cross_entropy": (
-        "linear_cross_entropy", "cross_entropy rows",
+        "linear_cross_entropy", "cross_entropy rows, walked",
         [
             {"block": [4096, 16384, 16384, 32768, 32768, 65536], "warps": [8, 16, 32, 16, 32, 32]},
             {"stages": [1, 3]},
             {"keep": ["", "evict_last", "", "evict_last"], "drop": ["", "", "evict_first", "evict_first"]},
         ],
+    ),
+    "cross_entropy_shared": (  # 0: a row is never shared
+        "linear_cross_entropy", "cross_entropy rows",
+        [{"block": [0, 4096, 8192, 8192, 16384, 16384, 32768], "warps": [1, 1, 2, 4, 4, 8, 8]}],
     ),
     "cross_entropy_stats": (
         "linear_cross_entropy", "cross_entropy rows, no grad",

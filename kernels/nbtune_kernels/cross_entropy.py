@@ -6,9 +6,11 @@
     dlogits = coef ((1 + 2 zeta lse) softmax(z) - (1 - eps) 1_y - eps / V) (1 - (z / c)^2) scale
     entropy = lse - sum softmax(z) z;    correct = (z_y = max z)
 
-Rows whose label is `ignore_index` have loss, lse, entropy, correct and gradient 0, whatever their logits are, and cost
-nothing but the zeros. `logit_scale` is positive. With lse known from before (`lse=`), only the gradient is made, in one
-pass.
+Rows whose label is `ignore_index` have loss, lse, entropy, correct and gradient 0, whatever their logits are.
+`logit_scale` is positive. With lse known from before (`lse=`), only the gradient is made, in one pass.
+
+On a GPU 16-bit rows that get gradients are shared by several programs (cross_entropy_shared.py). The kernel here walks
+a row with one: for statistics alone, for gradients with a known lse, and for rows that cannot be shared.
 """
 
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ._runtime import FUSED, compute_capability, jit, next_power_of_2, tl, use_triton
+from .cross_entropy_shared import bend, can_share, launch_shared, slope
 from .tables import launch
 
 
@@ -69,15 +72,6 @@ class RowStats(NamedTuple):
 
 
 @jit
-def _bend(raw, inner, SOFTCAP: tl.constexpr):
-    """u: the logit itself, or tanh(scale * logit / softcap)."""
-    u = raw.to(tl.float32)
-    if SOFTCAP:
-        u = 2 * tl.sigmoid(u * inner) - 1
-    return u
-
-
-@jit
 def _add(u, factor, top, total, weighted, plain, SMOOTH: tl.constexpr):
     """One more tile `u [LANES, 8]` of a row in the running statistics `[LANES]`; top is in units of u.
 
@@ -102,17 +96,6 @@ def _fade(top, new, factor, total, weighted):
 
 
 @jit
-def _slope(u, factor, lse2, high, uniform, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr):
-    """Gradient of a row but for its label: `high * softmax - uniform`, both times the row's coefficient."""
-    d = high * tl.exp2(u * factor - lse2)
-    if SMOOTH:
-        d -= uniform
-    if SOFTCAP:
-        d *= 1 - u * u
-    return d
-
-
-@jit
 def _kernel(
     logits_ptr, labels_ptr, coef_ptr, loss_ptr, lse_ptr, entropy_ptr, correct_ptr, stride, vocabulary,
     scale, softcap, z_loss, smoothing, ignore_index,
@@ -130,7 +113,7 @@ def _kernel(
         inner = 2 * scale / softcap if SOFTCAP else 1.0
         factor = unit * 1.4426950408889634  # log2(e)
         # read before the loop's barriers: a warp that runs ahead overwrites logits below
-        uy = _bend(tl.load(row_ptr + y), inner, SOFTCAP)
+        uy = bend(tl.load(row_ptr + y), inner, SOFTCAP)
         if KNOWN:
             lse = tl.load(lse_ptr + row)
         else:
@@ -139,11 +122,11 @@ def _kernel(
             weighted = tl.zeros((LANES,), tl.float32)
             plain = tl.zeros((LANES,), tl.float32)
             for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
-                u = _bend(tl.load(row_ptr + start + at, eviction_policy=KEEP), inner, SOFTCAP)
+                u = bend(tl.load(row_ptr + start + at, eviction_policy=KEEP), inner, SOFTCAP)
                 top, total, weighted, plain = _add(u, factor, top, total, weighted, plain, SMOOTH)
             if whole < vocabulary:
                 mask = whole + at < vocabulary
-                u = _bend(tl.load(row_ptr + whole + at, mask, other=0.0), inner, SOFTCAP)
+                u = bend(tl.load(row_ptr + whole + at, mask, other=0.0), inner, SOFTCAP)
                 u = tl.where(mask, u, -1.0e30)
                 top, total, weighted, plain = _add(u, factor, top, total, weighted, plain, SMOOTH)
             highest = tl.max(top, 0)
@@ -165,15 +148,15 @@ def _kernel(
             if whole < vocabulary:
                 col = whole + at
                 mask = col < vocabulary
-                u = _bend(tl.load(row_ptr + col, mask, other=0.0), inner, SOFTCAP)
-                d = _slope(u, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
+                u = bend(tl.load(row_ptr + col, mask, other=0.0), inner, SOFTCAP)
+                d = slope(u, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
                 tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), mask)
             for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
                 col = whole - BLOCK - start + at
-                u = _bend(tl.load(row_ptr + col, eviction_policy="evict_first"), inner, SOFTCAP)
-                d = _slope(u, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
+                u = bend(tl.load(row_ptr + col, eviction_policy="evict_first"), inner, SOFTCAP)
+                d = slope(u, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
                 tl.store(row_ptr + col, d.to(logits_ptr.dtype.element_ty), eviction_policy=DROP)
-            d = _slope(uy, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
+            d = slope(uy, factor, lse2, high, uniform, SOFTCAP, SMOOTH)
             label = coef * (1 - smoothing)
             if SOFTCAP:
                 label *= 1 - uy * uy
@@ -192,6 +175,8 @@ def _kernel(
 
 
 def _launch(logits, labels, coef, head, out, lse) -> None:
+    if coef is not None and lse is None and can_share(logits):
+        return launch_shared(logits, labels, coef, head, out)
     m, vocabulary = logits.shape
     table = launch("cross_entropy" if coef is not None else "cross_entropy_stats", compute_capability(logits.device))
     stats = out if lse is None else out._replace(lse=lse)

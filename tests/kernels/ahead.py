@@ -19,8 +19,8 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 MODULES = (
-    "_runtime", "_sums", "activation", "adamw", "cross_entropy", "dropout", "embedding", "fp8", "layer_norm",
-    "linear_cross_entropy", "lora", "lora_kernels", "rms_norm", "rope",
+    "_runtime", "_sums", "activation", "adamw", "cross_entropy", "cross_entropy_shared", "dropout", "embedding", "fp8",
+    "layer_norm", "linear_cross_entropy", "lora", "lora_kernels", "rms_norm", "rope",
 )  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
@@ -74,6 +74,11 @@ def _type(value: Any) -> tuple[str, bool]:
     return "fp32", False
 
 
+def is_constant(parameter: Any, value: Any) -> bool:
+    """Whether a kernel is compiled for that very value of a parameter."""
+    return parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1)
+
+
 NVIDIA = "ptx"
 AMD = "amdgcn"
 
@@ -98,7 +103,7 @@ def compiled(launch: Launch, target: GPUTarget) -> CompiledKernel:
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        if is_constant(parameter, value):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         signature[parameter.name], aligned = _type(value)

@@ -20,7 +20,8 @@ DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torc
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 # These start processes or compile by themselves: once is enough.
-collect_ignore = ["test_interpreter.py", "test_compile_ahead.py"] if INTERPRETED or DEVICE != "cpu" else []
+ONCE = ["test_interpreter.py", "test_compile_ahead.py", "test_machine.py"]
+collect_ignore = ONCE if INTERPRETED or DEVICE != "cpu" else []
 
 
 # The interpreter takes milliseconds a program. What these add in fp16 is torch's own product around the row kernel, or

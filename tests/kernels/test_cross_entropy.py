@@ -6,6 +6,8 @@ import pytest
 import torch
 from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_, reference
 
+from tests.kernels.conftest import DTYPES, INTERPRETED
+
 HEADS = {
     "plain": Head(),
     "gemma2": Head(softcap=3.0),
@@ -26,8 +28,11 @@ def labels_for(m: int, vocabulary: int, device: str) -> torch.Tensor:
     return labels
 
 
+WIDE = pytest.param(40000, marks=pytest.mark.skipif(INTERPRETED, reason="its programs wait for each other"))
+
+
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("vocabulary", [7, 33, 5003])
+@pytest.mark.parametrize("vocabulary", [7, 33, 5003, 34, 1006, WIDE])
 def test_equals_autograd(draw, near, device, dtype, name, vocabulary):
     head, m = HEADS[name], 7
     logits, labels, coef = draw(m, vocabulary, dtype=dtype, scale=3.0), labels_for(m, vocabulary, device), draw(m)
@@ -86,6 +91,28 @@ def test_banned_and_huge_logits_stay_finite(device):
     assert torch.allclose(out.entropy, torch.tensor([10.0, 1.0], device=device).log(), atol=1e-5)
     assert logits.isfinite().all()
     assert out.correct.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.itemsize == 2], ids=str)
+@pytest.mark.parametrize("vocabulary", [300, WIDE])
+def test_banned_and_ignored_rows_in_16_bits(draw, near, device, dtype, vocabulary):
+    """Rows that programs share: -inf over whole parts, in single places, and NaN where nothing is trained."""
+    logits, labels = draw(4, vocabulary, dtype=dtype, scale=3.0), torch.tensor([5, 7, -100, 1], device=device)
+    logits[0, 10:] = float("-inf")
+    logits[1, ::3] = float("-inf")
+    logits[2] = float("nan")
+    want = torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none", ignore_index=-100)
+    p = torch.softmax(logits.double(), -1)
+    grad = p.clone()
+    grad[torch.arange(4), labels.clamp(min=0)] -= 1
+    grad[2] = 0
+    kept, out = torch.tensor([0, 1, 3], device=device), empty_stats(4, device)
+    cross_entropy_rows_(logits, labels, torch.ones(4, device=device), Head(), out)
+    near(out.loss, want, torch.float32)
+    near(out.entropy[kept], torch.special.entr(p[kept]).sum(-1), torch.float32, factor=3)
+    near(logits, grad, dtype)
+    assert (logits[2] == 0).all()
+    assert out.lse[2] == out.entropy[2] == out.correct[2] == out.loss[2] == 0
 
 
 def test_other_ignore_index(draw, near, device):
