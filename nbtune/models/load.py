@@ -195,7 +195,16 @@ def load_model(
     except (OSError, ValueError, KeyError) as e:
         raise SpecError(f"{model} cannot be loaded: {_first_line(e)}", fix="Name a causal language model.") from e
     loaded.config.use_cache = False
+    _keep_layout(loaded)
     return loaded
+
+
+def _keep_layout(model: "PreTrainedModel") -> None:
+    """On a CPU with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first answer or evaluation, with scales
+    in bf16: what is trained afterwards would be another model than before, and than after a restart."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
