@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -17,16 +17,16 @@ ce, tables = (importlib.import_module(f"nbtune_kernels.{name}") for name in ("cr
 
 
 @pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> Callable:
+def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     """`cross_entropy_rows_` by the compiled kernel, 512 logits a program."""
-    tables.set_entry("cross_entropy_shared", 90, {"block": 512, "warps": 2})
 
-    def call(logits, labels, coef, head, order=1):
+    def call(logits, labels, coef, head, order=1, block=512):
+        tables.set_entry("cross_entropy_shared", 90, {"block": block})
         stats = ce.RowStats(*(torch.full((logits.shape[0],), float("nan")) for _ in range(4)))
         with record(90, monkeypatch) as kept:
             ce.cross_entropy_rows_(logits, labels, coef, head, stats)
         assert [launch.name for launch in kept] == ["cross_entropy_shared._shared_kernel"]
-        run(kept[0], logits.shape[0] * -(-logits.shape[1] // 512), order=order)
+        run(kept[0], logits.shape[0] * -(-logits.shape[1] // block), order=order)
         return stats
 
     yield call
@@ -79,3 +79,13 @@ def test_banned_tokens_and_ignored_rows(rows, near, dtype):
     assert torch.equal(got[2], torch.zeros(1200, dtype=dtype))
     logits[2] = 0
     compare(near, got, stats, logits, labels, coef, ce.Head(), dtype)
+
+
+@pytest.mark.slow
+def test_a_whole_vocabulary(rows, near):
+    """As the table has it: 16 programs a row, 16 bytes a load."""
+    logits, labels = (torch.randn(3, 128256) * 3).bfloat16(), torch.tensor([128255, -100, 70000])
+    logits[2, 40000:60000] = float("-inf")
+    coef, got = torch.randn(3), logits.clone()
+    stats = rows(got, labels, coef, ce.Head(), block=tables.DEFAULT["cross_entropy_shared"]["block"])
+    compare(near, got, stats, logits, labels, coef, ce.Head(), torch.bfloat16)
