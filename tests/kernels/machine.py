@@ -8,7 +8,7 @@ meets a barrier, branches back or ends. A warp whose threads part at a branch is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -77,10 +77,19 @@ INTEGER: dict[str, Callable] = {
 class Warp:
     """32 threads of a program."""
 
-    def __init__(self, code: list[str], labels: dict[str, int], program: int, first: int, memory: dict, params: dict):
+    def __init__(
+        self,
+        code: list[str],
+        labels: dict[str, int],
+        where: tuple[int, int, int],
+        memory: dict[str, list],
+        params: dict,
+    ):
         self.code, self.labels, self.memory, self.params = code, labels, memory, params
         self.registers: dict[str, NDArray] = {}
-        self.special = {"%tid.x": first + LANES, "%ctaid.x": np.full(32, program), "%laneid": LANES}
+        first, program, programs = where
+        self.special = {"%tid.x": first + LANES, "%laneid": LANES}
+        self.special |= {"%ctaid.x": np.full(32, program), "%nctaid.x": np.full(32, programs)}
 
     def value(self, name: str) -> Bits:
         """Bits of an operand."""
@@ -103,11 +112,14 @@ class Warp:
         return self.value(base.strip()).astype(np.int64) + int(offset or 0)
 
     def access(self, space: str, at: NDArray, live: NDArray, size: int) -> tuple[NDArray, NDArray]:
-        """The memory as numbers of that size, and the index of each thread's."""
-        assert (at[live] % size == 0).all(), "misaligned"
-        memory = self.memory[space].view(f"u{size}")
-        assert ((at[live] >= 0) & (at[live] < memory.size * size)).all(), "outside of memory"
-        return memory, np.where(live, at // size, 0)
+        """A piece of memory as numbers of that size, and the index of each thread's."""
+        if not live.any():
+            return np.zeros(1, f"u{size}"), np.zeros(32, np.int64)
+        start, piece = next(m for m in self.memory[space] if m[0] <= at[live][0] < m[0] + m[1].size)
+        index = np.where(live, at - start, 0)
+        assert (index % size == 0).all(), "misaligned"
+        assert ((index >= 0) & (index + size <= piece.size)).all(), "outside of what it began in"
+        return piece[: piece.size // size * size].view(f"u{size}"), index // size
 
     def run(self) -> Iterator[str]:
         """Stops at barriers and after each branch back."""
@@ -141,6 +153,8 @@ class Warp:
         width = int(re.sub(r"\D", "", kind) or 0)
         if name in ("ld", "st", "atom"):
             return self.move(name, more, width, args, live)
+        if name == "createpolicy":  # how long a cache should keep what is loaded
+            return self.write(args[0], np.zeros(32, np.uint64), live)
         if name == "stmatrix":
             return self.store_matrices(more, args)
         if name == "shfl":
@@ -263,38 +277,37 @@ def _parse(ptx: str) -> tuple[list[str], dict[str, int]]:
     return code, labels
 
 
-def run(launch: Launch, programs: int, capability: int = 90, order: int = 1) -> None:
-    """Run all programs of a launch, from the last to the first where `order` is -1."""
+def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    return torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
+
+
+def run(launch: Launch, programs: Sequence[int], capability: int = 90) -> None:
+    """Run those programs of a launch, one of them the last, in the order in which they begin; tensors of any size."""
     kernel = compiled(launch, GPUTarget("cuda", capability, 32))
     code, labels = _parse(kernel.asm[NVIDIA])
-    tensors: dict[int, tuple[int, torch.Tensor]] = {}
-    params, end = {}, 4096
     values = [(p, launch.arguments[p.name]) for p in launch.kernel.params]
-    runtime = [value for parameter, value in values if not is_constant(parameter, value)]
-    entry = kernel.metadata.name
-    for i, value in enumerate([*runtime, 0, 0]):
+    params, end = {}, 4096
+    pieces: dict[int, tuple[int, NDArray]] = {}
+    for i, value in enumerate([*(value for p, value in values if not is_constant(p, value)), 0, 0]):
         if isinstance(value, torch.Tensor):
-            start = value.data_ptr()
-            if start not in tensors:
-                tensors[start] = (end, value)
-                end += -(-value.untyped_storage().nbytes() // 256) * 256
-            bits = tensors[start][0]
+            base = value.untyped_storage().data_ptr()
+            if base not in pieces:
+                pieces[base] = (end, _bytes(value))
+                end += -(-value.untyped_storage().nbytes() // 256) * 256 + 2**40
+            bits = pieces[base][0] + value.data_ptr() - base
         elif isinstance(value, float):
             bits = int(np.float32(value).view(np.uint32))
         else:
             bits = value % 2**64
-        params[f"{entry}_param_{i}"] = bits
-    memory = np.zeros(end, np.uint8)
-    for at, tensor in tensors.values():
-        stored = tensor.untyped_storage()
-        assert tensor.storage_offset() == 0
-        memory[at : at + stored.nbytes()] = torch.tensor([], dtype=torch.uint8).set_(stored).numpy()
+        params[f"{kernel.metadata.name}_param_{i}"] = bits
     warps: list[tuple[int, Iterator[str]]] = []
-    for program in range(programs)[::order]:
-        shared = np.zeros(kernel.metadata.shared + 16, np.uint8)
+    for program in programs:
+        spaces = {
+            "global": list(pieces.values()),
+            "shared": [(0, np.zeros(kernel.metadata.shared + 16, np.uint8))],
+        }
         for w in range(launch.options["num_warps"]):
-            spaces = {"global": memory, "shared": shared}
-            warps.append((program, Warp(code, labels, program, 32 * w, spaces, params).run()))
+            warps.append((program, Warp(code, labels, (32 * w, program, max(programs) + 1), spaces, params).run()))
     waiting: dict[int, list[Iterator[str]]] = {}
     for _ in range(10**6):
         if not warps:
@@ -309,6 +322,3 @@ def run(launch: Launch, programs: int, capability: int = 90, order: int = 1) -> 
             if len(there) == launch.options["num_warps"]:
                 warps += [(program, w) for w in waiting.pop(program)]
     assert not [*warps, *waiting], "programs wait for ever"
-    for at, tensor in tensors.values():
-        stored = tensor.untyped_storage()
-        torch.tensor([], dtype=torch.uint8).set_(stored).copy_(torch.from_numpy(memory[at : at + stored.nbytes()]))

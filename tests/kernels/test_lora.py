@@ -94,12 +94,10 @@ def test_writes_beside_the_input(draw, dtype):
     assert torch.equal(wide[..., 40:], lora_dxa([dy], [b], [1.0]))
 
 
-def test_writes_once_more(draw, near, dtype):
-    x, a, bs, dys = case(draw, dtype, 21, 40, [48, 16], [4, 8])
-    also, rows = torch.empty(2, 21, 12, dtype=dtype, device=x.device), draw(42)
+def test_writes_once_more(draw, dtype):
+    x, a, _, _ = case(draw, dtype, 21, 40, [8], [12])
+    also = torch.empty(2, 21, 12, dtype=dtype, device=x.device)
     assert torch.equal(lora_xa(x, a, also=also), also)
-    dxa = lora_dxa(dys, bs, [1.0, 2.0], also=also, rows=rows)
-    near(also.flatten(0, 1), dxa.double().flatten(0, 1) * rows.double()[:, None], dtype)
 
 
 def test_columns_are_multiplied_onto_the_product(draw, near, dtype):

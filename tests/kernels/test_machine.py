@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from tests.kernels.ahead import record
 from tests.kernels.machine import run
 
-ce, tables = (importlib.import_module(f"nbtune_kernels.{name}") for name in ("cross_entropy", "tables"))
+nk, ce, tables = (importlib.import_module(f"nbtune_kernels{name}") for name in ("", ".cross_entropy", ".tables"))
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
         with record(90, monkeypatch) as kept:
             ce.cross_entropy_rows_(logits, labels, coef, head, stats)
         assert [launch.name for launch in kept] == ["cross_entropy_shared._shared_kernel"]
-        run(kept[0], logits.shape[0] * -(-logits.shape[1] // block), order=order)
+        run(kept[0], range(logits.shape[0] * -(-logits.shape[1] // block))[::order])
         return stats
 
     yield call
@@ -89,3 +89,57 @@ def test_a_whole_vocabulary(rows, near):
     coef, got = torch.randn(3), logits.clone()
     stats = rows(got, labels, coef, ce.Head(), block=tables.DEFAULT["cross_entropy_shared"]["block"])
     compare(near, got, stats, logits, labels, coef, ce.Head(), torch.bfloat16)
+
+
+def far(width: int, last: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Rows beyond 2^31 elements, of which only the last ones are ever touched: the rest takes no memory."""
+    x = torch.empty(2**31 // width + last, width, dtype=dtype)
+    x[-last:] = torch.randn(last, width)
+    return x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "act_mul", "shared", "walked"])
+def test_rows_beyond_2_to_31_elements(monkeypatch: pytest.MonkeyPatch, near, name):
+    """The last rows of tensors with more elements than an int32 counts, each kernel's last programs only."""
+    width, last = 4096, 2
+    w = torch.randn(width).bfloat16()
+    x, dy = far(width, last), far(width, last)
+    end, rstd = slice(-last, None), torch.ones(len(x))
+    labels, coef = torch.full((len(x),), 7), torch.ones(len(x))
+    short = [x[end].clone(), dy[end].clone()]
+    stats = ce.RowStats(*(torch.zeros(len(x)) for _ in range(4)))
+    out = torch.empty_like(x)
+    with record(90, monkeypatch) as kept:
+        if name == "rms_norm":
+            nk.rms_norm(x, w, 1e-5, out=out)
+            nk.rms_norm_backward(dy, x, w, rstd, out=x)
+        elif name == "layer_norm":
+            out, *_ = nk.layer_norm(x, w, w, 1e-5)
+        elif name == "act_mul":
+            nk.act_mul(x, dy, out=out)
+            nk.act_mul_backward(out, x, dy, out_dgate=x, out_dup=dy)
+        else:
+            lse = None if name == "shared" else torch.logsumexp(short[0].float(), -1).new_zeros(len(x))
+            if lse is not None:
+                lse[end] = torch.logsumexp(short[0].float(), -1)
+            ce.cross_entropy_rows_(x, labels, coef, ce.Head(), stats, lse=lse)
+    for launch in kept:
+        of_a_row = -(-width // launch.arguments.get("BLOCK", width))
+        run(launch, range((len(x) - last) * of_a_row, len(x) * of_a_row))
+    if name == "rms_norm":
+        near(out[end], nk.rms_norm(short[0], w, 1e-5)[0], torch.bfloat16)
+        near(x[end], nk.rms_norm_backward(short[1], short[0], w, rstd[end])[0], torch.bfloat16)
+    elif name == "layer_norm":
+        near(out[end], nk.layer_norm(short[0], w, w, 1e-5)[0], torch.bfloat16)
+    elif name == "act_mul":
+        h = nk.act_mul(*short)
+        near(out[end], h, torch.bfloat16)
+        for got, want in zip((x, dy), nk.act_mul_backward(h, *short)[-2:], strict=True):
+            near(got[end], want, torch.bfloat16)
+    else:
+        want = short[0].float()
+        ce._rows_torch(
+            want, labels[end], coef[end], ce.Head(), ce.RowStats(*(torch.empty(last) for _ in range(4))), None
+        )
+        near(x[end], want, torch.bfloat16)

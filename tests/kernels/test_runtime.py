@@ -123,7 +123,7 @@ def op_calls() -> list[tuple]:
         ("act_mul", (x, x.clone(), "silu", e(x))),
         ("act_mul_backward", (x, x.clone(), x.clone(), "silu", e(x), e(x), e(x))),
         ("lora_xa", (x, torch.randn(2, 8), torch.empty(4, 2), torch.empty(4, 2))),
-        ("lora_dxa", ([x], [torch.randn(8, 2)], [1.0], torch.empty(4, 2), torch.empty(4, 2), torch.rand(4))),
+        ("lora_dxa", ([x], [torch.randn(8, 2)], [1.0], torch.empty(4, 2))),
         ("grouped_tn", ([torch.randn(4, 2)], [x], [1.0], [torch.empty(2, 8)], [False], False, [torch.rand(8)])),
         ("dropout", (x, 0.5, seed, 0, e(x))),
         ("embedding", (rows, weight[:4].repeat(1, 1), 2.0)),
