@@ -261,7 +261,7 @@ class RunSpec(Part):
                 f"method `{self.method}` compares with the model without its adapter, and adapter `full` has none: "
                 "use lora, or the method orpo or simpo"
             )
-        if self.method == "kto" and self.micro_batch_size == 1:
+        if self.method == "kto" and not self.packing and 1 in (self.batch_size, self.micro_batch_size):
             raise ValueError("method `kto` compares the answers of a micro-batch: set micro_batch_size to 2 or more")
         if self.adapter.type == "full" and self.weights in ("nf4", "fp8", "streamed"):
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
