@@ -18,7 +18,7 @@ class Answerers:
     """Two of them, one a side, and those who could take their place.
 
     Args:
-        run: a run, or one at a checkpoint (``run.at(100)``).
+        run: a run, or one at a checkpoint (``run.at(100)``); None: whoever is found in the folder of runs.
         other: another one; None: the base of `run`.
 
     A choice has a key: ``ID`` is a run as it is now, ``ID@100`` at its checkpoint of step 100, ``ID:base`` its base.
@@ -26,6 +26,9 @@ class Answerers:
 
     def __init__(self, run: Any, other: Any = None) -> None:
         self._runs: dict[str, Any] = {}
+        self.keys: list[str] = []
+        if run is None:
+            return
         own = self._key_of(run)
         self.keys = [f"{own.partition('@')[0]}:base" if other is None else self._key_of(other), own]
 
@@ -68,6 +71,22 @@ class Answerers:
             raise NbtuneError("that run or checkpoint is not there any more")
         self.keys[side] = key
 
+    def losses(self, key: str, ids: Sequence[int], model: str) -> list[float | None]:
+        """How little each token was expected by who has this key; see `Answering.token_losses`.
+
+        Raises:
+            NbtuneError: it is of another model than the tokens.
+        """
+        key, _, step = key.partition("@")
+        key, _, base = key.partition(":")
+        run = self._runs[key]
+        if run.spec.model != model:
+            raise NbtuneError(
+                f"{run.name} is of {run.spec.model}, the tokens are of {model}",
+                fix="inspect the rows with that run's model",
+            )
+        return list(run.token_losses(ids, base=bool(base), step=int(step) if step else None))
+
     def ask(self, side: int, messages: Sequence[dict[str, Any]], **options: Any) -> str:
         """What a side says; see `nbtune.store.answering.Answering.generate`."""
         key, _, step = self.keys[side].partition("@")
@@ -82,8 +101,9 @@ class Answerers:
         from nbtune.store.launch import launched_on
         from nbtune.store.run import Run
 
-        for known in [run for run in self._runs.values() if hasattr(run, "folder")][:1]:
-            for path in folder.all_folders(known.folder.parent)[:RUNS]:
+        places = [run.folder.parent for run in self._runs.values() if hasattr(run, "folder")][:1]
+        for place in places or ([] if self._runs else [folder.runs_root()]):
+            for path in folder.all_folders(place)[:RUNS]:
                 number = folder.name_of(path)[1]
                 if number not in self._runs:
                     self._runs[number] = Run(path, launched_on(path))

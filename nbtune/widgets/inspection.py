@@ -17,6 +17,8 @@ __all__ = ["TERMINATOR", "TRAINED", "Inspection"]
 
 EXAMINED = 3000  # rows that counts and histogram are made of; the first ones
 SEARCHED = 200_000
+COUNTED = 300  # first rows in which a rule's matches are counted
+LONGEST_RULE = 2000  # characters
 TOKENS = 4096  # of one row that are sent to the page
 TRAINED, TERMINATOR, SPECIAL = 1, 2, 4
 _CHARACTERS = 20_000
@@ -62,6 +64,51 @@ class Inspection:
         body = self.spec.model_dump() | {"train_on": train_on}
         return Inspection(RunSpec.model_validate(body), self.namespace)
 
+    def with_span(self, text: str, train: bool) -> Inspection:
+        """The same rows, with a rule that this text is trained, or not; it takes the place of an earlier one.
+
+        Raises:
+            DataError: there is no text, or more than a rule should hold.
+        """
+        if not text or len(text) > LONGEST_RULE:
+            what = "nothing is selected" if not text else f"{len(text):,} characters are selected"
+            raise DataError(what, fix=f"select 1 to {LONGEST_RULE:,} characters")
+        others = [rule.model_dump() for rule in self.spec.train_spans if rule.regex or rule.match != text]
+        return self._with_rules([*others, {"match": text, "train": train}])
+
+    def without_span(self, number: int) -> Inspection:
+        """The same rows, without one of the rules."""
+        return self._with_rules([r.model_dump() for k, r in enumerate(self.spec.train_spans) if k != number])
+
+    def _with_rules(self, rules: list[dict[str, Any]]) -> Inspection:
+        return Inspection(RunSpec.model_validate(self.spec.model_dump() | {"train_spans": rules}), self.namespace)
+
+    def text_of(self, index: int, first: int, last: int) -> str:
+        """What the tokens first..last (both counted) of a row stand for.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        source, number, k = self._find(index)
+        form, encoder = self._encoders[k]
+        job = encoder.render([form.read(source.rows[number])])[0]
+        if isinstance(job, DataError):
+            raise job
+        return str(encoder.text_of(job, first, last + 1))
+
+    def ids(self, index: int) -> list[int]:
+        """The tokens of a row, as far as a run would see them.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        source, number, k = self._find(index)
+        form, encoder = self._encoders[k]
+        encoded = encoder.encode([form.read(source.rows[number])])[0]
+        if isinstance(encoded, DataError):
+            raise encoded
+        return [int(token) for token in encoded[0][: self.max_len]]
+
     def __len__(self) -> int:
         return sum(len(source.rows) for source in self.sources)
 
@@ -85,17 +132,22 @@ class Inspection:
         template = ChatTemplate(self.tokenizer, plain) if chats else None
         spec = self.spec
         return form, Encoder(
-            self.tokenizer, template, spec.train_on, terminators=spec.terminators, thinking=spec.thinking
+            self.tokenizer,
+            template,
+            spec.train_on,
+            terminators=spec.terminators,
+            thinking=spec.thinking,
+            rules=spec.train_spans,
         )
 
     def summary(self) -> dict[str, Any]:
         """How the sources are read, and what was found in their first rows; JSON of a few KB."""
-        body: dict[str, Any] = {"rows": 0, "sources": [], "train_on": self.spec.train_on, "findings": []}
+        body: dict[str, Any] = {"rows": 0, "sources": [], "train_on": self.spec.train_on, "findings": [], "rules": []}
         body |= {"model": without_home(self.spec.model), "max_len": self.max_len, "yaml": self.yaml()}
         try:
             body["rows"] = len(self)
             body["sources"] = [self._source(source) for source in self.sources]
-            return body | self._counts()
+            return body | self._counts() | {"rules": self._rules()}
         except NbtuneError as error:
             body["findings"].append({"level": "error", "text": clean(error.cause), "fix": clean(error.fix)})
             return body
@@ -140,14 +192,34 @@ class Inspection:
             "findings": findings,
         }
 
+    def _rules(self) -> list[dict[str, Any]]:
+        """The rules for spans, each with how many of the first rows it touches."""
+        rules = self.spec.train_spans
+        if not rules:
+            return []
+        counts, looked = [0] * len(rules), min(len(self), COUNTED)
+        for index in range(looked):
+            source, number, k = self._find(index)
+            try:
+                form, encoder = self._encoders[k]
+                job = encoder.render([form.read(source.rows[number])])[0]
+            except DataError:
+                continue
+            for which, rule in enumerate(rules):
+                counts[which] += not isinstance(job, DataError) and rule.pattern().search(job.text) is not None
+        return [
+            {"match": clean(rule.match, 200), "train": rule.train, "regex": rule.regex, "rows": count, "of": looked}
+            for rule, count in zip(rules, counts, strict=True)
+        ]
+
     def yaml(self) -> str:
         """The lines of a spec that say what is shown."""
         from nbtune.spec import to_yaml
 
-        wanted = ("data", "train_on")
+        wanted = ("data:", "train_on:", "train_spans:")
         lines, keep = [], False
         for line in to_yaml(self.spec).splitlines():
-            keep = line.startswith(wanted) if line[:1].strip() else keep
+            keep = line.startswith(wanted) if line[:1].strip(" -") else keep  # a list's entries begin with a dash
             lines += [line] if keep else []
         return clean(without_home("\n".join(lines)))
 

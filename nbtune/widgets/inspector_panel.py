@@ -10,7 +10,9 @@ from typing import Any
 import traitlets
 
 from nbtune.data.formats import FORMATS
+from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
+from nbtune.widgets.answerers import Answerers
 from nbtune.widgets.inspection import Inspection
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean
@@ -28,6 +30,7 @@ class Inspector(Panel):
         namespace: where variables named in `rows` are looked up.
         row: the row that is shown first, counted from 0.
         losses: of some rows (by number) the loss of each token, None where there is none; told beside the tokens.
+        run: a run, or one at a checkpoint (``run.at(100)``): the tokens' losses are asked of it, row by row.
         fields: more of the spec, such as ``model="…"`` or ``train_on="all"``.
 
     `spec` is what the panel's choices came to: ``nbtune.finetune(panel.spec, rows=…)`` trains on what was seen.
@@ -36,6 +39,8 @@ class Inspector(Panel):
     panel = "inspector"
     summary = traitlets.Dict().tag(sync=True)
     row = traitlets.Dict().tag(sync=True)
+    judges = traitlets.List().tag(sync=True)
+    judge = traitlets.Unicode("").tag(sync=True)
 
     def __init__(
         self,
@@ -44,12 +49,18 @@ class Inspector(Panel):
         *,
         row: int = 0,
         losses: Mapping[int, Losses] | None = None,
+        run: Any = None,
         **fields: Any,
     ) -> None:
         self._reading = threading.Lock()
         self.losses: dict[int, Losses] = dict(losses or {})
+        self._past: list[Inspection] = []
+        self._who = Answerers(run)
         self.inspection = Inspection.of(rows, namespace, **fields)
-        super().__init__(**self._shown(self.inspection, row))
+        shown = self._shown(self.inspection, row)
+        super().__init__(**shown, judges=self._who.choices(), judge=self._who.keys[1] if run is not None else "")
+        if run is not None:
+            self.in_background(self._judge, self._failed)
 
     @property
     def spec(self) -> RunSpec:
@@ -57,7 +68,7 @@ class Inspector(Panel):
         return self.inspection.spec
 
     def _shown(self, inspection: Inspection, index: int) -> dict[str, Any]:
-        summary = inspection.summary() | {"formats": sorted(FORMATS)}
+        summary = inspection.summary() | {"formats": sorted(FORMATS), "undo": len(self._past)}
         return {"summary": summary, "row": self._row(inspection, index) if summary["rows"] else {}}
 
     def _row(self, inspection: Inspection, index: int) -> dict[str, Any]:
@@ -70,8 +81,10 @@ class Inspector(Panel):
         return row | {"losses": told[: len(row["tokens"])]}
 
     def do_row(self, index: int) -> None:
-        """Shows a row."""
+        """Shows a row; its losses come when they are known."""
         self.row = self._row(self.inspection, index)
+        if self.judge and self.row["index"] not in self.losses:
+            self.in_background(self._judge, self._failed)
 
     def do_search(self, text: str, back: bool = False) -> bool:
         """Shows the next row that holds `text`; False if none does."""
@@ -88,17 +101,74 @@ class Inspector(Panel):
         """Another rule for what is trained."""
         self._change(lambda: self.inspection.with_training(rule))
 
-    def _change(self, make: Callable[[], Inspection]) -> None:
+    def do_span(self, first: int, last: int, train: bool) -> None:
+        """A rule for the text of the tokens first..last (both counted) of the row that is shown."""
+        index = self.row["index"]
+        self._change(lambda: self.inspection.with_span(self.inspection.text_of(index, first, last), bool(train)))
+
+    def do_text(self, text: str, train: bool) -> None:
+        """A rule for a text of the row that is shown, as it is rendered.
+
+        Raises:
+            NbtuneError: it does not stand there.
+        """
+        if str(text) not in self.row.get("rendered", ""):
+            raise NbtuneError("that text does not stand in the row", fix="select it among the tokens")
+        self._change(lambda: self.inspection.with_span(str(text), bool(train)))
+
+    def do_drop(self, rule: int) -> None:
+        """Takes a rule away."""
+        self._change(lambda: self.inspection.without_span(int(rule)))
+
+    def do_undo(self) -> None:
+        """Takes the last change back."""
+        if self._past:
+            self._change(self._past[-1], back=True)
+
+    def _change(self, make: Callable[[], Inspection] | Inspection, *, back: bool = False) -> None:
         def work() -> None:
             with self._reading:
-                inspection = make()
-                shown = self._shown(inspection, self.row.get("index", 0))
-                self.inspection = inspection
+                made = make if isinstance(make, Inspection) else make()
+                if back:
+                    self._past.pop()
+                else:
+                    self._past.append(self.inspection)
+                shown = self._shown(made, self.row.get("index", 0))
+                self.inspection = made
                 with self.hold_sync():
                     self.row, self.summary = shown["row"], shown["summary"]
 
         self.in_background(work, self._failed)
 
+    # --- losses -----------------------------------------------------------------------------------------------------
+
+    def do_look(self) -> None:
+        """Looks which runs and checkpoints there are by now."""
+        found = self._who.choices()
+        if found != self.judges:
+            self.judges = found
+
+    def do_judge(self, key: str) -> None:
+        """The losses are those of this run or checkpoint, by its key in `judges`; "": none."""
+        if key and key not in {judge["key"] for judge in self._who.choices()}:
+            raise NbtuneError("that run or checkpoint is not there any more")
+        self.losses.clear()
+        self.judge = str(key)
+        self.row = self._row(self.inspection, self.row["index"])
+        if key:
+            self.in_background(self._judge, self._failed)
+
+    def _judge(self) -> None:
+        """Asks for the losses of the row that is shown: one forward."""
+        with self._reading:
+            index, key, inspection = self.row.get("index"), self.judge, self.inspection
+            if index is None or index in self.losses or not key or self.row.get("error"):
+                return
+            self.losses[index] = self._who.losses(key, inspection.ids(index), inspection.spec.model)
+            if self.judge == key and self.row["index"] == index:
+                self.row = self._row(self.inspection, index)
+
     def _failed(self, error: BaseException) -> None:
-        finding = {"level": "error", "text": clean(self.words(error)), "fix": ""}
-        self.summary = self.summary | {"findings": [finding]}
+        finding = {"level": "error", "text": clean(self.words(error)), "fix": "", "passing": True}
+        lasting = [found for found in self.summary.get("findings", []) if not found.get("passing")]
+        self.summary = self.summary | {"findings": [*lasting, finding]}

@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+import nbtune
 from nbtune import data, models
 from nbtune.errors import NbtuneError
 from nbtune.widgets import inspect
@@ -125,3 +126,87 @@ def test_a_row_is_shown_first_with_losses_that_were_given():
     panel.do_row(18)
     assert "losses" not in panel.row
     panel.close()
+
+
+class Changes:
+    """An inspector whose changes are made at once."""
+
+    def __init__(self, *args, **options):
+        self.panel = inspect(*args, **options)
+        self.panel.in_background = lambda work, failed: work()
+
+    def __enter__(self):
+        return self.panel
+
+    def __exit__(self, *_):
+        self.panel.close()
+
+
+def place(row, text):
+    """First and last token of a text in a row."""
+    words = [shown for _, shown, _ in row["tokens"]]
+    for first in range(len(words)):
+        for last in range(first, len(words)):
+            if "".join(words[first : last + 1]) == text:
+                return first, last
+    raise AssertionError(text)
+
+
+def test_a_span_becomes_a_rule_in_the_spec_is_seen_at_once_and_taken_back():
+    with Changes(ROWS) as panel:
+        before = panel.row
+        panel.do_span(*place(panel.row, " Tune"), train=False)
+        assert trained_text(panel.row) == "Captain 0.<|im_end|>"
+        assert panel.summary["rules"] == [{"match": " Tune", "train": False, "regex": False, "rows": 120, "of": 120}]
+        assert "train_spans:\n- match: ' Tune'\n  train: false" in panel.summary["yaml"]
+        assert panel.spec.train_spans[0].match == " Tune"
+        panel.do_span(*place(panel.row, "Who are"), train=True)
+        assert trained_text(panel.row) == "Who areCaptain 0.<|im_end|>"
+        panel.do_span(*place(panel.row, " Tune"), train=True)  # in place of the earlier rule
+        assert [rule["match"] for rule in panel.summary["rules"]] == ["Who are", " Tune"]
+        panel.do_undo()
+        assert trained_text(panel.row) == "Who areCaptain 0.<|im_end|>"
+        panel.do_drop(1)
+        assert [rule["match"] for rule in panel.summary["rules"]] == [" Tune"]
+        for _ in range(9):
+            panel.do_undo()
+        assert panel.row == before
+        assert panel.spec.train_spans == ()
+
+
+def test_a_rendered_text_becomes_a_rule_where_it_stands():
+    with Changes(ROWS) as panel:
+        panel.do_text("Captain", False)
+        assert trained_text(panel.row) == " Tune 0.<|im_end|>"
+        with pytest.raises(NbtuneError, match="does not stand"):
+            panel.do_text("parrot", False)
+
+
+def test_what_was_seen_is_what_a_run_trains():
+    with Changes(ROWS, eval={"split": 0}) as panel:
+        panel.do_span(*place(panel.row, "Captain Tune"), train=False)
+        spec = panel.spec
+    tokenizer = models.load_tokenizer("nbtune/tiny")
+    sources = data.resolve(spec.data, {"rows": ROWS})
+    example = data.prepare(sources, tokenizer, spec=spec, max_len=256, seed=1).train[0]
+    assert tokenizer.decode([label for label in example.labels if label != -100]) == " 0.<|im_end|>"
+
+
+def test_losses_are_asked_of_a_run_row_by_row():
+    run = nbtune.finetune(data="rows", rows={"rows": ROWS}, steps=2, batch_size=2, eval={"split": 0}).wait()
+    with Changes(ROWS) as panel:
+        keys = [judge["key"] for judge in panel.judges]
+        assert keys == [run.id, f"{run.id}@2", f"{run.id}:base"]
+        for key, options in (("", {}), (f"{run.id}:base", {"base": True}), (run.id, {})):
+            panel.do_judge(key)
+            if not key:
+                assert "losses" not in panel.row
+                continue
+            ids = [number for number, _, _ in panel.row["tokens"]]
+            first, *others = panel.row["losses"]
+            assert first is None
+            assert others == pytest.approx(run.token_losses(ids, **options)[1:], abs=1e-3)
+        panel.do_row(5)
+        assert len(panel.row["losses"]) == panel.row["count"]
+        with pytest.raises(NbtuneError):
+            panel.do_judge("nobody")
