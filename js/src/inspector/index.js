@@ -9,10 +9,11 @@ import "./texts.js";
 import "../shared/base.css";
 import "./inspector.css";
 import { histogram } from "./histogram.js";
-import { TokenPage } from "./tokens.js";
+import { TokenPage, visible } from "./tokens.js";
 
 const RULES = ["answers", "last_answer", "all"];
 const VIEWS = ["raw", "rendered", "tokens"];
+const JUDGING = ["judges", "judge"];
 
 class View {
   constructor(model, wishes) {
@@ -23,8 +24,11 @@ class View {
     this.onRow = () => this.showRow();
     model.on("change:summary", this.onSummary);
     model.on("change:row", this.onRow);
+    this.onJudges = () => this.showJudges();
+    for (const name of JUDGING) model.on(`change:${name}`, this.onJudges);
     this.showSummary();
     this.showRow();
+    this.showJudges();
   }
 
   build() {
@@ -42,7 +46,14 @@ class View {
     } });
     this.tabs = VIEWS.map((name) => el("button", { type: "button", "data-view": name, onclick: () => this.turn(name) }, text(`inspect.${name}`)));
     this.plain = el("div", { class: "nbt-page nbt-plainpage", tabindex: 0, dir: "auto" });
-    this.tokens = new TokenPage();
+    this.plain.addEventListener("mouseup", () => this.choose());
+    this.plain.addEventListener("keyup", () => this.choose());
+    this.spans = ["train", "leave"].map((key) => el("button", { type: "button", class: "nbt-btn", onclick: () => this.span(key === "train") }, text(`inspect.${key}`)));
+    this.undo = el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("undo", {}, text("inspect.working")) }, text("inspect.undo"));
+    this.rules = el("ul", { class: "nbt-rules" });
+    this.judge = el("select", { onchange: () => this.do("judge", { key: this.judge.value }), onpointerenter: () => this.do("look", {}), onfocus: () => this.do("look", {}) });
+    this.judging = el("label", {}, text("inspect.judge"), this.judge);
+    this.tokens = new TokenPage(() => this.showSpan());
     this.place = el("span", { class: "nbt-soft nbt-text" });
     this.yaml = el("code");
     this.root = el("section", { class: "nbt nbt-inspector", role: "region", "data-lm-suppress-shortcuts": "true" },
@@ -58,6 +69,8 @@ class View {
         el("span", { role: "status" }, this.said)),
       el("div", {}, this.place),
       this.plain, this.tokens.node,
+      el("div", { class: "nbt-row" }, ...this.spans, this.undo, this.judging),
+      this.rules,
       el("div", { class: "nbt-row nbt-soft" }, text("inspect.yaml"), this.yaml));
   }
 
@@ -85,7 +98,49 @@ class View {
 
   turn(view) {
     this.view = view;
+    this.chosen = "";
     this.showRow();
+  }
+
+  /** What is selected in the rendered text. */
+  choose() {
+    const selection = getSelection();
+    const inside = this.view === "rendered" && selection.rangeCount && this.plain.contains(selection.getRangeAt(0).commonAncestorContainer);
+    this.chosen = inside ? selection.toString() : "";
+    this.showSpan();
+  }
+
+  /** A rule for what is selected. */
+  span(train) {
+    const span = this.tokens.span;
+    if (this.view === "tokens" && span) this.do("span", { first: span[0], last: span[1], train }, text("inspect.working"));
+    else if (this.view === "rendered" && this.chosen) this.do("text", { text: this.chosen, train }, text("inspect.working"));
+  }
+
+  showSpan() {
+    const any = this.view === "tokens" ? this.tokens.span : this.view === "rendered" && this.chosen;
+    for (const button of this.spans) button.disabled = !any;
+  }
+
+  showRules(rules = []) {
+    const back = this.rules.contains(document.activeElement);
+    this.rules.replaceChildren(...rules.map((rule, k) => el("li", {},
+      el("span", {}, text(rule.train ? "inspect.rule_train" : "inspect.rule_leave")), " ", el("code", { dir: "auto" }, visible(rule.match)), " ",
+      el("span", { class: "nbt-soft" }, text("inspect.rule_rows", { n: number(rule.rows), of: number(rule.of) })), " ",
+      el("button", { type: "button", class: "nbt-btn", "aria-label": text("inspect.rule_drop", { text: rule.match }), onclick: () => this.do("drop", { rule: k }, text("inspect.working")) }, "×"))));
+    if (back) (this.rules.querySelector("button") ?? this.tokens.page).focus();
+  }
+
+  showJudges() {
+    const [judges, now] = JUDGING.map((name) => this.model.get(name));
+    this.judging.hidden = !judges?.length;
+    const offered = JSON.stringify(judges);
+    if (offered !== this.offered) {
+      this.offered = offered;
+      const named = ({ name, base }) => (base ? text("inspect.base_of", { name }) : name);
+      this.judge.replaceChildren(el("option", { value: "" }, text("inspect.no_judge")), ...(judges ?? []).map((each) => el("option", { value: each.key }, named(each))));
+    }
+    this.judge.value = now ?? "";
   }
 
   showSummary() {
@@ -104,6 +159,8 @@ class View {
     this.findings.replaceChildren(...summary.findings.map((finding) => el("li", { "data-level": finding.level, class: "nbt-text", dir: "auto" },
       finding.text, finding.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: finding.fix })) : null)));
     setText(this.yaml, summary.yaml);
+    this.showRules(summary.rules);
+    this.undo.disabled = !summary.undo;
     setText(this.of, text("inspect.of", { n: number(summary.rows) }));
     this.index.max = summary.rows - 1;
   }
@@ -137,18 +194,22 @@ class View {
     this.tokens.node.hidden = shownAsText;
     this.index.value = row.index ?? 0;
     const counts = row.count === undefined ? "" : text("inspect.row_counts", { tokens: number(row.count), trained: number(row.trained) });
+    const lost = (row.losses ?? []).filter((loss, k) => typeof loss === "number" && row.tokens[k][2] & 1);
+    const mean = lost.length ? text("inspect.row_loss", { loss: number(lost.reduce((sum, loss) => sum + loss, 0) / lost.length, 3) }) : "";
     const cut = row.cut ? text("inspect.row_cut", { n: number(row.cut) }) : "";
-    setText(this.place, [row.place, counts, cut].filter(Boolean).join(" · "));
+    setText(this.place, [row.place, counts, mean, cut].filter(Boolean).join(" · "));
     setAttribute(this.root, "data-row", String(row.index));
     setText(this.plain, view === "raw" ? row.raw ?? "" : row.error ? `${row.error}\n${row.fix ?? ""}` : row.rendered ?? "");
     this.plain.classList.toggle("nbt-bad", Boolean(row.error) && view !== "raw");
     if (!shownAsText) this.tokens.show(row);
+    this.showSpan();
   }
 
   destroy() {
     this.endTheme();
     this.model.off("change:summary", this.onSummary);
     this.model.off("change:row", this.onRow);
+    for (const name of JUDGING) this.model.off(`change:${name}`, this.onJudges);
   }
 }
 
