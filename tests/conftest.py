@@ -4,7 +4,8 @@ The environment is set when this file is read, before a library is imported: hug
 look at it once, at import. A test that needs the caller's own environment (pip, npm: their settings lie at home) asks
 for `outside_environ`.
 
-``NBTUNE_TEST_BLOCK=triton,bitsandbytes,fcntl`` is a machine without these packages, as macOS and Windows are.
+``NBTUNE_TEST_BLOCK=triton,bitsandbytes,fcntl`` is a machine without these packages, as macOS and Windows are;
+``NBTUNE_TEST_OFFLINE=/tmp/asked`` one without a network, which writes down who asks for it.
 """
 
 from __future__ import annotations
