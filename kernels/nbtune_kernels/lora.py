@@ -62,24 +62,17 @@ def _lora_xa(x, a, out, also):
         also2.copy_(out2)
 
 
-@op(
-    "lora_dxa(Tensor[] dys, Tensor[] bs, float[] scalings, Tensor(a!) out, Tensor(b!)? also, Tensor? rows) -> ()",
-    lambda *_: None,
-)
-def _lora_dxa(dys, bs, scalings, out, also, rows):
+@op("lora_dxa(Tensor[] dys, Tensor[] bs, float[] scalings, Tensor(a!) out) -> ()", lambda *_: None)
+def _lora_dxa(dys, bs, scalings, out):
     ranks = [b.shape[1] for b in bs]
     out2 = flat_rows(out, written=True)
-    also2 = None if also is None else flat_rows(also, written=True)
     if uses_kernel("lora_dxa", dys, ranks):
-        flat, bs = [flat_rows(dy) for dy in dys], [b.to(dys[0].dtype) for b in bs]
-        return lora_kernels.launch_dxa(flat, bs, scalings, out2, also2, rows)
+        return lora_kernels.launch_dxa([flat_rows(dy) for dy in dys], [b.to(dys[0].dtype) for b in bs], scalings, out2)
     start = 0
     for dy, b, scaling, rank in zip(dys, bs, scalings, ranks, strict=True):
         part = out2[:, start : start + rank]
         torch.addmm(part, flat_rows(dy), b.to(dy.dtype), beta=0, alpha=scaling, out=part)
         start += rank
-    if also2 is not None:
-        torch.mul(out2, rows[:, None], out=also2)
 
 
 @op(
@@ -122,13 +115,7 @@ def lora_add_(y: Tensor, xa: Tensor, b: Tensor, scaling: float) -> Tensor:
 
 
 def lora_dxa(
-    dys: Sequence[Tensor],
-    bs: Sequence[Tensor],
-    scalings: Sequence[float],
-    *,
-    out: Tensor | None = None,
-    also: Tensor | None = None,
-    rows: Tensor | None = None,
+    dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], *, out: Tensor | None = None
 ) -> Tensor:
     """`[scalings[i] * dys[i] @ bs[i]]` side by side: `[..., R]` in dy's dtype.
 
@@ -137,12 +124,11 @@ def lora_dxa(
         bs: `[O_i, r_i]` each.
         scalings: alpha / r (or rsLoRA's alpha / sqrt(r)) of each.
         out: `[..., R]`, may be a strided slice of a wider buffer.
-        also: `[..., R]`, gets `rows` (fp32, one number a row) times the result.
     """
     if out is None:
         width = sum(b.shape[1] for b in bs)
         out = torch.empty((*dys[0].shape[:-1], width), dtype=dys[0].dtype, device=dys[0].device)
-    _lora_dxa(list(dys), list(bs), [float(s) for s in scalings], out, also, rows)
+    _lora_dxa(list(dys), list(bs), [float(s) for s in scalings], out)
     return out
 
 

@@ -30,13 +30,13 @@ def _pad(rank: int) -> int:
 
 @jit
 def _row_product(
-    x_ptr, w_ptr, out_ptr, also_ptr, rows_ptr, x_stride, w_row, w_col, out_stride, also_stride, pid_t, n_rows, width,
+    x_ptr, w_ptr, out_ptr, also_ptr, x_stride, w_row, w_col, out_stride, also_stride, pid_t, n_rows, width,
     rank, scale,
     PAD: tl.constexpr, ALSO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`out[t, :rank] = scale * sum_k x[t, k] w[k, :rank]` for BLOCK_T rows; w is addressed by (k, r) strides.
 
-    ALSO: "" not, "same" once more to `also`, "rows" times `rows[t]` to `also`.
+    ALSO: and the same to `also`.
     """
     row = pid_t.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     r = tl.arange(0, PAD)
@@ -55,9 +55,7 @@ def _row_product(
     acc *= scale
     live &= r[None, :] < rank
     tl.store(out_ptr + row[:, None] * out_stride + r[None, :], acc.to(out_ptr.dtype.element_ty), live)
-    if ALSO != "":
-        if ALSO == "rows":
-            acc *= tl.load(rows_ptr + row, row < n_rows, other=0.0).to(tl.float32)[:, None]
+    if ALSO:
         tl.store(also_ptr + row[:, None] * also_stride + r[None, :], acc.to(also_ptr.dtype.element_ty), live)
 
 
@@ -67,16 +65,16 @@ def _xa_kernel(
     PAD: tl.constexpr, ALSO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     _row_product(
-        x_ptr, a_ptr, out_ptr, also_ptr, also_ptr, x_stride, 1, a_stride, out_stride, also_stride, tl.program_id(0),
+        x_ptr, a_ptr, out_ptr, also_ptr, x_stride, 1, a_stride, out_stride, also_stride, tl.program_id(0),
         n_rows, width, rank, 1.0, PAD, ALSO, BLOCK_T, BLOCK_K, PRECISION,
     )  # fmt: skip
 
 
 @jit
 def _dxa_kernel(
-    y0, y1, y2, y3, b0, b1, b2, b3, out_ptr, also_ptr, rows_ptr, ys0, ys1, ys2, ys3, bs0, bs1, bs2, bs3, out_stride,
-    also_stride, w0, w1, w2, w3, r0, r1, r2, r3, s0, s1, s2, s3, n_rows,
-    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr, ALSO: tl.constexpr,
+    y0, y1, y2, y3, b0, b1, b2, b3, out_ptr, ys0, ys1, ys2, ys3, bs0, bs1, bs2, bs3, out_stride,
+    w0, w1, w2, w3, r0, r1, r2, r3, s0, s1, s2, s3, n_rows,
+    P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.num_programs(0) // N  # all of one group before the next: the widest usually comes first
@@ -84,26 +82,29 @@ def _dxa_kernel(
     pid = tl.program_id(0) % tiles
     if group == 0:
         _row_product(
-            y0, b0, out_ptr, also_ptr, rows_ptr, ys0, bs0, 1, out_stride, also_stride, pid, n_rows, w0, r0, s0,
-            P0, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+            y0, b0, out_ptr, out_ptr, ys0, bs0, 1, out_stride, 0, pid, n_rows, w0, r0, s0, P0, False,
+            BLOCK_T, BLOCK_K, PRECISION,
         )  # fmt: skip
     if N > 1:
         if group == 1:
+            o1 = out_ptr + r0
             _row_product(
-                y1, b1, out_ptr + r0, also_ptr + r0, rows_ptr, ys1, bs1, 1, out_stride, also_stride, pid, n_rows, w1,
-                r1, s1, P1, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+                y1, b1, o1, o1, ys1, bs1, 1, out_stride, 0, pid, n_rows, w1, r1, s1, P1, False,
+                BLOCK_T, BLOCK_K, PRECISION,
             )  # fmt: skip
     if N > 2:
         if group == 2:
+            o2 = out_ptr + r0 + r1
             _row_product(
-                y2, b2, out_ptr + (r0 + r1), also_ptr + (r0 + r1), rows_ptr, ys2, bs2, 1, out_stride, also_stride, pid,
-                n_rows, w2, r2, s2, P2, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+                y2, b2, o2, o2, ys2, bs2, 1, out_stride, 0, pid, n_rows, w2, r2, s2, P2, False,
+                BLOCK_T, BLOCK_K, PRECISION,
             )  # fmt: skip
     if N > 3:
         if group == 3:
+            o3 = out_ptr + r0 + r1 + r2
             _row_product(
-                y3, b3, out_ptr + (r0 + r1 + r2), also_ptr + (r0 + r1 + r2), rows_ptr, ys3, bs3, 1, out_stride,
-                also_stride, pid, n_rows, w3, r3, s3, P3, ALSO, BLOCK_T, BLOCK_K, PRECISION,
+                y3, b3, o3, o3, ys3, bs3, 1, out_stride, 0, pid, n_rows, w3, r3, s3, P3, False,
+                BLOCK_T, BLOCK_K, PRECISION,
             )  # fmt: skip
 
 
@@ -226,21 +227,14 @@ def launch_xa(x: Tensor, a: Tensor, out: Tensor, also: Tensor | None = None) -> 
     size = table["block_k"] * (table["block_t"] + _pad(rank)) * x.element_size()
     _xa_kernel[(cdiv(n, table["block_t"]),)](
         x, a, out, out if also is None else also, x.stride(0), a.stride(0), out.stride(0),
-        0 if also is None else also.stride(0), n, x.shape[1], rank, PAD=_pad(rank), ALSO="" if also is None else "same",
+        0 if also is None else also.stride(0), n, x.shape[1], rank, PAD=_pad(rank), ALSO=also is not None,
         BLOCK_T=table["block_t"], BLOCK_K=table["block_k"], PRECISION=_precision(x), **FUSED, num_warps=table["warps"],
         num_stages=stages_for("lora_xa", capability, size),
     )  # fmt: skip
 
 
-def launch_dxa(
-    dys: Sequence[Tensor],
-    bs: Sequence[Tensor],
-    scalings: Sequence[float],
-    out: Tensor,
-    also: Tensor | None = None,
-    rows: Tensor | None = None,
-) -> None:
-    """`out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side; `also`: `rows [T]` times it."""
+def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], out: Tensor) -> None:
+    """`out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side."""
     capability = compute_capability(out.device)
     table = launch("lora_dxa", capability)
     bs = [b if b.stride(1) == 1 else b.contiguous() for b in bs]
@@ -249,10 +243,9 @@ def launch_dxa(
     pads = _four([_pad(r) for r in ranks])
     size = table["block_k"] * (table["block_t"] + max(pads)) * out.element_size()
     _dxa_kernel[(cdiv(n, table["block_t"]) * groups,)](
-        *_four(dys), *_four(bs), out, out if also is None else also, out if rows is None else rows,
-        *_four([d.stride(0) for d in dys]), *_four([b.stride(0) for b in bs]), out.stride(0),
-        0 if also is None else also.stride(0), *_four([d.shape[1] for d in dys]), *_four(ranks), *_four(scalings), n,
-        P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups, ALSO="" if also is None else "rows",
+        *_four(dys), *_four(bs), out, *_four([d.stride(0) for d in dys]), *_four([b.stride(0) for b in bs]),
+        out.stride(0), *_four([d.shape[1] for d in dys]), *_four(ranks), *_four(scalings), n,
+        P0=pads[0], P1=pads[1], P2=pads[2], P3=pads[3], N=groups,
         BLOCK_T=table["block_t"], BLOCK_K=table["block_k"],
         PRECISION=_precision(dys[0]), **FUSED, num_warps=table["warps"],
         num_stages=stages_for("lora_dxa", capability, size),

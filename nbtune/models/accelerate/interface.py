@@ -4,6 +4,7 @@ Documents of a pack are kept apart by their bounds, where sdpa needs a `[B, 1, S
 pack of causal documents (windows, padding, a cache, a mask of the model's own) goes through transformers' sdpa.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +71,8 @@ def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs:
 
 def mask(
     batch_size: int,
-    q_length: int,
-    kv_length: int,
+    q_length: int = 0,
+    kv_length: int = 0,
     q_offset: int = 0,
     kv_offset: int = 0,
     mask_function: Callable[..., Tensor] | None = None,
@@ -83,9 +84,14 @@ def mask(
     Args:
         mask_function: of (batch, head, query, key) indices, True where a query sees a key.
         attention_mask: `[B, S]`, padding.
+        kwargs: among others `cache_position`, the queries' places, by which transformers up to 5.2 tells their number.
     """
-    from transformers.masking_utils import causal_mask_function, sdpa_mask
+    from transformers.masking_utils import causal_mask_function
 
+    places = kwargs.pop("cache_position", None)
+    if places is not None:
+        q_length, q_offset = len(places), int(places[0])
+        kwargs.setdefault("device", places.device)
     function = mask_function or causal_mask_function
     whole = q_length == kv_length > 1 and isinstance(q_offset, int) and q_offset == kv_offset == 0
     window = kwargs.get("local_size")
@@ -96,9 +102,18 @@ def mask(
             marker = torch.empty((0, 0, 0, 0), dtype=torch.bool, device=kwargs.get("device", "cpu"))
             marker.nbtune_packing = packing  # type: ignore[attr-defined]
             return marker
-    return sdpa_mask(  # type: ignore[no-any-return]
-        batch_size, q_length, kv_length, q_offset, kv_offset, function, attention_mask, **kwargs
-    )
+    rest = {"kv_offset": kv_offset, "mask_function": function, "attention_mask": attention_mask, **kwargs}
+    return _stock_mask(batch_size, q_length, kv_length, q_offset, **rest)
+
+
+def _stock_mask(rows: int, queries: int, keys: int, offset: int, **rest: Any) -> Tensor | None:
+    """sdpa's own mask, in whichever way this version of transformers is asked for it."""
+    from transformers.masking_utils import sdpa_mask
+
+    if "q_length" in inspect.signature(sdpa_mask).parameters:
+        return sdpa_mask(rows, queries, keys, offset, **rest)  # type: ignore[no-any-return]
+    places = torch.arange(offset, offset + queries, device=rest.get("device"))
+    return sdpa_mask(batch_size=rows, cache_position=places, kv_length=keys, **rest)  # type: ignore[no-any-return]
 
 
 def _documents(sees: Callable[..., Tensor], rows: int, length: int, device: Any) -> Packing | None:

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nbtune_kernels import lora_dxa, lora_xa
-from nbtune_kernels.lora import uses_kernel
+from nbtune_kernels import lora_xa
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.dropped import drop_gradients, drop_input_gradient, drop_project
@@ -276,29 +275,15 @@ class LinearGroup:
         return out if self.bias is None else out.add_(self.bias, alpha=scale)
 
     def dxa_beside(self, wide_dy: Tensor, rows: Tensor | None = None) -> Tensor | None:
-        """Writes dy sB beside dy in `[T, O + R]`; returns that slice, or `rows` (fp32 `[T]`) times it, by itself."""
+        """Writes dy sB beside dy in `[T, O + R]`; returns that slice, or `rows` (fp32 `[T]`) times it, by itself.
+
+        One product over the zeros of sB too: a kernel that skips them is no faster, and takes seconds to compile.
+        """
         if not self.rank:
             return None
         o = self.outputs
-        dxa = wide_dy[:, o:]
-        scaled = None if rows is None else torch.empty((dxa.shape[0], self.rank), dtype=dxa.dtype, device=dxa.device)
-        dys = [d for d, r in zip(wide_dy[:, :o].split(self.outs, 1), self.ranks, strict=True) if r]
-        if uses_kernel("lora_dxa", dys, self.ranks):
-            lora_dxa(dys, self._blocks(), [1.0] * len(dys), out=dxa, also=scaled, rows=rows)
-        else:
-            torch.mm(wide_dy[:, :o], self.sb, out=dxa)
-            if scaled is not None:
-                torch.mul(dxa, rows[:, None], out=scaled)  # type: ignore[index]
-        return dxa if scaled is None else scaled
-
-    def _blocks(self) -> list[Tensor]:
-        """sB's blocks, `[O_i, r_i]` each."""
-        sb, out, row, column = self.sb, [], 0, 0
-        for width, rank in zip(self.outs, self.ranks, strict=True):
-            if rank:
-                out.append(sb[row : row + width, column : column + rank])
-            row, column = row + width, column + rank
-        return out
+        dxa = torch.mm(wide_dy[:, :o], self.sb, out=wide_dy[:, o:])
+        return dxa if rows is None else torch.mul(dxa, rows[:, None], out=torch.empty_like(dxa))
 
     def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
         """dx `[T, K]` of [dy, dy sB]."""
