@@ -28,6 +28,7 @@ from tests.kernels.ahead import (
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"}
+OF_BLOCKS = {"fused._act_backward_kernel"}
 # of a step of a Llama with LoRA on one card, whatever its size: the others belong to other families
 OF_A_LLAMA = {
     "rms_norm", "add_rms_norm", "rms_norm_apply", "rms_norm_backward", "rope", "rope_in_place", "act_silu",
@@ -45,12 +46,13 @@ def launches(capability: int, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
 
 def uses_dot(launch: Launch) -> bool:
     """Whether the kernel, or a function that it calls, has a tl.dot."""
-    return launch.name in WITH_DOT
+    return launch.name in WITH_DOT | OF_BLOCKS
 
 
 def check(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    for launch in launches(capability, monkeypatch):
+    of_blocks = [launch for launch in picked(capability, monkeypatch) if launch.name.startswith("fused.")]
+    for launch in [*launches(capability, monkeypatch), *of_blocks]:
         if capability < 80 and (uses_dot(launch) or launch.name in seen):
             continue  # products go to cuBLAS there (test_lora.py); the variants of a kernel are compiled for sm_90
         if capability < 89 and launch.name == "fp8._quantise_kernel":
@@ -62,6 +64,8 @@ def check(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(MMA.search(ptx)) == uses_dot(launch) == ("tt.dot" in result.asm["ttir"]), launch.name
         seen.add(launch.name)
     assert len(seen) >= 12
+    assert "fused._rotate_back_kernel" in seen
+    assert (capability < 80) or seen >= OF_BLOCKS
 
 
 @pytest.mark.parametrize("capability", [75, 90])
@@ -134,7 +138,7 @@ def test_no_product_without_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch
         fewer = {k: v for k, v in small.items() if k in launch.arguments and launch.kernel.fn.__name__ != "_sum_kernel"}
         if slow_on_a_t4(launch._replace(arguments=launch.arguments | fewer)):
             slow.add(name)
-    assert slow == WITH_DOT | {"fused._act_backward_kernel"}
+    assert slow == WITH_DOT | OF_BLOCKS
     names = {launch.name for launch in picked(75, monkeypatch)}
     assert not names & slow
     assert names == {"fused._rotate_back_kernel"}
