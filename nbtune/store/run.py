@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,8 @@ class Run(Answering):
                 steps[event.step] = {k: v for k, v in vars(event).items() if k != "step"}
             elif isinstance(event, says.Eval):
                 evals[event.step] = event.loss
-        frame = pd.DataFrame.from_dict(steps, orient="index").rename_axis("step").sort_index()
+        columns = [field.name for field in fields(says.Step) if field.name != "step"]
+        frame = pd.DataFrame.from_dict(steps, orient="index", columns=columns).rename_axis("step").sort_index()
         frame["eval_loss"] = pd.Series(evals, dtype=float)
         return frame
 

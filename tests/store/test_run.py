@@ -239,3 +239,10 @@ def test_a_model_in_a_folder_is_found_again_from_another_place(start, tmp_path, 
     run.free()
     monkeypatch.chdir("/")
     assert isinstance(nbtune.attach(run.folder).generate("Hello", max_new_tokens=2), str)
+
+
+def test_a_run_without_steps_has_a_history_without_rows(start):
+    run = start()
+    run.stop(wait=True)
+    assert len(run.history["loss"]) == run.step
+    assert list(run.history.columns)[-1] == "eval_loss"
