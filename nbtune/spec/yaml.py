@@ -41,12 +41,21 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read back as a text (``1e5``)."""
+    """Quotes what `_Loader` would not read back as a text (``1e5``); a text of several lines stands on one if it is
+    short (``"a\\nb"``)."""
 
 
 _Dumper.yaml_implicit_resolvers = {
     first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
 }
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if "\n" in text and len(text) <= 200 else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 

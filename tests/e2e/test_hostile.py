@@ -185,7 +185,12 @@ def form(text: str) -> tuple[Any, list[str]]:
 def inspector(text: str) -> tuple[Any, list[str]]:
     from nbtune.widgets import inspect
 
-    return inspect([{"prompt": text, "completion": text}] * 2, {}), []
+    panel = inspect([{"prompt": text, "completion": text}] * 2, {})
+    rule = {"match": clean(text, 200), "train": False, "regex": False, "rows": 2, "of": 2}
+    panel.summary = panel.summary | {"rules": [rule], "undo": 1}
+    judge = {"key": text, "name": clean(text, 100), "base": False}
+    panel.judges, panel.judge = [judge, {"key": "base", "name": clean(text, 100), "base": True}], text
+    return panel, [clean(text, 100)]
 
 
 @pytest.mark.parametrize("made", [monitor, compare, exporter, chat, form, inspector])

@@ -160,6 +160,9 @@ def test_a_span_becomes_a_rule_in_the_spec_is_seen_at_once_and_taken_back():
         assert panel.summary["rules"] == [{"match": " Tune", "train": False, "regex": False, "rows": 120, "of": 120}]
         assert "train_spans:\n- match: ' Tune'\n  train: false" in panel.summary["yaml"]
         assert panel.spec.train_spans[0].match == " Tune"
+        panel.do_span(*place(panel.row, "user\nWho"), train=True)
+        assert '- match: "user\\nWho"\n  train: true' in panel.summary["yaml"]  # on one line
+        panel.do_undo()
         panel.do_span(*place(panel.row, "Who are"), train=True)
         assert trained_text(panel.row) == "Who areCaptain 0.<|im_end|>"
         panel.do_span(*place(panel.row, " Tune"), train=True)  # in place of the earlier rule

@@ -125,7 +125,7 @@ class View {
   showRules(rules = []) {
     const back = this.rules.contains(document.activeElement);
     this.rules.replaceChildren(...rules.map((rule, k) => el("li", {},
-      el("span", {}, text(rule.train ? "inspect.rule_train" : "inspect.rule_leave")), " ", el("code", { dir: "auto" }, visible(rule.match)), " ",
+      el("span", {}, text(rule.train ? "inspect.rule_train" : "inspect.rule_leave")), " ", el("code", { dir: "auto" }, visible(rule.match).replaceAll("\n", "")), " ",
       el("span", { class: "nbt-soft" }, text("inspect.rule_rows", { n: number(rule.rows), of: number(rule.of) })), " ",
       el("button", { type: "button", class: "nbt-btn", "aria-label": text("inspect.rule_drop", { text: rule.match }), onclick: () => this.do("drop", { rule: k }, text("inspect.working")) }, "×"))));
     if (back) (this.rules.querySelector("button") ?? this.tokens.page).focus();
