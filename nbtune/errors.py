@@ -12,7 +12,11 @@ Each carries a *cause* (what was wrong), a *place* (where: the line of the cell,
 (what to write instead). In a notebook they show without a traceback; ``%tb`` has it.
 """
 
+from typing import Self
+
 __all__ = ["DataError", "ExportError", "HubError", "NbtuneError", "PlanError", "SpecError", "TrainError"]
+
+_FIX = "\n  → "  # between what was wrong and what helps
 
 
 class NbtuneError(Exception):
@@ -30,7 +34,13 @@ class NbtuneError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.place}: {self.cause}" if self.place else self.cause
-        return f"{text}\n  → {self.fix}" if self.fix else text
+        return f"{text}{_FIX}{self.fix}" if self.fix else text
+
+    @classmethod
+    def said(cls, text: str) -> Self:
+        """The error whose text this is, as a run's last event holds it; what was the place is a part of the cause."""
+        cause, _, fix = text.partition(_FIX)
+        return cls(cause, fix=fix)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.cause, self.place, self.fix))

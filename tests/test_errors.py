@@ -42,3 +42,10 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
     assert errors.__doc__ is not None
     drawn = [line.split()[1] for line in errors.__doc__.splitlines() if line.startswith(("├──", "└──"))]
     assert sorted(["NbtuneError", *drawn]) == sorted(errors.__all__)
+
+
+def test_a_text_becomes_the_error_again() -> None:
+    error = errors.TrainError("no space left", place="demo", fix="free some")
+    again = errors.TrainError.said(str(error))
+    assert (again.cause, again.fix, str(again)) == ("demo: no space left", "free some", str(error))
+    assert errors.TrainError.said("it failed").fix == ""

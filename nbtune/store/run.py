@@ -103,7 +103,7 @@ class Run(Answering):
         if self._launched is not None and isinstance(self._launched.error, NbtuneError):
             return self._launched.error
         last = self._last(says.State)
-        return TrainError(last.detail if last is not None and last.detail else "the run failed")
+        return TrainError.said(last.detail if last is not None and last.detail else "the run failed")
 
     def events(self, start: int = 0) -> list[says.Event]:
         """What it has said so far, from the `start`-th event on."""
