@@ -91,7 +91,7 @@ class Inspection:
         """
         source, number, k = self._find(index)
         form, encoder = self._encoders[k]
-        job = encoder.render([form.read(source.rows[number])])[0]
+        job = encoder.render([_read(form, source.rows[number])])[0]
         if isinstance(job, DataError):
             raise job
         return str(encoder.text_of(job, first, last + 1))
@@ -104,7 +104,7 @@ class Inspection:
         """
         source, number, k = self._find(index)
         form, encoder = self._encoders[k]
-        encoded = encoder.encode([form.read(source.rows[number])])[0]
+        encoded = encoder.encode([_read(form, source.rows[number])])[0]
         if isinstance(encoded, DataError):
             raise encoded
         return [int(token) for token in encoded[0][: self.max_len]]
@@ -125,7 +125,7 @@ class Inspection:
 
         form = format_of(source, source.rows, "skip")
         try:
-            chats = isinstance(form.read(source.rows[0]), Chat)
+            chats = isinstance(_read(form, source.rows[0]), Chat)
         except DataError:
             chats = True
         plain = None if template_text(self.tokenizer) else PLAIN_TEMPLATE
@@ -202,7 +202,7 @@ class Inspection:
             source, number, k = self._find(index)
             try:
                 form, encoder = self._encoders[k]
-                job = encoder.render([form.read(source.rows[number])])[0]
+                job = encoder.render([_read(form, source.rows[number])])[0]
             except DataError:
                 continue
             for which, rule in enumerate(rules):
@@ -235,7 +235,7 @@ class Inspection:
         shown |= {"raw": clean(json.dumps(row, ensure_ascii=False, indent=2, default=str), _CHARACTERS)}
         try:
             form, encoder = self._encoders[k]
-            jobs = encoder.render([form.read(row)])
+            jobs = encoder.render([_read(form, row)])
             encoded = encoder.label(jobs, encoder.tokenise(jobs))[0]
             if isinstance(encoded, DataError):
                 raise encoded
@@ -275,6 +275,12 @@ class Inspection:
             if wanted in json.dumps(source.rows[number], ensure_ascii=False, default=str).casefold():
                 return index
         return None
+
+
+def _read(form: Any, row: Any) -> Any:
+    """A row as text; of a row that judges several, the first: the better answer."""
+    read = form.read(row)
+    return getattr(read, "rows", (read,))[0]
 
 
 def _first(rows: Any) -> Any:

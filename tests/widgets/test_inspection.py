@@ -128,6 +128,14 @@ def test_a_row_is_shown_first_with_losses_that_were_given():
     panel.close()
 
 
+def test_of_a_pair_of_answers_the_better_one_is_shown():
+    said = [[{"role": "assistant", "content": text}] for text in ("Ahoy!", "No.")]
+    pair = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": said[0], "rejected": said[1]}
+    inspection = Inspection.of([pair] * 3, method="dpo")
+    assert inspection.summary()["sources"][0]["format"] == "preference"
+    assert trained_text(inspection.row(0)) == "Ahoy!<|im_end|>"
+
+
 class Changes:
     """An inspector whose changes are made at once."""
 
