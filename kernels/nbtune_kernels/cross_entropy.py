@@ -9,8 +9,8 @@
 Rows whose label is `ignore_index` have loss, lse, entropy, correct and gradient 0, whatever their logits are.
 `logit_scale` is positive. With lse known from before (`lse=`), only the gradient is made, in one pass.
 
-On a GPU 16-bit rows that get gradients are shared by several programs (cross_entropy_shared.py). The kernel here walks
-a row with one: for statistics alone, for gradients with a known lse, and for rows that cannot be shared.
+On a GPU 16-bit rows that get gradients can be shared by several programs (cross_entropy_shared.py; tables.py says
+whether they are). The kernel here walks a row with one, in all other cases.
 """
 
 from typing import NamedTuple

@@ -116,9 +116,9 @@ def compiled(launch: Launch, target: GPUTarget) -> CompiledKernel:
 def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     """The launches of one LoRA step of an 8B Llama (and of other families), on tensors that are never touched."""
     # by import_module: the package's functions hide its modules of the same names
-    nk, adamw, ce, fp8, linear_cross_entropy, lora_kernels = (
+    nk, adamw, ce, fp8, linear_cross_entropy, lora_kernels, tables = (
         importlib.import_module(f"nbtune_kernels{name}")
-        for name in ("", ".adamw", ".cross_entropy", ".fp8", ".linear_cross_entropy", ".lora_kernels")
+        for name in ("", ".adamw", ".cross_entropy", ".fp8", ".linear_cross_entropy", ".lora_kernels", ".tables")
     )
     t, h, i, v = 2048, 4096, 14336, 128256
 
@@ -151,6 +151,13 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         )  # the op goes by plain torch where there is no card
         fp8.transposed(q, z(h, t, dtype=torch.float8_e4m3fn))
 
+    def shared_rows(head: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:  # off in the table
+            patch.setitem(tables.DEFAULT, "cross_entropy_shared", {"block": 8192, "warps": 2})
+            tables.forget()
+            ce.cross_entropy_rows_(z(t, v), ids, f32, head, stats)
+        tables.forget()
+
     us, vs = [z(t, 48), *z(t, 48).split(16, -1)], [x, *qkv.split([4096, 1024, 1024], -1)]
     outs = [z(48, h, dtype=torch.float32), *(z(n, 16, dtype=torch.float32) for n in (4096, 1024, 1024))]
     return [
@@ -171,6 +178,8 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("gelu_backward", lambda: nk.act_mul_backward(z(t, i), z(t, i), None, act="gelu")),
         ("cross_entropy", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(), stats)),
         ("cross_entropy_all", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(30.0, 0.5, 1e-4, 0.1), stats)),
+        ("cross_entropy_shared", lambda: shared_rows(ce.Head())),
+        ("cross_entropy_shared_all", lambda: shared_rows(ce.Head(30.0, 0.5, 1e-4, 0.1))),
         ("cross_entropy_known", lambda: ce.cross_entropy_rows_(z(t, v), ids, f32, ce.Head(), stats, lse=f32)),
         ("scatter", lambda: linear_cross_entropy._put(x, x, ids, ids, -100)),
         ("times", lambda: linear_cross_entropy._times(x, f32)),
