@@ -109,11 +109,12 @@ class Exporter:
         from .gguf.writer import write_gguf
 
         _need_llama(verify)
-        with self._said("gguf", progress) as said:
+        wanted = list(types) or ["q8_0"]
+        with self._said(f"gguf {' '.join(wanted)}", progress) as said:
             source = self.source()
             felt = self._felt(source) if importance else None
-            wanted, name = list(types) or ["q8_0"], self._run.name
-            files = write_gguf(source, wanted, self._out(out), name, importance=felt, progress=said.progress)
+            where, name = self._out(out), self._run.name
+            files = write_gguf(source, wanted, where, name, importance=felt, progress=said.progress)
             for file in files:
                 said.made(file)
         return self._judged(files, source, verify)

@@ -42,7 +42,7 @@ class Quality:
 
     def words(self) -> str:
         """What it needs and what was lost: ``"fits in 8 GB, perplexity +1.3 %, KL 0.012"``."""
-        change = 100 * (self.perplexity / self.reference - 1)
+        change = round(100 * (self.perplexity / self.reference - 1), 1) + 0.0  # no "-0.0"
         fits = fits_in(self.bytes)
         words = f"{f'fits in {fits} GB, ' if fits else ''}perplexity {change:+.1f} %, KL {self.divergence:.2g}"
         return words if self.same_tokens else f"{words}, AND OTHER TOKENS"

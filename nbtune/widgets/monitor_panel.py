@@ -11,6 +11,7 @@ import traitlets
 
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED
+from nbtune.widgets.export_panel import CHOICES, make
 from nbtune.widgets.no_page import Shown
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.view import Cursor
@@ -20,7 +21,6 @@ __all__ = ["Monitor"]
 
 HEARTBEAT = 1.0  # seconds: an idle-culling hub takes a kernel that says nothing for dead
 WATCH = 0.5  # seconds between looks at a run that has ended, while it is exported
-EXPORTS = {"q8_0": "gguf", "f16": "gguf", "bf16": "gguf", "adapter": "adapter"}
 
 
 class Monitor(Panel):
@@ -151,14 +151,16 @@ class Monitor(Panel):
         self._start_heart()
 
     def do_export(self, kind: str) -> None:
-        how = EXPORTS.get(kind)
-        if how is None:
-            raise NbtuneError(f"cannot export {kind!r}", fix=f"one of {', '.join(EXPORTS)}")
-        export = self.run.export
-        self._work(lambda: export.gguf(kind) if how == "gguf" else export.adapter())
+        """A GGUF file of that type, or one of `MAKES`."""
+        if kind in CHOICES:
+            self._work(lambda: self.run.export.gguf(kind))
+        else:
+            self._work(make(self.run, kind))
 
-    def do_push(self, repo: str, private: bool = True) -> None:
-        self._work(lambda: self.run.push_to_hub(repo, private=private))
+    def do_push(self, repo: str, private: bool = True, what: str = "adapter") -> None:
+        """Uploads with a model card."""
+        more = {} if what == "adapter" else {"what": what}
+        self._work(lambda: self.run.push_to_hub(repo, private=private, **more))
 
     def _work(self, work: Callable[[], Any]) -> None:
         """In the background; what the run says meanwhile is shown, though nobody pumps a run that has ended."""

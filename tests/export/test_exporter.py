@@ -82,7 +82,7 @@ def test_an_export_that_is_interrupted_says_so(run: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.export.gguf("f16", progress=stop)
     last = run.events()[-1]
-    assert (last.kind, last.path, last.detail) == ("gguf", "", "ended by KeyboardInterrupt")
+    assert (last.kind, last.path, last.detail) == ("gguf f16", "", "ended by KeyboardInterrupt")
 
 
 def test_the_card_that_is_shown_is_the_one_that_is_pushed(run: Any, hub: FakeHub) -> None:

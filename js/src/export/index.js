@@ -75,7 +75,7 @@ class View {
     });
     this.more = this.button("export.more", () => this.showAll(this.more.getAttribute("aria-expanded") !== "true"));
     this.more.setAttribute("aria-expanded", "false");
-    return el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...this.rows.map(({ node }) => node)));
+    return el("table", { class: "nbt-types" }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...this.rows.map(({ node }) => node)));
   }
 
   showAll(on) {
@@ -151,7 +151,7 @@ function fill({ choice, node, size, fits, quality, time }, file) {
 function measured(quality) {
   if (!(quality?.perplexity > 0 && quality.reference > 0)) return undefined;
   const change = Math.round(1000 * (quality.perplexity / quality.reference - 1)) / 10;
-  const values = { change: `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(1)}`, divergence: Number(quality.divergence).toPrecision(2) };
+  const values = { change: `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(1)}`, divergence: quality.divergence < 1e-6 ? "0" : Number(quality.divergence).toPrecision(2) };
   return text(quality.same_tokens ? "quality.measured" : "quality.other_tokens", values);
 }
 

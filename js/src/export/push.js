@@ -17,7 +17,7 @@ export class Push {
   constructor(model, wish, types, complain) {
     Object.assign(this, { model, wish, types, complain });
     this.repo = el("input", { type: "text", placeholder: text("push.example"), spellcheck: "false", autocomplete: "off", size: 22, onchange: () => this.stale() });
-    this.what = el("select", { onchange: () => this.stale() }, ...["adapter", "merged", "gguf"].map((value) => el("option", { value }, text(`push.${value}`))));
+    this.what = el("select", { onchange: () => this.stale() }, ...["adapter", "merged", "gguf"].map((value) => el("option", { value }, text(value === "gguf" ? "push.picked" : `push.${value}`))));
     this.secret = el("input", { type: "checkbox", checked: true });
     this.branch = el("input", { type: "text", spellcheck: "false", autocomplete: "off", size: 10 });
     this.request = el("input", { type: "checkbox" });

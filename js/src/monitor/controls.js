@@ -56,12 +56,15 @@ export class Controls {
     return el("div", { class: "nbt-box", role: "group", "aria-label": text("export.title"), hidden: true },
       el("h4", {}, text("export.title")),
       el("div", { class: "nbt-choices" },
-        choice("q8_0", 'run.export.gguf("q8_0")'), choice("f16", 'run.export.gguf("f16")'), choice("adapter", "run.export.adapter()")));
+        ...["q8_0", "q4_k_m", "f16"].map((type) => choice(type, `run.export.gguf("${type}")`)),
+        ...["ollama", "merged", "adapter", "adapter_gguf"].map((what) => choice(what, `run.export.${what}()`)),
+        el("small", {}, text("export.others"), " ", el("code", {}, "nbtune.widgets.exporter(run)"))));
   }
 
   makePushBox() {
     const repo = el("input", { type: "text", placeholder: text("push.example"), spellcheck: "false", autocomplete: "off", size: 26 });
     const secret = el("input", { type: "checkbox", checked: true });
+    const what = el("select", { "aria-label": text("push.what") }, ...["adapter", "merged", "gguf"].map((value) => el("option", { value }, text(`push.${value}`))));
     const go = el("button", { type: "submit", class: "nbt-btn nbt-main" }, text("push.go"));
     const cancel = this.button("cancel", () => { this.close(); this.push.focus(); });
     const submit = (event) => {
@@ -70,13 +73,14 @@ export class Controls {
       if (!/^[\w.-]+\/[\w.-]+$/.test(name)) return setText(this.said, text("push.bad"));
       this.close();
       this.push.focus();
-      const code = `run.push_to_hub(${JSON.stringify(name)}${secret.checked ? "" : ", private=False"})`;
-      this.do("push", code, { repo: name, private: secret.checked });
+      const kind = what.value === "adapter" ? "" : `, what=${JSON.stringify(what.value)}`;
+      const code = `run.push_to_hub(${JSON.stringify(name)}${kind}${secret.checked ? "" : ", private=False"})`;
+      this.do("push", code, { repo: name, private: secret.checked, what: what.value });
     };
     return el("form", { class: "nbt-box", "aria-label": text("push.title"), hidden: true, onsubmit: submit },
       el("h4", {}, text("push.title")),
       el("div", { class: "nbt-row" },
-        el("label", {}, text("push.repo"), repo), el("label", {}, secret, text("push.private")), go, cancel));
+        el("label", {}, text("push.repo"), repo), what, el("label", {}, secret, text("push.private")), go, cancel));
   }
 
   makeDropBox() {
