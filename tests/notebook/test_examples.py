@@ -1,0 +1,61 @@
+"""The example notebooks: papermill and nbconvert run them to the very same losses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nbtune import events
+from nbtune.store.log import EventReader
+
+pytestmark = pytest.mark.slow
+
+REPO = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((REPO / "example_notebooks").glob("*.ipynb"))
+MOST = 300_000  # bytes that a finished notebook may hold
+
+PAPERMILL = ["papermill", "--no-progress-bar", "--cwd", "{folder}", "{notebook}", "{folder}/done.ipynb"]
+NBCONVERT = ["jupyter", "nbconvert", "--to", "notebook", "--execute", "--output", "done", "{folder}/{name}"]
+
+
+def execute(command: list[str], notebook: Path, folder: Path) -> dict[str, list[float]]:
+    """Losses of each run, by name."""
+    folder.mkdir()
+    (folder / notebook.name).write_bytes(notebook.read_bytes())
+    filled = [part.format(folder=folder, notebook=notebook, name=notebook.name) for part in command]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("NBTUNE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", *filled],
+        cwd=folder,
+        env={**kept, "HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {
+        log.parent.name.rpartition("-")[0]: [e.loss for e in EventReader(log).read() if isinstance(e, events.Step)]
+        for log in sorted(folder.rglob("events.jsonl"))
+    }
+    assert found
+    assert all(found.values())
+    return found
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_twice_to_the_same_losses(notebook: Path, tmp_path: Path) -> None:
+    first = execute(PAPERMILL, notebook, tmp_path / "papermill")
+    second = execute(NBCONVERT, notebook, tmp_path / "nbconvert")
+    assert first == second
+    body = (tmp_path / "papermill" / "done.ipynb").read_text(encoding="utf-8")
+    assert len(body) <= MOST
+    assert str(tmp_path) not in body
+    outputs = [o for cell in nbformat.reads(body, as_version=4).cells for o in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.output_type == "error" for output in outputs)
