@@ -22,6 +22,8 @@ _PIECE = 2**21  # bytes that are read at once: some 7,000 steps
 _BLOCK = 2**16  # bytes, when looking from the end
 _EVERY = 0.25  # seconds between two calls of a listener, on average
 _LOOK = 0.02  # seconds between looks at the log's size, when somebody listens: what is new and late is said at once
+_SOON = 3.0  # seconds after a wish in which a new state is told at once, off the schedule
+_STATE = f'"type":"{events.State.type}"'.encode()
 
 
 class Mark(int):
@@ -59,6 +61,15 @@ class Follower:
         """The file has grown; costs a look at its size."""
         try:
             return self._path.stat().st_size > (self.mark.offset or 0)
+        except OSError:
+            return False
+
+    def state_ahead(self) -> bool:
+        """Among what is new there is a state; costs a read, and no parsing."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self.mark.offset or 0)
+                return _STATE in file.read(_PIECE)
         except OSError:
             return False
 
@@ -153,7 +164,8 @@ def _in_lines(lines: bytes, mark: bytes, kind: type[Any]) -> Any:
 
 
 class Pump:
-    """Tells listeners what is new in a log, at most four times a second each, from one thread.
+    """Tells listeners what is new in a log, at most four times a second each (what a wish led to: at once), from one
+    thread.
 
     Args:
         path: of ``events.jsonl``.
@@ -166,6 +178,12 @@ class Pump:
         self._listeners: dict[object, tuple[Callable[[list[events.Event], int], None], Follower]] = {}
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
+        self._wished, self._soon = threading.Event(), 0.0
+
+    def expect(self) -> None:
+        """Somebody has just wished something: for some seconds a new state is told as soon as it is there."""
+        self._soon = time.monotonic() + _SOON
+        self._wished.set()
 
     def add(self, callback: Callable[[list[events.Event], int], None], start: int) -> Callable[[], None]:
         """A new listener; the past from `start` on comes first. Returns a function that takes it away."""
@@ -209,7 +227,13 @@ class Pump:
 
     def _await_news(self, seconds: float) -> None:
         """Waits so long, and then until there is something new or somebody else listens, at most another second."""
-        time.sleep(seconds)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            hurried = time.monotonic() < self._soon
+            if hurried and any(follower.state_ahead() for _, follower in list(self._listeners.values())):
+                return
+            self._wished.wait(min(left, _LOOK) if hurried else left)
+            self._wished.clear()
         listeners = len(self._listeners)
         for _ in range(round(1 / _LOOK)):
             if len(self._listeners) != listeners or any(f.behind() for _, f in list(self._listeners.values())):

@@ -6,12 +6,13 @@ Either way one run works at a time for this process, the others queue; a detache
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ __all__ = ["Launched", "kernel_is_needed", "launch", "launched_on", "live", "on_
 
 _TURN = threading.Lock()  # one engine at a time: two would share one device's memory
 _ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
+_TURN_SECONDS = 0.001
 on_launch: list[Callable[[], None]] = []  # called after a run was started in this process
 
 
@@ -99,7 +101,8 @@ class Launched:
             else:
                 from nbtune.store.worker import execute
 
-                execute(self.folder, keep=self._keep)
+                with _short_turns():
+                    execute(self.folder, keep=self._keep)
         finally:
             _TURN.release()
 
@@ -161,6 +164,23 @@ class Launched:
         gc.collect()
         device.empty_cache(where)
         return max(0, before - device.memory_use(where).allocated)
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Python's lock changes hands after 1 ms instead of 5 while an engine shares this process with the user's cells.
+
+    An engine gives the lock away in each operation of torch, and beside a cell of pure Python waited 5 ms to have it
+    back. When it is done the interval is what it was, unless somebody has set another one meanwhile.
+    """
+    before = sys.getswitchinterval()
+    if before > _TURN_SECONDS:
+        sys.setswitchinterval(_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        if before > _TURN_SECONDS and round(sys.getswitchinterval(), 6) == _TURN_SECONDS:
+            sys.setswitchinterval(before)
 
 
 def _load(folder: Path) -> Built:

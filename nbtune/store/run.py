@@ -160,13 +160,17 @@ class Run(Answering):
 
     # --- what it should do ------------------------------------------------------------------------------------------
 
+    def _wish(self, **changes: Any) -> None:
+        control.wish(self.folder, **changes)
+        self._pump.expect()
+
     def pause(self) -> None:
         """Hold at the next micro-step; the model stays in memory."""
-        control.wish(self.folder, mode="pause")
+        self._wish(mode="pause")
 
     def unpause(self) -> None:
         """Go on after `pause`."""
-        control.wish(self.folder, mode="run")
+        self._wish(mode="run")
 
     def stop(self, *, save: bool = True, wait: bool = False) -> None:
         """Save and end at the next micro-step; `resume` goes on from there.
@@ -175,17 +179,17 @@ class Run(Answering):
             save: False ends without a new checkpoint: what was learnt since the last one is lost.
             wait: return when it has ended.
         """
-        control.wish(self.folder, mode="stop" if save else "drop")
+        self._wish(mode="stop" if save else "drop")
         if wait:
             self._join(None)
 
     def checkpoint(self) -> None:
         """Save at the next micro-step."""
-        control.wish(self.folder, checkpoint=True)
+        self._wish(checkpoint=True)
 
     def sample(self) -> None:
         """Ask the sample prompts at the next micro-step."""
-        control.wish(self.folder, sample=True)
+        self._wish(sample=True)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """A new peak for the schedule, from the next step on; it is journalled.
@@ -195,7 +199,7 @@ class Run(Answering):
         """
         if not learning_rate > 0:
             raise TrainError(f"a learning rate must be above 0, not {learning_rate}")
-        control.wish(self.folder, learning_rate=float(learning_rate))
+        self._wish(learning_rate=float(learning_rate))
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
         """Go on from the last checkpoint, or from the one of `step`, in the same folder.

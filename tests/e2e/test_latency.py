@@ -1,13 +1,19 @@
-"""How long a click takes while a cell computes or sleeps, in an evaluation and during an export: 1 s was promised."""
+"""How long a click takes while a cell computes or sleeps, in an evaluation and during an export: 1 s was promised.
+
+The clock is the page's own: from the click's event to the run's own answer in its log, and to the state in the page.
+(Playwright waits for a button to hold still before it clicks, and looks for a change ten times a second: on a busy
+machine that is half of what it would measure.)
+"""
 
 from __future__ import annotations
 
-import ast
 import re
-import time
 
 import pytest
 from playwright.sync_api import expect
+
+from nbtune import events
+from nbtune.store.log import EventReader
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -15,55 +21,79 @@ PANEL = ".nbt-monitor"
 SLACK = 1.0  # seconds beside the 1 s that were promised: the machine is shared
 CELL = """import nbtune
 rows = [{"prompt": f"Who are you, {i}?", "completion": "Ahoy! I am Captain Tune."} for i in range(400)]
-run = nbtune.finetune(data="rows", rows=globals(), steps=20000, name="quick", batch_size=2, eval=EVAL)
+run = nbtune.finetune(data="rows", rows=globals(), steps=20000, name="NAME", batch_size=2, eval=EVAL)
 run.monitor()"""
 HELD_OUT = "{'split': 0.9, 'max_rows': 100000, 'every': 1}"
+CLOCK = """(panel) => {
+    const seen = globalThis.changes = [], note = (what) => seen.push([what, Date.now() / 1000]);
+    const state = panel.querySelector(".nbt-state");
+    new MutationObserver(() => note(state.dataset.state)).observe(state, { attributes: true });
+    panel.addEventListener("click", ({ target }) => note(`click ${target.dataset.do}`), true);
+}"""
 
 
-def clicked(page, what: str, state: str) -> tuple[str, float, float]:
-    """The state that a click asks for, when it was clicked, and the seconds until the page shows it."""
-    button = page.page.locator(f"{PANEL} [data-do={what}]")
-    button.scroll_into_view_if_needed()
-    began = time.time()
-    button.click()
-    page.page.locator(f"{PANEL} .nbt-state[data-state={state}]").wait_for(state="attached")
-    return state, began, time.time() - began
+def cell(name: str, held_out: str = "{}") -> str:
+    return CELL.replace("NAME", name).replace("EVAL", held_out)
 
 
-def granted(page, clicks: list[tuple[str, float, float]]) -> list[float]:
-    """Seconds from each click to the run's own event."""
-    page.run_code("print([(e.state, e.time) for e in run.events() if e.type == 'state'])")
-    said = ast.literal_eval(page.page.locator(".jp-CodeCell").last.locator(".jp-OutputArea-output pre").inner_text())
-    seconds = []
-    for state, began, shown in clicks:
-        first = {"stopped": "stopping"}.get(state, state)
-        seconds.append(min(at for name, at in said if name == first and at >= began) - began)
-        print(f"  {first}: granted after {seconds[-1]:.2f} s, {state} shown after {shown:.2f} s")
-    return seconds
+class Watch:
+    """Clicks on a run's monitor, and what came of each."""
+
+    def __init__(self, page, lab, name: str) -> None:
+        self.page, self.panel = page, page.page.locator(PANEL)
+        self.log = EventReader(next((lab.root / "runs").glob(f"{name}-*/events.jsonl")))
+        self.panel.evaluate(CLOCK)
+        self.worst = 0.0
+
+    def said(self, *kinds: type[events.Event]) -> list:
+        return [event for event in self.log.read() if isinstance(event, kinds)]
+
+    def click(self, what: str, granted: str, shown: str) -> None:
+        """Clicks; `granted` is the run's first state after it, `shown` the one that the page has at the end."""
+        button = self.panel.locator(f"[data-do={what}]")
+        button.scroll_into_view_if_needed()
+        button.click()
+        self.panel.locator(f".nbt-state[data-state={shown}]").wait_for(state="attached")
+        changes = self.page.page.evaluate("() => changes")
+        began = next(at for name, at in reversed(changes) if name == f"click {what}")
+        seen = next(at for name, at in changes if name == shown and at >= began) - began
+        answer = min(e.time for e in self.said(events.State) if e.state == granted and e.time >= began) - began
+        print(f"  {what}: {granted} after {answer:.2f} s, {shown} in the page after {seen:.2f} s")
+        self.worst = max(self.worst, seen)
 
 
-@pytest.mark.parametrize("cell", ["import time\ntime.sleep(60)", "while True: pass"], ids=["sleep", "loop"])
-def test_a_click_is_granted_while_a_cell_is_busy(notebook, cell):
-    page = notebook([CELL.replace("EVAL", "{}"), cell])
+@pytest.mark.parametrize("busy", ["import time\ntime.sleep(90)", "while True: pass"], ids=["sleep", "loop"])
+def test_a_click_is_granted_while_a_cell_is_busy(notebook, lab, request, busy):
+    name = request.node.callspec.id
+    page = notebook([cell(name), busy])
     page.run(0)
     expect(page.page.locator(PANEL)).to_have_attribute("data-points", re.compile("[1-9]"))
+    watch = Watch(page, lab, name)
     page.run(1, wait=False)
-    page.cell(1).locator(".jp-InputPrompt", has_text="[*]").wait_for()
-    page.page.locator(PANEL).scroll_into_view_if_needed()
-    clicks = [clicked(page, "pause", "paused"), clicked(page, "pause", "running")]
-    page.page.locator(f"{PANEL} [data-do=export]").click()
-    page.page.locator(f"{PANEL} [data-kind=adapter]").click()
-    clicks.append(clicked(page, "stop", "stopped"))  # while something is exported
-    assert page.cell(1).locator(".jp-InputPrompt", has_text="[*]").count() == 1
+    running = page.cell(1).locator(".jp-InputPrompt", has_text="[*]")
+    running.wait_for()
+    watch.click("pause", "paused", "paused")
+    watch.click("pause", "running", "running")
+    watch.panel.locator("[data-do=checkpoint]").click()
+    watch.panel.locator(".nbt-checkpoints").wait_for()
+    watch.panel.locator("[data-do=export]").click()
+    watch.panel.locator("[data-kind=q8_0]").click()
+    watch.click("stop", "stopping", "stopped")  # while something is exported, or just was
+    watch.panel.locator(".nbt-list li", has_text="q8_0.gguf").wait_for()
+    stopping = next(e.time for e in watch.said(events.State) if e.state == "stopping")
+    assert watch.said(events.Export)[0].time < stopping
+    assert running.count() == 1
     page.command("notebook:interrupt-kernel")
-    assert max(granted(page, clicks)) < 1 + SLACK
+    assert watch.worst < 1 + SLACK
 
 
-def test_a_click_is_granted_during_an_evaluation(notebook):
-    page = notebook([CELL.replace("EVAL", HELD_OUT), "print(len(run.history.eval_loss.dropna()))"])
+def test_a_click_is_granted_during_an_evaluation(notebook, lab):
+    page = notebook([cell("held-out", HELD_OUT)])
     page.run(0)
     expect(page.page.locator(PANEL)).to_have_attribute("data-points", re.compile("[1-9]"))
-    clicks = [clicked(page, "pause", "paused"), clicked(page, "pause", "running"), clicked(page, "stop", "stopped")]
-    page.run(1)
-    assert page.output(1).strip() == "0"  # it was in the middle of the first one all the time
-    assert max(granted(page, clicks)) < 1 + SLACK
+    watch = Watch(page, lab, "held-out")
+    watch.click("pause", "paused", "paused")
+    watch.click("pause", "running", "running")
+    watch.click("stop", "stopping", "stopped")
+    assert watch.said(events.Eval) == []  # it was in the middle of the first one all the time
+    assert watch.worst < 1 + SLACK

@@ -113,3 +113,29 @@ def test_listeners_get_all_once_and_a_broken_one_silences_nobody(tmp_path):
     assert marks[-1][1] == 10
     remove()
     over.set()
+
+
+def test_what_a_wish_led_to_is_told_off_the_schedule(tmp_path, monkeypatch):
+    monkeypatch.setattr(follow, "_EVERY", 60.0)  # it would be told after the test
+    path = tmp_path / "events.jsonl"
+    write(path, [events.State(state="running")])
+    over, heard, news = threading.Event(), [], threading.Condition()
+    pump = Pump(path, lambda: not over.is_set(), "pump")
+
+    def listen(new, _):
+        with news:
+            heard.extend(new)
+            news.notify_all()
+
+    remove = pump.add(listen, 0)
+    with news:
+        assert news.wait_for(lambda: len(heard) == 1, 20)
+    write(path, [events.Step(step=1, loss=1.0)])
+    pump.expect()
+    write(path, [events.Step(step=2, loss=1.0), events.State(state="paused", step=2)])
+    with news:
+        assert news.wait_for(lambda: len(heard) == 4, 20)
+    assert heard[-1].state == "paused"
+    over.set()
+    remove()
+    pump.expect()
