@@ -153,13 +153,18 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
         yield served
 
 
-@pytest.mark.slow
-def test_pushes_by_a_click_with_the_card_read_and_changed(clicked, lab, hub, tmp_path, monkeypatch):
+def _logged_in(hub: FakeHub, tmp_path: Path) -> dict[str, str]:
+    """The environment of a kernel whose user has a token, as `hf auth login` leaves it."""
     home = tmp_path / "hub-home"
     (home / "hf").mkdir(parents=True)
-    (home / "hf" / "token").write_text(TOKEN)  # as `hf auth login` leaves it
+    (home / "hf" / "token").write_text(TOKEN)
     wanted = client_environment(hub, home, None)
-    at = clicked("pushed", **{key: wanted[key] for key in wanted if key.startswith("HF_")}, HF_HUB_OFFLINE="0")
+    return {**{key: wanted[key] for key in wanted if key.startswith("HF_")}, "HF_HUB_OFFLINE": "0"}
+
+
+@pytest.mark.slow
+def test_pushes_by_a_click_with_the_card_read_and_changed(clicked, lab, hub, tmp_path, monkeypatch):
+    at = clicked("pushed", **_logged_in(hub, tmp_path))
     panel = at.panel
 
     panel.get_by_label("Repository").fill("ada/adapter")
@@ -253,3 +258,21 @@ def test_every_kind_from_the_monitors_own_button(notebook, lab):
             llama.use_adapter(exports / "box-lora-f32.gguf")
             assert llama.logits(llama.tokenize([PROMPT])[0]).any()
     _by_transformers(exports.parent / "adapter", exports, tolerance=0.02)
+
+
+@pytest.mark.slow
+def test_every_push_from_the_monitors_own_button(notebook, hub, tmp_path):
+    environment = repr(_logged_in(hub, tmp_path))
+    cell = ONE.replace("ENVIRONMENT", environment).replace("NAME", "box").replace("exporter(run)", "run.monitor()")
+    page = notebook([cell], width=900)
+    page.run(0)
+    panel = page.page.locator(".nbt-monitor")
+    wanted = {"adapter": "adapter_model.safetensors", "merged": "model.safetensors", "gguf": ".gguf"}
+    for what, file in wanted.items():
+        panel.locator("[data-do=push]").click()
+        panel.get_by_label("Repository").fill(f"ada/{what}")
+        panel.get_by_label("What to push").select_option(what)
+        panel.locator(".nbt-box button[type=submit]:visible").click()
+        panel.locator('.nbt-list li[data-level="good"]', has_text=f"/ada/{what}").wait_for()
+        assert any(name.endswith(file) for name in hub.files(f"ada/{what}"))
+        assert hub.repos[f"ada/{what}"].private
