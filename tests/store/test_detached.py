@@ -110,7 +110,8 @@ def test_a_process_that_was_killed_is_said_to_be(start, until):
     assert run.state in ("queued", "preparing")
     until(run, lambda e: isinstance(e, events.State))
     assert run.state == "preparing"
-    (worker,) = psutil.Process().children()
+    # a library may have children of its own: bitsandbytes makes torch 2.8 keep one that compiles
+    (worker,) = (child for child in psutil.Process().children() if "nbtune.store.worker" in child.cmdline())
     worker.kill()
     with pytest.raises(TrainError, match="interrupted: its process was ended by signal 9"):
         run.wait()
