@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -347,8 +348,9 @@ def _until_ended(run: Any) -> None:
     """Waits for a run of this process; Ctrl-C, or a SIGTERM of a scheduler, stops it and saves."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with following(run):
-            try:
+        with contextlib.ExitStack() as stack:
+            try:  # the first word is said while `following` begins: an interrupt may come before it has returned
+                stack.enter_context(following(run))
                 run.wait()
             except KeyboardInterrupt:
                 say(f"stopping and saving {run.name}; once more to leave now")
