@@ -18,7 +18,7 @@ from nbtune.data.thoughts import KEYS, told_apart
 from nbtune.data.wanted import wanted
 from nbtune.data.words import Words
 from nbtune.errors import DataError
-from nbtune.spec import SpanRule
+from nbtune.spec import RunSpec, SpanRule
 
 __all__ = ["Encoder", "Job"]
 
@@ -81,6 +81,18 @@ class Encoder:
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
         self.chats = self.unended = self.unthought = 0
+
+    @classmethod
+    def of_spec(cls, tokenizer: Any, template: ChatTemplate | None, spec: RunSpec) -> Encoder:
+        """As a spec wants it."""
+        return cls(
+            tokenizer,
+            template,
+            spec.train_on,
+            terminators=spec.terminators,
+            thinking=spec.thinking,
+            rules=spec.train_spans,
+        )
 
     def encode(self, rows: Sequence[Chat | Parts]) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
         """For each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""

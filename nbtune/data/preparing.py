@@ -226,13 +226,8 @@ def _sizes(
         return sizes, [size // 2 for size in sizes]
     chats = bool(read) and isinstance(read[0], Chat)
     template = ChatTemplate(tokenizer, None if template_text(tokenizer) else PLAIN_TEMPLATE) if chats else None
-    encoded = [
-        r
-        for r in Encoder(tokenizer, template, spec.train_on, thinking=spec.thinking, rules=spec.train_spans).encode(
-            read
-        )
-        if not isinstance(r, DataError)
-    ]
+    encoder = Encoder.of_spec(tokenizer, template, spec)
+    encoded = [r for r in encoder.encode(read) if not isinstance(r, DataError)]
     return [len(ids) for ids, _ in encoded], [int(trained.sum()) for _, trained in encoded]
 
 

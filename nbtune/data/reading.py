@@ -111,15 +111,7 @@ class Reader:
                 template = ChatTemplate(self.tokenizer)
                 self.chat_template, self.report.template = template.template, template.template
                 self.report.terminator = template.terminator
-            spec = self.spec
-            self._encoders[chats] = Encoder(
-                self.tokenizer,
-                template,
-                spec.train_on,
-                terminators=spec.terminators,
-                thinking=spec.thinking,
-                rules=spec.train_spans,
-            )
+            self._encoders[chats] = Encoder.of_spec(self.tokenizer, template, self.spec)
         return self._encoders[chats]
 
     def check_ends(self) -> None:

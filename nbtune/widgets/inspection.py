@@ -89,9 +89,8 @@ class Inspection:
         Raises:
             DataError: the row cannot be read.
         """
-        source, number, k = self._find(index)
-        form, encoder = self._encoders[k]
-        job = encoder.render([_read(form, source.rows[number])])[0]
+        encoder, row = self._read_row(index)
+        job = encoder.render([row])[0]
         if isinstance(job, DataError):
             raise job
         return str(encoder.text_of(job, first, last + 1))
@@ -102,12 +101,17 @@ class Inspection:
         Raises:
             DataError: the row cannot be read.
         """
-        source, number, k = self._find(index)
-        form, encoder = self._encoders[k]
-        encoded = encoder.encode([_read(form, source.rows[number])])[0]
+        encoder, row = self._read_row(index)
+        encoded = encoder.encode([row])[0]
         if isinstance(encoded, DataError):
             raise encoded
         return [int(token) for token in encoded[0][: self.max_len]]
+
+    def _read_row(self, index: int) -> tuple[Any, Any]:
+        """A row's encoder, and what the encoder makes tokens of."""
+        source, number, k = self._find(index)
+        form, encoder = self._encoders[k]
+        return encoder, _read(form, source.rows[number])
 
     def __len__(self) -> int:
         return sum(len(source.rows) for source in self.sources)
@@ -130,15 +134,7 @@ class Inspection:
             chats = True
         plain = None if template_text(self.tokenizer) else PLAIN_TEMPLATE
         template = ChatTemplate(self.tokenizer, plain) if chats else None
-        spec = self.spec
-        return form, Encoder(
-            self.tokenizer,
-            template,
-            spec.train_on,
-            terminators=spec.terminators,
-            thinking=spec.thinking,
-            rules=spec.train_spans,
-        )
+        return form, Encoder.of_spec(self.tokenizer, template, self.spec)
 
     def summary(self) -> dict[str, Any]:
         """How the sources are read, and what was found in their first rows; JSON of a few KB."""
@@ -199,10 +195,9 @@ class Inspection:
             return []
         counts, looked = [0] * len(rules), min(len(self), COUNTED)
         for index in range(looked):
-            source, number, k = self._find(index)
             try:
-                form, encoder = self._encoders[k]
-                job = encoder.render([_read(form, source.rows[number])])[0]
+                encoder, row = self._read_row(index)
+                job = encoder.render([row])[0]
             except DataError:
                 continue
             for which, rule in enumerate(rules):

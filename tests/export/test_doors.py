@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from nbtune.export import take_home
 from nbtune.export.exporter import Exporter
 from nbtune.export.hub import push_folder
 from nbtune.notebook.commands import parser
-from tests.support.fake_hub import TOKEN, FakeHub, client_environment
+from tests.support.fake_hub import TOKEN, FakeHub
 from tests.support.llama import llama_library
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
@@ -32,16 +31,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("runs")
     nbtune.finetune(spec, name="demo", rows={"rows": ROWS}, runs_dir=where).wait()
     return where
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with FakeHub() as served:
-        for key in [key for key in os.environ if key.startswith(("HF_", "TRANSFORMERS_OFF"))]:
-            monkeypatch.delenv(key)
-        for key, value in client_environment(served, tmp_path / "home").items():
-            monkeypatch.setenv(key, value)
-        yield served
 
 
 @pytest.fixture(params=["cli", "magic"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from nbtune.errors import HubError
 from nbtune.events import Export
 from nbtune.export import LlamaRunner
 from nbtune.export.card import FILES_TO_COME
-from tests.support.fake_hub import TOKEN, FakeHub, client_environment
+from tests.support.fake_hub import TOKEN, FakeHub
 from tests.support.llama import llama_library
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
@@ -27,16 +25,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     spec = {"model": "nbtune/tiny", "data": "rows", "steps": 4, "batch_size": 4, "learning_rate": 3e-3}
     where = tmp_path_factory.mktemp("runs")
     return nbtune.finetune(spec, name="demo", rows={"rows": ROWS}, runs_dir=where).wait()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with FakeHub() as served:
-        for key in [key for key in os.environ if key.startswith(("HF_", "TRANSFORMERS_OFF"))]:
-            monkeypatch.delenv(key)
-        for key, value in client_environment(served, tmp_path / "home").items():
-            monkeypatch.setenv(key, value)
-        yield served
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from nbtune.errors import HubError
 from nbtune.export import push_folder
-from tests.support.fake_hub import TOKEN, FakeHub, client_environment
+from tests.support.fake_hub import TOKEN, FakeHub
 
 PLACES = {
     "making the repository": ("POST", "/api/repos/create"),
@@ -25,17 +24,6 @@ PLACES = {
 }
 STATUSES = (401, 403, 404, 409, 413, 429, 500, 503)
 PASSING = (429, 500, 503)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub that pushes of this process go to: the client is a process of its own, and reads its environment."""
-    with FakeHub() as served:
-        for key in [key for key in os.environ if key.startswith(("HF_", "TRANSFORMERS_OFF"))]:
-            monkeypatch.delenv(key)
-        for key, value in client_environment(served, tmp_path / "home").items():
-            monkeypatch.setenv(key, value)
-        yield served
 
 
 def folder(where: Path, size: int = 300_000, seed: int = 0) -> Path:
