@@ -321,11 +321,10 @@ def _hub() -> Iterator[Finding]:
 
 
 def _offline() -> Iterator[Finding]:
-    caches = (hub.user_cache(), *hub.shared_caches())
-    models = sorted({name for cache in caches for name in hub.repos(cache, "model")})
+    models = hub.cached("model")
     lacking = _not_whole(models)
     whole = [name for name in models if name not in lacking]
-    where = "cache" if len(caches) == 1 else "caches"
+    where = "caches" if hub.shared_caches() else "cache"
     text = f"nbtune/tiny and {len(whole)} models of the {where}" if whole else "nbtune/tiny only"
     yield Finding("models without a network", "ok" if whole else "note", text)
     for name, runs in {**{name: [] for name in lacking}, **_wanted_by_runs(whole)}.items():

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["distrusted", "repos", "shared_caches", "shared_snapshot", "snapshot", "user_cache"]
+__all__ = ["cached", "distrusted", "repos", "shared_caches", "shared_snapshot", "snapshot", "user_cache"]
 
 _FOLDERS = {"model": "models", "dataset": "datasets"}
 
@@ -44,6 +44,11 @@ def repos(cache: Path, kind: str) -> list[str]:
     except OSError:
         return []
     return sorted(name[len(start) :].replace("--", "/") for name in found)
+
+
+def cached(kind: str) -> list[str]:
+    """Ids of what the user's cache and the shared ones hold, sorted; `kind` as of `repos`."""
+    return sorted({name for cache in (user_cache(), *shared_caches()) for name in repos(cache, kind)})
 
 
 def snapshot(cache: Path, kind: str, repo: str, revision: str | None = None) -> Path | None:

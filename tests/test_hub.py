@@ -95,6 +95,18 @@ def test_the_users_own_cache_comes_first(shared: Path, own: Path) -> None:
     assert models.resolve("acme/small") == mine
 
 
+def test_the_form_offers_what_both_caches_hold(shared: Path, own: Path) -> None:
+    from types import SimpleNamespace
+
+    from nbtune.widgets import form
+
+    put(own, "model", "acme/mine", embedded.path())
+    plan = SimpleNamespace(device="cpu", peak_bytes=1, available_bytes=2, seconds=1.0, download_bytes=0, total_steps=1)
+    plan.rows_of_explanation = lambda: []
+    panel = form(lambda spec, rows=None: plan, lambda spec, name, rows: None, {})
+    assert panel.setup["models"] == ["nbtune/tiny", "acme/half", "acme/mine", "acme/small"]
+
+
 def test_what_is_not_whole_in_a_shared_cache_is_not_used(shared: Path, own: Path) -> None:
     assert models.missing_bytes("acme/half", 100) == 100
     with pytest.raises(HubError, match="is not on this machine"):

@@ -202,8 +202,9 @@ def export(
     for file in files:
         facts = {"path": shown(file.path), "type": file.type, "bytes": file.bytes, "notes": list(file.notes)}
         facts["quality"] = file.quality.facts() if file.quality else None
-        told = [*([file.quality.words()] if file.quality else []), *file.notes]
-        text = "\n".join([f"{shown(file.path)}  {file.bytes / 2**20:,.1f} MiB", *(f"  {line}" for line in told)])
+        text = "\n".join(
+            [f"{shown(file.path)}  {file.bytes / 2**20:,.1f} MiB", *(f"  {line}" for line in file.remarks)]
+        )
         result(facts, as_json=as_json, text=text)
 
 

@@ -196,7 +196,7 @@ class Exporter:
         """A file that is there, or that more is known of, as an event."""
         folder = self._run.folder
         shown = file.path.relative_to(folder).as_posix() if file.path.is_relative_to(folder) else file.path.name
-        detail = "; ".join([*([file.quality.words()] if file.quality else []), *file.notes])
+        detail = "; ".join(file.remarks)
         figures = _figures(file.quality) if file.quality else {}
         event = Export(
             kind=file.type, path=shown, bytes=file.bytes, seconds=file.seconds, detail=detail, quality=figures

@@ -82,6 +82,11 @@ class ExportedFile:
     notes: tuple[str, ...] = field(default=())
     quality: Quality | None = None
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of it: what was measured, and the notes."""
+        return [*([self.quality.words()] if self.quality else []), *self.notes]
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.

@@ -174,7 +174,7 @@ def _where(above: list[str], before: str) -> tuple[type[BaseModel] | None, str, 
 
 def _values(key: str, info: Any, namespace: Mapping[str, Any]) -> list[str]:
     if key == "model":
-        return [*_EMBEDDED, *_cached_models()]
+        return [*_EMBEDDED, *hub.cached("model")]
     if key == "data" or key.endswith(("eval.data", ".source")) or key == "source":
         return _sources(namespace)
     words = flags.choices(info.annotation)
@@ -197,11 +197,6 @@ def _holds_rows(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict)
     return type(value).__name__ in ("DataFrame", "Dataset", "IterableDataset", "LazyFrame")
-
-
-def _cached_models() -> list[str]:
-    """Hub ids of models in the caches of this machine."""
-    return sorted({name for cache in (hub.user_cache(), *hub.shared_caches()) for name in hub.repos(cache, "model")})
 
 
 def _run_names() -> list[str]:

@@ -165,7 +165,7 @@ class NbtuneMagics(Magics):
     def _export(self, args: Any) -> None:
         files = _exported(self._run(args), args)
         rows = [
-            (file.type, f"{file.bytes / 2**20:,.1f} MiB", from_here(file.path), "; ".join(_remarks(file)))
+            (file.type, f"{file.bytes / 2**20:,.1f} MiB", from_here(file.path), "; ".join(file.remarks))
             for file in files
         ]
         display(Table(("type", "size", "file", ""), rows, empty="nothing was exported"))
@@ -281,7 +281,3 @@ def _exported(run: Any, args: Any) -> list[Any]:
     if not any(kinds.values()):
         kinds["gguf"] = ["q8_0"]
     return take_home(run.export, out=args.out, importance=args.importance, verify=args.verify, **kinds)
-
-
-def _remarks(file: Any) -> list[str]:
-    return [*([file.quality.words()] if file.quality else []), *file.notes]

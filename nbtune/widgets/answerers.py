@@ -77,23 +77,24 @@ class Answerers:
         Raises:
             NbtuneError: it is of another model than the tokens.
         """
-        key, _, step = key.partition("@")
-        key, _, base = key.partition(":")
-        run = self._runs[key]
+        run, options = self._of(key)
         if run.spec.model != model:
             raise NbtuneError(
                 f"{run.name} is of {run.spec.model}, the tokens are of {model}",
                 fix="inspect the rows with that run's model",
             )
-        return list(run.token_losses(ids, base=bool(base), step=int(step) if step else None))
+        return list(run.token_losses(ids, **options))
 
     def ask(self, side: int, messages: Sequence[dict[str, Any]], **options: Any) -> str:
         """What a side says; see `nbtune.store.answering.Answering.generate`."""
-        key, _, step = self.keys[side].partition("@")
+        run, of_key = self._of(self.keys[side])
+        return str(run.generate(messages, **of_key, **options))
+
+    def _of(self, key: str) -> tuple[Any, dict[str, Any]]:
+        """The run of a key, and what says which of its models is meant."""
+        key, _, step = key.partition("@")
         key, _, base = key.partition(":")
-        if step:
-            options["step"] = int(step)
-        return str(self._runs[key].generate(messages, base=bool(base), **options))
+        return self._runs[key], {"base": bool(base)} | ({"step": int(step)} if step else {})
 
     def _look(self) -> None:
         """Finds the runs beside those that are known."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import traitlets
 
+from nbtune import hub
 from nbtune.errors import NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, to_yaml
 from nbtune.widgets.form_fields import CARE, GOALS, fields, preset
@@ -60,7 +61,12 @@ class Form(Panel):
         named = {k: v for k, v in (self.namespace or {}).items() if not k.startswith("_") and k not in ("In", "Out")}
         rows = sorted(name for name, value in named.items() if is_rows(value) and len(value))
         files = sorted(p.name for p in Path.cwd().glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
-        body = {"fields": fields(), "goals": list(GOALS), "care": list(CARE), "models": _models()}
+        body = {
+            "fields": fields(),
+            "goals": list(GOALS),
+            "care": list(CARE),
+            "models": ["nbtune/tiny", *hub.cached("model")],
+        }
         return body | {"data": [*rows, *files[:30], *_sets()]}
 
     def do_preset(self, goal: str, care: str) -> dict[str, Any]:
@@ -170,17 +176,6 @@ def _error(error: BaseException) -> dict[str, str]:
     if isinstance(error, NbtuneError):
         return {"cause": clean(error.cause, 600), "place": clean(error.place, 200), "fix": clean(error.fix, 600)}
     return {"cause": clean(f"{type(error).__name__}: {error}", 600), "place": "", "fix": ""}
-
-
-def _models() -> list[str]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        found = scan_cache_dir()
-    except CacheNotFound:
-        return ["nbtune/tiny"]
-    return ["nbtune/tiny", *sorted(repo.repo_id for repo in found.repos if repo.repo_type == "model")]
 
 
 def _sets() -> list[str]:
