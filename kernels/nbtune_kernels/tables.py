@@ -22,7 +22,7 @@ DEFAULT: dict[str, dict[str, Any]] = {
     "act_mul": {"block": 2048, "warps": 4},
     "act_mul_backward": {"block": 1024, "warps": 4},
     "cross_entropy": {"block": 4096, "warps": 8, "stages": 1, "keep": "", "drop": ""},
-    "cross_entropy_shared": {"block": 0, "warps": 2},  # 0: never, until its mended form has run on a card; best: 8192
+    "cross_entropy_shared": {"block": 0, "warps": 2},  # 0: a row is never shared; its programs wait for one another
     "cross_entropy_stats": {"block": 4096, "warps": 8, "stages": 1, "keep": "", "drop": ""},
     "embedding": {"warps": 8, "rows": 1},
     "dropout": {"block": 256, "warps": 4},
@@ -44,6 +44,7 @@ TABLE: dict[tuple[str, int], dict[str, Any]] = {
     ("rms_norm", 90): {"per_warp": 512},
     ("embedding", 90): {"warps": 1, "rows": 2},
     ("cross_entropy", 90): {"block": 32768, "warps": 32, "stages": 1, "keep": "evict_last", "drop": "evict_first"},
+    ("cross_entropy_shared", 90): {"block": 8192},
     ("cross_entropy_stats", 90): {"block": 16384, "warps": 8, "stages": 3},
     ("rms_norm_backward", 90): {"per_warp": 512, "programs_per_sm": 1, "stages": 6},
     ("layer_norm_backward", 90): {"per_warp": 1024, "programs_per_sm": 2, "stages": 3},

@@ -152,7 +152,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         fp8.transposed(q, z(h, t, dtype=torch.float8_e4m3fn))
 
     def shared_rows(head: Any) -> None:
-        with pytest.MonkeyPatch.context() as patch:  # off in the table
+        with pytest.MonkeyPatch.context() as patch:  # off for older cards
             patch.setitem(tables.DEFAULT, "cross_entropy_shared", {"block": 8192, "warps": 2})
             tables.forget()
             ce.cross_entropy_rows_(z(t, v), ids, f32, head, stats)

@@ -21,7 +21,8 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     """`cross_entropy_rows_` by the compiled kernel, 512 logits a program."""
 
     def call(logits, labels, coef, head, order=1, block=512):
-        tables.set_entry("cross_entropy_shared", 90, {"block": block})
+        monkeypatch.setitem(tables.TABLE, ("cross_entropy_shared", 90), {"block": block})
+        tables.forget()
         stats = ce.RowStats(*(torch.full((logits.shape[0],), float("nan")) for _ in range(4)))
         with record(90, monkeypatch) as kept:
             ce.cross_entropy_rows_(logits, labels, coef, head, stats)
@@ -30,7 +31,8 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
         return stats
 
     yield call
-    tables.set_entry("cross_entropy_shared", 90, None)
+    monkeypatch.undo()
+    tables.forget()
 
 
 def compare(near, got, stats, logits, labels, coef, head, dtype) -> None:
@@ -98,17 +100,9 @@ def far(width: int, last: int, dtype: torch.dtype = torch.bfloat16) -> torch.Ten
     return x
 
 
-@pytest.fixture
-def sharing() -> Iterator[None]:
-    """Rows are shared by programs, which the table does not say."""
-    tables.set_entry("cross_entropy_shared", 90, {"block": 8192})
-    yield
-    tables.set_entry("cross_entropy_shared", 90, None)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "act_mul", "shared", "walked"])
-def test_rows_beyond_2_to_31_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, near, name):
+def test_rows_beyond_2_to_31_elements(monkeypatch: pytest.MonkeyPatch, near, name):
     """The last rows of tensors with more elements than an int32 counts, each kernel's last programs only."""
     width, last = 4096, 2
     w = torch.randn(width).bfloat16()
@@ -118,8 +112,6 @@ def test_rows_beyond_2_to_31_elements(request: pytest.FixtureRequest, monkeypatc
     short = [x[end].clone(), dy[end].clone()]
     stats = ce.RowStats(*(torch.zeros(len(x)) for _ in range(4)))
     out = torch.empty_like(x)
-    if name == "shared":
-        request.getfixturevalue("sharing")
     with record(90, monkeypatch) as kept:
         if name == "rms_norm":
             nk.rms_norm(x, w, 1e-5, out=out)
