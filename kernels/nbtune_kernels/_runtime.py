@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+COMPILE_ONLY = os.environ.get("NBTUNE_COMPILE_AHEAD", "0") == "1"  # see `nbtune_kernels.ahead`
 
 try:
     import triton
@@ -44,7 +45,13 @@ _LIB = torch.library.Library("nbtune", "FRAGMENT")
 
 def jit(fn: Callable) -> Any:
     """`triton.jit` where Triton is installed; elsewhere the function itself (which then is never called)."""
-    return triton.jit(fn) if triton is not None else fn
+    if triton is None:
+        return fn
+    if COMPILE_ONLY and not INTERPRETED:
+        from .ahead import CompileOnly
+
+        return CompileOnly(fn)
+    return triton.jit(fn)
 
 
 @jit

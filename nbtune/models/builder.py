@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.errors import PlanError
 from nbtune.models.adapters import add_adapter
 from nbtune.models.facts import ModelFacts, model_facts
-from nbtune.models.load import load_model, load_tokenizer
+from nbtune.models.load import load_model, load_tokenizer, outline
 from nbtune.models.policy import MemoryPolicy
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nbtune.models.accelerate import Handle
     from nbtune.spec import AdapterSpec
 
-__all__ = ["Built", "build"]
+__all__ = ["Built", "build", "sketch"]
 
 
 @dataclass
@@ -51,6 +51,7 @@ def build(
     quant: str | None = None,
     tokenizer: bool = True,
     resident_layers: int | None = None,
+    sharded: bool = False,
 ) -> Built:
     """Loads a model, puts its adapter on, and makes its forward fast.
 
@@ -67,6 +68,7 @@ def build(
         tokenizer: also load it.
         resident_layers: how many layers have their frozen weights on the device, the others' stay in the host's
             memory; unset: all.
+        sharded: each of the processes that train together keeps a part of the layers' frozen weights (FSDP2).
 
     Raises:
         SpecError, HubError, PlanError: see `load_model` and `add_adapter`; PlanError also for weights that cannot stay
@@ -82,27 +84,59 @@ def build(
     quant = quant or ("nf4" if adapter.type == "qlora" else "none")
     facts = model_facts(spec_model)
     tok = load_tokenizer(spec_model, trust_remote_code=trust_remote_code) if tokenizer else None
-    place = torch.device("cpu") if streams else device
+    place = torch.device("cpu") if streams or sharded else device
     stored = "none" if quant == "fp8" else quant  # 16 bits come into memory first
     base = load_model(spec_model, dtype=dtype, device=place, quant=stored, trust_remote_code=trust_remote_code)
     model: Any = add_adapter(base, adapter, seed=seed)
     built = Built(model, tok, facts)
+    from nbtune.models.accelerate.sharded import Sharding
+
+    parted = Sharding(torch.device(device)) if sharded else None
     if accelerate:
         from nbtune.models.accelerate import accelerate as attach
         from nbtune.models.accelerate.streamed import Streaming
 
-        stream = Streaming(torch.device(device), facts.num_layers, resident_layers or 0) if streams else None
+        stream: Streaming | Sharding | None
+        stream = Streaming(torch.device(device), facts.num_layers, resident_layers or 0) if streams else parted
         built.handle = attach(model, policy, home="eight_bit" if quant == "fp8" else "stacked", stream=stream)
         built.report = built.handle.report.lines()
         if quant == "fp8":
             _refuse_other_layers(built.handle.report.left)
     else:
         built.report = ["acceleration: switched off"]
+    if parted is not None and not parted.done:
+        parted.all_of(model)
     if policy != "keep" and (built.handle is None or not built.handle.layers):
         # blocks that are all transformers' own know one policy besides keeping: each is computed again as a whole
         newer = getattr(model, "activation_checkpointing_enable", None)  # its newer name
         (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
         built.report.append("activations: blocks are computed again by transformers' own means")
+    return built
+
+
+def sketch(
+    spec_model: str,
+    *,
+    adapter: "AdapterSpec",
+    dtype: "torch.dtype",
+    device: "torch.device | str",
+    policy: MemoryPolicy = "keep",
+    trust_remote_code: bool = False,
+    quant: str = "none",
+) -> Built:
+    """One layer of a model, with random weights, built and accelerated as `build` does it, every block believed.
+
+    For the kernels that it needs, not for what it computes. Arguments as of `build`; `quant` is ``none`` or ``fp8``.
+
+    Raises:
+        SpecError, HubError: see `load_model` and `add_adapter`.
+    """
+    from nbtune.models.accelerate import accelerate as attach
+
+    base = outline(spec_model, layers=1, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model: Any = add_adapter(base, adapter, seed=0)
+    built = Built(model, None, model_facts(spec_model))
+    built.handle = attach(model, policy, home="eight_bit" if quant == "fp8" else "stacked", believe=True)
     return built
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_model", "load_tokenizer", "missing_bytes", "resolve"]
+__all__ = ["load_model", "load_tokenizer", "missing_bytes", "outline", "resolve"]
 
 EMBEDDED = "nbtune/tiny"
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "merges.txt", "*.tiktoken"]
@@ -197,6 +197,28 @@ def load_model(
     loaded.config.use_cache = False
     _keep_layout(loaded)
     return loaded
+
+
+def outline(
+    model: str, *, layers: int, dtype: "torch.dtype", device: "torch.device | str", trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """A model of the same kind and widths with so many layers and random weights; no weight file is read.
+
+    Raises:
+        SpecError, HubError: see `resolve`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+    part = config.get_text_config()
+    part.num_hidden_layers = layers
+    if getattr(part, "layer_types", None):
+        part.layer_types = part.layer_types[:layers]
+    config.use_cache = False
+    with torch.device(_index(device)):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _keep_layout(model: "PreTrainedModel") -> None:

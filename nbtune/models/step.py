@@ -62,18 +62,35 @@ class TrainStep:
         grads: list[Any] = [p.grad for p in self.parameters]
         self.optimizer = FusedAdamW(self.parameters, grads, betas=betas, eps=eps, weight_decay=weight_decay)
         self.lr = torch.zeros((), dtype=torch.float32, device=self.device)
+        self._draws = None if handle is None else handle.draws
+        self._seed = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._seen: dict[Any, int] = {}
         self._recorded: dict[Any, tuple[Any, dict[str, Any], Any]] = {}
         self._pool: Any = None
         self._roomy: bool | None = None
 
-    def accumulate(self, inputs: dict[str, Any], *, first: bool = True) -> Tensor:
+    def gradients(self) -> list[Tensor]:
+        """The buffers of the gradients that `update` works with, for who adds them up over processes."""
+        return [*([] if self._flat is None else [self._flat]), *(p.grad for p in self._plain if p.grad is not None)]
+
+    def accumulate(self, inputs: dict[str, Any], *, first: bool = True, seed: int | None = None) -> Tensor:
         """Forward and backward of one micro-batch; returns its loss (a scalar on the device).
 
         Args:
             inputs: the model's keyword arguments.
             first: of an optimizer step: gradients are overwritten, not added to.
+            seed: alone decides what accelerated layers drop (below 2^63); unset: torch's random state.
         """
+        if self._draws is None or seed is None:
+            return self._take(inputs, first)
+        self._seed.fill_(seed)
+        self._draws.given = self._seed
+        try:
+            return self._take(inputs, first)
+        finally:
+            self._draws.given = None
+
+    def _take(self, inputs: dict[str, Any], first: bool) -> Tensor:
         inputs = {k: self._sendable(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         return self._run(("accumulate", first, *_shapes(inputs)), inputs, lambda i: self._accumulate(i, first)).clone()
 

@@ -6,31 +6,50 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nbtune.device import replayable
 from nbtune.models.step import TrainStep
 from nbtune.train.loss import model_inputs
 
 if TYPE_CHECKING:
     from nbtune.data.batches import Batch
     from nbtune.models import Built
+    from nbtune.spec import RunSpec
 
-__all__ = ["FusedStepper"]
+__all__ = ["FusedStepper", "suits"]
 
 _NO_CLIPPING = 1e30
 
 
+def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool:
+    """Whether a run by one process can go by a `FusedStepper`, and gains by it.
+
+    Args:
+        built: with its head accelerated.
+        dtype: the plan's.
+    """
+    handle = built.handle
+    ours = spec.optim == "adamw" and dtype != "fp16" and (spec.adapter.type != "full" or dtype == "fp32")
+    if not ours or not replayable(device) or handle is None or not handle.layers:
+        return False
+    return handle.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
+
+
 class FusedStepper:
-    """What `nbtune.train.stepper.Stepper` does, for an accelerated model on a GPU that draws nothing at random.
+    """What `nbtune.train.stepper.Stepper` does, for an accelerated model on a GPU.
 
     Args:
         built: with a handle whose head is nbtune's.
         weight_decay: AdamW's.
         max_grad_norm: 0 for no clipping.
+        seed: with the step and micro-step it decides what a LoRA's dropout drops, so that a resumed run drops the same.
     """
 
     scaled = False
 
-    def __init__(self, built: Built, *, weight_decay: float, max_grad_norm: float, device: torch.device) -> None:
-        self.device = device
+    def __init__(
+        self, built: Built, *, weight_decay: float, max_grad_norm: float, device: torch.device, seed: int = 0
+    ) -> None:
+        self.device, self._seed = device, seed
         limit = max_grad_norm or _NO_CLIPPING
         self._step = TrainStep(built.model, built.handle, weight_decay=weight_decay, max_grad_norm=limit)
         self._sum: torch.Tensor | None = None
@@ -41,7 +60,8 @@ class FusedStepper:
         inputs = model_inputs(batch, torch.device("cpu"), fused=True)
         inputs["num_items_in_batch"] = torch.tensor(float(denominator))  # a number would make every step another graph
         inputs["use_cache"] = False
-        loss = self._step.accumulate(inputs, first=self._sum is None)
+        seed = hash((self._seed, step, micro_step)) & (2**63 - 1)
+        loss = self._step.accumulate(inputs, first=self._sum is None, seed=seed)
         self._sum = loss if self._sum is None else self._sum + loss
 
     def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,15 +22,24 @@ __all__ = ["Draws", "drop_gradients", "drop_input_gradient", "drop_project"]
 
 @dataclass
 class Draws:
-    """What the layers of a model draw from: `seed` (int64 `[1]`) of the forward that runs, or None for no dropout."""
+    """What the layers of a model draw from.
+
+    Args:
+        seed: int64 `[1]`, of the forward that runs; None for no dropout.
+        given: the seed that forwards take instead of one from torch's random state. What is recorded reads it anew at
+            each replay.
+    """
 
     seed: Tensor | None = None
+    given: Tensor | None = None
 
     def draw(self, groups: "list[LinearGroup]") -> None:
-        """A new seed from torch's own random state, if something is dropped and the model is in training."""
+        """A seed, if something is dropped and the model is in training."""
         first = next((m for g in groups for m in g.members if m.dropout), None)
         if first is None or not _module(first).training:
             self.seed = None
+        elif self.given is not None:
+            self.seed = self.given
         else:
             self.seed = torch.randint(2**62, (1,), dtype=torch.int64, device=groups[0].device)
 

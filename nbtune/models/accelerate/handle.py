@@ -20,6 +20,7 @@ from nbtune.models.accelerate.linear import LeftAlone
 from nbtune.models.accelerate.parking import Parking
 from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer, without_dropout
 from nbtune.models.accelerate.quantised import Home
+from nbtune.models.accelerate.sharded import Sharding
 from nbtune.models.accelerate.streamed import Streaming, Traffic, move_all_but, present, traffic_of
 from nbtune.models.accelerate.sync import LoraSync
 from nbtune.models.policy import MEMORY_POLICIES, MemoryPolicy
@@ -68,6 +69,18 @@ class Handle:
         """The transfers of weights that live in the host's memory; None where all are on the device."""
         return traffic_of([group for layer in self.layers for group in layer.groups()])
 
+    @property
+    def draws(self) -> Draws | None:
+        """What its layers' dropout is decided by; None where they drop nothing."""
+        dropping = any(m.dropout for layer in self.layers for g in layer.groups() for m in g.members)
+        return self.layers[0].draws if dropping else None
+
+    def draws_all(self, model: nn.Module) -> bool:
+        """Whether all that is dropped in the model, if anything, is dropped by its layers."""
+        own = {id(m.module) for layer in self.layers for g in layer.groups() for m in g.members if m.dropout}
+        lora = {id(d) for m in model.modules() if id(m) in own for d in m.modules() if isinstance(d, nn.Dropout)}
+        return all(id(m) in lora for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0)
+
     def remove(self) -> None:
         """Puts the stock model back; calling it twice does no harm."""
         while self.undo:
@@ -76,7 +89,12 @@ class Handle:
 
 
 def accelerate(
-    model: nn.Module, policy: MemoryPolicy = "keep", *, home: Home = "stacked", stream: Streaming | None = None
+    model: nn.Module,
+    policy: MemoryPolicy = "keep",
+    *,
+    home: Home = "stacked",
+    stream: Streaming | Sharding | None = None,
+    believe: bool = False,
 ) -> Handle:
     """Replaces `forward` on the blocks of this very model that are understood, and only there.
 
@@ -89,8 +107,9 @@ def accelerate(
         home: where frozen weights live. ``sharded``: `fully_shard` is going to be called on the layers, so that weights
             are read whenever a layer runs, and not stacked once (under DDP it isn't needed). ``eight_bit``: they are
             rounded to 8 bits.
-        stream: which frozen weights stay in the host's memory; the model comes on the CPU then, and everything else
-            goes to the device.
+        stream: which frozen weights stay in the host's memory, or that they are parted among devices; the model comes on
+            the CPU then, and everything else goes to the device.
+        believe: a block is taken although it disagrees: nothing that it computes counts.
     """
     if policy not in MEMORY_POLICIES:
         raise ValueError(f"unknown memory policy {policy!r}; known: {', '.join(MEMORY_POLICIES)}")
@@ -102,20 +121,21 @@ def accelerate(
         return handle
     if stream is None:
         stock_loss = _tiny_loss(lm)
-        _take_layers(inner, policy, handle, lambda *_: home)
+        _take_layers(inner, policy, handle, lambda *_: home, believe)
         if home == "eight_bit":  # rounding is meant: the rounded model is what the rest is compared with
             with _stock_only(handle.layers):
                 stock_loss = _tiny_loss(lm)
     else:
         move_all_but(lm, list(_layers_of(inner)), stream.device)
-        _take_layers(inner, policy, handle, stream.place)
+        _take_layers(inner, policy, handle, stream.place, settle=stream.settle)
+        stream.finish(inner)
         with _stock_only(handle.layers):
             stock_loss = _tiny_loss(lm)
     _take_norm(inner, handle)
     _take_head(lm, inner, handle)
     ours = _tiny_loss(lm) if handle.undo else stock_loss
     limit = max(tolerance(_dtype(lm)), 0.015 if home == "eight_bit" else 0.0)  # of a loss, which averages roundings
-    if abs(ours - stock_loss) > limit * max(1.0, abs(stock_loss)):
+    if not believe and abs(ours - stock_loss) > limit * max(1.0, abs(stock_loss)):
         handle.remove()
         handle.report = Report(left={"model": f"the whole disagrees: a loss of {ours:.4f}, stock {stock_loss:.4f}"})
     handle.set_policy(policy)
@@ -167,7 +187,12 @@ def _stock_only(layers: list[Layer]) -> Iterator[None]:
 
 
 def _take_layers(
-    inner: nn.Module, policy: MemoryPolicy, handle: Handle, place: Callable[[int, nn.Module], Home]
+    inner: nn.Module,
+    policy: MemoryPolicy,
+    handle: Handle,
+    place: Callable[[int, nn.Module], Home],
+    believe: bool = False,
+    settle: Callable[[nn.Module], None] = lambda _: None,
 ) -> None:
     modules = list(decoder_layers(inner))
     inputs: Inputs | None = None
@@ -187,11 +212,13 @@ def _take_layers(
                 with present(layer.groups()):
                     probe_layer(module, module.forward, layer, sync, inputs, grads=kind not in probed)
             except LeftAlone:
-                for group in layer.groups():
-                    group.detach()
-                raise
+                if not believe:
+                    for group in layer.groups():
+                        group.detach()
+                    raise
         except LeftAlone as e:
             handle.report.left[name] = str(e)
+            settle(module)
             continue
         probed.add(kind)
         layer.lane, layer.draws = lane, draws
@@ -199,6 +226,7 @@ def _take_layers(
         handle.undo.extend(group.detach for group in layer.groups())
         handle.layers.append(layer)
         handle.report.taken[name] = _describe(layer)
+        settle(module)
         if i % 4 == 3:
             empty_cache(layer.qkv.device)  # the weights' old places are too small for the stacks to come
     if handle.layers:
