@@ -27,14 +27,28 @@ _HOMES = {
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
     "runs": "nbtune.api",
+    "validate": "nbtune.api",
 }
 
 _ROOMS = ("data", "device", "doctor", "errors", "events", "export", "models", "planner", "spec", "store", "train")
 
-__all__ = ["Plan", "Run", "RunSpec", "__version__", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
+__all__ = [
+    "Plan",
+    "Run",
+    "RunSpec",
+    "__version__",
+    "attach",
+    "finetune",
+    "form",
+    "inspect",
+    "plan",
+    "repeat",
+    "runs",
+    "validate",
+]
 
 if TYPE_CHECKING:
-    from nbtune.api import Run, attach, finetune, form, inspect, plan, repeat, runs
+    from nbtune.api import Run, attach, finetune, form, inspect, plan, repeat, runs, validate
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
 

@@ -12,7 +12,7 @@ from nbtune.errors import NbtuneError, TrainError
 from nbtune.events import Eval, Sample, Step
 from nbtune.export.exporter import Exporter
 from nbtune.planner import Plan, make_plan
-from nbtune.spec import RunSpec, from_mapping, from_yaml
+from nbtune.spec import RunSpec, from_mapping, from_yaml, placing
 from nbtune.store import folder as run_folder
 from nbtune.store.files import as_train_error
 from nbtune.store.launch import launch
@@ -21,7 +21,7 @@ from nbtune.store.run import Run as StoredRun
 if TYPE_CHECKING:
     from nbtune.data import Source
 
-__all__ = ["Exporter", "Run", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
+__all__ = ["Exporter", "Run", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs", "validate"]
 
 Spec = RunSpec | Mapping[str, Any] | str | None
 
@@ -101,7 +101,7 @@ class Run(StoredRun):
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
-        super().resume(step=step, detach=detach, own_process=own_process or _beside_a_gpu(self.spec))
+        super().resume(step=step, detach=detach, own_process=own_process or _apart(self.spec))
         return self
 
     def wait(self, timeout: float | None = None) -> Run:
@@ -159,21 +159,45 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     Raises:
         NbtuneError: as `finetune`, before any work.
     """
+    data.look(sources, spec)
     from nbtune import data, device, models
 
     asked = _as_spec(spec, fields, first_line)
+def validate(
+    spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any
+) -> RunSpec:
+    """Whether a request can be meant: its keys and values, and the first rows of its data. Loads nothing else.
+
+    Args:
+        spec, rows, first_line, fields: as in `finetune`.
+    Raises:
+        SpecError, DataError: with the line of a YAML text, what was wrong, and what to write instead.
+    """
+    asked = _as_spec(spec, fields, first_line)
+    with _placing(spec, first_line):
+        _sources(asked, rows)
+    return asked
+
+
+def _placing(spec: Spec, first_line: int) -> Any:
+    """Errors about a key name its line, where the spec came as text."""
+    return placing(spec if isinstance(spec, str) else None, first_line=first_line)
+
+
     facts = models.model_facts(asked.model)
     tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
-    sources = _sources(asked, rows)
-    measured, where = data.measure(sources, tokenizer, asked), device.describe(device.pick(asked.device))
+    measured, chosen = data.measure(sources, tokenizer, asked), device.choose_cards(asked.gpus, asked.device)
+    where = device.describe(device.pick(asked.device, chosen[0] if isinstance(asked.gpus, tuple) else None))
     missing = models.missing_bytes(asked.model, facts.weights_bytes)
-    return make_plan(asked, facts, measured, where, download_bytes=missing)
+    return make_plan(asked, facts, measured, where, download_bytes=missing, devices=len(chosen))
 
 
 def finetune(
     spec: Spec = None,
     *,
     name: str = "run",
+    with _placing(spec, first_line):
+        sources = _sources(asked, rows)
     rows: Mapping[str, Any] | None = None,
     runs_dir: str | Path | None = None,
     on_busy: Literal["attach", "restart", "queue"] = "attach",
@@ -206,7 +230,6 @@ def finetune(
     if busy is not None and on_busy == "attach":
         return _attach_if_same(busy, asked)
     models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
-    sources = _sources(asked, rows)
     if busy is not None and on_busy == "restart":
         busy.stop(wait=True)
     made = run_folder.create(root, name, asked)
@@ -217,18 +240,20 @@ def finetune(
         if isinstance(error, NbtuneError):
             raise
         raise as_train_error(error, "the rows could not be written down", place=root.name) from error
-    return Run(made, launch(made, detach=detach, own_process=_beside_a_gpu(asked)))
+    with _placing(spec, first_line):
+        sources = _sources(asked, rows)
+    return Run(made, launch(made, detach=detach, own_process=_apart(asked)))
 
 
-def _beside_a_gpu(spec: RunSpec) -> bool:
-    """Whether the run gets a process of its own without being detached.
+def _apart(spec: RunSpec) -> bool:
+    """Whether the run gets a process of its own without being detached: with several GPUs, and beside one.
 
     A thread shares Python's lock with the user's cells. On a GPU a step is many short calls, each of which would wait
     for a busy cell up to 5 ms to get the lock back; on a CPU a step is few long ones.
     """
     from nbtune import device
 
-    return spec.device in ("auto", "cuda") and device.gpu_present()
+    return spec.gpus not in (1, "all") or (spec.device in ("auto", "cuda") and device.gpu_present())
 
 
 def _attach_if_same(busy: Run, asked: RunSpec) -> Run:
@@ -278,7 +303,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     root = old.parent if runs_dir is None else root
     made = run_folder.create(root, name or run_folder.name_of(old)[0], run_folder.read_spec(old))
     shutil.copytree(old / "data", made / "data", dirs_exist_ok=True)
-    return Run(made, launch(made, own_process=_beside_a_gpu(run_folder.read_spec(made))))
+    return Run(made, launch(made, own_process=_apart(run_folder.read_spec(made))))
 
 
 def runs(runs_dir: str | Path | None = None) -> list[Run]:

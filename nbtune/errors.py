@@ -12,6 +12,8 @@ Each carries a *cause* (what was wrong), a *place* (where: the line of the cell,
 (what to write instead). In a notebook they show without a traceback; ``%tb`` has it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 __all__ = ["DataError", "ExportError", "HubError", "NbtuneError", "PlanError", "SpecError", "TrainError"]
@@ -26,7 +28,12 @@ class NbtuneError(Exception):
         cause: what was wrong, one sentence.
         place: where it was, such as ``"line 3 of the cell"`` or ``"rows.jsonl, row 17"``.
         fix: what to write or do instead, one sentence.
+
+    `keys` is the place in the spec that it is about, if it is about one (``("data", 0, "columns", "prompt")``): those
+    who know the text that the spec was read from can say its line (`nbtune.spec.placing`).
     """
+
+    keys: tuple[str | int, ...] = ()
 
     def __init__(self, cause: str, *, place: str = "", fix: str = "") -> None:
         self.cause, self.place, self.fix = cause, place, fix
@@ -35,6 +42,16 @@ class NbtuneError(Exception):
     def __str__(self) -> str:
         text = f"{self.place}: {self.cause}" if self.place else self.cause
         return f"{text}{_FIX}{self.fix}" if self.fix else text
+
+    @staticmethod
+    @contextmanager
+    def about(*keys: str | int) -> Iterator[None]:
+        """Errors in here are about this place of the spec, or about one below it that they say themselves."""
+        try:
+            yield
+        except NbtuneError as error:
+            error.keys = (*keys, *error.keys)
+            raise
 
     @classmethod
     def said(cls, text: str) -> Self:

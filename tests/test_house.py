@@ -344,7 +344,7 @@ def test_rooms_use_each_other_by_public_names_only() -> None:
 
 
 def test_the_public_surface_of_nbtune() -> None:
-    names = ["attach", "finetune", "form", "inspect", "plan", "repeat", "runs"]
+    names = ["attach", "finetune", "form", "inspect", "plan", "repeat", "runs", "validate"]
     assert nbtune.__all__ == ["Plan", "Run", "RunSpec", "__version__", *names]
     assert set(nbtune.__all__) <= set(dir(nbtune))
     for name in nbtune.__all__:

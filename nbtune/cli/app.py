@@ -78,9 +78,9 @@ def train(
     with request():
         if restart and queue:
             raise SpecError("`--restart` and `--queue` exclude each other", fix="keep one")
-        asked = _spec(spec, set_)
+        asked = spec_of(spec, set_)
     with work():
-        with request():
+        with request(), placed(spec):
             on_busy: Literal["attach", "restart", "queue"] = "restart" if restart else "queue" if queue else "attach"
             run = nbtune.finetune(asked, name=name, runs_dir=runs, on_busy=on_busy, detach=detach)
         _until_begun(run) if detach else _until_ended(run)
@@ -91,11 +91,26 @@ def train(
 def plan(spec: SpecFile, set_: Set = None, as_json: Json = False) -> None:
     """What a run would cost: memory, disk, download, time, and why."""
     with work(), request():
-        made = nbtune.plan(_spec(spec, set_))
+        asked = spec_of(spec, set_)
+        with placed(spec):
+            made = nbtune.plan(asked)
     result(made.model_dump(mode="json"), as_json=as_json, text=made.explain())
 
 
 @app.command()
+@app.command()
+def validate(spec: SpecFile, set_: Set = None, as_json: Json = False) -> None:
+    """Whether a spec can be meant: its keys and values, and the first rows of its data. Loads no model."""
+    from nbtune.spec import to_yaml
+
+    with work(), request():
+        asked = spec_of(spec, set_)
+        with placed(spec):
+            nbtune.validate(asked)
+    facts = asked.model_dump(mode="json", exclude_defaults=True)
+    result({"spec": facts}, as_json=as_json, text=f"{to_yaml(asked).rstrip()}\n# {spec.name} is fine")
+
+
 def runs(runs: Runs = None, as_json: Json = False) -> None:
     """The runs that are there, newest first."""
     found = nbtune.runs(runs)
@@ -249,7 +264,7 @@ def data(
 
     with work(), request():
         body: dict[str, Any] = {"data": list(source), **({"model": model} if model else {})}
-        rows = examine_rows(from_yaml(_read(spec), body, name=spec.name) if spec else from_mapping(body))
+        rows = examine_rows(from_yaml(text_of(spec), body, name=spec.name) if spec else from_mapping(body))
     if as_json:
         for row in rows.each():
             result(row, as_json=True, text="")
@@ -304,18 +319,6 @@ def cache(
         say(f"{sum(entry.bytes for entry in entries) / 2**30:,.2f} GiB in all")
 
 
-def _spec(path: Path, set_: list[str] | None) -> Any:
-    from nbtune.spec import from_yaml, parse_value
-
-    overrides = {}
-    for entry in set_ or []:
-        key, equals, value = entry.partition("=")
-        if not equals or not key:
-            raise SpecError(f"`--set {entry}` has no value", fix="write `--set key=value`")
-        overrides[key.strip()] = parse_value(value)
-    return from_yaml(_read(path), overrides, name=path.name)
-
-
 def _exporter(which: str, types: list[str], runs: Path | None) -> Any:
     from nbtune.cli.base_model import exporter
     from nbtune.export.gguf.types import type_named
@@ -323,15 +326,6 @@ def _exporter(which: str, types: list[str], runs: Path | None) -> Any:
     for kind in types:
         type_named(kind)  # refused before any work
     return exporter(which, runs)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError(f"there is no file {str(path)!r}", fix="give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{str(path)!r} cannot be read: {error}", fix="give the path of a YAML file") from None
 
 
 def _typed() -> Any:

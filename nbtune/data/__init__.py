@@ -21,6 +21,7 @@ _HOMES = {
     "Report": "nbtune.data.report",
     "Source": "nbtune.data.sources",
     "collate": "nbtune.data.batches",
+    "look": "nbtune.data.looking",
     "measure": "nbtune.data.preparing",
     "open_snapshot": "nbtune.data.snapshots",
     "prepare": "nbtune.data.preparing",
@@ -41,6 +42,7 @@ __all__ = [
     "Report",
     "Source",
     "collate",
+    "look",
     "measure",
     "open_snapshot",
     "prepare",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from nbtune.data.dataset import Dataset, Example
     from nbtune.data.facts import DataFacts
     from nbtune.data.judged import together
+    from nbtune.data.looking import look
     from nbtune.data.preparing import Prepared, measure, prepare
     from nbtune.data.report import Report
     from nbtune.data.resolving import resolve, with_template

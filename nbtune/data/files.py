@@ -16,10 +16,11 @@ from typing import Any
 from nbtune.data.sources import ArrowRows, ListRows, Row, Rows, _as_row
 from nbtune.errors import DataError
 
-__all__ = ["SUFFIXES", "LineRows", "read_file", "read_files"]
+__all__ = ["SUFFIXES", "LineRows", "read_file", "read_files", "read_head"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
+_HEAD = 4 << 20  # bytes in which the first rows are looked for
 _BLOCK = 1 << 20  # bytes that are searched for line breaks at a time
 
 
@@ -153,12 +154,8 @@ def read_files(files: Sequence[Path], name: str) -> Rows:
     return ChainRows([read_file(file, file.name) for file in files])
 
 
-def read_file(file: Path, name: str) -> Rows:
-    """The rows of one file.
-
-    Raises:
-        DataError: it is missing, of an unknown kind, or broken; with the line where it is.
-    """
+def _kind(file: Path, name: str) -> tuple[str, str]:
+    """(suffix, suffix of its packing) of a file of rows."""
     suffixes = [s.lower() for s in file.suffixes]
     packed = suffixes[-1] if suffixes and suffixes[-1] in _PACKED else ""
     suffix = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
@@ -168,6 +165,16 @@ def read_file(file: Path, name: str) -> Rows:
             place=name,
             fix=f"give one of {', '.join(SUFFIXES)}, also with {', '.join(_PACKED)}",
         )
+    return suffix, packed
+
+
+def read_file(file: Path, name: str) -> Rows:
+    """The rows of one file.
+
+    Raises:
+        DataError: it is missing, of an unknown kind, or broken; with the line where it is.
+    """
+    suffix, packed = _kind(file, name)
     try:
         if suffix in (".parquet", ".arrow", ".feather"):
             return _read_table(file, suffix, packed, name)
@@ -182,6 +189,61 @@ def read_file(file: Path, name: str) -> Rows:
     if suffix in (".csv", ".tsv"):
         return _read_csv(text, suffix, name)
     return ListRows([{"text": text}] if text.strip() else [], name)
+
+
+def read_head(file: Path, name: str, count: int) -> Rows | None:
+    """The first `count` rows (or some more), from the first megabytes of a file; None where they do not show them.
+
+    Raises:
+        DataError: as `read_file`, where it shows in these rows.
+    """
+    suffix, packed = _kind(file, name)
+    if suffix in (".parquet", ".arrow", ".feather"):
+        return None if packed else _head_of_table(file, suffix, name, count)
+    try:
+        data = _first_bytes(file, packed)
+    except (OSError, EOFError, ValueError):  # what is wrong is said by those who read all of it
+        return None
+    if len(data) > _HEAD:
+        if suffix == ".json" or b"\n" not in data:
+            return None
+        data = data[: data.rindex(b"\n") + 1]
+    if suffix in (".jsonl", ".ndjson"):
+        return LineRows(data, name)
+    if suffix == ".json":
+        return _read_json(data, name)
+    text = _decode(data, name)
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(text, suffix, name, count)
+    return ListRows([{"text": text}] if text.strip() else [], name)
+
+
+def _first_bytes(file: Path, packed: str) -> bytes:
+    import bz2
+    import gzip
+    import lzma
+
+    if packed == ".zst":
+        import pyarrow
+
+        with pyarrow.input_stream(str(file), compression="zstd") as stream:
+            return bytes(stream.read(_HEAD + 1))
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(packed, open)
+    with opener(file, "rb") as handle:
+        return bytes(handle.read(_HEAD + 1))
+
+
+def _head_of_table(file: Path, suffix: str, name: str, count: int) -> Rows:
+    import pyarrow.parquet
+
+    if suffix != ".parquet":  # memory-mapped: nothing is read but what is asked for
+        return ListRows(read_file(file, name).table.slice(0, count).to_pylist(), name)  # type: ignore[attr-defined]
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            return ListRows(next((batch.to_pylist() for batch in table.iter_batches(count)), []), name)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"it is not a whole parquet file: {reason}", place=name, fix="write or copy it again") from None
 
 
 def _map(file: Path, *, lines: bool) -> Any:
@@ -286,7 +348,7 @@ def _read_json(data: Any, name: str) -> Rows:
     return ListRows(value, name)
 
 
-def _read_csv(text: str, suffix: str, name: str) -> Rows:
+def _read_csv(text: str, suffix: str, name: str, at_most: int | None = None) -> Rows:
     import csv
     import io
 
@@ -301,6 +363,8 @@ def _read_csv(text: str, suffix: str, name: str) -> Rows:
         if header is None:
             return ListRows([], name)
         for cells in reader:
+            if len(rows) == at_most:
+                break
             if not cells:
                 continue
             if len(cells) != len(header):

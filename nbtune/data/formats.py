@@ -26,7 +26,7 @@ from nbtune.data.readers import (
     near,
 )
 from nbtune.data.row_templates import template_format
-from nbtune.errors import DataError, SpecError
+from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 
 __all__ = ["FORMATS", "PEERS", "Chat", "Format", "Parts", "detect"]
@@ -51,11 +51,14 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
         DataError: nothing fits; with the columns and how to say what they are.
     """
     if spec.template is not None:
-        return template_format(spec.template, columns, place)
-    name, style, usual = _named(spec, place, columns)
+        with NbtuneError.about("template"):
+            return template_format(spec.template, columns, place)
+    with NbtuneError.about("format"):
+        name, style, usual = _named(spec, place, columns)
     for role, column in spec.columns.items():
         if column not in columns and not (role in _MESSAGE_KEYS and _is_chat(name, columns, sample, spec)):
-            raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
+            with NbtuneError.about("columns", role):
+                raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
     given = {role: column for role, column in usual.items() if column in columns} | dict(spec.columns)
     found = Columns(columns, sample, given, place, style)
     name = name or _guess(found)

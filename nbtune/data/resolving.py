@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any
 
 from nbtune import hub
 from nbtune.data import functions
-from nbtune.data.files import SUFFIXES, read_files
-from nbtune.data.sources import ListRows, Rows, Source, is_rows, rows_of
-from nbtune.errors import DataError, HubError, SpecError
+from nbtune.data.files import SUFFIXES, read_files, read_head
+from nbtune.data.sources import ListRows, Rows, Source, first_of, is_rows, rows_of
+from nbtune.errors import DataError, HubError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, SourceSpec
 
 __all__ = ["resolve", "saved_dataset", "with_template"]
@@ -48,7 +48,10 @@ def resolve(
         SpecError: a name matches two things.
         DataError: a name matches nothing, or something that holds no rows.
     """
-    found = [_changed(_resolve_one(spec, namespace or {}, Path(base_dir)), namespace or {}) for spec in sources]
+    found = []
+    for number, spec in enumerate(sources):
+        with NbtuneError.about("data", number) if role == "train" else NbtuneError.about("eval", "data"):
+            found.append(_changed(_resolve_one(spec, namespace or {}, Path(base_dir)), namespace or {}))
     names = [source.name for source in found]
     return [
         replace(source, role=role, name=source.name if names.count(source.name) == 1 else f"{source.name} ({number})")
@@ -137,7 +140,9 @@ def _variable(spec: SourceSpec, name: str, namespace: Mapping[str, Any]) -> Sour
         from nbtune.data.streaming import rows_of_stream
 
         return Source(name, "variable", spec, lambda: rows_of_stream(value, name))
-    return Source(name, "variable", spec, lambda: rows_of(value, name))
+    return Source(
+        name, "variable", spec, lambda: rows_of(value, name), head=lambda count: rows_of(first_of(value, count), name)
+    )
 
 
 def _embedded(spec: SourceSpec, name: str) -> Source | None:
@@ -149,7 +154,7 @@ def _embedded(spec: SourceSpec, name: str) -> Source | None:
         known = ", ".join(sorted(embedded.SETS))
         raise DataError(f"nbtune has no set `{name}`", place="data", fix=f"there are {known}")
     file = embedded.path(name)
-    return Source(name, "set", spec, lambda: read_files([file], name), (file,))
+    return _of_files("set", spec, name, [file], name)
 
 
 def _matches_file(name: str, base: Path) -> bool:
@@ -175,13 +180,25 @@ def _file(spec: SourceSpec, name: str, base: Path) -> Source:
         files = _globbed(name, base)
         if not files:
             raise DataError(f"no file matches `{name}`", place="data", fix="check the pattern and the folder")
-        return Source(name, "file", spec, lambda: read_files(files, name), tuple(files))
+        return _of_files("file", spec, name, files, name)
     path = base / Path(name).expanduser()
     if path.is_dir():
         return _folder(spec, name, path)
     if not path.exists():
         raise _nothing(name, {}, base)
-    return Source(name, "file", spec, lambda: read_files([path], Path(name).name), (path,))
+    return _of_files("file", spec, name, [path], Path(name).name)
+
+
+def _of_files(kind: str, spec: SourceSpec, name: str, files: Sequence[Path], label: str) -> Source:
+    first = label if len(files) == 1 else files[0].name
+    return Source(
+        name,
+        kind,
+        spec,
+        lambda: read_files(files, label),
+        tuple(files),
+        head=lambda count: read_head(files[0], first, count),
+    )
 
 
 def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
@@ -195,7 +212,7 @@ def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
         raise DataError(
             f"the folder `{name}` holds no data files", place="data", fix=f"put {', '.join(SUFFIXES)} in it"
         )
-    return Source(name, "file", spec, lambda: read_files(files, name), files)
+    return _of_files("file", spec, name, files, name)
 
 
 def saved_dataset(path: Path, name: str, split: str) -> Rows:

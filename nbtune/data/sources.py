@@ -17,7 +17,7 @@ from nbtune.data.functions import Change, ChangedRows
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["ArrowRows", "ListRows", "Rows", "Source", "is_rows", "rows_of"]
+__all__ = ["ArrowRows", "ListRows", "Rows", "Source", "first_of", "is_rows", "rows_of"]
 
 Row = dict[str, Any]
 
@@ -43,6 +43,7 @@ class Source:
         files: the files that are read, for a file source.
         role: `train`, or `eval` for rows that are only measured.
         digests: SHA-256 of the files, where it is known already.
+        head: the first rows, at least so many where there are, without reading all; None: that cannot be.
         change: a function that makes a row of a row; `change_digest`: of its code, where that is known.
     """
 
@@ -53,6 +54,7 @@ class Source:
     files: tuple[Path, ...] = ()
     role: str = "train"
     digests: tuple[str, ...] = ()
+    head: Callable[[int], Rows | None] = field(default=lambda count: None, repr=False)
     change: Change | None = field(default=None, repr=False)
     change_digest: str = ""
 
@@ -177,6 +179,22 @@ def rows_of(value: Any, name: str) -> Rows:
         place=name,
         fix="give a list of dicts, a DataFrame, a datasets.Dataset, or a file's name",
     )
+
+
+def first_of(value: Any, count: int) -> Any:
+    """The first `count` rows of a variable's value, as something that holds rows too."""
+    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    if kind == "datasets.DatasetDict":
+        return first_of(value["train"], count) if "train" in value else value
+    if kind == "datasets.Dataset":
+        return value.select(range(min(count, len(value))))
+    if kind in ("pandas.DataFrame", "polars.DataFrame", "polars.LazyFrame"):
+        return value.head(count)
+    if kind == "pyarrow.Table":
+        return value.slice(0, count)
+    if isinstance(value, Mapping):
+        return value  # columns, whose lengths are compared
+    return value[:count]
 
 
 def _from_columns(value: Mapping[str, Any], name: str) -> Rows:

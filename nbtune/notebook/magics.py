@@ -15,7 +15,7 @@ from nbtune.events import ENDED
 from nbtune.notebook import commands, flags, front
 from nbtune.notebook.follow import follow, show_ended
 from nbtune.notebook.show import Table, from_here, losses_table, runs_table, say, show_plan
-from nbtune.spec import from_mapping, from_yaml, to_yaml
+from nbtune.spec import from_mapping, from_yaml, placing, to_yaml
 
 __all__ = ["NbtuneMagics"]
 
@@ -47,16 +47,17 @@ class NbtuneMagics(Magics):
             return self._form()
         spec = self._spec(cell, request)
         rows = self.shell.user_ns
-        if request.dry_run:
-            return show_plan(nbtune.plan(spec, rows=rows))
-        run = nbtune.finetune(
-            spec,
-            name=request.name,
-            rows=rows,
-            runs_dir=self._runs_dir(request.runs_dir),
-            on_busy=request.on_busy,
-            detach=request.detach,
-        )
+        with placing(cell, first_line=2):
+            if request.dry_run:
+                return show_plan(nbtune.plan(spec, rows=rows))
+            run = nbtune.finetune(
+                spec,
+                name=request.name,
+                rows=rows,
+                runs_dir=self._runs_dir(request.runs_dir),
+                on_busy=request.on_busy,
+                detach=request.detach,
+            )
         self._keep(run)
         if left := _left_behind(run):
             say(left)
@@ -206,7 +207,9 @@ class NbtuneMagics(Magics):
 
     def _plan(self, rest: str, cell: str | None) -> None:
         request = flags.parse_finetune(rest)
-        show_plan(nbtune.plan(self._spec(cell, request), rows=self.shell.user_ns))
+        spec = self._spec(cell, request)
+        with placing(cell, first_line=2):
+            show_plan(nbtune.plan(spec, rows=self.shell.user_ns))
 
     def _script(self, args: Any) -> None:
         run = self._run(args)

@@ -2,7 +2,7 @@
 
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
-from nbtune.spec.yaml import from_mapping, from_yaml, parse_value, to_yaml
+from nbtune.spec.yaml import from_mapping, from_yaml, parse_value, placing, to_yaml
 
 __all__ = [
     "AdapterSpec",
@@ -15,5 +15,6 @@ __all__ = [
     "from_mapping",
     "from_yaml",
     "parse_value",
+    "placing",
     "to_yaml",
 ]

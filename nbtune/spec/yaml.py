@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nbtune.errors import SpecError
+from nbtune.errors import NbtuneError, SpecError
 from nbtune.spec.model import RunSpec
 
-__all__ = ["from_mapping", "from_yaml", "parse_value", "to_yaml"]
+__all__ = ["from_mapping", "from_yaml", "parse_value", "placing", "to_yaml"]
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$")
 
@@ -118,6 +119,32 @@ def to_yaml(spec: RunSpec) -> str:
     body["data"] = sources[0] if len(sources) == 1 else sources
     body = {"model": spec.model, "data": body.pop("data"), **{k: v for k, v in body.items() if k != "model"}}
     return yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+@contextmanager
+def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) -> Iterator[None]:
+    """Errors in here about a key of the spec name its line in the text that the spec was read from.
+
+    Args:
+        text: a YAML text that `from_yaml` accepts; None: there is none, and nothing is done.
+        name, first_line: as in `from_yaml`.
+    """
+    try:
+        yield
+    except NbtuneError as error:
+        keys = error.keys or ((error.place,) if error.place in RunSpec.model_fields else ())
+        if text is not None and keys:
+            _, lines = _load(text, name, first_line)
+            line = _place(_as_written(keys, lines), lines, name)
+            said = error.place if error.place not in RunSpec.model_fields and error.place != name else ""
+            if line != name:
+                error.place = f"{line} ({said})" if said else line
+        raise
+
+
+def _as_written(keys: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> tuple[Any, ...]:
+    """`data` may be one source, which then has no number."""
+    return keys if keys[:2] in lines or keys[0] != "data" else (keys[0], *keys[2:])
 
 
 def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:

@@ -10,8 +10,8 @@ from typing import Any
 import traitlets
 
 from nbtune import hub
-from nbtune.errors import NbtuneError, SpecError
-from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, to_yaml
+from nbtune.errors import DataError, NbtuneError, SpecError
+from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
 from nbtune.widgets.form_fields import CARE, GOALS, fields, preset
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean, without_home
@@ -79,7 +79,7 @@ class Form(Panel):
         begun = bool(str(values.get("data") or "").strip())
         try:
             for key, value in values.items():
-                _put(body, key, parse_value(value) if isinstance(value, str) and key not in _TEXTS else value)
+                _put(body, key, _read(key, value))
             self._accept(from_mapping(body, name="the form"), values)
         except NbtuneError as error:
             self.checked = {"yaml": self.checked.get("yaml", ""), "error": _error(error), "begun": begun}
@@ -106,7 +106,8 @@ class Form(Panel):
         with self._planning:
             if number != self._newest:
                 return  # another key was pressed meanwhile
-            plan = self._plan(spec, rows=self.namespace)
+            with placing(str(self.checked["yaml"]), name="the YAML"):
+                plan = self._plan(spec, rows=self.namespace)
         if number == self._newest:
             rows = [[clean(name, 60), clean(without_home(value), 600)] for name, value in plan.rows_of_explanation()]
             numbers = {"peak": plan.peak_bytes, "available": plan.available_bytes, "seconds": plan.seconds}
@@ -114,8 +115,11 @@ class Form(Panel):
             self.costs = {"state": "known", "gpu": plan.device != "cpu", "rows": rows, **numbers, **download}
 
     def _costs_failed(self, error: BaseException, number: int) -> None:
-        if number == self._newest:
-            self.costs = {"state": "failed", "error": _error(error)}
+        if number != self._newest:
+            return
+        self.costs = {"state": "failed", "error": _error(error)}
+        if isinstance(error, SpecError | DataError):  # of the rows: nothing to start with
+            self.checked = {**self.checked, "error": _error(error)}
 
     def do_upload(self, name: str, buffers: Any) -> str:
         """Writes a file that was dropped into the working folder (never over another one); returns its name."""
@@ -148,6 +152,13 @@ class Form(Panel):
 
 
 _TEXTS = ("model", "data")
+
+
+def _read(key: str, value: Any) -> Any:
+    """A field's value from what was typed: YAML, but for names, unless one is written as a mapping or a list."""
+    if not isinstance(value, str) or (key in _TEXTS and not value.startswith(("{", "["))):
+        return value
+    return parse_value(value)
 
 
 def _put(body: dict[str, Any], key: str, value: Any) -> None:

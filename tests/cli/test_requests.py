@@ -56,6 +56,29 @@ def test_a_wrong_request_is_exit_2_and_a_few_lines(
     assert not list(here.glob("runs/*"))
 
 
+@pytest.mark.parametrize("command", ["train", "plan", "validate"])
+def test_a_column_that_is_not_there_is_said_with_its_line(here: Path, capfd: Any, command: str) -> None:
+    (here / "mine.csv").write_text("question,reply\nHow much is 1 plus 1?,2\n")
+    (here / "spec.yaml").write_text("data:\n  source: mine.csv\n  columns: {prompt: question, completion: repply}\n")
+    code, out, err = call(capfd, command, "spec.yaml")
+    assert (code, out) == (2, "")
+    assert "line 3 of spec.yaml (mine.csv): there is no column `repply`" in err
+    assert "`question`, `reply`" in err
+    assert "did you mean `reply`?" in err
+    assert not list(here.glob("runs/*"))
+
+
+def test_a_spec_that_is_fine_is_said_to_be(here: Path, capfd: Any) -> None:
+    (here / "spec.yaml").write_text("data: nbtune/town\nsteps: 3\n")
+    code, out, _ = call(capfd, "validate", "spec.yaml", "--set", "adapter.r=8")
+    assert (code, out) == (
+        0,
+        "model: nbtune/tiny\ndata: nbtune/town\nadapter:\n  r: 8\nsteps: 3\n# spec.yaml is fine\n",
+    )
+    code, out, _ = call(capfd, "validate", "spec.yaml", "--json")
+    assert json.loads(out) == {"spec": {"data": [{"source": "nbtune/town"}], "steps": 3}}
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -44,6 +44,36 @@ def test_what_cannot_be_trained_is_said(shell: Any, capfd: Any, body: str, rows:
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            "{source: mine.csv, columns: {prompt: question, completion: repply}}",
+            "SpecError: line 3 of the cell (mine.csv)\n  there is no column `repply` (for completion); its columns "
+            "are `question`, `reply`\n  → did you mean `reply`?",
+        ),
+        ("odd.csv", "DataError: line 3 of the cell (odd.csv)\n  its columns (`colour`, `size`) are none"),
+        (
+            "mine.cvs",
+            "DataError: line 3 of the cell\n  there is no variable, file or set called `mine.cvs`\n"
+            "  → did you mean `mine.csv`?",
+        ),
+    ],
+    ids=["a column", "no format", "a file"],
+)
+@pytest.mark.parametrize("flag", ["", "--dry-run"])
+def test_what_the_rows_lack_is_said_at_once_with_its_line(
+    shell: Any, capfd: Any, tmp_path: Path, data: str, said: str, flag: str
+) -> None:
+    (tmp_path / "mine.csv").write_text("question,reply\nHow much is 1 plus 1?,2\n")
+    (tmp_path / "odd.csv").write_text("colour,size\nred,3\n")
+    error, shown = run(shell, capfd, f"%%finetune {flag}\nsteps: 1\ndata: {data}\n")
+    assert error is not None
+    assert said in shown, shown
+    assert "Traceback" not in shown
+    assert not list(tmp_path.glob("runs/*"))  # nothing was begun
+
+
 def test_a_name_that_is_a_file_too_is_asked_about(shell: Any, capfd: Any, tmp_path: Path) -> None:
     shell.user_ns["rows"] = GOOD
     (tmp_path / "rows").mkdir()

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+import nbtune
+from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.widgets import form
 from nbtune.widgets.form_fields import CARE, FIRST, GOALS, fields, preset
@@ -128,3 +130,19 @@ def test_a_form_that_was_just_opened_has_nothing_wrong_yet(panel):
     assert panel.checked["begun"] is False
     panel.do_check({"data": "rows", "adapter.r": "many"})
     assert panel.checked["begun"] is True
+
+
+def test_a_column_that_is_not_there_is_said_while_one_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_text("question,reply\nHow much is 1 plus 1?,2\n")
+    made, heard = form(nbtune.plan, lambda spec, name, rows: None, {}), threading.Event()
+    made.observe(lambda change: heard.set() if change["new"].get("error") else None, "checked")
+    heard.clear()
+    made.do_check({"data": "{source: mine.csv, columns: {prompt: question, completion: repply}}"})
+    assert heard.wait(60)
+    assert "no column `repply`" in made.checked["error"]["cause"]
+    assert made.checked["error"]["place"].startswith("line 6 of the YAML")
+    assert made.checked["error"]["fix"] == "did you mean `reply`?"
+    with pytest.raises(SpecError):
+        made.do_start("x")
+    made.close()
