@@ -77,7 +77,7 @@ class Follower:
         """The next events: those of at most some 2 MB; none at the end. `mark` is then behind them."""
         offset = self.mark.offset or 0
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", buffering=0) as file:
                 file.seek(offset)
                 piece = file.read(_PIECE)
                 end = piece.rfind(b"\n") + 1
@@ -200,11 +200,12 @@ class Pump:
         return remove
 
     def _work(self) -> None:
-        due = time.monotonic()
+        due, news = time.monotonic(), False
         while True:
-            alive = self._alive()
+            alive = news or self._alive()  # a run that has just said something need not be asked
+            news = False
             for key, (callback, follower) in list(self._listeners.items()):
-                self._tell(key, callback, follower)
+                news = self._tell(key, callback, follower) or news
             with self._guard:
                 if not self._listeners or not alive:
                     self._thread = None
@@ -214,16 +215,20 @@ class Pump:
             due = max(due + _EVERY, now + 0.8 * _EVERY)
             self._await_news(due - now)
 
-    def _tell(self, key: object, callback: Callable[[list[events.Event], int], None], follower: Follower) -> None:
-        while key in self._listeners:
+    def _tell(self, key: object, callback: Callable[[list[events.Event], int], None], follower: Follower) -> bool:
+        """True if there was something to tell."""
+        told = False
+        while key in self._listeners and follower.behind():
             first = follower.mark
             new = follower.read()
             if not new:
-                return
+                break
+            told = True
             try:
                 callback(new, _Told(first, follower.mark))
             except Exception:  # noqa: BLE001 — one broken panel must not silence the others
                 self._listeners.pop(key, None)
+        return told
 
     def _await_news(self, seconds: float) -> None:
         """Waits so long, and then until there is something new or somebody else listens, at most another second."""

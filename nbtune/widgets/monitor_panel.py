@@ -103,6 +103,7 @@ class Monitor(Panel):
         while live and not self._over.wait(HEARTBEAT):
             live = self.run.state not in ENDED
             if not live:
+                self.view.look_again()
                 self._tell()
             elif time.monotonic() - self._said >= HEARTBEAT:
                 self._said = time.monotonic()

@@ -28,7 +28,7 @@ COLUMNS = (
     "memory",
     "time",
 )
-_FIRST, _COUNT = 0, 1
+_FIRST, _COUNT, _STEP = 0, 1, 2
 _MEAN = ("loss", "tokens_per_second")
 _MAX = ("loss_max", "grad_norm", "memory")
 
@@ -76,9 +76,9 @@ class Series:
 
     def cut(self, step: int) -> bool:
         """Forgets what is at `step` or later (a run that went back to a checkpoint); True if there was something."""
-        keep = int(np.searchsorted(self.column("step"), step, side="left"))
-        if keep == self._length:
+        if not self._length or self._rows[_STEP, self._length - 1] < step:
             return False
+        keep = int(np.searchsorted(self.column("step"), step, side="left"))
         self.next = int(self._rows[_FIRST, keep])
         self._length = keep
         return True

@@ -27,6 +27,7 @@ __all__ = ["Cursor", "RunView", "Totals"]
 
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
+_TRUSTED = 1.0  # seconds for which a run that lived is taken to live
 LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30}
 
 
@@ -58,6 +59,7 @@ class RunView:
         self._seconds = 0.0  # a step, as a running mean
         self._clock = _Clock()
         self._plan: Any = None
+        self._alive_until = 0.0
         self._hints = Hints()
         self.totals = Totals()
 
@@ -237,7 +239,16 @@ class RunView:
 
     def _state(self) -> str:
         said = self.last.state
-        return said if said in ev.ENDED or getattr(self.run, "alive", False) else str(self.run.state)
+        if said in ev.ENDED or time.monotonic() < self._alive_until:
+            return said
+        if getattr(self.run, "alive", False):  # costs a look at files, and at the process that owns them
+            self._alive_until = time.monotonic() + _TRUSTED
+            return said
+        return str(self.run.state)
+
+    def look_again(self) -> None:
+        """Somebody knows that the run has ended: the next `status` asks whether it lives."""
+        self._alive_until = 0.0
 
     def _left(self, step: int, total: int, plan: Any) -> float | None:
         if step and total and self._seconds:
