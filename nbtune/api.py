@@ -100,6 +100,18 @@ class Run(StoredRun):
         return widgets.chat(self, other, system=system)
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
+    def losses(self, *, base: bool | None = None, limit: int | None = 10_000, again: bool = False) -> Any:
+        """The rows with the highest and the lowest loss, measured in the background; what is measured stays.
+
+        Args:
+            base: measure the base, too, and so what was learnt; None: where there is an adapter.
+            limit: of more rows so many are measured, evenly spread; None: all.
+            again: measure also what is measured already.
+        """
+        from nbtune import widgets
+
+        return widgets.losses(self, base=base, limit=limit, again=again)
+
         """See `nbtune.store.run.Run.resume`."""
         super().resume(step=step, detach=detach, own_process=own_process or _apart(self.spec))
         return self
@@ -122,6 +134,14 @@ class Run(StoredRun):
         )
 
     def _shown_folder(self) -> str:
+    def script(self) -> str:
+        """Python that trains it again, with its spec to change: the same rows, the same losses."""
+        return as_script(self.folder)
+
+    def yaml(self) -> str:
+        """Its spec for a cell or a file, with rows of variables named as the files that the run wrote them to."""
+        return as_yaml(self.folder)
+
         adapter = self.folder / "adapter"
         try:
             return adapter.relative_to(Path.cwd()).as_posix()

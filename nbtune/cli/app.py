@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 import nbtune
-from nbtune.cli.output import following, request, result, run_facts, say, shown, table, work
+from nbtune.cli.output import following, request, result, run_facts, say, shown, table, watch_losses, work
+from nbtune.cli.spec_file import placed, spec_of, text_of, written
 from nbtune.errors import SpecError
 from nbtune.events import ENDED
 
@@ -180,6 +181,32 @@ def chat(
 
 
 @app.command()
+def losses(
+    run: Which,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Rows that are shown of each end.")] = 10,
+    by: Annotated[
+        Literal["loss", "base", "learnt", "tokens"], typer.Option("--by", help="What rows are sorted by.")
+    ] = "loss",
+    again: Annotated[bool, typer.Option("--again", help="Measure also what is measured already.")] = False,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """The rows with the highest and lowest loss. `--json`: all of them, highest first. Ctrl-C stops the measuring."""
+    with request():
+        found = nbtune.attach(run, runs)
+    with work():
+        measured = found.losses(again=again)
+        watch_losses(measured)
+    if as_json:
+        for row in measured.sorted(by):
+            result({**vars(row), "learnt": row.learnt}, as_json=True, text="")
+        return
+    print(measured.said())
+    for title, lowest in (("highest", False), ("lowest", True)):
+        print(f"\n{title} {by}:\n{table(*measured.table(by, count=count, lowest=lowest))}")
+
+
+@app.command()
 def export(
     which: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, or a model's folder or Hub id.")],
     gguf: Annotated[
@@ -249,6 +276,24 @@ def push(
         more |= {"importance": importance, "verify": verify} | ({"types": gguf} if gguf else {})
         url = found.push_to_hub(repo, what="gguf" if gguf else what, private=not public, **more)
     result({"url": url}, as_json=as_json, text=url)
+
+
+@app.command()
+def script(
+    run: Which,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write NAME.py and NAME.yaml here instead.")] = None,
+    yaml: Annotated[bool, typer.Option("--yaml", help="Print the YAML instead of the script.")] = False,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Print a Python script that trains a run again: its spec to change, the same rows, the same losses."""
+    with request():
+        found = nbtune.attach(run, runs)
+        texts = {"script": found.script(), "yaml": found.yaml()}
+    if out is not None:
+        texts = {key: shown(path) for key, path in written(out, found.name, texts).items()}
+    text = "\n".join(texts.values()) if out is not None else texts["yaml" if yaml else "script"].rstrip("\n")
+    result(texts, as_json=as_json, text=text)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import Any
 from nbtune.errors import DataError, NbtuneError, PlanError, SpecError
 from nbtune.progress import Progress
 
-__all__ = ["WrongRequest", "explain", "following", "result", "run_facts", "say", "table", "work"]
+__all__ = ["WrongRequest", "explain", "following", "result", "run_facts", "say", "table", "watch_losses", "work"]
 
 _WRONG = (SpecError, DataError, PlanError)  # of the request; the others are of the work
 
@@ -109,6 +109,22 @@ def shown(path: Path) -> str:
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)
+
+
+def watch_losses(measured: Any) -> None:
+    """Says on stderr how far a measuring is, until it is done; Ctrl-C ends it, and what is measured stays.
+
+    Raises:
+        NbtuneError: what it failed of.
+    """
+    try:
+        while measured.busy:
+            say(measured.said())
+            measured.wait(5.0)
+        measured.wait()
+    except KeyboardInterrupt:
+        measured.stop()
+        measured.wait()
 
 
 @contextlib.contextmanager

@@ -98,6 +98,11 @@ def _compare(to: Parser) -> None:
     to.add_argument("--runs", metavar="DIR", help="where run folders are; unset: NBTUNE_RUNS, or ./runs")
 
 
+def _losses(to: Parser) -> None:
+    _run_flag(to)
+    to.add_argument("--again", action="store_true", help="measure also what is measured already")
+
+
 def _data(to: Parser) -> None:
     to.add_argument("source", nargs="+", metavar="SOURCE", help="a variable of the notebook, a file, a Hub id")
     to.add_argument("--model", metavar="MODEL", default="nbtune/tiny", help="whose tokenizer and template")
@@ -117,6 +122,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("take files home", "nbtune.attach(RUN).export.gguf(TYPE, …)", _export),
     "push": Command("upload to the Hub, with a model card", "nbtune.attach(RUN).push_to_hub(REPO)", _push),
     "chat": Command("talk to the model", "nbtune.widgets.chat(RUN)", _chat),
+    "losses": Command("the rows with the highest and lowest loss", "nbtune.attach(RUN).losses()", _losses),
     "compare": Command("losses of runs on one chart", "nbtune.widgets.compare([RUN, …])", _compare),
     "plan": Command("what a run would cost; the flags of %%finetune", "nbtune.plan(SPEC)", None, takes_run=False),
     "script": Command("the run as a Python script, in a new cell", "RUN/train.py", _run_flag),

@@ -205,6 +205,12 @@ class NbtuneMagics(Magics):
         else:
             display(losses_table(runs))
 
+    def _losses(self, args: Any) -> None:
+        losses = self._run(args).losses(again=args.again)
+        if "losses" not in self.shell.user_ns or hasattr(self.shell.user_ns["losses"], "sorted"):
+            self.shell.user_ns["losses"] = losses
+        display(losses)
+
     def _plan(self, rest: str, cell: str | None) -> None:
         request = flags.parse_finetune(rest)
         spec = self._spec(cell, request)
@@ -213,15 +219,15 @@ class NbtuneMagics(Magics):
 
     def _script(self, args: Any) -> None:
         run = self._run(args)
-        where = from_here(run.folder)
-        body = "".join(f"#   {line}\n" for line in to_yaml(run.spec).splitlines())
-        self.shell.set_next_input(
-            f"# Trains {run.name} again: same spec, same rows, same losses. Its spec:\n{body}"
-            f"import nbtune\n\nrun = nbtune.repeat({where!r}).wait()\nprint(run.folder.name)"
-        )
+        if args.out:
+            from nbtune.cli.spec_file import written
+
+            paths = written(Path(args.out), run.name, {"script": run.script(), "yaml": run.yaml()})
+            return say("\n".join(from_here(path) for path in paths.values()))
+        self.shell.set_next_input(run.script())
         say(
-            f"The next cell trains {run.name} again. From a shell: `python {where}/train.py`, or "
-            f"`nbtune train {where}/spec.yaml` where its rows are a file, a Hub id or one of nbtune's sets."
+            f"The next cell trains {run.name} again, or what you make of its spec: same rows, same losses. As files: "
+            f"`%nbtune script {run.name} --out .` (a script, and YAML for `%%finetune` or `nbtune train`)."
         )
 
     def _data(self, args: Any) -> None:

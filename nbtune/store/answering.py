@@ -113,6 +113,31 @@ class Answering:
         with self._model_for_myself(None) as built, checkpoints.weights_of(self.folder, step, built.model):
             return sampling.token_losses(built.model, ids, adapter=not base)
 
+    def row_losses(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], *, base: bool = False, timeout: float = 120.0
+    ) -> tuple[list[float], int]:
+        """The loss of each row, summed over its trained tokens, and the step of the weights that were asked.
+
+        Args:
+            rows: each one's tokens, and which of them are trained.
+            base, timeout: as of `generate`.
+        Raises:
+            TrainError: as `generate`.
+        """
+        from nbtune.train.row_losses import row_losses
+
+        if self.alive:
+            said = [[[int(number) for number in ids], [int(flag) for flag in trained]] for ids, trained in rows]
+            try:
+                asked = self._ask({"rows": said, "adapter": not base}, timeout=timeout)
+                assert asked is not None
+                return list(asked["losses"]), int(asked["step"])
+            except TrainError:
+                if self.alive:
+                    raise  # else it has ended just now: its model is asked here
+        with self._model_for_myself(None) as built:
+            return row_losses(built.model, rows, adapter=not base), max(self.saved_steps, default=0)
+
     @property
     def saved_steps(self) -> list[int]:
         """The steps of its checkpoints, in order."""

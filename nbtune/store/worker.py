@@ -364,7 +364,9 @@ class _Engine:
             yield events.Sample(step=step, prompt=prompt, answer=said)
 
     def _answer(self, request: dict[str, Any], asked: Asked) -> dict[str, Any]:
-        """What `nbtune.store.run.Run.generate` and `token_losses` ask of a run that is at work."""
+        """What `generate`, `token_losses` and `row_losses` of `nbtune.store.run.Run` ask of a run that is at work."""
+        from nbtune.train.row_losses import row_losses
+
         model, tokenizer = self.built.model, self.built.tokenizer
         assert tokenizer is not None
         try:
@@ -402,3 +404,5 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))
+                if "rows" in request:
+                    return {"losses": row_losses(model, **request), "step": self.progress.step}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["OTHERS", "Token", "answer", "as_messages", "token_losses"]
+__all__ = ["OTHERS", "Token", "answer", "as_messages", "token_losses", "without_adapter"]
 
 OTHERS = 5  # alternatives that are told of a token
 
@@ -83,7 +83,7 @@ def answer(
     inputs = _inputs(tokenizer, prompt).to(next(model.parameters()).device)
     stop = should_stop or (lambda: False)
     training = model.training
-    with torch.no_grad(), _without_adapter(model, adapter):
+    with torch.no_grad(), without_adapter(model, adapter):
         model.eval()
         try:
             output = model.generate(  # type: ignore[operator]
@@ -119,7 +119,7 @@ def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = 
         return [None] * len(ids)
     tokens = torch.tensor([list(ids)], device=next(model.parameters()).device)
     training = model.training
-    with torch.no_grad(), _without_adapter(model, adapter):
+    with torch.no_grad(), without_adapter(model, adapter):
         model.eval()
         try:
             logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0, :-1]
@@ -132,7 +132,8 @@ def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = 
     return [None, *torch.cat(losses).tolist()]
 
 
-def _without_adapter(model: Any, adapter: bool) -> AbstractContextManager[Any]:
+def without_adapter(model: Any, adapter: bool) -> AbstractContextManager[Any]:
+    """The model without its adapter, where `adapter` is False."""
     if adapter:
         return nullcontext()
     if not hasattr(model, "disable_adapter"):

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from nbtune.widgets.form_panel import Form
     from nbtune.widgets.inspector_panel import Inspector
     from nbtune.widgets.monitor_panel import Monitor
+    from nbtune.widgets.row_losses import Losses
     from nbtune.widgets.static_report import Report
 
-__all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "monitor", "report"]
+__all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "losses", "monitor", "report"]
 
 
 def monitor(run: Any) -> Monitor:
@@ -90,3 +91,10 @@ def exporter(run: Any) -> ExportPanel:
     from nbtune.widgets.export_panel import ExportPanel
 
     return ExportPanel(run)
+
+
+def losses(run: Any, **options: Any) -> Losses:
+    """The losses of `run`'s rows, with the options of `nbtune.store.losses.Measuring`."""
+    from nbtune.widgets.row_losses import Losses
+
+    return Losses(run, **options)

@@ -264,3 +264,14 @@ def test_data_says_each_row(folder: Path, capfd: Any) -> None:
     code, lines, _ = call(capfd, "data", "mixed.jsonl")
     assert code == 0
     assert "1 dropped" in "\n".join(lines)
+
+
+def test_losses_of_rows(demo: dict[str, Any], capfd: Any) -> None:
+    code, lines, _ = call(capfd, "losses", "demo", "--json")
+    assert code == 0
+    rows = [json.loads(line) for line in lines]
+    assert [row["loss"] for row in rows] == sorted((row["loss"] for row in rows), reverse=True)
+    code, lines, err = call(capfd, "losses", "demo", "-n", "2")
+    assert code == 0, err
+    assert [line.split()[0] for line in lines if rows[0]["mark"] in line] == [f"{rows[0]['loss']:.3f}"]
+    assert sum("▸" in line for line in lines) == 4

@@ -110,6 +110,7 @@ def test_commands_over_an_ended_run(shell: Any, capfd: Any) -> None:
         "%nbtune export good --gguf q8_0 --adapter": "good-q8_0.gguf",
         "%nbtune chat --prompt 'How much is 2 plus 1?' --beside good": "good",
         "%nbtune compare good good": "first loss",
+        "%nbtune losses": "highest loss first",
         "%nbtune plan --data rows --steps 3": "memory",
         "%finetune --data rows --steps 3 --dry-run": "memory",
         "%nbtune data rows": "examples to learn from",

@@ -1,0 +1,97 @@
+"""`run.losses()`: the rows that a model knows worst and best, as a panel where there is a page, else as a table."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+from nbtune.store.losses import Measuring, RowLoss
+from nbtune.widgets.plain import clean
+
+__all__ = ["Losses", "shown_number"]
+
+ENDS = 10  # rows of each end that a table shows
+_TEXT = 60  # characters of each of a row's texts, in a table
+
+
+class Losses(Measuring):
+    """The losses of a run's rows: measured in the background, sorted, shown.
+
+    Args:
+        run, base, limit, again: as of `nbtune.store.losses.Measuring`.
+    """
+
+    @property
+    def frame(self) -> Any:
+        """A pandas DataFrame of what is measured, the highest loss first."""
+        import pandas
+
+        columns = ("part", "source", "row", "mark", "tokens", "trained", "step", "loss", "base", "learnt")
+        rows = [[getattr(row, column) for column in columns] for row in self.sorted()]
+        return pandas.DataFrame(rows, columns=columns)
+
+    def said(self) -> str:
+        """Where the measuring stands, in one line."""
+        name = clean(self.run.name, 200)
+        if self.error is not None:
+            return f"{name}: measuring failed: {clean(self.error, 600)}"
+        if not self.rows and self.busy:
+            return f"{name}: its rows are being read"
+        steps = sorted({row.step for row in list(self.rows.values())})
+        when = "" if not steps else f", with the weights after step {steps[-1]:,}"
+        if len(steps) > 1:
+            when = f", with the weights between step {steps[0]:,} and {steps[-1]:,}"
+        more = f" of {self.in_all:,} there are" if self.in_all > self.total else ""
+        state = "being measured" if self.busy else "measured"
+        return f"{name}: {self.done:,} of {self.total:,} rows{more} {state}{when}"
+
+    def table(
+        self, by: str = "loss", *, count: int = ENDS, lowest: bool = False
+    ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Names of columns, and the first `count` rows of an order as text."""
+        rows = self.sorted(by, lowest=lowest)[:count]
+        with_base = any(row.base is not None for row in rows)
+        names = ("loss", *(("base", "learnt") if with_base else ()), "tokens", "part", "source", "row", "mark", "text")
+        return names, [self._cells(row, with_base) for row in rows]
+
+    def _cells(self, row: RowLoss, with_base: bool) -> tuple[str, ...]:
+        numbers = (row.loss, *((row.base, row.learnt) if with_base else ()))
+        asked, said = (" ".join(clean(text, _TEXT).split()) for text in self.text(row))
+        text = f"{asked} ▸ {said}" if asked else said
+        place = (f"{row.tokens:,}", row.part, clean(row.source, 40), str(row.row), row.mark)
+        return (*map(shown_number, numbers), *place, text)
+
+    def _tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+        """Of few rows one table, else one of each end."""
+        if self.done <= 2 * ENDS:
+            return [("highest loss first", *self.table(count=2 * ENDS))]
+        return [("highest loss", *self.table()), ("lowest loss", *self.table(lowest=True))]
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        self.wait()  # an output that nobody can renew
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    def __repr__(self) -> str:
+        parts = [self.said()]
+        for title, names, rows in self._tables() if self.rows else ():
+            cells = [names, *rows]
+            widths = [max(len(line[k]) for line in cells) for k in range(len(names))]
+            lines = ("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+            parts.append("\n".join([f"\n{title}:", *lines]))
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        found = [f"<div><p>{escape(self.said())}</p>"]
+        for title, names, rows in self._tables() if self.rows else ():
+            head = "".join(f"<th scope='col' style='text-align:left'>{escape(name)}</th>" for name in names)
+            lines = ("".join(f"<td style='text-align:left'>{escape(c)}</td>" for c in row) for row in rows)
+            body = "".join(f"<tr>{line}</tr>" for line in lines)
+            caption = f"<caption style='text-align:left'>{escape(title)}</caption>"
+            found.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        return "".join([*found, "</div>"])
+
+
+def shown_number(value: float | None) -> str:
+    """A loss as people read it."""
+    return "" if value is None else ("–" if not math.isfinite(value) else f"{value:.3f}")
