@@ -16,9 +16,11 @@ export const panel = (makeView, makeShared = () => new Wishes()) => () => {
       const view = makeView(model, shared);
       host.append(view.root);
       host.addEventListener("keydown", keep);
+      host.addEventListener("beforeinput", own, true);
       model.send({ t: "hello" }); // the page can show panels: no need of the text instead
       return () => {
         host.removeEventListener("keydown", keep);
+        host.removeEventListener("beforeinput", own, true);
         view.destroy();
       };
     },
@@ -30,3 +32,6 @@ const MOVES = new Set(["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "Home"
 const keep = (event) => {
   if (MOVES.has(event.key) && event.target.matches?.("select, input, textarea")) event.stopPropagation();
 };
+
+// JupyterLab forbids line breaks, and undoing, in whatever field is in a cell, by a listener on the field itself: Enter made no new line.
+const own = (event) => event.stopPropagation();
