@@ -17,6 +17,7 @@ from nbtune.store import folder as run_folder
 from nbtune.store.files import as_train_error
 from nbtune.store.launch import launch
 from nbtune.store.run import Run as StoredRun
+from nbtune.store.script import as_script, as_yaml
 
 if TYPE_CHECKING:
     from nbtune.data import Source
@@ -99,7 +100,6 @@ class Run(StoredRun):
 
         return widgets.chat(self, other, system=system)
 
-    def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
     def losses(self, *, base: bool | None = None, limit: int | None = 10_000, again: bool = False) -> Any:
         """The rows with the highest and the lowest loss, measured in the background; what is measured stays.
 
@@ -112,6 +112,7 @@ class Run(StoredRun):
 
         return widgets.losses(self, base=base, limit=limit, again=again)
 
+    def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
         super().resume(step=step, detach=detach, own_process=own_process or _apart(self.spec))
         return self
@@ -133,7 +134,6 @@ class Run(StoredRun):
             f"tokenizer = AutoTokenizer.from_pretrained({self._shown_folder()!r})"
         )
 
-    def _shown_folder(self) -> str:
     def script(self) -> str:
         """Python that trains it again, with its spec to change: the same rows, the same losses."""
         return as_script(self.folder)
@@ -142,6 +142,7 @@ class Run(StoredRun):
         """Its spec for a cell or a file, with rows of variables named as the files that the run wrote them to."""
         return as_yaml(self.folder)
 
+    def _shown_folder(self) -> str:
         adapter = self.folder / "adapter"
         try:
             return adapter.relative_to(Path.cwd()).as_posix()
@@ -167,22 +168,10 @@ def _sources(spec: RunSpec, rows: Mapping[str, Any] | None) -> list[Source]:
     sources = data.resolve(spec.data, rows, base_dir=Path.cwd())
     if spec.eval.data is not None:
         sources += data.resolve([spec.eval.data], rows, base_dir=Path.cwd(), role="eval")
+    data.look(sources, spec)
     return sources
 
 
-def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any) -> Plan:
-    """What a run would cost, without loading the model.
-
-    Args:
-        spec: a `RunSpec`, a mapping, or YAML text; or fields by name.
-        rows: where variables named by `data:` are looked up.
-    Raises:
-        NbtuneError: as `finetune`, before any work.
-    """
-    data.look(sources, spec)
-    from nbtune import data, device, models
-
-    asked = _as_spec(spec, fields, first_line)
 def validate(
     spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any
 ) -> RunSpec:
@@ -204,6 +193,20 @@ def _placing(spec: Spec, first_line: int) -> Any:
     return placing(spec if isinstance(spec, str) else None, first_line=first_line)
 
 
+def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any) -> Plan:
+    """What a run would cost, without loading the model.
+
+    Args:
+        spec: a `RunSpec`, a mapping, or YAML text; or fields by name.
+        rows: where variables named by `data:` are looked up.
+    Raises:
+        NbtuneError: as `finetune`, before any work.
+    """
+    from nbtune import data, device, models
+
+    asked = _as_spec(spec, fields, first_line)
+    with _placing(spec, first_line):
+        sources = _sources(asked, rows)
     facts = models.model_facts(asked.model)
     tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
     measured, chosen = data.measure(sources, tokenizer, asked), device.choose_cards(asked.gpus, asked.device)
@@ -216,8 +219,6 @@ def finetune(
     spec: Spec = None,
     *,
     name: str = "run",
-    with _placing(spec, first_line):
-        sources = _sources(asked, rows)
     rows: Mapping[str, Any] | None = None,
     runs_dir: str | Path | None = None,
     on_busy: Literal["attach", "restart", "queue"] = "attach",
@@ -249,6 +250,8 @@ def finetune(
     busy = next((run for run in runs(root) if run.name == name and run.alive), None)
     if busy is not None and on_busy == "attach":
         return _attach_if_same(busy, asked)
+    with _placing(spec, first_line):
+        sources = _sources(asked, rows)
     models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
     if busy is not None and on_busy == "restart":
         busy.stop(wait=True)
@@ -260,8 +263,6 @@ def finetune(
         if isinstance(error, NbtuneError):
             raise
         raise as_train_error(error, "the rows could not be written down", place=root.name) from error
-    with _placing(spec, first_line):
-        sources = _sources(asked, rows)
     return Run(made, launch(made, detach=detach, own_process=_apart(asked)))
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 import nbtune
+from nbtune.cli.ending import done, until_begun, until_ended
 from nbtune.cli.output import following, request, result, run_facts, say, shown, table, watch_losses, work
-from nbtune.cli.spec_file import placed, spec_of, text_of, written
+from nbtune.cli.spec_file import placed, spec_of, text_of
 from nbtune.errors import SpecError
 from nbtune.events import ENDED
 
@@ -84,8 +82,8 @@ def train(
         with request(), placed(spec):
             on_busy: Literal["attach", "restart", "queue"] = "restart" if restart else "queue" if queue else "attach"
             run = nbtune.finetune(asked, name=name, runs_dir=runs, on_busy=on_busy, detach=detach)
-        _until_begun(run) if detach else _until_ended(run)
-    _done(run, as_json, detached=detach)
+        until_begun(run) if detach else until_ended(run)
+    done(run, as_json, detached=detach)
 
 
 @app.command()
@@ -99,7 +97,6 @@ def plan(spec: SpecFile, set_: Set = None, as_json: Json = False) -> None:
 
 
 @app.command()
-@app.command()
 def validate(spec: SpecFile, set_: Set = None, as_json: Json = False) -> None:
     """Whether a spec can be meant: its keys and values, and the first rows of its data. Loads no model."""
     from nbtune.spec import to_yaml
@@ -112,6 +109,7 @@ def validate(spec: SpecFile, set_: Set = None, as_json: Json = False) -> None:
     result({"spec": facts}, as_json=as_json, text=f"{to_yaml(asked).rstrip()}\n# {spec.name} is fine")
 
 
+@app.command()
 def runs(runs: Runs = None, as_json: Json = False) -> None:
     """The runs that are there, newest first."""
     found = nbtune.runs(runs)
@@ -129,8 +127,8 @@ def resume(run: Which, detach: Detach = False, runs: Runs = None, as_json: Json 
     with work():
         with request():
             found = nbtune.attach(run, runs).resume(detach=detach)
-        _until_begun(found) if detach else _until_ended(found)
-    _done(found, as_json, detached=detach)
+        until_begun(found) if detach else until_ended(found)
+    done(found, as_json, detached=detach)
 
 
 @app.command()
@@ -156,7 +154,7 @@ def attach(run: Which, runs: Runs = None, as_json: Json = False) -> None:
         found = nbtune.attach(run, runs)
     with following(found):
         found.wait()
-    _done(found, as_json)
+    done(found, as_json)
 
 
 @app.command()
@@ -287,12 +285,17 @@ def script(
     as_json: Json = False,
 ) -> None:
     """Print a Python script that trains a run again: its spec to change, the same rows, the same losses."""
+    from nbtune.store.script import written
+
     with request():
         found = nbtune.attach(run, runs)
-        texts = {"script": found.script(), "yaml": found.yaml()}
-    if out is not None:
-        texts = {key: shown(path) for key, path in written(out, found.name, texts).items()}
-    text = "\n".join(texts.values()) if out is not None else texts["yaml" if yaml else "script"].rstrip("\n")
+        if out is not None:
+            made = [shown(path) for path in written(found.folder, out)]
+            texts = dict(zip(("script", "yaml"), made, strict=True))
+            text = "\n".join(made)
+        else:
+            texts = {"script": found.script(), "yaml": found.yaml()}
+            text = texts["yaml" if yaml else "script"].rstrip("\n")
     result(texts, as_json=as_json, text=text)
 
 
@@ -382,42 +385,3 @@ def _typed() -> Any:
         if not line.strip():
             return
         yield line.rstrip("\n")
-
-
-def _until_ended(run: Any) -> None:
-    """Waits for a run of this process; Ctrl-C, or a SIGTERM of a scheduler, stops it and saves."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with contextlib.ExitStack() as stack:
-            try:  # the first word is said while `following` begins: an interrupt may come before it has returned
-                stack.enter_context(following(run))
-                run.wait()
-            except KeyboardInterrupt:
-                say(f"stopping and saving {run.name}; once more to leave now")
-                run.stop()
-                run.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _until_begun(run: Any) -> None:
-    """Waits until a detached run has said its first word: from then on it needs nobody."""
-    seen, begun = len(run.events()), threading.Event()
-    unsubscribe = run.subscribe(lambda events, first: begun.set(), seen)
-    while run.alive and not begun.wait(0.5):
-        continue
-    unsubscribe()
-
-
-def _done(run: Any, as_json: bool, *, detached: bool = False) -> None:
-    facts = run_facts(run)
-    text = f"{run.name} is {run.state} at step {run.step}/{run.total_steps}: {facts['adapter'] or facts['folder']}"
-    result(facts, as_json=as_json, text=text)
-    if run.state == "finished":
-        if not as_json:
-            say(run.snippet())
-    elif detached and run.state not in ENDED:
-        say(f"  → `nbtune attach {run.name}` watches it, `nbtune stop {run.name}` stops and saves")
-    else:
-        say(f"  → `nbtune resume {run.name}` goes on")
-        raise typer.Exit(1)

@@ -93,6 +93,11 @@ def _chat(to: Parser) -> None:
     to.add_argument("--beside", metavar="RUN", help="compare with this run, instead of with the base model")
 
 
+def _script(to: Parser) -> None:
+    _run_flag(to)
+    to.add_argument("--out", metavar="DIR", help="write NAME.py and NAME.yaml here instead")
+
+
 def _compare(to: Parser) -> None:
     to.add_argument("run", nargs="+", metavar="RUN", help="names or ids of two or more runs")
     to.add_argument("--runs", metavar="DIR", help="where run folders are; unset: NBTUNE_RUNS, or ./runs")
@@ -125,7 +130,7 @@ COMMANDS: dict[str, Command] = {
     "losses": Command("the rows with the highest and lowest loss", "nbtune.attach(RUN).losses()", _losses),
     "compare": Command("losses of runs on one chart", "nbtune.widgets.compare([RUN, …])", _compare),
     "plan": Command("what a run would cost; the flags of %%finetune", "nbtune.plan(SPEC)", None, takes_run=False),
-    "script": Command("the run as a Python script, in a new cell", "RUN/train.py", _run_flag),
+    "script": Command("the run as a Python script, in a new cell", "nbtune.attach(RUN).script()", _script),
     "data": Command(
         "how rows are read and what is trained", "nbtune.doctor.examine_rows(SPEC)", _data, takes_run=False
     ),

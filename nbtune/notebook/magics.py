@@ -15,7 +15,7 @@ from nbtune.events import ENDED
 from nbtune.notebook import commands, flags, front
 from nbtune.notebook.follow import follow, show_ended
 from nbtune.notebook.show import Table, from_here, losses_table, runs_table, say, show_plan
-from nbtune.spec import from_mapping, from_yaml, placing, to_yaml
+from nbtune.spec import from_mapping, from_yaml, placing
 
 __all__ = ["NbtuneMagics"]
 
@@ -220,10 +220,9 @@ class NbtuneMagics(Magics):
     def _script(self, args: Any) -> None:
         run = self._run(args)
         if args.out:
-            from nbtune.cli.spec_file import written
+            from nbtune.store.script import written
 
-            paths = written(Path(args.out), run.name, {"script": run.script(), "yaml": run.yaml()})
-            return say("\n".join(from_here(path) for path in paths.values()))
+            return say("\n".join(from_here(path) for path in written(run.folder, Path(args.out))))
         self.shell.set_next_input(run.script())
         say(
             f"The next cell trains {run.name} again, or what you make of its spec: same rows, same losses. As files: "

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import nbtune
 from nbtune.cli import main
 
 SPEC = "model: nbtune/tiny\ndata: rows.jsonl\nbatch_size: 2\n"
@@ -275,3 +276,28 @@ def test_losses_of_rows(demo: dict[str, Any], capfd: Any) -> None:
     assert code == 0, err
     assert [line.split()[0] for line in lines if rows[0]["mark"] in line] == [f"{rows[0]['loss']:.3f}"]
     assert sum("▸" in line for line in lines) == 4
+
+
+def test_the_script_of_a_run_trains_it_again(folder: Path, demo: dict[str, Any], capfd: Any) -> None:
+    first = nbtune.attach("demo")
+    code, lines, _ = call(capfd, "script", "demo")
+    assert code == 0
+    (folder / "again.py").write_text("\n".join(lines) + "\n")
+    done = subprocess.run([sys.executable, "again.py"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    again = nbtune.attach(Path(done.stdout.strip()))
+    assert again.folder != first.folder
+    assert again.history["loss"].to_dict() == first.history["loss"].to_dict()
+
+
+def test_the_yaml_of_a_run_trains_it_again(folder: Path, demo: dict[str, Any], capfd: Any) -> None:
+    first = nbtune.attach(demo["folder"])
+    code, lines, _ = call(capfd, "script", demo["folder"], "--out", "kept")
+    assert (code, lines) == (0, ["kept/demo.py", "kept/demo.yaml"])
+    assert (folder / "kept/demo.yaml").read_text() == first.yaml()
+    code, lines, err = call(capfd, "train", "kept/demo.yaml", "--name", "third", "--json")
+    assert code == 0, err
+    assert nbtune.attach("third").history["loss"].to_dict() == first.history["loss"].to_dict()
+    code, _, err = call(capfd, "script", demo["folder"], "--out", "kept")
+    assert code == 2
+    assert "is there already" in err

@@ -138,7 +138,7 @@ def test_the_form_and_the_script_come_as_the_next_cell(shell: Any, capfd: Any, m
     assert error is None, shown
     run(shell, capfd, "%nbtune script demo")
     assert "import nbtune" in cells[1]
-    assert "#   data: my_rows" in cells[1]
+    assert "/data/my_rows.jsonl" in cells[1]
     error, shown = run(shell, capfd, cells[1])  # and so does the script's
     assert error is None, shown
     assert len(list(Path("runs").glob("demo-*"))) == 2

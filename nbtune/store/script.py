@@ -1,0 +1,113 @@
+"""A run as a Python script and as a YAML file of its own: what was asked, in a form to read, keep and change.
+
+The rows of variables are named as the files that the run wrote them to. `train.py` in the run's folder is another
+thing: it repeats the run exactly as it was, from its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from nbtune.errors import SpecError
+from nbtune.spec import RunSpec, SourceSpec, to_yaml
+from nbtune.store.files import read_json
+from nbtune.store.folder import name_of, read_spec
+
+__all__ = ["as_script", "as_yaml", "written"]
+
+_SCRIPT = '''\
+"""{head}"""
+
+import nbtune
+
+SPEC = {spec}
+
+if __name__ == "__main__":
+    run = nbtune.finetune(SPEC, name={name!r}).wait()
+    print(run.folder)
+'''
+_REPEAT = '''\
+"""{head}
+
+Its rows went through a Python function of a notebook, which only the run's folder has. It was asked for with:
+
+{spec}"""
+
+import nbtune
+
+if __name__ == "__main__":
+    run = nbtune.repeat({folder!r}).wait()
+    print(run.folder)
+'''
+
+
+def as_script(folder: Path) -> str:
+    """Python that trains a run again: same spec, same rows, same losses. Paths are from the working folder on."""
+    head, text = f"Trains {folder.name} again: same rows, same losses.", as_yaml(folder)
+    if _needs_folder(read_spec(folder)):
+        shown = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+        return _REPEAT.format(head=head, spec=shown, folder=_from_here(folder))
+    return _SCRIPT.format(head=head, spec=_literal(text), name=name_of(folder)[0])
+
+
+def as_yaml(folder: Path) -> str:
+    """The spec for `nbtune train` or a cell, its rows named as files. Paths are from the working folder on."""
+    spec = read_spec(folder)
+    entries = (read_json(folder / "data" / "sources.json") or {}).get("sources", [])
+    kept = {role: [e for e in entries if e.get("role", "train") == role] for role in ("train", "eval")}
+    data = tuple(_as_file(*pair, folder) for pair in zip(spec.data, kept["train"], strict=False))
+    changed: dict[str, Any] = {"data": data if len(data) == len(spec.data) else spec.data}
+    if spec.eval.data is not None and kept["eval"]:
+        held = _as_file(spec.eval.data, kept["eval"][0], folder)
+        changed["eval"] = spec.eval.model_copy(update={"data": held})
+    return to_yaml(spec.model_copy(update=changed))
+
+
+def written(folder: Path, out: Path) -> list[Path]:
+    """Writes a run's script and YAML as NAME.py and NAME.yaml into `out`; returns their paths.
+
+    Raises:
+        SpecError: one of them is there already, or nothing can be written there.
+    """
+    name = name_of(folder)[0]
+    texts = {out / f"{name}.py": as_script(folder), out / f"{name}.yaml": as_yaml(folder)}
+    for path in texts:
+        if path.exists():
+            raise SpecError(f"{str(path)!r} is there already", fix="give another `--out`, or move it away")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SpecError(f"nothing can be written to {str(out)!r}: {reason}", fix="give another `--out`") from error
+    return list(texts)
+
+
+def _as_file(source: SourceSpec, entry: dict[str, Any], folder: Path) -> SourceSpec:
+    files = entry.get("files", [])
+    if entry["kind"] not in ("variable", "file") or len(files) != 1 or files[0]["path"].endswith(".arrow"):
+        return source
+    path = _from_here(Path((folder / "data" / files[0]["path"]).resolve()))
+    return source.model_copy(update={"source": f"file:{path}"})
+
+
+def _needs_folder(spec: RunSpec) -> bool:
+    held = [spec.eval.data] if spec.eval.data is not None else []
+    return any(source.function is not None and ":" not in source.function for source in [*spec.data, *held])
+
+
+def _literal(text: str) -> str:
+    """A text of several lines as Python writes it: between three quotes where it can."""
+    if '"""' in text or "\\" in text or not text.replace("\n", "").isprintable():
+        return "(\n" + "".join(f"    {line!r}\n" for line in text.splitlines(keepends=True)) + ")"
+    return f'"""\\\n{text}"""'
+
+
+def _from_here(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd()).as_posix()
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
