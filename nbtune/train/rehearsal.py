@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.data.batches import Batch
+    from nbtune.models import Built
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
 
@@ -171,18 +172,8 @@ def _shape(spec: RunSpec, plan: Plan) -> tuple[int, int]:
 
 def rehearse(spec: RunSpec, plan: Plan) -> None:
     """One step of a model of one layer, by the functions that the run uses."""
-    from nbtune.models.builder import sketch
-
     device = machine.pick(spec.device)
-    built = sketch(
-        spec.model,
-        adapter=spec.adapter,
-        dtype=machine.torch_dtype(plan.dtype),
-        device=device,
-        policy=plan.activations,
-        trust_remote_code=spec.trust_remote_code,
-        quant=plan.weights if plan.weights == "fp8" else "none",
-    )
+    built = _sketch(spec, plan, device)
     built.model.train()
     batch = _batch(spec, plan, built.facts.vocab_size)
     if spec.method != "sft":
@@ -193,7 +184,21 @@ def rehearse(spec: RunSpec, plan: Plan) -> None:
         _fused(built, spec, plan, batch, device)
 
 
-def _fused(built: Any, spec: RunSpec, plan: Plan, batch: Batch, device: torch.device) -> None:
+def _sketch(spec: RunSpec, plan: Plan, device: torch.device) -> Built:
+    from nbtune.models.builder import sketch
+
+    return sketch(
+        spec.model,
+        adapter=spec.adapter,
+        dtype=machine.torch_dtype(plan.dtype),
+        device=device,
+        policy=plan.activations,
+        trust_remote_code=spec.trust_remote_code,
+        quant=plan.weights if plan.weights == "fp8" else "none",
+    )
+
+
+def _fused(built: Built, spec: RunSpec, plan: Plan, batch: Batch, device: torch.device) -> None:
     from nbtune.train.fused_stepper import FusedStepper, suits
     from nbtune.train.loss import sft_loss
 
@@ -217,16 +222,17 @@ def _batch(spec: RunSpec, plan: Plan, vocabulary: int) -> Batch:
     rows, tokens = _shape(spec, plan)
     ids = (torch.arange(rows * tokens) % vocabulary).view(rows, tokens)
     trained = torch.arange(max(_ROWS, rows * tokens // _ROWS * _ROWS)) % (rows * tokens)
-    bounds = torch.tensor([0, tokens // 2, tokens], dtype=torch.int32) if plan.packing else None
+    half = tokens // 2
+    bounds = torch.arange(0, rows * tokens + 1, half, dtype=torch.int32) if plan.packing else None
     positions = torch.arange(tokens).expand(rows, -1)
     answers = rows if bounds is None else len(bounds) - 1
     return Batch(
         input_ids=ids,
         labels=ids,
         attention_mask=None,
-        position_ids=positions if bounds is None else positions % (tokens // 2),
+        position_ids=positions if bounds is None else positions % half,
         cu_seqlens=bounds,
-        max_seqlen=None if bounds is None else tokens // 2,
+        max_seqlen=None if bounds is None else half,
         num_tokens=rows * tokens,
         num_trained=len(trained),
         trained_rows=trained,
