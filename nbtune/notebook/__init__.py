@@ -18,15 +18,18 @@ def load(shell: Any) -> None:
     from nbtune.notebook.heartbeat import Heartbeat
     from nbtune.notebook.magics import NbtuneMagics
     from nbtune.notebook.show import say
+    from nbtune.widgets.heart import heart
 
     unload(shell)
     magics = NbtuneMagics(shell)
+    heart.seconds = magics.heartbeat
+    magics.observe(lambda change: setattr(heart, "seconds", change.new), "heartbeat")
     shell.register_magics(magics)
     shell.register_magic_function(transform.out_of_place, magic_kind="line", magic_name="%finetune")
     transform.register(shell)
     completion.register(shell)
     errors.register(shell)
-    shell._nbtune_heartbeat = Heartbeat(shell, lambda: float(magics.heartbeat))
+    shell._nbtune_heartbeat = Heartbeat(shell, lambda: heart.seconds)
     shell._nbtune_heartbeat.register()
     if told := front.prepare_colab():
         say(told)

@@ -12,6 +12,7 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED
 from nbtune.widgets.export_panel import CHOICES, make
+from nbtune.widgets.heart import heart
 from nbtune.widgets.no_page import Shown
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.view import Cursor
@@ -19,12 +20,16 @@ from nbtune.widgets.watched import Watched
 
 __all__ = ["Monitor"]
 
-HEARTBEAT = 1.0  # seconds: an idle-culling hub takes a kernel that says nothing for dead
+LOOK = 1.0  # seconds between looks whether the run's process is still there
+RARELY = 5.0  # the same, while nobody sees the panel
 WATCH = 0.5  # seconds between looks at a run that has ended, while it is exported
 
 
 class Monitor(Panel):
     """Loss, evaluation, learning rate, speed, memory and time left of a run, with its buttons.
+
+    Each page says whether somebody sees the panel there (``{"t": "seen", "page": …, "seen": …}``). While nobody does,
+    nothing is made and nothing is sent, but for the end of the run; the first look brings all of it.
 
     Args:
         run: the run to show; it needs `subscribe`, `state`, `name`, `id`, `total_steps`, `plan` and the wishes
@@ -46,6 +51,7 @@ class Monitor(Panel):
         self._sending = threading.Lock()
         self._said = time.monotonic()
         self._over = threading.Event()
+        self._seeing, self._pages = threading.RLock(), dict[str, bool]()
         self.view.delta(self._cursor)  # the first picture, sent with the opening, has all of it
         super().__init__()
         self._watched.listen(self._tell)
@@ -74,6 +80,22 @@ class Monitor(Panel):
         if not body["status"]["live"]:
             self._keep()
 
+    @property
+    def seen(self) -> bool:
+        """Somebody sees it, or no page has said yet that nobody does."""
+        return not self._pages or any(self._pages.values())
+
+    def _see(self, page: str, seen: bool) -> None:
+        with self._seeing:
+            before, self._pages[page] = self.seen, seen
+            if self.seen == before:
+                return
+            if not self.seen:
+                return self._watched.rest()
+            self._watched.catch_up()
+            self._watched.listen(self._tell)
+        self._tell()
+
     def _keep(self) -> None:
         """Assigns the picture at the end: a notebook run without a page stores assigned traits only."""
         body, rows = self.view.snapshot()
@@ -100,17 +122,22 @@ class Monitor(Panel):
 
     def _beat(self) -> None:
         live = True
-        while live and not self._over.wait(HEARTBEAT):
+        while live and not self._over.wait(LOOK if self.seen else RARELY):
             live = self.run.state not in ENDED
             if not live:
+                self._watched.catch_up()
                 self.view.look_again()
                 self._tell()
-            elif time.monotonic() - self._said >= HEARTBEAT:
+            elif not self.seen:
+                self._watched.catch_up()  # little by little: whoever looks again need not wait for an hour's steps
+            elif 0 < heart.seconds <= time.monotonic() - self._said:
                 self._said = time.monotonic()
                 self.send({"t": "hb"})
 
     def hear(self, content: dict[str, Any], buffers: Any) -> None:
-        if content["t"] == "need":
+        if content["t"] == "seen":
+            self._see(str(content.get("page", "")), bool(content["seen"]))
+        elif content["t"] == "need":
             body, rows = self.view.snapshot()
             self.send(body, [rows])
         elif content["t"] == "range":  # somebody looks closer
@@ -148,7 +175,9 @@ class Monitor(Panel):
     def _resume(self, step: int | None) -> None:
         self.run = self.view.run = self.run.resume(step=step)
         self._watched.run = self.run
-        self._watched.listen(self._tell)
+        with self._seeing:
+            if self.seen:
+                self._watched.listen(self._tell)
         self._start_heart()
 
     def do_export(self, kind: str) -> None:

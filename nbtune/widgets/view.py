@@ -16,6 +16,7 @@ import numpy as np
 
 from nbtune import events as ev
 from nbtune.errors import NbtuneError
+from nbtune.widgets.heart import heart
 from nbtune.widgets.hints import Hints
 from nbtune.widgets.plain import clean, without_home
 from nbtune.widgets.series import Series, merged, row_of
@@ -218,6 +219,7 @@ class RunView:
                 "id": clean(run.id, 80),
                 "state": state,
                 "live": state not in ev.ENDED,
+                "beat": heart.seconds,
                 "step": step,
                 "total": total,
                 "detail": clean(self.last.detail, 500) if self.last.state == state else "",

@@ -58,6 +58,10 @@ class Watched:
         self._remove()
         self._remove = self.run.subscribe(told, self.mark)
 
+    def rest(self) -> None:
+        """Listens no more, until `listen` is called again; what was said meanwhile is taken in then."""
+        self._remove()
+
     def _take(self, events: Sequence[Event], mark: Mark) -> None:
         self.view.add(events)
         self.mark = mark

@@ -47,6 +47,16 @@ def test_loading_twice_registers_once(shell: Any) -> None:
     assert shell.custom_exceptions.count(NbtuneError) == 1
 
 
+def test_one_setting_says_how_often_signs_of_life_are_given(shell: Any) -> None:
+    from nbtune.widgets.heart import heart
+
+    assert heart.seconds == shell.magics_manager.registry["NbtuneMagics"].heartbeat
+    shell.run_cell("%config NbtuneMagics.heartbeat = 0").raise_error()
+    assert heart.seconds == 0  # the hub's signs and the panels' ask it before each
+    shell.run_cell("%config NbtuneMagics.heartbeat = 10").raise_error()
+    assert heart.seconds == 10
+
+
 def test_unloading_takes_everything_away_and_keeps_the_handler_of_others(shell: Any) -> None:
     import nbtune.notebook
 

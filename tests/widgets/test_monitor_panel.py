@@ -12,7 +12,8 @@ from comm.base_comm import BaseComm
 from memory_run import MemoryRun, made_up_step
 
 from nbtune import events as ev
-from nbtune.widgets import monitor
+from nbtune.widgets import monitor, monitor_panel
+from nbtune.widgets.heart import heart
 from nbtune.widgets.panel import _reply_anywhere
 from nbtune.widgets.series import COLUMNS
 
@@ -167,14 +168,61 @@ def test_the_end_is_assigned_so_that_a_notebook_without_a_page_holds_it(panel):
     assert updated()[-1]["state"]["snapshot"]["next"] == 5
 
 
-def test_a_live_run_says_something_every_second_and_a_closed_panel_nothing(panel):
+def test_a_live_run_gives_signs_of_life_as_often_as_is_set_and_a_closed_panel_none(panel, monkeypatch):
+    monkeypatch.setattr(heart, "seconds", 0.5)
     run = MemoryRun()
     widget = panel(run)
+    assert widget.get_state()["snapshot"]["status"]["beat"] == 0.5  # the page waits for the next sign, and no longer
     run.say(ev.State(state="running"))
     widget.comm.wait_for(lambda content: content["t"] == "hb", timeout=5)
     widget.close()
     assert widget._over.is_set()
     assert not run._listeners
+
+
+def see(widget, seen, page="a page"):
+    message = {"method": "custom", "content": {"t": "seen", "page": page, "seen": seen}}
+    widget._handle_msg({"content": {"data": message}, "buffers": []})
+
+
+def test_a_panel_that_nobody_sees_sends_nothing_until_somebody_looks(panel, monkeypatch):
+    monkeypatch.setattr(monitor_panel, "RARELY", 0.2)
+    run = MemoryRun()
+    widget = panel(run)
+    run.say(ev.State(state="running"), made_up_step(1))
+    widget.comm.wait_for(lambda content: content["t"] == "d" and content["rows"])
+    see(widget, True)
+    see(widget, False, "another page")
+    assert run._listeners  # one of two pages shows it
+    see(widget, False)
+    assert not run._listeners
+    sent, news = len(widget.comm.sent), made_up_step
+    for step in range(2, 3000):
+        run.say(news(step, 3000))
+    until(lambda: widget.view.series.next == 2999)  # it is taken in now and then, for whoever looks
+    assert len(widget.comm.sent) == sent
+    see(widget, True)
+    body, _ = widget.comm.custom()[-1]
+    assert (body["t"], body["i0"], body["status"]["step"]) == ("d", 1, 2999)
+    run.say(news(3000, 3000))
+    widget.comm.wait_for(lambda content: content["t"] == "d" and content["i0"] == 2999)
+
+
+def test_the_end_of_a_run_is_told_and_kept_though_nobody_sees_it(panel, monkeypatch):
+    monkeypatch.setattr(monitor_panel, "RARELY", 0.1)
+    run = MemoryRun()
+    widget = panel(run)
+    see(widget, False)
+    run.say(ev.State(state="running"), made_up_step(1), ev.State(state="finished"))
+    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished")
+    until(lambda: widget.snapshot.get("next") == 1)
+
+
+def until(true):
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_only_a_comm_that_reroutes_replies_is_told_not_to():

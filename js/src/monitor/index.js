@@ -96,10 +96,18 @@ class View {
     resized.observe(this.root);
     const seen = new IntersectionObserver((entries) => {
       this.visible = entries.at(-1).isIntersecting;
+      this.store.see(this, this.visible);
       if (this.visible && this.dirty) this.schedule();
     });
     seen.observe(this.root);
-    return () => { resized.disconnect(); seen.disconnect(); };
+    const turned = () => this.store.see(this, this.visible);
+    document.addEventListener("visibilitychange", turned);
+    return () => {
+      resized.disconnect();
+      seen.disconnect();
+      document.removeEventListener("visibilitychange", turned);
+      this.store.see(this, undefined);
+    };
   }
 
   retheme() {
@@ -217,7 +225,7 @@ class View {
     this.paintClock();
     const { status, heard } = this.store;
     const quiet = (Date.now() - heard) / 1000;
-    this.parts.silent.hidden = !(status.live && quiet > 10);
+    this.parts.silent.hidden = !(status.live && status.beat > 0 && quiet > Math.max(10, 2.5 * status.beat));
     if (!this.parts.silent.hidden) {
       setText(this.parts.silent, text("silent", { time: duration(quiet), name: JSON.stringify(status.name) }));
     }

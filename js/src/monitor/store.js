@@ -12,6 +12,8 @@ export class Store {
     this.forget();
     this.listeners = new Set();
     this.heard = Date.now();
+    this.views = new Map(); // of each view: whether somebody sees it
+    this.page = `${Date.now()}-${Math.random()}`;
     this.wishes = new Wishes();
   }
 
@@ -29,6 +31,23 @@ export class Store {
       model.off("msg:custom", onMessage);
       model.off("change:snapshot", onSnapshot);
     };
+  }
+
+  /** Says to the kernel whether somebody sees the panel in this page; at once if so, else when it stays so. */
+  see(view, seen) {
+    if (seen === undefined) this.views.delete(view);
+    else this.views.set(view, seen);
+    clearTimeout(this.looksAway);
+    const now = [...this.views.values()].some(Boolean) && !document.hidden;
+    if (now) this.tellSeen(true);
+    else this.looksAway = setTimeout(() => this.tellSeen(false), 500);
+  }
+
+  tellSeen(seen) {
+    if (seen === this.seen) return;
+    this.seen = seen;
+    this.heard = Date.now();
+    this.model.send({ t: "seen", page: this.page, seen });
   }
 
   /** A whole picture: what came before is forgotten, unless we already know more. */
