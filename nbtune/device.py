@@ -10,11 +10,11 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from nbtune.errors import PlanError
 
@@ -26,6 +26,7 @@ __all__ = [
     "Later",
     "MemoryUse",
     "capturing",
+    "choose_cards",
     "choose_dtype",
     "claim",
     "collectives",
@@ -35,6 +36,7 @@ __all__ = [
     "fork_rng",
     "gpu_present",
     "memory_use",
+    "only_cards",
     "pick",
     "pinnable",
     "ram_available",
@@ -57,7 +59,8 @@ T = TypeVar("T")
 class DeviceFacts:
     """What the planner needs to know of a device; `capability` is CUDA's (major, minor), (0, 0) elsewhere.
 
-    `ram` is what the host has free, for weights and activations that wait there.
+    `ram` is what the host has free, for weights and activations that wait there; `count` how many such devices there
+    are.
     """
 
     kind: str
@@ -68,6 +71,7 @@ class DeviceFacts:
     bf16: bool = False
     unified: bool = False
     ram: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,12 @@ class MemoryUse:
     peak: int
 
 
-def pick(wanted: str = "auto") -> torch.device:
+def pick(wanted: str = "auto", index: int | None = None) -> torch.device:
     """The device to train on.
 
     Args:
         wanted: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        index: which of several GPUs; unset: the one that is current.
     Raises:
         PlanError: it was asked for by name and is not there.
     """
@@ -98,7 +103,7 @@ def pick(wanted: str = "auto") -> torch.device:
     if wanted == "mps" and not have_mps:
         raise PlanError("there is no Apple GPU that torch can use", fix="write `device: auto`")
     if wanted == "cuda" or (wanted == "auto" and have_cuda):
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", torch.cuda.current_device() if index is None else index)
     if wanted == "mps" or (wanted == "auto" and have_mps):
         return torch.device("mps")
     return torch.device("cpu")
@@ -117,7 +122,8 @@ def describe(device: torch.device) -> DeviceFacts:
         capability = torch.cuda.get_device_capability(device)
         bf16 = capability >= (8, 0) or rocm()
         name = torch.cuda.get_device_name(device)
-        return DeviceFacts("cuda", name, total, free, capability, bf16, ram=ram_available())
+        count = torch.cuda.device_count()
+        return DeviceFacts("cuda", name, total, free, capability, bf16, ram=ram_available(), count=count)
     if device.type == "mps":
         return DeviceFacts("mps", "Apple GPU", ram_total(), ram_available(), bf16=True, unified=True)
     name = platform.processor() or platform.machine() or "CPU"
@@ -283,6 +289,43 @@ def claim(index: int) -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(index % torch.cuda.device_count())
+
+
+def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> list[int]:
+    """The numbers of the GPUs that are meant; of a CPU, those of its processes.
+
+    Args:
+        gpus: ``all``, how many, or which ones.
+        wanted: as of `pick`.
+    Raises:
+        PlanError: there are fewer.
+    """
+    import torch
+
+    if wanted == "cpu":
+        return list(range(gpus)) if isinstance(gpus, int) else [0] if gpus == "all" else list(range(len(gpus)))
+    mps = wanted != "cuda" and torch.backends.mps.is_available()
+    there = torch.cuda.device_count() if wanted != "mps" and torch.cuda.is_available() else int(mps)
+    chosen = list(range(there)) if gpus == "all" else list(range(gpus)) if isinstance(gpus, int) else list(gpus)
+    if not there and gpus in ("all", 1):
+        return [0]
+    if any(number >= there for number in chosen):
+        have = f"this machine has {there}" if there else "torch finds none here"
+        numbers = f", numbered 0 to {there - 1}" if not isinstance(gpus, int) and there > 1 else ""
+        asked = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(chosen)} was"
+        raise PlanError(f"{asked} asked for, {have}{numbers}", fix="write `gpus: all`, or a smaller number")
+    return chosen
+
+
+def only_cards(chosen: list[int], environ: Mapping[str, str]) -> dict[str, str]:
+    """What to add to a process's environment, so that it sees these GPUs alone, in this order."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    name = "HIP_VISIBLE_DEVICES" if rocm() and "CUDA_VISIBLE_DEVICES" not in environ else "CUDA_VISIBLE_DEVICES"
+    seen = [word.strip() for word in environ.get(name, "").split(",") if word.strip()]
+    return {name: ",".join(seen[number] if seen else str(number) for number in chosen)}
 
 
 def collectives() -> str:

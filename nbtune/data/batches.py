@@ -44,6 +44,7 @@ class Batch:
         values: float32 [examples], what was judged of each: 1 better or good, 0 worse or bad; None for other rows.
             Pairs stand side by side: better, worse, better, worse, …
         token_values: float32 [B, S], NaN but at the last token of a judged step; None for other rows.
+        idle_pass: nothing in it counts: it goes through the model because other processes' batches do.
     """
 
     input_ids: Any
@@ -59,6 +60,7 @@ class Batch:
     examples: tuple[int, ...] = ()
     values: Any = None
     token_values: Any = None
+    idle_pass: bool = False
 
     def to(self, device: Any, *, non_blocking: bool = True) -> Batch:
         """The batch with its tensors on `device`."""
@@ -89,6 +91,11 @@ class Batch:
         bucket = len(self.trained_rows)
         return _finish(ids, labels, positions, mask, None, int(mask.sum()), bucket, list(self.examples))
 
+    def idle(self) -> Batch:
+        """The same shapes with nothing to learn: for a process that must do as many passes as the others."""
+        labels, targets = self.labels.clone().fill_(IGNORED), self.trained_labels.clone().fill_(IGNORED)
+        return replace(self, labels=labels, trained_labels=targets, num_tokens=0, num_trained=0, idle_pass=True)
+
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, for quick copies to a GPU."""
         pinned = {
@@ -116,6 +123,8 @@ class BatchPlan:
             such groups.
         bucket: `trained_rows` is padded to a multiple of it.
         rank: which of the `ranks` processes this is; each gets its own share of every step.
+        per_step: sequences of a step over all processes, however many these are; unset: as many for each as for one.
+        even: every process gets equally many micro-batches, `Batch.idle` ones where there are no more rows.
 
     Raises:
         ValueError: the dataset is empty, or an example is longer than `sequence_len`.
@@ -139,6 +148,8 @@ class BatchPlan:
         bucket: int = 64,
         rank: int = 0,
         ranks: int = 1,
+        per_step: int | None = None,
+        even: bool = False,
     ) -> None:
         if not dataset.at_most(1):
             raise ValueError("the dataset is empty")
@@ -155,7 +166,8 @@ class BatchPlan:
             raise ValueError(f"an example has {longest} tokens, sequence_len is {self.sequence_len}")
         self.micro_batch_size, self.gradient_accumulation_steps = micro_batch_size, gradient_accumulation_steps
         self.pad_to_multiple, self.pad_id, self.bucket = pad_to_multiple, pad_id, bucket
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self._even = rank, ranks, even
+        self._per_step = per_step or micro_batch_size * gradient_accumulation_steps * ranks
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
         self._arrivals: Arrivals | None = None
         if isinstance(dataset, Arriving):
@@ -206,11 +218,6 @@ class BatchPlan:
         return -(-dataset.planned_tokens // int(self.sequence_len * 0.995))
 
     @property
-    def _per_step(self) -> int:
-        """Sequences of an optimizer step, over all processes."""
-        return self.micro_batch_size * self.gradient_accumulation_steps * self.ranks
-
-    @property
     def efficiency(self) -> float:
         """Share of tokens in packed sequences that are not padding; 1 if not packed."""
         if not self.packing:
@@ -237,19 +244,27 @@ class BatchPlan:
         return drawn
 
     def step(self, k: int) -> list[Batch]:
-        """The micro-batches of optimizer step k (0-based), at most `gradient_accumulation_steps`."""
-        size, per_step = self.micro_batch_size, self._per_step
+        """This process's micro-batches of optimizer step k (0-based)."""
+        size, chosen = self.micro_batch_size, self._sequences(k)
+        mine = chosen[self.rank :: self.ranks]
+        made = [self._batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+        if self._even:  # the first process has most
+            missing = -(-len(chosen[:: self.ranks]) // size) - len(made)
+            made += [self._batch(chosen[:1]).idle() for _ in range(missing)]
+        return made
+
+    def _sequences(self, k: int) -> list[list[int]]:
+        """The examples of each sequence of step k, of all processes."""
+        per_step = self._per_step
         if self._arrivals is not None:
-            mine = self._arrivals.step(k)[self.rank :: self.ranks]
-            return [self._batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+            return self._arrivals.step(k)
         if self._laps == 1:
             epoch, inside = divmod(k, self.steps_per_epoch)
             chosen = self.order(epoch)[inside * per_step : (inside + 1) * per_step].tolist()
         else:  # laps do not end where steps do: one runs on into the next
             places = (divmod(place, len(self.bins)) for place in range(k * per_step, (k + 1) * per_step))
             chosen = [int(self.order(lap)[place]) for lap, place in places]
-        chosen = chosen[self.rank :: self.ranks]
-        return [self._batch([self.bins[b] for b in chosen[i : i + size]]) for i in range(0, len(chosen), size)]
+        return [self.bins[b] for b in chosen]
 
     def __iter__(self) -> Any:
         """The batches of one epoch, one after another (for evaluation)."""

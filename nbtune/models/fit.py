@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from nbtune.models.memory import MemoryPlan, block_bytes, estimate
 from nbtune.models.policy import MemoryPolicy
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from nbtune.models.facts import ModelFacts
     from nbtune.spec import AdapterSpec
 
-__all__ = ["SLOWER", "Fit", "Setup", "fit"]
+__all__ = ["SLOWER", "Fit", "Home", "Setup", "fit"]
+
+Home = Literal["device", "sharded", "streamed"]  # of frozen weights
 
 SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
 SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
@@ -34,6 +36,7 @@ class Setup:
     Args:
         weights: a key of `nbtune.models.memory.BYTES_A_WEIGHT`.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
+        devices: how many such devices share each step.
     """
 
     model: ModelFacts
@@ -43,9 +46,12 @@ class Setup:
     dtype: str
     sequence_len: int
     accelerated: bool = True
+    devices: int = 1
 
-    def memory(self, policy: MemoryPolicy, micro_batch_size: int, resident: int | None = None) -> MemoryPlan:
-        """The bytes of one way."""
+    def memory(
+        self, policy: MemoryPolicy, micro_batch_size: int, resident: int | None = None, *, sharded: bool = False
+    ) -> MemoryPlan:
+        """The bytes of one way, on each device."""
         return estimate(
             self.model,
             self.adapter,
@@ -57,6 +63,7 @@ class Setup:
             device=self.device.kind,
             accelerated=self.accelerated,
             resident_layers=resident,
+            parts=self.devices if sharded else 1,
         )
 
 
@@ -68,10 +75,15 @@ class Fit:
     micro_batch_size: int
     memory: MemoryPlan
     resident_layers: int | None = None
+    sharded: bool = False
 
 
 def fit(
-    setup: Setup, micro_batch_sizes: Iterable[int], *, activations: str = "auto", streamed: bool | None = None
+    setup: Setup,
+    micro_batch_sizes: Iterable[int],
+    *,
+    activations: str = "auto",
+    home: Home | None = None,
 ) -> tuple[Fit | None, Fit]:
     """The fastest way that fits, or None; and the one that needs least.
 
@@ -79,33 +91,44 @@ def fit(
         setup: model, adapter, device.
         micro_batch_sizes: that may be tried.
         activations: a policy, or ``auto``.
-        streamed: True: no layer's weights stay on the device; False: all do; unset: by the memory there is.
+        home: where frozen weights are: on each device, parted among them, or all in the host's memory; unset: in this
+            order, by the memory there is, and where they travel as many as there is room for stay.
     """
     policies: tuple[MemoryPolicy, ...] = get_args(MemoryPolicy)
     if setup.device.kind != "cuda" or setup.device.unified:  # there is no other memory to which inputs could go
         policies = tuple(policy for policy in policies if policy != "offload")
     policies = policies if activations == "auto" else (activations,)  # type: ignore[assignment]
     sizes = list(micro_batch_sizes)
-    ways = [Fit(p, m, setup.memory(p, m)) for p in policies for m in sizes] if streamed is not True else []
+    both = [(p, m) for p in policies for m in sizes]
     room = setup.device.free * SPENDABLE
+    ways = [Fit(p, m, setup.memory(p, m)) for p, m in both] if home in (None, "device") else []
     fitting = [way for way in ways if way.memory.total <= room]
-    if not fitting and streamed is not False and _may_travel(setup):
-        travelling = [_travelling(setup, p, m, room, forced=streamed is True) for p in policies for m in sizes]
+    if not fitting and home in (None, "sharded") and _may_be_parted(setup):
+        parted = [Fit(p, m, setup.memory(p, m, sharded=True), sharded=True) for p, m in both]
+        fitting = [way for way in parted if way.memory.total <= room]
+        ways += parted
+    if not fitting and home in (None, "streamed") and _may_travel(setup):
+        travelling = [_travelling(setup, p, m, room, forced=home == "streamed") for p, m in both]
         fitting = [way for way in travelling if way.memory.total <= room]
         ways += travelling
     best = min(fitting, key=lambda way: _seconds(setup, way), default=None)
-    return best, min(ways or [Fit(p, m, setup.memory(p, m)) for p in policies for m in sizes], key=_bytes)
+    return best, min(ways or [Fit(p, m, setup.memory(p, m)) for p, m in both], key=_bytes)
 
 
 def _bytes(way: Fit) -> int:
     return way.memory.total
 
 
+def _may_be_parted(setup: Setup) -> bool:
+    """Frozen weights of whole numbers are, among several devices."""
+    return setup.devices > 1 and setup.weights in ("16bit", "32bit") and setup.adapter.type in ("lora", "dora")
+
+
 def _may_travel(setup: Setup) -> bool:
     """Weights travel into nbtune's blocks on a GPU with memory of its own: frozen 16-bit ones that fit in RAM."""
     model, device = setup.model, setup.device
     here = device.kind == "cuda" and not device.unified and setup.accelerated
-    needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED
+    needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED * setup.devices
     return here and setup.weights == "16bit" and setup.adapter.type == "lora" and needed <= device.ram
 
 

@@ -18,6 +18,7 @@ __all__ = ["MemoryPlan", "block_bytes", "estimate", "trainable_parameters"]
 
 _LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
 _CUDA_CONTEXT = 600 * 2**20
+_BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
 _PYTHON = 700 * 2**20  # a process with torch and transformers loaded
 BYTES_A_WEIGHT = {"32bit": 4.0, "16bit": 2.0, "fp8": 1.0, "nf4": 0.53}
 
@@ -60,6 +61,7 @@ def estimate(
     device: str,
     accelerated: bool = True,
     resident_layers: int | None = None,
+    parts: int = 1,
 ) -> MemoryPlan:
     """The expected bytes on the training device.
 
@@ -71,6 +73,7 @@ def estimate(
         accelerated: nbtune's blocks and fused head; stock keeps more per token and the logits too.
         resident_layers: how many layers' frozen weights are on the device (unset: all); of the others two are there at
             a time.
+        parts: between so many devices the blocks' frozen weights are parted; `_BORROWED` blocks are there whole.
     """
     width = 4 if dtype == "fp32" else 2
     trained = trainable_parameters(model, adapter)
@@ -78,7 +81,8 @@ def estimate(
     travelling = model.num_layers - (model.num_layers if resident_layers is None else resident_layers)
     blocks = model.num_layers - travelling + min(travelling, 2)
     tokens = micro_batch_size * sequence_len
-    frozen = blocks * block_bytes(model, weights) + rest * width
+    borrowed = min(_BORROWED, blocks) if parts > 1 else 0
+    frozen = int((blocks / parts + borrowed) * block_bytes(model, weights)) + rest * width
     logits = min(tokens, _LOGIT_CHUNK) if accelerated else tokens
     if weights == "fp8":  # one block's are there transposed, too
         frozen += block_bytes(model, weights)

@@ -8,7 +8,7 @@ from nbtune.device import choose_dtype, describe, pick, torch_dtype
 from nbtune.errors import SpecError
 from nbtune.models.builder import Built, build
 from nbtune.models.facts import model_facts
-from nbtune.models.fit import Setup, fit
+from nbtune.models.fit import Home, Setup, fit
 from nbtune.models.policy import MEMORY_POLICIES
 from nbtune.models.step import TrainStep
 
@@ -89,8 +89,8 @@ def load_trainable(
     adapter = AdapterSpec(type="qlora" if quant == "nf4" else "lora", r=r)
     kept = quant if quant != "none" else "32bit" if dtype == "fp32" else "16bit"
     setup = Setup(model_facts(path), adapter, here, kept, dtype, sequence_len)
-    streamed = {"auto": None, "resident": False, "streamed": True}[weights]
-    best, smallest = fit(setup, [micro_batch_size], activations=activations, streamed=streamed)
+    homes: dict[str, Home | None] = {"auto": None, "resident": "device", "streamed": "streamed"}
+    best, smallest = fit(setup, [micro_batch_size], activations=activations, home=homes[weights])
     way = best or smallest  # nothing fits by the estimate: the device has the last word
     built = build(
         path,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nbtune.data import together
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
-from nbtune.models.fit import SLOWER, Fit, Setup, fit
+from nbtune.models.fit import SLOWER, Fit, Home, Setup, fit
 from nbtune.models.memory import trainable_parameters
 from nbtune.planner.plan import Plan
 
@@ -29,7 +29,13 @@ DEFAULT_EPOCHS = 3.0
 
 
 def make_plan(
-    spec: RunSpec, model: ModelFacts, data: DataFacts, device: DeviceFacts, *, download_bytes: int = 0
+    spec: RunSpec,
+    model: ModelFacts,
+    data: DataFacts,
+    device: DeviceFacts,
+    *,
+    download_bytes: int = 0,
+    devices: int = 1,
 ) -> Plan:
     """The plan of a run.
 
@@ -37,6 +43,7 @@ def make_plan(
         spec: what was asked for.
         model, data, device: plain facts; nothing is loaded to plan.
         download_bytes: what must still be fetched.
+        devices: how many devices as this one, or processes, share each step.
     Raises:
         PlanError: nothing fits, or this device cannot do what was asked for.
     """
@@ -47,19 +54,25 @@ def make_plan(
             fix="write `activations: recompute`, or leave it out",
         )
     reasons: list[str] = []
-    weights, streamed = _weights(spec, device, dtype, reasons), spec.weights == "streamed"
+    weights = _weights(spec, device, dtype, reasons)
     sequence_len = _sequence_len(spec, model, data, reasons)
-    batch, micros = _batch(spec)
+    batch, micros = _batch(spec, devices)
     tokens = sequence_len * together(spec.method)  # of a row: a better and a worse answer are two sequences
     ours = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
-    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, ours)
-    best, smallest = fit(setup, micros, activations=spec.activations, streamed=True if streamed else None)
+    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, ours, devices)
+    home: Home | None = "streamed" if spec.weights == "streamed" else None
+    if spec.weights == "sharded" and devices > 1:
+        home = "sharded"
+    best, smallest = fit(setup, micros, activations=spec.activations, home=home)
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)
+    reasons += _of_devices(spec, device, devices, batch)
     micro = best.micro_batch_size
     if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
-    if best.resident_layers is not None and not streamed:
+    if best.sharded and home is None:
+        reasons.append(f"frozen weights are parted: all of them would not fit into {device.free / 2**30:.1f} GiB")
+    if best.resident_layers is not None and home is None:
         reasons.append(f"frozen weights travel: all of them would not fit into {device.free / 2**30:.1f} GiB")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
     total_steps = spec.steps or max(
@@ -82,6 +95,8 @@ def make_plan(
         dtype_reason=reason,
         weights=weights,  # type: ignore[arg-type]
         resident_layers=best.resident_layers,
+        gpus=devices,
+        sharded=best.sharded,
         activations=best.activations,
         packing=spec.packing,
         sequence_len=sequence_len,
@@ -95,8 +110,7 @@ def make_plan(
         disk_bytes=trained * 12 * (spec.checkpoint.keep + 1) + trained * 8,
         download_bytes=download_bytes,
         seconds=total_steps
-        * micro
-        * accumulation
+        * math.ceil(micro * accumulation / devices)
         * min(mean, sequence_len)
         * _seconds_a_token(model, device, best.activations),
         reasons=tuple(reasons),
@@ -115,6 +129,8 @@ def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str])
         raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
     if wanted == "streamed":
         return _checked_for_travel(spec, device)
+    if wanted == "sharded":
+        return "32bit" if dtype == "fp32" else "16bit"
     if wanted == "16bit" and dtype == "fp32":
         reasons.append("16-bit weights were asked for, the CPU computes in fp32")
         return "32bit"
@@ -153,8 +169,17 @@ def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: li
     return max(8, min(data.longest, model.max_position))
 
 
-def _batch(spec: RunSpec) -> tuple[int, list[int]]:
-    """The effective batch and the micro-batches that may be tried."""
+def _of_devices(spec: RunSpec, device: DeviceFacts, devices: int, batch: int) -> list[str]:
+    """What is to be said of how many devices there are, and how many are used."""
+    if devices == 1 and device.count > 1 and spec.gpus == 1:
+        return [f"one of {device.count} GPUs is used: `gpus: all` shares each step among them"]
+    if batch < devices:
+        return [f"{devices - batch} of {devices} GPUs have nothing to do: a step has {batch} rows, raise `batch_size`"]
+    return [f"each GPU takes its share of a step's {batch} rows, and what is learnt is that of one"] * (devices > 1)
+
+
+def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
+    """The effective batch and the micro-batches that may be tried, none larger than a device's share of the batch."""
     if spec.micro_batch_size is not None:
         batch = spec.batch_size or spec.micro_batch_size * (spec.gradient_accumulation_steps or 1)
         return batch, [spec.micro_batch_size]
@@ -167,7 +192,8 @@ def _batch(spec: RunSpec) -> tuple[int, list[int]]:
             )
         return batch, [batch // spec.gradient_accumulation_steps]
     least = 2 if spec.method == "kto" else 1  # which compares the answers of a micro-batch
-    return batch, [size for size in range(batch, 0, -1) if batch % size == 0 and size >= min(least, batch)]
+    share = max(-(-batch // devices), min(least, batch))
+    return batch, [size for size in range(share, 0, -1) if batch % size == 0 and size >= min(least, batch)]
 
 
 def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:

@@ -35,6 +35,8 @@ class Plan(BaseModel):
     dtype_reason: str
     weights: Literal["16bit", "32bit", "fp8", "nf4"]
     resident_layers: int | None = None
+    gpus: int = 1
+    sharded: bool = False
     activations: Literal["keep", "selective", "recompute", "offload"]
     packing: bool
     sequence_len: int
@@ -59,17 +61,19 @@ class Plan(BaseModel):
         """(what, value) pairs, in the order a person asks for them."""
         trained = f"{self.trainable_parameters / 1e6:,.2f} M of {self.parameters / 1e6:,.1f} M parameters"
         batch = f"{self.micro_batch_size} rows × {self.gradient_accumulation_steps} accumulated"
+        many, each = self.gpus > 1, " on each" if self.gpus > 1 else ""
+        shared = f", shared by {self.gpus} {'processes' if self.device == 'cpu' else 'GPUs'}" if many else ""
         parts = ", ".join(f"{k} {_size(v)}" for k, v in self.memory.model_dump().items() if v >= 2**20)
         rows = [
             ("model", f"{self.model} ({self.architecture}), trains {trained}"),
             ("rows", f"{self.rows:,} to train on, {self.eval_rows:,} held out"),
-            ("device", f"{self.device_name}, {self.dtype}: {self.dtype_reason}"),
-            ("batch", f"{batch}, up to {self.sequence_len:,} tokens{', packed' if self.packing else ''}"),
+            ("device", f"{f'{self.gpus} × ' * many}{self.device_name}, {self.dtype}: {self.dtype_reason}"),
+            ("batch", f"{batch}{shared}, up to {self.sequence_len:,} tokens{', packed' if self.packing else ''}"),
             (
                 "steps",
                 f"{self.total_steps:,}, learning rate {self.learning_rate:g}, measured every {self.eval_every:,}",
             ),
-            ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)} ({parts})"),
+            ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)}{each} ({parts})"),
             ("frozen weights", f"{self.weights}{self._where()}, activations: {self.activations}"),
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
@@ -77,6 +81,8 @@ class Plan(BaseModel):
         return rows + [("why", reason) for reason in self.reasons]
 
     def _where(self) -> str:
+        if self.sharded:
+            return f", each of {self.gpus} keeps a part and borrows the others' layer by layer"
         if self.resident_layers is None:
             return ""
         return f", those of {self.resident_layers} layers on the device, the others' in the host's memory"

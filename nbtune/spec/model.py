@@ -32,6 +32,12 @@ def _sources(value: Any) -> Any:
     return tuple({"source": entry} if isinstance(entry, str) else entry for entry in entries)
 
 
+def _is_choice(gpus: int | tuple[int, ...]) -> bool:
+    if isinstance(gpus, int):
+        return gpus >= 1
+    return bool(gpus) and len(set(gpus)) == len(gpus) and min(gpus) >= 0
+
+
 class RunSpec(Part):
     """What the user asked for. Frozen; `to_yaml` and `from_yaml` are in `nbtune.spec.yaml`."""
 
@@ -191,10 +197,19 @@ class RunSpec(Part):
     device: Literal["auto", "cpu", "cuda", "mps"] = field(
         "auto", "Device", "Where it trains.", example="auto", advanced=True
     )
-    weights: Literal["auto", "16bit", "fp8", "nf4", "streamed"] = field(
+    gpus: Literal["all"] | int | tuple[int, ...] = field(
+        1,
+        "GPUs",
+        "How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step "
+        "stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.",
+        example=2,
+        advanced=True,
+    )
+    weights: Literal["auto", "16bit", "fp8", "nf4", "streamed", "sharded"] = field(
         "auto",
         "Frozen weights",
-        "How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer.",
+        "How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, "
+        "each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).",
         example="auto",
         advanced=True,
     )
@@ -224,6 +239,12 @@ class RunSpec(Part):
         example=False,
         advanced=True,
     )
+
+    def __str__(self) -> str:
+        return self._as_yaml()
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [(key, getattr(self, key)) for key in self.model_dump(exclude_defaults=True)]
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(self._as_yaml())
@@ -263,6 +284,12 @@ class RunSpec(Part):
             )
         if self.method == "kto" and not self.packing and 1 in (self.batch_size, self.micro_batch_size):
             raise ValueError("method `kto` compares the answers of a micro-batch: set micro_batch_size to 2 or more")
-        if self.adapter.type == "full" and self.weights in ("nf4", "fp8", "streamed"):
+        if self.gpus != "all" and not _is_choice(self.gpus):
+            raise ValueError("`gpus` is a number from 1 on, all, or a list of different GPUs' numbers, from 0 on")
+        if self.weights == "sharded" and self.gpus == 1:
+            raise ValueError("weights `sharded` are parted among several GPUs: set `gpus: all`, or how many")
+        if self.weights == "sharded" and self.adapter.type == "qlora":
+            raise ValueError("4-bit weights are not parted among GPUs: drop `weights: sharded`, or use adapter `lora`")
+        if self.adapter.type == "full" and self.weights in ("nf4", "fp8", "streamed", "sharded"):
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
         return self

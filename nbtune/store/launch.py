@@ -20,8 +20,9 @@ from nbtune import events
 from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
 from nbtune.store.folder import read_spec
-from nbtune.store.log import EventReader, EventWriter
+from nbtune.store.log import EventWriter
 from nbtune.store.owner import STARTING, Ownership
+from nbtune.store.processes import how_it_ended, said_its_end
 from nbtune.store.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -117,18 +118,10 @@ class Launched:
                 start_new_session=True,
             )
         code = process.wait()
-        if code not in (0, 1):  # those are the engine's own, and it has said why
-            self._say_how_it_ended(code)
-
-    def _say_how_it_ended(self, code: int) -> None:
-        last = next((e for e in reversed(EventReader(self.folder / "events.jsonl").read()) if e.type == "state"), None)
-        if isinstance(last, events.State) and last.state in events.ENDED:
-            return
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        why = " (often: the machine ran out of memory)" if code == -9 else "; worker.log has its last words"
-        emit = EventWriter(self.folder / "events.jsonl")
-        emit(events.State(state="interrupted", detail=f"its process {how}{why}"))
-        emit.close()
+        if code not in (0, 1) and not said_its_end(self.folder):  # those are the engine's own, and it has said why
+            emit = EventWriter(self.folder / "events.jsonl")
+            emit(events.State(state="interrupted", detail=f"its process {how_it_ended(code)}"))
+            emit.close()
 
     def _queue(self) -> None:
         emit = EventWriter(self.folder / "events.jsonl")

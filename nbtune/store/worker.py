@@ -3,8 +3,9 @@
     python -m nbtune.store.worker RUN_DIR
     torchrun --nproc-per-node 2 -m nbtune.store.worker RUN_DIR      (each process trains on its share of every step)
 
-A thread of the kernel calls `execute`, or another process does; nothing here assumes that it shares memory with a
-notebook. Wishes come through ``control.json``, answers go out as events.
+Where the spec wants several GPUs the first line starts a process for each (`nbtune.store.processes`). A thread of the
+kernel calls `execute`, or another process does; nothing here assumes that it shares memory with a notebook. Wishes
+come through ``control.json``, answers go out as events.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 import time
 import traceback
@@ -25,7 +27,7 @@ from nbtune import events
 from nbtune.errors import NbtuneError, PlanError
 from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
-from nbtune.store import checkpoints
+from nbtune.store import checkpoints, processes
 from nbtune.store.control import Asked, FileControl, answer_requests
 from nbtune.store.failing import for_people, reserve, room_for
 from nbtune.store.files import read_json, sweep, write_json, write_text
@@ -34,6 +36,7 @@ from nbtune.store.log import EventWriter
 from nbtune.store.owner import Ownership, TakenOver
 from nbtune.store.quiet import quiet_libraries
 from nbtune.train import sampling
+from nbtune.train.control import OtherIsGone
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +47,8 @@ if TYPE_CHECKING:
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.loop import Progress
     from nbtune.train.loss import LossOutput
-    from nbtune.train.ranks import Ranks
+    from nbtune.train.ranks import RankedControl, Ranks
+    from nbtune.train.rehearsal import Rehearsal
     from nbtune.train.stepper import Stepper
 
 __all__ = ["execute"]
@@ -73,14 +77,15 @@ def execute(
             try:
                 emit(events.State(state="preparing"))
                 engine = _Engine(folder, emit, owner, ranks)
-                engine.prepare()
-                if keep is not None:
-                    keep(engine.built)
-                ended = engine.train()
+                with engine.rehearse():
+                    engine.prepare()
+                    if keep is not None:
+                        keep(engine.built)
+                    ended = engine.train()
                 emit(events.State(state=ended, step=engine.progress.step, total_steps=engine.plan.total_steps))
                 return ended
-            except TakenOver:
-                raise  # the folder is another's: not a word more
+            except (TakenOver, OtherIsGone):
+                raise  # the folder is another's: not a word more; or another one knows the reason
             except BaseException as error:
                 give_back()
                 found = for_people(error, folder)
@@ -97,7 +102,6 @@ def execute(
 def follow(folder: Path, ranks: Ranks) -> None:
     """Do the run together with the first process, which alone writes into the folder."""
     quiet_libraries()
-    ranks.wait()  # the first has its tokens and its plan
     engine = _Engine(folder, lambda _: None, None, ranks)
     engine.prepare()
     engine.train()
@@ -111,20 +115,37 @@ class _Engine:
     batches: BatchPlan
     stepper: Stepper | FusedStepper
     progress: Progress
+    rehearsal: Rehearsal | None = None
+    began_at = 0  # the step from which on this process trains
 
     def __init__(
         self, folder: Path, emit: Callable[[events.Event], None], owner: Ownership | None, ranks: Ranks | None = None
     ) -> None:
         self.folder, self.emit, self.owner, self.ranks = folder, emit, owner, ranks
-        self.writes = ranks is None or ranks.first
+        self.writes, self.count = ranks is None or ranks.first, 1 if ranks is None else ranks.count
+        self.together: RankedControl | None = None
         self.spec: RunSpec = read_spec(folder)
         self.control = FileControl(folder)
+
+    def rehearse(self) -> Rehearsal:
+        """Begins what runs beside `prepare`; to be ended by whoever asked for it."""
+        from nbtune.train.rehearsal import Rehearsal
+
+        if self.ranks is None:
+            self.rehearsal = Rehearsal.begin(self.spec)
+        return self.rehearsal or Rehearsal(self.spec)
 
     def prepare(self) -> None:
         """Tokens, plan, model, optimizer; and the last checkpoint, where there is one."""
         from nbtune import data, models
 
         spec, folder = self.spec, self.folder
+        device = machine.pick(spec.device)
+        where = machine.describe(device)
+        if self.ranks is not None:
+            where = self.ranks.poorest(where)
+            if not self.writes:
+                self.ranks.wait()  # the first has its tokens and its plan
         facts = models.model_facts(spec.model)
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         max_len = min(spec.sequence_len or facts.max_position, facts.max_position)
@@ -139,13 +160,14 @@ class _Engine:
         )
         for message in self.data.report.warnings:
             self.emit(events.Warning(message=message))
-        device = machine.pick(spec.device)
-        self.plan = self._plan(facts, machine.describe(device))
+        self.plan = self._plan(facts, where)
         if self.writes:
             room_for(self.plan.disk_bytes, folder)
         self.emit(events.State(state="preparing", detail=self.plan.disk_and_download()))
-        if self.ranks is not None and self.ranks.first:
+        if self.ranks is not None and self.writes:
             self.ranks.wait()  # the others read what is there now
+        if self.rehearsal is not None:
+            self.rehearsal.perform(self.plan)
         machine.reset_peak(device)
         self.built = models.build(
             spec.model,
@@ -159,6 +181,7 @@ class _Engine:
             quant=self.plan.weights if self.plan.weights in ("nf4", "fp8") else "none",
             tokenizer=False,
             resident_layers=self.plan.resident_layers,
+            sharded=self.plan.sharded,
         )
         self.built.tokenizer = tokenizer
         if self.writes:
@@ -170,12 +193,16 @@ class _Engine:
         body = read_json(self.folder / "plan.json")
         if body is not None:  # a resumed run keeps its plan: other batches would be another run
             plan = Plan.model_validate(body)
+            if plan.gpus != self.count:
+                plan = _on_others(plan, self.count)
+                if self.writes:
+                    write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
             self.batches = self._batches(plan)
             return plan
         from nbtune.models import missing_bytes
 
         missing = missing_bytes(self.spec.model, facts.weights_bytes)
-        plan = make_plan(self.spec, facts, self.data.facts, device, download_bytes=missing)
+        plan = make_plan(self.spec, facts, self.data.facts, device, download_bytes=missing, devices=self.count)
         self.batches = self._batches(plan)
         if self.spec.steps is None:  # how many sequences the packs make is known only now
             steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)
@@ -183,23 +210,21 @@ class _Engine:
         write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
         return plan
 
-    def _batches(self, plan: Plan) -> BatchPlan:
+    def _batches(self, plan: Plan, rank: int | None = None) -> BatchPlan:
+        """Those of this process, or of the one of that rank."""
         from nbtune import data
 
-        rank, count = (0, 1) if self.ranks is None else (self.ranks.rank, self.ranks.count)
+        mine = 0 if self.ranks is None else self.ranks.rank
         together = data.together(self.spec.method)
-        if plan.gradient_accumulation_steps % count:
-            raise PlanError(
-                f"{plan.gradient_accumulation_steps} micro-batches a step cannot be shared by {count} processes",
-                fix=f"set `gradient_accumulation_steps` to a multiple of {count}",
-            )
         return data.BatchPlan(
             self.data.train,
             micro_batch_size=plan.micro_batch_size,
-            gradient_accumulation_steps=plan.gradient_accumulation_steps // count,
+            gradient_accumulation_steps=plan.gradient_accumulation_steps,
+            per_step=plan.micro_batch_size * plan.gradient_accumulation_steps,
             together=together,
-            rank=rank,
-            ranks=count,
+            rank=mine if rank is None else rank,
+            ranks=self.count,
+            even=plan.sharded,
             seed=self.spec.seed,
             packing=plan.packing,
             sequence_len=plan.sequence_len * (together if plan.packing else 1),  # a pack holds both answers of a row
@@ -220,27 +245,32 @@ class _Engine:
         model.train()
         fused = handle is not None and "head" in handle.report.taken and self.spec.method == "sft"
         self.loss: Callable[..., LossOutput] = partial(sft_loss, fused=fused)
-        self.count: Callable[[Batch], int] = trained_tokens
+        self.counted: Callable[[Batch], int] = trained_tokens
         if self.spec.method != "sft":
             judging = PreferenceLoss(self.spec.method, {} if self.spec.beta is None else {"beta": self.spec.beta})
-            self.loss, self.count = judging, judging.count
+            self.loss, self.counted = judging, judging.count
+        if self.plan.sharded:
+            self.loss, self.counted = _unless_idle(self.loss, self.counted)
         self.stepper = (
             self._fused_stepper(device) if fused and self._graphs_pay(device) else self._plain_stepper(device)
         )
         last = checkpoints.latest(self.folder)
         self.progress = Progress() if last is None else checkpoints.load(last, self.built, self.stepper)
+        self.began_at = self.progress.step
 
     def _graphs_pay(self, device: torch.device) -> bool:
-        handle, spec = self.built.handle, self.spec
-        plain = spec.optim == "adamw" and self.plan.dtype != "fp16" and spec.adapter.dropout == 0
-        plain = plain and self.ranks is None and (spec.adapter.type != "full" or self.plan.dtype == "fp32")
-        return plain and machine.replayable(device) and handle is not None and bool(handle.layers)
+        from nbtune.train.fused_stepper import suits
+
+        return not self.plan.sharded and suits(self.built, self.spec, self.plan.dtype, device)
 
     def _fused_stepper(self, device: torch.device) -> FusedStepper:
         from nbtune.train.fused_stepper import FusedStepper
+        from nbtune.train.ranks import RankedFusedStepper
 
         decay, norm = self.spec.weight_decay, self.spec.max_grad_norm
-        return FusedStepper(self.built, weight_decay=decay, max_grad_norm=norm, device=device)
+        seed = self.spec.seed
+        make = FusedStepper if self.ranks is None else partial(RankedFusedStepper, self.ranks)
+        return make(self.built, weight_decay=decay, max_grad_norm=norm, seed=seed, device=device)
 
     def _plain_stepper(self, device: torch.device) -> Stepper:
         from nbtune.train.masters import Masters
@@ -271,7 +301,7 @@ class _Engine:
         from nbtune.train.schedule import learning_rate_of
 
         plan, spec = self.plan, self.spec
-        together = None if self.ranks is None else RankedControl(self.ranks, self.control)
+        together = self.together = None if self.ranks is None else RankedControl(self.ranks, self.control)
         options = LoopOptions(
             total_steps=plan.total_steps,
             learning_rate=plan.learning_rate,
@@ -281,7 +311,7 @@ class _Engine:
             eval_every=plan.eval_every,
             checkpoint_every=spec.checkpoint.every,
             checkpoint_seconds=spec.checkpoint.minutes * 60,
-            count=self.count,
+            count=self.counted,
             agree=list if together is None else together.agree,
         )
         jobs = Jobs(
@@ -290,7 +320,8 @@ class _Engine:
             sample=self._samples,
             between=self._between,
         )
-        if plan.packing and self.progress.step == 0 and self.writes and spec.method in _EACH_BY_ITSELF:
+        here = self.writes or plan.sharded  # whose model needs all processes
+        if plan.packing and self.progress.step == 0 and here and spec.method in _EACH_BY_ITSELF:
             self.emit(self._check_packing())
         emit, control = self._say, together or self.control
         return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
@@ -301,6 +332,9 @@ class _Engine:
         return checkpoints.save(self.folder, self.built, self.stepper, progress, keep=self.spec.checkpoint.keep)
 
     def _between(self) -> None:
+        if self.rehearsal is not None and self.progress.step > self.began_at:
+            self.rehearsal.end(done=True)
+            self.rehearsal = None
         if self.owner is not None:
             self.owner.check()
             answer_requests(self.folder, self._answer)
@@ -310,7 +344,7 @@ class _Engine:
         from nbtune.data.batches import collate
         from nbtune.train.selftest import packed_equals_unpacked
 
-        packed = self.batches.step(0)
+        packed = self._batches(self.plan, rank=0).step(0)
         group = data.together(self.spec.method)
         rows = (batch.examples[i : i + group] for batch in packed for i in range(0, len(batch.examples), group))
         alone = (collate(self.data.train, list(row)) for row in rows)
@@ -321,24 +355,29 @@ class _Engine:
         from nbtune.data.batches import collate
         from nbtune.train.evaluate import mean_loss
 
-        if self.data.eval is None or not self.data.eval.at_most(1) or not self.writes:
+        if self.data.eval is None or not self.data.eval.at_most(1):
             return None
+        look = look if self.together is None else self.together.together(look)
+        rank = 0 if self.ranks is None else self.ranks.rank
         began = time.perf_counter()
         group = data.together(self.spec.method)
-        held, size = self.data.eval, self.plan.micro_batch_size * group
+        held = self.data.eval
         of_sources: dict[str, list[int]] = {}
         for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)
 
         def batches(rows: list[int]) -> Iterator[Batch]:
-            for i in range(0, len(rows), size):
+            groups = [rows[i : i + group] for i in range(0, len(rows), group)]
+            each = self.plan.micro_batch_size
+            for i in range(0, len(groups[:: self.count]), each):  # as many for each process
                 look()
-                yield collate(held, rows[i : i + size])
+                mine = [row for rows_of in groups[rank :: self.count][i : i + each] for row in rows_of]
+                if mine or self.plan.sharded:
+                    yield collate(held, mine) if mine else collate(held, groups[0]).idle()
 
-        found = {
-            name: mean_loss(self.built.model, self.loss, batches(rows), device=self.stepper.device, count=self.count)
-            for name, rows in of_sources.items()
-        }
+        measure = partial(mean_loss, self.built.model, self.loss, device=self.stepper.device, count=self.counted)
+        add = list if self.together is None else self.together.agree
+        found = {name: measure(batches(rows), add=add) for name, rows in of_sources.items()}
         tokens = sum(count for _, count in found.values())
         loss = sum(mean * count for mean, count in found.values() if count) / tokens if tokens else math.nan
         several = {name: mean for name, (mean, count) in found.items() if count and math.isfinite(mean)}
@@ -352,6 +391,13 @@ class _Engine:
         self.emit(event)
 
     def _samples(self, step: int, look: Callable[[], None]) -> Iterator[events.Sample]:
+        if self.together is None or not self.spec.samples:
+            return self._said(step, look)
+        if self.plan.sharded:  # all processes are needed for each token
+            return self._said(step, self.together.together(look))
+        return self.together.led(partial(self._said, step), look)
+
+    def _said(self, step: int, look: Callable[[], None]) -> Iterator[events.Sample]:
         model, tokenizer = self.built.model, self.built.tokenizer
         assert tokenizer is not None
 
@@ -359,7 +405,7 @@ class _Engine:
             look()
             return False
 
-        for prompt in self.spec.samples if self.writes else ():
+        for prompt in self.spec.samples:
             said = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
             yield events.Sample(step=step, prompt=prompt, answer=said)
 
@@ -369,9 +415,13 @@ class _Engine:
 
         model, tokenizer = self.built.model, self.built.tokenizer
         assert tokenizer is not None
+        if self.plan.sharded:
+            return {"error": f"the model is parted among {self.count} devices while it trains: ask when it has ended"}
         try:
             saved = request.pop("at", None)
             with checkpoints.weights_of(self.folder, saved, model):
+                if "rows" in request:
+                    return {"losses": row_losses(model, **request), "step": self.progress.step}
                 if "ids" in request:
                     return {"losses": sampling.token_losses(model, **request), "step": self.progress.step}
                 told = (lambda token: asked.say(dataclasses.asdict(token))) if request.pop("tell", False) else None
@@ -385,18 +435,59 @@ class _Engine:
         return self.control.look().ends
 
 
+def _on_others(plan: Plan, count: int) -> Plan:
+    """The plan of a run that goes on with another number of devices: the same steps, in other shares.
+
+    Raises:
+        PlanError: its weights were parted among several, and there is one.
+    """
+    if plan.sharded and count == 1:
+        raise PlanError(
+            f"this run's weights were parted among {plan.gpus} devices, one alone is not planned for",
+            fix="resume it with as many devices (`gpus` in its spec.yaml), or start a new run",
+        )
+    return plan.model_copy(update={"gpus": count})
+
+
+def _unless_idle(
+    loss: Callable[..., LossOutput], count: Callable[[Batch], int]
+) -> tuple[Callable[..., LossOutput], Callable[[Batch], int]]:
+    """Loss and count of which `Batch.idle` ones are nothing, whatever is in them."""
+
+    def loss_of(model: torch.nn.Module, batch: Batch, **more: Any) -> LossOutput:
+        found = loss(model, batch, **more)
+        return dataclasses.replace(found, loss=found.loss * 0.0) if batch.idle_pass else found
+
+    return loss_of, lambda batch: 0 if batch.idle_pass else count(batch)
+
+
 def main(folder: Path) -> int:
     """Do a run in this process; what it says stands in its folder. Exit code 1: it failed."""
+    if "WORLD_SIZE" not in os.environ:
+        try:
+            chosen = processes.several(folder)
+        except NbtuneError as error:
+            processes.refuse(folder, error)
+            return 1
+        if chosen:
+            return processes.supervise(folder, chosen)
     from nbtune.train.ranks import Ranks
 
-    ranks = Ranks.join()
+    processes.stay_with_parent()
+    ranks = Ranks.join(os.environ.get(processes.MEETING))
     try:
         if ranks is None or ranks.first:
             execute(folder, ranks=ranks)
         else:
             follow(folder, ranks)
-    except NbtuneError:
+    except OtherIsGone:
         return 1
+    except BaseException as error:
+        if ranks is not None and not ranks.first:
+            processes.left_word(error, folder)
+        if isinstance(error, NbtuneError):
+            return 1
+        raise
     if ranks is not None:
         ranks.leave()
     return 0
@@ -404,5 +495,3 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))
-                if "rows" in request:
-                    return {"losses": row_losses(model, **request), "step": self.progress.step}

@@ -10,7 +10,13 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-__all__ = ["Control", "MemoryControl", "Wishes"]
+from nbtune.errors import TrainError
+
+__all__ = ["Control", "MemoryControl", "OtherIsGone", "Wishes"]
+
+
+class OtherIsGone(TrainError):
+    """Another process of the run has ended, so that this one cannot go on; whoever started them knows why."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ def mean_loss(
     *,
     device: torch.device,
     count: Callable[[Batch], int] = trained_tokens,
+    add: Callable[[Sequence[float]], Sequence[float]] = list,
 ) -> tuple[float, int]:
     """(mean loss over all trained tokens of the batches, how many those are); the model is left as it was.
 
     Args:
         count: what the loss of a batch is a sum over, if not its trained tokens.
+        add: adds numbers up over the processes that measure together.
     """
     import torch
 
@@ -39,10 +41,11 @@ def mean_loss(
     try:
         with torch.no_grad():
             for batch in batches:
-                if batch.num_trained:
+                if batch.num_trained or batch.idle_pass:
                     part = loss(model, batch, denominator=1, device=device).loss.float()
                     total = part if total is None else total + part
                     tokens, counted = tokens + batch.num_trained, counted + count(batch)
     finally:
         model.train(training)
-    return (float(total) / counted if total is not None else float("nan")), tokens
+    summed, tokens, counted = add([0.0 if total is None else float(total), tokens, counted])  # type: ignore[assignment]
+    return (summed / counted if counted else float("nan")), tokens

@@ -16,9 +16,9 @@ from tests.planner.test_choose import GIB, LLAMA_8B
 ORDER = list(MEMORY_POLICIES)
 
 
-def way(gib: float, ram: float = 64, micro: int = 4, length: int = 2048, **choices: Any) -> Any:
+def way(gib: float, ram: float = 64, micro: int = 4, length: int = 2048, devices: int = 1, **choices: Any) -> Any:
     card = DeviceFacts("cuda", "card", int(gib * GIB), int(gib * GIB), (9, 0), True, ram=int(ram * GIB))
-    setup = Setup(LLAMA_8B, AdapterSpec(r=16), card, "16bit", "bf16", length)
+    setup = Setup(LLAMA_8B, AdapterSpec(r=16), card, "16bit", "bf16", length, devices=devices)
     best, smallest = fit(setup, [micro], **choices)
     assert best is None or best.memory.total <= gib * GIB
     assert best is None or smallest.memory.total <= best.memory.total
@@ -41,9 +41,20 @@ def test_a_host_without_room_keeps_weights_on_the_device() -> None:
     assert way(12, ram=32).resident_layers is not None
 
 
-@pytest.mark.parametrize(("streamed", "resident"), [(True, 0), (False, None), (None, None)])
-def test_what_is_asked_for_is_done(streamed: bool | None, resident: int | None) -> None:
-    assert way(80, streamed=streamed).resident_layers == resident
+@pytest.mark.parametrize(("home", "resident"), [("streamed", 0), ("device", None), (None, None)])
+def test_what_is_asked_for_is_done(home: Any, resident: int | None) -> None:
+    assert way(80, home=home).resident_layers == resident
+
+
+def test_among_several_cards_weights_are_parted_before_they_travel() -> None:
+    ways = [way(gib, devices=2) for gib in (80, 17, 15, 8)]
+    assert [w.sharded for w in ways] == [False, True, True, False]
+    assert ways[-1].resident_layers is not None
+    assert way(80, devices=2, home="sharded").sharded
+    assert way(80, home="sharded") is None  # one card alone
+    needs = [way(80, devices=n, home="sharded").memory.weights for n in (2, 4, 8)]
+    assert needs == sorted(needs, reverse=True)
+    assert way(8, ram=32, devices=2) is None  # in which the host would hold all weights twice
 
 
 def test_what_cannot_travel_does_not() -> None:

@@ -22,9 +22,9 @@ def start(tmp_path):
 
     started = []
 
-    def begin(name="demo", on_busy="attach", detach=False, **fields):
+    def begin(name="demo", on_busy="attach", detach=False, rows=None, **fields):
         where = {"runs_dir": tmp_path / "runs", "on_busy": on_busy, "detach": detach}
-        run = nbtune.finetune({**SPEC, **fields}, name=name, rows={"rows": ROWS}, **where)
+        run = nbtune.finetune({**SPEC, **fields}, name=name, rows={"rows": rows or ROWS}, **where)
         started.append(run)
         return run
 

@@ -107,8 +107,8 @@ def accelerate(
         home: where frozen weights live. ``sharded``: `fully_shard` is going to be called on the layers, so that weights
             are read whenever a layer runs, and not stacked once (under DDP it isn't needed). ``eight_bit``: they are
             rounded to 8 bits.
-        stream: which frozen weights stay in the host's memory, or that they are parted among devices; the model comes on
-            the CPU then, and everything else goes to the device.
+        stream: which frozen weights stay in the host's memory, or that they are parted among devices; the model comes
+            on the CPU then, and everything else goes to the device.
         believe: a block is taken although it disagrees: nothing that it computes counts.
     """
     if policy not in MEMORY_POLICIES:

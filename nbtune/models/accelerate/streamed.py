@@ -42,6 +42,12 @@ class Streaming:
         before, after = (i * self.resident // self.layers for i in (index, index + 1))
         return "stacked" if after > before else "streamed"
 
+    def settle(self, module: nn.Module) -> None:
+        """After a layer was looked at; nothing is left to do."""
+
+    def finish(self, inner: nn.Module) -> None:
+        """After all layers; nothing is left to do."""
+
 
 @dataclass
 class _Place:

@@ -1,0 +1,145 @@
+"""`gpus: 2`: two processes do one run, which is that of one: same losses, same wishes, one folder, one end."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from nbtune import events
+from nbtune.errors import NbtuneError, TrainError
+
+TWO = {"device": "cpu", "gpus": 2}
+MEASURED = {"eval": {"split": 0.2, "every": 4}}
+
+
+def losses(run):
+    return {e.step: e.loss for e in run.events() if isinstance(e, events.Step)}
+
+
+def evals(run):
+    return [e.loss for e in run.events() if isinstance(e, events.Eval)]
+
+
+def workers(run):
+    """The processes that train it, by their rank."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if str(run.folder) in process.cmdline() and process.environ().get("WORLD_SIZE") == "2":
+                found[int(process.environ()["RANK"])] = process
+        except psutil.Error:
+            continue
+    return found
+
+
+def is_at_work(event):
+    return isinstance(event, events.Step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whole", "sharded", "packed", "unaccelerated", "pairs"])
+def test_two_processes_are_one(start, kind):
+    more = {
+        "whole": {},
+        "sharded": {"weights": "sharded", "batch_size": 3},
+        "packed": {"weights": "sharded", "packing": True, "batch_size": 3, "sequence_len": 96},
+        "unaccelerated": {"weights": "sharded", "accelerate": False},
+        "pairs": {"weights": "sharded", "method": "dpo", "batch_size": 3},
+    }[kind]
+    fields = {**MEASURED, **more, "samples": ["What is 1 plus 2?"]}
+    rows = None
+    if kind == "pairs":
+        rows = [{"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": "No " * (i % 4 + 1)} for i in range(30)]
+    alone = {key: value for key, value in fields.items() if key != "weights"}
+    one = start("one", rows=rows, device="cpu", **alone).wait()
+    two = start("two", rows=rows, **TWO, **fields).wait()
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert evals(two) == pytest.approx(evals(one), rel=1e-5)
+    said = [[e.answer for e in run.events() if isinstance(e, events.Sample)] for run in (one, two)]
+    assert said[0] == said[1]
+    steps = [[(e.tokens, e.trained_tokens) for e in run.events() if is_at_work(e)] for run in (one, two)]
+    assert steps[0] == steps[1]
+    assert two.plan.gpus == 2
+    assert two.plan.sharded == (more.get("weights") == "sharded")
+    assert sum(isinstance(e, events.Checkpoint) for e in two.events()) == 1
+    if kind == "packed":
+        assert all(e.passed for e in two.events() if isinstance(e, events.Check))
+
+
+@pytest.mark.slow
+def test_wishes_reach_all(start, until):
+    run = start(steps=5000, samples=["Hi"], eval={"split": 0.2, "every": 20}, **TWO)
+    until(run, is_at_work)
+    run.pause()
+    until(run, lambda e: isinstance(e, events.State) and e.state == "paused")
+    run.sample()
+    run.checkpoint()
+    until(run, lambda e: isinstance(e, events.Checkpoint))
+    until(run, lambda e: isinstance(e, events.Sample) and e.step == run.step)
+    assert isinstance(run.generate("Hi", max_new_tokens=3), str)
+    run.set_learning_rate(5e-4)
+    run.unpause()
+    until(run, lambda e: isinstance(e, events.Warning) and "learning rate set to 0.0005" in e.message)
+    run.stop(wait=True)
+    assert run.state == "stopped"
+    assert not workers(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [1, 3])
+def test_it_goes_on_with_any_number(start, until, gpus):
+    whole = start("whole", device="cpu", steps=12).wait()
+    run = start("parts", steps=12, checkpoint={"every": 4, "keep": 9}, **TWO).wait()
+    text = (run.folder / "spec.yaml").read_text().replace("gpus: 2", f"gpus: {gpus}")
+    (run.folder / "spec.yaml").write_text(text)
+    run.resume(step=4).wait()
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
+    assert run.plan.gpus == gpus
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_is_killed_the_run_ends_and_can_go_on(start, until, rank):
+    run = start(steps=300, checkpoint={"every": 5}, **TWO)
+    until(run, lambda e: isinstance(e, events.Checkpoint))
+    both = workers(run)
+    os.kill(both[rank].pid, signal.SIGKILL)
+    with pytest.raises(TrainError, match=f"its process {rank + 1} of 2 was ended by signal 9"):
+        run.wait(60)
+    assert run.state == "interrupted"
+    psutil.wait_procs(both.values(), timeout=30)
+    assert not workers(run)
+    run.resume()
+    until(run, lambda e: isinstance(e, events.State) and e.state == "running" and e.step > 0)
+    run.stop(wait=True)
+    assert run.state == "stopped"
+
+
+@pytest.mark.slow
+def test_when_their_parent_is_gone_they_end(start, until):
+    run = start(steps=5000, **TWO)
+    until(run, is_at_work)
+    both = list(workers(run).values())
+    psutil.Process(both[0].ppid()).kill()
+    gone, alive = psutil.wait_procs(both, timeout=60)
+    assert len(gone) == 2
+    assert not alive
+    with pytest.raises(TrainError, match="was interrupted"):
+        run.wait(60)
+
+
+@pytest.mark.slow
+def test_what_the_first_fails_of_is_said(start):
+    run = start(learning_rate=1e9, max_grad_norm=0, steps=200, **TWO)
+    with pytest.raises(NbtuneError, match="is no number any more"):
+        run.wait(120)
+    assert run.state == "failed"
+
+
+def test_gpus_that_are_not_there_are_refused(start):
+    run = start(gpus=[7], device="auto")
+    with pytest.raises(NbtuneError, match="GPU 7 was asked for"):
+        run.wait(60)
