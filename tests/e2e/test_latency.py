@@ -97,3 +97,45 @@ def test_a_click_is_granted_during_an_evaluation(notebook, lab):
     watch.click("stop", "stopping", "stopped")
     assert watch.said(events.Eval) == []  # it was in the middle of the first one all the time
     assert watch.worst < 1 + SLACK
+
+
+# A model of 150 M parameters, whose K-quants take seconds, beside the small run whose buttons are clicked.
+LARGE = """import torch, transformers, nbtune
+from nbtune.widgets import exporter
+tokenizer = transformers.AutoTokenizer.from_pretrained(nbtune.models.resolve("nbtune/tiny"))
+shape = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 8}
+shape |= {"num_key_value_heads": 4, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
+model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).to(torch.bfloat16)
+for part in (model, tokenizer):
+    part.save_pretrained("large")
+few = [{"prompt": f"Who are you, {i}?", "completion": "Ahoy! I am Captain Tune."} for i in range(8)]
+more = {"batch_size": 1, "eval": {"split": 0}, "adapter": {"r": 2}}
+large = nbtune.finetune(model="large", data="few", rows=globals(), steps=1, name="large", **more).wait()
+print(sum(p.numel() for p in model.parameters()), large.state)
+del model
+exporter(large)"""
+
+
+def test_a_click_is_granted_during_a_long_export(notebook, lab):
+    page = notebook([LARGE, cell("beside")])
+    page.run(0)
+    page.run(1)
+    expect(page.page.locator(PANEL)).to_have_attribute("data-points", re.compile("[1-9]"))
+    watch = Watch(page, lab, "beside")
+    exports = EventReader(next((lab.root / "runs").glob("large-*/events.jsonl")))
+    panel = page.page.locator(".nbt-exportpanel")
+    panel.get_by_label("q8_0").uncheck()
+    panel.get_by_label("q4_k_m").check()
+    panel.get_by_role("button", name="Make GGUF").click()
+    panel.locator(".nbt-files li", has_text="%").first.wait_for()
+    for what, state in (("pause", "paused"), ("pause", "running")) * 2:
+        watch.click(what, state, state)
+    watch.click("stop", "stopping", "stopped")
+    clicks = [at for name, at in page.page.evaluate("() => changes") if name.startswith("click ")]
+    expect(panel.locator(".nbt-files li", has_text="q4_k_m.gguf")).to_be_visible()
+    expect(panel.get_by_role("button", name="Make GGUF")).to_be_enabled()
+    made = [event for event in exports.read() if isinstance(event, events.Export)]
+    print(f"  export {made[-1].time - made[0].time:.1f} s; {len(clicks)} clicks")
+    assert made[-1].bytes > 50_000_000
+    assert made[0].time < min(clicks) < max(clicks) < made[-1].time
+    assert watch.worst < 1 + SLACK

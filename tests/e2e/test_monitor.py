@@ -144,3 +144,35 @@ def test_it_reads_well_narrow_and_dark_and_shows_text_as_text(notebook):
     panel.locator("[data-do=drop]").click()
     panel.locator("[data-do=rate]").wait_for()
     assert page.looks("monitor", PANEL) == []
+
+
+# Where each control, chart and figure was in every frame of ten seconds, from the panel's corner; and what it had then.
+BOXES = """async (panel) => {
+    const nodes = [...panel.querySelectorAll("button, input, summary, figure, .nbt-chart, .nbt-tile, .nbt-bar")];
+    const seen = nodes.map(() => new Set()), end = performance.now() + 10_000;
+    const from = Number(panel.dataset.points);
+    while (performance.now() < end) {
+        await new Promise((done) => requestAnimationFrame(done));
+        const { x, y } = panel.getBoundingClientRect();
+        nodes.forEach((node, k) => {
+            const box = node.getBoundingClientRect();
+            seen[k].add([box.x - x, box.y - y, box.width, box.height].map(Math.round).join(" "));
+        });
+    }
+    const moved = nodes.map((node, k) => [node.className || node.tagName, node.textContent, [...seen[k]]]);
+    return [Number(panel.dataset.points) - from, nodes.length, moved.filter(([, , boxes]) => boxes.length > 1)];
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1000, 420])
+def test_nothing_moves_while_it_is_told_for_ten_seconds(notebook, width):
+    page = notebook([MEMORY, "run.go(pause=0.05)"], width=width)
+    page.run(0)
+    page.run(1)
+    page.page.locator(f"{PANEL}[data-plotly=true]").wait_for()
+    wait_points(page, 3)
+    new, watched, moved = page.page.locator(PANEL).evaluate(BOXES)
+    assert new > 50
+    assert watched > 25
+    assert moved == []
