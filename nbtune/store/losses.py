@@ -103,10 +103,11 @@ class Measuring:
         self._old, self.in_all = _read(self.file)
         self._stop, self._turn = threading.Event(), threading.Lock()
         self._again = again
+        self._thread: threading.Thread | None = None
         if not again:
             self._take_what_is_valid()
-        self._thread: threading.Thread | None = None
         self._sources: list[Source] | None = None
+        self._texts: dict[tuple[str, int], tuple[str, str]] = {}
         if not self._complete():
             self.start()
 
@@ -154,8 +155,10 @@ class Measuring:
 
     def text(self, row: RowLoss) -> tuple[str, str]:
         """What a row asks and what it answers; see `row_text`."""
-        source = next(source for source in self.sources if source.name == row.source)
-        return row_text(source, row.row)
+        if row.key not in self._texts:
+            source = next(source for source in self.sources if source.name == row.source)
+            self._texts[row.key] = row_text(source, row.row)
+        return self._texts[row.key]
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
@@ -168,6 +171,12 @@ class Measuring:
         name = f"nbtune-losses-{self.run.folder.name}"
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+
+    def measure_again(self) -> None:
+        """Measures all rows anew: of a run that has learnt more since."""
+        if not self.busy:
+            self._old, self.rows = self._old | self.rows, {}
+            self.start()
 
     def stop(self) -> None:
         """Leaves off soon; what is measured stays, and `start` goes on."""
@@ -347,7 +356,7 @@ def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
     in_all, known = 0, {field.name for field in fields(RowLoss)}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError:
+    except (OSError, ValueError):
         return found, in_all
     for line in lines:
         try:

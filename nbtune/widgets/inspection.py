@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,30 @@ class Inspection:
     Args:
         spec: `data`, `model` and `train_on` count.
         namespace: where variables named by `data:` are looked up.
+        sources: where they are found already.
     Raises:
         NbtuneError: as a run would, when the sources are not there.
     """
 
-    def __init__(self, spec: RunSpec, namespace: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, spec: RunSpec, namespace: Mapping[str, Any] | None = None, sources: Sequence[Any] | None = None
+    ) -> None:
         from nbtune import data, models
 
         self.spec, self.namespace = spec, namespace
-        self.sources = data.resolve(spec.data, namespace, base_dir=Path.cwd())
+        self._given = sources
+        self.sources = data.resolve(spec.data, namespace, base_dir=Path.cwd()) if sources is None else list(sources)
         self.tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         self.longest = models.model_facts(spec.model).max_position
         self.max_len = min(spec.sequence_len or self.longest, self.longest)
 
     @classmethod
     def of(cls, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspection:
-        """Of anything that `data:` may name (a file, a Hub id, a set), or of rows themselves."""
+        """Of anything that `data:` may name (a file, a Hub id, a set), of rows themselves, or of a run's."""
+        if hasattr(rows, "row_losses"):
+            from nbtune import data
+
+            return cls(rows.spec, namespace, data.open_snapshot(rows.folder / "data"))
         if isinstance(rows, RunSpec):
             return cls(rows, namespace)
         if isinstance(rows, str | Path):
@@ -56,13 +64,16 @@ class Inspection:
         """The same rows, one source read otherwise."""
         read = [spec.model_dump() for spec in self.spec.data]
         read[source] |= {"format": format, "columns": columns}
-        data = tuple(SourceSpec.model_validate(entry) for entry in read)
-        return Inspection(self.spec.model_copy(update={"data": data}), self.namespace)
+        data, given = tuple(SourceSpec.model_validate(entry) for entry in read), self._given
+        if given is not None:
+            now = given[source].spec.model_copy(update={"format": format, "columns": columns})
+            given = [dataclasses.replace(s, spec=now) if k == source else s for k, s in enumerate(given)]
+        return Inspection(self.spec.model_copy(update={"data": data}), self.namespace, given)
 
     def with_training(self, train_on: str) -> Inspection:
         """The same rows, with another rule for what is trained."""
         body = self.spec.model_dump() | {"train_on": train_on}
-        return Inspection(RunSpec.model_validate(body), self.namespace)
+        return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
 
     def with_span(self, text: str, train: bool) -> Inspection:
         """The same rows, with a rule that this text is trained, or not; it takes the place of an earlier one.
@@ -81,7 +92,8 @@ class Inspection:
         return self._with_rules([r.model_dump() for k, r in enumerate(self.spec.train_spans) if k != number])
 
     def _with_rules(self, rules: list[dict[str, Any]]) -> Inspection:
-        return Inspection(RunSpec.model_validate(self.spec.model_dump() | {"train_spans": rules}), self.namespace)
+        body = self.spec.model_dump() | {"train_spans": rules}
+        return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
 
     def text_of(self, index: int, first: int, last: int) -> str:
         """What the tokens first..last (both counted) of a row stand for.

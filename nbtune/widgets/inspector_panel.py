@@ -26,7 +26,8 @@ class Inspector(Panel):
     """Rows one by one: raw, rendered, as tokens; what is trained is coloured and underlined.
 
     Args:
-        rows: rows themselves (a DataFrame, a list), a file, a Hub id, one of nbtune's sets, or a `RunSpec`.
+        rows: rows themselves (a DataFrame, a list), a file, a Hub id, one of nbtune's sets, a `RunSpec`, or a run (its
+            rows, with their losses).
         namespace: where variables named in `rows` are looked up.
         row: the row that is shown first, counted from 0.
         losses: of some rows (by number) the loss of each token, None where there is none; told beside the tokens.
@@ -55,6 +56,7 @@ class Inspector(Panel):
         self._reading = threading.Lock()
         self.losses: dict[int, Losses] = dict(losses or {})
         self._past: list[Inspection] = []
+        run = rows if run is None and hasattr(rows, "row_losses") else run
         self._who = Answerers(run)
         self.inspection = Inspection.of(rows, namespace, **fields)
         shown = self._shown(self.inspection, row)

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from nbtune.store.losses import Measuring, RowLoss
+from nbtune.widgets import no_page
 from nbtune.widgets.plain import clean
 
 __all__ = ["Losses", "shown_number"]
@@ -21,6 +22,8 @@ class Losses(Measuring):
     Args:
         run, base, limit, again: as of `nbtune.store.losses.Measuring`.
     """
+
+    _panel: Any = None
 
     @property
     def frame(self) -> Any:
@@ -68,7 +71,17 @@ class Losses(Measuring):
             return [("highest loss first", *self.table(count=2 * ENDS))]
         return [("highest loss", *self.table()), ("lowest loss", *self.table(lowest=True))]
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+    def panel(self) -> Any:
+        """The panel, to be shown once more or to be laid out."""
+        from nbtune.widgets.losses_panel import LossesPanel
+
+        if self._panel is None:
+            self._panel = LossesPanel(self)
+        return self._panel
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        if no_page.has_page():
+            return self.panel()._repr_mimebundle_(**options)
         self.wait()  # an output that nobody can renew
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
 

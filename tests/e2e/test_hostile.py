@@ -18,6 +18,7 @@ from comm.base_comm import BaseComm
 from hostile import HOSTILE
 from lab import REPO
 
+from nbtune.errors import NbtuneError
 from nbtune.widgets.plain import clean
 
 sys.path.insert(0, str(REPO / "tests" / "widgets"))
@@ -193,7 +194,30 @@ def inspector(text: str) -> tuple[Any, list[str]]:
     return panel, [clean(text, 100)]
 
 
-@pytest.mark.parametrize("made", [monitor, compare, exporter, chat, form, inspector])
+def losses(text: str) -> tuple[Any, list[str]]:
+    from nbtune.store.losses import RowLoss
+    from nbtune.widgets.losses_panel import LossesPanel
+    from nbtune.widgets.row_losses import Losses
+
+    class Known(Losses):
+        """Two rows whose losses are known, of a run that has no folder."""
+
+        def start(self) -> None:
+            """Nothing is measured."""
+
+        def text(self, row: RowLoss) -> tuple[str, str]:
+            return text, text
+
+    run = MemoryRun(text)
+    run.saved_steps, run.alive = [1], False  # type: ignore[attr-defined]
+    known = Known(run)
+    for k in range(2):
+        known.rows[text, k] = RowLoss("eval", text, k, k, f"r{k}", 9, 5, 1, 2.5 - k, 3.0)
+    known.error = NbtuneError(text)
+    return LossesPanel(known), [clean(text, 100), clean(text, 160), clean(text, 200)]
+
+
+@pytest.mark.parametrize("made", [monitor, compare, exporter, chat, form, inspector, losses])
 def test_hostile_text_is_text(bare, monkeypatch, tmp_path, made: Callable[[str], tuple[Any, list[str]]]):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(comm, "create_comm", lambda **keys: Silent(**keys))
