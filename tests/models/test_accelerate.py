@@ -11,7 +11,7 @@ from nbtune_kernels import dropout_mask
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nbtune.models.accelerate import Handle, accelerate
+from nbtune.models.accelerate import Handle, accelerate, blocks
 from nbtune.models.adapters import add_adapter
 from nbtune.models.policy import MEMORY_POLICIES
 from nbtune.spec import AdapterSpec
@@ -42,6 +42,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], bool]] = {
     "gpt_neox": ({}, False),
 }
 LORA = AdapterSpec(r=4, alpha=6)
+ours = blocks.attention_forward
 
 
 def make(family: str, adapter: AdapterSpec | None = LORA, dtype: torch.dtype = torch.float32) -> Any:
@@ -212,6 +213,25 @@ def test_every_forward_draws_other_masks_and_evaluation_none() -> None:
         assert model(**batch(), loss_only=True, use_cache=False).loss.item() == pytest.approx(
             stock(**batch(), use_cache=False).loss.item(), rel=1e-5
         )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "granite"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_reference_without_the_adapter_is_computed_by_the_blocks_too(
+    family: str, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, b = make(family, AdapterSpec(r=4, dropout=dropout)), batch()
+    with model.disable_adapter(), torch.no_grad():
+        stock = model(**b, use_cache=False).loss.item()
+    handle = accelerate(model)
+    trained = loss_and_gradients(model.eval(), b)
+    used: list[int] = []
+    monkeypatch.setattr(blocks, "attention_forward", lambda *a: used.append(1) or ours(*a))
+    with model.train().disable_adapter(), torch.no_grad():
+        assert model(**b, loss_only=True, use_cache=False).loss.item() == pytest.approx(stock, rel=1e-5)
+    assert len(used) == len(handle.layers) == 2
+    assert_equal(loss_and_gradients(model.eval(), b), trained, 1e-6)  # and it is there again
+    assert trained[0] != pytest.approx(stock, rel=1e-4)
 
 
 def test_dora_is_left_alone() -> None:

@@ -193,10 +193,18 @@ class LinearGroup:
 
     def intact(self) -> bool:
         """Nobody moved, merged, quantised or sharded the weights since they were attached."""
-        for m in self.members:
-            if m.a is not None and (m.module.merged or m.module.disable_adapters):  # type: ignore[truthy-function]
-                return False
+        with_lora: Any = [m.module for m in self.members if m.a is not None]
+        if any(m.merged for m in with_lora):
+            return False
+        if any(m.disable_adapters for m in with_lora) and (torch.is_grad_enabled() or not self.bare):
+            return False
         return self.matrix is not None and self.members[0].base.weight.data_ptr() == self._address
+
+    @property
+    def bare(self) -> bool:
+        """All its adapters are switched off, as for a reference: the product is the frozen layers' own."""
+        with_lora: Any = [m.module for m in self.members if m.a is not None]
+        return bool(with_lora) and all(m.disable_adapters for m in with_lora)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor, float]]:
         """(destination in M, parameter, factor) of every A and B."""
@@ -226,7 +234,7 @@ class LinearGroup:
 
     def project(self, x: Tensor, seed: Tensor | None = None) -> Tensor | None:
         """xA' of x `[T, K]`, `[T, R]`, or None without an adapter; with a seed, of x less what is dropped."""
-        if not self.rank:
+        if not self.rank or self.bare:
             return None
         return lora_xa(x, self.a) if seed is None else drop_project(self, x, seed)
 
@@ -245,6 +253,9 @@ class LinearGroup:
         if not self.rank:
             return None
         x, place = wide_x[:, : self.inputs], wide_x[:, self.inputs :]
+        if self.bare:
+            place.zero_()
+            return None
         if seed is not None:
             xa = drop_project(self, x, seed)
             place.copy_(xa)
