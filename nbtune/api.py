@@ -94,6 +94,12 @@ class Run(StoredRun):
 
         return card(self, self._last(Step))
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        from nbtune.widgets.card import words
+
+        # in a list, or in another value: one line
+        printer.text(repr(self) if printer.indentation or len(printer.stack) > 1 else words(self, self._last(Step)))
+
     def chat(self, other: Run | None = None, *, system: str = "") -> Any:
         """Base and tuned side by side, or this run beside another one."""
         from nbtune import widgets

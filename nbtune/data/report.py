@@ -64,20 +64,27 @@ class Report:
         printer.text(str(self))
 
     def _repr_html_(self) -> str:
-        return f"<pre style='margin:0;white-space:pre-wrap'>{html.escape(str(self))}</pre>"
+        row = "<tr><th style='text-align:right'>{}</th><td style='text-align:left'>{}</td></tr>"
+        return f"<table>{''.join(row.format(*map(html.escape, pair)) for pair in self._found())}</table>"
 
     def __str__(self) -> str:
-        lines = []
+        return "\n".join(text if name in ("in all", "ends") else f"{name}: {text}" for name, text in self._found())
+
+    def _found(self) -> list[tuple[str, str]]:
+        """(what, what of it) of everything that was found."""
+        found = []
         for source in self.sources:
             shown = ", ".join(f"{role} ← {column}" for role, column in source.mapping.items())
-            lines.append(f"{source.name}: {source.rows} rows, read as {source.format} ({shown})")
-        lines.append(
-            f"{self.used} examples to learn from, {self.held_out} held out; {self.tokens} tokens, "
-            f"{self.trained_tokens} of them trained ({self.trained_share:.1%}), the longest has {self.longest}"
+            found.append((source.name, f"{source.rows:,} rows, read as {source.format} ({shown})"))
+        found.append(
+            (
+                "in all",
+                f"{self.used:,} examples to learn from, {self.held_out:,} held out; {self.tokens:,} tokens, "
+                f"{self.trained_tokens:,} of them trained ({self.trained_share:.1%}), the longest has {self.longest:,}",
+            )
         )
         if self.terminator:
-            lines.append(f"an answer ends with {self.terminator!r}, which is trained")
+            found.append(("ends", f"an answer ends with {self.terminator!r}, which is trained"))
         for (status, reason), count in Counter(fate[2:] for fate in self.fates).items():
-            lines.append(f"{count} {status}: {reason}")
-        lines += [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join(lines)
+            found.append((status, f"{count:,} {'row' if count == 1 else 'rows'}: {reason}"))
+        return [*found, *(("warning", warning) for warning in self.warnings)]

@@ -154,16 +154,22 @@ def parser(name: str) -> Parser:
 
 def nbtune_help() -> str:
     """What `%nbtune?` shows."""
-    lines = ["Runs from the keyboard.", "", "Usage: %nbtune COMMAND [RUN] [flags]", ""]
+    lines = ["Runs from the keyboard.", "", "Usage: %nbtune COMMAND … [flags]", ""]
     for name, command in COMMANDS.items():
-        lines.append(f"  {name:<9}{command.help}")
-        if name != "plan":
-            for action in parser(name).actions():
-                shown = action.option_strings[0] if action.option_strings else ""
+        actions = [] if name == "plan" else [each for each in parser(name).actions() if each.dest != "runs"]
+        taken = [_argument(each) for each in actions if not each.option_strings]
+        lines.append(f"  {' '.join([name, *taken]):<21}{command.help}")
+        for action in actions:
+            if action.option_strings:
                 metavar = "" if action.nargs == 0 else str(action.metavar)
-                lines.append(f"           {f'{shown} {metavar}'.strip():<16}{action.help}")
-    lines += ["", "`RUN` left out means the living run, or else the latest. In Python: run = nbtune.attach(RUN)."]
+                lines.append(f"      {f'{action.option_strings[0]} {metavar}'.strip():<20} {action.help}")
+    lines += ["", "With `--runs DIR`, any of them looks for runs there instead of in NBTUNE_RUNS or ./runs."]
+    lines += ["[RUN] left out means the living run, or else the latest. In Python: run = nbtune.attach(RUN)."]
     return "\n".join(lines)
+
+
+def _argument(action: argparse.Action) -> str:
+    return {"?": "[{}]", "+": "{} …"}.get(str(action.nargs), "{}").format(action.metavar)
 
 
 def embedded_sets() -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from nbtune import hub
 from nbtune.notebook import commands, flags
+from nbtune.notebook.column_names import column_matches
 from nbtune.spec import RunSpec
 
 __all__ = ["body_matches", "line_matches", "register", "unregister"]
@@ -126,6 +127,8 @@ def body_matches(above: list[str], before: str, namespace: Mapping[str, Any]) ->
     >>> body_matches([], "adapter: {type: q", {})
     ('q', ['qlora'])
     """
+    if (columns := column_matches(above, before, namespace)) is not None:
+        return columns
     kind, prefix, taken, text = _where(above, before)
     if kind is None:
         return "", []

@@ -31,6 +31,8 @@ __all__ = [
     "split",
 ]
 
+_WIDTH, _KEYS = 96, 30  # of the help: its lines, and its first column
+
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises `SpecError` with the nearest flag instead of printing its usage and leaving."""
@@ -189,19 +191,22 @@ def finetune_help(prog: str = "%%finetune") -> str:
         "    data: rows",
         "    steps: 200",
         "",
-        "It returns at once; the run trains in a thread, and `run` is the handle: run.stop(), run.export.gguf('q8_0').",
-        "Running the cell again while its run lives attaches to it.",
+        "It returns at once and trains in the background; `run` is the handle, as in run.stop(),",
+        "run.chat(), run.export.gguf('q8_0'). Running the cell again while its run lives attaches to it.",
+        "Tab completes keys and values in the body, names of rows, and models of the cache.",
         "",
         "Flags",
         *(f"  {_flag(action):<18}{action.help}" for action in own),
         "",
-        "Keys of the body (each of the first level is a flag, too: --steps 200; flags win over the body)",
+        "Keys of the body (those without a dot are flags, too: `--steps 200` wins over the body)",
     ]
+    under = " " * _KEYS
     for key, info in spec_fields():
         if not key.startswith("eval.data."):  # the same as data.*
-            lines += textwrap.wrap(
-                f"{key}: {describe(info)}", 110, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
-            )
+            text = textwrap.wrap(describe(info), _WIDTH - _KEYS, break_on_hyphens=False) or [""]
+            shown = f"  {key}"
+            lines += [shown] if len(shown) >= _KEYS else [f"{shown:<{_KEYS}}{text.pop(0)}"]
+            lines += [f"{under}{line}" for line in text]
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -105,6 +105,9 @@ class Plan(BaseModel):
 
     def __str__(self) -> str:
         return self.explain()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.explain())
 
     def _repr_html_(self) -> str:
         row = "<tr><th style='text-align:right'>{}</th><td style='text-align:left'>{}</td></tr>"

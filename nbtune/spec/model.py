@@ -8,9 +8,10 @@ form hides behind "more". What is `None` is decided by the planner, which says w
 from __future__ import annotations
 
 import html
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nbtune.spec.parts import (
     AdapterSpec,
@@ -25,6 +26,8 @@ from nbtune.spec.parts import (
 )
 
 __all__ = ["RunSpec"]
+
+_MARK = re.compile(r"r[0-9a-f]{12}\Z")
 
 
 def _sources(value: Any) -> Any:
@@ -242,9 +245,6 @@ class RunSpec(Part):
 
     def __str__(self) -> str:
         return self._as_yaml()
-
-    def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        return [(key, getattr(self, key)) for key in self.model_dump(exclude_defaults=True)]
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(self._as_yaml())

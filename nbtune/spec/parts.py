@@ -51,6 +51,10 @@ class Part(BaseModel):
                 raise ValueError("Input should be a number")
         return value
 
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """What is not at its default: a spec has some fifty fields."""
+        return [(key, getattr(self, key)) for key in self.model_dump(exclude_defaults=True)]
+
 
 def adapter_from_word(value: Any) -> Any:
     """``adapter: lora`` is ``adapter: {type: lora}``."""

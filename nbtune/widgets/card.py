@@ -8,23 +8,35 @@ from typing import Any
 from nbtune.events import ENDED, Step
 from nbtune.widgets.plain import clean
 
-__all__ = ["card"]
+__all__ = ["card", "words"]
 
 
 def card(run: Any, latest: Step | None) -> str:
     """HTML of a run's name, its state and latest step, its folder, and what a person may do with it now."""
-    state, said = run.state, [run.state]
-    if latest is not None:
-        said += [f"step {latest.step:,} of {run.total_steps:,}", f"loss {latest.loss:.4g}"]
-    rows = [("Where it stands", " · ".join(said)), ("Folder", f"{run.folder.name}/")]
-    if run.error is not None:
-        rows.append(("Why", clean(str(run.error), 600)))
+    state, rows = _found(run, latest)
     cells = "".join(
         f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
         for name, text in rows
     )
     calls = " · ".join(f"<code>{escape(call)}</code>" for call in next_calls(state))
     return f"<div><b>Run {escape(clean(run.name, 200))}</b><table>{cells}</table><p>Next: {calls}</p></div>"
+
+
+def words(run: Any, latest: Step | None) -> str:
+    """The same as lines of text."""
+    state, rows = _found(run, latest)
+    rows = [*rows, ("Next", " · ".join(next_calls(state)))]
+    return "\n".join([f"Run {clean(run.name, 200)}", *(f"  {name}: {text}" for name, text in rows)])
+
+
+def _found(run: Any, latest: Step | None) -> tuple[str, list[tuple[str, str]]]:
+    state, said = run.state, [run.state]
+    if latest is not None:
+        said += [f"step {latest.step:,} of {run.total_steps:,}", f"loss {latest.loss:.4g}"]
+    rows = [("Where it stands", " · ".join(said)), ("Folder", f"{run.folder.name}/")]
+    if run.error is not None:
+        rows.append(("Why", clean(str(run.error), 600)))
+    return state, rows
 
 
 def next_calls(state: str) -> list[str]:

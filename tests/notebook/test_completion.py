@@ -71,6 +71,23 @@ def test_rows_of_the_notebook_and_files_are_offered_as_data(shell: Any, tmp_path
     assert [text.split("data: ")[1] for text in offered] == ["my_rows", "my_file.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("data: {source: my_rows, columns: {pro|", ["data: {source: my_rows, columns: {prompt: "]),
+        ("data: {source: my_rows, columns: {prompt: qu|", ["data: {source: my_rows, columns: {prompt: question"]),
+        (
+            "data:\n  - source: mine.csv\n    columns:\n      completion: |",
+            [f"data:\n  - source: mine.csv\n    columns:\n      completion: {name}" for name in ("ask", "reply")],
+        ),
+    ],
+)
+def test_columns_of_rows_are_offered(shell: Any, tmp_path: Any, before: str, after: list[str]) -> None:
+    shell.user_ns["my_rows"] = [{"question": "a", "answer": "b"}]
+    (tmp_path / "mine.csv").write_text("ask,reply\na,b\n")
+    assert complete(shell, f"%%finetune\n{before}") == [f"%%finetune\n{text}" for text in after]
+
+
 def test_models_of_the_cache_are_offered(shell: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hub/models--acme--small-1b").mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

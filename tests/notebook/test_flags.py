@@ -14,7 +14,7 @@ def test_each_field_of_the_spec_is_a_flag_and_is_explained() -> None:
     text = flags.finetune_help()
     for name, info in RunSpec.model_fields.items():
         assert f"--{name.replace('_', '-')}" in offered
-        assert f"  {name}: " in text
+        assert f"\n  {name} " in text
         assert info.description is not None
 
 
@@ -63,3 +63,11 @@ def test_a_wrong_line_is_said_with_its_cause_and_fix(line: str, cause: str, fix:
 def test_words_of_a_choice_come_from_the_field() -> None:
     assert flags.choices(RunSpec.model_fields["dtype"].annotation) == ["auto", "fp32", "bf16", "fp16"]
     assert flags.choices(RunSpec.model_fields["packing"].annotation) == ["true", "false"]
+
+
+def test_help_fits_into_a_page_and_its_columns_stand_apart() -> None:
+    from nbtune.notebook.commands import nbtune_help
+
+    for text in (flags.finetune_help(), nbtune_help()):
+        assert max(map(len, text.splitlines())) <= 100
+        assert not [line for line in text.splitlines() if "--ollama-type TYPEits" in line]

@@ -6,9 +6,11 @@ import pytest
 from IPython.lib.pretty import pretty
 from memory_run import MemoryRun, made_up_step
 
+import nbtune
 from nbtune import events as ev
 from nbtune.data.report import Report
 from nbtune.spec import from_yaml, to_yaml
+from nbtune.store.folder import create
 from nbtune.widgets.card import card, next_calls
 
 
@@ -52,3 +54,18 @@ def test_a_report_is_shown_in_words():
     report = Report(used=3, held_out=1, tokens=10, trained_tokens=4, longest=5, warnings=["<i>odd</i>"])
     assert "3 examples to learn from" in pretty(report)
     assert "&lt;i&gt;odd" in report._repr_html_()
+    assert "<i>" not in report._repr_html_()
+    assert Report(used=12_345).__str__().startswith("12,345 examples")
+
+
+def test_a_spec_in_a_list_says_only_what_was_asked():
+    spec = from_yaml("data: rows\nadapter: {r: 8}\nsteps: 3")
+    assert repr([spec]) == "[RunSpec(data=(SourceSpec(source='rows'),), adapter=AdapterSpec(r=8), steps=3)]"
+    assert str(spec) == to_yaml(spec).rstrip()
+
+
+def test_in_a_terminal_a_run_is_some_lines_and_in_a_list_one(tmp_path):
+    run = nbtune.Run(create(tmp_path, "demo", from_yaml("data: rows")))
+    assert pretty(run).splitlines()[0] == "Run demo"
+    assert "Next: run." in pretty(run)
+    assert pretty([run]) == f"[{run!r}]"
