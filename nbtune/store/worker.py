@@ -36,7 +36,7 @@ from nbtune.store.log import EventWriter
 from nbtune.store.owner import Ownership, TakenOver
 from nbtune.store.quiet import quiet_libraries
 from nbtune.train import sampling
-from nbtune.train.control import OtherIsGone
+from nbtune.train.control import OtherIsGone, Wishes
 
 if TYPE_CHECKING:
     import torch
@@ -331,13 +331,13 @@ class _Engine:
             return events.Checkpoint(step=progress.step, folder="")
         return checkpoints.save(self.folder, self.built, self.stepper, progress, keep=self.spec.checkpoint.keep)
 
-    def _between(self) -> None:
+    def _between(self, within: Callable[[Wishes], bool]) -> None:
         if self.rehearsal is not None and self.progress.step > self.began_at:
             self.rehearsal.end(done=True)
             self.rehearsal = None
         if self.owner is not None:
             self.owner.check()
-            answer_requests(self.folder, self._answer)
+            answer_requests(self.folder, partial(self._answer, within=within))
 
     def _check_packing(self) -> events.Check:
         from nbtune import data
@@ -409,8 +409,9 @@ class _Engine:
             said = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
             yield events.Sample(step=step, prompt=prompt, answer=said)
 
-    def _answer(self, request: dict[str, Any], asked: Asked) -> dict[str, Any]:
-        """What `generate`, `token_losses` and `row_losses` of `nbtune.store.run.Run` ask of a run that is at work."""
+    def _answer(self, request: dict[str, Any], asked: Asked, *, within: Callable[[Wishes], bool]) -> dict[str, Any]:
+        """What `generate`, `token_losses` and `row_losses` of `nbtune.store.run.Run` ask of a run that is at work;
+        `within` is given the wishes between two tokens, and may end the answer."""
         from nbtune.train.row_losses import row_losses
 
         model, tokenizer = self.built.model, self.built.tokenizer
@@ -425,14 +426,11 @@ class _Engine:
                 if "ids" in request:
                     return {"losses": sampling.token_losses(model, **request), "step": self.progress.step}
                 told = (lambda token: asked.say(dataclasses.asdict(token))) if request.pop("tell", False) else None
-                gone = lambda: self._to_end() or asked.gone()  # noqa: E731
+                gone = lambda: within(self.control.look()) or asked.gone()  # noqa: E731
                 said = sampling.answer(model, tokenizer, told=told, should_stop=gone, **request)
             return {"answer": said, "step": self.progress.step}
         except Exception as error:  # noqa: BLE001 — a bad question must not end the run; whoever asked is told
             return {"error": str(error) if isinstance(error, NbtuneError) else f"{type(error).__name__}: {error}"}
-
-    def _to_end(self) -> bool:
-        return self.control.look().ends
 
 
 def _on_others(plan: Plan, count: int) -> Plan:

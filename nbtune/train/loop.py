@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nbtune import events
 from nbtune.device import Later, MemoryUse, memory_use
@@ -92,14 +92,15 @@ class Jobs:
 
     `save` writes a checkpoint and returns its event, `evaluate` the mean loss, tokens and seconds of the held-out rows
     (None: there are none), `sample` asks the sample prompts, `between` is called at every micro-step boundary (requests
-    to the live model are answered there). `evaluate` and `sample` are given a function to call between their batches
-    and tokens: a stop or a pause does not wait for their end.
+    to the live model are answered there), with a function to call with the wishes between two tokens of an answer: it
+    says whether the answer has to end. `evaluate` and `sample` are given a function to call between their batches and
+    tokens: a stop or a pause does not wait for their end.
     """
 
     save: Callable[[Progress], events.Checkpoint]
     evaluate: Callable[[Callable[[], None]], tuple[float, int, float] | None]
     sample: Callable[[int, Callable[[], None]], Iterable[events.Sample]]
-    between: Callable[[], None]
+    between: Callable[[Callable[[Wishes], bool]], None]
 
 
 def _tokens(batch: Batch) -> int:
@@ -157,7 +158,7 @@ class _Loop:
     ) -> None:
         self.stepper, self.batches, self.options, self.jobs = stepper, batches, options, jobs
         self.progress, self.emit, self.control = progress, emit, control
-        self._seen = control.look()
+        self._seen, self._said = control.look(), ""
         self._pending: _Pending | None = None
         self._late = stepper.device.type != "cpu"
         self._overflows, self._holding = 0, False
@@ -191,7 +192,7 @@ class _Loop:
         micro_batches = self._next or self.batches.step(index)
         own = [sum(map(count, micro_batches)) for count in (self.options.count, trained_tokens, _tokens)]
         counted, trained, tokens = self.options.agree(own)
-        denominator = max(1, counted)
+        denominator = counted if counted > 0 else 1
         for micro_step, batch in enumerate(micro_batches):
             if micro_step:
                 self._look()
@@ -284,9 +285,10 @@ class _Loop:
 
     def _look(self) -> None:
         """Answer the wishes that have come since last time."""
-        self.jobs.between()
+        self.jobs.between(self._while_answering)
         wishes = self.control.look()
         if wishes == self._seen and wishes.mode == "run":
+            self._state("running")  # a pause may have come and gone during an answer
             return
         if wishes.ends:
             raise _Stop
@@ -303,6 +305,15 @@ class _Loop:
             raise _Stop
         if wishes.mode == "pause" and not self._holding:
             self._paused(grant=False)
+
+    def _while_answering(self, wishes: Wishes) -> bool:
+        """Between two tokens of an answer to somebody: nothing trains meanwhile, so a pause holds from now on and the
+        answer goes on. Any other new wish ends it (True), and is granted behind it."""
+        if wishes.ends:
+            return True
+        self._state("paused" if wishes.mode == "pause" else "running")
+        seen, step = self._seen, (wishes.checkpoint, wishes.sample, wishes.learning_rate)
+        return step != (seen.checkpoint, seen.sample, seen.learning_rate)
 
     def _grant(self, wishes: Wishes) -> None:
         if wishes.learning_rate != self._seen.learning_rate and wishes.learning_rate is not None:
@@ -330,9 +341,10 @@ class _Loop:
         self._flush()
         self._state("paused")
         while (wishes := self.control.look()).mode == "pause":
+            self._state("paused")
             if grant:
                 self._holding = True  # answers that are wished during a pause are given during it
-                self.jobs.between()
+                self.jobs.between(self._while_answering)
                 self._grant(wishes)
                 self._holding = False
             self.control.wait(0.25)
@@ -344,4 +356,8 @@ class _Loop:
         self._clock = time.perf_counter()
 
     def _state(self, state: str) -> None:
+        """Says a state, once until there is another one."""
+        if state == self._said:
+            return
+        self._said = state
         self.emit(events.State(state=state, step=self.progress.step, total_steps=self.options.total_steps))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import contextmanager
+
 import pytest
 
 from nbtune import events
@@ -39,6 +43,82 @@ def test_in_a_pause_it_saves_answers_and_takes_another_rate(start, until):
     run.unpause()
     until(run, lambda e: isinstance(e, events.Step) and e.step > held)
     assert len([e for e in said(run, events.Sample) if e.step == held]) == 1
+    run.stop(wait=True)
+
+
+@contextmanager
+def long_answer(run):
+    """Somebody is told an answer that has no end of its own; yields (tokens so far, the thread, wait for more)."""
+    told, more = [], threading.Condition()
+
+    def hear(token):
+        with more:
+            told.append(token)
+            more.notify_all()
+
+    def await_more(count=3):
+        wanted = len(told) + count
+        with more:
+            assert more.wait_for(lambda: len(told) >= wanted, 60)
+
+    over = threading.Event()
+    how = {"max_new_tokens": 100_000, "temperature": 100.0, "seed": 1}  # so hot that it does not come to an end
+    thread = threading.Thread(target=lambda: run.generate("?", **how, told=hear, should_stop=over.is_set))
+    thread.start()
+    try:
+        await_more()
+        yield told, thread, await_more
+    finally:
+        over.set()
+        thread.join(60)
+    assert not thread.is_alive()
+
+
+def since(run, began, kind, **fields):
+    """Seconds from `began` to the first such event behind it."""
+    fits = [e for e in said(run, kind) if e.time >= began and all(getattr(e, k) == v for k, v in fields.items())]
+    return fits[0].time - began
+
+
+def test_a_pause_holds_in_the_middle_of_an_answer_which_goes_on(start, until):
+    run = start(steps=100_000)
+    until(run, lambda e: isinstance(e, events.Step) and e.step >= 2)
+    with long_answer(run) as (_, thread, await_more):
+        held = run.step
+        for wish, state in ((run.pause, "paused"), (run.unpause, "running"), (run.pause, "paused")):
+            began = time.time()
+            wish()
+            until(run, lambda e, state=state, began=began: getattr(e, "state", "") == state and e.time >= began)
+            assert since(run, began, events.State, state=state) < 1
+            await_more()
+            assert thread.is_alive()
+    assert run.step == held
+    assert run.state == "paused"  # the answer is over, the pause is not
+    run.unpause()
+    until(run, lambda e: isinstance(e, events.Step) and e.step > held)
+    run.stop(wait=True)
+    states = [event.state for event in said(run, events.State)]
+    assert states[-7:] == ["running", "paused", "running", "paused", "running", "stopping", "stopped"]
+
+
+def test_any_other_wish_ends_an_answer_and_is_granted(start, until):
+    run = start(steps=100_000, samples=["Who are you?"])
+    until(run, lambda e: isinstance(e, events.Step) and e.step >= 2)
+    wishes = {
+        events.Checkpoint: run.checkpoint,
+        events.Warning: lambda: run.set_learning_rate(1e-5),
+        events.Sample: run.sample,
+    }
+    for kind, wish in wishes.items():
+        with long_answer(run) as (told, thread, _):
+            began = time.time()
+            wish()
+            until(run, lambda e, kind=kind, began=began: isinstance(e, kind) and e.time >= began)
+            if kind is not events.Sample:  # whose own answer takes its time
+                assert since(run, began, kind) < 1
+            thread.join(60)  # what was said so far is the answer
+            assert not thread.is_alive()
+            assert len(told) < 5000
     run.stop(wait=True)
 
 

@@ -126,7 +126,7 @@ def _our_losses(kind, stepper=None, progress=None, upto=STEPS):
         save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
         evaluate=lambda look: None,
         sample=lambda step, look: [],
-        between=lambda: None,
+        between=lambda _: None,
     )
     stepper, progress = stepper or _stepper(kind), progress or Progress()
     train(stepper, _InOrder(), options, jobs, progress=progress, emit=said.append, control=MemoryControl())

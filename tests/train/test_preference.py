@@ -264,7 +264,7 @@ def test_the_loop_learns_from_pairs() -> None:
         save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
         evaluate=lambda look: None,
         sample=lambda step, look: [],
-        between=lambda: None,
+        between=lambda _: None,
     )
     before, _ = mean_loss(model, loss, batches.batches, device=CPU, count=loss.count)
     train(stepper, batches, options, jobs, progress=Progress(), emit=said.append, control=MemoryControl())
