@@ -167,7 +167,7 @@ BOXES = """async (panel) => {
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1000, 420])
 def test_nothing_moves_while_it_is_told_for_ten_seconds(notebook, width):
-    page = notebook([MEMORY, "run.go(pause=0.05)"], width=width)
+    page = notebook([MEMORY.replace('"demo"', '"demo", 4000'), "run.go(pause=0.05)"], width=width)
     page.run(0)
     page.run(1)
     page.page.locator(f"{PANEL}[data-plotly=true]").wait_for()

@@ -48,10 +48,10 @@ class View {
       el("div", { class: "nbt-row" }, this.presets(setup)),
       el("div", { class: "nbt-columns" },
         el("div", {}, el("div", { class: "nbt-six" }, ...part(true)),
-          el("div", { class: "nbt-row", style: "margin-top:10px" }, el("button", { type: "button", class: "nbt-btn", onclick: () => file.click() }, text("form.upload")), file),
-          el("details", { style: "margin-top:10px" }, el("summary", {}, text("form.more")), el("div", { class: "nbt-others" }, ...part(false)))),
+          el("div", { class: "nbt-row", style: "margin-top:10px" }, el("button", { type: "button", class: "nbt-btn", onclick: () => file.click() }, text("form.upload")), file)),
         el("div", { class: "nbt-side" }, el("label", { style: "display:block;font-weight:600" }, text("form.yaml")), this.yaml, this.error,
           this.meter, this.cost, el("details", {}, el("summary", {}, text("form.why")), this.why))),
+      el("details", {}, el("summary", {}, text("form.more")), el("div", { class: "nbt-others" }, ...part(false))),
       el("div", { class: "nbt-row" }, el("label", {}, text("form.name"), this.name), this.start,
         el("button", { type: "button", class: "nbt-btn", onclick: () => this.copy() }, text("form.copy")), this.said),
       this.host, ...Object.values(this.lists));
@@ -138,6 +138,7 @@ class View {
     this.error.classList.toggle("nbt-next", Boolean(error) && !begun);
     if (error && !begun) setText(this.error, text("form.next")); // nothing is wrong yet: what comes next
     this.start.disabled = Boolean(error);
+    if (error) this.showCosts();
   }
 
   showError(error) {
@@ -148,7 +149,9 @@ class View {
   showCosts() {
     const costs = this.model.get("costs");
     setAttribute(this.root, "data-costs", costs.state ?? "");
-    this.meter.hidden = costs.state !== "known";
+    const wrong = Boolean(this.model.get("checked").error); // what is known are the costs of the spec before
+    this.meter.hidden = wrong || costs.state !== "known";
+    if (wrong) return setText(this.cost, "");
     if (costs.state === "failed") this.showError(costs.error);
     if (costs.state !== "known") return setText(this.cost, costs.state === "working" ? text("form.working") : "");
     const share = costs.peak / (costs.available || 1);
