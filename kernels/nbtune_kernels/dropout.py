@@ -59,7 +59,7 @@ def reference(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
 
 
 @jit
-def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.constexpr):
+def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, ADD: tl.constexpr, BLOCK: tl.constexpr):
     seed = tl.load(seed_ptr)
     # a column from the start: a thread then makes the words of the very elements that it loads
     c = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -73,22 +73,25 @@ def _kernel(x_ptr, seed_ptr, y_ptr, n, threshold, scale, stream, BLOCK: tl.const
     word = tl.where(part < 2, w0, tl.where(part < 4, w1, tl.where(part < 6, w2, w3)))
     half = tl.where(part % 2 == 0, word & 0xFFFF, word >> 16).to(tl.int32)
     y = tl.where(half >= threshold, x * scale, 0.0)
+    if ADD:
+        y += tl.load(y_ptr + at, at < n, other=0.0).to(tl.float32)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), at < n)
 
 
-@op("dropout(Tensor x, float p, Tensor seed, int stream, Tensor(a!) y) -> ()", lambda *_: None)
-def _dropout(x, p, seed, stream, y):
+@op("dropout(Tensor x, float p, Tensor seed, int stream, bool add, Tensor(a!) y) -> ()", lambda *_: None)
+def _dropout(x, p, seed, stream, add, y):
     if not use_triton(x):
-        y.copy_(reference(x, p, seed, stream))
+        kept = reference(x, p, seed, stream)
+        y.copy_((y.float() + kept.float()).to(y.dtype) if add else kept)
         return
     table, x = launch("dropout", compute_capability(x.device)), x.contiguous()
     _kernel[(cdiv(x.numel(), 8 * table["block"]),)](
-        x, seed, y, x.numel(), _threshold(p), 1 / (1 - p), stream, BLOCK=table["block"],
+        x, seed, y, x.numel(), _threshold(p), 1 / (1 - p), stream, ADD=add, BLOCK=table["block"],
         **FUSED, num_warps=table["warps"],
     )  # fmt: skip
 
 
-def dropout(x: Tensor, p: float, seed: Tensor, *, stream: int = 0) -> Tensor:
+def dropout(x: Tensor, p: float, seed: Tensor, *, stream: int = 0, onto: Tensor | None = None) -> Tensor:
     """Drop elements of x with probability p, by a mask that seed, stream and position alone decide.
 
     Args:
@@ -96,9 +99,12 @@ def dropout(x: Tensor, p: float, seed: Tensor, *, stream: int = 0) -> Tensor:
         p: `0 <= p < 1`.
         seed: int64, one element, on x's device (so a captured CUDA graph draws a new mask when it is changed).
         stream: `0 <= stream < 2^31`; modules that share a seed take different ones.
+        onto: contiguous, of x's shape and dtype: the result is added to it, in fp32 and with one rounding.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout probability must be in [0, 1), not {p}")
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _dropout(x, p, seed, stream, y)
+    if onto is not None and (onto.shape != x.shape or not onto.is_contiguous()):
+        raise ValueError(f"cannot add {tuple(x.shape)} onto {tuple(onto.shape)} with strides {onto.stride()}")
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if onto is None else onto
+    _dropout(x, p, seed, stream, onto is not None, y)
     return y

@@ -22,7 +22,7 @@ import importlib
 kernel = importlib.import_module("nbtune_kernels.dropout")._kernel
 x, seed = torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64)
 def arguments(n=4096, threshold=6553): return (x, seed, x, n, threshold, 1.1, 0)
-options = {"BLOCK": 256, "enable_fp_fusion": True, "num_warps": 4}
+options = {"ADD": False, "BLOCK": 256, "enable_fp_fusion": True, "num_warps": 4}
 """
 AHEAD = """
 from nbtune_kernels.ahead import finish

@@ -40,6 +40,16 @@ def test_gradient_is_the_same_op(draw, device):
     assert torch.allclose(dropout(dy, 0.3, seed), want)
 
 
+def test_a_result_is_added_onto_another_in_fp32(draw, near, device, dtype):
+    x, there, seed = draw(5, 123, dtype=dtype), draw(5, 123, dtype=dtype), torch.tensor(11, device=device)
+    want = there.double() + torch.where(dropout_mask(x.shape, 0.25, seed, 2), x.double() / 0.75, 0)
+    got = dropout(x, 0.25, seed, stream=2, onto=there)
+    assert got is there
+    near(got, want, dtype)
+    with pytest.raises(ValueError, match="onto"):
+        dropout(x, 0.25, seed, onto=draw(123, 5, dtype=dtype).t())
+
+
 def test_refuses_one(draw, device):
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         dropout(draw(2), 1.0, torch.tensor(0, device=device))

@@ -72,7 +72,10 @@ def drop_input_gradient(group: "LinearGroup", wide_dy: Tensor, seed: Tensor) -> 
     dx = torch.mm(wide_dy[:, : group.outputs], group.matrix[: group.outputs, : group.inputs])
     dxa = wide_dy[:, group.outputs :]
     for rows, p, n in _parts(group):
-        dx.add_(_drop(torch.mm(dxa[:, rows], group.a[rows]), p, seed, n))
+        if p:
+            dropout(torch.mm(dxa[:, rows], group.a[rows]), p, seed, stream=n, onto=dx)
+        else:
+            dx.addmm_(dxa[:, rows], group.a[rows])
     return dx
 
 

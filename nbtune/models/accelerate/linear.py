@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nbtune_kernels import lora_xa
+from nbtune_kernels import lora_xa, rms_norm_apply
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.dropped import drop_gradients, drop_input_gradient, drop_project
@@ -334,7 +334,7 @@ class LinearGroup:
         """
         dys = list(dy.split(self.outs, dim=1))
         if rows is not None and columns is not None and (self.full or (seed is not None and self.rank)):
-            x = (x * rows[:, None] * columns).to(dy.dtype)
+            x = rms_norm_apply(x, columns, rows, cast_before_mul=False)
         if self.full:
             grads: list[Tensor | None] = [torch.mm(d.t(), x) for d in dys]
             biased = [m.base.bias is not None and m.base.bias.requires_grad for m in self.members]
