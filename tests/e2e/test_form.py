@@ -44,6 +44,7 @@ def test_a_run_by_keyboard(notebook, lab):
     page.page.keyboard.press("Control+z")
     expect(yaml).not_to_have_value(re.compile("epochs: 2"))
     yaml.fill("model: nbtune/tiny\ndata: rows\nsteps: 12\nadapter: {r: 8}")
+    expect(panel.locator(".nbt-error")).to_be_hidden()
     page.page.locator(".nbt-form[data-costs=known]").wait_for()
     panel.locator("summary", has_text="reasons").click()
     panel.locator("summary", has_text="More fields").click()
