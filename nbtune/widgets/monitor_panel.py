@@ -25,6 +25,16 @@ RARELY = 5.0  # the same, while nobody sees the panel
 WATCH = 0.5  # seconds between looks at a run that has ended, while it is exported
 
 
+def _chat(run: Any) -> Panel:
+    from nbtune.widgets.chat_panel import Chat
+
+    return Chat(run)
+
+
+BESIDE: dict[str, Callable[[Any], Panel]] = {"chat": _chat}
+"""The panels that a monitor opens, by the name of their button."""
+
+
 class Monitor(Panel):
     """Loss, evaluation, learning rate, speed, memory and time left of a run, with its buttons.
 
@@ -42,6 +52,7 @@ class Monitor(Panel):
     panel = "monitor"
     snapshot = traitlets.Dict().tag(sync=True)
     snapshot_rows = traitlets.Bytes().tag(sync=True)
+    opened = traitlets.Dict().tag(sync=True)  # the panel that is shown in this one: its kind, and its model's id
 
     def __init__(self, run: Any) -> None:
         self.run = run
@@ -51,6 +62,7 @@ class Monitor(Panel):
         self._sending = threading.Lock()
         self._said = time.monotonic()
         self._over = threading.Event()
+        self._beside: Panel | None = None
         self._seeing, self._pages = threading.RLock(), dict[str, bool]()
         self.view.delta(self._cursor)  # the first picture, sent with the opening, has all of it
         super().__init__()
@@ -186,6 +198,26 @@ class Monitor(Panel):
             self._work(lambda: self.run.export.gguf(kind))
         else:
             self._work(make(self.run, kind))
+
+    def do_open(self, what: str) -> None:
+        """Shows a panel of `BESIDE` below; it is closed by `do_close`."""
+        if what not in BESIDE:
+            raise NbtuneError(f"a monitor does not open {what!r}")
+        self.in_background(lambda: self._open(what), self._failed)
+
+    def _open(self, what: str) -> None:
+        if self.opened.get("what") != what:
+            self.do_close()
+            self._beside = BESIDE[what](self.run)
+        assert self._beside is not None
+        self.opened = {"what": what, "model": self._beside.model_id}
+
+    def do_close(self) -> None:
+        """Puts the panel away that was opened."""
+        self.opened = {}
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
 
     def do_push(self, repo: str, private: bool = True, what: str = "adapter") -> None:
         """Uploads with a model card."""

@@ -18,6 +18,7 @@ from nbtune import events as ev
 from nbtune.errors import TrainError
 from nbtune.planner.plan import MemoryPlan
 from nbtune.spec import RunSpec
+from nbtune.train.sampling import Token
 
 
 class MemoryRun:
@@ -144,6 +145,12 @@ class MemoryRun:
     def sample(self) -> None:
         self._wish("sample")
         self.say(*[ev.Sample(step=self.step, prompt=prompt, answer="Ahoy!") for prompt in self.spec.samples])
+
+    def generate(self, prompt: Any, *, base: bool = False, told: Callable[[Token], None], **options: Any) -> str:
+        words = ["I", " am", " a", " model." if base else " captain."]
+        for word in words:
+            told(Token(7, word, 0.25))
+        return "".join(words)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self._wish(f"rate {learning_rate:g}")

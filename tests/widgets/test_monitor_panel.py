@@ -51,8 +51,8 @@ def panel(monkeypatch):
         widget.close()
 
 
-def click(widget, what, **values):
-    message = {"method": "custom", "content": {"t": "do", "id": "1", "do": what, **values}}
+def click(widget, wish, **values):
+    message = {"method": "custom", "content": {"t": "do", "id": "1", "do": wish, **values}}
     widget._handle_msg({"content": {"data": message}, "buffers": []})
     return widget.comm.wait_for(lambda content: content["t"] == "ack")
 
@@ -178,6 +178,23 @@ def test_a_live_run_gives_signs_of_life_as_often_as_is_set_and_a_closed_panel_no
     widget.close()
     assert widget._over.is_set()
     assert not run._listeners
+
+
+def test_the_chat_opens_in_the_monitor_and_is_put_away(panel):
+    run = MemoryRun()
+    run.say(made_up_step(1), ev.State(state="finished"))
+    widget = panel(run)
+    assert "error" not in click(widget, "open", what="chat")
+    until(lambda: widget.opened)
+    assert widget.opened == {"what": "chat", "model": widget._beside.model_id}
+    assert widget._beside.sides[1]["name"] == "demo"
+    widget.do_close()
+    assert widget.opened == {}
+    assert widget._beside is None
+
+
+def test_a_monitor_opens_no_panel_that_there_is_not(panel):
+    assert "'zip'" in click(panel(MemoryRun()), "open", what="zip")["error"]
 
 
 def see(widget, seen, page="a page"):

@@ -21,6 +21,7 @@ export class Controls {
     this.resume = this.button("resume", () => this.do("resume", "run.resume()"));
     this.export = this.button("export", () => this.toggle("exportBox"));
     this.push = this.button("push", () => this.toggle("pushBox"));
+    this.chat = this.button("chat", () => this.open("chat", "run.chat()"));
     this.exportBox = this.makeExportBox();
     this.pushBox = this.makePushBox();
     this.dropBox = this.makeDropBox();
@@ -39,7 +40,7 @@ export class Controls {
       });
     }
     this.node = el("div", { class: "nbt-controls", style: "display:grid;gap:8px" },
-      el("div", { class: "nbt-row" }, this.pause, this.stop, this.drop, this.resume, this.sample, this.checkpoint, this.export, this.push),
+      el("div", { class: "nbt-row" }, this.pause, this.stop, this.drop, this.resume, this.sample, this.checkpoint, this.chat, this.export, this.push),
       this.dropBox, this.exportBox, this.pushBox, this.rateForm,
       el("div", { role: "status" }, this.said), this.codeLine);
   }
@@ -119,6 +120,18 @@ export class Controls {
     }
   }
 
+  /** Opens a panel below the buttons, and puts the cursor into it. */
+  open(what, code) {
+    this.beside.expect();
+    this.opener = this[what];
+    return this.do("open", code, { what });
+  }
+
+  leave() {
+    this.opener?.focus();
+    return this.store.wishes.ask("close");
+  }
+
   togglePause() {
     const paused = this.store.status.state === "paused";
     return this.do(paused ? "unpause" : "pause", paused ? "run.unpause()" : "run.pause()");
@@ -141,7 +154,8 @@ export class Controls {
   situation() {
     const { status, exports, notes, samples, checkpoints } = this.store;
     const last = checkpoints.at(-1)?.step;
-    return JSON.stringify([status.state, exports.filter((item) => item.done >= 1).length, notes.length, samples.length, last]);
+    const opened = this.store.model.get("opened")?.model;
+    return JSON.stringify([opened, status.state, exports.filter((item) => item.done >= 1).length, notes.length, samples.length, last]);
   }
 
   update() {
@@ -156,6 +170,7 @@ export class Controls {
     this.rate.placeholder = peak ? number(peak) : "";
     setText(this.lost, text("drop.lost", { step: last }));
     if (ended && !this.dropBox.hidden) this.close();
+    this.chat.hidden = !(ended && this.store.status.exportable);
     this.resume.hidden = !(ended && state !== "finished" && this.store.status.resumable);
     this.pause.disabled = !working;
     this.stop.disabled = this.drop.disabled = state === "stopping";

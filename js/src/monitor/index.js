@@ -9,6 +9,7 @@ import { text } from "../shared/texts.js";
 import { readTheme, watchTheme } from "../shared/theme.js";
 import "../shared/base.css";
 import "./monitor.css";
+import { Beside } from "./beside.js";
 import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
 import { Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
@@ -58,6 +59,8 @@ class View {
       memory: new Memory(),
       table: new Table(),
     };
+    parts.beside = new Beside(this.model, () => parts.controls.leave());
+    parts.controls.beside = parts.beside;
     parts.checkpoints = new Checkpoints((step) => parts.controls.do("resume", `run.resume(step=${step})`, { step }));
     const keys = ["loss", "eval", "speed", "memory", "elapsed", "eta"];
     parts.tiles = Object.fromEntries(keys.map((key) => [key, el("div", { class: "nbt-value" })]));
@@ -72,7 +75,7 @@ class View {
         tile("memory", parts.memoryLabel), tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
       parts.loss.node, parts.noPlotly, this.options(),
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node))),
-      parts.controls.node, parts.notes.node, parts.samples.node, parts.checkpoints.node,
+      parts.controls.node, parts.beside.node, parts.notes.node, parts.samples.node, parts.checkpoints.node,
       parts.memory.node, parts.table.node);
     return parts;
   }
@@ -236,6 +239,7 @@ class View {
     cancelAnimationFrame(this.frame);
     cancelAnimationFrame(this.smallFrame);
     for (const end of this.end) end();
+    this.parts.beside.destroy();
     for (const chart of [this.parts.loss, ...this.parts.small]) chart.destroy();
   }
 }
