@@ -147,6 +147,11 @@ class Arriving:
         part, inner = self._find(index)
         return part.arrays(inner)
 
+    def weight(self, index: int) -> float | None:
+        """As of `Dataset`."""
+        part, inner = self._find(index)
+        return part.weight(inner)
+
     def lengths_of(self, first: int, last: int) -> np.ndarray:
         """Tokens per example first..last, int64; they must be there."""
         found = []

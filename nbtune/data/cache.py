@@ -46,7 +46,7 @@ __all__ = [
 WORTH = 2000
 _UNFINISHED = 24 * 3600.0  # seconds after which a folder that was never sealed is rubbish
 ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
-_MORE = ("value_of", "token_values")  # of rows that judge
+_MORE = ("value_of", "token_values", "weight_of")  # of rows that judge, of rows with weights
 
 
 def folder() -> Path:

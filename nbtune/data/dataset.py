@@ -38,6 +38,7 @@ class Dataset:
         weights: one per source, for a mix.
         value_of: float32 [examples], what was judged: 1 better or good, 0 worse or bad; None for rows that judge not.
         token_values: float32 [tokens], NaN but at the last token of a judged step: 1 right, 0 wrong; None likewise.
+        weight_of: float32 [examples], how often the losses of an example count; None: once.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Dataset:
         weights: Sequence[float] = (),
         value_of: np.ndarray | None = None,
         token_values: np.ndarray | None = None,
+        weight_of: np.ndarray | None = None,
     ) -> None:
+        self.weight_of = weight_of
         self.value_of, self.token_values = value_of, token_values
         self.ids, self.trained, self.starts = ids, trained, starts
         self.source_of, self.row_of = source_of, row_of
@@ -76,6 +79,10 @@ class Dataset:
         """ids int32 [n] and trained bool [n] of an example, without a copy."""
         start, end = self.starts[index], self.starts[index + 1]
         return self.ids[start:end], self.trained[start:end]
+
+    def weight(self, index: int) -> float | None:
+        """How often the losses of an example count; None where each counts once."""
+        return None if self.weight_of is None else float(self.weight_of[index])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -117,6 +124,7 @@ class Dataset:
             self.weights,
             None if self.value_of is None else self.value_of[indices],
             None if self.token_values is None else self.token_values[where],
+            None if self.weight_of is None else self.weight_of[indices],
         )
 
 
@@ -131,7 +139,7 @@ class Builder:
         self._lengths = array("q")
         self._source_of = array("i")
         self._row_of = array("q")
-        self._values = array("f")
+        self._values, self._weight_of = array("f"), array("f")
         self._steps: list[np.ndarray] = []
 
     def add(
@@ -142,8 +150,12 @@ class Builder:
         row: int,
         value: float | None = None,
         steps: np.ndarray | None = None,
+        weight: float | None = None,
     ) -> None:
-        """One example: ids int32 [n], trained bool [n]; what was judged of it, and of its tokens (float32 [n])."""
+        """One example: ids int32 [n], trained bool [n]; what was judged of it, and of its tokens (float32 [n]); how
+        often it counts (of all, or of none)."""
+        if weight is not None:
+            self._weight_of.append(weight)
         if value is not None:
             self._values.append(value)
         if steps is not None:
@@ -176,4 +188,6 @@ class Builder:
         source_of, row_of = np.asarray(self._source_of, np.int32), np.asarray(self._row_of, np.int64)
         values = np.asarray(self._values, np.float32) if len(self._values) else None
         steps = np.concatenate(self._steps) if self._steps else None
-        return Dataset(ids, trained, starts, source_of, row_of, self._sources, self._weights, values, steps)
+        weight_of = np.asarray(self._weight_of, np.float32) if len(self._weight_of) else None
+        more = {"value_of": values, "token_values": steps, "weight_of": weight_of}
+        return Dataset(ids, trained, starts, source_of, row_of, self._sources, self._weights, **more)

@@ -21,11 +21,15 @@ class DatasetFiles:
     def __init__(self, folder: Path, name: str) -> None:
         self._files = {array: _Column(folder / f"{name}-{array}.npy", kind) for array, kind in _KINDS.items()}
         self._files["starts"].append(np.zeros(1, np.int64))
-        self._tokens = 0
+        self._folder, self._name, self._tokens = folder, name, 0
 
     def append(self, part: Dataset) -> Dataset:
         """Writes examples behind the others; returns them as they lie on disk."""
         columns: dict[str, Any] = {a: getattr(part, a) for a in ("ids", "trained", "source_of", "row_of")}
+        if part.weight_of is not None:  # of all parts, or of none
+            if "weight_of" not in self._files:
+                self._files["weight_of"] = _Column(self._folder / f"{self._name}-weight_of.npy", np.float32)
+            columns["weight_of"] = part.weight_of
         read = {array: self._files[array].append(values) for array, values in columns.items()}
         self._files["starts"].append(part.starts[1:] + self._tokens)
         self._tokens += int(part.starts[-1])

@@ -16,6 +16,7 @@ from nbtune.data.facts import DataFacts, histogram
 from nbtune.data.formats import Chat, Format, Parts
 from nbtune.data.holdout import expected_held_out, hold_out
 from nbtune.data.judged import Several, kind_of, together
+from nbtune.data.leaving_out import unmatched, without_dropped
 from nbtune.data.prepared import Prepared
 from nbtune.data.reading import Overflow, Reader, format_of, is_empty, spread
 from nbtune.data.report import Report
@@ -25,7 +26,7 @@ from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
 # The keys of a spec that decide what the tokens are.
-READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method"}
+READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method", "row_weights"}
 
 __all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare"]
 
@@ -88,6 +89,13 @@ def prepare(
         held = held if len(held) else None
     else:
         train, held = hold_out(train, spec, seed, report)
+    train = without_dropped(train, report)
+    if not len(train):
+        raise nothing_left(report, max_len)
+    if held is not None:
+        held = without_dropped(held, report, weighted=False)
+        held = held if len(held) else None
+    report.warnings += unmatched(spec, work.matched)
     report.warnings += work.oddities.warnings()
     conclude(report, train, held)
     report.warnings += diagnose(train, held)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,6 +15,7 @@ from nbtune.data.doctor import Oddities
 from nbtune.data.encoding import Encoder, Job
 from nbtune.data.formats import Chat, Format, Parts, detect
 from nbtune.data.judged import Several
+from nbtune.data.marks import mark_of
 from nbtune.data.report import Report, SourceReport
 from nbtune.data.sources import ArrowRows, Rows, Source
 from nbtune.data.splitting import split_chat
@@ -29,13 +30,15 @@ Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]
 
 
 class _Piece(NamedTuple):
-    """A text of the row of that number; `last` of the row's texts, `value` and `steps` as judged."""
+    """A text of the row of that number; `last` of the row's texts, `value` and `steps` as judged, `weight` as a spec's
+    `row_weights` say (None where there are none)."""
 
     number: int
     row: Chat | Parts
     last: bool = True
     value: float | None = None
     steps: tuple[bool, ...] = ()
+    weight: float | None = None
 
 
 @dataclass(slots=True)
@@ -95,6 +98,7 @@ class Reader:
         self.report, self.oddities = Report(), Oddities()
         self.total = self.done = 0
         self.chat_template: str | None = None
+        self.matched: set[str] = set()  # marks of `row_weights` that are rows'
         self._encoders: dict[bool, Encoder] = {}
         self._formats: dict[str, Format] = {}
 
@@ -186,6 +190,7 @@ class Reader:
             except DataError as error:
                 self._refuse(source, index, rows, error)
                 continue
+            weight = self._weight(given)
             texts = row.rows if isinstance(row, Several) else (row,)
             judged_steps = isinstance(row, Several) and row.steps  # their labels stand at line breaks
             if not judged_steps and any(is_empty(text, self.spec.train_on) for text in texts):
@@ -193,11 +198,20 @@ class Reader:
                 continue
             if isinstance(row, Several):
                 last = len(texts) - 1
-                read += [_Piece(index, t, i == last, row.values[i], row.steps) for i, t in enumerate(texts)]
+                read += [_Piece(index, t, i == last, row.values[i], row.steps, weight) for i, t in enumerate(texts)]
             else:
-                read.append(_Piece(index, row))
+                read.append(_Piece(index, row, weight=weight))
             self._look(texts[0])
         return read
+
+    def _weight(self, row: Mapping[str, Any]) -> float | None:
+        """How often a row counts; None where the spec names none."""
+        if not self.spec.row_weights:
+            return None
+        mark = mark_of(row)
+        if mark in self.spec.row_weights:
+            self.matched.add(mark)
+        return self.spec.row_weights.get(mark, 1.0)
 
     def _look(self, row: Chat | Parts) -> None:
         if isinstance(row, Chat):
@@ -221,7 +235,7 @@ class Reader:
             if broken is not None:
                 self._refuse(source, piece.number, source.rows, broken)
             elif piece.value is None:
-                self._keep(builder, chunk.source, source, piece.number, piece.row, *together[0][:2])
+                self._keep(builder, chunk.source, source, piece, *together[0][:2])
             else:
                 self._keep_together(builder, chunk.source, source, together)
             together, broken = [], None
@@ -247,7 +261,8 @@ class Reader:
         if cut:
             self._fate(source, index, "cut", f"longer than {self.max_len} tokens")
         for whole in kept:
-            builder.add(whole.ids, whole.trained, number, index, whole.piece.value, whole.token_values())
+            judged, weight = whole.token_values(), whole.piece.weight
+            builder.add(whole.ids, whole.trained, number, index, whole.piece.value, judged, weight)
 
     def _too_long(self, source: Source, index: int, count: int) -> DataError:
         return DataError(
@@ -261,11 +276,11 @@ class Reader:
         builder: Builder,
         number: int,
         source: Source,
-        index: int,
-        row: Chat | Parts,
+        piece: _Piece,
         ids: np.ndarray,
         trained: np.ndarray,
     ) -> None:
+        index, row, weight = piece.number, piece.row, piece.weight
         if len(ids) > self.max_len:
             if isinstance(row, Parts) and row.windows:
                 windows = -(-len(ids) // self.max_len)
@@ -273,7 +288,7 @@ class Reader:
                 for w in range(windows):
                     part = slice(w * self.max_len, (w + 1) * self.max_len)
                     if len(ids[part]) > 1:
-                        builder.add(ids[part], trained[part], number, index)
+                        builder.add(ids[part], trained[part], number, index, weight=weight)
                 return
             if self.overflow == "raise":
                 raise self._too_long(source, index, len(ids))
@@ -282,7 +297,7 @@ class Reader:
                 status = ("split", f"longer than {self.max_len} tokens, split between its turns")
                 self._fate(source, index, *(status if parts else ("dropped", "no part of it would be trained")))
                 for part_ids, part_trained in parts:
-                    builder.add(part_ids, part_trained, number, index)
+                    builder.add(part_ids, part_trained, number, index, weight=weight)
                 return
             if self.overflow == "drop":
                 self._fate(source, index, "dropped", f"longer than {self.max_len} tokens")
@@ -297,7 +312,7 @@ class Reader:
         elif not trained[1:].any():
             self._fate(source, index, "dropped", "no token of it would be trained")
             return
-        builder.add(ids, trained, number, index)
+        builder.add(ids, trained, number, index, weight=weight)
 
     def _refuse(self, source: Source, index: int, rows: Rows, error: DataError) -> None:
         place = error.place or rows.place(index)

@@ -120,6 +120,7 @@ class Workman:
             "chat_template": reader.chat_template,
             "terminator": reader.report.terminator,
             "warnings": reader.report.warnings,
+            "matched": sorted(reader.matched),
         }
         return Shard(data, _digests(data, self.job.seed), about)
 
@@ -144,15 +145,10 @@ def _digests(data: Dataset, seed: int) -> np.ndarray:
 
 def write_shard(folder: Path, number: int, shard: Shard) -> None:
     """The shard as files, the last of them whole or not there."""
-    np.savez(
-        folder / f"{number}.npz",
-        ids=shard.data.ids,
-        trained=shard.data.trained,
-        starts=shard.data.starts,
-        source_of=shard.data.source_of,
-        row_of=shard.data.row_of,
-        digest_of=shard.digest_of,
-    )
+    arrays = {name: getattr(shard.data, name) for name in ("ids", "trained", "starts", "source_of", "row_of")}
+    if shard.data.weight_of is not None:
+        arrays["weight_of"] = shard.data.weight_of
+    np.savez(folder / f"{number}.npz", allow_pickle=False, digest_of=shard.digest_of, **arrays)
     (folder / f"{number}.json").write_text(json.dumps(shard.about), encoding="utf-8")
 
 

@@ -31,6 +31,7 @@ from nbtune.data.dataset_files import DatasetFiles
 from nbtune.data.doctor import Oddities, diagnose
 from nbtune.data.facts import DataFacts
 from nbtune.data.judged import kind_of
+from nbtune.data.leaving_out import unmatched, without_dropped
 from nbtune.data.prepared import Prepared
 from nbtune.data.preparing import READ, conclude, measure, nothing_left, prepare
 from nbtune.data.reading import Overflow, Reader, format_of
@@ -95,7 +96,7 @@ def start(
     key, later = None, None
     if cached:
         options = {"spec": spec.model_dump(include={*READ, "sequence_len"}), "arriving": True}
-        of_contents = partial(cache.key_of, sources, tokenizer, {**options, **job.to_json(), "spec": None})
+        of_contents = partial(cache.key_of, sources, tokenizer, {**job.to_json(), **options})
         later = of_contents if _takes_long_to_hash(sources) else None
         key = None if later else of_contents()
     known = cache.load(key) if key else None
@@ -143,6 +144,7 @@ class _Start:
         self.report, self.oddities = Report(), Oddities()
         self.chats = self.unended = 0
         self.digests: list[np.ndarray] = []
+        self.matched: set[str] = set()
         self.held_digests = np.zeros(0, np.uint64)
         self.facts, self.job = self._facts(job)
         self.crew = crew
@@ -189,7 +191,8 @@ class _Start:
         if own:
             job = self.job
             reader = Reader(self.tokenizer, job.spec, job.max_len, job.overflow, job.on_error, None)  # type: ignore[arg-type]
-            self.own_eval = reader.read(own)
+            self.own_eval = without_dropped(reader.read(own), reader.report, weighted=False)
+            self.matched |= reader.matched
             self.report.fates += reader.report.fates
             self.report.sources += reader.report.sources
             self.report.rows += reader.report.rows
@@ -229,21 +232,23 @@ class _Start:
         self.report.fates += about["fates"]
         self.chats, self.unended = self.chats + about["chats"], self.unended + about["unended"]
         self.oddities.add(about["oddities"])
+        self.matched |= set(about["matched"])
         self.report.terminator = about["terminator"] or self.report.terminator
         self.report.template = about["chat_template"] or self.report.template
         self.report.warnings += [w for w in about["warnings"] if w not in self.report.warnings]
         out = self._held_out(shard)
         self.digests.append(shard.digest_of[_first_of_rows(shard.data)])
         kept, held = np.flatnonzero(~out), np.flatnonzero(out)
-        part = shard.data.take(kept)
+        part = without_dropped(shard.data.take(kept), self.report)
         self.arriving.add(self._written("train", part))
-        self.report.used += len(kept)
+        self.report.used += len(part)
         self.report.tokens += int(part.starts[-1])
         self.report.trained_tokens += int(part.trained.sum())
         self.report.longest = max(self.report.longest, part.longest)
         if len(held):
-            self.held.add(self._written("eval", shard.data.take(held)))
-            self.report.held_out += len(held)
+            measured = without_dropped(shard.data.take(held), self.report, weighted=False)
+            self.held.add(self._written("eval", measured))
+            self.report.held_out += len(measured)
 
     def _written(self, name: str, part: Dataset) -> Dataset:
         """The part, on disk instead of in memory."""
@@ -284,6 +289,7 @@ class _Start:
         if self.unended and self.job.spec.train_on != "all":
             report.warnings.append(f"{self.unended} conversations end with an answer without a terminator")
         report.warnings += self.oddities.warnings()
+        report.warnings += unmatched(self.job.spec, self.matched)
         order = {source.name: number for number, source in enumerate(report.sources)}
         report.fates.sort(key=lambda fate: (order.get(fate[0], 0), fate[1]))
         train, held = self._settle()

@@ -41,6 +41,12 @@ def _is_choice(gpus: int | tuple[int, ...]) -> bool:
     return bool(gpus) and len(set(gpus)) == len(gpus) and min(gpus) >= 0
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
 class RunSpec(Part):
     """What the user asked for. Frozen; `to_yaml` and `from_yaml` are in `nbtune.spec.yaml`."""
 
@@ -137,6 +143,14 @@ class RunSpec(Part):
         "Spans",
         "Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.",
         example=[{"match": "Ahoy!", "train": False}],
+        advanced=True,
+    )
+    row_weights: dict[str, Annotated[float, BeforeValidator(_number), Field(ge=0, le=1000)]] = field(
+        {},
+        "Row weights",
+        "How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row "
+        "out, 2 counts it twice.",
+        example={"r3fa9c1d2e4b5": 0},
         advanced=True,
     )
     overflow: Literal["truncate_right", "truncate_left", "split", "drop", "raise"] = field(
@@ -256,6 +270,13 @@ class RunSpec(Part):
         from nbtune.spec.yaml import to_yaml
 
         return to_yaml(self).rstrip()
+
+    @field_validator("row_weights")
+    @classmethod
+    def _marks(cls, value: dict[str, float]) -> dict[str, float]:
+        if odd := [mark for mark in value if not _MARK.match(mark)]:
+            raise ValueError(f"`{odd[0]}` is no row's mark: that is r and twelve digits, as `run.losses()` tells them")
+        return value
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunSpec:

@@ -22,7 +22,7 @@ from nbtune.store.files import DISK_ERRORS
 if TYPE_CHECKING:
     from nbtune.data import Source
 
-__all__ = ["Measuring", "RowLoss", "row_text"]
+__all__ = ["ORDERS", "Measuring", "RowLoss", "row_text"]
 
 ORDERS = ("loss", "base", "learnt", "tokens", "row")
 _ASKED = 32  # rows at a time: a run that is at work is held up no longer than so many rows take

@@ -33,6 +33,7 @@ from nbtune.store.failing import for_people, reserve, room_for
 from nbtune.store.files import read_json, sweep, write_json, write_text
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventWriter
+from nbtune.store.measuring import Measuring, unless_idle
 from nbtune.store.owner import Ownership, TakenOver
 from nbtune.store.quiet import quiet_libraries
 from nbtune.train import sampling
@@ -47,13 +48,12 @@ if TYPE_CHECKING:
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.loop import Progress
     from nbtune.train.loss import LossOutput
-    from nbtune.train.ranks import RankedControl, Ranks
+    from nbtune.train.ranks import Ranks
     from nbtune.train.rehearsal import Rehearsal
     from nbtune.train.stepper import Stepper
 
 __all__ = ["execute"]
 
-_SAMPLE_TOKENS = 64
 _EACH_BY_ITSELF = ("sft", "dpo", "ipo", "simpo")  # a row's loss does not depend on the others of its batch
 
 
@@ -115,6 +115,7 @@ class _Engine:
     batches: BatchPlan
     stepper: Stepper | FusedStepper
     progress: Progress
+    measuring: Measuring
     rehearsal: Rehearsal | None = None
     began_at = 0  # the step from which on this process trains
 
@@ -123,7 +124,6 @@ class _Engine:
     ) -> None:
         self.folder, self.emit, self.owner, self.ranks = folder, emit, owner, ranks
         self.writes, self.count = ranks is None or ranks.first, 1 if ranks is None else ranks.count
-        self.together: RankedControl | None = None
         self.spec: RunSpec = read_spec(folder)
         self.control = FileControl(folder)
 
@@ -236,7 +236,7 @@ class _Engine:
         )
 
     def _make_stepper(self, device: torch.device) -> None:
-        from nbtune.train.evaluate import trained_tokens
+        from nbtune.train.evaluate import trained_weight
         from nbtune.train.loop import Progress
         from nbtune.train.loss import sft_loss
         from nbtune.train.preference import PreferenceLoss
@@ -245,12 +245,12 @@ class _Engine:
         model.train()
         fused = handle is not None and "head" in handle.report.taken and self.spec.method == "sft"
         self.loss: Callable[..., LossOutput] = partial(sft_loss, fused=fused)
-        self.counted: Callable[[Batch], int] = trained_tokens
+        self.counted: Callable[[Batch], float] = trained_weight
         if self.spec.method != "sft":
             judging = PreferenceLoss(self.spec.method, {} if self.spec.beta is None else {"beta": self.spec.beta})
             self.loss, self.counted = judging, judging.count
         if self.plan.sharded:
-            self.loss, self.counted = _unless_idle(self.loss, self.counted)
+            self.loss, self.counted = unless_idle(self.loss, self.counted)
         self.stepper = (
             self._fused_stepper(device) if fused and self._graphs_pay(device) else self._plain_stepper(device)
         )
@@ -301,7 +301,9 @@ class _Engine:
         from nbtune.train.schedule import learning_rate_of
 
         plan, spec = self.plan, self.spec
-        together = self.together = None if self.ranks is None else RankedControl(self.ranks, self.control)
+        together = None if self.ranks is None else RankedControl(self.ranks, self.control)
+        given = self.data, self.built, self.loss, self.counted, self.stepper.device, self.ranks, together
+        measuring = self.measuring = Measuring(spec, plan, *given)
         options = LoopOptions(
             total_steps=plan.total_steps,
             learning_rate=plan.learning_rate,
@@ -316,13 +318,13 @@ class _Engine:
         )
         jobs = Jobs(
             save=self._save,
-            evaluate=self._evaluate,
-            sample=self._samples,
+            evaluate=measuring.evaluate,
+            sample=measuring.samples,
             between=self._between,
         )
         here = self.writes or plan.sharded  # whose model needs all processes
         if plan.packing and self.progress.step == 0 and here and spec.method in _EACH_BY_ITSELF:
-            self.emit(self._check_packing())
+            self.emit(measuring.packs_are_kept_apart(self._batches(plan, rank=0)))
         emit, control = self._say, together or self.control
         return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
@@ -339,75 +341,11 @@ class _Engine:
             self.owner.check()
             answer_requests(self.folder, partial(self._answer, within=within))
 
-    def _check_packing(self) -> events.Check:
-        from nbtune import data
-        from nbtune.data.batches import collate
-        from nbtune.train.selftest import packed_equals_unpacked
-
-        packed = self._batches(self.plan, rank=0).step(0)
-        group = data.together(self.spec.method)
-        rows = (batch.examples[i : i + group] for batch in packed for i in range(0, len(batch.examples), group))
-        alone = (collate(self.data.train, list(row)) for row in rows)
-        return packed_equals_unpacked(self.built.model, self.loss, packed, alone, device=self.stepper.device)
-
-    def _evaluate(self, look: Callable[[], None]) -> tuple[float, int, float] | None:
-        from nbtune import data
-        from nbtune.data.batches import collate
-        from nbtune.train.evaluate import mean_loss
-
-        if self.data.eval is None or not self.data.eval.at_most(1):
-            return None
-        look = look if self.together is None else self.together.together(look)
-        rank = 0 if self.ranks is None else self.ranks.rank
-        began = time.perf_counter()
-        group = data.together(self.spec.method)
-        held = self.data.eval
-        of_sources: dict[str, list[int]] = {}
-        for row in held.some(self.spec.eval.max_rows, group):
-            of_sources.setdefault(held.source_name(row), []).append(row)
-
-        def batches(rows: list[int]) -> Iterator[Batch]:
-            groups = [rows[i : i + group] for i in range(0, len(rows), group)]
-            each = self.plan.micro_batch_size
-            for i in range(0, len(groups[:: self.count]), each):  # as many for each process
-                look()
-                mine = [row for rows_of in groups[rank :: self.count][i : i + each] for row in rows_of]
-                if mine or self.plan.sharded:
-                    yield collate(held, mine) if mine else collate(held, groups[0]).idle()
-
-        measure = partial(mean_loss, self.built.model, self.loss, device=self.stepper.device, count=self.counted)
-        add = list if self.together is None else self.together.agree
-        found = {name: measure(batches(rows), add=add) for name, rows in of_sources.items()}
-        tokens = sum(count for _, count in found.values())
-        loss = sum(mean * count for mean, count in found.values() if count) / tokens if tokens else math.nan
-        several = {name: mean for name, (mean, count) in found.items() if count and math.isfinite(mean)}
-        self.of_sources = several if len(several) > 1 else {}
-        return loss, tokens, time.perf_counter() - began
-
     def _say(self, event: events.Event) -> None:
         """An event of the loop; what was measured of each source is added to it."""
-        if isinstance(event, events.Eval) and self.of_sources:
-            event = dataclasses.replace(event, sources=self.of_sources)
+        if isinstance(event, events.Eval) and self.measuring.of_sources:
+            event = dataclasses.replace(event, sources=self.measuring.of_sources)
         self.emit(event)
-
-    def _samples(self, step: int, look: Callable[[], None]) -> Iterator[events.Sample]:
-        if self.together is None or not self.spec.samples:
-            return self._said(step, look)
-        if self.plan.sharded:  # all processes are needed for each token
-            return self._said(step, self.together.together(look))
-        return self.together.led(partial(self._said, step), look)
-
-    def _said(self, step: int, look: Callable[[], None]) -> Iterator[events.Sample]:
-        model, tokenizer = self.built.model, self.built.tokenizer
-        assert tokenizer is not None
-
-        def go_on() -> bool:
-            look()
-            return False
-
-        for prompt in self.spec.samples:
-            said = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
-            yield events.Sample(step=step, prompt=prompt, answer=said)
 
     def _answer(self, request: dict[str, Any], asked: Asked, *, within: Callable[[Wishes], bool]) -> dict[str, Any]:
         """What `generate`, `token_losses` and `row_losses` of `nbtune.store.run.Run` ask of a run that is at work;
@@ -445,18 +383,6 @@ def _on_others(plan: Plan, count: int) -> Plan:
             fix="resume it with as many devices (`gpus` in its spec.yaml), or start a new run",
         )
     return plan.model_copy(update={"gpus": count})
-
-
-def _unless_idle(
-    loss: Callable[..., LossOutput], count: Callable[[Batch], int]
-) -> tuple[Callable[..., LossOutput], Callable[[Batch], int]]:
-    """Loss and count of which `Batch.idle` ones are nothing, whatever is in them."""
-
-    def loss_of(model: torch.nn.Module, batch: Batch, **more: Any) -> LossOutput:
-        found = loss(model, batch, **more)
-        return dataclasses.replace(found, loss=found.loss * 0.0) if batch.idle_pass else found
-
-    return loss_of, lambda batch: 0 if batch.idle_pass else count(batch)
 
 
 def main(folder: Path) -> int:

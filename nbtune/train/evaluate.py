@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from nbtune.data.batches import Batch
     from nbtune.train.loss import LossOutput
 
-__all__ = ["mean_loss", "trained_tokens"]
+__all__ = ["mean_loss", "trained_tokens", "trained_weight"]
 
 
 def trained_tokens(batch: Batch) -> int:
     """What most losses are a mean over."""
     return batch.num_trained
+
+
+def trained_weight(batch: Batch) -> float:
+    """What a loss over tokens is a mean over, where rows may count more or less than once."""
+    return batch.weight
 
 
 def mean_loss(
@@ -25,7 +30,7 @@ def mean_loss(
     batches: Iterable[Batch],
     *,
     device: torch.device,
-    count: Callable[[Batch], int] = trained_tokens,
+    count: Callable[[Batch], float] = trained_weight,
     add: Callable[[Sequence[float]], Sequence[float]] = list,
 ) -> tuple[float, int]:
     """(mean loss over all trained tokens of the batches, how many those are); the model is left as it was.
@@ -36,7 +41,7 @@ def mean_loss(
     """
     import torch
 
-    training, total, tokens, counted = model.training, None, 0, 0
+    training, total, tokens, counted = model.training, None, 0, 0.0
     model.eval()
     try:
         with torch.no_grad():

@@ -54,7 +54,7 @@ class FusedStepper:
         self._step = TrainStep(built.model, built.handle, weight_decay=weight_decay, max_grad_norm=limit)
         self._sum: torch.Tensor | None = None
 
-    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """See `Stepper.accumulate`."""
         # left on the host: a recorded step sends them through pinned memory of its own
         inputs = model_inputs(batch, torch.device("cpu"), fused=True)

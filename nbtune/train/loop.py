@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from nbtune import events
 from nbtune.device import Later, MemoryUse, memory_use
 from nbtune.errors import TrainError
-from nbtune.train.evaluate import trained_tokens
+from nbtune.train.evaluate import trained_tokens, trained_weight
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class Stepper(Protocol):
     def scaled(self) -> bool:
         """Whether gradients may overflow without anything being wrong."""
 
-    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
 
     def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,8 +71,8 @@ class LoopOptions:
     eval_every: int
     checkpoint_every: int | None
     checkpoint_seconds: float
-    count: Callable[[Batch], int] = trained_tokens
-    agree: Callable[[Sequence[int]], Sequence[int]] = list
+    count: Callable[[Batch], float] = trained_weight
+    agree: Callable[[Sequence[float]], Sequence[Any]] = list
 
 
 @dataclass

@@ -36,6 +36,7 @@ def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> 
     tensors = {"input_ids": batch.input_ids, "attention_mask": None if fused else batch.attention_mask}
     if fused:
         tensors |= {"loss_rows": batch.trained_rows, "loss_labels": batch.trained_labels}
+        tensors["loss_weights"] = batch.loss_weights
     else:
         tensors["labels"] = batch.labels
     longest = batch.max_seqlen or 0
@@ -59,16 +60,24 @@ def _padded(bounds: torch.Tensor) -> torch.Tensor:
 
 
 def sft_loss(
-    model: torch.nn.Module, batch: Batch, *, denominator: int, device: torch.device, fused: bool = False
+    model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device, fused: bool = False
 ) -> LossOutput:
-    """Cross-entropy of the trained tokens: Σ −log p(label) / denominator.
+    """Cross-entropy of the trained tokens: Σ −w log p(label) / denominator, w the weight of the label's row.
 
     Args:
         model: returns an object with `.loss` when called with `labels` and `num_items_in_batch`, as transformers' do.
         batch: input_ids [B, S], labels [B, S] (−100: not trained), unshifted.
-        denominator: trained tokens of the whole optimizer step, so that accumulated micro-batches equal one batch.
+        denominator: trained tokens (Σ w) of the whole optimizer step, so that accumulated micro-batches equal one.
         device: where the model is.
         fused: see `model_inputs`.
     """
     inputs = model_inputs(batch, device, fused=fused)
+    if batch.loss_weights is not None and not fused:
+        del inputs["labels"]
+        rows, labels, weights = (
+            send(t, device) for t in (batch.trained_rows, batch.trained_labels, batch.loss_weights)
+        )
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[rows].float()
+        losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+        return LossOutput(loss=torch.dot(losses, weights) / denominator)
     return LossOutput(loss=model(**inputs, num_items_in_batch=denominator, use_cache=False).loss)

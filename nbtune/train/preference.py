@@ -148,8 +148,8 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
     inner, labels = decoder(lm), send(batch.trained_labels, device)
     rows, owner = send(batch.trained_rows, device), send(owners, device)
     inputs = model_inputs(batch, device, fused=True)
-    for name in ("loss_rows", "loss_labels", "loss_only"):
-        del inputs[name]
+    for name in ("loss_rows", "loss_labels", "loss_weights", "loss_only"):
+        inputs.pop(name, None)
     try:
         head = find_head(lm) if inner is not None else None
     except LeftAlone:
@@ -226,11 +226,14 @@ class PreferenceLoss:
         if self.method not in METHODS:
             raise SpecError(f"there is no method {self.method!r}", fix=f"Use one of {', '.join(sorted(METHODS))}.")
 
-    def count(self, batch: Batch) -> int:
-        """What the losses of an optimizer step are divided by the sum of: pairs, or answers."""
-        return len(batch.examples) // (1 if self.method == "kto" else 2)
+    def count(self, batch: Batch) -> float:
+        """What the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they count."""
+        every = 1 if self.method == "kto" else 2
+        if batch.example_weights is not None:
+            return float(batch.example_weights[::every].double().sum())
+        return len(batch.examples) // every
 
-    def __call__(self, model: torch.nn.Module, batch: Batch, *, denominator: int, device: torch.device) -> LossOutput:
+    def __call__(self, model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device) -> LossOutput:
         """Σ loss / denominator.
 
         Args:
@@ -245,6 +248,8 @@ class PreferenceLoss:
             each = kto(answers, good, self._z(model, batch, device), **self.options)
         else:
             each = METHODS[self.method](answers.of(slice(0, None, 2)), answers.of(slice(1, None, 2)), **self.options)
+        if batch.example_weights is not None:
+            each = each * send(batch.example_weights[:: 1 if self.method == "kto" else 2], device)
         return LossOutput(loss=each.sum() / denominator)
 
     def _ask(self, model: torch.nn.Module, batch: Batch, device: torch.device) -> Answers:

@@ -156,7 +156,7 @@ class RankedStepper(Stepper):
         super().__init__(*args, **kwargs)
         self._ranks = ranks
 
-    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """See `Stepper.accumulate`; every process draws other random numbers."""
         place = micro_step * self._ranks.count + self._ranks.rank
         super().accumulate(batch, denominator=denominator, step=step, micro_step=place)
@@ -179,7 +179,7 @@ class RankedFusedStepper(FusedStepper):
         super().__init__(*args, **kwargs)
         self._ranks = ranks
 
-    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """See `FusedStepper.accumulate`; every process draws other random numbers."""
         place = micro_step * self._ranks.count + self._ranks.rank
         super().accumulate(batch, denominator=denominator, step=step, micro_step=place)

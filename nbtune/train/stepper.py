@@ -58,7 +58,7 @@ class Stepper:
         """Whether gradients may overflow without anything being wrong."""
         return self.scaler.is_enabled()
 
-    def accumulate(self, batch: Batch, *, denominator: int, step: int, micro_step: int) -> None:
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
         with fork_rng(self.device, needed=self._random):
             if self._random:

@@ -57,6 +57,7 @@ class Head:
             targets.labels,
             bias=self.module.bias,
             rows=targets.rows,
+            token_weights=targets.weights,
             scale=scale,
             softcap=self.softcap,
             logit_scale=self.logit_scale,
@@ -75,7 +76,10 @@ class Head:
             logits = logits * self.logit_scale
         if self.softcap:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return torch.nn.functional.cross_entropy(logits, targets.labels, ignore_index=-100, reduction="sum")
+        if targets.weights is None:
+            return torch.nn.functional.cross_entropy(logits, targets.labels, ignore_index=-100, reduction="sum")
+        losses = torch.nn.functional.cross_entropy(logits, targets.labels, ignore_index=-100, reduction="none")
+        return torch.dot(losses, targets.weights)
 
 
 _WHOLE = 2**25  # bytes of logits, which is a chunk of the kernels' head on a CPU
@@ -88,22 +92,28 @@ class LossInputs:
     Args:
         labels: `[M]` int64, already shifted; −100 is not trained.
         rows: `[M]` int64 into `[B * S]`, or None when M = B * S.
-        count: how many labels are trained, a number or a scalar on the device.
+        count: how many labels are trained, a number or a scalar on the device; with weights, their sum.
+        weights: `[M]` fp32, how often each label's loss counts; None: once.
     """
 
     labels: Tensor
     rows: Tensor | None
     count: Tensor | float
+    weights: Tensor | None = None
 
 
 def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> Callable[[], LossInputs]:
-    """From the collator's `loss_rows` and `loss_labels`, else from `labels` `[B, S]` or `shift_labels`.
+    """From the collator's `loss_rows`, `loss_labels` and `loss_weights`, else from `labels` `[B, S]` or `shift_labels`.
 
     Call it before the layers are launched, and its result after. The number of trained rows, which decides whether the
     others are left out of the head, is then counted beside the layers, and nothing waits for these. (While a CUDA graph
     is captured it cannot reach the host: all rows are computed.)
     """
     rows, given = kwargs.pop("loss_rows", None), kwargs.pop("loss_labels", None)
+    weights = kwargs.pop("loss_weights", None)
+    if given is not None and weights is not None:
+        flat = weights.reshape(-1).float()
+        return lambda: LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), flat.sum(), flat)
     if given is not None:
         return lambda: LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), (given != -100).sum())
     ready_made = kwargs.pop("shift_labels", None)
