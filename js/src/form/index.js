@@ -133,7 +133,8 @@ class View {
 
   showChecked() {
     const { yaml = "", error, begun = true } = this.model.get("checked");
-    if (document.activeElement !== this.yaml || !this.root.isConnected) this.yaml.value = yaml;
+    if (this.root.getRootNode().activeElement !== this.yaml) // marimo's cells are shadow trees
+      this.yaml.value = yaml;
     this.showError(error);
     this.error.classList.toggle("nbt-next", Boolean(error) && !begun);
     if (error && !begun) setText(this.error, text("form.next")); // nothing is wrong yet: what comes next
@@ -192,8 +193,13 @@ class View {
   async showChild() {
     const id = this.model.get("child").replace("IPY_MODEL_", "");
     const manager = this.model.widget_manager;
-    if (!id || !manager) return;
-    const view = await manager.create_view(await manager.get_model(id));
+    if (!id) return;
+    let view;
+    try {
+      view = await manager.create_view(await manager.get_model(id));
+    } catch { // marimo shows a widget only as a cell's value
+      return setText(this.said, text("form.elsewhere", { call: `nbtune.attach("${this.name.value.trim() || "run"}").monitor()` }));
+    }
     setText(this.said, "");
     this.host.replaceChildren(view.el);
     if (this.begun) requestAnimationFrame(() => this.host.scrollIntoView({ block: "nearest" }));

@@ -31,6 +31,7 @@ addTexts({
     "form.working": "Working out what it will cost…",
     "form.why": "The plan and its reasons",
     "form.starting": "Starting…",
+    "form.elsewhere": "It has begun. This page shows its monitor in a cell of its own: {call}",
   },
   de: {
     "form": "Feintunen",
@@ -62,5 +63,6 @@ addTexts({
     "form.working": "Rechne aus, was es kostet…",
     "form.why": "Der Plan und seine Gründe",
     "form.starting": "Es geht los…",
+    "form.elsewhere": "Er läuft. Diese Seite zeigt den Verlauf in einer eigenen Zelle: {call}",
   },
 });
