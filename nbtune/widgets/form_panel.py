@@ -9,9 +9,9 @@ from typing import Any
 
 import traitlets
 
-from nbtune import hub
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
+from nbtune.widgets import form_models
 from nbtune.widgets.form_fields import CARE, GOALS, fields, preset
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean, without_home
@@ -39,6 +39,7 @@ class Form(Panel):
     checked = traitlets.Dict().tag(sync=True)
     costs = traitlets.Dict().tag(sync=True)
     child = traitlets.Unicode("").tag(sync=True)
+    judged = traitlets.List().tag(sync=True)
 
     def __init__(
         self,
@@ -54,6 +55,12 @@ class Form(Panel):
         first = {"model": "nbtune/tiny", **(values or {})}
         super().__init__(setup=self._setup(), values=first)
         self.do_check(dict(first))
+        if len(self.setup["models"]) > 1:  # to be chosen from: what each needs, once it is known
+            self.in_background(self._judge, lambda error: None)
+
+    def _judge(self) -> None:
+        for found in form_models.judge(self.setup["models"]):
+            self.judged = [*self.judged, found]
 
     def _setup(self) -> dict[str, Any]:
         from nbtune.data.sources import is_rows
@@ -65,7 +72,7 @@ class Form(Panel):
             "fields": fields(),
             "goals": list(GOALS),
             "care": list(CARE),
-            "models": ["nbtune/tiny", *hub.cached("model")],
+            "models": form_models.names(),
         }
         return body | {"data": [*rows, *files[:30], *_sets()]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.widgets import form
 from nbtune.widgets.form_fields import CARE, FIRST, GOALS, fields, preset
+from nbtune.widgets.form_models import judge, names
 
 
 class Planner:
@@ -145,4 +147,32 @@ def test_a_column_that_is_not_there_is_said_while_one_types(tmp_path, monkeypatc
     assert made.checked["error"]["fix"] == "did you mean `reply`?"
     with pytest.raises(SpecError):
         made.do_start("x")
+    made.close()
+
+
+def test_models_of_the_cache_say_what_they_need(tmp_path, monkeypatch):
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_attention_heads": 8,
+        "vocab_size": 1000,
+    }
+    for name, layers, width in (("small", 2, 64), ("huge", 4000, 65536)):
+        folder = tmp_path / f"hub/models--acme--{name}/snapshots/main"
+        folder.mkdir(parents=True)
+        sizes = {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+        (folder / "config.json").write_text(json.dumps({**config, **sizes}))
+    (tmp_path / "hub/models--acme--empty").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = {one["name"]: one for one in judge(names())}
+    assert list(found) == ["nbtune/tiny", "acme/huge", "acme/small"]
+    assert found["acme/small"]["fits"]
+    assert found["acme/small"]["bytes"] < found["acme/small"]["peak"] < found["acme/small"]["available"]
+    assert not found["acme/huge"]["fits"]
+    assert "peak" not in found["acme/huge"]
+    made = form(Planner(), lambda spec, name, rows: None, {})
+    told = threading.Event()
+    made.observe(lambda change: told.set() if len(change["new"]) == 3 else None, "judged")
+    assert len(made.judged) == 3 or told.wait(60)
+    assert [one["name"] for one in made.judged] == list(found)
     made.close()

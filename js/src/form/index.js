@@ -22,12 +22,14 @@ class View {
       "change:costs": () => this.showCosts(),
       "change:child": () => this.showChild(),
     };
+      "change:judged": () => this.showModels(),
     for (const [name, handler] of Object.entries(this.handlers)) model.on(name, handler);
     this.fill(model.get("values"));
     this.showChecked();
     this.showCosts();
     this.showChild();
   }
+    this.showModels();
 
   build(setup) {
     this.lists = { model: this.list(setup.models), data: this.list(setup.data) };
@@ -68,6 +70,17 @@ class View {
   }
 
   presets(setup) {
+  /** Beside each model of the list: its size, and whether it can be trained here. */
+  showModels() {
+    const known = new Map(this.model.get("judged").map((found) => [found.name, found]));
+    for (const option of this.lists.model.children) {
+      const found = known.get(option.value);
+      if (!found) continue;
+      const how = found.fits ? text("form.fits", { peak: bytes(found.peak), available: bytes(found.available), weights: found.weights }) : text("form.too-big");
+      option.label = `${bytes(found.bytes)} · ${how}`;
+    }
+  }
+
     const pick = (names, kind) => {
       const node = el("select", { onchange: () => this.usePreset() }, el("option", { value: "" }, text("form.own")), ...names.map((name) => el("option", { value: name }, text(`${kind}.${name}`))));
       return node;

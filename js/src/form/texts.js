@@ -32,6 +32,8 @@ addTexts({
     "form.why": "The plan and its reasons",
     "form.starting": "Starting…",
     "form.elsewhere": "It has begun. This page shows its monitor in a cell of its own: {call}",
+    "form.fits": "trains in {peak} of {available} ({weights})",
+    "form.too-big": "too big to be trained here",
   },
   de: {
     "form": "Feintunen",
@@ -65,4 +67,6 @@ addTexts({
     "form.starting": "Es geht los…",
     "form.elsewhere": "Er läuft. Diese Seite zeigt den Verlauf in einer eigenen Zelle: {call}",
   },
+    "form.fits": "Training braucht {peak} von {available} ({weights})",
+    "form.too-big": "hier zu groß zum Trainieren",
 });
