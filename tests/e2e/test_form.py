@@ -62,3 +62,10 @@ def test_a_run_by_keyboard(notebook, lab):
     page.page.locator('.nbt-monitor .nbt-state[data-state="finished"]').wait_for()
     page.run(1)
     assert page.output(1).strip() == "12 clicked"
+
+    # the same spec as a cell of one's own, below the form
+    panel.get_by_role("button", name="Insert as cell").press("Enter")
+    cells = page.page.locator(".jp-Notebook .jp-CodeCell")
+    expect(cells).to_have_count(3)
+    expect(cells.nth(1)).to_contain_text("%%finetune --name clicked")
+    expect(cells.nth(1)).to_contain_text("data: more.jsonl")

@@ -2,6 +2,7 @@
 
 import { el, freshId, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, number } from "../shared/format.js";
+import { insertCell } from "../shared/insert.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
@@ -21,15 +22,15 @@ class View {
       "change:checked": () => this.showChecked(),
       "change:costs": () => this.showCosts(),
       "change:child": () => this.showChild(),
-    };
       "change:judged": () => this.showModels(),
+    };
     for (const [name, handler] of Object.entries(this.handlers)) model.on(name, handler);
     this.fill(model.get("values"));
     this.showChecked();
     this.showCosts();
     this.showChild();
-  }
     this.showModels();
+  }
 
   build(setup) {
     this.lists = { model: this.list(setup.models), data: this.list(setup.data) };
@@ -55,7 +56,7 @@ class View {
           this.meter, this.cost, el("details", {}, el("summary", {}, text("form.why")), this.why))),
       el("details", {}, el("summary", {}, text("form.more")), el("div", { class: "nbt-others" }, ...part(false))),
       el("div", { class: "nbt-row" }, el("label", {}, text("form.name"), this.name), this.start,
-        el("button", { type: "button", class: "nbt-btn", onclick: () => this.copy() }, text("form.copy")), this.said),
+        el("button", { type: "button", class: "nbt-btn", onclick: () => this.insert() }, text("form.insert")), this.said),
       this.host, ...Object.values(this.lists));
     this.root.addEventListener("dragover", (event) => event.preventDefault());
     this.root.addEventListener("drop", (event) => {
@@ -69,7 +70,6 @@ class View {
     return el("datalist", { id: freshId("list") }, ...options.map((value) => el("option", { value })));
   }
 
-  presets(setup) {
   /** Beside each model of the list: its size, and whether it can be trained here. */
   showModels() {
     const known = new Map(this.model.get("judged").map((found) => [found.name, found]));
@@ -81,6 +81,7 @@ class View {
     }
   }
 
+  presets(setup) {
     const pick = (names, kind) => {
       const node = el("select", { onchange: () => this.usePreset() }, el("option", { value: "" }, text("form.own")), ...names.map((name) => el("option", { value: name }, text(`${kind}.${name}`))));
       return node;
@@ -188,8 +189,11 @@ class View {
     this.check();
   }
 
-  async copy() {
-    await navigator.clipboard.writeText(`%%finetune --name ${this.name.value || "run"}\n${this.yaml.value}`);
+  /** The spec as a cell below this one; where the page has no way to make one, it is copied. */
+  async insert() {
+    const cell = `%%finetune --name ${this.name.value.trim() || "run"}\n${this.yaml.value}`;
+    if (insertCell(this.model, this.root, cell)) return setText(this.said, text("form.inserted"));
+    await navigator.clipboard.writeText(cell);
     setText(this.said, text("form.copied"));
   }
 
