@@ -30,6 +30,10 @@ class Exporter:
     def __init__(self, run: Run) -> None:
         self._run = run
 
+    def __repr__(self) -> str:
+        kinds = 'gguf("q8_0", …), merged(), adapter(), adapter_gguf(), ollama()'
+        return f"<what can be made of {self._run.name}: {kinds}>"
+
     def source(self) -> ExportSource:
         """Base and adapter as `nbtune.export` takes them.
 

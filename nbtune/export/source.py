@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
+from ..store.files import from_here
 from .measured import Quality
 
 __all__ = ["TOKENIZER_FILES", "ExportSource", "ExportedFile", "Progress", "read_json", "safe_name"]
@@ -81,6 +82,10 @@ class ExportedFile:
     seconds: float
     notes: tuple[str, ...] = field(default=())
     quality: Quality | None = None
+
+    def __repr__(self) -> str:  # what a cell shows: a path of the machine does not belong into a notebook
+        known = "".join(f"; {remark}" for remark in self.remarks)
+        return f"<{self.type}: {from_here(self.path)}, {self.bytes / 2**20:,.1f} MiB{known}>"
 
     @property
     def remarks(self) -> list[str]:

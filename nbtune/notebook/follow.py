@@ -21,6 +21,7 @@ from nbtune.notebook import front
 from nbtune.notebook.pump import Pump
 from nbtune.notebook.show import Note, say
 from nbtune.progress import Progress
+from nbtune.store.files import from_here
 
 __all__ = ["follow", "show_ended"]
 
@@ -39,7 +40,7 @@ def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") 
     sink = _Output(run, front.has_page(shell)) if front.in_kernel(shell) else _Terminal(run)
     if not why:
         sink.line(
-            f"{run.name} trains in the background: `run` is its handle, {run.folder.name}/ has its files.\n"
+            f"{run.name} trains in the background: `run` is its handle, {from_here(run.folder)}/ has its files.\n"
             f"Stop and save: %nbtune stop {run.name}"
         )
         sink.end_later()

@@ -14,8 +14,9 @@ from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
 from nbtune.notebook import commands, flags, front
 from nbtune.notebook.follow import follow, show_ended
-from nbtune.notebook.show import Table, from_here, losses_table, runs_table, say, show_plan
+from nbtune.notebook.show import Table, losses_table, runs_table, say, show_plan
 from nbtune.spec import from_mapping, from_yaml, placing
+from nbtune.store.files import from_here
 
 __all__ = ["NbtuneMagics"]
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from IPython.display import display
 
 from nbtune.progress import Progress
+from nbtune.store.files import from_here
 
-__all__ = ["Note", "Table", "from_here", "losses_table", "runs_table", "say", "show_plan"]
+__all__ = ["Note", "Table", "losses_table", "runs_table", "say", "show_plan"]
 
 
 class Note:
@@ -36,14 +35,6 @@ def say(text: str) -> None:
 def show_plan(plan: Any) -> None:
     """Shows a plan as its table."""
     display({"text/plain": plan.explain(), "text/html": plan._repr_html_()}, raw=True)
-
-
-def from_here(path: Path) -> str:
-    """A path as people write it from the notebook's folder."""
-    with contextlib.suppress(ValueError):
-        return path.absolute().relative_to(Path.cwd()).as_posix()
-    home = Path.home()
-    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()
 
 
 class Table:
@@ -77,7 +68,7 @@ def runs_table(runs: Iterable[Any]) -> Table:
     rows = []
     for run in runs:
         state, steps = run.state, f"{run.step:,}/{run.total_steps:,}" if run.total_steps else ""
-        rows.append((run.name, run.id, state, steps, run.folder.name, _next_command(run, state)))
+        rows.append((run.name, run.id, state, steps, from_here(run.folder), _next_command(run, state)))
     return Table(
         ("name", "id", "state", "step", "folder", "next"),
         rows,

@@ -24,6 +24,7 @@ __all__ = [
     "DISK_ERRORS",
     "as_train_error",
     "discard",
+    "from_here",
     "lock",
     "read_json",
     "replace_folder",
@@ -167,3 +168,12 @@ def _patiently(rename: Callable[[], Any]) -> None:
             if time.monotonic() >= end:
                 raise
             time.sleep(0.02)
+
+
+def from_here(path: Path) -> str:
+    """A path as people write it in the working folder; a home folder is `~`, so that nobody is told whose it is."""
+    with suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd()).as_posix()
+    home = Path.home()
+    told = path.is_relative_to(home) and home != home.parent  # a home that is the root says nothing
+    return f"~/{path.relative_to(home).as_posix()}" if told else path.as_posix()

@@ -6,13 +6,12 @@ thing: it repeats the run exactly as it was, from its folder.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
-from nbtune.store.files import read_json
+from nbtune.store.files import from_here, read_json
 from nbtune.store.folder import name_of, read_spec
 
 __all__ = ["as_script", "as_yaml", "written"]
@@ -48,7 +47,7 @@ def as_script(folder: Path) -> str:
     head, text = f"Trains {folder.name} again: same rows, same losses.", as_yaml(folder)
     if _needs_folder(read_spec(folder)):
         shown = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-        return _REPEAT.format(head=head, spec=shown, folder=_from_here(folder))
+        return _REPEAT.format(head=head, spec=shown, folder=from_here(folder))
     return _SCRIPT.format(head=head, spec=_literal(text), name=name_of(folder)[0])
 
 
@@ -90,7 +89,7 @@ def _as_file(source: SourceSpec, entry: dict[str, Any], folder: Path) -> SourceS
     files = entry.get("files", [])
     if entry["kind"] not in ("variable", "file") or len(files) != 1 or files[0]["path"].endswith(".arrow"):
         return source
-    path = _from_here(Path((folder / "data" / files[0]["path"]).resolve()))
+    path = from_here(Path((folder / "data" / files[0]["path"]).resolve()))
     return source.model_copy(update={"source": f"file:{path}"})
 
 
@@ -104,10 +103,3 @@ def _literal(text: str) -> str:
     if '"""' in text or "\\" in text or not text.replace("\n", "").isprintable():
         return "(\n" + "".join(f"    {line!r}\n" for line in text.splitlines(keepends=True)) + ")"
     return f'"""\\\n{text}"""'
-
-
-def _from_here(path: Path) -> str:
-    with contextlib.suppress(ValueError):
-        return path.absolute().relative_to(Path.cwd()).as_posix()
-    home = Path.home()
-    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else path.as_posix()

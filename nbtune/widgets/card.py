@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from nbtune.events import ENDED, Step
+from nbtune.store.files import from_here
 from nbtune.widgets.plain import clean
 
 __all__ = ["card", "words"]
@@ -33,7 +34,7 @@ def _found(run: Any, latest: Step | None) -> tuple[str, list[tuple[str, str]]]:
     state, said = run.state, [run.state]
     if latest is not None:
         said += [f"step {latest.step:,} of {run.total_steps:,}", f"loss {latest.loss:.4g}"]
-    rows = [("Where it stands", " · ".join(said)), ("Folder", f"{run.folder.name}/")]
+    rows = [("Where it stands", " · ".join(said)), ("Folder", f"{clean(from_here(run.folder), 400)}/")]
     if run.error is not None:
         rows.append(("Why", clean(str(run.error), 600)))
     return state, rows

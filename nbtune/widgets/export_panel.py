@@ -11,8 +11,9 @@ import traitlets
 
 from nbtune.errors import NbtuneError
 from nbtune.planner import fits_in
+from nbtune.store.files import from_here
 from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean, without_home
+from nbtune.widgets.plain import clean
 from nbtune.widgets.watched import Watched
 
 __all__ = ["CHOICES", "MAKES", "ExportPanel", "choices", "make"]
@@ -74,7 +75,7 @@ class ExportPanel(Panel):
         super().__init__(
             run_name=self.view.status()["name"],
             choices=choices(parameters),
-            card_file=_from_here(self._card_path),
+            card_file=clean(from_here(self._card_path), 400),
             llama=bool(getattr(run.export, "can_verify", False)),
             **self._lists(),
         )
@@ -195,12 +196,6 @@ def _types(names: list[str]) -> list[str]:
 def _options(*, importance: bool, verify: bool) -> dict[str, bool]:
     """What is not as it is by default."""
     return ({"importance": True} if importance else {}) | ({} if verify else {"verify": False})
-
-
-def _from_here(path: Path) -> str:
-    """As a line of code names it in this notebook's folder."""
-    here = Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else clean(without_home(path), 400)
 
 
 def choices(parameters: int) -> list[dict[str, Any]]:

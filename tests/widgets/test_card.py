@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from IPython.lib.pretty import pretty
 from memory_run import MemoryRun, made_up_step
@@ -9,7 +11,10 @@ from memory_run import MemoryRun, made_up_step
 import nbtune
 from nbtune import events as ev
 from nbtune.data.report import Report
+from nbtune.export.exporter import Exporter
+from nbtune.export.source import ExportedFile
 from nbtune.spec import from_yaml, to_yaml
+from nbtune.store.files import from_here
 from nbtune.store.folder import create
 from nbtune.widgets.card import card, next_calls
 
@@ -69,3 +74,14 @@ def test_in_a_terminal_a_run_is_some_lines_and_in_a_list_one(tmp_path):
     assert pretty(run).splitlines()[0] == "Run demo"
     assert "Next: run." in pretty(run)
     assert pretty([run]) == f"[{run!r}]"
+
+
+def test_paths_are_told_from_the_working_folder_and_never_from_a_home(tmp_path, monkeypatch):
+    home = Path.home()
+    monkeypatch.chdir(tmp_path)
+    assert from_here(tmp_path / "runs" / "a") == "runs/a"
+    assert from_here(home / "models") == "~/models"
+    made = ExportedFile(tmp_path / "runs" / "a-q8_0.gguf", "q8_0", 3 * 2**20, 0.1, notes=("fits",))
+    assert repr([made]) == "[<q8_0: runs/a-q8_0.gguf, 3.0 MiB; fits>]"
+    assert str(home) not in repr(ExportedFile(home / "merged", "merged", 1, 0.1))
+    assert repr(Exporter(MemoryRun("demo"))).startswith('<what can be made of demo: gguf("q8_0"')
