@@ -59,8 +59,7 @@ T = TypeVar("T")
 class DeviceFacts:
     """What the planner needs to know of a device; `capability` is CUDA's (major, minor), (0, 0) elsewhere.
 
-    `ram` is what the host has free, for weights and activations that wait there; `count` how many such devices there
-    are.
+    `ram` is what the host has free, for weights and activations that wait there; `count`: of such devices.
     """
 
     kind: str
@@ -310,10 +309,9 @@ def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> l
     if not there and gpus in ("all", 1):
         return [0]
     if any(number >= there for number in chosen):
-        have = f"this machine has {there}" if there else "torch finds none here"
-        numbers = f", numbered 0 to {there - 1}" if not isinstance(gpus, int) and there > 1 else ""
+        have = f"this machine has {there}, from 0 on" if there else "torch finds none here"
         asked = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(chosen)} was"
-        raise PlanError(f"{asked} asked for, {have}{numbers}", fix="write `gpus: all`, or a smaller number")
+        raise PlanError(f"{asked} asked for, {have}", fix="write `gpus: all`, or a smaller number")
     return chosen
 
 
@@ -321,11 +319,10 @@ def only_cards(chosen: list[int], environ: Mapping[str, str]) -> dict[str, str]:
     """What to add to a process's environment, so that it sees these GPUs alone, in this order."""
     import torch
 
-    if not torch.cuda.is_available():
-        return {}
     name = "HIP_VISIBLE_DEVICES" if rocm() and "CUDA_VISIBLE_DEVICES" not in environ else "CUDA_VISIBLE_DEVICES"
-    seen = [word.strip() for word in environ.get(name, "").split(",") if word.strip()]
-    return {name: ",".join(seen[number] if seen else str(number) for number in chosen)}
+    seen = [word.strip() for word in environ.get(name, "").split(",") if word.strip()] or list(map(str, range(999)))
+    numbers = ",".join(seen[number] for number in chosen)
+    return {name: numbers} if torch.cuda.is_available() else {}
 
 
 def collectives() -> str:

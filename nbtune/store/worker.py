@@ -15,9 +15,8 @@ import dataclasses
 import math
 import os
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,10 +27,12 @@ from nbtune.errors import NbtuneError, PlanError
 from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints, processes
+from nbtune.store.beginning import begin_with
 from nbtune.store.control import Asked, FileControl, answer_requests
 from nbtune.store.failing import for_people, reserve, room_for
 from nbtune.store.files import read_json, sweep, write_json, write_text
 from nbtune.store.folder import read_spec
+from nbtune.store.gauge import Gauge
 from nbtune.store.log import EventWriter
 from nbtune.store.measuring import Measuring, unless_idle
 from nbtune.store.owner import Ownership, TakenOver
@@ -183,6 +184,8 @@ class _Engine:
             resident_layers=self.plan.resident_layers,
             sharded=self.plan.sharded,
         )
+        if checkpoints.latest(folder) is None:
+            begin_with(folder, self.built.model)
         self.built.tokenizer = tokenizer
         if self.writes:
             tokenizer.save_pretrained(folder / "tokenizer")
@@ -325,8 +328,9 @@ class _Engine:
         here = self.writes or plan.sharded  # whose model needs all processes
         if plan.packing and self.progress.step == 0 and here and spec.method in _EACH_BY_ITSELF:
             self.emit(measuring.packs_are_kept_apart(self._batches(plan, rank=0)))
-        emit, control = self._say, together or self.control
-        return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
+        control = together or self.control
+        with Gauge(self._say, self.built.model, self.stepper.device) as emit:
+            return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _save(self, progress: Progress) -> events.Checkpoint:
         if not self.writes:
