@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbtune.errors import NbtuneError, TrainError
+from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.events import Eval, Sample, Step
 from nbtune.export.exporter import Exporter
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, from_yaml, placing
+from nbtune.store import beginning
 from nbtune.store import folder as run_folder
 from nbtune.store.files import as_train_error
 from nbtune.store.launch import launch
@@ -117,6 +118,36 @@ class Run(StoredRun):
         from nbtune import widgets
 
         return widgets.losses(self, base=base, limit=limit, again=again)
+
+    def go_on(self, *, name: str | None = None, detach: bool = False, **fields: Any) -> Run:
+        """A new run that begins with what this one has learnt, on its rows; this one stays as it is.
+
+        Args:
+            name: of the new run; this one's by default.
+            detach: in a process of its own, which survives this one.
+            fields: what is different in its spec, such as ``row_weights={…}`` or ``steps=50``.
+        Raises:
+            SpecError: the fields ask for other rows, another model or another adapter.
+            TrainError: this run is at work, or has nothing saved yet.
+        """
+        if self.alive:
+            raise TrainError(f"the run `{self.name}` is at work", fix="stop it first: it is saved then")
+        if {"data", "start_from"} & set(fields):
+            raise SpecError("`go_on` trains on the rows of its run", fix=f"nbtune.finetune(…, start_from={self.id!r})")
+        spec, given = self.spec.model_dump(mode="python", exclude_unset=True), dict(fields)
+        for key, other in (("steps", "epochs"), ("epochs", "steps")):
+            if given.get(key) is not None:
+                spec.pop(other, None)
+        asked = from_mapping({**spec, **given, "start_from": self.folder.name})
+        beginning.check(self.folder, asked)
+        made = run_folder.create(self.folder.parent, name or self.name, asked)
+        try:
+            shutil.copytree(self.folder / "data", made / "data", dirs_exist_ok=True)
+            beginning.take_along(self.folder, made)
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
+            raise as_train_error(error, "the run could not be written down", place=made.name) from error
+        return Run(made, launch(made, detach=detach, own_process=_apart(asked)))
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
@@ -259,11 +290,16 @@ def finetune(
     with _placing(spec, first_line):
         sources = _sources(asked, rows)
     models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
+    older = run_folder.find(asked.start_from, root) if asked.start_from is not None else None
+    if older is not None:
+        beginning.check(older, asked)
     if busy is not None and on_busy == "restart":
         busy.stop(wait=True)
     made = run_folder.create(root, name, asked)
     try:
         data.snapshot(sources, made / "data")
+        if older is not None:
+            beginning.take_along(older, made)
     except (NbtuneError, OSError) as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, NbtuneError):
@@ -303,7 +339,8 @@ def _portable(spec: RunSpec) -> RunSpec:
 
     model = str(Path(spec.model).absolute()) if Path(spec.model).is_dir() else spec.model
     sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
-    return spec.model_copy(update={"model": short(model), "data": sources})
+    start = spec.start_from and short(spec.start_from)
+    return spec.model_copy(update={"model": short(model), "data": sources, "start_from": start})
 
 
 def form(namespace: Mapping[str, Any] | None = None) -> Any:
@@ -329,7 +366,8 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     old = run_folder.find(which, root)
     root = old.parent if runs_dir is None else root
     made = run_folder.create(root, name or run_folder.name_of(old)[0], run_folder.read_spec(old))
-    shutil.copytree(old / "data", made / "data", dirs_exist_ok=True)
+    for part in ("data", *(["start"] if (old / "start").exists() else [])):
+        shutil.copytree(old / part, made / part, dirs_exist_ok=True)
     return Run(made, launch(made, own_process=_apart(run_folder.read_spec(made))))
 
 

@@ -153,6 +153,14 @@ class RunSpec(Part):
         example={"r3fa9c1d2e4b5": 0},
         advanced=True,
     )
+    start_from: str | None = field(
+        None,
+        "Start from",
+        "A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.",
+        example="demo",
+        min_length=1,
+        advanced=True,
+    )
     overflow: Literal["truncate_right", "truncate_left", "split", "drop", "raise"] = field(
         "truncate_right",
         "Too long chats",

@@ -129,7 +129,7 @@ def find(which: str | Path, root: Path) -> Path:
     Raises:
         TrainError: there is none.
     """
-    path = Path(which)
+    path = Path(which).expanduser()
     if (path / "spec.yaml").is_file():
         return path.absolute()
     folders = all_folders(root)

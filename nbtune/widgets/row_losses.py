@@ -6,6 +6,8 @@ import math
 from html import escape
 from typing import Any
 
+from nbtune.errors import TrainError
+from nbtune.spec import from_mapping
 from nbtune.store.losses import Measuring, RowLoss
 from nbtune.widgets import no_page
 from nbtune.widgets.plain import clean
@@ -24,6 +26,44 @@ class Losses(Measuring):
     """
 
     _panel: Any = None
+    _changes: list[dict[str, float]] = []  # noqa: RUF012 — never changed in place
+
+    # --- what is to be done with rows -------------------------------------------------------------------------------
+
+    @property
+    def row_weights(self) -> dict[str, float]:
+        """What the run's spec says of single rows, and what was changed here since."""
+        return dict(self._changes[-1] if self._changes else self.run.spec.row_weights)
+
+    def drop(self, mark: str) -> Losses:
+        """Leave a row out, by its mark."""
+        return self.weight(mark, 0)
+
+    def weight(self, mark: str, weight: float = 2) -> Losses:
+        """Let a row count so often, by its mark; 1 takes back what was said of it.
+
+        Raises:
+            SpecError: the weight is none.
+            TrainError: no measured row has this mark.
+        """
+        if mark not in {row.mark for row in list(self.rows.values())}:
+            raise TrainError(f"no measured row has the mark {mark!r}", fix="`losses.frame` has the marks")
+        now = {key: value for key, value in self.row_weights.items() if key != mark}
+        now |= {} if weight == 1 else {mark: weight}
+        from_mapping({"data": "rows", "row_weights": now})  # refused before it counts
+        self._changes = [*self._changes, now]
+        return self
+
+    def undo(self) -> Losses:
+        """Take the last change back; what the run's own spec says stays."""
+        self._changes = self._changes[:-1]
+        return self
+
+    def go_on(self, *, name: str | None = None, **fields: Any) -> Any:
+        """A run that goes on from this one's weights with the rows as they are wanted now; see `nbtune.Run.go_on`."""
+        return self.run.go_on(name=name, row_weights=self.row_weights, **fields)
+
+    # --- what is shown ----------------------------------------------------------------------------------------------
 
     @property
     def frame(self) -> Any:
