@@ -24,6 +24,7 @@ __all__ = [
     "VERSION",
     "Check",
     "Checkpoint",
+    "Device",
     "Eval",
     "Event",
     "Export",
@@ -168,6 +169,24 @@ class Export(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Device(Event):
+    """What the machine does, said after `step`, at most once a second.
+
+    `parts` holds bytes by what holds them (see `nbtune.store.gauge.parts`); `busy` is in percent of the time (of a CPU:
+    of all its cores; −1: not known), `temperature` in °C and `watts` are 0 where they are not known. `slowed` says why
+    the device runs slower than it could: ``heat``, ``power``, both with a comma, or nothing.
+    """
+
+    type: ClassVar[str] = "device"
+    step: int
+    parts: dict[str, int] = field(default_factory=dict)
+    busy: float = -1.0
+    temperature: float = 0.0
+    watts: float = 0.0
+    slowed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unknown(Event):
     """An event of a newer version: kept, not understood."""
 
@@ -177,7 +196,7 @@ class Unknown(Event):
 
 
 _TYPES: dict[str, type[Event]] = {
-    kind.type: kind for kind in (State, Step, Eval, Sample, Check, Checkpoint, Warning, Export)
+    kind.type: kind for kind in (State, Step, Eval, Sample, Check, Checkpoint, Warning, Export, Device)
 }
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
 _FLOATS = {kind: frozenset(f.name for f in dataclasses.fields(kind) if f.type == "float") for kind in _TYPES.values()}

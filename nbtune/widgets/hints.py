@@ -1,4 +1,5 @@
-"""Plain sentences about a run's curves: held-out loss that rises, a loss that does not move, a first overflow.
+"""Plain sentences about a run's curves: held-out loss that rises, a loss that does not move, a first overflow,
+a card that has lowered its clocks.
 
 Each hint is said once for what it is about; nothing here stops a run.
 """
@@ -18,6 +19,7 @@ RISING = 3  # evaluations above the best one, each at least this much worse:
 WORSE = 0.01  # a hundredth of the best
 FLAT_STEPS = 100  # a loss is called flat over at least so many steps, and after the warm-up
 FLAT = 0.005  # relative
+OFTEN = {"heat": 10, "power": 120}  # seconds in a minute or two in which clocks were lowered, before it is worth a word
 
 
 class Hints:
@@ -26,6 +28,7 @@ class Hints:
     def __init__(self) -> None:
         self._told: set[Any] = set()
         self._looked = 0
+        self._slowed = dict.fromkeys(OFTEN, 0.0)
 
     def forget(self) -> None:
         """The run went back: what was told may be told again."""
@@ -91,3 +94,38 @@ class Hints:
             "The learning rate may be too low, or few tokens are trained.",
             "look at the rows with the inspector, then try a learning rate three times as high",
         )
+
+    def after_device(self, slowed: str, temperature: float, watts: float) -> tuple[str, str, str] | None:
+        """Whether the device has been slowed for long, from what is said of it once a second (`events.Device`).
+
+        >>> hints = Hints()
+        >>> [hints.after_device("heat", 89, 300) for _ in range(10)][-1][0]
+        'The GPU has lowered its clocks because it is too hot (89 °C).'
+        """
+        found = None
+        for why, often in OFTEN.items():
+            self._slowed[why] = (
+                self._slowed[why] + 1 if why in slowed.split(", ") else max(0.0, self._slowed[why] - 0.5)
+            )
+            if self._slowed[why] >= often and why not in self._told and found is None:
+                self._told.add(why)
+                found = _too_hot(temperature) if why == "heat" else _at_its_limit(watts)
+        return found
+
+
+def _too_hot(temperature: float) -> tuple[str, str, str]:
+    at = f" ({temperature:.0f} °C)" if temperature else ""
+    return (
+        f"The GPU has lowered its clocks because it is too hot{at}.",
+        "Steps take longer; what is learnt is the same.",
+        "see to its cooling, and to what else runs on it or beside it; the run may go on",
+    )
+
+
+def _at_its_limit(watts: float) -> tuple[str, str, str]:
+    at = f" ({watts:.0f} W)" if watts else ""
+    return (
+        f"The GPU works at its power limit{at}.",
+        "It lowers its clocks to stay there, as busy cards do: steps take a little longer, what is learnt is the same.",
+        "nothing; `nvidia-smi -q -d POWER` shows the limit",
+    )

@@ -29,7 +29,8 @@ __all__ = ["Cursor", "RunView", "Totals"]
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
 _TRUSTED = 1.0  # seconds for which a run that lived is taken to live
-LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30}
+LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 120}
+_THIN = ("evals", "machine")  # of these the old ones are thinned out, of others forgotten
 
 
 @dataclass
@@ -106,13 +107,21 @@ class RunView:
             self._append("notes", _note("warning", event.message, event.cause, event.fix, event.time))
         elif isinstance(event, ev.Export):
             self._export(event)
+        elif isinstance(event, ev.Device):
+            self._machine(event)
+
+    def _machine(self, event: ev.Device) -> None:
+        parts = [[clean(name, 40), int(size)] for name, size in event.parts.items()]
+        busy = round(event.busy, 1) if event.busy >= 0 else None
+        self._append("machine", {"step": event.step, "parts": parts, "busy": busy})
+        self._hint(self._hints.after_device(event.slowed, event.temperature, event.watts), event.time)
 
     def _went_back(self, step: int) -> None:
         self.generation += 1
         self._hints.forget()
         if self.columns is not None:
             self.columns.cut(self.series.next)
-        for name in ("evals", "samples", "checkpoints"):
+        for name in ("evals", "samples", "checkpoints", "machine"):
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
 
     def _checkpoint(self, event: ev.Checkpoint) -> None:
@@ -166,14 +175,14 @@ class RunView:
         items.append(item)
         self.said[name] += 1
         if len(items) > 2 * LISTS[name]:
-            self.lists[name] = _few(items, LISTS[name], thin=name == "evals")
+            self.lists[name] = _few(items, LISTS[name], thin=name in _THIN)
 
     def dump(self) -> dict[str, Any]:
         """All but the rows, as JSON that `restore` takes."""
         with self.lock:
             return {
                 "generation": self.generation,
-                "lists": {name: _few(items, LISTS[name], thin=name == "evals") for name, items in self.lists.items()},
+                "lists": {name: _few(items, LISTS[name], thin=name in _THIN) for name, items in self.lists.items()},
                 "said": dict(self.said),
                 "last": ev.to_line(self.last),
                 "seconds": self._seconds,
@@ -273,7 +282,7 @@ class RunView:
             rows = self.series.snapshot(limit)
             body = {"t": "s", "generation": self.generation, "next": self.series.next, "rows": rows.shape[1]}
             for name, limit in LISTS.items():
-                items = _few(self.lists[name], limit, thin=name == "evals")
+                items = _few(self.lists[name], limit, thin=name in _THIN)
                 body[name] = {"whole": True, "next": self.said[name], "items": items}
             return {**body, "status": self.status()}, _bytes(rows)
 
@@ -349,7 +358,7 @@ def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[st
         return list(items)
     if not thin:
         return items[-limit:]
-    best = max((k for k, item in enumerate(items) if item["best"]), default=len(items) - 1)
+    best = max((k for k, item in enumerate(items) if item.get("best")), default=len(items) - 1)
     stride = -(-len(items) // (limit - 2))
     return [item for k, item in enumerate(items) if k % stride == 0 or k in (best, len(items) - 1)]
 

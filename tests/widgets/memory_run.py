@@ -121,7 +121,7 @@ class MemoryRun:
                 while self._paused.is_set() and not self._stopped.wait(0.02):
                     pass
                 self.say(ev.State(state="running", step=step))
-            self.say(made_up_step(step, self.total_steps))
+            self.say(made_up_step(step, self.total_steps), made_up_device(step))
             if step % 20 == 0:
                 self.say(ev.Eval(step=step, loss=0.15 + 2.4 * math.exp(-step / 40), best=True))
         self.say(ev.State(state="finished", step=steps))
@@ -195,3 +195,10 @@ def made_up_step(step: int, total: int = 200) -> ev.Step:
         memory_allocated=int(1.1 * 2**30 + 2e6 * step),
         memory_peak=int(1.3 * 2**30),
     )
+
+
+def made_up_device(step: int) -> ev.Device:
+    """Of the same process as `made_up_step`."""
+    known = {"weights": 700 * 2**20, "adapter": 20 * 2**20}
+    rest = int(1.1 * 2**30 + 2e6 * step) - sum(known.values())
+    return ev.Device(step=step, parts={**known, "rest": rest}, busy=70 + 20 * math.sin(step))

@@ -46,3 +46,22 @@ def test_the_first_loss_that_is_no_number_is_named():
     losses = FALLING.copy()
     losses[400] = losses[700] = np.nan
     assert notes(losses) == ["The loss of step 401 is no number."]
+
+
+def slowed(*said):
+    view = RunView(MemoryRun())
+    view.add([ev.Device(step=k, slowed=why, temperature=89, watts=450) for k, why in enumerate(said)])
+    return [note["message"] for note in view.lists["notes"]]
+
+
+def test_a_card_that_is_too_hot_for_long_is_said_once():
+    assert slowed(*["heat"] * 9) == []
+    assert slowed(*["", "heat"] * 12) == []
+    assert slowed(*["heat", "heat, power", ""] * 20) == [
+        "The GPU has lowered its clocks because it is too hot (89 °C)."
+    ]
+
+
+def test_a_power_limit_is_said_when_it_lasts():
+    assert slowed(*["power"] * 60) == []
+    assert slowed(*["power"] * 300) == ["The GPU works at its power limit (450 W)."]

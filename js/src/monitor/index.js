@@ -13,6 +13,7 @@ import { Beside } from "./beside.js";
 import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
 import { Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
+import { BusyChart, MemoryChart } from "./machine.js";
 import { Store } from "./store.js";
 
 const SMALL = [
@@ -53,6 +54,9 @@ class View {
       loss: new LossChart((low, high) => this.store.look(low, high)),
       small: SMALL.map(([column, colour]) => new SmallChart(column, colour)),
       captions: SMALL.map(() => el("figcaption")),
+      stacked: new MemoryChart(),
+      busy: new BusyChart(),
+      busyCaption: el("figcaption"),
       controls: new Controls(this.store),
       notes: new Notes(),
       samples: new Samples(),
@@ -74,7 +78,8 @@ class View {
         tile("loss", text("loss")), tile("eval", text("eval")), tile("speed", text("speed")),
         tile("memory", parts.memoryLabel), tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
       parts.loss.node, parts.noPlotly, this.options(),
-      el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node))),
+      el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node, SMALL[k][0] === "memory" ? parts.stacked.node : null)),
+        el("figure", { hidden: true }, parts.busyCaption, parts.busy.node)),
       parts.controls.node, parts.beside.node, parts.notes.node, parts.samples.node, parts.checkpoints.node,
       parts.memory.node, parts.table.node);
     return parts;
@@ -93,7 +98,7 @@ class View {
 
   watchSize() {
     const resized = new ResizeObserver(() => {
-      for (const chart of [this.parts.loss, ...this.parts.small]) chart.resize();
+      for (const chart of this.charts()) chart.resize();
       this.schedule();
     });
     resized.observe(this.root);
@@ -206,9 +211,26 @@ class View {
     parts.small.forEach((chart, k) => {
       const unit = chart.column === "memory" ? 1024 ** 3 : 1;
       setText(parts.captions[k], names[k]);
+      if (chart.column === "memory") {
+        const split = store.machine.length > 0; // older runs tell one number only
+        chart.node.hidden = split;
+        parts.stacked.node.hidden = !split;
+        if (split) return parts.stacked.update(plotly, store, theme, names[k], planned);
+      }
       chart.update(plotly, store, theme, names[k], { unit, ceiling: chart.column === "memory" ? planned : 0 });
       chart.describe(text("chart.other", { name: names[k], value: number(rows.last(chart.column) / unit) }));
     });
+    this.paintBusy();
+  }
+
+  paintBusy() {
+    const { parts, store, theme, plotly } = this;
+    const name = text(store.status.gpu ? "busy.gpu" : "busy.cpu");
+    parts.busy.node.parentNode.hidden = !store.machine.some((item) => item.busy !== null);
+    if (parts.busy.node.parentNode.hidden) return;
+    if (parts.busy.width < 100) parts.busy.resize();
+    setText(parts.busyCaption, name);
+    parts.busy.update(plotly, store, theme, name);
   }
 
   /** Says to whoever measures what has just become visible (the next task runs after the frame). */
@@ -240,7 +262,11 @@ class View {
     cancelAnimationFrame(this.smallFrame);
     for (const end of this.end) end();
     this.parts.beside.destroy();
-    for (const chart of [this.parts.loss, ...this.parts.small]) chart.destroy();
+    for (const chart of this.charts()) chart.destroy();
+  }
+
+  charts() {
+    return [this.parts.loss, ...this.parts.small, this.parts.stacked, this.parts.busy];
   }
 }
 

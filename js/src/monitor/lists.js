@@ -1,8 +1,9 @@
 // What is said in words: notes, files, sample answers, and the numbers as a table.
 
 import { el, setText } from "../shared/dom.js";
-import { bytes, number } from "../shared/format.js";
+import { bytes, MISSING, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
+import { mark, memoryParts } from "./machine.js";
 
 /** Warnings, errors and exported files, newest first. */
 export class Notes {
@@ -75,35 +76,32 @@ export class Checkpoints {
   }
 }
 
-const PARTS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"];
-
 /** What the plan expects to hold memory, beside what was measured. */
 export class Memory {
   constructor() {
-    this.bar = el("svg", { class: "nbt-parts", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
     this.table = el("table");
-    this.node = el("details", { hidden: true }, el("summary", {}, text("memory.parts")), this.bar, this.table);
+    this.node = el("details", { hidden: true }, el("summary", {}, text("memory.parts")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
   }
 
-  update({ status, rows }) {
-    const parts = status.memory_plan ?? [];
-    this.node.hidden = !parts.length;
+  update({ status, rows, machine }) {
+    const plan = status.memory_plan ?? [];
+    this.node.hidden = !plan.length && !machine.length;
+    const planned = plan.reduce((sum, [, size]) => sum + size, 0);
+    const now = rows.last("memory");
     const most = rows.column("memory").reduce((high, value) => Math.max(high, value), 0);
-    const seen = JSON.stringify([parts, most]);
+    const seen = JSON.stringify([plan, machine.at(-1)?.parts, now, most]);
     if (seen === this.seen) return;
     this.seen = seen;
-    const planned = parts.reduce((sum, [, size]) => sum + size, 0);
-    const whole = Math.max(planned, most) || 1;
-    let x = 0;
-    this.bar.replaceChildren(...parts.map(([, size], k) => {
-      const width = (100 * size) / whole;
-      x += width;
-      return el("rect", { x: x - width, y: 0, width: Math.max(0, width - 0.3), height: 10, fill: PARTS[k % PARTS.length] });
-    }));
-    const mark = (k) => el("svg", { class: "nbt-mark", viewBox: "0 0 10 10", "aria-hidden": "true" }, el("rect", { width: 10, height: 10, fill: PARTS[k % PARTS.length] }));
-    const line = (name, size, k) => el("tr", {}, el("th", { scope: "row" }, k === null ? null : mark(k), name), el("td", {}, bytes(size)));
-    this.table.replaceChildren(...parts.map(([name, size], k) => line(text(`memory.${name}`), size, k)),
-      line(text("memory.planned"), planned, null), line(text("memory.measured"), most, null));
+    const parts = memoryParts(machine, plan);
+    const head = ["memory.part", "memory.plan", "memory.now", "memory.most"].map((key) => el("th", { scope: "col" }, text(key)));
+    const line = (name, k, ...sizes) => el("tr", {}, el("th", { scope: "row" }, k === null ? null : mark(k), name),
+      ...sizes.map((size) => el("td", {}, Number.isFinite(size) ? bytes(size) : MISSING)));
+    const lines = parts.length ? parts.map((part, k) => line(text(`memory.${part.name}`), k, part.planned, part.now, part.most))
+      : plan.map(([name, size]) => line(text(`memory.${name}`), null, size, NaN, NaN));
+    const held = parts.reduce((sum, part) => sum + part.now, 0);
+    const highest = machine.reduce((high, item) => Math.max(high, item.parts.reduce((sum, [, size]) => sum + size, 0)), 0);
+    this.table.replaceChildren(el("tr", {}, ...head), ...lines,
+      line(text("memory.all"), null, planned, parts.length ? held : now, parts.length ? highest : most));
   }
 }
 
@@ -113,7 +111,7 @@ export class Table {
     this.limit = limit;
     this.body = el("tbody");
     this.caption = el("caption", { class: "nbt-sr" });
-    const names = ["table.step", "loss", "rate", "grad", "speed"].map((key) => text(key));
+    const names = ["table.step", "loss", "rate", "grad", "speed", "memory.held", "busy.share"].map((key) => text(key));
     this.node = el("details", {}, el("summary", {}, text("table")),
       el("div", { class: "nbt-scroll", tabindex: 0 },
         el("table", {}, this.caption, el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))), this.body)));
@@ -122,12 +120,15 @@ export class Table {
 
   update(store) {
     this.last = store;
-    const { rows } = store;
+    const { rows, machine } = store;
     if (!this.node.open || rows.next === this.next) return;
     this.next = rows.next;
     const columns = ["step", "loss", "learning_rate", "grad_norm", "tokens_per_second"].map((name) => rows.column(name));
     const picked = Array.from({ length: Math.min(this.limit, rows.length) }, (_, k) => rows.length - 1 - k);
+    const memory = rows.column("memory");
+    const busy = (step) => machine.findLast((item) => item.step <= step)?.busy ?? null;
+    const machines = (i) => [bytes(memory[i]), busy(rows.column("step")[i])].map((value) => el("td", {}, value === null ? MISSING : typeof value === "number" ? `${Math.round(value)} %` : value));
     setText(this.caption, text("table.caption", { n: picked.length }));
-    this.body.replaceChildren(...picked.map((i) => el("tr", {}, ...columns.map((column) => el("td", {}, number(column[i]))))));
+    this.body.replaceChildren(...picked.map((i) => el("tr", {}, ...columns.map((column) => el("td", {}, number(column[i]))), ...machines(i))));
   }
 }

@@ -3,7 +3,8 @@
 import { Rows } from "../shared/rows.js";
 import { Wishes } from "../shared/wishes.js";
 
-const LISTS = ["evals", "notes", "samples", "exports", "checkpoints"];
+const LISTS = ["evals", "notes", "samples", "exports", "checkpoints", "machine"];
+const MOST = 480; // of what comes every second: then every other one is forgotten
 
 export class Store {
   constructor() {
@@ -105,6 +106,7 @@ export class Store {
     if (part.whole) this[name] = part.items;
     else if (part.i0 > end) return false;
     else this[name] = [...this[name], ...part.items.slice(end - part.i0)];
+    if (this[name].length > MOST) this[name] = this[name].filter((_, k, all) => (all.length - k) % 2 === 1);
     this.ends[name] = Math.max(end, part.next);
     return true;
   }

@@ -1,8 +1,8 @@
 // Colours: Jupyter's own variables for surfaces and text, Okabe-Ito for data (safe for colour-blind eyes).
 
 const DATA = {
-  light: { loss: "#0072B2", eval: "#D55E00", rate: "#007A5A", speed: "#A3527F", memory: "#8A6100" },
-  dark: { loss: "#56B4E9", eval: "#E69F00", rate: "#2BC49A", speed: "#DDA0C3", memory: "#F0E442" },
+  light: { loss: "#0072B2", eval: "#D55E00", rate: "#007A5A", speed: "#A3527F", memory: "#8A6100", busy: "#B14A00" },
+  dark: { loss: "#56B4E9", eval: "#E69F00", rate: "#2BC49A", speed: "#DDA0C3", memory: "#F0E442", busy: "#F0A35E" },
 };
 
 /** What charts need to know about the page that `root` is in. */

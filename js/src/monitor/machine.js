@@ -1,0 +1,69 @@
+// What the machine does while a run trains: memory by what holds it, against the plan, and how busy the device is.
+
+import { el } from "../shared/dom.js";
+import { bytes, MISSING } from "../shared/format.js";
+import { text } from "../shared/texts.js";
+import { base, Chart, line } from "./charts.js";
+
+export const PARTS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"];
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+const GIB = 1024 ** 3;
+
+/** The plan's parts that a measured one holds. */
+const PLANNED = { weights: ["weights"], adapter: ["adapter"], state: ["gradients", "optimizer"], work: ["activations", "head"], kept: ["reserve"], rest: ["gradients", "optimizer", "activations", "head", "reserve"] };
+
+/** @returns {Array<{ name: string, now: number, most: number, planned: number }>} in the order in which they are stacked */
+export function memoryParts(machine, plan) {
+  const planned = new Map(plan);
+  const last = machine.at(-1)?.parts ?? [];
+  return last.map(([name, now], k) => ({
+    name,
+    now,
+    most: machine.reduce((high, item) => Math.max(high, item.parts[k]?.[1] ?? 0), 0),
+    planned: (PLANNED[name] ?? []).reduce((sum, part) => sum + (planned.get(part) ?? 0), 0),
+  }));
+}
+
+const label = (name) => text(`memory.${name}`);
+
+/** Memory over steps, stacked, with a line where the plan is. */
+export class MemoryChart extends Chart {
+  constructor() {
+    super("nbt-chart-small nbt-chart-memory");
+    this.empty.textContent = "";
+  }
+
+  update(plotly, { machine, status }, theme, name, planned) {
+    const x = machine.map((item) => item.step);
+    const parts = memoryParts(machine, status.memory_plan ?? []);
+    const values = parts.map((_, k) => machine.map((item) => (item.parts[k]?.[1] ?? 0) / GIB));
+    const top = x.map((_, i) => values.reduce((sum, part) => sum + part[i], 0));
+    const traces = parts.map(({ name: part }, k) => ({
+      ...line(label(part), { x, y: values[k] }, PARTS[k % PARTS.length], { width: 1, dash: DASHES[k % DASHES.length] }), stackgroup: "held", mode: "lines",
+    }));
+    if (planned > 0) traces.push(line(text("memory.plan"), { x: [x[0], x.at(-1)], y: [planned / GIB, planned / GIB] }, theme.text, { width: 1, dash: "dash" }));
+    const words = parts.filter((part) => part.now > 0).map((part) => `${label(part.name)} ${bytes(part.now)}`);
+    this.describe(text("chart.memory", { name, value: bytes((top.at(-1) ?? 0) * GIB), planned: bytes(planned), parts: words.join(", ") }));
+    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 4 }, yaxis: { nticks: 4, rangemode: "tozero" }, hovermode: "x" });
+    return this.draw(plotly, traces, layout, theme, { x, y: top });
+  }
+}
+
+/** How busy the device is, in percent of the time. */
+export class BusyChart extends Chart {
+  constructor() {
+    super("nbt-chart-small");
+    this.empty.textContent = "";
+  }
+
+  update(plotly, { machine }, theme, name) {
+    const known = machine.filter((item) => item.busy !== null);
+    const [x, y] = [known.map((item) => item.step), known.map((item) => item.busy)];
+    this.describe(text("chart.busy", { name, value: y.length ? `${Math.round(y.at(-1))} %` : MISSING }));
+    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 4 }, yaxis: { nticks: 4, range: [0, 104], autorange: false }, hovermode: "x" });
+    return this.draw(plotly, [line(name, { x, y }, theme.busy, { width: 1.8 })], layout, theme, { x, y });
+  }
+}
+
+/** A colour's mark beside its name. */
+export const mark = (k) => el("svg", { class: "nbt-mark", viewBox: "0 0 10 10", "aria-hidden": "true" }, el("rect", { width: 10, height: 10, fill: PARTS[k % PARTS.length] }));
