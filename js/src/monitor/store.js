@@ -1,7 +1,7 @@
 // What a page knows of a run: filled from the saved snapshot, then by messages. One per model, shared by its views.
 
 import { Rows } from "../shared/rows.js";
-import { Wishes } from "../shared/wishes.js";
+import { tell, Wishes } from "../shared/wishes.js";
 
 const LISTS = ["evals", "notes", "samples", "exports", "checkpoints", "machine"];
 const MOST = 480; // of what comes every second: then every other one is forgotten
@@ -48,7 +48,7 @@ export class Store {
     if (seen === this.seen) return;
     this.seen = seen;
     this.heard = Date.now();
-    this.model.send({ t: "seen", page: this.page, seen });
+    tell(this.model, { t: "seen", page: this.page, seen });
   }
 
   /** A whole picture: what came before is forgotten, unless we already know more. */
@@ -70,7 +70,7 @@ export class Store {
   /** Somebody looks at the steps from `low` to `high`: asks for them where only merged ones are here. */
   look(low, high) {
     const [step, count] = [this.rows.column("step"), this.rows.column("count")];
-    if (step.some((value, k) => count[k] > 1 && value >= low && value <= high)) this.model.send({ t: "range", low, high });
+    if (step.some((value, k) => count[k] > 1 && value >= low && value <= high)) tell(this.model, { t: "range", low, high });
   }
 
   forget() {
@@ -116,7 +116,7 @@ export class Store {
     this.gap = true;
     if (Date.now() - (this.asked ?? 0) < 1000) return;
     this.asked = Date.now();
-    this.model.send({ t: "need" });
+    tell(this.model, { t: "need" });
   }
 
   changed() {

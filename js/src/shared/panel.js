@@ -1,7 +1,7 @@
 // How a panel comes up. anywidget hands different proxies of the model to initialize and render: what the views of one
 // model share is made once, here.
 
-import { Wishes } from "./wishes.js";
+import { tell, Wishes } from "./wishes.js";
 
 /**
  * A panel's module.
@@ -17,7 +17,7 @@ export const panel = (makeView, makeShared = () => new Wishes()) => () => {
       host.append(view.root);
       host.addEventListener("keydown", keep);
       host.addEventListener("beforeinput", own, true);
-      model.send({ t: "hello" }); // the page can show panels: no need of the text instead
+      tell(model, { t: "hello" }); // the page can show panels: no need of the text instead
       return () => {
         host.removeEventListener("keydown", keep);
         host.removeEventListener("beforeinput", own, true);

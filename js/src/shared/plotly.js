@@ -1,6 +1,8 @@
 // Plotly, once per page. The first chart asks its kernel for it; it arrives gzipped as a message, is imported from a
 // blob, and every other chart of the page uses the same one. It is never part of a widget's state.
 
+import { tell } from "./wishes.js";
+
 const KEY = Symbol.for("nbtune.plotly");
 
 /**
@@ -31,11 +33,11 @@ function ask(page, model) {
   };
   model.on("msg:custom", listen);
   if (page.asked && Date.now() - page.asked < 3000) {
-    setTimeout(() => page.done || model.send({ t: "plotly?" }), 3000);
+    setTimeout(() => page.done || tell(model, { t: "plotly?" }), 3000);
     return;
   }
   page.asked = Date.now();
-  model.send({ t: "plotly?" });
+  tell(model, { t: "plotly?" });
 }
 
 async function importModule(view) {

@@ -130,6 +130,7 @@ export const de = {
   "busy.cpu": "CPU ausgelastet (%)",
   "chart.memory": "{name} über die Schritte. Jetzt {value}, geplant {planned}: {parts}.",
   "chart.busy": "{name} über die Schritte. Jetzt {value}.",
+  "gone": "Der Kernel dazu läuft nicht mehr: die Zelle noch einmal ausführen.",
   "asked.drop": "Anhalten erbeten; nichts wird mehr gesichert.",
   "asked.sample": "Die Fragen werden beim nächsten Schritt gestellt.",
   "asked.checkpoint": "Der Zwischenstand entsteht beim nächsten Schritt.",

@@ -130,6 +130,7 @@ export const en = {
   "busy.cpu": "CPU busy (%)",
   "chart.memory": "{name} over steps. Now {value}, planned {planned}: {parts}.",
   "chart.busy": "{name} over steps. Now {value}.",
+  "gone": "The kernel that this belongs to is gone: run the cell again.",
   "asked.drop": "Stop asked for; nothing more is saved.",
   "asked.sample": "The prompts are asked at the next step.",
   "asked.checkpoint": "A checkpoint is made at the next step.",

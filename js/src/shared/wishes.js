@@ -1,5 +1,17 @@
 // Asks the kernel to do something; the answer comes as a message with the same id.
 
+import { text } from "./texts.js";
+
+/** Sends a message. @returns {boolean} false: the kernel that the panel belongs to was restarted or is gone (Jupyter then throws). */
+export function tell(model, content, buffers = []) {
+  try {
+    model.send(content, undefined, buffers);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 export class Wishes {
   constructor() {
     this.answers = new Map();
@@ -12,7 +24,7 @@ export class Wishes {
     return () => model.off("msg:custom", listen);
   }
 
-  /** @returns {Promise<{ value?: any, error?: string }>} kept when the kernel has answered */
+  /** @returns {Promise<{ value?: any, error?: string }>} kept when the kernel has answered, or cannot */
   ask(what, values = {}, buffers = []) {
     const id = `${Date.now()}-${Math.random()}`;
     return new Promise((resolve) => {
@@ -20,7 +32,7 @@ export class Wishes {
         this.answers.delete(id);
         resolve(answer);
       });
-      this.model.send({ t: "do", id, do: what, ...values }, undefined, buffers);
+      if (!tell(this.model, { t: "do", id, do: what, ...values }, buffers)) this.answers.get(id)({ error: text("gone") });
     });
   }
 }
