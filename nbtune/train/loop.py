@@ -123,7 +123,6 @@ class _Pending:
     learning_rate: float
     tokens: int
     trained_tokens: int
-    seconds: float
     epoch: float
 
 
@@ -205,19 +204,18 @@ class _Loop:
         self._next = self.batches.step(index + 1) if index + 1 < self.options.total_steps else None
         if self._late:
             self._flush()
-        now = time.perf_counter()
         epoch = progress.step / self.batches.steps_per_epoch
-        self._pending = _Pending(measured, progress.step, learning_rate, tokens, trained, now - self._clock, epoch)
+        self._pending = _Pending(measured, progress.step, learning_rate, tokens, trained, epoch)
         if not self._late:
             self._flush()
-        self._clock = now
 
     def _flush(self) -> None:
         done, self._pending = self._pending, None
         if done is None:
             return
         loss, norm = done.loss_and_norm.read()
-        seconds = max(done.seconds, 1e-9)
+        now = time.perf_counter()  # the device is done with it: the host alone may be ahead by a step
+        seconds, self._clock = max(now - self._clock, 1e-9), now
         memory = self._memory_now()
         self.emit(
             events.Step(
@@ -334,6 +332,7 @@ class _Loop:
     def _sample_once(self, wishes: Wishes) -> None:
         """Samples on request: granted before it is done, so that a pause in the middle does not grant it again."""
         self._seen = wishes
+        self._flush()
         self._sample()
 
     def _paused(self, *, grant: bool) -> None:
@@ -353,7 +352,9 @@ class _Loop:
         self._state("running")
 
     def _restart_clock(self) -> None:
-        self._clock = time.perf_counter()
+        """After work that is no step's; a step that the device is still at goes on counting."""
+        if self._pending is None:
+            self._clock = time.perf_counter()
 
     def _state(self, state: str) -> None:
         """Says a state, once until there is another one."""

@@ -7,6 +7,8 @@ import signal
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from nbtune import events
 from nbtune.errors import NbtuneError, TrainError
@@ -98,6 +100,27 @@ def test_it_goes_on_with_any_number(start, until, gpus):
     run.resume(step=4).wait()
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
     assert run.plan.gpus == gpus
+
+
+@pytest.mark.slow
+def test_a_parted_run_is_stopped_resumed_and_exported(start, until):
+    whole = start("whole", device="cpu", steps=30).wait()
+    run = start("parted", steps=30, weights="sharded", **TWO)
+    until(run, lambda e: is_at_work(e) and e.step >= 5)
+    with pytest.raises(TrainError, match="parted among 2"):
+        run.generate("Hi", max_new_tokens=3)
+    run.stop(wait=True)
+    assert 5 <= run.step < 30
+    (run.folder / "spec.yaml").write_text((run.folder / "spec.yaml").read_text().replace("gpus: 2", "gpus: 1"))
+    with pytest.raises(NbtuneError, match="weights `sharded` are parted"):
+        run.resume().wait(60)
+    (run.folder / "spec.yaml").write_text((run.folder / "spec.yaml").read_text().replace("gpus: 1", "gpus: 3"))
+    run.resume().wait(200)
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+    merged, usual = run.export.merged().path, whole.export.merged().path
+    for name, weight in load_file(usual / "model.safetensors").items():
+        torch.testing.assert_close(load_file(merged / "model.safetensors")[name], weight, atol=1e-3, rtol=1e-3)
+    assert run.generate("What is 1 plus 2?") == whole.generate("What is 1 plus 2?")
 
 
 @pytest.mark.slow
