@@ -39,6 +39,7 @@ from nbtune.store.owner import Ownership, TakenOver
 from nbtune.store.quiet import quiet_libraries
 from nbtune.train import sampling
 from nbtune.train.control import OtherIsGone, Wishes
+from nbtune.train.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from nbtune.train.loop import Progress
     from nbtune.train.loss import LossOutput
     from nbtune.train.ranks import Ranks
-    from nbtune.train.rehearsal import Rehearsal
     from nbtune.train.stepper import Stepper
 
 __all__ = ["execute"]
@@ -78,7 +78,7 @@ def execute(
             try:
                 emit(events.State(state="preparing"))
                 engine = _Engine(folder, emit, owner, ranks)
-                with engine.rehearse():
+                with engine.rehearsal:
                     engine.prepare()
                     if keep is not None:
                         keep(engine.built)
@@ -117,7 +117,6 @@ class _Engine:
     stepper: Stepper | FusedStepper
     progress: Progress
     measuring: Measuring
-    rehearsal: Rehearsal | None = None
     began_at = 0  # the step from which on this process trains
 
     def __init__(
@@ -127,14 +126,7 @@ class _Engine:
         self.writes, self.count = ranks is None or ranks.first, 1 if ranks is None else ranks.count
         self.spec: RunSpec = read_spec(folder)
         self.control = FileControl(folder)
-
-    def rehearse(self) -> Rehearsal:
-        """Begins what runs beside `prepare`; to be ended by whoever asked for it."""
-        from nbtune.train.rehearsal import Rehearsal
-
-        if self.ranks is None:
-            self.rehearsal = Rehearsal.begin(self.spec)
-        return self.rehearsal or Rehearsal(self.spec)
+        self.rehearsal = Rehearsal.begin(self.spec) if ranks is None else Rehearsal(self.spec)
 
     def prepare(self) -> None:
         """Tokens, plan, model, optimizer; and the last checkpoint, where there is one."""
@@ -167,8 +159,7 @@ class _Engine:
         self.emit(events.State(state="preparing", detail=self.plan.disk_and_download()))
         if self.ranks is not None and self.writes:
             self.ranks.wait()  # the others read what is there now
-        if self.rehearsal is not None:
-            self.rehearsal.perform(self.plan)
+        self.rehearsal.perform(self.plan)
         machine.reset_peak(device)
         self.built = models.build(
             spec.model,
@@ -338,9 +329,8 @@ class _Engine:
         return checkpoints.save(self.folder, self.built, self.stepper, progress, keep=self.spec.checkpoint.keep)
 
     def _between(self, within: Callable[[Wishes], bool]) -> None:
-        if self.rehearsal is not None and self.progress.step > self.began_at:
+        if self.progress.step > self.began_at:
             self.rehearsal.end(done=True)
-            self.rehearsal = None
         if self.owner is not None:
             self.owner.check()
             answer_requests(self.folder, partial(self._answer, within=within))
