@@ -29,7 +29,7 @@ __all__ = ["Cursor", "RunView", "Totals"]
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
 _TRUSTED = 1.0  # seconds for which a run that lived is taken to live
-LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 120}
+LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 80}
 _THIN = ("evals", "machine")  # of these the old ones are thinned out, of others forgotten
 
 
@@ -61,6 +61,7 @@ class RunView:
         self._seconds = 0.0  # a step, as a running mean
         self._clock = _Clock()
         self._plan: Any = None
+        self._parts: list[str] = []
         self._alive_until = 0.0
         self._hints = Hints()
         self.totals = Totals()
@@ -111,7 +112,8 @@ class RunView:
             self._machine(event)
 
     def _machine(self, event: ev.Device) -> None:
-        parts = [[clean(name, 40), int(size)] for name, size in event.parts.items()]
+        self._parts = [clean(name, 40) for name in event.parts]  # a run's are always the same
+        parts = [int(size) for size in event.parts.values()]
         busy = round(event.busy, 1) if event.busy >= 0 else None
         self._append("machine", {"step": event.step, "parts": parts, "busy": busy})
         self._hint(self._hints.after_device(event.slowed, event.temperature, event.watts), event.time)
@@ -188,6 +190,7 @@ class RunView:
                 "seconds": self._seconds,
                 "clock": asdict(self._clock),
                 "totals": asdict(self.totals),
+                "parts": self._parts,
             }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -199,6 +202,7 @@ class RunView:
             self.last, self._seconds, self.generation = last, state["seconds"], state["generation"]
             self.lists, self.said = {**self.lists, **state["lists"]}, {**self.said, **state["said"]}
             self._clock, self.totals = _Clock(**state["clock"]), Totals(**state["totals"])
+            self._parts = state.get("parts", [])
             rows = self.columns.rows(0, self.columns.length, self.series.limit // 2)
             self.series.restore(rows, self.columns.length)
 
@@ -235,6 +239,7 @@ class RunView:
                 "elapsed": self._clock.elapsed(live=state not in ev.ENDED),
                 "eta": self._left(step, total, plan),
                 "memory_plan": _memory_plan(plan),
+                "memory_parts": self._parts,
                 "peak_rate": float(getattr(plan, "learning_rate", 0.0) or 0.0),
                 "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
                 "memory_total": int(getattr(plan, "available_bytes", 0) or 0),

@@ -9,7 +9,7 @@ import comm
 import numpy as np
 import pytest
 from comm.base_comm import BaseComm
-from memory_run import MemoryRun, made_up_step
+from memory_run import MemoryRun, made_up_device, made_up_step
 
 from nbtune import events as ev
 from nbtune.widgets import monitor, monitor_panel
@@ -85,7 +85,7 @@ def test_a_monitor_of_a_run_that_is_over_opens_with_all_of_it(panel):
 
 def test_a_second_monitor_sends_at_most_100_kb(panel):
     run = MemoryRun(total_steps=100_000)
-    run.say(*[made_up_step(k, 100_000) for k in range(1, 100_001)])
+    run.say(*[made_up_step(k, 100_000) for k in range(1, 100_001)], *[made_up_device(k) for k in range(1, 5001)])
     widget = panel(run)
     size = sum(len(repr(data)) + sum(map(len, buffers)) for _, data, buffers in widget.comm.sent)
     assert size <= 100_000
@@ -195,6 +195,20 @@ def test_the_chat_opens_in_the_monitor_and_is_put_away(panel):
 
 def test_a_monitor_opens_no_panel_that_there_is_not(panel):
     assert "'zip'" in click(panel(MemoryRun()), "open", what="zip")["error"]
+
+
+def test_what_the_machine_does_is_thinned_out_and_survives_a_restart_of_the_view(panel):
+    run = MemoryRun(total_steps=5000)
+    run.say(*[event for k in range(1, 1001) for event in (made_up_step(k), made_up_device(k))])
+    snapshot, _ = state_of(panel(run))
+    told = snapshot["machine"]["items"]
+    assert len(told) <= 80
+    assert told[-1]["step"] == 1000
+    assert told[0]["step"] < 50
+    assert snapshot["status"]["memory_parts"] == ["weights", "adapter", "rest"]
+    assert sum(told[-1]["parts"]) == made_up_step(1000).memory_allocated
+    view = panel(run).view
+    assert view.dump()["parts"] == ["weights", "adapter", "rest"]
 
 
 def see(widget, seen, page="a page"):

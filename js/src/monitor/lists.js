@@ -92,14 +92,14 @@ export class Memory {
     const seen = JSON.stringify([plan, machine.at(-1)?.parts, now, most]);
     if (seen === this.seen) return;
     this.seen = seen;
-    const parts = memoryParts(machine, plan);
+    const parts = memoryParts(machine, status);
     const head = ["memory.part", "memory.plan", "memory.now", "memory.most"].map((key) => el("th", { scope: "col" }, text(key)));
     const line = (name, k, ...sizes) => el("tr", {}, el("th", { scope: "row" }, k === null ? null : mark(k), name),
       ...sizes.map((size) => el("td", {}, Number.isFinite(size) ? bytes(size) : MISSING)));
     const lines = parts.length ? parts.map((part, k) => line(text(`memory.${part.name}`), k, part.planned, part.now, part.most))
       : plan.map(([name, size]) => line(text(`memory.${name}`), null, size, NaN, NaN));
     const held = parts.reduce((sum, part) => sum + part.now, 0);
-    const highest = machine.reduce((high, item) => Math.max(high, item.parts.reduce((sum, [, size]) => sum + size, 0)), 0);
+    const highest = machine.reduce((high, item) => Math.max(high, item.parts.reduce((sum, size) => sum + size, 0)), 0);
     this.table.replaceChildren(el("tr", {}, ...head), ...lines,
       line(text("memory.all"), null, planned, parts.length ? held : now, parts.length ? highest : most));
   }

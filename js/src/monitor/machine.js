@@ -13,13 +13,12 @@ const GIB = 1024 ** 3;
 const PLANNED = { weights: ["weights"], adapter: ["adapter"], state: ["gradients", "optimizer"], work: ["activations", "head"], kept: ["reserve"], rest: ["gradients", "optimizer", "activations", "head", "reserve"] };
 
 /** @returns {Array<{ name: string, now: number, most: number, planned: number }>} in the order in which they are stacked */
-export function memoryParts(machine, plan) {
+export function memoryParts(machine, { memory_parts: names = [], memory_plan: plan = [] }) {
   const planned = new Map(plan);
-  const last = machine.at(-1)?.parts ?? [];
-  return last.map(([name, now], k) => ({
+  return !machine.length ? [] : names.map((name, k) => ({
     name,
-    now,
-    most: machine.reduce((high, item) => Math.max(high, item.parts[k]?.[1] ?? 0), 0),
+    now: machine.at(-1).parts[k] ?? 0,
+    most: machine.reduce((high, item) => Math.max(high, item.parts[k] ?? 0), 0),
     planned: (PLANNED[name] ?? []).reduce((sum, part) => sum + (planned.get(part) ?? 0), 0),
   }));
 }
@@ -35,8 +34,8 @@ export class MemoryChart extends Chart {
 
   update(plotly, { machine, status }, theme, name, planned) {
     const x = machine.map((item) => item.step);
-    const parts = memoryParts(machine, status.memory_plan ?? []);
-    const values = parts.map((_, k) => machine.map((item) => (item.parts[k]?.[1] ?? 0) / GIB));
+    const parts = memoryParts(machine, status);
+    const values = parts.map((_, k) => machine.map((item) => (item.parts[k] ?? 0) / GIB));
     const top = x.map((_, i) => values.reduce((sum, part) => sum + part[i], 0));
     const traces = parts.map(({ name: part }, k) => ({
       ...line(label(part), { x, y: values[k] }, PARTS[k % PARTS.length], { width: 1, dash: DASHES[k % DASHES.length] }), stackgroup: "held", mode: "lines",
