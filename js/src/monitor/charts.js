@@ -120,7 +120,7 @@ export class SmallChart extends Chart {
     }
     const layout = base(theme, {
       margin: { l: 46, r: 8, t: 4, b: 20 },
-      xaxis: { nticks: 4 },
+      xaxis: { nticks: 3 },
       yaxis: { nticks: 4, rangemode: this.column === "learning_rate" ? "normal" : "tozero", exponentformat: "power" },
       hovermode: "x",
     });
@@ -179,7 +179,7 @@ export function base(theme, { xaxis = {}, yaxis = {}, ...rest }) {
     hoverlabel: { bgcolor: theme.paper, bordercolor: theme.text, font: { color: theme.text, size: 11 } },
     uirevision: "same",
     ...rest,
-    xaxis: { ...axis, ...xaxis },
+    xaxis: { ...axis, tickangle: 0, ...xaxis }, // Plotly turns numbers where they are many, and a small chart cuts them
     yaxis: { ...axis, ...yaxis },
   };
 }

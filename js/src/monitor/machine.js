@@ -43,7 +43,7 @@ export class MemoryChart extends Chart {
     if (planned > 0) traces.push(line(text("memory.plan"), { x: [x[0], x.at(-1)], y: [planned / GIB, planned / GIB] }, theme.text, { width: 1, dash: "dash" }));
     const words = parts.filter((part) => part.now > 0).map((part) => `${label(part.name)} ${bytes(part.now)}`);
     this.describe(text("chart.memory", { name, value: bytes((top.at(-1) ?? 0) * GIB), planned: bytes(planned), parts: words.join(", ") }));
-    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 4 }, yaxis: { nticks: 4, rangemode: "tozero" }, hovermode: "x" });
+    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 }, yaxis: { nticks: 4, rangemode: "tozero" }, hovermode: "x" });
     return this.draw(plotly, traces, layout, theme, { x, y: top });
   }
 }
@@ -59,7 +59,7 @@ export class BusyChart extends Chart {
     const known = machine.filter((item) => item.busy !== null);
     const [x, y] = [known.map((item) => item.step), known.map((item) => item.busy)];
     this.describe(text("chart.busy", { name, value: y.length ? `${Math.round(y.at(-1))} %` : MISSING }));
-    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 4 }, yaxis: { nticks: 4, range: [0, 104], autorange: false }, hovermode: "x" });
+    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 }, yaxis: { nticks: 4, range: [0, 104], autorange: false }, hovermode: "x" });
     return this.draw(plotly, [line(name, { x, y }, theme.busy, { width: 1.8 })], layout, theme, { x, y });
   }
 }
