@@ -33,13 +33,16 @@ class LossesPanel(Panel):
     status = traitlets.Dict().tag(sync=True)
     view = traitlets.Dict().tag(sync=True)
     opened = traitlets.Dict().tag(sync=True)
+    changes = traitlets.Dict().tag(sync=True)
+    going = traitlets.Dict().tag(sync=True)
 
     def __init__(self, losses: Losses) -> None:
         self.losses, self._told_at = losses, -math.inf
         self._by, self._lowest, self._count = "loss", False, PAGE
         self._inspector: Any = None
+        self._monitor: Any = None
         losses.told = self._hear_more
-        super().__init__(status=self._status(), view=self._view())
+        super().__init__(status=self._status(), view=self._view(), changes=self._changes())
 
     def _hear_more(self) -> None:
         """Something was measured: the page is told, not too often."""
@@ -50,7 +53,7 @@ class LossesPanel(Panel):
 
     def _tell(self) -> None:
         with self.hold_sync():
-            self.status, self.view = self._status(), self._view()
+            self.status, self.view, self.changes = self._status(), self._view(), self._changes()
 
     def _status(self) -> dict[str, Any]:
         losses = self.losses
@@ -73,6 +76,18 @@ class LossesPanel(Panel):
         shown = [self._row(row) for row in rows[: self._count]]
         more = min(MOST, len(rows)) - len(shown)
         return {"by": self._by, "lowest": self._lowest, "rows": shown, "more": max(0, more)}
+
+    def _changes(self) -> dict[str, Any]:
+        """How often single rows count, by their marks, as far as those are measured; and whether that can be undone."""
+        weights = self.losses.row_weights
+        there = {row.mark for row in list(self.losses.rows.values())}
+        return {
+            "weights": {mark: weight for mark, weight in weights.items() if mark in there},
+            "dropped": sum(weight == 0 for weight in weights.values()),
+            "weighted": sum(weight != 0 for weight in weights.values()),
+            "undo": self.losses.changed,
+            "steps": self.losses.run.total_steps,
+        }
 
     def _row(self, row: RowLoss) -> dict[str, Any]:
         asked, said = (clean(text, _TEXT) for text in self.losses.text(row))
@@ -130,6 +145,44 @@ class LossesPanel(Panel):
         else:
             self._inspector.do_row(index)
         self.opened = {"model": self._inspector.model_id, "index": index}
+
+    def do_weight(self, mark: str, weight: float) -> str:
+        """How often a row counts from now on: 0 leaves it out, 1 is as usual."""
+        weight = int(weight) if float(weight).is_integer() else float(weight)
+        self.losses.weight(str(mark), weight)
+        self.changes = self._changes()
+        return f'losses.drop("{mark}")' if weight == 0 else f'losses.weight("{mark}", {weight})'
+
+    def do_undo(self) -> str:
+        """Takes the last change back."""
+        self.losses.undo()
+        self.changes = self._changes()
+        return "losses.undo()"
+
+    def do_code(self, steps: int | None = None) -> str:
+        """The line that a run started with now would be made by, in any notebook."""
+        weights = ", ".join(f'"{mark}": {weight:g}' for mark, weight in self.losses.row_weights.items())
+        given = [*([f"row_weights={{{weights}}}"] if weights else []), *([f"steps={int(steps)}"] if steps else [])]
+        return f'run = nbtune.attach("{clean(self.losses.run.id, 40)}").go_on({", ".join(given)})'
+
+    def do_go_on(self, steps: int | None = None) -> str:
+        """Starts a run that goes on from this one's weights, and shows its monitor."""
+        code = self.do_code(steps)
+        self.going = {"state": "starting"}
+        self.in_background(lambda: self._go_on(int(steps) if steps else None), self._not_begun)
+        return code
+
+    def _go_on(self, steps: int | None) -> None:
+        from nbtune.widgets.monitor_panel import Monitor
+
+        asked: dict[str, Any] = {"steps": steps} if steps else {}
+        run = self.losses.go_on(**asked)
+        self.losses.next = run
+        self._monitor = Monitor(run)
+        self.going = {"state": "begun", "name": clean(run.name, 200), "id": run.id, "model": self._monitor.model_id}
+
+    def _not_begun(self, error: BaseException) -> None:
+        self.going = {"state": "failed", "error": self.words(error)}
 
     def do_close(self) -> None:
         """Puts the inspector away."""

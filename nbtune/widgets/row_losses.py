@@ -25,6 +25,7 @@ class Losses(Measuring):
         run, base, limit, again: as of `nbtune.store.losses.Measuring`.
     """
 
+    next: Any = None  # the run that the panel's button started
     _panel: Any = None
     _changes: list[dict[str, float]] = []  # noqa: RUF012 — never changed in place
 
@@ -53,6 +54,11 @@ class Losses(Measuring):
         from_mapping({"data": "rows", "row_weights": now})  # refused before it counts
         self._changes = [*self._changes, now]
         return self
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is a change to take back."""
+        return bool(self._changes)
 
     def undo(self) -> Losses:
         """Take the last change back; what the run's own spec says stays."""

@@ -214,7 +214,9 @@ def losses(text: str) -> tuple[Any, list[str]]:
     for k in range(2):
         known.rows[text, k] = RowLoss("eval", text, k, k, f"r{k}", 9, 5, 1, 2.5 - k, 3.0)
     known.error = NbtuneError(text)
-    return LossesPanel(known), [clean(text, 100), clean(text, 160), clean(text, 200)]
+    panel = LossesPanel(known)
+    panel.going = {"state": "begun", "name": clean(text, 200), "id": clean(text, 40)}
+    return panel, [clean(text, 100), clean(text, 160), clean(text, 200)]
 
 
 @pytest.mark.parametrize("made", [monitor, compare, exporter, chat, form, inspector, losses])

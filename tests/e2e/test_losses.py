@@ -17,9 +17,13 @@ run = nbtune.finetune(data="rows", rows=globals(), steps=6, batch_size=4, name="
 losses = run.losses()
 losses"""
 
+ENDS = "print(losses.sorted()[0].row, losses.sorted(lowest=True)[0].row)"
+NEXT = """new = losses.next.wait()
+print(new.state, new.step, new.spec.row_weights)"""
+
 
 def test_rows_are_sorted_and_opened_in_the_inspector(notebook):
-    page = notebook([TRAIN, "print(losses.sorted()[0].row, losses.sorted(lowest=True)[0].row)"], width=900)
+    page = notebook([TRAIN, ENDS, NEXT], width=900)
     page.run(0)
     panel, keys = page.page.locator(".nbt-losses").first, page.page.keyboard
     expect(panel).to_have_attribute("data-busy", "false")
@@ -61,4 +65,34 @@ def test_rows_are_sorted_and_opened_in_the_inspector(notebook):
     assert panel.locator(".nbt-inspector").count() == 1
     panel.get_by_role("button", name="Close the inspector").click()
     expect(inspector).to_have_count(0)
+
+    # what is wanted of rows: by keyboard left out, by mouse counted twice and again, taken back
+    code, state = panel.locator(".nbt-code code"), rows.first.locator(".nbt-wanted")
+    first, second = (rows.nth(k).get_attribute("data-mark") for k in (0, 1))
+    rows.first.locator(".nbt-open").focus()
+    keys.press("Tab")
+    expect(rows.first.get_by_role("button", name=f"Drop row {highest}", exact=True)).to_be_focused()
+    keys.press("Enter")
+    expect(state).to_have_text("left out")
+    expect(code).to_have_text(f'losses.drop("{first}")')
+    expect(rows.first.get_by_role("button", name=f"Keep row {highest}", exact=True)).to_be_focused()
+    rows.nth(1).locator("[data-act=double]").click()
+    expect(code).to_have_text(f'losses.weight("{second}", 2)')
+    rows.nth(1).locator("[data-act=double]").click()
+    expect(rows.nth(1).locator(".nbt-wanted")).to_have_text("× 4")
+    panel.get_by_role("button", name="Undo", exact=True).click()
+    expect(rows.nth(1).locator(".nbt-wanted")).to_have_text("× 2")
+    expect(panel.get_by_text("1 left out, 1 counted otherwise")).to_be_visible()
+    assert page.looks("losses-wanted", ".nbt-losses") == []
+
+    # and on from here: the new run's monitor comes up below
+    panel.get_by_label("Steps").fill("3")
+    panel.get_by_role("button", name="Show the code").click()
+    expect(code).to_contain_text(f'.go_on(row_weights={{"{first}": 0, "{second}": 2}}, steps=3)')
+    panel.get_by_role("button", name="Continue with this").click()
+    expect(panel.get_by_text(re.compile(r"The run known \(\w+\) goes on from these weights"))).to_be_visible()
+    expect(panel.locator(".nbt-monitor")).to_be_visible()
+    page.run(2)
+    assert page.output(2).strip() == f"finished 3 {{'{first}': 0.0, '{second}': 2.0}}"
+    page.picture("losses-continued", panel)
     assert page.page.evaluate("() => window.hacked") is None

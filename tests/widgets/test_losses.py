@@ -81,3 +81,31 @@ def test_a_runs_rows_are_inspected_from_its_folder(run):
         source=0, format="prompt-completion", columns={"prompt": "completion", "completion": "prompt"}
     )
     assert read.row(2)["rendered"].index("sailor") < read.row(2)["rendered"].index("What is 2?")
+
+
+def test_clicks_change_what_is_wanted_and_say_their_line(losses):
+    panel, mark = losses.panel(), losses.sorted()[0].mark
+    assert panel.do_weight(mark, 0) == f'losses.drop("{mark}")'
+    assert panel.changes["weights"] == {mark: 0}
+    assert (panel.changes["dropped"], panel.changes["weighted"], panel.changes["undo"]) == (1, 0, True)
+    other = losses.sorted()[1].mark
+    assert panel.do_weight(other, 2) == f'losses.weight("{other}", 2)'
+    run = losses.run.id
+    wanted = f'run = nbtune.attach("{run}").go_on(row_weights={{"{mark}": 0, "{other}": 2}}, steps=4)'
+    assert panel.do_code(4) == wanted
+    assert panel.do_undo() == "losses.undo()"
+    panel.do_weight(mark, 1)
+    assert losses.row_weights == {}
+    assert panel.do_code() == f'run = nbtune.attach("{run}").go_on()'
+
+
+def test_continue_starts_a_run_with_these_rows(losses):
+    panel, mark = losses.panel(), losses.sorted()[0].mark
+    panel.in_background = lambda work, _failed: work()
+    panel.do_weight(mark, 0)
+    panel.do_go_on(2)
+    assert panel.going["state"] == "begun"
+    run = losses.next.wait()
+    assert run.spec.row_weights == {mark: 0}
+    assert run.spec.start_from == losses.run.folder.name
+    assert (run.step, run.total_steps) == (2, 2)

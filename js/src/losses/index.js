@@ -10,11 +10,11 @@ import "../shared/base.css";
 import "./losses.css";
 
 const ORDERS = ["loss", "base", "learnt", "tokens"];
-const WATCHED = { status: "showStatus", view: "showRows", opened: "showOpened" };
+const WATCHED = { status: "showStatus", view: "showRows", changes: "showChanges", opened: "showOpened", going: "showGoing" };
 
 class View {
   constructor(model, wishes) {
-    Object.assign(this, { model, wishes });
+    Object.assign(this, { model, wishes, placed: {} });
     this.build();
     this.endTheme = followTheme(this.root);
     this.watching = Object.entries(WATCHED).map(([name, show]) => [`change:${name}`, () => this[show]()]);
@@ -41,14 +41,29 @@ class View {
     this.code = el("code", { dir: "auto" });
     this.line = el("div", { class: "nbt-code nbt-soft", role: "status", hidden: true }, text("losses.code"), " ", this.code);
     this.host = el("div", { class: "nbt-inspect" });
+    this.changed = el("span", { role: "status" });
+    this.undo = el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("undo") }, text("losses.undo"));
+    this.steps = el("input", { type: "number", min: 1, step: 1 });
+    this.show = el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("code", this.wanted) }, text("losses.show"));
+    this.go = el("button", { type: "button", class: "nbt-btn nbt-main", onclick: () => this.do("go_on", this.wanted) }, text("losses.go"));
+    this.began = el("div", { class: "nbt-text", role: "status" });
+    this.monitor = el("div", { class: "nbt-inspect" });
     this.root = el("section", { class: "nbt nbt-losses", role: "region", "data-lm-suppress-shortcuts": "true" },
       el("div", { class: "nbt-row" }, this.name),
       el("div", { class: "nbt-row" }, this.progress, this.said, this.stop, this.start, this.again),
       this.failed,
       el("div", { class: "nbt-row" }, el("label", {}, text("losses.by"), this.by), el("label", {}, text("losses.order"), this.order)),
       this.none,
-      el("div", { class: "nbt-scroll", tabindex: 0, role: "group", "aria-label": text("losses.rows") }, el("table", { role: "table" }, this.head, this.body)),
-      el("div", { class: "nbt-row" }, this.more), this.line, this.host);
+      el("div", { class: "nbt-losstable", tabindex: 0, role: "group", "aria-label": text("losses.rows") }, el("table", { role: "table" }, this.head, this.body)),
+      el("div", { class: "nbt-row" }, this.more),
+      el("div", { class: "nbt-row" }, this.changed, this.undo, el("label", {}, text("losses.steps"), this.steps), this.go, this.show),
+      this.line, this.began, this.host, this.monitor);
+  }
+
+  /** What is asked for besides the rows: a number of steps, or as many as before. */
+  get wanted() {
+    const steps = Number(this.steps.value);
+    return { steps: Number.isInteger(steps) && steps > 0 ? steps : null };
   }
 
   async do(what, values = {}) {
@@ -94,11 +109,12 @@ class View {
     const sorted = (key) => (key === by ? (lowest ? "ascending" : "descending") : null);
     this.head.replaceChildren(el("tr", { role: "row" },
       ...columns.map((key) => el("th", { scope: "col", role: "columnheader", class: "nbt-num", "aria-sort": sorted(key) }, text(`losses.${key}`))),
-      el("th", { scope: "col", role: "columnheader" }, text("losses.row"))));
+      el("th", { scope: "col", role: "columnheader" }, text("losses.row")), el("th", { scope: "col", role: "columnheader", class: "nbt-num" }, text("losses.acts"))));
     const focused = document.activeElement?.closest?.("tr[data-mark]");
-    const back = focused && this.body.contains(focused) ? [focused.dataset.mark, document.activeElement.className] : null;
+    const back = focused && this.body.contains(focused) ? [focused.dataset.mark, document.activeElement.className] : null; // it stays where it was
     this.body.replaceChildren(...rows.map((row) => this.row(row, columns)));
     this.markOpened();
+    this.showChanges();
     if (back) [...(this.find(back[0])?.querySelectorAll("button") ?? [])].find((node) => node.className === back[1])?.focus();
   }
 
@@ -110,10 +126,46 @@ class View {
     const value = (key) => (row[key] === null ? MISSING : key === "tokens" ? number(row.tokens) : row[key].toFixed(3));
     const place = [text("losses.place", { source: row.source, row: row.row }), row.held ? text("losses.held") : ""].filter(Boolean).join(" · ");
     const label = text("losses.open", { row: row.row, text: row.said });
-    return el("tr", { role: "row", "data-mark": row.mark, "data-index": row.index },
+    return el("tr", { role: "row", "data-mark": row.mark, "data-index": row.index, "data-row": row.row },
       ...columns.map((key) => el("td", { role: "cell", class: "nbt-num", "data-label": text(`losses.${key}`) }, value(key))),
       el("th", { scope: "row", role: "rowheader" }, el("button", { type: "button", class: "nbt-open", "aria-label": label, onclick: () => this.do("open", { index: row.index }) },
-        el("span", { class: "nbt-soft", dir: "auto" }, row.asked), el("span", { class: "nbt-said", dir: "auto" }, row.said), el("span", { class: "nbt-soft", dir: "auto" }, place))));
+        el("span", { class: "nbt-soft", dir: "auto" }, row.asked), el("span", { class: "nbt-rowsaid", dir: "auto" }, row.said), el("span", { class: "nbt-soft", dir: "auto" }, place))),
+      el("td", { role: "cell", class: "nbt-acts" }, el("span", { class: "nbt-wanted" }), ...["drop", "double"].map((act) =>
+        el("button", { type: "button", class: `nbt-btn nbt-${act}`, "data-act": act, onclick: () => this.act(row.mark, act) }))));
+  }
+
+  /** Leaves a row out (or takes it in again), or lets it count twice as often as it does. */
+  act(mark, act) {
+    const now = this.model.get("changes").weights[mark] ?? 1;
+    this.do("weight", { mark, weight: act === "drop" ? (now === 0 ? 1 : 0) : now === 0 ? 2 : 2 * now });
+  }
+
+  /** What is wanted of each row that is shown, and of all. */
+  showChanges() {
+    const { weights, dropped, weighted, undo, steps } = this.model.get("changes");
+    for (const line of this.body.children) {
+      const weight = weights[line.dataset.mark] ?? 1;
+      const row = line.dataset.row;
+      setText(line.querySelector(".nbt-wanted"), weight === 1 ? "" : weight === 0 ? text("losses.dropped") : `× ${number(weight)}`);
+      line.toggleAttribute("data-out", weight === 0);
+      for (const button of line.querySelectorAll("[data-act]")) {
+        const key = button.dataset.act === "double" ? "double" : weight === 0 ? "keep" : "drop";
+        setText(button, text(`losses.${key}`));
+        setAttribute(button, "aria-label", text(`losses.${key}_row`, { row }));
+        button.disabled = key === "double" && weight > 400;
+      }
+    }
+    setText(this.changed, dropped + weighted ? text("losses.changed", { dropped: number(dropped), weighted: number(weighted) }) : text("losses.unchanged"));
+    this.undo.disabled = !undo;
+    setAttribute(this.steps, "placeholder", String(steps || ""));
+  }
+
+  showGoing() {
+    const { state, name, id, error, model } = this.model.get("going");
+    this.go.disabled = state === "starting";
+    setText(this.began, state === "starting" ? text("losses.starting") : state === "begun" ? text("losses.begun", { name, id }) : error ?? "");
+    this.began.classList.toggle("nbt-bad", state === "failed");
+    this.place("monitor", this.monitor, model);
   }
 
   markOpened() {
@@ -121,32 +173,37 @@ class View {
     for (const line of this.body.children) line.toggleAttribute("data-open", line.dataset.index === String(index));
   }
 
-  /** The inspector, by the page's own way to show a widget in another one. */
-  async showOpened() {
-    const { model: id } = this.model.get("opened");
+  showOpened() {
     this.markOpened();
-    if (id === this.inspected) return;
-    this.inspected = id;
-    this.host.replaceChildren();
-    this.child?.remove?.();
-    this.child = null;
+    const close = () => el("div", {}, el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("close") }, text("losses.close")));
+    this.place("inspector", this.host, this.model.get("opened").model, close);
+  }
+
+  /** Another panel in this one, by the page's own way to show a widget. */
+  async place(what, host, id, above = () => null) {
+    const now = (this.placed[what] ??= {});
+    if (id === now.id) return;
+    now.id = id;
+    now.view?.remove?.();
+    now.view = null;
+    host.replaceChildren();
     if (!id) return;
     try {
       const manager = this.model.widget_manager;
-      const child = await manager.create_view(await manager.get_model(id));
-      if (this.inspected !== id) return child.remove();
-      this.child = child;
-      this.host.replaceChildren(el("div", {}, el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("close") }, text("losses.close"))), child.el);
-      child.el.scrollIntoView?.({ block: "nearest" });
+      const view = await manager.create_view(await manager.get_model(id));
+      if (now.id !== id) return view.remove();
+      now.view = view;
+      host.replaceChildren(...[above(), view.el].filter(Boolean));
+      host.scrollIntoView?.({ block: "nearest" });
     } catch {
-      setText(this.host, text("losses.no_view"));
+      setText(host, text("losses.no_view"));
     }
   }
 
   destroy() {
     this.endTheme();
     for (const [name, call] of this.watching) this.model.off(name, call);
-    this.child?.remove?.();
+    for (const { view } of Object.values(this.placed)) view?.remove?.();
   }
 }
 
