@@ -18,6 +18,7 @@ def load(shell: Any) -> None:
     from nbtune.notebook.heartbeat import Heartbeat
     from nbtune.notebook.magics import NbtuneMagics
     from nbtune.notebook.show import say
+    from nbtune.store.folder import runs_root
     from nbtune.widgets.heart import heart
 
     unload(shell)
@@ -32,6 +33,8 @@ def load(shell: Any) -> None:
     shell._nbtune_heartbeat = Heartbeat(shell, lambda: heart.seconds)
     shell._nbtune_heartbeat.register()
     if told := front.prepare_colab():
+        say(told)
+    if told := front.prepare_kaggle(runs_root(magics.runs_dir)):
         say(told)
     if stale := restart_needed():
         say(f"Restart the kernel once before you train: {'; '.join(stale)}.")

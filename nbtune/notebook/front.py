@@ -6,11 +6,14 @@ scripts do not. Nothing is asked of the front-end, so deciding costs no time.
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
-__all__ = ["has_page", "in_kernel", "prepare_colab", "reason_to_wait"]
+__all__ = ["has_page", "in_kernel", "kaggle", "prepare_colab", "prepare_kaggle", "reason_to_wait"]
 
+KAGGLE_KEEPS = Path("/kaggle/working")
 _told: list[str] = []  # of what the user was told already in this process
 
 
@@ -25,6 +28,8 @@ def has_page(shell: Any) -> bool:
         return False
     if _in_colab():
         return True
+    if kind := kaggle():
+        return kind == "Interactive"
     parent = shell.get_parent() if hasattr(shell, "get_parent") else getattr(shell, "parent_header", {})
     return bool((parent or {}).get("metadata", {}).get("cellId"))
 
@@ -40,6 +45,8 @@ def reason_to_wait(shell: Any, *, asked: bool = False, setting: str = "auto") ->
         return "asked to wait"
     if setting == "never":
         return ""
+    if kind := kaggle():  # whether its editor shows updates of a cell that is done was never tried
+        return "in Kaggle's editor a cell stays" if kind == "Interactive" else "Kaggle runs the notebook in one go"
     if not has_page(shell):
         return "no notebook page shows this cell"
     if _in_colab():
@@ -56,12 +63,28 @@ def prepare_colab() -> str:
     from google.colab import output
 
     output.enable_custom_widget_manager()
-    if _told:
+    if "Colab" in _told:
         return ""
     _told.append("Colab")
     return (
         "nbtune enabled Colab's custom widget manager: its live panels need it. A cell stays until its run has ended, "
         "because Colab shows updates only while a cell runs; interrupt it to let the run go on."
+    )
+
+
+def kaggle() -> str:
+    """Interactive in Kaggle's editor, Batch where it saves and runs all (a papermill without a page), else ""."""
+    return os.environ.get("KAGGLE_KERNEL_RUN_TYPE", "")
+
+
+def prepare_kaggle(runs: Path) -> str:
+    """In Kaggle: says once if runs would go where it keeps nothing, else ""."""
+    if not kaggle() or "Kaggle" in _told or runs.is_relative_to(KAGGLE_KEEPS):
+        return ""
+    _told.append("Kaggle")
+    return (
+        f"Kaggle keeps only what lies in {KAGGLE_KEEPS}, and runs would go to {runs}: "
+        f"`%config NbtuneMagics.runs_dir = '{KAGGLE_KEEPS}/runs'` keeps them."
     )
 
 

@@ -49,6 +49,8 @@ def has_page() -> bool:
     shell: Any = get_ipython()  # type: ignore[no-untyped-call]
     if shell is None or getattr(shell, "kernel", None) is None or not hasattr(shell, "get_parent"):
         return False
+    if kaggle := os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return kaggle == "Interactive"
     return bool((shell.get_parent() or {}).get("metadata", {}).get("cellId"))
 
 

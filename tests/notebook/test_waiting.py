@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from nbtune.notebook import front
 from tests.notebook.kernel import ROOT, Kernel
 
 SETUP = """\
@@ -149,3 +150,34 @@ def test_in_colab_the_cell_waits_with_its_panel(kernel: Kernel) -> None:
     assert "Colab shows updates only while a cell runs" in done.text
     assert "Run colab: finished" in done.text
     kernel.run("del sys.modules['google.colab'], sys.modules['google.colab.output']")
+
+
+def test_in_kaggles_editor_the_cell_waits_with_its_panel(kernel: Kernel) -> None:
+    kernel.run("import os; os.environ['KAGGLE_KERNEL_RUN_TYPE'] = 'Interactive'")
+    loaded = kernel.run("%reload_ext nbtune")
+    assert loaded.text.count("Kaggle keeps only what lies in /kaggle/working") == 1  # this test's folder is elsewhere
+    assert "Kaggle" not in kernel.run("%reload_ext nbtune").text
+    done = kernel.run(f"%%finetune --name kaggle\n{BODY}steps: 1\n", page=False)  # whatever its editor sends along
+    assert done.status == "ok", done.text
+    assert len(done.outputs(WIDGET)) == 1
+    assert "in Kaggle's editor a cell stays" in done.text
+    assert "Run kaggle: finished" in done.text
+
+
+def test_where_kaggle_saves_and_runs_all_the_result_is_static(kernel: Kernel) -> None:
+    kernel.run("import os; os.environ['KAGGLE_KERNEL_RUN_TYPE'] = 'Batch'")
+    done = kernel.run(f"%%finetune --name batch\n{BODY}steps: 1\n")
+    assert done.status == "ok", done.text
+    assert not done.outputs(WIDGET)
+    assert "Kaggle runs the notebook in one go" in done.text
+    assert "Run batch: finished" in done.text
+    assert "<img" in str(done.messages)
+    assert not kernel.run("import nbtune; nbtune.attach('batch').chat()").outputs("text/html")  # no text stands in
+    kernel.run("del os.environ['KAGGLE_KERNEL_RUN_TYPE']")
+
+
+def test_runs_below_kaggles_working_folder_need_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert front.prepare_kaggle(Path("/kaggle/working/runs")) == ""
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
+    assert front.prepare_kaggle(Path("/tmp/runs")) == ""
