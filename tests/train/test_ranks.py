@@ -78,3 +78,15 @@ def test_a_step_that_has_fewer_micro_batches_than_processes_is_shared_row_by_row
     ended = torchrun(two)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert [s["loss"] for s in said(two, "step")] == pytest.approx([s["loss"] for s in said(one, "step")], rel=2e-6)
+
+
+@pytest.mark.slow
+def test_a_process_without_a_row_scales_as_the_others(tmp_path: Path) -> None:
+    """fp16's scale is made by the first loss, of which a process without rows had none."""
+    one = folder_of(tmp_path, micro_batch_size=1, gradient_accumulation_steps=1, dtype="fp16")
+    two = tmp_path / "two"
+    shutil.copytree(one, two)
+    assert execute(one) == "finished"
+    ended = torchrun(two)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert [s["loss"] for s in said(two, "step")] == pytest.approx([s["loss"] for s in said(one, "step")], rel=1e-3)
