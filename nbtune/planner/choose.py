@@ -192,8 +192,8 @@ def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
             )
         return batch, [batch // spec.gradient_accumulation_steps]
     least = 2 if spec.method == "kto" else 1  # which compares the answers of a micro-batch
-    share = max(-(-batch // devices), min(least, batch))
-    return batch, [size for size in range(share, 0, -1) if batch % size == 0 and size >= min(least, batch)]
+    sizes = [size for size in range(batch, 0, -1) if batch % size == 0 and size >= min(least, batch)]
+    return batch, [size for size in sizes if size <= -(-batch // devices)] or sizes[-1:]
 
 
 def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:

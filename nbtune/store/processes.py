@@ -26,8 +26,19 @@ from nbtune.errors import NbtuneError
 from nbtune.store.folder import read_spec
 from nbtune.store.log import EventReader, EventWriter
 
-__all__ = ["MEETING", "how_it_ended", "left_word", "refuse", "said_its_end", "several", "stay_with_parent", "supervise"]
+__all__ = [
+    "MEETING",
+    "WITNESS",
+    "how_it_ended",
+    "left_word",
+    "refuse",
+    "said_its_end",
+    "several",
+    "stay_with_parent",
+    "supervise",
+]
 
+WITNESS = 3  # exit code of a process that ends because another one has
 MEETING = "NBTUNE_MEETING"  # in a worker's environment: the folder where those of one run meet
 
 _GRACE = 10.0  # seconds in which the first process may say why it ends, too
@@ -99,9 +110,8 @@ def _first_to_fail(workers: list[subprocess.Popen[bytes]]) -> tuple[int, int] | 
             rank, code = ended.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
         except queue.Empty:
             break
-        if code and (failed is None or rank == 0):
-            failed = failed or (rank, code)
-            until = time.monotonic() + (_GRACE if rank else 1.0)
+        if code and (failed is None or failed[1] == WITNESS):
+            failed, until = (rank, code), time.monotonic() + (1.0 if (rank, code) == (0, 1) else _GRACE)
     return failed
 
 
@@ -130,7 +140,7 @@ def _say(folder: Path, rank: int, code: int, count: int, meeting: Path) -> None:
     if said_its_end(folder):
         return
     with contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
-        try:
+        try:  # see `left_word`
             reason = (meeting / f"{rank}.txt").read_text(encoding="utf-8")
         except OSError:
             why = how_it_ended(code)

@@ -399,7 +399,7 @@ def main(folder: Path) -> int:
         else:
             follow(folder, ranks)
     except OtherIsGone:
-        return 1
+        return processes.WITNESS
     except BaseException as error:
         if ranks is not None and not ranks.first:
             processes.left_word(error, folder)

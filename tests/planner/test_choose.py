@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nbtune.data.facts import DataFacts
 from nbtune.device import DeviceFacts
-from nbtune.errors import PlanError
+from nbtune.errors import PlanError, SpecError
 from nbtune.models.facts import ModelFacts
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import from_mapping
@@ -119,3 +119,45 @@ def test_blocks_that_stay_transformers_own_are_planned_with_what_they_keep():
     lora, dora = (_plan(adapter={"type": kind}, activations="keep", micro_batch_size=1) for kind in ("lora", "dora"))
     assert dora.memory.activations > 1.2 * lora.memory.activations
     assert dora.memory.activations == _plan(accelerate=False, activations="keep", micro_batch_size=1).memory.activations
+
+
+def _among(devices, gib=80, longest=2048, **fields):
+    spec = from_mapping({"data": "rows", "gpus": devices, **fields})
+    return make_plan(spec, LLAMA_8B, _data(longest), _card(gib), devices=devices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(devices=st.integers(1, 9), batch=st.integers(1, 64), method=st.sampled_from(["sft", "kto"]))
+def test_several_gpus_share_the_batch_that_one_would_have(devices, batch, method):
+    if method == "kto" and batch == 1:
+        return
+    plan = _among(devices, batch_size=batch, method=method)
+    assert plan.micro_batch_size * plan.gradient_accumulation_steps == batch
+    assert plan.micro_batch_size <= -(-batch // devices) or method == "kto"
+    assert plan.gpus == devices
+    assert plan.total_steps == _among(1, batch_size=batch, method=method).total_steps
+
+
+def test_several_gpus_are_explained():
+    told = _among(2, batch_size=8).explain()
+    assert "2 × NVIDIA test card" in told
+    assert "4 rows × 2 accumulated, shared by 2 GPUs" in told
+    assert "on each" in told
+    assert _among(2, batch_size=8).seconds == _among(1, batch_size=8).seconds / 2
+    assert "6 of 8 GPUs have nothing to do" in _among(8, batch_size=2).explain()
+    card = DeviceFacts("cuda", "NVIDIA test card", 80 * GIB, 80 * GIB, (9, 0), True, count=4)
+    one = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), card)
+    assert "one of 4 GPUs is used: `gpus: all`" in one.explain()
+
+
+def test_weights_are_parted_where_they_do_not_fit_or_it_is_asked_for():
+    tight = _among(2, gib=16, batch_size=2)
+    assert tight.sharded
+    assert "each of 2 keeps a part" in tight.explain()
+    assert "frozen weights are parted: all of them would not fit" in tight.explain()
+    assert not _among(2, batch_size=2).sharded
+    assert _among(2, batch_size=2, weights="sharded").sharded
+    assert _among(2, batch_size=2, weights="sharded").peak_bytes < _among(2, batch_size=2).peak_bytes
+    for wrong in ({"weights": "sharded"}, {"weights": "sharded", "gpus": 2, "adapter": "qlora"}, {"gpus": [0, 0]}):
+        with pytest.raises(SpecError):
+            from_mapping({"data": "rows", **wrong})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 
 from nbtune import events
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.store import processes
 
 TWO = {"device": "cpu", "gpus": 2}
 MEASURED = {"eval": {"split": 0.2, "every": 4}}
@@ -166,3 +169,36 @@ def test_gpus_that_are_not_there_are_refused(start):
     run = start(gpus=[7], device="auto")
     with pytest.raises(NbtuneError, match="GPU 7 was asked for"):
         run.wait(60)
+
+
+def test_who_ended_first_is_told_from_who_noticed():
+    """A process that fails may take longer to end than the one that notices: the reason is the first one's."""
+
+    def worker(code, seconds):
+        source = f"import sys, time; time.sleep({seconds}); sys.exit({code})"
+        return subprocess.Popen([sys.executable, "-S", "-c", source])
+
+    for codes, found in ((((3, 0), (1, 0.5)), (1, 1)), (((0, 0), (5, 0.5)), (1, 5)), (((0, 0), (0, 0.3)), None)):
+        workers = [worker(*code) for code in codes]
+        assert processes._first_to_fail(workers) == found
+    stuck = [worker(0, 60), worker(1, 0)]
+    try:
+        processes._end(stuck)
+    finally:
+        assert stuck[0].wait(10) == -signal.SIGTERM
+
+
+def test_what_a_process_fails_of_stands_in_the_folder(start, tmp_path, monkeypatch):
+    run = start(steps=1).wait()
+    run.say(events.State(state="preparing"))
+    monkeypatch.setenv(processes.MEETING, str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    processes.left_word(MemoryError("out of memory"), run.folder)
+    processes._say(run.folder, 1, 1, 2, tmp_path)
+    assert run.state == "failed"
+    assert "not enough memory" in str(run.error)
+    run.say(events.State(state="preparing"))
+    processes._say(run.folder, 0, -9, 2, tmp_path)
+    last = run.events()[-1]
+    assert last.state == "interrupted"
+    assert last.detail.startswith("its process 1 of 2 was ended by signal 9")
