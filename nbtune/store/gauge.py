@@ -35,22 +35,24 @@ class Gauge:
     """
 
     def __init__(self, emit: Callable[[Event], None], model: torch.nn.Module, device: torch.device) -> None:
-        self._emit, self._model, self._device = emit, model, device
+        self._emit, self._device = emit, device
+        self._model: torch.nn.Module | None = model
         self._held: tuple[int, int] | None = None
         self._said = float("-inf")
         self._busy = _Busy()
         self._card: Card | None = None
         self._reading, self._over = Reading(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="nbtune-gauge", daemon=True)
 
     def __enter__(self) -> Gauge:
         self._card = card_of(self._device)
         if self._card is not None:
+            self._thread = threading.Thread(target=self._watch, name="nbtune-gauge", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self._model = None  # whoever still knows `emit` does not hold the weights
 
     def _watch(self) -> None:
         while self._card is not None and not self._over.wait(EVERY):
@@ -73,9 +75,11 @@ class Gauge:
 
     def _look(self, step: Step) -> Device:
         if self._held is None:
+            assert self._model is not None
             named = list(self._model.parameters())
             frozen = [*(p for p in named if not p.requires_grad), *self._model.buffers()]
             self._held = self._size(frozen), self._size(p for p in named if p.requires_grad)
+            self._model = None
         reading = self._reading
         busy = self._busy.percent() if self._device.type == "cpu" else reading.busy
         return Device(

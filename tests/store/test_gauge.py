@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 
 import pytest
 import torch
@@ -123,3 +124,13 @@ def test_a_driver_that_fails_while_it_is_asked_ends_its_thread_only(monkeypatch)
         assert not emit._thread.is_alive()
         emit(STEP)
     assert [event.type for event in told] == ["step", "device"]
+
+
+def test_a_gauge_does_not_keep_the_model():
+    model = torch.nn.Linear(2, 2)
+    left = weakref.ref(model)
+    with Gauge(lambda _: None, model, torch.device("cpu")) as emit:
+        emit(STEP)
+    del model
+    assert left() is None
+    emit(STEP)
