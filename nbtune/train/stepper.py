@@ -45,9 +45,7 @@ class Stepper:
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled, init_scale=2.0**12)
-        self.scaler.scale(
-            torch.zeros((), device=device)
-        )  # a process without a row in the first step scales nothing else
+        self.scaler.scale(torch.zeros((), device=device))  # makes the scale: a process may have no row at first
         self._masters = masters
         if masters is not None:
             masters.follow(optimizer)
