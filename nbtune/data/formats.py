@@ -6,7 +6,9 @@ Every row becomes a `Chat` (messages, rendered by the chat template) or `Parts` 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from nbtune.data.judged import JUDGED
 from nbtune.data.messages import Chat
@@ -27,7 +29,7 @@ from nbtune.data.readers import (
 )
 from nbtune.data.row_templates import template_format
 from nbtune.errors import DataError, NbtuneError, SpecError
-from nbtune.spec import SourceSpec
+from nbtune.spec import SourceSpec, parse_value
 
 __all__ = ["FORMATS", "PEERS", "Chat", "Format", "Parts", "detect"]
 
@@ -67,9 +69,22 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
         raise DataError(
             f"its columns ({shown}) are none that nbtune knows",
             place=place,
-            fix="say what they are, such as `data: {source: …, columns: {prompt: question, completion: reply}}`",
+            fix=f"say what they are, such as `data: {_such_as(spec.source, columns)}`",
         )
     return _ALL[name](found)
+
+
+def _such_as(source: str, columns: Sequence[str]) -> str:
+    """An entry of `data` in YAML that says what the first two columns may be."""
+
+    def written(name: str) -> str:
+        with suppress(SpecError):
+            if parse_value(f"[{name}]") == [name]:
+                return name
+        return json.dumps(name, ensure_ascii=False)
+
+    asked, answered = (written(name) for name in (columns[:2] if len(columns) > 1 else ("question", "reply")))
+    return f"{{source: {written(source)}, columns: {{prompt: {asked}, completion: {answered}}}}}"
 
 
 def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:

@@ -115,6 +115,19 @@ def test_columns_and_formats_that_are_not_there(row: Any, fields: Any, message: 
     assert isinstance(caught.value, SpecError | DataError)
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (["frage", "antwort"], "{source: crew.csv, columns: {prompt: frage, completion: antwort}}"),
+        (["a: b", "2"], '{source: crew.csv, columns: {prompt: "a: b", completion: "2"}}'),
+    ],
+)
+def test_unknown_columns_are_named_as_they_would_be_said(columns: list[str], said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detect(columns, [dict.fromkeys(columns, "x")], SourceSpec(source="crew.csv"), "crew.csv")
+    assert f"`data: {said}`" in caught.value.fix
+
+
 def test_preferences_are_recognised_and_not_for_sft() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     form = detect(list(row), [row], SourceSpec(source="rows"), "rows")
