@@ -3,7 +3,10 @@
 Weights come from safetensors unless the spec trusts the model's own code; nothing here runs a pickle.
 """
 
+import importlib
 import json
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["load_model", "load_tokenizer", "missing_bytes", "outline", "resolve"]
 
 EMBEDDED = "nbtune/tiny"
+_IMPORTING = threading.Lock()
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "merges.txt", "*.tiktoken"]
 
 
@@ -125,6 +129,17 @@ def missing_bytes(model: str, weights_bytes: int) -> int:
     return 0 if any(map(_is_whole, there)) else weights_bytes
 
 
+def _transformers() -> Any:
+    """transformers, imported by one thread at a time.
+
+    It puts another module in its place while it is imported: a thread that waited for that has the old one in its
+    hands, and "cannot import name" (an inspector that is opened while a run's thread begins, say).
+    """
+    with _IMPORTING:
+        importlib.import_module("transformers")
+        return sys.modules["transformers"]
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The model's tokenizer, with its chat template.
 
@@ -135,11 +150,10 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
     Raises:
         SpecError, HubError: see `resolve`; SpecError also when the folder holds no tokenizer.
     """
-    from transformers import AutoTokenizer
-
+    tokenizers = _transformers().AutoTokenizer
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+        return tokenizers.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError) as e:
         raise SpecError(
             f"{model} has no tokenizer that can be read ({_first_line(e)})", fix="Name a model that has one."
@@ -171,7 +185,7 @@ def load_model(
         PlanError: ``nf4`` where bitsandbytes is not installed.
         HubError: see `resolve`.
     """
-    from transformers import AutoModelForCausalLM
+    models = _transformers().AutoModelForCausalLM
 
     place = resolve(model, trust_remote_code=trust_remote_code)
     if attention == "nbtune":
@@ -185,7 +199,7 @@ def load_model(
         options["quantization_config"] = _quantization(quant, dtype)
     try:
         with _quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded = models.from_pretrained(
                 place,
                 device_map={"": _index(device)},
                 attn_implementation=attention,
@@ -208,17 +222,18 @@ def outline(
         SpecError, HubError: see `resolve`.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+    library = _transformers()
 
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
-    config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+    config = library.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
     part = config.get_text_config()
     part.num_hidden_layers = layers
     if getattr(part, "layer_types", None):
         part.layer_types = part.layer_types[:layers]
     config.use_cache = False
     with torch.device(_index(device)):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return library.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _keep_layout(model: "PreTrainedModel") -> None:

@@ -12,7 +12,7 @@ from nbtune.errors import NbtuneError
 from nbtune.store.losses import ORDERS, RowLoss
 from nbtune.widgets.no_page import Shown
 from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean
+from nbtune.widgets.plain import clean, without_home
 from nbtune.widgets.row_losses import Losses
 
 __all__ = ["LossesPanel"]
@@ -93,7 +93,12 @@ class LossesPanel(Panel):
         asked, said = (clean(text, _TEXT) for text in self.losses.text(row))
         numbers = {"loss": row.loss, "base": row.base, "learnt": row.learnt}
         told = {key: None if v is None or not math.isfinite(v) else round(v, 4) for key, v in numbers.items()}
-        place = {"source": clean(row.source, 100), "row": row.row, "index": row.index, "held": row.part == "eval"}
+        place = {
+            "source": clean(without_home(row.source), 100),
+            "row": row.row,
+            "index": row.index,
+            "held": row.part == "eval",
+        }
         return {"mark": row.mark, "tokens": row.tokens, "asked": asked, "said": said, **told, **place}
 
     def in_words(self, _picture: bool) -> tuple[Shown, bool]:  # type: ignore[override]

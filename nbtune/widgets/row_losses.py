@@ -10,7 +10,7 @@ from nbtune.errors import TrainError
 from nbtune.spec import from_mapping
 from nbtune.store.losses import Measuring, RowLoss
 from nbtune.widgets import no_page
-from nbtune.widgets.plain import clean
+from nbtune.widgets.plain import clean, without_home
 
 __all__ = ["Losses", "shown_number"]
 
@@ -108,7 +108,7 @@ class Losses(Measuring):
         numbers = (row.loss, *((row.base, row.learnt) if with_base else ()))
         asked, said = (" ".join(clean(text, _TEXT).split()) for text in self.text(row))
         text = f"{asked} ▸ {said}" if asked else said
-        place = (f"{row.tokens:,}", row.part, clean(row.source, 40), str(row.row), row.mark)
+        place = (f"{row.tokens:,}", row.part, clean(without_home(row.source), 40), str(row.row), row.mark)
         return (*map(shown_number, numbers), *place, text)
 
     def _tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
