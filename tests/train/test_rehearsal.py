@@ -95,11 +95,10 @@ def test_a_run_that_made_a_step_leaves_a_mark_and_the_next_one_starts_none(tmp_p
 def test_the_child_does_what_it_is_told_and_ends():
     spec, plan = planned()
     order = json.dumps({"spec": spec.model_dump(mode="json"), "plan": plan.model_dump(mode="json")}) + "\n"
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "nbtune.train.rehearsal"], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "NBTUNE_COMPILE_AHEAD": "1"},
-    )  # fmt: skip
-    child.stdin.write(order.encode())
-    child.stdin.flush()  # and left open
-    assert child.wait(200) == 0, child.stderr.read()
-    child.stdin.close()
+    ) as child:  # fmt: skip
+        child.stdin.write(order.encode())
+        child.stdin.flush()  # and left open
+        assert child.wait(200) == 0, child.stderr.read()
