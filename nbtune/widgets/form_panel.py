@@ -15,10 +15,9 @@ from nbtune.widgets import form_models
 from nbtune.widgets.form_fields import CARE, GOALS, fields, preset
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean, without_home
+from nbtune.widgets.uploads import keep
 
 __all__ = ["Form"]
-
-UPLOAD_LIMIT = 200 * 2**20
 
 
 class Form(Panel):
@@ -119,7 +118,8 @@ class Form(Panel):
             rows = [[clean(name, 60), clean(without_home(value), 600)] for name, value in plan.rows_of_explanation()]
             numbers = {"peak": plan.peak_bytes, "available": plan.available_bytes, "seconds": plan.seconds}
             download = {"download": plan.download_bytes, "steps": plan.total_steps}
-            self.costs = {"state": "known", "gpu": plan.device != "cpu", "rows": rows, **numbers, **download}
+            more = {"chosen": _chosen(plan), "gpu": plan.device != "cpu"}
+            self.costs = {"state": "known", "rows": rows, **numbers, **download, **more}
 
     def _costs_failed(self, error: BaseException, number: int) -> None:
         if number != self._newest:
@@ -130,17 +130,7 @@ class Form(Panel):
 
     def do_upload(self, name: str, buffers: Any) -> str:
         """Writes a file that was dropped into the working folder (never over another one); returns its name."""
-        data, path = buffers[0], Path(Path(name).name)
-        if path.suffix.lower() not in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"):
-            raise SpecError(f"{path.name} is no file of rows", fix="jsonl, json, csv, tsv, parquet or txt")
-        if len(data) > UPLOAD_LIMIT:
-            raise SpecError("the file is too big to be sent through the page", fix="copy it to the machine")
-        number = 1
-        while path.exists():
-            number, path = number + 1, path.with_stem(f"{Path(name).stem}-{number + 1}")
-        with path.open("xb") as file:
-            file.write(data)
-        return path.name
+        return keep(name, buffers)
 
     def do_start(self, name: str = "run") -> None:
         """Starts the run; its monitor appears below."""
@@ -156,6 +146,23 @@ class Form(Panel):
 
     def _start_failed(self, error: BaseException) -> None:
         self.costs = {"state": "failed", "error": _error(error)}
+
+
+def _chosen(plan: Any) -> dict[str, str]:
+    """What the plan chose for fields that were left to it, by dotted key; with the reason where it gives one."""
+    return {
+        "learning_rate": f"{plan.learning_rate:g}",
+        "steps": f"{plan.total_steps:,}",
+        "sequence_len": f"{plan.sequence_len:,}",
+        "batch_size": f"{plan.micro_batch_size * plan.gradient_accumulation_steps * plan.gpus:,}",
+        "micro_batch_size": f"{plan.micro_batch_size:,}",
+        "gradient_accumulation_steps": f"{plan.gradient_accumulation_steps:,}",
+        "eval.every": f"{plan.eval_every:,}",
+        "dtype": f"{plan.dtype}: {plan.dtype_reason}",
+        "device": plan.device_name,
+        "weights": plan.weights,
+        "activations": plan.activations,
+    }
 
 
 _TEXTS = ("model", "data")

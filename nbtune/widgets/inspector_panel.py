@@ -16,6 +16,7 @@ from nbtune.widgets.answerers import Answerers
 from nbtune.widgets.inspection import Inspection
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.plain import clean
+from nbtune.widgets.uploads import keep
 
 __all__ = ["Inspector"]
 
@@ -98,6 +99,12 @@ class Inspector(Panel):
     def do_read(self, source: int, format: str | None, columns: dict[str, str]) -> None:
         """Reads a source otherwise."""
         self._change(lambda: self.inspection.with_reading(source=source, format=format, columns=columns))
+
+    def do_upload(self, name: str, buffers: Any) -> str:
+        """Shows the rows of a file that was dropped here, and keeps it in the working folder; returns its name."""
+        kept, spec = keep(name, buffers), self.inspection.spec
+        self._change(lambda: Inspection.of(f"file:{kept}", model=spec.model, train_on=spec.train_on))
+        return kept
 
     def do_train_on(self, rule: str) -> None:
         """Another rule for what is trained."""

@@ -201,6 +201,18 @@ def test_a_click_reaches_python_and_its_answer_the_page(webview: Any) -> None:
     view.until(lambda: "data: rows" in view.page.locator("textarea").input_value())
     assert view.panel.spec.data[0].source == "rows"
     view.until(lambda: view.page.locator(".nbt-form[data-costs=known]").count() == 1)
+    assert "Here: 0.0002." in view.page.locator(".nbt-field", has_text="Learning rate").first.inner_text()
+    view.page.screenshot(path=str(ARTIFACTS / "vscode-form-planned.png"), full_page=True)
+
+
+def test_a_file_is_dropped_into_the_inspector(webview: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    view = webview(nbtune.inspect([{"prompt": "a", "completion": "b"}]), "light")
+    data = {"name": "more.csv", "mimeType": "text/csv", "buffer": b"prompt,completion\nWho?,Ahoy!\nWhere?,Here.\n"}
+    view.page.locator("input[type=file]").set_input_files(data)
+    view.until(lambda: "Ahoy!" in view.page.locator("#host").inner_text())
+    assert (tmp_path / "more.csv").is_file()
+    view.page.screenshot(path=str(ARTIFACTS / "vscode-inspector-file.png"), full_page=True)
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "nbtune/widgets/static").glob("*.js")), ids=lambda path: path.name)

@@ -34,6 +34,17 @@ class Planner:
             seconds=9.0,
             download_bytes=0,
             total_steps=30,
+            learning_rate=2e-4,
+            sequence_len=99,
+            micro_batch_size=4,
+            gradient_accumulation_steps=2,
+            gpus=1,
+            eval_every=3,
+            dtype="fp32",
+            dtype_reason="a CPU is fastest and exact in fp32",
+            device_name="CPU",
+            weights="32bit",
+            activations="keep",
             rows_of_explanation=lambda: [("model", "nbtune/tiny")],
         )
 
@@ -175,4 +186,29 @@ def test_models_of_the_cache_say_what_they_need(tmp_path, monkeypatch):
     made.observe(lambda change: told.set() if len(change["new"]) == 3 else None, "judged")
     assert len(made.judged) == 3 or told.wait(60)
     assert [one["name"] for one in made.judged] == list(found)
+    made.close()
+
+
+def test_what_is_left_to_the_plan_is_said_beside_its_field(panel):
+    known = threading.Event()
+    panel.observe(lambda change: known.set() if change["new"]["state"] == "known" else None, "costs")
+    panel.do_check({"data": "rows"})
+    assert known.wait(60)
+    assert panel.costs["chosen"]["batch_size"] == "8"
+    assert panel.costs["chosen"]["learning_rate"] == "0.0002"
+    assert panel.costs["chosen"]["dtype"] == "fp32: a CPU is fastest and exact in fp32"
+    assert set(panel.costs["chosen"]) <= {field["key"] for field in fields()}
+
+
+def test_a_file_that_is_dropped_into_the_inspector_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made, shown = nbtune.inspect([{"prompt": "a", "completion": "b"}], train_on="all"), threading.Event()
+    made.observe(lambda change: shown.set(), "summary")
+    assert made.do_upload("more.csv", [b"prompt,completion\nWho?,Ahoy!\nWhere?,Here.\n"]) == "more.csv"
+    assert shown.wait(60)
+    assert made.summary["rows"] == 2
+    assert "Ahoy!" in made.row["rendered"]
+    assert made.spec.train_on == "all"
+    with pytest.raises(SpecError, match="no file of rows"):
+        made.do_upload("run.py", [b"import os"])
     made.close()

@@ -14,7 +14,7 @@ const TYPED = 350; // milliseconds without a key before it is checked
 
 class View {
   constructor(model, wishes) {
-    Object.assign(this, { model, wishes, inputs: new Map() });
+    Object.assign(this, { model, wishes, inputs: new Map(), chosen: new Map() });
     this.build(model.get("setup"));
     this.endTheme = followTheme(this.root);
     this.handlers = {
@@ -110,7 +110,9 @@ class View {
       input = el("input", { id, type: "text", list, placeholder: field.kind === "data" ? field.example : hint, spellcheck: "false", autocomplete: "off", oninput: changed });
     }
     this.inputs.set(field.key, input);
-    const help = el("small", { id: `${id}-help` }, field.help);
+    const chosen = el("span", { class: "nbt-chosen" });
+    this.chosen.set(field.key, chosen);
+    const help = el("small", { id: `${id}-help` }, field.help, chosen);
     setAttribute(input, "aria-describedby", help.id);
     return el("div", { class: "nbt-field" }, el("label", { for: id }, field.title, field.unit ? el("span", { class: "nbt-soft", style: "font-weight:400" }, ` (${field.unit})`) : null), input, help);
   }
@@ -169,6 +171,10 @@ class View {
     if (wrong) return setText(this.cost, "");
     if (costs.state === "failed") this.showError(costs.error);
     if (costs.state !== "known") return setText(this.cost, costs.state === "working" ? text("form.working") : "");
+    for (const [key, span] of this.chosen) {
+      const value = this.inputs.get(key).value.trim() === "" ? costs.chosen?.[key] : undefined;
+      setText(span, value ? ` ${text("form.chosen", { value })}` : "");
+    }
     const share = costs.peak / (costs.available || 1);
     this.meter.firstChild.style.width = `${Math.min(100, 100 * share)}%`;
     setAttribute(this.meter, "data-level", share > 1 ? "over" : share > 0.9 ? "tight" : "fits");

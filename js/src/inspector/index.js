@@ -56,8 +56,10 @@ class View {
     this.tokens = new TokenPage(() => this.showSpan());
     this.place = el("span", { class: "nbt-soft nbt-text" });
     this.yaml = el("code");
+    const file = el("input", { type: "file", class: "nbt-sr", tabindex: -1, "aria-label": text("inspect.upload"), onchange: () => this.upload(file.files[0]) });
     this.root = el("section", { class: "nbt nbt-inspector", role: "region", "data-lm-suppress-shortcuts": "true" },
-      el("div", { class: "nbt-row" }, this.name, this.counts),
+      el("div", { class: "nbt-row" }, this.name, this.counts,
+        el("button", { type: "button", class: "nbt-btn", onclick: () => file.click() }, text("inspect.upload")), file),
       el("div", { class: "nbt-reading" }, this.fields, this.bars),
       this.findings,
       el("div", { class: "nbt-row" },
@@ -72,6 +74,19 @@ class View {
       el("div", { class: "nbt-row" }, ...this.spans, this.undo, this.judging),
       this.rules,
       el("div", { class: "nbt-row nbt-soft" }, text("inspect.yaml"), this.yaml));
+    this.root.addEventListener("dragover", (event) => event.preventDefault());
+    this.root.addEventListener("drop", (event) => {
+      if (!event.dataTransfer.files.length) return;
+      event.preventDefault();
+      this.upload(event.dataTransfer.files[0]);
+    });
+  }
+
+  async upload(file) {
+    if (!file) return;
+    setText(this.said, text("inspect.working"));
+    const { error } = await this.wishes.ask("upload", { name: file.name }, [await file.arrayBuffer()]);
+    if (error) setText(this.said, error);
   }
 
   get row() {
