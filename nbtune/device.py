@@ -212,9 +212,7 @@ def fork_rng(device: torch.device, *, needed: bool = True) -> AbstractContextMan
         return nullcontext()
     import torch
 
-    if device.type == "cuda":
-        return torch.random.fork_rng(devices=[device])
-    return torch.random.fork_rng(devices=[], enabled=True)
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -309,9 +307,10 @@ def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> l
     if not there and gpus in ("all", 1):
         return [0]
     if any(number >= there for number in chosen):
-        have = f"this machine has {there}, from 0 on" if there else "torch finds none here"
         asked = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(chosen)} was"
-        raise PlanError(f"{asked} asked for, {have}", fix="write `gpus: all`, or a smaller number")
+        raise PlanError(
+            f"{asked} asked for, torch finds {there}, from 0 on", fix="write `gpus: all`, or a smaller number"
+        )
     return chosen
 
 
@@ -321,8 +320,7 @@ def only_cards(chosen: list[int], environ: Mapping[str, str]) -> dict[str, str]:
 
     name = "HIP_VISIBLE_DEVICES" if rocm() and "CUDA_VISIBLE_DEVICES" not in environ else "CUDA_VISIBLE_DEVICES"
     seen = [word.strip() for word in environ.get(name, "").split(",") if word.strip()] or list(map(str, range(999)))
-    numbers = ",".join(seen[number] for number in chosen)
-    return {name: numbers} if torch.cuda.is_available() else {}
+    return {name: ",".join(seen[number] for number in chosen)} if torch.cuda.is_available() else {}
 
 
 def collectives() -> str:
