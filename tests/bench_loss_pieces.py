@@ -164,9 +164,7 @@ def losses(args: argparse.Namespace, variant: str, seed: int) -> Tensor:
         out = []
         vocabulary = min(2000, built.facts.vocab_size)
         for ids in batches(vocabulary, args.steps, (args.batch, args.ctx), seed, device):
-            with torch.autocast(
-                device.type, torch.bfloat16, enabled=variant != name
-            ):  # left each step: it keeps copies
+            with torch.autocast(device.type, torch.bfloat16, enabled=variant != name):  # else it keeps copies
                 loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             loss.backward()
             optimizer.step()
