@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -182,8 +182,8 @@ class Measuring:
         """Leaves off soon; what is measured stays, and `start` goes on."""
         self._stop.set()
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Waits until it has measured all, or has left off. An interrupt ends the waiting, not the measuring.
+    def wait(self, timeout: float | None = None) -> Self:
+        """Waits until it has measured all, or has left off; an interrupt ends the waiting, not the measuring.
 
         Raises:
             NbtuneError: what it failed of.
@@ -192,6 +192,7 @@ class Measuring:
             thread.join(timeout)
         if self.error is not None:
             raise self.error
+        return self
 
     def _work(self) -> None:
         try:

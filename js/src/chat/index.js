@@ -1,6 +1,6 @@
 // The chat: two models side by side, token by token. A blind vote says which answer is better before it says whose it was.
 
-import { el, setText } from "../shared/dom.js";
+import { el, focusFrom, setText } from "../shared/dom.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
@@ -81,7 +81,7 @@ class View {
 
   showState() {
     const [busy, votes] = [this.model.get("busy"), this.model.get("votes")];
-    const focused = document.activeElement;
+    const focused = focusFrom(this.root);
     this.send.disabled = busy;
     this.stop.hidden = !busy;
     if (!busy && focused === this.stop) this.prompt.focus(); // a button that is gone has no focus to give on
@@ -128,7 +128,7 @@ class View {
     if (was.includes(false)) this.speak(turn, answers.findLastIndex((answer, place) => answer.over && was[place] === false));
     const ready = turn.blind && turn.vote === null && !turn.answers.includes(null) && !turn.stopped;
     if (votes.hidden && ready) votes.hidden = false;
-    if (!ready && votes.contains(document.activeElement)) this.prompt.focus();
+    if (!ready && votes.contains(focusFrom(votes))) this.prompt.focus();
     votes.hidden = !ready;
   }
 

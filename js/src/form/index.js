@@ -1,6 +1,6 @@
 // The form: a spec by clicking. Every key is checked by the kernel as it is typed; the YAML beside it is the same spec.
 
-import { el, freshId, setAttribute, setText } from "../shared/dom.js";
+import { el, focusFrom, freshId, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, number } from "../shared/format.js";
 import { insertCell } from "../shared/insert.js";
 import { panel } from "../shared/panel.js";
@@ -149,8 +149,7 @@ class View {
 
   showChecked() {
     const { yaml = "", error, begun = true } = this.model.get("checked");
-    if (this.root.getRootNode().activeElement !== this.yaml) // marimo's cells are shadow trees
-      this.yaml.value = yaml;
+    if (focusFrom(this.root) !== this.yaml) this.yaml.value = yaml;
     this.showError(error);
     this.error.classList.toggle("nbt-next", Boolean(error) && !begun);
     if (error && !begun) setText(this.error, text("form.next")); // nothing is wrong yet: what comes next

@@ -1,6 +1,6 @@
 // The inspector: how rows are read, and which of their tokens are trained.
 
-import { el, freshId, setAttribute, setText } from "../shared/dom.js";
+import { el, focusFrom, freshId, setAttribute, setText } from "../shared/dom.js";
 import { number } from "../shared/format.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
@@ -138,7 +138,7 @@ class View {
   }
 
   showRules(rules = []) {
-    const back = this.rules.contains(document.activeElement);
+    const back = this.rules.contains(focusFrom(this.rules));
     this.rules.replaceChildren(...rules.map((rule, k) => el("li", {},
       el("span", {}, text(rule.train ? "inspect.rule_train" : "inspect.rule_leave")), " ", el("code", { dir: "auto" }, visible(rule.match).replaceAll("\n", "")), " ",
       el("span", { class: "nbt-soft" }, text("inspect.rule_rows", { n: number(rule.rows), of: number(rule.of) })), " ",

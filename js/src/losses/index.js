@@ -1,6 +1,6 @@
 // The loss explorer: rows by loss; a row is opened in the inspector, which is a panel of its own, shown below.
 
-import { el, setAttribute, setText } from "../shared/dom.js";
+import { el, focusFrom, setAttribute, setText } from "../shared/dom.js";
 import { MISSING, number } from "../shared/format.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
@@ -110,9 +110,9 @@ class View {
     this.head.replaceChildren(el("tr", { role: "row" },
       ...columns.map((key) => el("th", { scope: "col", role: "columnheader", class: "nbt-num", "aria-sort": sorted(key) }, text(`losses.${key}`))),
       el("th", { scope: "col", role: "columnheader" }, text("losses.row")), el("th", { scope: "col", role: "columnheader", class: "nbt-num" }, text("losses.acts"))));
-    const focused = document.activeElement?.closest?.("tr[data-mark]");
-    const back = focused && this.body.contains(focused) ? [focused.dataset.mark, document.activeElement.className] : null; // it stays where it was
-    this.body.replaceChildren(...rows.map((row) => this.row(row, columns)));
+    const focused = focusFrom(this.body), row = focused?.closest?.("tr[data-mark]");
+    const back = row && this.body.contains(row) ? [row.dataset.mark, focused.className] : null; // it stays where it was
+    this.body.replaceChildren(...rows.map((each) => this.row(each, columns)));
     this.markOpened();
     this.showChanges();
     if (back) [...(this.find(back[0])?.querySelectorAll("button") ?? [])].find((node) => node.className === back[1])?.focus();

@@ -32,5 +32,8 @@ export function setAttribute(node, name, value) {
   if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
+/** What has the focus, seen from a node: marimo's cells are shadow trees, which the document does not look into. */
+export const focusFrom = (node) => node.getRootNode().activeElement ?? null;
+
 let ids = 0;
 export const freshId = (prefix) => `nbt-${prefix}-${(ids += 1)}`;
