@@ -154,8 +154,9 @@ def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[t
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + first_line} of {name}" if mark else name
         problem = getattr(error, "problem", None) or str(error)
-        in_brackets = "expected ','" in problem
-        fix = "put texts between brackets in quotes" if in_brackets else "write one `key: value` a line"
+        fix = "write one `key: value` a line"
+        if "expected ','" in problem:
+            fix = "close the bracket" if "<stream end>" in problem else "put texts between brackets in quotes"
         raise SpecError(f"this is not YAML: {problem}", place=line, fix=fix) from None
     if node is None:
         return {}, {}

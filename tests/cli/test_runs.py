@@ -264,7 +264,7 @@ def test_data_says_each_row(folder: Path, capfd: Any) -> None:
     assert "0 plus 1 is 1." in rows[0]["text"]
     code, lines, _ = call(capfd, "data", "mixed.jsonl")
     assert code == 0
-    assert "1 dropped" in "\n".join(lines)
+    assert "dropped: 1 row: " in "\n".join(lines)
 
 
 def test_losses_of_rows(demo: dict[str, Any], capfd: Any) -> None:

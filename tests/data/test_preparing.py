@@ -97,7 +97,7 @@ def test_every_row_is_accounted_for() -> None:
     frame = report.to_frame()
     assert list(frame.columns) == ["source", "row", "status", "reason"]
     assert len(frame) == 4
-    assert "1 cut" in str(report)
+    assert "cut: 1 row: longer than 256 tokens" in str(report)
     assert any("cut" in warning for warning in report.warnings)
 
 

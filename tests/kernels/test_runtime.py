@@ -125,7 +125,7 @@ def op_calls() -> list[tuple]:
         ("lora_xa", (x, torch.randn(2, 8), torch.empty(4, 2), torch.empty(4, 2))),
         ("lora_dxa", ([x], [torch.randn(8, 2)], [1.0], torch.empty(4, 2))),
         ("grouped_tn", ([torch.randn(4, 2)], [x], [1.0], [torch.empty(2, 8)], [False], False, [torch.rand(8)])),
-        ("dropout", (x, 0.5, seed, 0, e(x))),
+        ("dropout", (x, 0.5, seed, 0, False, e(x))),
         ("embedding", (rows, weight[:4].repeat(1, 1), 2.0)),
         ("embedding_backward", (x, rows, 5, 1.0, -1)),
         ("fp8_quantise", (x, w, x.to(torch.float8_e4m3fn), e(rstd))),

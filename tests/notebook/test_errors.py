@@ -31,7 +31,9 @@ def run(shell: Any, capsys: Any, cell: str) -> str:
         ("# mine\n\n%%finetune\ndata: rows\nstpes: 3\n", "line 5 of the cell", "no key `stpes`", "`steps`"),
         ("%%finetune\nsteps: 3\n", "the cell", "`data` is missing", "data: rows"),
         ("# mine\n%%finetune --stps 3\ndata: rows\n", "`%%finetune --stps 3`", "`--stps`", "`--steps`"),
-        ("%%finetune\ndata: [rows\n", "of the cell", "not YAML", "key: value"),
+        ("%%finetune\ndata: [rows\n", "of the cell", "not YAML", "close the bracket"),
+        ("%%finetune\ndata: rows\nsamples: [Who are you?, Hi]\n", "line 3 of the cell", "not YAML", "in quotes"),
+        ("%%finetune\ndata: rows\nsteps 3\n", "of the cell", "not YAML", "key: value"),
         ("x = 1\n%nbtune stpo now", "`%nbtune stpo now`", "no command `stpo`", "its commands"),
         ("x = 1\n%nbtune stop --zzzz", "`%nbtune stop --zzzz`", "`--zzzz`", "its flags"),
         ("x = 1\n%%finetune --name a", "%%finetune --name a", "first line of its cell", "cell of its own"),
@@ -68,7 +70,7 @@ def test_a_bug_keeps_its_traceback(shell: Any, capsys: Any) -> None:
 
 def test_help_shows_flags_and_keys(shell: Any) -> None:
     for name, words in {
-        "%%finetune": ("--dry-run", "learning_rate:", "adapter.r:"),
+        "%%finetune": ("--dry-run", "\n  learning_rate ", "\n  adapter.r "),
         "%nbtune": ("export", "--gguf"),
     }.items():
         text = shell.object_inspect_mime(name)["text/plain"]
