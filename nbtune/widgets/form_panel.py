@@ -154,7 +154,7 @@ def _chosen(plan: Any) -> dict[str, str]:
         "learning_rate": f"{plan.learning_rate:g}",
         "steps": f"{plan.total_steps:,}",
         "sequence_len": f"{plan.sequence_len:,}",
-        "batch_size": f"{plan.micro_batch_size * plan.gradient_accumulation_steps * plan.gpus:,}",
+        "batch_size": f"{plan.micro_batch_size * plan.gradient_accumulation_steps:,}",
         "micro_batch_size": f"{plan.micro_batch_size:,}",
         "gradient_accumulation_steps": f"{plan.gradient_accumulation_steps:,}",
         "eval.every": f"{plan.eval_every:,}",

@@ -200,6 +200,17 @@ def test_what_is_left_to_the_plan_is_said_beside_its_field(panel):
     assert set(panel.costs["chosen"]) <= {field["key"] for field in fields()}
 
 
+def test_the_rows_of_a_step_are_those_of_all_gpus():
+    rows = [{"prompt": str(k), "completion": str(k)} for k in range(40)]
+    made, known = form(nbtune.plan, lambda spec, name, rows: None, {"rows": rows}), threading.Event()
+    made.observe(lambda change: known.set() if change["new"]["state"] == "known" else None, "costs")
+    made.do_check({"data": "rows", "gpus": "2", "device": "cpu"})
+    assert known.wait(60)
+    chosen = made.costs["chosen"]
+    assert (chosen["micro_batch_size"], chosen["gradient_accumulation_steps"], chosen["batch_size"]) == ("4", "2", "8")
+    made.close()
+
+
 def test_a_file_that_is_dropped_into_the_inspector_is_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made, shown = nbtune.inspect([{"prompt": "a", "completion": "b"}], train_on="all"), threading.Event()
