@@ -9,6 +9,7 @@ import torch
 from nbtune.device import replayable
 from nbtune.models.step import TrainStep
 from nbtune.train.loss import model_inputs
+from nbtune.train.stepper import seed_of
 
 if TYPE_CHECKING:
     from nbtune.data.batches import Batch
@@ -60,7 +61,7 @@ class FusedStepper:
         inputs = model_inputs(batch, torch.device("cpu"), fused=True)
         inputs["num_items_in_batch"] = torch.tensor(float(denominator))  # a number would make every step another graph
         inputs["use_cache"] = False
-        seed = hash((self._seed, step, micro_step)) & (2**63 - 1)
+        seed = seed_of(self._seed, step, micro_step)
         loss = self._step.accumulate(inputs, first=self._sum is None, seed=seed)
         self._sum = loss if self._sum is None else self._sum + loss
 

@@ -149,17 +149,21 @@ class RankedControl:
         self.agree([])
 
 
-class RankedStepper(Stepper):
-    """A `Stepper` that adds up what all processes' micro-batches gave."""
+class _Ranked:
+    """Of a stepper's kind: one of several processes, each of which draws other random numbers."""
 
     def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ranks = ranks
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
-        """See `Stepper.accumulate`; every process draws other random numbers."""
+        """See `Stepper.accumulate`."""
         place = micro_step * self._ranks.count + self._ranks.rank
-        super().accumulate(batch, denominator=denominator, step=step, micro_step=place)
+        super().accumulate(batch, denominator=denominator, step=step, micro_step=place)  # type: ignore[misc]
+
+
+class RankedStepper(_Ranked, Stepper):
+    """A `Stepper` that adds up what all processes' micro-batches gave."""
 
     def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Stepper.update`; a process without a micro-batch of its own in this step adds nothing."""
@@ -172,17 +176,8 @@ class RankedStepper(Stepper):
         return super().update(learning_rate)
 
 
-class RankedFusedStepper(FusedStepper):
+class RankedFusedStepper(_Ranked, FusedStepper):
     """A `FusedStepper` that does so: its gradients lie in one buffer, between two recordings."""
-
-    def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._ranks = ranks
-
-    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
-        """See `FusedStepper.accumulate`; every process draws other random numbers."""
-        place = micro_step * self._ranks.count + self._ranks.rank
-        super().accumulate(batch, denominator=denominator, step=step, micro_step=place)
 
     def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FusedStepper.update`; a process without a micro-batch of its own in this step adds nothing."""

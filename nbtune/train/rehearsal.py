@@ -21,7 +21,7 @@ import threading
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbtune import device as machine
 
@@ -68,20 +68,15 @@ class Rehearsal:
 
     def perform(self, plan: Plan) -> None:
         """Tells the child what to build, if the device has room for it beside what the run is going to need."""
-        if self.process is None:
+        if self.process is None or self.process.stdin is None:
             return
         if plan.device != "cuda" or plan.available_bytes - plan.peak_bytes < _needed(self._spec, plan):
             self.end()
             return
         order = {"spec": self._spec.model_dump(mode="json"), "plan": plan.model_dump(mode="json")}
         with contextlib.suppress(OSError):
-            self._pipe.write(json.dumps(order).encode() + b"\n")
-            self._pipe.flush()
-
-    @property
-    def _pipe(self) -> Any:
-        assert self.process is not None
-        return self.process.stdin
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
 
     def end(self, *, done: bool = False) -> None:
         """Ends the child; `done`: the run has made a step, so that nothing is left to compile next time."""
@@ -90,17 +85,14 @@ class Rehearsal:
             return
         process.kill()
         process.wait()
-        with contextlib.suppress(OSError):
-            self._pipe_of(process).close()
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
         if done:
             mark = _mark(self._spec)
             with contextlib.suppress(OSError):
                 if mark.parent.is_dir():
                     mark.touch()
-
-    @staticmethod
-    def _pipe_of(process: subprocess.Popen[bytes]) -> Any:
-        return process.stdin
 
     def __enter__(self) -> Rehearsal:
         return self

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Stepper"]
 
 
+def seed_of(seed: int, step: int, micro_step: int) -> int:
+    """What alone decides what a micro-step draws, below 2^63: a resumed run draws the same."""
+    return hash((seed, step, micro_step)) & (2**63 - 1)
+
+
 class Stepper:
     """Forward, backward and update, with nothing that waits for the device.
 
@@ -63,7 +68,7 @@ class Stepper:
         """Add one micro-batch's gradients."""
         with fork_rng(self.device, needed=self._random):
             if self._random:
-                torch.manual_seed(hash((self._seed, step, micro_step)) & (2**63 - 1))
+                torch.manual_seed(seed_of(self._seed, step, micro_step))
             loss = self._loss(self.model, batch, denominator=denominator, device=self.device).loss
             self.scaler.scale(loss).backward()
         detached = loss.detach()
