@@ -3,6 +3,7 @@
 import { el, focusFrom, freshId, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, number } from "../shared/format.js";
 import { insertCell } from "../shared/insert.js";
+import { Nested } from "../shared/nested.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
@@ -45,6 +46,7 @@ class View {
     this.name = el("input", { type: "text", value: "run", size: 12, spellcheck: "false" });
     this.start = el("button", { type: "button", class: "nbt-btn nbt-main", onclick: () => this.begin() }, text("form.start"));
     this.host = el("div");
+    this.nested = new Nested(this.model, this.host);
     const file = el("input", { type: "file", class: "nbt-sr", "aria-label": text("form.upload"), onchange: () => this.upload(file.files[0]) });
     const heading = text("form");
     this.root = el("section", { class: "nbt nbt-form", role: "region", "aria-label": heading, "data-lm-suppress-shortcuts": "true" },
@@ -214,16 +216,10 @@ class View {
   /** The monitor of the run that was started: a widget of its own, shown here. */
   async showChild() {
     const id = this.model.get("child").replace("IPY_MODEL_", "");
-    const manager = this.model.widget_manager;
-    if (!id) return;
-    let view;
-    try {
-      view = await manager.create_view(await manager.get_model(id));
-    } catch { // marimo shows a widget only as a cell's value
-      return setText(this.said, text("form.elsewhere", { call: `nbtune.attach("${this.name.value.trim() || "run"}").monitor()` }));
-    }
+    const shown = await this.nested.show(id);
+    if (shown === false) return setText(this.said, text("form.elsewhere", { call: `nbtune.attach("${this.name.value.trim() || "run"}").monitor()` }));
+    if (!shown) return;
     setText(this.said, "");
-    this.host.replaceChildren(view.el);
     if (this.begun) requestAnimationFrame(() => this.host.scrollIntoView({ block: "nearest" }));
   }
 

@@ -2,6 +2,7 @@
 
 import { el, focusFrom, setAttribute, setText } from "../shared/dom.js";
 import { MISSING, number } from "../shared/format.js";
+import { Nested } from "../shared/nested.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
@@ -14,7 +15,7 @@ const WATCHED = { status: "showStatus", view: "showRows", changes: "showChanges"
 
 class View {
   constructor(model, wishes) {
-    Object.assign(this, { model, wishes, placed: {} });
+    Object.assign(this, { model, wishes });
     this.build();
     this.endTheme = followTheme(this.root);
     this.watching = Object.entries(WATCHED).map(([name, show]) => [`change:${name}`, () => this[show]()]);
@@ -40,14 +41,14 @@ class View {
     this.more = el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("more") }, text("losses.more"));
     this.code = el("code", { dir: "auto" });
     this.line = el("div", { class: "nbt-code nbt-soft", role: "status", hidden: true }, text("losses.code"), " ", this.code);
-    this.host = el("div", { class: "nbt-inspect" });
+    this.inspector = new Nested(this.model, el("div", { class: "nbt-inspect" }));
     this.changed = el("span", { role: "status" });
     this.undo = el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("undo") }, text("losses.undo"));
     this.steps = el("input", { type: "number", min: 1, step: 1 });
     this.show = el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("code", this.wanted) }, text("losses.show"));
     this.go = el("button", { type: "button", class: "nbt-btn nbt-main", onclick: () => this.do("go_on", this.wanted) }, text("losses.go"));
     this.began = el("div", { class: "nbt-text", role: "status" });
-    this.monitor = el("div", { class: "nbt-inspect" });
+    this.monitor = new Nested(this.model, el("div", { class: "nbt-inspect" }));
     this.root = el("section", { class: "nbt nbt-losses", role: "region", "data-lm-suppress-shortcuts": "true" },
       el("div", { class: "nbt-row" }, this.name),
       el("div", { class: "nbt-row" }, this.progress, this.said, this.stop, this.start, this.again),
@@ -57,7 +58,7 @@ class View {
       el("div", { class: "nbt-losstable", tabindex: 0, role: "group", "aria-label": text("losses.rows") }, el("table", { role: "table" }, this.head, this.body)),
       el("div", { class: "nbt-row" }, this.more),
       el("div", { class: "nbt-row" }, this.changed, this.undo, el("label", {}, text("losses.steps"), this.steps), this.go, this.show),
-      this.line, this.began, this.host, this.monitor);
+      this.line, this.began, this.inspector.host, this.monitor.host);
   }
 
   /** What is asked for besides the rows: a number of steps, or as many as before. */
@@ -165,7 +166,7 @@ class View {
     this.go.disabled = state === "starting";
     setText(this.began, state === "starting" ? text("losses.starting") : state === "begun" ? text("losses.begun", { name, id }) : error ?? "");
     this.began.classList.toggle("nbt-bad", state === "failed");
-    this.place("monitor", this.monitor, model);
+    this.place(this.monitor, model);
   }
 
   markOpened() {
@@ -176,34 +177,20 @@ class View {
   showOpened() {
     this.markOpened();
     const close = () => el("div", {}, el("button", { type: "button", class: "nbt-btn", onclick: () => this.do("close") }, text("losses.close")));
-    this.place("inspector", this.host, this.model.get("opened").model, close);
+    this.place(this.inspector, this.model.get("opened").model, close);
   }
 
-  /** Another panel in this one, by the page's own way to show a widget. */
-  async place(what, host, id, above = () => null) {
-    const now = (this.placed[what] ??= {});
-    if (id === now.id) return;
-    now.id = id;
-    now.view?.remove?.();
-    now.view = null;
-    host.replaceChildren();
-    if (!id) return;
-    try {
-      const manager = this.model.widget_manager;
-      const view = await manager.create_view(await manager.get_model(id));
-      if (now.id !== id) return view.remove();
-      now.view = view;
-      host.replaceChildren(...[above(), view.el].filter(Boolean));
-      host.scrollIntoView?.({ block: "nearest" });
-    } catch {
-      setText(host, text("losses.no_view"));
-    }
+  /** Another panel in this one. */
+  async place(nested, id, above) {
+    const shown = await nested.show(id, above);
+    if (shown) nested.host.scrollIntoView?.({ block: "nearest" });
+    if (shown === false) setText(nested.host, text("losses.no_view"));
   }
 
   destroy() {
     this.endTheme();
     for (const [name, call] of this.watching) this.model.off(name, call);
-    for (const { view } of Object.values(this.placed)) view?.remove?.();
+    for (const nested of [this.inspector, this.monitor]) nested.drop();
   }
 }
 
