@@ -6,12 +6,13 @@ scripts do not. Nothing is asked of the front-end, so deciding costs no time.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["has_page", "in_kernel", "kaggle", "prepare_colab", "prepare_kaggle", "reason_to_wait"]
+from nbtune.widgets import no_page
+
+__all__ = ["has_page", "in_kernel", "prepare_colab", "prepare_kaggle", "reason_to_wait"]
 
 KAGGLE_KEEPS = Path("/kaggle/working")
 _told: list[str] = []  # of what the user was told already in this process
@@ -24,14 +25,7 @@ def in_kernel(shell: Any) -> bool:
 
 def has_page(shell: Any) -> bool:
     """Somebody's notebook page shows this cell and can show widgets in it."""
-    if not in_kernel(shell):
-        return False
-    if _in_colab():
-        return True
-    if kind := kaggle():
-        return kind == "Interactive"
-    parent = shell.get_parent() if hasattr(shell, "get_parent") else getattr(shell, "parent_header", {})
-    return bool((parent or {}).get("metadata", {}).get("cellId"))
+    return in_kernel(shell) and (_in_colab() or no_page.has_page(shell))
 
 
 def reason_to_wait(shell: Any, *, asked: bool = False, setting: str = "auto") -> str:
@@ -45,7 +39,7 @@ def reason_to_wait(shell: Any, *, asked: bool = False, setting: str = "auto") ->
         return "asked to wait"
     if setting == "never":
         return ""
-    if kind := kaggle():  # whether its editor shows updates of a cell that is done was never tried
+    if kind := no_page.kaggle():  # whether its editor shows updates of a cell that is done was never tried
         return "in Kaggle's editor a cell stays" if kind == "Interactive" else "Kaggle runs the notebook in one go"
     if not has_page(shell):
         return "no notebook page shows this cell"
@@ -72,14 +66,9 @@ def prepare_colab() -> str:
     )
 
 
-def kaggle() -> str:
-    """Interactive in Kaggle's editor, Batch where it saves and runs all (a papermill without a page), else ""."""
-    return os.environ.get("KAGGLE_KERNEL_RUN_TYPE", "")
-
-
 def prepare_kaggle(runs: Path) -> str:
     """In Kaggle: says once if runs would go where it keeps nothing, else ""."""
-    if not kaggle() or "Kaggle" in _told or runs.is_relative_to(KAGGLE_KEEPS):
+    if not no_page.kaggle() or "Kaggle" in _told or runs.is_relative_to(KAGGLE_KEEPS):
         return ""
     _told.append("Kaggle")
     return (

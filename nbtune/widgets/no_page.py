@@ -19,7 +19,7 @@ from typing import Any
 
 from nbtune.widgets.plain import without_home
 
-__all__ = ["Shown", "command", "has_page", "stand_in"]
+__all__ = ["Shown", "command", "has_page", "kaggle", "stand_in"]
 
 PATIENCE = 3.5  # seconds for a page to say hello
 EVERY = 1.0  # seconds between two updates of the text
@@ -42,16 +42,26 @@ class Shown:
         return {"text/plain": self.text, "text/html": text + picture}
 
 
-def has_page() -> bool:
-    """A notebook page shows the running cell: it has sent the cell's id along."""
+def has_page(shell: Any = None) -> bool:
+    """A notebook page shows the running cell: it has sent the cell's id along. Kaggle says by itself who looks on.
+
+    Args:
+        shell: IPython's; None: the one that there is.
+    """
     from IPython import get_ipython
 
-    shell: Any = get_ipython()  # type: ignore[no-untyped-call]
-    if shell is None or getattr(shell, "kernel", None) is None or not hasattr(shell, "get_parent"):
+    shell = get_ipython() if shell is None else shell  # type: ignore[no-untyped-call]
+    if getattr(shell, "kernel", None) is None:
         return False
-    if kaggle := os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        return kaggle == "Interactive"
-    return bool((shell.get_parent() or {}).get("metadata", {}).get("cellId"))
+    if kind := kaggle():
+        return kind == "Interactive"
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else getattr(shell, "parent_header", {})
+    return bool((parent or {}).get("metadata", {}).get("cellId"))
+
+
+def kaggle() -> str:
+    """Interactive in Kaggle's editor, Batch where it saves and runs all (a papermill without a page), else ""."""
+    return os.environ.get("KAGGLE_KERNEL_RUN_TYPE", "")
 
 
 def stand_in(said_hello: threading.Event, look: Callable[[bool], tuple[Shown, bool]] | None) -> None:
