@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -140,14 +140,12 @@ class Run(StoredRun):
                 spec.pop(other, None)
         asked = from_mapping({**spec, **given, "start_from": self.folder.name})
         beginning.check(self.folder, asked)
-        made = run_folder.create(self.folder.parent, name or self.name, asked)
-        try:
+
+        def fill(made: Path) -> None:
             shutil.copytree(self.folder / "data", made / "data", dirs_exist_ok=True)
             beginning.take_along(self.folder, made)
-        except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
-            raise as_train_error(error, "the run could not be written down", place=made.name) from error
-        return Run(made, launch(made, detach=detach, own_process=_apart(asked)))
+
+        return _begin(self.folder.parent, name or self.name, asked, fill, detach=detach)
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.store.run.Run.resume`."""
@@ -295,17 +293,26 @@ def finetune(
         beginning.check(older, asked)
     if busy is not None and on_busy == "restart":
         busy.stop(wait=True)
-    made = run_folder.create(root, name, asked)
-    try:
+
+    def fill(made: Path) -> None:
         data.snapshot(sources, made / "data")
         if older is not None:
             beginning.take_along(older, made)
+
+    return _begin(root, name, asked, fill, detach=detach)
+
+
+def _begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *, detach: bool = False) -> Run:
+    """Makes a run's folder, puts in what `fill` does, and starts it; a folder that cannot be filled goes again."""
+    made = run_folder.create(root, name, spec)
+    try:
+        fill(made)
     except (NbtuneError, OSError) as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, NbtuneError):
             raise
         raise as_train_error(error, "the rows could not be written down", place=root.name) from error
-    return Run(made, launch(made, detach=detach, own_process=_apart(asked)))
+    return Run(made, launch(made, detach=detach, own_process=_apart(spec)))
 
 
 def _apart(spec: RunSpec) -> bool:
@@ -365,10 +372,12 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     root = run_folder.runs_root(runs_dir)
     old = run_folder.find(which, root)
     root = old.parent if runs_dir is None else root
-    made = run_folder.create(root, name or run_folder.name_of(old)[0], run_folder.read_spec(old))
-    for part in ("data", *(["start"] if (old / "start").exists() else [])):
-        shutil.copytree(old / part, made / part, dirs_exist_ok=True)
-    return Run(made, launch(made, own_process=_apart(run_folder.read_spec(made))))
+
+    def fill(made: Path) -> None:
+        for part in ("data", *(["start"] if (old / "start").exists() else [])):
+            shutil.copytree(old / part, made / part, dirs_exist_ok=True)
+
+    return _begin(root, name or run_folder.name_of(old)[0], run_folder.read_spec(old), fill)
 
 
 def runs(runs_dir: str | Path | None = None) -> list[Run]:

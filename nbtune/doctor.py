@@ -135,8 +135,7 @@ def examine_rows(spec: RunSpec, namespace: Mapping[str, Any] | None = None) -> R
 
     sources = data.resolve(spec.data, namespace, base_dir=Path.cwd())
     tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-    longest = models.model_facts(spec.model).max_position
-    max_len = min(spec.sequence_len or longest, longest)
+    max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
     return Rows(
         data.prepare(sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed, on_error="skip"), tokenizer
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from nbtune.errors import DataError, NbtuneError, PlanError, SpecError
 from nbtune.progress import Progress
+from nbtune.widgets.table import as_text
 
 __all__ = ["WrongRequest", "explain", "following", "result", "run_facts", "say", "table", "watch_losses", "work"]
 
@@ -79,10 +80,7 @@ def _plain(value: Any) -> Any:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows under column names, as wide as they need to be."""
-    lines = [list(columns), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)
+    return as_text(columns, [[str(cell) for cell in row] for row in rows])
 
 
 def run_facts(run: Any) -> dict[str, Any]:

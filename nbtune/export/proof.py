@@ -58,12 +58,11 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
 
     spec = read_spec(folder)
     tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-    facts = models.model_facts(spec.model)
     found = data.prepare(
         data.open_snapshot(folder / "data"),
         tokenizer,
         spec=spec,
-        max_len=min(spec.sequence_len or facts.max_position, facts.max_position),
+        max_len=models.model_facts(spec.model).row_tokens(spec.sequence_len),
         seed=spec.seed,
         kind=kind_of(spec.method),
     )

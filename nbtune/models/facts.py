@@ -51,6 +51,10 @@ class ModelFacts:
         attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
         return attention + 3 * self.hidden_size * self.intermediate_size
 
+    def row_tokens(self, wanted: int | None) -> int:
+        """Tokens of a row at most: as many as are wanted (None: no matter), and as the model has positions for."""
+        return min(wanted or self.max_position, self.max_position)
+
     def lora_parameters(self, r: int) -> int:
         """Numbers of a rank-``r`` LoRA on all seven linear layers of every block."""
         width = self.head_dim * (self.num_heads + self.num_kv_heads)

@@ -10,6 +10,7 @@ from IPython.display import display
 
 from nbtune.progress import Progress
 from nbtune.store.files import from_here
+from nbtune.widgets.table import as_html, as_text
 
 __all__ = ["Note", "Table", "losses_table", "runs_table", "say", "show_plan"]
 
@@ -48,19 +49,12 @@ class Table:
     def __repr__(self) -> str:
         if not self.rows:
             return self.empty
-        table = [self.columns, *self.rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(self.columns))]
-        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+        return as_text(self.columns, self.rows)
 
     def _repr_html_(self) -> str:
         if not self.rows:
             return html.escape(self.empty)
-        head = "".join(f"<th style='text-align:left'>{html.escape(column)}</th>" for column in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return as_html(self.columns, self.rows)
 
 
 def runs_table(runs: Iterable[Any]) -> Table:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["begin_with", "check", "take_along"]
 
-_FILE = "trainable.safetensors"
-
 
 def check(old: Path, spec: RunSpec) -> None:
     """Whether the weights of the run in `old` are of the shape that `spec` trains.
@@ -49,7 +47,7 @@ def take_along(old: Path, folder: Path) -> None:
     last = checkpoints.latest(old)
     assert last is not None
     (folder / "start").mkdir(exist_ok=True)
-    shutil.copyfile(last / _FILE, folder / "start" / _FILE)
+    shutil.copyfile(last / checkpoints.WEIGHTS, folder / "start" / checkpoints.WEIGHTS)
 
 
 def begin_with(folder: Path, model: torch.nn.Module) -> None:
@@ -58,16 +56,6 @@ def begin_with(folder: Path, model: torch.nn.Module) -> None:
     Raises:
         TrainError: it is of another model or adapter.
     """
-    file = folder / "start" / _FILE
-    if not file.exists():
-        return
-    import torch
-    from safetensors.torch import load_file
-
-    weights = load_file(file)
-    mine = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if mine.keys() != weights.keys() or any(weights[name].shape != p.shape for name, p in mine.items()):
+    file = folder / "start" / checkpoints.WEIGHTS
+    if file.exists() and not checkpoints.put_back(file, model):
         raise TrainError("the weights it starts from are of another model or adapter", place=folder.name)
-    with torch.no_grad():
-        for name, parameter in mine.items():
-            parameter.copy_(weights[name])

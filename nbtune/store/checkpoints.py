@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from nbtune.train.fused_stepper import FusedStepper
     from nbtune.train.stepper import Stepper
 
-__all__ = ["go_back", "latest", "load", "save", "steps", "weights_of"]
+__all__ = ["WEIGHTS", "go_back", "latest", "load", "load_weights", "put_back", "save", "steps", "weights_of"]
+
+WEIGHTS = "trainable.safetensors"  # of a checkpoint
 
 
 def latest(folder: Path) -> Path | None:
@@ -56,7 +58,7 @@ def weights_of(folder: Path, step: int | None, model: torch.nn.Module) -> Iterat
     import torch
     from safetensors.torch import load_file
 
-    file = folder / "checkpoints" / f"step-{step:08d}" / "trainable.safetensors"
+    file = folder / "checkpoints" / f"step-{step:08d}" / WEIGHTS
     there = steps(folder)
     if step not in there:
         fix = f"there are {', '.join(map(str, there))}" if there else "let it train until its first checkpoint"
@@ -128,7 +130,7 @@ def _write(fresh: Path, built: Built, stepper: Stepper | FusedStepper, progress:
     from safetensors.torch import save_file
 
     weights = {name: p.detach().cpu().contiguous() for name, p in built.model.named_parameters() if p.requires_grad}
-    save_file(weights, fresh / "trainable.safetensors")
+    save_file(weights, fresh / WEIGHTS)
     with (fresh / "optimizer.pt").open("wb") as file, _Recorder(file) as recorder:
         torch.save(stepper.state_dict(), recorder)
     body = asdict(progress)
@@ -171,6 +173,33 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
+def put_back(file: Path, model: torch.nn.Module) -> bool:
+    """Puts saved weights into all that is trained; False, and nothing done, if they are of another model or adapter."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(file)
+    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if mine.keys() != weights.keys() or any(weights[name].shape != p.shape for name, p in mine.items()):
+        return False
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(weights[name])
+    return True
+
+
+def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Puts a checkpoint's weights into all that is trained.
+
+    Raises:
+        TrainError: the checkpoint does not belong to this model.
+    """
+    if not put_back(checkpoint / WEIGHTS, model):
+        raise TrainError(
+            "the checkpoint was made with another adapter or model", place=checkpoint.name, fix="start a new run"
+        )
+
+
 def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Progress:
     """Put weights, optimizer and progress back.
 
@@ -178,17 +207,8 @@ def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Pro
         TrainError: the checkpoint does not belong to this model.
     """
     import torch
-    from safetensors.torch import load_file
 
-    weights = load_file(checkpoint / "trainable.safetensors")
-    mine = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
-    if mine.keys() != weights.keys():
-        raise TrainError(
-            "the checkpoint was made with another adapter or model", place=checkpoint.name, fix="start a new run"
-        )
-    with torch.no_grad():
-        for name, parameter in mine.items():
-            parameter.copy_(weights[name])
+    load_weights(checkpoint, built.model)
     stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     body = read_json(checkpoint / "progress.json") or {}
     body["best_eval"] = math.inf if body.get("best_eval") is None else body["best_eval"]

@@ -178,9 +178,6 @@ def _short_turns() -> Iterator[None]:
 
 def _load(folder: Path) -> Built:
     quiet_libraries()
-    import torch
-    from safetensors.torch import load_file
-
     from nbtune import device, models
 
     spec, last = read_spec(folder), checkpoints.latest(folder)
@@ -200,11 +197,7 @@ def _load(folder: Path) -> Built:
         accelerate=False,
         trust_remote_code=spec.trust_remote_code,
     )
-    weights = load_file(last / "trainable.safetensors")
-    with torch.no_grad():
-        for name, parameter in built.model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
+    checkpoints.load_weights(last, built.model)
     built.model.eval()
     return built
 

@@ -22,7 +22,7 @@ from nbtune.store.files import DISK_ERRORS
 if TYPE_CHECKING:
     from nbtune.data import Source
 
-__all__ = ["ORDERS", "Measuring", "RowLoss", "row_text"]
+__all__ = ["ORDERS", "MeasuredRows", "RowLoss", "row_text"]
 
 ORDERS = ("loss", "base", "learnt", "tokens", "row")
 _ASKED = 32  # rows at a time: a run that is at work is held up no longer than so many rows take
@@ -74,7 +74,7 @@ class _Wanted:
     texts: tuple[tuple[list[int], list[bool]], ...]
 
 
-class Measuring:
+class MeasuredRows:
     """Measures a run's rows, and knows those that are measured.
 
     Args:
@@ -219,9 +219,8 @@ class Measuring:
         from nbtune.data.marks import mark_of
 
         spec = self.run.spec
-        facts = models.model_facts(spec.model)
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-        max_len = min(spec.sequence_len or facts.max_position, facts.max_position)  # as the engine reads them
+        max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
         prepared = data.start(self.sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed)
         group, starts, at = data.together(spec.method), {}, 0
         for source in self.sources:

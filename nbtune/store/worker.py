@@ -141,7 +141,7 @@ class _Engine:
                 self.ranks.wait()  # the first has its tokens and its plan
         facts = models.model_facts(spec.model)
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-        max_len = min(spec.sequence_len or facts.max_position, facts.max_position)
+        max_len = facts.row_tokens(spec.sequence_len)
         sources = data.open_snapshot(folder / "data")
         self.data: Prepared = data.start(
             sources,

@@ -94,7 +94,7 @@ def exporter(run: Any) -> ExportPanel:
 
 
 def losses(run: Any, **options: Any) -> Losses:
-    """The losses of `run`'s rows, with the options of `nbtune.store.losses.Measuring`."""
+    """The losses of `run`'s rows, with the options of `nbtune.store.losses.MeasuredRows`."""
     from nbtune.widgets.row_losses import Losses
 
     return Losses(run, **options)

@@ -36,10 +36,11 @@ def judge(offered: list[str]) -> Iterator[dict[str, Any]]:
         lengths=histogram([_LENGTH] * _ROWS),
     )
     for name in offered:
-        if name != "nbtune/tiny" and _here(name) is None:
+        place = name if name == "nbtune/tiny" else _here(name)
+        if place is None:
             continue  # the Hub is not asked about what nobody has chosen yet
         try:
-            facts = models.model_facts(str(_here(name) or name))
+            facts = models.model_facts(str(place))
         except (NbtuneError, OSError, KeyError, ValueError):  # half downloaded, or no language model: not for this list
             continue
         found: dict[str, Any] = {"name": name, "bytes": facts.weights_bytes}

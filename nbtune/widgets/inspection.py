@@ -44,8 +44,7 @@ class Inspection:
         self._given = sources
         self.sources = data.resolve(spec.data, namespace, base_dir=Path.cwd()) if sources is None else list(sources)
         self.tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-        self.longest = models.model_facts(spec.model).max_position
-        self.max_len = min(spec.sequence_len or self.longest, self.longest)
+        self.max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
 
     @classmethod
     def of(cls, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspection:

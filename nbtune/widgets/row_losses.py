@@ -8,9 +8,10 @@ from typing import Any
 
 from nbtune.errors import TrainError
 from nbtune.spec import from_mapping
-from nbtune.store.losses import Measuring, RowLoss
+from nbtune.store.losses import MeasuredRows, RowLoss
 from nbtune.widgets import no_page
 from nbtune.widgets.plain import clean, without_home
+from nbtune.widgets.table import as_html, as_text
 
 __all__ = ["Losses", "shown_number"]
 
@@ -18,11 +19,11 @@ ENDS = 10  # rows of each end that a table shows
 _TEXT = 60  # characters of each of a row's texts, in a table
 
 
-class Losses(Measuring):
+class Losses(MeasuredRows):
     """The losses of a run's rows: measured in the background, sorted, shown.
 
     Args:
-        run, base, limit, again: as of `nbtune.store.losses.Measuring`.
+        run, base, limit, again: as of `nbtune.store.losses.MeasuredRows`.
     """
 
     next: Any = None  # the run that the panel's button started
@@ -134,20 +135,13 @@ class Losses(Measuring):
     def __repr__(self) -> str:
         parts = [self.said()]
         for title, names, rows in self._tables() if self.rows else ():
-            cells = [names, *rows]
-            widths = [max(len(line[k]) for line in cells) for k in range(len(names))]
-            lines = ("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
-            parts.append("\n".join([f"\n{title}:", *lines]))
+            parts.append(f"\n{title}:\n{as_text(names, rows)}")
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
         found = [f"<div><p>{escape(self.said())}</p>"]
         for title, names, rows in self._tables() if self.rows else ():
-            head = "".join(f"<th scope='col' style='text-align:left'>{escape(name)}</th>" for name in names)
-            lines = ("".join(f"<td style='text-align:left'>{escape(c)}</td>" for c in row) for row in rows)
-            body = "".join(f"<tr>{line}</tr>" for line in lines)
-            caption = f"<caption style='text-align:left'>{escape(title)}</caption>"
-            found.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+            found.append(as_html(names, rows, caption=title))
         return "".join([*found, "</div>"])
 
 

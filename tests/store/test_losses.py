@@ -8,7 +8,7 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.data.marks import mark_of
-from nbtune.store.losses import Measuring
+from nbtune.store.losses import MeasuredRows
 
 
 def by_hand(run, index, *, base=False):
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 
 
 def test_each_row_has_the_mean_of_its_trained_tokens_losses(run):
-    measured = Measuring(run)
+    measured = MeasuredRows(run)
     measured.wait()
     assert (measured.done, measured.total, measured.in_all) == (70, 70, 70)
     rows = measured.sorted()
@@ -46,8 +46,8 @@ def test_each_row_has_the_mean_of_its_trained_tokens_losses(run):
 
 
 def test_what_is_measured_stays_and_holds_no_text(run):
-    Measuring(run).wait()
-    again = Measuring(run)
+    MeasuredRows(run).wait()
+    again = MeasuredRows(run)
     assert not again.busy
     assert again.done == 70
     text = (run.folder / "losses.jsonl").read_text()
@@ -56,7 +56,7 @@ def test_what_is_measured_stays_and_holds_no_text(run):
 
     with (run.folder / "losses.jsonl").open("a") as file:
         file.write('{"part": "train", "sou')  # a kernel that was killed
-    assert Measuring(run).done == 70
+    assert MeasuredRows(run).done == 70
 
 
 def test_it_stops_soon_and_goes_on_where_it_was(run, tmp_path):
@@ -76,13 +76,13 @@ def test_it_stops_soon_and_goes_on_where_it_was(run, tmp_path):
             return run.row_losses(rows, **how)
 
     (tmp_path / "data").symlink_to(run.folder / "data")
-    measured = Measuring.__new__(Measuring)  # its thread begins before its name is bound
+    measured = MeasuredRows.__new__(MeasuredRows)  # its thread begins before its name is bound
     measured.__init__(Slow(), base=False)
     measured.wait()
     first = asked[0]
     assert (measured.done, measured.total) == (first, 70)
     assert first < 70
-    measured = Measuring(run_in := Slow(), base=False)
+    measured = MeasuredRows(run_in := Slow(), base=False)
     assert measured.done == first
     measured.wait()
     assert measured.done == first + asked[1]
@@ -90,7 +90,7 @@ def test_it_stops_soon_and_goes_on_where_it_was(run, tmp_path):
 
 
 def test_of_many_rows_some_are_measured_evenly(run):
-    measured = Measuring(run, limit=10, again=True)
+    measured = MeasuredRows(run, limit=10, again=True)
     measured.wait()
     assert (measured.done, measured.total, measured.in_all) == (10, 10, 70)
 
@@ -101,7 +101,7 @@ def test_pairs_have_the_loss_of_the_better_answer(tmp_path):
         {"model": "nbtune/tiny", "data": "rows", "steps": 2, "method": "dpo", "batch_size": 2, "eval": {"split": 0}},
         rows={"rows": rows}, name="pairs", runs_dir=tmp_path,
     ).wait()  # fmt: skip
-    measured = Measuring(run)
+    measured = MeasuredRows(run)
     measured.wait()
     assert measured.done == 6
     assert measured.text(measured.sorted()[0])[1].startswith("Aye, ")
@@ -110,7 +110,7 @@ def test_pairs_have_the_loss_of_the_better_answer(tmp_path):
 def test_a_run_at_work_is_asked_at_a_step_boundary_and_trains_on(start, until):
     run = start(steps=4000)
     until(run, lambda event: isinstance(event, events.Step))
-    measured = Measuring(run)
+    measured = MeasuredRows(run)
     measured.wait()
     assert run.alive
     assert measured.done == 36
@@ -119,7 +119,7 @@ def test_a_run_at_work_is_asked_at_a_step_boundary_and_trains_on(start, until):
     assert all(math.isfinite(row.loss) for row in measured.sorted())
     run.stop(wait=True)
     assert run.state == "stopped"
-    later = Measuring(run)  # other weights: measured anew, but for the base
+    later = MeasuredRows(run)  # other weights: measured anew, but for the base
     before = {row.key: row.base for row in measured.sorted()}
     later.wait()
     assert {row.step for row in later.sorted()} == {run.step}
