@@ -18,7 +18,7 @@ from nbtune.store import folder as run_folder
 from nbtune.store.files import as_train_error
 from nbtune.store.launch import launch
 from nbtune.store.run import Run as StoredRun
-from nbtune.store.script import as_script, as_yaml
+from nbtune.store.script import as_script, as_yaml, spec_to_repeat
 
 if TYPE_CHECKING:
     from nbtune.data import Source
@@ -134,7 +134,8 @@ class Run(StoredRun):
             raise TrainError(f"the run `{self.name}` is at work", fix="stop it first: it is saved then")
         if {"data", "start_from"} & set(fields):
             raise SpecError("`go_on` trains on the rows of its run", fix=f"nbtune.finetune(…, start_from={self.id!r})")
-        spec, given = self.spec.model_dump(mode="python", exclude_unset=True), dict(fields)
+        own = self.spec if "method" in fields else spec_to_repeat(self.folder)  # another method, another rate
+        spec, given = own.model_dump(mode="python", exclude_unset=True), dict(fields)
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
             if given.get(key) is not None:
                 spec.pop(other, None)
@@ -377,7 +378,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
         for part in ("data", *(["start"] if (old / "start").exists() else [])):
             shutil.copytree(old / part, made / part, dirs_exist_ok=True)
 
-    return _begin(root, name or run_folder.name_of(old)[0], run_folder.read_spec(old), fill)
+    return _begin(root, name or run_folder.name_of(old)[0], spec_to_repeat(old), fill)
 
 
 def runs(runs_dir: str | Path | None = None) -> list[Run]:

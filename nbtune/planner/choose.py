@@ -15,6 +15,7 @@ from nbtune.errors import PlanError
 from nbtune.models.fit import SLOWER, Fit, Home, Setup, fit
 from nbtune.models.memory import trainable_parameters
 from nbtune.planner.plan import Plan
+from nbtune.planner.rates import rate_of
 
 if TYPE_CHECKING:
     from nbtune.data.facts import DataFacts
@@ -82,9 +83,11 @@ def make_plan(
         reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
     trained = trainable_parameters(model, spec.adapter)
     mean = data.tokens_total / max(1, data.rows)
+    rate, why = rate_of(spec, model.architecture, model.hidden_size)
     return Plan(
         model=model.name,
         architecture=model.architecture,
+        hidden_size=model.hidden_size,
         parameters=model.parameters,
         trainable_parameters=trained,
         rows=data.rows,
@@ -103,7 +106,8 @@ def make_plan(
         micro_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         total_steps=total_steps,
-        learning_rate=spec.learning_rate or _learning_rate(spec),
+        learning_rate=rate,
+        learning_rate_reason=why,
         eval_every=spec.eval.every or max(1, round(total_steps / 10)),
         memory=best.memory,
         available_bytes=device.free,
@@ -149,12 +153,6 @@ def _checked_for_travel(spec: RunSpec, device: DeviceFacts) -> str:
             fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",
         )
     return "16bit"
-
-
-def _learning_rate(spec: RunSpec) -> float:
-    """What is usual: preferences are learnt in smaller steps than answers."""
-    rate = 2e-5 if spec.adapter.type == "full" else 2e-4
-    return rate if spec.method == "sft" else rate / 4
 
 
 def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: list[str]) -> int:

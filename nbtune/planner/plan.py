@@ -25,6 +25,7 @@ class Plan(BaseModel):
 
     model: str
     architecture: str
+    hidden_size: int = 0
     parameters: int
     trainable_parameters: int
     rows: int
@@ -44,6 +45,7 @@ class Plan(BaseModel):
     gradient_accumulation_steps: int
     total_steps: int
     learning_rate: float
+    learning_rate_reason: str = ""
     eval_every: int
     memory: MemoryPlan
     available_bytes: int
@@ -69,16 +71,18 @@ class Plan(BaseModel):
             ("rows", f"{self.rows:,} to train on, {self.eval_rows:,} held out"),
             ("device", f"{f'{self.gpus} × ' * many}{self.device_name}, {self.dtype}: {self.dtype_reason}"),
             ("batch", f"{batch}{shared}, up to {self.sequence_len:,} tokens{', packed' if self.packing else ''}"),
-            (
-                "steps",
-                f"{self.total_steps:,}, learning rate {self.learning_rate:g}, measured every {self.eval_every:,}",
-            ),
+            ("steps", f"{self.total_steps:,}, measured every {self.eval_every:,}"),
+            ("learning rate", self.explained_rate()),
             ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)}{each} ({parts})"),
             ("frozen weights", f"{self.weights}{self._where()}, activations: {self.activations}"),
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
         return rows + [("why", reason) for reason in self.reasons]
+
+    def explained_rate(self) -> str:
+        """The peak of the learning rate, and why it is that."""
+        return f"{self.learning_rate:g}" + (f": {self.learning_rate_reason}" if self.learning_rate_reason else "")
 
     def _where(self) -> str:
         if self.sharded:

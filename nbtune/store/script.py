@@ -9,12 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from nbtune.errors import SpecError
+from nbtune.planner import Plan, with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
 from nbtune.store.files import from_here, read_json
 from nbtune.store.folder import name_of, read_spec
 
-__all__ = ["as_script", "as_yaml", "written"]
+__all__ = ["as_script", "as_yaml", "spec_to_repeat", "written"]
 
 _SCRIPT = '''\
 """{head}"""
@@ -42,6 +45,15 @@ if __name__ == "__main__":
 '''
 
 
+def spec_to_repeat(folder: Path) -> RunSpec:
+    """The spec of a run, with the learning rate that it had where the plan would choose another one today."""
+    spec, body = read_spec(folder), read_json(folder / "plan.json")
+    try:
+        return with_its_rate(spec, Plan.model_validate(body))
+    except ValidationError:
+        return spec  # there is no plan, or none that can be read
+
+
 def as_script(folder: Path) -> str:
     """Python that trains a run again: same spec, same rows, same losses. Paths are from the working folder on."""
     head, text = f"Trains {folder.name} again: same rows, same losses.", as_yaml(folder)
@@ -53,7 +65,7 @@ def as_script(folder: Path) -> str:
 
 def as_yaml(folder: Path) -> str:
     """The spec for `nbtune train` or a cell, its rows named as files. Paths are from the working folder on."""
-    spec = read_spec(folder)
+    spec = spec_to_repeat(folder)
     entries = (read_json(folder / "data" / "sources.json") or {}).get("sources", [])
     kept = {role: [e for e in entries if e.get("role", "train") == role] for role in ("train", "eval")}
     data = tuple(_as_file(*pair, folder) for pair in zip(spec.data, kept["train"], strict=False))

@@ -25,7 +25,7 @@ GOALS: dict[str, dict[str, Any]] = {
 CARE: dict[str, dict[str, Any]] = {
     "quick": {"epochs": None, "steps": 30},
     "balanced": {},
-    "careful": {"learning_rate": 1e-4, "adapter.dropout": 0.05, "eval.split": 0.1},
+    "careful": {"adapter.dropout": 0.05, "eval.split": 0.1},
 }
 
 

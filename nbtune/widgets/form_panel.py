@@ -151,7 +151,7 @@ class Form(Panel):
 def _chosen(plan: Any) -> dict[str, str]:
     """What the plan chose for fields that were left to it, by dotted key; with the reason where it gives one."""
     return {
-        "learning_rate": f"{plan.learning_rate:g}",
+        "learning_rate": plan.explained_rate(),
         "steps": f"{plan.total_steps:,}",
         "sequence_len": f"{plan.sequence_len:,}",
         "batch_size": f"{plan.micro_batch_size * plan.gradient_accumulation_steps:,}",

@@ -201,7 +201,8 @@ def test_a_click_reaches_python_and_its_answer_the_page(webview: Any) -> None:
     view.until(lambda: "data: rows" in view.page.locator("textarea").input_value())
     assert view.panel.spec.data[0].source == "rows"
     view.until(lambda: view.page.locator(".nbt-form[data-costs=known]").count() == 1)
-    assert "Here: 0.0002." in view.page.locator(".nbt-field", has_text="Learning rate").first.inner_text()
+    rate = view.page.locator(".nbt-field", has_text="Learning rate").first
+    assert "Here: 0.0025: 0.0005 × (2000 / 256)^0.781" in rate.inner_text()
     view.page.screenshot(path=str(ARTIFACTS / "vscode-form-planned.png"), full_page=True)
 
 

@@ -34,7 +34,7 @@ class Planner:
             seconds=9.0,
             download_bytes=0,
             total_steps=30,
-            learning_rate=2e-4,
+            explained_rate=lambda: "0.0002: the model is wide",
             sequence_len=99,
             micro_batch_size=4,
             gradient_accumulation_steps=2,
@@ -195,7 +195,7 @@ def test_what_is_left_to_the_plan_is_said_beside_its_field(panel):
     panel.do_check({"data": "rows"})
     assert known.wait(60)
     assert panel.costs["chosen"]["batch_size"] == "8"
-    assert panel.costs["chosen"]["learning_rate"] == "0.0002"
+    assert panel.costs["chosen"]["learning_rate"] == "0.0002: the model is wide"
     assert panel.costs["chosen"]["dtype"] == "fp32: a CPU is fastest and exact in fp32"
     assert set(panel.costs["chosen"]) <= {field["key"] for field in fields()}
 

@@ -1,0 +1,56 @@
+"""The learning rate that a plan chooses where the spec leaves it open: by the model's width, what is trained, and how.
+
+One rate for all models is wrong for most of them: what an 8B model learns well with leaves a model of ten million
+parameters where it was. The numbers of the rule for adapters are a calibration that tinker-cookbook published
+(`hyperparam_utils`; exponents fitted on Llama and on Qwen models), as is the tenth for training without an adapter;
+docs/explanation/learning-rate.md says how they compare with what was measured later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbtune.planner.plan import Plan
+    from nbtune.spec import RunSpec
+
+__all__ = ["rate_of", "with_its_rate"]
+
+_BASE, _WIDTH = 5e-4, 2000
+_EXPONENT, _QWEN = 0.781, 0.0775
+_NARROWEST = 256  # below it nothing was measured, and the rule would go on rising
+_SHARES = {"sft": 1.0, "orpo": 1 / 4}  # orpo also imitates; the others compare, and overshoot long before
+_COMPARING = 1 / 10
+_SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
+
+
+def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, str]:
+    """The peak of the schedule and the reason for it: what the spec says, or two digits of the rule.
+
+    Args:
+        spec: its `learning_rate`, `adapter` and `method` count.
+        architecture: transformers' class name, such as ``LlamaForCausalLM``.
+        hidden_size: of the model, in numbers per token.
+    """
+    if spec.learning_rate is not None:
+        return spec.learning_rate, "as asked"
+    exponent = _QWEN if architecture.startswith("Qwen") else _EXPONENT
+    width = max(hidden_size, _NARROWEST)
+    share = _SHARES.get(spec.method, _COMPARING)
+    rate = _BASE * (_WIDTH / width) ** exponent * share
+    reason = f"{_BASE:g} × ({_WIDTH} / {width})^{exponent:g} by the model's hidden size"
+    if spec.adapter.type == "full":
+        rate, reason = rate / 10, f"{reason}; a tenth of it, because every weight is trained"
+    if share != 1:
+        reason += f"; {_SAID[share]} of it for preferences"
+    return float(f"{rate:.1e}"), reason
+
+
+def with_its_rate(spec: RunSpec, plan: Plan) -> RunSpec:
+    """The spec to repeat a run with: with the rate that its plan chose, where the rule would choose another one today.
+
+    Plans of before 2026-12 know no hidden size; their rate was 2e-4 for every adapter.
+    """
+    if spec.learning_rate is not None or plan.learning_rate == rate_of(spec, plan.architecture, plan.hidden_size)[0]:
+        return spec
+    return spec.model_copy(update={"learning_rate": plan.learning_rate})
