@@ -8,6 +8,10 @@ from ...errors import ExportError
 
 __all__ = ["Config"]
 
+_WINDOWED = ("gemma2", "gemma3_text", "mistral", "mixtral", "phi3")
+_UNSAID = {"mistral": 4096, "qwen2": 4096, "qwen2_moe": 4096, "qwen3": 4096, "qwen3_moe": 4096}
+_SWITCHED = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3")  # only with `use_sliding_window`
+
 
 class Config:
     """The text model's part of a config.json, with the places that moved over time looked up in all of them.
@@ -74,6 +78,19 @@ class Config:
     def context(self) -> int:
         """Longest sequence that the model was made for, in tokens."""
         return int(self.get("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", default=2048))
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens each sees in some of its layers, where transformers puts a window on this kind of model."""
+        size = self.raw.get("sliding_window", _UNSAID.get(self.model_type))  # null says that there is none
+        if not size or self.model_type not in (*_WINDOWED, *_SWITCHED):
+            return None
+        if self.model_type in _SWITCHED:
+            kinds = self.get("layer_types")
+            some = "sliding_attention" in kinds if kinds else self.get("max_window_layers", default=28) < self.layers
+            if not self.get("use_sliding_window") or not (some or self.model_type == "qwen3_moe"):
+                return None
+        return int(size)
 
     def rope(self, kind: str = "full_attention") -> dict[str, Any]:
         """Rotary parameters (of layers of `kind` if they differ): ``rope_type``, ``rope_theta``, what it needs."""

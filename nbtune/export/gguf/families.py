@@ -50,6 +50,8 @@ class Family:
         layer_norm: norms are LayerNorms (their epsilon has another key).
         change: weights that need a family's own treatment: the family's function of (model, config, source, name).
         moe: experts are stacked.
+        windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
+            has switched off those of "phi3".)
     """
 
     arch: str
@@ -60,12 +62,13 @@ class Family:
     layer_norm: bool = False
     change: Callable[[MergedModel, Config, str, str], GgufTensor | None] | None = None
     moe: bool = False
+    windows: bool = False
     rope: bool = True
     names: dict[str, str] = field(default_factory=dict)
 
     def metadata(self, config: Config, model: MergedModel, writer: Any) -> None:
         """Write what llama.cpp has to know to run this model."""
-        writer.add_context_length(config.context)
+        writer.add_context_length(self.context(config))
         writer.add_embedding_length(config.hidden)
         writer.add_block_count(config.layers)
         ffn = config.get("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * config.hidden)
@@ -90,6 +93,20 @@ class Family:
             writer.add_expert_used_count(int(config.need("num_experts_per_tok")))
         if self.extra:
             self.extra(config, writer)
+
+    def context(self, config: Config) -> int:
+        """Up to how many tokens llama.cpp computes what transformers does: to the end of a window that it ignores."""
+        ignored = None if self.windows else config.window
+        return min(config.context, ignored or config.context)
+
+    def notes(self, config: Config) -> tuple[str, ...]:
+        """What a person should know of the file."""
+        if (tokens := self.context(config)) == config.context:
+            return ()
+        return (
+            f"its context is {tokens} tokens, not {config.context}: the model has a sliding window of {tokens}, which "
+            f"llama.cpp's {self.arch!r} does not run",
+        )
 
     def tensors(self, config: Config, model: MergedModel) -> list[GgufTensor]:
         """The file's tensors, in order.
@@ -171,6 +188,9 @@ def _refuse(config: Config, wrong: bool, what: str) -> None:
 # --- what single families need ------------------------------------------------------------------------------------
 
 
+_SHORTEST = 256  # tokens of context with which a file is of some use
+
+
 def _check_llama(config: Config) -> None:
     _refuse(config, config.get("hidden_act", default="silu") != "silu", "the activation is not silu")
 
@@ -180,13 +200,8 @@ def _sliding(config: Config, writer: Any) -> None:
         writer.add_sliding_window(int(config.get("sliding_window")))
 
 
-def _check_qwen2(config: Config) -> None:
-    _check_llama(config)
-    _refuse(config, bool(config.get("use_sliding_window")), "it uses a sliding window")
-
-
 def _check_qwen2_moe(config: Config) -> None:
-    _check_qwen2(config)
+    _check_llama(config)
     _refuse(config, bool(config.get("norm_topk_prob")), "norm_topk_prob is on")
     _refuse(
         config,
@@ -196,7 +211,7 @@ def _check_qwen2_moe(config: Config) -> None:
 
 
 def _check_qwen3_moe(config: Config) -> None:
-    _check_qwen2(config)
+    _check_llama(config)
     _refuse(config, not config.get("norm_topk_prob"), "norm_topk_prob is off")
     _refuse(
         config,
@@ -311,15 +326,14 @@ def _check_smollm3(config: Config) -> None:
     rotated = config.get("no_rope_layers")
     usual = [int((i + 1) % 4 != 0) for i in range(config.layers)]
     _refuse(config, bool(rotated) and list(rotated) != usual, "its layers without rotary are not every fourth")
-    _refuse(config, bool(config.get("use_sliding_window")), "it uses a sliding window")
 
 
 LLAMA = Family("llama", check=_check_llama, permute=True)
 FAMILIES: dict[str, Family] = {
     "falcon": Family("falcon", check=_check_falcon, extra=_extra_falcon, layer_norm=True, change=_change_falcon),
     "gemma": Family("gemma", check=_check_gemma, norm_plus_one=True),
-    "gemma2": Family("gemma2", check=_check_gemma_scale, extra=_extra_gemma2, norm_plus_one=True),
-    "gemma3_text": Family("gemma3", check=_check_gemma3, extra=_extra_gemma3, norm_plus_one=True),
+    "gemma2": Family("gemma2", check=_check_gemma_scale, extra=_extra_gemma2, norm_plus_one=True, windows=True),
+    "gemma3_text": Family("gemma3", check=_check_gemma3, extra=_extra_gemma3, norm_plus_one=True, windows=True),
     "granite": Family("granite", check=_check_llama, extra=_extra_granite, permute=True),
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -328,9 +342,9 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family("olmo2", check=_check_llama),
     "phi": Family("phi2", check=_check_phi, layer_norm=True),
     "phi3": Family("phi3", check=_check_llama, extra=_sliding),
-    "qwen2": Family("qwen2", check=_check_qwen2),
+    "qwen2": Family("qwen2", check=_check_llama),
     "qwen2_moe": Family("qwen2moe", check=_check_qwen2_moe, extra=_extra_moe, change=_change_qwen2_moe, moe=True),
-    "qwen3": Family("qwen3", check=_check_qwen2),
+    "qwen3": Family("qwen3", check=_check_llama),
     "qwen3_moe": Family("qwen3moe", check=_check_qwen3_moe, extra=_extra_moe, moe=True),
     "smollm3": Family("smollm3", check=_check_smollm3, permute=True),
 }
@@ -351,4 +365,7 @@ def family_of(config: Config) -> Family:
         )
     if family.check:
         family.check(config)
+    tokens = family.context(config)
+    what = f"it has a sliding window of {tokens} tokens, beyond which llama.cpp's {family.arch!r} computes otherwise"
+    _refuse(config, tokens < min(_SHORTEST, config.context), what)
     return family

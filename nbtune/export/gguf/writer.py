@@ -87,9 +87,9 @@ def write_gguf(
             stack.callback(plan.writer.close)
             plan.file = plan.writer.fout[0]
         _stream(tensors, plans, importance or {}, progress)
-    seconds = time.monotonic() - began
+    seconds, notes = time.monotonic() - began, (*family.notes(config), *vocabulary.notes)
     return [
-        ExportedFile(plan.path, plan.kind.name, plan.path.stat().st_size, seconds, (*vocabulary.notes, *plan.notes))
+        ExportedFile(plan.path, plan.kind.name, plan.path.stat().st_size, seconds, (*notes, *plan.notes))
         for plan in plans
     ]
 

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from nbtune.device import describe
 
-__all__ = ["Packing", "attend", "packing_of"]
+__all__ = ["Packing", "attend", "packing_of", "right_padded"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,14 @@ def packing_of(position_ids: Tensor | None, kwargs: dict[str, Any]) -> Packing |
     return Packing(cu, int((cu[1:] - cu[:-1]).max()))
 
 
+def right_padded(mask: Tensor) -> bool:
+    """A 2-D mask with its zeros at the end of rows: under causal attention no real token sees them."""
+    if mask.ndim != 2:
+        return False
+    mask = mask.bool()
+    return not bool((mask[:, 1:] & ~mask[:, :-1]).any()) and bool(mask[:, 0].all())
+
+
 _FLASH, _CUDNN = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
 # From this compute capability on, up to this size of a head: backends, best first. Measured on an H200, 4×2048 tokens,
 # 32/8 heads, ms forward + backward: of 128, cuDNN 0.29 + 0.89, flash 0.56 + 1.64; of 64, 0.23 + 0.70 and 0.32 + 1.00.
@@ -75,19 +83,22 @@ def _order(index: int, head_dim: int) -> list[SDPBackend]:
     return [*found, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None, window: int | None = None) -> Tensor:
     """Causal attention, recorded for autograd if q, k, v are.
 
     Args:
         q: `[B, S, Hq, D]`; k, v: `[B, S, Hk, D]`, any strides with a unit last one.
         scale: of the scores.
         packing: which tokens belong together.
+        window: how many tokens each sees, itself included; None: all before it.
 
     Returns:
         `[B, S, Hq, D]`, contiguous.
     """
-    if packing is not None:
-        return _packed(q, k, v, scale, packing)
+    if window is not None and window >= (q.shape[1] if packing is None else packing.longest):
+        window = None  # nobody is so far from anybody
+    if packing is not None or window is not None:
+        return _masked(q, k, v, scale, packing, window)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     if grouped and not (q.is_cuda and _capability(q.device.index) >= (8, 0)):
@@ -101,7 +112,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | Non
     return out.transpose(1, 2).contiguous()
 
 
-def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
+def _masked(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None, window: int | None) -> Tensor:
     b, s, heads, dim = q.shape
     if (
         q.is_cuda
@@ -110,12 +121,17 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> 
         and dim <= 256
     ):
         fq, fk, fv = (t.reshape(b * s, t.shape[2], dim) for t in (q, k, v))
-        return _flash(fq, fk, fv, packing, scale).view(b, s, heads, dim)
-    # one row of documents: token i sees j if j <= i and both lie in one document
-    index = torch.arange(b * s, device=q.device, dtype=torch.int32)
-    document = torch.searchsorted(packing.cu_seqlens, index, right=True).view(b, 1, s)
-    same = document[..., :, None] == document[..., None, :]
-    mask = same & torch.ones(s, s, dtype=torch.bool, device=q.device).tril()
+        if packing is None:  # rows are documents of one length
+            packing = Packing(torch.arange(0, b * s + 1, s, device=q.device, dtype=torch.int32), s)
+        return _flash(fq, fk, fv, packing, scale, window).view(b, s, heads, dim)
+    # token i sees j if j <= i, j is in i's window, and both lie in one document
+    mask = torch.ones(s, s, dtype=torch.bool, device=q.device).tril()
+    if window is not None:
+        mask = mask.triu(1 - window)
+    if packing is not None:
+        index = torch.arange(b * s, device=q.device, dtype=torch.int32)
+        document = torch.searchsorted(packing.cu_seqlens, index, right=True).view(b, 1, s)
+        mask = mask & (document[..., :, None] == document[..., None, :])
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if q.shape[1] != k.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
@@ -127,7 +143,10 @@ def _capability(index: int) -> tuple[int, int]:
     return describe(torch.device("cuda", index)).capability
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float) -> Tensor:
+def _flash(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float, window: int | None) -> Tensor:
     cu, longest = packing.cu_seqlens, packing.longest
-    out = torch.ops.aten._flash_attention_forward(q, k, v, cu, cu, longest, longest, 0.0, True, False, scale=scale)
+    sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+    out = torch.ops.aten._flash_attention_forward(
+        q, k, v, cu, cu, longest, longest, 0.0, True, False, scale=scale, **sides
+    )
     return out[0]

@@ -84,7 +84,7 @@ def attention_forward(
     rope(q, k, cos, sin, inplace=True, rotary_dim=cos.shape[-1])
     with torch.enable_grad():
         leaves = (q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_())
-        out = attend(leaves[0], leaves[1], leaves[2], layer.scale, packing)
+        out = attend(leaves[0], leaves[1], leaves[2], layer.scale, packing, layer.window)
     saved.leaves, saved.out = leaves, out  # type: ignore[assignment]
     flat = out.detach().view(tokens, -1)
     layer.out.load()

@@ -3,6 +3,7 @@
 Names lie (post-norm models have Llama's child names): what is found here is only a guess until `probe` agrees with it.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from nbtune.models.accelerate.layer import Layer, Norm
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
 from nbtune.models.accelerate.quantised import Home, group_of
 from nbtune.models.policy import MemoryPolicy
+
+_CAP = re.compile(r"att.*(soft_?cap|logits?_cap)|^soft_?cap")
 
 __all__ = ["causal_lm", "decoder", "decoder_layers", "find_layer", "find_norm", "tolerance"]
 
@@ -114,6 +117,8 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -
         raise LeftAlone("its attention has sinks")
     if float(getattr(attention, "attention_dropout", 0.0) or 0.0) > 0:
         raise LeftAlone("its attention has dropout")
+    if _caps_scores(attention):
+        raise LeftAlone("its attention caps its scores")
     return Layer(
         norm1=find_norm(layer.input_layernorm, hidden),  # type: ignore[arg-type]
         qkv=qkv_group,
@@ -132,6 +137,12 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -
         policy=policy,
         sharded=home == "sharded",
     )
+
+
+def _caps_scores(attention: nn.Module) -> bool:
+    """A cap far above the scores of a probe's random weights would not show in it: here its name must do."""
+    held = {**vars(getattr(attention, "config", None) or nn.Module()), **vars(attention)}
+    return any(value and isinstance(value, (int, float)) and _CAP.search(name) for name, value in held.items())
 
 
 def _has_dropout(layer: nn.Module) -> bool:

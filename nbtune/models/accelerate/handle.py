@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.device import empty_cache
-from nbtune.models.accelerate.attention import Packing, packing_of
+from nbtune.models.accelerate.attention import Packing, packing_of, right_padded
 from nbtune.models.accelerate.blocks import LayerFunction
 from nbtune.models.accelerate.dropped import Draws
 from nbtune.models.accelerate.find import causal_lm, decoder, decoder_layers, find_layer, find_norm, tolerance
@@ -18,11 +18,12 @@ from nbtune.models.accelerate.head import Head, NormFunction, find_head, loss_in
 from nbtune.models.accelerate.layer import Lane, Layer
 from nbtune.models.accelerate.linear import LeftAlone
 from nbtune.models.accelerate.parking import Parking
-from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer, without_dropout
+from nbtune.models.accelerate.probe import Inputs, probe_inputs, probe_layer, tiny_losses
 from nbtune.models.accelerate.quantised import Home
 from nbtune.models.accelerate.sharded import Sharding
 from nbtune.models.accelerate.streamed import Streaming, Traffic, move_all_but, present, traffic_of
 from nbtune.models.accelerate.sync import LoraSync
+from nbtune.models.accelerate.windows import windows_of
 from nbtune.models.policy import MEMORY_POLICIES, MemoryPolicy
 
 __all__ = ["Handle", "Report", "accelerate"]
@@ -120,50 +121,32 @@ def accelerate(
         handle.report.left["model"] = "it has no list of decoder layers"
         return handle
     if stream is None:
-        stock_loss = _tiny_loss(lm)
+        stock = tiny_losses(lm)
         _take_layers(inner, policy, handle, lambda *_: home, believe)
         if home == "eight_bit":  # rounding is meant: the rounded model is what the rest is compared with
             with _stock_only(handle.layers):
-                stock_loss = _tiny_loss(lm)
+                stock = tiny_losses(lm)
     else:
         move_all_but(lm, list(_layers_of(inner)), stream.device)
         _take_layers(inner, policy, handle, stream.place, settle=stream.settle)
         stream.finish(inner)
         with _stock_only(handle.layers):
-            stock_loss = _tiny_loss(lm)
+            stock = tiny_losses(lm)
     _take_norm(inner, handle)
     _take_head(lm, inner, handle)
-    ours = _tiny_loss(lm) if handle.undo else stock_loss
+    ours = tiny_losses(lm, handle.layers) if handle.undo else stock
     limit = max(tolerance(_dtype(lm)), 0.015 if home == "eight_bit" else 0.0)  # of a loss, which averages roundings
-    if not believe and abs(ours - stock_loss) > limit * max(1.0, abs(stock_loss)):
-        handle.remove()
-        handle.report = Report(left={"model": f"the whole disagrees: a loss of {ours:.4f}, stock {stock_loss:.4f}"})
+    for is_, true in zip(ours, stock, strict=True):
+        if not believe and not abs(is_ - true) <= limit * max(1.0, abs(true)):
+            handle.remove()
+            handle.report = Report(left={"model": f"the whole disagrees: a loss of {is_:.4f}, stock {true:.4f}"})
+            break
     handle.set_policy(policy)
     return handle
 
 
 def _dtype(lm: nn.Module) -> torch.dtype:
     return next(p for p in lm.parameters() if p.is_floating_point()).dtype
-
-
-@torch.enable_grad()
-def _tiny_loss(lm: Any) -> float:
-    """The loss of 32 random tokens, in training mode and with gradients on, as a step would see it.
-
-    16 of them are trained: such numbers, multiples of 16, share their kernels with a run's.
-    """
-    generator = torch.Generator().manual_seed(3)
-    device = next(lm.parameters()).device
-    ids = torch.randint(0, lm.config.vocab_size, (2, 16), generator=generator).to(device)
-    labels = ids.clone()
-    labels[0, :15] = -100
-    training = lm.training
-    lm.train()
-    try:
-        with without_dropout(lm):
-            return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
-    finally:
-        lm.train(training)
 
 
 # ---------------------------------------------------------------- layers
@@ -199,9 +182,14 @@ def _take_layers(
     probed: set[Any] = set()
     lane, draws = Lane(), Draws()
     shared: dict[Any, Tensor] = {}
+    windows = windows_of(inner, [m for _, m in modules])
     for i, (name, module) in enumerate(modules):
         try:
             layer = find_layer(module, policy, place(i, module))
+            window = windows[i]
+            if isinstance(window, LeftAlone):
+                raise window
+            layer.window = window
             inputs = inputs or probe_inputs(inner, layer.qkv)
             for n, group in enumerate(layer.groups()):
                 group.stream = 4 * _MEMBERS * i + _MEMBERS * n
@@ -231,19 +219,28 @@ def _take_layers(
             empty_cache(layer.qkv.device)  # the weights' old places are too small for the stacks to come
     if handle.layers:
         whole = len(handle.layers) == len(modules)
-        hook = _Prepare(list(handle.layers), whole, _shortest_window([m for _, m in modules]))
+        hook = _Prepare(list(handle.layers), whole)
         removable = inner.register_forward_pre_hook(hook, with_kwargs=True)
         handle.undo.append(removable.remove)
 
 
 def _kind(module: nn.Module, layer: Layer) -> Any:
     shapes = tuple((g.inputs, *g.outs, *g.ranks, g.full) for g in layer.groups())
-    return type(module), shapes, layer.act, layer.scale, layer.residual, tuple(n.offset for n in layer.norms())
+    return (
+        type(module),
+        shapes,
+        layer.act,
+        layer.scale,
+        layer.residual,
+        layer.window,
+        tuple(n.offset for n in layer.norms()),
+    )
 
 
 def _describe(layer: Layer) -> str:
     what = "trained weights" if layer.qkv.full else f"LoRA of rank {max(max(g.ranks) for g in layer.groups())}"
     shape = f"{layer.heads}/{layer.kv_heads} heads of {layer.head_dim}"
+    shape += f", a window of {layer.window}" if layer.window else ""
     return f"{shape}, {layer.act} MLP of {layer.down.inputs}, {what}, stacked"
 
 
@@ -270,8 +267,7 @@ def _layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
         mask = args[0] if args else kwargs.get("attention_mask")
         packing = getattr(mask, "nbtune_packing", _UNKNOWN)  # settled by `_Prepare`, which has looked at everything
         if packing is _UNKNOWN and mask is None and attention.config._attn_implementation == "sdpa":
-            window = getattr(attention, "sliding_window", None)
-            alone = len(args) < 2 and not (window and hidden_states.shape[1] > window)
+            alone = len(args) < 2 and not (layer.window and hidden_states.shape[1] > layer.window)
             packing = None if alone and _plain_call(kwargs, hidden_states.device) and layer.intact() else _UNKNOWN
         angles = kwargs.get("position_embeddings")
         if packing is _UNKNOWN or angles is None:
@@ -305,17 +301,17 @@ def _stock_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
 
 def _plain_call(kwargs: dict[str, Any], device: torch.device) -> bool:
     """Neither a cache nor attention weights nor autocast: what accelerated layers do not cover."""
-    if kwargs.get("past_key_values") is not None or kwargs.get("use_cache") or kwargs.get("output_attentions"):
+    if _has_cache(kwargs) or kwargs.get("use_cache") or kwargs.get("output_attentions"):
         return False
     return not torch.is_autocast_enabled(device.type)
 
 
+def _has_cache(kwargs: dict[str, Any]) -> bool:
+    """Keys and values of earlier tokens are handed over, under either of transformers' names."""
+    return kwargs.get("past_key_values") is not None or kwargs.get("cache") is not None
+
+
 _UNKNOWN = object()
-
-
-def _shortest_window(modules: list[nn.Module]) -> int | None:
-    windows = [getattr(getattr(m, "self_attn", None), "sliding_window", None) for m in modules]
-    return min((w for w in windows if w), default=None)
 
 
 class _Prepare:
@@ -325,8 +321,8 @@ class _Prepare:
     mask through as it is, and so neither builds a `[B, 1, S, S]` one nor waits for the device to look at positions.
     """
 
-    def __init__(self, layers: list[Layer], whole: bool, window: int | None):
-        self.layers, self.whole, self.window = layers, whole, window
+    def __init__(self, layers: list[Layer], whole: bool):
+        self.layers, self.whole = layers, whole
         self.device = layers[0].qkv.device
         self.groups = groups = [g for layer in layers for g in layer.groups()]
         self.sync, self.traffic = LoraSync([p for g in groups for p in g.sync_pairs]), traffic_of(groups)
@@ -342,12 +338,12 @@ class _Prepare:
         self.sync()
         tokens = kwargs.get("inputs_embeds")
         tokens = tokens if tokens is not None else kwargs.get("input_ids", args[0] if args else None)
-        if not self.whole or len(args) > 1 or tokens is None or (self.window and tokens.shape[1] > self.window):
+        if not self.whole or len(args) > 1 or tokens is None:
             return None
         if not all(layer.intact() for layer in self.layers):
             return None
         mask = kwargs.get("attention_mask")
-        if mask is not None and not _right_padded(mask):
+        if mask is not None and not right_padded(mask):
             return None
         stands_for = torch.empty((0, 0, 0, 0), dtype=torch.bool, device=tokens.device)
         packing: Packing | None = None
@@ -355,14 +351,6 @@ class _Prepare:
             packing = packing_of(kwargs.get("position_ids"), kwargs)
         stands_for.nbtune_packing = packing  # type: ignore[attr-defined]
         return args, {**kwargs, "attention_mask": stands_for}
-
-
-def _right_padded(mask: Tensor) -> bool:
-    """A 2-D mask with its zeros at the end of rows: under causal attention no real token sees them."""
-    if mask.ndim != 2:
-        return False
-    mask = mask.bool()
-    return not bool((mask[:, 1:] & ~mask[:, :-1]).any()) and bool(mask[:, 0].all())
 
 
 # ---------------------------------------------------------------- norm and head
@@ -399,7 +387,7 @@ def _lm_forward(lm: Any, inner: nn.Module, head: Head) -> Callable[..., Any]:
         labels = kwargs.get("labels")
         wants_loss = labels is not None or kwargs.get("loss_labels") is not None
         only = kwargs.pop("loss_only", lm.training)
-        if not (wants_loss and only) or kwargs.get("past_key_values") is not None:
+        if not (wants_loss and only) or _has_cache(kwargs):
             return stock(input_ids=input_ids, **kwargs)
         from transformers.modeling_outputs import CausalLMOutputWithPast
 

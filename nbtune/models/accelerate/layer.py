@@ -78,6 +78,7 @@ class Layer:
     residual: float = 1.0
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    window: int | None = None  # how many tokens each sees, itself included; None: all before it
     policy: MemoryPolicy = "keep"
     sharded: bool = False  # its parameters may be other tensors at each call
     stock_only: bool = False  # its stock forward is wanted just now

@@ -1,6 +1,6 @@
 """Compares an accelerated layer with its stock forward: outputs and gradients, on a few random tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +11,9 @@ from nbtune.models.accelerate.blocks import LayerFunction
 from nbtune.models.accelerate.find import relative_error, tolerance
 from nbtune.models.accelerate.layer import Layer
 from nbtune.models.accelerate.linear import LeftAlone, LinearGroup
+from nbtune.models.accelerate.windows import has_windows, shortened
 
-__all__ = ["Inputs", "probe_inputs", "probe_layer", "without_dropout"]
+__all__ = ["Inputs", "probe_inputs", "probe_layer", "tiny_losses", "without_dropout"]
 
 _ROWS, _TOKENS = 2, 16  # Triton compiles once for all numbers of tokens that are multiples of 16
 
@@ -20,8 +21,14 @@ _ROWS, _TOKENS = 2, 16  # Triton compiles once for all numbers of tokens that ar
 class Inputs:
     """Random hidden states and the model's own rotary angles for them."""
 
-    def __init__(self, x: Tensor, grad: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor):
-        self.x, self.grad, self.position_ids, self.cos, self.sin, self.mask = x, grad, position_ids, cos, sin, mask
+    def __init__(self, x: Tensor, grad: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor):
+        self.x, self.grad, self.position_ids, self.cos, self.sin = x, grad, position_ids, cos, sin
+
+    def mask(self, window: int | None) -> Tensor:
+        """What a stock layer with such a window is handed, `[B, 1, S, S]`, to be added to the scores."""
+        never = torch.full((_TOKENS, _TOKENS), torch.finfo(self.x.dtype).min, device=self.x.device, dtype=self.x.dtype)
+        mask = never.triu(1) if window is None else never.triu(1) + never.tril(-window)
+        return mask[None, None].expand(_ROWS, 1, -1, -1)
 
 
 def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
@@ -40,8 +47,7 @@ def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
     position_ids = torch.arange(_TOKENS, device=like.device)[None]
     with torch.no_grad():
         cos, sin = rotary(x, position_ids)
-    mask = torch.full((_TOKENS, _TOKENS), torch.finfo(like.dtype).min, device=like.device, dtype=like.dtype).triu(1)
-    return Inputs(x, grad, position_ids, cos, sin, mask[None, None].expand(_ROWS, 1, -1, -1))
+    return Inputs(x, grad, position_ids, cos, sin)
 
 
 def probe_layer(
@@ -49,9 +55,20 @@ def probe_layer(
 ) -> None:
     """Runs both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
 
+    A layer with a window runs once more with that shortened, so that tokens reach beyond it.
+
     Raises:
         LeftAlone: they do not agree.
     """
+    _compare(module, stock, layer, sync, inputs, grads)
+    if layer.window is not None:
+        with shortened(module, [layer]):
+            _compare(module, stock, layer, sync, inputs, grads)
+
+
+def _compare(
+    module: nn.Module, stock: Callable[..., Any], layer: Layer, sync: Callable[[], None], inputs: Inputs, grads: bool
+) -> None:
     limit = max(tolerance(inputs.x.dtype), *(group.slack for group in layer.groups()))
     with (
         _filled(layer),
@@ -80,7 +97,7 @@ def probe_layer(
 def _stock(layer: Layer, stock: Callable[..., Any], inputs: Inputs, x: Tensor) -> Tensor:
     out = stock(
         x,
-        attention_mask=inputs.mask,
+        attention_mask=inputs.mask(layer.window),
         position_ids=inputs.position_ids,
         position_embeddings=(inputs.cos, inputs.sin),
         use_cache=False,
@@ -91,6 +108,35 @@ def _stock(layer: Layer, stock: Callable[..., Any], inputs: Inputs, x: Tensor) -
 
 def _ours(layer: Layer, inputs: Inputs, x: Tensor) -> Tensor:
     return LayerFunction.apply(layer, x, inputs.cos, inputs.sin, None, *layer.parameters())
+
+
+def tiny_losses(lm: Any, layers: Iterable[Layer] = ()) -> list[float]:
+    """The loss of a few tokens; where the model has windows, also with these so short that the tokens reach beyond."""
+    losses = [_tiny_loss(lm)]
+    if has_windows(lm):
+        with shortened(lm, layers):
+            losses.append(_tiny_loss(lm))
+    return losses
+
+
+@torch.enable_grad()
+def _tiny_loss(lm: Any) -> float:
+    """The loss of 32 random tokens, in training mode and with gradients on, as a step would see it.
+
+    16 of them are trained: such numbers, multiples of 16, share their kernels with a run's.
+    """
+    generator = torch.Generator().manual_seed(3)
+    device = next(lm.parameters()).device
+    ids = torch.randint(0, lm.config.vocab_size, (2, 16), generator=generator).to(device)
+    labels = ids.clone()
+    labels[0, :15] = -100
+    training = lm.training
+    lm.train()
+    try:
+        with without_dropout(lm):
+            return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
+    finally:
+        lm.train(training)
 
 
 @contextmanager

@@ -96,3 +96,57 @@ def test_a_config_that_llama_cpp_would_run_otherwise_is_refused(
     save_model(made, tmp_path / "model")
     with pytest.raises(ExportError, match=words):
         export_gguf(ExportSource(tmp_path / "model", tokenizer=folder), ["f32"], tmp_path / "out")
+
+
+WINDOWED: dict[str, dict[str, Any]] = {
+    "MistralConfig": {},
+    "MixtralConfig": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Phi3Config": {"pad_token_id": 0},
+    "Qwen2Config": {"use_sliding_window": True, "max_window_layers": 1},
+    "Qwen3Config": {"head_dim": 32, "use_sliding_window": True, "max_window_layers": 1},
+}
+
+
+def windowed(kind: str, window: int, context: int, folder: Path, vocabulary: int) -> Any:
+    import transformers
+
+    options = {**SIZES, **WINDOWED[kind], "sliding_window": window, "max_position_embeddings": context}
+    return save_model(getattr(transformers, kind)(vocab_size=vocabulary, **options), folder, spread=3.0)
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_a_window_that_llama_cpp_ignores_ends_the_context(
+    kind: str, tmp_path: Path, tokenizers: Callable[[str], tuple[Path, Any]]
+) -> None:
+    """Up to there the numbers are transformers', beyond they are not, whatever keys the file has."""
+    from gguf import GGUFReader
+
+    folder, tokenizer = tokenizers("qwen2" if "Qwen" in kind else "sentencepiece")
+    window = 256
+    model = windowed(kind, window, 512, tmp_path / "model", len(tokenizer))
+    file = export_gguf(ExportSource(tmp_path / "model", tokenizer=folder), ["f32"], tmp_path)[0]
+    reader = GGUFReader(file.path)
+    arch = reader.fields["general.architecture"].contents()
+    assert reader.fields[f"{arch}.context_length"].contents() == window
+    assert any("sliding window of 256" in note for note in file.notes)
+    if kind == "Phi3Config":
+        assert reader.fields["phi3.attention.sliding_window"].contents() == window
+    tokens = torch.randint(3, 500, (window + 24,), generator=torch.Generator().manual_seed(1)).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0].numpy()
+    with LlamaRunner(file.path, library=llama_library(), n_ctx=512) as llama:
+        off = np.abs(llama.logits(tokens) - expected) / np.ptp(expected)
+    assert off[:window].max() < LIMIT
+    assert off[window:].max() > 100 * LIMIT, "llama.cpp runs it now: say so in the family"
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_a_window_that_leaves_no_context_is_refused_by_name(
+    kind: str, tmp_path: Path, tokenizers: Callable[[str], tuple[Path, Any]]
+) -> None:
+    folder, tokenizer = tokenizers("qwen2" if "Qwen" in kind else "sentencepiece")
+    windowed(kind, 16, 512, tmp_path / "model", len(tokenizer))
+    with pytest.raises(ExportError, match="sliding window of 16 tokens"):
+        export_gguf(ExportSource(tmp_path / "model", tokenizer=folder), ["f32"], tmp_path / "out")
+    windowed(kind, 512, 512, tmp_path / "wide", len(tokenizer))  # nobody reaches beyond it
+    assert not export_gguf(ExportSource(tmp_path / "wide", tokenizer=folder), ["f32"], tmp_path)[0].notes
