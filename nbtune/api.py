@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.events import Eval, Sample, Step
 from nbtune.export.exporter import Exporter
 from nbtune.planner import Plan, make_plan
-from nbtune.spec import RunSpec, from_mapping, from_yaml, placing
+from nbtune.spec import RunSpec, from_mapping, placing
 from nbtune.store import beginning
 from nbtune.store import folder as run_folder
 from nbtune.store.files import as_train_error
@@ -190,15 +189,7 @@ def _base_for_snippet(model: str) -> str:
     return 'nbtune.models.resolve("nbtune/tiny")' if model == "nbtune/tiny" else repr(model)
 
 
-def _as_spec(spec: Spec, fields: Mapping[str, Any], first_line: int = 1) -> RunSpec:
-    if isinstance(spec, RunSpec):
-        return from_mapping({**spec.model_dump(mode="python", exclude_unset=True), **fields}) if fields else spec
-    if isinstance(spec, str):
-        return from_yaml(spec, fields, first_line=first_line)
-    return from_mapping({**(spec or {}), **fields})
-
-
-def _sources(spec: RunSpec, rows: Mapping[str, Any] | None) -> list[Source]:
+def _sources(spec: RunSpec, rows: Mapping[str, Any]) -> list[Source]:
     from nbtune import data
 
     sources = data.resolve(spec.data, rows, base_dir=Path.cwd())
@@ -213,14 +204,20 @@ def validate(
 ) -> RunSpec:
     """Whether a request can be meant: its keys and values, and the first rows of its data. Loads nothing else.
 
+        spec = nbtune.validate(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2)
+
     Args:
         spec, rows, first_line, fields: as in `finetune`.
+    Returns:
+        the spec; rows that were handed over are named in it (``var:rows``).
     Raises:
         SpecError, DataError: with the line of a YAML text, what was wrong, and what to write instead.
     """
-    asked = _as_spec(spec, fields, first_line)
+    from nbtune import data
+
+    asked, variables = data.asked(spec, fields, rows, first_line)
     with _placing(spec, first_line):
-        _sources(asked, rows)
+        _sources(asked, variables)
     return asked
 
 
@@ -232,17 +229,18 @@ def _placing(spec: Spec, first_line: int) -> Any:
 def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any) -> Plan:
     """What a run would cost, without loading the model.
 
+        plan = nbtune.plan(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2)
+
     Args:
-        spec: a `RunSpec`, a mapping, or YAML text; or fields by name.
-        rows: where variables named by `data:` are looked up.
+        spec, rows, first_line, fields: as in `finetune`.
     Raises:
         NbtuneError: as `finetune`, before any work.
     """
     from nbtune import data, device, models
 
-    asked = _as_spec(spec, fields, first_line)
+    asked, variables = data.asked(spec, fields, rows, first_line)
     with _placing(spec, first_line):
-        sources = _sources(asked, rows)
+        sources = _sources(asked, variables)
     facts = models.model_facts(asked.model)
     tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
     measured, chosen = data.measure(sources, tokenizer, asked), device.choose_cards(asked.gpus, asked.device)
@@ -264,30 +262,36 @@ def finetune(
 ) -> Run:
     """Train in the background, and return at once.
 
-        run = nbtune.finetune(data=[{"prompt": "Hi", "completion": "Ahoy!"}] ...)
+        run = nbtune.finetune(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2, name="demo")
+        run.wait()
 
     Args:
         spec: a `RunSpec`, a mapping, or YAML text; or fields by name, which win over it.
         name: the run's; several runs may share it, their folders differ.
         rows: where variables named by `data:` are looked up (a notebook's namespace).
         runs_dir: where runs are kept; ``NBTUNE_RUNS`` or ``./runs`` by default.
-        on_busy: when a run of this name is at work: attach to it (refused if the spec has changed), restart it with
-            this spec, or queue behind it.
+        on_busy: when a run of this name is at work: attach to it (refused if the spec or the rows have changed),
+            restart it with this spec, or queue behind it.
         detach: train in a process of its own, which survives the kernel.
         first_line: number of the YAML's first line in what the user sees.
+        fields: of the spec. `data` (and ``eval={"data": …}``) is a name, a source or a list of these; or rows
+            themselves: a list of dicts, a dict of columns, a DataFrame (pandas, polars), a `datasets.Dataset`. The
+            spec names them (``var:rows``), and the run keeps them in its folder.
     Raises:
         SpecError, DataError, HubError: before any work, with place and fix; nothing is left behind.
-        TrainError: the name is in use by a run with another spec.
+        TrainError: the name is in use by a run with another spec, or on other rows.
     """
     from nbtune import data, models
 
-    asked = data.with_template(_portable(_as_spec(spec, fields, first_line)))
+    given, variables = data.asked(spec, fields, rows, first_line)
+    asked = data.with_template(beginning.portable(given))
     root = run_folder.runs_root(runs_dir)
     busy = next((run for run in runs(root) if run.name == name and run.alive), None)
     if busy is not None and on_busy == "attach":
-        return _attach_if_same(busy, asked)
+        beginning.check_same(busy.folder, asked, variables)
+        return busy
     with _placing(spec, first_line):
-        sources = _sources(asked, rows)
+        sources = _sources(asked, variables)
     models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
     older = run_folder.find(asked.start_from, root) if asked.start_from is not None else None
     if older is not None:
@@ -327,32 +331,14 @@ def _apart(spec: RunSpec) -> bool:
     return spec.gpus not in (1, "all") or (spec.device in ("auto", "cuda") and device.gpu_present())
 
 
-def _attach_if_same(busy: Run, asked: RunSpec) -> Run:
-    old, new = busy.spec.model_dump(), asked.model_dump()
-    changed = [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]
-    if not changed:
-        return busy
-    raise TrainError(
-        f"the run `{busy.name}` is at work with another spec ({'; '.join(changed)[:400]})",
-        fix="`--restart` stops it and starts anew, `--queue` starts when it has ended, another `--name` keeps both",
-    )
-
-
-def _portable(spec: RunSpec) -> RunSpec:
-    """The spec with the home folder written as ``~`` (a run folder can be shared), and a model's folder in full."""
-    home = str(Path.home())
-
-    def short(text: str) -> str:
-        return "~" + text[len(home) :].replace(os.sep, "/") if text.startswith(home + os.sep) else text
-
-    model = str(Path(spec.model).absolute()) if Path(spec.model).is_dir() else spec.model
-    sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
-    start = spec.start_from and short(spec.start_from)
-    return spec.model_copy(update={"model": short(model), "data": sources, "start_from": start})
-
-
 def form(namespace: Mapping[str, Any] | None = None) -> Any:
-    """A form to fill in instead of a spec to write; `namespace` is where it finds rows by name: ``globals()``."""
+    """A form to fill in instead of a spec to write.
+
+        nbtune.form(globals())
+
+    Args:
+        namespace: where it finds rows by name.
+    """
     from nbtune import widgets
 
     return widgets.form(plan, finetune, namespace)
@@ -361,7 +347,13 @@ def form(namespace: Mapping[str, Any] | None = None) -> Any:
 def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Any:
     """What of some rows is trained, token by token; fields of the spec as in `finetune`.
 
+        nbtune.inspect([{"prompt": "Hi", "completion": "Ahoy!"}], train_on="all")
+
     ``row=17`` shows that row first; ``losses={17: [None, 2.1, …]}`` tells each token's loss beside it.
+
+    Args:
+        rows: what `data` may be in `finetune`; or a spec, as a `RunSpec` or a mapping with a key `data`; or a run.
+        namespace: where variables are looked up by name.
     """
     from nbtune import widgets
 
@@ -369,7 +361,15 @@ def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any
 
 
 def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path | None = None) -> Run:
-    """Train a run again from its folder alone: same spec, same rows, same losses, in a new folder."""
+    """Train a run again from its folder alone: same spec, same rows, same losses, in a new folder.
+
+        nbtune.repeat("demo").wait()
+
+    Args:
+        which: as in `attach`.
+        name: of the new run; the old one's by default.
+        runs_dir: where names are looked up and the new one goes; beside the old one by default.
+    """
     root = run_folder.runs_root(runs_dir)
     old = run_folder.find(which, root)
     root = old.parent if runs_dir is None else root
@@ -382,12 +382,20 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
 
 
 def runs(runs_dir: str | Path | None = None) -> list[Run]:
-    """The runs that are there, newest first."""
+    """The runs that are there, newest first.
+
+        newest = nbtune.runs()[0]
+
+    Args:
+        runs_dir: where they are; ``NBTUNE_RUNS`` or ``./runs`` by default.
+    """
     return [_handle(path) for path in run_folder.all_folders(run_folder.runs_root(runs_dir))]
 
 
 def attach(which: str | Path, runs_dir: str | Path | None = None) -> Run:
     """The handle of a run: by name (its newest), id, folder name or path.
+
+        run = nbtune.attach("demo")
 
     Raises:
         TrainError: there is none.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import re
+import runpy
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from nbtune import api
 from nbtune.spec import from_yaml
 from nbtune.spec.reference import reference
 
@@ -75,3 +79,21 @@ def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def example_of(function: object) -> str:
+    """What stands deeper than the text, before the arguments, in the docstring of a module's function."""
+    text = re.split(r"\n    (?:Args|Returns|Raises):", function.__doc__ or "")[0]
+    return textwrap.dedent("".join(re.findall(r"^ {8}.*\n", text, flags=re.MULTILINE)))
+
+
+def test_the_docstrings_of_the_door_have_examples_that_run_as_they_stand(tmp_path: Path) -> None:
+    doors = [name for name in api.__all__ if inspect.isfunction(getattr(api, name))]
+    made_first = sorted(doors, key=lambda name: name in ("attach", "repeat", "runs"))  # they want a run that is there
+    for name in made_first:
+        example = example_of(getattr(api, name))
+        assert f"nbtune.{name}(" in example, name
+        file = tmp_path / f"{name}.py"
+        file.write_text(f"import nbtune\n{example}", encoding="utf-8")
+        runpy.run_path(str(file))
+    assert [run.state for run in api.runs()] == ["finished", "finished"]

@@ -20,6 +20,9 @@ _HOMES = {
     "Prepared": "nbtune.data.preparing",
     "Report": "nbtune.data.report",
     "Source": "nbtune.data.sources",
+    "asked": "nbtune.data.given",
+    "by_name": "nbtune.data.given",
+    "changed_rows": "nbtune.data.snapshots",
     "collate": "nbtune.data.batches",
     "look": "nbtune.data.looking",
     "measure": "nbtune.data.preparing",
@@ -41,6 +44,9 @@ __all__ = [
     "Prepared",
     "Report",
     "Source",
+    "asked",
+    "by_name",
+    "changed_rows",
     "collate",
     "look",
     "measure",
@@ -57,12 +63,13 @@ if TYPE_CHECKING:
     from nbtune.data.batches import Batch, BatchPlan, collate
     from nbtune.data.dataset import Dataset, Example
     from nbtune.data.facts import DataFacts
+    from nbtune.data.given import asked, by_name
     from nbtune.data.judged import together
     from nbtune.data.looking import look
     from nbtune.data.preparing import Prepared, measure, prepare
     from nbtune.data.report import Report
     from nbtune.data.resolving import resolve, with_template
-    from nbtune.data.snapshots import open_snapshot, snapshot
+    from nbtune.data.snapshots import changed_rows, open_snapshot, snapshot
     from nbtune.data.sources import Source
     from nbtune.data.starting import start
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import Any
 from nbtune.data import functions
 from nbtune.data.files import read_files
 from nbtune.data.lines import to_json
-from nbtune.data.sources import ArrowRows, Rows, Source
+from nbtune.data.sources import ArrowRows, Rows, Source, is_rows, rows_of
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["open_snapshot", "reopen", "snapshot"]
+__all__ = ["changed_rows", "open_snapshot", "reopen", "snapshot"]
 
 _INDEX = "sources.json"
 
@@ -81,6 +82,29 @@ def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError("there is no snapshot of the data here", place=str(folder), fix="start the run anew") from error
     return [_open(entry, folder, verify) for entry in entries]
+
+
+def changed_rows(folder: Path | str, variables: Mapping[str, Any]) -> list[str]:
+    """The names of variables that hold other rows now than in a snapshot.
+
+    What cannot be compared is left out: a name that is no more there, a stream, which can be read only once.
+    """
+    folder = Path(folder)
+    try:
+        entries = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["sources"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return sorted({name for entry in entries if (name := _changed_name(entry, variables))})
+
+
+def _changed_name(entry: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
+    name = str(entry["spec"].get("source", "")).removeprefix("var:")
+    value = variables.get(name)
+    if entry["kind"] != "variable" or not is_rows(value) or type(value).__name__ == "IterableDataset":
+        return ""
+    with tempfile.TemporaryDirectory() as made:
+        written = _write(rows_of(value, name), Path(made) / "rows", name)
+        return "" if _hash(written) == entry["files"][0]["sha256"] else name
 
 
 def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:

@@ -17,7 +17,7 @@ from nbtune.data.functions import Change, ChangedRows
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["ArrowRows", "ListRows", "Rows", "Source", "first_of", "is_rows", "rows_of"]
+__all__ = ["ArrowRows", "ListRows", "Rows", "Source", "first_of", "is_rows", "is_table", "rows_of"]
 
 Row = dict[str, Any]
 
@@ -150,10 +150,15 @@ def _as_row(value: Any, place: Callable[[], str]) -> Row:
     )
 
 
+def is_table(value: Any) -> bool:
+    """Whether a value is a library's frame, table or dataset (nothing is imported to find out)."""
+    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    return kind in _CONVERTERS or kind == "datasets.IterableDataset"
+
+
 def is_rows(value: Any) -> bool:
     """Whether a variable's value can be read as rows (nothing is imported to find out)."""
-    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
-    if kind in _CONVERTERS or kind == "datasets.IterableDataset":
+    if is_table(value):
         return True
     if isinstance(value, list | tuple):
         return all(isinstance(row, Mapping | str | list) for row in value[:8])

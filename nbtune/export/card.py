@@ -148,7 +148,8 @@ def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
             lines.append(f"{name} (licence: {known})" if known else f"{name} (licence: see its page)")
             ids.append(name)
         else:
-            lines.append(f"{Path(source).name if '/' in source else source} (the author's own rows)")
+            own = source.removeprefix("var:")
+            lines.append(f"{Path(own).name if '/' in own else own} (the author's own rows)")
     return lines, ids
 
 

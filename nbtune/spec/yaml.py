@@ -86,20 +86,24 @@ def from_yaml(
         SpecError: with the line, what was wrong, and what to write instead.
     """
     body, lines = _load(text, name, first_line)
-    for key, value in (overrides or {}).items():
-        _put(body, key, value)
-    return from_mapping(body, lines=lines, name=name)
+    return from_mapping(body, overrides, lines=lines, name=name)
 
 
 def from_mapping(
-    body: Mapping[str, Any], *, lines: Mapping[tuple[Any, ...], int] | None = None, name: str = "the spec"
+    body: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    lines: Mapping[tuple[Any, ...], int] | None = None,
+    name: str = "the spec",
 ) -> RunSpec:
-    """The spec of a mapping; `lines` gives the line of a path of keys.
+    """The spec of a mapping; `overrides` are as in `from_yaml`, and `lines` gives the line of a path of keys.
 
     Raises:
         SpecError: as `from_yaml`.
     """
-    lines = lines or {}
+    lines, body = lines or {}, dict(body)
+    for key, value in (overrides or {}).items():
+        _put(body, key, value)
     body = _without_unset(body)
     _refuse_unknown(body, RunSpec, (), lines, name)
     if "data" not in body:
@@ -210,6 +214,8 @@ def _put(body: dict[str, Any], key: str, value: Any) -> None:
         inner = body.get(part)
         if isinstance(inner, str) and part == "adapter":  # the short form `adapter: qlora`
             inner = {"type": inner}
+        if isinstance(inner, BaseModel):
+            inner = inner.model_dump(exclude_unset=True)
         body[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         body = inner
     body[last] = value

@@ -1,20 +1,26 @@
-"""A run that begins with what another one has learnt: its weights are copied into the new folder, ``start/``."""
+"""Before a run begins: its spec as a folder keeps it, whether one at work is the same, and the start from another one.
+
+A run that begins with what another one has learnt has its weights in its own folder, ``start/``.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nbtune.data import changed_rows
 from nbtune.errors import SpecError, TrainError
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
-from nbtune.store.folder import read_spec
+from nbtune.store.folder import name_of, read_spec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["begin_with", "check", "take_along"]
+__all__ = ["begin_with", "check", "check_same", "portable", "take_along"]
 
 
 def check(old: Path, spec: RunSpec) -> None:
@@ -59,3 +65,36 @@ def begin_with(folder: Path, model: torch.nn.Module) -> None:
     file = folder / "start" / checkpoints.WEIGHTS
     if file.exists() and not checkpoints.put_back(file, model):
         raise TrainError("the weights it starts from are of another model or adapter", place=folder.name)
+
+
+def portable(spec: RunSpec) -> RunSpec:
+    """The spec with the home folder written as ``~`` (a run folder can be shared), and a model's folder in full."""
+    home = str(Path.home())
+
+    def short(text: str) -> str:
+        return "~" + text[len(home) :].replace(os.sep, "/") if text.startswith(home + os.sep) else text
+
+    model = str(Path(spec.model).absolute()) if Path(spec.model).is_dir() else spec.model
+    sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
+    held = spec.eval.data and spec.eval.data.model_copy(update={"source": short(spec.eval.data.source)})
+    measured = spec.eval.model_copy(update={"data": held})
+    start = spec.start_from and short(spec.start_from)
+    return spec.model_copy(update={"model": short(model), "data": sources, "eval": measured, "start_from": start})
+
+
+def check_same(folder: Path, asked: RunSpec, variables: Mapping[str, Any]) -> None:
+    """That a run which is at work is the one that is asked for.
+
+    Raises:
+        TrainError: its spec is another one, or a variable holds other rows than it trains on.
+    """
+    old, new = read_spec(folder).model_dump(), asked.model_dump()
+    changed = [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]
+    others = [] if changed else changed_rows(folder / "data", variables)
+    if not (changed or others):
+        return
+    what = f"with another spec ({'; '.join(changed)[:400]})" if changed else f"on other rows ({', '.join(others)})"
+    raise TrainError(
+        f"the run `{name_of(folder)[0]}` is at work {what}",
+        fix="`--restart` stops it and starts anew, `--queue` starts when it has ended, another `--name` keeps both",
+    )

@@ -48,16 +48,17 @@ class Inspection:
 
     @classmethod
     def of(cls, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspection:
-        """Of anything that `data:` may name (a file, a Hub id, a set), of rows themselves, or of a run's."""
-        if hasattr(rows, "row_losses"):
-            from nbtune import data
+        """Of anything that `data` may be (names, sources, rows themselves), of a spec's, or of a run's."""
+        from nbtune import data
 
+        if hasattr(rows, "row_losses"):
             return cls(rows.spec, namespace, data.open_snapshot(rows.folder / "data"))
         if isinstance(rows, RunSpec):
             return cls(rows, namespace)
-        if isinstance(rows, str | Path):
-            return cls(from_mapping({"data": str(rows), **fields}), namespace)
-        return cls(from_mapping({"data": "var:rows", **fields}), {**(namespace or {}), "rows": rows})
+        if isinstance(rows, Mapping) and "data" in rows and all(key in RunSpec.model_fields for key in rows):
+            rows, fields = rows["data"], {**rows, **fields}
+        made, variables = data.by_name({**fields, "data": rows}, namespace)
+        return cls(from_mapping(made), variables)
 
     def with_reading(self, *, source: int = 0, format: str | None, columns: dict[str, str]) -> Inspection:
         """The same rows, one source read otherwise."""

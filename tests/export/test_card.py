@@ -33,7 +33,7 @@ def test_sources_of_the_data() -> None:
         "owner/set (licence: see its page)",
         "owner/other (licence: see its page)",
         "rows.jsonl (the author's own rows)",
-        "var:rows (the author's own rows)",
+        "rows (the author's own rows)",
         "rows (the author's own rows)",
     ]
     assert ids == ["owner/set", "owner/other"]

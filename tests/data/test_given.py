@@ -1,0 +1,147 @@
+"""Rows that are handed over themselves: what is a row, a source or a name, and what of it the spec says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbtune.data import asked, by_name, resolve
+from nbtune.errors import DataError, NbtuneError, SpecError
+from nbtune.spec import SourceSpec, from_yaml, to_yaml
+
+ROWS = [{"prompt": f"Hi {k}", "completion": "Ahoy!"} for k in range(4)]
+COLUMNS = {key: [row[key] for row in ROWS] for key in ROWS[0]}
+HOLDERS = {
+    "list": lambda: list(ROWS),
+    "tuple": lambda: tuple(ROWS),
+    "columns": lambda: dict(COLUMNS),
+    "pandas": lambda: pd.DataFrame(ROWS),
+    "polars": lambda: pl.DataFrame(ROWS),
+    "lazy": lambda: pl.DataFrame(ROWS).lazy(),
+    "arrow": lambda: pa.table(COLUMNS),
+    "dataset": lambda: datasets.Dataset.from_list(ROWS),
+    "splits": lambda: datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
+    "stream": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
+}
+held = st.sampled_from(sorted(HOLDERS))
+listed = st.sampled_from(sorted({*HOLDERS} - {"columns"}))  # in a list that would be a row
+words = st.sampled_from(["rows", "rows_2", "eval_rows", "more.jsonl", "owner/set", "var:rows"])
+FIELDS = st.sampled_from(sorted(SourceSpec.model_fields))
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_rows_by_value_are_the_rows(holder: str) -> None:
+    spec, variables = asked(None, {"data": HOLDERS[holder](), "eval": {"data": HOLDERS[holder]()}}, None)
+    for sources, name in ((spec.data, "rows"), ([spec.eval.data], "eval_rows")):
+        (source,) = resolve(sources, variables)
+        assert (source.name, source.spec.source) == (name, f"var:{name}")
+        assert list(source.rows) == ROWS
+
+
+@given(st.lists(listed | words, min_size=1, max_size=5), held | words, st.sets(words, max_size=4))
+def test_every_value_gets_a_name_of_its_own_and_the_spec_stays_plain(
+    entries: list[str], apart: str, variables: set[str]
+) -> None:
+    mix = [HOLDERS[entry]() if entry in HOLDERS else entry for entry in entries]
+    held_out = HOLDERS[apart]() if apart in HOLDERS else apart
+    mine: dict[str, Any] = {name: [{"text": name}] for name in variables}
+    spec, named = asked(None, {"data": mix, "eval": {"data": held_out}}, mine)
+    assert from_yaml(to_yaml(spec)) == spec
+    assert all(named[name] is mine[name] for name in mine), "what a name meant it still means"
+    assert spec.eval.data is not None
+    theirs = {word.removeprefix("var:") for word in [*entries, apart] if word not in HOLDERS}
+    for value, source in zip([*mix, held_out], [*spec.data, spec.eval.data], strict=True):
+        if isinstance(value, str):
+            assert source.source == value
+        else:
+            name = source.source.removeprefix("var:")
+            assert named[name] is value
+            assert name not in theirs | set(mine)
+
+
+@given(st.dictionaries(FIELDS, st.text(max_size=3), min_size=1))
+def test_a_mapping_of_nothing_but_keys_of_a_source_is_a_source(entry: dict[str, str]) -> None:
+    made, _ = by_name({"data": [entry]})
+    assert made["data"] == [entry]
+
+
+@given(st.dictionaries(st.sampled_from(["prompt", "completion", "text", "id", "source"]), st.text(), min_size=2))
+def test_rows_may_have_a_column_called_source(row: dict[str, str]) -> None:
+    made, named = by_name({"data": [row, row]})
+    assert (made["data"], named) == ("var:rows", {"rows": [row, row]})
+
+
+def test_rows_within_a_source_and_beside_names() -> None:
+    table = pd.DataFrame(ROWS)
+    spec, named = asked(None, {"data": [{"source": table, "weight": 2}, Path("more.jsonl"), ROWS]}, None)
+    assert [(s.source, s.weight) for s in spec.data] == [("var:rows", 2), ("more.jsonl", 1), ("var:rows_2", 1)]
+    assert named["rows"] is table
+    assert named["rows_2"] is ROWS
+
+
+def test_a_variable_that_is_handed_over_keeps_its_name() -> None:
+    table, unlike = pd.DataFrame(ROWS), pd.DataFrame(ROWS)
+    spec, named = asked({"data": table}, {"eval.data": unlike, "eval.every": 2}, {"_": table, "table": table})
+    assert (spec.data[0].source, spec.eval.every) == ("var:table", 2)
+    assert spec.eval.data == SourceSpec(source="var:eval_rows")
+    assert named["eval_rows"] is unlike
+
+
+def test_a_text_s_names_keep_their_meaning() -> None:
+    spec, named = asked("eval: {data: rows}\nadapter: qlora", {"data": ROWS, "adapter.r": 8}, None)
+    assert (spec.data[0].source, spec.adapter.type, spec.adapter.r) == ("var:rows_2", "qlora", 8)
+    assert spec.eval.data == SourceSpec(source="rows")
+    assert named["rows_2"] is ROWS
+
+
+def test_bare_conversations_are_rows() -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy!"}]
+    assert by_name({"data": [talk, talk]})[0]["data"] == "var:rows"
+    assert by_name({"data": [ROWS, ROWS[:2]]})[0]["data"] == ["var:rows", "var:rows_2"]
+
+
+REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
+    "nothing": ([], DataError, "empty list"),
+    "nothing in a source": ({"source": []}, DataError, "empty list"),
+    "nothing in a list": ([ROWS, []], DataError, "empty list"),
+    "an iterator": (iter(ROWS), DataError, "only once"),
+    "a generator": ((row for row in ROWS), DataError, "only once"),
+    "a generator in a list": ([ROWS, (row for row in ROWS)], DataError, "only once"),
+    "numbers": ([1, 2], DataError, "type int is not rows"),
+    "a number": (3, DataError, "type int is not rows"),
+    "a set": ({1, 2}, DataError, "type set is not rows"),
+    "a column": (pd.Series([1]), DataError, "type Series is not rows"),
+    "junk among rows": ([ROWS[0], 3], DataError, "type int is not rows"),
+    "one row": (ROWS[0], DataError, "not all columns"),
+    "an empty dict": ({}, DataError, "not all columns"),
+    "a row beside a name": ([ROWS[0], "more.jsonl"], SpecError, r"\[0\] is a row, \[1\] is a name"),
+    "a row beside a source": ([{"source": "x"}, ROWS[0]], SpecError, r"\[1\] is a row, \[0\] is a source"),
+    "a row beside rows": ([ROWS[0], pd.DataFrame(ROWS)], SpecError, r"\[1\] is a table of rows"),
+    "half of each": ([{"source": "x", "weight": 2, **ROWS[0]}], SpecError, "half a source .* half a row"),
+    "half of each, alone": ({"source": ROWS, "weight": 2, "prompt": "x"}, SpecError, "half a source"),
+    "a slip of the pen": ([{"source": "x", "wieght": 2}], SpecError, "no key `wieght`"),
+    "a source with a foreign key": ({"source": "x", "foo": 2}, SpecError, "no key `foo`"),
+    "no source": ({"weight": 2}, SpecError, "`data.0.source`: field required"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_neither_is_said_in_a_sentence(case: str) -> None:
+    value, kind, words = REFUSED[case]
+    with pytest.raises(kind, match=words) as caught:
+        asked(None, {"data": value}, None)
+    assert caught.value.fix
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_table_is_no_spec() -> None:
+    with pytest.raises(SpecError, match="no spec"):
+        asked(ROWS, {}, None)  # type: ignore[arg-type]
