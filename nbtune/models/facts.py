@@ -1,13 +1,13 @@
 """What a model is, from its config and the headers of its weight files: no torch, no weights read."""
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbtune.errors import SpecError
 from nbtune.models.load import resolve
+from nbtune.models.weights import read_headers
 
 __all__ = ["ModelFacts", "model_facts"]
 
@@ -69,12 +69,13 @@ def model_facts(model: str) -> ModelFacts:
         model: a Hub id, a folder, or ``nbtune/tiny``. Of a Hub model only the config and the headers travel.
 
     Raises:
-        SpecError: the folder has no readable ``config.json``, or it is no causal language model.
+        SpecError: the folder has no readable ``config.json``, a weight file is not whole, or it is no causal language
+            model.
         HubError: the Hub could not be asked.
     """
     place = resolve(model, weights=False)
     config = _config(Path(place), model)
-    headers = _local_headers(Path(place)) or ({} if Path(model).is_dir() else _hub_headers(model))
+    headers = read_headers(Path(place)) or ({} if Path(model).is_dir() else _hub_headers(model))
     return _from_config(model, config, headers)
 
 
@@ -87,16 +88,6 @@ def _config(folder: Path, model: str) -> dict[str, Any]:
         ) from e
     text = config.get("text_config")
     return {**config, **text, "architectures": config.get("architectures")} if isinstance(text, dict) else config
-
-
-def _local_headers(folder: Path) -> dict[str, dict[str, Any]]:
-    headers: dict[str, dict[str, Any]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            headers.update(json.loads(f.read(length)))
-    headers.pop("__metadata__", None)
-    return headers
 
 
 def _hub_headers(model: str) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune import hub
 from nbtune.errors import HubError, PlanError, SpecError
+from nbtune.models.weights import check_files, check_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,7 +182,7 @@ def load_model(
             sdpa where there is one.
 
     Raises:
-        SpecError: no causal language model, or no safetensors.
+        SpecError: no causal language model, no safetensors, or weights that are missing, left over, or not whole.
         PlanError: ``nf4`` where bitsandbytes is not installed.
         HubError: see `resolve`.
     """
@@ -192,14 +193,15 @@ def load_model(
         from nbtune.models.accelerate.interface import register
 
         register()
-    if not any(place.glob("*.safetensors")):
-        raise SpecError(f"{model} has no safetensors weights", fix="Save it with safetensors: nbtune opens no pickles.")
+    check_files(place, model)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    # other shapes are refused below, by name
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if quant != "none":
         options["quantization_config"] = _quantization(quant, dtype)
     try:
         with _quiet():
-            loaded = models.from_pretrained(
+            loaded, info = models.from_pretrained(
                 place,
                 device_map={"": _index(device)},
                 attn_implementation=attention,
@@ -208,6 +210,7 @@ def load_model(
             )
     except (OSError, ValueError, KeyError) as e:
         raise SpecError(f"{model} cannot be loaded: {_first_line(e)}", fix="Name a causal language model.") from e
+    check_loaded(loaded, info, place, model)
     loaded.config.use_cache = False
     _keep_layout(loaded)
     return loaded
