@@ -87,7 +87,8 @@ def _run_in_a_kernel(lines: Lines, kernel: Kernel) -> dict[str, str]:
         line = ast.unparse(statement)
         reply = kernel.run(line, timeout=600)
         assert reply.status == "ok", reply.text
-        said[line.split("(")[0]] = reply.text
+        results = [m["content"]["data"] for m in reply.messages if m["msg_type"] == "execute_result"]
+        said[line.split("(")[0]] = "\n".join(data["text/plain"] for data in results)  # displays are updated meanwhile
     return said
 
 
