@@ -42,6 +42,15 @@ class Controls:
         """Whether some control token's text occurs."""
         return self.pattern is not None and self.pattern.search(text) is not None
 
+    def all_in(self, text: str) -> set[int]:
+        """The ids of the added tokens that occur in a text."""
+        return set() if self.added_pattern is None else {self.added[t] for t in self.added_pattern.findall(text)}
+
+    def last_in(self, text: str) -> int | None:
+        """The id of the last added token of a text; None: it has none."""
+        found = [] if self.added_pattern is None else self.added_pattern.findall(text)
+        return self.added[found[-1]] if found else None
+
     def forged(self, text: str, spans: Sequence[Span]) -> bool:
         """Whether a plain encoding of `text` would turn characters of the data into control tokens."""
         if self.pattern is None:

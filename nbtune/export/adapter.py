@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import ExportError
 from .files import atomic_folder, check_space, folder_bytes
-from .merge import copy_tokenizer
+from .merge import copy_tokenizer, write_generation
 from .source import ExportedFile, ExportSource, read_json
+from .weights import Weights
 
 __all__ = ["export_adapter", "without_machine_paths"]
 
@@ -36,12 +37,15 @@ def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) 
     weights = adapter / WEIGHTS
     if not weights.is_file():
         raise ExportError(f"there is no {WEIGHTS}", place=str(adapter), fix="see that the adapter's folder is whole.")
+    with Weights(adapter, "adapter_model") as numbers:
+        numbers.must_be_finite()
     check_space(out, weights.stat().st_size)
     with atomic_folder(out, "adapter_config.json") as part:
         clean = without_machine_paths({**config, "base_model_name_or_path": source.base_id or None})
         (part / "adapter_config.json").write_text(json.dumps(clean, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _copy(weights, part / WEIGHTS)
         copy_tokenizer(source, part)
+        write_generation(source, part)
         tokenizer_config = part / "tokenizer_config.json"
         if tokenizer_config.is_file():
             clean = without_machine_paths(read_json(tokenizer_config))

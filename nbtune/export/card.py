@@ -76,11 +76,12 @@ transformers and peft:
 ```python
 {% if load.startswith("nbtune.") %}import nbtune
 {% endif %}from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer{{ ", GenerationConfig" if ends }}
 
 base = AutoModelForCausalLM.from_pretrained({{ load }})
 model = PeftModel.from_pretrained(base, "{{ repo }}")
-tokenizer = AutoTokenizer.from_pretrained("{{ repo }}")
+{% if ends %}model.generation_config = GenerationConfig.from_pretrained("{{ repo }}")  # where its answers end
+{% endif %}tokenizer = AutoTokenizer.from_pretrained("{{ repo }}")
 ```
 {% elif kind == "merged" %}
 transformers:
@@ -181,6 +182,8 @@ def model_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Ma
     """
     import jinja2
 
+    from .merge import generation_of
+
     facts = dict(facts or {})
     base = source.base_id if not Path(source.base_id).is_absolute() else Path(source.base_id).name
     figures = [(name, _number(facts[key])) for key, name in _FIGURES if facts.get(key) is not None]
@@ -208,6 +211,7 @@ def model_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Ma
         repo=repo,
         load='nbtune.models.resolve("nbtune/tiny")' if base == "nbtune/tiny" else f'"{base or "THE-BASE-MODEL"}"',
         kind=kind,
+        ends=kind == "adapter" and generation_of(source) is not None,
         file=safe_name(source.name),
     )
 

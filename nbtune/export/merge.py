@@ -18,15 +18,18 @@ from typing import Any
 
 import torch
 
+from ..data.ends import with_ends
 from ..errors import ExportError
 from .adapter_file import AdapterFile
 from .files import atomic_folder, check_space, folder_bytes
+from .gguf.vocabulary import load_tokenizer
 from .source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
-from .weights import Weights, rows_per_chunk
+from .weights import Weights, finite, rows_per_chunk
 
-__all__ = ["MergedModel", "rounded", "write_merged"]
+__all__ = ["MergedModel", "copy_tokenizer", "generation_of", "rounded", "write_generation", "write_merged"]
 
 HEAD = "lm_head.weight"
+GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
 _SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -104,7 +107,14 @@ class MergedModel:
         return self.base.dtype(self._stored(name))
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start:stop]`` of a merged tensor, fp32 (all of a vector: ``start=0``)."""
+        """Rows ``[start:stop]`` of a merged tensor, fp32 (all of a vector: ``start=0``).
+
+        Raises:
+            ExportError: one of them is no number.
+        """
+        return finite(name, self._rows(name, start, stop), self.source.name)
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         if self.adapter and name in self.adapter.targets:
             if self.adapter.targets[name].full:
                 full = self._fp32(self.adapter.weights.rows(self.adapter.targets[name].full, start, stop))
@@ -135,7 +145,7 @@ class MergedModel:
         """A merged tensor, fp32, some rows at a time."""
         shape = self.shape(name)
         if not shape:
-            yield self._fp32(self.base.get(self._stored(name)))
+            yield finite(name, self._fp32(self.base.get(self._stored(name))), self.source.name)
             return
         step = rows_per_chunk(shape)
         for start in range(0, shape[0], step):
@@ -222,9 +232,9 @@ def write_merged(
         config.pop("_name_or_path", None)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_tokenizer(source, part)
-        generation = source.base / "generation_config.json"
-        if generation.is_file():
-            (part / generation.name).write_bytes(generation.read_bytes())
+        generation = source.base / GENERATION
+        if not write_generation(source, part) and generation.is_file():
+            (part / GENERATION).write_bytes(generation.read_bytes())
     return ExportedFile(out, f"merged-{dtype}", folder_bytes(out), time.monotonic() - began, notes)
 
 
@@ -237,6 +247,28 @@ def copy_tokenizer(source: ExportSource, out: Path) -> None:
     for template in (source.tokenizer_folder / "additional_chat_templates").glob("*.jinja"):
         (out / template.parent.name).mkdir(exist_ok=True)
         (out / template.parent.name / template.name).write_bytes(template.read_bytes())
+
+
+def generation_of(source: ExportSource) -> dict[str, Any] | None:
+    """A generation_config.json that also stops where trained answers end; None: the base's own does.
+
+    A base that stops at `<|endoftext|>` and was trained by a template that ends turns with `<|im_end|>` would go on and
+    on in every tool that does not ask the chat template.
+    """
+    own = source.base / GENERATION
+    try:
+        known = read_json(own) if own.is_file() else None
+        return with_ends(known, read_json(source.base / "config.json"), load_tokenizer(source.tokenizer_folder))
+    except ExportError:
+        return None  # no tokenizer, or one that only its own code knows: nbtune has trained nothing with that
+
+
+def write_generation(source: ExportSource, out: Path) -> bool:
+    """Write it into `out`, where there is something to say; False: there is not."""
+    body = generation_of(source)
+    if body is not None:
+        (out / GENERATION).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return body is not None
 
 
 def _entry(name: str, shape: tuple[int, ...], itemsize: int) -> _Entry:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.ends import end_ids
 from ..errors import ExportError
 from .gguf.vocabulary import load_tokenizer
 from .measured import Quality
@@ -164,7 +165,8 @@ def _answers(llama: LlamaRunner, model: Any, tokenizer: Any, prompt: str, count:
     theirs = llama.greedy(ids, count)
     with torch.no_grad():
         tokens = torch.tensor([ids], device=next(model.parameters()).device)
-        ours = model.generate(tokens, max_new_tokens=count, do_sample=False)[0, len(ids) :].tolist()
+        stops = end_ids(model.generation_config.eos_token_id, tokenizer) or None
+        ours = model.generate(tokens, max_new_tokens=count, do_sample=False, eos_token_id=stops)[0, len(ids) :].tolist()
     return prompt, *(tokenizer.decode(answer, skip_special_tokens=True) for answer in (theirs, ours))
 
 

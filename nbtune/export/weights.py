@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import ExportError
 from .source import read_json
 
-__all__ = ["Weights", "rows_per_chunk"]
+__all__ = ["Weights", "finite", "rows_per_chunk"]
 
 _DTYPES = {
     "F64": torch.float64,
@@ -112,6 +112,15 @@ class Weights:
         read = self._raw[self._where[name]].read(name, start, stop)
         return self._slice(name)[start:stop] if read is None else read
 
+    def must_be_finite(self) -> None:
+        """Raises an `ExportError` that names the first tensor with NaN or infinity in it."""
+        for name in self:
+            shape = self.shape(name)
+            step = rows_per_chunk(shape) if shape else 1
+            for start in range(0, shape[0] if shape else 1, step):
+                part = self.rows(name, start, start + step) if shape else self.get(name)
+                finite(name, part.float(), str(self.folder))
+
     def _slice(self, name: str) -> Any:
         return self._open[self._where[name]].get_slice(name)
 
@@ -150,6 +159,25 @@ class _RawFile:
                 if not count:
                     raise ExportError("the weights end too early", place=str(self.path), fix="fetch the model again.")
                 room = room[count:]
+
+
+def finite(name: str, tensor: torch.Tensor, place: str) -> torch.Tensor:
+    """The tensor as it is.
+
+    Args:
+        name: what it is called.
+        place: whose it is.
+
+    Raises:
+        ExportError: it holds NaN or infinity: nobody can use that, in any format.
+    """
+    if not bool(tensor.isfinite().all()):
+        raise ExportError(
+            f"the weight {name!r} is no number in places",
+            place=place,
+            fix="train again with a lower `learning_rate`, or go back to an earlier checkpoint.",
+        )
+    return tensor
 
 
 def rows_per_chunk(shape: tuple[int, ...], limit: int = 64 << 20) -> int:

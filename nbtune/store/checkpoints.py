@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nbtune import events
 from nbtune.errors import TrainError
@@ -105,10 +105,11 @@ def save(
     """Write a checkpoint and the adapter, whole or not at all; the oldest beyond `keep` go.
 
     Raises:
-        TrainError: the disk is full, or not writable. The checkpoint before is still there.
+        TrainError: the disk is full, or not writable; or a weight is no number. The checkpoint before is still there.
     """
     from nbtune.models import save_adapter
 
+    _refuse_broken(built.model, progress.step)
     target = folder / "checkpoints" / f"step-{progress.step:08d}"
     try:
         with _disk_errors(), replace_folder(target) as fresh:
@@ -116,6 +117,7 @@ def save(
         with _disk_errors(), replace_folder(folder / "adapter") as fresh:
             shutil.copytree(folder / "tokenizer", fresh, dirs_exist_ok=True)
             save_adapter(built.model, fresh, base=built.facts.name)
+            _write_ends(built, fresh)
     except OSError as error:
         raise as_train_error(error, "the checkpoint could not be written", place=folder.name) from error
     for old in sorted((folder / "checkpoints").glob("step-*"))[:-keep]:
@@ -123,6 +125,37 @@ def save(
             discard(old)
     size = sum(file.stat().st_size for file in target.iterdir())
     return events.Checkpoint(step=progress.step, folder=target.relative_to(folder).as_posix(), bytes=size)
+
+
+def _refuse_broken(model: torch.nn.Module, step: int) -> None:
+    """Raises a `TrainError` for trained weights that hold NaN or infinity, or whose squares in fp32 do: nobody could go
+    on from them, or use them."""
+    import torch
+
+    from nbtune.train.evaluate import no_number
+
+    trained = [(name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        return
+    norms = [torch.linalg.vector_norm(parameter, dtype=torch.float32) for _, parameter in trained]
+    sound = torch.stack(norms).isfinite().tolist()  # one wait for the device
+    broken = [name for (name, _), good in zip(trained, sound, strict=True) if not good]
+    if broken:
+        others = f" and {len(broken) - 1} more" if broken[1:] else ""
+        raise no_number(f"the norm of the weight {broken[0]}{others}", step)
+
+
+def _write_ends(built: Built, fresh: Path) -> None:
+    """What the trained model's answers end with, where its base does not know: others that load the folder stop there,
+    too."""
+    from nbtune.data.ends import with_ends
+
+    usual: Any = getattr(built.model, "generation_config", None)
+    config: Any = built.model.config
+    known = None if usual is None else usual.to_diff_dict()
+    body = None if built.tokenizer is None else with_ends(known, config.to_dict(), built.tokenizer)
+    if body is not None:
+        write_json(fresh / "generation_config.json", body)
 
 
 def _write(fresh: Path, built: Built, stepper: Stepper | FusedStepper, progress: Progress) -> None:

@@ -24,9 +24,11 @@ from nbtune.store.log import EventWriter
 from nbtune.store.owner import STARTING, Ownership
 from nbtune.store.processes import how_it_ended, said_its_end
 from nbtune.store.quiet import quiet_libraries
+from nbtune.train.evaluate import NumbersLost
 
 if TYPE_CHECKING:
     from nbtune.models import Built
+    from nbtune.spec import RunSpec
 
 __all__ = ["Launched", "kernel_is_needed", "launch", "launched_on", "live", "on_launch"]
 
@@ -91,6 +93,8 @@ class Launched:
                 self._in_turn()
         except BaseException as error:  # noqa: BLE001 — a thread must not print; the handle raises it
             self.error = error
+            if isinstance(error, NumbersLost):
+                self._built = None  # who asks is answered by the last good checkpoint
             error.__traceback__ = None  # it holds the model's frames
 
     def _in_turn(self) -> None:
@@ -199,7 +203,20 @@ def _load(folder: Path) -> Built:
     )
     checkpoints.load_weights(last, built.model)
     built.model.eval()
+    _speak_as_trained(built, folder, spec)
     return built
+
+
+def _speak_as_trained(built: Built, folder: Path, spec: RunSpec) -> None:
+    """The chat template of the run, where it is not the base's own: the run has kept it with its tokenizer."""
+    from nbtune.data.chat import template_text
+
+    if spec.chat_template is None and template_text(built.tokenizer) is not None:
+        return
+    kept = folder / "tokenizer" / "chat_template.jinja"
+    template = kept.read_text(encoding="utf-8") if kept.is_file() else spec.chat_template
+    if template is not None and built.tokenizer is not None:
+        built.tokenizer.chat_template = template
 
 
 def _at_exit() -> None:

@@ -109,6 +109,24 @@ class Measuring:
             elif self.plan.sharded:
                 yield collate(held, groups[0]).idle()
 
+    def must_be_sound(self, step: int, batches: BatchPlan) -> None:
+        """A look at the weights of a finished step before they are kept: its own loss was that of the weights before.
+
+        All processes must call this.
+
+        Raises:
+            TrainError: with them the loss of one of the step's batches is no number.
+        """
+        from nbtune.train.evaluate import mean_loss, no_number
+
+        if step == 0:
+            return
+        add = list if self.together is None else self.together.agree
+        again, one = batches.step(step - 1)[:1], lambda _: 1.0
+        loss, tokens = mean_loss(self.built.model, self.loss, again, device=self.device, count=one, add=add)
+        if tokens and not math.isfinite(loss):
+            raise no_number("the loss after the last step", step)
+
     def samples(self, step: int, look: Look) -> Iterator[events.Sample]:
         """The answers to the sample prompts; `look` is called between their tokens."""
         if self.together is None or not self.spec.samples:

@@ -324,6 +324,7 @@ class _Engine:
             return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _save(self, progress: Progress) -> events.Checkpoint:
+        self.measuring.must_be_sound(progress.step, self.batches)
         if not self.writes:
             return events.Checkpoint(step=progress.step, folder="")
         return checkpoints.save(self.folder, self.built, self.stepper, progress, keep=self.spec.checkpoint.keep)

@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from nbtune.errors import TrainError
+
 if TYPE_CHECKING:
     import torch
 
     from nbtune.data.batches import Batch
     from nbtune.train.loss import LossOutput
 
-__all__ = ["mean_loss", "trained_tokens", "trained_weight"]
+__all__ = ["NumbersLost", "mean_loss", "no_number", "trained_tokens", "trained_weight"]
+
+
+class NumbersLost(TrainError):
+    """The model in memory is good for nothing any more; what was saved of it is."""
+
+
+def no_number(what: str, step: int) -> NumbersLost:
+    """The error of a run whose numbers are lost.
+
+    Args:
+        what: which: "the loss".
+    """
+    return NumbersLost(
+        f"{what} is no number any more (step {step})",
+        fix="start again with a lower `learning_rate`, or with `dtype: fp32` where 16 bits cannot hold the numbers; "
+        "checkpoints from before are good and stay",
+    )
 
 
 def trained_tokens(batch: Batch) -> int:

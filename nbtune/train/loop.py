@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nbtune import events
 from nbtune.device import Later, MemoryUse, memory_use
-from nbtune.errors import TrainError
-from nbtune.train.evaluate import trained_tokens, trained_weight
+from nbtune.train.evaluate import no_number, trained_tokens, trained_weight
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +89,7 @@ class Progress:
 class Jobs:
     """What the loop has done by others.
 
-    `save` writes a checkpoint and returns its event, `evaluate` the mean loss, tokens and seconds of the held-out rows
+    `save` writes a checkpoint and returns its event (or refuses to, where the weights are good for nothing), `evaluate` the mean loss, tokens and seconds of the held-out rows
     (None: there are none), `sample` asks the sample prompts, `between` is called at every micro-step boundary (requests
     to the live model are answered there), with a function to call with the wishes between two tokens of an answer: it
     says whether the answer has to end. `evaluate` and `sample` are given a function to call between their batches and
@@ -139,7 +138,7 @@ def train(
     """Train from `progress.step` to the end, or until a stop is wished; `progress` is kept up to date.
 
     Raises:
-        TrainError: the loss is no number any more. What was saved stays.
+        TrainError: the loss, of a step or of held-out rows, is no number any more. What was saved stays.
     """
     return _Loop(stepper, batches, options, jobs, progress, emit, control).run()
 
@@ -236,10 +235,7 @@ class _Loop:
         overflowed = self.stepper.scaled and not math.isfinite(norm)
         self._overflows = self._overflows + 1 if overflowed else 0
         if not math.isfinite(loss) or (not math.isfinite(norm) and not 0 < self._overflows < _OVERFLOWS):
-            raise TrainError(
-                f"the {'loss' if not math.isfinite(loss) else 'gradient'} is no number any more (step {done.step})",
-                fix="a lower learning_rate helps most often; the last checkpoint is from before",
-            )
+            raise no_number("the loss" if not math.isfinite(loss) else "the gradient", done.step)
 
     def _memory_now(self) -> MemoryUse:
         """Asked at most ten times a second: asking costs as much as a small step's launches."""
@@ -270,6 +266,8 @@ class _Loop:
         best = loss < self.progress.best_eval
         self.progress.best_eval = min(loss, self.progress.best_eval)
         self.emit(events.Eval(step=self.progress.step, loss=loss, tokens=tokens, seconds=seconds, best=best))
+        if tokens and not math.isfinite(loss):
+            raise no_number("the loss of the held-out rows", self.progress.step)
 
     def _sample(self) -> None:
         for event in self.jobs.sample(self.progress.step, self._look_within):

@@ -8,11 +8,12 @@ token_losses  the loss of each token of a text, by one forward
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nbtune.data.ends import Ends, end_ids, ends_of
 from nbtune.errors import TrainError
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def answer(
     told: Callable[[Token], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> str:
-    """What the model says to a prompt.
+    """What the model says to a prompt, up to what ends an answer: by its own configuration, its tokenizer or its chat
+    template, whichever comes first.
 
     Args:
         model: a causal language model, in training or not; it is left in the mode it was in.
@@ -82,6 +84,7 @@ def answer(
 
     inputs = _inputs(tokenizer, prompt).to(next(model.parameters()).device)
     stop = should_stop or (lambda: False)
+    ends, usual = ends_of(tokenizer), getattr(model, "generation_config", None)
     training = model.training
     with torch.no_grad(), without_adapter(model, adapter):
         model.eval()
@@ -91,16 +94,18 @@ def answer(
                 attention_mask=torch.ones_like(inputs),
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                eos_token_id=end_ids(getattr(usual, "eos_token_id", None), tokenizer) or None,
                 use_cache=True,
                 do_sample=False,
-                logits_processor=LogitsProcessorList([_Chooser(model, tokenizer, temperature, seed, told)]),
+                logits_processor=LogitsProcessorList([_Chooser(model, tokenizer, ends, temperature, seed, told)]),
                 stopping_criteria=StoppingCriteriaList(
                     [lambda ids, _: torch.full((len(ids),), stop(), device=ids.device)]
                 ),
             )
         finally:
             model.train(training)
-    return str(tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)).strip()
+    said = [number for number in output[0, inputs.shape[1] :].tolist() if number not in ends.hidden]
+    return str(tokenizer.decode(said, skip_special_tokens=True)).strip()
 
 
 def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = True) -> list[float | None]:
@@ -149,12 +154,18 @@ class _Chooser:
     the token, so that it can tell it at once."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, temperature: float, seed: int | None, told: Callable[[Token], None] | None
+        self,
+        model: Any,
+        tokenizer: Any,
+        ends: Ends,
+        temperature: float,
+        seed: int | None,
+        told: Callable[[Token], None] | None,
     ) -> None:
         import torch
         from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-        self.temperature, self.told, self.pieces = temperature, told, _Pieces(tokenizer)
+        self.temperature, self.told, self.pieces = temperature, told, _Pieces(tokenizer, ends.hidden)
         self.random = torch.Generator(device="cpu")
         self.random.manual_seed(seed) if seed is not None else self.random.seed()
         usual = getattr(model, "generation_config", None)  # what the model's makers cut off when they sample
@@ -187,8 +198,8 @@ class _Chooser:
 class _Pieces:
     """What each token adds to a text: some characters are made of several tokens, some tokenizers strip blanks."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.special = tokenizer, set(tokenizer.all_special_ids)
+    def __init__(self, tokenizer: Any, hidden: Collection[int] = ()) -> None:
+        self.tokenizer, self.special = tokenizer, {*tokenizer.all_special_ids, *hidden}
         self.ids: list[int] = []
         self.read = self.begin = 0
 

@@ -62,6 +62,7 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     began = time.monotonic()
     adapter = AdapterFile(adapter_folder(source))
     _refuse(adapter)
+    adapter.weights.must_be_finite()
     model = MergedModel(source)  # checks that the adapter fits this base
     config = Config(model.config, str(source.base / "config.json"))
     family = family_of(config)
