@@ -58,7 +58,7 @@ def _ends(stops: Sequence[int], controls: Controls) -> Ends:
 
 def _inside_an_answer(template: ChatTemplate) -> set[int]:
     """What ends a message but no answer: gpt-oss ends a thought as it ends a question, and then goes on."""
-    thinking = {key: _THOUGHT for key in KEYS}
+    thinking = dict.fromkeys(KEYS, _THOUGHT)
     messages = [template.message("user", _ASKED), template.message("assistant", _SAID) | thinking]
     try:
         text = template.render(messages).text
@@ -69,13 +69,11 @@ def _inside_an_answer(template: ChatTemplate) -> set[int]:
 
 
 def end_ids(own: int | Sequence[int] | None, tokenizer: Any) -> list[int]:
-    """What a model's own configuration stops at (its `eos_token_id`), and then what the tokenizer's answers end with."""
+    """What a model's own configuration stops at (its `eos_token_id`), and what the tokenizer's answers end with."""
     return list(dict.fromkeys([*_as_list(own), *ends_of(tokenizer).stops]))
 
 
-def with_ends(
-    generation: Mapping[str, Any] | None, config: Mapping[str, Any], tokenizer: Any
-) -> dict[str, Any] | None:
+def with_ends(generation: Mapping[str, Any] | None, config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any] | None:
     """A model's generation_config.json with what its answers end with after training; None: it has all of that.
 
     Args:

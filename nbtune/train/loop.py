@@ -89,11 +89,11 @@ class Progress:
 class Jobs:
     """What the loop has done by others.
 
-    `save` writes a checkpoint and returns its event (or refuses to, where the weights are good for nothing), `evaluate` the mean loss, tokens and seconds of the held-out rows
-    (None: there are none), `sample` asks the sample prompts, `between` is called at every micro-step boundary (requests
-    to the live model are answered there), with a function to call with the wishes between two tokens of an answer: it
-    says whether the answer has to end. `evaluate` and `sample` are given a function to call between their batches and
-    tokens: a stop or a pause does not wait for their end.
+    `save` writes a checkpoint and returns its event (or refuses to, where the weights are good for nothing), `evaluate`
+    the mean loss, tokens and seconds of the held-out rows (None: there are none), `sample` asks the sample prompts,
+    `between` is called at every micro-step boundary (requests to the live model are answered there), with a function to
+    call with the wishes between two tokens of an answer: it says whether the answer has to end. `evaluate` and `sample`
+    are given a function to call between their batches and tokens: a stop or a pause does not wait for their end.
     """
 
     save: Callable[[Progress], events.Checkpoint]

@@ -108,8 +108,8 @@ def test_stock_transformers_stops_there_after_merging(run, kind, tmp_path):
     else:
         ids = tokenizer(ASKED, return_tensors="pt").input_ids
     model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=0)
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    said = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     new = said[0, ids.shape[1] :].tolist()
     assert new[-1] == end_of(kind, tokenizer)
     assert tokenizer.decode(new[:-1]).strip() == SAID

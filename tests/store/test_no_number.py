@@ -16,7 +16,9 @@ from nbtune.errors import ExportError, NbtuneError, TrainError
 
 LOST = {"learning_rate": 1e30, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_ratio": 0}
 PAIRS = [{"prompt": f"What is {n}?", "chosen": "A number, sailor.", "rejected": "I do not know."} for n in range(12)]
-JUDGED = [{"prompt": p["prompt"], "completion": p[k], "label": k == "chosen"} for p in PAIRS for k in p if k != "prompt"]
+JUDGED = [
+    {"prompt": p["prompt"], "completion": p[k], "label": k == "chosen"} for p in PAIRS for k in ("chosen", "rejected")
+]
 
 
 def failed(run):
