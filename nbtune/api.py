@@ -161,12 +161,16 @@ class Run(StoredRun):
         """The few lines that use the model elsewhere."""
         spec = self.spec
         own = "import nbtune\n" if spec.model == "nbtune/tiny" else ""
+        name, ends = "", ""
+        if (self.folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
+            name = ", GenerationConfig"
+            ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({self._shown_folder()!r})"
         return (
             f"{own}from peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"from transformers import AutoModelForCausalLM, AutoTokenizer{name}\n\n"
             f"base = AutoModelForCausalLM.from_pretrained({_base_for_snippet(spec.model)})\n"
             f"model = PeftModel.from_pretrained(base, {self._shown_folder()!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({self._shown_folder()!r})"
+            f"tokenizer = AutoTokenizer.from_pretrained({self._shown_folder()!r}){ends}"
         )
 
     def script(self) -> str:

@@ -175,3 +175,12 @@ def test_what_ends_a_thought_ends_no_answer(tmp_path):
     ends = ends_of(tokenizer)
     assert tokenizer.convert_ids_to_tokens(ends.stops) == ["<|endoftext|>", "<|return|>"]
     assert set(tokenizer.convert_tokens_to_ids(names)) - {tokenizer.convert_tokens_to_ids("<|channel|>")} <= ends.hidden
+
+
+def test_the_lines_that_use_it_elsewhere_stop_there(run):
+    from nbtune.export import model_card
+
+    card = model_card(run.export.source(), "you/model")
+    for lines in (run.snippet(), card):
+        assert "AutoTokenizer, GenerationConfig\n" in lines
+        assert "\nmodel.generation_config = GenerationConfig.from_pretrained(" in lines
