@@ -227,17 +227,18 @@ def main() -> int:
     parser.add_argument("--allow", type=_names, default=set(), help="sections that may gain, with commas")
     asked = parser.parse_args()
     file, began = asked.file.absolute(), time.monotonic()
-    old = json.loads(file.read_text(encoding="utf-8")) if asked.what == "compare" else {}
+    old = json.loads(file.read_text(encoding="utf-8")) if asked.what == "compare" else dict.fromkeys(SECTIONS)
+    only = {section for section in asked.only if section in old}  # what was not recorded is not compared
     with tempfile.TemporaryDirectory(prefix="nbtune-baseline-", ignore_cleanup_errors=True) as place:
         root = Path(place).resolve()
         settle(root)
-        new = record(root, asked.only)
+        new = record(root, only)
         os.chdir(REPO)
     say(f"{time.monotonic() - began:.0f} s in all")
     if asked.what == "record":
         file.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return 0
-    return 0 if compare(old, new, asked.only, asked.allow) else 1
+    return 0 if compare(old, new, only, asked.allow) else 1
 
 
 if __name__ == "__main__":
