@@ -6,8 +6,10 @@ import ast
 import functools
 import importlib
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -349,3 +351,12 @@ def test_the_public_surface_of_nbtune() -> None:
     assert set(nbtune.__all__) <= set(dir(nbtune))
     for name in nbtune.__all__:
         assert getattr(nbtune, name) is not None
+
+
+def test_an_extra_installs_what_some_code_asks_for() -> None:
+    extras = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    texts = [path.read_text(encoding="utf-8") for path in sources(NBTUNE)]
+    wanted = {re.split(r"[^\w.-]", line)[0] for name in set(extras) - {"dev"} for line in extras[name]}
+    modules = {name.removesuffix("-python").replace("-", "_") for name in wanted}
+    asked = {module for module in modules for text in texts if re.search(rf"import {module}\b|\"{module}\"", text)}
+    assert asked == modules

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import nbtune
 from nbtune import events
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.store import processes
@@ -140,6 +141,50 @@ def test_when_one_is_killed_the_run_ends_and_can_go_on(start, until, rank):
     assert not workers(run)
     run.resume()
     until(run, lambda e: isinstance(e, events.State) and e.state == "running" and e.step > 0)
+    run.stop(wait=True)
+    assert run.state == "stopped"
+
+
+def listening(process):
+    """The addresses where a process waits for connections."""
+    return [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+
+
+def test_a_run_of_one_process_opens_no_port(start, until):
+    before = sorted(listening(psutil.Process()))
+    run = start(steps=5000)
+    until(run, is_at_work)
+    assert sorted(listening(psutil.Process())) == before
+    assert [listening(child) for child in psutil.Process().children(recursive=True) if listening(child)] == []
+
+
+@pytest.mark.slow
+def test_several_listen_on_the_loopback_only(start, until):
+    run = start(steps=5000, **TWO)
+    until(run, is_at_work)
+    for worker in workers(run).values():
+        assert set(listening(worker)) == {"127.0.0.1"}
+
+
+ASKS = """
+import os, signal, sys, threading
+import nbtune
+import nbtune
+from nbtune import events
+
+run = nbtune.finetune(data="nbtune/persona", device="cpu", gpus=2, steps=100_000, runs_dir=sys.argv[1])
+there = threading.Event()
+run.subscribe(lambda new, _: any(isinstance(e, events.Step) for e in new) and there.set())
+there.wait(120)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_in_its_own_processes_outlives_a_killed_kernel_and_can_be_stopped(tmp_path):
+    assert subprocess.run([sys.executable, "-c", ASKS, str(tmp_path)], timeout=240).returncode == -signal.SIGKILL
+    (run,) = nbtune.runs(tmp_path)
+    assert run.alive
     run.stop(wait=True)
     assert run.state == "stopped"
 
