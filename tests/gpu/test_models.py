@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from nbtune.models.accelerate import accelerate
 from nbtune.models.adapters import add_adapter
@@ -21,13 +21,15 @@ pytestmark = [
 ]
 
 
-def make(dtype: torch.dtype) -> Any:
+def make(dtype: torch.dtype, window: int | None = None) -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-        vocab_size=4096,
-    )  # fmt: skip
-    model = add_adapter(LlamaForCausalLM(config).to("cuda", dtype), AdapterSpec(r=16), seed=1)
+    sizes = {
+        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "vocab_size": 4096,
+    }  # fmt: skip
+    stock: Any = LlamaForCausalLM(LlamaConfig(**sizes)) if window is None else None
+    stock = stock or MistralForCausalLM(MistralConfig(**sizes, sliding_window=window))
+    model = add_adapter(stock.to("cuda", dtype), AdapterSpec(r=16), seed=1)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -82,6 +84,22 @@ def test_packed_documents(dtype: torch.dtype) -> None:
     loss, found = gradients(make(torch.float32), inputs)
     model = make(dtype)
     accelerate(model)
+    ours = gradients(model, inputs)
+    assert ours[0] == pytest.approx(loss, rel=1e-5 if dtype == torch.float32 else 1e-4)
+    assert worst(ours[1], found) <= (1e-4 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sliding_windows(dtype: torch.dtype, packed: bool) -> None:
+    inputs = batch()
+    if packed:
+        positions = torch.cat([torch.arange(n) for n in (100, 300, 240)])[None].expand(4, -1)
+        inputs["position_ids"] = positions.contiguous().cuda()
+    loss, found = gradients(make(torch.float32, 96), inputs)
+    model = make(dtype, 96)
+    handle = accelerate(model)
+    assert [layer.window for layer in handle.layers] == [96] * 4, handle.report
     ours = gradients(model, inputs)
     assert ours[0] == pytest.approx(loss, rel=1e-5 if dtype == torch.float32 else 1e-4)
     assert worst(ours[1], found) <= (1e-4 if dtype == torch.float32 else 5e-2)

@@ -103,7 +103,8 @@ def _masks_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Any]:
 
         return forward
 
-    device = next(inner.parameters()).device
+    table: Any = inner.get_input_embeddings()  # type: ignore[operator]
+    device = table.weight.device  # the layers may be elsewhere
     ids = torch.randint(0, inner.config.vocab_size, (1, _TOKENS), generator=torch.Generator().manual_seed(3))  # type: ignore[union-attr, arg-type]
     try:
         for i, layer in enumerate(layers):
