@@ -19,9 +19,9 @@ STATIC = HERE.parent / "nbtune" / "widgets" / "static"
 
 
 def wanted() -> list[str]:
-    """The files that a build must leave in nbtune/widgets/static: a module and a style per panel, and Plotly."""
+    """The files that a build must leave in nbtune/widgets/static: a module per panel, the style of all, and Plotly."""
     panels = sorted(index.parent.name for index in HERE.glob("src/*/index.js"))
-    return [f"{panel}{ending}" for panel in panels for ending in (".js", ".css")] + ["plotly.mjs.gz"]
+    return [f"{panel}.js" for panel in panels] + ["panels.css", "plotly.mjs.gz"]
 
 
 class CustomBuildHook(BuildHookInterface):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -48,9 +49,9 @@ class Panel(anywidget.AnyWidget):
 
     def __init__(self, **traits: Any) -> None:
         self._esm = asset(f"{self.panel}.js")
-        self._css = asset(f"{self.panel}.css")
+        self._css = asset("panels.css")
         self._said_hello, self._awaited = threading.Event(), False
-        super().__init__(**traits)
+        super().__init__(_anywidget_id=_style_id(), **traits)
         self.on_msg(self._hear)
         _reply_anywhere(self.comm)
 
@@ -107,6 +108,17 @@ class Panel(anywidget.AnyWidget):
                 failed(error)
 
         threading.Thread(target=body, name=f"nbtune-{self.panel}", daemon=True).start()
+
+
+@cache
+def _style_id() -> str:
+    """The name under which a page keeps the panels' style: a page has one style of a name.
+
+    anywidget's own is the panel's class. Each class then brought a copy of what all share, and the copy that came last
+    overrode the panels before it. A style of another version has another name: a notebook that was saved long ago
+    doesn't take away what newer panels need.
+    """
+    return f"nbtune-{hashlib.sha256(asset('panels.css').encode()).hexdigest()[:12]}"
 
 
 @cache

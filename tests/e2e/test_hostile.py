@@ -226,7 +226,7 @@ def test_hostile_text_is_text(bare, monkeypatch, tmp_path, made: Callable[[str],
     name = {"exporter": "export"}.get(made.__name__, made.__name__)
     bare.set_content("<body style='margin:0'></body>")
     plotly = base64.b64encode((STATIC / "plotly.mjs.gz").read_bytes()).decode()
-    files = [(STATIC / f"{name}{ending}").read_text() for ending in (".js", ".css")]
+    files = [(STATIC / each).read_text() for each in (f"{name}.js", "panels.css")]
     bare.evaluate(PAGE, [*files, plotly])
     wrong = []
     for start in range(0, len(HOSTILE), AT_ONCE):

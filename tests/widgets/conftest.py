@@ -14,5 +14,5 @@ STATIC = Path(__file__).parents[2] / "nbtune" / "widgets" / "static"
 
 @pytest.fixture(scope="session", autouse=True)
 def built():
-    if not (STATIC / "monitor.js").is_file():
+    if not all((STATIC / name).is_file() for name in ("monitor.js", "panels.css")):
         pytest.fail("the panels are not built: cd js && npm ci && npm run build", pytrace=False)

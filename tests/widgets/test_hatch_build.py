@@ -20,7 +20,7 @@ def hook():
 
 
 def test_what_it_wants_is_what_the_build_leaves(hook):
-    assert {"monitor.js", "monitor.css", "plotly.mjs.gz"} <= set(hook.wanted())
+    assert {"monitor.js", "panels.css", "plotly.mjs.gz"} <= set(hook.wanted())
     assert all((hook.STATIC / name).is_file() for name in hook.wanted())
 
 

@@ -10,6 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from memory_run import MemoryRun
+
+import nbtune
+from nbtune.widgets import monitor
 
 JS = Path(__file__).parents[2] / "js"
 STATIC = JS.parent / "nbtune" / "widgets" / "static"
@@ -30,6 +34,18 @@ def test_a_panel_is_small_and_holds_no_plotly():
         module = (STATIC / f"{panel}.js").read_text(encoding="utf-8")
         assert len(module.encode()) <= 60_000, panel
         assert "Plotly, Inc" not in module
+
+
+def test_all_panels_hand_their_page_one_style_under_one_name():
+    # a page keeps one style of a name: what a panel brings again is the same text in the same place
+    panels = [nbtune.form({}), nbtune.inspect([{"prompt": "Who?", "completion": "Ahoy!"}]), monitor(MemoryRun("demo"))]
+    states = [panel.get_state() for panel in panels]
+    ((name, style),) = {(state["_anywidget_id"], state["_css"]) for state in states}
+    assert style == (STATIC / "panels.css").read_text(encoding="utf-8")
+    assert re.fullmatch(r"nbtune-[0-9a-f]{12}", name)
+    assert len(style.encode()) <= 20_000  # it is part of each widget's state
+    for panel in panels:
+        panel.close()
 
 
 def test_plotly_is_a_module_of_its_own_that_loads_nothing():

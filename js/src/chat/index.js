@@ -5,8 +5,6 @@ import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import "./texts.js";
-import "../shared/base.css";
-import "./chat.css";
 import { Answer } from "./answer.js";
 import { Answers } from "./answers.js";
 

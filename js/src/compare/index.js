@@ -10,8 +10,6 @@ import { readTheme, watchTheme } from "../shared/theme.js";
 import { base, Chart, line } from "../monitor/charts.js";
 import { floats } from "../monitor/store.js";
 import "./texts.js";
-import "../shared/base.css";
-import "./compare.css";
 
 const COLOURS = {
   light: ["#0072B2", "#D55E00", "#007A5A", "#A3527F", "#8A6100", "#1f1f1f"],

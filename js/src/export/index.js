@@ -7,8 +7,6 @@ import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import { opened, Push } from "./push.js";
 import "./texts.js";
-import "../shared/base.css";
-import "./export.css";
 
 const LISTENED = ["files", "notes", "working"];
 const quoted = JSON.stringify;

@@ -8,8 +8,6 @@ import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import "./texts.js";
-import "../shared/base.css";
-import "./form.css";
 
 const TYPED = 350; // milliseconds without a key before it is checked
 

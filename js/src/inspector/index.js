@@ -6,8 +6,6 @@ import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import "./texts.js";
-import "../shared/base.css";
-import "./inspector.css";
 import { histogram } from "./histogram.js";
 import { TokenPage, visible } from "./tokens.js";
 

@@ -7,8 +7,6 @@ import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import "./texts.js";
-import "../shared/base.css";
-import "./losses.css";
 
 const ORDERS = ["loss", "base", "learnt", "tokens"];
 const WATCHED = { status: "showStatus", view: "showRows", changes: "showChanges", opened: "showOpened", going: "showGoing" };

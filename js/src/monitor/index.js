@@ -7,8 +7,6 @@ import { loadPlotly } from "../shared/plotly.js";
 import { smooth } from "../shared/rows.js";
 import { text } from "../shared/texts.js";
 import { readTheme, watchTheme } from "../shared/theme.js";
-import "../shared/base.css";
-import "./monitor.css";
 import { Beside } from "./beside.js";
 import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";

@@ -1,0 +1,97 @@
+"""All panels in one page: no button loses its words, whichever came first; the page has the style once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+BEGIN = """import nbtune
+from nbtune.widgets import chat, compare, exporter
+rows = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
+run = nbtune.finetune(data="rows", rows=globals(), steps=6, batch_size=2, name="all").wait()"""
+PANELS = {
+    "form": ("nbtune.form(globals())", ".nbt-form"),
+    "monitor": ("run.monitor()", ".nbt-monitor"),
+    "inspector": ("nbtune.inspect(rows)", ".nbt-inspector"),
+    "chat": ("chat(run)", ".nbt-chatpanel"),
+    "export": ("exporter(run)", ".nbt-exportpanel"),
+    "compare": ("compare([run, run])", ".nbt-compare"),
+    "losses": ("run.losses()", ".nbt-losses"),
+}
+FILLED = {"Start", "Push now", "Ask", "Make GGUF", "Push", "Continue with this"}  # the primary buttons
+
+# Each visible button of the panels: its words, and the contrast of its text with what is behind it (WCAG 2). A canvas
+# reads any colour that CSS can write; what is see-through lets the ancestors' colour through.
+CONTRASTS = """() => {
+    const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+    const read = (colour) => {
+        pen.clearRect(0, 0, 1, 1);
+        pen.fillStyle = colour;
+        pen.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+        return [[r, g, b], a / 255];
+    };
+    const over = ([top, alpha], below) => below.map((value, k) => alpha * top[k] + (1 - alpha) * value);
+    const behind = (node) => {
+        const page = node.parentElement ?? node.getRootNode().host;
+        const own = read(getComputedStyle(node).backgroundColor);
+        return own[1] === 1 || !page ? over(own, [255, 255, 255]) : over(own, behind(page));
+    };
+    const straight = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    const light = (colour) => {
+        const [r, g, b] = colour.map((c) => straight(c / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    return [...document.querySelectorAll(".nbt button")].filter((node) => node.checkVisibility()).map((node) => {
+        const back = behind(node);
+        const [low, high] = [light(back), light(over(read(getComputedStyle(node).color), back))].sort((a, b) => a - b);
+        const place = node.closest(".nbt").className;
+        return { place, words: node.textContent, disabled: node.disabled, contrast: (high + 0.05) / (low + 0.05) };
+    });
+}"""
+
+
+@pytest.mark.parametrize("order", [list(PANELS), list(reversed(PANELS))], ids=["forwards", "backwards"])
+def test_no_button_loses_its_words(notebook: Any, order: list[str]) -> None:
+    page = notebook([BEGIN, *(PANELS[name][0] for name in order)], width=1000)
+    page.page.set_viewport_size({"width": 1000, "height": 5200})  # cells that are out of sight have no node
+    page.run(0)
+    for k, name in enumerate(order, 1):
+        page.run(k)
+        page.page.locator(PANELS[name][1]).first.wait_for()
+    for name in (order[-1], order[0]):
+        page.run(order.index(name) + 1)  # once more: a style that comes again
+    _ready(page.page)
+    for look in ("light", "dark"):
+        page.dark(look == "dark")
+        every = ".nbt.nbt-dark" if look == "dark" else ".nbt:not(.nbt-dark)"
+        expect(page.page.locator(every)).to_have_count(len(PANELS))
+        page.picture(f"styles-{look}-{order[0]}-first")
+        found = page.page.evaluate(CONTRASTS)
+        assert {each["words"] for each in found if not each["disabled"]} >= FILLED
+        assert [each for each in found if each["contrast"] < 4.5] == []
+        for words in sorted(FILLED):  # under the pointer, too
+            page.page.locator(".nbt-main:visible", has_text=words).first.hover()
+            assert [each for each in page.page.evaluate(CONTRASTS) if each["contrast"] < 4.5] == [], words
+    assert _styles(page.page) == 1
+
+
+def _ready(page: Any) -> None:
+    """Every primary button is there to be clicked."""
+    page.locator(".nbt-form").get_by_label("Data", exact=True).fill("rows")
+    expect(page.locator(".nbt-form .nbt-main")).to_be_enabled()
+    page.locator(".nbt-monitor [data-do=push]").click()
+    losses = page.locator(".nbt-losses").first
+    expect(losses).to_have_attribute("data-busy", "false")
+    losses.locator("tbody tr [data-act=drop]").first.click()
+    expect(losses.locator(".nbt-main")).to_be_enabled()
+
+
+def _styles(page: Any) -> int:
+    return page.evaluate(
+        "() => [...document.querySelectorAll('style')].filter((one) => one.textContent.includes('.nbt-btn')).length"
+    )
