@@ -26,7 +26,7 @@ def floor(package: str) -> str:
 
 def put(site: Path, name: str, version: str) -> None:
     """A package of that name and version as pip sees it: it reads what is installed, and imports nothing."""
-    info = site / f"{name}-{version}.dist-info"
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"  # as wheels are named: pip reads the name up to "-"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     (info / "RECORD").write_text("")

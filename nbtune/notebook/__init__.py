@@ -14,7 +14,7 @@ __all__ = ["load", "unload"]
 def load(shell: Any) -> None:
     """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
     from nbtune.doctor import restart_needed
-    from nbtune.notebook import completion, errors, front, transform
+    from nbtune.notebook import errors, front, matcher, transform
     from nbtune.notebook.heartbeat import Heartbeat
     from nbtune.notebook.magics import NbtuneMagics
     from nbtune.notebook.show import say
@@ -28,7 +28,7 @@ def load(shell: Any) -> None:
     shell.register_magics(magics)
     shell.register_magic_function(transform.out_of_place, magic_kind="line", magic_name="%finetune")
     transform.register(shell)
-    completion.register(shell)
+    matcher.register(shell)
     errors.register(shell)
     shell._nbtune_heartbeat = Heartbeat(shell, lambda: heart.seconds)
     shell._nbtune_heartbeat.register()
@@ -42,13 +42,13 @@ def load(shell: Any) -> None:
 
 def unload(shell: Any) -> None:
     """Takes away what `load` registered; runs go on."""
-    from nbtune.notebook import completion, errors, transform
+    from nbtune.notebook import errors, matcher, transform
 
     for kind, names in {"line": ("finetune", "nbtune", "%finetune"), "cell": ("finetune", "nbtune")}.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)
     transform.unregister(shell)
-    completion.unregister(shell)
+    matcher.unregister(shell)
     errors.unregister(shell)
     beating = shell.__dict__.pop("_nbtune_heartbeat", None)
     if beating is not None:

@@ -1,16 +1,16 @@
 """Completion of flags on the line of a magic, and of YAML keys and values in the body of `%%finetune`.
 
-One matcher of IPython's completer, from RunSpec's fields; names of variables, files and cached models are looked up
-when they are asked for.
+From RunSpec's fields; names of variables, files and cached models are looked up when they are asked for. How IPython
+asks is the business of `matcher`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
 from pydantic import BaseModel
 
 from nbtune import hub
@@ -18,56 +18,41 @@ from nbtune.notebook import commands, flags
 from nbtune.notebook.column_names import column_matches
 from nbtune.spec import RunSpec
 
-__all__ = ["body_matches", "line_matches", "register", "unregister"]
+__all__ = ["Asked", "body_matches", "line_matches", "matches"]
 
 _EMBEDDED = ("nbtune/tiny",)
 _DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")
-_MATCHER = "_nbtune_matcher"
 
 
-def register(shell: Any) -> None:
-    """Adds the matcher to the shell's completer."""
+@dataclass(frozen=True)
+class Asked:
+    """Where the cursor is, in the words of IPython's own CompletionContext."""
 
-    @context_matcher(identifier="nbtune", priority=100)  # type: ignore[untyped-decorator]
-    def match(context: CompletionContext) -> dict[str, Any]:
-        found = _match(context, shell.user_ns)
-        if found is None:
-            return {"completions": [], "suppress": False}
-        fragment, words = found
-        return {
-            "completions": [SimpleCompletion(word, type="nbtune") for word in words],
-            "matched_fragment": fragment,
-            "suppress": True,
-            "ordered": True,
-        }
-
-    setattr(shell, _MATCHER, match)
-    shell.Completer.custom_matchers.append(match)
+    full_text: str
+    text_until_cursor: str
+    """Of the cursor's line."""
+    cursor_line: int
+    """Counted from 0."""
+    token: str
+    """What IPython would replace."""
 
 
-def unregister(shell: Any) -> None:
-    """Takes it away."""
-    match = shell.__dict__.pop(_MATCHER, None)
-    if match in shell.Completer.custom_matchers:
-        shell.Completer.custom_matchers.remove(match)
-
-
-def _match(context: CompletionContext, namespace: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+def matches(asked: Asked, namespace: Mapping[str, Any]) -> tuple[str, list[str]] | None:
     """(the fragment that is being written, what it may become), or None where the cell is not ours."""
-    lines = context.full_text.split("\n")
-    before = context.text_until_cursor
+    lines = asked.full_text.split("\n")
+    before = asked.text_until_cursor
     magic = before.lstrip().split(" ")[0]
     if magic in ("%finetune", "%%finetune", "%nbtune", "%%nbtune") and " " in before.strip() + before[-1:]:
         fragment, words = line_matches(before.lstrip(), namespace)
-    elif lines[0].startswith(("%%finetune", "%%nbtune plan")) and context.cursor_line > 0:
-        fragment, words = body_matches(lines[1 : context.cursor_line], before, namespace)
+    elif lines[0].startswith(("%%finetune", "%%nbtune plan")) and asked.cursor_line > 0:
+        fragment, words = body_matches(lines[1 : asked.cursor_line], before, namespace)
     else:
         return None
     # IPython replaces only a suffix of its own token, which ends at one of its delimiters.
-    if context.token.endswith(fragment):
+    if asked.token.endswith(fragment):
         return fragment, words
-    kept = len(fragment) - len(context.token)
-    return context.token, [word[kept:] for word in words if word.startswith(fragment[:kept])] if kept > 0 else []
+    kept = len(fragment) - len(asked.token)
+    return asked.token, [word[kept:] for word in words if word.startswith(fragment[:kept])] if kept > 0 else []
 
 
 def line_matches(before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -68,7 +68,11 @@ class Panel(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: a panel of nbtune>"  # no address: a notebook run twice is the same
 
+    _ipython_display_ = None  # ipywidgets 7 shows by this, and never asks for the bundle below
+
     def _repr_mimebundle_(self, **options: Any) -> Any:
+        if self.comm is None:  # it was closed
+            return None
         if not self._awaited and no_page.has_page():
             self._awaited = True
             no_page.stand_in(self._said_hello, self.in_words)

@@ -46,9 +46,10 @@ class Reply:
 class Kernel:
     """`with Kernel(folder) as kernel: kernel.run("1 + 1")`."""
 
-    def __init__(self, folder: Path, *, first: Path | None = None) -> None:
-        """`first`: a folder of packages that come before all others, such as an older ipykernel."""
-        self.folder, self.first = folder, first
+    def __init__(self, folder: Path, *, first: Path | None = None, python: Path | None = None) -> None:
+        """`first`: a folder of packages that come before all others, such as an older ipykernel; `python`: whose
+        environment it is instead of this one's."""
+        self.folder, self.first, self.python = folder, first, python
 
     def __enter__(self) -> Kernel:
         first = [] if self.first is None else [str(self.first)]
@@ -61,6 +62,8 @@ class Kernel:
             "NBTUNE_RUNS": str(self.folder / "runs"),
         }
         self.manager = KernelManager(kernel_name="python3")
+        if self.python is not None:
+            self.manager.kernel_spec.argv[0] = str(self.python)
         self.manager.start_kernel(cwd=str(self.folder), env=environment)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
@@ -117,9 +120,9 @@ class Kernel:
             if wanted(message):
                 return dict(message)
 
-    def click(self, comm_id: str, action: str) -> None:
+    def click(self, comm_id: str, action: str, **values: Any) -> None:
         """What a button of a panel sends."""
-        data = {"method": "custom", "content": {"t": "do", "id": 1, "do": action}}
+        data = {"method": "custom", "content": {"t": "do", "id": 1, "do": action, **values}}
         self.client.shell_channel.send(self.client.session.msg("comm_msg", {"comm_id": comm_id, "data": data}))
 
     def interrupt(self) -> None:
