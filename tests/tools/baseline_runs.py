@@ -30,14 +30,14 @@ ENOUGH_TO_CACHE = 2000  # rows from which prepared data is kept on disk
 BIG = 20_000  # rows from which a run begins before all are prepared
 
 
-def _finetune(root: Path, name: str, rows: Rows | None = None, **fields: Any) -> Any:
-    """A run of five steps that has ended (one of eight has not); no held-out rows, unless `fields` say otherwise."""
+def _finetune(root: Path, name: str, rows: Rows | None = None, *, wait: bool = True, **fields: Any) -> Any:
+    """A run of five steps, unless `fields` say otherwise, without held-out rows; with `wait` it has ended."""
     import nbtune
 
     body = {"steps": 5, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 2e-3, "device": "cpu", "seed": 1}
     body |= {"eval": {"split": 0}, "data": "var:rows", **fields}
     run = nbtune.finetune(body, name=name, rows={"rows": rows}, runs_dir=root / "runs")
-    return run if fields.get("steps") == 8 else run.wait()
+    return run.wait() if wait else run
 
 
 def losses(root: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _special_runs(root: Path) -> dict[str, Callable[[], Any]]:
     """Stopped and resumed, begun from another's weights, of several processes, mixed, weighed, measured, big."""
 
     def stopped() -> Any:
-        run = _finetune(root, "stopped", prompts(24), steps=8, packing=True, seed=2)
+        run = _finetune(root, "stopped", prompts(24), wait=False, steps=8, packing=True, seed=2)
         while run.alive and run.step < 2:
             time.sleep(0.01)
         run.stop(wait=True)
@@ -157,7 +157,10 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 def event_records(runs: Path) -> dict[str, Any]:
     """The types of the records in the runs' events.jsonl, each with its fields; and what files a run's folder has."""
+    import nbtune
+
     records: dict[str, set[str]] = {}
+    next(run for run in nbtune.runs(runs) if run.name == "start-from").export.adapter()  # which says so in its log
     for folder in sorted(runs.iterdir()):
         for line in _lines(folder):
             records.setdefault(line["type"], set()).update(line)
