@@ -27,6 +27,7 @@ _HOMES = {
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
     "runs": "nbtune.api",
+    "trust": "nbtune.store.allowing",
     "validate": "nbtune.api",
 }
 
@@ -44,6 +45,7 @@ __all__ = [
     "plan",
     "repeat",
     "runs",
+    "trust",
     "validate",
 ]
 
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from nbtune.api import Run, attach, finetune, form, inspect, plan, repeat, runs, validate
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
+    from nbtune.store.allowing import trust
 
 
 def __getattr__(name: str) -> Any:

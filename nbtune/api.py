@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nbtune.data.snapshots import copy_snapshot, refuse_links
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.events import Eval, Sample, Step
 from nbtune.export.exporter import Exporter
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, placing
-from nbtune.store import beginning
+from nbtune.store import allowing, beginning
 from nbtune.store import folder as run_folder
 from nbtune.store.files import as_train_error
 from nbtune.store.launch import launch
@@ -133,6 +134,7 @@ class Run(StoredRun):
             raise TrainError(f"the run `{self.name}` is at work", fix="stop it first: it is saved then")
         if {"data", "start_from"} & set(fields):
             raise SpecError("`go_on` trains on the rows of its run", fix=f"nbtune.finetune(…, start_from={self.id!r})")
+        allowing.check(self.folder, code=not fields.get("trust_remote_code"))
         own = self.spec if "method" in fields else spec_to_repeat(self.folder)  # another method, another rate
         spec, given = own.model_dump(mode="python", exclude_unset=True), dict(fields)
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
@@ -142,7 +144,7 @@ class Run(StoredRun):
         beginning.check(self.folder, asked)
 
         def fill(made: Path) -> None:
-            shutil.copytree(self.folder / "data", made / "data", dirs_exist_ok=True)
+            copy_snapshot(self.folder / "data", made / "data")
             beginning.take_along(self.folder, made)
 
         return _begin(self.folder.parent, name or self.name, asked, fill, detach=detach)
@@ -316,6 +318,8 @@ def _begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *
     made = run_folder.create(root, name, spec)
     try:
         fill(made)
+        if spec.trust_remote_code:  # this user says it, here and now: what resumes this run later may know
+            allowing.allow_code(made, spec)
     except (NbtuneError, OSError) as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, NbtuneError):
@@ -377,10 +381,13 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     root = run_folder.runs_root(runs_dir)
     old = run_folder.find(which, root)
     root = old.parent if runs_dir is None else root
+    allowing.check(old)
 
     def fill(made: Path) -> None:
-        for part in ("data", *(["start"] if (old / "start").exists() else [])):
-            shutil.copytree(old / part, made / part, dirs_exist_ok=True)
+        copy_snapshot(old / "data", made / "data")
+        if (old / "start").exists():
+            refuse_links(old / "start", old)
+            shutil.copytree(old / "start", made / "start", dirs_exist_ok=True)
 
     return _begin(root, name or run_folder.name_of(old)[0], spec_to_repeat(old), fill)
 

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -199,7 +200,6 @@ _TYPES: dict[str, type[Event]] = {
     kind.type: kind for kind in (State, Step, Eval, Sample, Check, Checkpoint, Warning, Export, Device)
 }
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
-_FLOATS = {kind: frozenset(f.name for f in dataclasses.fields(kind) if f.type == "float") for kind in _TYPES.values()}
 
 
 def to_line(event: Event) -> str:
@@ -222,16 +222,51 @@ def from_line(line: str | bytes) -> Event:
     Raises:
         ValueError: the line is not whole (a crash in the middle of a write) or not an event.
     """
-    body = json.loads(line)
+    try:
+        body = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(body, dict) or not isinstance(body.get("type"), str):
         raise ValueError(f"not an event: {line[:80]!r}")
     kind = _TYPES.get(body["type"])
-    if kind is None:
-        rest = {k: v for k, v in body.items() if k not in ("v", "type", "time")}
-        return Unknown(name=body["type"], time=float(body.get("time", 0.0)), fields=rest)
-    known, floats = _FIELDS[kind], _FLOATS[kind]
-    values = {k: float(v) if k in floats else v for k, v in body.items() if k in known}
     try:
-        return kind(**values)
-    except TypeError as error:  # a field that has no default is not there
+        if kind is None:
+            rest = {k: v for k, v in body.items() if k not in ("v", "type", "time")}
+            return Unknown(name=body["type"], time=float(body.get("time", 0.0)), fields=rest)
+        known, takes = _FIELDS[kind], _TAKES[kind]
+        return kind(**{k: takes[k](v) for k, v in body.items() if k in known})
+    except (TypeError, OverflowError, RecursionError) as error:  # a field is missing, or of another kind
         raise ValueError(f"not a whole event: {line[:80]!r}") from error
+
+
+def _only(kind: type) -> Callable[[Any], Any]:
+    def take(value: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return value
+
+    return take
+
+
+def _whole(value: Any) -> int:
+    """A number that machines count with; a float without a fraction is one."""
+    if type(value) not in (int, float) or abs(value) >= 2**63:
+        raise TypeError("not a number to count with")
+    return int(value)
+
+
+def _numbers(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise TypeError("not names with numbers")
+    return {name: one if type(one) in (float, bool) else _whole(one) for name, one in value.items()}
+
+
+_BY_TYPE: dict[str, Callable[[Any], Any]] = {
+    "float": float,
+    "int": _whole,
+    "str": _only(str),
+    "bool": _only(bool),
+    "dict[str, float]": _numbers,
+    "dict[str, int]": _numbers,
+}
+_TAKES = {kind: {f.name: _BY_TYPE[str(f.type)] for f in dataclasses.fields(kind)} for kind in _TYPES.values()}

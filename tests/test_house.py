@@ -23,8 +23,9 @@ KERNELS = REPO / "kernels" / "nbtune_kernels"
 
 # spec -> data -> models -> planner -> train -> store -> widgets / export: a room may import those before it.
 FLOORS = {"spec": 0, "data": 1, "models": 2, "planner": 3, "train": 4, "store": 5, "widgets": 6, "export": 6}
-# progress: where a run is, in a line, from its events; hub: where the Hub's files lie on this machine
-LEAVES = ("errors", "events", "device", "progress", "hub")
+# progress: where a run is, in a line, from its events; hub: where the Hub's files lie on this machine;
+# careful: files and texts that others may have written
+LEAVES = ("errors", "events", "device", "progress", "hub", "careful")
 DOORS = ("api", "doctor", "notebook", "cli", "__main__")  # what a user opens
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "plotly", "bitsandbytes", "triton", "accelerate")
 SCRIPTS = NBTUNE / "models" / "embedded"  # what built the embedded model
@@ -346,7 +347,7 @@ def test_rooms_use_each_other_by_public_names_only() -> None:
 
 
 def test_the_public_surface_of_nbtune() -> None:
-    names = ["attach", "finetune", "form", "inspect", "plan", "repeat", "runs", "validate"]
+    names = ["attach", "finetune", "form", "inspect", "plan", "repeat", "runs", "trust", "validate"]
     assert nbtune.__all__ == ["Plan", "Run", "RunSpec", "__version__", *names]
     assert set(nbtune.__all__) <= set(dir(nbtune))
     for name in nbtune.__all__:

@@ -10,8 +10,9 @@ import typer
 
 import nbtune
 from nbtune.cli.ending import done, until_begun, until_ended
-from nbtune.cli.output import following, request, result, run_facts, say, shown, table, watch_losses, work
-from nbtune.cli.spec_file import placed, spec_of, text_of
+from nbtune.cli.listing import list_runs, run_facts
+from nbtune.cli.output import following, request, result, say, shown, table, watch_losses, work
+from nbtune.cli.spec_file import placed, spec_of
 from nbtune.errors import SpecError
 from nbtune.events import ENDED
 
@@ -112,13 +113,29 @@ def validate(spec: SpecFile, set_: Set = None, as_json: Json = False) -> None:
 @app.command()
 def runs(runs: Runs = None, as_json: Json = False) -> None:
     """The runs that are there, newest first."""
-    found = nbtune.runs(runs)
-    if as_json:
-        for run in found:
-            result(run_facts(run), as_json=True, text="")
-        return
-    rows = [(run.name, run.id, run.state, f"{run.step}/{run.total_steps or '?'}", shown(run.folder)) for run in found]
-    print(table(("name", "id", "state", "step", "folder"), rows) if rows else "no runs yet")
+    list_runs(nbtune.runs(runs), as_json=as_json)
+
+
+@app.command()
+def trust(
+    run: Which,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Allow what a run's folder wants to run here: the functions of its data, its model's own code."""
+    from nbtune.store.allowing import questions
+
+    with request():
+        folder = nbtune.attach(run, runs).folder
+        asked = questions(folder)
+        for words in asked:
+            say(f"it wants {words}")
+        if asked and not yes and not (sys.stdin.isatty() and typer.confirm("Allow this, as yourself?", err=True)):
+            raise SpecError("nothing was allowed", fix="answer y, or give `--yes`")
+        nbtune.trust(folder)
+    text = "allowed for this folder" if asked else "there is nothing to allow: it runs nothing of its own"
+    result({"folder": shown(folder), "allowed": asked}, as_json=as_json, text=text)
 
 
 @app.command()
@@ -308,11 +325,11 @@ def data(
 ) -> None:
     """How rows are read, and which of their tokens are trained."""
     from nbtune.doctor import examine_rows
-    from nbtune.spec import from_mapping, from_yaml
+    from nbtune.spec import from_mapping
 
     with work(), request():
         body: dict[str, Any] = {"data": list(source), **({"model": model} if model else {})}
-        rows = examine_rows(from_yaml(text_of(spec), body, name=spec.name) if spec else from_mapping(body))
+        rows = examine_rows(spec_of(spec, None, body) if spec else from_mapping(body))
     if as_json:
         for row in rows.each():
             result(row, as_json=True, text="")

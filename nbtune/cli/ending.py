@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from nbtune.cli.output import following, result, run_facts, say
+from nbtune.cli.listing import run_facts
+from nbtune.cli.output import following, result, say
 from nbtune.events import ENDED
 
 __all__ = ["done", "until_begun", "until_ended"]

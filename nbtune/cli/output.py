@@ -12,11 +12,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nbtune.careful import harmless
 from nbtune.errors import DataError, NbtuneError, PlanError, SpecError
 from nbtune.progress import Progress
 from nbtune.widgets.table import as_text
 
-__all__ = ["WrongRequest", "explain", "following", "result", "run_facts", "say", "table", "watch_losses", "work"]
+__all__ = [
+    "WrongRequest",
+    "explain",
+    "following",
+    "request",
+    "result",
+    "say",
+    "shown",
+    "table",
+    "watch_losses",
+    "work",
+]
 
 _WRONG = (SpecError, DataError, PlanError)  # of the request; the others are of the work
 
@@ -60,12 +72,12 @@ def explain(error: BaseException, *, traceback: bool) -> int:
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(harmless(text), file=sys.stderr, flush=True)
 
 
 def result(body: Mapping[str, Any], *, as_json: bool, text: str) -> None:
     """One result: a JSON line, or a text for people."""
-    print(json.dumps(_plain(body), ensure_ascii=False, allow_nan=False) if as_json else text, flush=True)
+    print(harmless(json.dumps(_plain(body), ensure_ascii=False, allow_nan=False) if as_json else text), flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -80,33 +92,14 @@ def _plain(value: Any) -> Any:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows under column names, as wide as they need to be."""
-    return as_text(columns, [[str(cell) for cell in row] for row in rows])
-
-
-def run_facts(run: Any) -> dict[str, Any]:
-    """What `--json` says of a run."""
-    progress = Progress()
-    progress.add(run.events())
-    adapter = run.folder / "adapter"
-    return {
-        "name": run.name,
-        "id": run.id,
-        "state": run.state,
-        "step": run.step,
-        "total_steps": run.total_steps,
-        "first_loss": progress.first_loss,
-        "loss": progress.loss,
-        "eval_loss": progress.eval_loss,
-        "folder": shown(run.folder),
-        "adapter": shown(adapter) if adapter.is_dir() else None,
-    }
+    return as_text(columns, [[harmless(cell, line=True) for cell in row] for row in rows])
 
 
 def shown(path: Path) -> str:
     """A path as people write it from here."""
     with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+        path = path.relative_to(Path.cwd())
+    return harmless(path, line=True)
 
 
 def watch_losses(measured: Any) -> None:
@@ -170,10 +163,10 @@ class _Line:
 
     def show(self, text: str, progress: Progress) -> None:
         total = progress.total_steps or None
-        self._bar.update(self._task, description=text, completed=progress.step, total=total)
+        self._bar.update(self._task, description=harmless(text), completed=progress.step, total=total)
 
     def say(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
+        self._bar.console.print(harmless(text), markup=False, highlight=False)
 
     def close(self) -> None:
         self._bar.stop()

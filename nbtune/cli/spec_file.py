@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, from_yaml, parse_value, placing
+from nbtune.store.allowing import spec_to_run
 
 __all__ = ["placed", "spec_of", "text_of"]
 
 
-def spec_of(path: Path, set_: list[str] | None) -> RunSpec:
-    """The spec of a file, with what `--set` says."""
-    overrides = {}
+def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None = None) -> RunSpec:
+    """The spec of a file, with what `--set` says, and the fields of `body`.
+
+    Raises:
+        TrainError: it is a run folder's, and wants to run code of its model, which this user has not allowed there.
+    """
+    overrides = dict(body or {})
     for entry in set_ or []:
         key, equals, value = entry.partition("=")
         if not equals or not key:
             raise SpecError(f"`--set {entry}` has no value", fix="write `--set key=value`")
         overrides[key.strip()] = parse_value(value)
-    return from_yaml(text_of(path), overrides, name=path.name)
+    spec = from_yaml(text_of(path), overrides, name=path.name)
+    of_a_run = path.name == "spec.yaml" and (path.parent / "environment.json").exists()
+    if of_a_run and spec.trust_remote_code and "trust_remote_code" not in overrides:
+        spec_to_run(path.parent)  # anybody may have written it: it is not this user's word
+    return spec
 
 
 def placed(path: Path) -> AbstractContextManager[None]:

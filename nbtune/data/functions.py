@@ -1,24 +1,24 @@
 """Python functions that make rows of rows: found by name, kept with a run, and loaded from nowhere else.
 
-A function of the notebook is written into the run's folder with cloudpickle. Loading such a file runs code, so it is
-signed with a key that only this user's account has, and a folder that somebody else wrote is refused.
+A function of the notebook is written into the run's folder with cloudpickle, one of a module by its name. Loading
+either runs code, so the record is signed with a key that only this user's account has (`nbtune.data.snapshots`), and
+that of a folder which somebody else wrote counts only after this user has said so.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import importlib
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nbtune.data.cache_folder import cache_folder
+from nbtune.careful import harmless, open_file
+from nbtune.data import consent
 from nbtune.errors import DataError
 
-__all__ = ["Change", "ChangedRows", "find", "load", "save"]
+__all__ = ["Change", "ChangedRows", "find", "load", "not_allowed", "save", "was_signed"]
 
 Change = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 
@@ -81,7 +81,7 @@ def find(name: str, namespace: Mapping[str, Any]) -> Change:
         found = importlib.import_module(module)
         for part in inner.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise DataError(f"`{name}` cannot be imported: {error}", place="data", fix="check its name") from error
     if not callable(found):
         raise DataError(f"`{name}` is no function", place="data", fix="name a function")
@@ -111,57 +111,54 @@ def save(change: Change, name: str, stem: Path) -> dict[str, str]:
     temporary = path.with_name(path.name + ".new")
     temporary.write_bytes(body)
     os.replace(temporary, path)
-    return {"path": path.name, "sha256": hashlib.sha256(body).hexdigest(), "signature": _signature(body)}
+    return {"path": path.name, "sha256": hashlib.sha256(body).hexdigest()}
 
 
-def load(record: Mapping[str, str], folder: Path) -> Change:
+def load(record: Mapping[str, str], folder: Path, *, allowed: bool) -> Change:
     """The function of a record.
 
+    Args:
+        record: as `save` made it.
+        folder: where it lies.
+        allowed: this user wrote the record here, or has said that it may run.
+
     Raises:
-        DataError: it is gone, has changed, or was not written by this user here.
+        DataError: it is gone, has changed, or may not run.
     """
     if "import" in record:
+        if not allowed:
+            raise not_allowed(f"the function `{record['import']}`", folder)
         return find(record["import"], {})
-    place = record["path"]
-    try:
-        body = (folder / place).read_bytes()
-    except OSError as error:
-        raise DataError("the function of the rows is gone", place=place, fix="start the run anew") from error
-    if not hmac.compare_digest(_signature(body), record.get("signature", "")):
-        raise DataError(
-            "the function of the rows was not written here by you, and loading it would run somebody's code",
-            place=place,
-            fix="start the run anew with a function of your own, or use `module:function`",
-        )
+    body = _body(record, folder)
+    if not allowed or hashlib.sha256(body).hexdigest() != record.get("sha256"):
+        raise not_allowed("a pickled function (any code)", folder)
     import pickle
 
-    # it is signed: this user wrote it, here
+    # this user wrote it here, or has said that it may run
     return pickle.loads(body)  # type: ignore[no-any-return]
 
 
-def _signature(body: bytes) -> str:
-    return hmac.new(_key(), body, hashlib.sha256).hexdigest()
+def was_signed(record: Mapping[str, str], folder: Path) -> bool:
+    """Whether an older nbtune of this user has signed the pickle of a record."""
+    try:
+        return "signature" in record and consent.signed_body(_body(record, folder), record["signature"])
+    except DataError:
+        return False
 
 
-def _key() -> bytes:
-    """This user's key, made when it is first needed."""
-    path = cache_folder() / "functions.key"
+def _body(record: Mapping[str, str], folder: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError:
-        pass
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
+        with open_file(folder / record["path"]) as file:
+            return file.read()
     except OSError as error:
-        raise DataError(
-            f"there is no place for a key to sign functions with: {error}",
-            place=str(path.parent.name),
-            fix="set NBTUNE_CACHE to a folder that can be written, or use `module:function`",
-        ) from error
-    with os.fdopen(fd, "wb") as handle:
-        key = secrets.token_bytes(32)
-        handle.write(key)
-    return key
+        raise DataError("the function of the rows is gone", place=record["path"], fix="start the run anew") from error
+
+
+def not_allowed(what: str, folder: Path) -> DataError:
+    """That something of a folder's data was not written here by this user, and how to allow it."""
+    run = harmless(folder.parent.name, line=True)
+    return DataError(
+        f"its rows want {what}, which was not written here by you: it would run, or read, what somebody chose",
+        place=f"{run}/{folder.name}/sources.json",
+        fix=f"if you trust it: `nbtune trust {run}` in a shell, or `nbtune.trust({run!r})` in Python",
+    )

@@ -2,6 +2,9 @@
 
 Rows of variables are written (`<name>.jsonl`, or `.parquet` for frames); files are recorded by path, relative to the
 folder, with their content's hash, and a changed file is noticed; datasets of the Hub by id and revision.
+
+An entry that runs a function, or reads what lies outside of the folder, is signed as a whole: what is run, on which
+rows, in which role. One that this user has not signed here counts after a consent (`nbtune.data.consent`).
 """
 
 from __future__ import annotations
@@ -10,20 +13,22 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nbtune.data import functions
+from nbtune import careful
+from nbtune.data import consent, functions
 from nbtune.data.files import read_files
 from nbtune.data.lines import to_json
 from nbtune.data.sources import ArrowRows, Rows, Source, is_rows, rows_of
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["changed_rows", "open_snapshot", "reopen", "snapshot"]
+__all__ = ["allow", "changed_rows", "copy_snapshot", "open_snapshot", "questions", "refuse_links", "reopen", "snapshot"]
 
 _INDEX = "sources.json"
 
@@ -60,6 +65,8 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
         if source.change is not None:
             name = source.spec.function or "function"
             entry["function"] = functions.save(source.change, name, folder / f"function-{len(entries)}")
+        if _reaches(entry, folder):
+            entry["signature"] = consent.signature_of(_meaning(entry))
         entries.append(entry)
     temporary = folder / f"{_INDEX}.new"
     temporary.write_text(json.dumps({"version": 1, "sources": entries}, indent=1), encoding="utf-8")
@@ -77,11 +84,115 @@ def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
         DataError: there is no snapshot, or a file is missing or has changed since.
     """
     folder = Path(folder)
+    return [_checked(entry, folder, verify) for entry in _entries(folder)]
+
+
+def questions(folder: Path) -> list[str]:
+    """What the data of a run's folder would run or read beyond it, and this user has not allowed yet, in words."""
+    return [_said(entry, folder) for entry in _entries(folder) if not _allowed(entry, folder)]
+
+
+def allow(folder: Path) -> None:
+    """This user allows what `questions` says, in this folder.
+
+    Raises:
+        DataError: there is no data, or the cache cannot be written.
+    """
+    for entry in _entries(folder):
+        if not _allowed(entry, folder):
+            consent.remember(folder, _meaning(entry), _said(entry, folder))
+
+
+def copy_snapshot(old: Path, new: Path) -> None:
+    """Copies a run's data into another run's folder, with what this user has allowed of it.
+
+    Raises:
+        DataError: something of it is not allowed, or a link in it leads out of the run's folder.
+    """
+    entries = _entries(old)
+    for entry in entries:
+        if not _allowed(entry, old):
+            raise functions.not_allowed(_said(entry, old), old)
+    refuse_links(old, old.parent)
+    shutil.copytree(old, new, dirs_exist_ok=True)
+    for entry in entries:
+        if not _allowed(entry, new):
+            consent.remember(new, _meaning(entry), _said(entry, new))
+
+
+def refuse_links(folder: Path, root: Path) -> None:
+    """Raises a `DataError` that names a link in `folder` (or the folder itself) that leads out of `root`."""
+    real = root.resolve()
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_symlink() and not path.resolve().is_relative_to(real):
+            raise DataError(
+                "a link leads out of the run's folder, and is not followed",
+                place=careful.harmless(path.relative_to(root.parent), line=True),
+                fix="put the file itself there, if it is yours",
+            )
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
     try:
-        entries = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["sources"]
-    except (OSError, ValueError, KeyError) as error:
+        entries = careful.load(folder / _INDEX).get("sources")
+    except FileNotFoundError as error:
         raise DataError("there is no snapshot of the data here", place=str(folder), fix="start the run anew") from error
-    return [_open(entry, folder, verify) for entry in entries]
+    except careful.BadFile as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise _damaged(folder, "it names no sources")
+    return entries
+
+
+def _damaged(folder: Path, why: str) -> DataError:
+    place = careful.harmless(f"{folder.parent.name}/{folder.name}/{_INDEX}", line=True)
+    return DataError(f"the record of the data is damaged: {why}", place=place, fix="start the run anew")
+
+
+def _checked(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
+    try:
+        return _open(entry, folder, verify)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # what is not as nbtune writes it
+        raise _damaged(folder, f"{type(error).__name__} in an entry") from error
+
+
+def _meaning(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a signature is of: everything that says what is run or read, on which rows, and as what."""
+    return {key: value for key, value in entry.items() if key != "signature"}
+
+
+def _allowed(entry: Mapping[str, Any], folder: Path) -> bool:
+    """Whether it stays in the folder and runs nothing, or this user has signed it here, or allowed it."""
+    if not _reaches(entry, folder):
+        return True
+    meaning = _meaning(entry)
+    if consent.is_signed(meaning, entry.get("signature")) or consent.is_remembered(folder, meaning):
+        return True
+    record = entry.get("function") or {}  # an older nbtune signed a pickle alone
+    return len(_reaches(entry, folder)) == 1 and "path" in record and functions.was_signed(record, folder)
+
+
+def _reaches(entry: Mapping[str, Any], folder: Path) -> list[str]:
+    """What an entry runs, and what it reads outside of the folder, in words; nothing of nbtune's sets and the Hub's."""
+    found, record = [], entry.get("function")
+    if record is not None:
+        found.append(f"the function `{record['import']}`" if "import" in record else "a pickled function (any code)")
+    files = [file["path"] for file in entry.get("files") or ()]
+    found += [f"the file {path}" for path in files if _is_outside(path, folder) or path.endswith(".arrow")]
+    if not files and entry.get("kind") not in ("hub", "set"):
+        found.append(f"what lies at {entry['spec']['source']}")
+    if entry.get("kind") == "set" and not str(entry["spec"]["source"]).startswith("nbtune/"):
+        found.append(f"what lies at {entry['spec']['source']}")
+    return [careful.harmless(words, line=True) for words in found]
+
+
+def _is_outside(path: str, folder: Path) -> bool:
+    """Whether a file lies, or a link leads, out of the folder."""
+    return not (folder / path).resolve().is_relative_to(folder.resolve())
+
+
+def _said(entry: Mapping[str, Any], folder: Path) -> str:
+    return " and ".join(_reaches(entry, folder))
 
 
 def changed_rows(folder: Path | str, variables: Mapping[str, Any]) -> list[str]:
@@ -91,8 +202,8 @@ def changed_rows(folder: Path | str, variables: Mapping[str, Any]) -> list[str]:
     """
     folder = Path(folder)
     try:
-        entries = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["sources"]
-    except (OSError, ValueError, KeyError):
+        entries = _entries(folder)
+    except DataError:
         return []
     return sorted({name for entry in entries if (name := _changed_name(entry, variables))})
 
@@ -111,26 +222,25 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
     from nbtune.data.resolving import resolve
 
     spec, role = SourceSpec.model_validate(entry["spec"]), entry.get("role", "train")
+    allowed, record = _allowed(entry, folder), entry.get("function")
+    change = None if record is None else functions.load(record, folder, allowed=allowed)
+    if not allowed:
+        raise functions.not_allowed(_said(entry, folder), folder)
+    more: dict[str, Any] = {} if record is None else {"change": change, "change_digest": record["sha256"]}
     if entry["kind"] in ("hub", "set") or not entry.get("files"):
         prefix = "hub:" if entry["kind"] == "hub" and not spec.source.startswith("hub:") else ""
         plain = spec.model_copy(update={"source": prefix + spec.source, "function": None})
         found = resolve([plain], base_dir=folder)[0]
-        return _with_function(Source(entry["name"], entry["kind"], spec, found.load, role=role), entry, folder)
+        return Source(entry["name"], entry["kind"], spec, found.load, role=role, **more)
     files = [folder / record["path"] for record in entry["files"]]
     for file, record in zip(files, entry["files"], strict=True):
         if not file.exists():
             raise DataError("the file is gone", place=record["path"], fix="put it back, or start the run anew")
-        if verify and not _untouched(file, record) and _hash(file) != record["sha256"]:
+        quick = _untouched(file, record) and (change is None or _is_outside(record["path"], folder))
+        if verify and not quick and _hash(file) != record["sha256"]:
             raise DataError("the file has changed since the run began", place=record["path"], fix="start a new run")
     digests = tuple(record["sha256"] for record in entry["files"])
-    return _with_function(reopen(entry["name"], entry["kind"], role, spec, files, digests), entry, folder)
-
-
-def _with_function(source: Source, entry: Mapping[str, Any], folder: Path) -> Source:
-    record = entry.get("function")
-    if record is None:
-        return source
-    return replace(source, change=functions.load(record, folder), change_digest=record["sha256"])
+    return replace(reopen(entry["name"], entry["kind"], role, spec, files, digests), **more)
 
 
 def reopen(
@@ -163,7 +273,7 @@ def _untouched(file: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _hash(file: Path) -> str:
-    with file.open("rb") as handle:
+    with careful.open_file(file) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

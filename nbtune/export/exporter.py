@@ -41,10 +41,12 @@ class Exporter:
             TrainError: nothing was trained yet.
         """
         from .. import models
+        from .files import refuse_links
         from .source import ExportSource
 
         run, spec = self._run, self._run.spec
         adapter = run.folder / "adapter"
+        refuse_links(run.folder, ("adapter", "checkpoints", "data", "tokenizer"))
         if not adapter.is_dir():
             raise TrainError(
                 f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"
@@ -181,7 +183,12 @@ class Exporter:
         return prove_run(files, source, self._run.folder, prompts=prompts, must=bool(verify), told=told)
 
     def _out(self, out: str | Path | None, name: str = "") -> Path:
-        return Path(out).expanduser() if out is not None else self._run.folder / "exports" / name
+        from .files import refuse_links
+
+        if out is not None:
+            return Path(out).expanduser()
+        refuse_links(self._run.folder, ("exports",))
+        return self._run.folder / "exports" / name
 
     @contextmanager
     def _said(self, kind: str, progress: Progress | None = None, path: str = "") -> Iterator[_Said]:

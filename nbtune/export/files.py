@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..careful import harmless
 from ..errors import ExportError
 
-__all__ = ["atomic_file", "atomic_folder", "check_space", "folder_bytes", "gigabytes"]
+__all__ = ["atomic_file", "atomic_folder", "check_space", "folder_bytes", "gigabytes", "refuse_links"]
 
 _PART = re.compile(r"^\.(?P<name>.+)\.part-(?P<pid>\d+)-[0-9a-f]{8}$")
 _MARGIN = 16 << 20  # the file system's own tables
@@ -22,6 +23,36 @@ _MARGIN = 16 << 20  # the file system's own tables
 def gigabytes(count: int) -> str:
     """A number of bytes for people: ``"4.61 GB"``, ``"12 MB"``."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{max(count, 1) / 1e6:.3g} MB"
+
+
+def refuse_links(folder: Path, parts: Sequence[str]) -> None:
+    """Follow no link out of a run's folder: what it leads to is somebody's own, and would be copied or uploaded.
+
+    Args:
+        folder: the run's.
+        parts: the folders in it that are looked through; ``""`` is all of it.
+
+    Raises:
+        ExportError: names the link.
+    """
+    root = folder.resolve()
+    for part in parts:
+        for path in _links(folder / part):
+            if not path.resolve().is_relative_to(root):
+                raise ExportError(
+                    "this link leads out of the run's folder, and is not followed",
+                    place=harmless(path.relative_to(folder.parent), line=True),
+                    fix="put the file itself there if it is yours, or give another place with out=.",
+                )
+
+
+def _links(top: Path) -> Iterator[Path]:
+    """Every link at or below a folder; none is entered."""
+    if top.is_symlink():
+        yield top
+        return
+    for folder, folders, files in os.walk(top, followlinks=False):
+        yield from (path for name in (*folders, *files) if (path := Path(folder) / name).is_symlink())
 
 
 def folder_bytes(folder: Path) -> int:

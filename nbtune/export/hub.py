@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from ..careful import harmless
 from ..errors import HubError
 from .files import folder_bytes, gigabytes
 from .source import Progress
@@ -90,9 +91,15 @@ def _files(folder: Path) -> list[tuple[str, str, int]]:
     """(name in the repository, path, bytes) of each file."""
     if not folder.is_dir():
         raise HubError("the folder is not there", place=str(folder), fix="export first, then push what was made.")
-    found = []
+    found, root = [], folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
+        if not path.resolve().is_relative_to(root):
+            raise HubError(
+                "this link leads out of the folder, and is not followed",
+                place=harmless(name, line=True),
+                fix="put the file itself there, and push again.",
+            )
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             found.append((name.as_posix(), str(path), path.stat().st_size))
     if not found:

@@ -54,9 +54,9 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
     """
     from .. import data, models
     from ..data.judged import kind_of
-    from ..store.folder import read_spec
+    from ..store.allowing import spec_to_run
 
-    spec = read_spec(folder)
+    spec = spec_to_run(folder)
     tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
     found = data.prepare(
         data.open_snapshot(folder / "data"),

@@ -17,6 +17,7 @@ import torch
 
 from ..data.ends import end_ids
 from ..errors import ExportError
+from .adapter_file import AdapterFile
 from .gguf.vocabulary import load_tokenizer
 from .measured import Quality
 from .merge import rounded
@@ -37,8 +38,14 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
     from transformers import AutoModelForCausalLM
 
     on_cpu = torch.device(device).type == "cpu"
+    if source.adapter is not None:
+        AdapterFile(source.adapter)  # refuses what makes peft import a module that the adapter names
     model = AutoModelForCausalLM.from_pretrained(
-        str(source.base), dtype=torch.float32 if on_cpu else "auto", local_files_only=True
+        str(source.base),
+        dtype=torch.float32 if on_cpu else "auto",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     if source.base_quant:
         _round_linears(model, source.base_quant)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..careful import BadFile, load
 from ..errors import ExportError
 from ..store.files import from_here
 from .measured import Quality
@@ -100,16 +100,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ExportError: it is not there, or not whole.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        return load(path)
     except FileNotFoundError:
         raise ExportError("the file is not there", place=str(path), fix="see that the folder is whole.") from None
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"the file cannot be read ({error})", place=str(path), fix="fetch or save it again."
-        ) from None
-    if not isinstance(body, dict):
-        raise ExportError("the file does not hold a JSON object", place=str(path), fix="fetch or save it again.")
-    return body
+    except BadFile as error:
+        raise ExportError(f"the file cannot be used: {error}", place=str(path), fix="fetch or save it again.") from None
 
 
 def safe_name(name: str) -> str:

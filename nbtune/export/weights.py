@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..careful import harmless
 from ..errors import ExportError
 from .source import read_json
 
@@ -33,6 +34,25 @@ _DTYPES = {
     "I32": torch.int32,
     "U8": torch.uint8,
 }
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names: in its own folder, and nowhere else.
+
+    Raises:
+        ExportError: it names none, or one of another folder.
+    """
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise ExportError("it names no files of weights", place=str(index), fix="fetch the model again.")
+    for file in where.values():
+        if Path(file).name != file or "\\" in file or file in ("", ".", ".."):
+            raise ExportError(
+                f"it names {harmless(file[:200], line=True)!r}, which lies outside of its folder, and is not followed",
+                place=str(index),
+                fix="put the file beside it, and name it so.",
+            )
+    return sorted(set(where.values()))
 
 
 class Weights:
@@ -55,7 +75,7 @@ class Weights:
         self._raw: dict[str, _RawFile] = {}
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
-            files = sorted(set(read_json(index)["weight_map"].values()))
+            files = _shards(index)
         elif (folder / f"{stem}.safetensors").is_file():
             files = [f"{stem}.safetensors"]
         else:

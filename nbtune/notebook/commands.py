@@ -108,6 +108,11 @@ def _losses(to: Parser) -> None:
     to.add_argument("--again", action="store_true", help="measure also what is measured already")
 
 
+def _trust(to: Parser) -> None:
+    _run_flag(to)
+    to.add_argument("--yes", action="store_true", help="allow it; unset: only say what it wants")
+
+
 def _data(to: Parser) -> None:
     to.add_argument("source", nargs="+", metavar="SOURCE", help="a variable of the notebook, a file, a Hub id")
     to.add_argument("--model", metavar="MODEL", default="nbtune/tiny", help="whose tokenizer and template")
@@ -131,6 +136,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command("losses of runs on one chart", "nbtune.widgets.compare([RUN, …])", _compare),
     "plan": Command("what a run would cost; the flags of %%finetune", "nbtune.plan(SPEC)", None, takes_run=False),
     "script": Command("the run as a Python script, in a new cell", "nbtune.attach(RUN).script()", _script),
+    "trust": Command("allow what a run's folder wants to run here", "nbtune.trust(RUN)", _trust),
     "data": Command(
         "how rows are read and what is trained", "nbtune.doctor.examine_rows(SPEC)", _data, takes_run=False
     ),

@@ -10,6 +10,7 @@ from IPython.display import display
 from traitlets import Enum, Float, Unicode
 
 import nbtune
+from nbtune.careful import harmless
 from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
 from nbtune.notebook import commands, flags, front
@@ -229,6 +230,17 @@ class NbtuneMagics(Magics):
             f"The next cell trains {run.name} again, or what you make of its spec: same rows, same losses. As files: "
             f"`%nbtune script {run.name} --out .` (a script, and YAML for `%%finetune` or `nbtune train`)."
         )
+
+    def _trust(self, args: Any) -> None:
+        from nbtune.store.allowing import allow, questions
+
+        folder = self._run(args).folder
+        asked = "".join(f"\nit wants {words}" for words in questions(folder))
+        if asked and args.yes:
+            allow(folder)
+        name = harmless(folder.name, line=True)
+        what = "Allowed for this folder." if args.yes else f"`%nbtune trust {name} --yes` allows it, as yourself."
+        say(f"{what}{asked}" if asked else "There is nothing to allow: it runs nothing of its own.")
 
     def _data(self, args: Any) -> None:
         spec = from_mapping({"data": args.source, "model": args.model}, name="the line")

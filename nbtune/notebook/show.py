@@ -8,8 +8,10 @@ from typing import Any
 
 from IPython.display import display
 
+from nbtune.careful import harmless
 from nbtune.progress import Progress
 from nbtune.store.files import from_here
+from nbtune.store.run import readable
 from nbtune.widgets.table import as_html, as_text
 
 __all__ = ["Note", "Table", "losses_table", "runs_table", "say", "show_plan"]
@@ -61,13 +63,20 @@ def runs_table(runs: Iterable[Any]) -> Table:
     """Name, state, step and folder of each run."""
     rows = []
     for run in runs:
-        state, steps = run.state, f"{run.step:,}/{run.total_steps:,}" if run.total_steps else ""
-        rows.append((run.name, run.id, state, steps, from_here(run.folder), _next_command(run, state)))
+        facts, trouble = readable(run, _facts)
+        name, where = harmless(run.name, line=True), harmless(from_here(run.folder), line=True)
+        state, steps, command = ("cannot be read", "", trouble) if trouble else facts
+        rows.append((name, run.id, state, steps, where, command))
     return Table(
         ("name", "id", "state", "step", "folder", "next"),
         rows,
         empty="No runs yet: `%finetune` shows how to start one.",
     )
+
+
+def _facts(run: Any) -> tuple[str, str, str]:
+    state, steps = run.state, f"{run.step:,}/{run.total_steps:,}" if run.total_steps else ""
+    return state, steps, _next_command(run, state)
 
 
 def _next_command(run: Any, state: str) -> str:

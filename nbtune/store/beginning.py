@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.data import changed_rows
+from nbtune.data.snapshots import refuse_links
 from nbtune.errors import SpecError, TrainError
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
@@ -52,6 +53,7 @@ def take_along(old: Path, folder: Path) -> None:
     """Copies what the run in `old` has learnt into a new run's folder, which then needs the other no more."""
     last = checkpoints.latest(old)
     assert last is not None
+    refuse_links(last, old)
     (folder / "start").mkdir(exist_ok=True)
     shutil.copyfile(last / checkpoints.WEIGHTS, folder / "start" / checkpoints.WEIGHTS)
 

@@ -30,19 +30,30 @@ if TYPE_CHECKING:
 
 __all__ = ["WEIGHTS", "go_back", "latest", "load", "load_weights", "put_back", "save", "steps", "weights_of"]
 
+_STEP = re.compile(r"step-(\d{1,18})")
 WEIGHTS = "trainable.safetensors"  # of a checkpoint
 
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run folder; a half-written one is never taken."""
-    whole = [path for path in sorted((folder / "checkpoints").glob("step-*")) if (path / "progress.json").exists()]
-    return whole[-1] if whole else None
+    whole = _whole(folder)
+    return whole[max(whole)] if whole else None
 
 
 def steps(folder: Path) -> list[int]:
     """The steps of the whole checkpoints of a run folder, in order."""
-    whole = (path for path in (folder / "checkpoints").glob("step-*") if (path / "progress.json").exists())
-    return sorted(int(path.name.removeprefix("step-")) for path in whole)
+    return sorted(_whole(folder))
+
+
+def _whole(folder: Path) -> dict[int, Path]:
+    """The whole checkpoints by their steps."""
+    return {step: path for step, path in _all(folder).items() if (path / "progress.json").exists()}
+
+
+def _all(folder: Path) -> dict[int, Path]:
+    """The checkpoints by their steps; what is called otherwise is none."""
+    found = ((_STEP.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("step-*"))
+    return {int(match[1]): path for match, path in found if match}
 
 
 @contextmanager
@@ -84,7 +95,7 @@ def go_back(folder: Path, step: int) -> None:
     Raises:
         TrainError: there is none of that step.
     """
-    there = {int(path.name.removeprefix("step-")): path for path in (folder / "checkpoints").glob("step-*")}
+    there = _all(folder)
     if step not in there:
         raise TrainError(
             f"there is no checkpoint of step {step}",
@@ -120,7 +131,7 @@ def save(
             _write_ends(built, fresh)
     except OSError as error:
         raise as_train_error(error, "the checkpoint could not be written", place=folder.name) from error
-    for old in sorted((folder / "checkpoints").glob("step-*"))[:-keep]:
+    for _, old in sorted(_all(folder).items())[:-keep]:
         with suppress(OSError):
             discard(old)
     size = sum(file.stat().st_size for file in target.iterdir())
@@ -244,5 +255,9 @@ def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Pro
     load_weights(checkpoint, built.model)
     stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     body = read_json(checkpoint / "progress.json") or {}
-    body["best_eval"] = math.inf if body.get("best_eval") is None else body["best_eval"]
-    return Progress(**{k: v for k, v in body.items() if k in Progress.__dataclass_fields__})
+    known = {key: value for key, value in body.items() if key in Progress.__dataclass_fields__ and value is not None}
+    if any(type(value) not in (int, float) for value in known.values()) or type(known.get("step")) is not int:
+        raise TrainError(
+            "progress.json holds no progress", place=checkpoint.name, fix="resume from an earlier step: `step=`"
+        )
+    return Progress(**known)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from nbtune.careful import parse
 from nbtune.errors import TrainError
 from nbtune.store.files import as_train_error, read_json, write_json
 from nbtune.train.control import Wishes
@@ -19,6 +21,12 @@ __all__ = ["Asked", "FileControl", "answer_requests", "ask", "wish"]
 
 _LOOK_EVERY = 0.05  # seconds between looks at the disk
 _WRITING = threading.Lock()
+_FITS: dict[str, Callable[[Any], bool]] = {  # anybody may have written the file: what is no such wish is none
+    "mode": lambda value: value in get_args(get_type_hints(Wishes)["mode"]),
+    "checkpoint": lambda value: type(value) is int,
+    "sample": lambda value: type(value) is int,
+    "learning_rate": lambda value: value is None or (type(value) is float and 0 < value < math.inf),
+}
 
 
 def wish(folder: Path, **changes: Any) -> None:
@@ -40,7 +48,7 @@ def wish(folder: Path, **changes: Any) -> None:
 
 def _read(path: Path) -> Wishes:
     body = read_json(path) or {}
-    return Wishes(**{k: v for k, v in body.items() if k in Wishes.__dataclass_fields__})
+    return Wishes(**{key: value for key, value in body.items() if key in _FITS and _FITS[key](value)})
 
 
 class FileControl:
@@ -141,7 +149,7 @@ class _Heard:
             return []
         whole = text[: text.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [parse(line) for line in whole.splitlines()]
 
 
 class Asked:

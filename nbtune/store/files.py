@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nbtune.careful import BadFile, load
 from nbtune.errors import TrainError
 
 __all__ = [
@@ -59,11 +60,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> Any | None:
-    """The JSON of a file, or None if it is not there or not whole."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if it is not there, not whole, or else (see `nbtune.careful.load`)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return load(path)
+    except (FileNotFoundError, BadFile):
         return None
 
 

@@ -17,14 +17,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nbtune.errors import SpecError, TrainError
+from nbtune.careful import BadFile, harmless, load, number, open_file
+from nbtune.errors import NbtuneError, SpecError, TrainError
+from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
-from nbtune.store.files import read_json, write_json, write_text
+from nbtune.store.files import write_json, write_text
 
-__all__ = ["all_folders", "create", "find", "name_of", "read_spec", "refuse_newer", "runs_root"]
+__all__ = [
+    "all_folders",
+    "code_subject",
+    "create",
+    "find",
+    "is_newer",
+    "name_of",
+    "plan_of",
+    "read_spec",
+    "refuse_newer",
+    "runs_root",
+    "trouble",
+    "written_spec",
+]
 
 VERSION = 1
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FOLDER = re.compile(r".+-[0-9a-f]{6}")
+_FAR = 2.0**40  # seconds: a folder that says it was made later would be the newest for ever
+_DAMAGED = "put the file back from a copy, or move the folder away"
 _PACKAGES = ("nbtune", "torch", "transformers", "peft", "datasets", "triton", "bitsandbytes", "tokenizers", "numpy")
 _TRAIN_PY = '''"""Trains this run again: same spec, same rows, same losses. Needs nothing but this folder and nbtune."""
 
@@ -50,7 +68,7 @@ def create(root: Path, name: str, spec: RunSpec) -> Path:
         SpecError: the name cannot be a folder's.
         TrainError: the folder cannot be written.
     """
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise SpecError(f"{name!r} cannot be a run's name", fix="use letters, digits, '.', '_' and '-', at most 64")
     folder = root / f"{name}-{secrets.token_hex(3)}"
     # later than every run that is there, also after the clock was set back: the newest run of a name is this one
@@ -87,22 +105,113 @@ def _environment() -> dict[str, Any]:
 
 
 def read_spec(folder: Path) -> RunSpec:
-    """The spec of a run folder.
+    """The spec of a run folder; `trust_remote_code` is False in it as long as this user has not said it here.
+
+    Whoever loads the model asks `nbtune.store.allowing.spec_to_run` instead, which says so.
 
     Raises:
         TrainError: the folder is of a newer nbtune, or is no run's.
     """
+    spec = written_spec(folder)
+    if not spec.trust_remote_code:
+        return spec
+    from nbtune.data import consent
+
+    return spec.model_copy(
+        update={"trust_remote_code": consent.is_remembered(folder, code_subject(spec.model))},
+    )
+
+
+def code_subject(model: str, code: str = "") -> dict[str, str]:
+    """What a consent to a model's own Python code is about; with `code`: to this code and no other."""
+    return {"trust_remote_code": model, **({"code": code} if code else {})}
+
+
+def written_spec(folder: Path) -> RunSpec:
+    """The spec as it stands in the folder, whoever wrote it: to be shown, never to load a model by.
+
+    Raises:
+        TrainError: as `read_spec`.
+    """
     refuse_newer(folder)
+    shown = harmless(folder.name, line=True)
     try:
-        return from_yaml((folder / "spec.yaml").read_text(encoding="utf-8"), name=f"{folder.name}/spec.yaml")
-    except OSError as error:
-        raise TrainError(f"{folder.name} is no run folder: it has no spec.yaml", fix="see `nbtune runs`") from error
+        with open_file(folder / "spec.yaml") as file:
+            text = file.read().decode("utf-8")
+        return from_yaml(text, name=f"{shown}/spec.yaml")
+    except NbtuneError:
+        raise
+    except FileNotFoundError as error:
+        raise TrainError(f"{shown} is no run folder: it has no spec.yaml", fix="see `nbtune runs`") from error
+    except Exception as error:  # a file that anybody may have written makes a YAML reader raise anything
+        why = f"{type(error).__name__}: {harmless(str(error)[:120], line=True)}"
+        raise TrainError(f"the spec cannot be read ({why})", place=f"{shown}/spec.yaml", fix=_DAMAGED) from error
 
 
 def refuse_newer(folder: Path) -> None:
     """Raises a `TrainError` for the folder of a newer nbtune: nothing in it may be misread, or written over."""
-    if (read_json(folder / "environment.json") or {}).get("version", VERSION) > VERSION:
-        raise TrainError("this run was made by a newer nbtune", place=folder.name, fix="upgrade nbtune to open it")
+    if is_newer(folder):
+        raise TrainError(
+            "this run was made by a newer nbtune",
+            place=harmless(folder.name, line=True),
+            fix="upgrade nbtune to open it",
+        )
+
+
+def plan_of(body: dict[str, Any], folder: Path) -> Plan:
+    """The plan in a run's folder.
+
+    Raises:
+        TrainError: it is none.
+    """
+    try:
+        return Plan.model_validate(body)
+    except ValueError as error:
+        why = harmless(" ".join(str(error).splitlines()[1:3])[:120], line=True)
+        fix = "put the file back from a copy, or move it away: it is planned anew"
+        raise TrainError(
+            f"plan.json: it is no plan ({why})", place=harmless(folder.name, line=True), fix=fix
+        ) from error
+
+
+def is_newer(folder: Path) -> bool:
+    """Whether a newer nbtune made it."""
+    try:
+        return number(load(folder / "environment.json"), "version", VERSION) > VERSION
+    except (FileNotFoundError, BadFile):
+        return False
+
+
+def trouble(folder: Path) -> str:
+    """What is wrong with a run's folder, in a sentence that names the file; nothing where a list can show it."""
+    for name in ("environment.json", "plan.json", "control.json"):
+        try:
+            _look_at(name, load(folder / name))
+        except FileNotFoundError:
+            continue
+        except BadFile as error:
+            return f"{name}: {error}"
+    for name in ("spec.yaml", "events.jsonl"):
+        try:
+            with open_file(folder / name) as file:
+                head = file.read(4096)
+        except FileNotFoundError:
+            if name == "spec.yaml":
+                return "it has vanished"
+            continue
+        except OSError as error:
+            return f"{name}: it cannot be read ({error.strerror or error})"
+        if name == "events.jsonl" and head and not head.startswith(b"{"):
+            return f"{name}: it does not begin with an event"
+        if b"\0" in head:
+            return f"{name}: it is no text"
+    return ""
+
+
+def _look_at(name: str, body: dict[str, Any]) -> None:
+    numbers = {"environment.json": ("created", "version"), "plan.json": ("total_steps",)}
+    for key in numbers.get(name, ()):
+        number(body, key, 0)
 
 
 def name_of(folder: Path) -> tuple[str, str]:
@@ -113,14 +222,26 @@ def name_of(folder: Path) -> tuple[str, str]:
 
 def all_folders(root: Path) -> list[Path]:
     """The run folders under a root, newest first."""
-    if not root.is_dir():
+    try:
+        folders = [path for path in root.iterdir() if _is_run(path)]
+    except OSError:  # it has vanished meanwhile, or may not be read
         return []
-    folders = [path for path in root.iterdir() if (path / "spec.yaml").is_file()]
     return sorted(folders, key=_created, reverse=True)
 
 
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "spec.yaml").is_file()
+    except OSError:  # a folder that may not be entered is named, if it looks like a run's
+        return _FOLDER.fullmatch(path.name) is not None
+
+
 def _created(folder: Path) -> float:
-    return float((read_json(folder / "environment.json") or {}).get("created", 0.0))
+    try:
+        created = number(load(folder / "environment.json"), "created", 0.0)
+        return created if 0 <= created < _FAR else 0.0
+    except (FileNotFoundError, BadFile):
+        return 0.0
 
 
 def find(which: str | Path, root: Path) -> Path:
@@ -130,11 +251,11 @@ def find(which: str | Path, root: Path) -> Path:
         TrainError: there is none.
     """
     path = Path(which).expanduser()
-    if (path / "spec.yaml").is_file():
+    if _is_run(path):
         return path.absolute()
     folders = all_folders(root)
     for folder in folders:
         if str(which) in (folder.name, *name_of(folder)):
             return folder
-    names = ", ".join(dict.fromkeys(name_of(folder)[0] for folder in folders)) or "none yet"
+    names = ", ".join(dict.fromkeys(harmless(name_of(folder)[0], line=True) for folder in folders)) or "none yet"
     raise TrainError(f"there is no run {str(which)!r} in {root.name}/", fix=f"known runs: {names}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune import events
+from nbtune.careful import open_file
 
 __all__ = ["Follower", "Latest", "Mark", "Pump"]
 
@@ -34,7 +35,7 @@ class Mark(int):
     def __new__(cls, index: int, offset: int | None = None) -> Mark:
         """`offset` None: only the index is known (0 bytes come before event 0)."""
         made = super().__new__(cls, index)
-        made.offset = 0 if index == 0 else offset
+        made.offset = 0 if index == 0 and offset is None else offset
         return made
 
 
@@ -67,7 +68,7 @@ class Follower:
     def state_ahead(self) -> bool:
         """Among what is new there is a state; costs a read, and no parsing."""
         try:
-            with self._path.open("rb") as file:
+            with open_file(self._path) as file:
                 file.seek(self.mark.offset or 0)
                 return _STATE in file.read(_PIECE)
         except OSError:
@@ -75,9 +76,16 @@ class Follower:
 
     def read(self) -> list[events.Event]:
         """The next events: those of at most some 2 MB; none at the end. `mark` is then behind them."""
+        while True:  # what holds no event, however long it is, is passed over
+            found, passed = self._read_piece()
+            if found or not passed:
+                return found
+
+    def _read_piece(self) -> tuple[list[events.Event], bool]:
+        """The events of a piece, and whether there was one."""
         offset = self.mark.offset or 0
         try:
-            with open(self._path, "rb", buffering=0) as file:
+            with open_file(self._path) as file:
                 file.seek(offset)
                 piece = file.read(_PIECE)
                 end = piece.rfind(b"\n") + 1
@@ -85,8 +93,9 @@ class Follower:
                     piece += more
                     end = piece.rfind(b"\n") + 1
         except OSError:
-            return []
-        found, at = [], offset
+            return [], False
+        found: list[events.Event] = []
+        at = offset
         for line in piece[:end].splitlines(keepends=True):
             at += len(line)
             try:
@@ -96,7 +105,7 @@ class Follower:
             if len(found) == self._skip:
                 self._cut_at = at
         self.mark = Mark(int(self.mark) + len(found), offset + end)
-        return found or (self.read() if end else [])
+        return found, end > 0
 
 
 class Latest:
@@ -116,7 +125,7 @@ class Latest:
                     return event
                 if size < seen:  # a torn line was cut off
                     seen, event = 0, None
-                with self._path.open("rb") as file:
+                with open_file(self._path) as file:
                     end, found = _newest(file, seen, size, kind)
             except OSError:
                 return event

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from nbtune import events
 from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
-from nbtune.store.folder import read_spec
+from nbtune.store.allowing import spec_to_run
 from nbtune.store.log import EventWriter
 from nbtune.store.owner import STARTING, Ownership
 from nbtune.store.processes import how_it_ended, said_its_end
@@ -184,7 +184,7 @@ def _load(folder: Path) -> Built:
     quiet_libraries()
     from nbtune import device, models
 
-    spec, last = read_spec(folder), checkpoints.latest(folder)
+    spec, last = spec_to_run(folder), checkpoints.latest(folder)
     if last is None:
         raise TrainError(
             f"the run `{folder.name}` has nothing trained yet", fix="let it train until its first checkpoint"

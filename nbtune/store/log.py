@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 from nbtune import events
+from nbtune.careful import open_file
 
 __all__ = ["EventReader", "EventWriter"]
 
@@ -90,7 +91,7 @@ class EventReader:
         """Take in what is new, and return all events (a list that only grows: do not change it)."""
         with self._lock:
             try:
-                with self._path.open("rb") as file:
+                with open_file(self._path) as file:
                     file.seek(self._offset)
                     new = file.read()
             except OSError:

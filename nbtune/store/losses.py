@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from nbtune.careful import parse
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.store.allowing import spec_to_run
 from nbtune.store.files import DISK_ERRORS
 
 if TYPE_CHECKING:
@@ -218,7 +220,7 @@ class MeasuredRows:
         from nbtune import data, models
         from nbtune.data.marks import mark_of
 
-        spec = self.run.spec
+        spec = spec_to_run(self.run.folder)
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
         prepared = data.start(self.sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed)
@@ -360,7 +362,7 @@ def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
         return found, in_all
     for line in lines:
         try:
-            body = json.loads(line)
+            body = parse(line)
             in_all = int(body.get("in_all", in_all))
             if "mark" in body:
                 row = RowLoss(**{key: value for key, value in body.items() if key in known})

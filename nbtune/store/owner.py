@@ -145,19 +145,24 @@ class Ownership:
 
 def is_owned(folder: Path) -> bool:
     """Whether a living engine works on the folder, or is about to."""
-    return _is_held(folder / "owner.json") or _is_held(folder / STARTING)
+    try:
+        return _is_held(folder / "owner.json") or _is_held(folder / STARTING)
+    except OSError:  # it has vanished meanwhile, or may not be looked into
+        return False
 
 
 def _is_held(path: Path) -> bool:
     owner = read_json(path)
-    if not isinstance(owner, dict):
+    if owner is None:
         # without links the file is made first and written next: an empty one is young, or its maker was killed
-        return path.exists() and _silence(path) < 5
+        return _silence(path) < 5
     here = _here()
     if any(owner[key] != value for key, value in here.items() if key in owner):
         return _silence(path) < _SILENT
     if owner.keys() >= {"path", "inode"} and all(owner[key] != value for key, value in _of_folder(path.parent).items()):
         return False  # the folder is a copy, made while the run was at work where it came from
+    if type(owner.get("pid")) is not int:
+        return False
     if owner.get("pid") == os.getpid() and owner.get("started") == _started(os.getpid()):
         return owner.get("token") in _LIVE
     return _started(owner.get("pid", -1)) == owner.get("started")

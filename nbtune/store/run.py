@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune import events as says
+from nbtune.careful import BadFile, harmless, number
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
-from nbtune.store import checkpoints, control
+from nbtune.store import allowing, checkpoints, control
 from nbtune.store.answering import Answering
 from nbtune.store.files import DISK_ERRORS, read_json
-from nbtune.store.folder import name_of, read_spec, refuse_newer
+from nbtune.store.folder import is_newer, name_of, plan_of, read_spec, refuse_newer, trouble
 from nbtune.store.follow import Follower, Latest, Mark, Pump
 from nbtune.store.launch import Launched, launch
 from nbtune.store.log import EventReader, EventWriter
@@ -27,7 +29,7 @@ from nbtune.store.owner import is_owned
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run"]
+__all__ = ["Run", "readable"]
 
 _LIVE_STATES = ("queued", "preparing", "running", "paused", "stopping")
 
@@ -66,7 +68,7 @@ class Run(Answering):
         if body is None:
             return None
         refuse_newer(self.folder)
-        return Plan.model_validate(body)
+        return plan_of(body, self.folder)
 
     @property
     def state(self) -> str:
@@ -93,7 +95,23 @@ class Run(Answering):
     @property
     def total_steps(self) -> int:
         """Steps of the whole run; 0 until it was planned."""
-        return int((read_json(self.folder / "plan.json") or {}).get("total_steps", 0))
+        with suppress(BadFile):
+            return max(0, int(number(read_json(self.folder / "plan.json") or {}, "total_steps", 0)))
+        return 0
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with its folder, in a sentence, where it cannot be shown among others; else nothing."""
+        try:
+            found = trouble(self.folder)
+            body = read_json(self.folder / "plan.json")
+            if not found and body is not None and not is_newer(self.folder):
+                plan_of(body, self.folder)
+            return found
+        except NbtuneError as error:
+            return error.cause
+        except OSError as error:
+            return f"it cannot be read ({error.strerror or error})"
 
     @property
     def error(self) -> NbtuneError | None:
@@ -213,6 +231,7 @@ class Run(Answering):
             TrainError: it is finished, it is at work, or there is no such checkpoint.
         """
         refuse_newer(self.folder)
+        allowing.check(self.folder)
         if self.alive:
             raise TrainError(f"the run `{self.name}` is at work", fix="`unpause` it if it is paused")
         if step is not None:
@@ -280,4 +299,16 @@ class Run(Answering):
         return self._pump.add(callback, start)
 
     def __repr__(self) -> str:
-        return f"<Run {self.name} ({self.id}): {self.state}, step {self.step} of {self.total_steps or '?'}>"
+        name = harmless(f"{self.name} ({self.id})", line=True)
+        if found := self.trouble:
+            return f"<Run {name} cannot be read: {found}>"
+        return f"<Run {name}: {self.state}, step {self.step} of {self.total_steps or '?'}>"
+
+
+def readable(run: Any, facts: Callable[[Any], Any]) -> tuple[Any, str]:
+    """(facts of a run, "") or (None, what is wrong with its folder): one bad folder must not hide the others."""
+    try:
+        trouble = getattr(run, "trouble", "")
+        return (None, harmless(trouble, line=True)) if trouble else (facts(run), "")
+    except Exception as error:  # noqa: BLE001 — whatever else is wrong in there, the other runs are shown
+        return None, harmless(f"{type(error).__name__}: {str(error)[:120]}", line=True)

@@ -6,6 +6,7 @@ thing: it repeats the run exactly as it was, from its folder.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def spec_to_repeat(folder: Path) -> RunSpec:
 
 def as_script(folder: Path) -> str:
     """Python that trains a run again: same spec, same rows, same losses. Paths are from the working folder on."""
-    head, text = f"Trains {folder.name} again: same rows, same losses.", as_yaml(folder)
+    called = re.sub(r"[^\w.-]", "_", folder.name)  # anybody may have named it, and this becomes a part of a program
+    head, text = f"Trains {called} again: same rows, same losses.", as_yaml(folder)
     if _needs_folder(read_spec(folder)):
         shown = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
         return _REPEAT.format(head=head, spec=shown, folder=from_here(folder))
@@ -66,7 +68,8 @@ def as_script(folder: Path) -> str:
 def as_yaml(folder: Path) -> str:
     """The spec for `nbtune train` or a cell, its rows named as files. Paths are from the working folder on."""
     spec = spec_to_repeat(folder)
-    entries = (read_json(folder / "data" / "sources.json") or {}).get("sources", [])
+    known = (read_json(folder / "data" / "sources.json") or {}).get("sources")
+    entries = [entry for entry in known if isinstance(entry, dict)] if isinstance(known, list) else []
     kept = {role: [e for e in entries if e.get("role", "train") == role] for role in ("train", "eval")}
     data = tuple(_as_file(*pair, folder) for pair in zip(spec.data, kept["train"], strict=False))
     changed: dict[str, Any] = {"data": data if len(data) == len(spec.data) else spec.data}
@@ -98,10 +101,13 @@ def written(folder: Path, out: Path) -> list[Path]:
 
 
 def _as_file(source: SourceSpec, entry: dict[str, Any], folder: Path) -> SourceSpec:
-    files = entry.get("files", [])
-    if entry["kind"] not in ("variable", "file") or len(files) != 1 or files[0]["path"].endswith(".arrow"):
+    try:
+        (record,) = entry["files"]
+        if entry["kind"] not in ("variable", "file") or record["path"].endswith(".arrow"):
+            return source
+        path = from_here(Path((folder / "data" / record["path"]).resolve()))
+    except (AttributeError, KeyError, TypeError, ValueError):  # not one file, or not as nbtune writes it
         return source
-    path = from_here(Path((folder / "data" / files[0]["path"]).resolve()))
     return source.model_copy(update={"source": f"file:{path}"})
 
 

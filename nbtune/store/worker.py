@@ -27,11 +27,12 @@ from nbtune.errors import NbtuneError, PlanError
 from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints, processes
+from nbtune.store.allowing import spec_to_run
 from nbtune.store.beginning import begin_with
 from nbtune.store.control import Asked, FileControl, answer_requests
 from nbtune.store.failing import for_people, reserve, room_for
 from nbtune.store.files import read_json, sweep, write_json, write_text
-from nbtune.store.folder import read_spec
+from nbtune.store.folder import plan_of
 from nbtune.store.gauge import Gauge
 from nbtune.store.log import EventWriter
 from nbtune.store.measuring import Measuring, unless_idle
@@ -124,7 +125,7 @@ class _Engine:
     ) -> None:
         self.folder, self.emit, self.owner, self.ranks = folder, emit, owner, ranks
         self.writes, self.count = ranks is None or ranks.first, 1 if ranks is None else ranks.count
-        self.spec: RunSpec = read_spec(folder)
+        self.spec: RunSpec = spec_to_run(folder)
         self.control = FileControl(folder)
         self.rehearsal = Rehearsal.begin(self.spec) if ranks is None else Rehearsal(self.spec)
 
@@ -186,7 +187,7 @@ class _Engine:
         """The plan, and with it `self.batches`."""
         body = read_json(self.folder / "plan.json")
         if body is not None:  # a resumed run keeps its plan: other batches would be another run
-            plan = Plan.model_validate(body)
+            plan = plan_of(body, self.folder)
             if plan.gpus != self.count:
                 plan = _on_others(plan, self.count)
                 if self.writes:

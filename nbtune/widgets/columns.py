@@ -45,9 +45,8 @@ class Columns:
     def load(self) -> dict[str, Any] | None:
         """What `save` was given last; the rows that belong to it are there again. None: start from the log."""
         state = read_json(self.folder / "state.json")
-        if not isinstance(state, dict) or state.get("version") != VERSION:
+        if state is None or state.get("version") != VERSION or type(rows := state.get("rows")) is not int:
             return None
-        rows = int(state["rows"])
         try:
             whole = all(self._file(k).stat().st_size >= rows // _BOX**k * _ROW for k in range(_LEVELS))
         except OSError:
@@ -148,7 +147,8 @@ class Columns:
 
     def _on_disk(self) -> int:
         state = read_json(self.folder / "state.json")
-        return int(state.get("rows", 0)) if isinstance(state, dict) else 0
+        rows = (state or {}).get("rows", 0)
+        return rows if type(rows) is int else 0
 
     def close(self) -> None:
         """Lets another one write."""

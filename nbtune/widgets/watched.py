@@ -28,13 +28,23 @@ class Watched:
         self._remove: Callable[[], None] = lambda: None
         self.columns = Columns(run.folder) if hasattr(run, "pieces") else None
         self.view, self.mark = RunView(run, self.columns), Mark(0)
-        state = self.columns.load() if self.columns is not None else None
-        if state is not None and _belongs(state, run.folder / "events.jsonl"):
+        if self.columns is not None and not self._restored():
+            self.columns.reset()
+            self.view, self.mark = RunView(run, self.columns), Mark(0)
+        self.catch_up()
+
+    def _restored(self) -> bool:
+        """Whether what was kept of the log could be taken up again; anybody may have written it."""
+        assert self.columns is not None
+        try:
+            state = self.columns.load()
+            if state is None or not _belongs(state, self.run.folder / "events.jsonl"):
+                return False
             self.mark = Mark(state["events"], state["offset"])
             self.view.restore(state)
-        elif self.columns is not None:
-            self.columns.reset()
-        self.catch_up()
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return False
+        return True
 
     def catch_up(self) -> bool:
         """Takes in what is new now; True if there was something."""

@@ -1,0 +1,132 @@
+"""What others may have written, read and shown with care: JSON that we did not write a second ago, text for a terminal.
+
+A run's folder may come from anybody, a disk may have damaged it, and it may vanish while it is read. `load` says in one
+sentence what is wrong with a file; it never waits (for a pipe), never takes all memory, and raises nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BadFile", "harmless", "load", "number", "open_file", "parse"]
+
+LARGEST = 64 << 20  # bytes; what nbtune itself writes as one JSON value is far below
+DEEPEST = 64  # lists and objects inside each other
+_LARGEST_NUMBER = 2**63
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BREAKS = re.compile(r"[\t\n]")
+
+
+class BadFile(ValueError):
+    """What is wrong with a file, in a sentence without its name."""
+
+
+def harmless(text: object, *, line: bool = False) -> str:
+    r"""A text that may be shown in a terminal: control characters (which recolour, move, or delete) as escapes.
+
+    Args:
+        line: also tabs and ends of lines, as of a name.
+
+    >>> harmless("red \x1b[31mname")
+    'red \\x1b[31mname'
+    """
+    shown = _CONTROL.sub(_escaped, str(text))
+    return _BREAKS.sub(_escaped, shown) if line else shown
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    short = {9: "\\t", 10: "\\n", 13: "\\r"}.get(code)
+    return short or (f"\\x{code:02x}" if code < 32 else f"\\u{code:04x}")  # the latter is also JSON's
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A regular file, opened to be read: a pipe or a device, which might never end, is an error.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is no file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path.name} is no ordinary file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def load(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BadFile: it cannot be read, or is something else.
+    """
+    try:
+        with open_file(path) as file:
+            data = file.read(largest + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadFile(f"it cannot be read ({error.strerror or error})") from None
+    if len(data) > largest:
+        raise BadFile(f"it is larger than {largest >> 20} MiB")
+    return parse(data)
+
+
+def parse(data: bytes | str) -> dict[str, Any]:
+    """The object in a JSON text: of bounded depth, with numbers that a machine can hold.
+
+    Raises:
+        BadFile: it is something else.
+    """
+    try:
+        body = json.loads(data, parse_int=_whole)
+    except BadFile:
+        raise
+    except RecursionError:
+        raise BadFile("it is nested too deeply") from None
+    except ValueError as error:
+        raise BadFile(f"it is no whole JSON ({harmless(str(error)[:80], line=True)})") from None
+    if not isinstance(body, dict):
+        raise BadFile("it holds no object")
+    if _depth(body) > DEEPEST:
+        raise BadFile("it is nested too deeply")
+    return body
+
+
+def number(body: dict[str, Any], key: str, otherwise: float) -> float:
+    """A finite number of an object; `otherwise` where it is missing.
+
+    Raises:
+        BadFile: something else stands there.
+    """
+    value = body.get(key, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadFile(f"its `{key}` is no number")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) >= _LARGEST_NUMBER:
+        raise BadFile("it holds a number that is too large")
+    return int(digits)
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie inside each other; one level after another, so that none is too deep for it."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        if depth > DEEPEST:
+            break
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+    return depth
