@@ -13,7 +13,14 @@ from nbtune.data.snapshots import open_snapshot
 from nbtune.errors import DataError, ExportError, NbtuneError, TrainError
 
 ROWS = [{"prompt": f"What is {k}?", "completion": f"It is {k}, sailor."} for k in range(12)]
-SPEC = {"model": "nbtune/tiny", "data": "rows", "steps": 2, "batch_size": 2, "adapter": {"r": 2}, "eval": {"split": 2}}
+SPEC = {
+    "model": "nbtune/tiny",
+    "data": "rows",
+    "steps": 2,
+    "batch_size": 2,
+    "adapter": {"r": 2},
+    "eval": {"split": 0.2},
+}
 
 
 def strike(row):
@@ -111,12 +118,17 @@ def test_a_models_own_code_is_not_run_because_its_spec_says_so(door, stranger, m
 
     with_code(stranger, model)
     run = nbtune.attach(stranger)
-    try:
-        DOORS[door](run)
-    except NbtuneError as error:
-        assert door in (*REFUSING, "chat"), error
+    if door in ("resume", "losses", "go on", "repeat", "chat"):
+        with pytest.raises(TrainError, match="not allowed here") as caught:
+            DOORS[door](run)
+        assert f"nbtune trust {stranger.name}" in caught.value.fix
+    elif door in ("importance", "push"):
+        with pytest.raises(NbtuneError):
+            DOORS[door](run)
+    elif door == "command":
+        assert DOORS[door](run) == 2
     else:
-        assert door in ("script", "monitor", "attach", "command", "importance", "push")
+        DOORS[door](run)
     assert not Path("struck").exists()
     assert not run.spec.trust_remote_code
     assert "trust_remote_code: true" not in run.script()
@@ -192,10 +204,10 @@ def test_data_outside_of_the_folder_is_not_read(way, stranger, tmp_path):
     write_entry(stranger, entry)
     run = nbtune.attach(stranger)
     for door in ("resume", "go on", "repeat", "importance"):
-        with pytest.raises(NbtuneError, match="not written here by you|leads out of"):
+        with pytest.raises(NbtuneError, match=r"not written here by you|leads out of"):
             DOORS[door](run)
     nbtune.trust(stranger)
-    assert list(open_snapshot(stranger / "data")[0].rows)[0]["completion"] == "secret"
+    assert next(iter(open_snapshot(stranger / "data")[0].rows))["completion"] == "secret"
 
 
 EXPORTS = {
@@ -228,9 +240,8 @@ def test_exports_follow_no_link_out_of_the_folder(kind, link, stranger, tmp_path
     with pytest.raises(ExportError, match="leads out of the run's folder") as caught:
         EXPORTS[kind](nbtune.attach(stranger))
     assert link in caught.value.place
-    assert not [
-        p for p in stranger.rglob("*") if p.is_file() and not p.is_symlink() and b"the secret" in p.read_bytes()
-    ]
+    copies = [path for path in stranger.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not [path for path in copies if b"the secret" in path.read_bytes()]
 
 
 def test_an_index_names_no_file_of_another_folder(stranger, tmp_path):
