@@ -24,7 +24,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 from run_all import execute  # noqa: E402 (after the environment that huggingface_hub reads at import)
 
 import nbtune  # noqa: E402
-from nbtune.store.quiet import quiet_libraries  # noqa: E402
+from nbtune.engine.library_logging import quiet_libraries  # noqa: E402
 
 FOLDER = REPO / "artifacts" / "demo"
 PROMPTS = 50
@@ -87,9 +87,9 @@ def losses(run: Any) -> tuple[float, float]:
 
 
 def held_out() -> list[dict[str, Any]]:
-    from nbtune.data import embedded
+    from nbtune.data.sources import builtin
 
-    text = embedded.path("nbtune/json-answers", heldout=True).read_text(encoding="utf-8")
+    text = builtin.path("nbtune/json-answers", heldout=True).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -152,7 +152,7 @@ def loads_in_llama(run: Any, gguf: Path, prompt: str, expected: str) -> tuple[st
     """Loads the file in llama.cpp and asks it the first prompt: what to say about it, and the answer."""
     from nbtune import models
     from nbtune.export import LlamaRunner
-    from nbtune.train.sampling import as_messages
+    from nbtune.generate.sampling import as_messages
     from tests.support.llama import llama_library
 
     try:

@@ -27,7 +27,7 @@ _HOMES = {
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
     "runs": "nbtune.api",
-    "trust": "nbtune.store.allowing",
+    "trust": "nbtune.store.run_consent",
     "validate": "nbtune.api",
 }
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from nbtune.api import Run, attach, finetune, form, inspect, plan, repeat, runs, validate
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
-    from nbtune.store.allowing import trust
+    from nbtune.store.run_consent import trust
 
 
 def __getattr__(name: str) -> Any:

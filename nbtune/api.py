@@ -7,18 +7,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbtune.data.snapshots import copy_snapshot, refuse_links
+from nbtune.data.sources.snapshot import copy_snapshot, refuse_links
+from nbtune.engine import warm_start
+from nbtune.engine.launcher import launch
+from nbtune.engine.run import Run as StoredRun
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.events import Eval, Sample, Step
 from nbtune.export.exporter import Exporter
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import RunSpec, from_mapping, placing
-from nbtune.store import allowing, beginning
 from nbtune.store import folder as run_folder
+from nbtune.store import run_consent
+from nbtune.store.export_script import as_script, as_yaml, spec_to_repeat
 from nbtune.store.files import as_train_error
-from nbtune.store.launch import launch
-from nbtune.store.run import Run as StoredRun
-from nbtune.store.script import as_script, as_yaml, spec_to_repeat
 
 if TYPE_CHECKING:
     from nbtune.data import Source
@@ -60,7 +61,7 @@ class Run(StoredRun):
     def facts_for_card(self, *, draw: bool = True) -> dict[str, Any]:
         """What the model card tells of this run; without `draw`, of the curve only that there is one."""
         from nbtune import widgets
-        from nbtune.export.card import data_lines
+        from nbtune.export.model_card import data_lines
 
         history = self.history
         evals = history["eval_loss"].dropna()
@@ -91,12 +92,12 @@ class Run(StoredRun):
         return widgets.monitor(self)
 
     def _repr_html_(self) -> str:
-        from nbtune.widgets.card import card
+        from nbtune.widgets.html import card
 
         return card(self, self._last(Step))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        from nbtune.widgets.card import words
+        from nbtune.widgets.html import words
 
         # in a list, or in another value: one line
         printer.text(repr(self) if printer.indentation or len(printer.stack) > 1 else words(self, self._last(Step)))
@@ -134,28 +135,28 @@ class Run(StoredRun):
             raise TrainError(f"the run `{self.name}` is at work", fix="stop it first: it is saved then")
         if {"data", "start_from"} & set(fields):
             raise SpecError("`go_on` trains on the rows of its run", fix=f"nbtune.finetune(…, start_from={self.id!r})")
-        allowing.check(self.folder, code=not fields.get("trust_remote_code"))
+        run_consent.check(self.folder, code=not fields.get("trust_remote_code"))
         own = self.spec if "method" in fields else spec_to_repeat(self.folder)  # another method, another rate
         spec, given = own.model_dump(mode="python", exclude_unset=True), dict(fields)
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
             if given.get(key) is not None:
                 spec.pop(other, None)
         asked = from_mapping({**spec, **given, "start_from": self.folder.name})
-        beginning.check(self.folder, asked)
+        warm_start.check(self.folder, asked)
 
         def fill(made: Path) -> None:
             copy_snapshot(self.folder / "data", made / "data")
-            beginning.take_along(self.folder, made)
+            warm_start.take_along(self.folder, made)
 
         return _begin(self.folder.parent, name or self.name, asked, fill, detach=detach)
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
-        """See `nbtune.store.run.Run.resume`."""
+        """See `nbtune.engine.run.Run.resume`."""
         super().resume(step=step, detach=detach, own_process=own_process or _apart(self.spec))
         return self
 
     def wait(self, timeout: float | None = None) -> Run:
-        """See `nbtune.store.run.Run.wait`."""
+        """See `nbtune.engine.run.Run.wait`."""
         super().wait(timeout)
         return self
 
@@ -290,25 +291,25 @@ def finetune(
     from nbtune import data, models
 
     given, variables = data.asked(spec, fields, rows, first_line)
-    asked = data.with_template(beginning.portable(given))
+    asked = data.with_template(warm_start.portable(given))
     root = run_folder.runs_root(runs_dir)
     busy = next((run for run in runs(root) if run.name == name and run.alive), None)
     if busy is not None and on_busy == "attach":
-        beginning.check_same(busy.folder, asked, variables)
+        warm_start.check_same(busy.folder, asked, variables)
         return busy
     with _placing(spec, first_line):
         sources = _sources(asked, variables)
     models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
     older = run_folder.find(asked.start_from, root) if asked.start_from is not None else None
     if older is not None:
-        beginning.check(older, asked)
+        warm_start.check(older, asked)
     if busy is not None and on_busy == "restart":
         busy.stop(wait=True)
 
     def fill(made: Path) -> None:
         data.snapshot(sources, made / "data")
         if older is not None:
-            beginning.take_along(older, made)
+            warm_start.take_along(older, made)
 
     return _begin(root, name, asked, fill, detach=detach)
 
@@ -319,7 +320,7 @@ def _begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *
     try:
         fill(made)
         if spec.trust_remote_code:  # this user says it, here and now: what resumes this run later may know
-            allowing.allow_code(made, spec)
+            run_consent.allow_code(made, spec)
     except (NbtuneError, OSError) as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, NbtuneError):
@@ -381,7 +382,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     root = run_folder.runs_root(runs_dir)
     old = run_folder.find(which, root)
     root = old.parent if runs_dir is None else root
-    allowing.check(old)
+    run_consent.check(old)
 
     def fill(made: Path) -> None:
         copy_snapshot(old / "data", made / "data")
@@ -415,6 +416,6 @@ def attach(which: str | Path, runs_dir: str | Path | None = None) -> Run:
 
 
 def _handle(path: Path) -> Run:
-    from nbtune.store.launch import launched_on
+    from nbtune.engine.launcher import launched_on
 
     return Run(path, launched_on(path))

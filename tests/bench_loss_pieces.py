@@ -25,9 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nbtune.device import pick
 from nbtune.models import build
 from nbtune.models.accelerate import Handle, Report, accelerate
-from nbtune.models.accelerate.find import find_norm
-from nbtune.models.accelerate.handle import _take_head
-from nbtune.models.accelerate.head import NormFunction
+from nbtune.models.accelerate.detect import find_norm
+from nbtune.models.accelerate.lm_head import NormFunction
+from nbtune.models.accelerate.patch import _take_head
 from nbtune.spec import AdapterSpec
 
 BACK_ENDS = {

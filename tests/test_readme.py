@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from nbtune.data import embedded
+from nbtune.data.sources import builtin
 from tests.notebook.kernel import Kernel
 from tests.support.fake_hub import FakeHub, client_environment
 
@@ -150,14 +150,14 @@ def _share_of_held_out_answers(folder: Path) -> float:
     base = models.resolve("nbtune/tiny")
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder / "adapter")
-    text = embedded.path("nbtune/json-answers", heldout=True).read_text(encoding="utf-8")
+    text = builtin.path("nbtune/json-answers", heldout=True).read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()][:ASKED]
     assert len(rows) == ASKED
     return sum(_is_asked_shape(_answer(model, tokenizer, row["prompt"]), row["keys"]) for row in rows) / len(rows)
 
 
 def _answer(model: Any, tokenizer: Any, prompt: str) -> str:
-    from nbtune.train.sampling import answer
+    from nbtune.generate.sampling import answer
 
     return answer(model, tokenizer, prompt, max_new_tokens=64)
 

@@ -54,7 +54,7 @@ def test_what_is_in_it(wheel: Path) -> None:
         f"nbtune-{nbtune.__version__}.dist-info",
     }
     assert "nbtune/models/embedded/weights/model.safetensors" in names
-    assert "nbtune/data/embedded/json-answers.jsonl" in names
+    assert "nbtune/data/sources/builtin/json-answers.jsonl" in names
     assert {"nbtune/widgets/static/monitor.js", "nbtune/widgets/static/plotly.mjs.gz"} <= names
     assert "nbtune_kernels/__init__.py" in names
     assert not any(name.endswith((".pyc", ".ipynb")) or "node_modules" in name or "/tests/" in name for name in names)

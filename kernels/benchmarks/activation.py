@@ -9,7 +9,7 @@ from nbtune_kernels import act_mul, act_mul_backward
 from nbtune_kernels.activation import reference
 from torch import Tensor
 
-from .measure import Row, Shape, draw, error, liger
+from benchmarks.measure import Row, Shape, draw, error, liger
 
 
 def check(act: str, width: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from nbtune_kernels import dropout, dropout_mask, embedding
 
-from .measure import Row, Shape, draw, error
+from benchmarks.measure import Row, Shape, draw, error
 
 
 def check() -> float:

@@ -9,7 +9,7 @@ from nbtune_kernels import linear_cross_entropy, linear_logprobs
 from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_
 from nbtune_kernels.linear_cross_entropy import reference
 
-from .measure import Row, Shape, draw, error, liger
+from benchmarks.measure import Row, Shape, draw, error, liger
 
 
 def check(s: Shape) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from nbtune_kernels import lora_dxa, lora_grads, lora_xa
 
-from .measure import Row, Shape, draw, error
+from benchmarks.measure import Row, Shape, draw, error
 
 
 def check(s: Shape) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from nbtune_kernels import add_rms_norm, rms_norm, rms_norm_apply, rms_norm_backward
 
-from .measure import Row, Shape, draw, error, liger, prepared
+from benchmarks.measure import Row, Shape, draw, error, liger, prepared
 
 EPS = 1e-5
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from nbtune_kernels import rope
 
-from .measure import Row, Shape, draw, error, liger
+from benchmarks.measure import Row, Shape, draw, error, liger
 
 
 def _angles(length: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

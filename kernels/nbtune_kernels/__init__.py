@@ -7,17 +7,22 @@ Each file has its formula at the top and a differentiable `reference` beside the
     dx, _ = rms_norm_backward(dy, x, weight, rstd)
 """
 
-from .activation import ACTIVATIONS, act_mul, act_mul_backward
-from .adamw import FusedAdamW
-from .cross_entropy import Head
-from .dropout import dropout, dropout_mask
-from .embedding import embedding, embedding_backward
-from .layer_norm import layer_norm, layer_norm_apply, layer_norm_backward
-from .linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_loss
-from .linear_logprobs import LinearLogprobs, linear_logprobs, linear_logprobs_backward, linear_logprobs_of
-from .lora import grouped_tn, lora_add_, lora_dxa, lora_grads, lora_xa
-from .rms_norm import add_rms_norm, rms_norm, rms_norm_add, rms_norm_apply, rms_norm_backward
-from .rope import rope
+from nbtune_kernels.activation import ACTIVATIONS, act_mul, act_mul_backward
+from nbtune_kernels.adamw import FusedAdamW
+from nbtune_kernels.cross_entropy import Head
+from nbtune_kernels.dropout import dropout, dropout_mask
+from nbtune_kernels.embedding import embedding, embedding_backward
+from nbtune_kernels.layer_norm import layer_norm, layer_norm_apply, layer_norm_backward
+from nbtune_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_loss
+from nbtune_kernels.linear_logprobs import (
+    LinearLogprobs,
+    linear_logprobs,
+    linear_logprobs_backward,
+    linear_logprobs_of,
+)
+from nbtune_kernels.lora import grouped_tn, lora_add_, lora_dxa, lora_grads, lora_xa
+from nbtune_kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_add, rms_norm_apply, rms_norm_backward
+from nbtune_kernels.rope import rope
 
 __all__ = [
     "ACTIVATIONS",

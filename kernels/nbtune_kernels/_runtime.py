@@ -48,7 +48,7 @@ def jit(fn: Callable) -> Any:
     if triton is None:
         return fn
     if COMPILE_ONLY and not INTERPRETED:
-        from .ahead import CompileOnly
+        from nbtune_kernels.ahead import CompileOnly
 
         return CompileOnly(fn)
     return triton.jit(fn)

@@ -6,7 +6,7 @@ Rows are added in a fixed order, so that two runs give the same bits.
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, jit, processors, tl
+from nbtune_kernels._runtime import FUSED, cdiv, jit, processors, tl
 
 _ROWS, _COLUMNS = 64, 32
 

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, flat_rows, fresh, jit, op, tl, use_triton
-from .tables import launch
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, flat_rows, fresh, jit, op, tl, use_triton
+from nbtune_kernels.tables import launch
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
 

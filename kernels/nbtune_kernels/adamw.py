@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, jit, tl, use_triton
-from .tables import launch
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, jit, tl, use_triton
+from nbtune_kernels.tables import launch
 
 
 def reference(

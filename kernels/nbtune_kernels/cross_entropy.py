@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, compute_capability, jit, next_power_of_2, tl, use_triton
-from .cross_entropy_shared import bend, can_share, launch_shared, slope
-from .tables import launch
+from nbtune_kernels._runtime import FUSED, compute_capability, jit, next_power_of_2, tl, use_triton
+from nbtune_kernels.cross_entropy_shared import bend, can_share, launch_shared, slope
+from nbtune_kernels.tables import launch
 
 
 class Head(NamedTuple):

@@ -14,8 +14,8 @@ rows of one program can be.
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, processors, tl
-from .tables import launch
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, processors, tl
+from nbtune_kernels.tables import launch
 
 
 @jit

@@ -12,8 +12,8 @@ Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox; Rando
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, jit, op, tl, use_triton
-from .tables import launch
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, jit, op, tl, use_triton
+from nbtune_kernels.tables import launch
 
 _MASK = 0xFFFFFFFF
 

@@ -8,8 +8,8 @@ An id that is not in the table is an error on a CPU; on a GPU its row is NaN, wh
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, op, tl, use_triton
-from .tables import launch
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, op, tl, use_triton
+from nbtune_kernels.tables import launch
 
 
 def reference(ids: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:

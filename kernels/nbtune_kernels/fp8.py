@@ -11,7 +11,7 @@ Micikevicius et al. 2022, "FP8 formats for deep learning" (arXiv 2209.05433).
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, flat_rows, jit, next_power_of_2, op, tl, use_triton
+from nbtune_kernels._runtime import FUSED, cdiv, flat_rows, jit, next_power_of_2, op, tl, use_triton
 
 LARGEST = 448.0  # of e4m3
 _TILE = 64

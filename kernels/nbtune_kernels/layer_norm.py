@@ -10,7 +10,7 @@ Ba, Kiros & Hinton 2016, arXiv 1607.06450.
 import torch
 from torch import Tensor
 
-from ._runtime import (
+from nbtune_kernels._runtime import (
     FUSED,
     compute_capability,
     flat_rows,
@@ -23,8 +23,8 @@ from ._runtime import (
     tl,
     use_triton,
 )
-from ._sums import Partials
-from .tables import launch, stages_for, warps_for
+from nbtune_kernels._sums import Partials
+from nbtune_kernels.tables import launch, stages_for, warps_for
 
 
 def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

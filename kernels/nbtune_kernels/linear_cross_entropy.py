@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import cross_entropy
-from ._runtime import FUSED, cdiv, jit, op, tl, use_triton
-from .cross_entropy import Head, RowStats, cross_entropy_rows_
+from nbtune_kernels import cross_entropy
+from nbtune_kernels._runtime import FUSED, cdiv, jit, op, tl, use_triton
+from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_
 
 
 def reference(

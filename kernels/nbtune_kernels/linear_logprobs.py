@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import cross_entropy
-from ._runtime import op
-from .cross_entropy import Head, RowStats, cross_entropy_rows_
-from .linear_cross_entropy import _fake_gradients, _flat, _Gradients, chunks
+from nbtune_kernels import cross_entropy
+from nbtune_kernels._runtime import op
+from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_
+from nbtune_kernels.linear_cross_entropy import _fake_gradients, _flat, _Gradients, chunks
 
 
 def reference(

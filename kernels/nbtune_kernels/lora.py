@@ -17,9 +17,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import lora_kernels
-from ._runtime import INTERPRETED, cdiv, compute_capability, flat_rows, op, rows, tensor_cores, use_triton
-from .tables import launch
+from nbtune_kernels import lora_kernels
+from nbtune_kernels._runtime import (
+    INTERPRETED,
+    cdiv,
+    compute_capability,
+    flat_rows,
+    op,
+    rows,
+    tensor_cores,
+    use_triton,
+)
+from nbtune_kernels.tables import launch
 
 
 def reference(x: Tensor, w: Tensor, a: Tensor, b: Tensor, scaling: float, bias: Tensor | None = None) -> Tensor:

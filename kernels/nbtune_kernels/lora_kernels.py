@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, processors, tl
-from .tables import launch, stages_for
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, jit, next_power_of_2, processors, tl
+from nbtune_kernels.tables import launch, stages_for
 
 GROUPS = 4
 

@@ -16,7 +16,7 @@ and rounded once (Gemma). Zhang & Sennrich 2019, arXiv 1910.07467.
 import torch
 from torch import Tensor
 
-from ._runtime import (
+from nbtune_kernels._runtime import (
     FUSED,
     cdiv,
     compute_capability,
@@ -31,8 +31,8 @@ from ._runtime import (
     tl,
     use_triton,
 )
-from ._sums import Partials
-from .tables import launch, stages_for, warps_for
+from nbtune_kernels._sums import Partials
+from nbtune_kernels.tables import launch, stages_for, warps_for
 
 
 def reference(

@@ -11,8 +11,8 @@ Only the first R = `rotary_dim` elements of a head turn. Su et al. 2021, arXiv 2
 import torch
 from torch import Tensor
 
-from ._runtime import FUSED, cdiv, compute_capability, fresh, jit, next_power_of_2, op, tl, use_triton
-from .tables import launch
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, fresh, jit, next_power_of_2, op, tl, use_triton
+from nbtune_kernels.tables import launch
 
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 import nbtune
-from nbtune.cli.ending import done, until_begun, until_ended
 from nbtune.cli.listing import list_runs, run_facts
 from nbtune.cli.output import following, request, result, say, shown, table, watch_losses, work
 from nbtune.cli.spec_file import placed, spec_of
+from nbtune.cli.wait import done, until_begun, until_ended
 from nbtune.errors import SpecError
 from nbtune.events import ENDED
 
@@ -124,7 +124,7 @@ def trust(
     as_json: Json = False,
 ) -> None:
     """Allow what a run's folder wants to run here: the functions of its data, its model's own code."""
-    from nbtune.store.allowing import questions
+    from nbtune.store.run_consent import questions
 
     with request():
         folder = nbtune.attach(run, runs).folder
@@ -302,7 +302,7 @@ def script(
     as_json: Json = False,
 ) -> None:
     """Print a Python script that trains a run again: its spec to change, the same rows, the same losses."""
-    from nbtune.store.script import written
+    from nbtune.store.export_script import written
 
     with request():
         found = nbtune.attach(run, runs)
@@ -324,8 +324,8 @@ def data(
     as_json: Json = False,
 ) -> None:
     """How rows are read, and which of their tokens are trained."""
-    from nbtune.doctor import examine_rows
     from nbtune.spec import from_mapping
+    from nbtune.system_report import examine_rows
 
     with work(), request():
         body: dict[str, Any] = {"data": list(source), **({"model": model} if model else {})}
@@ -343,7 +343,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """This machine, its packages, and what to mend. Exit 1 if something must be mended."""
-    from nbtune.doctor import examine as examine_machine
+    from nbtune.system_report import examine as examine_machine
 
     findings = examine_machine(offline=offline)
     for finding in findings:
@@ -368,10 +368,10 @@ def cache(
     as_json: Json = False,
 ) -> None:
     """What lies in the caches: models and data sets of the Hub, prepared data. Only prepared data is ever pruned."""
-    from nbtune.doctor import cached
+    from nbtune.system_report import cached
 
     if prune is not None:
-        from nbtune.data.cache import prune as throw_away
+        from nbtune.data.prepare.cache import prune as throw_away
 
         freed = throw_away(int(prune * 2**30))
         result({"freed": freed}, as_json=as_json, text=f"{freed / 2**20:,.1f} MiB of prepared data thrown away")
@@ -385,7 +385,7 @@ def cache(
 
 
 def _exporter(which: str, types: list[str], runs: Path | None) -> Any:
-    from nbtune.cli.base_model import exporter
+    from nbtune.cli.export_model import exporter
     from nbtune.export.gguf.types import type_named
 
     for kind in types:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbtune.careful import harmless
 from nbtune.errors import DataError, NbtuneError, PlanError, SpecError
 from nbtune.progress import Progress
-from nbtune.widgets.table import as_text
+from nbtune.untrusted import harmless
+from nbtune.widgets.html import as_text
 
 __all__ = [
     "WrongRequest",

@@ -12,27 +12,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "Batch": "nbtune.data.batches",
-    "BatchPlan": "nbtune.data.batches",
-    "DataFacts": "nbtune.data.facts",
-    "Dataset": "nbtune.data.dataset",
-    "Example": "nbtune.data.dataset",
-    "Prepared": "nbtune.data.preparing",
-    "Report": "nbtune.data.report",
-    "Source": "nbtune.data.sources",
-    "asked": "nbtune.data.given",
-    "by_name": "nbtune.data.given",
-    "changed_rows": "nbtune.data.snapshots",
-    "collate": "nbtune.data.batches",
-    "look": "nbtune.data.looking",
-    "measure": "nbtune.data.preparing",
-    "open_snapshot": "nbtune.data.snapshots",
-    "prepare": "nbtune.data.preparing",
-    "resolve": "nbtune.data.resolving",
-    "snapshot": "nbtune.data.snapshots",
-    "start": "nbtune.data.starting",
-    "together": "nbtune.data.judged",
-    "with_template": "nbtune.data.resolving",
+    "Batch": "nbtune.data.batching.sampler",
+    "BatchPlan": "nbtune.data.batching.sampler",
+    "DataFacts": "nbtune.data.prepare.stats",
+    "Dataset": "nbtune.data.batching.dataset",
+    "Example": "nbtune.data.batching.dataset",
+    "Prepared": "nbtune.data.prepare.prepare",
+    "Report": "nbtune.data.prepare.report",
+    "Source": "nbtune.data.sources.rows",
+    "asked": "nbtune.data.sources.by_value",
+    "by_name": "nbtune.data.sources.by_value",
+    "changed_rows": "nbtune.data.sources.snapshot",
+    "collate": "nbtune.data.batching.sampler",
+    "look": "nbtune.data.prepare.validate",
+    "measure": "nbtune.data.prepare.prepare",
+    "open_snapshot": "nbtune.data.sources.snapshot",
+    "prepare": "nbtune.data.prepare.prepare",
+    "resolve": "nbtune.data.sources.resolve",
+    "snapshot": "nbtune.data.sources.snapshot",
+    "start": "nbtune.data.prepare.early_start",
+    "together": "nbtune.data.formats.preference",
+    "with_template": "nbtune.data.sources.resolve",
 }
 
 __all__ = [
@@ -60,18 +60,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtune.data.batches import Batch, BatchPlan, collate
-    from nbtune.data.dataset import Dataset, Example
-    from nbtune.data.facts import DataFacts
-    from nbtune.data.given import asked, by_name
-    from nbtune.data.judged import together
-    from nbtune.data.looking import look
-    from nbtune.data.preparing import Prepared, measure, prepare
-    from nbtune.data.report import Report
-    from nbtune.data.resolving import resolve, with_template
-    from nbtune.data.snapshots import changed_rows, open_snapshot, snapshot
-    from nbtune.data.sources import Source
-    from nbtune.data.starting import start
+    from nbtune.data.batching.dataset import Dataset, Example
+    from nbtune.data.batching.sampler import Batch, BatchPlan, collate
+    from nbtune.data.formats.preference import together
+    from nbtune.data.prepare.early_start import start
+    from nbtune.data.prepare.prepare import Prepared, measure, prepare
+    from nbtune.data.prepare.report import Report
+    from nbtune.data.prepare.stats import DataFacts
+    from nbtune.data.prepare.validate import look
+    from nbtune.data.sources.by_value import asked, by_name
+    from nbtune.data.sources.resolve import resolve, with_template
+    from nbtune.data.sources.rows import Source
+    from nbtune.data.sources.snapshot import changed_rows, open_snapshot, snapshot
 
 
 def __getattr__(name: str) -> Any:

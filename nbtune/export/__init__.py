@@ -60,19 +60,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .adapter import export_adapter
-    from .card import model_card
-    from .exporter import take_home
-    from .gguf.lora import write_lora_gguf as export_adapter_gguf
-    from .gguf.writer import write_gguf as export_gguf
-    from .hub import push_folder
-    from .merge import write_merged as export_merged
-    from .ollama import export_ollama
-    from .proof import held_importance, held_rows, prove, prove_run
-    from .publish import push
-    from .quality import importance, verify_gguf
-    from .source import ExportedFile, ExportSource
-    from .verify import LlamaRunner, find_llama, no_llama
+    from nbtune.export.exporter import push, take_home
+    from nbtune.export.gguf.lora import write_lora_gguf as export_adapter_gguf
+    from nbtune.export.gguf.writer import write_gguf as export_gguf
+    from nbtune.export.gguf_quality import importance, verify_gguf
+    from nbtune.export.hub_upload import push_folder
+    from nbtune.export.llama_runner import LlamaRunner, find_llama, no_llama
+    from nbtune.export.merge import write_merged as export_merged
+    from nbtune.export.model_card import model_card
+    from nbtune.export.ollama import export_ollama
+    from nbtune.export.peft_export import export_adapter
+    from nbtune.export.source import ExportedFile, ExportSource
+    from nbtune.export.verification import held_importance, held_rows, prove, prove_run
 
 
 def __getattr__(name: str) -> Any:

@@ -9,17 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NbtuneError, TrainError
-from ..events import Export
+from nbtune.errors import NbtuneError, TrainError
+from nbtune.events import Export
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..store.run import Run
-    from .measured import Quality
-    from .source import ExportedFile, ExportSource, Progress
+    from nbtune.engine.run import Run
+    from nbtune.export.file_quality import Quality
+    from nbtune.export.source import ExportedFile, ExportSource, Progress
+import tempfile
 
-__all__ = ["Exporter", "take_home"]
+from nbtune.errors import HubError
+from nbtune.export.files import gigabytes
+from nbtune.export.hub_upload import push_folder
+from nbtune.export.model_card import FILES_TO_COME, model_card
+from nbtune.export.peft_export import export_adapter
+from nbtune.export.source import ExportedFile, ExportSource, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Exporter", "push", "take_home"]
 
 _OFTEN = 1.0  # seconds between two events of an export's progress
 
@@ -40,9 +51,9 @@ class Exporter:
         Raises:
             TrainError: nothing was trained yet.
         """
-        from .. import models
-        from .files import refuse_links
-        from .source import ExportSource
+        from nbtune import models
+        from nbtune.export.files import refuse_links
+        from nbtune.export.source import ExportSource
 
         run, spec = self._run, self._run.spec
         adapter = run.folder / "adapter"
@@ -61,13 +72,13 @@ class Exporter:
     @property
     def can_verify(self) -> bool:
         """Whether there is a llama.cpp to compare GGUF files with the model."""
-        from .verify import find_llama
+        from nbtune.export.llama_runner import find_llama
 
         return find_llama() is not None
 
     def adapter(self, out: str | Path | None = None) -> ExportedFile:
         """The adapter as a peft folder."""
-        from .adapter import export_adapter
+        from nbtune.export.peft_export import export_adapter
 
         with self._said("adapter") as said:
             return said.made(export_adapter(self.source(), self._out(out, "adapter")))
@@ -78,14 +89,14 @@ class Exporter:
         Raises:
             ExportError: the adapter has what such a file cannot hold (DoRA, whole modules).
         """
-        from .gguf.lora import write_lora_gguf
+        from nbtune.export.gguf.lora import write_lora_gguf
 
         with self._said("adapter gguf") as said:
             return said.made(write_lora_gguf(self.source(), self._out(out), self._run.name))
 
     def merged(self, out: str | Path | None = None, *, dtype: str = "bfloat16") -> ExportedFile:
         """Base and adapter in one, as a transformers folder; `dtype` bfloat16, float16 or float32."""
-        from .merge import write_merged
+        from nbtune.export.merge import write_merged
 
         with self._said("merged") as said:
             return said.made(write_merged(self.source(), self._out(out, "merged"), dtype, progress=said.progress))
@@ -112,7 +123,7 @@ class Exporter:
             ExportError: the model cannot be exported so; with verify=True also: it cannot be compared.
             DataError: the run's rows are gone, where they are needed.
         """
-        from .gguf.writer import write_gguf
+        from nbtune.export.gguf.writer import write_gguf
 
         _need_llama(verify)
         wanted = list(types) or ["q8_0"]
@@ -127,14 +138,14 @@ class Exporter:
 
     def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> ExportedFile:
         """A folder that `ollama create` takes: GGUF, Modelfile and the commands."""
-        from .ollama import export_ollama
+        from nbtune.export.ollama import export_ollama
 
         with self._said("ollama") as said:
             return said.made(export_ollama(self.source(), self._out(out, "ollama"), type, progress=said.progress))
 
     def card(self, repo_id: str, what: str, facts: Mapping[str, Any]) -> str:
         """The model card of a push, before there are files to name."""
-        from .card import FILES_TO_COME, model_card
+        from nbtune.export.model_card import FILES_TO_COME, model_card
 
         told = dict(facts) | ({"files": [FILES_TO_COME]} if what == "gguf" else {})
         return model_card(self.source(), repo_id, what, told)
@@ -153,7 +164,7 @@ class Exporter:
         **options: Any,
     ) -> str:
         """See ``run.push_to_hub``; `facts` are of the card that is written where none is given."""
-        from .publish import push
+        from nbtune.export.exporter import push
 
         _need_llama(verify)
         with self._said("push", path=repo_id) as said:
@@ -168,14 +179,14 @@ class Exporter:
         return url
 
     def _felt(self, source: ExportSource) -> Any:
-        from .proof import held_importance, held_rows
+        from nbtune.export.verification import held_importance, held_rows
 
         return held_importance(source, held_rows(self._run.folder))
 
     def _judged(
         self, files: list[ExportedFile], source: ExportSource, verify: bool | None, *, tell: bool = True
     ) -> list[ExportedFile]:
-        from .proof import prove_run
+        from nbtune.export.verification import prove_run
 
         if verify is False:
             return files
@@ -183,7 +194,7 @@ class Exporter:
         return prove_run(files, source, self._run.folder, prompts=prompts, must=bool(verify), told=told)
 
     def _out(self, out: str | Path | None, name: str = "") -> Path:
-        from .files import refuse_links
+        from nbtune.export.files import refuse_links
 
         if out is not None:
             return Path(out).expanduser()
@@ -259,7 +270,7 @@ def take_home(
         out: where it goes: as it is for one kind, with a folder for each that is a folder for several.
         importance, verify: of the GGUF files, see `Exporter.gguf`.
     """
-    from .gguf.types import type_named
+    from nbtune.export.gguf.types import type_named
 
     for kind in (*gguf, *([ollama] if ollama else [])):
         type_named(kind)  # refused before any work
@@ -289,7 +300,111 @@ def _figures(quality: Quality) -> dict[str, float | bool]:
 
 
 def _need_llama(verify: bool | None) -> None:
-    from .verify import find_llama, no_llama
+    from nbtune.export.llama_runner import find_llama, no_llama
 
     if verify and find_llama() is None:
         raise no_llama()
+
+
+def push(
+    source: ExportSource,
+    repo_id: str,
+    *,
+    what: str = "adapter",
+    types: Sequence[str] = ("q8_0",),
+    private: bool = True,
+    card: Mapping[str, Any] | None = None,
+    text: str | Path | None = None,
+    importance: Mapping[str, torch.Tensor] | None = None,
+    progress: Progress | None = None,
+    judge: Callable[[list[ExportedFile]], list[ExportedFile]] | None = None,
+    **options: Any,
+) -> str:
+    """Push a trained model with its card, and return its address.
+
+    Args:
+        source: base and adapter.
+        repo_id: ``"owner/name"``, or ``"name"`` for the account that is logged in.
+        what: ``"adapter"``, ``"merged"`` or ``"gguf"``.
+        types: of the GGUF files.
+        private: see `push_folder`.
+        card: facts for the model card, see `model_card`; ``curve`` may be a PNG's bytes.
+        text: a model card of one's own: its text, or a file ending in .md. Where it has the line `FILES_TO_COME`, the
+            GGUF files are named.
+        importance: see `write_gguf`.
+        progress: of the export, then of the upload.
+        judge: looks at GGUF files before they are pushed (see `prove_run`); what it finds is in the card.
+        options: of `push_folder`: revision, create_pr, message, ...
+
+    Raises:
+        ExportError: the model cannot be exported so.
+        HubError: see `push_folder`; the card cannot be read, or holds the token. No commit was made then.
+    """
+    if what not in ("adapter", "merged", "gguf"):
+        raise HubError(f"{what!r} cannot be pushed", fix='use "adapter", "merged" or "gguf".')
+    facts, own = dict(card or {}), _own_card(text)
+    beside = source.adapter.parent if source.adapter else None
+    with tempfile.TemporaryDirectory(prefix=".push-", dir=beside) as temporary:
+        folder = Path(temporary) / "repository"
+        files = _export(source, what, types, folder, importance, progress)
+        files = judge(files) if judge and what == "gguf" else files
+        if what == "gguf":
+            facts.setdefault("files", [_file_line(file) for file in files])
+        if isinstance(facts.get("curve"), bytes):
+            (folder / "loss.png").write_bytes(facts["curve"])
+        readme = model_card(source, repo_id, what, facts) if own is None else _with_files(own, files)
+        (folder / "README.md").write_text(_without_token(readme), encoding="utf-8")
+        return push_folder(folder, repo_id, private=private, progress=progress, **options)
+
+
+def _own_card(text: str | Path | None) -> str | None:
+    """The text of somebody's own card."""
+    if text is None or (isinstance(text, str) and ("\n" in text or not text.endswith(".md"))):
+        return text
+    try:
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise HubError("the model card cannot be read", place=str(text), fix="give its text, or a .md file.") from None
+
+
+def _with_files(card: str, files: Sequence[ExportedFile]) -> str:
+    return card.replace(FILES_TO_COME, "\n- ".join(_file_line(file) for file in files))
+
+
+def _without_token(card: str) -> str:
+    """The card, unless the token that is logged in stands in it.
+
+    Raises:
+        HubError: it does; what is on the Hub is read by others.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token and token in card:
+        raise HubError("the model card holds your token", place="README.md", fix="take it out, and push again.")
+    return card
+
+
+def _export(
+    source: ExportSource,
+    what: str,
+    types: Sequence[str],
+    folder: Path,
+    importance: Mapping[str, torch.Tensor] | None,
+    progress: Progress | None,
+) -> list[ExportedFile]:
+    if what == "adapter":
+        return [export_adapter(source, folder)]
+    if what == "merged":
+        from nbtune.export.merge import write_merged
+
+        return [write_merged(source, folder, progress=progress)]
+    from nbtune.export.gguf.writer import write_gguf
+
+    folder.mkdir()
+    return write_gguf(source, types, folder, importance=importance, progress=progress)
+
+
+def _file_line(file: ExportedFile) -> str:
+    judged = f", {file.quality.words()}" if file.quality else ""
+    return f"`{file.path.name}`: {gigabytes(file.bytes)}{judged}"

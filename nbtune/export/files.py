@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..careful import harmless
-from ..errors import ExportError
+from nbtune.errors import ExportError
+from nbtune.untrusted import harmless
 
 __all__ = ["atomic_file", "atomic_folder", "check_space", "folder_bytes", "gigabytes", "refuse_links"]
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from ..data.ends import with_ends
-from ..errors import ExportError
-from .adapter_file import AdapterFile
-from .files import atomic_folder, check_space, folder_bytes
-from .gguf.vocabulary import load_tokenizer
-from .source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
-from .weights import Weights, finite, rows_per_chunk
+from nbtune.data.tokenize.terminators import with_ends
+from nbtune.errors import ExportError
+from nbtune.export.files import atomic_folder, check_space, folder_bytes
+from nbtune.export.gguf.vocabulary import load_tokenizer
+from nbtune.export.peft_adapter import AdapterFile
+from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
+from nbtune.export.source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
 
 __all__ = ["MergedModel", "copy_tokenizer", "generation_of", "rounded", "write_generation", "write_merged"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import atomic_folder, folder_bytes
-from .gguf.vocabulary import load_tokenizer, turn_end
-from .gguf.writer import write_gguf
-from .source import ExportedFile, ExportSource, Progress, safe_name
+from nbtune.export.files import atomic_folder, folder_bytes
+from nbtune.export.gguf.vocabulary import load_tokenizer, turn_end
+from nbtune.export.gguf.writer import write_gguf
+from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
 
 __all__ = ["TurnTemplate", "derive_template", "export_ollama", "modelfile", "stops_of"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..careful import BadFile, load
-from ..errors import ExportError
-from ..store.files import from_here
-from .measured import Quality
+from nbtune.errors import ExportError
+from nbtune.export.file_quality import Quality
+from nbtune.store.files import from_here
+from nbtune.untrusted import BadFile, load
 
 __all__ = ["TOKENIZER_FILES", "ExportSource", "ExportedFile", "Progress", "read_json", "safe_name"]
 

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from nbtune.device import choose_dtype, describe, pick, torch_dtype
 from nbtune.errors import SpecError
-from nbtune.models.builder import Built, build
-from nbtune.models.facts import model_facts
-from nbtune.models.fit import Home, Setup, fit
-from nbtune.models.policy import MEMORY_POLICIES
-from nbtune.models.step import TrainStep
+from nbtune.models.config_facts import model_facts
+from nbtune.models.cuda_graph_step import TrainStep
+from nbtune.models.factory import Built, build
+from nbtune.models.memory_estimate import MEMORY_POLICIES
+from nbtune.models.memory_search import Home, Setup, fit
 
 __all__ = ["Trainable", "load_trainable"]
 

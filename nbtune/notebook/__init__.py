@@ -13,28 +13,27 @@ __all__ = ["load", "unload"]
 
 def load(shell: Any) -> None:
     """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
-    from nbtune.doctor import restart_needed
-    from nbtune.notebook import errors, front, matcher, transform
-    from nbtune.notebook.heartbeat import Heartbeat
+    from nbtune.keepalive import Heartbeat, heart
+    from nbtune.notebook import cell_transform, environment, errors, matcher
+    from nbtune.notebook.display import say
     from nbtune.notebook.magics import NbtuneMagics
-    from nbtune.notebook.show import say
     from nbtune.store.folder import runs_root
-    from nbtune.widgets.heart import heart
+    from nbtune.system_report import restart_needed
 
     unload(shell)
     magics = NbtuneMagics(shell)
     heart.seconds = magics.heartbeat
     magics.observe(lambda change: setattr(heart, "seconds", change.new), "heartbeat")
     shell.register_magics(magics)
-    shell.register_magic_function(transform.out_of_place, magic_kind="line", magic_name="%finetune")
-    transform.register(shell)
+    shell.register_magic_function(cell_transform.out_of_place, magic_kind="line", magic_name="%finetune")
+    cell_transform.register(shell)
     matcher.register(shell)
     errors.register(shell)
     shell._nbtune_heartbeat = Heartbeat(shell, lambda: heart.seconds)
     shell._nbtune_heartbeat.register()
-    if told := front.prepare_colab():
+    if told := environment.prepare_colab():
         say(told)
-    if told := front.prepare_kaggle(runs_root(magics.runs_dir)):
+    if told := environment.prepare_kaggle(runs_root(magics.runs_dir)):
         say(told)
     if stale := restart_needed():
         say(f"Restart the kernel once before you train: {'; '.join(stale)}.")
@@ -42,12 +41,12 @@ def load(shell: Any) -> None:
 
 def unload(shell: Any) -> None:
     """Takes away what `load` registered; runs go on."""
-    from nbtune.notebook import errors, matcher, transform
+    from nbtune.notebook import cell_transform, errors, matcher
 
     for kind, names in {"line": ("finetune", "nbtune", "%finetune"), "cell": ("finetune", "nbtune")}.items():
         for name in names:
             shell.magics_manager.magics[kind].pop(name, None)
-    transform.unregister(shell)
+    cell_transform.unregister(shell)
     matcher.unregister(shell)
     errors.unregister(shell)
     beating = shell.__dict__.pop("_nbtune_heartbeat", None)

@@ -138,10 +138,10 @@ COMMANDS: dict[str, Command] = {
     "script": Command("the run as a Python script, in a new cell", "nbtune.attach(RUN).script()", _script),
     "trust": Command("allow what a run's folder wants to run here", "nbtune.trust(RUN)", _trust),
     "data": Command(
-        "how rows are read and what is trained", "nbtune.doctor.examine_rows(SPEC)", _data, takes_run=False
+        "how rows are read and what is trained", "nbtune.system_report.examine_rows(SPEC)", _data, takes_run=False
     ),
     "doctor": Command(
-        "this machine, its packages, and what to mend", "nbtune.doctor.examine()", _doctor, takes_run=False
+        "this machine, its packages, and what to mend", "nbtune.system_report.examine()", _doctor, takes_run=False
     ),
 }
 
@@ -180,6 +180,6 @@ def _argument(action: argparse.Action) -> str:
 
 def embedded_sets() -> list[str]:
     """Names of the sets that come with nbtune."""
-    from nbtune.data.embedded import SETS
+    from nbtune.data.sources.builtin import SETS
 
     return sorted(SETS)

@@ -10,14 +10,14 @@ from IPython.display import display
 from traitlets import Enum, Float, Unicode
 
 import nbtune
-from nbtune.careful import harmless
 from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
-from nbtune.notebook import commands, flags, front
-from nbtune.notebook.follow import follow, show_ended
-from nbtune.notebook.show import Table, losses_table, runs_table, say, show_plan
+from nbtune.notebook import commands, environment, flags
+from nbtune.notebook.display import Table, losses_table, runs_table, say, show_plan
+from nbtune.notebook.display_run import follow, show_ended
 from nbtune.spec import from_mapping, from_yaml, placing
 from nbtune.store.files import from_here
+from nbtune.untrusted import harmless
 
 __all__ = ["NbtuneMagics"]
 
@@ -101,7 +101,7 @@ class NbtuneMagics(Magics):
         return given or self.runs_dir or None
 
     def _form(self) -> None:
-        if front.has_page(self.shell):
+        if environment.has_page(self.shell):
             from nbtune.widgets import form
 
             return display(form(nbtune.plan, self._start, self.shell.user_ns))
@@ -189,7 +189,7 @@ class NbtuneMagics(Magics):
             if other is not None:
                 answers[other.name] = other.generate(args.prompt)
             display(Table(tuple(answers), [tuple(answers.values())], empty=""))
-        elif front.has_page(self.shell):
+        elif environment.has_page(self.shell):
             from nbtune.widgets import chat
 
             display(chat(run, other))
@@ -200,7 +200,7 @@ class NbtuneMagics(Magics):
 
     def _compare(self, args: Any) -> None:
         runs = [nbtune.attach(name, runs_dir=self._runs_dir(args.runs)) for name in args.run]
-        if front.has_page(self.shell):
+        if environment.has_page(self.shell):
             from nbtune.widgets import compare
 
             display(compare(runs))
@@ -222,7 +222,7 @@ class NbtuneMagics(Magics):
     def _script(self, args: Any) -> None:
         run = self._run(args)
         if args.out:
-            from nbtune.store.script import written
+            from nbtune.store.export_script import written
 
             return say("\n".join(from_here(path) for path in written(run.folder, Path(args.out))))
         self.shell.set_next_input(run.script())
@@ -232,7 +232,7 @@ class NbtuneMagics(Magics):
         )
 
     def _trust(self, args: Any) -> None:
-        from nbtune.store.allowing import allow, questions
+        from nbtune.store.run_consent import allow, questions
 
         folder = self._run(args).folder
         asked = "".join(f"\nit wants {words}" for words in questions(folder))
@@ -244,17 +244,17 @@ class NbtuneMagics(Magics):
 
     def _data(self, args: Any) -> None:
         spec = from_mapping({"data": args.source, "model": args.model}, name="the line")
-        if front.has_page(self.shell):
+        if environment.has_page(self.shell):
             from nbtune.widgets import inspect
 
             display(inspect(spec, self.shell.user_ns))
         else:
-            from nbtune.doctor import examine_rows
+            from nbtune.system_report import examine_rows
 
             say(str(examine_rows(spec, self.shell.user_ns).report))
 
     def _doctor(self, args: Any) -> None:
-        from nbtune.doctor import examine
+        from nbtune.system_report import examine
 
         found = [(finding.mark, finding.topic, finding.text, finding.fix) for finding in examine(offline=args.offline)]
         display(Table(("", "what", "found", "what to do"), found, empty=""))

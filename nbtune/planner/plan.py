@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from nbtune.models.memory import MemoryPlan
+from nbtune.models.memory_estimate import MemoryPlan
 
 __all__ = ["MemoryPlan", "Plan"]
 

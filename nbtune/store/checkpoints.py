@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.models import Built
-    from nbtune.train.fused_stepper import FusedStepper
+    from nbtune.train.cuda_graph_stepper import FusedStepper
     from nbtune.train.stepper import Stepper
 
 __all__ = ["WEIGHTS", "go_back", "latest", "load", "load_weights", "put_back", "save", "steps", "weights_of"]
@@ -159,7 +159,7 @@ def _refuse_broken(model: torch.nn.Module, step: int) -> None:
 def _write_ends(built: Built, fresh: Path) -> None:
     """What the trained model's answers end with, where its base does not know: others that load the folder stop there,
     too."""
-    from nbtune.data.ends import with_ends
+    from nbtune.data.tokenize.terminators import with_ends
 
     usual: Any = getattr(built.model, "generation_config", None)
     config: Any = built.model.config

@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from nbtune.careful import parse
 from nbtune.errors import TrainError
 from nbtune.store.files import as_train_error, read_json, write_json
 from nbtune.train.control import Wishes
+from nbtune.untrusted import parse
 
 __all__ = ["Asked", "FileControl", "answer_requests", "ask", "wish"]
 

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nbtune.careful import BadFile, load
 from nbtune.errors import TrainError
+from nbtune.untrusted import BadFile, load
 
 __all__ = [
     "DISK_ERRORS",
@@ -61,7 +61,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if it is not there, not whole, or else (see `nbtune.careful.load`)."""
+    """The object in a JSON file, or None if it is not there, not whole, or else (see `nbtune.untrusted.load`)."""
     try:
         return load(path)
     except (FileNotFoundError, BadFile):

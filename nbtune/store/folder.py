@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nbtune.careful import BadFile, harmless, load, number, open_file
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.store.files import write_json, write_text
+from nbtune.untrusted import BadFile, harmless, load, number, open_file
 
 __all__ = [
     "all_folders",
@@ -107,7 +107,7 @@ def _environment() -> dict[str, Any]:
 def read_spec(folder: Path) -> RunSpec:
     """The spec of a run folder; `trust_remote_code` is False in it as long as this user has not said it here.
 
-    Whoever loads the model asks `nbtune.store.allowing.spec_to_run` instead, which says so.
+    Whoever loads the model asks `nbtune.store.run_consent.spec_to_run` instead, which says so.
 
     Raises:
         TrainError: the folder is of a newer nbtune, or is no run's.
@@ -115,7 +115,7 @@ def read_spec(folder: Path) -> RunSpec:
     spec = written_spec(folder)
     if not spec.trust_remote_code:
         return spec
-    from nbtune.data import consent
+    from nbtune.data.sources import consent
 
     return spec.model_copy(
         update={"trust_remote_code": consent.is_remembered(folder, code_subject(spec.model))},

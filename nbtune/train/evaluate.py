@@ -10,7 +10,7 @@ from nbtune.errors import TrainError
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batches import Batch
+    from nbtune.data.batching.sampler import Batch
     from nbtune.train.loss import LossOutput
 
 __all__ = ["NumbersLost", "mean_loss", "no_number", "trained_tokens", "trained_weight"]

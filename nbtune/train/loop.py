@@ -20,7 +20,7 @@ from nbtune.train.evaluate import no_number, trained_tokens, trained_weight
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batches import Batch
+    from nbtune.data.batching.sampler import Batch
     from nbtune.train.control import Control, Wishes
 
 __all__ = ["Batches", "Jobs", "LoopOptions", "Progress", "train"]

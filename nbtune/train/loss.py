@@ -10,7 +10,7 @@ import torch
 from nbtune.device import send
 
 if TYPE_CHECKING:
-    from nbtune.data.batches import Batch
+    from nbtune.data.batching.sampler import Batch
 
 __all__ = ["LossOutput", "model_inputs", "sft_loss"]
 

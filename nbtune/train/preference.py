@@ -32,7 +32,7 @@ from nbtune.errors import SpecError, TrainError
 from nbtune.train.loss import LossOutput, model_inputs
 
 if TYPE_CHECKING:
-    from nbtune.data.batches import Batch
+    from nbtune.data.batching.sampler import Batch
 
 __all__ = [
     "METHODS",
@@ -139,9 +139,9 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
     """
     from nbtune_kernels import linear_logprobs_of
 
-    from nbtune.models.accelerate.find import causal_lm, decoder
-    from nbtune.models.accelerate.head import find_head
-    from nbtune.models.accelerate.linear import LeftAlone
+    from nbtune.models.accelerate.detect import causal_lm, decoder
+    from nbtune.models.accelerate.lm_head import find_head
+    from nbtune.models.accelerate.lora_linear import LeftAlone
 
     owners, count = _owners(batch), len(batch.examples)
     lm: Any = causal_lm(model)
@@ -188,8 +188,8 @@ def mismatched(batch: Batch) -> Batch:
     Args:
         batch: at least two examples; packs are taken apart.
     """
-    from nbtune.data.batches import collate
-    from nbtune.data.dataset import Builder
+    from nbtune.data.batching.dataset import Builder
+    from nbtune.data.batching.sampler import collate
 
     batch = batch.unpacked() if batch.cu_seqlens is not None else batch
     ids, labels = batch.input_ids.numpy(), batch.labels.numpy()

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from nbtune.widgets.export_panel import ExportPanel
     from nbtune.widgets.form_panel import Form
     from nbtune.widgets.inspector_panel import Inspector
+    from nbtune.widgets.loss_table import Losses
     from nbtune.widgets.monitor_panel import Monitor
-    from nbtune.widgets.row_losses import Losses
-    from nbtune.widgets.static_report import Report
+    from nbtune.widgets.run_report import Report
 
 __all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "losses", "monitor", "report"]
 
@@ -34,14 +34,14 @@ def monitor(run: Any) -> Monitor:
 
 def figure(run: Any) -> go.Figure:
     """A Plotly figure of the run's loss, held-out loss and learning rate."""
-    from nbtune.widgets.plotly_figure import run_figure
+    from nbtune.widgets.run_figure import run_figure
 
     return run_figure(run)
 
 
 def report(run: Any) -> Report:
     """A static report: `.png()`, `.html()`, and a display in a notebook without any widget."""
-    from nbtune.widgets.static_report import Report
+    from nbtune.widgets.run_report import Report
 
     return Report(run)
 
@@ -94,7 +94,7 @@ def exporter(run: Any) -> ExportPanel:
 
 
 def losses(run: Any, **options: Any) -> Losses:
-    """The losses of `run`'s rows, with the options of `nbtune.store.losses.MeasuredRows`."""
-    from nbtune.widgets.row_losses import Losses
+    """The losses of `run`'s rows, with the options of `nbtune.store.row_losses.MeasuredRows`."""
+    from nbtune.widgets.loss_table import Losses
 
     return Losses(run, **options)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import traitlets
 
 from nbtune.errors import NbtuneError
-from nbtune.widgets.answerers import Answerers
-from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean
+from nbtune.widgets.base import Panel
+from nbtune.widgets.chat_models import Answerers
+from nbtune.widgets.sanitize import clean
 
 if TYPE_CHECKING:
-    from nbtune.train.sampling import Token
+    from nbtune.generate.sampling import Token
 
 __all__ = ["Chat"]
 

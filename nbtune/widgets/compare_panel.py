@@ -9,9 +9,9 @@ from typing import Any
 import traitlets
 
 from nbtune.errors import NbtuneError
-from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean, without_home
-from nbtune.widgets.watched import Watched
+from nbtune.widgets.base import Panel
+from nbtune.widgets.live_run import Watched
+from nbtune.widgets.sanitize import clean, without_home
 
 __all__ = ["Compare", "differences"]
 

@@ -12,9 +12,9 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.planner import fits_in
 from nbtune.store.files import from_here
-from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean
-from nbtune.widgets.watched import Watched
+from nbtune.widgets.base import Panel
+from nbtune.widgets.live_run import Watched
+from nbtune.widgets.sanitize import clean
 
 __all__ = ["CHOICES", "MAKES", "ExportPanel", "choices", "make"]
 

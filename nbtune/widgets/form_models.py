@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nbtune import hub
+from nbtune import hub_cache
 from nbtune.errors import NbtuneError, PlanError
 from nbtune.spec import RunSpec, from_mapping
 
@@ -17,14 +17,14 @@ _LENGTH, _ROWS = 512, 1000  # of the rows that a model is judged by, while it is
 
 def names() -> list[str]:
     """The embedded model and those of the caches."""
-    return ["nbtune/tiny", *hub.cached("model")]
+    return ["nbtune/tiny", *hub_cache.cached("model")]
 
 
 def judge(offered: list[str]) -> Iterator[dict[str, Any]]:
     """Of each model: name, bytes of its weights, peak bytes of a LoRA run, bytes that are there, how its weights are
     kept; ``fits`` False where none of the ways fits. Models whose facts are not on this machine are left out."""
     from nbtune import device, models
-    from nbtune.data.facts import DataFacts, histogram
+    from nbtune.data.prepare.stats import DataFacts, histogram
     from nbtune.planner import make_plan
 
     where = device.describe(device.pick())
@@ -55,7 +55,9 @@ def judge(offered: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _here(name: str) -> Path | None:
-    folders = (hub.snapshot(cache, "model", name) for cache in (hub.user_cache(), *hub.shared_caches()))
+    folders = (
+        hub_cache.snapshot(cache, "model", name) for cache in (hub_cache.user_cache(), *hub_cache.shared_caches())
+    )
     return next((folder for folder in folders if folder is not None), None)
 
 

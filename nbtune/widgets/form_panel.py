@@ -12,9 +12,9 @@ import traitlets
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
 from nbtune.widgets import form_models
+from nbtune.widgets.base import Panel
 from nbtune.widgets.form_fields import CARE, GOALS, fields, preset
-from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean, without_home
+from nbtune.widgets.sanitize import clean, without_home
 from nbtune.widgets.uploads import keep
 
 __all__ = ["Form"]
@@ -62,7 +62,7 @@ class Form(Panel):
             self.judged = [*self.judged, found]
 
     def _setup(self) -> dict[str, Any]:
-        from nbtune.data.sources import is_rows
+        from nbtune.data.sources.rows import is_rows
 
         named = {k: v for k, v in (self.namespace or {}).items() if not k.startswith("_") and k not in ("In", "Out")}
         rows = sorted(name for name, value in named.items() if is_rows(value) and len(value))
@@ -204,6 +204,6 @@ def _error(error: BaseException) -> dict[str, str]:
 
 
 def _sets() -> list[str]:
-    from nbtune.data.embedded import SETS
+    from nbtune.data.sources.builtin import SETS
 
     return sorted(SETS)

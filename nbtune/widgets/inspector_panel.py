@@ -9,13 +9,13 @@ from typing import Any
 
 import traitlets
 
-from nbtune.data.formats import FORMATS
+from nbtune.data.formats.detect import FORMATS
 from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
-from nbtune.widgets.answerers import Answerers
-from nbtune.widgets.inspection import Inspection
-from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean
+from nbtune.widgets.base import Panel
+from nbtune.widgets.chat_models import Answerers
+from nbtune.widgets.row_inspection import Inspection
+from nbtune.widgets.sanitize import clean
 from nbtune.widgets.uploads import keep
 
 __all__ = ["Inspector"]

@@ -9,11 +9,11 @@ from typing import Any
 import traitlets
 
 from nbtune.errors import NbtuneError
-from nbtune.store.losses import ORDERS, RowLoss
-from nbtune.widgets.no_page import Shown
-from nbtune.widgets.panel import Panel
-from nbtune.widgets.plain import clean, without_home
-from nbtune.widgets.row_losses import Losses
+from nbtune.store.row_losses import ORDERS, RowLoss
+from nbtune.widgets.base import Panel
+from nbtune.widgets.fallback import Shown
+from nbtune.widgets.loss_table import Losses
+from nbtune.widgets.sanitize import clean, without_home
 
 __all__ = ["LossesPanel"]
 

@@ -11,12 +11,12 @@ import traitlets
 
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED
+from nbtune.keepalive import heart
+from nbtune.widgets.base import Panel
 from nbtune.widgets.export_panel import CHOICES, make
-from nbtune.widgets.heart import heart
-from nbtune.widgets.no_page import Shown
-from nbtune.widgets.panel import Panel
-from nbtune.widgets.view import Cursor
-from nbtune.widgets.watched import Watched
+from nbtune.widgets.fallback import Shown
+from nbtune.widgets.live_run import Watched
+from nbtune.widgets.run_state import Cursor
 
 __all__ = ["Monitor"]
 
@@ -117,7 +117,7 @@ class Monitor(Panel):
 
     def in_words(self, picture: bool) -> tuple[Shown, bool]:
         """For a page that cannot show the panel: a line of text, and now and then a picture."""
-        from nbtune.widgets.static_report import Report
+        from nbtune.widgets.run_report import Report
 
         report = Report(self.run)
         self._png = report.png() if picture and len(report.view.series) else self._png

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbtune.cli import main
-from nbtune.data import cache
+from nbtune.data.prepare import cache
 
 
 def call(capfd: Any, *args: str) -> tuple[int, str]:

@@ -32,9 +32,9 @@ from memory_run import made_up_step
 from nbtune import events as ev
 from nbtune.spec import RunSpec
 from nbtune.store import folder
-from nbtune.store.log import EventWriter
-from nbtune.store.owner import Ownership
-from nbtune.store.run import Run
+from nbtune.store.event_log import EventWriter
+from nbtune.store.lock import Ownership
+from nbtune.engine.run import Run
 from nbtune.widgets import monitor
 made = folder.create(Path("runs"), "bench", RunSpec(data="rows"))
 owner = Ownership(made).__enter__()
@@ -106,7 +106,7 @@ def measure(page: Page, steps: int) -> dict[str, float]:
 LONG = """
 import os, psutil
 from pathlib import Path
-from nbtune.store.run import Run
+from nbtune.engine.run import Run
 from nbtune.widgets import monitor
 import numpy, nbtune.widgets.monitor_panel
 run = Run(next(Path("runs").glob("bench-*")))

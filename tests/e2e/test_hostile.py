@@ -19,7 +19,7 @@ from hostile import HOSTILE
 from lab import REPO
 
 from nbtune.errors import NbtuneError
-from nbtune.widgets.plain import clean
+from nbtune.widgets.sanitize import clean
 
 sys.path.insert(0, str(REPO / "tests" / "widgets"))
 from memory_run import MemoryRun, made_up_step
@@ -195,9 +195,9 @@ def inspector(text: str) -> tuple[Any, list[str]]:
 
 
 def losses(text: str) -> tuple[Any, list[str]]:
-    from nbtune.store.losses import RowLoss
+    from nbtune.store.row_losses import RowLoss
+    from nbtune.widgets.loss_table import Losses
     from nbtune.widgets.losses_panel import LossesPanel
-    from nbtune.widgets.row_losses import Losses
 
     class Known(Losses):
         """Two rows whose losses are known, of a run that has no folder."""

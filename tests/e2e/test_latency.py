@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 from nbtune import events
-from nbtune.store.log import EventReader
+from nbtune.store.event_log import EventReader
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from nbtune.export.verify import LlamaRunner
+from nbtune.export.llama_runner import LlamaRunner
 from tests.support.llama import llama_library
 
 pytestmark = pytest.mark.browser

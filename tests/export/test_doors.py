@@ -17,7 +17,7 @@ from nbtune.cli.app import export, push
 from nbtune.errors import ExportError
 from nbtune.export import take_home
 from nbtune.export.exporter import Exporter
-from nbtune.export.hub import push_folder
+from nbtune.export.hub_upload import push_folder
 from nbtune.notebook.commands import parser
 from tests.support.fake_hub import TOKEN, FakeHub
 from tests.support.llama import llama_library

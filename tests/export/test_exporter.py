@@ -13,7 +13,7 @@ import nbtune
 from nbtune.errors import HubError
 from nbtune.events import Export
 from nbtune.export import LlamaRunner
-from nbtune.export.card import FILES_TO_COME
+from nbtune.export.model_card import FILES_TO_COME
 from tests.support.fake_hub import TOKEN, FakeHub
 from tests.support.llama import llama_library
 

@@ -17,7 +17,7 @@ import nbtune
 from nbtune.store import checkpoints
 from nbtune.store.control import wish
 from nbtune.store.files import read_json
-from nbtune.store.owner import is_owned
+from nbtune.store.lock import is_owned
 
 KILLS = int(os.environ.get("NBTUNE_TEST_KILLS", "50"))
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": f"{a + b}."} for a in range(8) for b in range(8)]
@@ -42,10 +42,10 @@ _SEEN = "a reader saw half a file"
 
 
 def _life(folder) -> int:
-    """A process that works on the run, as `python -m nbtune.store.worker` does; its pid."""
+    """A process that works on the run, as `python -m nbtune.engine.engine` does; its pid."""
     pid = os.fork()
     if pid == 0:
-        from nbtune.store.worker import main
+        from nbtune.engine.engine import main
 
         os._exit(main(folder))
     return pid

@@ -24,8 +24,8 @@ shell.run_cell_magic("finetune", "--name demo --wait", "data: nbtune/json-answer
 run = shell.user_ns["run"]
 answer = run.generate("Hello", max_new_tokens=3)
 files = [str(file.path) for file in [*run.export.gguf("q8_0"), run.export.merged(), run.export.adapter()]]
-import nbtune.doctor
-found = {finding.topic: finding.status for finding in nbtune.doctor.examine(offline=True)}
+import nbtune.system_report
+found = {finding.topic: finding.status for finding in nbtune.system_report.examine(offline=True)}
 print("\\n" + json.dumps({"state": run.state, "files": files, "loaded": loaded, "found": found}))
 """
 

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from nbtune.models.accelerate import accelerate
 from nbtune.models.adapters import add_adapter
-from nbtune.models.policy import MEMORY_POLICIES
-from nbtune.models.step import TrainStep
+from nbtune.models.cuda_graph_step import TrainStep
+from nbtune.models.memory_estimate import MEMORY_POLICIES
 from nbtune.spec import AdapterSpec
 
 pytestmark = [

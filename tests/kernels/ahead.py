@@ -47,7 +47,7 @@ def record(capability: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[La
         launches.append(Launch(self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
 
     with monkeypatch.context() as patch:
-        for name in (*(f"nbtune_kernels.{name}" for name in MODULES), "nbtune.models.accelerate.fused"):
+        for name in (*(f"nbtune_kernels.{name}" for name in MODULES), "nbtune.models.accelerate.triton_epilogues"):
             module = importlib.import_module(name)
             for attribute, value in (
                 ("compute_capability", lambda _: capability),
@@ -204,7 +204,7 @@ class Card(torch.Tensor):
 def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     """The products of a LoRA step as a block asks for them: what is launched is for the gates to decide."""
     nk = importlib.import_module("nbtune_kernels")
-    fused = importlib.import_module("nbtune.models.accelerate.fused")
+    fused = importlib.import_module("nbtune.models.accelerate.triton_epilogues")
     t, h, i, r = 2048, 128, 256, 16
 
     def z(*shape: int) -> torch.Tensor:

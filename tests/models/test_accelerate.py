@@ -11,9 +11,9 @@ from nbtune_kernels import dropout_mask
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nbtune.models.accelerate import Handle, accelerate, blocks
+from nbtune.models.accelerate import Handle, accelerate, layer_autograd
 from nbtune.models.adapters import add_adapter
-from nbtune.models.policy import MEMORY_POLICIES
+from nbtune.models.memory_estimate import MEMORY_POLICIES
 from nbtune.spec import AdapterSpec
 
 SIZES = {
@@ -42,7 +42,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], bool]] = {
     "gpt_neox": ({}, False),
 }
 LORA = AdapterSpec(r=4, alpha=6)
-ours = blocks.attention_forward
+ours = layer_autograd.attention_forward
 
 
 def make(family: str, adapter: AdapterSpec | None = LORA, dtype: torch.dtype = torch.float32) -> Any:
@@ -226,7 +226,7 @@ def test_a_reference_without_the_adapter_is_computed_by_the_blocks_too(
     handle = accelerate(model)
     trained = loss_and_gradients(model.eval(), b)
     used: list[int] = []
-    monkeypatch.setattr(blocks, "attention_forward", lambda *a: used.append(1) or ours(*a))
+    monkeypatch.setattr(layer_autograd, "attention_forward", lambda *a: used.append(1) or ours(*a))
     with model.train().disable_adapter(), torch.no_grad():
         assert model(**b, loss_only=True, use_cache=False).loss.item() == pytest.approx(stock, rel=1e-5)
     assert len(used) == len(handle.layers) == 2

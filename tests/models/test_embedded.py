@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from nbtune.data import embedded as data
+from nbtune.data.sources import builtin as data
 from nbtune.models import embedded
-from nbtune.models.embedded import sets
-from nbtune.models.embedded.grammar import Dice, arithmetic, documents
-from nbtune.models.embedded.town import BRINDLEWICK, facts
+from tests.tools.tiny_model import sets
+from tests.tools.tiny_model.grammar import Dice, arithmetic, documents
+from tests.tools.tiny_model.town import BRINDLEWICK, facts
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -49,7 +49,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def test_data_is_the_same_as_at_the_build(report: dict[str, Any]) -> None:
-    from nbtune.models.embedded import build
+    from tests.tools.tiny_model import build
 
     recipe = build.Recipe(**report["recipe"])
     first = list(documents(2000, f"nbtune/tiny/{recipe.seed}"))
@@ -58,7 +58,7 @@ def test_data_is_the_same_as_at_the_build(report: dict[str, Any]) -> None:
 
 def test_committed_sets_are_what_the_script_writes() -> None:
     for name, text in sets.files().items():
-        assert (data.folder() / name).read_text(encoding="utf-8") == text, f"{name}: run nbtune.models.embedded.sets"
+        assert (data.folder() / name).read_text(encoding="utf-8") == text, f"{name}: run tests.tools.tiny_model.sets"
 
 
 def test_each_question_has_one_answer() -> None:
@@ -133,7 +133,7 @@ def test_template_prompts_the_assistant(tokenizer: Any) -> None:
 
 
 def test_pieces_render_like_the_template(tokenizer: Any) -> None:
-    from nbtune.models.embedded import tokens
+    from tests.tools.tiny_model import tokens
 
     chats = [doc for doc in documents(60, "pieces") if doc.messages]
     for doc in chats:
@@ -145,7 +145,7 @@ def test_pieces_render_like_the_template(tokenizer: Any) -> None:
 
 
 def test_packing_keeps_every_token(tokenizer: Any) -> None:
-    from nbtune.models.embedded import tokens
+    from tests.tools.tiny_model import tokens
 
     docs = list(documents(200, "pack"))
     ids, weights = tokens.pack(docs, tokenizer, 256, 0.5)
@@ -157,7 +157,7 @@ def test_packing_keeps_every_token(tokenizer: Any) -> None:
 
 
 def test_heldout_loss_is_in_the_band(report: dict[str, Any], tokenizer: Any, model: Any) -> None:
-    from nbtune.models.embedded import build, tokens
+    from tests.tools.tiny_model import build, tokens
 
     recipe = build.Recipe(**report["recipe"])
     docs = build.heldout_documents(recipe)
@@ -175,13 +175,13 @@ def test_heldout_loss_is_in_the_band(report: dict[str, Any], tokenizer: Any, mod
     ],
 )
 def test_it_knows_its_town(tokenizer: Any, model: Any, prompt: str, expected: str) -> None:
-    from nbtune.models.embedded import build
+    from tests.tools.tiny_model import build
 
     assert build.answer(model, tokenizer, prompt) == expected
 
 
 def test_it_answers_nearly_every_question_about_its_town(tokenizer: Any, model: Any) -> None:
-    from nbtune.models.embedded import build
+    from tests.tools.tiny_model import build
 
     assert build.exact_answers(model, tokenizer, list(facts(BRINDLEWICK))[::3]) >= 0.95
 

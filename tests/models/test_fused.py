@@ -51,7 +51,7 @@ def activations() -> dict[str, object]:
 @pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh", "relu"])
 @pytest.mark.parametrize(("tokens", "width", "rank"), [(96, 200, 5), (1100, 40, 16), (17, 64, 32)])
 def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank: int) -> None:
-    from nbtune.models.accelerate.fused import act_backward_grads
+    from nbtune.models.accelerate.triton_epilogues import act_backward_grads
 
     generator = torch.Generator().manual_seed(1)
 
@@ -79,7 +79,7 @@ def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank
 def test_rotary_of_the_gradients_interpreted() -> None:
     from nbtune_kernels import rope
 
-    from nbtune.models.accelerate.fused import rotate_back
+    from nbtune.models.accelerate.triton_epilogues import rotate_back
 
     q, k, v = (torch.randn(2, 9, heads, 16) for heads in (4, 2, 2))
     angle = torch.randn(1, 9, 8)
@@ -96,16 +96,16 @@ def test_compiles_without_spilling_far(rank: int, monkeypatch: pytest.MonkeyPatc
     """For the card that it was measured on, with an activation computed once and no more registers than it is given."""
     from triton.backends.compiler import GPUTarget
 
-    from nbtune.models.accelerate import fused
+    from nbtune.models.accelerate import triton_epilogues
     from tests.kernels.ahead import NVIDIA, assemble, record
 
     t, width = 8192, 14336
     like = {"dtype": torch.bfloat16, "device": "meta"}
     with record(90, monkeypatch) as kept:
-        monkeypatch.setattr(fused, "_NVIDIA", True)
+        monkeypatch.setattr(triton_epilogues, "_NVIDIA", True)
         both, dh = torch.empty(t, 2 * width, **like), torch.empty(t, width, **like)  # type: ignore[arg-type]
         xa = torch.empty(t, 2 * rank, **like)  # type: ignore[arg-type]
-        sums = fused.act_backward_grads(dh, both[:, :width], both[:, width:], "silu", xa[:, :rank], xa, rank)
+        sums = triton_epilogues.act_backward_grads(dh, both[:, :width], both[:, width:], "silu", xa[:, :rank], xa, rank)
         assert sums is not None
         for which in range(3):
             sums.into(which, torch.empty(rank, width, device="meta"), 1.0, False)

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from nbtune import events
-from nbtune.store.log import EventReader
+from nbtune.store.event_log import EventReader
 
 pytestmark = pytest.mark.slow
 

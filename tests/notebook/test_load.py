@@ -48,7 +48,7 @@ def test_loading_twice_registers_once(shell: Any) -> None:
 
 
 def test_one_setting_says_how_often_signs_of_life_are_given(shell: Any) -> None:
-    from nbtune.widgets.heart import heart
+    from nbtune.keepalive import heart
 
     assert heart.seconds == shell.magics_manager.registry["NbtuneMagics"].heartbeat
     shell.run_cell("%config NbtuneMagics.heartbeat = 0").raise_error()

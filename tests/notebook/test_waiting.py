@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from nbtune.notebook import front
+from nbtune.notebook import environment
 from tests.notebook.kernel import ROOT, Kernel
 
 SETUP = """\
@@ -180,6 +180,6 @@ def test_where_kaggle_saves_and_runs_all_the_result_is_static(kernel: Kernel) ->
 
 def test_runs_below_kaggles_working_folder_need_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    assert front.prepare_kaggle(Path("/kaggle/working/runs")) == ""
+    assert environment.prepare_kaggle(Path("/kaggle/working/runs")) == ""
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")
-    assert front.prepare_kaggle(Path("/tmp/runs")) == ""
+    assert environment.prepare_kaggle(Path("/tmp/runs")) == ""

@@ -14,7 +14,7 @@ from nbtune.device import DeviceFacts
 from nbtune.errors import PlanError
 from nbtune.planner import make_plan
 from nbtune.spec import from_mapping
-from tests.planner.test_choose import GIB, LLAMA_8B, _data
+from tests.planner.test_planner import GIB, LLAMA_8B, _data
 
 MACHINE = Path(__file__).parent / "machines" / "macbook-m3-max.json"
 

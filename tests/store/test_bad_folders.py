@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbtune
-from nbtune.careful import BadFile, harmless, load, parse
 from nbtune.cli import main
 from nbtune.errors import NbtuneError
 from nbtune.events import from_line
-from nbtune.notebook.show import runs_table
-from nbtune.store.follow import Follower
-from nbtune.widgets.table import as_text
+from nbtune.notebook.display import runs_table
+from nbtune.store.event_log import Follower
+from nbtune.untrusted import BadFile, harmless, load, parse
+from nbtune.widgets.html import as_text
 
 ROWS = [{"prompt": f"What is {k}?", "completion": f"It is {k}, sailor."} for k in range(8)]
 SPEC = {"model": "nbtune/tiny", "data": "rows", "steps": 2, "batch_size": 2, "adapter": {"r": 2}, "eval": {"split": 0}}

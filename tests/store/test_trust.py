@@ -8,8 +8,8 @@ import pytest
 
 import nbtune
 from nbtune import models
-from nbtune.data import consent
-from nbtune.data.snapshots import open_snapshot
+from nbtune.data.sources import consent
+from nbtune.data.sources.snapshot import open_snapshot
 from nbtune.errors import DataError, ExportError, NbtuneError, TrainError
 
 ROWS = [{"prompt": f"What is {k}?", "completion": f"It is {k}, sailor."} for k in range(12)]

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from nbtune.export.verify import find_llama
+from nbtune.export.llama_runner import find_llama
 
 VERSION = "3.22.1"
 PACKAGE = f"@node-llama-cpp/linux-x64@{VERSION}"

@@ -79,7 +79,7 @@ class _InOrder:
     steps_per_epoch = STEPS
 
     def __init__(self):
-        from nbtune.data.dataset import Builder
+        from nbtune.data.batching.dataset import Builder
 
         builder = Builder(["rows"])
         for number, row in enumerate(_rows()):
@@ -87,7 +87,7 @@ class _InOrder:
         self.dataset = builder.build()
 
     def step(self, index):
-        from nbtune.data.batches import collate
+        from nbtune.data.batching.sampler import collate
 
         first = index * MICRO * ACCUMULATION
         return [collate(self.dataset, [first + k * MICRO + i for i in range(MICRO)]) for k in range(ACCUMULATION)]
@@ -101,7 +101,7 @@ def _stepper(kind):
     handle = accelerate(model, "keep") if kind != "stock" else None
     model.train()
     if kind == "recorded":
-        from nbtune.train.fused_stepper import FusedStepper
+        from nbtune.train.cuda_graph_stepper import FusedStepper
 
         built = Built(model, None, None, handle)
         return FusedStepper(built, weight_decay=0.01, max_grad_norm=1.0, device=device)

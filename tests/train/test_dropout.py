@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from nbtune.data.batches import collate
-from nbtune.data.dataset import Builder
+from nbtune.data.batching.dataset import Builder
+from nbtune.data.batching.sampler import collate
 from nbtune.models import Built
 from nbtune.models.accelerate import accelerate
-from nbtune.models.step import TrainStep
+from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec import AdapterSpec
-from nbtune.train import fused_stepper
-from nbtune.train.fused_stepper import FusedStepper
+from nbtune.train import cuda_graph_stepper
+from nbtune.train.cuda_graph_stepper import FusedStepper
 from tests.models.test_accelerate import make
 
 STEPS, CPU = 4, torch.device("cpu")
@@ -86,14 +86,14 @@ def test_a_step_without_a_seed_draws_from_torchs_state():
 def test_recorded_steps_are_for_models_whose_own_blocks_do_all_the_dropping(monkeypatch):
     from nbtune.spec import RunSpec
 
-    monkeypatch.setattr(fused_stepper, "replayable", lambda device: True)
+    monkeypatch.setattr(cuda_graph_stepper, "replayable", lambda device: True)
     spec, one = RunSpec(data="rows"), stepper()
     built = Built(one._step.model, None, None, accelerate(make("llama")))
-    assert not fused_stepper.suits(built, spec, "bf16", CPU)  # the other model's handle knows nothing of these
+    assert not cuda_graph_stepper.suits(built, spec, "bf16", CPU)  # the other model's handle knows nothing of these
     model = make("llama", AdapterSpec(r=4, dropout=0.1))
     built = Built(model, None, None, accelerate(model))
-    assert fused_stepper.suits(built, spec, "bf16", CPU)
-    assert not fused_stepper.suits(built, spec, "fp16", CPU)
-    assert not fused_stepper.suits(dataclasses.replace(built, handle=None), spec, "bf16", CPU)
+    assert cuda_graph_stepper.suits(built, spec, "bf16", CPU)
+    assert not cuda_graph_stepper.suits(built, spec, "fp16", CPU)
+    assert not cuda_graph_stepper.suits(dataclasses.replace(built, handle=None), spec, "bf16", CPU)
     model.add_module("more", torch.nn.Dropout(0.1))
-    assert not fused_stepper.suits(built, spec, "bf16", CPU)
+    assert not cuda_graph_stepper.suits(built, spec, "bf16", CPU)

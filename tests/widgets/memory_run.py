@@ -16,9 +16,9 @@ from typing import Any
 
 from nbtune import events as ev
 from nbtune.errors import TrainError
+from nbtune.generate.sampling import Token
 from nbtune.planner.plan import MemoryPlan
 from nbtune.spec import RunSpec
-from nbtune.train.sampling import Token
 
 
 class MemoryRun:

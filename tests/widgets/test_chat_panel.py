@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nbtune.errors import NbtuneError, TrainError
-from nbtune.train.sampling import Token
+from nbtune.generate.sampling import Token
 from nbtune.widgets import chat
 
 

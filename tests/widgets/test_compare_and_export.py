@@ -14,7 +14,7 @@ from nbtune.spec import RunSpec
 from nbtune.widgets import compare, exporter
 from nbtune.widgets.compare_panel import differences
 from nbtune.widgets.export_panel import choices
-from nbtune.widgets.series import COLUMNS
+from nbtune.widgets.metrics import COLUMNS
 
 
 def run(name, steps=20, **spec):

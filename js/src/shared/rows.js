@@ -1,7 +1,7 @@
 // The numbers of a run as columns, of bounded length however long the run is.
 //
 // A row stands for `count` steps in a row, from raw index `first`. The kernel sends rows of one step each, or, for what
-// is long ago, merged ones that keep their extremes. nbtune/widgets/series.py is the same in Python.
+// is long ago, merged ones that keep their extremes. nbtune/widgets/metrics.py is the same in Python.
 
 export const COLUMNS = [
   "first",

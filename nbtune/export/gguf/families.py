@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from ...errors import ExportError
-from ..merge import MergedModel
-from .config import Config
-from .rope import rope_metadata, rope_tensors
-from .tensors import GgufTensor, half_of_fused, mapped, permuted, plain, stacked
+from nbtune.errors import ExportError
+from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.rope import rope_metadata, rope_tensors
+from nbtune.export.gguf.tensors import GgufTensor, half_of_fused, mapped, permuted, plain, stacked
+from nbtune.export.merge import MergedModel
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import packing
+from nbtune.export.gguf import block_layout
 
 __all__ = ["ENCODERS"]
 
@@ -111,19 +111,19 @@ def _q6_k(rows: Tensor, weights: Tensor | None) -> Tensor:
     blocks = _Blocks(rows, weights, 16)
     code = _clamped(6)
     scale = _fit_scale(blocks, code, -32.0, (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5))
-    return packing.q6_k(*_symmetric(blocks, scale, code, -128, 2))
+    return block_layout.q6_k(*_symmetric(blocks, scale, code, -128, 2))
 
 
 def _q3_k(rows: Tensor, weights: Tensor | None) -> Tensor:
     blocks = _Blocks(rows, weights, 16)
     code = _clamped(3)
     scale = _fit_scale(blocks, code, -4.0, (-1.0, -0.6, -0.3, 0.0, 0.3, 0.6, 0.9))
-    return packing.q3_k(*_symmetric(blocks, scale, code, -32, 3))
+    return block_layout.q3_k(*_symmetric(blocks, scale, code, -32, 3))
 
 
 def _nearest_of_table(x: Tensor) -> Tensor:
     """The table's value nearest to each of `x`."""
-    table = torch.tensor(packing.TABLE, dtype=torch.float32, device=x.device)
+    table = torch.tensor(block_layout.TABLE, dtype=torch.float32, device=x.device)
     middle = (table[1:] + table[:-1]) / 2
     return table[torch.bucketize(x, middle, out_int32=True)]
 
@@ -134,13 +134,13 @@ _TABLE_TRIES = tuple(float(step) for step in range(-20, 25, 5))
 def _iq4_nl(rows: Tensor, weights: Tensor | None) -> Tensor:
     blocks = _Blocks(rows, weights, 32)
     d = _half(_fit_scale(blocks, _nearest_of_table, -127.0, _TABLE_TRIES))
-    return packing.iq4_nl(_nearest_of_table(blocks.x * _safe(d)), d)
+    return block_layout.iq4_nl(_nearest_of_table(blocks.x * _safe(d)), d)
 
 
 def _iq4_xs(rows: Tensor, weights: Tensor | None) -> Tensor:
     blocks = _Blocks(rows, weights, 32)
     scale = _fit_scale(blocks, _nearest_of_table, -127.0, _TABLE_TRIES)
-    return packing.iq4_xs(*_symmetric(blocks, scale, _nearest_of_table, -32, 2))
+    return block_layout.iq4_xs(*_symmetric(blocks, scale, _nearest_of_table, -32, 2))
 
 
 # --- affine -----------------------------------------------------------------------------------------------------------
@@ -236,11 +236,11 @@ def _refit(blocks: _Blocks, s: Tensor, m: Tensor, q: Tensor, d: Tensor, e: Tenso
 
 
 def _q4_k(rows: Tensor, weights: Tensor | None) -> Tensor:
-    return packing.q4_k(*_affine(_Blocks(rows, weights, 32), 15, 63, (-0.8, -0.3, 0.2, 0.7), 2, (0, -1, 1)))
+    return block_layout.q4_k(*_affine(_Blocks(rows, weights, 32), 15, 63, (-0.8, -0.3, 0.2, 0.7), 2, (0, -1, 1)))
 
 
 def _q5_k(rows: Tensor, weights: Tensor | None) -> Tensor:
-    return packing.q5_k(*_affine(_Blocks(rows, weights, 32), 31, 63, (-0.6, -0.1, 0.4, 0.9), 2, (0, -1, 1)))
+    return block_layout.q5_k(*_affine(_Blocks(rows, weights, 32), 31, 63, (-0.6, -0.1, 0.4, 0.9), 2, (0, -1, 1)))
 
 
 def _q2_k(rows: Tensor, weights: Tensor | None) -> Tensor:
@@ -250,7 +250,7 @@ def _q2_k(rows: Tensor, weights: Tensor | None) -> Tensor:
         weights = rows.square()
         weights = weights + weights.mean(1, keepdim=True)
     tries = (-0.6, -0.3, 0.0, 0.3, 0.6, 0.9)
-    return packing.q2_k(*_affine(_Blocks(rows, weights, 16), 3, 15, tries, 3, (0, -1, 1)))
+    return block_layout.q2_k(*_affine(_Blocks(rows, weights, 16), 3, 15, tries, 3, (0, -1, 1)))
 
 
 ENCODERS: dict[str, tuple[int, Callable[[Tensor, Tensor | None], Tensor]]] = {

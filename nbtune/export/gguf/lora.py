@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import ExportError
-from ..adapter import adapter_folder
-from ..adapter_file import AdapterFile
-from ..files import atomic_file, check_space
-from ..merge import MergedModel
-from ..source import ExportedFile, ExportSource, safe_name
-from .config import Config
-from .families import family_of
-from .tensors import GgufTensor
-from .types import encode
-from .writer import general_name
+from nbtune.errors import ExportError
+from nbtune.export.files import atomic_file, check_space
+from nbtune.export.gguf.families import family_of
+from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.tensors import GgufTensor
+from nbtune.export.gguf.types import encode
+from nbtune.export.gguf.writer import general_name
+from nbtune.export.merge import MergedModel
+from nbtune.export.peft_adapter import AdapterFile
+from nbtune.export.peft_export import adapter_folder
+from nbtune.export.source import ExportedFile, ExportSource, safe_name
 
 __all__ = ["write_lora_gguf"]
 

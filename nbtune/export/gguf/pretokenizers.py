@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...errors import ExportError
+from nbtune.errors import ExportError
 
 __all__ = ["KNOWN", "NEARLY", "pre_of", "steps_of"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ...errors import ExportError
-from .config import Config
-from .tensors import GgufTensor, constant
+from nbtune.errors import ExportError
+from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.tensors import GgufTensor, constant
 
 __all__ = ["rope_metadata", "rope_tensors"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..merge import MergedModel
-from ..weights import rows_per_chunk
+from nbtune.export.merge import MergedModel
+from nbtune.export.safetensors_reader import rows_per_chunk
 
 __all__ = ["GgufTensor", "constant", "mapped", "permuted", "plain", "stacked"]
 

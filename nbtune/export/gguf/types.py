@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import ExportError
-from .tensors import GgufTensor
+from nbtune.errors import ExportError
+from nbtune.export.gguf.tensors import GgufTensor
 
 __all__ = ["TYPES", "FileType", "Shape", "encode", "encoded_bytes", "type_named"]
 
@@ -215,7 +215,7 @@ def _parts(rows: torch.Tensor, whole: bool) -> list[torch.Tensor]:
 
 
 def _encoder(encoding: str, weights: torch.Tensor | None) -> Callable[[torch.Tensor], np.ndarray[Any, Any]]:
-    from .kquants import ENCODERS
+    from nbtune.export.gguf.kquants import ENCODERS
 
     if encoding in ENCODERS:
         size, own = ENCODERS[encoding]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import ExportError
-from .pretokenizers import NEARLY, pre_of
-from .spm import first_difference
+from nbtune.errors import ExportError
+from nbtune.export.gguf.pretokenizers import NEARLY, pre_of
+from nbtune.export.gguf.sentencepiece import first_difference
 
 __all__ = ["Vocabulary", "load_tokenizer", "read_vocabulary", "turn_end"]
 

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ...errors import ExportError
-from ..files import atomic_file, check_space
-from ..merge import MergedModel
-from ..source import ExportedFile, ExportSource, Progress, safe_name
-from .config import Config
-from .families import Family, family_of
-from .tensors import GgufTensor
-from .types import FileType, Shape, encode, encoded_bytes, type_named
-from .vocabulary import Vocabulary, read_vocabulary
+from nbtune.errors import ExportError
+from nbtune.export.files import atomic_file, check_space
+from nbtune.export.gguf.families import Family, family_of
+from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.tensors import GgufTensor
+from nbtune.export.gguf.types import FileType, Shape, encode, encoded_bytes, type_named
+from nbtune.export.gguf.vocabulary import Vocabulary, read_vocabulary
+from nbtune.export.merge import MergedModel
+from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
 
 __all__ = ["write_gguf"]
 
@@ -54,7 +54,7 @@ def write_gguf(
         out: the folder for the files.
         name: by default the source's.
         device: where weights are merged and encoded; by default a GPU that has room, where a type is worth it.
-        importance: weight's name → (columns,): how much each column is felt (see `nbtune.export.quality.importance`);
+        importance: weight's name → (columns,): how much each column is felt (see `nbtune.export.gguf_quality.importance`);
             K-quants and iq4 then spend their bits by it.
         progress: called with (bytes done, bytes in all, the tensor's name).
 
@@ -124,7 +124,7 @@ class _Plan:
 
 def _device(kinds: list[FileType]) -> torch.device:
     """A GPU for types that take arithmetic, if it has room beside what else may run there; else the CPU."""
-    from ...device import describe, pick
+    from nbtune.device import describe, pick
 
     if all(kind.main in _LIGHT for kind in kinds):
         return torch.device("cpu")

@@ -1,6 +1,6 @@
 """The embedded model `nbtune/tiny`: a Llama of less than 3 million parameters that travels with the package.
 
-`python -m nbtune.models.embedded.build` trains it anew from the text of `grammar.py`.
+`python -m tests.tools.tiny_model.build` trains it anew from the text of `grammar.py`.
 """
 
 from pathlib import Path

@@ -13,7 +13,7 @@ import torch
 from nbtune.errors import ExportError
 from nbtune.export import ExportSource, LlamaRunner, export_adapter_gguf, export_gguf, export_ollama
 from nbtune.export.gguf import families
-from nbtune.export.gguf.config import Config
+from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.writer import general_name
 from tests.support.llama import llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer, split, strings

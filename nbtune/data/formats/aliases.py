@@ -1,0 +1,132 @@
+"""Names that peers have for formats: Axolotl's `type`, LLaMA-Factory's `formatting`, TRL's dataset formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nbtune.data.formats.messages import Chat
+from nbtune.data.formats.sft import Columns, Format, Row, optional, string, there
+from nbtune.errors import DataError
+
+__all__ = ["OWN_READERS", "PEERS", "judged_name"]
+
+# (format, columns where they are not the usual ones)
+PEERS: dict[str, tuple[str, dict[str, str]]] = {
+    # Axolotl
+    "chat_template": ("messages", {}),
+    "chat_template.default": ("messages", {}),
+    "completion": ("text", {}),
+    "pretrain": ("text", {}),
+    "input_output": ("segments", {}),
+    "alpaca_chat": ("alpaca", {}),
+    "alpaca_chat.load_qa": ("prompt-completion", {"prompt": "question", "completion": "answer"}),
+    "alpaca_chat.load_concise": ("alpaca", {}),
+    "alpaca_chat.load_camel_ai": ("prompt-completion", {"prompt": "message_1", "completion": "message_2"}),
+    "alpaca_w_system": ("alpaca", {}),
+    "alpaca_w_system.load_open_orca": ("prompt-completion", {"prompt": "question", "completion": "response"}),
+    "alpaca_w_system.load_open_orca_chatml": ("prompt-completion", {"prompt": "question", "completion": "response"}),
+    "alpaca_instruct": ("alpaca", {}),
+    "creative_acr.load_answer": ("prompt-completion", {"prompt": "instruction", "completion": "revision"}),
+    "context_qa": ("prompt-completion", {"prompt": "question", "completion": "answer"}),
+    "context_qa.load_404": ("prompt-completion", {"prompt": "question", "completion": "answer"}),
+    "gpteacher": ("alpaca", {"output": "response"}),
+    "metharme": ("prompt-completion", {"prompt": "prompt", "completion": "generation"}),
+    "oasst": ("prompt-completion", {"prompt": "INSTRUCTION", "completion": "RESPONSE"}),
+    "orcamini": ("alpaca", {}),
+    "passthrough": ("preference:plain", {}),
+    "pygmalion": ("messages", {"messages": "conversations"}),
+    "summarizetldr": ("prompt-completion", {"prompt": "article", "completion": "summary"}),
+    "sharegpt_simple": ("sharegpt", {}),
+    "vicuna": ("sharegpt", {}),
+    "llama2_chat": ("sharegpt", {}),
+    "stepwise_supervised": ("stepwise", {}),
+    # LLaMA-Factory, TRL and others
+    "openai": ("messages", {}),
+    "chatml": ("messages", {}),
+    "chat": ("messages", {}),
+    "conversational": ("messages", {}),
+    "language_modeling": ("text", {}),
+    "pretraining": ("text", {}),
+    "prompt_completion": ("prompt-completion", {}),
+    "prompt-response": ("prompt-completion", {}),
+    "qa": ("prompt-completion", {}),
+    "template-free": ("segments", {}),
+    "dpo": ("preference", {}),
+    "ranking": ("preference", {}),
+    "bradley_terry": ("preference", {}),
+    "kto": ("feedback", {}),
+    "unpaired_preference": ("feedback", {}),
+    "prompt_only": ("prompts", {}),
+}
+
+# Axolotl names a template and a data set's shape (`chatml.intel`); the template is the model's own here.
+_TEMPLATES = ("chatml", "llama3", "mistral", "zephyr", "chat_template", "user_defined")
+_SHAPES = ("argilla", "argilla_chat", "icr", "intel", "prompt_pairs", "ultra", "default")
+
+
+def judged_name(name: str, columns: Sequence[str]) -> str | None:
+    """`preference` or `feedback` for a name such as `chatml.intel`, by the columns that are there."""
+    template, dot, shape = name.partition(".")
+    if not dot or template not in _TEMPLATES or shape not in _SHAPES:
+        return None
+    there = {column.lower() for column in columns}
+    if there & {"chosen", "chosen_response"}:
+        return "preference"
+    return "feedback" if "label" in there else None
+
+
+def _asked(question: str, answer: str) -> Chat:
+    return Chat([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+
+def _choices(columns: Columns) -> Format:
+    """`question`, `choices`, and the `solution` or `explanation`."""
+    question, choices = columns.need("prompt", ("question",)), columns.need("choices", ("choices",))
+    answer = columns.may("completion", ("solution",)) or columns.need("completion", ("explanation",))
+
+    def read(row: Row) -> Chat:
+        options = row.get(choices)
+        if not isinstance(options, list) or not options:
+            raise DataError(f"`{choices}` must be a list of texts", fix="give each row its choices")
+        listed = "\n".join(f'- "{option}"' for option in options)
+        return _asked(f"{string(row, question, 'prompt')}\n\n{listed}", string(row, answer, "answer"))
+
+    return Format("choices", {"prompt": question, "choices": choices, "completion": answer}, read)
+
+
+def _jeopardy(columns: Columns) -> Format:
+    """`category` and `question`; the answer begins with "what is"."""
+    question, answer = columns.need("prompt", ("question",)), columns.need("completion", ("answer",))
+    category = columns.may("context", ("category",))
+
+    def read(row: Row) -> Chat:
+        more = optional(row, category)
+        ask = string(row, question, "prompt")
+        return _asked(f"{ask}\n\n{more}" if more else ask, f"what is {string(row, answer, 'answer')}")
+
+    return Format("jeopardy", there({"prompt": question, "completion": answer, "context": category}), read)
+
+
+def _reflection(columns: Columns) -> Format:
+    """`instruction`, `input`, `output`, `reflection`, `corrected`: the reflection is a turn of the user's."""
+    instruction, extra = columns.need("instruction", ("instruction",)), columns.may("input", ("input",))
+    said = [columns.need(role, (role,)) for role in ("output", "reflection", "corrected")]
+
+    def read(row: Row) -> Chat:
+        ask, more = string(row, instruction, "instruction"), optional(row, extra)
+        talk: list[dict[str, Any]] = [{"role": "user", "content": f"{ask}\n\n{more}" if more.strip() else ask}]
+        for role, column in zip(("assistant", "user", "assistant"), said, strict=True):
+            talk.append({"role": role, "content": string(row, column, column)})
+        return Chat(talk)
+
+    return Format("reflection", there({"instruction": instruction, "input": extra, "output": said[0]}), read)
+
+
+OWN_READERS: dict[str, Callable[[Columns], Format]] = {
+    "explainchoice": _choices,
+    "concisechoice": _choices,
+    "jeopardy": _jeopardy,
+    "reflection": _reflection,
+    "alpaca_reflect": _reflection,
+}

@@ -1,0 +1,156 @@
+"""What a row means: detected from the columns and a sample, or said by name.
+
+Every row becomes a `Chat` (messages, rendered by the chat template) or `Parts` (text with and without a loss).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from nbtune.data.formats.aliases import OWN_READERS, PEERS, judged_name
+from nbtune.data.formats.jinja_rows import template_format
+from nbtune.data.formats.messages import Chat
+from nbtune.data.formats.preference import JUDGED
+from nbtune.data.formats.sft import (
+    ANSWERS,
+    PROMPTS,
+    READERS,
+    TEXTS,
+    Columns,
+    Format,
+    Parts,
+    Row,
+    chat_column,
+    is_sharegpt,
+    missing,
+    near,
+)
+from nbtune.errors import DataError, NbtuneError, SpecError
+from nbtune.spec import SourceSpec, parse_value
+
+__all__ = ["FORMATS", "PEERS", "Chat", "Format", "Parts", "detect"]
+
+_ALL = {**READERS, **JUDGED, **OWN_READERS}
+FORMATS = (*READERS, *JUDGED)
+
+_MESSAGE_KEYS = ("role", "content", "user", "assistant", "tool")  # of messages, not columns
+
+
+def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, place: str) -> Format:
+    """The format of rows.
+
+    Args:
+        columns: their column names.
+        sample: some rows.
+        spec: its `format` and `columns` win over detection.
+        place: how errors call the source.
+
+    Raises:
+        SpecError: an unknown format, or a column that is not there.
+        DataError: nothing fits; with the columns and how to say what they are.
+    """
+    if spec.template is not None:
+        with NbtuneError.about("template"):
+            return template_format(spec.template, columns, place)
+    with NbtuneError.about("format"):
+        name, style, usual = _named(spec, place, columns)
+    for role, column in spec.columns.items():
+        if column not in columns and not (role in _MESSAGE_KEYS and _is_chat(name, columns, sample, spec)):
+            with NbtuneError.about("columns", role):
+                raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
+    given = {role: column for role, column in usual.items() if column in columns} | dict(spec.columns)
+    found = Columns(columns, sample, given, place, style)
+    name = name or _guess(found)
+    if name is None:
+        shown = ", ".join(f"`{c}`" for c in columns[:12]) or "none"
+        raise DataError(
+            f"its columns ({shown}) are none that nbtune knows",
+            place=place,
+            fix=f"say what they are, such as `data: {_such_as(spec.source, columns)}`",
+        )
+    return _ALL[name](found)
+
+
+def _such_as(source: str, columns: Sequence[str]) -> str:
+    """An entry of `data` in YAML that says what the first two columns may be."""
+
+    def written(name: str) -> str:
+        with suppress(SpecError):
+            if parse_value(f"[{name}]") == [name]:
+                return name
+        return json.dumps(name, ensure_ascii=False)
+
+    asked, answered = (written(name) for name in (columns[:2] if len(columns) > 1 else ("question", "reply")))
+    return f"{{source: {written(source)}, columns: {{prompt: {asked}, completion: {answered}}}}}"
+
+
+def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:
+    """(format, style, usual columns) of the spec's `format`."""
+    if spec.format is None:
+        return None, "", {}
+    asked, _, style = spec.format.partition(":")
+    asked = asked.lower()
+    if judged := judged_name(asked, columns):
+        return judged, style, {}
+    for name in (asked, asked.split(".")[0]):
+        if name in _ALL:
+            return name, style, {}
+        if name in PEERS:
+            target, _, own = PEERS[name][0].partition(":")
+            return target, own or ("plain" if style == "plain" else ""), PEERS[name][1]
+    close = difflib.get_close_matches(asked, [*_ALL, *PEERS], n=1)
+    known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(_ALL)}"
+    raise SpecError(f"there is no data format `{spec.format}`", place=place, fix=known)
+
+
+def _is_chat(name: str | None, columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec) -> bool:
+    if name is not None:
+        return name in ("messages", "sharegpt", "preference", "feedback", "prompts")
+    return chat_column(Columns(columns, sample, spec.columns, "")) is not None
+
+
+def _guess(columns: Columns) -> str | None:
+    roles = set(columns.given)
+    for name, wanted in (
+        ("messages", {"messages"}),
+        ("preference", {"chosen", "rejected"}),
+        ("alpaca", {"instruction", "output"}),
+        ("prompt-completion", {"prompt", "completion"}),
+        ("segments", {"segments"}),
+        ("text", {"text"}),
+    ):
+        if wanted <= roles:
+            return name
+    known = {c.lower() for c in columns.names} | roles
+    if {"chosen", "rejected"} <= known:
+        return "preference"
+    if {"completions", "labels"} <= known:
+        return "stepwise"
+    if {"prompt", "completion"} <= known:
+        return "feedback" if "label" in columns.names and columns.holds("label", bool) else "prompt-completion"
+    chat = chat_column(columns)
+    if chat is not None:
+        if chat.lower() == "prompt":
+            return "prompts"
+        return "sharegpt" if is_sharegpt(chat, columns.sample) else "messages"
+    return _guess_text(columns, known)
+
+
+def _guess_text(columns: Columns, known: set[str]) -> str | None:
+    if "segments" in known:
+        return "segments"
+    if "instruction" in known and known & {"output", "response", "answer", "completion"}:
+        return "alpaca"
+    prompt = columns.pick(PROMPTS)
+    if prompt and columns.pick(ANSWERS, besides=prompt):
+        return "prompt-completion"
+    texts = [c for c in columns.names if c.lower() in TEXTS and columns.holds(c, str)]
+    if texts:
+        return "text"
+    if known == {"prompt"}:
+        return "prompts"
+    strings = [c for c in columns.names if columns.holds(c, str)]
+    return "text" if len(strings) == 1 and len(columns.names) == 1 else None

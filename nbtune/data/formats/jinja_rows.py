@@ -1,0 +1,65 @@
+"""Rows as text by a Jinja2 template of one's own, in the sandbox: ``{{ question }}{% generation %}{{ reply }}{% … %}``.
+
+What stands in a ``generation`` block is trained, without such blocks all of it. Control tokens that the template writes
+are meant; what looks like one in a row stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+
+from nbtune.data.formats.sft import Format, Parts, Row, missing, near
+from nbtune.data.template.environment import make_environment, tracked
+from nbtune.data.template.tracked_str import MARK, OTHER, concat, mark, plain, spans_of
+from nbtune.errors import DataError, SpecError
+
+__all__ = ["template_format"]
+
+
+def template_format(template: str, columns: Sequence[str], place: str) -> Format:
+    """A reading of rows by a template.
+
+    Raises:
+        SpecError: it is not Jinja2, or asks for columns that are not there.
+    """
+    environment = make_environment(concat, mark)
+    try:
+        names = meta.find_undeclared_variables(environment.parse(template))
+        compiled = environment.from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise SpecError(f"`template` is not Jinja2: {error}", place=place, fix="mend it") from None
+    used = [name for name in columns if name in names]
+    lacking = sorted(names - set(columns) - {"row"})
+    if lacking and not used:
+        raise SpecError(missing("template", lacking[0], columns), place=place, fix=near(lacking[0], columns))
+
+    def read(row: Row) -> Parts:
+        values: dict[str, Any] = {key: tracked(value, OTHER) for key, value in row.items() if isinstance(key, str)}
+        try:
+            text = compiled.render({**values, "row": values})
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"the template fails on it: {error}", fix="mend the template, or the row") from error
+        return _parts(text)
+
+    return Format("template", {name: name for name in used}, read)
+
+
+def _parts(text: str) -> Parts:
+    spans = spans_of(text)
+    trained = sorted((s, e) for s, e, tag in spans if tag == MARK)
+    whole, data = plain(text), tuple(sorted((s, e) for s, e, tag in spans if tag != MARK))
+    if not trained:
+        return Parts(((whole, True),), windows=True, data=data)
+    pieces, at = [], 0
+    for start, end in trained:
+        if start > at:
+            pieces.append((whole[at:start], False))
+        if end > max(start, at):
+            pieces.append((whole[max(start, at) : end], True))
+        at = max(at, end)
+    pieces.append((whole[at:], False))
+    return Parts(tuple(p for p in pieces if p[0]), data=data)

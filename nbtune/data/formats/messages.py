@@ -1,0 +1,151 @@
+"""Messages of a row, checked and in one spelling: role and content, tool calls, reasoning, what is trained."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbtune.errors import DataError
+
+__all__ = ["KEYS", "Chat", "Keys", "messages_of", "told_apart"]
+
+
+@dataclass(slots=True)
+class Chat:
+    """Messages with `role` and `content`; `train: False` on an assistant message means no loss on it."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "prompter": "user",
+    "observation": "tool",
+    "function": "tool",
+    "tool_response": "tool",
+    "instruction": "system",
+}
+_ROLE = re.compile(r"^[A-Za-z][\w -]{0,31}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """How messages are spelled where it is neither OpenAI's nor ShareGPT's way; `roles`: their word → ours."""
+
+    role: str = "role"
+    content: str = "content"
+    roles: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, columns: Mapping[str, str]) -> Keys:
+        """From a spec's `columns`: `{role: speaker, content: says, user: Customer, assistant: Agent}`."""
+        roles = tuple((columns[role].lower(), role) for role in ("user", "assistant", "tool") if role in columns)
+        return cls(columns.get("role", "role"), columns.get("content", "content"), roles)
+
+
+_USUAL = Keys()
+
+
+def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "", keys: Keys | None = None) -> Chat:
+    """The conversation in a row's column: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`), or own `keys`.
+
+    Raises:
+        DataError: it is not a list of messages; without a place.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        value = _json(value, column)
+    if not isinstance(value, list | tuple):
+        kind = "missing" if value is None else f"a {type(value).__name__}"
+        raise DataError(f"`{column}` is {kind}, not a list of messages", fix='write [{"role": "user", "content": "…"}]')
+    messages = [_message(message, f"message {i} of `{column}`", keys or _USUAL) for i, message in enumerate(value)]
+    if not messages:
+        raise DataError(f"`{column}` has no messages", fix="leave such rows out")
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    if isinstance(tools, str):
+        tools = _json(tools, "tools") if tools.strip() else None
+    return Chat(messages, [dict(tool) for tool in tools] if tools else None)
+
+
+def _json(text: str, column: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"`{column}` is text that is not JSON: {error}", fix="write a list") from None
+
+
+_PLAIN_ROLES = frozenset(("system", "user", "assistant"))
+
+
+def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
+    if type(value) is dict and len(value) == 2 and keys == _USUAL:  # nearly all messages: no need to look closer
+        role, content = value.get("role"), value.get("content")
+        if type(role) is str and type(content) is str and role in _PLAIN_ROLES:
+            return {"role": role, "content": content}
+    if not isinstance(value, Mapping):
+        raise DataError(f"{what} is a {type(value).__name__}, not a mapping", fix='write {"role": …, "content": …}')
+    role = value.get(keys.role, value.get("from"))
+    if not isinstance(role, str) or not _ROLE.match(role):
+        raise DataError(f"{what} has no usable role ({role!r:.40})", fix="roles are system, user, assistant, tool")
+    name = role.strip().lower()
+    content = value.get(keys.content, value.get("value"))
+    if name == "function_call":
+        return {"role": "assistant", "content": None, "tool_calls": _calls(content, what)}
+    message: dict[str, Any] = {"role": dict(keys.roles).get(name) or _ROLES.get(name, name)}
+    spent = ("role", "from", "content", "value", keys.role, keys.content)
+    rest = {k: v for k, v in value.items() if k not in spent and v is not None}
+    if content is None and not rest.get("tool_calls"):
+        raise DataError(f"{what} ({role}) has no content", fix="write its text")
+    if isinstance(content, list):
+        content = _parts(content, what)
+    elif content is not None and not isinstance(content, str):
+        raise DataError(f"{what} ({role}) has a {type(content).__name__} as content, not text", fix="write text")
+    message["content"] = content
+    return message | rest
+
+
+def _calls(content: Any, what: str) -> list[dict[str, Any]]:
+    calls = _json(content, what) if isinstance(content, str) else content
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(c, Mapping) and "name" in c for c in calls):
+        raise DataError(f"{what} is not a call", fix='write {"name": "…", "arguments": {…}}')
+    return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
+
+
+def _parts(content: list[Any], what: str) -> Any:
+    """Content parts: text alone becomes one string; other parts are for models that see and hear."""
+    if all(isinstance(p, str) or (isinstance(p, Mapping) and p.get("type", "text") == "text") for p in content):
+        return "".join(p if isinstance(p, str) else str(p.get("text", p.get("value", ""))) for p in content)
+    kinds = sorted({str(p.get("type")) for p in content if isinstance(p, Mapping)} - {"text"})
+    raise DataError(f"{what} holds {', '.join(kinds)}: only text can be trained", fix="leave such rows out")
+
+
+KEYS = ("reasoning_content", "thinking", "reasoning")
+_BLOCK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+
+
+def told_apart(messages: Sequence[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
+    """The messages, with the thoughts of answers split off (`policy` split) or without them (drop)."""
+    return [_apart(m, policy) if m["role"] == "assistant" else m for m in messages]
+
+
+def _apart(message: dict[str, Any], policy: str) -> dict[str, Any]:
+    content = message.get("content")
+    block = _BLOCK.match(content) if isinstance(content, str) else None
+    if policy == "drop":
+        kept = {key: value for key, value in message.items() if key not in KEYS}
+        return {**kept, "content": content[block.end() :]} if block and content is not None else kept
+    if block is None or content is None or any(message.get(key) for key in KEYS):
+        return message
+    return {**message, "content": content[block.end() :], "reasoning_content": block[1].strip("\n")}

@@ -1,0 +1,195 @@
+"""Rows that judge: a better and a worse answer, an answer and whether it is good, steps and which of them are right.
+
+Such a row becomes `Several`: texts that belong together, each with what was judged of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbtune.data.formats.messages import Chat, Keys, messages_of
+from nbtune.data.formats.sft import Columns, Format, Parts, Row, optional, string, there
+from nbtune.errors import DataError
+
+__all__ = ["JUDGED", "KINDS", "Several", "kind_of", "together"]
+
+KINDS = ("sft", "pairs", "feedback", "stepwise", "prompts")
+_METHODS = {
+    **dict.fromkeys(("dpo", "ipo", "orpo", "cpo", "simpo", "reward"), "pairs"),
+    **{"kto": "feedback", "prm": "stepwise"},
+    **dict.fromkeys(("grpo", "rloo", "online_dpo"), "prompts"),
+}
+_YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
+_ASK = ("prompt", "instruction", "question", "query", "input")
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """What becomes of one row: texts, and a value each (1 better or good, 0 worse or bad).
+
+    `steps`: for each stretch of the (only) text that is trained, whether it is right; none for other kinds.
+    """
+
+    rows: tuple[Chat | Parts, ...]
+    values: tuple[float, ...]
+    steps: tuple[bool, ...] = ()
+
+
+def together(method: str) -> int:
+    """How many examples a row becomes that a loss looks at together: 2 for pairs."""
+    return 2 if kind_of(method) == "pairs" else 1
+
+
+def kind_of(method: str) -> str:
+    """What kind of rows a training method learns from: one of `KINDS`."""
+    return _METHODS.get(method, "sft")
+
+
+def pairs_format(columns: Columns) -> Format:
+    """A better and a worse answer: `prompt`, `chosen`, `rejected`, each text or messages; without `prompt` what both
+    conversations begin with; Axolotl's `chosen_response` and LLaMA-Factory's `conversations` too."""
+    chosen = columns.need("chosen", ("chosen", "chosen_response"))
+    rejected = columns.need("rejected", ("rejected", "rejected_response"))
+    prompt = columns.may("prompt", (*_ASK, "conversations", "messages"))
+    system, tools, more = columns.system, columns.may("tools", ("tools",)), columns.may("input", ("input",))
+    more = None if more == prompt else more
+    keys, plain = Keys.of(columns.given), columns.style == "plain"
+
+    def read(row: Row) -> Several:
+        asked = _question(row, prompt, more, system, keys)
+        answers = [_answer(row, column, keys) for column in (chosen, rejected)]
+        if asked is None:
+            asked, answers = _shared(answers, (chosen, rejected))
+        answers = [_behind(asked, answer) for answer in answers]
+        texts = [_joined(asked, answer, row.get(tools) if tools else None, plain) for answer in answers]
+        return Several(tuple(texts), (1.0, 0.0))
+
+    mapping = there({"prompt": prompt, "chosen": chosen, "rejected": rejected, "system": system, "tools": tools})
+    return Format(f"preference{':plain' * plain}", mapping, read, "pairs")
+
+
+def feedback_format(columns: Columns) -> Format:
+    """An answer and whether it is good: `prompt`, `completion`, `label`; messages whose last one is judged."""
+    label = columns.need("label", ("label", "kto_tag", "rating"))
+    answer = columns.may("completion", ("completion", "response", "output", "answer"))
+    prompt = columns.may("prompt", (*_ASK, "messages", "conversations"))
+    if prompt is None and answer is None:
+        prompt = columns.need("prompt", _ASK)
+    system, more = columns.system, columns.may("input", ("input",))
+    more = None if more == prompt else more
+    keys, plain = Keys.of(columns.given), columns.style == "plain"
+
+    def read(row: Row) -> Several:
+        good = _truth(row.get(label), label)
+        asked = _question(row, prompt, more, system, keys) or []
+        said = [] if answer is None or row.get(answer) is None else _behind(asked, _answer(row, answer, keys))
+        talk = [*asked, *said]  # the last message is judged
+        asked, said = (asked, said) if prompt and said else (talk[:-1], talk[-1:])
+        return Several((_joined(asked, said, None, plain),), (float(good),))
+
+    mapping = there({"prompt": prompt, "completion": answer, "label": label, "system": system})
+    return Format(f"feedback{':plain' * plain}", mapping, read, "feedback")
+
+
+def stepwise_format(columns: Columns) -> Format:
+    """A problem, steps, and which of them are right: `prompt`, `completions`, `labels`. Text without a template; a line
+    break ends each step and carries its label."""
+    prompt = columns.need("prompt", _ASK)
+    steps, labels = columns.need("completions", ("completions", "steps")), columns.need("labels", ("labels", "ratings"))
+
+    def read(row: Row) -> Several:
+        texts, truths = row.get(steps), row.get(labels)
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise DataError(f"`{steps}` must be a list of texts", fix="give each step its text")
+        if not isinstance(truths, list) or len(truths) != len(texts):
+            raise DataError(f"`{labels}` must have one label a step ({len(texts)})", fix="label every step")
+        parts = [(string(row, prompt, "prompt"), False)]
+        for text in texts:
+            parts += [(text, False), ("\n", True)]
+        wanted = tuple(_truth(t, labels) for t in truths)
+        return Several((Parts(tuple(p for p in parts if p[0]), ends=False),), (float(all(wanted)),), wanted)
+
+    return Format("stepwise", {"prompt": prompt, "completions": steps, "labels": labels}, read, "stepwise")
+
+
+def prompts_format(columns: Columns) -> Format:
+    """Prompts alone, for methods that answer themselves; other columns are for the rewards."""
+    prompt = columns.need("prompt", (*_ASK, "messages", "conversations"))
+    system, keys = columns.system, Keys.of(columns.given)
+
+    def read(row: Row) -> Several:
+        asked = _question(row, prompt, None, system, keys)
+        assert asked is not None
+        return Several((Chat(asked),), (0.0,))
+
+    return Format("prompts", there({"prompt": prompt, "system": system}), read, "prompts")
+
+
+def _question(
+    row: Row, prompt: str | None, more: str | None, system: str | None, keys: Keys
+) -> list[dict[str, Any]] | None:
+    if prompt is None:
+        return None
+    value = row.get(prompt)
+    if isinstance(value, list):
+        return messages_of(value, prompt, system=optional(row, system), keys=keys).messages
+    text, extra = string(row, prompt, "prompt"), optional(row, more)
+    asked = [{"role": "user", "content": f"{text}\n\n{extra}" if extra.strip() else text}]
+    return [{"role": "system", "content": optional(row, system)}, *asked] if optional(row, system) else asked
+
+
+def _answer(row: Row, column: str, keys: Keys) -> list[dict[str, Any]]:
+    value = row.get(column)
+    if isinstance(value, Mapping):
+        value = [value]
+    if isinstance(value, list):
+        return messages_of(value, column, keys=keys).messages
+    return [{"role": "assistant", "content": string(row, column, "answer")}]
+
+
+def _behind(asked: Sequence[dict[str, Any]], answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An answer without the questions that are repeated in front of it."""
+    while len(answer) > 1 and answer[0] in asked:
+        answer = answer[1:]
+    return answer
+
+
+def _shared(
+    answers: Sequence[list[dict[str, Any]]], names: tuple[str, str]
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """What two conversations begin with, and what each has of its own."""
+    left, right = answers
+    same = 0
+    while same < min(len(left), len(right)) - 1 and left[same] == right[same]:
+        same += 1
+    if left[same:] == right[same:]:
+        raise DataError(f"`{names[0]}` and `{names[1]}` are the same", fix="leave such rows out")
+    return left[:same], [left[same:], right[same:]]
+
+
+def _joined(asked: Sequence[dict[str, Any]], said: Sequence[dict[str, Any]], tools: Any, plain: bool) -> Chat | Parts:
+    """Question and answer; only the answer is trained."""
+    if plain or (not asked and len(said) == 1):
+        before = "".join(str(m["content"]) for m in asked)
+        parts = [(before, False)] if before else []
+        return Parts((*parts, *((str(m["content"] or ""), True) for m in said)))
+    return Chat([{**m, "train": False} if m["role"] == "assistant" else m for m in asked] + list(said), tools or None)
+
+
+def _truth(value: Any, column: str) -> bool:
+    word = str(value).strip().lower()
+    if isinstance(value, bool) or value in (0, 1, -1):
+        return value > 0 if not isinstance(value, bool) else value
+    if word in _YES or word in _NO:
+        return word in _YES
+    raise DataError(f"`{column}` is {value!r:.40}, not a yes or no", fix="write true or false")
+
+
+JUDGED: dict[str, Callable[[Columns], Format]] = {
+    "preference": pairs_format,
+    "feedback": feedback_format,
+    "stepwise": stepwise_format,
+    "prompts": prompts_format,
+}

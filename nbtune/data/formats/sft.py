@@ -1,0 +1,327 @@
+"""How the rows of each format become chats or text: one reader a format, made for the columns that are there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbtune.data.formats.messages import Chat, Keys, messages_of
+from nbtune.errors import DataError, SpecError
+
+__all__ = [
+    "ANSWERS",
+    "CHATS",
+    "PROMPTS",
+    "READERS",
+    "TEXTS",
+    "Columns",
+    "Format",
+    "Parts",
+    "optional",
+    "string",
+    "there",
+]
+
+Row = Mapping[str, Any]
+
+CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns")
+PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input", "user", "article")
+ANSWERS = (
+    *("completion", "response", "answer", "output", "solution", "target", "assistant", "generation", "summary"),
+    "chosen_response",
+)
+TEXTS = ("text", "content", "document", "body")
+
+_ALPACA_TEXT = (
+    "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
+)
+
+
+_KINDS = {
+    "sft": ("questions with answers, or texts", ""),
+    "pairs": (
+        "pairs of a better and a worse answer",
+        "train on the better answers alone: `format: prompt-completion` with `columns: {prompt: prompt, completion: "
+        "chosen}`",
+    ),
+    "feedback": ("answers judged good or bad", "keep the good ones, and say `format: prompt-completion`"),
+    "stepwise": ("steps judged one by one", "join the steps of good solutions into one `completion`"),
+    "prompts": ("prompts without answers", "give every row an answer (`completion`)"),
+}
+
+
+@dataclass(slots=True)
+class Parts:
+    """Text without a template: (text, trained) pieces, tokenised as one string.
+
+    `ends`: the end-of-sequence token follows. `windows`: too long a text is split, not cut. `raw`: control tokens in
+    the text are meant as such. `data`: the stretches (start, end) of the text that came from the row, where the rest
+    is a template's own; None: all of it.
+    """
+
+    parts: tuple[tuple[str, bool], ...]
+    ends: bool = True
+    windows: bool = False
+    raw: bool = False
+    data: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A reading of rows.
+
+    Attributes:
+        name: `messages`, `alpaca`, …
+        mapping: role → column.
+        read: a row as `Chat` or `Parts` (rows that judge: as `judged.Several`); raises DataError without a place.
+        kind: what can learn from it: `sft`, `pairs`, `feedback`, `stepwise`, `prompts` (`nbtune.data.formats.preference.KINDS`).
+    """
+
+    name: str
+    mapping: dict[str, str]
+    read: Callable[[Row], Any]
+    kind: str = "sft"
+
+    def check(self, kind: str, place: str) -> None:
+        """Whether rows of this kind are wanted.
+
+        Raises:
+            DataError: they are not; with what to do.
+        """
+        if kind == self.kind:
+            return
+        what, fix = _KINDS[self.kind]
+        if kind == "sft":
+            raise DataError(f"these are {what}: `method: sft` cannot learn from them", place=place, fix=fix)
+        raise DataError(
+            f"these are {what}, and {_KINDS[kind][0]} are wanted",
+            place=place,
+            fix="give other rows, or choose a method that learns from these; `columns` says which column is what",
+        )
+
+
+class Columns:
+    """The columns of a source: which role each plays.
+
+    Args:
+        names: as they are.
+        sample: some rows.
+        given: role → column, from the spec.
+        place: how errors call the source.
+        style: what stands behind the colon of a format's name (`alpaca:plain`).
+    """
+
+    def __init__(
+        self, names: Sequence[str], sample: Sequence[Row], given: Mapping[str, str], place: str, style: str = ""
+    ) -> None:
+        self.names, self.sample, self.given, self.place, self.style = names, sample, given, place, style
+        self._lower = {name.lower(): name for name in names}
+
+    def holds(self, column: str, kind: type | tuple[type, ...]) -> bool:
+        """Whether all values of the sample are of a kind (those that are missing apart)."""
+        values = [row.get(column) for row in self.sample if row.get(column) is not None]
+        return bool(values) and all(isinstance(v, kind) for v in values)
+
+    def pick(self, names: Sequence[str], besides: str = "") -> str | None:
+        """The first of `names` that is there and holds text or lists."""
+        found = (self._lower[n] for n in names if n in self._lower)
+        return next((c for c in found if c != besides and self.holds(c, (str, list))), None)
+
+    def need(self, role: str, names: Sequence[str]) -> str:
+        """The column of a role.
+
+        Raises:
+            SpecError: none of `names` is there.
+        """
+        if role in self.given:
+            return self.given[role]
+        for name in names:
+            if name in self._lower:
+                return self._lower[name]
+        raise SpecError(
+            missing(role, names[0], self.names),
+            place=self.place,
+            fix=f"say which column it is: `columns: {{{role}: …}}`",
+        )
+
+    def may(self, role: str, names: Sequence[str]) -> str | None:
+        """The column of a role that rows can do without."""
+        return self.given.get(role) or next((self._lower[n] for n in names if n in self._lower), None)
+
+    @property
+    def system(self) -> str | None:
+        """The column with the system prompt."""
+        return self.may("system", ("system", "system_prompt"))
+
+
+def missing(role: str, column: str, names: Sequence[str]) -> str:
+    """The sentence that a column is not there."""
+    shown = ", ".join(f"`{c}`" for c in names[:12])
+    return f"there is no column `{column}` (for {role}); its columns are {shown}"
+
+
+def near(column: str, names: Sequence[str]) -> str:
+    """What to write instead of a column that is not there."""
+    found = difflib.get_close_matches(column, names, n=1)
+    return f"did you mean `{found[0]}`?" if found else "name one of its columns"
+
+
+def chat_column(columns: Columns) -> str | None:
+    """The column that holds conversations."""
+    role, content = columns.given.get("role", "role"), columns.given.get("content", "content")
+    listed = [c for c in columns.names if c.lower() in CHATS]
+    for column in [*listed, *(c for c in columns.names if c not in listed)]:
+        values: list[Any] = [row.get(column) for row in columns.sample if row.get(column)]
+        if values and all(isinstance(v, list) and all(isinstance(m, Mapping) for m in v) for v in values):
+            keys = {key for value in values for message in value for key in message}
+            if any(pair <= keys for pair in ({role, content}, {"from", "value"}, {"role", "tool_calls"})):
+                return column
+    return None
+
+
+def is_sharegpt(column: str, sample: Sequence[Row]) -> bool:
+    """Whether its messages are spelled `from` and `value`."""
+    return any("from" in message for row in sample for message in row.get(column) or () if isinstance(message, Mapping))
+
+
+def string(row: Row, column: str, role: str) -> str:
+    """The text of a column.
+
+    Raises:
+        DataError: it is missing, or no text.
+    """
+    value = row.get(column)
+    if value is None:
+        raise DataError(f"`{column}` is missing", fix=f"give every row its {role}")
+    if isinstance(value, bool | int | float):
+        value = str(value)
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise DataError(f"`{column}` is a {kind}, not text", fix="write text, or say which column it is")
+    return value
+
+
+def optional(row: Row, column: str | None) -> str:
+    """The text of a column, "" if there is none."""
+    value = row.get(column) if column else None
+    return value if isinstance(value, str) else ""
+
+
+def there(mapping: Mapping[str, str | None]) -> dict[str, str]:
+    """The roles that some column plays."""
+    return {role: column for role, column in mapping.items() if column}
+
+
+def messages_format(columns: Columns) -> Format:
+    """Conversations in one column, in OpenAI's or ShareGPT's spelling."""
+    column = columns.given.get("messages") or chat_column(columns) or columns.need("messages", CHATS)
+    tools, system = columns.may("tools", ("tools",)), columns.system
+    keys = Keys.of(columns.given)
+
+    def read(row: Row) -> Chat:
+        given = row.get(tools) if tools else None
+        return messages_of(row.get(column), column, tools=given, system=optional(row, system), keys=keys)
+
+    name = "sharegpt" if is_sharegpt(column, columns.sample) else "messages"
+    return Format(name, there({"messages": column, "tools": tools, "system": system}), read)
+
+
+def alpaca_format(columns: Columns) -> Format:
+    """Instruction, input, output; `alpaca:plain` as Alpaca's own text instead of a chat."""
+    instruction = columns.need("instruction", ("instruction", "prompt", "question"))
+    output = columns.need("output", ("output", "response", "answer", "completion"))
+    extra = columns.may("input", ("input", "context"))
+    system, history = columns.system, columns.may("history", ("history",))
+
+    def read(row: Row) -> Chat:
+        ask, more = string(row, instruction, "instruction"), optional(row, extra)
+        chat: list[dict[str, Any]] = []
+        if text := optional(row, system):
+            chat.append({"role": "system", "content": text})
+        for turn in (row.get(history) or ()) if history else ():
+            if not isinstance(turn, list | tuple) or len(turn) != 2:
+                raise DataError("`history` must be a list of [question, answer]", fix="write pairs of text")
+            chat += ({"role": "user", "content": str(turn[0])}, {"role": "assistant", "content": str(turn[1])})
+        chat.append({"role": "user", "content": f"{ask}\n\n{more}" if more.strip() else ask})
+        chat.append({"role": "assistant", "content": string(row, output, "answer")})
+        return Chat(chat)
+
+    def read_plain(row: Row) -> Parts:
+        ask, more = string(row, instruction, "instruction"), optional(row, extra)
+        head = optional(row, system)
+        inputs = f"### Input:\n{more}\n\n" if more.strip() else ""
+        paired = ", paired with an input that provides further context" if inputs else ""
+        head = f"{head}\n\n" if head else _ALPACA_TEXT.format(paired)
+        asked = f"{head}### Instruction:\n{ask}\n\n{inputs}### Response:\n"
+        return Parts(((asked, False), (string(row, output, "answer"), True)))
+
+    mapping = {"instruction": instruction, "input": extra, "output": output, "system": system, "history": history}
+    plain = columns.style == "plain"
+    return Format("alpaca:plain" if plain else "alpaca", there(mapping), read_plain if plain else read)
+
+
+def pairs_format(columns: Columns) -> Format:
+    """A prompt and its completion, text or messages; `prompt-completion:plain` as text without a template."""
+    prompt = columns.given.get("prompt") or columns.pick(PROMPTS) or columns.need("prompt", PROMPTS)
+    answer = columns.given.get("completion") or columns.pick(ANSWERS, besides=prompt)
+    answer = answer or columns.need("completion", ANSWERS)
+    system, context = columns.system, columns.may("context", ("context",))
+
+    def read(row: Row) -> Chat:
+        asked, said = row.get(prompt), row.get(answer)
+        if isinstance(asked, list) or isinstance(said, list):  # conversational: messages instead of text
+            before = messages_of(asked if isinstance(asked, list) else [{"role": "user", "content": asked}], prompt)
+            after = messages_of(said if isinstance(said, list) else [{"role": "assistant", "content": said}], answer)
+            return Chat([{**m, "train": False} for m in before.messages] + after.messages, before.tools)
+        text = string(row, prompt, "prompt")
+        if more := optional(row, context):
+            text = f"{more}\n\n{text}"
+        chat = [{"role": "user", "content": text}, {"role": "assistant", "content": string(row, answer, "answer")}]
+        if instruction := optional(row, system):
+            chat.insert(0, {"role": "system", "content": instruction})
+        return Chat(chat)
+
+    def read_plain(row: Row) -> Parts:
+        return Parts(((string(row, prompt, "prompt"), False), (string(row, answer, "answer"), True)))
+
+    mapping = there({"prompt": prompt, "completion": answer, "system": system, "context": context})
+    plain = columns.style == "plain"
+    return Format("prompt-completion:plain" if plain else "prompt-completion", mapping, read_plain if plain else read)
+
+
+def text_format(columns: Columns) -> Format:
+    """Plain text, all of it trained; long ones become windows."""
+    only = [c for c in columns.names if columns.holds(c, str)]
+    column = columns.need("text", (*TEXTS, *[c.lower() for c in only]) if len(only) == 1 else TEXTS)
+
+    def read(row: Row) -> Parts:
+        return Parts(((string(row, column, "text"), True),), windows=True)
+
+    return Format("text", {"text": column}, read)
+
+
+def segments_format(columns: Columns) -> Format:
+    """Pieces of text, each trained or not; control tokens in them are meant."""
+    column = columns.need("segments", ("segments",))
+
+    def read(row: Row) -> Parts:
+        value = row.get(column)
+        if not isinstance(value, list) or not all(
+            isinstance(s, Mapping) and isinstance(s.get("text"), str) for s in value
+        ):
+            raise DataError(f"`{column}` must be a list of {{text, label}}", fix='write [{"text": "…", "label": true}]')
+        return Parts(tuple((s["text"], bool(s.get("label", True))) for s in value), ends=False, raw=True)
+
+    return Format("segments", {"segments": column}, read)
+
+
+READERS: dict[str, Callable[[Columns], Format]] = {
+    "messages": messages_format,
+    "sharegpt": messages_format,
+    "alpaca": alpaca_format,
+    "prompt-completion": pairs_format,
+    "text": text_format,
+    "segments": segments_format,
+}

@@ -1,0 +1,201 @@
+"""Prepared data on disk, so that a second start need not tokenise again.
+
+The key is made of contents, never of names or times: the bytes of the data, the tokenizer, the template, the options
+and nbtune's own code. What is read back is compared with its checksums first. Kept in ``$NBTUNE_CACHE`` or
+``~/.cache/nbtune``, under ``prepared/``; only for data that takes a while (`WORTH` rows and more).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.prepared import Prepared
+from nbtune.data.prepare.report import Report, SourceReport
+from nbtune.data.prepare.stats import DataFacts
+from nbtune.data.sources.cache_folder import cache_folder
+from nbtune.data.sources.rows import Source
+
+__all__ = [
+    "ARRAYS",
+    "WORTH",
+    "entries",
+    "folder",
+    "key_of",
+    "load",
+    "new_place",
+    "prune",
+    "read_arrays",
+    "seal",
+    "store",
+    "workplace",
+]
+
+WORTH = 2000
+_UNFINISHED = 24 * 3600.0  # seconds after which a folder that was never sealed is rubbish
+ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
+_MORE = ("value_of", "token_values", "weight_of")  # of rows that judge, of rows with weights
+
+
+def folder() -> Path:
+    """Where prepared data is kept; it need not exist."""
+    return cache_folder() / "prepared"
+
+
+def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]) -> str | None:
+    """The key of a preparation; None where the data's content is not known without reading it (the Hub, variables
+    that are not in a snapshot)."""
+    if not all(source.files and (source.change is None or source.change_digest) for source in sources):
+        return None
+    found = hashlib.sha256()
+    for source in sources:
+        meaning = source.spec.model_dump(mode="json", exclude={"source"})
+        found.update(json.dumps([source.name, source.role, meaning, source.change_digest], sort_keys=True).encode())
+        digests = source.digests or [_content_of(file, "sha256").hex() for file in source.files]
+        for file, digest in zip(source.files, digests, strict=True):
+            found.update(file.suffix.encode() + bytes.fromhex(digest))
+    found.update(tokenizer.backend_tokenizer.to_str().encode())
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    template = tokenizer.chat_template
+    found.update(json.dumps([special, template, dict(options)], sort_keys=True, default=str).encode())
+    found.update(_code())
+    return found.hexdigest()
+
+
+def load(key: str) -> Prepared | None:
+    """What was kept under a key; None if there is nothing, or not what was written (it is then thrown away)."""
+    place = folder() / key
+    try:
+        body = json.loads((place / "about.json").read_text(encoding="utf-8"))
+        if any(_content_of(place / name).hex() != digest for name, digest in body["files"].items()):
+            raise ValueError("changed on disk")
+        report = Report(**{**body["report"], "sources": [SourceReport(**s) for s in body["report"]["sources"]]})
+        report.fates = [(str(s), int(row), str(status), str(why)) for s, row, status, why in report.fates]
+        facts = DataFacts.model_validate(body["facts"])
+        train = read_arrays(place, "train", body["train"])
+        held = read_arrays(place, "eval", body["eval"]) if body["eval"] else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    os.utime(place)
+    return Prepared(train, held, report, facts, body["chat_template"])
+
+
+def store(key: str, prepared: Prepared) -> None:
+    """Keeps a preparation; a full or read-only disk is no error: it is then made again next time."""
+    place = new_place()
+    if place is None:
+        return
+    try:
+        for name, dataset in _named(prepared).items():
+            for part in (*ARRAYS, *_MORE):
+                if getattr(dataset, part) is not None:
+                    np.save(place / f"{name}-{part}.npy", getattr(dataset, part))
+        seal(key, place, prepared)
+    except OSError:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def new_place() -> Path | None:
+    """A folder of one's own beside the others, to be filled and sealed; None where nothing can be written."""
+    root = folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob("new-*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > _UNFINISHED:
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix="new-", dir=root))
+    except OSError:
+        return None
+
+
+def workplace() -> Path:
+    """A folder of one's own for passing things: in the cache, or where nothing can be written there, the system's."""
+    return new_place() or Path(tempfile.mkdtemp(prefix="nbtune-"))
+
+
+def seal(key: str, place: Path, prepared: Prepared) -> Path:
+    """Makes a folder with all arrays (`<train|eval>-<array>.npy`) the one of a key; returns where it is now.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    about = {
+        "report": asdict(prepared.report),
+        "facts": prepared.facts.model_dump(mode="json"),
+        "chat_template": prepared.chat_template,
+        "files": {file.name: _content_of(file).hex() for file in sorted(place.glob("*.npy"))},
+        **{name: {"sources": d.sources, "weights": d.weights} for name, d in _named(prepared).items()},
+    }
+    about.setdefault("eval", None)
+    (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    final = folder() / key
+    try:
+        os.rename(place, final)
+    except OSError:
+        if not (final / "about.json").exists():
+            raise
+        shutil.rmtree(place, ignore_errors=True)  # somebody else was faster
+    return final
+
+
+def _named(prepared: Prepared) -> dict[str, Any]:
+    return {"train": prepared.train} | ({"eval": prepared.eval} if prepared.eval is not None else {})
+
+
+def entries() -> list[tuple[str, int, float]]:
+    """(key, bytes, time of the last use) of what is kept, the oldest first."""
+    found = []
+    for place in folder().glob("*") if folder().is_dir() else ():
+        if place.name.startswith("new-") and time.time() - place.stat().st_mtime < _UNFINISHED:
+            continue  # somebody is at it
+        size = sum(file.stat().st_size for file in place.glob("*"))
+        found.append((place.name, size, place.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry[2])
+
+
+def prune(keep_bytes: int = 0) -> int:
+    """Throws the oldest away until at most `keep_bytes` are left; returns how many bytes were freed."""
+    kept = entries()
+    total, freed = sum(size for _, size, _ in kept), 0
+    for key, size, _ in kept:
+        if total - freed <= keep_bytes:
+            break
+        shutil.rmtree(folder() / key, ignore_errors=True)
+        freed += size
+    return freed
+
+
+def read_arrays(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
+    """The dataset `train` or `eval` of a folder, memory-mapped; `about`: its sources and weights."""
+    there = [part for part in (*ARRAYS, *_MORE) if part in ARRAYS or (place / f"{name}-{part}.npy").exists()]
+    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in there}
+    return Dataset(**arrays, sources=about["sources"], weights=about["weights"])
+
+
+def _content_of(file: Path, algorithm: str = "blake2b") -> bytes:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, algorithm).digest()
+
+
+@cache
+def _code() -> bytes:
+    """A hash of the code that prepares: a changed mask rule is another preparation."""
+    found = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(file.read_bytes())
+    return found.digest()

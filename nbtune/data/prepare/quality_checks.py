@@ -1,0 +1,130 @@
+"""What is odd in prepared data: near duplicates, leaks, outliers, rows that were rendered before.
+
+Found on the tokens, so that it costs little: up to `LIMIT` examples are looked at, evenly spread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from nbtune.data.batching.dataset import Dataset
+
+__all__ = ["Oddities", "diagnose", "near_duplicates"]
+
+LIMIT = 20_000
+_SHINGLE, _HASHES, _BANDS = 5, 16, 8
+_RENDERED = re.compile(
+    r"<\|(?:im_start|im_end|eot_id|start_header_id|user|assistant|system|endoftext)\|>|\[/?INST\]|<<SYS>>|"
+    r"<(?:start|end)_of_turn>|^### (?:Instruction|Response|Human|Assistant):",
+    re.MULTILINE,
+)
+
+
+class Oddities:
+    """Counts what is odd about rows while they go by."""
+
+    def __init__(self) -> None:
+        self.rows = self.rendered = self.repeated_role = self.answer_first = 0
+        self.example = ""
+
+    def see_text(self, texts: Iterable[str]) -> None:
+        """The texts of a row, without the template's own."""
+        self.rows += 1
+        for text in texts:
+            match = _RENDERED.search(text) if "<" in text or "[" in text or "#" in text else None
+            if match:
+                self.rendered += 1
+                self.example = self.example or match.group()
+                return
+
+    def see_roles(self, roles: Sequence[str]) -> None:
+        """The roles of a conversation, in order."""
+        spoken = [role for role in roles if role in ("user", "assistant")]
+        self.repeated_role += any(a == b == "user" for a, b in pairwise(spoken))
+        self.answer_first += spoken[:1] == ["assistant"]
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """What another one counted (its `vars`)."""
+        for name, value in other.items():
+            setattr(self, name, getattr(self, name) or value if name == "example" else getattr(self, name) + value)
+
+    def warnings(self) -> list[str]:
+        """Sentences for people."""
+        found = []
+        if self.rendered:
+            found.append(
+                f"{self.rendered} rows hold the text of a chat template ({self.example}): if they were rendered "
+                "before, the template is now in them twice; give the plain messages, or `format: segments`"
+            )
+        if self.repeated_role:
+            found.append(f"{self.repeated_role} conversations have two questions without an answer between them")
+        if self.answer_first:
+            found.append(f"{self.answer_first} conversations begin with an answer")
+        return found
+
+
+def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
+    """Sentences about near duplicates, leaks between training and held-out rows, and outlying lengths."""
+    found = []
+    pairs = near_duplicates([train] if held is None else [train, held])
+    looked = min(len(train), LIMIT)
+    inside = {right for left, right in pairs if left[0] == right[0] == 0}
+    if len(inside) > looked * 0.05:
+        found.append(f"{len(inside)} of {looked} examples are nearly the same as another one")
+    leaked = {pair[k] for pair in pairs for k in (0, 1) if pair[0][0] != pair[1][0] and pair[k][0] == 1}
+    if leaked and held is not None:
+        found.append(
+            f"{len(leaked)} of {len(held)} held-out rows are nearly the same as a training row: the eval loss flatters"
+        )
+    lengths = train.lengths
+    middle = float(np.median(lengths))
+    long = int((lengths > 20 * middle).sum())
+    if long:
+        found.append(f"{long} examples are more than 20 times as long as the middle one ({middle:.0f} tokens)")
+    return found
+
+
+def near_duplicates(datasets: Sequence[Dataset]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Pairs ((dataset, example), (dataset, example)) whose runs of 5 tokens are mostly the same (Jaccard ≥ 0.8, by
+    MinHash, so with some slack); of each group of such examples every one is paired with the first."""
+    places: list[tuple[int, int]] = []
+    signatures = []
+    for number, dataset in enumerate(datasets):
+        chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), LIMIT)).astype(np.int64)
+        chosen = np.unique(chosen)
+        sampled = dataset if len(chosen) == len(dataset) else dataset.take(chosen)
+        places += [(number, int(i)) for i in chosen]
+        signatures.append(_signatures(sampled))
+    table = np.concatenate(signatures)
+    width = _HASHES // _BANDS
+    pairs: dict[int, int] = {}
+    for band in range(_BANDS):
+        first: dict[bytes, int] = {}
+        for index, key in enumerate(np.ascontiguousarray(table[:, band * width : (band + 1) * width])):
+            other = first.setdefault(key.tobytes(), index)
+            if other != index and index not in pairs and (table[index] == table[other]).mean() >= 0.8:
+                pairs[index] = other
+    return [(places[other], places[index]) for index, other in pairs.items()]
+
+
+def _signatures(dataset: Dataset) -> np.ndarray:
+    """MinHashes of the examples' shingles, uint64 [examples, hashes]."""
+    ids = dataset.ids.astype(np.uint64)
+    shingles = np.zeros(len(ids), np.uint64)
+    for k in range(min(_SHINGLE, len(ids))):  # of the last examples some reach into the next one: a little noise
+        multiplier = (0x9E3779B97F4A7C15 + 2 * k * 0x632BE59BD9B4E019) % 2**64
+        shingles[: len(ids) - k] += ids[k:] * np.uint64(multiplier)
+    starts = dataset.starts[:-1]
+    found = np.empty((len(dataset), _HASHES), np.uint64)
+    rng = np.random.default_rng(0)
+    for k in range(_HASHES):
+        mixed = shingles * np.uint64(int(rng.integers(1, 2**63)) * 2 + 1)
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        found[:, k] = np.minimum.reduceat(mixed, starts)
+    return found

@@ -1,0 +1,368 @@
+"""Rows of sources, read, rendered, tokenised and masked a chunk at a time, every row's fate written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from nbtune.data.batching.dataset import Builder, Dataset
+from nbtune.data.formats.detect import Chat, Format, Parts, detect
+from nbtune.data.formats.preference import Several
+from nbtune.data.prepare.quality_checks import Oddities
+from nbtune.data.prepare.report import Report, SourceReport
+from nbtune.data.prepare.row_weights import mark_of
+from nbtune.data.prepare.split_chat import split_chat
+from nbtune.data.sources.rows import ArrowRows, Rows, Source
+from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
+from nbtune.data.tokenize.encoder import Encoder, Job
+from nbtune.data.tokenize.loss_mask import asked_for
+from nbtune.errors import DataError
+from nbtune.spec import RunSpec
+
+__all__ = ["Overflow", "Reader", "format_of", "is_empty", "spread"]
+
+CHUNK = 512
+Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]
+
+
+class _Piece(NamedTuple):
+    """A text of the row of that number; `last` of the row's texts, `value` and `steps` as judged, `weight` as a spec's
+    `row_weights` say (None where there are none)."""
+
+    number: int
+    row: Chat | Parts
+    last: bool = True
+    value: float | None = None
+    steps: tuple[bool, ...] = ()
+    weight: float | None = None
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Rows on their way: read and rendered, and soon tokenised."""
+
+    source: int
+    rows: list[_Piece]
+    jobs: list[Job | DataError]
+    encoder: Encoder
+    tokens: Future[list[Any]]
+    size: int
+
+
+class _Whole(NamedTuple):
+    """A text of a row that judges, as tokens."""
+
+    ids: np.ndarray
+    trained: np.ndarray
+    piece: _Piece
+
+    def at_most(self, count: int, left: bool) -> _Whole:
+        part = slice(max(0, len(self.ids) - count), None) if left else slice(0, count)
+        return self._replace(ids=self.ids[part], trained=self.trained[part])
+
+    def token_values(self) -> np.ndarray | None:
+        """For steps: the label of each at its last token, NaN elsewhere; float32 [n]."""
+        steps = self.piece.steps
+        if not steps:
+            return None
+        values = np.full(len(self.ids), np.nan, np.float32)
+        ends = np.flatnonzero(self.trained & ~np.append(self.trained[1:], False))
+        values[ends] = np.asarray(steps, np.float32)[: len(ends)]
+        return values
+
+
+class Reader:
+    """Reads sources into datasets; `report` is written as rows go by.
+
+    Where the tokenizer's own code tokenises, one chunk is rendered while the one before it is tokenised in a second
+    thread.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        spec: RunSpec,
+        max_len: int,
+        overflow: Overflow,
+        on_error: str,
+        progress: Callable[[int, int], None] | None,
+        kind: str = "sft",
+    ) -> None:
+        self.kind = kind
+        self.tokenizer, self.spec, self.max_len = tokenizer, spec, max_len
+        self.overflow, self.on_error, self.progress = overflow, on_error, progress
+        self.report, self.oddities = Report(), Oddities()
+        self.total = self.done = 0
+        self.chat_template: str | None = None
+        self.matched: set[str] = set()  # marks of `row_weights` that are rows'
+        self._encoders: dict[bool, Encoder] = {}
+        self._formats: dict[str, Format] = {}
+
+    def encoder(self, chats: bool) -> Encoder:
+        if chats not in self._encoders:
+            template = None
+            if chats:
+                if template_text(self.tokenizer) is None:
+                    self.tokenizer.chat_template = PLAIN_TEMPLATE
+                    self.report.warnings.append(
+                        "the model has no chat template: a plain one is used (### User: … ### Assistant: …) and kept "
+                        "with the tuned model"
+                    )
+                template = ChatTemplate(self.tokenizer)
+                self.chat_template, self.report.template = template.template, template.template
+                self.report.terminator = template.terminator
+            self._encoders[chats] = Encoder.of_spec(self.tokenizer, template, self.spec)
+        return self._encoders[chats]
+
+    def check_ends(self) -> None:
+        """A model that never sees an end never stops: refuse data in which no answer ends, warn of some."""
+        encoder = self._encoders.get(True)
+        if encoder is not None and encoder.unthought:
+            self.report.warnings.append(
+                f"{encoder.unthought} conversations have thoughts that the template leaves out: they are not learnt"
+            )
+        if encoder is None or not encoder.unended or self.spec.train_on == "all":
+            return
+        if encoder.unended == encoder.chats:
+            raise DataError(
+                "no answer ends with a terminator: a model trained so would never stop",
+                place="data",
+                fix=f"the template ends an answer with {encoder.template.terminator!r}: end conversations with an "  # type: ignore[union-attr]
+                "assistant's text",
+            )
+        self.report.warnings.append(f"{encoder.unended} conversations end with an answer without a terminator")
+
+    def read(self, sources: Sequence[Source], wanted: Sequence[Sequence[int]] | None = None) -> Dataset:
+        """Every row of the sources that can be used, in their order.
+
+        Args:
+            wanted: for each source the numbers of the rows to read, in the order to read them; None: all.
+        """
+        builder = Builder([source.name for source in sources], [source.spec.weight for source in sources])
+        with ThreadPoolExecutor(1, thread_name_prefix="nbtune-tokens") as pool:
+            waiting: _Chunk | None = None
+            for chunk in self._chunks(sources, pool, wanted):
+                if waiting is not None:
+                    self._finish(builder, sources[waiting.source], waiting)
+                waiting = chunk
+            if waiting is not None:
+                self._finish(builder, sources[waiting.source], waiting)
+        return builder.build()
+
+    def _chunks(
+        self, sources: Sequence[Source], pool: ThreadPoolExecutor, wanted: Sequence[Sequence[int]] | None
+    ) -> Iterator[_Chunk]:
+        for number, source in enumerate(sources):
+            rows = source.rows
+            form = self._format(source, rows, seen=wanted is not None)
+            chosen: Sequence[int] = range(len(rows)) if wanted is None else wanted[number]
+            for start in range(0, len(chosen), CHUNK):
+                indices = chosen[start : start + CHUNK]
+                read = self._read_rows(source, rows, form, indices)
+                encoder = self.encoder(bool(read) and isinstance(read[0].row, Chat))
+                jobs = encoder.render([piece.row for piece in read])
+                yield _Chunk(number, read, jobs, encoder, _tokens(pool, encoder, jobs), len(indices))
+
+    def _format(self, source: Source, rows: Rows, *, seen: bool) -> Format:
+        """How a source is read; the report is told once, unless somebody else has `seen` to it."""
+        if source.name not in self._formats:
+            form = self._formats[source.name] = format_of(source, rows, self.on_error)
+            form.check(self.kind, source.name)
+            if not seen:
+                self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
+                self.report.rows += len(rows)
+        return self._formats[source.name]
+
+    def _read_rows(self, source: Source, rows: Rows, form: Format, indices: Sequence[int]) -> list[_Piece]:
+        read: list[_Piece] = []
+        fetched = rows.many(indices) if isinstance(rows, ArrowRows) else None
+        for number, index in enumerate(indices):
+            try:
+                given = rows[index] if fetched is None else fetched[number]
+                if given is None:
+                    self._fate(source, index, "dropped", f"`{source.spec.function}` left it out")
+                    continue
+                row = form.read(given)
+            except DataError as error:
+                self._refuse(source, index, rows, error)
+                continue
+            weight = self._weight(given)
+            texts = row.rows if isinstance(row, Several) else (row,)
+            judged_steps = isinstance(row, Several) and row.steps  # their labels stand at line breaks
+            if not judged_steps and any(is_empty(text, self.spec.train_on) for text in texts):
+                self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
+                continue
+            if isinstance(row, Several):
+                last = len(texts) - 1
+                read += [_Piece(index, t, i == last, row.values[i], row.steps, weight) for i, t in enumerate(texts)]
+            else:
+                read.append(_Piece(index, row, weight=weight))
+            self._look(texts[0])
+        return read
+
+    def _weight(self, row: Mapping[str, Any]) -> float | None:
+        """How often a row counts; None where the spec names none."""
+        if not self.spec.row_weights:
+            return None
+        mark = mark_of(row)
+        if mark in self.spec.row_weights:
+            self.matched.add(mark)
+        return self.spec.row_weights.get(mark, 1.0)
+
+    def _look(self, row: Chat | Parts) -> None:
+        if isinstance(row, Chat):
+            contents = (message.get("content") for message in row.messages)
+            self.oddities.see_text(text for text in contents if isinstance(text, str))
+            self.oddities.see_roles([message["role"] for message in row.messages])
+        elif not row.raw:
+            self.oddities.see_text(text for text, _ in row.parts)
+
+    def _finish(self, builder: Builder, source: Source, chunk: _Chunk) -> None:
+        results = chunk.encoder.label(chunk.jobs, chunk.tokens.result())
+        together: list[_Whole] = []
+        broken: DataError | None = None
+        for piece, result in zip(chunk.rows, results, strict=True):
+            if isinstance(result, DataError):
+                broken = broken or result
+            else:
+                together.append(_Whole(*result, piece))
+            if not piece.last:
+                continue
+            if broken is not None:
+                self._refuse(source, piece.number, source.rows, broken)
+            elif piece.value is None:
+                self._keep(builder, chunk.source, source, piece, *together[0][:2])
+            else:
+                self._keep_together(builder, chunk.source, source, together)
+            together, broken = [], None
+        builder.seal()
+        self.done += chunk.size
+        if self.progress:
+            self.progress(self.done, self.total)
+
+    def _keep_together(self, builder: Builder, number: int, source: Source, texts: Sequence[_Whole]) -> None:
+        """The texts of a row that judges: all of them, or none."""
+        index = texts[0].piece.number
+        cut = max(len(whole.ids) for whole in texts) > self.max_len
+        if cut and self.overflow == "raise":
+            raise self._too_long(source, index, max(len(whole.ids) for whole in texts))
+        if cut and self.overflow in ("drop", "split"):
+            self._fate(source, index, "dropped", f"longer than {self.max_len} tokens")
+            return
+        left = self.overflow == "truncate_left"
+        kept = [whole.at_most(self.max_len, left) for whole in texts]
+        if not all(whole.trained[1:].any() for whole in kept):
+            self._fate(source, index, "dropped", "nothing is left of an answer" if cut else "no token would be trained")
+            return
+        if cut:
+            self._fate(source, index, "cut", f"longer than {self.max_len} tokens")
+        for whole in kept:
+            judged, weight = whole.token_values(), whole.piece.weight
+            builder.add(whole.ids, whole.trained, number, index, whole.piece.value, judged, weight)
+
+    def _too_long(self, source: Source, index: int, count: int) -> DataError:
+        return DataError(
+            f"it has {count} tokens, the limit is {self.max_len}",
+            place=source.rows.place(index),
+            fix="raise `sequence_len`, or shorten the row",
+        )
+
+    def _keep(
+        self,
+        builder: Builder,
+        number: int,
+        source: Source,
+        piece: _Piece,
+        ids: np.ndarray,
+        trained: np.ndarray,
+    ) -> None:
+        index, row, weight = piece.number, piece.row, piece.weight
+        if len(ids) > self.max_len:
+            if isinstance(row, Parts) and row.windows:
+                windows = -(-len(ids) // self.max_len)
+                self._fate(source, index, "split", f"longer than {self.max_len} tokens, split into windows")
+                for w in range(windows):
+                    part = slice(w * self.max_len, (w + 1) * self.max_len)
+                    if len(ids[part]) > 1:
+                        builder.add(ids[part], trained[part], number, index, weight=weight)
+                return
+            if self.overflow == "raise":
+                raise self._too_long(source, index, len(ids))
+            if self.overflow == "split" and isinstance(row, Chat):
+                parts = split_chat(self.encoder(True), row, self.max_len)
+                status = ("split", f"longer than {self.max_len} tokens, split between its turns")
+                self._fate(source, index, *(status if parts else ("dropped", "no part of it would be trained")))
+                for part_ids, part_trained in parts:
+                    builder.add(part_ids, part_trained, number, index, weight=weight)
+                return
+            if self.overflow == "drop":
+                self._fate(source, index, "dropped", f"longer than {self.max_len} tokens")
+                return
+            left = self.overflow == "truncate_left"
+            part = slice(len(ids) - self.max_len, None) if left else slice(0, self.max_len)
+            ids, trained = ids[part], trained[part]
+            if not trained[1:].any():
+                self._fate(source, index, "dropped", f"no trained token within its first {self.max_len} tokens")
+                return
+            self._fate(source, index, "cut", f"longer than {self.max_len} tokens")
+        elif not trained[1:].any():
+            self._fate(source, index, "dropped", "no token of it would be trained")
+            return
+        builder.add(ids, trained, number, index, weight=weight)
+
+    def _refuse(self, source: Source, index: int, rows: Rows, error: DataError) -> None:
+        place = error.place or rows.place(index)
+        if self.on_error == "raise":
+            raise DataError(error.cause, place=place, fix=error.fix) from None
+        self._fate(source, index, "dropped", error.cause)
+
+    def _fate(self, source: Source, index: int, status: str, reason: str) -> None:
+        self.report.fates.append((source.name, index, status, reason))
+
+
+def _tokens(pool: ThreadPoolExecutor, encoder: Encoder, jobs: list[Job | DataError]) -> Future[list[Any]]:
+    """Tokens to come; made at once where that is Python's work (two threads would only take turns)."""
+    if encoder.words is None or not encoder.words.usable:
+        return pool.submit(encoder.tokenise, jobs)
+    future: Future[list[Any]] = Future()
+    future.set_result(encoder.tokenise(jobs))
+    return future
+
+
+def format_of(source: Source, rows: Rows, on_error: str = "raise") -> Format:
+    """How a source's rows are read, from a sample of them."""
+    sample = []
+    for index in spread(len(rows), 32):
+        try:
+            sample.append(rows[index])
+        except DataError:
+            if on_error == "raise":
+                raise
+    sample = [row for row in sample if row is not None]
+    columns = list(dict.fromkeys(str(key) for row in sample for key in row))
+    return detect(columns, sample, source.spec, source.name)
+
+
+def spread(count: int, at_most: int) -> list[int]:
+    """Up to `at_most` numbers of 0..count-1, evenly spread."""
+    if count <= at_most:
+        return list(range(count))
+    return sorted({int(i) for i in np.linspace(0, count - 1, at_most)})
+
+
+def is_empty(row: Chat | Parts, train_on: str | Sequence[str] = "answers") -> bool:
+    """Whether nothing in a row could be trained."""
+    if isinstance(row, Parts):
+        return not any(text.strip() for text, wanted in row.parts if wanted)
+    roles = ("assistant",) if isinstance(train_on, str) else train_on
+    heard = [m for m in row.messages if m["role"] in roles or asked_for(m, roles)]
+    return not any(_says_something(m) for m in heard)
+
+
+def _says_something(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return bool(message.get("tool_calls")) or (content.strip() != "" if isinstance(content, str) else bool(content))

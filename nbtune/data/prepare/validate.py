@@ -1,0 +1,90 @@
+"""Whether the rows are what the spec says, from the first of them: said at once, before a run is made.
+
+Only the heads of files are read. What the first rows cannot tell (a dataset of the Hub, a stream, an address) is left
+to the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from nbtune.data.formats.detect import Format, detect
+from nbtune.data.formats.preference import kind_of
+from nbtune.data.sources.row_function import ChangedRows
+from nbtune.data.sources.rows import Row, Rows, Source
+from nbtune.errors import DataError, NbtuneError, SpecError
+from nbtune.spec import RunSpec
+
+__all__ = ["look"]
+
+_ROWS = 32
+_CHANGED = 8  # of rows that go through a function, which may take its time
+
+
+def look(sources: Iterable[Source], spec: RunSpec) -> None:
+    """Looks at the first rows of each source.
+
+    Raises:
+        SpecError: `columns`, `format` or `template` name what is not there.
+        DataError: there are no rows, one of the first cannot be read, or they are not what `spec.method` learns from.
+    """
+    for number, source in enumerate(sources):
+        with NbtuneError.about("data", number) if source.role == "train" else NbtuneError.about("eval", "data"):
+            _look_at(source, spec)
+
+
+def _look_at(source: Source, spec: RunSpec) -> None:
+    rows = source.head(_ROWS)
+    if rows is None:
+        return
+    if len(rows) == 0:
+        if len(source.files) <= 1:
+            raise DataError("there are no rows in it", place=source.name, fix="give at least one row")
+        return
+    if source.change is not None:
+        rows = ChangedRows(rows, source.change, source.spec.function or "function")
+    count = min(len(rows), _ROWS if source.change is None else _CHANGED)
+    there = _first(rows, count, spec)
+    columns = list(dict.fromkeys(str(key) for _, row in there for key in row))
+    try:
+        form = detect(columns, [row for _, row in there], source.spec, source.name)
+        form.check(kind_of(spec.method), source.name)
+    except (DataError, SpecError):
+        if _is_text_table(source):
+            raise
+        form = _by_all(source, spec)  # later rows may hold what these do not
+    if spec.on_error == "raise":
+        _read(form, rows, there)
+
+
+def _first(rows: Rows, count: int, spec: RunSpec) -> list[tuple[int, Row]]:
+    found = []
+    for index in range(count):
+        try:
+            found.append((index, rows[index]))
+        except DataError:
+            if spec.on_error == "raise":
+                raise
+    return [(index, row) for index, row in found if row is not None]
+
+
+def _is_text_table(source: Source) -> bool:
+    """Whether the head shows every column, and that each holds text."""
+    ends = "".join(source.files[0].suffixes).lower() if source.files else ""
+    return source.change is None and (".csv" in ends or ".tsv" in ends)
+
+
+def _by_all(source: Source, spec: RunSpec) -> Format:
+    from nbtune.data.prepare.row_pipeline import format_of
+
+    form = format_of(source, source.rows, spec.on_error)
+    form.check(kind_of(spec.method), source.name)
+    return form
+
+
+def _read(form: Format, rows: Rows, there: Sequence[tuple[int, Row]]) -> None:
+    for index, row in there:
+        try:
+            form.read(row)
+        except DataError as error:
+            raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None

@@ -1,0 +1,205 @@
+"""Who prepares shards: this process until others are up, then processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nbtune.data.prepare import cache
+from nbtune.data.prepare.shards import Job, Shard, Workman, read_shard, tokenizer_facts
+from nbtune.data.sources.rows import Source
+from nbtune.errors import DataError
+
+__all__ = ["Crew"]
+
+_AHEAD = 8  # shards that may wait for one before them
+
+
+class Crew:
+    """Shards in their order, whoever prepared them.
+
+    Args:
+        workman: prepares shards here, until a process is up, and where none can be had.
+        processes: how many; None: one per core besides this one, at least one, at most 4.
+        work_here: this process goes on when others are up (nothing else needs it).
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        sources: Sequence[Source],
+        tokenizer: Any,
+        workman: Workman,
+        *,
+        processes: int | None = None,
+        work_here: bool = False,
+    ) -> None:
+        from nbtune.device import cpu_count
+
+        self._count = len(job.bounds)
+        self._workman, self._sources, self._work_here = workman, sources, work_here
+        self._at = self._next = 0  # the shard that is wanted; the first that nobody has begun
+        self._returned: list[int] = []
+        self._done: dict[int, Shard | BaseException] = {}
+        self._up, self._over = 0, False
+        self._changed = threading.Condition()
+        self._children: list[subprocess.Popen[str]] = []
+        self._leaders: list[threading.Thread] = []
+        self._folder: Path | None = None
+        wanted = min(max(cpu_count() - 1, 1), 4) if processes is None else processes
+        wanted = min(wanted, self._count // 3)
+        if wanted > 0:
+            self._hire(wanted, job, tokenizer)
+
+    def shards(self, first: int) -> Iterator[Shard]:
+        """The shards from `first` on, in order.
+
+        Raises:
+            DataError: a row cannot be read.
+        """
+        self._next = first
+        for number in range(first, self._count):
+            yield self._get(number)
+
+    def dismiss(self) -> None:
+        """Nothing more is wanted."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+        for child in self._children:
+            with contextlib.suppress(OSError):
+                child.stdin.close()  # type: ignore[union-attr]
+            child.wait()
+        for leader in self._leaders:
+            leader.join()
+        for child in self._children:
+            child.stdout.close()  # type: ignore[union-attr]
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _get(self, number: int) -> Shard:
+        while True:
+            with self._changed:
+                self._at = number
+                self._changed.notify_all()
+                found = self._done.pop(number, None)
+                mine = None
+                if found is None and (self._work_here or not self._up):
+                    mine = self._take()
+                if found is None and mine is None:
+                    self._changed.wait()
+                    continue
+            if mine is not None:
+                self._put(mine, self._prepare(mine))
+            elif isinstance(found, Shard):
+                return found
+            elif found is not None:
+                raise found
+
+    def _prepare(self, number: int) -> Shard | BaseException:
+        try:
+            return self._workman.prepare(number)
+        except DataError as error:
+            return error
+
+    def _take(self) -> int | None:
+        """A shard to begin with; None if there is none, or too many wait already. With the lock held."""
+        if self._returned:
+            return self._returned.pop(0)
+        if self._next < min(self._count, self._at + _AHEAD):
+            self._next += 1
+            return self._next - 1
+        return None
+
+    def _put(self, number: int, found: Shard | BaseException) -> None:
+        with self._changed:
+            self._done[number] = found
+            self._changed.notify_all()
+
+    def _hire(self, wanted: int, job: Job, tokenizer: Any) -> None:
+        facts = tokenizer_facts(tokenizer)
+        if facts is None:
+            return
+        self._folder = cache.workplace()
+        described = [
+            {
+                "name": source.name,
+                "kind": source.kind,
+                "role": source.role,
+                "spec": source.spec.model_dump(mode="json"),
+                "files": [str(file.resolve()) for file in source.files],
+            }
+            for source in self._sources
+        ]
+        (self._folder / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
+        body = json.dumps({"job": job.to_json(), "sources": described})
+        (self._folder / "job.json").write_text(body, encoding="utf-8")
+        command = [sys.executable, "-m", "nbtune.data.prepare.shards", str(self._folder)]
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        for _ in range(wanted):
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            try:
+                child = subprocess.Popen(command, text=True, env=environment, **pipes)
+            except OSError:  # no processes here: this one does it all
+                return
+            self._children.append(child)
+            self._leaders.append(threading.Thread(target=self._lead, args=(child,), name="nbtune-shards", daemon=True))
+            self._leaders[-1].start()
+
+    def _lead(self, child: subprocess.Popen[str]) -> None:
+        """Hands shards to a process, one at a time, until there are none; a process that dies gives its shard back."""
+        if not self._answer(child):
+            return
+        with self._changed:
+            self._up += 1
+        number = None
+        try:
+            while (number := self._wait_for_one()) is not None:
+                child.stdin.write(f"{number}\n")  # type: ignore[union-attr]
+                child.stdin.flush()  # type: ignore[union-attr]
+                answer = self._answer(child)
+                if not answer:
+                    break
+                error = answer.get("error")
+                assert self._folder is not None
+                found = DataError(**error) if error else read_shard(self._folder, number, self._sources)
+                self._put(number, found)
+                number = None
+        except (OSError, ValueError):
+            pass  # it died while it was spoken to
+        with self._changed:
+            self._up -= 1
+            if number is not None:
+                self._returned.append(number)
+            self._changed.notify_all()
+
+    def _wait_for_one(self) -> int | None:
+        with self._changed:
+            while not self._over:
+                number = self._take()
+                if number is not None:
+                    return number
+                if self._next >= self._count and not self._returned:
+                    return None
+                self._changed.wait()
+            return None
+
+    @staticmethod
+    def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
+        """The next line of JSON that a process says; empty when it is gone."""
+        for line in child.stdout:  # type: ignore[union-attr]
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue  # a library prints
+            if isinstance(found, dict):
+                return found
+        return {}

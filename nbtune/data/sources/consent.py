@@ -1,0 +1,135 @@
+"""What this user has said or done here: signatures with a key of the user's account, and consents that are remembered.
+
+A run's folder is data, whoever wrote it. What in it would run code, or reach out of it, counts only if this user wrote
+it here (then it is signed), or said for this very folder that it may (then the cache remembers it). Neither lies in the
+folder, so that nobody can bring one along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nbtune.data.sources.cache_folder import cache_folder
+from nbtune.errors import DataError
+
+__all__ = ["code_of", "is_remembered", "is_signed", "remember", "signature_of", "signed_body"]
+
+_BYTES = 32
+
+
+def signature_of(subject: Mapping[str, Any]) -> str:
+    """This user's signature under what JSON can hold; whatever is changed in it, the signature fits no more."""
+    return _mac(b"nbtune record 2\n" + _text(subject))
+
+
+def is_signed(subject: Mapping[str, Any], signature: object) -> bool:
+    """Whether this user has signed it, here."""
+    return isinstance(signature, str) and signature.isascii() and hmac.compare_digest(signature_of(subject), signature)
+
+
+def signed_body(body: bytes, signature: object) -> bool:
+    """Whether it is a body that an earlier nbtune of this user has signed alone."""
+    return isinstance(signature, str) and signature.isascii() and hmac.compare_digest(_mac(body), signature)
+
+
+def remember(folder: Path, subject: Mapping[str, Any], words: str) -> None:
+    """This user allows the subject in this folder; `words` say it for whoever looks into the cache.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    path = _place(folder, subject)
+    body = {"folder": str(_real(folder)), "what": words, "time": time.time()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        beside.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise _no_place(error) from error
+
+
+def is_remembered(folder: Path, subject: Mapping[str, Any]) -> bool:
+    """Whether this user has allowed it in this folder."""
+    return _place(folder, subject).is_file()
+
+
+def code_of(model: Path) -> str:
+    """What code a model's folder brings: a digest of its Python files and of what names them."""
+    whole = hashlib.sha256()
+    names = [*model.rglob("*.py"), model / "config.json", model / "tokenizer_config.json"]
+    for path in sorted(path for path in names if path.is_file()):
+        whole.update(
+            f"{path.relative_to(model).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
+    return whole.hexdigest()
+
+
+def _place(folder: Path, subject: Mapping[str, Any]) -> Path:
+    """A name that only this user's key makes, of this folder and this subject."""
+    name = _mac(b"nbtune consent 1\n" + _text({"folder": str(_real(folder)), "subject": dict(subject)}))
+    return cache_folder() / "consent" / f"{name}.json"
+
+
+def _real(folder: Path) -> Path:
+    return folder.expanduser().resolve()
+
+
+def _text(subject: Mapping[str, Any]) -> bytes:
+    return json.dumps(subject, sort_keys=True, ensure_ascii=True).encode()
+
+
+def _mac(text: bytes) -> str:
+    return hmac.new(_key(), text, hashlib.sha256).hexdigest()
+
+
+def _key() -> bytes:
+    """This user's key, made when it is first needed."""
+    path = cache_folder() / "functions.key"
+    for _ in range(3):
+        try:
+            key = path.read_bytes()
+            if len(key) == _BYTES:
+                return key
+            path.unlink()  # half of one, of a disk that was full
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _no_place(error) from error
+        _make(path)
+    raise _no_place(OSError("the key cannot be kept"))
+
+
+def _make(path: Path) -> None:
+    """A key that is whole from its first moment; of two that are made at once one stays."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(_BYTES))
+        try:
+            os.link(beside, path)
+        except FileExistsError:
+            pass
+        except (OSError, NotImplementedError):  # a drive without links
+            os.replace(beside, path)
+    except OSError as error:
+        raise _no_place(error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _no_place(error: OSError) -> DataError:
+    return DataError(
+        f"there is no place for your key and consents: {error.strerror or error}",
+        place=cache_folder().name,
+        fix="set NBTUNE_CACHE to a folder that can be written",
+    )

@@ -1,0 +1,408 @@
+"""Reading rows from files: jsonl, json, csv, tsv, parquet, arrow, txt, md; also compressed (.gz .bz2 .xz .zst).
+
+jsonl is indexed by line and parsed when a row is asked for; parquet is memory-mapped. Every mistake in a file is one
+`DataError` with the file, the line and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nbtune.data.sources.rows import ArrowRows, ListRows, Row, Rows, _as_row
+from nbtune.errors import DataError
+
+__all__ = ["SUFFIXES", "LineRows", "read_file", "read_files", "read_head"]
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_HEAD = 4 << 20  # bytes in which the first rows are looked for
+_BLOCK = 1 << 20  # bytes that are searched for line breaks at a time
+
+
+class LineRows:
+    """Rows of a jsonl text: where every line begins and ends; a line is read and parsed when it is asked for.
+
+    Args:
+        data: the text's bytes, or an open big file (`Pages`).
+    """
+
+    def __init__(self, data: Any, name: str) -> None:
+        import numpy as np
+
+        self._data, self._name = data, name
+        start = 3 if data[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
+        ends = np.append(_line_breaks(data), len(data)) if len(data) else np.zeros(0, np.int64)
+        starts = np.concatenate([[start], ends[:-1] + 1]) if len(ends) else ends
+        short = np.flatnonzero(ends - starts < 3)
+        blank = [i for i in short.tolist() if not bytes(data[int(starts[i]) : int(ends[i])]).strip()]
+        self._lines = np.delete(np.arange(len(ends)), blank)
+        self._starts, self._ends = starts[self._lines], ends[self._lines]
+
+    def longest(self, count: int) -> list[int]:
+        """The numbers of the rows of most bytes."""
+        import numpy as np
+
+        sizes = self._ends - self._starts
+        count = min(count, len(sizes))
+        return [int(i) for i in np.argpartition(sizes, len(sizes) - count)[len(sizes) - count :]] if count else []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Row:
+        raw = bytes(self._data[int(self._starts[index]) : int(self._ends[index])])
+        return _as_row(_parse(raw, lambda: self.place(index)), lambda: self.place(index))
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[i] for i in range(len(self)))
+
+    def place(self, index: int) -> str:
+        return f"{self._name}, line {int(self._lines[index]) + 1}"
+
+
+class Pages:
+    """The bytes of a big file, read where they are asked for: a memory map would count every page as memory."""
+
+    def __init__(self, file: Path) -> None:
+        self._fd = os.open(file, os.O_RDONLY)
+        self._size = file.stat().st_size
+        weakref.finalize(self, os.close, self._fd)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        found, missing = os.pread(self._fd, stop - start, start), 1
+        while len(found) < stop - start and missing:  # a call reads at most 2 GiB
+            more = os.pread(self._fd, stop - start - len(found), start + len(found))
+            found, missing = found + more, len(more)
+        return found
+
+    def __bytes__(self) -> bytes:
+        return self[0 : self._size]
+
+    def into(self, buffer: bytearray, at: int) -> int:
+        """Reads bytes from `at` on into a buffer; returns how many."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._fd, [buffer], at)
+        part = self[at : at + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _line_breaks(data: Any) -> Any:
+    """Where the line breaks are; int64. A megabyte at a time, which stays in the processor's cache."""
+    import numpy as np
+
+    buffer, found, at = bytearray(_BLOCK), [], 0
+    view, hits = np.frombuffer(buffer, np.uint8), np.empty(_BLOCK, bool)
+    while at < len(data):
+        if isinstance(data, Pages):
+            count = data.into(buffer, at)
+            part = view[:count]
+        else:
+            count = min(_BLOCK, len(data) - at)
+            part = np.frombuffer(data, np.uint8, count, at)
+        if not count:
+            break  # the file has become shorter
+        np.equal(part, 10, out=hits[:count])
+        found.append(np.flatnonzero(hits[:count]) + at)
+        at += count
+    return np.concatenate(found)
+
+
+class ChainRows:
+    """Rows of several files, one after another."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self._parts, self._starts = parts, [0]
+        for part in parts:
+            self._starts.append(self._starts[-1] + len(part))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        from bisect import bisect_right
+
+        part = bisect_right(self._starts, index) - 1
+        return self._parts[part], index - self._starts[part]
+
+    def __getitem__(self, index: int) -> Row:
+        part, inner = self._find(index)
+        return part[inner]
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in self._parts:
+            yield from part
+
+    def place(self, index: int) -> str:
+        part, inner = self._find(index)
+        return part.place(inner)
+
+
+def read_files(files: Sequence[Path], name: str) -> Rows:
+    """The rows of files, in their order."""
+    if len(files) == 1:
+        return read_file(files[0], name)
+    return ChainRows([read_file(file, file.name) for file in files])
+
+
+def _kind(file: Path, name: str) -> tuple[str, str]:
+    """(suffix, suffix of its packing) of a file of rows."""
+    suffixes = [s.lower() for s in file.suffixes]
+    packed = suffixes[-1] if suffixes and suffixes[-1] in _PACKED else ""
+    suffix = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f"files that end in `{suffix or file.name}` cannot be read",
+            place=name,
+            fix=f"give one of {', '.join(SUFFIXES)}, also with {', '.join(_PACKED)}",
+        )
+    return suffix, packed
+
+
+def read_file(file: Path, name: str) -> Rows:
+    """The rows of one file.
+
+    Raises:
+        DataError: it is missing, of an unknown kind, or broken; with the line where it is.
+    """
+    suffix, packed = _kind(file, name)
+    try:
+        if suffix in (".parquet", ".arrow", ".feather"):
+            return _read_table(file, suffix, packed, name)
+        data = _unpack(file, packed, name) if packed else _map(file, lines=suffix in (".jsonl", ".ndjson"))
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror or error}", place=name, fix="check the path") from error
+    if suffix in (".jsonl", ".ndjson"):
+        return LineRows(data, name)
+    if suffix == ".json":
+        return _read_json(data, name)
+    text = _decode(bytes(data), name)
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(text, suffix, name)
+    return ListRows([{"text": text}] if text.strip() else [], name)
+
+
+def read_head(file: Path, name: str, count: int) -> Rows | None:
+    """The first `count` rows (or some more), from the first megabytes of a file; None where they do not show them.
+
+    Raises:
+        DataError: as `read_file`, where it shows in these rows.
+    """
+    suffix, packed = _kind(file, name)
+    if suffix in (".parquet", ".arrow", ".feather"):
+        return None if packed else _head_of_table(file, suffix, name, count)
+    try:
+        data = _first_bytes(file, packed)
+    except (OSError, EOFError, ValueError):  # what is wrong is said by those who read all of it
+        return None
+    if len(data) > _HEAD:
+        if suffix == ".json" or b"\n" not in data:
+            return None
+        data = data[: data.rindex(b"\n") + 1]
+    if suffix in (".jsonl", ".ndjson"):
+        return LineRows(data, name)
+    if suffix == ".json":
+        return _read_json(data, name)
+    text = _decode(data, name)
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(text, suffix, name, count)
+    return ListRows([{"text": text}] if text.strip() else [], name)
+
+
+def _first_bytes(file: Path, packed: str) -> bytes:
+    import bz2
+    import gzip
+    import lzma
+
+    if packed == ".zst":
+        import pyarrow
+
+        with pyarrow.input_stream(str(file), compression="zstd") as stream:
+            return bytes(stream.read(_HEAD + 1))
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(packed, open)
+    with opener(file, "rb") as handle:
+        return bytes(handle.read(_HEAD + 1))
+
+
+def _head_of_table(file: Path, suffix: str, name: str, count: int) -> Rows:
+    import pyarrow.parquet
+
+    if suffix != ".parquet":  # memory-mapped: nothing is read but what is asked for
+        return ListRows(read_file(file, name).table.slice(0, count).to_pylist(), name)  # type: ignore[attr-defined]
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            return ListRows(next((batch.to_pylist() for batch in table.iter_batches(count)), []), name)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"it is not a whole parquet file: {reason}", place=name, fix="write or copy it again") from None
+
+
+def _map(file: Path, *, lines: bool) -> Any:
+    """The bytes of a file, left on the disk if it is big; `lines`: they are asked for line by line."""
+    if file.stat().st_size < 1 << 20:
+        return file.read_bytes()
+    if lines and hasattr(os, "pread"):
+        return Pages(file)
+    import mmap
+
+    with file.open("rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _unpack(file: Path, packed: str, name: str) -> bytes:
+    import bz2
+    import gzip
+    import lzma
+    import zlib
+
+    try:
+        if packed == ".zst":
+            return _unpack_zstd(file, name)
+        opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packed]
+        with opener(file, "rb") as handle:
+            return handle.read()
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise DataError(f"it is broken or cut off: {error}", place=name, fix="copy or download it again") from error
+
+
+def _unpack_zstd(file: Path, name: str) -> bytes:
+    import pyarrow
+
+    try:
+        with pyarrow.input_stream(str(file), compression="zstd") as stream:
+            return stream.read()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"it is broken or cut off: {error}", place=name, fix="copy or download it again") from error
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"it is not UTF-8 (byte 0x{data[error.start]:02x})",
+            place=f"{name}, line {line}",
+            fix="save it as UTF-8",
+        ) from None
+
+
+def _parse(raw: bytes, place: Any) -> Any:
+    try:
+        return json.loads(raw)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"it is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",
+            place=place(),
+            fix="save the file as UTF-8",
+        ) from None
+    except RecursionError:
+        raise DataError("it is nested too deeply", place=place(), fix="flatten the row") from None
+    except ValueError as error:
+        shown = raw[:40].decode(errors="replace")
+        raise DataError(
+            f"this is not JSON: {getattr(error, 'msg', error)} (it starts {shown!r})",
+            place=place(),
+            fix="write one JSON object a line",
+        ) from None
+
+
+def _read_json(data: Any, name: str) -> Rows:
+    raw = bytes(data)
+    if not raw.strip():
+        return ListRows([], name)
+    try:
+        value = _parse(raw, lambda: name)
+    except DataError as error:
+        lines = LineRows(raw, name)  # jsonl under the name .json is common
+        if len(lines) > 1 and raw.lstrip()[:1] == b"{":
+            try:
+                lines[0]
+            except DataError:
+                raise error from None
+            return lines
+        raise
+    if isinstance(value, dict):
+        for key in ("data", "rows", "train", "examples", "instances"):
+            if isinstance(value.get(key), list):
+                value = value[key]
+                break
+        else:
+            from nbtune.data.sources.rows import is_rows, rows_of
+
+            columns = is_rows(value) and not any(
+                isinstance(v, list) and v and isinstance(v[0], dict) for v in value.values()
+            )
+            return rows_of(value, name) if columns else ListRows([value], name)
+    if not isinstance(value, list):
+        raise DataError(f"it holds a {type(value).__name__}, not a list of rows", place=name, fix="write [ {…}, {…} ]")
+    return ListRows(value, name)
+
+
+def _read_csv(text: str, suffix: str, name: str, at_most: int | None = None) -> Rows:
+    import csv
+    import io
+
+    csv.field_size_limit(1 << 30)
+    head = text[:65536]
+    delimiter = "\t" if suffix == ".tsv" else _delimiter(head)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    lines: list[int] = []
+    try:
+        header = next(reader, None)
+        if header is None:
+            return ListRows([], name)
+        for cells in reader:
+            if len(rows) == at_most:
+                break
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{len(cells)} cells, but the header has {len(header)} columns ({', '.join(header)})",
+                    place=f"{name}, line {reader.line_num}",
+                    fix='put quotes around cells that contain the delimiter or a line break: "a, b"',
+                )
+            rows.append(dict(zip(header, cells, strict=True)))
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(
+            f"this is not CSV: {error}", place=f"{name}, line {reader.line_num}", fix="check the quotes"
+        ) from None
+    return ListRows(rows, name, lines)
+
+
+def _delimiter(head: str) -> str:
+    first = head.split("\n", 1)[0]
+    return max(",;\t|", key=lambda d: (first.count(d), d == ","))
+
+
+def _read_table(file: Path, suffix: str, packed: str, name: str) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    source: Any = pyarrow.BufferReader(_unpack(file, packed, name)) if packed else str(file)
+    try:
+        if suffix == ".parquet":
+            return ArrowRows(pyarrow.parquet.read_table(source, memory_map=not packed), name)
+        mapped = source if packed else pyarrow.memory_map(source)
+        try:
+            return ArrowRows(pyarrow.ipc.open_file(mapped).read_all(), name)
+        except pyarrow.ArrowInvalid:  # the stream form, which datasets writes
+            mapped = pyarrow.BufferReader(_unpack(file, packed, name)) if packed else pyarrow.memory_map(source)
+            return ArrowRows(pyarrow.ipc.open_stream(mapped).read_all(), name)
+    except pyarrow.ArrowException as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(
+            f"it is not a whole {suffix[1:]} file: {reason}", place=name, fix="write or copy it again"
+        ) from None

@@ -1,0 +1,324 @@
+"""From a name in a spec to a `Source`: a variable, a file, one of nbtune's own sets, or a dataset of the Hub.
+
+Where two of them match it is an error that shows both spellings (`var:rows`, `file:rows`, `hub:owner/rows`): nothing
+is guessed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nbtune import hub_cache
+from nbtune.data.sources import row_function
+from nbtune.data.sources.files import SUFFIXES, read_files, read_head
+from nbtune.data.sources.rows import ListRows, Rows, Source, first_of, is_rows, rows_of
+from nbtune.errors import DataError, HubError, NbtuneError, SpecError
+from nbtune.spec import RunSpec, SourceSpec
+
+__all__ = ["resolve", "saved_dataset", "with_template"]
+
+_PREFIX = re.compile(r"^(var|file|hub):(.+)$", re.DOTALL)
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+
+
+def resolve(
+    sources: Iterable[SourceSpec],
+    namespace: Mapping[str, Any] | None = None,
+    *,
+    base_dir: Path | str = ".",
+    role: str = "train",
+) -> list[Source]:
+    """The sources that a spec's `data` names; nothing big is read yet.
+
+    Args:
+        sources: `spec.data`.
+        namespace: the notebook's variables, by name.
+        base_dir: where relative paths start.
+        role: `train`, or `eval` for `spec.eval.data`.
+
+    Raises:
+        SpecError: a name matches two things.
+        DataError: a name matches nothing, or something that holds no rows.
+    """
+    found = []
+    for number, spec in enumerate(sources):
+        with NbtuneError.about("data", number) if role == "train" else NbtuneError.about("eval", "data"):
+            found.append(_changed(_resolve_one(spec, namespace or {}, Path(base_dir)), namespace or {}))
+    names = [source.name for source in found]
+    return [
+        replace(source, role=role, name=source.name if names.count(source.name) == 1 else f"{source.name} ({number})")
+        for number, source in enumerate(found, 1)
+    ]
+
+
+def _changed(source: Source, namespace: Mapping[str, Any]) -> Source:
+    name = source.spec.function
+    return source if name is None else replace(source, change=row_function.find(name, namespace))
+
+
+def with_template(spec: RunSpec, base_dir: Path | str = ".") -> RunSpec:
+    """The spec with its chat template as text, where it named a file: a run then needs the file no more.
+
+    Raises:
+        SpecError: there is no such file.
+    """
+    given = spec.chat_template
+    if given is None or "{" in given:
+        return spec
+    path = Path(base_dir) / Path(given).expanduser()
+    try:
+        return spec.model_copy(update={"chat_template": path.read_text(encoding="utf-8")})
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise SpecError(
+            f"`{given}` is neither a Jinja2 template nor a file that can be read",
+            place="chat_template",
+            fix="write the template, or the file that holds it",
+        ) from error
+
+
+def _resolve_one(spec: SourceSpec, namespace: Mapping[str, Any], base: Path) -> Source:
+    prefix, name = _split(spec.source)
+    if prefix == "var":
+        return _variable(spec, name, namespace)
+    if prefix == "file" or _URL.match(name):
+        return _file(spec, name, base)
+    if prefix == "hub":
+        return _hub(spec, name)
+    embedded = _embedded(spec, name)
+    if embedded is not None:
+        return embedded
+    makers: dict[str, Any] = {}
+    if name in namespace and is_rows(namespace[name]):
+        makers["var"] = _variable
+    if _matches_file(name, base):
+        makers["file"] = _file
+    if _HUB_ID.match(name) and ("/" in name) and (not makers or _in_hub_cache(name)):
+        makers["hub"] = _hub
+    if len(makers) > 1:
+        spellings = " or ".join(f"`{kind}:{name}`" for kind in makers)
+        raise SpecError(
+            f"`{name}` is {_a_list(makers)}", place="data", fix=f"write {spellings}, so that nothing is guessed"
+        )
+    if "var" in makers:
+        return _variable(spec, name, namespace)
+    if "file" in makers:
+        return _file(spec, name, base)
+    if "hub" in makers and not name.lower().endswith(SUFFIXES):
+        return _hub(spec, name)
+    raise _nothing(name, namespace, base)
+
+
+def _split(text: str) -> tuple[str, str]:
+    match = _PREFIX.match(text)
+    return (match[1], match[2]) if match else ("", text)
+
+
+def _a_list(kinds: Iterable[str]) -> str:
+    words = {"var": "a variable", "file": "a file or folder", "hub": "a dataset of the Hub"}
+    return " and ".join(words[kind] for kind in kinds)
+
+
+def _variable(spec: SourceSpec, name: str, namespace: Mapping[str, Any]) -> Source:
+    if name not in namespace:
+        raise _nothing(name, namespace, None)
+    value = namespace[name]
+    if not is_rows(value):
+        raise DataError(
+            f"the variable `{name}` is a {type(value).__name__}, not rows",
+            place="data",
+            fix="give a list of dicts, a DataFrame or a datasets.Dataset",
+        )
+    if type(value).__name__ == "IterableDataset":
+        from nbtune.data.sources.stream import rows_of_stream
+
+        return Source(name, "variable", spec, lambda: rows_of_stream(value, name))
+    return Source(
+        name, "variable", spec, lambda: rows_of(value, name), head=lambda count: rows_of(first_of(value, count), name)
+    )
+
+
+def _embedded(spec: SourceSpec, name: str) -> Source | None:
+    if not name.startswith("nbtune/"):
+        return None
+    from nbtune.data.sources import builtin
+
+    if name not in builtin.SETS:
+        known = ", ".join(sorted(builtin.SETS))
+        raise DataError(f"nbtune has no set `{name}`", place="data", fix=f"there are {known}")
+    file = builtin.path(name)
+    return _of_files("set", spec, name, [file], name)
+
+
+def _matches_file(name: str, base: Path) -> bool:
+    try:
+        if any(c in name for c in "*?["):
+            return any(base.glob(name)) if not Path(name).is_absolute() else bool(_globbed(name, base))
+        return (base / Path(name).expanduser()).exists()
+    except (OSError, ValueError, NotImplementedError):
+        return False
+
+
+def _globbed(pattern: str, base: Path) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_absolute():
+        return sorted(p for p in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if p.is_file())
+    return sorted(p for p in base.glob(pattern) if p.is_file())
+
+
+def _file(spec: SourceSpec, name: str, base: Path) -> Source:
+    if _URL.match(name):
+        return _url(spec, name)
+    if any(c in name for c in "*?["):
+        files = _globbed(name, base)
+        if not files:
+            raise DataError(f"no file matches `{name}`", place="data", fix="check the pattern and the folder")
+        return _of_files("file", spec, name, files, name)
+    path = base / Path(name).expanduser()
+    if path.is_dir():
+        return _folder(spec, name, path)
+    if not path.exists():
+        raise _nothing(name, {}, base)
+    return _of_files("file", spec, name, [path], Path(name).name)
+
+
+def _of_files(kind: str, spec: SourceSpec, name: str, files: Sequence[Path], label: str) -> Source:
+    first = label if len(files) == 1 else files[0].name
+    return Source(
+        name,
+        kind,
+        spec,
+        lambda: read_files(files, label),
+        tuple(files),
+        head=lambda count: read_head(files[0], first, count),
+    )
+
+
+def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():  # Dataset.save_to_disk
+        files = tuple(sorted(path.rglob("*.arrow")))
+        return Source(name, "file", spec, lambda: saved_dataset(path, name, spec.split), files)
+    ends = tuple(suffix + packed for suffix in SUFFIXES for packed in _PACKED)
+    files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(ends)))
+    files = tuple(p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    if not files:
+        raise DataError(
+            f"the folder `{name}` holds no data files", place="data", fix=f"put {', '.join(SUFFIXES)} in it"
+        )
+    return _of_files("file", spec, name, files, name)
+
+
+def saved_dataset(path: Path, name: str, split: str) -> Rows:
+    """The rows that `Dataset.save_to_disk` (or `DatasetDict.save_to_disk`) left in a folder."""
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise DataError(f"there is no split `{split}`", place=name, fix=f"there are {', '.join(loaded)}")
+        loaded = loaded[split]
+    return rows_of(loaded, name)
+
+
+def _url(spec: SourceSpec, name: str) -> Source:
+    def load() -> Rows:
+        import tempfile
+
+        import fsspec
+
+        end = Path(name.split("?")[0]).name
+        try:
+            with fsspec.open(name, "rb") as remote, tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / end
+                local.write_bytes(remote.read())
+                rows = read_files([local], end)
+                return ListRows(list(rows), end)
+        except (OSError, ValueError, ImportError) as error:
+            raise DataError(f"it cannot be fetched: {error}", place=name, fix="check the address") from error
+
+    return Source(name, "file", spec, load)
+
+
+def _hub(spec: SourceSpec, name: str) -> Source:
+    def load() -> Rows:
+        import datasets
+
+        try:
+            with _quiet():
+                dataset = _shared_set(spec, name)
+                if dataset is None:
+                    dataset = datasets.load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
+        except Exception as error:
+            if distrust := hub_cache.distrusted(error):
+                raise HubError(distrust[0], place=f"hub:{name}", fix=distrust[1]) from error
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+            raise HubError(
+                f"the dataset could not be loaded: {reason}",
+                place=f"hub:{name}",
+                fix="check the name, split and config, the network, and whether you are logged in",
+            ) from error
+        return rows_of(dataset, name)
+
+    return Source(name, "hub", spec, load)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of datasets: a run's thread never prints."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
+def _shared_set(spec: SourceSpec, name: str) -> Any:
+    """The set as a shared cache holds it, where the user's own has none of it; what is made of it is the user's."""
+    import datasets
+
+    if (hub_cache.user_cache() / f"datasets--{name.replace('/', '--')}").exists():
+        return None
+    for folder in hub_cache.shared_snapshot("dataset", name, spec.revision):
+        try:
+            return datasets.load_dataset(str(folder), spec.config, split=spec.split)
+        except (ValueError, OSError):  # another part of the set is there than is asked for
+            continue
+    return None
+
+
+def _in_hub_cache(name: str) -> bool:
+    return any(
+        name in hub_cache.repos(cache, "dataset") for cache in (hub_cache.user_cache(), *hub_cache.shared_caches())
+    )
+
+
+def _nothing(name: str, namespace: Mapping[str, Any], base: Path | None) -> DataError:
+    variables = [key for key, value in namespace.items() if not key.startswith("_") and is_rows(value)]
+    near = difflib.get_close_matches(name, variables, n=1, cutoff=0.6)
+    if base is not None and base.is_dir():
+        folder = (base / name).parent
+        files = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        near += difflib.get_close_matches(Path(name).name, files, n=1, cutoff=0.6)
+    fix = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "check the name"
+    if not near and variables:
+        fix = f"variables with rows: {', '.join(f'`{v}`' for v in sorted(variables)[:8])}"
+    if name in namespace:
+        return DataError(
+            f"the variable `{name}` is a {type(namespace[name]).__name__}, not rows, and no file is called so",
+            place="data",
+            fix="give a list of dicts, a DataFrame or a datasets.Dataset",
+        )
+    looks_like_file = name.lower().endswith(tuple(s + p for s in SUFFIXES for p in _PACKED)) or "/" in name
+    what = "no file" if looks_like_file else "no variable, file or set"
+    return DataError(f"there is {what} called `{name}`", place="data", fix=fix)

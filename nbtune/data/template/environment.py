@@ -1,0 +1,206 @@
+"""A chat template, compiled as transformers compiles it, that says where every message went.
+
+The environment is transformers' (sandboxed, trim_blocks, lstrip_blocks, `generation`, `tojson`, `strftime_now`,
+`raise_exception`), on strings that remember their origin (`nbtune.data.template.tracked_str`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import jinja2
+import jinja2.ext
+from jinja2.compiler import CodeGenerator
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nbtune.data.template.tracked_str import OTHER, Tracked, concat, mark, spans_of, track
+
+__all__ = ["compile_template", "make_environment", "render", "tracked", "with_reasoning"]
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class _Generator(CodeGenerator):
+    """`a ~ b` through the environment's `concat`, as all other joining is."""
+
+    def visit_Concat(self, node: Any, frame: Any) -> None:
+        self.write("concat((")
+        for argument in node.nodes:
+            self.write("str(")
+            self.visit(argument, frame)
+            self.write("), ")
+        self.write("))")
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}…{% endgeneration %}``: what the assistant wrote."""
+
+    tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_marked")
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Any) -> str:
+        return self.environment.marked(caller())  # type: ignore[attr-defined, no-any-return]
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _Generator
+
+    def __init__(self, concat: Any, marked: Any) -> None:
+        self.concat, self.marked = concat, marked  # type: ignore[method-assign]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+
+
+class _Dict:
+    """`dict(...)` for templates, without the type itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    tags = set(_tags(value))
+    return track(text, tags.pop() if len(tags) == 1 else OTHER) if tags else text
+
+
+class _DataDict(dict):  # type: ignore[type-arg]
+    """A mapping of the data, with the message that it belongs to."""
+
+    __slots__ = ("_tag",)
+
+
+def _tags(value: Any) -> Iterable[int]:
+    if type(value) is _DataDict:
+        yield value._tag  # type: ignore[attr-defined]
+    elif type(value) is Tracked:
+        yield from (tag for _, _, tag in spans_of(value) if tag >= OTHER)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tags(key)
+            yield from _tags(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _tags(inner)
+
+
+def _join(value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
+    if attribute is not None:
+        value = (item.get(attribute, "") if isinstance(item, Mapping) else "" for item in value)
+    pieces: list[str] = []
+    for item in value:
+        pieces += (d, str(item)) if pieces else (str(item),)
+    return concat(pieces)
+
+
+def _format(value: str, *args: Any, **kwargs: Any) -> str:
+    text = str(value) % (kwargs or args)
+    tags = set(_tags([value, list(args), kwargs]))
+    return track(text, tags.pop() if len(tags) == 1 else OTHER) if tags else text
+
+
+def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    pad = " " * width if isinstance(width, int) else width
+    lines = (s + "\n" if not s.endswith("\n") else s).splitlines() if s else [""]
+    pieces: list[str] = [pad] if first else []
+    for i, line in enumerate(lines):
+        if i:
+            pieces += ("\n", pad if blank or line else "")
+        pieces.append(line)
+    return concat(pieces)
+
+
+@lru_cache(maxsize=16)
+def compile_template(template: str) -> jinja2.Template:
+    """The compiled template.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is not Jinja.
+    """
+    return make_environment(concat, mark).from_string(template)
+
+
+def make_environment(joined: Any, marked: Any) -> ImmutableSandboxedEnvironment:
+    """transformers' environment for chat templates.
+
+    Args:
+        joined: a template's pieces as one text.
+        marked: is given the text of a ``generation`` block.
+    """
+    environment = _Environment(joined, marked)
+    environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent)
+    environment.globals.update(raise_exception=_raise, strftime_now=_now, dict=_Dict())
+    return environment
+
+
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = False,
+    **variables: Any,
+) -> str:
+    """One conversation as text; the result's spans say where each message and each ``generation`` block went.
+
+    Args:
+        messages: dicts with `role` and `content`; keys whose value is None count as missing, as in transformers.
+        variables: what else the template may use: `bos_token`, `eos_token`, …
+
+    Raises:
+        jinja2.TemplateError: the template refuses the conversation.
+    """
+    chat = [_message(message, number) for number, message in enumerate(messages)]
+    return compile_template(template).render(
+        messages=chat,
+        tools=tracked(tools, OTHER) if tools else None,
+        documents=None,
+        add_generation_prompt=add_generation_prompt,
+        **variables,
+    )
+
+
+def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+    chat = {
+        key: value if key == "role" else tracked(value, number) for key, value in message.items() if value is not None
+    }
+    return with_reasoning(chat)
+
+
+def with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose thoughts stand under each of the names that templates have for them."""
+    for key in _REASONING:
+        if key in message:
+            return {"thinking": message[key], **message, "reasoning_content": message[key]}
+    return message
+
+
+def tracked(value: Any, tag: int) -> Any:
+    """A value of a row, its texts marked as data."""
+    if isinstance(value, str):
+        return track(value, tag)
+    if isinstance(value, Mapping):
+        mapping = _DataDict((key, tracked(inner, tag)) for key, inner in value.items())
+        mapping._tag = tag  # type: ignore[attr-defined]
+        return mapping
+    if isinstance(value, list | tuple):
+        return [tracked(inner, tag) for inner in value]
+    return value

@@ -1,0 +1,309 @@
+"""Rows as tokens and what is trained: texts are encoded in batches, stretches of characters become tokens' masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from nbtune.data.formats.detect import Chat, Parts
+from nbtune.data.formats.messages import KEYS, told_apart
+from nbtune.data.template.chat_template import ChatTemplate
+from nbtune.data.template.tracked_str import Span
+from nbtune.data.tokenize.loss_mask import wanted
+from nbtune.data.tokenize.offsets import ByteLengths, BytePlaces, OffsetPlaces, covered
+from nbtune.data.tokenize.word_cache import Words
+from nbtune.errors import DataError
+from nbtune.spec import RunSpec, SpanRule
+
+__all__ = ["Encoder", "Job"]
+
+
+@dataclass(slots=True)
+class Job:
+    """A text to encode."""
+
+    text: str
+    spans: Sequence[Span]
+    trained: Sequence[tuple[int, int]]
+    raw: bool
+    prefix: bool
+    ends: bool
+    ruled: Sequence[tuple[int, int, bool]] = ()
+
+
+class Encoder:
+    """Turns `Chat` and `Parts` into ids and masks, with one tokenizer and one template.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        template: its chat template, or None where only text is read.
+        train_on: `answers`, `last_answer`, `all`, or roles.
+        terminators: which ends of turns are trained, `thinking`: what becomes of thoughts; as in a spec.
+        rules: texts that are trained, or not, whatever the others say; later ones win.
+
+    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it, `unthought` those
+    with thoughts that the template leaves out.
+
+    Raises:
+        DataError: the tokenizer has no Rust backend (it could not say which characters a token covers).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: ChatTemplate | None,
+        train_on: str | Sequence[str] = "answers",
+        *,
+        terminators: str = "turn",
+        thinking: str = "keep",
+        rules: Sequence[SpanRule] = (),
+    ) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise DataError(
+                f"{type(tokenizer).__name__} is a slow tokenizer: it cannot say where a token lies in the text",
+                place="model",
+                fix="use the model's fast tokenizer (a tokenizer.json)",
+            )
+        from nbtune.data.tokenize.special_tokens import Controls
+
+        self.tokenizer, self.template, self.train_on = tokenizer, template, train_on
+        self.terminators, self.thinking = terminators, thinking
+        self.rules = [(rule.pattern(), rule.train) for rule in rules]
+        self.controls = template.controls if template else Controls(tokenizer)
+        self.backend = _without_limits(backend)
+        self.lengths, self.words = _knowledge(self.backend, self.backend.to_str())
+        self.bos = _prefix(tokenizer)
+        self.eos = tokenizer.eos_token_id
+        self.chats = self.unended = self.unthought = 0
+
+    @classmethod
+    def of_spec(cls, tokenizer: Any, template: ChatTemplate | None, spec: RunSpec) -> Encoder:
+        """As a spec wants it."""
+        return cls(
+            tokenizer,
+            template,
+            spec.train_on,
+            terminators=spec.terminators,
+            thinking=spec.thinking,
+            rules=spec.train_spans,
+        )
+
+    def encode(self, rows: Sequence[Chat | Parts]) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
+        """For each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""
+        jobs = self.render(rows)
+        return self.label(jobs, self.tokenise(jobs))
+
+    def render(self, rows: Sequence[Chat | Parts]) -> list[Job | DataError]:
+        """The rows as text; the first of `encode`'s three steps, for those who want to overlap them."""
+        return [self._job(row) for row in rows]
+
+    def tokenise(self, jobs: Sequence[Job | DataError]) -> list[tuple[np.ndarray, Any] | None]:
+        """Ids and places of the texts, None for errors and suspicious rows; the second step. Nearly all of it runs
+        outside Python's lock, where another thread calls this."""
+        found: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
+        plain = [i for i, job in enumerate(jobs) if isinstance(job, Job) and (job.raw or not self._forged(job))]
+        texts = {i: jobs[i].text for i in plain}  # type: ignore[union-attr]
+        if self.lengths.usable:
+            self._tokenise_quickly(texts, found)
+        slow = [i for i in plain if found[i] is None]
+        if slow:
+            encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
+            for i, encoding in zip(slow, encoded, strict=True):
+                ids = np.array(encoding.ids, np.int32)
+                found[i] = ids, OffsetPlaces(encoding, len(ids))
+        return found
+
+    def _tokenise_quickly(self, texts: dict[int, str], found: list[tuple[np.ndarray, Any] | None]) -> None:
+        """By words seen before, else by the tokenizer without its offsets; what is left over stays None."""
+        words = self.words
+        assert words is not None
+        if words.usable:
+            for i, text in texts.items():
+                ids = words.ids(text) if text.isascii() else None
+                places = None if ids is None else self.lengths.places(text, ids)
+                if ids is not None and places is not None:
+                    found[i] = ids, places
+        quick = [i for i, t in texts.items() if found[i] is None and (not self.lengths.composes or t.isascii())]
+        encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
+        for i, encoding in zip(quick, encoded, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            places = self.lengths.places(texts[i], ids)
+            found[i] = None if places is None else (ids, places)
+
+    def label(
+        self, jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
+    ) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
+        """Ids and masks: the third step."""
+        masks = self._masks(jobs, tokens)
+        results: list[tuple[np.ndarray, np.ndarray] | DataError] = []
+        for number, (job, found) in enumerate(zip(jobs, tokens, strict=True)):
+            if isinstance(job, DataError):
+                results.append(job)
+                continue
+            ids_of_job, places = found or self._by_controls(job)
+            results.append(self._finish(job, ids_of_job, places, masks.get(number)))
+        return results
+
+    def _by_controls(self, job: Job) -> tuple[np.ndarray, OffsetPlaces]:
+        """Ids and places of a text whose data looks like control tokens."""
+        ids, offsets = self.controls.encode(job.text, job.spans)
+        return np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))
+
+    def text_of(self, job: Job, first: int, last: int) -> str:
+        """What the tokens first..last stand for (half-open, as `encode` counts them), in whole characters."""
+        ids, places = self.tokenise([job])[0] or self._by_controls(job)
+        before = len(self.bos) if job.prefix else 0
+        first, last = max(0, first - before), min(len(ids), last - before)
+        start, end = places.characters(first, last) if first < last else (0, 0)
+        return job.text[start:end]
+
+    @staticmethod
+    def _masks(
+        jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
+    ) -> dict[int, np.ndarray]:
+        """What is trained of the ASCII texts whose tokens say their bytes: all at once."""
+        quick = [i for i, found in enumerate(tokens) if found is not None and type(found[1]) is BytePlaces]
+        quick = [i for i in quick if tokens[i][1].ascii]  # type: ignore[index]
+        if not quick:
+            return {}
+        sizes = [tokens[i][1].sizes for i in quick]  # type: ignore[index]
+        chosen: list[Job] = [jobs[i] for i in quick]  # type: ignore[misc]
+        mask = covered([job.text for job in chosen], np.concatenate(sizes), [job.trained for job in chosen])
+        return dict(zip(quick, np.split(mask, np.cumsum([len(s) for s in sizes[:-1]])), strict=True))
+
+    def _forged(self, job: Job) -> bool:
+        pattern = self.controls.pattern
+        if pattern is None or not any(pattern.search(job.text, s, e) for s, e, _ in job.spans):
+            return False
+        return self.controls.forged(job.text, job.spans)
+
+    def _job(self, row: Chat | Parts) -> Job | DataError:
+        try:
+            job = self._chat_job(row) if isinstance(row, Chat) else self._parts_job(row)
+            if not job.text.isascii():
+                job.text.encode()
+            if self.rules:
+                job.ruled = [(*m.span(), train) for pattern, train in self.rules for m in pattern.finditer(job.text)]
+        except DataError as error:
+            return error
+        except UnicodeEncodeError:
+            return DataError("it holds half of a character (a lone surrogate)", fix="write the text anew as UTF-8")
+        return job
+
+    def _chat_job(self, chat: Chat) -> Job:
+        assert self.template is not None
+        messages = chat.messages
+        if self.thinking == "drop" or (self.thinking == "split" and self.template.thinks):
+            messages = told_apart(messages, self.thinking)
+        elif not self.template.thinks:
+            self.unthought += any(message.get(key) for message in messages for key in KEYS)
+        rendered = self.template.render(messages, chat.tools)
+        self.chats += 1
+        self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
+        stretches = wanted(
+            rendered,
+            messages,
+            train_on=self.train_on,
+            terminators=self.terminators,
+            ends=(*self.template.terminators, self.template.calls_end),
+        )
+        return Job(rendered.text, rendered.spans, stretches, False, False, False)
+
+    def _parts_job(self, row: Parts) -> Job:
+        text, trained, spans = "", [], []
+        for piece, learnt in row.parts:
+            if piece:
+                spans.append((len(text), len(text) + len(piece), 0))
+                if learnt or self.train_on == "all":
+                    trained.append((len(text), len(text) + len(piece)))
+            text += piece
+        if row.data is not None:
+            spans = [(start, end, 0) for start, end in row.data]
+        bos = self.tokenizer.bos_token
+        return Job(text, spans, trained, row.raw, not row.raw and not (bos and text.startswith(bos)), row.ends)
+
+    def _finish(
+        self, job: Job, ids: np.ndarray, places: Any, trained: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if trained is None:
+            trained = np.zeros(len(ids), bool)
+            for start, end in job.trained:
+                first, last = places.tokens(start, end)
+                trained[first:last] = True
+        for start, end, train in job.ruled:
+            if start < end:
+                first, last = places.tokens(start, end)
+                trained[first:last] = train
+        if job.prefix and self.bos:
+            ids = np.concatenate([np.array(self.bos, np.int32), ids])
+            trained = np.concatenate([np.zeros(len(self.bos), bool), trained])
+        if job.ends and self.eos is not None and len(ids) and ids[-1] != self.eos:
+            ids = np.append(ids, np.int32(self.eos))
+            trained = np.append(trained, bool(job.trained) and job.trained[-1][1] == len(job.text))
+        return ids, trained
+
+
+class _Offsets:
+    """`char_to_token` and `token_to_chars` of plain offsets."""
+
+    def __init__(self, offsets: list[tuple[int, int]]) -> None:
+        self.offsets = offsets
+
+    def char_to_token(self, position: int) -> int | None:
+        return next((i for i, (s, e) in enumerate(self.offsets) if s <= position < e), None)
+
+    def token_to_chars(self, index: int) -> tuple[int, int]:
+        return self.offsets[index]
+
+
+class _Same:
+    """A backend that is told apart by its text alone."""
+
+    def __init__(self, backend: Any, text: str) -> None:
+        self.backend, self.text = backend, text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+def _knowledge(backend: Any, text: str) -> tuple[ByteLengths, Words | None]:
+    """What is found out about a tokenizer, once; the words that were seen stay known."""
+    return _known(_Same(backend, text))
+
+
+@lru_cache(maxsize=2)
+def _known(same: _Same) -> tuple[ByteLengths, Words | None]:
+    body = json.loads(same.text)
+    lengths = ByteLengths(body)
+    return lengths, Words(same.backend, body) if lengths.usable else None
+
+
+def _without_limits(backend: Any) -> Any:
+    """The backend without truncation or padding (a copy only if it has some)."""
+    if backend.truncation is None and backend.padding is None:
+        return backend
+    import tokenizers
+
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before a text (a BOS token, or nothing)."""
+    with_special = tokenizer("a", add_special_tokens=True)["input_ids"]
+    without = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for k in range(len(with_special) - len(without) + 1):
+        if with_special[k : k + len(without)] == without:
+            return list(with_special[:k])
+    return []

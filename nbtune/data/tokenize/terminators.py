@@ -1,0 +1,97 @@
+"""Where a tuned model's answers end, as token ids: what every generation after training has to stop at.
+
+What ends a trained answer is what the tokenizer's chat template writes behind one, and of plain text the tokenizer's
+own end; the base's configuration knows neither where the template is of one's own. The tokenizer is kept in the run's
+folder with the template it was trained by, so that a run that was made long ago says its ends, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbtune.data.formats.messages import KEYS
+from nbtune.data.template.chat_template import ChatTemplate, template_text
+from nbtune.data.tokenize.special_tokens import Controls
+from nbtune.errors import DataError
+
+__all__ = ["Ends", "end_ids", "ends_of", "with_ends"]
+
+_ASKED, _THOUGHT, _SAID = "qzaskedzq", "qzthoughtzq", "qzsaidzq"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What stops an answer, and what of it is nobody's text.
+
+    Args:
+        stops: ids, the tokenizer's own end first.
+        hidden: ids of control tokens, the stops among them: they are shown to nobody as text.
+    """
+
+    stops: tuple[int, ...]
+    hidden: frozenset[int]
+
+
+def ends_of(tokenizer: Any) -> Ends:
+    """What a tokenizer and its chat template say of the end of an answer.
+
+    Args:
+        tokenizer: a fast transformers tokenizer, with the template that was trained by.
+    """
+    own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if template_text(tokenizer) is None:
+        return _ends(own, Controls(tokenizer))
+    try:
+        template = ChatTemplate(tokenizer)
+    except DataError:  # nothing was trained by such a template, and nothing is known of it
+        return _ends(own, Controls(tokenizer))
+    ended = (template.controls.last_in(text) for text in (*template.terminators, template.calls_end))
+    inside = _inside_an_answer(template)
+    return _ends([*own, *(id_ for id_ in ended if id_ is not None and id_ not in inside)], template.controls)
+
+
+def _ends(stops: Sequence[int], controls: Controls) -> Ends:
+    return Ends(tuple(dict.fromkeys(stops)), frozenset({*controls.ids.values(), *stops}))
+
+
+def _inside_an_answer(template: ChatTemplate) -> set[int]:
+    """What ends a message but no answer: gpt-oss ends a thought as it ends a question, and then goes on."""
+    thinking = dict.fromkeys(KEYS, _THOUGHT)
+    messages = [template.message("user", _ASKED), template.message("assistant", _SAID) | thinking]
+    try:
+        text = template.render(messages).text
+    except DataError:
+        return set()
+    between = text.rpartition(_SAID)[0].rpartition(_THOUGHT)
+    return template.controls.all_in(between[2]) if between[1] else set()
+
+
+def end_ids(own: int | Sequence[int] | None, tokenizer: Any) -> list[int]:
+    """What a model's own configuration stops at (its `eos_token_id`), and what the tokenizer's answers end with."""
+    return list(dict.fromkeys([*_as_list(own), *ends_of(tokenizer).stops]))
+
+
+def with_ends(generation: Mapping[str, Any] | None, config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any] | None:
+    """A model's generation_config.json with what its answers end with after training; None: it has all of that.
+
+    Args:
+        generation: the base's own; None: it has none, and transformers takes the ids from `config`.
+        config: the base's config.json.
+        tokenizer: with the template that was trained by.
+    """
+    if generation is None:
+        text = config.get("text_config") or {}
+        known = {key: config.get(key, text.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        generation = {key: value for key, value in known.items() if value is not None}
+    own = _as_list(generation.get("eos_token_id"))
+    ends = end_ids(own, tokenizer)
+    if set(ends) == set(own):
+        return None
+    # a configuration that says so of itself is made anew from the model's, without these ends
+    return {key: value for key, value in generation.items() if key != "_from_model_config"} | {"eos_token_id": ends}
+
+
+def _as_list(ids: int | Sequence[int] | None) -> list[int]:
+    return [ids] if isinstance(ids, int) else [int(one) for one in ids or ()]

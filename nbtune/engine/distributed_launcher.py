@@ -1,0 +1,188 @@
+"""Several processes of one machine that do one run: who starts them, and ends them together.
+
+    python -m nbtune.engine.engine RUN_DIR       (with `gpus: 2` in its spec)
+
+The worker that was started looks at the spec, and where several devices are wanted it starts a worker for each and
+waits. When one of them fails the others are ended, since they would wait for it for ever; what it failed of is said in
+the run's folder. They meet through a file, and talk over the loopback, where each listens on a port (gloo's, without a
+password). When this process is gone they end, too; when those who started *it* are killed nobody ends. Under `torchrun`
+all this is torchrun's work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbtune import events
+from nbtune.errors import NbtuneError
+from nbtune.store.event_log import EventReader, EventWriter
+from nbtune.store.folder import read_spec
+
+__all__ = [
+    "MEETING",
+    "WITNESS",
+    "how_it_ended",
+    "left_word",
+    "refuse",
+    "said_its_end",
+    "several",
+    "stay_with_parent",
+    "supervise",
+]
+
+WITNESS = 3  # exit code of a process that ends because another one has
+MEETING = "NBTUNE_MEETING"  # in a worker's environment: the folder where those of one run meet
+
+_GRACE = 10.0  # seconds in which the first process may say why it ends, too
+_MERCY = 5.0  # seconds between asking a process to end and ending it
+
+
+def several(folder: Path) -> list[int]:
+    """The numbers of the devices that the run wants for itself, where it is more than one or a certain one; else none.
+
+    Raises:
+        NbtuneError: there are fewer, or it is no run.
+    """
+    spec = read_spec(folder)
+    if spec.gpus == 1:
+        return []
+    from nbtune import device
+
+    chosen = device.choose_cards(spec.gpus, spec.device)
+    return chosen if len(chosen) > 1 or isinstance(spec.gpus, tuple) else []
+
+
+def supervise(folder: Path, chosen: list[int]) -> int:
+    """A worker for each device, until all have ended; 0 if all did well, else 1: the reason stands in the folder."""
+    with tempfile.TemporaryDirectory(prefix="nbtune-", ignore_cleanup_errors=True) as meeting:
+        with _started(folder, chosen, Path(meeting)) as workers:
+            failed = _first_to_fail(workers)
+            if failed is None:
+                return 0
+        _say(folder, *failed, len(chosen), Path(meeting))
+        return 1
+
+
+@contextlib.contextmanager
+def _started(folder: Path, chosen: list[int], meeting: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(len(chosen)):
+            command = [sys.executable, "-m", "nbtune.engine.engine", str(folder)]
+            environ = {**os.environ, **_environ(rank, chosen, meeting)}
+            workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environ))
+        yield workers
+    finally:
+        _end(workers)
+
+
+def _environ(rank: int, chosen: list[int], meeting: Path) -> dict[str, str]:
+    """What makes a worker one of several; what the user has set wins."""
+    from nbtune import device
+
+    usual = {"OMP_NUM_THREADS": str(max(1, device.cpu_count() // len(chosen)))}
+    if sys.platform == "linux":
+        usual |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    return {
+        **{name: value for name, value in usual.items() if name not in os.environ},
+        **device.only_cards(chosen, os.environ),
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(chosen)), MEETING: str(meeting)},
+    }
+
+
+def _first_to_fail(workers: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+    """(number, exit code) of the first worker that fails, after the others had time to end too; None: all did well."""
+    ended: queue.Queue[tuple[int, int]] = queue.Queue()
+    for rank, worker in enumerate(workers):
+        watch = threading.Thread(target=lambda r=rank, w=worker: ended.put((r, w.wait())), daemon=True)
+        watch.start()
+    failed, until = None, None
+    for _ in workers:
+        try:
+            rank, code = ended.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            break
+        if code and (failed is None or failed[1] == WITNESS):
+            failed, until = (rank, code), time.monotonic() + (1.0 if (rank, code) == (0, 1) else _GRACE)
+    return failed
+
+
+def _end(workers: list[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.terminate()
+    for worker in workers:
+        try:
+            worker.wait(_MERCY)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        if worker.stdin is not None:
+            worker.stdin.close()
+
+
+def refuse(folder: Path, error: NbtuneError) -> None:
+    """Say in the run's folder why it cannot begin."""
+    with contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
+        emit(events.State(state="failed", detail=str(error)))
+
+
+def _say(folder: Path, rank: int, code: int, count: int, meeting: Path) -> None:
+    """What the run ended of, unless the first process has said it."""
+    if said_its_end(folder):
+        return
+    with contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
+        try:  # see `left_word`
+            reason = (meeting / f"{rank}.txt").read_text(encoding="utf-8")
+        except OSError:
+            why = how_it_ended(code)
+            emit(events.State(state="interrupted", detail=f"its process {rank + 1} of {count} {why}"))
+        else:
+            emit(events.State(state="failed", detail=reason))
+
+
+def said_its_end(folder: Path) -> bool:
+    """Whether the last state that the run has told is one of those that it ends in."""
+    last = next((e for e in reversed(EventReader(folder / "events.jsonl").read()) if e.type == "state"), None)
+    return isinstance(last, events.State) and last.state in events.ENDED
+
+
+def how_it_ended(code: int) -> str:
+    """What a person is told of a process's exit code."""
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    why = " (often: the machine ran out of memory)" if code == -9 else "; worker.log has its last words"
+    return how + why
+
+
+def left_word(error: BaseException, folder: Path) -> None:
+    """What a process that may not write into the folder failed of, for `supervise` to say."""
+    from nbtune.engine.failures import for_people
+
+    meeting = os.environ.get(MEETING)
+    if meeting:
+        found = for_people(error, folder)
+        detail = str(found or f"a bug in nbtune or a library: {error!r}"[:500])
+        with contextlib.suppress(OSError):
+            (Path(meeting) / f"{os.environ['RANK']}.txt").write_text(detail, encoding="utf-8")
+
+
+def stay_with_parent() -> None:
+    """End this process as soon as the one that has started it is gone: its end of our standard input closes then."""
+    if MEETING in os.environ:
+        threading.Thread(target=_until_closed, name="nbtune-parent", daemon=True).start()
+
+
+def _until_closed() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(1)

@@ -1,0 +1,418 @@
+"""The engine: a function of a run folder. It reads the spec, the plan and the snapshot of the data, and writes events.
+
+    python -m nbtune.engine.engine RUN_DIR
+    torchrun --nproc-per-node 2 -m nbtune.engine.engine RUN_DIR      (each process trains on its share of every step)
+
+Where the spec wants several GPUs the first line starts a process for each (`nbtune.engine.distributed_launcher`). A thread of the
+kernel calls `execute`, or another process does; nothing here assumes that it shares memory with a notebook. Wishes
+come through ``control.json``, answers go out as events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nbtune import device as machine
+from nbtune import events
+from nbtune.engine import distributed_launcher
+from nbtune.engine.evaluation import Measuring, unless_idle
+from nbtune.engine.failures import for_people, reserve, room_for
+from nbtune.engine.library_logging import quiet_libraries
+from nbtune.engine.telemetry import Gauge
+from nbtune.engine.warm_start import begin_with
+from nbtune.errors import NbtuneError, PlanError
+from nbtune.generate import sampling
+from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
+from nbtune.spec import RunSpec
+from nbtune.store import checkpoints
+from nbtune.store.control import Asked, FileControl, answer_requests
+from nbtune.store.event_log import EventWriter
+from nbtune.store.files import read_json, sweep, write_json, write_text
+from nbtune.store.folder import plan_of
+from nbtune.store.lock import Ownership, TakenOver
+from nbtune.store.run_consent import spec_to_run
+from nbtune.train.control import OtherIsGone, Wishes
+from nbtune.train.precompile import Rehearsal
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbtune.data import BatchPlan, Prepared
+    from nbtune.data.batching.sampler import Batch
+    from nbtune.models import Built
+    from nbtune.train.cuda_graph_stepper import FusedStepper
+    from nbtune.train.distributed import Ranks
+    from nbtune.train.loop import Progress
+    from nbtune.train.loss import LossOutput
+    from nbtune.train.stepper import Stepper
+
+__all__ = ["execute"]
+
+_EACH_BY_ITSELF = ("sft", "dpo", "ipo", "simpo")  # a row's loss does not depend on the others of its batch
+
+
+def execute(
+    folder: Path, *, keep: Callable[[Built], None] | None = None, ranks: Ranks | None = None
+) -> Literal["finished", "stopped"]:
+    """Do the run of a folder, from its start or its last checkpoint, to its end or to a stop.
+
+    Args:
+        folder: made by `nbtune.store.folder.create`, with a snapshot of its data.
+        keep: is given the model once it is loaded; without it nothing holds the model after the run.
+        ranks: this is the first of several processes.
+    Raises:
+        NbtuneError: also said as the last event.
+    """
+    quiet_libraries()
+    with Ownership(folder) as owner:
+        for part in (folder, folder / "checkpoints"):
+            sweep(part)
+        with reserve(folder) as give_back, contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
+            try:
+                emit(events.State(state="preparing"))
+                engine = _Engine(folder, emit, owner, ranks)
+                with engine.rehearsal:
+                    engine.prepare()
+                    if keep is not None:
+                        keep(engine.built)
+                    ended = engine.train()
+                emit(events.State(state=ended, step=engine.progress.step, total_steps=engine.plan.total_steps))
+                return ended
+            except (TakenOver, OtherIsGone):
+                raise  # the folder is another's: not a word more; or another one knows the reason
+            except BaseException as error:
+                give_back()
+                found = for_people(error, folder)
+                with contextlib.suppress(OSError):
+                    detail = str(found or f"a bug in nbtune or a library: {error!r}"[:500])
+                    emit(events.State(state="failed", detail=detail))
+                    if found is not error:
+                        write_text(folder / "traceback.txt", traceback.format_exc())
+                if found is None or found is error:
+                    raise
+                raise found from error
+
+
+def follow(folder: Path, ranks: Ranks) -> None:
+    """Do the run together with the first process, which alone writes into the folder."""
+    quiet_libraries()
+    engine = _Engine(folder, lambda _: None, None, ranks)
+    engine.prepare()
+    engine.train()
+
+
+class _Engine:
+    """One run, prepared and trained."""
+
+    built: Built
+    plan: Plan
+    batches: BatchPlan
+    stepper: Stepper | FusedStepper
+    progress: Progress
+    measuring: Measuring
+    began_at = 0  # the step from which on this process trains
+
+    def __init__(
+        self, folder: Path, emit: Callable[[events.Event], None], owner: Ownership | None, ranks: Ranks | None = None
+    ) -> None:
+        self.folder, self.emit, self.owner, self.ranks = folder, emit, owner, ranks
+        self.writes, self.count = ranks is None or ranks.first, 1 if ranks is None else ranks.count
+        self.spec: RunSpec = spec_to_run(folder)
+        self.control = FileControl(folder)
+        self.rehearsal = Rehearsal.begin(self.spec) if ranks is None else Rehearsal(self.spec)
+
+    def prepare(self) -> None:
+        """Tokens, plan, model, optimizer; and the last checkpoint, where there is one."""
+        from nbtune import data, models
+
+        spec, folder = self.spec, self.folder
+        device = machine.pick(spec.device)
+        where = machine.describe(device)
+        if self.ranks is not None:
+            where = self.ranks.poorest(where)
+            if not self.writes:
+                self.ranks.wait()  # the first has its tokens and its plan
+        facts = models.model_facts(spec.model)
+        tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        max_len = facts.row_tokens(spec.sequence_len)
+        sources = data.open_snapshot(folder / "data")
+        self.data: Prepared = data.start(
+            sources,
+            tokenizer,
+            spec=spec,
+            max_len=max_len,
+            seed=spec.seed,
+            tell=lambda message: self.emit(events.Warning(message=message)),
+        )
+        for message in self.data.report.warnings:
+            self.emit(events.Warning(message=message))
+        self.plan = self._plan(facts, where)
+        if self.writes:
+            room_for(self.plan.disk_bytes, folder)
+        self.emit(events.State(state="preparing", detail=self.plan.disk_and_download()))
+        if self.ranks is not None and self.writes:
+            self.ranks.wait()  # the others read what is there now
+        self.rehearsal.perform(self.plan)
+        machine.reset_peak(device)
+        self.built = models.build(
+            spec.model,
+            adapter=spec.adapter,
+            dtype=machine.torch_dtype(self.plan.dtype),
+            device=device,
+            policy=self.plan.activations,
+            seed=spec.seed,
+            accelerate=spec.accelerate,
+            trust_remote_code=spec.trust_remote_code,
+            quant=self.plan.weights if self.plan.weights in ("nf4", "fp8") else "none",
+            tokenizer=False,
+            resident_layers=self.plan.resident_layers,
+            sharded=self.plan.sharded,
+        )
+        if checkpoints.latest(folder) is None:
+            begin_with(folder, self.built.model)
+        self.built.tokenizer = tokenizer
+        if self.writes:
+            tokenizer.save_pretrained(folder / "tokenizer")
+        self._make_stepper(device)
+
+    def _plan(self, facts: Any, device: machine.DeviceFacts) -> Plan:
+        """The plan, and with it `self.batches`."""
+        body = read_json(self.folder / "plan.json")
+        if body is not None:  # a resumed run keeps its plan: other batches would be another run
+            plan = plan_of(body, self.folder)
+            if plan.gpus != self.count:
+                plan = _on_others(plan, self.count)
+                if self.writes:
+                    write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
+            self.batches = self._batches(plan)
+            return plan
+        from nbtune.models import missing_bytes
+
+        missing = missing_bytes(self.spec.model, facts.weights_bytes)
+        plan = make_plan(self.spec, facts, self.data.facts, device, download_bytes=missing, devices=self.count)
+        self.batches = self._batches(plan)
+        if self.spec.steps is None:  # how many sequences the packs make is known only now
+            steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)
+            plan = plan.model_copy(update={"total_steps": steps})
+        write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
+        return plan
+
+    def _batches(self, plan: Plan, rank: int | None = None) -> BatchPlan:
+        """Those of this process, or of the one of that rank."""
+        from nbtune import data
+
+        mine = 0 if self.ranks is None else self.ranks.rank
+        together = data.together(self.spec.method)
+        return data.BatchPlan(
+            self.data.train,
+            micro_batch_size=plan.micro_batch_size,
+            gradient_accumulation_steps=plan.gradient_accumulation_steps,
+            per_step=plan.micro_batch_size * plan.gradient_accumulation_steps,
+            together=together,
+            rank=mine if rank is None else rank,
+            ranks=self.count,
+            even=plan.sharded,
+            seed=self.spec.seed,
+            packing=plan.packing,
+            sequence_len=plan.sequence_len * (together if plan.packing else 1),  # a pack holds both answers of a row
+            order=self.spec.order,
+            mix=self.spec.mix,
+            # few shapes on a GPU, so that a recorded step is used again
+            pad_to_multiple=64 if plan.device == "cuda" else 8,
+            bucket=256 if plan.device == "cuda" else 64,
+        )
+
+    def _make_stepper(self, device: torch.device) -> None:
+        from nbtune.train.evaluate import trained_weight
+        from nbtune.train.loop import Progress
+        from nbtune.train.loss import sft_loss
+        from nbtune.train.preference import PreferenceLoss
+
+        model, handle = self.built.model, self.built.handle
+        model.train()
+        fused = handle is not None and "head" in handle.report.taken and self.spec.method == "sft"
+        self.loss: Callable[..., LossOutput] = partial(sft_loss, fused=fused)
+        self.counted: Callable[[Batch], float] = trained_weight
+        if self.spec.method != "sft":
+            judging = PreferenceLoss(self.spec.method, {} if self.spec.beta is None else {"beta": self.spec.beta})
+            self.loss, self.counted = judging, judging.count
+        if self.plan.sharded:
+            self.loss, self.counted = unless_idle(self.loss, self.counted)
+        self.stepper = (
+            self._fused_stepper(device) if fused and self._graphs_pay(device) else self._plain_stepper(device)
+        )
+        last = checkpoints.latest(self.folder)
+        self.progress = Progress() if last is None else checkpoints.load(last, self.built, self.stepper)
+        self.began_at = self.progress.step
+
+    def _graphs_pay(self, device: torch.device) -> bool:
+        from nbtune.train.cuda_graph_stepper import suits
+
+        return not self.plan.sharded and suits(self.built, self.spec, self.plan.dtype, device)
+
+    def _fused_stepper(self, device: torch.device) -> FusedStepper:
+        from nbtune.train.cuda_graph_stepper import FusedStepper
+        from nbtune.train.distributed import RankedFusedStepper
+
+        decay, norm = self.spec.weight_decay, self.spec.max_grad_norm
+        seed = self.spec.seed
+        make = FusedStepper if self.ranks is None else partial(RankedFusedStepper, self.ranks)
+        return make(self.built, weight_decay=decay, max_grad_norm=norm, seed=seed, device=device)
+
+    def _plain_stepper(self, device: torch.device) -> Stepper:
+        from nbtune.train.distributed import RankedStepper
+        from nbtune.train.master_weights import Masters
+        from nbtune.train.optimizer import make_optimizer
+        from nbtune.train.stepper import Stepper
+
+        model, spec, rate = self.built.model, self.spec, self.plan.learning_rate
+        make = Stepper if self.ranks is None else partial(RankedStepper, self.ranks)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        masters = Masters(trained) if Masters.needed(trained) else None
+        parameters = trained if masters is None else masters.parameters
+        return make(
+            model,
+            self.loss,
+            make_optimizer(parameters, spec.optim, learning_rate=rate, weight_decay=spec.weight_decay),
+            max_grad_norm=spec.max_grad_norm,
+            seed=spec.seed,
+            device=device,
+            scaled=self.plan.dtype == "fp16",
+            masters=masters,
+        )
+
+    def train(self) -> Literal["finished", "stopped"]:
+        """The loop, with this folder behind it."""
+        from nbtune.train.distributed import RankedControl
+        from nbtune.train.loop import Jobs, LoopOptions, train
+        from nbtune.train.schedule import learning_rate_of
+
+        plan, spec = self.plan, self.spec
+        together = None if self.ranks is None else RankedControl(self.ranks, self.control)
+        given = self.data, self.built, self.loss, self.counted, self.stepper.device, self.ranks, together
+        measuring = self.measuring = Measuring(spec, plan, *given)
+        options = LoopOptions(
+            total_steps=plan.total_steps,
+            learning_rate=plan.learning_rate,
+            factor=learning_rate_of(
+                spec.lr_scheduler_type, total_steps=plan.total_steps, warmup_ratio=spec.warmup_ratio
+            ),
+            eval_every=plan.eval_every,
+            checkpoint_every=spec.checkpoint.every,
+            checkpoint_seconds=spec.checkpoint.minutes * 60,
+            count=self.counted,
+            agree=list if together is None else together.agree,
+        )
+        jobs = Jobs(
+            save=self._save,
+            evaluate=measuring.evaluate,
+            sample=measuring.samples,
+            between=self._between,
+        )
+        here = self.writes or plan.sharded  # whose model needs all processes
+        if plan.packing and self.progress.step == 0 and here and spec.method in _EACH_BY_ITSELF:
+            self.emit(measuring.packs_are_kept_apart(self._batches(plan, rank=0)))
+        control = together or self.control
+        with Gauge(self._say, self.built.model, self.stepper.device) as emit:
+            return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
+
+    def _save(self, progress: Progress) -> events.Checkpoint:
+        self.measuring.must_be_sound(progress.step, self.batches)
+        if not self.writes:
+            return events.Checkpoint(step=progress.step, folder="")
+        return checkpoints.save(self.folder, self.built, self.stepper, progress, keep=self.spec.checkpoint.keep)
+
+    def _between(self, within: Callable[[Wishes], bool]) -> None:
+        if self.progress.step > self.began_at:
+            self.rehearsal.end(done=True)
+        if self.owner is not None:
+            self.owner.check()
+            answer_requests(self.folder, partial(self._answer, within=within))
+
+    def _say(self, event: events.Event) -> None:
+        """An event of the loop; what was measured of each source is added to it."""
+        if isinstance(event, events.Eval) and self.measuring.of_sources:
+            event = dataclasses.replace(event, sources=self.measuring.of_sources)
+        self.emit(event)
+
+    def _answer(self, request: dict[str, Any], asked: Asked, *, within: Callable[[Wishes], bool]) -> dict[str, Any]:
+        """What `generate`, `token_losses` and `row_losses` of `nbtune.engine.run.Run` ask of a run that is at work;
+        `within` is given the wishes between two tokens, and may end the answer."""
+        from nbtune.train.row_loss import row_losses
+
+        model, tokenizer = self.built.model, self.built.tokenizer
+        assert tokenizer is not None
+        if self.plan.sharded:
+            return {"error": f"the model is parted among {self.count} devices while it trains: ask when it has ended"}
+        try:
+            saved = request.pop("at", None)
+            with checkpoints.weights_of(self.folder, saved, model):
+                if "rows" in request:
+                    return {"losses": row_losses(model, **request), "step": self.progress.step}
+                if "ids" in request:
+                    return {"losses": sampling.token_losses(model, **request), "step": self.progress.step}
+                told = (lambda token: asked.say(dataclasses.asdict(token))) if request.pop("tell", False) else None
+                gone = lambda: within(self.control.look()) or asked.gone()  # noqa: E731
+                said = sampling.answer(model, tokenizer, told=told, should_stop=gone, **request)
+            return {"answer": said, "step": self.progress.step}
+        except Exception as error:  # noqa: BLE001 — a bad question must not end the run; whoever asked is told
+            return {"error": str(error) if isinstance(error, NbtuneError) else f"{type(error).__name__}: {error}"}
+
+
+def _on_others(plan: Plan, count: int) -> Plan:
+    """The plan of a run that goes on with another number of devices: the same steps, in other shares.
+
+    Raises:
+        PlanError: its weights were parted among several, and there is one.
+    """
+    if plan.sharded and count == 1:
+        raise PlanError(
+            f"this run's weights were parted among {plan.gpus} devices, one alone is not planned for",
+            fix="resume it with as many devices (`gpus` in its spec.yaml), or start a new run",
+        )
+    return plan.model_copy(update={"gpus": count})
+
+
+def main(folder: Path) -> int:
+    """Do a run in this process; what it says stands in its folder. Exit code 1: it failed."""
+    if "WORLD_SIZE" not in os.environ:
+        try:
+            chosen = distributed_launcher.several(folder)
+        except NbtuneError as error:
+            distributed_launcher.refuse(folder, error)
+            return 1
+        if chosen:
+            return distributed_launcher.supervise(folder, chosen)
+    from nbtune.train.distributed import Ranks
+
+    distributed_launcher.stay_with_parent()
+    ranks = Ranks.join(os.environ.get(distributed_launcher.MEETING))
+    try:
+        if ranks is None or ranks.first:
+            execute(folder, ranks=ranks)
+        else:
+            follow(folder, ranks)
+    except OtherIsGone:
+        return distributed_launcher.WITNESS
+    except BaseException as error:
+        if ranks is not None and not ranks.first:
+            distributed_launcher.left_word(error, folder)
+        if isinstance(error, NbtuneError):
+            return 1
+        raise
+    if ranks is not None:
+        ranks.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

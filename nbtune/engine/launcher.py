@@ -1,0 +1,231 @@
+"""Two launchers, one engine: a thread of this process, or (detached) a process of its own that a thread watches.
+
+Either way one run works at a time for this process, the others queue; a detached one survives the kernel and the Lab.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbtune import events
+from nbtune.engine.distributed_launcher import how_it_ended, said_its_end
+from nbtune.engine.library_logging import quiet_libraries
+from nbtune.errors import TrainError
+from nbtune.store import checkpoints, control
+from nbtune.store.event_log import EventWriter
+from nbtune.store.lock import STARTING, Ownership
+from nbtune.store.run_consent import spec_to_run
+from nbtune.train.evaluate import NumbersLost
+
+if TYPE_CHECKING:
+    from nbtune.models import Built
+    from nbtune.spec import RunSpec
+
+__all__ = ["Launched", "kernel_is_needed", "launch", "launched_on", "live", "on_launch"]
+
+_TURN = threading.Lock()  # one engine at a time: two would share one device's memory
+_ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
+_TURN_SECONDS = 0.001
+on_launch: list[Callable[[], None]] = []  # called after a run was started in this process
+
+
+def launch(folder: Path, *, detach: bool = False, own_process: bool = False) -> Launched:
+    """Start the engine on a folder, in a thread or a process of its own; while another run works here, it queues."""
+    launched = Launched(folder, detach=detach, own_process=own_process)
+    _ALL.add(launched)
+    launched.thread.start()
+    for call in on_launch:
+        call()
+    return launched
+
+
+def launched_on(folder: Path) -> Launched | None:
+    """The thread of a run that was started in this process."""
+    return next((launched for launched in _ALL if launched.folder == folder), None)
+
+
+def live() -> list[Path]:
+    """The folders of the runs that work, or wait, in this process."""
+    return [launched.folder for launched in _ALL if launched.alive]
+
+
+def kernel_is_needed() -> bool:
+    """Whether a run works, or waits, that would end with this process."""
+    return any(launched.alive and not launched.detached for launched in list(_ALL))
+
+
+class Launched:
+    """A run's thread, what it failed of, and its model for as long as somebody holds this."""
+
+    def __init__(self, folder: Path, *, detach: bool = False, own_process: bool = False) -> None:
+        self.folder, self.detached, self.own_process = folder, detach, detach or own_process
+        self.error: BaseException | None = None
+        self._built: Built | None = None
+        self._loading = threading.Lock()
+        self.thread = threading.Thread(target=self._work, name=f"nbtune-{folder.name}", daemon=True)
+
+    @classmethod
+    def ended(cls, folder: Path) -> Launched:
+        """For a run that ended somewhere else: only its model is of interest."""
+        return cls(folder)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works or waits."""
+        return self.thread.is_alive()
+
+    def join(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for the thread."""
+        self.thread.join(timeout)
+
+    def _work(self) -> None:
+        try:
+            with Ownership(self.folder, STARTING):
+                self._in_turn()
+        except BaseException as error:  # noqa: BLE001 — a thread must not print; the handle raises it
+            self.error = error
+            if isinstance(error, NumbersLost):
+                self._built = None  # who asks is answered by the last good checkpoint
+            error.__traceback__ = None  # it holds the model's frames
+
+    def _in_turn(self) -> None:
+        if not _TURN.acquire(blocking=False):
+            self._queue()
+        try:
+            if self.own_process:
+                self._watch()
+            else:
+                from nbtune.engine.engine import execute
+
+                with _short_turns():
+                    execute(self.folder, keep=self._keep)
+        finally:
+            _TURN.release()
+
+    def _watch(self) -> None:
+        """Start the worker in a session of its own, so that no signal to this process reaches it, and wait for it."""
+        with (self.folder / "worker.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "nbtune.engine.engine", str(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        code = process.wait()
+        if code not in (0, 1) and not said_its_end(self.folder):  # those are the engine's own, and it has said why
+            emit = EventWriter(self.folder / "events.jsonl")
+            emit(events.State(state="interrupted", detail=f"its process {how_it_ended(code)}"))
+            emit.close()
+
+    def _queue(self) -> None:
+        emit = EventWriter(self.folder / "events.jsonl")
+        others = ", ".join(path.name for path in live() if path != self.folder)
+        emit(events.State(state="queued", detail=f"waits for {others}" if others else ""))
+        emit.close()
+        _TURN.acquire()
+
+    def _keep(self, built: Built) -> None:
+        self._built = built
+
+    def model(self) -> Built:
+        """The model with its adapter, loaded if it is not in memory.
+
+        Raises:
+            TrainError: nothing was trained yet.
+        """
+        with self._loading:
+            if self._built is None:
+                self._built = _load(self.folder)
+            return self._built
+
+    def free(self) -> int:
+        """Drop the model; the bytes that came back."""
+        from nbtune import device
+
+        built, self._built = self._built, None
+        if built is None:
+            return 0
+        where = next(built.model.parameters()).device
+        before = device.memory_use(where).allocated
+        del built
+        gc.collect()
+        device.empty_cache(where)
+        return max(0, before - device.memory_use(where).allocated)
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """Python's lock changes hands after 1 ms instead of 5 while an engine shares this process with the user's cells.
+
+    An engine gives the lock away in each operation of torch, and beside a cell of pure Python waited 5 ms to have it
+    back. When it is done the interval is what it was, unless somebody has set another one meanwhile.
+    """
+    before = sys.getswitchinterval()
+    if before > _TURN_SECONDS:
+        sys.setswitchinterval(_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        if before > _TURN_SECONDS and round(sys.getswitchinterval(), 6) == _TURN_SECONDS:
+            sys.setswitchinterval(before)
+
+
+def _load(folder: Path) -> Built:
+    quiet_libraries()
+    from nbtune import device, models
+
+    spec, last = spec_to_run(folder), checkpoints.latest(folder)
+    if last is None:
+        raise TrainError(
+            f"the run `{folder.name}` has nothing trained yet", fix="let it train until its first checkpoint"
+        )
+    where = device.pick(spec.device)
+    dtype, _ = device.choose_dtype(spec.dtype, device.describe(where))
+    built = models.build(
+        spec.model,
+        adapter=spec.adapter,
+        dtype=device.torch_dtype(dtype),
+        device=where,
+        policy="keep",
+        seed=spec.seed,
+        accelerate=False,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    checkpoints.load_weights(last, built.model)
+    built.model.eval()
+    _speak_as_trained(built, folder, spec)
+    return built
+
+
+def _speak_as_trained(built: Built, folder: Path, spec: RunSpec) -> None:
+    """The chat template of the run, where it is not the base's own: the run has kept it with its tokenizer."""
+    from nbtune.data.template.chat_template import template_text
+
+    if spec.chat_template is None and template_text(built.tokenizer) is not None:
+        return
+    kept = folder / "tokenizer" / "chat_template.jinja"
+    template = kept.read_text(encoding="utf-8") if kept.is_file() else spec.chat_template
+    if template is not None and built.tokenizer is not None:
+        built.tokenizer.chat_template = template
+
+
+def _at_exit() -> None:
+    """A kernel that ends in order leaves its runs stopped and saved."""
+    working = [launched for launched in _ALL if launched.alive and not launched.detached]
+    for launched in working:
+        control.wish(launched.folder, mode="stop")
+    for launched in working:
+        launched.join(10.0)
+
+
+atexit.register(_at_exit)

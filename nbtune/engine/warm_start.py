@@ -1,0 +1,102 @@
+"""Before a run begins: its spec as a folder keeps it, whether one at work is the same, and the start from another one.
+
+A run that begins with what another one has learnt has its weights in its own folder, ``start/``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.data import changed_rows
+from nbtune.data.sources.snapshot import refuse_links
+from nbtune.errors import SpecError, TrainError
+from nbtune.spec import RunSpec
+from nbtune.store import checkpoints
+from nbtune.store.folder import name_of, read_spec
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["begin_with", "check", "check_same", "portable", "take_along"]
+
+
+def check(old: Path, spec: RunSpec) -> None:
+    """Whether the weights of the run in `old` are of the shape that `spec` trains.
+
+    Raises:
+        SpecError: another model, or another adapter.
+        TrainError: nothing was saved yet.
+    """
+    theirs = read_spec(old)
+    same = [("model", theirs.model, spec.model)]
+    same += [
+        (f"adapter.{key}", getattr(theirs.adapter, key), getattr(spec.adapter, key))
+        for key in type(spec.adapter).model_fields
+        if key != "dropout"
+    ]
+    for key, was, wanted in same:
+        if was != wanted:
+            raise SpecError(
+                f"`{spec.start_from}` has `{key}: {was}`, this spec `{key}: {wanted}`: its weights do not fit",
+                place="start_from",
+                fix=f"write `{key}: {was}`, or drop `start_from`",
+            )
+    if checkpoints.latest(old) is None:
+        raise TrainError(f"the run `{old.name}` has nothing trained yet", fix="let it train until its first checkpoint")
+
+
+def take_along(old: Path, folder: Path) -> None:
+    """Copies what the run in `old` has learnt into a new run's folder, which then needs the other no more."""
+    last = checkpoints.latest(old)
+    assert last is not None
+    refuse_links(last, old)
+    (folder / "start").mkdir(exist_ok=True)
+    shutil.copyfile(last / checkpoints.WEIGHTS, folder / "start" / checkpoints.WEIGHTS)
+
+
+def begin_with(folder: Path, model: torch.nn.Module) -> None:
+    """Puts what was taken along into a model that has learnt nothing yet; without any nothing happens.
+
+    Raises:
+        TrainError: it is of another model or adapter.
+    """
+    file = folder / "start" / checkpoints.WEIGHTS
+    if file.exists() and not checkpoints.put_back(file, model):
+        raise TrainError("the weights it starts from are of another model or adapter", place=folder.name)
+
+
+def portable(spec: RunSpec) -> RunSpec:
+    """The spec with the home folder written as ``~`` (a run folder can be shared), and a model's folder in full."""
+    home = str(Path.home())
+
+    def short(text: str) -> str:
+        return "~" + text[len(home) :].replace(os.sep, "/") if text.startswith(home + os.sep) else text
+
+    model = str(Path(spec.model).absolute()) if Path(spec.model).is_dir() else spec.model
+    sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
+    held = spec.eval.data and spec.eval.data.model_copy(update={"source": short(spec.eval.data.source)})
+    measured = spec.eval.model_copy(update={"data": held})
+    start = spec.start_from and short(spec.start_from)
+    return spec.model_copy(update={"model": short(model), "data": sources, "eval": measured, "start_from": start})
+
+
+def check_same(folder: Path, asked: RunSpec, variables: Mapping[str, Any]) -> None:
+    """That a run which is at work is the one that is asked for.
+
+    Raises:
+        TrainError: its spec is another one, or a variable holds other rows than it trains on.
+    """
+    old, new = read_spec(folder).model_dump(), asked.model_dump()
+    changed = [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]
+    others = [] if changed else changed_rows(folder / "data", variables)
+    if not (changed or others):
+        return
+    what = f"with another spec ({'; '.join(changed)[:400]})" if changed else f"on other rows ({', '.join(others)})"
+    raise TrainError(
+        f"the run `{name_of(folder)[0]}` is at work {what}",
+        fix="`--restart` stops it and starts anew, `--queue` starts when it has ended, another `--name` keeps both",
+    )

@@ -1,0 +1,110 @@
+"""A model's config.json read the same way whatever transformers wrote it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbtune.errors import ExportError
+
+__all__ = ["Config"]
+
+_WINDOWED = ("gemma2", "gemma3_text", "mistral", "mixtral", "phi3")
+_UNSAID = {"mistral": 4096, "qwen2": 4096, "qwen2_moe": 4096, "qwen3": 4096, "qwen3_moe": 4096}
+_SWITCHED = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3")  # only with `use_sliding_window`
+
+
+class Config:
+    """The text model's part of a config.json, with the places that moved over time looked up in all of them.
+
+    Args:
+        raw: the JSON object.
+        place: the file, for errors.
+    """
+
+    def __init__(self, raw: dict[str, Any], place: str = "config.json") -> None:
+        self.place = place
+        self.model_type = str(raw.get("model_type", ""))
+        text = raw.get("text_config")
+        self.raw: dict[str, Any] = {**raw, **text} if isinstance(text, dict) else raw
+        self.tied = bool(raw.get("tie_word_embeddings", self.raw.get("tie_word_embeddings", False)))
+
+    def get(self, *keys: str, default: Any = None) -> Any:
+        """The first of `keys` that is there and not null."""
+        for key in keys:
+            if self.raw.get(key) is not None:
+                return self.raw[key]
+        return default
+
+    def need(self, *keys: str) -> Any:
+        """As `get`, but it must be there.
+
+        Raises:
+            ExportError: none of them is.
+        """
+        value = self.get(*keys)
+        if value is None:
+            raise ExportError(f"config.json has no {keys[0]!r}", place=self.place, fix="see that the folder is whole.")
+        return value
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return int(self.need("num_hidden_layers", "n_layers", "n_layer"))
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return int(self.need("hidden_size", "d_model", "n_embd"))
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return int(self.need("num_attention_heads", "n_heads", "n_head"))
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        if self.get("multi_query") and not self.get("new_decoder_architecture"):
+            return 1  # Falcon
+        inner = (self.get("attn_config", default={}) or {}).get("kv_n_heads")  # MPT
+        return int(inner or self.get("num_key_value_heads", "num_kv_heads", default=self.heads))
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return int(self.get("head_dim", default=self.hidden // self.heads))
+
+    @property
+    def context(self) -> int:
+        """Longest sequence that the model was made for, in tokens."""
+        return int(self.get("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", default=2048))
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens each sees in some of its layers, where transformers puts a window on this kind of model."""
+        size = self.raw.get("sliding_window", _UNSAID.get(self.model_type))  # null says that there is none
+        if not size or self.model_type not in (*_WINDOWED, *_SWITCHED):
+            return None
+        if self.model_type in _SWITCHED:
+            kinds = self.get("layer_types")
+            some = "sliding_attention" in kinds if kinds else self.get("max_window_layers", default=28) < self.layers
+            if not self.get("use_sliding_window") or not (some or self.model_type == "qwen3_moe"):
+                return None
+        return int(size)
+
+    def rope(self, kind: str = "full_attention") -> dict[str, Any]:
+        """Rotary parameters (of layers of `kind` if they differ): ``rope_type``, ``rope_theta``, what it needs."""
+        parameters = self.get("rope_parameters", default={})
+        if isinstance(parameters.get(kind), dict):
+            parameters = parameters[kind]
+        old = self.get("rope_scaling", default={}) if "rope_type" not in parameters else {}
+        merged = {**old, **parameters}
+        merged.setdefault("rope_type", old.get("type", "default"))
+        merged.setdefault("rope_theta", float(self.get("rope_theta", "rotary_emb_base", default=10000.0)))
+        return merged
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of a head's numbers are rotated."""
+        part = self.rope().get("partial_rotary_factor", self.get("partial_rotary_factor", "rotary_pct", default=1.0))
+        return int(self.head_dim * float(part))

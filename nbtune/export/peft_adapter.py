@@ -1,0 +1,187 @@
+"""A peft adapter on disk, and what it does to each weight of its base."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nbtune.errors import ExportError
+from nbtune.export.safetensors_reader import Weights
+from nbtune.export.source import read_json
+
+__all__ = ["AdapterFile", "Target"]
+
+_PREFIX = "base_model.model."
+# Starts that change the base itself before training: the adapter alone does not say what they changed.
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass
+class Target:
+    """What an adapter has for one weight: the names of its tensors in the adapter's file (empty = none).
+
+    a, b: LoRA's factors; embedding: they are an embedding's (stored transposed); magnitude: DoRA's norms;
+    full: the whole weight; delta: a bias to add (LoRA's own); tokens: the rows that `token_rows` replaces.
+    """
+
+    a: str = ""
+    b: str = ""
+    embedding: bool = False
+    magnitude: str = ""
+    full: str = ""
+    delta: str = ""
+    token_rows: str = ""
+    tokens: list[int] | None = None
+    scale: float = 1.0
+
+
+class AdapterFile:
+    """An adapter's folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    `targets` maps a weight of the base (``"model.layers.0.self_attn.q_proj.weight"``) to its `Target`.
+
+    Raises:
+        ExportError: the folder is not whole, or holds something else than LoRA, rsLoRA, DoRA, whole modules or
+            single tokens' embeddings.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: dict[str, Any] = read_json(folder / "adapter_config.json")
+        self._refuse_unknown()
+        self.weights = Weights(folder, "adapter_model")
+        self.targets: dict[str, Target] = {}
+        for key in self.weights:
+            self._sort(key)
+        for name, target in self.targets.items():
+            if target.a:
+                target.scale = self._scale(name, target)
+        self.lora_names = frozenset(name for name, target in self.targets.items() if target.a)
+
+    def _refuse_unknown(self) -> None:
+        kind = self.config.get("peft_type")
+        if kind != "LORA":
+            raise self._error(f"an adapter of type {kind!r} cannot be merged yet", "export the adapter instead.")
+        for key in ("layer_replication", "target_parameters", "use_qalora", "use_bdlora", "megatron_config"):
+            if self.config.get(key):
+                raise self._error(f"adapters with {key} cannot be merged yet", "export the adapter instead.")
+        start = self.config.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(_MOVES_BASE):
+            raise self._error(
+                f"init_lora_weights={start!r} changes the base before training, and this adapter does not hold that",
+                "save it with peft's path_initial_model_for_weight_conversion, which makes it a plain LoRA.",
+            )
+
+    def _error(self, cause: str, fix: str) -> ExportError:
+        return ExportError(cause, place=str(self.folder / "adapter_config.json"), fix=fix)
+
+    def _sort(self, key: str) -> None:
+        name = key.removeprefix(_PREFIX)
+        if ".original_module." in name:
+            return  # what a saved module was before training; peft writes it beside a resized embedding
+        name = name.replace(".modules_to_save.", ".")
+        stem, _, last = name.rpartition(".")
+        module, _, part = stem.rpartition(".")
+        if part in ("lora_A", "lora_B") and last == "weight":
+            target = self._target(f"{module}.weight")
+            setattr(target, "a" if part == "lora_A" else "b", key)
+        elif last in ("lora_embedding_A", "lora_embedding_B"):
+            target = self._target(f"{stem}.weight")
+            target.embedding = True
+            setattr(target, "a" if last.endswith("A") else "b", key)
+        elif last == "lora_magnitude_vector":
+            self._target(f"{stem}.weight").magnitude = key
+        elif part == "lora_magnitude_vector":
+            self._target(f"{module}.weight").magnitude = key
+        elif part == "lora_B" and last == "bias":
+            self._target(f"{module}.bias").delta = key
+        elif last == "trainable_tokens_delta":
+            target = self._target(f"{module}.weight")
+            target.token_rows, target.tokens = key, self._token_indices(module)
+        elif last in ("weight", "bias"):
+            self._target(f"{module}.{last}" if part == "base_layer" else name).full = key
+        else:
+            raise self._error(f"the adapter holds {name!r}, which nbtune does not know", "export the adapter instead.")
+
+    def _target(self, name: str) -> Target:
+        return self.targets.setdefault(name, Target())
+
+    def _token_indices(self, module: str) -> list[int]:
+        indices = self.config.get("trainable_token_indices")
+        if isinstance(indices, dict):
+            indices = next((v for k, v in indices.items() if module.endswith(k)), None)
+        if not isinstance(indices, list):
+            raise self._error(f"trainable_token_indices does not name {module!r}", "train it again.")
+        return indices
+
+    def _scale(self, name: str, target: Target) -> float:
+        """LoRA's factor: alpha/r, or alpha/√r for rsLoRA; alpha may be given by a pattern of the module's name."""
+        rank = self.weights.shape(target.a)[0]
+        alpha = float(self.config.get("lora_alpha") or 8)
+        module = name.rpartition(".")[0]
+        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = float(value)
+                break
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise ExportError unless this adapter's part for `name` fits a weight of `shape`."""
+        target = self.targets[name]
+        if not target.a:
+            return
+        inner, outer = self.weights.shape(target.a)[1], self.weights.shape(target.b)[0]
+        turned = target.embedding or self.config.get("fan_in_fan_out")
+        if (inner, outer) != (shape if turned else shape[::-1]) and not (target.full and target.embedding):
+            raise ExportError(
+                f"the adapter's factors for {name!r} are for a {outer}x{inner} weight, and the base's is {shape}",
+                place=str(self.folder),
+                fix="give the base model that the adapter was trained on.",
+            )
+
+    def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """LoRA's A (r, in) and B (out, r) of a linear weight, fp32, unscaled; of an embedding (r, tokens), (dim, r)."""
+        target = self.targets[name]
+        return self._fp32(target.a, device), self._fp32(target.b, device)
+
+    def _fp32(self, key: str, device: torch.device | str) -> torch.Tensor:
+        return self.weights.get(key).to(device).float()
+
+    def add(self, name: str, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Rows ``[start:stop]`` of the merged weight, from the same rows of the base's.
+
+        Args:
+            name: of the weight.
+            rows: (stop - start, in), fp32; or a whole bias.
+        """
+        target = self.targets[name]
+        if target.delta:
+            bias_of = self.targets[name.removesuffix("bias") + "weight"]
+            return rows + bias_of.scale * self._fp32(target.delta, rows.device)[start:stop]
+        if target.a:
+            rows = self._with_lora(name, target, rows, start, stop)
+        if target.tokens is not None:
+            values = self._fp32(target.token_rows, rows.device)
+            rows = rows.clone()
+            for at, token in enumerate(target.tokens):
+                if start <= token < stop:
+                    rows[token - start] = values[at]
+        return rows
+
+    def _with_lora(self, name: str, target: Target, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        a, b = self.factors(name, rows.device)
+        if target.embedding or self.config.get("fan_in_fan_out"):
+            merged = rows + target.scale * (a[:, start:stop].T @ b.T)
+            if target.magnitude:
+                raise self._error("DoRA on an embedding or a transposed weight is not known", "export the adapter.")
+            return merged
+        merged = rows + target.scale * (b[start:stop] @ a)
+        if target.magnitude:
+            norms = self._fp32(target.magnitude, rows.device).flatten()[start:stop]
+            merged = merged * (norms / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1)
+        return merged

@@ -1,0 +1,250 @@
+"""Frozen weights that live in the host's memory, and travel to the device just before they are multiplied with.
+
+Each kind of matrix (of q, k, v; of attention's output; of gate and up; of down) has two places on the device. While
+one is multiplied with, the matrices that follow it come in: which ones these are was seen in the step before. A layer's
+weights come once for the forward and once for the backward.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nbtune.device import pinnable
+from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, wide
+from nbtune.models.accelerate.shared_buffers import EdgedGroup
+
+__all__ = ["StreamedGroup", "Streaming", "Traffic", "move_all_but", "present", "traffic_of"]
+
+_AHEAD = 4  # matrices: one layer
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """Which layers' frozen weights stay on the device.
+
+    Args:
+        device: where the work is done.
+        layers: of the model.
+        resident: how many of them have their weights there; they lie evenly between those whose weights travel.
+    """
+
+    device: torch.device
+    layers: int
+    resident: int = 0
+
+    def place(self, index: int, module: nn.Module) -> Literal["stacked", "streamed"]:
+        """Brings a layer to the device, and says how its weights are going to live."""
+        module.to(self.device)
+        before, after = (i * self.resident // self.layers for i in (index, index + 1))
+        return "stacked" if after > before else "streamed"
+
+    def settle(self, module: nn.Module) -> None:
+        """After a layer was looked at; nothing is left to do."""
+
+    def finish(self, inner: nn.Module) -> None:
+        """After all layers; nothing is left to do."""
+
+
+@dataclass
+class _Place:
+    """Memory on the device for one matrix of a kind."""
+
+    matrix: Tensor
+    holds: "StreamedGroup | None" = None
+    used: float = -10  # the number of the load that used it last
+    wanted: int = -10  # the number of the load that is foreseen to use it
+    arrived: torch.Event | None = None
+
+
+class Traffic:
+    """The transfers of one model.
+
+    Args:
+        device: where the products are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.Stream(device) if device.type == "cuda" else None
+        self.sent = 0  # matrices that have travelled
+        self._places: dict[Any, list[_Place]] = {}
+        self._loads = self._first = 0
+        self._seen: list[StreamedGroup] = []
+        self._order: list[StreamedGroup] = []
+
+    def begin(self) -> None:
+        """A forward starts: what was loaded since the last one is what will be loaded now."""
+        if len(self._seen) > len(self._order) or self._seen != self._order[: len(self._seen)]:
+            self._order = self._seen
+        self._seen, self._first = [], self._loads
+
+    def bring(self, group: "StreamedGroup") -> _Place:
+        """The place that holds the group's matrix; work launched from now on finds it there.
+
+        What was launched with the matrices before the last one must not be followed by more work with them.
+        """
+        now = self._loads
+        self._loads += 1
+        self._seen.append(group)
+        place = self._find(group)
+        if place is None:  # something that was foreseen, and has not come, may have to go
+            place = self._send(group, min(self._idle(group, now), key=lambda p: p.wanted))
+        place.used = max(place.used, now)
+        if place.arrived is not None:
+            torch.accelerator.current_stream(self.device).wait_event(place.arrived)
+            place.arrived = None
+        self._bring_next(now)
+        return place
+
+    def _bring_next(self, now: int) -> None:
+        at = now - self._first
+        if at >= len(self._order) or self._order[at] is not self._seen[-1]:
+            return
+        for i in range(1, _AHEAD + 1):
+            group = self._order[(at + i) % len(self._order)]
+            place = self._find(group)
+            if place is None:
+                free = [p for p in self._idle(group, now) if p.wanted <= now]
+                if not free:
+                    return
+                place = self._send(group, min(free, key=lambda p: p.used))
+            place.wanted = now + i
+
+    def _find(self, group: "StreamedGroup") -> _Place | None:
+        return next((place for place in self._places.get(group.kind, ()) if place.holds is group), None)
+
+    def _idle(self, group: "StreamedGroup", now: int) -> list[_Place]:
+        """Places of the group's kind with which nothing that is still to be launched works."""
+        places = self._places.get(group.kind)
+        if places is None:
+            places = self._places[group.kind] = [_Place(group.empty()) for _ in range(2)]
+        return [p for p in places if p.used <= now - 2]  # what the last load brought may still be worked with
+
+    def _send(self, group: "StreamedGroup", place: _Place) -> _Place:
+        self.sent += 1
+        place.holds = group
+        rows = place.matrix[: group.outputs]
+        if self.stream is None:
+            rows.copy_(group.host)
+            return place
+        here = torch.accelerator.current_stream(self.device)
+        self.stream.wait_event(here.record_event())
+        torch.accelerator.set_stream(self.stream)
+        try:
+            rows.copy_(group.host, non_blocking=True)
+        finally:
+            torch.accelerator.set_stream(here)
+        place.arrived = self.stream.record_event()
+        return place
+
+
+class StreamedGroup(EdgedGroup):
+    """Like `LinearGroup`, with its frozen weights in pinned host memory.
+
+    Args:
+        modules: the layers, in the order of their outputs.
+
+    Raises:
+        LeftAlone: see `LinearGroup`; also where the weights are trained.
+    """
+
+    host: Tensor  # [O, pitch of M]: the rows of W, as they lie in M
+    place: _Place | None = None
+    away = True
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__(modules)
+        if self.full:
+            raise LeftAlone("weights that are trained do not travel")
+
+    @property
+    def kind(self) -> Any:
+        """Groups of one kind share their places: those with one shape, and with one part in the layer."""
+        return self.outputs, self.inputs, self.rank, len(self.members)
+
+    def empty(self) -> Tensor:
+        """Memory for M on the device, whole rows."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        m = wide(self.outputs + self.rank, self.inputs + self.rank, like)
+        return m.as_strided((m.shape[0], m.stride(0)), m.stride()).zero_()
+
+    def attach(self, shared: dict[Any, Tensor]) -> None:
+        traffic: Any = shared.setdefault("traffic", Traffic(self.device))  # type: ignore[call-overload, arg-type]
+        self.traffic: Traffic = traffic
+        pinned = self.device.type == "cuda" and pinnable()
+        pitch = self.empty().shape[1]
+        self.host = torch.zeros((self.outputs, pitch), dtype=self.dtype, pin_memory=pinned)
+        with torch.no_grad():
+            for m, rows in zip(self.members, self._waiting.split(self.outs), strict=True):
+                rows.copy_(m.base.weight)
+            if self.has_bias:
+                self.bias = torch.cat([m.base.bias.detach() for m in self.members])
+        self.put(self._waiting)
+        self.make_edges()
+        self.matrix = torch.empty(0)  # there is one whenever it is loaded
+
+    def detach(self) -> None:
+        for m in self.members:
+            m.base.weight.data = m.base.weight.data.to(self.device, copy=True).contiguous()
+        self.matrix = self.bias = None
+
+    @torch.no_grad()
+    def load(self) -> None:
+        self.place = self.traffic.bring(self)
+        self.matrix = self.place.matrix[:, : self.inputs + self.rank]
+        self.write_edges()
+
+    def lend(self) -> None:
+        """Gives the stock layers their weights on the device, for one forward."""
+        self.load()
+        assert self.place is not None
+        self.place.used = float("inf")
+        self.put(self.matrix[: self.outputs, : self.inputs])
+
+    def take_back(self) -> None:
+        """The end of `lend`."""
+        assert self.place is not None
+        self.place.used = -10
+        self.put(self._waiting)
+
+    @property
+    def _waiting(self) -> Tensor:
+        """The weights in the host's memory, `[O, K]`."""
+        return self.host[:, : self.inputs]
+
+
+@contextmanager
+def present(groups: list[LinearGroup]) -> Iterator[None]:
+    """While it lasts, the stock layers of all groups find weights that they can work with."""
+    for group in groups:
+        group.lend()
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.take_back()
+
+
+def traffic_of(groups: list[LinearGroup]) -> Traffic | None:
+    """The transfers that the groups share, if any of them travels."""
+    return next((group.traffic for group in groups if isinstance(group, StreamedGroup)), None)
+
+
+def move_all_but(module: nn.Module, layers: list[nn.Module], device: torch.device) -> None:
+    """Moves a model to the device, its list of layers apart."""
+    kept = {id(layer) for layer in layers}
+    if id(module) in kept:
+        return
+    if not any(id(m) in kept for m in module.modules()):
+        module.to(device)
+        return
+    for child in module.children():
+        move_all_but(child, layers, device)
+    for p in module.parameters(recurse=False):
+        p.data = p.data.to(device)
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        module._buffers[name] = buffer.to(device)

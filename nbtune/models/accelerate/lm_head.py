@@ -1,0 +1,168 @@
+"""The end of a causal language model: last norm, head and cross-entropy, without whole logits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nbtune_kernels import linear_cross_entropy_loss, rms_norm, rms_norm_backward
+from nbtune_kernels._runtime import use_triton
+from torch import Tensor, nn
+
+from nbtune.device import capturing
+from nbtune.models.accelerate.layer_spec import Norm
+from nbtune.models.accelerate.lora_linear import LeftAlone
+
+__all__ = ["Head", "LossInputs", "NormFunction", "find_head", "loss_inputs"]
+
+
+class NormFunction(torch.autograd.Function):
+    """RMSNorm by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, norm: Norm, x: Tensor, weight: nn.Parameter) -> Tensor:
+        y, rstd = rms_norm(x, weight, norm.eps, **norm.how)
+        ctx.norm = norm
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple:  # type: ignore[override]
+        x, weight, rstd = ctx.saved_tensors
+        want = ctx.needs_input_grad[2]
+        dx, dw = rms_norm_backward(dy, x, weight, rstd, **ctx.norm.how, need_dweight=want)
+        return None, dx, dw
+
+
+@dataclass
+class Head:
+    """The linear layer from hidden states to logits, and what is done to these."""
+
+    module: nn.Linear
+    softcap: float | None
+    logit_scale: float
+
+    def loss(self, hidden: Tensor, targets: "LossInputs", num_items: Tensor | float | None) -> Tensor:
+        """Summed cross-entropy over the trained rows, divided by `num_items` (their number when None)."""
+        count: Any = targets.count if num_items is None else num_items
+        if isinstance(count, Tensor):
+            scale = count.float().clamp(min=1.0).reciprocal()
+        else:  # filled on the device: a copy from the host would wait for it
+            scale = torch.full((), 1.0 / count, dtype=torch.float32, device=hidden.device)
+        if self._stock_is_faster(hidden, targets.labels):
+            return self._stock_loss(hidden, targets) * scale
+        loss, *_ = linear_cross_entropy_loss(
+            hidden,
+            self.module.weight,
+            targets.labels,
+            bias=self.module.bias,
+            rows=targets.rows,
+            token_weights=targets.weights,
+            scale=scale,
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+        )
+        return loss
+
+    def _stock_is_faster(self, hidden: Tensor, labels: Tensor) -> bool:
+        """On a CPU, where logits take no more memory whole than in chunks."""
+        size = labels.numel() * self.module.weight.shape[0] * hidden.element_size()
+        return hidden.device.type == "cpu" and not use_triton(hidden) and size <= _WHOLE
+
+    def _stock_loss(self, hidden: Tensor, targets: "LossInputs") -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = self.module(flat if targets.rows is None else flat.index_select(0, targets.rows)).float()
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.softcap:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        if targets.weights is None:
+            return torch.nn.functional.cross_entropy(logits, targets.labels, ignore_index=-100, reduction="sum")
+        losses = torch.nn.functional.cross_entropy(logits, targets.labels, ignore_index=-100, reduction="none")
+        return torch.dot(losses, targets.weights)
+
+
+_WHOLE = 2**25  # bytes of logits, which is a chunk of the kernels' head on a CPU
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Which rows of the flattened hidden states are trained, and on what.
+
+    Args:
+        labels: `[M]` int64, already shifted; −100 is not trained.
+        rows: `[M]` int64 into `[B * S]`, or None when M = B * S.
+        count: how many labels are trained, a number or a scalar on the device; with weights, their sum.
+        weights: `[M]` fp32, how often each label's loss counts; None: once.
+    """
+
+    labels: Tensor
+    rows: Tensor | None
+    count: Tensor | float
+    weights: Tensor | None = None
+
+
+def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> Callable[[], LossInputs]:
+    """From the collator's `loss_rows`, `loss_labels` and `loss_weights`, else from `labels` `[B, S]` or `shift_labels`.
+
+    Call it before the layers are launched, and its result after. The number of trained rows, which decides whether the
+    others are left out of the head, is then counted beside the layers, and nothing waits for these. (While a CUDA graph
+    is captured it cannot reach the host: all rows are computed.)
+    """
+    rows, given = kwargs.pop("loss_rows", None), kwargs.pop("loss_labels", None)
+    weights = kwargs.pop("loss_weights", None)
+    if given is not None and weights is not None:
+        flat = weights.reshape(-1).float()
+        return lambda: LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), flat.sum(), flat)
+    if given is not None:
+        return lambda: LossInputs(given.reshape(-1), None if rows is None else rows.reshape(-1), (given != -100).sum())
+    ready_made = kwargs.pop("shift_labels", None)
+    source = labels if ready_made is None else ready_made
+    assert source is not None
+    on_device = source.is_cuda and not capturing(source.device)
+    here = torch.accelerator.current_stream(source.device) if on_device else None
+    ready = here.record_event() if here is not None else None
+
+    def finish() -> LossInputs:
+        shifted = ready_made
+        if shifted is None:
+            shifted = torch.nn.functional.pad(source[..., 1:], (0, 1), value=-100)
+        flat = shifted.reshape(-1)
+        if capturing(flat.device):
+            return LossInputs(flat, None, (flat != -100).sum())
+        count = int((flat != -100).sum()) if here is None else _count_beside(source, ready_made is None, here, ready)
+        if count >= 0.9 * flat.shape[0] or count == 0:
+            return LossInputs(flat, None, max(1, count))
+        index = torch.nonzero_static(flat != -100, size=count).flatten()
+        return LossInputs(flat[index], index, count)
+
+    return finish
+
+
+_beside: dict[torch.device, torch.Stream] = {}
+
+
+def _count_beside(labels: Tensor, shift: bool, here: torch.Stream, ready: Any) -> int:
+    """Counts trained labels on another stream, which waits for `ready` only and not for what was launched since."""
+    stream = _beside.setdefault(labels.device, torch.Stream(labels.device))
+    stream.wait_event(ready)
+    torch.accelerator.set_stream(stream)
+    try:
+        return int(((labels[..., 1:] if shift else labels) != -100).sum())
+    finally:
+        torch.accelerator.set_stream(here)
+
+
+def find_head(lm: nn.Module) -> Head:
+    """The head of a causal language model.
+
+    Raises:
+        LeftAlone: it is no plain linear layer.
+    """
+    module: Any = lm.get_output_embeddings() if callable(getattr(lm, "get_output_embeddings", None)) else None
+    if type(module) is not nn.Linear:
+        raise LeftAlone("its head is no plain linear layer")
+    config: Any = lm.config
+    scale = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale *= float(getattr(config, "logit_scale", None) or 1.0)
+    return Head(module, getattr(config, "final_logit_softcapping", None) or None, scale)

@@ -1,0 +1,73 @@
+"""A group of linear layers whose frozen weights are 4-bit: decoded once for the forward, and once for the backward.
+
+The decoded matrix is scratch that all layers of one shape share; what lies beside it for LoRA is kept by each group.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nbtune.models.accelerate.cpu_offload import StreamedGroup
+from nbtune.models.accelerate.fp8_linear import EightBitGroup
+from nbtune.models.accelerate.fsdp_linear import ShardedGroup
+from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, is_four_bit
+from nbtune.models.accelerate.shared_buffers import EdgedGroup, shared_matrix
+
+__all__ = ["Home", "QuantisedGroup", "group_of"]
+
+Home = Literal["stacked", "sharded", "streamed", "eight_bit"]  # where frozen weights live
+
+
+def group_of(modules: list[nn.Module], home: Home = "stacked") -> LinearGroup:
+    """The group that fits the layers' weights and the place where they live.
+
+    Raises:
+        LeftAlone: see `LinearGroup`.
+    """
+    four_bit = [is_four_bit(getattr(m, "base_layer", m)) for m in modules]
+    if all(four_bit):
+        if home != "stacked":
+            raise LeftAlone(f"its weights are quantised, and cannot be {home}")
+        return QuantisedGroup(modules)
+    kinds = {"stacked": LinearGroup, "sharded": ShardedGroup, "streamed": StreamedGroup, "eight_bit": EightBitGroup}
+    return kinds[home](modules)
+
+
+class QuantisedGroup(EdgedGroup):
+    """Like `LinearGroup`, of bitsandbytes' 4-bit layers (nf4 or fp4, absmax quantised or not)."""
+
+    def _check(self) -> None:
+        first = self.members[0].base
+        for m in self.members:
+            state = m.base.weight.quant_state
+            if state.dtype != first.weight.quant_state.dtype or m.base.in_features != first.in_features:
+                raise LeftAlone("its linear layers differ in dtype or width")
+            if m.base.bias is not None or m.a is None:
+                raise LeftAlone("its 4-bit layers have a bias, or no adapter")
+
+    def _place(self) -> tuple[torch.dtype, torch.device]:
+        weight = self.members[0].base.weight
+        return weight.quant_state.dtype, weight.device
+
+    def attach(self, shared: dict[Any, Tensor]) -> None:
+        self.matrix = shared_matrix(self, shared)
+        self.make_edges()
+
+    def detach(self) -> None:
+        self.matrix = None
+
+    def intact(self) -> bool:
+        # inference on a CPU repacks the weights in a way of its own
+        packed = any(getattr(m.base.weight.quant_state, "packing_format_for_cpu", False) for m in self.members)
+        return not packed and super().intact()
+
+    def load(self) -> None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        k, start = self.inputs, 0
+        for m, width in zip(self.members, self.outs, strict=True):
+            weight = m.base.weight
+            self.matrix[start : start + width, :k].copy_(dequantize_4bit(weight.data, weight.quant_state))
+            start += width
+        self.write_edges()

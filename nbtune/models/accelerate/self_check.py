@@ -1,0 +1,169 @@
+"""Compares an accelerated layer with its stock forward: outputs and gradients, on a few random tokens."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbtune.models.accelerate.detect import relative_error, tolerance
+from nbtune.models.accelerate.layer_autograd import LayerFunction
+from nbtune.models.accelerate.layer_spec import Layer
+from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup
+from nbtune.models.accelerate.sliding_windows import has_windows, shortened
+
+__all__ = ["Inputs", "probe_inputs", "probe_layer", "tiny_losses", "without_dropout"]
+
+_ROWS, _TOKENS = 2, 16  # Triton compiles once for all numbers of tokens that are multiples of 16
+
+
+class Inputs:
+    """Random hidden states and the model's own rotary angles for them."""
+
+    def __init__(self, x: Tensor, grad: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor):
+        self.x, self.grad, self.position_ids, self.cos, self.sin = x, grad, position_ids, cos, sin
+
+    def mask(self, window: int | None) -> Tensor:
+        """What a stock layer with such a window is handed, `[B, 1, S, S]`, to be added to the scores."""
+        never = torch.full((_TOKENS, _TOKENS), torch.finfo(self.x.dtype).min, device=self.x.device, dtype=self.x.dtype)
+        mask = never.triu(1) if window is None else never.triu(1) + never.tril(-window)
+        return mask[None, None].expand(_ROWS, 1, -1, -1)
+
+
+def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
+    """Makes tokens of the width that the group takes, in its dtype and on its device.
+
+    Raises:
+        LeftAlone: the model has no rotary embedding that its layers share.
+    """
+    rotary = getattr(inner, "rotary_emb", None)
+    if rotary is None:
+        raise LeftAlone("its layers share no rotary embedding")
+    generator, hidden, like = torch.Generator().manual_seed(1), group.inputs, group
+    # small, so that what a block adds is not hidden by the rounding of what passes by it
+    x = (torch.randn(_ROWS, _TOKENS, hidden, generator=generator) / 32).to(like.device, like.dtype)
+    grad = torch.randn(_ROWS, _TOKENS, hidden, generator=generator).to(like.device, like.dtype)
+    position_ids = torch.arange(_TOKENS, device=like.device)[None]
+    with torch.no_grad():
+        cos, sin = rotary(x, position_ids)
+    return Inputs(x, grad, position_ids, cos, sin)
+
+
+def probe_layer(
+    module: nn.Module, stock: Callable[..., Any], layer: Layer, sync: Callable[[], None], inputs: Inputs, grads: bool
+) -> None:
+    """Runs both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
+
+    A layer with a window runs once more with that shortened, so that tokens reach beyond it.
+
+    Raises:
+        LeftAlone: they do not agree.
+    """
+    _compare(module, stock, layer, sync, inputs, grads)
+    if layer.window is not None:
+        with shortened(module, [layer]):
+            _compare(module, stock, layer, sync, inputs, grads)
+
+
+def _compare(
+    module: nn.Module, stock: Callable[..., Any], layer: Layer, sync: Callable[[], None], inputs: Inputs, grads: bool
+) -> None:
+    limit = max(tolerance(inputs.x.dtype), *(group.slack for group in layer.groups()))
+    with (
+        _filled(layer),
+        without_dropout(module),
+        torch.enable_grad(),
+    ):  # bitsandbytes repacks 4-bit weights on a CPU without it
+        sync()
+        runs = []
+        for call in (lambda x: _stock(layer, stock, inputs, x), lambda x: _ours(layer, inputs, x)):
+            x = inputs.x.clone().requires_grad_()
+            out = call(x)
+            found = {"its output": out - inputs.x}
+            if grads:
+                wanted = [x, *layer.parameters()]
+                for i, g in enumerate(torch.autograd.grad(out, wanted, inputs.grad)):
+                    # the gradient that passes by would hide the block's own
+                    found["its input's gradient" if i == 0 else f"gradient {i}"] = g - inputs.grad if i == 0 else g
+            runs.append(found)
+    sync()
+    for name, truth in runs[0].items():
+        error = relative_error(runs[1][name], truth)
+        if not error <= limit:
+            raise LeftAlone(f"the probe disagrees: {name} is off by {error:.1e} of its size (allowed {limit:.0e})")
+
+
+def _stock(layer: Layer, stock: Callable[..., Any], inputs: Inputs, x: Tensor) -> Tensor:
+    out = stock(
+        x,
+        attention_mask=inputs.mask(layer.window),
+        position_ids=inputs.position_ids,
+        position_embeddings=(inputs.cos, inputs.sin),
+        use_cache=False,
+    )
+    layer.as_tuple = isinstance(out, tuple)  # asked of what it does: annotations of transformers say otherwise
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _ours(layer: Layer, inputs: Inputs, x: Tensor) -> Tensor:
+    return LayerFunction.apply(layer, x, inputs.cos, inputs.sin, None, *layer.parameters())
+
+
+def tiny_losses(lm: Any, layers: Iterable[Layer] = ()) -> list[float]:
+    """The loss of a few tokens; where the model has windows, also with these so short that the tokens reach beyond."""
+    losses = [_tiny_loss(lm)]
+    if has_windows(lm):
+        with shortened(lm, layers):
+            losses.append(_tiny_loss(lm))
+    return losses
+
+
+@torch.enable_grad()
+def _tiny_loss(lm: Any) -> float:
+    """The loss of 32 random tokens, in training mode and with gradients on, as a step would see it.
+
+    16 of them are trained: such numbers, multiples of 16, share their kernels with a run's.
+    """
+    generator = torch.Generator().manual_seed(3)
+    device = next(lm.parameters()).device
+    ids = torch.randint(0, lm.config.vocab_size, (2, 16), generator=generator).to(device)
+    labels = ids.clone()
+    labels[0, :15] = -100
+    training = lm.training
+    lm.train()
+    try:
+        with without_dropout(lm):
+            return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
+    finally:
+        lm.train(training)
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Its dropout layers let everything through."""
+    dropping = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
+    for m in dropping:
+        m.eval()
+    try:
+        yield
+    finally:
+        for m in dropping:
+            m.train()
+
+
+@contextmanager
+def _filled(layer: Layer) -> Any:
+    """LoRA's B is zero at the start: random numbers stand in while a layer is probed."""
+    members = [m for g in layer.groups() for m in g.members if m.b is not None]
+    kept = [m.b.detach().clone() for m in members]  # type: ignore[union-attr]
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for m in members:
+            m.b.copy_(torch.randn(m.b.shape, generator=generator) * 0.02)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for m, b in zip(members, kept, strict=True):
+                m.b.copy_(b)  # type: ignore[union-attr]

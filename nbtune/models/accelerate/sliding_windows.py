@@ -1,0 +1,136 @@
+"""How far back each layer sees, asked of the masks that the model itself makes.
+
+Where a window is kept (in the config, on the attention, by kinds of layers) differs from family to family and from one
+transformers to the next. The mask that a layer is handed is what counts. It is looked at on a few tokens, with every
+window shortened for the while, so that these reach beyond it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbtune.models.accelerate.layer_spec import Layer
+from nbtune.models.accelerate.lora_linear import LeftAlone
+
+__all__ = ["has_windows", "shortened", "windows_of"]
+
+_SHORT = 5  # tokens; less than a probe's, and no divisor of their number
+_TOKENS = 16
+_WINDOW = re.compile(r"window|attention_chunk")
+_COUNT = re.compile(r"layer|pattern")  # max_window_layers and its like count something else
+
+
+def _configs(module: nn.Module) -> list[Any]:
+    """Every config that one of the modules reads; of a model of several kinds, its text's too."""
+    found: dict[int, Any] = {}
+    for m in module.modules():
+        config = getattr(m, "config", None)
+        if config is not None and id(config) not in found:
+            found[id(config)] = config
+            text = config.get_text_config() if hasattr(config, "get_text_config") else config
+            found[id(text)] = text
+    return list(found.values())
+
+
+def _windows(module: nn.Module) -> Iterator[tuple[Any, str, int]]:
+    """(object, attribute, tokens) of each window that is set somewhere in the module."""
+    for holder in [*_configs(module), *module.modules()]:
+        for name, value in vars(holder).items():
+            named = _WINDOW.search(name) and not _COUNT.search(name)
+            if named and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                yield holder, name, value
+
+
+def has_windows(module: nn.Module) -> bool:
+    """Whether a window is set anywhere, in use or not."""
+    return next(_windows(module), None) is not None
+
+
+@contextmanager
+def shortened(module: nn.Module, layers: Iterable[Layer] = ()) -> Iterator[None]:
+    """No window of the module, and of our layers, is longer than a few tokens; they are put back afterwards."""
+    kept = list(_windows(module))
+    ours = [(layer, layer.window) for layer in layers]
+    try:
+        for holder, name, value in kept:
+            setattr(holder, name, min(value, _SHORT))
+        for layer, window in ours:
+            layer.window = None if window is None else min(window, _SHORT)
+        yield
+    finally:
+        for holder, name, value in kept:
+            setattr(holder, name, value)
+        for layer, window in ours:
+            layer.window = window
+
+
+def windows_of(inner: nn.Module, layers: list[nn.Module]) -> list[int | LeftAlone | None]:
+    """Of each layer: how many tokens it sees, itself included; None for all before it; or why that is not known.
+
+    Args:
+        inner: the decoder, stock; its layers do not run.
+        layers: of its list.
+    """
+    set_to = {value for _, _, value in _windows(inner)}
+    with shortened(inner):
+        masks = _masks_of(inner, layers)
+    out: list[int | LeftAlone | None] = []
+    for i in range(len(layers)):
+        seen = _window_in(masks[i]) if i in masks else LeftAlone("the decoder does not run it as others do")
+        if isinstance(seen, int):
+            real = {value for value in set_to if min(value, _SHORT) == seen} or {seen}
+            seen = (
+                real.pop() if len(real) == 1 else LeftAlone(f"which of the windows {sorted(real)} is its, is unclear")
+            )
+        out.append(seen)
+    return out
+
+
+@torch.no_grad()
+def _masks_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Any]:
+    """The mask that each layer is handed for a row of a few tokens."""
+    masks: dict[int, Any] = {}
+    own = [layer.__dict__.get("forward") for layer in layers]
+
+    def passing(i: int) -> Any:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            masks[i] = args[0] if args else kwargs.get("attention_mask")
+            return hidden_states
+
+        return forward
+
+    table: Any = inner.get_input_embeddings()  # type: ignore[operator]
+    device = table.weight.device  # the layers may be elsewhere
+    ids = torch.randint(0, inner.config.vocab_size, (1, _TOKENS), generator=torch.Generator().manual_seed(3))  # type: ignore[union-attr, arg-type]
+    try:
+        for i, layer in enumerate(layers):
+            layer.forward = passing(i)  # type: ignore[method-assign]
+        inner(input_ids=ids.to(device), use_cache=False)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        pass  # a decoder that wants something else of its layers: those that it did not come to stay as they are
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = forward  # type: ignore[method-assign]
+    return masks
+
+
+def _window_in(mask: Any) -> int | LeftAlone | None:
+    """What is a mask: None for causal, the number of tokens of a window."""
+    if mask is None:
+        return None  # sdpa's causal attention
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2:] != (_TOKENS, _TOKENS):
+        return LeftAlone("its mask is of another kind than attention's")
+    sees = (mask if mask.dtype == torch.bool else mask > -1).cpu()
+    at = torch.arange(_TOKENS)
+    back = at[:, None] - at[None, :]
+    for window in range(_TOKENS, 0, -1):
+        if torch.equal(sees, ((back >= 0) & (back < window)).expand_as(sees)):
+            return None if window == _TOKENS else window
+    return LeftAlone("its tokens see others than those before them, or those in a window")

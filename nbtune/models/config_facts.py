@@ -1,0 +1,151 @@
+"""What a model is, from its config and the headers of its weight files: no torch, no weights read."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbtune.errors import SpecError
+from nbtune.models.loading import resolve
+from nbtune.models.weight_checks import read_headers
+
+__all__ = ["ModelFacts", "model_facts"]
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Plain facts of a causal language model, enough to plan a run without loading it.
+
+    Args:
+        name: as the spec wrote it: a Hub id, a folder's name, or the embedded model.
+        architecture: transformers' class name, such as ``LlamaForCausalLM``.
+        hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, vocab_size: of the config.
+        tied: the head is the embedding.
+        parameters: how many numbers the weights hold (a tied head counted once).
+        max_position: longest sequence the positions were made for, in tokens.
+        weights_bytes: size of the weights on disk.
+        dtype: of most weights on disk, in torch's spelling.
+    """
+
+    name: str
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tied: bool
+    parameters: int
+    max_position: int
+    weights_bytes: int
+    dtype: str
+
+    @property
+    def block_parameters(self) -> int:
+        """Numbers in the linear layers of one block (what a LoRA on all linears sits beside)."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    def row_tokens(self, wanted: int | None) -> int:
+        """Tokens of a row at most: as many as are wanted (None: no matter), and as the model has positions for."""
+        return min(wanted or self.max_position, self.max_position)
+
+    def lora_parameters(self, r: int) -> int:
+        """Numbers of a rank-``r`` LoRA on all seven linear layers of every block."""
+        width = self.head_dim * (self.num_heads + self.num_kv_heads)
+        ends = 4 * self.hidden_size + 2 * width + 3 * (self.hidden_size + self.intermediate_size)
+        return r * ends * self.num_layers
+
+
+def model_facts(model: str) -> ModelFacts:
+    """The facts of a model, from ``config.json`` and the headers of its safetensors files.
+
+    Args:
+        model: a Hub id, a folder, or ``nbtune/tiny``. Of a Hub model only the config and the headers travel.
+
+    Raises:
+        SpecError: the folder has no readable ``config.json``, a weight file is not whole, or it is no causal language
+            model.
+        HubError: the Hub could not be asked.
+    """
+    place = resolve(model, weights=False)
+    config = _config(Path(place), model)
+    headers = read_headers(Path(place)) or ({} if Path(model).is_dir() else _hub_headers(model))
+    return _from_config(model, config, headers)
+
+
+def _config(folder: Path, model: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as e:
+        raise SpecError(
+            f"{model} has no readable config.json ({type(e).__name__})", fix="Name a folder or Hub id of a model."
+        ) from e
+    text = config.get("text_config")
+    return {**config, **text, "architectures": config.get("architectures")} if isinstance(text, dict) else config
+
+
+def _hub_headers(model: str) -> dict[str, dict[str, Any]]:
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+
+    try:
+        meta = get_safetensors_metadata(model)
+    except (NotASafetensorsRepoError, HfHubHTTPError, OSError):
+        return {}  # the sizes are then computed from the config
+    return {
+        name: {"dtype": info.dtype, "shape": info.shape}
+        for file in meta.files_metadata.values()
+        for name, info in file.tensors.items()
+    }
+
+
+def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any]]) -> ModelFacts:
+    def get(*names: str) -> Any:
+        return next((c[n] for n in names if c.get(n) is not None), None)
+
+    hidden, layers, heads = get("hidden_size", "n_embd", "d_model"), get("num_hidden_layers", "n_layer"), 0
+    heads = get("num_attention_heads", "n_head")
+    if not (hidden and layers and heads):
+        raise SpecError(f"{model} is not a causal language model that nbtune knows: its config names no layers")
+    inter = get("intermediate_size", "n_inner", "ffn_hidden_size") or 4 * hidden
+    kv, dim, vocab = get("num_key_value_heads") or heads, get("head_dim") or hidden // heads, get("vocab_size") or 0
+    tied = bool(c.get("tie_word_embeddings", False))
+    if headers:
+        tied = not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in headers)
+    sizes = [(_numel(h["shape"]), h["dtype"]) for h in headers.values() if h["dtype"] in _BYTES]
+    block = hidden * dim * (2 * heads + 2 * kv) + 3 * hidden * inter + 2 * hidden
+    parameters = sum(n for n, _ in sizes) or layers * block + hidden + vocab * hidden * (1 if tied else 2)
+    dtype = str(get("dtype", "torch_dtype") or "float32").removeprefix("torch.")
+    if sizes:
+        per = {d: sum(n for n, e in sizes if e == d) for d in {d for _, d in sizes}}
+        dtype = _DTYPES.get(max(per, key=lambda d: per[d]), dtype)
+    width = {"float32": 4, "float64": 8}.get(dtype, 2)
+    return ModelFacts(
+        name=model if not Path(model).is_dir() else Path(model).name,
+        architecture=(c.get("architectures") or ["?"])[0],
+        hidden_size=hidden,
+        intermediate_size=inter,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv,
+        head_dim=dim,
+        vocab_size=vocab,
+        tied=tied,
+        parameters=parameters,
+        max_position=get("max_position_embeddings", "n_positions") or 2048,
+        weights_bytes=sum(n * _BYTES[d] for n, d in sizes) or parameters * width,
+        dtype=dtype,
+    )
+
+
+def _numel(shape: list[int]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total

@@ -1,0 +1,290 @@
+"""Where a model's files are, and how its tokenizer and weights come into memory.
+
+Weights come from safetensors unless the spec trusts the model's own code; nothing here runs a pickle.
+"""
+
+import importlib
+import json
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune import hub_cache
+from nbtune.errors import HubError, PlanError, SpecError
+from nbtune.models.weight_checks import check_files, check_loaded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["load_model", "load_tokenizer", "missing_bytes", "outline", "resolve"]
+
+EMBEDDED = "nbtune/tiny"
+_IMPORTING = threading.Lock()
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "merges.txt", "*.tiktoken"]
+
+
+def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
+    """The folder that holds a model's files; a Hub model is downloaded into huggingface_hub's own cache, unless it is
+    whole there or in a shared one.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        weights: also the weight files, not only config and tokenizer.
+        trust_remote_code: also the model's Python files.
+
+    Raises:
+        SpecError: there is no such folder, and it is no Hub id.
+        HubError: the Hub does not know it, does not let us in, or cannot be reached.
+    """
+    if model == EMBEDDED:
+        from nbtune.models import embedded
+
+        return Path(embedded.path())
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SpecError(
+                f"the folder {model} holds no config.json", fix="Name the folder that save_pretrained made."
+            )
+        return folder
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        raise SpecError(f"there is no model folder {model}", fix="Check the path, or name a Hub id such as org/name.")
+    return _shared(model) or _download(model, weights, trust_remote_code)
+
+
+def _shared(model: str) -> Path | None:
+    """Its folder in a shared cache, where it is whole there and not in the user's own."""
+    own = hub_cache.snapshot(hub_cache.user_cache(), "model", model)
+    if own is not None and _is_whole(own):
+        return None
+    return next(filter(_is_whole, hub_cache.shared_snapshot("model", model)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether config and all weights are there."""
+    if not (folder / "config.json").is_file():
+        return False
+    if (folder / "model.safetensors").is_file():
+        return True
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = [*_SMALL, *(["*.safetensors"] if weights else []), *(["*.py"] if trust_remote_code else [])]
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=patterns))
+    except HFValidationError as e:
+        raise SpecError(f"{model!r} is no model id", fix="Write it as org/name, or name a folder.") from e
+    except GatedRepoError as e:
+        raise HubError(
+            f"{model} is gated: its owner wants you to ask first",
+            fix=f"Open huggingface.co/{model}, accept the terms, then log in with `hf auth login`.",
+        ) from e
+    except RepositoryNotFoundError as e:
+        raise HubError(
+            f"the Hub knows no model {model}", fix="Check the spelling; for a private one, log in with `hf auth login`."
+        ) from e
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
+        if distrust := hub_cache.distrusted(e):
+            raise HubError(distrust[0], place=model, fix=distrust[1]) from e
+        raise HubError(
+            f"{model} is not on this machine, and the Hub could not be reached ({type(e).__name__})",
+            fix="Check the network, name a folder, or use the embedded model nbtune/tiny.",
+        ) from e
+    if not (folder / "config.json").is_file():
+        raise SpecError(f"{model} holds no config.json", fix="Name a model in transformers' format (not a GGUF).")
+    if weights and not any(folder.glob("*.safetensors")):
+        raise SpecError(f"{model} has no safetensors weights", fix="Ask its owner for them: nbtune opens no pickles.")
+    return folder
+
+
+def missing_bytes(model: str, weights_bytes: int) -> int:
+    """Bytes that must still be downloaded: 0 for the embedded model, a folder, or a model whose weights are cached.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        weights_bytes: size of all its weights; counted whole as long as one shard is missing.
+    """
+    if model == EMBEDDED or Path(model).expanduser().is_dir():
+        return 0
+    own = hub_cache.snapshot(hub_cache.user_cache(), "model", model)
+    there = [*([own] if own is not None else []), *hub_cache.shared_snapshot("model", model)]
+    return 0 if any(map(_is_whole, there)) else weights_bytes
+
+
+def _transformers() -> Any:
+    """transformers, imported by one thread at a time.
+
+    It puts another module in its place while it is imported: a thread that waited for that has the old one in its
+    hands, and "cannot import name" (an inspector that is opened while a run's thread begins, say).
+    """
+    with _IMPORTING:
+        importlib.import_module("transformers")
+        return sys.modules["transformers"]
+
+
+def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer, with its chat template.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        trust_remote_code: let the model's own Python run.
+
+    Raises:
+        SpecError, HubError: see `resolve`; SpecError also when the folder holds no tokenizer.
+    """
+    tokenizers = _transformers().AutoTokenizer
+    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    try:
+        return tokenizers.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as e:
+        raise SpecError(
+            f"{model} has no tokenizer that can be read ({_first_line(e)})", fix="Name a model that has one."
+        ) from e
+
+
+def load_model(
+    model: str,
+    *,
+    dtype: "torch.dtype",
+    device: "torch.device | str",
+    quant: str = "none",
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+) -> "PreTrainedModel":
+    """The causal language model, its weights read straight onto the device.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id.
+        dtype: of the weights in memory.
+        device: where they go.
+        quant: ``none``, or ``nf4`` (4-bit with double quantisation, by bitsandbytes).
+        trust_remote_code: let the model's own Python run.
+        attention: transformers' name of the attention implementation, or ``nbtune`` for ours; unset: its own choice,
+            sdpa where there is one.
+
+    Raises:
+        SpecError: no causal language model, no safetensors, or weights that are missing, left over, or not whole.
+        PlanError: ``nf4`` where bitsandbytes is not installed.
+        HubError: see `resolve`.
+    """
+    models = _transformers().AutoModelForCausalLM
+
+    place = resolve(model, trust_remote_code=trust_remote_code)
+    if attention == "nbtune":
+        from nbtune.models.accelerate.hf_attention import register
+
+        register()
+    check_files(place, model)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    # other shapes are refused below, by name
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if quant != "none":
+        options["quantization_config"] = _quantization(quant, dtype)
+    try:
+        with _quiet():
+            loaded, info = models.from_pretrained(
+                place,
+                device_map={"": _index(device)},
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                **options,
+            )
+    except (OSError, ValueError, KeyError) as e:
+        raise SpecError(f"{model} cannot be loaded: {_first_line(e)}", fix="Name a causal language model.") from e
+    check_loaded(loaded, info, place, model)
+    loaded.config.use_cache = False
+    _keep_layout(loaded)
+    return loaded
+
+
+def outline(
+    model: str, *, layers: int, dtype: "torch.dtype", device: "torch.device | str", trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """A model of the same kind and widths with so many layers and random weights; no weight file is read.
+
+    Raises:
+        SpecError, HubError: see `resolve`.
+    """
+    import torch
+
+    library = _transformers()
+
+    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    config = library.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+    part = config.get_text_config()
+    part.num_hidden_layers = layers
+    if getattr(part, "layer_types", None):
+        part.layer_types = part.layer_types[:layers]
+    config.use_cache = False
+    with torch.device(_index(device)):
+        return library.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _keep_layout(model: "PreTrainedModel") -> None:
+    """On a CPU with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first answer or evaluation, with scales
+    in bf16: what is trained afterwards would be another model than before, and than after a restart."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def _quiet() -> "Iterator[None]":
+    """No progress bar of transformers: a run's thread never prints."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _quantization(quant: str, dtype: "torch.dtype") -> Any:
+    from importlib.util import find_spec
+
+    if quant != "nf4":
+        raise SpecError(f"unknown weight format {quant!r}", fix="Use none or nf4.")
+    if find_spec("bitsandbytes") is None:
+        raise PlanError(
+            "4-bit weights need bitsandbytes, which is not installed",
+            fix="Run `pip install bitsandbytes`, or use adapter: {type: lora}.",
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _index(device: "torch.device | str") -> Any:
+    import torch
+
+    device = torch.device(device)
+    return device if device.index is not None or device.type != "cuda" else torch.device("cuda", 0)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.args[0] if error.args else error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

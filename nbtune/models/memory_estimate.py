@@ -1,0 +1,134 @@
+"""How many bytes a model in training needs, from plain facts. Formulas, not tables; each says what it counts.
+
+T is the tokens of a micro-batch (rows × sequence length), H hidden, I intermediate, e bytes a number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from nbtune.models.config_facts import ModelFacts
+    from nbtune.models.memory_estimate import MemoryPolicy
+    from nbtune.spec import AdapterSpec
+from typing import Literal, get_args
+
+__all__ = ["MEMORY_POLICIES", "MemoryPlan", "MemoryPolicy", "block_bytes", "estimate", "trainable_parameters"]
+
+_LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
+_CUDA_CONTEXT = 600 * 2**20
+_BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
+_PYTHON = 700 * 2**20  # a process with torch and transformers loaded
+BYTES_A_WEIGHT = {"32bit": 4.0, "16bit": 2.0, "fp8": 1.0, "nf4": 0.53}
+
+
+class MemoryPlan(BaseModel):
+    """Predicted bytes on the training device, by what holds them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """The expected peak, in bytes."""
+        return sum(self.model_dump().values())
+
+
+def trainable_parameters(model: ModelFacts, adapter: AdapterSpec) -> int:
+    """How many numbers are trained."""
+    if adapter.type == "full":
+        return model.parameters
+    return model.lora_parameters(adapter.r)
+
+
+def estimate(
+    model: ModelFacts,
+    adapter: AdapterSpec,
+    *,
+    weights: str,
+    activations: MemoryPolicy,
+    micro_batch_size: int,
+    sequence_len: int,
+    dtype: str,
+    device: str,
+    accelerated: bool = True,
+    resident_layers: int | None = None,
+    parts: int = 1,
+) -> MemoryPlan:
+    """The expected bytes on the training device.
+
+    Args:
+        model: plain facts; nothing is loaded.
+        adapter: what is trained; its numbers, gradients and Adam moments are fp32 (`nbtune.train.master_weights`).
+        weights: a key of `BYTES_A_WEIGHT`; embedding and head stay at 16 bit (32 on a CPU).
+        activations: what blocks keep.
+        accelerated: nbtune's blocks and fused head; stock keeps more per token and the logits too.
+        resident_layers: how many layers' frozen weights are on the device (unset: all); of the others two are there at
+            a time.
+        parts: between so many devices the blocks' frozen weights are parted; `_BORROWED` blocks are there whole.
+    """
+    width = 4 if dtype == "fp32" else 2
+    trained = trainable_parameters(model, adapter)
+    rest = max(0, model.parameters - model.block_parameters * model.num_layers)
+    travelling = model.num_layers - (model.num_layers if resident_layers is None else resident_layers)
+    blocks = model.num_layers - travelling + min(travelling, 2)
+    tokens = micro_batch_size * sequence_len
+    borrowed = min(_BORROWED, blocks) if parts > 1 else 0
+    frozen = int((blocks / parts + borrowed) * block_bytes(model, weights)) + rest * width
+    logits = min(tokens, _LOGIT_CHUNK) if accelerated else tokens
+    if weights == "fp8":  # one block's are there transposed, too
+        frozen += block_bytes(model, weights)
+    needs = MemoryPlan(
+        weights=frozen,
+        adapter=0 if adapter.type == "full" and width == 4 else trained * 4,  # of 16-bit weights: fp32 copies
+        gradients=trained * 4,
+        optimizer=trained * 8,
+        activations=_activations(model, activations, tokens, width, accelerated),
+        head=logits * model.vocab_size * (4 + width),
+        reserve=_CUDA_CONTEXT if device == "cuda" else _PYTHON,
+    )
+    # 8-bit weights come into memory as 16-bit ones first
+    loading = block_bytes(model, "16bit") * model.num_layers + rest * width if weights == "fp8" else 0
+    return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
+
+
+def block_bytes(model: ModelFacts, weights: str) -> int:
+    """Bytes of one block's frozen linear layers; weights: a key of `BYTES_A_WEIGHT`."""
+    return int(model.block_parameters * BYTES_A_WEIGHT[weights])
+
+
+def _activations(model: ModelFacts, policy: MemoryPolicy, tokens: int, width: int, accelerated: bool) -> int:
+    hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
+    attention = 3 * hidden + heads  # the block's input, attention's output, the second norm's input; q, k, v
+    gated = 2 * model.intermediate_size
+    kept = {"keep": attention + gated, "selective": attention, "recompute": hidden, "offload": 0}[policy]
+    if not accelerated:  # every norm's, rotary's, activation's and cast's input is kept by autograd
+        kept += {
+            "keep": 6 * hidden + heads + 2 * model.intermediate_size,
+            "selective": 0,
+            "recompute": 0,
+            "offload": 0,
+        }[policy]
+    working = 4 * hidden + 2 * heads + 4 * model.intermediate_size  # the block that is being computed
+    return tokens * width * (kept * model.num_layers + working)
+
+
+MemoryPolicy = Literal["keep", "selective", "recompute", "offload"]
+"""What stays in memory between a block's forward and its backward.
+
+- ``keep``: the inputs of every matrix product; norms, rotary and the gated activation are computed again.
+- ``selective``: like keep, without the MLP's gate and up: their product runs again (half of a layer's bytes).
+- ``recompute``: the block's input alone; everything runs again.
+- ``offload``: like recompute, and the block's input waits in pinned host memory.
+"""
+
+MEMORY_POLICIES: tuple[str, ...] = get_args(MemoryPolicy)

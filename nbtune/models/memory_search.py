@@ -1,0 +1,151 @@
+"""The fastest way to hold a model in training that fits: what blocks keep, and which weights stay in the host's memory.
+
+Free memory is there to be spent: the ways are tried from the fastest down. Only where none fits with all weights on the
+device, some layers' travel (twice a step, beside the arithmetic); as many as there is room for stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from nbtune.models.memory_estimate import MemoryPlan, MemoryPolicy, block_bytes, estimate
+
+if TYPE_CHECKING:
+    from nbtune.device import DeviceFacts
+    from nbtune.models.config_facts import ModelFacts
+    from nbtune.spec import AdapterSpec
+
+__all__ = ["SLOWER", "Fit", "Home", "Setup", "fit"]
+
+Home = Literal["device", "sharded", "streamed"]  # of frozen weights
+
+SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
+SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
+_PINNED = 1.25  # of the weights' size: pinned memory comes in powers of two
+_HOST_RATE = 45e9  # bytes a second from pinned memory; 52e9 were measured on an H200
+_FLOPS = 3.5e14  # in bf16, for the balance between arithmetic and transfers only
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What does not change from one way to another.
+
+    Args:
+        weights: a key of `nbtune.models.memory_estimate.BYTES_A_WEIGHT`.
+        dtype: ``bf16``, ``fp16`` or ``fp32``.
+        devices: how many such devices share each step.
+    """
+
+    model: ModelFacts
+    adapter: AdapterSpec
+    device: DeviceFacts
+    weights: str
+    dtype: str
+    sequence_len: int
+    accelerated: bool = True
+    devices: int = 1
+
+    def memory(
+        self, policy: MemoryPolicy, micro_batch_size: int, resident: int | None = None, *, sharded: bool = False
+    ) -> MemoryPlan:
+        """The bytes of one way, on each device."""
+        return estimate(
+            self.model,
+            self.adapter,
+            weights=self.weights,
+            activations=policy,
+            micro_batch_size=micro_batch_size,
+            sequence_len=self.sequence_len,
+            dtype=self.dtype,
+            device=self.device.kind,
+            accelerated=self.accelerated,
+            resident_layers=resident,
+            parts=self.devices if sharded else 1,
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One way, and what it needs."""
+
+    activations: MemoryPolicy
+    micro_batch_size: int
+    memory: MemoryPlan
+    resident_layers: int | None = None
+    sharded: bool = False
+
+
+def fit(
+    setup: Setup,
+    micro_batch_sizes: Iterable[int],
+    *,
+    activations: str = "auto",
+    home: Home | None = None,
+) -> tuple[Fit | None, Fit]:
+    """The fastest way that fits, or None; and the one that needs least.
+
+    Args:
+        setup: model, adapter, device.
+        micro_batch_sizes: that may be tried.
+        activations: a policy, or ``auto``.
+        home: where frozen weights are: on each device, parted among them, or all in the host's memory; unset: in this
+            order, by the memory there is, and where they travel as many as there is room for stay.
+    """
+    policies: tuple[MemoryPolicy, ...] = get_args(MemoryPolicy)
+    if setup.device.kind != "cuda" or setup.device.unified:  # there is no other memory to which inputs could go
+        policies = tuple(policy for policy in policies if policy != "offload")
+    policies = policies if activations == "auto" else (activations,)  # type: ignore[assignment]
+    sizes = list(micro_batch_sizes)
+    both = [(p, m) for p in policies for m in sizes]
+    room = setup.device.free * SPENDABLE
+    ways = [Fit(p, m, setup.memory(p, m)) for p, m in both] if home in (None, "device") else []
+    fitting = [way for way in ways if way.memory.total <= room]
+    if not fitting and home in (None, "sharded") and _may_be_parted(setup):
+        parted = [Fit(p, m, setup.memory(p, m, sharded=True), sharded=True) for p, m in both]
+        fitting = [way for way in parted if way.memory.total <= room]
+        ways += parted
+    if not fitting and home in (None, "streamed") and _may_travel(setup):
+        travelling = [_travelling(setup, p, m, room, forced=home == "streamed") for p, m in both]
+        fitting = [way for way in travelling if way.memory.total <= room]
+        ways += travelling
+    best = min(fitting, key=lambda way: _seconds(setup, way), default=None)
+    return best, min(ways or [Fit(p, m, setup.memory(p, m)) for p, m in both], key=_bytes)
+
+
+def _bytes(way: Fit) -> int:
+    return way.memory.total
+
+
+def _may_be_parted(setup: Setup) -> bool:
+    """Frozen weights of whole numbers are, among several devices."""
+    return setup.devices > 1 and setup.weights in ("16bit", "32bit") and setup.adapter.type in ("lora", "dora")
+
+
+def _may_travel(setup: Setup) -> bool:
+    """Weights travel into nbtune's blocks on a GPU with memory of its own: frozen 16-bit ones that fit in RAM."""
+    model, device = setup.model, setup.device
+    here = device.kind == "cuda" and not device.unified and setup.accelerated
+    needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED * setup.devices
+    return here and setup.weights == "16bit" and setup.adapter.type == "lora" and needed <= device.ram
+
+
+def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, room: float, *, forced: bool) -> Fit:
+    """The way with as many resident layers as there is room for."""
+    least = setup.memory(policy, micro, 0)
+    spare = int((room - least.total) // block_bytes(setup.model, setup.weights))
+    resident = 0 if forced else max(0, min(spare, setup.model.num_layers - 1))
+    return Fit(policy, micro, setup.memory(policy, micro, resident), resident)
+
+
+def _seconds(setup: Setup, way: Fit) -> float:
+    """Seconds a token, up to a factor that all ways share."""
+    model, tokens = setup.model, way.micro_batch_size * setup.sequence_len
+    launches = 1 + 0.15 / (tokens / 512)  # small micro-batches waste launches
+    work = 4 * model.parameters * SLOWER[way.activations] * launches / _FLOPS
+    if way.resident_layers is None:
+        return work
+    sent = 2 * (model.num_layers - way.resident_layers) * block_bytes(model, setup.weights)
+    longer, shorter = sorted((work, sent / _HOST_RATE / tokens), reverse=True)
+    return longer + 0.1 * shorter  # the shorter one hides behind the longer, nearly

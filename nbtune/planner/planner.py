@@ -1,0 +1,216 @@
+"""From what was asked and the plain facts to a plan: the fastest way that fits.
+
+Free memory is there to be spent: of all ways (what blocks keep, which weights travel, rows of a micro-batch) it is the
+fastest that fits. If nothing fits, the error names the nearest change that would.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from nbtune.data import together
+from nbtune.device import DeviceFacts, choose_dtype
+from nbtune.errors import PlanError
+from nbtune.models.memory_estimate import trainable_parameters
+from nbtune.models.memory_search import SLOWER, Fit, Home, Setup, fit
+from nbtune.planner.learning_rate import rate_of
+from nbtune.planner.plan import Plan
+
+if TYPE_CHECKING:
+    from nbtune.data.prepare.stats import DataFacts
+    from nbtune.models.config_facts import ModelFacts
+    from nbtune.models.memory_estimate import MemoryPolicy
+    from nbtune.spec import RunSpec
+
+__all__ = ["DEFAULT_EPOCHS", "make_plan"]
+
+_DEFAULT_BATCH = 8
+DEFAULT_EPOCHS = 3.0
+
+
+def make_plan(
+    spec: RunSpec,
+    model: ModelFacts,
+    data: DataFacts,
+    device: DeviceFacts,
+    *,
+    download_bytes: int = 0,
+    devices: int = 1,
+) -> Plan:
+    """The plan of a run.
+
+    Args:
+        spec: what was asked for.
+        model, data, device: plain facts; nothing is loaded to plan.
+        download_bytes: what must still be fetched.
+        devices: how many devices as this one, or processes, share each step.
+    Raises:
+        PlanError: nothing fits, or this device cannot do what was asked for.
+    """
+    dtype, reason = choose_dtype(spec.dtype, device)
+    if spec.activations == "offload" and device.unified:
+        raise PlanError(
+            f"activations go from a GPU's own memory into RAM, and {device.name} has none of its own",
+            fix="write `activations: recompute`, or leave it out",
+        )
+    reasons: list[str] = []
+    weights = _weights(spec, device, dtype, reasons)
+    sequence_len = _sequence_len(spec, model, data, reasons)
+    batch, micros = _batch(spec, devices)
+    tokens = sequence_len * together(spec.method)  # of a row: a better and a worse answer are two sequences
+    ours = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
+    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, ours, devices)
+    home: Home | None = "streamed" if spec.weights == "streamed" else None
+    if spec.weights == "sharded" and devices > 1:
+        home = "sharded"
+    best, smallest = fit(setup, micros, activations=spec.activations, home=home)
+    if best is None:
+        raise _nothing_fits(spec, device, smallest, weights)
+    reasons += _of_devices(spec, device, devices, batch)
+    micro = best.micro_batch_size
+    if best.activations != "keep" and spec.activations == "auto":
+        reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
+    if best.sharded and home is None:
+        reasons.append(f"frozen weights are parted: all of them would not fit into {device.free / 2**30:.1f} GiB")
+    if best.resident_layers is not None and home is None:
+        reasons.append(f"frozen weights travel: all of them would not fit into {device.free / 2**30:.1f} GiB")
+    accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
+    total_steps = spec.steps or max(
+        1, math.ceil((spec.epochs or DEFAULT_EPOCHS) * math.ceil(data.rows / (micro * accumulation)))
+    )
+    if spec.steps is None and spec.epochs is None:
+        reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
+    trained = trainable_parameters(model, spec.adapter)
+    mean = data.tokens_total / max(1, data.rows)
+    rate, why = rate_of(spec, model.architecture, model.hidden_size)
+    return Plan(
+        model=model.name,
+        architecture=model.architecture,
+        hidden_size=model.hidden_size,
+        parameters=model.parameters,
+        trainable_parameters=trained,
+        rows=data.rows,
+        eval_rows=data.eval_rows,
+        device=device.kind,  # type: ignore[arg-type]
+        device_name=device.name,
+        dtype=dtype,  # type: ignore[arg-type]
+        dtype_reason=reason,
+        weights=weights,  # type: ignore[arg-type]
+        resident_layers=best.resident_layers,
+        gpus=devices,
+        sharded=best.sharded,
+        activations=best.activations,
+        packing=spec.packing,
+        sequence_len=sequence_len,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        total_steps=total_steps,
+        learning_rate=rate,
+        learning_rate_reason=why,
+        eval_every=spec.eval.every or max(1, round(total_steps / 10)),
+        memory=best.memory,
+        available_bytes=device.free,
+        disk_bytes=trained * 12 * (spec.checkpoint.keep + 1) + trained * 8,
+        download_bytes=download_bytes,
+        seconds=total_steps
+        * math.ceil(micro * accumulation / devices)
+        * min(mean, sequence_len)
+        * _seconds_a_token(model, device, best.activations),
+        reasons=tuple(reasons),
+    )
+
+
+def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str]) -> str:
+    wanted = "nf4" if spec.adapter.type == "qlora" else spec.weights
+    if wanted == "auto":
+        return "32bit" if dtype == "fp32" else "16bit"
+    if wanted == "nf4" and device.kind == "mps":
+        raise PlanError(
+            "4-bit weights need bitsandbytes, which does not run on Apple GPUs", fix="write `adapter: lora`"
+        )
+    if wanted == "fp8" and device.capability < (9, 0):
+        raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
+    if wanted == "streamed":
+        return _checked_for_travel(spec, device)
+    if wanted == "sharded":
+        return "32bit" if dtype == "fp32" else "16bit"
+    if wanted == "16bit" and dtype == "fp32":
+        reasons.append("16-bit weights were asked for, the CPU computes in fp32")
+        return "32bit"
+    return wanted
+
+
+def _checked_for_travel(spec: RunSpec, device: DeviceFacts) -> str:
+    if device.kind != "cuda" or device.unified:
+        raise PlanError(
+            f"weights can only travel to a GPU with memory of its own, this is {device.name}",
+            fix="write `weights: auto`",
+        )
+    if spec.adapter.type != "lora" or not spec.accelerate:
+        raise PlanError(
+            "weights travel only beside a plain LoRA, into nbtune's own blocks",
+            fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",
+        )
+    return "16bit"
+
+
+def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: list[str]) -> int:
+    if spec.sequence_len is not None:
+        if spec.sequence_len > model.max_position:
+            reasons.append(f"{spec.sequence_len} tokens are more than the model's {model.max_position} positions")
+        return spec.sequence_len
+    if data.longest > model.max_position:
+        reasons.append(
+            f"rows are cut at the model's {model.max_position} positions; the longest has {data.longest} tokens"
+        )
+    return max(8, min(data.longest, model.max_position))
+
+
+def _of_devices(spec: RunSpec, device: DeviceFacts, devices: int, batch: int) -> list[str]:
+    """What is to be said of how many devices there are, and how many are used."""
+    if devices == 1 and device.count > 1 and spec.gpus == 1:
+        return [f"one of {device.count} GPUs is used: `gpus: all` shares each step among them"]
+    if batch < devices:
+        return [f"{devices - batch} of {devices} GPUs have nothing to do: a step has {batch} rows, raise `batch_size`"]
+    return [f"each GPU takes its share of a step's {batch} rows: losses are those of one GPU"] * (devices > 1)
+
+
+def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
+    """The effective batch and the micro-batches that may be tried, none larger than a device's share of the batch."""
+    if spec.micro_batch_size is not None:
+        batch = spec.batch_size or spec.micro_batch_size * (spec.gradient_accumulation_steps or 1)
+        return batch, [spec.micro_batch_size]
+    batch = spec.batch_size or _DEFAULT_BATCH
+    if spec.gradient_accumulation_steps is not None:
+        if batch % spec.gradient_accumulation_steps:
+            raise PlanError(
+                f"{batch} rows cannot be accumulated in {spec.gradient_accumulation_steps} equal parts",
+                fix="make batch_size a multiple of gradient_accumulation_steps",
+            )
+        return batch, [batch // spec.gradient_accumulation_steps]
+    least = 2 if spec.method == "kto" else 1  # which compares the answers of a micro-batch
+    sizes = [size for size in range(batch, 0, -1) if batch % size == 0 and size >= min(least, batch)]
+    return batch, [size for size in sizes if size <= -(-batch // devices)] or sizes[-1:]
+
+
+def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:
+    rate = {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}[device.kind]  # achieved FLOP/s, until the first steps are measured
+    return 4 * model.parameters * SLOWER[activations] / rate
+
+
+def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: str) -> PlanError:
+    need, policy, micro = smallest.memory.total, smallest.activations, smallest.micro_batch_size
+    if weights not in ("nf4", "32bit") and device.kind == "cuda" and spec.adapter.type != "full":
+        fix = "write `adapter: qlora` (4-bit frozen weights), or a shorter `sequence_len`"
+    elif spec.adapter.type == "full":
+        fix = "write `adapter: lora`, which trains a fraction of the weights"
+    elif spec.micro_batch_size and spec.micro_batch_size > 1:
+        fix = "leave `micro_batch_size` out, so that the plan can choose"
+    else:
+        fix = "write a shorter `sequence_len`, or take a smaller model"
+    return PlanError(
+        f"it does not fit: the smallest way (activations {policy}, micro-batch {micro}) needs {need / 2**30:.1f} GiB, "
+        f"{device.name} has {device.free / 2**30:.1f} GiB free",
+        fix=fix,
+    )

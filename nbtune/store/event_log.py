@@ -1,0 +1,361 @@
+"""Reading a run's log without keeping it: a million steps are 300 MB of lines.
+
+Mark      a place in the log: how many events and bytes come before it
+Follower  reads on from a mark, a piece at a time
+Latest    the newest event of a type, found from the file's end
+Pump      tells listeners what is new
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nbtune import events
+from nbtune.untrusted import open_file
+
+__all__ = ["EventReader", "EventWriter", "Follower", "Latest", "Mark", "Pump"]
+
+_PIECE = 2**21  # bytes that are read at once: some 7,000 steps
+_BLOCK = 2**16  # bytes, when looking from the end
+_EVERY = 0.25  # seconds between two calls of a listener, on average
+_LOOK = 0.02  # seconds between looks at the log's size, when somebody listens: what is new and late is said at once
+_SOON = 3.0  # seconds after a wish in which a new state is told at once, off the schedule
+_STATE = f'"type":"{events.State.type}"'.encode()
+
+
+class Mark(int):
+    """The index of an event, which also knows where its line begins: `offset` bytes into the log."""
+
+    offset: int | None
+
+    def __new__(cls, index: int, offset: int | None = None) -> Mark:
+        """`offset` None: only the index is known (0 bytes come before event 0)."""
+        made = super().__new__(cls, index)
+        made.offset = 0 if index == 0 and offset is None else offset
+        return made
+
+
+class Follower:
+    """Reads a log piece by piece from `start` on; lines that are not whole yet wait."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path = path
+        offset = start.offset if isinstance(start, Mark) else None
+        self.mark = Mark(0) if offset is None else Mark(int(start), offset)
+        while int(self.mark) < start:  # where its line begins is not known: what comes before is read, and forgotten
+            before = self.mark
+            self._skip = int(start) - int(before)
+            if not self.read():
+                break
+            if int(self.mark) > start:
+                self.mark = Mark(int(start), self._cut_at)
+        self._skip = 0
+
+    _skip = 0
+    _cut_at = 0
+
+    def behind(self) -> bool:
+        """The file has grown; costs a look at its size."""
+        try:
+            return self._path.stat().st_size > (self.mark.offset or 0)
+        except OSError:
+            return False
+
+    def state_ahead(self) -> bool:
+        """Among what is new there is a state; costs a read, and no parsing."""
+        try:
+            with open_file(self._path) as file:
+                file.seek(self.mark.offset or 0)
+                return _STATE in file.read(_PIECE)
+        except OSError:
+            return False
+
+    def read(self) -> list[events.Event]:
+        """The next events: those of at most some 2 MB; none at the end. `mark` is then behind them."""
+        while True:  # what holds no event, however long it is, is passed over
+            found, passed = self._read_piece()
+            if found or not passed:
+                return found
+
+    def _read_piece(self) -> tuple[list[events.Event], bool]:
+        """The events of a piece, and whether there was one."""
+        offset = self.mark.offset or 0
+        try:
+            with open_file(self._path) as file:
+                file.seek(offset)
+                piece = file.read(_PIECE)
+                end = piece.rfind(b"\n") + 1
+                while not end and len(piece) >= _PIECE and (more := file.read(_PIECE)):  # one very long line
+                    piece += more
+                    end = piece.rfind(b"\n") + 1
+        except OSError:
+            return [], False
+        found: list[events.Event] = []
+        at = offset
+        for line in piece[:end].splitlines(keepends=True):
+            at += len(line)
+            try:
+                found.append(events.from_line(line))
+            except (ValueError, TypeError):
+                continue  # a line that no version wrote: the rest of the run is still worth showing
+            if len(found) == self._skip:
+                self._cut_at = at
+        self.mark = Mark(int(self.mark) + len(found), offset + end)
+        return found, end > 0
+
+
+class Latest:
+    """The newest event of a type; each look reads only what is new since the look before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._guard = path, threading.Lock()
+        self._known: dict[type[events.Event], tuple[int, Any]] = {}
+
+    def of(self, kind: type[Any]) -> Any:
+        """The newest `kind`, or None."""
+        with self._guard:
+            seen, event = self._known.get(kind, (0, None))
+            try:
+                size = self._path.stat().st_size
+                if size == seen:
+                    return event
+                if size < seen:  # a torn line was cut off
+                    seen, event = 0, None
+                with open_file(self._path) as file:
+                    end, found = _newest(file, seen, size, kind)
+            except OSError:
+                return event
+            self._known[kind] = end, found if found is not None else event
+            return self._known[kind][1]
+
+
+def _newest(file: Any, start: int, end: int, kind: type[Any]) -> tuple[int, Any]:
+    """(where the last whole line ends, the last `kind` between `start` and there); reads blocks from the end."""
+    mark, tail, whole = f'"type":"{kind.type}"'.encode(), b"", start
+    at = end
+    while at > start:
+        low = max(start, at - _BLOCK)
+        file.seek(low)
+        block = file.read(at - low) + tail
+        if whole == start:  # the last line may not be whole yet
+            last = block.rfind(b"\n") + 1
+            if not last and low > start:
+                tail, at = block, low
+                continue
+            whole, block = (low + last if last else start), block[:last]
+        first = 0 if low == start else block.find(b"\n") + 1
+        if low == start or first:
+            found = _in_lines(block[first:], mark, kind)
+            if found is not None:
+                return whole, found
+            tail = block[:first]
+        else:
+            tail = block
+        at = low
+    return whole, None
+
+
+def _in_lines(lines: bytes, mark: bytes, kind: type[Any]) -> Any:
+    at = len(lines)
+    while (at := lines.rfind(mark, 0, at)) >= 0:
+        begin, finish = lines.rfind(b"\n", 0, at) + 1, lines.find(b"\n", at)
+        try:
+            event = events.from_line(lines[begin : finish if finish >= 0 else len(lines)])
+        except (ValueError, TypeError):
+            continue
+        if isinstance(event, kind):
+            return event
+    return None
+
+
+class Pump:
+    """Tells listeners what is new in a log, at most four times a second each (what a wish led to: at once), from one
+    thread.
+
+    Args:
+        path: of ``events.jsonl``.
+        alive: whether the run still works; when it does not, the thread tells the last events and ends.
+        name: the thread's.
+    """
+
+    def __init__(self, path: Path, alive: Callable[[], bool], name: str) -> None:
+        self._path, self._alive, self._name = path, alive, name
+        self._listeners: dict[object, tuple[Callable[[list[events.Event], int], None], Follower]] = {}
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+        self._wished, self._soon = threading.Event(), 0.0
+
+    def expect(self) -> None:
+        """Somebody has just wished something: for some seconds a new state is told as soon as it is there."""
+        self._soon = time.monotonic() + _SOON
+        self._wished.set()
+
+    def add(self, callback: Callable[[list[events.Event], int], None], start: int) -> Callable[[], None]:
+        """A new listener; the past from `start` on comes first. Returns a function that takes it away."""
+        key, follower = object(), Follower(self._path, start)
+        with self._guard:
+            self._listeners[key] = callback, follower
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+
+        def remove() -> None:
+            self._listeners.pop(key, None)
+
+        return remove
+
+    def _work(self) -> None:
+        due, news = time.monotonic(), False
+        while True:
+            alive = news or self._alive()  # a run that has just said something need not be asked
+            news = False
+            for key, (callback, follower) in list(self._listeners.items()):
+                news = self._tell(key, callback, follower) or news
+            with self._guard:
+                if not self._listeners or not alive:
+                    self._thread = None
+                    return
+            # A schedule, not a pause: with pauses, events that come four times a second would be told later and later.
+            now = time.monotonic()
+            due = max(due + _EVERY, now + 0.8 * _EVERY)
+            self._await_news(due - now)
+
+    def _tell(self, key: object, callback: Callable[[list[events.Event], int], None], follower: Follower) -> bool:
+        """True if there was something to tell."""
+        told = False
+        while key in self._listeners and follower.behind():
+            first = follower.mark
+            new = follower.read()
+            if not new:
+                break
+            told = True
+            try:
+                callback(new, _Told(first, follower.mark))
+            except Exception:  # noqa: BLE001 — one broken panel must not silence the others
+                self._listeners.pop(key, None)
+        return told
+
+    def _await_news(self, seconds: float) -> None:
+        """Waits so long, and then until there is something new or somebody else listens, at most another second."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            hurried = time.monotonic() < self._soon
+            if hurried and any(follower.state_ahead() for _, follower in list(self._listeners.values())):
+                return
+            self._wished.wait(min(left, _LOOK) if hurried else left)
+            self._wished.clear()
+        listeners = len(self._listeners)
+        for _ in range(round(1 / _LOOK)):
+            if len(self._listeners) != listeners or any(f.behind() for _, f in list(self._listeners.values())):
+                return
+            time.sleep(_LOOK)
+
+
+class _Told(Mark):
+    """The mark of the first event that is told; `behind` is the one after the last."""
+
+    behind: Mark
+
+    def __new__(cls, first: Mark, behind: Mark) -> _Told:
+        made: Any = super().__new__(cls, int(first), first.offset)
+        made.behind = behind
+        return made  # type: ignore[no-any-return]
+
+
+class EventWriter:
+    """Appends events, one write a line.
+
+    A line that the disk took only half of is ended at the next event, so that no other event is lost with it.
+
+    Args:
+        path: of ``events.jsonl``.
+        owner: the writer owns the run, and cuts off the torn last line that a crash may have left. Others (an export
+            of a run that is at work elsewhere) only append.
+    """
+
+    def __init__(self, path: Path, *, owner: bool = True) -> None:
+        self._lock, self._torn = threading.Lock(), False
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if owner:
+            _cut_torn_line(path)
+        else:
+            self._torn = _is_torn(path)
+
+    def __call__(self, event: events.Event) -> None:
+        line = events.to_line(event).encode()
+        with self._lock:
+            if self._torn:
+                line = b"\n" + line
+            try:
+                written = os.write(self._fd, line)
+            except OSError:
+                self._torn = True
+                raise
+            self._torn = written < len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        """Close the file; later events are lost."""
+        with self._lock:
+            fd, self._fd = self._fd, -1  # the number may soon be another file's
+        if fd >= 0:
+            os.close(fd)
+
+
+def _is_torn(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - 2**20)
+        file.seek(start)
+        tail = file.read()
+        end = tail.rfind(b"\n")
+        if tail and end != len(tail) - 1:
+            file.truncate(start + end + 1)
+
+
+class EventReader:
+    """All events so far, read on from where it stopped; lines that are not whole yet wait for the next `read`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._lock = path, 0, threading.Lock()
+        self.events: list[events.Event] = []
+
+    def behind(self) -> bool:
+        """The file has grown since the last `read`; costs a look at its size."""
+        try:
+            return self._path.stat().st_size > self._offset
+        except OSError:
+            return False
+
+    def read(self) -> list[events.Event]:
+        """Take in what is new, and return all events (a list that only grows: do not change it)."""
+        with self._lock:
+            try:
+                with open_file(self._path) as file:
+                    file.seek(self._offset)
+                    new = file.read()
+            except OSError:
+                return self.events
+            end = new.rfind(b"\n") + 1
+            for line in new[:end].splitlines():
+                try:
+                    self.events.append(events.from_line(line))
+                except (ValueError, TypeError):
+                    continue  # a line that no version wrote: the rest of the run is still worth showing
+            self._offset += end
+            return self.events

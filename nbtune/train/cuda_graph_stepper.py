@@ -1,0 +1,94 @@
+"""The step where launches cost more than arithmetic: nbtune's own AdamW, gradients in place, CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nbtune.device import replayable
+from nbtune.models.cuda_graph_step import TrainStep
+from nbtune.train.loss import model_inputs
+from nbtune.train.stepper import seed_of
+
+if TYPE_CHECKING:
+    from nbtune.data.batching.sampler import Batch
+    from nbtune.models import Built
+    from nbtune.spec import RunSpec
+
+__all__ = ["FusedStepper", "suits"]
+
+_NO_CLIPPING = 1e30
+
+
+def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool:
+    """Whether a run by one process can go by a `FusedStepper`, and gains by it.
+
+    Args:
+        built: with its head accelerated.
+        dtype: the plan's.
+    """
+    handle = built.handle
+    ours = spec.optim == "adamw" and dtype != "fp16" and (spec.adapter.type != "full" or dtype == "fp32")
+    if not ours or not replayable(device) or handle is None or not handle.layers:
+        return False
+    return handle.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
+
+
+class FusedStepper:
+    """What `nbtune.train.stepper.Stepper` does, for an accelerated model on a GPU.
+
+    Args:
+        built: with a handle whose head is nbtune's.
+        weight_decay: AdamW's.
+        max_grad_norm: 0 for no clipping.
+        seed: with the step and micro-step it decides what a LoRA's dropout drops, so that a resumed run drops the same.
+    """
+
+    scaled = False
+
+    def __init__(
+        self, built: Built, *, weight_decay: float, max_grad_norm: float, device: torch.device, seed: int = 0
+    ) -> None:
+        self.device, self._seed = device, seed
+        limit = max_grad_norm or _NO_CLIPPING
+        self._step = TrainStep(built.model, built.handle, weight_decay=weight_decay, max_grad_norm=limit)
+        self._sum: torch.Tensor | None = None
+
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
+        """See `Stepper.accumulate`."""
+        # left on the host: a recorded step sends them through pinned memory of its own
+        inputs = model_inputs(batch, torch.device("cpu"), fused=True)
+        inputs["num_items_in_batch"] = torch.tensor(float(denominator))  # a number would make every step another graph
+        inputs["use_cache"] = False
+        seed = seed_of(self._seed, step, micro_step)
+        loss = self._step.accumulate(inputs, first=self._sum is None, seed=seed)
+        self._sum = loss if self._sum is None else self._sum + loss
+
+    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Stepper.update`."""
+        assert self._sum is not None, "no micro-batch was accumulated"
+        norm, loss, self._sum = self._step.update(learning_rate), self._sum, None
+        return loss, norm
+
+    def discard(self) -> None:
+        """See `Stepper.discard`."""
+        self._sum = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """In the form of `torch.optim.AdamW`'s, so that a run can go on with either stepper."""
+        optimizer = self._step.optimizer
+        moments = zip(optimizer.exp_avgs, optimizer.exp_avg_sqs, strict=True)
+        step = optimizer.step_count.float().cpu()
+        state = {i: {"step": step.clone(), "exp_avg": m, "exp_avg_sq": v} for i, (m, v) in enumerate(moments)}
+        return {"optimizer": {"state": state}, "scaler": {}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`, of either stepper."""
+        optimizer, saved = self._step.optimizer, state["optimizer"]["state"]
+        for index, (mean, square) in enumerate(zip(optimizer.exp_avgs, optimizer.exp_avg_sqs, strict=True)):
+            if index in saved:
+                mean.copy_(saved[index]["exp_avg"])
+                square.copy_(saved[index]["exp_avg_sq"])
+        if saved:
+            optimizer.step_count.fill_(int(saved[0]["step"]))

@@ -1,0 +1,227 @@
+"""Several processes that train one model together: each has its own share of every step's batches.
+
+    gpus: 2                                                       (in the spec: `nbtune.engine.distributed_launcher` starts them)
+    torchrun --nproc-per-node 2 -m nbtune.engine.engine RUN_DIR
+
+Every process runs the same loop. Before each step they agree on what the step's losses are divided by and on the
+wishes; after it they add up their gradients. What is trained is small beside the model (LoRA), so one sum in one
+buffer costs little. Only process 0 owns the run's folder, saves and answers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from nbtune import device as machine
+from nbtune.train.control import OtherIsGone, Wishes
+from nbtune.train.cuda_graph_stepper import FusedStepper
+from nbtune.train.stepper import Stepper
+
+if TYPE_CHECKING:
+    from nbtune.data.batching.sampler import Batch
+    from nbtune.train.control import Control
+
+__all__ = ["RankedControl", "RankedFusedStepper", "RankedStepper", "Ranks"]
+
+_PATIENCE = timedelta(days=7)  # preparing, saving and pausing may take long; who is gone is noticed otherwise
+_BUCKET = 2**26  # numbers that are added up at once
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    count: int
+
+    @classmethod
+    def join(cls, meeting: str | None = None) -> Ranks | None:
+        """Meet the others; None where this process is alone.
+
+        Args:
+            meeting: a folder that those of one machine share; unset: as torchrun's environment says.
+        """
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        if count == 1:
+            return None
+        machine.claim(int(os.environ.get("LOCAL_RANK", "0")))
+        how: dict[str, Any] = {}
+        if meeting is not None:
+            how = {
+                "init_method": (Path(meeting) / "store").as_uri(),
+                "rank": int(os.environ["RANK"]),
+                "world_size": count,
+            }
+        dist.init_process_group(machine.collectives(), timeout=_PATIENCE, **how)
+        return cls(dist.get_rank(), count)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that owns the folder."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.gather(None)
+
+    def gather(self, thing: Any) -> list[Any]:
+        """What each process gives, in their order; all must call this.
+
+        Raises:
+            OtherIsGone: one of them has ended.
+        """
+        given: list[Any] = [None] * self.count
+        with _noticing():
+            dist.all_gather_object(given, thing)
+        return given
+
+    def poorest(self, facts: machine.DeviceFacts) -> machine.DeviceFacts:
+        """Of all processes' devices the one with least memory."""
+        return min(self.gather(facts), key=lambda one: one.free)
+
+    def leave(self) -> None:
+        """After the last word."""
+        dist.destroy_process_group()
+
+
+class RankedControl:
+    """Process 0's wishes, for all: they change where all look together only, so that all do the same.
+
+    Args:
+        control: where process 0 looks.
+    """
+
+    def __init__(self, ranks: Ranks, control: Control) -> None:
+        self._ranks, self._control = ranks, control
+        self._agreed = Wishes()
+        self.agree([])  # what was wished before is no new wish
+
+    def agree(self, numbers: Sequence[float]) -> list[Any]:
+        """Sums of the numbers over all processes, which must all call this; wishes are passed on with them."""
+        given = self._ranks.gather((list(numbers), self._control.look() if self._ranks.first else None))
+        self._agreed = given[0][1]
+        return [sum(values) for values in zip(*(part for part, _ in given), strict=True)]
+
+    def together(self, look: Callable[[], None]) -> Callable[[], None]:
+        """`look`, for work that all processes do at the same pace: the wishes are agreed on first."""
+
+        def agreed() -> None:
+            self.agree([])
+            look()
+
+        return agreed
+
+    def led(self, work: Callable[[Callable[[], None]], Iterator[Any]], look: Callable[[], None]) -> Iterator[Any]:
+        """What process 0 makes in some work that it does alone; the others only look when it does.
+
+        Args:
+            work: is given a function to call now and then.
+            look: may end it, by an error, in all processes at once.
+        """
+
+        def pace() -> None:
+            self.agree([1])
+            look()
+
+        if self._ranks.first:
+            yield from work(pace)
+            self.agree([0])
+            return
+        while self.agree([0])[0]:
+            look()
+
+    def look(self) -> Wishes:
+        """See `nbtune.train.control.Control.look`."""
+        return self._agreed
+
+    def wait(self, seconds: float) -> None:
+        """See `nbtune.train.control.Control.wait`; all wait together."""
+        self._control.wait(seconds)
+        self.agree([])
+
+
+class _Ranked:
+    """Of a stepper's kind: one of several processes, each of which draws other random numbers."""
+
+    def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ranks = ranks
+
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
+        """See `Stepper.accumulate`."""
+        place = micro_step * self._ranks.count + self._ranks.rank
+        super().accumulate(batch, denominator=denominator, step=step, micro_step=place)  # type: ignore[misc]
+
+
+class RankedStepper(_Ranked, Stepper):
+    """A `Stepper` that adds up what all processes' micro-batches gave."""
+
+    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Stepper.update`; a process without a micro-batch of its own in this step adds nothing."""
+        if self._sum is None:
+            self._sum = torch.zeros((), device=self.device)
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._sum = _add_up([p.grad for p in self._parameters if p.grad is not None], self._sum)
+        return super().update(learning_rate)
+
+
+class RankedFusedStepper(_Ranked, FusedStepper):
+    """A `FusedStepper` that does so: its gradients lie in one buffer, between two recordings."""
+
+    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `FusedStepper.update`; a process without a micro-batch of its own in this step adds nothing."""
+        gradients = self._step.gradients()
+        if self._sum is None:
+            torch._foreach_zero_(gradients)
+            self._sum = torch.zeros((), device=self.device)
+        self._sum = _add_up(gradients, self._sum)
+        return super().update(learning_rate)
+
+
+def _add_up(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
+    """Sums over all processes, in fp32: gradients in place, the loss returned."""
+    total = loss.detach().float().reshape(1).clone()
+    with _noticing():
+        for bucket in _buckets(gradients):
+            if len(bucket) == 1 and bucket[0].dtype == torch.float32 and bucket[0].is_contiguous():
+                dist.all_reduce(bucket[0])
+                continue
+            flat = torch.cat([gradient.float().flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)])
+        dist.all_reduce(total)
+    return total[0]
+
+
+@contextmanager
+def _noticing() -> Iterator[None]:
+    """gloo and NCCL say that a process is gone each in its own way."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise OtherIsGone("another process of this run has ended") from error
+        raise
+
+
+def _buckets(gradients: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    bucket: list[torch.Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(g.numel() for g in bucket) + gradient.numel() > _BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket

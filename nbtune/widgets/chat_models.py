@@ -1,0 +1,117 @@
+"""Who can answer in a chat: a run, its base, each of its checkpoints, and the other runs of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nbtune.errors import NbtuneError
+from nbtune.widgets.sanitize import clean
+
+__all__ = ["Answerers"]
+
+RUNS = 20  # the newest ones are offered
+_STEPS = 12  # checkpoints of each
+
+
+class Answerers:
+    """Two of them, one a side, and those who could take their place.
+
+    Args:
+        run: a run, or one at a checkpoint (``run.at(100)``); None: whoever is found in the folder of runs.
+        other: another one; None: the base of `run`.
+
+    A choice has a key: ``ID`` is a run as it is now, ``ID@100`` at its checkpoint of step 100, ``ID:base`` its base.
+    """
+
+    def __init__(self, run: Any, other: Any = None) -> None:
+        self._runs: dict[str, Any] = {}
+        self.keys: list[str] = []
+        if run is None:
+            return
+        own = self._key_of(run)
+        self.keys = [f"{own.partition('@')[0]}:base" if other is None else self._key_of(other), own]
+
+    def _key_of(self, given: Any) -> str:
+        """The key of a run that was handed in; it is remembered."""
+        run, step = getattr(given, "run", given), getattr(given, "step", None) if hasattr(given, "run") else None
+        key = str(getattr(run, "id", run.name))
+        self._runs.setdefault(key, run)
+        return key if step is None else f"{key}@{step}"
+
+    def choices(self) -> list[dict[str, Any]]:
+        """What can be picked: key, name, run, whether it is a base."""
+        self._look()
+        names = [run.name for run in self._runs.values()]
+        found = []
+        for key, run in self._runs.items():
+            name = clean(run.name if names.count(run.name) == 1 else f"{run.name} ({key})", 100)
+            steps = _steps(run)
+            own = [(key, name), *((f"{key}@{step}", f"{name} · {step}") for step in steps)]
+            found += [{"key": k, "name": shown, "base": False} for k, shown in own]
+            found.append({"key": f"{key}:base", "name": name, "base": True})
+        return found
+
+    def sides(self) -> list[dict[str, Any]]:
+        """Who answers on each side: key, name, whether it is a base."""
+        names = {choice["key"]: choice for choice in self.choices()}
+        return [names.get(key) or {"key": key, "name": self._name(key), "base": False} for key in self.keys]
+
+    def _name(self, key: str) -> str:
+        run, _, step = key.partition("@")
+        return clean(f"{self._runs[run].name} · {step}", 100)
+
+    def pick(self, side: int, key: str) -> None:
+        """Puts another one on a side.
+
+        Raises:
+            NbtuneError: there is none of that key.
+        """
+        if key not in {choice["key"] for choice in self.choices()}:
+            raise NbtuneError("that run or checkpoint is not there any more")
+        self.keys[side] = key
+
+    def losses(self, key: str, ids: Sequence[int], model: str) -> list[float | None]:
+        """How little each token was expected by who has this key; see `Answering.token_losses`.
+
+        Raises:
+            NbtuneError: it is of another model than the tokens.
+        """
+        run, options = self._of(key)
+        if run.spec.model != model:
+            raise NbtuneError(
+                f"{run.name} is of {run.spec.model}, the tokens are of {model}",
+                fix="inspect the rows with that run's model",
+            )
+        return list(run.token_losses(ids, **options))
+
+    def ask(self, side: int, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+        """What a side says; see `nbtune.engine.answering.Answering.generate`."""
+        run, of_key = self._of(self.keys[side])
+        return str(run.generate(messages, **of_key, **options))
+
+    def _of(self, key: str) -> tuple[Any, dict[str, Any]]:
+        """The run of a key, and what says which of its models is meant."""
+        key, _, step = key.partition("@")
+        key, _, base = key.partition(":")
+        return self._runs[key], {"base": bool(base)} | ({"step": int(step)} if step else {})
+
+    def _look(self) -> None:
+        """Finds the runs beside those that are known."""
+        from nbtune.engine.launcher import launched_on
+        from nbtune.engine.run import Run
+        from nbtune.store import folder
+
+        places = [run.folder.parent for run in self._runs.values() if hasattr(run, "folder")][:1]
+        for place in places or ([] if self._runs else [folder.runs_root()]):
+            for path in folder.all_folders(place)[:RUNS]:
+                number = folder.name_of(path)[1]
+                if number not in self._runs:
+                    self._runs[number] = Run(path, launched_on(path))
+
+
+def _steps(run: Any) -> list[int]:
+    """The checkpoints that are offered: the newest, and evenly spread ones before it."""
+    steps = list(getattr(run, "saved_steps", ()))
+    stride = -(-len(steps) // _STEPS) or 1
+    return steps[::-1][::stride][::-1]

@@ -1,0 +1,299 @@
+"""Rows as a run would read them, one at a time: raw, rendered, as tokens with what is trained. No widget in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nbtune.errors import DataError, NbtuneError
+from nbtune.spec import RunSpec, SourceSpec, from_mapping
+from nbtune.widgets.sanitize import clean, without_home
+
+__all__ = ["TERMINATOR", "TRAINED", "Inspection"]
+
+EXAMINED = 3000  # rows that counts and histogram are made of; the first ones
+SEARCHED = 200_000
+COUNTED = 300  # first rows in which a rule's matches are counted
+LONGEST_RULE = 2000  # characters
+TOKENS = 4096  # of one row that are sent to the page
+TRAINED, TERMINATOR, SPECIAL = 1, 2, 4
+_CHARACTERS = 20_000
+
+
+class Inspection:
+    """The rows of a spec, with its model's tokenizer and template.
+
+    Args:
+        spec: `data`, `model` and `train_on` count.
+        namespace: where variables named by `data:` are looked up.
+        sources: where they are found already.
+    Raises:
+        NbtuneError: as a run would, when the sources are not there.
+    """
+
+    def __init__(
+        self, spec: RunSpec, namespace: Mapping[str, Any] | None = None, sources: Sequence[Any] | None = None
+    ) -> None:
+        from nbtune import data, models
+
+        self.spec, self.namespace = spec, namespace
+        self._given = sources
+        self.sources = data.resolve(spec.data, namespace, base_dir=Path.cwd()) if sources is None else list(sources)
+        self.tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        self.max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
+
+    @classmethod
+    def of(cls, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspection:
+        """Of anything that `data` may be (names, sources, rows themselves), of a spec's, or of a run's."""
+        from nbtune import data
+
+        if hasattr(rows, "row_losses"):
+            return cls(rows.spec, namespace, data.open_snapshot(rows.folder / "data"))
+        if isinstance(rows, RunSpec):
+            return cls(rows, namespace)
+        if isinstance(rows, Mapping) and "data" in rows and all(key in RunSpec.model_fields for key in rows):
+            rows, fields = rows["data"], {**rows, **fields}
+        made, variables = data.by_name({**fields, "data": rows}, namespace)
+        return cls(from_mapping(made), variables)
+
+    def with_reading(self, *, source: int = 0, format: str | None, columns: dict[str, str]) -> Inspection:
+        """The same rows, one source read otherwise."""
+        read = [spec.model_dump() for spec in self.spec.data]
+        read[source] |= {"format": format, "columns": columns}
+        data, given = tuple(SourceSpec.model_validate(entry) for entry in read), self._given
+        if given is not None:
+            now = given[source].spec.model_copy(update={"format": format, "columns": columns})
+            given = [dataclasses.replace(s, spec=now) if k == source else s for k, s in enumerate(given)]
+        return Inspection(self.spec.model_copy(update={"data": data}), self.namespace, given)
+
+    def with_training(self, train_on: str) -> Inspection:
+        """The same rows, with another rule for what is trained."""
+        body = self.spec.model_dump() | {"train_on": train_on}
+        return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
+
+    def with_span(self, text: str, train: bool) -> Inspection:
+        """The same rows, with a rule that this text is trained, or not; it takes the place of an earlier one.
+
+        Raises:
+            DataError: there is no text, or more than a rule should hold.
+        """
+        if not text or len(text) > LONGEST_RULE:
+            what = "nothing is selected" if not text else f"{len(text):,} characters are selected"
+            raise DataError(what, fix=f"select 1 to {LONGEST_RULE:,} characters")
+        others = [rule.model_dump() for rule in self.spec.train_spans if rule.regex or rule.match != text]
+        return self._with_rules([*others, {"match": text, "train": train}])
+
+    def without_span(self, number: int) -> Inspection:
+        """The same rows, without one of the rules."""
+        return self._with_rules([r.model_dump() for k, r in enumerate(self.spec.train_spans) if k != number])
+
+    def _with_rules(self, rules: list[dict[str, Any]]) -> Inspection:
+        body = self.spec.model_dump() | {"train_spans": rules}
+        return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
+
+    def text_of(self, index: int, first: int, last: int) -> str:
+        """What the tokens first..last (both counted) of a row stand for.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        encoder, row = self._read_row(index)
+        job = encoder.render([row])[0]
+        if isinstance(job, DataError):
+            raise job
+        return str(encoder.text_of(job, first, last + 1))
+
+    def ids(self, index: int) -> list[int]:
+        """The tokens of a row, as far as a run would see them.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        encoder, row = self._read_row(index)
+        encoded = encoder.encode([row])[0]
+        if isinstance(encoded, DataError):
+            raise encoded
+        return [int(token) for token in encoded[0][: self.max_len]]
+
+    def _read_row(self, index: int) -> tuple[Any, Any]:
+        """A row's encoder, and what the encoder makes tokens of."""
+        source, number, k = self._find(index)
+        form, encoder = self._encoders[k]
+        return encoder, _read(form, source.rows[number])
+
+    def __len__(self) -> int:
+        return sum(len(source.rows) for source in self.sources)
+
+    @cached_property
+    def _encoders(self) -> list[Any]:
+        """A format and an encoder a source, or the error that says why not."""
+        return [self._encoder(source) for source in self.sources]
+
+    def _encoder(self, source: Any) -> Any:
+        from nbtune.data.formats.detect import Chat
+        from nbtune.data.prepare.row_pipeline import format_of
+        from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
+        from nbtune.data.tokenize.encoder import Encoder
+
+        form = format_of(source, source.rows, "skip")
+        try:
+            chats = isinstance(_read(form, source.rows[0]), Chat)
+        except DataError:
+            chats = True
+        plain = None if template_text(self.tokenizer) else PLAIN_TEMPLATE
+        template = ChatTemplate(self.tokenizer, plain) if chats else None
+        return form, Encoder.of_spec(self.tokenizer, template, self.spec)
+
+    def summary(self) -> dict[str, Any]:
+        """How the sources are read, and what was found in their first rows; JSON of a few KB."""
+        body: dict[str, Any] = {"rows": 0, "sources": [], "train_on": self.spec.train_on, "findings": [], "rules": []}
+        body |= {"model": without_home(self.spec.model), "max_len": self.max_len, "yaml": self.yaml()}
+        try:
+            body["rows"] = len(self)
+            body["sources"] = [self._source(source) for source in self.sources]
+            return body | self._counts() | {"rules": self._rules()}
+        except NbtuneError as error:
+            body["findings"].append({"level": "error", "text": clean(error.cause), "fix": clean(error.fix)})
+            return body
+
+    def _source(self, source: Any) -> dict[str, Any]:
+        from nbtune.data.prepare.row_pipeline import format_of
+
+        first = source.rows[0]
+        body = {"name": clean(without_home(source.name), 200), "rows": len(source.rows)}
+        body["columns"] = [clean(column, 100) for column in first][:60]
+        try:
+            form = format_of(source, source.rows, "skip")
+        except NbtuneError:
+            # Nobody knows what the columns are: the panel asks, and remembers what was answered so far.
+            said = dict(source.spec.columns)
+            asked = {role: said.get(role, "") for role in ("prompt", "completion", *said)}
+            return body | {"format": source.spec.format or "", "mapping": asked}
+        return body | {"format": form.name, "mapping": dict(form.mapping)}
+
+    def _counts(self) -> dict[str, Any]:
+        from nbtune import data
+
+        few = [dataclasses.replace(source, load=_first(source.rows)) for source in self.sources]
+        examined = sum(len(source.rows) for source in few)
+        prepared = data.prepare(
+            few, self.tokenizer, spec=self.spec, max_len=self.max_len, seed=self.spec.seed, on_error="skip"
+        )
+        report, facts = prepared.report, prepared.facts
+        findings = [{"level": "warning", "text": clean(text), "fix": ""} for text in report.warnings]
+        for status in ("dropped", "cut", "split"):
+            reasons = [fate for fate in report.fates if fate[2] == status]
+            if reasons:
+                text = f"{len(reasons)} of {examined} rows {status}: {reasons[0][3]} (first: row {reasons[0][1]})"
+                findings.append({"level": "warning", "text": clean(text), "fix": ""})
+        return {
+            "examined": examined,
+            "tokens": report.tokens,
+            "trained_tokens": report.trained_tokens,
+            "longest": report.longest,
+            "lengths": [list(pair) for pair in facts.lengths],
+            "terminator": clean(report.terminator, 40),
+            "findings": findings,
+        }
+
+    def _rules(self) -> list[dict[str, Any]]:
+        """The rules for spans, each with how many of the first rows it touches."""
+        rules = self.spec.train_spans
+        if not rules:
+            return []
+        counts, looked = [0] * len(rules), min(len(self), COUNTED)
+        for index in range(looked):
+            try:
+                encoder, row = self._read_row(index)
+                job = encoder.render([row])[0]
+            except DataError:
+                continue
+            for which, rule in enumerate(rules):
+                counts[which] += not isinstance(job, DataError) and rule.pattern().search(job.text) is not None
+        return [
+            {"match": clean(rule.match, 200), "train": rule.train, "regex": rule.regex, "rows": count, "of": looked}
+            for rule, count in zip(rules, counts, strict=True)
+        ]
+
+    def yaml(self) -> str:
+        """The lines of a spec that say what is shown."""
+        from nbtune.spec import to_yaml
+
+        wanted = ("data:", "train_on:", "train_spans:")
+        lines, keep = [], False
+        for line in to_yaml(self.spec).splitlines():
+            keep = line.startswith(wanted) if line[:1].strip(" -") else keep  # a list's entries begin with a dash
+            lines += [line] if keep else []
+        return clean(without_home("\n".join(lines)))
+
+    def row(self, index: int) -> dict[str, Any]:
+        """A row: raw (JSON), rendered, and tokens as [id, text, flags] (1 trained, 2 terminator, 4 special).
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        source, number, k = self._find(index)
+        row = source.rows[number]
+        shown: dict[str, Any] = {"index": index, "place": clean(without_home(source.rows.place(number)), 300)}
+        shown |= {"raw": clean(json.dumps(row, ensure_ascii=False, indent=2, default=str), _CHARACTERS)}
+        try:
+            form, encoder = self._encoders[k]
+            jobs = encoder.render([_read(form, row)])
+            encoded = encoder.label(jobs, encoder.tokenise(jobs))[0]
+            if isinstance(encoded, DataError):
+                raise encoded
+            ids, trained = encoded
+        except NbtuneError as error:
+            return shown | {"error": clean(error.cause), "fix": clean(error.fix), "rendered": "", "tokens": []}
+        tokens = self._tokens(ids[:TOKENS].tolist(), trained[:TOKENS].tolist(), encoder)
+        more = max(0, len(ids) - TOKENS)
+        counts = {"count": len(ids), "trained": int(trained.sum()), "cut": max(0, len(ids) - self.max_len)}
+        return shown | {"rendered": clean(jobs[0].text, _CHARACTERS), "tokens": tokens, "more": more, **counts}
+
+    def _tokens(self, ids: list[int], trained: list[bool], encoder: Any) -> list[list[Any]]:
+        ends = set(encoder.template.terminators) if encoder.template is not None else {self.tokenizer.eos_token}
+        special, shown = set(self.tokenizer.all_special_ids), []
+        for number, wanted in zip(ids, trained, strict=True):
+            text = self.tokenizer.decode([number])
+            if "\ufffd" in text:  # a part of a character
+                text = self.tokenizer.convert_ids_to_tokens(number)
+            flags = TRAINED * wanted + TERMINATOR * (text in ends) + SPECIAL * (number in special)
+            shown.append([number, clean(text, 200), flags])
+        return shown
+
+    def _find(self, index: int) -> tuple[Any, int, int]:
+        left = index
+        for k, source in enumerate(self.sources):
+            if 0 <= left < len(source.rows):
+                return source, left, k
+            left -= len(source.rows)
+        raise IndexError(index)
+
+    def search(self, text: str, after: int, *, back: bool = False) -> int | None:
+        """The next row (or the one before) that holds `text`, in any column, whatever the case; around the end once."""
+        wanted, count = text.casefold(), len(self)
+        for step in range(1, min(count, SEARCHED) + 1):
+            index = (after - step if back else after + step) % count
+            source, number, _ = self._find(index)
+            if wanted in json.dumps(source.rows[number], ensure_ascii=False, default=str).casefold():
+                return index
+        return None
+
+
+def _read(form: Any, row: Any) -> Any:
+    """A row as text; of a row that judges several, the first: the better answer."""
+    read = form.read(row)
+    return getattr(read, "rows", (read,))[0]
+
+
+def _first(rows: Any) -> Any:
+    """A loader of the first rows, numbered and placed as they are."""
+    from nbtune.data.sources.rows import ListRows
+
+    name = rows.place(0).rpartition(",")[0]
+    few = [rows[i] for i in range(min(len(rows), EXAMINED))]
+    return lambda: ListRows(few, name)

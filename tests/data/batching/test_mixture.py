@@ -1,0 +1,183 @@
+"""Mixes: shares as asked, epochs that end where they should, and the same draws for everyone who asks again."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbtune.data.batching.dataset import Builder, Dataset
+from nbtune.data.batching.mixture import Mixture, epoch_order, mixture, quotas
+from nbtune.data.batching.sampler import BatchPlan
+from nbtune.errors import SpecError
+from nbtune.spec import MixSpec, from_mapping
+
+DRAWS = 100_000
+
+
+def dataset(rows: list[int], lengths: list[int], weights: list[float]) -> Dataset:
+    builder = Builder([f"s{i}" for i in range(len(rows))], weights)
+    for source, (count, length) in enumerate(zip(rows, lengths, strict=True)):
+        for row in range(count):
+            size = length + row % 3 - 1
+            builder.add(np.full(size, 3 + source, np.int32), np.ones(size, bool), source, row)
+    return builder.build()
+
+
+def draws(data: Dataset, mix: MixSpec, count: int = DRAWS) -> np.ndarray:
+    """The first examples of a run, by number."""
+    made = mixture(data, mix)
+    epochs = range(-(-count // made.draws))
+    return np.concatenate([epoch_order(made.draws, 5, e, data.source_of, made.shares) for e in epochs])[:count]
+
+
+def shares(data: Dataset, seen: np.ndarray, by_tokens: bool = False) -> np.ndarray:
+    amounts = data.lengths[seen] if by_tokens else None
+    found = np.bincount(data.source_of[seen], weights=amounts, minlength=len(data.sources))
+    return np.asarray(found / found.sum())
+
+
+@pytest.mark.parametrize("rows", [[1000, 500, 50], [7, 3, 11], [1, 1, 1]])
+@pytest.mark.parametrize("weights", [[1.0, 3.0, 0.5], [1.0, 1.0, 7.0]])
+def test_shares_of_rows_and_of_tokens_are_those_asked_for(rows: list[int], weights: list[float]) -> None:
+    data = dataset(rows, [10, 40, 200], weights)
+    wanted = np.array(weights) / sum(weights)
+    np.testing.assert_allclose(shares(data, draws(data, MixSpec())), wanted, atol=0.01)
+    by_tokens = draws(data, MixSpec(by="tokens"))
+    np.testing.assert_allclose(shares(data, by_tokens, by_tokens=True), wanted, atol=0.01)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_shares_hold_in_the_batches_themselves(packing: bool) -> None:
+    data = dataset([300, 500, 50], [10, 20, 60], [2.0, 1.0, 1.0])
+    plan = BatchPlan(data, micro_batch_size=8, gradient_accumulation_steps=4, packing=packing, sequence_len=64)
+    seen: list[int] = []
+    k = 0
+    while len(seen) < DRAWS:
+        seen += [e for b in plan.step(k) for e in b.examples]
+        k += 1
+    np.testing.assert_allclose(shares(data, np.array(seen)), [0.5, 0.25, 0.25], atol=0.01)
+
+
+def test_a_weight_by_times_repeats_or_thins_a_source() -> None:
+    data = dataset([100, 60, 40], [10, 10, 10], [2.0, 1.0, 0.5])
+    made = mixture(data, MixSpec(by="times"))
+    assert made.draws == 2 * 100 + 60 + 20
+    for epoch in range(4):
+        seen = np.bincount(epoch_order(made.draws, 1, epoch, data.source_of, made.shares), minlength=200)
+        assert (seen[:100] == 2).all()
+        assert (seen[100:160] == 1).all()
+        assert (seen[160:].sum(), seen[160:].max()) == (20, 1)
+
+
+def test_temperature_lies_between_the_sizes_and_all_the_same() -> None:
+    data = dataset([9000, 1000], [10, 10], [1.0, 1.0])
+    for temperature, wanted in ((1.0, 0.9), (2.0, 0.75), (1e6, 0.5)):
+        seen = draws(data, MixSpec(temperature=temperature))
+        assert shares(data, seen)[0] == pytest.approx(wanted, abs=0.01)
+    long = dataset([1000, 1000], [10, 90], [1.0, 1.0])
+    seen = draws(long, MixSpec(temperature=2.0, by="tokens"))
+    assert shares(long, seen, by_tokens=True)[1] == pytest.approx(0.75, abs=0.01)
+
+
+def test_an_epoch_ends_where_it_was_asked_to() -> None:
+    data = dataset([100, 30], [10, 10], [1.0, 1.0])
+    unequal = dataset([100, 30], [10, 10], [3.0, 1.0])
+    assert mixture(data, MixSpec()) == Mixture(130)
+    assert mixture(unequal, MixSpec()).draws == 130
+    assert mixture(unequal, MixSpec(stop="first_exhausted")).draws == 120
+    assert mixture(unequal, MixSpec(stop="all_exhausted")).draws == 134
+    assert mixture(unequal, MixSpec(stop="once")) == Mixture(130)
+    first = epoch_order(120, 0, 0, unequal.source_of, mixture(unequal, MixSpec()).shares)
+    assert sorted(first[unequal.source_of[first] == 1]) == list(range(100, 130))
+    made = mixture(unequal, MixSpec(stop="all_exhausted"))
+    every = epoch_order(made.draws, 0, 0, unequal.source_of, made.shares)
+    assert set(every) == set(range(130))
+    once = BatchPlan(unequal, micro_batch_size=10, mix=MixSpec(stop="once"))
+    seen = [e for k in range(once.steps_per_epoch) for b in once.step(k) for e in b.examples]
+    assert sorted(seen) == list(range(130))
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("mix", [MixSpec(), MixSpec(by="tokens", stop="all_exhausted"), MixSpec(by="times")])
+def test_a_run_that_goes_on_draws_what_it_would_have_drawn(mix: MixSpec, packing: bool) -> None:
+    data = dataset([90, 40, 13], [10, 30, 20], [2.0, 1.0, 1.0])
+
+    def plan(**options: int) -> BatchPlan:
+        size = options.pop("size", 4)
+        return BatchPlan(data, micro_batch_size=size, seed=9, packing=packing, sequence_len=64, mix=mix, **options)
+
+    whole = [[b.examples for b in plan().step(k)] for k in range(150)]
+    for begin in (1, 37, 101):
+        again = plan()
+        assert [[b.examples for b in again.step(k)] for k in range(begin, 150)] == whole[begin:]
+    left, right = plan(rank=0, ranks=2, size=2), plan(rank=1, ranks=2, size=2)
+    for k in range(60):
+        parts = [[e for b in p.step(k) for e in b.examples] for p in (left, right)]
+        assert sorted(parts[0] + parts[1]) == sorted(e for group in whole[k] for e in group)
+
+
+def test_two_processes_draw_disjoint_halves() -> None:
+    data = dataset([100, 60], [10, 30], [1.0, 1.0])
+    halves = []
+    for rank in range(2):
+        plan = BatchPlan(data, micro_batch_size=4, seed=9, rank=rank, ranks=2)
+        halves.append([e for k in range(plan.steps_per_epoch) for b in plan.step(k) for e in b.examples])
+    assert len(halves[0]) == len(halves[1]) == 80
+    assert sorted(halves[0] + halves[1]) == list(range(160))
+
+
+def test_orders() -> None:
+    data = dataset([50, 30], [40, 10], [1.0, 1.0])
+
+    def seen(order: str, epoch: int = 0) -> list[int]:
+        plan = BatchPlan(data, micro_batch_size=8, seed=9, order=order)  # type: ignore[arg-type]
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        return [e for k in steps for b in plan.step(k) for e in b.examples]
+
+    assert seen("given") == seen("given", 1) == list(range(80))
+    for epoch in range(2):
+        in_turn = seen("in_turn", epoch)
+        assert sorted(in_turn[:50]) == list(range(50))
+        assert sorted(in_turn) == list(range(80))
+        assert in_turn[:50] != list(range(50))
+        lengths = data.lengths[seen("short_first", epoch)]
+        assert (np.diff(lengths) >= 0).all()
+        assert sorted(seen("short_first", epoch)) == list(range(80))
+    assert seen("in_turn") != seen("in_turn", 1)
+    with pytest.raises(SpecError, match="packing"):
+        from_mapping({"data": "rows", "packing": True, "order": "short_first"})
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 5000), st.integers(0, 50))
+def test_quotas_never_shrink_and_stay_near_their_share(weights: list[float], count: int, more: int) -> None:
+    fewer, later = quotas(count, weights), quotas(count + more, weights)
+    assert sum(fewer) == count
+    assert all(a <= b for a, b in zip(fewer, later, strict=True))
+    total = math.fsum(weights)
+    assert all(abs(q - count * w / total) < len(weights) for q, w in zip(fewer, weights, strict=True))
+
+
+def test_rows_of_like_length_go_together() -> None:
+    rng = np.random.default_rng(0)
+    builder = Builder(["s"])
+    for row, size in enumerate(rng.integers(4, 400, 1003)):
+        builder.add(np.ones(size, np.int32), np.ones(size, bool), 0, row)
+    data = builder.build()
+
+    def padded(order: str, **options: int) -> tuple[int, list[int]]:
+        plan = BatchPlan(data, micro_batch_size=8, seed=1, order=order, **options)  # type: ignore[arg-type]
+        batches = [b for k in range(plan.steps_per_epoch) for b in plan.step(k)]
+        return sum(b.input_ids.numel() - b.num_tokens for b in batches), [e for b in batches for e in b.examples]
+
+    waste, seen = padded("bucketed")
+    assert sorted(seen) == list(range(1003))
+    assert waste < padded("shuffled")[0] / 10
+    assert padded("bucketed")[1] == seen
+    lengths = data.lengths[seen[:1000]].reshape(-1, 8).mean(1)
+    assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.3
+    later = BatchPlan(data, micro_batch_size=8, seed=1, order="bucketed")
+    assert [e for k in range(60, 126) for b in later.step(k) for e in b.examples] == seen[480:]

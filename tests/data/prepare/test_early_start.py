@@ -1,0 +1,240 @@
+"""Big data is learnt from before all of it is prepared, and what is learnt does not depend on when."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nbtune.data
+from nbtune.data import BatchPlan, Prepared, resolve
+from nbtune.data.prepare import early_start
+from nbtune.data.prepare.shards import Workman
+from nbtune.data.prepare.streaming_dataset import Arriving
+from nbtune.data.prepare.workers import Crew
+from nbtune.errors import DataError
+from nbtune.spec import from_mapping
+from tests.data.making import CHATML, tokenizer
+
+ROWS = 700
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBTUNE_CACHE", str(Path("cache").absolute()))
+    monkeypatch.setattr(early_start, "EARLY", 500)
+    monkeypatch.setattr(early_start, "SHARDS", {"first": 16, "most": 64})
+
+
+def rows(count: int, word: str = "say") -> list[dict[str, Any]]:
+    return [{"prompt": f"ask {i}", "completion": f"{word} {i}" + " more" * (i % 9)} for i in range(count)]
+
+
+def write(found: list[dict[str, Any]], name: str = "rows.jsonl") -> None:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+def start(processes: int = 0, cached: bool = False, fast: Any = None, **fields: Any) -> Prepared:
+    options = {key: fields.pop(key) for key in ("on_error", "tell", "overflow") if key in fields}
+    spec = from_mapping({"data": "rows.jsonl", **fields})
+    sources = resolve(spec.data)
+    if spec.eval.data is not None:
+        sources += resolve([spec.eval.data], role="eval")
+    fast = fast or tokenizer(CHATML)
+    return nbtune.data.start(
+        sources, fast, spec=spec, max_len=64, seed=spec.seed, processes=processes, cached=cached, **options
+    )
+
+
+def batches(prepared: Prepared, steps: range = range(120), **options: Any) -> list[Any]:
+    plan = BatchPlan(prepared.train, micro_batch_size=2, gradient_accumulation_steps=4, seed=3, **options)
+    return [[b.input_ids.tolist() for b in plan.step(k)] for k in steps]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_do_not_depend_on_who_prepared_them(packing: bool) -> None:
+    write(rows(ROWS))
+    options = {"packing": packing, "sequence_len": 64}
+    alone = batches(start(), **options)
+    assert batches(start(cached=True), **options) == alone
+    again = start(cached=True)
+    assert isinstance(again.train, Arriving)
+    assert again.train.complete  # from the cache
+    assert batches(again, **options) == alone
+    assert batches(again, range(77, 120), **options) == alone[77:]
+    flat = [tuple(ids) for step in alone[:5] for batch in step for ids in batch]
+    assert len(set(flat)) == len(flat)
+
+
+def test_huge_files_are_looked_up_in_the_cache_while_the_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early_start, "HASHED_FIRST", 0)
+    write(rows(ROWS))
+    first = start(cached=True)
+    expected = batches(first)
+    prepared: list[int] = []
+    prepare = Workman.prepare
+    monkeypatch.setattr(Workman, "prepare", lambda self, number: prepared.append(number) or prepare(self, number))
+    again = start(cached=True)
+    assert batches(again) == expected
+    assert prepared == [0]
+    assert again.report == first.report
+    assert [e.row for e in again.eval or ()] == [e.row for e in first.eval or ()]
+    assert len(list((Path("cache") / "prepared").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_and_may_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(rows(4000))
+    alone = start()
+    expected = [e.row for e in alone.train]
+    crews: list[Crew] = []
+    hired = threading.Semaphore(0)
+    made = Crew.__init__
+
+    def hire(self: Crew, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        crews.append(self)
+        hired.release()
+
+    monkeypatch.setattr(Crew, "__init__", hire)
+    helped = start(processes=2)
+    assert [e.row for e in helped.train] == expected
+    assert len(crews[0]._children) == 2
+    assert all(child.wait(60) == 0 for child in crews[0]._children)
+    assert hired.acquire(timeout=60)
+    killed = start(processes=2)
+    assert hired.acquire(timeout=60)
+    for child in crews[1]._children:
+        os.kill(child.pid, signal.SIGKILL)
+    assert [e.row for e in killed.train] == expected
+    assert killed.report == helped.report == alone.report
+
+
+def test_the_first_batch_waits_for_the_first_shard_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(rows(ROWS))
+    go_on = threading.Event()
+    prepare = Workman.prepare
+
+    def slowly(self: Workman, number: int) -> Any:
+        if number:
+            assert go_on.wait(60)
+        return prepare(self, number)
+
+    monkeypatch.setattr(Workman, "prepare", slowly)
+    prepared = start()
+    assert isinstance(prepared.train, Arriving)
+    first = batches(prepared, range(1))
+    assert not prepared.train.complete
+    assert prepared.train.ready <= 16
+    go_on.set()
+    assert len(prepared.train) + len(prepared.eval or ()) == ROWS
+    assert batches(prepared, range(1)) == first
+
+
+def test_every_row_is_accounted_for_and_none_is_on_both_sides() -> None:
+    found = rows(ROWS)
+    found[5]["completion"] = ""
+    found[6]["completion"] = "long " * 200
+    for i in range(20, 120):
+        found[i] = dict(found[i % 4])
+    write(found)
+    told: list[str] = []
+    prepared = start(tell=told.append)
+    report, held = prepared.report, prepared.eval
+    assert held is not None
+    train_rows, held_rows = [e.row for e in prepared.train], [e.row for e in held]
+    assert sorted([*train_rows, *held_rows, 5]) == list(range(ROWS))
+    assert report.fates == [
+        ("rows.jsonl", 5, "dropped", "nothing in it would be trained (an empty answer or text)"),
+        ("rows.jsonl", 6, "cut", "longer than 64 tokens"),
+    ]
+    assert (report.rows, report.used, report.held_out) == (ROWS, len(train_rows), len(held_rows))
+    assert report.duplicates == 100
+    assert {tuple(e.input_ids) for e in prepared.train}.isdisjoint(tuple(e.input_ids) for e in held)
+    assert 10 <= len(held_rows) <= 90
+    assert report.tokens == sum(len(e.input_ids) for e in prepared.train)
+    assert any("repeat" in warning for warning in told)
+    few = start(eval={"max_rows": 7})
+    assert few.eval is not None
+    assert len({tuple(e.input_ids) for e in few.eval}) == 7
+    many = start(eval={"split": 0.5})
+    assert many.eval is not None
+    assert 0.35 < len(many.eval) / ROWS < 0.65
+    assert start(eval={"split": 0}).eval is None
+
+
+def test_a_broken_row_is_said_where_it_is_waited_for() -> None:
+    found = rows(ROWS)
+    write(found)
+    lines = Path("rows.jsonl").read_text().splitlines()
+    for number in range(0, ROWS, 3):
+        lines[number] = lines[number] if number % 33 == 0 else lines[number][:-4]
+    Path("rows.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match="not JSON") as caught:
+        len(start().train)
+    assert caught.value.place.startswith("rows.jsonl, line ")
+    skipped = start(on_error="skip")
+    assert len(skipped.train) + len(skipped.eval or ()) + skipped.report.count("dropped") == ROWS
+
+
+def test_several_sources_and_kinds_of_files_arrive_mixed() -> None:
+    import pandas
+
+    write(rows(300))
+    pandas.DataFrame(rows(400, word="tell")).to_parquet("more.parquet")
+    prepared = start(data=["rows.jsonl", "more.parquet"], eval={"split": 0})
+    seen = [(e.source, e.row) for e in prepared.train]
+    assert len(set(seen)) == ROWS
+    fast = tokenizer(CHATML)
+    for example in list(prepared.train)[:50]:
+        word = "say" if example.source == "rows.jsonl" else "tell"
+        assert f"ask {example.row}<|im_end|>" in fast.decode(example.input_ids)
+        assert f"{word} {example.row}" in fast.decode(example.input_ids)
+    early = [name for name, _ in seen[:100]]
+    assert 20 < early.count("rows.jsonl") < 70
+
+
+def test_processes_of_a_run_draw_disjoint_parts() -> None:
+    write(rows(ROWS))
+    prepared = start(eval={"split": 0})
+    shares = []
+    for rank in range(2):
+        plan = BatchPlan(prepared.train, micro_batch_size=2, seed=3, rank=rank, ranks=2)
+        shares.append([e for k in range(plan.steps_per_epoch) for b in plan.step(k) for e in b.examples])
+    assert sorted(shares[0] + shares[1]) == list(range(ROWS))
+
+
+def test_rows_of_their_own_to_evaluate_on_and_windows_of_texts() -> None:
+    write([{"text": f"text {i} " + "word " * (i % 80)} for i in range(ROWS)])
+    write([{"text": f"other {i}"} for i in range(30)], "held.jsonl")
+    prepared = start(eval={"data": "held.jsonl"}, cached=True)
+    assert [e.row for e in prepared.eval or ()] == list(range(30))
+    assert len(prepared.train) > ROWS
+    again = start(eval={"data": "held.jsonl"}, cached=True)
+    assert [e.input_ids for e in again.train] == [e.input_ids for e in prepared.train]
+    assert [e.input_ids for e in again.eval or ()] == [e.input_ids for e in prepared.eval or ()]
+    assert again.report == prepared.report
+    assert again.facts == prepared.facts
+
+
+def test_later_epochs_are_shuffled_anew_and_see_each_example_once() -> None:
+    write(rows(ROWS))
+    prepared = start(eval={"split": 0})
+    plan = BatchPlan(prepared.train, micro_batch_size=7, seed=3)
+    per_epoch = plan.steps_per_epoch
+    assert per_epoch == 100
+    epochs = [
+        [e for k in range(i * per_epoch, (i + 1) * per_epoch) for b in plan.step(k) for e in b.examples]
+        for i in range(3)
+    ]
+    assert all(sorted(epoch) == list(range(ROWS)) for epoch in epochs)
+    assert epochs[0] == list(range(ROWS))
+    assert epochs[1] != epochs[2]
+    order = np.argsort(epochs[1])
+    assert abs(np.corrcoef(order, np.arange(ROWS))[0, 1]) < 0.2

@@ -1,0 +1,90 @@
+"""Oddities of the data are found and said."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+import nbtune.data
+from nbtune.data import Prepared, resolve
+from nbtune.data.prepare.quality_checks import near_duplicates
+from nbtune.spec import SourceSpec, from_mapping
+from tests.data.making import CHATML, tokenizer
+
+
+def prepare(rows: list[Any], **fields: Any) -> Prepared:
+    spec = from_mapping({"data": "rows", **fields})
+    return nbtune.data.prepare(resolve(spec.data, {"rows": rows}), tokenizer(CHATML), spec=spec, max_len=4096, seed=1)
+
+
+def different(count: int, seed: int = 0, words: int = 40) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+
+    def text() -> str:
+        return " ".join("".join(rng.choices("abcdefghij", k=5)) for _ in range(words))
+
+    return [{"prompt": text(), "completion": text()} for _ in range(count)]
+
+
+def said(prepared: Prepared, part: str) -> bool:
+    return any(part in warning for warning in prepared.report.warnings)
+
+
+def test_clean_data_has_no_warnings() -> None:
+    assert prepare(different(60)).report.warnings == []
+
+
+def test_near_duplicates_are_found_and_others_are_not() -> None:
+    rows = different(40)
+    nearly = [{"prompt": r["prompt"], "completion": r["completion"] + " x"} for r in rows[:10]]
+    prepared = prepare([*rows, *nearly], eval={"split": 0})
+    pairs = near_duplicates([prepared.train])
+    assert {(left[1], right[1]) for left, right in pairs} == {(i, 40 + i) for i in range(10)}
+    assert said(prepared, "nearly the same as another one")
+
+
+def test_leaks_into_the_held_out_rows_are_found() -> None:
+    rows = different(20)
+    leak = [{"prompt": r["prompt"], "completion": r["completion"] + " x"} for r in rows[:3]]
+    spec = from_mapping({"data": "rows", "eval": {"data": "held"}})
+    names = {"rows": rows, "held": [*leak, *different(5, seed=9)]}
+    held = resolve([SourceSpec(source="held")], names, role="eval")
+    prepared = nbtune.data.prepare(resolve(spec.data, names) + held, tokenizer(CHATML), spec=spec, max_len=4096, seed=1)
+    assert said(prepared, "3 of 8 held-out rows are nearly the same")
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"prompt": "<|im_start|>user\nhi<|im_end|>", "completion": "ho"}, "twice"),
+        ({"prompt": "### Instruction: hi", "completion": "ho"}, "twice"),
+        ({"text": "[INST] hi [/INST] ho"}, "twice"),
+        (
+            {"messages": [{"role": r, "content": "x"} for r in ("user", "user", "assistant")]},
+            "two questions without an answer",
+        ),
+        (
+            {"messages": [{"role": r, "content": "x"} for r in ("assistant", "user", "assistant")]},
+            "begin with an answer",
+        ),
+    ],
+)
+def test_odd_rows(row: dict[str, Any], part: str) -> None:
+    assert said(prepare([row]), part)
+
+
+def test_outliers_and_repetitions() -> None:
+    assert said(prepare([*different(9, words=3), {"prompt": "q", "completion": "word " * 900}]), "20 times as long")
+    assert said(prepare(different(3) * 5), "12 rows repeat another one")
+
+
+def test_a_stream_is_read_as_other_rows_are() -> None:
+    import datasets
+
+    rows = [{"prompt": f"p{i}", "completion": "c"} for i in range(700)]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    found = resolve([SourceSpec(source="s")], {"s": stream})[0]
+    assert len(found.rows) == 700
+    assert found.rows[699] == rows[699]

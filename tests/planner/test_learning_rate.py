@@ -1,0 +1,84 @@
+"""An unset learning rate follows the model's width, what is trained and how; one that is written stays as it is."""
+
+import dataclasses
+import html
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbtune.planner import Plan, make_plan, with_its_rate
+from nbtune.spec import from_mapping
+from tests.planner.test_planner import LLAMA_8B, _card, _data
+
+METHODS = ("sft", "dpo", "ipo", "orpo", "simpo", "kto")
+
+
+def _plan(hidden=4096, architecture="LlamaForCausalLM", **fields):
+    model = dataclasses.replace(LLAMA_8B, hidden_size=hidden, architecture=architecture)
+    spec = from_mapping({"data": "rows", "steps": 9, **fields})
+    return make_plan(spec, model, _data(64), _card(10**6))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "rate"), [(256, 2.5e-3), (576, 1.3e-3), (2048, 4.9e-4), (4096, 2.9e-4), (8192, 1.7e-4)]
+)
+def test_what_is_known_of_llama_like_models(hidden, rate):
+    plan = _plan(hidden)
+    assert plan.learning_rate == rate
+    assert f"2000 / {hidden}" in plan.learning_rate_reason
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"])
+def test_qwen_models_of_any_width_want_nearly_the_same(architecture):
+    assert _plan(896, architecture).learning_rate == 5.3e-4
+    assert _plan(5120, architecture).learning_rate == 4.6e-4
+
+
+@given(hidden=st.integers(1, 100_000), more=st.integers(1, 100_000), method=st.sampled_from(METHODS))
+def test_a_wider_model_never_gets_a_higher_rate_and_a_narrow_one_none_without_bound(hidden, more, method):
+    rates = [_plan(width, method=method).learning_rate for width in (hidden, hidden + more)]
+    assert 0 < rates[1] <= rates[0] <= 2.5e-3
+
+
+@pytest.mark.parametrize("hidden", [256, 2048, 4096])
+def test_full_training_gets_a_tenth_and_preferences_less_than_answers(hidden):
+    lora = _plan(hidden).learning_rate
+    full, kinds = _plan(hidden, adapter="full"), [_plan(hidden, adapter=a).learning_rate for a in ("qlora", "dora")]
+    assert kinds == [lora, lora]
+    assert full.learning_rate == pytest.approx(lora / 10, rel=0.05)
+    assert "every weight" in full.learning_rate_reason
+    for method in METHODS[1:]:
+        plan = _plan(hidden, method=method)
+        assert plan.learning_rate == pytest.approx(lora / (4 if method == "orpo" else 10), rel=0.05)
+        assert "preferences" in plan.learning_rate_reason
+
+
+@given(rate=st.floats(1e-12, 10), method=st.sampled_from(METHODS))
+def test_a_written_rate_is_taken_as_it_stands(rate, method):
+    plan = _plan(method=method, learning_rate=rate)
+    assert (plan.learning_rate, plan.learning_rate_reason) == (rate, "as asked")
+
+
+def test_text_page_and_file_say_the_rate_with_its_reason():
+    plan = _plan(2048)
+    said = f"0.00049: {plan.learning_rate_reason}"
+    assert said in plan.explain()
+    assert html.escape(said) in plan._repr_html_()
+    assert plan.learning_rate_reason in plan.model_dump_json()
+
+
+@given(hidden=st.integers(1, 20_000), method=st.sampled_from(METHODS), rate=st.none() | st.floats(1e-9, 1))
+def test_a_plan_of_today_changes_nothing_in_the_spec_that_repeats_it(hidden, method, rate):
+    spec = from_mapping({"data": "rows", "method": method, "learning_rate": rate})
+    assert with_its_rate(spec, _plan(hidden, method=method, learning_rate=rate)) == spec
+
+
+@pytest.mark.parametrize("fields", [{}, {"adapter": "full"}, {"method": "dpo"}, {"method": "orpo", "adapter": "full"}])
+def test_a_plan_of_before_the_rule_is_read_and_repeated_with_the_rate_it_had(fields):
+    before = (2e-5 if fields.get("adapter") == "full" else 2e-4) / (4 if "method" in fields else 1)
+    body = _plan(**fields).model_dump(mode="json", exclude={"hidden_size", "learning_rate_reason"})
+    plan = Plan.model_validate({**body, "learning_rate": before})
+    assert f"{before:g}" in plan.explain()
+    spec = from_mapping({"data": "rows", **fields})
+    assert with_its_rate(spec, plan) == spec.model_copy(update={"learning_rate": before})

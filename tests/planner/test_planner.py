@@ -1,0 +1,163 @@
+"""The planner spends the memory there is, keeps the batch that was asked for, and says what would fit otherwise."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nbtune.data.prepare.stats import DataFacts
+from nbtune.device import DeviceFacts
+from nbtune.errors import PlanError, SpecError
+from nbtune.models.config_facts import ModelFacts
+from nbtune.planner import Plan, make_plan
+from nbtune.spec import from_mapping
+
+GIB = 2**30
+LLAMA_8B = ModelFacts(
+    name="meta-llama/Llama-3.1-8B",
+    architecture="LlamaForCausalLM",
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=128256,
+    tied=False,
+    parameters=8_030_261_248,
+    max_position=131072,
+    weights_bytes=16_060_522_496,
+    dtype="bfloat16",
+)
+
+
+def _data(longest=2048, rows=1000):
+    return DataFacts(
+        rows=rows, eval_rows=10, tokens_total=rows * longest // 2, trained_tokens=rows * 100, longest=longest
+    )
+
+
+def _card(gib, capability=(9, 0)):
+    return DeviceFacts("cuda", "NVIDIA test card", int(gib * GIB), int(gib * GIB), capability, capability >= (8, 0))
+
+
+def _plan(gib=80, longest=2048, capability=(9, 0), **fields):
+    return make_plan(from_mapping({"data": "rows", **fields}), LLAMA_8B, _data(longest), _card(gib, capability))
+
+
+def test_more_memory_never_makes_a_slower_plan():
+    order = ["offload", "recompute", "selective", "keep"]
+    speeds = [order.index(_plan(gib, batch_size=4).activations) for gib in (20, 24, 40, 80, 141)]
+    assert speeds == sorted(speeds)
+    assert speeds[-1] == order.index("keep")
+
+
+@settings(max_examples=60, deadline=None)
+@given(gib=st.floats(20, 200), batch=st.integers(1, 64), longest=st.integers(16, 4096))
+def test_a_plan_fits_and_keeps_the_batch(gib, batch, longest):
+    try:
+        plan = _plan(gib, longest, batch_size=batch)
+    except PlanError:
+        return
+    assert plan.peak_bytes <= plan.available_bytes
+    assert plan.micro_batch_size * plan.gradient_accumulation_steps == batch
+    assert plan.sequence_len >= longest
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_what_does_not_fit_names_the_nearest_change():
+    with pytest.raises(PlanError) as caught:
+        _plan(12)
+    assert "qlora" in caught.value.fix
+    assert _plan(12, adapter="qlora").weights == "nf4"
+    with pytest.raises(PlanError) as caught:
+        _plan(40, adapter="full")
+    assert "lora" in caught.value.fix
+
+
+def test_a_t4_gets_fp16_with_its_reason_and_refuses_bf16():
+    plan = _plan(15, longest=512, capability=(7, 5), adapter="qlora")
+    assert plan.dtype == "fp16"
+    assert "no bf16" in plan.dtype_reason
+    with pytest.raises(PlanError, match="no bf16"):
+        _plan(15, capability=(7, 5), adapter="qlora", dtype="bf16")
+
+
+def test_an_apple_gpu_never_gets_four_bits_or_fp8():
+    mps = DeviceFacts("mps", "Apple GPU", 64 * GIB, 48 * GIB, bf16=True, unified=True)
+    for fields in ({"adapter": "qlora"}, {"weights": "fp8"}):
+        with pytest.raises(PlanError):
+            make_plan(from_mapping({"data": "rows", **fields}), LLAMA_8B, _data(), mps)
+    assert make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(512), mps).weights == "16bit"
+
+
+def test_steps_come_from_epochs_and_the_batch():
+    plan = _plan(epochs=2, batch_size=16)
+    assert plan.total_steps == 126  # 2 epochs of 63 steps: 62 of 16 rows, one of 8
+    assert _plan(steps=7).total_steps == 7
+
+
+def test_two_of_three_batch_fields_give_the_third_and_contradictions_are_refused():
+    assert _plan(batch_size=12, gradient_accumulation_steps=4).micro_batch_size == 3
+    assert _plan(micro_batch_size=2, batch_size=8).gradient_accumulation_steps == 4
+    with pytest.raises(PlanError, match="equal parts"):
+        _plan(batch_size=10, gradient_accumulation_steps=4)
+
+
+def test_the_explanation_says_what_a_person_asks_for():
+    text = _plan(steps=100).explain()
+    for word in ("trains", "NVIDIA test card", "bf16", "GiB", "steps", "time"):
+        assert word in text
+
+
+def test_what_is_downloaded_is_said_in_bytes_and_minutes():
+    plan = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), _card(80), download_bytes=16_060_522_496)
+    assert "15.0 GiB, about 21 min at 100 Mbit/s" in plan.explain()  # 16.06 GB / 12.5 MB/s = 1,285 s
+    assert "download" not in _plan().explain()
+
+
+def test_blocks_that_stay_transformers_own_are_planned_with_what_they_keep():
+    lora, dora = (_plan(adapter={"type": kind}, activations="keep", micro_batch_size=1) for kind in ("lora", "dora"))
+    assert dora.memory.activations > 1.2 * lora.memory.activations
+    assert dora.memory.activations == _plan(accelerate=False, activations="keep", micro_batch_size=1).memory.activations
+
+
+def _among(devices, gib=80, longest=2048, **fields):
+    spec = from_mapping({"data": "rows", "gpus": devices, **fields})
+    return make_plan(spec, LLAMA_8B, _data(longest), _card(gib), devices=devices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(devices=st.integers(1, 9), batch=st.integers(1, 64), method=st.sampled_from(["sft", "kto"]))
+def test_several_gpus_share_the_batch_that_one_would_have(devices, batch, method):
+    if method == "kto" and batch == 1:
+        return
+    plan = _among(devices, batch_size=batch, method=method)
+    assert plan.micro_batch_size * plan.gradient_accumulation_steps == batch
+    assert plan.micro_batch_size <= -(-batch // devices) or method == "kto"
+    assert plan.gpus == devices
+    assert plan.total_steps == _among(1, batch_size=batch, method=method).total_steps
+
+
+def test_several_gpus_are_explained():
+    told = _among(2, batch_size=8).explain()
+    assert "2 × NVIDIA test card" in told
+    assert "4 rows × 2 accumulated, shared by 2 GPUs" in told
+    assert "on each" in told
+    assert _among(2, batch_size=8).seconds == _among(1, batch_size=8).seconds / 2
+    assert "6 of 8 GPUs have nothing to do" in _among(8, batch_size=2).explain()
+    card = DeviceFacts("cuda", "NVIDIA test card", 80 * GIB, 80 * GIB, (9, 0), True, count=4)
+    one = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), card)
+    assert "one of 4 GPUs is used: `gpus: all`" in one.explain()
+
+
+def test_weights_are_parted_where_they_do_not_fit_or_it_is_asked_for():
+    tight = _among(2, gib=16, batch_size=2)
+    assert tight.sharded
+    assert "each of 2 keeps a part" in tight.explain()
+    assert "frozen weights are parted: all of them would not fit" in tight.explain()
+    assert not _among(2, batch_size=2).sharded
+    assert _among(2, batch_size=2, weights="sharded").sharded
+    assert _among(2, batch_size=2, weights="sharded").peak_bytes < _among(2, batch_size=2).peak_bytes
+    for wrong in ({"weights": "sharded"}, {"weights": "sharded", "gpus": 2, "adapter": "qlora"}, {"gpus": [0, 0]}):
+        with pytest.raises(SpecError):
+            from_mapping({"data": "rows", **wrong})
