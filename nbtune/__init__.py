@@ -31,7 +31,21 @@ _HOMES = {
     "validate": "nbtune.api",
 }
 
-_ROOMS = ("data", "device", "doctor", "errors", "events", "export", "models", "planner", "spec", "store", "train")
+_ROOMS = (
+    "data",
+    "device",
+    "engine",
+    "errors",
+    "events",
+    "export",
+    "generate",
+    "models",
+    "planner",
+    "spec",
+    "store",
+    "system_report",
+    "train",
+)
 
 __all__ = [
     "Plan",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.snapshot import copy_snapshot, refuse_links
 from nbtune.engine import warm_start
-from nbtune.engine.launcher import launch
+from nbtune.engine.launcher import launch, needs_own_process
 from nbtune.engine.run import Run as StoredRun
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.events import Eval, Sample, Step
@@ -152,7 +152,7 @@ class Run(StoredRun):
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
         """See `nbtune.engine.run.Run.resume`."""
-        super().resume(step=step, detach=detach, own_process=own_process or _apart(self.spec))
+        super().resume(step=step, detach=detach, own_process=own_process or needs_own_process(self.spec))
         return self
 
     def wait(self, timeout: float | None = None) -> Run:
@@ -326,18 +326,7 @@ def _begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *
         if isinstance(error, NbtuneError):
             raise
         raise as_train_error(error, "the rows could not be written down", place=root.name) from error
-    return Run(made, launch(made, detach=detach, own_process=_apart(spec)))
-
-
-def _apart(spec: RunSpec) -> bool:
-    """Whether the run gets a process of its own without being detached: with several GPUs, and beside one.
-
-    A thread shares Python's lock with the user's cells. On a GPU a step is many short calls, each of which would wait
-    for a busy cell up to 5 ms to get the lock back; on a CPU a step is few long ones.
-    """
-    from nbtune import device
-
-    return spec.gpus not in (1, "all") or (spec.device in ("auto", "cuda") and device.gpu_present())
+    return Run(made, launch(made, detach=detach, own_process=needs_own_process(spec)))
 
 
 def form(namespace: Mapping[str, Any] | None = None) -> Any:

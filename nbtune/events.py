@@ -173,9 +173,9 @@ class Export(Event):
 class Device(Event):
     """What the machine does, said after `step`, at most once a second.
 
-    `parts` holds bytes by what holds them (see `nbtune.engine.telemetry.parts`); `busy` is in percent of the time (of a CPU:
-    of all its cores; −1: not known), `temperature` in °C and `watts` are 0 where they are not known. `slowed` says why
-    the device runs slower than it could: ``heat``, ``power``, both with a comma, or nothing.
+    `parts` holds bytes by what holds them (see `nbtune.engine.telemetry.parts`); `busy` is in percent of the time (of a
+    CPU: of all its cores; −1: not known), `temperature` in °C and `watts` are 0 where they are not known. `slowed` says
+    why the device runs slower than it could: ``heat``, ``power``, both with a comma, or nothing.
     """
 
     type: ClassVar[str] = "device"

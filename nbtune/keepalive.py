@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from nbtune.engine import launcher
-
 __all__ = ["Heart", "Heartbeat", "heart"]
 
 _LOOK = 0.5  # seconds between looks whether a run still lives
@@ -26,22 +24,32 @@ class Heartbeat:
     Args:
         shell: IPython's, in a kernel.
         seconds: asked before each beat; 0 or less: none is sent.
+        needed: whether a run lives that would end with the kernel (`nbtune.engine.launcher.kernel_is_needed`).
+        starts: what is called when a run starts, however it is started (`nbtune.engine.launcher.on_launch`).
     """
 
-    def __init__(self, shell: Any, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        shell: Any,
+        seconds: Callable[[], float],
+        *,
+        needed: Callable[[], bool],
+        starts: list[Callable[[], None]],
+    ) -> None:
         self._kernel: Any = getattr(shell, "kernel", None)
+        self._needed, self._starts = needed, starts
         self._seconds, self._over, self._guard = seconds, threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
 
     def register(self) -> None:
         """Start to beat when a run starts, however it is started."""
         if self._kernel is not None:
-            launcher.on_launch.append(self.start)
+            self._starts.append(self.start)
 
     def unregister(self) -> None:
         """Beat no more."""
-        if self.start in launcher.on_launch:
-            launcher.on_launch.remove(self.start)
+        if self.start in self._starts:
+            self._starts.remove(self.start)
         self._over.set()
 
     def start(self) -> None:
@@ -56,7 +64,7 @@ class Heartbeat:
         since = 0.0
         while not self._over.wait(_LOOK):
             with self._guard:
-                if not launcher.kernel_is_needed():
+                if not self._needed():
                     self._thread = None
                     return
             since += _LOOK

@@ -137,7 +137,7 @@ def examine_rows(spec: RunSpec, namespace: Mapping[str, Any] | None = None) -> R
     tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
     max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
     return Rows(
-        data.prepare(sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed, on_error="skip"), tokenizer
+        data.prepare_data(sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed, on_error="skip"), tokenizer
     )
 
 

@@ -137,7 +137,9 @@ def test_where_the_users_cache_is(loaded: bool, tmp_path: Path) -> None:
     for places in ({"HF_HUB_CACHE": "/a/b"}, {"HF_HOME": "/a"}, {"XDG_CACHE_HOME": "/c"}, {}):
         environ = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
         first = "import huggingface_hub.constants as c; " if loaded else ""
-        code = f"{first}from nbtune import hub; print(hub.user_cache()); import huggingface_hub.constants as c; "
+        code = (
+            f"{first}from nbtune import hub_cache as h; print(h.user_cache()); import huggingface_hub.constants as c; "
+        )
         done = subprocess.run(
             [sys.executable, "-c", f"{code}print(c.HF_HUB_CACHE)"],
             env={**environ, **places},

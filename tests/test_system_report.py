@@ -10,7 +10,7 @@ import pytest
 from nbtune import system_report
 
 
-def by_topic(**options: bool) -> dict[str, doctor.Finding]:
+def by_topic(**options: bool) -> dict[str, system_report.Finding]:
     return {finding.topic: finding for finding in system_report.examine(**options)}
 
 

@@ -1,6 +1,6 @@
 """From any rows to exactly the right tokens: sources, formats, templates, masks, packs, and what was found in them.
 
-    resolve → snapshot → prepare → BatchPlan
+    resolve → snapshot → prepare_data → BatchPlan
     (names)   (run folder) (tokens)   (batches of a step)
 
 Nothing is imported before it is used: importing this package costs next to nothing.
@@ -27,7 +27,7 @@ _HOMES = {
     "look": "nbtune.data.prepare.validate",
     "measure": "nbtune.data.prepare.prepare",
     "open_snapshot": "nbtune.data.sources.snapshot",
-    "prepare": "nbtune.data.prepare.prepare",
+    "prepare_data": "nbtune.data.prepare.prepare",
     "resolve": "nbtune.data.sources.resolve",
     "snapshot": "nbtune.data.sources.snapshot",
     "start": "nbtune.data.prepare.early_start",
@@ -51,7 +51,7 @@ __all__ = [
     "look",
     "measure",
     "open_snapshot",
-    "prepare",
+    "prepare_data",
     "resolve",
     "snapshot",
     "start",
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from nbtune.data.batching.sampler import Batch, BatchPlan, collate
     from nbtune.data.formats.preference import together
     from nbtune.data.prepare.early_start import start
-    from nbtune.data.prepare.prepare import Prepared, measure, prepare
+    from nbtune.data.prepare.prepare import Prepared, measure, prepare_data
     from nbtune.data.prepare.report import Report
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.data.prepare.validate import look

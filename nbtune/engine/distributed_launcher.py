@@ -1,6 +1,6 @@
 """Several processes of one machine that do one run: who starts them, and ends them together.
 
-    python -m nbtune.engine.engine RUN_DIR       (with `gpus: 2` in its spec)
+    python -m nbtune.engine RUN_DIR       (with `gpus: 2` in its spec)
 
 The worker that was started looks at the spec, and where several devices are wanted it starts a worker for each and
 waits. When one of them fails the others are ended, since they would wait for it for ever; what it failed of is said in
@@ -77,7 +77,7 @@ def _started(folder: Path, chosen: list[int], meeting: Path) -> Iterator[list[su
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(len(chosen)):
-            command = [sys.executable, "-m", "nbtune.engine.engine", str(folder)]
+            command = [sys.executable, "-m", "nbtune.engine", str(folder)]
             environ = {**os.environ, **_environ(rank, chosen, meeting)}
             workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environ))
         yield workers

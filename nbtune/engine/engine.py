@@ -1,11 +1,11 @@
 """The engine: a function of a run folder. It reads the spec, the plan and the snapshot of the data, and writes events.
 
-    python -m nbtune.engine.engine RUN_DIR
-    torchrun --nproc-per-node 2 -m nbtune.engine.engine RUN_DIR      (each process trains on its share of every step)
+    python -m nbtune.engine RUN_DIR
+    torchrun --nproc-per-node 2 -m nbtune.engine RUN_DIR      (each process trains on its share of every step)
 
-Where the spec wants several GPUs the first line starts a process for each (`nbtune.engine.distributed_launcher`). A thread of the
-kernel calls `execute`, or another process does; nothing here assumes that it shares memory with a notebook. Wishes
-come through ``control.json``, answers go out as events.
+Where the spec wants several GPUs the first line starts a process for each (`nbtune.engine.distributed_launcher`). A
+thread of the kernel calls `execute`, or another process does; nothing here assumes that it shares memory with a
+notebook. Wishes come through ``control.json``, answers go out as events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -412,7 +411,3 @@ def main(folder: Path) -> int:
     if ranks is not None:
         ranks.leave()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nbtune.models import Built
     from nbtune.spec import RunSpec
 
-__all__ = ["Launched", "kernel_is_needed", "launch", "launched_on", "live", "on_launch"]
+__all__ = ["Launched", "kernel_is_needed", "launch", "launched_on", "live", "needs_own_process", "on_launch"]
 
 _TURN = threading.Lock()  # one engine at a time: two would share one device's memory
 _ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
@@ -115,7 +115,7 @@ class Launched:
         """Start the worker in a session of its own, so that no signal to this process reaches it, and wait for it."""
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "nbtune.engine.engine", str(self.folder)],
+                [sys.executable, "-m", "nbtune.engine", str(self.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -229,3 +229,14 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
+
+
+def needs_own_process(spec: RunSpec) -> bool:
+    """Whether the run gets a process of its own without being detached: with several GPUs, and beside one.
+
+    A thread shares Python's lock with the user's cells. On a GPU a step is many short calls, each of which would wait
+    for a busy cell up to 5 ms to get the lock back; on a CPU a step is few long ones.
+    """
+    from nbtune import device
+
+    return spec.gpus not in (1, "all") or (spec.device in ("auto", "cuda") and device.gpu_present())

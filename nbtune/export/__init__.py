@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "ExportSource": "source",
     "ExportedFile": "source",
-    "LlamaRunner": "verify",
-    "export_adapter": "adapter",
+    "LlamaRunner": "llama_runner",
+    "export_adapter": "peft_export",
     "export_adapter_gguf": "gguf.lora",
     "export_gguf": "gguf.writer",
     "export_merged": "merge",
     "export_ollama": "ollama",
-    "find_llama": "verify",
-    "held_importance": "proof",
-    "held_rows": "proof",
-    "importance": "quality",
-    "model_card": "card",
-    "no_llama": "verify",
-    "prove": "proof",
-    "prove_run": "proof",
-    "push": "publish",
-    "push_folder": "hub",
+    "find_llama": "llama_runner",
+    "held_importance": "verification",
+    "held_rows": "verification",
+    "importance": "gguf_quality",
+    "render_card": "model_card",
+    "no_llama": "llama_runner",
+    "prove": "verification",
+    "prove_run": "verification",
+    "push": "exporter",
+    "push_folder": "hub_upload",
     "take_home": "exporter",
-    "verify_gguf": "quality",
+    "verify_gguf": "gguf_quality",
 }
 _NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
 
@@ -49,12 +49,12 @@ __all__ = [
     "held_importance",
     "held_rows",
     "importance",
-    "model_card",
     "no_llama",
     "prove",
     "prove_run",
     "push",
     "push_folder",
+    "render_card",
     "take_home",
     "verify_gguf",
 ]
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from nbtune.export.hub_upload import push_folder
     from nbtune.export.llama_runner import LlamaRunner, find_llama, no_llama
     from nbtune.export.merge import write_merged as export_merged
-    from nbtune.export.model_card import model_card
+    from nbtune.export.model_card import render_card
     from nbtune.export.ollama import export_ollama
     from nbtune.export.peft_export import export_adapter
     from nbtune.export.source import ExportedFile, ExportSource

@@ -1,6 +1,6 @@
 """The child process that holds llama.cpp: one JSON line in, one JSON line (and raw bytes) out.
 
-Run as ``python _llama_child.py LIBRARY_FOLDER``. It knows nothing of nbtune, needs only the standard library, and may
+Run as ``python _llama_process.py LIBRARY_FOLDER``. It knows nothing of nbtune, needs only the standard library, and may
 be aborted by llama.cpp on a bad file, which is why it is a process of its own.
 
 The C structs of ``llama.h`` change from version to version, so none is declared here: a parameter struct is taken as

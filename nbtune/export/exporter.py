@@ -23,7 +23,7 @@ import tempfile
 from nbtune.errors import HubError
 from nbtune.export.files import gigabytes
 from nbtune.export.hub_upload import push_folder
-from nbtune.export.model_card import FILES_TO_COME, model_card
+from nbtune.export.model_card import FILES_TO_COME, render_card
 from nbtune.export.peft_export import export_adapter
 from nbtune.export.source import ExportedFile, ExportSource, Progress
 
@@ -145,10 +145,10 @@ class Exporter:
 
     def card(self, repo_id: str, what: str, facts: Mapping[str, Any]) -> str:
         """The model card of a push, before there are files to name."""
-        from nbtune.export.model_card import FILES_TO_COME, model_card
+        from nbtune.export.model_card import FILES_TO_COME, render_card
 
         told = dict(facts) | ({"files": [FILES_TO_COME]} if what == "gguf" else {})
-        return model_card(self.source(), repo_id, what, told)
+        return render_card(self.source(), repo_id, what, told)
 
     def push(
         self,
@@ -352,7 +352,7 @@ def push(
             facts.setdefault("files", [_file_line(file) for file in files])
         if isinstance(facts.get("curve"), bytes):
             (folder / "loss.png").write_bytes(facts["curve"])
-        readme = model_card(source, repo_id, what, facts) if own is None else _with_files(own, files)
+        readme = render_card(source, repo_id, what, facts) if own is None else _with_files(own, files)
         (folder / "README.md").write_text(_without_token(readme), encoding="utf-8")
         return push_folder(folder, repo_id, private=private, progress=progress, **options)
 

@@ -67,7 +67,7 @@ class LlamaRunner:
             raise no_llama()
         self.gguf = gguf
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
-        child = Path(__file__).with_name("_llama_child.py")
+        child = Path(__file__).with_name("_llama_process.py")
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(child), str(folder)],
             stdin=subprocess.PIPE,
@@ -84,7 +84,7 @@ class LlamaRunner:
             raise
 
     def ask(self, what: str, **arguments: Any) -> Any:
-        """One request to the child; see ``_llama_child.py``."""
+        """One request to the child; see ``_llama_process.py``."""
         stream = self._process.stdin
         if stream is None or stream.closed:
             raise ExportError("this llama.cpp runner is closed", fix="open another.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from nbtune.export.source import ExportSource, safe_name
 
-__all__ = ["FILES_TO_COME", "data_lines", "license_in", "model_card"]
+__all__ = ["FILES_TO_COME", "data_lines", "license_in", "render_card"]
 
 FILES_TO_COME = "(the files, their sizes and what each lost are written here when they are made)"
 """Stands in a card of GGUF files until there are some."""
@@ -168,7 +168,7 @@ def _some(pairs: Sequence[tuple[int, float]], most: int = 10) -> list[tuple[int,
     return [pairs[round(i * (len(pairs) - 1) / (most - 1))] for i in range(most)]
 
 
-def model_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Mapping[str, Any] | None = None) -> str:
+def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Mapping[str, Any] | None = None) -> str:
     """The README.md of a repository.
 
     Args:

@@ -58,7 +58,7 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
 
     spec = spec_to_run(folder)
     tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-    found = data.prepare(
+    found = data.prepare_data(
         data.open_snapshot(folder / "data"),
         tokenizer,
         spec=spec,

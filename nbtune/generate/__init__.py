@@ -1,1 +1,1 @@
-"""TODO"""
+"""Answers of a model in memory, token by token."""

@@ -7,19 +7,19 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "Built": "builder",
-    "MemoryPolicy": "policy",
-    "ModelFacts": "facts",
+    "Built": "factory",
+    "MemoryPolicy": "memory_estimate",
+    "ModelFacts": "config_facts",
     "Trainable": "trainable",
     "add_adapter": "adapters",
-    "build": "builder",
+    "build": "factory",
     "load_adapter": "adapters",
-    "load_model": "load",
-    "load_tokenizer": "load",
+    "load_model": "loading",
+    "load_tokenizer": "loading",
     "load_trainable": "trainable",
-    "missing_bytes": "load",
-    "model_facts": "facts",
-    "resolve": "load",
+    "missing_bytes": "loading",
+    "model_facts": "config_facts",
+    "resolve": "loading",
     "save_adapter": "adapters",
 }
 

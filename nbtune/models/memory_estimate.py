@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from nbtune.models.config_facts import ModelFacts
-    from nbtune.models.memory_estimate import MemoryPolicy
     from nbtune.spec import AdapterSpec
 from typing import Literal, get_args
 

@@ -13,6 +13,7 @@ __all__ = ["load", "unload"]
 
 def load(shell: Any) -> None:
     """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
+    from nbtune.engine import launcher
     from nbtune.keepalive import Heartbeat, heart
     from nbtune.notebook import cell_transform, environment, errors, matcher
     from nbtune.notebook.display import say
@@ -29,7 +30,9 @@ def load(shell: Any) -> None:
     cell_transform.register(shell)
     matcher.register(shell)
     errors.register(shell)
-    shell._nbtune_heartbeat = Heartbeat(shell, lambda: heart.seconds)
+    shell._nbtune_heartbeat = Heartbeat(
+        shell, lambda: heart.seconds, needed=launcher.kernel_is_needed, starts=launcher.on_launch
+    )
     shell._nbtune_heartbeat.register()
     if told := environment.prepare_colab():
         say(told)

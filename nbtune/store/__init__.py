@@ -1,1 +1,1 @@
-"""Runs on disk and in hand: folder, owner, checkpoints, the worker that fills a folder, the handle that reads it."""
+"""What of a run is on disk: its folder, lock, checkpoints, event log, wishes, and the losses of its rows."""

@@ -1,7 +1,7 @@
 """Several processes that train one model together: each has its own share of every step's batches.
 
-    gpus: 2                                                       (in the spec: `nbtune.engine.distributed_launcher` starts them)
-    torchrun --nproc-per-node 2 -m nbtune.engine.engine RUN_DIR
+    gpus: 2                                          (in the spec: `nbtune.engine.distributed_launcher` starts them)
+    torchrun --nproc-per-node 2 -m nbtune.engine RUN_DIR
 
 Every process runs the same loop. Before each step they agree on what the step's losses are divided by and on the
 wishes; after it they add up their gradients. What is trained is small beside the model (LoRA), so one sum in one

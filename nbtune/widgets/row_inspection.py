@@ -180,7 +180,7 @@ class Inspection:
 
         few = [dataclasses.replace(source, load=_first(source.rows)) for source in self.sources]
         examined = sum(len(source.rows) for source in few)
-        prepared = data.prepare(
+        prepared = data.prepare_data(
             few, self.tokenizer, spec=self.spec, max_len=self.max_len, seed=self.spec.seed, on_error="skip"
         )
         report, facts = prepared.report, prepared.facts

@@ -11,7 +11,7 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.data.prepare import early_start
-from tests.store.conftest import SPEC
+from tests.engine.conftest import SPEC
 
 
 def _rows(word: str, count: int = 60) -> list[dict[str, str]]:

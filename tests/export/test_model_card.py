@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nbtune.export import ExportSource, model_card
+from nbtune.export import ExportSource, render_card
 from nbtune.export.model_card import data_lines, license_in
 
 
@@ -45,7 +45,7 @@ def test_everything_that_is_known_stands_in_it(tmp_path: Path) -> None:
     facts |= {"files": ["`demo-q8_0.gguf`: 1 GB, perplexity +0.1 %"], "samples": [("hi", "ahoy ```")], "curve": b"x"}
     facts |= {"spec": "steps: 40", "datasets": ["owner/set"]}
     for kind in ("adapter", "merged", "gguf"):
-        card = model_card(ExportSource(tmp_path, base_id="owner/base", name="demo"), "ada/demo", kind, facts)
+        card = render_card(ExportSource(tmp_path, base_id="owner/base", name="demo"), "ada/demo", kind, facts)
         assert "A fine-tune of `owner/base` (licence of the base: mit), made with nbtune in 40 steps." in card
         assert "base_model: owner/base\n" in card
         assert "| 0 | 1 | 2.718 |" in card

@@ -111,7 +111,7 @@ def test_the_model_to_compare_with_is_the_one_that_was_trained(run: Any) -> None
 
 def test_the_card_of_a_run(run: Any) -> None:
     facts = run.facts_for_card()
-    card = nbtune.export.model_card(run.export.source(), "ada/demo", "gguf", facts)
+    card = nbtune.export.render_card(run.export.source(), "ada/demo", "gguf", facts)
     assert facts["curve"].startswith(b"\x89PNG")
     assert "rows (the author's own rows)" in card
     assert "What is 2 plus 3?" in card

@@ -1,1 +1,1 @@
-from tests.store.conftest import start, until  # noqa: F401 — the same small run
+from tests.engine.conftest import start, until  # noqa: F401 — the same small run

@@ -42,7 +42,7 @@ _SEEN = "a reader saw half a file"
 
 
 def _life(folder) -> int:
-    """A process that works on the run, as `python -m nbtune.engine.engine` does; its pid."""
+    """A process that works on the run, as `python -m nbtune.engine` does; its pid."""
     pid = os.fork()
     if pid == 0:
         from nbtune.engine.engine import main

@@ -44,7 +44,7 @@ def said(folder: Path, kind: str) -> list[dict[str, Any]]:
 def torchrun(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*command, "-m", "nbtune.engine.engine", str(folder)], capture_output=True, text=True, timeout=300, check=False
+        [*command, "-m", "nbtune.engine", str(folder)], capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -38,7 +38,7 @@ def test_the_summary_says_how_rows_are_read(inspection):
 def test_a_row_is_shown_as_the_run_tokenises_it(inspection):
     row = inspection.row(7)
     tokenizer = models.load_tokenizer("nbtune/tiny")
-    prepared = data.prepare(inspection.sources, tokenizer, spec=inspection.spec, max_len=1024, seed=42)
+    prepared = data.prepare_data(inspection.sources, tokenizer, spec=inspection.spec, max_len=1024, seed=42)
     example = next(e for part in (prepared.train, prepared.eval) for e in part or [] if e.row == 7)
     assert [number for number, _, _ in row["tokens"]] == example.input_ids
     trained = [label != -100 for label in example.labels]
@@ -199,7 +199,7 @@ def test_what_was_seen_is_what_a_run_trains():
         spec = panel.spec
     tokenizer = models.load_tokenizer("nbtune/tiny")
     sources = data.resolve(spec.data, {"rows": ROWS})
-    example = data.prepare(sources, tokenizer, spec=spec, max_len=256, seed=1).train[0]
+    example = data.prepare_data(sources, tokenizer, spec=spec, max_len=256, seed=1).train[0]
     assert tokenizer.decode([label for label in example.labels if label != -100]) == " 0.<|im_end|>"
 
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From a dataset to the batches of a step: packed, mixed, ordered, collated."""

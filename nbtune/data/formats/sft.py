@@ -75,8 +75,9 @@ class Format:
     Attributes:
         name: `messages`, `alpaca`, …
         mapping: role → column.
-        read: a row as `Chat` or `Parts` (rows that judge: as `judged.Several`); raises DataError without a place.
-        kind: what can learn from it: `sft`, `pairs`, `feedback`, `stepwise`, `prompts` (`nbtune.data.formats.preference.KINDS`).
+        read: a row as `Chat` or `Parts` (rows that judge: as `preference.Several`); raises DataError without a place.
+        kind: what can learn from it: `sft`, `pairs`, `feedback`, `stepwise`, `prompts`
+            (`nbtune.data.formats.preference.KINDS`).
     """
 
     name: str

@@ -196,6 +196,6 @@ def _content_of(file: Path, algorithm: str = "blake2b") -> bytes:
 def _code() -> bytes:
     """A hash of the code that prepares: a changed mask rule is another preparation."""
     found = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         found.update(file.read_bytes())
     return found.digest()

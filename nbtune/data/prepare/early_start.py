@@ -25,7 +25,7 @@ import numpy as np
 from nbtune.data.batching.dataset import Dataset
 from nbtune.data.formats.preference import kind_of
 from nbtune.data.prepare import cache
-from nbtune.data.prepare.prepare import READ, conclude, measure, nothing_left, prepare
+from nbtune.data.prepare.prepare import READ, conclude, measure, nothing_left, prepare_data
 from nbtune.data.prepare.prepared import Prepared
 from nbtune.data.prepare.quality_checks import Oddities, diagnose
 from nbtune.data.prepare.report import Report, SourceReport
@@ -63,7 +63,7 @@ def start(
     processes: int | None = None,
     work_here: bool = False,
 ) -> Prepared:
-    """As `prepare`; but big data from files (`EARLY` rows and more) comes as an `Arriving` dataset, soon.
+    """As `prepare_data`; but big data from files (`EARLY` rows and more) comes as an `Arriving` dataset, soon.
 
     Its facts are then measured on a sample, and its report is whole when the last row has arrived.
 
@@ -73,7 +73,7 @@ def start(
         work_here: this process prepares too when the others are up; for callers that only wait.
 
     Raises:
-        DataError: as `prepare`; what is wrong with later rows is raised where their examples are waited for.
+        DataError: as `prepare_data`; what is wrong with later rows is raised where their examples are waited for.
     """
     overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
     if spec.chat_template is not None:
@@ -81,7 +81,7 @@ def start(
     train = [source for source in sources if source.role == "train"]
     counts = tuple(len(source.rows) for source in train)
     if not _can_arrive(train, counts, spec):
-        return prepare(
+        return prepare_data(
             sources,
             tokenizer,
             spec=spec,

@@ -1,4 +1,4 @@
-"""From sources to tokens: `prepare` for a run, `measure` for a plan."""
+"""From sources to tokens: `prepare_data` for a run, `measure` for a plan."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from nbtune.spec import RunSpec
 # The keys of a spec that decide what the tokens are.
 READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method", "row_weights"}
 
-__all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare"]
+__all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare_data"]
 
 
-def prepare(
+def prepare_data(
     sources: Sequence[Source],
     tokenizer: Any,
     *,
@@ -177,7 +177,7 @@ def measure(
         tokenizer: without one, four characters count as a token and half of them as trained.
 
     Raises:
-        DataError: as `prepare`, for the rows of the sample.
+        DataError: as `prepare_data`, for the rows of the sample.
     """
     kind = kind or kind_of(spec.method)
     lengths: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""A part of the rows, prepared by itself: in this process or in one of its own (``python -m nbtune.data.prepare.shards``).
+"""A part of the rows, prepared by itself, here or in a process (``python -m nbtune.data.prepare.shards``).
 
 A process of its own is given a folder with what it needs (`job.json`, `tokenizer.json`), then numbers of shards, a line
 each; it answers with the same number when the shard's arrays lie in the folder. It ends when nobody asks any more.

@@ -1,7 +1,7 @@
 """A dataset whose examples arrive while the first of them are already learnt from.
 
-The order is fixed beforehand (`nbtune.data.prepare.early_start`), so what is the k-th example does not depend on how fast they
-come; whoever asks for one that is not there waits for it.
+The order is fixed beforehand (`nbtune.data.prepare.early_start`), so what is the k-th example does not depend on how
+fast they come; whoever asks for one that is not there waits for it.
 """
 
 from __future__ import annotations

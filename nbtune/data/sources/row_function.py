@@ -1,8 +1,9 @@
 """Python functions that make rows of rows: found by name, kept with a run, and loaded from nowhere else.
 
 A function of the notebook is written into the run's folder with cloudpickle, one of a module by its name. Loading
-either runs code, so the record is signed with a key that only this user's account has (`nbtune.data.sources.snapshot`), and
-that of a folder which somebody else wrote counts only after this user has said so.
+either runs code, so the record is signed with a key that only this user's account has
+(`nbtune.data.sources.snapshot`), and that of a folder which somebody else wrote counts only after this user has said
+so.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Rendered:
-        """One conversation, rendered once; by a shortcut (`nbtune.data.template.shortcuts`) where rows of its shape were seen.
+        """One conversation, rendered once; by a shortcut (`template.shortcuts`) where rows of its shape were seen.
 
         Raises:
             DataError: the template refuses the conversation, or a message's place in it cannot be found.

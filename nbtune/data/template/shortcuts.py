@@ -1,6 +1,6 @@
 """Rows rendered without running the template: by what was watched of it on a row of the same shape.
 
-A shape is the roles and keys of a conversation. The second row of a shape is watched (`nbtune.data.template.watching`); what
+A shape is the roles and keys of a conversation. The second row of a shape is watched (`template.watching`); what
 comes of it is compared with the true rendering of this row, and of the row with other texts, before it is used. A row
 that answers a guard differently, or has an empty text, is rendered in the long way.
 """

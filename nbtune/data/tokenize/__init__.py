@@ -1,1 +1,1 @@
-"""TODO"""
+"""Text as token ids, and characters' masks as tokens' masks."""

@@ -26,7 +26,7 @@ def prepare(rows: list[Any], kind: str, max_len: int = 128, fast: Any = None, **
     spec = from_mapping({"data": [source], "eval": {"split": 0}, **fields})
     sources = resolve(spec.data, {"rows": rows})
     fast = fast or tokenizer(CHATML)
-    return nbtune.data.prepare(sources, fast, spec=spec, max_len=max_len, seed=0, kind=kind)
+    return nbtune.data.prepare_data(sources, fast, spec=spec, max_len=max_len, seed=0, kind=kind)
 
 
 def shown(prepared: Prepared) -> list[tuple[str, str]]:

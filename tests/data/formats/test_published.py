@@ -69,7 +69,7 @@ def prepared(rows: list[Any], fast: Any, kind: str = "sft", columns: Any = None,
         source |= {"columns": columns, "format": "messages" if kind == "sft" else "preference"}
     spec = from_mapping({"data": [source], "eval": {"split": 0}, **fields})
     sources = resolve(spec.data, {"rows": rows})
-    return nbtune.data.prepare(sources, fast, spec=spec, max_len=512, seed=0, kind=kind).train
+    return nbtune.data.prepare_data(sources, fast, spec=spec, max_len=512, seed=0, kind=kind).train
 
 
 HELLO = [("user", "hello"), ("assistant", "hello"), ("user", "goodbye"), ("assistant", "goodbye")]

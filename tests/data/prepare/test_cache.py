@@ -34,7 +34,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def prepare(name: str = "rows.jsonl", fast: Any = None, max_len: int = 64, **fields: Any) -> Prepared:
     spec = from_mapping({"data": name, **fields})
     fast = fast or tokenizer(CHATML)
-    return nbtune.data.prepare(resolve(spec.data), fast, spec=spec, max_len=max_len, seed=spec.seed)
+    return nbtune.data.prepare_data(resolve(spec.data), fast, spec=spec, max_len=max_len, seed=spec.seed)
 
 
 def write(count: int, name: str = "rows.jsonl", word: str = "say") -> None:
@@ -78,7 +78,7 @@ def test_small_data_and_variables_are_not_kept(reads: list[int]) -> None:
     prepare()
     spec = from_mapping({"data": "rows"})
     rows = [{"text": f"t {i}"} for i in range(2100)]
-    nbtune.data.prepare(resolve(spec.data, {"rows": rows}), tokenizer(CHATML), spec=spec, max_len=9, seed=0)
+    nbtune.data.prepare_data(resolve(spec.data, {"rows": rows}), tokenizer(CHATML), spec=spec, max_len=9, seed=0)
     assert cache.entries() == []
 
 

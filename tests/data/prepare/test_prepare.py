@@ -20,7 +20,7 @@ def prepare(rows: Any, max_len: int = 256, fast: Any = None, **fields: Any) -> P
     options = {key: fields.pop(key) for key in ("overflow", "on_error") if key in fields}
     spec = from_mapping({"data": "rows", **fields})
     sources = resolve(spec.data, {"rows": rows})
-    return nbtune.data.prepare(
+    return nbtune.data.prepare_data(
         sources, fast or tokenizer(CHATML), spec=spec, max_len=max_len, seed=spec.seed, **options
     )
 
@@ -209,7 +209,7 @@ def test_rows_of_their_own_for_evaluation() -> None:
     names = {"rows": chats(50), "held": chats(3)}
     assert spec.eval.data is not None
     sources = resolve(spec.data, names) + resolve([spec.eval.data], names, role="eval")
-    prepared = nbtune.data.prepare(sources, tokenizer(CHATML), spec=spec, max_len=256, seed=1)
+    prepared = nbtune.data.prepare_data(sources, tokenizer(CHATML), spec=spec, max_len=256, seed=1)
     assert prepared.eval is not None
     assert (len(prepared.train), len(prepared.eval)) == (50, 3)
 
@@ -247,7 +247,7 @@ def test_facts_of_a_sample_are_near_those_of_all_rows() -> None:
 def test_progress_is_told() -> None:
     spec = from_mapping({"data": "rows"})
     told: list[tuple[int, int]] = []
-    nbtune.data.prepare(
+    nbtune.data.prepare_data(
         resolve(spec.data, {"rows": chats(2500)}),
         tokenizer(CHATML),
         spec=spec,
@@ -266,7 +266,7 @@ def test_own_sets_can_all_be_read() -> None:
         if info.form == "preference":
             continue
         spec = from_mapping({"data": name})
-        prepared = nbtune.data.prepare(resolve(spec.data), tokenizer(CHATML), spec=spec, max_len=999, seed=0)
+        prepared = nbtune.data.prepare_data(resolve(spec.data), tokenizer(CHATML), spec=spec, max_len=999, seed=0)
         assert prepared.report.count("dropped") == 0
         assert prepared.facts.format == info.form
 
@@ -277,7 +277,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
         bos_token = eos_token = None
 
     with pytest.raises(DataError, match="slow tokenizer"):
-        nbtune.data.prepare(
+        nbtune.data.prepare_data(
             resolve(from_mapping({"data": "rows"}).data, {"rows": ["text"]}),
             Slow(),
             spec=from_mapping({"data": "rows"}),

@@ -16,7 +16,9 @@ from tests.data.making import CHATML, tokenizer
 
 def prepare(rows: list[Any], **fields: Any) -> Prepared:
     spec = from_mapping({"data": "rows", **fields})
-    return nbtune.data.prepare(resolve(spec.data, {"rows": rows}), tokenizer(CHATML), spec=spec, max_len=4096, seed=1)
+    return nbtune.data.prepare_data(
+        resolve(spec.data, {"rows": rows}), tokenizer(CHATML), spec=spec, max_len=4096, seed=1
+    )
 
 
 def different(count: int, seed: int = 0, words: int = 40) -> list[dict[str, str]]:
@@ -51,7 +53,9 @@ def test_leaks_into_the_held_out_rows_are_found() -> None:
     spec = from_mapping({"data": "rows", "eval": {"data": "held"}})
     names = {"rows": rows, "held": [*leak, *different(5, seed=9)]}
     held = resolve([SourceSpec(source="held")], names, role="eval")
-    prepared = nbtune.data.prepare(resolve(spec.data, names) + held, tokenizer(CHATML), spec=spec, max_len=4096, seed=1)
+    prepared = nbtune.data.prepare_data(
+        resolve(spec.data, names) + held, tokenizer(CHATML), spec=spec, max_len=4096, seed=1
+    )
     assert said(prepared, "3 of 8 held-out rows are nearly the same")
 
 

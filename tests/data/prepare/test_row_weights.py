@@ -23,7 +23,7 @@ def tokenizer():
 def prepared(tokenizer, rows, weights, **more):
     spec = from_mapping({"data": "rows", "row_weights": weights, **more})
     sources = data.resolve(spec.data, {"rows": rows})
-    return data.prepare(sources, tokenizer, spec=spec, max_len=256, seed=3)
+    return data.prepare_data(sources, tokenizer, spec=spec, max_len=256, seed=3)
 
 
 def test_a_mark_is_of_the_content_alone(tmp_path):
@@ -73,7 +73,7 @@ def test_the_cache_keeps_weights_and_tells_them_apart(tokenizer, tmp_path, monke
 
     def once(weights):
         spec = from_mapping({"data": str(tmp_path / "rows.jsonl"), "row_weights": weights})
-        return data.prepare(data.resolve(spec.data), tokenizer, spec=spec, max_len=256, seed=3)
+        return data.prepare_data(data.resolve(spec.data), tokenizer, spec=spec, max_len=256, seed=3)
 
     weights = {mark_of(ROWS[1]): 2, mark_of(ROWS[2]): 0}
     fresh, plain, kept = once(weights), once({}), once(weights)

@@ -108,7 +108,7 @@ def check(seed: int) -> None:
     told: list[NbtuneError] = []
     for on_error in ("raise", "skip"):
         try:
-            prepared = nbtune.data.prepare(
+            prepared = nbtune.data.prepare_data(
                 resolve(spec.data), tokenizer(CHATML), spec=spec, max_len=512, seed=0, on_error=on_error
             )
         except NbtuneError as error:
@@ -138,6 +138,6 @@ def test_a_very_long_line() -> None:
     Path("rows.jsonl").write_text(json.dumps({"prompt": "ask", "completion": "say"}) + "\n" + long[:-2] + "\n")
     spec = from_mapping({"data": "rows.jsonl"})
     with pytest.raises(NbtuneError, match="not JSON") as caught:
-        nbtune.data.prepare(resolve(spec.data), tokenizer(CHATML), spec=spec, max_len=64, seed=0)
+        nbtune.data.prepare_data(resolve(spec.data), tokenizer(CHATML), spec=spec, max_len=64, seed=0)
     assert caught.value.place == "rows.jsonl, line 2"
     assert len(str(caught.value)) < 500

@@ -33,7 +33,7 @@ def said(prepared: Prepared) -> list[str]:
 
 
 def prepare(spec: Any, found: Any) -> Prepared:
-    return nbtune.data.prepare(found, tokenizer(CHATML), spec=spec, max_len=128, seed=0)
+    return nbtune.data.prepare_data(found, tokenizer(CHATML), spec=spec, max_len=128, seed=0)
 
 
 def as_chat(row: dict[str, Any]) -> dict[str, Any] | None:

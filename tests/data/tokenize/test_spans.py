@@ -93,7 +93,7 @@ def test_a_run_learns_by_the_rule_and_its_cache_knows_it(tokenizer):
     for rules in ([], [{"match": "Ahoy!", "train": False}]):
         spec = from_mapping({"data": "var:rows", "train_spans": rules, "eval": {"split": 0}})
         sources = data.resolve(spec.data, {"rows": rows})
-        prepared = data.prepare(sources, tokenizer, spec=spec, max_len=256, seed=1)
+        prepared = data.prepare_data(sources, tokenizer, spec=spec, max_len=256, seed=1)
         example = prepared.train[0]
         found[len(rules)] = tokenizer.decode(
             [i for i, on in zip(example.input_ids, example.labels, strict=True) if on != -100]
