@@ -231,6 +231,7 @@ class _Engine:
         )
 
     def _make_stepper(self, device: torch.device) -> None:
+        from nbtune.train.choose_stepper import choose_stepper
         from nbtune.train.evaluate import trained_weight
         from nbtune.train.loop import Progress
         from nbtune.train.loss import sft_loss
@@ -246,48 +247,12 @@ class _Engine:
             self.loss, self.counted = judging, judging.count
         if self.plan.sharded:
             self.loss, self.counted = unless_idle(self.loss, self.counted)
-        self.stepper = (
-            self._fused_stepper(device) if fused and self._graphs_pay(device) else self._plain_stepper(device)
+        self.stepper = choose_stepper(
+            self.built, self.loss, spec=self.spec, plan=self.plan, device=device, ranks=self.ranks, fused=fused
         )
         last = checkpoints.latest(self.folder)
         self.progress = Progress() if last is None else checkpoints.load(last, self.built, self.stepper)
         self.began_at = self.progress.step
-
-    def _graphs_pay(self, device: torch.device) -> bool:
-        from nbtune.train.cuda_graph_stepper import suits
-
-        return not self.plan.sharded and suits(self.built, self.spec, self.plan.dtype, device)
-
-    def _fused_stepper(self, device: torch.device) -> FusedStepper:
-        from nbtune.train.cuda_graph_stepper import FusedStepper
-        from nbtune.train.distributed import RankedFusedStepper
-
-        decay, norm = self.spec.weight_decay, self.spec.max_grad_norm
-        seed = self.spec.seed
-        make = FusedStepper if self.ranks is None else partial(RankedFusedStepper, self.ranks)
-        return make(self.built, weight_decay=decay, max_grad_norm=norm, seed=seed, device=device)
-
-    def _plain_stepper(self, device: torch.device) -> Stepper:
-        from nbtune.train.distributed import RankedStepper
-        from nbtune.train.master_weights import Masters
-        from nbtune.train.optimizer import make_optimizer
-        from nbtune.train.stepper import Stepper
-
-        model, spec, rate = self.built.model, self.spec, self.plan.learning_rate
-        make = Stepper if self.ranks is None else partial(RankedStepper, self.ranks)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        masters = Masters(trained) if Masters.needed(trained) else None
-        parameters = trained if masters is None else masters.parameters
-        return make(
-            model,
-            self.loss,
-            make_optimizer(parameters, spec.optim, learning_rate=rate, weight_decay=spec.weight_decay),
-            max_grad_norm=spec.max_grad_norm,
-            seed=spec.seed,
-            device=device,
-            scaled=self.plan.dtype == "fp16",
-            masters=masters,
-        )
 
     def train(self) -> Literal["finished", "stopped"]:
         """The loop, with this folder behind it."""

@@ -1,0 +1,60 @@
+"""Which stepper a run goes by: recorded CUDA graphs where a GPU gains by them, else one launch after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from nbtune.train.cuda_graph_stepper import FusedStepper, suits
+from nbtune.train.distributed import RankedFusedStepper, RankedStepper, Ranks
+from nbtune.train.master_weights import Masters
+from nbtune.train.optimizer import make_optimizer
+from nbtune.train.stepper import Stepper
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbtune.models import Built
+    from nbtune.planner import Plan
+    from nbtune.spec import RunSpec
+    from nbtune.train.loss import LossOutput
+
+__all__ = ["choose_stepper"]
+
+
+def choose_stepper(
+    built: Built,
+    loss: Callable[..., LossOutput],
+    *,
+    spec: RunSpec,
+    plan: Plan,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    fused: bool = False,
+) -> Stepper | FusedStepper:
+    """Return the stepper of a run, its optimizer in it.
+
+    Args:
+        loss: what the plain stepper calls.
+        ranks: of several processes, which add their gradients up.
+        fused: the model's own head computes the loss, so that whole steps can be recorded.
+    """
+    if fused and not plan.sharded and suits(built, spec, plan.dtype, device):
+        record = FusedStepper if ranks is None else partial(RankedFusedStepper, ranks)
+        decay, norm = spec.weight_decay, spec.max_grad_norm
+        return record(built, weight_decay=decay, max_grad_norm=norm, seed=spec.seed, device=device)
+    make = Stepper if ranks is None else partial(RankedStepper, ranks)
+    trained = [p for p in built.model.parameters() if p.requires_grad]
+    masters = Masters(trained) if Masters.needed(trained) else None
+    parameters = trained if masters is None else masters.parameters
+    return make(
+        built.model,
+        loss,
+        make_optimizer(parameters, spec.optim, learning_rate=plan.learning_rate, weight_decay=spec.weight_decay),
+        max_grad_norm=spec.max_grad_norm,
+        seed=spec.seed,
+        device=device,
+        scaled=plan.dtype == "fp16",
+        masters=masters,
+    )
