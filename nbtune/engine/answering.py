@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.engine.launcher import Launched
+from nbtune.engine.live_requests import ask
 from nbtune.errors import TrainError
 from nbtune.generate.sampling import Token
-from nbtune.store import checkpoints, control
+from nbtune.store import checkpoints
 
 __all__ = ["Answering", "AtStep"]
 
@@ -148,7 +149,7 @@ class Answering:
         return AtStep(self, step)
 
     def _ask(self, request: dict[str, Any], **how: Any) -> dict[str, Any] | None:
-        answer = control.ask(self.folder, request, alive=lambda: self.alive, **how)
+        answer = ask(self.folder, request, alive=lambda: self.alive, **how)
         if answer is not None and "error" in answer:
             raise TrainError(f"the model could not answer: {answer['error']}")
         return answer

@@ -26,6 +26,7 @@ from nbtune.engine import distributed_launcher
 from nbtune.engine.evaluation import Measuring, unless_idle
 from nbtune.engine.failures import for_people, reserve, room_for
 from nbtune.engine.library_logging import quiet_libraries
+from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with
 from nbtune.errors import NbtuneError, PlanError
@@ -33,7 +34,7 @@ from nbtune.generate import sampling
 from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
-from nbtune.store.control import Asked, FileControl, answer_requests
+from nbtune.store.control import FileControl
 from nbtune.store.event_log import EventWriter
 from nbtune.store.files import read_json, sweep, write_json, write_text
 from nbtune.store.folder import plan_of

@@ -2,10 +2,7 @@
 
 import threading
 
-import pytest
-
-from nbtune.errors import TrainError
-from nbtune.store.control import FileControl, answer_requests, ask, wish
+from nbtune.store.control import FileControl, wish
 
 
 def _fresh(folder):
@@ -33,26 +30,3 @@ def test_many_threads_wish_at_once_and_no_wish_is_lost(tmp_path):
 def test_a_half_written_control_file_is_no_wish(tmp_path):
     (tmp_path / "control.json").write_text('{"mode": "st')
     assert _fresh(tmp_path).mode == "run"
-
-
-def test_a_request_is_answered_and_the_box_is_empty_afterwards(tmp_path):
-    done = threading.Event()
-
-    def serve():
-        while not done.is_set():
-            answer_requests(tmp_path, lambda request, _: {"answer": request["prompt"].upper()})
-            done.wait(0.01)
-
-    server = threading.Thread(target=serve)
-    server.start()
-    try:
-        assert ask(tmp_path, {"prompt": "ahoy"}, timeout=30, alive=lambda: True) == {"answer": "AHOY"}
-    finally:
-        done.set()
-        server.join()
-    assert list((tmp_path / "requests").iterdir()) == []
-
-
-def test_a_request_to_a_run_that_is_gone_fails_at_once(tmp_path):
-    with pytest.raises(TrainError, match="did not answer"):
-        ask(tmp_path, {"prompt": "ahoy"}, timeout=30, alive=lambda: False)

@@ -1,85 +1,12 @@
 """Asking a run's model: while it trains, through its folder, token by token; at a checkpoint; and with a stop."""
 
-import threading
-import time
-
 import pytest
 
 import nbtune
 from nbtune import events
 from nbtune.errors import TrainError
-from nbtune.store.control import answer_requests, ask
 
 ASKED = "What is 1 plus 2?"
-
-
-class Server:
-    """Answers what is asked of a folder, in a thread, as a run does at its step boundaries."""
-
-    def __init__(self, folder, answer):
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self.serve, args=(folder, answer), daemon=True)
-
-    def serve(self, folder, answer):
-        while not self.done.is_set():
-            answer_requests(folder, answer)
-            self.done.wait(0.01)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.done.set()
-        self.thread.join()
-
-
-def test_words_are_heard_before_the_answer_is_whole(tmp_path):
-    heard, first = [], threading.Event()
-
-    def answer(request, asked):
-        for word in request["prompt"].split():
-            asked.say(word)
-            assert word != "one" or first.wait(30)  # the second word comes when the first was heard
-        return {"answer": request["prompt"]}
-
-    def told(word):
-        heard.append(word)
-        first.set()
-
-    with Server(tmp_path, answer):
-        assert ask(tmp_path, {"prompt": "one two"}, timeout=30, alive=lambda: True, told=told) == {"answer": "one two"}
-    assert heard == ["one", "two"]
-    assert list((tmp_path / "requests").iterdir()) == []
-
-
-def test_who_stops_waiting_is_free_at_once_and_the_run_is_told(tmp_path):
-    stop, left = threading.Event(), threading.Event()
-
-    def answer(request, asked):
-        asked.say("a")
-        while not asked.gone():
-            time.sleep(0.01)
-        left.set()
-        return {"answer": "nobody hears it"}
-
-    with Server(tmp_path, answer):
-        asked = ask(
-            tmp_path,
-            {"prompt": "?"},
-            timeout=30,
-            alive=lambda: True,
-            told=lambda _: stop.set(),
-            should_stop=stop.is_set,
-        )
-        assert asked is None
-        assert left.wait(30)
-    assert list((tmp_path / "requests").iterdir()) == []
-
-
-def test_a_question_that_nobody_took_is_taken_back(tmp_path):
-    assert ask(tmp_path, {"prompt": "?"}, timeout=30, alive=lambda: True, should_stop=lambda: True) is None
-    assert list((tmp_path / "requests").iterdir()) == []
 
 
 def test_the_live_model_tells_its_tokens_and_its_losses_and_stops(start, until):
