@@ -15,8 +15,8 @@ _HOMES = {
     "Batch": "nbtune.data.batching.sampler",
     "BatchPlan": "nbtune.data.batching.sampler",
     "DataFacts": "nbtune.data.prepare.stats",
-    "Dataset": "nbtune.data.batching.dataset",
-    "Example": "nbtune.data.batching.dataset",
+    "Dataset": "nbtune.data.prepare.dataset",
+    "Example": "nbtune.data.prepare.dataset",
     "Prepared": "nbtune.data.prepare.prepare",
     "Report": "nbtune.data.prepare.report",
     "Source": "nbtune.data.sources.rows",
@@ -60,9 +60,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.dataset import Dataset, Example
     from nbtune.data.batching.sampler import Batch, BatchPlan, collate
     from nbtune.data.formats.preference import together
+    from nbtune.data.prepare.dataset import Dataset, Example
     from nbtune.data.prepare.early_start import start
     from nbtune.data.prepare.prepare import Prepared, measure, prepare_data
     from nbtune.data.prepare.report import Report

@@ -188,8 +188,8 @@ def mismatched(batch: Batch) -> Batch:
     Args:
         batch: at least two examples; packs are taken apart.
     """
-    from nbtune.data.batching.dataset import Builder
     from nbtune.data.batching.sampler import collate
+    from nbtune.data.prepare.dataset import Builder
 
     batch = batch.unpacked() if batch.cu_seqlens is not None else batch
     ids, labels = batch.input_ids.numpy(), batch.labels.numpy()

@@ -31,8 +31,8 @@ def row_losses(
     """
     import torch
 
-    from nbtune.data.batching.dataset import Builder
     from nbtune.data.batching.sampler import collate
+    from nbtune.data.prepare.dataset import Builder
     from nbtune.train.preference import score_answers
 
     if not rows:

@@ -79,7 +79,7 @@ class _InOrder:
     steps_per_epoch = STEPS
 
     def __init__(self):
-        from nbtune.data.batching.dataset import Builder
+        from nbtune.data.prepare.dataset import Builder
 
         builder = Builder(["rows"])
         for number, row in enumerate(_rows()):

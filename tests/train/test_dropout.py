@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from nbtune.data.batching.dataset import Builder
 from nbtune.data.batching.sampler import collate
+from nbtune.data.prepare.dataset import Builder
 from nbtune.models import Built
 from nbtune.models.accelerate import accelerate
 from nbtune.models.cuda_graph_step import TrainStep

@@ -11,8 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nbtune.data.batching.dataset import Builder
 from nbtune.data.batching.sampler import collate
+from nbtune.data.prepare.dataset import Builder
 from nbtune.models.accelerate import accelerate, attention
 from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec

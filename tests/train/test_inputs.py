@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbtune.data.batching.dataset import Builder
 from nbtune.data.batching.sampler import collate, pack
+from nbtune.data.prepare.dataset import Builder
 from nbtune.models.accelerate import accelerate
 from nbtune.train.loss import model_inputs, sft_loss
 from tests.models.test_accelerate import make

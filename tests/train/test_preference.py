@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbtune.data.batching.dataset import Builder
 from nbtune.data.batching.sampler import collate, pack
+from nbtune.data.prepare.dataset import Builder
 from nbtune.errors import SpecError, TrainError
 from nbtune.models.accelerate import accelerate
 from nbtune.train.preference import PreferenceLoss, mismatched, reward, score_answers

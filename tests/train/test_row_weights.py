@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nbtune import models
-from nbtune.data.batching.dataset import Builder, Dataset
 from nbtune.data.batching.sampler import collate, pack
+from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.spec import AdapterSpec
 from nbtune.train.loss import sft_loss
 from nbtune.train.preference import PreferenceLoss

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.batching.dataset import IGNORED, Dataset
+from nbtune.data.prepare.dataset import IGNORED, Dataset
 from nbtune.data.prepare.streaming_dataset import Arriving
 
 __all__ = ["Batch", "collate", "pack"]

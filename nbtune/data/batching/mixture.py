@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.spec import MixSpec
 
 __all__ = ["Mixture", "bucketed", "epoch_order", "mixture", "quotas"]

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from nbtune.data.batching.collate import Batch, collate, pack
-from nbtune.data.batching.dataset import Dataset
 from nbtune.data.batching.mixture import Mixture, bucketed, epoch_order, mixture, quotas
 from nbtune.data.batching.packing import best_fit
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.streaming_dataset import Arriving
 from nbtune.spec import MixSpec
 

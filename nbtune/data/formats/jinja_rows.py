@@ -14,7 +14,7 @@ from jinja2 import meta
 
 from nbtune.data.formats.sft import Format, Parts, Row, missing, near
 from nbtune.data.template.environment import make_environment, tracked
-from nbtune.data.template.tracked_str import MARK, OTHER, concat, mark, plain, spans_of
+from nbtune.data.template.tracked_str import MARK, OTHER, plain, spans_of
 from nbtune.errors import DataError, SpecError
 
 __all__ = ["template_format"]
@@ -26,7 +26,7 @@ def template_format(template: str, columns: Sequence[str], place: str) -> Format
     Raises:
         SpecError: it is not Jinja2, or asks for columns that are not there.
     """
-    environment = make_environment(concat, mark)
+    environment = make_environment()
     try:
         names = meta.find_undeclared_variables(environment.parse(template))
         compiled = environment.from_string(template)

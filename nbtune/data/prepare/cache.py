@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,37 +20,28 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.prepared import Prepared
 from nbtune.data.prepare.report import Report, SourceReport
 from nbtune.data.prepare.stats import DataFacts
-from nbtune.data.sources.cache_folder import cache_folder
+from nbtune.data.sources.cache_folder import UNFINISHED, new_place, prepared_folder
 from nbtune.data.sources.rows import Source
 
 __all__ = [
     "ARRAYS",
     "WORTH",
     "entries",
-    "folder",
     "key_of",
     "load",
-    "new_place",
     "prune",
     "read_arrays",
     "seal",
     "store",
-    "workplace",
 ]
 
 WORTH = 2000
-_UNFINISHED = 24 * 3600.0  # seconds after which a folder that was never sealed is rubbish
 ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
 _MORE = ("value_of", "token_values", "weight_of")  # of rows that judge, of rows with weights
-
-
-def folder() -> Path:
-    """Where prepared data is kept; it need not exist."""
-    return cache_folder() / "prepared"
 
 
 def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]) -> str | None:
@@ -76,7 +66,7 @@ def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]
 
 def load(key: str) -> Prepared | None:
     """What was kept under a key; None if there is nothing, or not what was written (it is then thrown away)."""
-    place = folder() / key
+    place = prepared_folder() / key
     try:
         body = json.loads((place / "about.json").read_text(encoding="utf-8"))
         if any(_content_of(place / name).hex() != digest for name, digest in body["files"].items()):
@@ -110,24 +100,6 @@ def store(key: str, prepared: Prepared) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def new_place() -> Path | None:
-    """A folder of one's own beside the others, to be filled and sealed; None where nothing can be written."""
-    root = folder()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob("new-*"):  # by a process that was killed
-            if time.time() - left.stat().st_mtime > _UNFINISHED:
-                shutil.rmtree(left, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix="new-", dir=root))
-    except OSError:
-        return None
-
-
-def workplace() -> Path:
-    """A folder of one's own for passing things: in the cache, or where nothing can be written there, the system's."""
-    return new_place() or Path(tempfile.mkdtemp(prefix="nbtune-"))
-
-
 def seal(key: str, place: Path, prepared: Prepared) -> Path:
     """Makes a folder with all arrays (`<train|eval>-<array>.npy`) the one of a key; returns where it is now.
 
@@ -143,7 +115,7 @@ def seal(key: str, place: Path, prepared: Prepared) -> Path:
     }
     about.setdefault("eval", None)
     (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
-    final = folder() / key
+    final = prepared_folder() / key
     try:
         os.rename(place, final)
     except OSError:
@@ -160,8 +132,8 @@ def _named(prepared: Prepared) -> dict[str, Any]:
 def entries() -> list[tuple[str, int, float]]:
     """(key, bytes, time of the last use) of what is kept, the oldest first."""
     found = []
-    for place in folder().glob("*") if folder().is_dir() else ():
-        if place.name.startswith("new-") and time.time() - place.stat().st_mtime < _UNFINISHED:
+    for place in prepared_folder().glob("*") if prepared_folder().is_dir() else ():
+        if place.name.startswith("new-") and time.time() - place.stat().st_mtime < UNFINISHED:
             continue  # somebody is at it
         size = sum(file.stat().st_size for file in place.glob("*"))
         found.append((place.name, size, place.stat().st_mtime))
@@ -175,7 +147,7 @@ def prune(keep_bytes: int = 0) -> int:
     for key, size, _ in kept:
         if total - freed <= keep_bytes:
             break
-        shutil.rmtree(folder() / key, ignore_errors=True)
+        shutil.rmtree(prepared_folder() / key, ignore_errors=True)
         freed += size
     return freed
 

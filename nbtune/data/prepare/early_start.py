@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
 from nbtune.data.formats.preference import kind_of
 from nbtune.data.prepare import cache
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.prepare import READ, conclude, measure, nothing_left, prepare_data
 from nbtune.data.prepare.prepared import Prepared
 from nbtune.data.prepare.quality_checks import Oddities, diagnose
@@ -35,6 +35,7 @@ from nbtune.data.prepare.shards import Job, Shard, Workman
 from nbtune.data.prepare.stats import DataFacts
 from nbtune.data.prepare.streaming_dataset import Arriving, DatasetFiles
 from nbtune.data.prepare.workers import Crew
+from nbtune.data.sources.cache_folder import new_place, workplace
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.rows import Source
 from nbtune.data.template.chat_template import template_text
@@ -152,8 +153,8 @@ class _Start:
         self.held = Arriving(names, weights, longest=self.facts.longest, planned=self.facts.eval_rows)
         self.own_eval: Dataset | None = None
         self.files: dict[str, DatasetFiles] = {}
-        place = cache.new_place() if key else None
-        self.place = place or cache.workplace()
+        place = new_place() if key else None
+        self.place = place or workplace()
         if place is None:
             self.key = self.find_key = None
             weakref.finalize(self.arriving, _remove, self.place)

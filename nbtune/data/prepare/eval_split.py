@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.report import Report
 from nbtune.spec import RunSpec
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
 from nbtune.data.formats.detect import Chat, Format, Parts
 from nbtune.data.formats.preference import Several, kind_of, together
 from nbtune.data.prepare import cache
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import expected_held_out, hold_out
 from nbtune.data.prepare.prepared import Prepared
 from nbtune.data.prepare.quality_checks import diagnose

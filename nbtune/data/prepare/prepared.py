@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.report import Report
 from nbtune.data.prepare.stats import DataFacts
 from nbtune.data.prepare.streaming_dataset import Arriving

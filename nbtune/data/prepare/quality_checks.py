@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.dataset import Dataset
 
 __all__ = ["Oddities", "diagnose", "near_duplicates"]
 

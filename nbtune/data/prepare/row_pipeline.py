@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Builder, Dataset
 from nbtune.data.formats.detect import Chat, Format, Parts, detect
 from nbtune.data.formats.preference import Several
+from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.data.prepare.quality_checks import Oddities
 from nbtune.data.prepare.report import Report, SourceReport
 from nbtune.data.prepare.row_weights import mark_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.report import Report
 from nbtune.spec import RunSpec
 

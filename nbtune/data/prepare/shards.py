@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.batching.dataset import Dataset
+from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.row_pipeline import Reader
 from nbtune.data.sources.rows import Source
 from nbtune.errors import DataError

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.batching.dataset import IGNORED, Dataset, Example
+from nbtune.data.prepare.dataset import IGNORED, Dataset, Example
 
 __all__ = ["Arriving", "DatasetFiles"]
 

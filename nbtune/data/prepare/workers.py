@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbtune.data.prepare import cache
 from nbtune.data.prepare.shards import Job, Shard, Workman, read_shard, tokenizer_facts
+from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.rows import Source
 from nbtune.errors import DataError
 
@@ -128,7 +128,7 @@ class Crew:
         facts = tokenizer_facts(tokenizer)
         if facts is None:
             return
-        self._folder = cache.workplace()
+        self._folder = workplace()
         described = [
             {
                 "name": source.name,

@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import time
 from pathlib import Path
 
-__all__ = ["cache_folder"]
+__all__ = ["UNFINISHED", "cache_folder", "new_place", "prepared_folder", "workplace"]
+
+UNFINISHED = 24 * 3600.0  # seconds after which a folder that was never sealed is rubbish
 
 
 def cache_folder() -> Path:
-    """The folder; it need not exist."""
+    """Return the folder; it need not exist."""
     own = os.environ.get("NBTUNE_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(own).expanduser() if own else home / "nbtune"
+
+
+def prepared_folder() -> Path:
+    """Return where prepared data is kept; it need not exist."""
+    return cache_folder() / "prepared"
+
+
+def new_place() -> Path | None:
+    """Make a folder of one's own beside the prepared ones, to be filled; None where nothing can be written."""
+    root = prepared_folder()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob("new-*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > UNFINISHED:
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix="new-", dir=root))
+    except OSError:
+        return None
+
+
+def workplace() -> Path:
+    """Make a folder for passing things: in the cache, or where nothing can be written there, the system's."""
+    return new_place() or Path(tempfile.mkdtemp(prefix="nbtune-"))

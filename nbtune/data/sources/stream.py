@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from nbtune.data.prepare import cache
+from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.files import read_file
 from nbtune.data.sources.json_line import to_json
 from nbtune.data.sources.rows import Rows
@@ -26,7 +26,7 @@ def rows_of_stream(stream: Iterable[Any], name: str) -> Rows:
     Raises:
         DataError: a value cannot be written down.
     """
-    spool = cache.workplace()
+    spool = workplace()
     file = spool / "rows.jsonl"
     with file.open("w", encoding="utf-8") as handle:
         for index, row in enumerate(stream):

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import jinja2
 
 from nbtune.data.template.environment import compile_template, render
-from nbtune.data.template.shortcuts import Rendered, Shortcuts
+from nbtune.data.template.special_tokens import Controls
 from nbtune.data.template.tracked_str import MARK, OTHER, Span, plain, spans_of
-from nbtune.data.tokenize.special_tokens import Controls
 from nbtune.errors import DataError
 
 __all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "Rendered", "template_text"]
@@ -33,6 +33,23 @@ PLAIN_TEMPLATE = (
 )
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SAY = ("qzuserzq", "qzanswerzq")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: what is encoded.
+        spans: (start, end, message) of the characters that came from the data.
+        trained: (start, end, message) of the stretches with a loss, in characters.
+        unended: numbers of assistant messages behind which no terminator stands.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    trained: tuple[Span, ...]
+    unended: tuple[int, ...] = ()
 
 
 def template_text(tokenizer: Any) -> str | None:
@@ -78,7 +95,6 @@ class ChatTemplate:
         controls = Controls(tokenizer)
         self._learn(controls)
         self.controls = Controls(tokenizer, extra=self._turn_tokens(controls))
-        self._shortcuts = Shortcuts(text, self.variables, self._in_full, self._is_clean, self.appended)
 
     def _learn(self, controls: Controls) -> None:
         self.as_parts = False
@@ -177,21 +193,11 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Rendered:
-        """One conversation, rendered once; by a shortcut (`template.shortcuts`) where rows of its shape were seen.
+        """Render one conversation.
 
         Raises:
             DataError: the template refuses the conversation, or a message's place in it cannot be found.
         """
-        if tools or self.as_parts or not messages:
-            return self._in_full(messages, tools)
-        return self._shortcuts.render(messages)
-
-    def _is_clean(self, rendered: Rendered) -> bool:
-        return not self.controls.forged(rendered.text, rendered.spans)
-
-    def _in_full(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> Rendered:
         if self.as_parts:
             messages = [_with_parts(message) for message in messages]
         try:

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nbtune.data.template.tracked_str import OTHER, Tracked, concat, mark, spans_of, track
 
-__all__ = ["compile_template", "make_environment", "render", "tracked", "with_reasoning"]
+__all__ = ["compile_template", "make_environment", "render", "tracked"]
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -48,14 +48,14 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
     def _marked(self, caller: Any) -> str:
-        return self.environment.marked(caller())  # type: ignore[attr-defined, no-any-return]
+        return mark(caller())
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
 
-    def __init__(self, concat: Any, marked: Any) -> None:
-        self.concat, self.marked = concat, marked  # type: ignore[method-assign]
+    def __init__(self) -> None:
+        self.concat = concat  # type: ignore[method-assign]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
 
 
@@ -135,17 +135,12 @@ def compile_template(template: str) -> jinja2.Template:
     Raises:
         jinja2.TemplateSyntaxError: it is not Jinja.
     """
-    return make_environment(concat, mark).from_string(template)
+    return make_environment().from_string(template)
 
 
-def make_environment(joined: Any, marked: Any) -> ImmutableSandboxedEnvironment:
-    """transformers' environment for chat templates.
-
-    Args:
-        joined: a template's pieces as one text.
-        marked: is given the text of a ``generation`` block.
-    """
-    environment = _Environment(joined, marked)
+def make_environment() -> ImmutableSandboxedEnvironment:
+    """Make transformers' environment for chat templates, whose texts remember where they came from."""
+    environment = _Environment()
     environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent)
     environment.globals.update(raise_exception=_raise, strftime_now=_now, dict=_Dict())
     return environment
@@ -182,10 +177,10 @@ def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
     chat = {
         key: value if key == "role" else tracked(value, number) for key, value in message.items() if value is not None
     }
-    return with_reasoning(chat)
+    return _with_reasoning(chat)
 
 
-def with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose thoughts stand under each of the names that templates have for them."""
     for key in _REASONING:
         if key in message:

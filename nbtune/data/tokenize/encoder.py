@@ -70,7 +70,7 @@ class Encoder:
                 place="model",
                 fix="use the model's fast tokenizer (a tokenizer.json)",
             )
-        from nbtune.data.tokenize.special_tokens import Controls
+        from nbtune.data.template.special_tokens import Controls
 
         self.tokenizer, self.template, self.train_on = tokenizer, template, train_on
         self.terminators, self.thinking = terminators, thinking

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nbtune.data.template.shortcuts import Rendered
+from nbtune.data.template.chat_template import Rendered
 from nbtune.errors import DataError
 
 __all__ = ["asked_for", "wanted"]

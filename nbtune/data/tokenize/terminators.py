@@ -13,7 +13,7 @@ from typing import Any
 
 from nbtune.data.formats.messages import KEYS
 from nbtune.data.template.chat_template import ChatTemplate, template_text
-from nbtune.data.tokenize.special_tokens import Controls
+from nbtune.data.template.special_tokens import Controls
 from nbtune.errors import DataError
 
 __all__ = ["Ends", "end_ids", "ends_of", "with_ends"]

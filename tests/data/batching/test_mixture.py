@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbtune.data.batching.dataset import Builder, Dataset
 from nbtune.data.batching.mixture import Mixture, epoch_order, mixture, quotas
 from nbtune.data.batching.sampler import BatchPlan
+from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.errors import SpecError
 from nbtune.spec import MixSpec, from_mapping
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbtune.data.batching.dataset import Builder, Dataset
 from nbtune.data.batching.sampler import Batch, BatchPlan
+from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.train.loss import model_inputs
 
 SIZES = {

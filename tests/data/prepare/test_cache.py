@@ -13,6 +13,7 @@ import nbtune.data
 from nbtune.data import Prepared, resolve
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.row_pipeline import Reader
+from nbtune.data.sources.cache_folder import new_place, prepared_folder
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, RECREATED, tokenizer
 
@@ -86,7 +87,7 @@ def test_small_data_and_variables_are_not_kept(reads: list[int]) -> None:
 def test_what_is_damaged_on_disk_is_made_again(reads: list[int], damage: str) -> None:
     write(2100)
     prepare()
-    (file,) = cache.folder().glob("*/train-ids.npy")
+    (file,) = prepared_folder().glob("*/train-ids.npy")
     body = bytearray(file.read_bytes())
     body[-5] ^= 1
     {
@@ -113,7 +114,7 @@ def test_the_oldest_is_thrown_away_first() -> None:
     for seed in (1, 2, 3):
         prepare(seed=seed)
     for age, (key, _, _) in enumerate(cache.entries()):
-        os.utime(cache.folder() / key, (age, age))
+        os.utime(prepared_folder() / key, (age, age))
     oldest = cache.entries()[0]
     assert cache.prune(sum(size for _, size, _ in cache.entries()) - 1) == oldest[1]
     assert oldest[0] not in {key for key, _, _ in cache.entries()}
@@ -124,12 +125,12 @@ def test_the_oldest_is_thrown_away_first() -> None:
 def test_what_a_killed_process_left_is_swept_away_after_a_day() -> None:
     import os
 
-    old, young = (cache.folder() / name for name in ("new-old", "new-young"))
+    old, young = (prepared_folder() / name for name in ("new-old", "new-young"))
     for place in (old, young):
         place.mkdir(parents=True)
     os.utime(old, (0, 0))
     assert [key for key, _, _ in cache.entries()] == ["new-old"]
-    place = cache.new_place()
+    place = new_place()
     assert place is not None
     assert not old.exists()
     assert young.exists()

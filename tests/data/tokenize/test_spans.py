@@ -6,6 +6,7 @@ import pytest
 
 from nbtune import data, models
 from nbtune.data.formats.detect import Chat, Parts
+from nbtune.data.prepare.prepare import READ
 from nbtune.data.template.chat_template import ChatTemplate
 from nbtune.data.tokenize.encoder import Encoder
 from nbtune.errors import SpecError
@@ -100,7 +101,7 @@ def test_a_run_learns_by_the_rule_and_its_cache_knows_it(tokenizer):
         )
     assert found[0] == "Ahoy! It is 0.<|im_end|>"
     assert found[1] == " It is 0.<|im_end|>"
-    assert "train_spans" in data.preparing.READ
+    assert "train_spans" in READ
 
 
 def test_a_spec_says_it_in_yaml_and_refuses_what_is_no_rule():
