@@ -15,11 +15,12 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BadFile", "harmless", "load", "number", "open_file", "parse"]
+__all__ = ["SENTINEL", "BadFile", "harmless", "load", "number", "open_file", "parse"]
 
 LARGEST = 64 << 20  # bytes; what nbtune itself writes as one JSON value is far below
 DEEPEST = 64  # lists and objects inside each other
 _LARGEST_NUMBER = 2**63
+SENTINEL = 10**40  # above transformers' "no limit", 10^30 as a float's nearest whole number, in tokenizers' files
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BREAKS = re.compile(r"[\t\n]")
 
@@ -63,9 +64,12 @@ def open_file(path: Path) -> BufferedReader:
         raise
 
 
-def load(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
+def load(path: Path, *, largest: int = LARGEST, number_below: int = _LARGEST_NUMBER) -> dict[str, Any]:
     """The object in a JSON file.
 
+    Args:
+        largest: bytes that it may have.
+        number_below: bound of its whole numbers.
     Raises:
         FileNotFoundError: there is none.
         BadFile: it cannot be read, or is something else.
@@ -79,17 +83,17 @@ def load(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
         raise BadFile(f"it cannot be read ({error.strerror or error})") from None
     if len(data) > largest:
         raise BadFile(f"it is larger than {largest >> 20} MiB")
-    return parse(data)
+    return parse(data, number_below)
 
 
-def parse(data: bytes | str) -> dict[str, Any]:
+def parse(data: bytes | str, number_below: int = _LARGEST_NUMBER) -> dict[str, Any]:
     """The object in a JSON text: of bounded depth, with numbers that a machine can hold.
 
     Raises:
         BadFile: it is something else.
     """
     try:
-        body = json.loads(data, parse_int=_whole)
+        body = json.loads(data, parse_int=lambda digits: _whole(digits, number_below))
     except BadFile:
         raise
     except RecursionError:
@@ -115,8 +119,8 @@ def number(body: dict[str, Any], key: str, otherwise: float) -> float:
     return value
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > 20 or abs(int(digits)) >= _LARGEST_NUMBER:
+def _whole(digits: str, below: int) -> int:
+    if len(digits) > 50 or abs(int(digits)) >= below:
         raise BadFile("it holds a number that is too large")
     return int(digits)
 

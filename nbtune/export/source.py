@@ -10,7 +10,7 @@ from typing import Any
 from nbtune.errors import ExportError
 from nbtune.export.file_quality import Quality
 from nbtune.store.files import from_here
-from nbtune.untrusted import BadFile, load
+from nbtune.untrusted import SENTINEL, BadFile, load
 
 __all__ = ["TOKENIZER_FILES", "ExportSource", "ExportedFile", "Progress", "read_json", "safe_name"]
 
@@ -100,7 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ExportError: it is not there, or not whole.
     """
     try:
-        return load(path)
+        return load(path, number_below=SENTINEL)
     except FileNotFoundError:
         raise ExportError("the file is not there", place=str(path), fix="see that the folder is whole.") from None
     except BadFile as error:

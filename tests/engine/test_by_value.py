@@ -17,7 +17,7 @@ from nbtune import events
 from nbtune.errors import TrainError
 from nbtune.spec import from_yaml
 from nbtune.widgets.row_inspection import Inspection
-from tests.store.conftest import ROWS, SPEC
+from tests.engine.conftest import ROWS, SPEC
 
 FIELDS = {**{key: value for key, value in SPEC.items() if key != "data"}, "steps": 2, "eval": {"every": 1}}
 FREE = {"available_bytes": 0}  # changes from one moment to the next

@@ -178,9 +178,9 @@ def test_what_ends_a_thought_ends_no_answer(tmp_path):
 
 
 def test_the_lines_that_use_it_elsewhere_stop_there(run):
-    from nbtune.export import model_card
+    from nbtune.export import render_card
 
-    card = model_card(run.export.source(), "you/model")
+    card = render_card(run.export.source(), "you/model")
     for lines in (run.snippet(), card):
         assert "AutoTokenizer, GenerationConfig\n" in lines
         assert "\nmodel.generation_config = GenerationConfig.from_pretrained(" in lines

@@ -28,7 +28,7 @@ from tests.kernels.ahead import (
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"}
-OF_BLOCKS = {"fused._act_backward_kernel"}
+OF_BLOCKS = {"triton_epilogues._act_backward_kernel"}
 # of a step of a Llama with LoRA on one card, whatever its size: the others belong to other families
 OF_A_LLAMA = {
     "rms_norm", "add_rms_norm", "rms_norm_apply", "rms_norm_backward", "rope", "rope_in_place", "act_silu",
@@ -51,7 +51,7 @@ def uses_dot(launch: Launch) -> bool:
 
 def check(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    of_blocks = [launch for launch in picked(capability, monkeypatch) if launch.name.startswith("fused.")]
+    of_blocks = [launch for launch in picked(capability, monkeypatch) if launch.name.startswith("triton_epilogues.")]
     for launch in [*launches(capability, monkeypatch), *of_blocks]:
         if capability < 80 and (uses_dot(launch) or launch.name in seen):
             continue  # products go to cuBLAS there (test_lora.py); the variants of a kernel are compiled for sm_90
@@ -64,7 +64,7 @@ def check(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(MMA.search(ptx)) == uses_dot(launch) == ("tt.dot" in result.asm["ttir"]), launch.name
         seen.add(launch.name)
     assert len(seen) >= 12
-    assert "fused._rotate_back_kernel" in seen
+    assert "triton_epilogues._rotate_back_kernel" in seen
     assert (capability < 80) or seen >= OF_BLOCKS
 
 
@@ -141,7 +141,7 @@ def test_no_product_without_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch
     assert slow == WITH_DOT | OF_BLOCKS
     names = {launch.name for launch in picked(75, monkeypatch)}
     assert not names & slow
-    assert names == {"fused._rotate_back_kernel"}
+    assert names == {"triton_epilogues._rotate_back_kernel"}
 
 
 @pytest.mark.slow

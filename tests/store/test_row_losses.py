@@ -75,7 +75,8 @@ def test_it_stops_soon_and_goes_on_where_it_was(run, tmp_path):
             measured.stop()
             return run.row_losses(rows, **how)
 
-    (tmp_path / "data").symlink_to(run.folder / "data")
+    for part in ("data", "spec.yaml"):
+        (tmp_path / part).symlink_to(run.folder / part)
     measured = MeasuredRows.__new__(MeasuredRows)  # its thread begins before its name is bound
     measured.__init__(Slow(), base=False)
     measured.wait()

@@ -296,9 +296,9 @@ def test_importing_the_room_is_light() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "import nbtune.data.sources.resolve, nbtune.data.sources.snapshot\n"
         "assert not (heavy - {'numpy'}) & set(sys.modules)\n"
-        "assert callable(nbtune.data.prepare) and callable(nbtune.data.resolve)\n"
+        "assert callable(nbtune.data.prepare_data) and callable(nbtune.data.resolve)\n"
         "import nbtune.data.prepare.prepare\n"
-        "assert callable(nbtune.data.prepare) and callable(nbtune.data.measure)\n"
+        "assert callable(nbtune.data.prepare_data) and callable(nbtune.data.measure)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(nbtune.__file__).parents[1])
 
