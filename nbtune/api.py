@@ -69,6 +69,7 @@ class Run(StoredRun):
         return {
             "name": self.name,
             "spec": (self.folder / "spec.yaml").read_text(encoding="utf-8"),
+            "method": self.spec.method,
             "steps": self.step,
             "loss": float(history["loss"].iloc[-1]) if len(history) else None,
             "eval_loss": float(evals.iloc[-1]) if len(evals) else None,

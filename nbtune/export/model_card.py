@@ -1,4 +1,7 @@
-"""The model card: what this is, what it was made from, how well it does, how to use it."""
+"""The model card: what this is, what it was made from, how well it does, how to use it.
+
+Head and file are huggingface_hub's (`ModelCardData`, `ModelCard`); the words are the template's below.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from nbtune.export.peft_export import is_machine_path
 from nbtune.export.source import ExportSource, safe_name
+from nbtune.export.usage import usage
+from nbtune.untrusted import open_file
 
 __all__ = ["FILES_TO_COME", "data_lines", "license_in", "render_card"]
 
@@ -17,20 +25,14 @@ FILES_TO_COME = "(the files, their sizes and what each lost are written here whe
 
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|md|ya?ml|xlsx?|zip|gz|zst)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_LARGEST_CARD = 1 << 20  # bytes of somebody else's card that are read
+_WITH_PATHS = ("model", "data", "source", "start_from", "function", "chat_template", "template")  # keys of a spec
+_LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+_RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "finetune"}
+_KIND_TAGS = {"adapter": ["lora"], "gguf": ["gguf"]}
+_FIGURES = (("loss", "training loss at the end"), ("eval_loss", "loss on held-out rows"))
 
 _TEMPLATE = """\
----
-{% if base_model %}base_model: {{ base_model }}
-{% endif %}{% if license %}license: {{ license }}
-{% endif %}library_name: {{ library }}
-pipeline_tag: text-generation
-tags:
-- nbtune
-{% for tag in tags %}- {{ tag }}
-{% endfor %}{% if datasets %}datasets:
-{% for one in datasets %}- {{ one }}
-{% endfor %}{% endif %}---
-
 # {{ name }}
 
 {% if base %}A fine-tune of `{{ base }}`{% else %}A fine-tuned model{% endif %}
@@ -71,28 +73,30 @@ tags:
 {% endif %}
 ## How to use it
 {% if kind == "adapter" %}
-transformers and peft:
+transformers and peft{% if local_base %} (the base is no model of the Hub: give its folder){% endif %}:
 
-```python
-{% if load.startswith("nbtune.") %}import nbtune
-{% endif %}from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer{{ ", GenerationConfig" if ends }}
+{{ use.adapter | fenced("python") }}
 
-base = AutoModelForCausalLM.from_pretrained({{ load }})
-model = PeftModel.from_pretrained(base, "{{ repo }}")
-{% if ends %}model.generation_config = GenerationConfig.from_pretrained("{{ repo }}")  # where its answers end
-{% endif %}tokenizer = AutoTokenizer.from_pretrained("{{ repo }}")
+llama.cpp and Ollama want a GGUF file, which nbtune makes of the merged model:
+
+{{ use.merge | fenced("python") }}
+
+```sh
+nbtune export ./{{ use.file }} --gguf q8_0 --ollama --out .
+{{ use.commands }}
 ```
 {% elif kind == "merged" %}
 transformers:
 
-```python
-from transformers import pipeline
+{{ use.merged | fenced("python") }}
 
-chat = pipeline("text-generation", "{{ repo }}")
-print(chat([{"role": "user", "content": "Hello"}]))
+llama.cpp and Ollama want a GGUF file, which nbtune makes of it:
+
+```sh
+nbtune export {{ repo }} --gguf q8_0 --ollama --out .
+{{ use.commands }}
 ```
-{% endif %}{% if kind == "gguf" %}
+{% else %}
 llama.cpp:
 
 ```sh
@@ -104,38 +108,159 @@ Ollama:
 ```sh
 ollama run hf.co/{{ repo }}
 ```
-{% else %}
-llama.cpp and Ollama want a GGUF file, which nbtune makes of it:
-
-```sh
-nbtune export RUN --gguf q8_0 --ollama
-llama-cli -m {{ file }}-q8_0.gguf -cnv
-ollama create {{ file.lower() }} -f ollama/Modelfile && ollama run {{ file.lower() }}
-```
 {% endif %}"""
 
 
-def _fenced(text: object, language: str = "") -> str:
-    """`text` in a fence that nothing in it can close."""
-    body = str(text).rstrip("\n")
-    longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{body}\n{fence}"
+def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Mapping[str, Any] | None = None) -> str:
+    """Return the README.md of a repository. No path of this machine stands in it.
+
+    Args:
+        source: what was exported.
+        repo: ``owner/name``, for the lines of code.
+        kind: ``"adapter"``, ``"merged"`` or ``"gguf"``.
+        facts: plain facts of the run, each optional: ``name``, ``spec`` (YAML), ``steps``, ``loss``, ``eval_loss``,
+            ``method``, ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``language``
+            (by default what the cards of all data sets say), ``license`` (of the result; by default the base's),
+            ``base_license`` (by default what the base's own card says), ``figures`` (pairs), ``evals`` (pairs of step
+            and loss), ``files`` (lines), ``curve`` (a picture lies beside as loss.png).
+    """
+    from huggingface_hub import ModelCard
+
+    facts = dict(facts or {})
+    base = _base_name(source)
+    stated = _stated(_base_card(source))
+    data = _card_data(source, kind, facts, base, stated)
+    body = _body(source, repo, kind, facts, base, stated)
+    return str(ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=body))
+
+
+def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: str, stated: Mapping[str, Any]) -> Any:
+    """Return the card's head; a fact that is not known is left out."""
+    from huggingface_hub import ModelCardData
+
+    on_hub = _is_on_hub(source)
+    licence = {"license": _line(facts["license"])} if facts.get("license") else _licence(stated)
+    method = facts.get("method")
+    return ModelCardData(
+        language=facts.get("language") or _languages(facts) or None,
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+        library_name=_LIBRARIES[kind],
+        pipeline_tag="text-generation",
+        tags=["nbtune", *_KIND_TAGS.get(kind, []), *([method] if method else [])],
+        base_model=base if on_hub else None,
+        base_model_relation=_RELATIONS[kind] if on_hub else None,
+        datasets=[one for one in facts.get("datasets", []) if _HUB_ID.match(one)] or None,
+    )
+
+
+def _body(
+    source: ExportSource, repo: str, kind: str, facts: Mapping[str, Any], base: str, stated: Mapping[str, Any]
+) -> str:
+    """Return the card's words."""
+    import jinja2
+
+    figures = [(name, _number(facts[key])) for key, name in _FIGURES if facts.get(key) is not None]
+    evals = _some(facts.get("evals", []))
+    licence = _licence(stated)
+    own = licence.get("license_name", "other") if licence.get("license") == "other" else licence.get("license")
+    asked = [str(prompt) for prompt, _ in facts.get("samples", [])]
+    use = usage(
+        source, repo, base, file=safe_name(source.name if kind == "adapter" else repo), prompt=(asked or [""])[0]
+    )
+    environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters["fenced"] = _fenced
+    return environment.from_string(_TEMPLATE).render(
+        name=_line(facts.get("name") or source.name),
+        base=_line(base),
+        base_license=_line(facts.get("base_license") or own or ""),
+        steps=facts.get("steps"),
+        curve=bool(facts.get("curve")),
+        data=[_line(line) for line in facts.get("data", [])],
+        figures=[*figures, *((_line(key), _line(value)) for key, value in facts.get("figures", []))],
+        evals=[(step, _number(loss), _number(math.exp(min(loss, 50.0)))) for step, loss in evals],
+        files=[_line(line) for line in facts.get("files", [])],
+        samples=list(facts.get("samples", []))[:8],
+        spec=_without_paths(facts.get("spec") or ""),
+        repo=repo,
+        kind=kind,
+        local_base=not _is_on_hub(source) and base != "nbtune/tiny",
+        use=use,
+    )
+
+
+# --- what is known of base and data -----------------------------------------------------------------------------------
+
+
+def _is_on_hub(source: ExportSource) -> bool:
+    """Return whether the base is a model of the Hub, not a folder or the embedded one."""
+    name = source.base_id
+    local = name.startswith(("nbtune/", "./", "../", "~/")) or Path(name).is_dir() or Path(name) == source.base
+    return bool(_HUB_ID.match(name)) and not local
+
+
+def _base_name(source: ExportSource) -> str:
+    """Return what people call the base: its Hub id, or the name of its folder."""
+    known = _is_on_hub(source) or source.base_id == "nbtune/tiny"
+    return source.base_id if known else _last_part(source.base_id)
+
+
+def _base_card(source: ExportSource) -> Path | None:
+    """Return the base's own card, where it lies beside its weights or in the Hub's cache."""
+    beside = source.base / "README.md"
+    return beside if beside.is_file() or not _is_on_hub(source) else _cached_card(source.base_id, "model")
+
+
+def _cached_card(name: str, repo_type: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "README.md", repo_type=repo_type)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _stated(card: Path | None) -> dict[str, Any]:
+    """Return the head of somebody's card; {} where there is none, or none that can be read."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    try:
+        if card is None:
+            return {}
+        with open_file(card) as file:
+            text = file.read(_LARGEST_CARD).decode("utf-8", errors="replace")
+        head = REGEX_YAML_BLOCK.match(text)
+        found = yaml.safe_load(head[2]) if head else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _licence(stated: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a card's head says of the licence, in huggingface_hub's words."""
+    found = {key: stated.get(key) for key in ("license", "license_name", "license_link")}
+    words = {key: value for key, value in found.items() if isinstance(value, str) and re.match(r"[\w.+:/-]+$", value)}
+    if not words.get("license_link", "https:").startswith("https:"):  # a file of the other repository
+        words.pop("license_link")
+    return words if "license" in words else {}
 
 
 def license_in(card: Path | None) -> str:
-    """The licence that a card (README.md of a model or data set) names, or nothing."""
-    try:
-        text = card.read_text(encoding="utf-8", errors="replace") if card is not None else ""
-    except OSError:
-        return ""
-    head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    found = re.search(r"^license(?:_name)?:\s*[\"']?([\w.+-]+)", head[1], re.MULTILINE) if head else None
-    return found[1] if found else ""
+    """Return the licence that a card (README.md of a model or data set) names, or nothing."""
+    return _licence(_stated(card)).get("license", "")
+
+
+def _languages(facts: Mapping[str, Any]) -> list[str]:
+    """Return the languages of the data, where every set of it is of the Hub and its card says them."""
+    sets = list(facts.get("datasets", []))
+    known = [_stated(_cached_card(name, "dataset")).get("language") for name in sets]
+    if not sets or len(sets) != len(facts.get("data", [])) or not all(known):
+        return []
+    codes = [code for one in known for code in (one if isinstance(one, list) else [one])]
+    return list(dict.fromkeys(code for code in codes if isinstance(code, str)))
 
 
 def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Lines for people about the sources of a run's data, with the licence where it is known; and their Hub ids.
+    """Return lines for people about the sources of a run's data, with the licence where it is known; and their Hub ids.
 
     A set's licence is read from its own card where that lies in the Hub's cache; nothing is fetched.
     """
@@ -145,78 +270,56 @@ def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         if name.startswith("nbtune/"):
             lines.append(f"{name} (licence: apache-2.0)")
         elif _HUB_ID.match(name) and not source.startswith(("var:", "file:")) and not _FILE.search(name):
-            known = license_in(_cached_card(name))
+            known = license_in(_cached_card(name, "dataset"))
             lines.append(f"{name} (licence: {known})" if known else f"{name} (licence: see its page)")
             ids.append(name)
         else:
-            own = source.removeprefix("var:")
-            lines.append(f"{Path(own).name if '/' in own else own} (the author's own rows)")
+            lines.append(f"{_last_part(source.removeprefix('var:').removeprefix('file:'))} (the author's own rows)")
     return lines, ids
 
 
-def _cached_card(name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+# --- text -------------------------------------------------------------------------------------------------------------
 
-    found = try_to_load_from_cache(name, "README.md", repo_type="dataset")
-    return Path(found) if isinstance(found, str) else None
+
+def _last_part(path: str) -> str:
+    """Return the name at the end of a path, of whatever system."""
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _without_paths(spec: str) -> str:
+    """Return a spec's YAML with the names of files and folders in place of paths of the author's machine."""
+    try:
+        body = yaml.safe_load(spec)
+    except yaml.YAMLError:
+        return ""
+    shown = _shortened(body)
+    return spec if shown == body else yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _shortened(value: Any, key: str = "") -> Any:
+    """Return a spec's body with the last part of each path."""
+    if isinstance(value, dict):
+        return {name: _shortened(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item, key) for item in value]
+    if isinstance(value, str) and key in _WITH_PATHS and is_machine_path(value.removeprefix("file:")):
+        return _last_part(value)
+    return value
+
+
+def _fenced(text: object, language: str = "") -> str:
+    """Return `text` in a fence that nothing in it can close."""
+    body = str(text).rstrip("\n")
+    longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{body}\n{fence}"
 
 
 def _some(pairs: Sequence[tuple[int, float]], most: int = 10) -> list[tuple[int, float]]:
-    """At most `most` of them, evenly taken, the first and the last among them."""
+    """Return at most `most` of them, evenly taken, the first and the last among them."""
     if len(pairs) <= most:
         return list(pairs)
     return [pairs[round(i * (len(pairs) - 1) / (most - 1))] for i in range(most)]
-
-
-def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Mapping[str, Any] | None = None) -> str:
-    """The README.md of a repository.
-
-    Args:
-        source: what was exported.
-        repo: ``owner/name``, for the lines of code.
-        kind: ``"adapter"``, ``"merged"`` or ``"gguf"``.
-        facts: plain facts of the run, each optional: ``name``, ``spec`` (YAML), ``steps``, ``loss``, ``eval_loss``,
-            ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``license`` (of the
-            result), ``base_license`` (by default what the base's own card says), ``figures`` (pairs), ``evals`` (pairs
-            of step and loss), ``files`` (lines), ``curve`` (a picture lies beside as loss.png).
-    """
-    import jinja2
-
-    from nbtune.export.merge import generation_of
-
-    facts = dict(facts or {})
-    base = source.base_id if not Path(source.base_id).is_absolute() else Path(source.base_id).name
-    figures = [(name, _number(facts[key])) for key, name in _FIGURES if facts.get(key) is not None]
-    environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    environment.filters["fenced"] = _fenced
-    return environment.from_string(_TEMPLATE).render(
-        name=_line(facts.get("name") or source.name),
-        base=_line(base),
-        base_model=base if _HUB_ID.match(base) and not base.startswith("nbtune/") else "",
-        license=_line(facts.get("license") or ""),
-        base_license=_line(facts.get("base_license") or license_in(source.base / "README.md")),
-        evals=[
-            (step, _number(loss), _number(math.exp(min(loss, 50.0)))) for step, loss in _some(facts.get("evals", []))
-        ],
-        files=[_line(line) for line in facts.get("files", [])],
-        library="peft" if kind == "adapter" else "transformers" if kind == "merged" else "gguf",
-        tags={"adapter": ["lora"], "gguf": ["gguf"]}.get(kind, []),
-        datasets=[one for one in facts.get("datasets", []) if _HUB_ID.match(one)],
-        steps=facts.get("steps"),
-        curve=bool(facts.get("curve")),
-        data=[_line(line) for line in facts.get("data", [])],
-        figures=[*figures, *((_line(key), _line(value)) for key, value in facts.get("figures", []))],
-        samples=list(facts.get("samples", []))[:8],
-        spec=facts.get("spec"),
-        repo=repo,
-        load='nbtune.models.resolve("nbtune/tiny")' if base == "nbtune/tiny" else f'"{base or "THE-BASE-MODEL"}"',
-        kind=kind,
-        ends=kind == "adapter" and generation_of(source) is not None,
-        file=safe_name(source.name),
-    )
-
-
-_FIGURES = (("loss", "training loss at the end"), ("eval_loss", "loss on held-out rows"))
 
 
 def _number(value: Any) -> str:
@@ -224,5 +327,5 @@ def _number(value: Any) -> str:
 
 
 def _line(text: object) -> str:
-    """`text` in one line, with nothing that a Markdown table or HTML would take for its own."""
+    """Return `text` in one line, with nothing that a Markdown table or HTML would take for its own."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

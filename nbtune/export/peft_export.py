@@ -14,7 +14,7 @@ from nbtune.export.merge import copy_tokenizer, write_generation
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import ExportedFile, ExportSource, read_json
 
-__all__ = ["export_adapter", "without_machine_paths"]
+__all__ = ["export_adapter", "is_machine_path", "without_machine_paths"]
 
 WEIGHTS = "adapter_model.safetensors"
 _PATH = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.\.?/)")
@@ -72,9 +72,16 @@ def without_machine_paths(value: Any) -> Any:
         return {key: without_machine_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_machine_paths(item) for item in value]
-    if isinstance(value, str) and len(value) > 1 and "\n" not in value and _PATH.match(value) and "{" not in value:
-        return None
-    return value
+    return None if isinstance(value, str) and is_machine_path(value) else value
+
+
+def is_machine_path(text: str) -> bool:
+    """Return whether `text` is a path of a machine: absolute, of somebody's home, or from a working folder on.
+
+    >>> is_machine_path("/home/ada/rows.jsonl"), is_machine_path("owner/set")
+    (True, False)
+    """
+    return len(text) > 1 and "\n" not in text and "{" not in text and bool(_PATH.match(text))
 
 
 def _copy(source: Path, target: Path) -> None:

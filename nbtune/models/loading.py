@@ -25,7 +25,7 @@ __all__ = ["load_model", "load_tokenizer", "missing_bytes", "outline", "resolve"
 
 EMBEDDED = "nbtune/tiny"
 _IMPORTING = threading.Lock()
-_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "merges.txt", "*.tiktoken"]
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md"]  # which names the licence
 
 
 def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False) -> Path:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
+import nbtune
 from nbtune.export import ExportSource, render_card
 from nbtune.export.model_card import data_lines, license_in
 
@@ -43,7 +51,7 @@ def test_everything_that_is_known_stands_in_it(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     facts = {"steps": 40, "loss": 0.5, "evals": [(i, 1 / (i + 1)) for i in range(40)], "data": ["owner/set"]}
     facts |= {"files": ["`demo-q8_0.gguf`: 1 GB, perplexity +0.1 %"], "samples": [("hi", "ahoy ```")], "curve": b"x"}
-    facts |= {"spec": "steps: 40", "datasets": ["owner/set"]}
+    facts |= {"spec": "steps: 40", "datasets": ["owner/set"], "method": "dpo"}
     for kind in ("adapter", "merged", "gguf"):
         card = render_card(ExportSource(tmp_path, base_id="owner/base", name="demo"), "ada/demo", kind, facts)
         assert "A fine-tune of `owner/base` (licence of the base: mit), made with nbtune in 40 steps." in card
@@ -56,3 +64,77 @@ def test_everything_that_is_known_stands_in_it(tmp_path: Path) -> None:
         assert "steps: 40" in card
         assert "llama" in card
         assert "ollama" in card
+        head = ModelCard(card).data
+        assert (head.base_model, head.license, head.pipeline_tag) == ("owner/base", "mit", "text-generation")
+        assert head.base_model_relation == ("adapter" if kind == "adapter" else "finetune")
+        assert head.datasets == ["owner/set"]
+        assert {"nbtune", "dpo"} <= {*head.tags}
+        assert head.language is None
+
+
+def test_another_licence_of_the_base_keeps_its_name_and_address(tmp_path: Path) -> None:
+    link = "https://example.org/LICENSE"
+    for given, kept in ((link, link), ("LICENSE", None)):
+        (tmp_path / "README.md").write_text(f"---\nlicense: other\nlicense_name: own-1\nlicense_link: {given}\n---\n")
+        card = render_card(ExportSource(tmp_path, base_id="owner/base"), "ada/demo")
+        head = ModelCard(card).data
+        assert (head.license, head.license_name, head.license_link) == ("other", "own-1", kept)
+        assert "(licence of the base: own-1)" in card
+
+
+@pytest.mark.parametrize("head", ["license: [", "license: {a: b}", "- a", "license: 'a b\tc'", "? " * 5000, "a: *x"])
+def test_the_head_of_a_strangers_card_is_data(head: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n")
+    assert license_in(tmp_path / "README.md") == ""
+    assert ModelCard(render_card(ExportSource(tmp_path, base_id="owner/base"), "ada/demo")).data.license is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of a base and rows that are files of this machine."""
+    home = tmp_path_factory.mktemp("ada")
+    shutil.copytree(nbtune.models.resolve("nbtune/tiny"), home / "models" / "own-base")
+    rows = home / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Who, {k}?", "completion": "Ahoy!"}) + "\n" for k in range(16)))
+    spec = {"model": str(home / "models" / "own-base"), "data": str(rows), "steps": 2, "samples": ["Who, 3?"]}
+    return nbtune.finetune(spec, name="demo", runs_dir=home / "runs").wait()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "gguf"])
+def test_no_path_of_the_authors_machine_stands_in_it(run: Any, kind: str) -> None:
+    card = run.model_card("ada/demo", what=kind)
+    home = run.folder.parent.parent
+    assert str(home) in (run.folder / "spec.yaml").read_text()
+    assert str(home) not in card
+    assert home.name not in card
+    assert "A fine-tune of `own-base`" in card
+    assert "model: own-base\ndata: rows.jsonl\n" in card
+    assert "- rows.jsonl (the author's own rows)" in card
+    assert ModelCard(card).data.base_model is None
+
+
+def test_what_is_pasted_answers(run: Any, tmp_path: Path) -> None:
+    """The card's lines in a new Python, in a folder with the base beside it, and its command, which needs no run."""
+    shutil.copytree(run.folder.parent.parent / "models" / "own-base", tmp_path / "own-base")
+    run.export.adapter(tmp_path / "ada-demo")
+    adapter, merged = run.model_card("ada-demo"), run.model_card("demo", what="merged")
+    code = "\n".join([*blocks(adapter, "python"), *blocks(merged, "python")])
+    said = answer([sys.executable, "-c", code], tmp_path)
+    assert len(said.splitlines()) >= 2
+    command = blocks(adapter, "sh")[0].splitlines()[0]
+    assert command == "nbtune export ./demo --gguf q8_0 --ollama --out ."
+    answer([sys.executable, "-m", *command.split()], tmp_path)
+    assert (tmp_path / "demo-q8_0.gguf").is_file()
+    assert (tmp_path / "ollama" / "Modelfile").is_file()
+
+
+def blocks(card: str, language: str) -> list[str]:
+    """The code of a card in a language."""
+    return re.findall(rf"^```{language}\n(.*?)\n```$", card, re.DOTALL | re.MULTILINE)[-2:]
+
+
+def answer(command: list[str], folder: Path) -> str:
+    """What a command prints that ends well."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -1,0 +1,116 @@
+"""The lines that use a pushed model elsewhere: stock transformers and peft, llama.cpp, Ollama. Pasted, they answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from nbtune.errors import ExportError
+from nbtune.export.source import ExportSource, read_json
+
+__all__ = ["Usage", "usage"]
+
+_GGUF_COMMANDS = """\
+llama-cli -m {file}-q8_0.gguf -cnv
+ollama create {model} -f ollama/Modelfile && ollama run {model}"""
+
+_ADAPTER = """\
+{imports}from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer{more}
+
+base = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")
+model = PeftModel.from_pretrained(base, "{repo}")
+{ends}tokenizer = AutoTokenizer.from_pretrained("{repo}")
+
+{inputs}
+answer = model.generate(**inputs, max_new_tokens=200)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+_ENDS = """\
+model.generation_config = GenerationConfig.from_pretrained("{repo}")  # where its answers end
+"""
+
+_CHAT = """\
+chat = [{{"role": "user", "content": {prompt}}}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
+
+_MERGED_CHAT = """\
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{repo}")
+answer = chat([{{"role": "user", "content": {prompt}}}], max_new_tokens=200)
+print(answer[0]["generated_text"][-1]["content"])"""
+
+_MERGED_TEXT = """\
+from transformers import pipeline
+
+write = pipeline("text-generation", "{repo}")
+print(write({prompt}, max_new_tokens=200)[0]["generated_text"])"""
+
+_MERGE = """\
+model.merge_and_unload().save_pretrained("{file}")
+tokenizer.save_pretrained("{file}")"""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a person pastes.
+
+    Args:
+        adapter: Python that loads base and adapter, and answers.
+        merge: Python after `adapter` that saves the merged model as the folder `file`.
+        merged: Python that loads the merged model of the repository, and answers.
+        commands: of llama.cpp and Ollama, for GGUF files called `file`.
+        file: what folder and files are called.
+    """
+
+    adapter: str
+    merge: str
+    merged: str
+    commands: str
+    file: str
+
+
+def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str = "") -> Usage:
+    """Return the lines that let a model answer.
+
+    Args:
+        source: what was exported.
+        repo: where it is: ``owner/name``, or a folder.
+        base: what the base is loaded by.
+        file: what folders and files are called that the lines make.
+        prompt: what is asked.
+    """
+    from nbtune.export.merge import generation_of
+
+    chat, ends = _is_chat(source), generation_of(source) is not None
+    asked = repr(prompt or ("Hello" if chat else "Once upon a time"))
+    embedded = base == "nbtune/tiny"
+    adapter = _ADAPTER.format(
+        imports="import nbtune\n" if embedded else "",
+        more=", GenerationConfig" if ends else "",
+        base=f'nbtune.models.resolve("{base}")'
+        if embedded
+        else json.dumps(base or "THE-BASE-MODEL", ensure_ascii=False),
+        repo=repo,
+        ends=_ENDS.format(repo=repo) if ends else "",
+        inputs=_CHAT.format(prompt=asked) if chat else f'inputs = tokenizer({asked}, return_tensors="pt")',
+    )
+    return Usage(
+        adapter,
+        merge=_MERGE.format(file=file),
+        merged=(_MERGED_CHAT if chat else _MERGED_TEXT).format(repo=repo, prompt=asked),
+        commands=_GGUF_COMMANDS.format(file=file, model=file.lower()),
+        file=file,
+    )
+
+
+def _is_chat(source: ExportSource) -> bool:
+    """Return whether the model's tokenizer has a chat template."""
+    folder = source.tokenizer_folder
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
+    except ExportError:
+        return False
