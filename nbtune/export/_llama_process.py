@@ -15,8 +15,11 @@ import ctypes
 import glob
 import json
 import os
+import queue
 import struct
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 MAX_LOG = 40
@@ -303,10 +306,25 @@ def answer(llama: Llama, request: dict[str, Any]) -> tuple[Any, bytes]:
     return getattr(llama, what)(**request), b""
 
 
+def requests() -> Iterator[dict[str, Any]]:
+    """What is asked, one request after another; when standard input ends, so does this process, whatever it is at."""
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in os.fdopen(os.dup(0), "rb"):
+            waiting.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        yield json.loads(waiting.get())
+
+
 def main() -> None:
-    """Answer requests until standard input ends."""
+    """Answer requests for as long as the parent wants it (`nbtune.child_process` is the other end)."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the library prints must not get between the answers
+    asked = requests()
     try:
         llama = Llama(sys.argv[1])
         ready: dict[str, Any] = {"ok": True, "result": "ready", "bytes": 0}
@@ -314,10 +332,10 @@ def main() -> None:
         ready = {"ok": False, "error": f"llama.cpp's library cannot be used: {error}", "bytes": 0}
     out.write(json.dumps(ready).encode() + b"\n")
     out.flush()
-    for line in sys.stdin.buffer:
+    for request in asked:
         raw = b""
         try:
-            result, raw = answer(llama, json.loads(line))
+            result, raw = answer(llama, request)
             head = {"ok": True, "result": result, "bytes": len(raw)}
         except (RuntimeError, OSError, TypeError, ValueError, AttributeError) as error:
             head = {"ok": False, "error": f"{type(error).__name__}: {error}", "bytes": 0}

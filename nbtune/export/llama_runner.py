@@ -9,19 +9,15 @@ shared libraries named by ``NBTUNE_LLAMA_LIB``. It lives in a child process, bec
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from nbtune.child_process import ChildDied, ChildProcess
 from nbtune.errors import ExportError
 
 __all__ = ["LlamaRunner", "find_llama", "no_llama"]
@@ -66,14 +62,9 @@ class LlamaRunner:
         if folder is None:
             raise no_llama()
         self.gguf = gguf
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         child = Path(__file__).with_name("_llama_process.py")
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(child), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-        )
+        self._process = ChildProcess(["-I", child, folder])
+        self._closed = False
         self.info: dict[str, Any] = {}
         try:
             self._answer("start")
@@ -85,33 +76,27 @@ class LlamaRunner:
 
     def ask(self, what: str, **arguments: Any) -> Any:
         """One request to the child; see ``_llama_process.py``."""
-        stream = self._process.stdin
-        if stream is None or stream.closed:
+        if self._closed:
             raise ExportError("this llama.cpp runner is closed", fix="open another.")
         try:
-            stream.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
-            stream.flush()
-        except OSError:
-            raise self._crashed(what) from None
-        return self._answer(what)[0]
+            self._process.say({"do": what, **arguments})
+        except ChildDied as died:
+            raise self._crashed(what, died) from None
+        return self._answer(what)
 
-    def _answer(self, what: str) -> tuple[Any, bytes]:
-        stream = self._process.stdout
-        line = stream.readline() if stream else b""
-        if not line:
-            raise self._crashed(what)
-        head = json.loads(line)
-        self._raw = stream.read(head["bytes"]) if head["bytes"] and stream else b""
+    def _answer(self, what: str) -> Any:
+        try:
+            head, self._raw = self._process.hear()
+        except ChildDied as died:
+            raise self._crashed(what, died) from None
         if not head["ok"]:
             raise ExportError(head["error"], place=str(self.gguf or ""), fix="export it again, or another type.")
-        return head["result"], self._raw
+        return head["result"]
 
-    def _crashed(self, what: str) -> ExportError:
-        status = self._process.wait()
-        self._stderr.seek(0)
-        last = self._stderr.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+    def _crashed(self, what: str, died: ChildDied) -> ExportError:
+        last = f": {died.last_words}" if died.last_words else ""
         return ExportError(
-            f"llama.cpp crashed at {what!r} (exit status {status}){': ' + last[0] if last else ''}",
+            f"llama.cpp crashed at {what!r} (exit status {died.code}){last}",
             place=str(self.gguf or ""),
             fix="the file cannot be used; export it again, or another type.",
         )
@@ -139,12 +124,8 @@ class LlamaRunner:
 
     def close(self) -> None:
         """End the child."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream and not stream.closed:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        self._process.wait()
-        self._stderr.close()
+        self._closed = True
+        self._process.close()
 
     def __enter__(self) -> LlamaRunner:
         return self

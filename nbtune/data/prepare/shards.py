@@ -1,7 +1,7 @@
 """A part of the rows, prepared by itself, here or in a process (``python -m nbtune.data.prepare.shards``).
 
-A process of its own is given a folder with what it needs (`job.json`, `tokenizer.json`), then numbers of shards, a line
-each; it answers with the same number when the shard's arrays lie in the folder. It ends when nobody asks any more.
+A process of its own is given a folder with what it needs (`job.json`, `tokenizer.json`), then a message for each shard;
+it answers with the same number when the shard's arrays lie in the folder. It ends when nobody asks any more.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.child_process import ParentProcess
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.row_pipeline import Reader
 from nbtune.data.sources.rows import Source
@@ -196,9 +197,10 @@ def rebuild_tokenizer(facts: dict[str, Any]) -> Any:
 
 
 def main(folder: Path) -> None:
-    """Work as a process of its own, until standard input ends."""
+    """Work as a process of its own, for as long as its parent wants it."""
     from nbtune.data.sources.snapshot import reopen
 
+    parent = ParentProcess()
     if hasattr(os, "nice"):
         os.nice(5)
     body = json.loads((folder / "job.json").read_text(encoding="utf-8"))
@@ -209,19 +211,14 @@ def main(folder: Path) -> None:
     workman = Workman(
         Job.from_json(body["job"]), sources, rebuild_tokenizer(json.loads((folder / "tokenizer.json").read_text()))
     )
-    _say({"ready": True})
-    for line in sys.stdin:
-        number = int(line)
+    parent.say({"ready": True})
+    for message in parent.messages():
+        number = int(message["shard"])
         try:
             write_shard(folder, number, workman.prepare(number))
-            _say({"shard": number})
+            parent.say({"shard": number})
         except DataError as error:
-            _say({"shard": number, "error": {"cause": error.cause, "place": error.place, "fix": error.fix}})
-
-
-def _say(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+            parent.say({"shard": number, "error": {"cause": error.cause, "place": error.place, "fix": error.fix}})
 
 
 if __name__ == "__main__":

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nbtune.child_process import ChildDied, ChildProcess
 from nbtune.data.prepare.shards import Job, Shard, Workman, read_shard, tokenizer_facts
 from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.rows import Source
@@ -51,7 +48,7 @@ class Crew:
         self._done: dict[int, Shard | BaseException] = {}
         self._up, self._over = 0, False
         self._changed = threading.Condition()
-        self._children: list[subprocess.Popen[str]] = []
+        self._children: list[ChildProcess] = []
         self._leaders: list[threading.Thread] = []
         self._folder: Path | None = None
         wanted = min(max(cpu_count() - 1, 1), 4) if processes is None else processes
@@ -75,13 +72,9 @@ class Crew:
             self._over = True
             self._changed.notify_all()
         for child in self._children:
-            with contextlib.suppress(OSError):
-                child.stdin.close()  # type: ignore[union-attr]
-            child.wait()
+            child.close()
         for leader in self._leaders:
             leader.join()
-        for child in self._children:
-            child.stdout.close()  # type: ignore[union-attr]
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -142,41 +135,35 @@ class Crew:
         (self._folder / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
         body = json.dumps({"job": job.to_json(), "sources": described})
         (self._folder / "job.json").write_text(body, encoding="utf-8")
-        command = [sys.executable, "-m", "nbtune.data.prepare.shards", str(self._folder)]
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         for _ in range(wanted):
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             try:
-                child = subprocess.Popen(command, text=True, env=environment, **pipes)
+                child = ChildProcess(["-m", "nbtune.data.prepare.shards", self._folder], environment=environment)
             except OSError:  # no processes here: this one does it all
                 return
             self._children.append(child)
             self._leaders.append(threading.Thread(target=self._lead, args=(child,), name="nbtune-shards", daemon=True))
             self._leaders[-1].start()
 
-    def _lead(self, child: subprocess.Popen[str]) -> None:
+    def _lead(self, child: ChildProcess) -> None:
         """Hands shards to a process, one at a time, until there are none; a process that dies gives its shard back."""
-        if not self._answer(child):
-            return
-        with self._changed:
-            self._up += 1
         number = None
+        up = False
         try:
+            child.hear()  # it is ready
+            with self._changed:
+                self._up, up = self._up + 1, True
             while (number := self._wait_for_one()) is not None:
-                child.stdin.write(f"{number}\n")  # type: ignore[union-attr]
-                child.stdin.flush()  # type: ignore[union-attr]
-                answer = self._answer(child)
-                if not answer:
-                    break
-                error = answer.get("error")
+                child.say({"shard": number})
+                error = child.hear().body.get("error")
                 assert self._folder is not None
                 found = DataError(**error) if error else read_shard(self._folder, number, self._sources)
                 self._put(number, found)
                 number = None
-        except (OSError, ValueError):
-            pass  # it died while it was spoken to
+        except (ChildDied, OSError, ValueError):
+            pass  # it died while it was spoken to, or what it wrote cannot be read
         with self._changed:
-            self._up -= 1
+            self._up -= up
             if number is not None:
                 self._returned.append(number)
             self._changed.notify_all()
@@ -191,15 +178,3 @@ class Crew:
                     return None
                 self._changed.wait()
             return None
-
-    @staticmethod
-    def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
-        """The next line of JSON that a process says; empty when it is gone."""
-        for line in child.stdout:  # type: ignore[union-attr]
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue  # a library prints
-            if isinstance(found, dict):
-                return found
-        return {}
