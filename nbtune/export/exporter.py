@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import math
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbtune.errors import NbtuneError, TrainError
+from nbtune.errors import HubError, NbtuneError, TrainError
 from nbtune.events import Export
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from nbtune.engine.run import Run
-    from nbtune.export.file_quality import Quality
-    from nbtune.export.source import ExportedFile, ExportSource, Progress
-import tempfile
-
-from nbtune.errors import HubError
-from nbtune.export.files import gigabytes
-from nbtune.export.hub_upload import push_folder
-from nbtune.export.model_card import FILES_TO_COME, render_card
-from nbtune.export.peft_export import export_adapter
+from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.source import ExportedFile, ExportSource, Progress
 
 if TYPE_CHECKING:
     import torch
+
+    from nbtune.engine.run import Run
 
 __all__ = ["Exporter", "push", "take_home"]
 
@@ -53,7 +42,6 @@ class Exporter:
         """
         from nbtune import models
         from nbtune.export.files import refuse_links
-        from nbtune.export.source import ExportSource
 
         run, spec = self._run, self._run.spec
         adapter = run.folder / "adapter"
@@ -72,8 +60,6 @@ class Exporter:
     @property
     def can_verify(self) -> bool:
         """Whether there is a llama.cpp to compare GGUF files with the model."""
-        from nbtune.export.llama_runner import find_llama
-
         return find_llama() is not None
 
     def adapter(self, out: str | Path | None = None) -> ExportedFile:
@@ -164,8 +150,6 @@ class Exporter:
         **options: Any,
     ) -> str:
         """See ``run.push_to_hub``; `facts` are of the card that is written where none is given."""
-        from nbtune.export.exporter import push
-
         _need_llama(verify)
         with self._said("push", path=repo_id) as said:
             source = self.source()
@@ -219,7 +203,7 @@ class Exporter:
         folder = self._run.folder
         shown = file.path.relative_to(folder).as_posix() if file.path.is_relative_to(folder) else file.path.name
         detail = "; ".join(file.remarks)
-        figures = _figures(file.quality) if file.quality else {}
+        figures = file.quality.figures() if file.quality else {}
         event = Export(
             kind=file.type, path=shown, bytes=file.bytes, seconds=file.seconds, detail=detail, quality=figures
         )
@@ -293,15 +277,7 @@ def take_home(
     return files
 
 
-def _figures(quality: Quality) -> dict[str, float | bool]:
-    """The numbers of a `Quality` that JSON can hold."""
-    names = ("perplexity", "reference", "divergence", "agreement", "same_tokens", "tokens")
-    return {name: value for name in names if math.isfinite(value := getattr(quality, name))}
-
-
 def _need_llama(verify: bool | None) -> None:
-    from nbtune.export.llama_runner import find_llama, no_llama
-
     if verify and find_llama() is None:
         raise no_llama()
 
@@ -342,47 +318,23 @@ def push(
     """
     if what not in ("adapter", "merged", "gguf"):
         raise HubError(f"{what!r} cannot be pushed", fix='use "adapter", "merged" or "gguf".')
-    facts, own = dict(card or {}), _own_card(text)
+    from nbtune.export.hub_upload import push_folder
+    from nbtune.export.model_card import file_line, name_files, own_card, refuse_token, render_card
+
+    facts, own = dict(card or {}), own_card(text)
     beside = source.adapter.parent if source.adapter else None
     with tempfile.TemporaryDirectory(prefix=".push-", dir=beside) as temporary:
         folder = Path(temporary) / "repository"
         files = _export(source, what, types, folder, importance, progress)
         files = judge(files) if judge and what == "gguf" else files
         if what == "gguf":
-            facts.setdefault("files", [_file_line(file) for file in files])
+            facts.setdefault("files", [file_line(file) for file in files])
         if isinstance(facts.get("curve"), bytes):
             (folder / "loss.png").write_bytes(facts["curve"])
-        readme = render_card(source, repo_id, what, facts) if own is None else _with_files(own, files)
-        (folder / "README.md").write_text(_without_token(readme), encoding="utf-8")
+        readme = render_card(source, repo_id, what, facts) if own is None else name_files(own, files)
+        refuse_token(readme)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
         return push_folder(folder, repo_id, private=private, progress=progress, **options)
-
-
-def _own_card(text: str | Path | None) -> str | None:
-    """The text of somebody's own card."""
-    if text is None or (isinstance(text, str) and ("\n" in text or not text.endswith(".md"))):
-        return text
-    try:
-        return Path(text).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise HubError("the model card cannot be read", place=str(text), fix="give its text, or a .md file.") from None
-
-
-def _with_files(card: str, files: Sequence[ExportedFile]) -> str:
-    return card.replace(FILES_TO_COME, "\n- ".join(_file_line(file) for file in files))
-
-
-def _without_token(card: str) -> str:
-    """The card, unless the token that is logged in stands in it.
-
-    Raises:
-        HubError: it does; what is on the Hub is read by others.
-    """
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if token and token in card:
-        raise HubError("the model card holds your token", place="README.md", fix="take it out, and push again.")
-    return card
 
 
 def _export(
@@ -394,6 +346,8 @@ def _export(
     progress: Progress | None,
 ) -> list[ExportedFile]:
     if what == "adapter":
+        from nbtune.export.peft_export import export_adapter
+
         return [export_adapter(source, folder)]
     if what == "merged":
         from nbtune.export.merge import write_merged
@@ -403,8 +357,3 @@ def _export(
 
     folder.mkdir()
     return write_gguf(source, types, folder, importance=importance, progress=progress)
-
-
-def _file_line(file: ExportedFile) -> str:
-    judged = f", {file.quality.words()}" if file.quality else ""
-    return f"`{file.path.name}`: {gigabytes(file.bytes)}{judged}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,11 @@ class Quality:
     def facts(self) -> dict[str, Any]:
         """What was measured, as JSON has it."""
         return dataclasses.asdict(self)
+
+    def figures(self) -> dict[str, float | bool]:
+        """Return the numbers that an event holds: those that JSON can write."""
+        names = ("perplexity", "reference", "divergence", "agreement", "same_tokens", "tokens")
+        return {name: value for name in names if math.isfinite(value := getattr(self, name))}
 
     def words(self) -> str:
         """What it needs and what was lost: ``"fits in 8 GB, perplexity +1.3 %, KL 0.012"``."""

@@ -13,12 +13,23 @@ from typing import Any
 
 import yaml
 
+from nbtune.errors import HubError
+from nbtune.export.files import gigabytes
 from nbtune.export.peft_export import is_machine_path
-from nbtune.export.source import ExportSource, safe_name
+from nbtune.export.source import ExportedFile, ExportSource, safe_name
 from nbtune.export.usage import usage
 from nbtune.untrusted import open_file
 
-__all__ = ["FILES_TO_COME", "data_lines", "license_in", "render_card"]
+__all__ = [
+    "FILES_TO_COME",
+    "data_lines",
+    "file_line",
+    "license_in",
+    "name_files",
+    "own_card",
+    "refuse_token",
+    "render_card",
+]
 
 FILES_TO_COME = "(the files, their sizes and what each lost are written here when they are made)"
 """Stands in a card of GGUF files until there are some."""
@@ -188,6 +199,47 @@ def _body(
         local_base=not _is_on_hub(source) and base != "nbtune/tiny",
         use=use,
     )
+
+
+# --- a card of one's own ----------------------------------------------------------------------------------------------
+
+
+def own_card(text: str | Path | None) -> str | None:
+    """Return the text of somebody's own card, given as text or as a file ending in .md.
+
+    Raises:
+        HubError: the file cannot be read.
+    """
+    if text is None or (isinstance(text, str) and ("\n" in text or not text.endswith(".md"))):
+        return text
+    try:
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise HubError("the model card cannot be read", place=str(text), fix="give its text, or a .md file.") from None
+
+
+def name_files(card: str, files: Sequence[ExportedFile]) -> str:
+    """Return the card with the files in the place that `FILES_TO_COME` keeps."""
+    return card.replace(FILES_TO_COME, "\n- ".join(file_line(file) for file in files))
+
+
+def file_line(file: ExportedFile) -> str:
+    """Return a file's name, its size, and what was measured of it."""
+    judged = f", {file.quality.words()}" if file.quality else ""
+    return f"`{file.path.name}`: {gigabytes(file.bytes)}{judged}"
+
+
+def refuse_token(card: str) -> None:
+    """Refuse a card in which the token stands that is logged in: what is on the Hub is read by others.
+
+    Raises:
+        HubError: it does.
+    """
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token and token in card:
+        raise HubError("the model card holds your token", place="README.md", fix="take it out, and push again.")
 
 
 # --- what is known of base and data -----------------------------------------------------------------------------------

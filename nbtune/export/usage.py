@@ -84,7 +84,7 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
     from nbtune.export.merge import generation_of
 
     chat, ends = _is_chat(source), generation_of(source) is not None
-    asked = repr(prompt or ("Hello" if chat else "Once upon a time"))
+    asked = json.dumps(prompt or ("Hello" if chat else "Once upon a time"), ensure_ascii=False)
     embedded = base == "nbtune/tiny"
     adapter = _ADAPTER.format(
         imports="import nbtune\n" if embedded else "",
