@@ -37,7 +37,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, Self
+from typing import IO, Any, Literal, NamedTuple, Self, overload
 
 from nbtune.untrusted import harmless
 
@@ -188,6 +188,10 @@ class ChildProcess:
         code = self.wait(0.0) if code is None else code
         return ChildDied(f"its process {exit_sentence(code)}", code=code, last_words=self.last_words)
 
+    @overload
+    def wait(self) -> int: ...
+    @overload
+    def wait(self, timeout: float) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int | None:
         """Return its exit code once it has ended; None: it has not within `timeout` seconds."""
         try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,14 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbtune import events
+from nbtune.child_process import ChildProcess, end_with_parent, exit_sentence
 from nbtune.errors import NbtuneError
 from nbtune.store.event_log import EventReader, EventWriter
 from nbtune.store.folder import read_spec
 
 __all__ = [
     "MEETING",
+    "SEE_LOG",
     "WITNESS",
-    "how_it_ended",
     "left_word",
     "refuse",
     "said_its_end",
@@ -41,9 +41,9 @@ __all__ = [
 
 WITNESS = 3  # exit code of a process that ends because another one has
 MEETING = "NBTUNE_MEETING"  # in a worker's environment: the folder where those of one run meet
+SEE_LOG = "; worker.log has its last words"  # of a process that ended without a reason
 
 _GRACE = 10.0  # seconds in which the first process may say why it ends, too
-_MERCY = 5.0  # seconds between asking a process to end and ending it
 
 
 def several(folder: Path) -> list[int]:
@@ -73,13 +73,12 @@ def supervise(folder: Path, chosen: list[int]) -> int:
 
 
 @contextlib.contextmanager
-def _started(folder: Path, chosen: list[int], meeting: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    workers: list[subprocess.Popen[bytes]] = []
+def _started(folder: Path, chosen: list[int], meeting: Path) -> Iterator[list[ChildProcess]]:
+    workers: list[ChildProcess] = []
     try:
         for rank in range(len(chosen)):
-            command = [sys.executable, "-m", "nbtune.engine", str(folder)]
-            environ = {**os.environ, **_environ(rank, chosen, meeting)}
-            workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environ))
+            environment = _environ(rank, chosen, meeting)
+            workers.append(ChildProcess(["-m", "nbtune.engine", folder], environment=environment, output="inherited"))
         yield workers
     finally:
         _end(workers)
@@ -99,7 +98,7 @@ def _environ(rank: int, chosen: list[int], meeting: Path) -> dict[str, str]:
     }
 
 
-def _first_to_fail(workers: list[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+def _first_to_fail(workers: list[ChildProcess]) -> tuple[int, int] | None:
     """(number, exit code) of the first worker that fails, after the others had time to end too; None: all did well."""
     ended: queue.Queue[tuple[int, int]] = queue.Queue()
     for rank, worker in enumerate(workers):
@@ -116,18 +115,11 @@ def _first_to_fail(workers: list[subprocess.Popen[bytes]]) -> tuple[int, int] | 
     return failed
 
 
-def _end(workers: list[subprocess.Popen[bytes]]) -> None:
+def _end(workers: list[ChildProcess]) -> None:
     for worker in workers:
-        if worker.poll() is None:
-            worker.terminate()
+        worker.terminate()
     for worker in workers:
-        try:
-            worker.wait(_MERCY)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-        if worker.stdin is not None:
-            worker.stdin.close()
+        worker.stop()
 
 
 def refuse(folder: Path, error: NbtuneError) -> None:
@@ -144,7 +136,7 @@ def _say(folder: Path, rank: int, code: int, count: int, meeting: Path) -> None:
         try:  # see `left_word`
             reason = (meeting / f"{rank}.txt").read_text(encoding="utf-8")
         except OSError:
-            why = how_it_ended(code)
+            why = exit_sentence(code, SEE_LOG)
             emit(events.State(state="interrupted", detail=f"its process {rank + 1} of {count} {why}"))
         else:
             emit(events.State(state="failed", detail=reason))
@@ -154,13 +146,6 @@ def said_its_end(folder: Path) -> bool:
     """Whether the last state that the run has told is one of those that it ends in."""
     last = next((e for e in reversed(EventReader(folder / "events.jsonl").read()) if e.type == "state"), None)
     return isinstance(last, events.State) and last.state in events.ENDED
-
-
-def how_it_ended(code: int) -> str:
-    """What a person is told of a process's exit code."""
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    why = " (often: the machine ran out of memory)" if code == -9 else "; worker.log has its last words"
-    return how + why
 
 
 def left_word(error: BaseException, folder: Path) -> None:
@@ -178,11 +163,4 @@ def left_word(error: BaseException, folder: Path) -> None:
 def stay_with_parent() -> None:
     """End this process as soon as the one that has started it is gone: its end of our standard input closes then."""
     if MEETING in os.environ:
-        threading.Thread(target=_until_closed, name="nbtune-parent", daemon=True).start()
-
-
-def _until_closed() -> None:
-    with contextlib.suppress(OSError):
-        while os.read(0, 1):
-            pass
-    os._exit(1)
+        end_with_parent(code=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import subprocess
 import sys
 import threading
 import weakref
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbtune import events
-from nbtune.engine.distributed_launcher import how_it_ended, said_its_end
+from nbtune.child_process import ChildProcess, exit_sentence
+from nbtune.engine.distributed_launcher import SEE_LOG, said_its_end
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
@@ -112,19 +112,13 @@ class Launched:
             _TURN.release()
 
     def _watch(self) -> None:
-        """Start the worker in a session of its own, so that no signal to this process reaches it, and wait for it."""
+        """Start the worker, which goes on when this process ends, and wait for it."""
         with (self.folder / "worker.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "nbtune.engine", str(self.folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = ChildProcess(["-m", "nbtune.engine", self.folder], output=log, detached=True)
         code = process.wait()
         if code not in (0, 1) and not said_its_end(self.folder):  # those are the engine's own, and it has said why
             emit = EventWriter(self.folder / "events.jsonl")
-            emit(events.State(state="interrupted", detail=f"its process {how_it_ended(code)}"))
+            emit(events.State(state="interrupted", detail=f"its process {exit_sentence(code, SEE_LOG)}"))
             emit.close()
 
     def _queue(self) -> None:

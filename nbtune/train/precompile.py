@@ -15,15 +15,13 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import threading
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbtune import device as machine
+from nbtune.child_process import ChildDied, ChildProcess, ParentProcess
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +51,7 @@ class Rehearsal:
         process: the child, or None where none is needed.
     """
 
-    def __init__(self, spec: RunSpec, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, spec: RunSpec, process: ChildProcess | None = None) -> None:
         self.process, self._spec = process, spec
 
     @classmethod
@@ -68,26 +66,21 @@ class Rehearsal:
 
     def perform(self, plan: Plan) -> None:
         """Tells the child what to build, if the device has room for it beside what the run is going to need."""
-        if self.process is None or self.process.stdin is None:
+        if self.process is None:
             return
         if plan.device != "cuda" or plan.available_bytes - plan.peak_bytes < _needed(self._spec, plan):
             self.end()
             return
         order = {"spec": self._spec.model_dump(mode="json"), "plan": plan.model_dump(mode="json")}
-        with contextlib.suppress(OSError):
-            self.process.stdin.write(json.dumps(order).encode() + b"\n")
-            self.process.stdin.flush()
+        with contextlib.suppress(ChildDied):
+            self.process.say(order)
 
     def end(self, *, done: bool = False) -> None:
         """Ends the child; `done`: the run has made a step, so that nothing is left to compile next time."""
         process, self.process = self.process, None
         if process is None:
             return
-        process.kill()
-        process.wait()
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+        process.stop(0.0)
         if done:
             mark = _mark(self._spec)
             with contextlib.suppress(OSError):
@@ -101,15 +94,9 @@ class Rehearsal:
         self.end()
 
 
-def _start() -> subprocess.Popen[bytes] | None:
+def _start() -> ChildProcess | None:
     with contextlib.suppress(OSError):
-        return subprocess.Popen(
-            [sys.executable, "-m", "nbtune.train.precompile"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "NBTUNE_COMPILE_AHEAD": "1"},
-        )
+        return ChildProcess(["-m", "nbtune.train.precompile"], environment={"NBTUNE_COMPILE_AHEAD": "1"}, output="none")
     return None
 
 
@@ -234,19 +221,9 @@ def _batch(spec: RunSpec, plan: Plan, vocabulary: int) -> Batch:
     )
 
 
-def _watch(orders: list[bytes], came: threading.Event) -> None:
-    """Hands on the first line of standard input; at its end this process ends, whatever it does."""
-    orders.append(sys.stdin.buffer.readline())
-    came.set()
-    sys.stdin.buffer.read()
-    os._exit(0)
-
-
 def main() -> None:
     """What the child does."""
-    orders: list[bytes] = []
-    came = threading.Event()
-    threading.Thread(target=_watch, args=(orders, came), daemon=True).start()
+    orders = ParentProcess().messages()
     import peft  # noqa: F401 — imported while the run prepares its data
     import transformers  # noqa: F401
 
@@ -254,10 +231,7 @@ def main() -> None:
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
 
-    came.wait()
-    if not orders[0]:
-        return
-    order = json.loads(orders[0])
+    order = next(orders)
     try:
         rehearse(RunSpec.model_validate(order["spec"]), Plan.model_validate(order["plan"]))
     finally:

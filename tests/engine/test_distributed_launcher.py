@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import nbtune
 from nbtune import events
+from nbtune.child_process import ChildProcess
 from nbtune.engine import distributed_launcher
 from nbtune.errors import NbtuneError, TrainError
 
@@ -221,11 +222,12 @@ def test_who_ended_first_is_told_from_who_noticed():
 
     def worker(code, seconds):
         source = f"import sys, time; time.sleep({seconds}); sys.exit({code})"
-        return subprocess.Popen([sys.executable, "-S", "-c", source])
+        return ChildProcess(["-S", "-c", source], output="inherited")
 
     for codes, found in ((((3, 0), (1, 0.5)), (1, 1)), (((0, 0), (5, 0.5)), (1, 5)), (((0, 0), (0, 0.3)), None)):
         workers = [worker(*code) for code in codes]
         assert distributed_launcher._first_to_fail(workers) == found
+        distributed_launcher._end(workers)
     stuck = [worker(0, 60), worker(1, 0)]
     try:
         distributed_launcher._end(stuck)

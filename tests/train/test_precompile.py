@@ -56,12 +56,11 @@ def test_none_is_started_on_a_cpu():
 def test_it_dies_with_the_pipe_and_with_the_run(tmp_path, monkeypatch):
     spec, _ = planned()
     child = precompile._start()
-    child.stdin.close()  # as when the run is killed
-    assert child.wait(60) == 0
+    assert child.close(60) == 0  # its input ends, as when the run is killed
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with Rehearsal(spec, precompile._start()) as working:
         process = working.process
-    assert process.poll() == -9
+    assert process.wait(0) == -9
     assert list(tmp_path.iterdir()) == []
 
 
