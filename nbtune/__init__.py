@@ -39,6 +39,7 @@ _ROOMS = (
     "events",
     "export",
     "generate",
+    "methods",
     "models",
     "planner",
     "spec",

@@ -31,7 +31,6 @@ _HOMES = {
     "resolve": "nbtune.data.sources.resolve",
     "snapshot": "nbtune.data.sources.snapshot",
     "start": "nbtune.data.prepare.early_start",
-    "together": "nbtune.data.formats.preference",
     "with_template": "nbtune.data.sources.resolve",
 }
 
@@ -55,13 +54,11 @@ __all__ = [
     "resolve",
     "snapshot",
     "start",
-    "together",
     "with_template",
 ]
 
 if TYPE_CHECKING:
     from nbtune.data.batching.sampler import Batch, BatchPlan, collate
-    from nbtune.data.formats.preference import together
     from nbtune.data.prepare.dataset import Dataset, Example
     from nbtune.data.prepare.early_start import start
     from nbtune.data.prepare.prepare import Prepared, measure, prepare_data

@@ -31,6 +31,7 @@ from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with
 from nbtune.errors import NbtuneError, PlanError
 from nbtune.generate import sampling
+from nbtune.methods import METHODS
 from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
     from nbtune.train.stepper import Stepper
 
 __all__ = ["execute"]
-
-_EACH_BY_ITSELF = ("sft", "dpo", "ipo", "simpo")  # a row's loss does not depend on the others of its batch
 
 
 def execute(
@@ -127,6 +126,7 @@ class _Engine:
         self.folder, self.emit, self.owner, self.ranks = folder, emit, owner, ranks
         self.writes, self.count = ranks is None or ranks.first, 1 if ranks is None else ranks.count
         self.spec: RunSpec = spec_to_run(folder)
+        self.method = METHODS[self.spec.method]
         self.control = FileControl(folder)
         self.rehearsal = Rehearsal.begin(self.spec) if ranks is None else Rehearsal(self.spec)
 
@@ -211,7 +211,7 @@ class _Engine:
         from nbtune import data
 
         mine = 0 if self.ranks is None else self.ranks.rank
-        together = data.together(self.spec.method)
+        together = self.method.group
         return data.BatchPlan(
             self.data.train,
             micro_batch_size=plan.micro_batch_size,
@@ -233,19 +233,15 @@ class _Engine:
 
     def _make_stepper(self, device: torch.device) -> None:
         from nbtune.train.choose_stepper import choose_stepper
-        from nbtune.train.evaluate import trained_weight
         from nbtune.train.loop import Progress
-        from nbtune.train.loss import sft_loss
-        from nbtune.train.preference import PreferenceLoss
+        from nbtune.train.loss import loss_of
 
         model, handle = self.built.model, self.built.handle
         model.train()
-        fused = handle is not None and "head" in handle.report.taken and self.spec.method == "sft"
-        self.loss: Callable[..., LossOutput] = partial(sft_loss, fused=fused)
-        self.counted: Callable[[Batch], float] = trained_weight
-        if self.spec.method != "sft":
-            judging = PreferenceLoss(self.spec.method, {} if self.spec.beta is None else {"beta": self.spec.beta})
-            self.loss, self.counted = judging, judging.count
+        fused = handle is not None and "head" in handle.report.taken and self.method.by_tokens
+        loss = loss_of(self.method, beta=self.spec.beta, fused=fused)
+        self.loss: Callable[..., LossOutput] = loss
+        self.counted: Callable[[Batch], float] = loss.count
         if self.plan.sharded:
             self.loss, self.counted = unless_idle(self.loss, self.counted)
         self.stepper = choose_stepper(
@@ -284,7 +280,7 @@ class _Engine:
             between=self._between,
         )
         here = self.writes or plan.sharded  # whose model needs all processes
-        if plan.packing and self.progress.step == 0 and here and spec.method in _EACH_BY_ITSELF:
+        if plan.packing and self.progress.step == 0 and here and not self.method.batch_statistics:
             self.emit(measuring.packs_are_kept_apart(self._batches(plan, rank=0)))
         control = together or self.control
         with Gauge(self._say, self.built.model, self.stepper.device) as emit:

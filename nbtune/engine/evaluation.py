@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune import events
 from nbtune.generate import sampling
+from nbtune.methods import METHODS
 
 if TYPE_CHECKING:
     import torch
@@ -57,12 +58,11 @@ class Measuring:
 
     def packs_are_kept_apart(self, batches: BatchPlan) -> events.Check:
         """Whether packed and unpacked rows of the first step have the same losses."""
-        from nbtune import data
         from nbtune.data.batching.sampler import collate
         from nbtune.train.packing_check import packed_equals_unpacked
 
         packed = batches.step(0)
-        group = data.together(self.spec.method)
+        group = METHODS[self.spec.method].group
         rows = (batch.examples[i : i + group] for batch in packed for i in range(0, len(batch.examples), group))
         alone = (collate(self.data.train, list(row)) for row in rows)
         return packed_equals_unpacked(self.built.model, self.loss, packed, alone, device=self.device)
@@ -73,14 +73,13 @@ class Measuring:
         Args:
             look: called between batches.
         """
-        from nbtune import data
         from nbtune.train.evaluate import mean_loss
 
         if self.data.eval is None or not self.data.eval.at_most(1):
             return None
         look = look if self.together is None else self.together.together(look)
         began = time.perf_counter()
-        group, held = data.together(self.spec.method), self.data.eval
+        group, held = METHODS[self.spec.method].group, self.data.eval
         of_sources: dict[str, list[int]] = {}
         for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)

@@ -20,6 +20,7 @@ from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.gguf_quality import importance, reference_model, verify_gguf
 from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.source import ExportedFile, ExportSource
+from nbtune.methods import METHODS
 
 __all__ = ["HeldRows", "held_importance", "held_rows", "prove", "prove_run"]
 
@@ -53,7 +54,6 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
         DataError: the run's rows are gone, or hold no text.
     """
     from nbtune import data, models
-    from nbtune.data.formats.preference import kind_of
     from nbtune.store.run_consent import spec_to_run
 
     spec = spec_to_run(folder)
@@ -64,7 +64,7 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
         spec=spec,
         max_len=models.model_facts(spec.model).row_tokens(spec.sequence_len),
         seed=spec.seed,
-        kind=kind_of(spec.method),
+        kind=METHODS[spec.method].rows,
     )
     rows: Any = found.train if found.eval is None else found.eval
     good = [i for i in range(len(rows)) if rows.value_of is None or rows.value_of[i] > 0]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nbtune.methods import METHODS
+
 if TYPE_CHECKING:
     from nbtune.planner.plan import Plan
     from nbtune.spec import RunSpec
@@ -19,8 +21,6 @@ __all__ = ["rate_of", "with_its_rate"]
 _BASE, _WIDTH = 5e-4, 2000
 _EXPONENT, _QWEN = 0.781, 0.0775
 _NARROWEST = 256  # below it nothing was measured, and the rule would go on rising
-_SHARES = {"sft": 1.0, "orpo": 1 / 4}  # orpo also imitates; the others compare, and overshoot long before
-_COMPARING = 1 / 10
 _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
 
 
@@ -36,13 +36,13 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, 
         return spec.learning_rate, "as asked"
     exponent = _QWEN if architecture.startswith("Qwen") else _EXPONENT
     width = max(hidden_size, _NARROWEST)
-    share = _SHARES.get(spec.method, _COMPARING)
+    share = METHODS[spec.method].learning_rate_share
     rate = _BASE * (_WIDTH / width) ** exponent * share
     reason = f"{_BASE:g} × ({_WIDTH} / {width})^{exponent:g} by the model's hidden size"
     if spec.adapter.type == "full":
         rate, reason = rate / 10, f"{reason}; a tenth of it, because every weight is trained"
     if share != 1:
-        reason += f"; {_SAID[share]} of it for preferences"
+        reason += f"; {_SAID.get(share, f'{share:g}')} of it for preferences"
     return float(f"{rate:.1e}"), reason
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from nbtune.data import together
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
+from nbtune.methods import METHODS
 from nbtune.models.memory_estimate import trainable_parameters
 from nbtune.models.memory_search import SLOWER, Fit, Home, Setup, fit
 from nbtune.planner.learning_rate import rate_of
@@ -58,7 +58,7 @@ def make_plan(
     weights = _weights(spec, device, dtype, reasons)
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec, devices)
-    tokens = sequence_len * together(spec.method)  # of a row: a better and a worse answer are two sequences
+    tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
     ours = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, ours, devices)
     home: Home | None = "streamed" if spec.weights == "streamed" else None
@@ -189,7 +189,7 @@ def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
                 fix="make batch_size a multiple of gradient_accumulation_steps",
             )
         return batch, [batch // spec.gradient_accumulation_steps]
-    least = 2 if spec.method == "kto" else 1  # which compares the answers of a micro-batch
+    least = METHODS[spec.method].least_micro_batch
     sizes = [size for size in range(batch, 0, -1) if batch % size == 0 and size >= min(least, batch)]
     return batch, [size for size in sizes if size <= -(-batch // devices)] or sizes[-1:]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from nbtune.methods import METHODS, how_they_learn, what_beta_is, without_reference
 from nbtune.spec.parts import (
     AdapterSpec,
     CheckpointSpec,
@@ -26,6 +27,11 @@ from nbtune.spec.parts import (
 )
 
 __all__ = ["RunSpec"]
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 _MARK = re.compile(r"r[0-9a-f]{12}\Z")
 
@@ -64,21 +70,8 @@ class RunSpec(Part):
         examples=["rows"],
         min_length=1,
     )
-    method: Literal["sft", "dpo", "ipo", "orpo", "simpo", "kto"] = field(
-        "sft",
-        "Method",
-        "How it learns. sft: imitate the answers; dpo, ipo, orpo, simpo: prefer the better of two answers (rows with "
-        "prompt, chosen, rejected); kto: from answers that are good or bad (prompt, completion, label).",
-        example="sft",
-    )
-    beta: float | None = field(
-        None,
-        "Beta",
-        "How strongly preferences pull (not with sft); unset: 0.1, for simpo 2.",
-        example=0.1,
-        gt=0,
-        advanced=True,
-    )
+    method: MethodName = field("sft", "Method", how_they_learn(METHODS.values()), example="sft")
+    beta: float | None = field(None, "Beta", what_beta_is(METHODS.values()), example=0.1, gt=0, advanced=True)
     adapter: Annotated[AdapterSpec, BeforeValidator(adapter_from_word)] = field(
         AdapterSpec(), "Adapter", "What is trained.", example={"type": "lora", "r": 16}
     )
@@ -291,6 +284,22 @@ class RunSpec(Part):
             raise ValueError(f"`{odd[0]}` is no row's mark: that is r and twelve digits, as `run.losses()` tells them")
         return value
 
+    def _method_fits(self) -> None:
+        method = METHODS[self.method]
+        if self.beta is not None and "beta" not in method.options:
+            first = next(name for name, other in METHODS.items() if "beta" in other.options)
+            raise ValueError(f"`beta` is of methods that learn preferences: drop it, or set `method: {first}`")
+        if self.adapter.type == "full" and method.reference:
+            raise ValueError(
+                f"method `{self.method}` compares with the model without its adapter, and adapter `full` has none: "
+                f"use lora, or the method {' or '.join(without_reference())}"
+            )
+        least = method.least_micro_batch
+        if not self.packing and any(size and size < least for size in (self.batch_size, self.micro_batch_size)):
+            raise ValueError(
+                f"method `{self.method}` compares the answers of a micro-batch: set micro_batch_size to {least} or more"
+            )
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunSpec:
         if self.steps is not None and self.epochs is not None:
@@ -309,15 +318,7 @@ class RunSpec(Part):
             raise ValueError(
                 f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"
             )
-        if self.method == "sft" and self.beta is not None:
-            raise ValueError("`beta` is of methods that learn preferences: drop it, or set `method: dpo`")
-        if self.adapter.type == "full" and self.method in ("dpo", "ipo", "kto"):
-            raise ValueError(
-                f"method `{self.method}` compares with the model without its adapter, and adapter `full` has none: "
-                "use lora, or the method orpo or simpo"
-            )
-        if self.method == "kto" and not self.packing and 1 in (self.batch_size, self.micro_batch_size):
-            raise ValueError("method `kto` compares the answers of a micro-batch: set micro_batch_size to 2 or more")
+        self._method_fits()
         if self.gpus != "all" and not _is_choice(self.gpus):
             raise ValueError("`gpus` is a number from 1 on, all, or a list of different GPUs' numbers, from 0 on")
         if self.weights == "sharded" and self.gpus == 1:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from nbtune.methods import METHODS, Method
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 
@@ -31,11 +32,17 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
 _HEAD = """\
 # The keys of a run
 
-<!-- Made by `make docs` from nbtune/spec/model.py: change it there. -->
+<!-- Made by `make docs` from nbtune/spec and nbtune/methods: change it there. -->
 
 The body of a `%%finetune` cell, a YAML file for `nbtune train` and the arguments of `nbtune.finetune()` are the same
 keys. Only `data` is needed. A key that is left out, or has nothing behind it, has the default shown; "decided" means
 that the plan chooses and says why. Keys marked ⋯ are those that a first run does not need.
+"""
+_METHODS_HEAD = """\
+## Methods
+
+What `method` may be: one file each in nbtune/methods, whose head says the formula and where it comes from. The
+reference is the model without its adapter. `beta` is a key of the run; the other options have the values shown.
 """
 
 
@@ -44,7 +51,27 @@ def reference() -> str:
     sections = [_HEAD, _table(RunSpec)]
     for title, part in _PARTS:
         sections += [f"## {title}\n\n{(part.__doc__ or '').strip()}\n", _table(part)]
-    return "\n".join(sections)
+    return "\n".join([*sections, _METHODS_HEAD, _methods()])
+
+
+def _methods() -> str:
+    """The table of all methods."""
+    head = "| method | how it learns | columns of a row | reference | options | learning rate | micro-batch |\n"
+    return head + "|---|---|---|---|---|---|---|\n" + "".join(map(_method, METHODS.values()))
+
+
+def _method(method: Method) -> str:
+    share, least = method.learning_rate_share, method.least_micro_batch
+    cells = [
+        f"`{method.name}`",
+        f"**{method.title}**: {method.sentence}",
+        method.columns or "any that a format reads",
+        "yes: needs an adapter" if method.reference else "no",
+        ", ".join(f"{name} {value:g}" for name, value in method.options.items()) or "none",
+        "as the plan chooses" if share == 1 else f"{share:g} of it",
+        "" if least == 1 else f"≥ {least}",
+    ]
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _table(part: type[BaseModel]) -> str:

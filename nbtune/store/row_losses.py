@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.methods import METHODS
 from nbtune.store.files import DISK_ERRORS
 from nbtune.store.run_consent import spec_to_run
 from nbtune.untrusted import parse
@@ -224,7 +225,7 @@ class MeasuredRows:
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
         prepared = data.start(self.sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed)
-        group, starts, at = data.together(spec.method), {}, 0
+        group, starts, at = METHODS[spec.method].group, {}, 0
         for source in self.sources:
             starts[source.name], at = at, at + len(source.rows)
         rows: list[tuple[str, Any, list[int]]] = []

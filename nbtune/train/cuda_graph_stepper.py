@@ -8,7 +8,7 @@ import torch
 
 from nbtune.device import replayable
 from nbtune.models.cuda_graph_step import TrainStep
-from nbtune.train.loss import model_inputs
+from nbtune.train.inputs import model_inputs
 from nbtune.train.stepper import seed_of
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ class LoopOptions:
     """What the plan decided; `learning_rate` is the peak, `factor` the schedule over the 0-based step.
 
     `count` says what a micro-batch's loss is a sum over: trained tokens, or with preferences pairs
-    (`PreferenceLoss.count`). `agree` adds numbers up over the processes that train together.
+    (`AnswerLoss.count`). `agree` adds numbers up over the processes that train together.
     """
 
     total_steps: int

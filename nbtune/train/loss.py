@@ -1,20 +1,29 @@
-"""Losses: pure functions of a model and a batch. Each returns a `LossOutput` that is ready for `backward`."""
+"""Losses as the loop calls them, of a model and a batch: each made from a `nbtune.methods.Method`.
+
+    loss = loss_of(METHODS[spec.method], beta=spec.beta)
+    loss(model, batch, denominator=loss.count(batch), device=device).loss.backward()
+
+Where the denominator is the sum of `count` over a step's micro-batches, accumulation changes nothing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from nbtune.device import send
+from nbtune.methods import Method
+from nbtune.train.inputs import model_inputs
+from nbtune.train.logprobs import ask
 
 if TYPE_CHECKING:
     from nbtune.data.batching.sampler import Batch
 
-__all__ = ["LossOutput", "model_inputs", "sft_loss"]
-
-_DOCUMENTS, _LENGTHS = 64, 512  # the number of a pack's documents, and the longest, are rounded up to multiples
+__all__ = ["AnswerLoss", "LossOutput", "TokenLoss", "loss_of"]
 
 
 @dataclass(frozen=True)
@@ -24,60 +33,84 @@ class LossOutput:
     loss: torch.Tensor
 
 
-def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> dict[str, Any]:
-    """The keyword arguments of the model's forward for a batch, on the device.
+def loss_of(method: Method, *, beta: float | None = None, fused: bool = False) -> TokenLoss | AnswerLoss:
+    """Return the loss of a method.
 
     Args:
-        fused: the head is nbtune's own, which takes the trained rows from the collator instead of finding them among
-            `labels` (that would wait for the device). Rows are padded on the right, where no real token sees the
-            padding, and none of it is trained: so no mask is sent, which would have to be looked at. How a pack is
-            divided is rounded up, so that few shapes come about.
+        beta: instead of the method's own.
+        fused: see `TokenLoss`.
     """
-    tensors = {"input_ids": batch.input_ids, "attention_mask": None if fused else batch.attention_mask}
-    if fused:
-        tensors |= {"loss_rows": batch.trained_rows, "loss_labels": batch.trained_labels}
-        tensors["loss_weights"] = batch.loss_weights
-    else:
-        tensors["labels"] = batch.labels
-    longest = batch.max_seqlen or 0
-    if batch.cu_seqlens is not None:
-        bounds = _padded(batch.cu_seqlens) if fused else batch.cu_seqlens
-        tensors |= {"position_ids": batch.position_ids, "cu_seq_lens_q": bounds}
-        longest = min(-(-longest // _LENGTHS) * _LENGTHS, batch.input_ids.shape[1]) if fused else longest
-    inputs: dict[str, Any] = {name: send(tensor, device) for name, tensor in tensors.items() if tensor is not None}
-    if batch.cu_seqlens is not None:
-        inputs["cu_seq_lens_k"] = inputs["cu_seq_lens_q"]
-        inputs |= {"max_length_q": longest, "max_length_k": longest}
-    if fused:
-        inputs["loss_only"] = True
-    return inputs
+    if method.by_tokens:
+        return TokenLoss(fused)
+    return AnswerLoss(method, {} if beta is None else {"beta": beta})
 
 
-def _padded(bounds: torch.Tensor) -> torch.Tensor:
-    """Bounds of documents, with empty ones at the end to make their number a multiple."""
-    empty = -(len(bounds) - 1) % _DOCUMENTS
-    return torch.cat([bounds, bounds[-1:].expand(empty)])
-
-
-def sft_loss(
-    model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device, fused: bool = False
-) -> LossOutput:
+@dataclass(frozen=True)
+class TokenLoss:
     """Cross-entropy of the trained tokens: Σ −w log p(label) / denominator, w the weight of the label's row.
 
     Args:
-        model: returns an object with `.loss` when called with `labels` and `num_items_in_batch`, as transformers' do.
-        batch: input_ids [B, S], labels [B, S] (−100: not trained), unshifted.
-        denominator: trained tokens (Σ w) of the whole optimizer step, so that accumulated micro-batches equal one.
-        device: where the model is.
-        fused: see `model_inputs`.
+        fused: the model's head is nbtune's own, see `model_inputs`.
     """
-    inputs = model_inputs(batch, device, fused=fused)
-    if batch.loss_weights is not None and not fused:
+
+    fused: bool = False
+
+    def count(self, batch: Batch) -> float:
+        """What the losses of an optimizer step are divided by the sum of: trained tokens, as often as they count."""
+        return batch.weight
+
+    def __call__(self, model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device) -> LossOutput:
+        """Return Σ loss / denominator.
+
+        Args:
+            model: gives an object with `.loss` when called with `labels` and `num_items_in_batch`, as transformers' do.
+            batch: input_ids [B, S], labels [B, S] (−100: not trained), unshifted.
+            denominator: the sum of `count` over the optimizer step, so that accumulated micro-batches equal one.
+            device: where the model is.
+        """
+        inputs = model_inputs(batch, device, fused=self.fused)
+        if batch.loss_weights is None or self.fused:
+            return LossOutput(loss=model(**inputs, num_items_in_batch=denominator, use_cache=False).loss)
         del inputs["labels"]
         rows, labels, weights = (
             send(t, device) for t in (batch.trained_rows, batch.trained_labels, batch.loss_weights)
         )
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[rows].float()
-        losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+        losses = cross_entropy(logits, labels, ignore_index=-100, reduction="none")
         return LossOutput(loss=torch.dot(losses, weights) / denominator)
-    return LossOutput(loss=model(**inputs, num_items_in_batch=denominator, use_cache=False).loss)
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """A method's loss of whole answers: the model is asked for their log-probabilities, the method for the loss.
+
+    Args:
+        options: instead of the method's own, such as ``beta``.
+    """
+
+    method: Method
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def count(self, batch: Batch) -> float:
+        """What the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they count."""
+        every = self.method.group
+        if batch.example_weights is not None:
+            return float(batch.example_weights[::every].double().sum())
+        return len(batch.examples) // every
+
+    def __call__(self, model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device) -> LossOutput:
+        """Return Σ loss / denominator.
+
+        Args:
+            model, batch: see `nbtune.train.logprobs.ask`.
+            denominator: the sum of `count` over the optimizer step.
+            device: where the model is.
+        """
+        method, options = self.method, {**self.method.options, **self.options}
+        answers = ask(model, batch, method, device=device)
+        assert not isinstance(method.loss, str)
+        sides = (answers.every_second(0), answers.every_second(1)) if method.pairwise else (answers,)
+        each = method.loss(*sides, **options)
+        if batch.example_weights is not None:
+            each = each * send(batch.example_weights[:: method.group], device)
+        return LossOutput(loss=each.sum() / denominator)

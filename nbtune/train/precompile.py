@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from nbtune import device as machine
 from nbtune.child_process import ChildDied, ChildProcess, ParentProcess
+from nbtune.methods import METHODS
 
 if TYPE_CHECKING:
     import torch
@@ -137,9 +138,7 @@ def _needed(spec: RunSpec, plan: Plan) -> int:
 
 def _shape(spec: RunSpec, plan: Plan) -> tuple[int, int]:
     """Rows, and tokens of each: those of the plan, but no more tokens than make a difference to the kernels."""
-    from nbtune.data import together
-
-    group = together(spec.method)
+    group = METHODS[spec.method].group
     rows = plan.micro_batch_size * (1 if plan.packing else group)
     length = plan.sequence_len * (group if plan.packing else 1)
     enough = -(-_TOKENS // rows // 64) * 64
@@ -155,10 +154,11 @@ def rehearse(spec: RunSpec, plan: Plan) -> None:
     built = _sketch(spec, plan, device)
     built.model.train()
     batch = _batch(spec, plan, built.facts.vocab_size)
-    if spec.method != "sft":
-        from nbtune.train.preference import PreferenceLoss
+    method = METHODS[spec.method]
+    if not method.by_tokens:
+        from nbtune.train.loss import loss_of
 
-        PreferenceLoss(spec.method)(built.model, batch, denominator=1, device=device).loss.backward()
+        loss_of(method)(built.model, batch, denominator=1, device=device).loss.backward()
     elif built.handle is not None and "head" in built.handle.report.taken:
         _fused(built, spec, plan, batch, device)
 
@@ -179,10 +179,10 @@ def _sketch(spec: RunSpec, plan: Plan, device: torch.device) -> Built:
 
 def _fused(built: Built, spec: RunSpec, plan: Plan, batch: Batch, device: torch.device) -> None:
     from nbtune.train.cuda_graph_stepper import FusedStepper, suits
-    from nbtune.train.loss import sft_loss
+    from nbtune.train.loss import TokenLoss
 
     if not suits(built, spec, plan.dtype, device):
-        sft_loss(built.model, batch, denominator=1, device=device, fused=True).loss.backward()
+        TokenLoss(fused=True)(built.model, batch, denominator=1, device=device).loss.backward()
         return
     stepper = FusedStepper(
         built, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, seed=spec.seed, device=device

@@ -33,7 +33,7 @@ def row_losses(
 
     from nbtune.data.batching.sampler import collate
     from nbtune.data.prepare.dataset import Builder
-    from nbtune.train.preference import score_answers
+    from nbtune.train.logprobs import score_answers
 
     if not rows:
         return []

@@ -27,7 +27,7 @@ class Stepper:
 
     Args:
         model: what is trained; parameters with `requires_grad` are updated.
-        loss: a pure loss, such as `nbtune.train.loss.sft_loss`.
+        loss: of a model and a batch, see `nbtune.train.loss`.
         optimizer: over those parameters, or their `masters`; its learning rate is set at each update.
         max_grad_norm: 0 for no clipping.
         seed: with the step and micro-step it decides every random draw (dropout), so that a resumed run draws the same.

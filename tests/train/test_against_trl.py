@@ -1,13 +1,11 @@
 """TRL's SFTTrainer is the oracle: the same rows in the same order give the same losses, step by step."""
 
-from functools import partial
-
 import pytest
 import torch
 
 from nbtune.train.control import MemoryControl
 from nbtune.train.loop import Jobs, LoopOptions, Progress, train
-from nbtune.train.loss import sft_loss
+from nbtune.train.loss import TokenLoss
 from nbtune.train.schedule import learning_rate_of
 from nbtune.train.stepper import Stepper
 
@@ -106,7 +104,7 @@ def _stepper(kind):
         built = Built(model, None, None, handle)
         return FusedStepper(built, weight_decay=0.01, max_grad_norm=1.0, device=device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.01)
-    loss = partial(sft_loss, fused=kind != "stock")
+    loss = TokenLoss(fused=kind != "stock")
     return Stepper(model, loss, optimizer, max_grad_norm=1.0, seed=1, device=device)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from nbtune.data.prepare.dataset import Builder
 from nbtune.models.accelerate import accelerate, attention
 from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec
-from nbtune.train.loss import sft_loss
+from nbtune.train.loss import TokenLoss
 from nbtune.train.stepper import Stepper
 
 CPU, STEPS, ROWS, LENGTH, WORDS = torch.device("cpu"), 300, 4, 32, 120
@@ -45,7 +44,7 @@ def losses(dtype: torch.dtype) -> tuple[torch.Tensor, Stepper]:
     assert not accelerate(model).report.left
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    scaled, loss = dtype == torch.float16, partial(sft_loss, fused=True)
+    scaled, loss = dtype == torch.float16, TokenLoss(fused=True)
     stepper = Stepper(model, loss, optimizer, max_grad_norm=1.0, seed=1, device=CPU, scaled=scaled)
     found = []
     for step, batch in enumerate(batches()):

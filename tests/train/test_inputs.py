@@ -9,7 +9,8 @@ import torch
 from nbtune.data.batching.sampler import collate, pack
 from nbtune.data.prepare.dataset import Builder
 from nbtune.models.accelerate import accelerate
-from nbtune.train.loss import model_inputs, sft_loss
+from nbtune.train.inputs import model_inputs
+from nbtune.train.loss import TokenLoss
 from tests.models.test_accelerate import make
 
 CPU = torch.device("cpu")
@@ -30,9 +31,9 @@ def test_padding_on_the_right_needs_no_mask(dataset):
     assert "attention_mask" in model_inputs(batch, CPU)
     assert "attention_mask" not in model_inputs(batch, CPU, fused=True)
     model = make("llama")
-    stock = sft_loss(model, batch, denominator=batch.num_trained, device=CPU).loss.item()
+    stock = TokenLoss()(model, batch, denominator=batch.num_trained, device=CPU).loss.item()
     accelerate(model)
-    ours = sft_loss(model, batch, denominator=batch.num_trained, device=CPU, fused=True).loss.item()
+    ours = TokenLoss(fused=True)(model, batch, denominator=batch.num_trained, device=CPU).loss.item()
     assert ours == pytest.approx(stock, rel=1e-5)
 
 
@@ -45,7 +46,7 @@ def test_packs_of_other_documents_have_one_shape(dataset):
     ]
     assert shapes[0] == shapes[1]
     model = make("llama")
-    stock = [sft_loss(model, b, denominator=b.num_trained, device=CPU).loss.item() for b in packs]
+    stock = [TokenLoss()(model, b, denominator=b.num_trained, device=CPU).loss.item() for b in packs]
     accelerate(model)
-    ours = [sft_loss(model, b, denominator=b.num_trained, device=CPU, fused=True).loss.item() for b in packs]
+    ours = [TokenLoss(fused=True)(model, b, denominator=b.num_trained, device=CPU).loss.item() for b in packs]
     assert ours == pytest.approx(stock, rel=1e-5)

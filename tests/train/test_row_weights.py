@@ -7,9 +7,9 @@ import torch
 from nbtune import models
 from nbtune.data.batching.sampler import collate, pack
 from nbtune.data.prepare.dataset import Builder, Dataset
+from nbtune.methods import METHODS
 from nbtune.spec import AdapterSpec
-from nbtune.train.loss import sft_loss
-from nbtune.train.preference import PreferenceLoss
+from nbtune.train.loss import TokenLoss, loss_of
 
 CPU = torch.device("cpu")
 A, B, C = (list(range(10 * k + 5, 10 * k + n)) for k, n in ((1, 14), (2, 12), (3, 17)))
@@ -49,7 +49,7 @@ def told(built, loss, batch, count):
 def sft(built):
     handle = built.handle
     fused = handle is not None and "head" in handle.report.taken
-    return lambda *given, **how: sft_loss(*given, **how, fused=fused)
+    return TokenLoss(fused)
 
 
 def same(one, other):
@@ -95,7 +95,7 @@ def test_a_pack_taken_apart_keeps_its_weights():
 def test_a_pair_of_weight_two_is_two_pairs(built, method):
     weighted = rows(A, B, C, A, weights=(2, 2, 1, 1), values=(1, 0, 1, 0))
     twice = rows(A, B, A, B, C, A, values=(1, 0, 1, 0, 1, 0))
-    loss = PreferenceLoss(method)
+    loss = loss_of(METHODS[method])
     one, other = (collate(data, list(range(len(data)))) for data in (weighted, twice))
     assert loss.count(one) == 3 == loss.count(other)
     if method == "orpo":  # its first term is a mean over tokens of all better answers of the batch

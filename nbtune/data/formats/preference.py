@@ -13,14 +13,8 @@ from nbtune.data.formats.messages import Chat, Keys, messages_of
 from nbtune.data.formats.sft import Columns, Format, Parts, Row, optional, string, there
 from nbtune.errors import DataError
 
-__all__ = ["JUDGED", "KINDS", "Several", "kind_of", "together"]
+__all__ = ["JUDGED", "Several"]
 
-KINDS = ("sft", "pairs", "feedback", "stepwise", "prompts")
-_METHODS = {
-    **dict.fromkeys(("dpo", "ipo", "orpo", "cpo", "simpo", "reward"), "pairs"),
-    **{"kto": "feedback", "prm": "stepwise"},
-    **dict.fromkeys(("grpo", "rloo", "online_dpo"), "prompts"),
-}
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
 _ASK = ("prompt", "instruction", "question", "query", "input")
 
@@ -35,16 +29,6 @@ class Several:
     rows: tuple[Chat | Parts, ...]
     values: tuple[float, ...]
     steps: tuple[bool, ...] = ()
-
-
-def together(method: str) -> int:
-    """How many examples a row becomes that a loss looks at together: 2 for pairs."""
-    return 2 if kind_of(method) == "pairs" else 1
-
-
-def kind_of(method: str) -> str:
-    """What kind of rows a training method learns from: one of `KINDS`."""
-    return _METHODS.get(method, "sft")
 
 
 def pairs_format(columns: Columns) -> Format:

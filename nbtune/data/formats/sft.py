@@ -77,7 +77,7 @@ class Format:
         mapping: role → column.
         read: a row as `Chat` or `Parts` (rows that judge: as `preference.Several`); raises DataError without a place.
         kind: what can learn from it: `sft`, `pairs`, `feedback`, `stepwise`, `prompts`
-            (`nbtune.data.formats.preference.KINDS`).
+            (`nbtune.methods.ROW_KINDS`).
     """
 
     name: str

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nbtune.data.formats.preference import kind_of
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.prepare import READ, conclude, measure, nothing_left, prepare_data
@@ -40,6 +39,7 @@ from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.rows import Source
 from nbtune.data.template.chat_template import template_text
 from nbtune.errors import DataError
+from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 
 __all__ = ["EARLY", "start"]
@@ -114,7 +114,7 @@ def start(
 def _can_arrive(train: Sequence[Source], counts: Sequence[int], spec: RunSpec) -> bool:
     """A mix and an order by length need all rows to be known, and helpers need files to read."""
     plain = len({source.spec.weight for source in train}) == 1 and spec.mix.temperature is None
-    plain = plain and spec.mix.by != "tokens" and spec.order == "shuffled" and kind_of(spec.method) == "sft"
+    plain = plain and spec.mix.by != "tokens" and spec.order == "shuffled" and METHODS[spec.method].rows == "sft"
     files = all(source.files and source.spec.function is None for source in train)
     return sum(counts) >= EARLY and plain and files
 

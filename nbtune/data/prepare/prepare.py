@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nbtune.data.formats.detect import Chat, Format, Parts
-from nbtune.data.formats.preference import Several, kind_of, together
+from nbtune.data.formats.preference import Several
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import expected_held_out, hold_out
@@ -23,6 +23,7 @@ from nbtune.data.sources.rows import Rows, Source
 from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.tokenize.encoder import Encoder
 from nbtune.errors import DataError
+from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 
 # The keys of a spec that decide what the tokens are.
@@ -62,7 +63,7 @@ def prepare_data(
         DataError: a row cannot be read, nothing is left, or nothing would be trained.
     """
     overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
-    kind = kind or kind_of(spec.method)
+    kind = kind or METHODS[spec.method].rows
     if spec.chat_template is not None:
         tokenizer.chat_template = with_template(spec).chat_template
     key = None
@@ -99,7 +100,8 @@ def prepare_data(
     report.warnings += work.oddities.warnings()
     conclude(report, train, held)
     report.warnings += diagnose(train, held)
-    prepared = Prepared(train, held, report, _facts(report, train, held, together(spec.method)), work.chat_template)
+    facts = _facts(report, train, held, METHODS[spec.method].group)
+    prepared = Prepared(train, held, report, facts, work.chat_template)
     if key:
         cache.store(key, prepared)
     return prepared
@@ -179,7 +181,7 @@ def measure(
     Raises:
         DataError: as `prepare_data`, for the rows of the sample.
     """
-    kind = kind or kind_of(spec.method)
+    kind = kind or METHODS[spec.method].rows
     lengths: list[np.ndarray] = []
     rows_in_all, tokens, trained, most = 0, 0.0, 0.0, 0
     formats = []

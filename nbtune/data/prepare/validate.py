@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from nbtune.data.formats.detect import Format, detect
-from nbtune.data.formats.preference import kind_of
 from nbtune.data.sources.row_function import ChangedRows
 from nbtune.data.sources.rows import Row, Rows, Source
 from nbtune.errors import DataError, NbtuneError, SpecError
+from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 
 __all__ = ["look"]
@@ -48,7 +48,7 @@ def _look_at(source: Source, spec: RunSpec) -> None:
     columns = list(dict.fromkeys(str(key) for _, row in there for key in row))
     try:
         form = detect(columns, [row for _, row in there], source.spec, source.name)
-        form.check(kind_of(spec.method), source.name)
+        form.check(METHODS[spec.method].rows, source.name)
     except (DataError, SpecError):
         if _is_text_table(source):
             raise
@@ -78,7 +78,7 @@ def _by_all(source: Source, spec: RunSpec) -> Format:
     from nbtune.data.prepare.row_pipeline import format_of
 
     form = format_of(source, source.rows, spec.on_error)
-    form.check(kind_of(spec.method), source.name)
+    form.check(METHODS[spec.method].rows, source.name)
     return form
 
 

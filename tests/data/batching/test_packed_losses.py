@@ -10,7 +10,7 @@ import torch
 
 from nbtune.data.batching.sampler import Batch, BatchPlan
 from nbtune.data.prepare.dataset import Builder, Dataset
-from nbtune.train.loss import model_inputs
+from nbtune.train.inputs import model_inputs
 
 SIZES = {
     "vocab_size": 128,

@@ -9,7 +9,6 @@ import pytest
 
 import nbtune.data
 from nbtune.data import BatchPlan, Prepared, resolve
-from nbtune.data.formats.preference import kind_of
 from nbtune.errors import DataError
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
@@ -159,17 +158,3 @@ def test_rows_of_another_kind_are_refused_with_what_to_do() -> None:
     assert caught.value.fix
     with pytest.raises(DataError, match="cannot learn"):
         prepare([{"prompt": "q", "chosen": "a", "rejected": "b"}], "sft")
-
-
-def test_which_method_wants_which_kind() -> None:
-    kinds = {method: kind_of(method) for method in ("sft", "dpo", "orpo", "simpo", "kto", "reward", "prm", "grpo")}
-    assert kinds == {
-        "sft": "sft",
-        "dpo": "pairs",
-        "orpo": "pairs",
-        "simpo": "pairs",
-        "kto": "feedback",
-        "reward": "pairs",
-        "prm": "stepwise",
-        "grpo": "prompts",
-    }

@@ -1,0 +1,106 @@
+"""What a method is: `Method`, and `Answers`, all that its loss is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Loss = Callable[..., Tensor] | Literal["cross_entropy"]
+    Metrics = Callable[..., dict[str, Tensor]]
+
+RowKind = Literal["sft", "pairs", "feedback", "stepwise", "prompts"]
+ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of answers, computed by `nbtune.train.logprobs`: fp32 `[N]` each.
+
+    Args:
+        logprobs: log π(y | x), summed over the answer's tokens.
+        tokens: |y|, how many these are.
+        reference: log π_ref(y | x) of the model without its adapter; None for methods without a reference.
+        values: what was judged, 1 for a good answer, 0 for a bad one; None for pairs, whose order says it.
+        mismatched: the answers of other rows under these rows' prompts, without gradients; None for methods that do not
+            ask for them, and where there is no other row.
+    """
+
+    logprobs: Tensor
+    tokens: Tensor
+    reference: Tensor | None = None
+    values: Tensor | None = None
+    mismatched: Answers | None = None
+
+    @property
+    def ratios(self) -> Tensor:
+        """r(x, y) = log π(y | x) - log π_ref(y | x)."""
+        assert self.reference is not None, "the method does not say `reference=True`"
+        return self.logprobs - self.reference
+
+    @property
+    def means(self) -> Tensor:
+        """log π(y | x) a token."""
+        return self.logprobs / self.tokens.clamp(min=1)
+
+    def every_second(self, first: int) -> Answers:
+        """Return the better answers of pairs that lie side by side (`first` 0), or the worse ones (1)."""
+        reference = None if self.reference is None else self.reference[first::2]
+        return Answers(self.logprobs[first::2], self.tokens[first::2], reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a run learns. The module of each says its formula and where it comes from.
+
+    Args:
+        name: what a spec calls it, and its file.
+        title: its full name.
+        sentence: how it learns, to follow on its name: "prefer the better of two answers".
+        columns: what a row must hold, in words.
+        rows: of which kind the rows must be (`nbtune.data.formats` reads them).
+        loss: a pure function of what `nbtune.train` computes, never of a model. Of pairs
+            ``loss(better, worse, **options)``, a loss a pair `[P]`; of other judged rows ``loss(answers, **options)``,
+            a loss an answer `[N]`. Or the name of a loss of single tokens, which the model's head computes.
+        options: the loss's options with their defaults; `beta` is a key of the spec.
+        learning_rate_share: of the rate for imitation, what the planner takes where the spec leaves it open.
+        reference: the loss compares with the model without its adapter (`Answers.reference`), so there must be one.
+        mismatched: the loss wants `Answers.mismatched`.
+        batch_statistics: a row's loss depends on the other rows of its micro-batch.
+        least_micro_batch: rows that a micro-batch must have to say anything.
+        metrics: named scalars to watch, of the loss's arguments.
+        online: the model writes the answers that it learns from.
+    """
+
+    name: str
+    title: str
+    sentence: str
+    rows: RowKind
+    loss: Loss
+    columns: str = ""
+    options: Mapping[str, float] = field(default_factory=dict)
+    learning_rate_share: float = 1.0
+    reference: bool = False
+    mismatched: bool = False
+    batch_statistics: bool = False
+    least_micro_batch: int = 1
+    metrics: Metrics | None = None
+    online: bool = False
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether the loss is one of single tokens, without a word on the answer as a whole."""
+        return isinstance(self.loss, str)
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether it compares two answers of a row."""
+        return self.rows == "pairs"
+
+    @property
+    def group(self) -> int:
+        """How many examples a row becomes, which share a micro-batch."""
+        return 2 if self.pairwise else 1

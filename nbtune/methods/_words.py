@@ -1,0 +1,31 @@
+"""What spec, form and errors say of the methods that there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
+
+from nbtune.methods._method import Method
+
+
+def how_they_learn(methods: Iterable[Method]) -> str:
+    """Return a sentence on all methods, those alike together: "sft: imitate the answers; dpo, ipo: prefer …"."""
+    said = []
+    for (sentence, columns), alike in groupby(methods, key=lambda method: (method.sentence, method.columns)):
+        rows = f" (rows with {columns})" if columns else ""
+        said.append(f"{', '.join(method.name for method in alike)}: {sentence}{rows}")
+    return f"How it learns. {'; '.join(said)}."
+
+
+def what_beta_is(methods: Iterable[Method]) -> str:
+    """Return a sentence on `beta`: which methods have none, and what it is where a spec leaves it out."""
+    without, values = [], {}
+    for method in methods:
+        if (beta := method.options.get("beta")) is None:
+            without.append(method.name)
+        else:
+            values[method.name] = beta
+    usual = Counter(values.values()).most_common(1)[0][0]
+    others = "".join(f", for {name} {beta:g}" for name, beta in values.items() if beta != usual)
+    return f"How strongly preferences pull (not with {', '.join(without)}); unset: {usual:g}{others}."

@@ -1,0 +1,117 @@
+"""The recipe "add a method", carried out on a copy of the tree: one new file, and all that reads methods knows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+HINGE = '''\
+"""Sequence likelihood calibration's hinge (Zhao et al. 2023, arXiv 2305.10425), on means and without a reference.
+
+    loss = max(0, γ - β (log π(w) / |w| - log π(l) / |l|))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nbtune.methods._method import Answers, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["METHOD"]
+
+
+def loss(better: Answers, worse: Answers, *, beta: float, gamma: float) -> Tensor:
+    """Return a loss a pair, `[P]`."""
+    return (gamma - beta * (better.means - worse.means)).clamp(min=0)
+
+
+METHOD = Method(
+    name="hinge",
+    title="Hinge on likelihoods",
+    sentence="prefer the better answer, up to a margin",
+    columns="prompt, chosen, rejected",
+    rows="pairs",
+    loss=loss,
+    options={"beta": 3.0, "gamma": 1.0},
+    learning_rate_share=1 / 5,
+)
+'''
+SPEC = "data: nbtune/preferences\nmethod: hinge\nsteps: 2\nbatch_size: 2\npacking: true\ndevice: cpu\n"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of both packages, with one file more."""
+    root = tmp_path_factory.mktemp("tree")
+    for package in ("nbtune", "kernels/nbtune_kernels"):
+        shutil.copytree(REPO / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "nbtune" / "methods" / "hinge.py").write_text(HINGE, encoding="utf-8")
+    (root / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    return root
+
+
+def python(tree: Path, *arguments: str) -> str:
+    """What a new process with the copy says."""
+    paths = os.pathsep.join([str(tree), str(tree / "kernels")])
+    environment = {**os.environ, "PYTHONPATH": paths, "NBTUNE_CACHE": str(tree / "cache"), "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_plan_knows_it(tree: Path) -> None:
+    plan = json.loads(python(tree, "-m", "nbtune", "plan", "spec.yaml", "--json"))
+    assert "0.2 of it for preferences" in plan["learning_rate_reason"]
+
+
+def test_a_run_learns_by_it(tree: Path) -> None:
+    """The first loss is the formula's, of the model as it came; what rows it wants is checked like any method's."""
+    code = """
+import nbtune
+from nbtune.errors import DataError, SpecError
+
+spec = open("spec.yaml", encoding="utf-8").read()
+run = nbtune.finetune(spec, name="hinge").wait()
+assert run.state == "finished" and run.history["loss"].notna().all(), run.error
+(check,) = [event for event in run.events() if event.type == "check"]
+assert check.passed, check.detail
+other = nbtune.finetune(spec, name="wider", beta=1e-9, packing=False).wait()
+assert abs(other.history["loss"].iloc[0] - 1) < 1e-6, other.history
+for more, error in (({"data": [{"text": "hi"}]}, DataError), ({"beta": -1}, SpecError)):
+    try:
+        nbtune.finetune(spec, name="wrong", **more)
+    except error:
+        continue
+    raise AssertionError(more)
+"""
+    python(tree, "-c", code)
+
+
+def test_form_help_and_reference_know_it(tree: Path) -> None:
+    code = """
+import json, nbtune
+setup = nbtune.form().setup
+(field,) = [field for field in setup["fields"] if field["key"] == "method"]
+print(json.dumps(field))
+"""
+    field = json.loads(python(tree, "-c", code))
+    assert "hinge" in field["choices"]
+    assert "hinge: prefer the better answer, up to a margin (rows with prompt, chosen, rejected)" in json.dumps(field)
+    python(tree, "-m", "nbtune.spec.reference", "spec.md")
+    page = (tree / "spec.md").read_text(encoding="utf-8")
+    assert "`dpo`, `hinge`, `ipo`" in page
+    assert "| `hinge` | **Hinge on likelihoods**" in page
+    assert "unset: 0.1, for hinge 3, for simpo 2" in page
+    assert "hinge" in python(tree, "-m", "nbtune.notebook.reference")
