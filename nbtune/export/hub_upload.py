@@ -1,35 +1,38 @@
 """Push a folder to the Hugging Face Hub: all of it or nothing, private unless said otherwise.
 
-Done by the real huggingface_hub client (Xet or LFS) in a child process, see ``_hub_child.py``. The token comes from
-huggingface_hub's own login or ``HF_TOKEN``, travels through a pipe, and is in no text, traceback, file or argument.
+Done by huggingface_hub's own client (Xet or LFS) in a child process (`python -m nbtune.export.hub_upload`), so that its
+bars, warnings and settings stay there, an answer that never ends can be cut off, and nothing of a failed request (its
+headers hold the token) can be reached from a traceback. The token comes from huggingface_hub's own login or
+``HF_TOKEN``, travels through a pipe, and is in no text, traceback, file, argument or environment that is not there.
+
+Large files are sent one by one (`preupload_lfs_files`), then all is one commit (`create_commit`). Not `upload_folder`:
+with Xet it commits large folders in parts, also after the Hub refused more than 20 files at once, and so may leave half
+of a model; and where no terminal is, it says nothing of how far it is.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import queue
+import contextlib
+import io
 import re
-import subprocess
-import sys
-import threading
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
+from nbtune.child_process import ChildDied, ChildProcess, ChildSilent, ParentProcess
 from nbtune.errors import HubError
-from nbtune.export.files import folder_bytes, gigabytes
-from nbtune.export.source import Progress
 from nbtune.untrusted import harmless
 
-__all__ = ["push_folder", "upload_bytes"]
+if TYPE_CHECKING:
+    from nbtune.export.source import Progress
 
-_PERCENT = re.compile(rb"(\d{1,3})%\|")
+__all__ = ["push_folder"]
 
-
-def upload_bytes(folder: Path) -> int:
-    """How many bytes `push_folder` would send at most; what the Hub already has is not sent again."""
-    return folder_bytes(folder)
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_AGAIN = "push again; what has been uploaded is not sent again."
+_LATER = "push again later; what has been uploaded is not sent again."
 
 
 def push_folder(
@@ -65,7 +68,7 @@ def push_folder(
         HubError: not logged in, a refusal, a broken connection, the Hub out of order. No commit was made then.
     """
     files = _files(Path(folder))
-    if _no_token():
+    if not _with_token({})["token"]:
         raise HubError("you are not logged in to the Hub", fix="run `hf auth login`, or set HF_TOKEN, and push again.")
     request = {
         "repo_id": repo_id,
@@ -77,14 +80,21 @@ def push_folder(
         "wait": wait,
         "files": files,
     }
-    child = _Child(sum(size for _, _, size in files), progress, on_wait)
-    try:
-        result = child.run(request, patience)
-    finally:
-        child.end()
-    if "url" in result:
-        return str(result["url"])
-    raise HubError(result["error"]["cause"], place=repo_id, fix=result["error"]["fix"])
+    last = _upload(request, patience, progress or _untold, on_wait or _untold)
+    if "url" in last:
+        return str(last["url"])
+    raise HubError(last["error"]["cause"], place=repo_id, fix=last["error"]["fix"])
+
+
+def _with_token(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the request with the token, which no variable holds that a traceback might show."""
+    from huggingface_hub import get_token
+
+    return {**request, "token": get_token()}
+
+
+def _untold(*_: Any) -> None:
+    """Nobody wants to know."""
 
 
 def _files(folder: Path) -> list[tuple[str, str, int]]:
@@ -107,96 +117,275 @@ def _files(folder: Path) -> list[tuple[str, str, int]]:
     return found
 
 
-def _no_token() -> bool:
-    from huggingface_hub import get_token
+def _upload(
+    request: dict[str, Any],
+    patience: float,
+    progress: Callable[[int, int, str], None],
+    on_wait: Callable[[float, str], None],
+) -> dict[str, Any]:
+    """Return the child's last word: ``{"url": ...}`` or ``{"error": {"cause": ..., "fix": ...}}``.
 
-    return not get_token()
-
-
-def _with_token(request: dict[str, Any]) -> bytes:
-    from huggingface_hub import get_token
-
-    return json.dumps({**request, "token": get_token()}).encode()
-
-
-class _Child:
-    """The process that uploads, listened to: each line and each move of a progress bar is a sign of life."""
-
-    def __init__(self, total: int, progress: Progress | None, on_wait: Callable[[float, str], None] | None) -> None:
-        self.total, self.done, self.what = total, 0, "start"
-        self.progress, self.on_wait = progress, on_wait
-        self.signs: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def run(self, request: dict[str, Any], patience: float) -> dict[str, Any]:
-        """The last word of the child: ``{"url": ...}`` or ``{"error": {"cause": ..., "fix": ...}}``."""
-        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("_hub_child.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-        )
-        stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
-        if stdin is None or stdout is None or stderr is None:
-            raise AssertionError("the child has pipes")
-        threading.Thread(target=self._listen, args=(stdout,), daemon=True).start()
-        threading.Thread(target=self._watch_bars, args=(stderr,), daemon=True).start()
+    Whatever happens here, an interrupt too, the child has ended afterwards.
+    """
+    at = "start"
+    environment = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with ChildProcess(["-m", __name__], environment=environment) as child:
         try:
-            stdin.write(_with_token(request))
-            stdin.close()
-        except OSError:
-            pass  # the child is gone: `_listen` says so
-        while True:
+            child.say(_with_token(request))
+            while True:
+                body, _ = child.hear(patience)
+                if "url" in body or "error" in body:
+                    return body
+                if "waiting" in body:
+                    on_wait(body["waiting"], body["step"])
+                if "progress" in body:
+                    done, total, at = body["progress"]
+                    progress(done, total, at)
+        except ChildSilent:
+            cause = f"the Hub stopped answering for {patience:.0f} seconds at {at}"
+        except ChildDied as death:
+            cause = f"the upload's process ended at {at} (exit status {death.code})"
+    return {"error": {"cause": cause, "fix": _AGAIN}}
+
+
+# ---------------------------------------------------------------- in the child
+
+
+class _Push:
+    """One push: the request, and how far it is. `say` tells the parent."""
+
+    def __init__(self, request: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+        from huggingface_hub import HfApi
+
+        self.request, self.say = request, say
+        self.repo = request["repo_id"]
+        self.step = "the start"
+        self.api = HfApi(token=request["token"], library_name="nbtune")
+        self.made_here = False
+        self.revision = None if request["create_pr"] else request["revision"]
+        self.sent, self.total = 0, sum(size for _, _, size in request["files"])
+
+    def run(self) -> str:
+        """Create the repository where it is not there, upload, commit once; return the address of what is new."""
+        from huggingface_hub import CommitOperationAdd
+
+        self.repo = self.again("making the repository", self.repository)
+        branch = self.revision
+        if branch and branch != "main":
+            self.again("making the branch", lambda: self.api.create_branch(self.repo, branch=branch, exist_ok=True))
+        files = self.request["files"]
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path, _ in files]
+        for addition, (name, _, size) in zip(additions, files, strict=True):
+            self.upload(addition, name, size)
+        info = self.again("the commit", lambda: self.commit(additions))
+        self.say({"progress": [self.total, self.total, "commit"]})
+        if info.pr_url:
+            return str(info.pr_url)
+        page = f"{self.api.endpoint}/{self.repo}"
+        return f"{page}/tree/{branch}" if branch and branch != "main" else page
+
+    def again(self, step: str, action: Callable[[], Any]) -> Any:
+        """Return `action()`, tried again after what may pass: huggingface_hub does not for a commit or a new repo."""
+        self.step = step
+        wait = float(self.request["wait"])
+        for left in range(int(self.request["attempts"]) - 1, -1, -1):
             try:
-                sign = self.signs.get(timeout=patience)
-            except queue.Empty:
-                return _error(f"the Hub stopped answering for {patience:.0f} seconds at {self.what}")
-            if sign is None:
-                return _error(f"the upload's process ended at {self.what} (exit status {self.process.wait()})")
-            if "url" in sign or "error" in sign:
-                return sign
-            self._tell(sign)
+                return action()
+            except Exception as error:
+                if not left or not _is_transient(error):
+                    raise
+                pause = max(wait, _retry_after(error))
+            self.say({"waiting": pause, "step": step})
+            time.sleep(pause)
+            wait *= 2
+        return None
 
-    def _tell(self, sign: dict[str, Any]) -> None:
-        if "waiting" in sign and self.on_wait:
-            self.on_wait(sign["waiting"], sign["step"])
-        if "progress" in sign:
-            self.done, _, self.what = sign["progress"]
-        if "progress" in sign and self.progress:
-            self.progress(self.done, self.total, self.what)
+    def repository(self) -> str:
+        """Make the repository, or see that the one that is there is as private as was asked; return its full name."""
+        from huggingface_hub.errors import HfHubHTTPError
 
-    def _listen(self, stream: IO[bytes]) -> None:
-        with stream:
-            for line in stream:
-                self.signs.put(json.loads(line))
-        self.signs.put(None)
+        private = self.request["private"]
+        try:
+            url = self.api.create_repo(self.request["repo_id"], private=private)
+            self.made_here = True
+            return str(url.repo_id)
+        except HfHubHTTPError as error:
+            if _status_of(error) != 409:
+                raise
+        name = self.request["repo_id"]
+        if "/" not in name:
+            name = f"{self.api.whoami()['name']}/{name}"
+        if private and self.api.repo_info(name).private is False:
+            raise _Refused(
+                f"{name} is public", "push with private=False if everybody may see this, or to another name."
+            )
+        return name
 
-    def _watch_bars(self, stream: IO[bytes]) -> None:
-        """huggingface_hub's bars are not shown; that one moves is what matters."""
-        last = b""
-        with stream:
-            while block := os.read(stream.fileno(), 4096):
-                moved = _PERCENT.findall(block)
-                if moved and moved[-1] != last:
-                    last = moved[-1]
-                    self.signs.put({})
+    def upload(self, addition: Any, name: str, size: int) -> None:
+        """Send one large file; small ones travel with the commit. The client tries each request six times by itself."""
+        self.step = f"uploading {name}"
+        with contextlib.redirect_stderr(_Bars(lambda share: self.tell(name, int(share * size)))):
+            self.api.preupload_lfs_files(
+                self.repo,
+                [addition],
+                revision=self.revision,
+                create_pr=self.request["create_pr"],
+                free_memory=False,
+            )
+        self.sent += size
+        self.tell(name)
 
-    def end(self) -> None:
-        """End the child, whatever it does."""
-        if self.process is None:
-            return
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+    def tell(self, name: str, more: int = 0) -> None:
+        """Say how far the push is: a sign of life, too."""
+        self.say({"progress": [self.sent + more, self.total, name]})
+
+    def commit(self, additions: list[Any]) -> Any:
+        """Commit all files at once: all of them or none."""
+        return self.api.create_commit(
+            self.repo,
+            additions,
+            commit_message=self.request["message"],
+            revision=self.revision,
+            create_pr=self.request["create_pr"],
+        )
+
+    def undo(self, error: BaseException) -> None:
+        """Take away a repository that was made here and stays empty, unless the same push may go on later."""
+        if self.made_here and not _is_transient(error):
+            with contextlib.suppress(Exception):  # the push's own error is what the user has to hear
+                self.api.delete_repo(self.repo, missing_ok=True)
 
 
-def _error(cause: str) -> dict[str, Any]:
-    return {"error": {"cause": cause, "fix": "push again; what has been uploaded is not sent again."}}
+class _Bars(io.TextIOBase):
+    """Standard error while huggingface_hub draws its bars there: each that moves is told, none is shown."""
+
+    def __init__(self, moved: Callable[[float], None]) -> None:
+        self._moved = moved
+        self._last, self._share = "", 0.0
+
+    def write(self, text: str) -> int:
+        """Take what a bar draws: ``"model.safetensors:  45%|███ "``."""
+        for percent in re.findall(r"(\d{1,3})%\|", text):
+            if percent != self._last:
+                self._last, self._share = percent, max(self._share, min(int(percent), 99) / 100)
+                self._moved(self._share)
+        return len(text)
 
 
-def size_note(folder: Path) -> str:
-    """What a push will cost, for people: ``"12 files, 4.61 GB"``."""
-    files = _files(folder)
-    return f"{len(files)} files, {gigabytes(sum(size for _, _, size in files))}"
+class _Refused(Exception):
+    """A push that was not begun, with cause and fix."""
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return `error` and what it came from, nearest first."""
+    chain: list[BaseException] = []
+    now: BaseException | None = error
+    while now is not None and now not in chain:
+        chain.append(now)
+        now = now.__cause__ or now.__context__
+    return chain
+
+
+def _status_of(error: BaseException) -> int:
+    """Return the HTTP status that an error came from, or 0."""
+    for one in _causes(error):
+        response = getattr(one, "response", None)
+        if response is not None and getattr(response, "status_code", None):
+            return int(response.status_code)
+    return 0
+
+
+def _retry_after(error: BaseException) -> float:
+    """Return the seconds that the server asks to wait, at most 60; or 0."""
+    for one in _causes(error):
+        response = getattr(one, "response", None)
+        if response is not None:
+            value = response.headers.get("Retry-After", "")
+            return min(float(value), 60.0) if value.isdigit() else 0.0
+    return 0.0
+
+
+def _is_network(error: BaseException) -> bool:
+    """Return whether a connection broke, or none could be made (huggingface_hub's client is httpx or httpx2)."""
+    kinds = [type(one) for one in _causes(error)]
+    clients = ("httpx", "httpx2", "httpcore", "httpcore2")
+    return any(
+        issubclass(kind, ConnectionError | TimeoutError) or kind.__module__.split(".")[0] in clients for kind in kinds
+    )
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Return whether trying again may help."""
+    return _status_of(error) in _TRANSIENT or (_status_of(error) == 0 and _is_network(error))
+
+
+def _explain(error: BaseException, repo: str, step: str) -> dict[str, str]:
+    """Return cause and fix of an error, without anything of the request or of the server's headers."""
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled
+
+    status = _status_of(error)
+    found = [type(one) for one in _causes(error)]
+    if any(issubclass(kind, OfflineModeIsEnabled) for kind in found):
+        return {
+            "cause": "the Hub is switched off (HF_HUB_OFFLINE)",
+            "fix": "unset HF_HUB_OFFLINE and push again.",
+        }
+    if any(issubclass(kind, HFValidationError) for kind in found):
+        return {
+            "cause": f"{repo!r} is not a repository's name",
+            "fix": "write it as owner/name, with letters, digits, - _ .",
+        }
+    if any(issubclass(kind, GatedRepoError) for kind in found):
+        return {"cause": f"{repo} is gated, and this account has no access", "fix": "ask for access on its page."}
+    known = {
+        401: ("the Hub does not accept the token (401)", "log in again (hf auth login): it is wrong, or has expired."),
+        403: (f"this token may not write to {repo} (403)", "use a token with write permission for that account."),
+        404: (f"{repo} is not there, or this token may not see it (404)", "see the name, and log in as its owner."),
+        409: (f"somebody else changed {repo} meanwhile (409)", "push again."),
+        412: (f"somebody else changed {repo} meanwhile (412)", "push again."),
+        413: ("a file is larger than the Hub takes (413)", "export it in smaller files, and push again."),
+        429: ("the Hub takes no more requests from this account for now (429)", _LATER),
+    }
+    if status in known:
+        cause, fix = known[status]
+        return {"cause": cause, "fix": fix}
+    if status >= 500:
+        return {"cause": f"the Hub is out of order ({status}) at {step}", "fix": _LATER}
+    if status:
+        return {
+            "cause": f"the Hub refused {step} ({status}{_server_words(error)})",
+            "fix": "see the name and the files.",
+        }
+    if _is_network(error):
+        return {"cause": f"the connection to the Hub broke at {step}", "fix": _LATER}
+    if isinstance(error, OSError) and error.filename:
+        return {"cause": f"a file cannot be read ({error.strerror})", "fix": "export again, and push."}
+    return {"cause": f"{step} failed ({type(error).__name__})", "fix": _LATER}
+
+
+def _server_words(error: BaseException) -> str:
+    """Return what the server said, shortened."""
+    for one in _causes(error):
+        words = getattr(one, "server_message", None)
+        if words:
+            return ": " + " ".join(str(words).split())[:200]
+    return ""
+
+
+def _main() -> None:
+    """Take the request, push, say the address or what went wrong."""
+    warnings.simplefilter("ignore")
+    parent = ParentProcess()
+    push = _Push(next(parent.messages()), parent.say)
+    try:
+        last: dict[str, Any] = {"url": push.run()}
+    except _Refused as refused:
+        last = {"error": {"cause": refused.args[0], "fix": refused.args[1]}}
+    except Exception as error:  # noqa: BLE001 (a process of its own: every error becomes a sentence)
+        push.undo(error)
+        last = {"error": _explain(error, push.repo, push.step)}
+    parent.say(last)
+
+
+if __name__ == "__main__":
+    _main()

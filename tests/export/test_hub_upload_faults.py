@@ -57,6 +57,50 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(hub: FakeHub, tmp_path: P
     assert hub.files("ada/demo") == {}
 
 
+def test_many_files_are_one_commit_or_none(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also through Xet, where `upload_folder` would commit what was refused again in parts."""
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    made = folder(tmp_path / "a", size=1000)
+    (made / "model.safetensors").unlink()
+    for number in range(30):
+        (made / f"{number}.txt").write_text(str(number))
+    hub.fail("POST", "/commit/", status=413, times=7)
+    with pytest.raises(HubError):
+        push_folder(made, "ada/demo")
+    assert hub.repos == {}
+    hub.heal()
+    push_folder(made, "ada/demo")
+    assert hub.repos["ada/demo"].commits == 1
+    assert hub.files("ada/demo") == contents(made)
+
+
+@pytest.mark.parametrize("xet", [False, True])
+def test_how_far_it_is_within_one_large_file(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xet: bool
+) -> None:
+    if xet:
+        pytest.importorskip("hf_xet")
+        monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    made, told = folder(tmp_path / "a", size=40_000_000), []
+    push_folder(made, "ada/demo", progress=lambda *now: told.append(now))
+    total = sum(len(data) for data in contents(made).values())
+    done = [bytes for bytes, _, _ in told]
+    assert done == sorted(done)
+    assert {all_ for _, all_, _ in told} == {total}
+    assert told[-1] == (total, total, "commit")
+    assert any(0 < bytes - len(contents(made)["README.md"]) < 40_000_000 for bytes, _, what in told if what != "commit")
+
+
+def test_a_push_that_is_interrupted_leaves_no_process_and_no_file(hub: FakeHub, tmp_path: Path) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        push_folder(folder(tmp_path / "a"), "ada/demo", progress=stop)
+    assert not any("hub_upload" in " ".join(child.cmdline()) for child in psutil.Process().children())
+    assert hub.files("ada/demo") == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_every_refusal_at_every_step_is_a_sentence(place: str, tmp_path: Path, hub: FakeHub) -> None:
@@ -106,7 +150,7 @@ def test_killed_at_fifty_points_of_a_push(hub: FakeHub, tmp_path: Path) -> None:
         def kill(number: int, rng: random.Random = rng, at: int = at) -> None:
             if number == at:
                 for child in psutil.Process().children():
-                    if "_hub_child" in " ".join(child.cmdline()):
+                    if "hub_upload" in " ".join(child.cmdline()):
                         time.sleep(rng.random() * 0.02)  # somewhere in the request
                         child.kill()
 
