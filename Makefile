@@ -50,10 +50,11 @@ format: setup  ## lets ruff mend what it can
 bench: setup  ## import times and the figures in docs/ that this machine can measure
 	$(PY) tests/bench.py
 
-docs: setup  ## docs/reference, made from the code
+docs: setup  ## docs/reference and the picture in docs/explanation/house.md, made from the code
 	$(PY) -m nbtune.spec.reference docs/reference/spec.md
 	$(PY) -m nbtune.notebook.reference > docs/reference/magics.md
 	$(PY) -m nbtune.cli.reference > docs/reference/cli.md
+	$(PY) -m tests.support.house
 
 notebooks: setup  ## executes every notebook in example_notebooks/
 	$(PY) example_notebooks/run_all.py

@@ -80,7 +80,8 @@ def _kernel(
         )  # fmt: skip
 
 
-def _launch(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
+def _launch(q, k, cos, sin, r, interleaved, inverse, out) -> None:
+    out_q, out_k = out
     batch, length, q_heads, dim = q.shape
     if cos.stride() != sin.stride():
         cos, sin = cos.contiguous(), sin.contiguous()
@@ -122,12 +123,13 @@ def _rotate_torch(x: Tensor, cos: Tensor, sin: Tensor, r: int, interleaved: bool
         out[..., r:] = x[..., r:]
 
 
-def _rotate(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
+def _rotate(q, k, cos, sin, r, interleaved, inverse, out) -> None:
+    """`out`: where q and k go; k may be None, and then there is nothing for it."""
     if use_triton(q):
-        return _launch(q, k, cos, sin, r, interleaved, inverse, out_q, out_k)
-    _rotate_torch(q, cos, sin, r, interleaved, inverse, out_q)
+        return _launch(q, k, cos, sin, r, interleaved, inverse, out)
+    _rotate_torch(q, cos, sin, r, interleaved, inverse, out[0])
     if k is not None:
-        _rotate_torch(k, cos, sin, r, interleaved, inverse, out_k)
+        _rotate_torch(k, cos, sin, r, interleaved, inverse, out[1])
 
 
 # ---------------------------------------------------------------- ops
@@ -139,7 +141,7 @@ def _rotate(q, k, cos, sin, r, interleaved, inverse, out_q, out_k) -> None:
     lambda *_: None,
 )
 def _rope(q, k, cos, sin, rotary_dim, interleaved, inverse, out_q, out_k):
-    _rotate(q, k, cos, sin, rotary_dim, interleaved, inverse, out_q, out_k)
+    _rotate(q, k, cos, sin, rotary_dim, interleaved, inverse, (out_q, out_k))
 
 
 @op(
@@ -147,7 +149,7 @@ def _rope(q, k, cos, sin, rotary_dim, interleaved, inverse, out_q, out_k):
     lambda *_: None,
 )
 def _rope_inplace(q, k, cos, sin, rotary_dim, interleaved, inverse):
-    _rotate(q, k, cos, sin, rotary_dim, interleaved, inverse, q, k)
+    _rotate(q, k, cos, sin, rotary_dim, interleaved, inverse, (q, k))
 
 
 # ---------------------------------------------------------------- public

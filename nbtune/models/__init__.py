@@ -6,7 +6,7 @@ The names below are loaded on first use, so that importing this package costs no
 from importlib import import_module
 from typing import Any
 
-_HOME = {
+_HOMES = {
     "Built": "factory",
     "MemoryPolicy": "memory_estimate",
     "ModelFacts": "config_facts",
@@ -42,6 +42,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,8 @@
 
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
-from nbtune.spec.yaml import from_mapping, from_yaml, parse_value, placing, to_yaml
+from nbtune.spec.yaml import from_mapping, from_yaml, placing
+from nbtune.spec.yaml_text import parse_value, to_yaml
 
 __all__ = [
     "AdapterSpec",

@@ -25,6 +25,7 @@ from nbtune.spec.parts import (
     adapter_from_word,
     field,
 )
+from nbtune.spec.yaml_text import to_yaml
 
 __all__ = ["RunSpec"]
 
@@ -54,7 +55,7 @@ def _number(value: Any) -> Any:
 
 
 class RunSpec(Part):
-    """What the user asked for. Frozen; `to_yaml` and `from_yaml` are in `nbtune.spec.yaml`."""
+    """What the user asked for. Frozen; `nbtune.spec` also has its `to_yaml` and `from_yaml`."""
 
     model: str = field(
         "nbtune/tiny",
@@ -273,8 +274,6 @@ class RunSpec(Part):
         return f"<pre style='margin:0;white-space:pre-wrap'>{html.escape(self._as_yaml())}</pre>"
 
     def _as_yaml(self) -> str:
-        from nbtune.spec.yaml import to_yaml
-
         return to_yaml(self).rstrip()
 
     @field_validator("row_weights")

@@ -1,13 +1,11 @@
-"""YAML in and out, with line numbers: a cell's body and a file are the same text.
+"""A spec from YAML or a mapping, with line numbers: a cell's body and a file are the same text.
 
-Numbers are read as people mean them: ``2e-5`` is a number here (YAML 1.1 reads a string), and so are ``1_000`` and
-``1e3`` where an integer is asked for. A key with nothing behind it counts as unset. Nothing is templated.
+A key with nothing behind it counts as unset. Nothing is templated.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,59 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from nbtune.errors import NbtuneError, SpecError
 from nbtune.spec.model import RunSpec
+from nbtune.spec.yaml_text import Loader
 
-__all__ = ["from_mapping", "from_yaml", "parse_value", "placing", "to_yaml"]
-
-_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$")
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 2e-5 as a number and leaves yes/no/on/off as words (YAML 1.2)."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read back as a text (``1e5``); a text of several lines stands on one if it is
-    short (``"a\\nb"``)."""
-
-
-_Dumper.yaml_implicit_resolvers = {
-    first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
-}
-
-
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = '"' if "\n" in text and len(text) <= 200 else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _text)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def parse_value(text: str) -> Any:
-    """One value as YAML reads it: ``"3"`` → 3, ``"{type: lora}"`` → a dict.
-
-    Raises:
-        SpecError: it is not YAML.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{text!r} cannot be read as a YAML value", fix="quote it, or mend its brackets") from error
+__all__ = ["from_mapping", "from_yaml", "placing"]
 
 
 def from_yaml(
@@ -116,15 +64,6 @@ def from_mapping(
         raise _explain(error, lines, name) from None
 
 
-def to_yaml(spec: RunSpec) -> str:
-    """The spec as YAML, without what was left at its default; `from_yaml(to_yaml(spec)) == spec`."""
-    body = spec.model_dump(mode="json", exclude_defaults=True)
-    sources = [entry if len(entry) > 1 else entry["source"] for entry in body["data"]]
-    body["data"] = sources[0] if len(sources) == 1 else sources
-    body = {"model": spec.model, "data": body.pop("data"), **{k: v for k, v in body.items() if k != "model"}}
-    return yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
 @contextmanager
 def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) -> Iterator[None]:
     """Errors in here about a key of the spec name its line in the text that the spec was read from.
@@ -153,7 +92,7 @@ def _as_written(keys: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> 
 
 def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + first_line} of {name}" if mark else name
@@ -172,7 +111,7 @@ def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[t
         )
     lines: dict[tuple[Any, ...], int] = {}
     _note_lines(node, (), first_line, lines, name)
-    loader = _Loader("")
+    loader = Loader("")
     try:
         return loader.construct_document(node), lines
     except yaml.YAMLError as error:

@@ -1,15 +1,17 @@
-"""The plan of the house, and what can be read of it from the files: who imports whom, which files and functions are long.
+"""The plan of the house, and what can be read of it from the files: who imports whom, what is long.
 
-    python -m tests.support.house      (what `make docs` does: the picture in docs/explanation/house.md)
+python -m tests.support.house      (what `make docs` does: the picture in docs/explanation/house.md)
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import nbtune
 
@@ -104,7 +106,7 @@ def called(call: ast.Call) -> str:
 
 def relative_imports(tree: ast.Module) -> list[int]:
     """The lines with `from .` or `from ..`."""
-    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    return sorted(node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level)
 
 
 def room_of(module: str) -> str:
@@ -161,9 +163,12 @@ def _home(module: str, trees: Mapping[str, ast.Module], homes: Mapping[str, dict
     if module in trees:
         return module
     package, _, name = module.rpartition(".")
+    if package == "nbtune":
+        return nbtune._HOMES.get(name)
     if package not in trees:
         return None
-    return homes[package].get(name, package)
+    home = homes[package].get(name, package)
+    return home if home in trees else f"{package}.{home}"
 
 
 def _homes(tree: ast.Module) -> dict[str, str]:
@@ -178,6 +183,7 @@ def _homes(tree: ast.Module) -> dict[str, str]:
 def our_graph() -> dict[str, set[str]]:
     """`graph` of nbtune and its kernels."""
     files = sources(NBTUNE, KERNELS)
+    files.remove(NBTUNE / "__init__.py")  # the list of public names; its hook for `%load_ext` is a door
     packages = [module_name(path) for path in files if path.name == "__init__.py"]
     return graph({module_name(path): parsed(path) for path in files}, packages)
 
@@ -211,25 +217,36 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
     return sorted(found)
 
 
-def missing(path: Path) -> list[tuple[str, int]]:
+def missing(tree: ast.Module) -> list[tuple[str, int]]:
     """What a file imports of ours and is nowhere: a module that moved, a name that its module does not bind."""
-    known = {module_name(one): one for one in sources(NBTUNE, KERNELS)}
-    wrong = []
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.ImportFrom) and not node.level and is_ours(node.module):
-            base = node.module or ""
-            names = [base] if base not in known else []
-            if base in known:
-                here = bound(parsed(known[base]))
-                names = [
-                    f"{base}.{alias.name}"
-                    for alias in node.names
-                    if f"{base}.{alias.name}" not in known and alias.name not in here and "__getattr__" not in here
-                ]
-            wrong += [(name, node.lineno) for name in names]
+    wanted: list[tuple[str, str, int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            wanted += [(node.module or "", alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.Import):
-            wrong += [(a.name, node.lineno) for a in node.names if is_ours(a.name) and a.name not in known]
-    return wrong
+            wanted += [(alias.name, "", node.lineno) for alias in node.names]
+        elif isinstance(node, ast.Call) and called(node) == "import_module":
+            wanted += [(str(arg.value), "", node.lineno) for arg in node.args[:1] if isinstance(arg, ast.Constant)]
+    wanted += [(home, "", 1) for home in _homes(tree).values()]
+    return [
+        (".".join(filter(None, (module, name))), line)
+        for module, name, line in wanted
+        if is_ours(module) and not _is_there(module, name)
+    ]
+
+
+def _is_there(module: str, name: str) -> bool:
+    if f"{module}.{name}" in _files() or (not name and module in _files()):
+        return True
+    if not name or module not in _files():
+        return False
+    tree = parsed(_files()[module])
+    return name in bound(tree) or name in _homes(tree)
+
+
+@functools.cache
+def _files() -> dict[str, Path]:
+    return {module_name(path): path for path in sources(NBTUNE, KERNELS)}
 
 
 def is_ours(module: str | None) -> bool:
@@ -261,24 +278,25 @@ def lines(path: Path) -> int:
 def crowded(tree: ast.Module) -> Iterator[tuple[str, int, int]]:
     """(name, line, parameters) of functions with more than `MOST_PARAMETERS`, `self` apart.
 
-    Keyword-only ones of a public function do not count: a caller names them. Triton kernels take one pointer a tensor,
-    and a library's op has the signature of its kernel.
+    Keyword-only ones of a public function do not count: a caller names them. Triton kernels take a pointer a tensor;
+    an op, its fake, its launcher and its plain twin have one signature, which is the kernel's.
     """
-    yield from _crowded(tree, prefix="", public=True)
+    ops = {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for name in _op_names(node)}
+    yield from _crowded(tree, ops, prefix="", public=True)
 
 
-def _crowded(node: ast.AST, *, prefix: str, public: bool) -> Iterator[tuple[str, int, int]]:
+def _crowded(node: ast.AST, ops: set[str], *, prefix: str, public: bool) -> Iterator[tuple[str, int, int]]:
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield from _crowded(child, prefix=prefix, public=public)
+            yield from _crowded(child, ops, prefix=prefix, public=public)
             continue
-        name, is_class = f"{prefix}{child.name}", isinstance(child, ast.ClassDef)
-        open_name = public and (not child.name.startswith("_") or child.name == "__init__")
-        if not isinstance(child, ast.ClassDef) and not _is_kernel(child):
-            count = _parameters(child, with_keywords=not open_name, in_class=isinstance(node, ast.ClassDef))
+        is_class, in_class = isinstance(child, ast.ClassDef), isinstance(node, ast.ClassDef)
+        is_open = public and (not child.name.startswith("_") or (in_class and child.name == "__init__"))
+        if not isinstance(child, ast.ClassDef) and child.name not in ops:
+            count = _parameters(child, with_keywords=not is_open, in_class=in_class)
             if count > MOST_PARAMETERS:
-                yield name, child.lineno, count
-        yield from _crowded(child, prefix=f"{name}.", public=open_name and is_class)
+                yield f"{prefix}{child.name}", child.lineno, count
+        yield from _crowded(child, ops, prefix=f"{prefix}{child.name}.", public=is_open and is_class)
 
 
 def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, *, with_keywords: bool, in_class: bool) -> int:
@@ -288,12 +306,27 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, *, with_keywor
     return count + (len(given.kwonlyargs) if with_keywords else 0)
 
 
-_KERNELS = ("jit", "custom_op", "triton_op", "register_fake", "register_autograd")
+def _op_names(function: ast.FunctionDef) -> set[str]:
+    """A kernel's or an op's own name, and those of its fake, launcher and plain twin; nothing of other functions."""
+    if "op" not in _decorators(function):
+        return {function.name} if "jit" in _decorators(function) else set()
+    fakes = [arg.id for d in function.decorator_list if isinstance(d, ast.Call) for arg in d.args if _is_name(arg)]
+    ways = {node.id for node in ast.walk(function) if _is_name(node)}
+    return {function.name, *fakes, *(name for name in ways if name.startswith("_launch") or name.endswith("_torch"))}
 
 
-def _is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def _is_name(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name)
+
+
+def _decorators(function: ast.FunctionDef) -> set[str]:
     heads = [d.func if isinstance(d, ast.Call) else d for d in function.decorator_list]
-    return any(ast.unparse(head).rpartition(".")[2] in _KERNELS for head in heads)
+    return {ast.unparse(head).rpartition(".")[2] for head in heads}
+
+
+def cited(text: str) -> list[str]:
+    """The files and folders that a page names between back quotes."""
+    return re.findall(r"`((?:nbtune|kernels|js|tests|docs|example_notebooks)/[^`\s*]*)`", text)
 
 
 # -- the picture ---------------------------------------------------------------------------------------------------
@@ -316,7 +349,9 @@ def rooms() -> dict[str, set[str]]:
 def picture() -> str:
     """The rooms as a Mermaid diagram: an arrow to each room from those that use it, longer ways round left out."""
     edges = rooms()
-    shown = sorted({(there, here) for here, others in edges.items() for there in others if not _way(edges, here, there)})
+    shown = sorted(
+        {(there, here) for here, others in edges.items() for there in others if not _way(edges, here, there)}
+    )
     body = "\n".join(f"    {there} --> {here}" for there, here in shown)
     return f"{_BEGIN}\n\n```mermaid\nflowchart LR\n{body}\n```\n\n{_END}"
 

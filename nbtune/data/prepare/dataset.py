@@ -50,6 +50,7 @@ class Dataset:
         row_of: np.ndarray,
         sources: Sequence[str],
         weights: Sequence[float] = (),
+        *,
         value_of: np.ndarray | None = None,
         token_values: np.ndarray | None = None,
         weight_of: np.ndarray | None = None,
@@ -122,9 +123,9 @@ class Dataset:
             self.row_of[indices],
             self.sources,
             self.weights,
-            None if self.value_of is None else self.value_of[indices],
-            None if self.token_values is None else self.token_values[where],
-            None if self.weight_of is None else self.weight_of[indices],
+            value_of=None if self.value_of is None else self.value_of[indices],
+            token_values=None if self.token_values is None else self.token_values[where],
+            weight_of=None if self.weight_of is None else self.weight_of[indices],
         )
 
 
