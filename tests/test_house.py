@@ -42,10 +42,9 @@ CIRCLES: list[str] = [
     "nbtune.widgets.loss_table nbtune.widgets.losses_panel",
 ]
 LONG = {
-    "nbtune/api.py": 410,
-    "nbtune/cli/app.py": 404,
+    "nbtune/api.py": 420,
+    "nbtune/cli/app.py": 415,
     "nbtune/data/sources/files.py": 408,
-    "nbtune/export/exporter.py": 410,
     "nbtune/models/accelerate/patch.py": 401,
 }
 CROWDED = ["nbtune/cli/app.py: export", "nbtune/cli/app.py: push"]
