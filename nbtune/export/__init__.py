@@ -22,9 +22,9 @@ _HOMES = {
     "export_merged": "merge",
     "export_ollama": "ollama",
     "find_llama": "llama_runner",
-    "held_importance": "verification",
-    "held_rows": "verification",
-    "importance": "gguf_quality",
+    "held_importance": "importance_matrix",
+    "held_rows": "reference_model",
+    "importance": "importance_matrix",
     "render_card": "model_card",
     "no_llama": "llama_runner",
     "prove": "verification",
@@ -32,7 +32,7 @@ _HOMES = {
     "push": "exporter",
     "push_folder": "hub_upload",
     "take_home": "exporter",
-    "verify_gguf": "gguf_quality",
+    "verify_gguf": "verification",
 }
 _NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
 
@@ -63,15 +63,16 @@ if TYPE_CHECKING:
     from nbtune.export.exporter import push, take_home
     from nbtune.export.gguf.lora import write_lora_gguf as export_adapter_gguf
     from nbtune.export.gguf.writer import write_gguf as export_gguf
-    from nbtune.export.gguf_quality import importance, verify_gguf
     from nbtune.export.hub_upload import push_folder
+    from nbtune.export.importance_matrix import held_importance, importance
     from nbtune.export.llama_runner import LlamaRunner, find_llama, no_llama
     from nbtune.export.merge import write_merged as export_merged
     from nbtune.export.model_card import render_card
     from nbtune.export.ollama import export_ollama
     from nbtune.export.peft_export import export_adapter
+    from nbtune.export.reference_model import held_rows
     from nbtune.export.source import ExportedFile, ExportSource
-    from nbtune.export.verification import held_importance, held_rows, prove, prove_run
+    from nbtune.export.verification import prove, prove_run, verify_gguf
 
 
 def __getattr__(name: str) -> Any:

@@ -163,7 +163,8 @@ class Exporter:
         return url
 
     def _felt(self, source: ExportSource) -> Any:
-        from nbtune.export.verification import held_importance, held_rows
+        from nbtune.export.importance_matrix import held_importance
+        from nbtune.export.reference_model import held_rows
 
         return held_importance(source, held_rows(self._run.folder))
 

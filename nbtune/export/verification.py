@@ -1,91 +1,33 @@
-"""What a run itself brings to an export: its held-out rows, for importance and for the proof that the files are good.
+"""Proof after an export: what the files answer, in llama.cpp, against what the trained model answers.
 
-rows = held_rows(run.folder)
-files = prove(files, source, rows, prompts=["Hello"])
+files = prove(files, source, held_rows(run.folder), prompts=["Hello"])
 print(files[0].quality.summary())     # q4_k_m, 4.92 GB, fits in 8 GB, perplexity +1.3 %, KL 0.012
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from nbtune.errors import DataError, ExportError, NbtuneError
-from nbtune.export.files import gigabytes
+from nbtune.data.tokenize.terminators import end_ids
+from nbtune.errors import ExportError, NbtuneError
+from nbtune.export.file_quality import Quality
 from nbtune.export.gguf.vocabulary import load_tokenizer
-from nbtune.export.gguf_quality import importance, reference_model, verify_gguf
-from nbtune.export.llama_runner import find_llama, no_llama
+from nbtune.export.llama_runner import LlamaRunner, find_llama, no_llama
+from nbtune.export.reference_model import HeldRows, held_rows, no_room, reference_model, room_for
 from nbtune.export.source import ExportedFile, ExportSource
-from nbtune.methods import METHODS
 
-__all__ = ["HeldRows", "held_importance", "held_rows", "prove", "prove_run"]
+__all__ = ["prove", "prove_run", "verify_gguf"]
 
-_ROWS = 16
+_CONTEXT = 512  # tokens of a text that are compared
 _LOGITS = 64 << 20  # bytes of a row's logits, in fp32
-_MARGIN = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldRows:
-    """Token ids to judge a file by.
-
-    Args:
-        ids: of each row, as training reads it (chat template included).
-        trained: whether the rows were learnt from, because the run holds none out.
-    """
-
-    ids: tuple[tuple[int, ...], ...]
-    trained: bool = False
-
-
-def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
-    """The rows of a run that it was not trained on, read as the run reads them; at most `limit`.
-
-    A run that holds nothing out gives rows that it was trained on, and says so. Of rows that judge, the better ones.
-
-    Args:
-        folder: the run's.
-
-    Raises:
-        DataError: the run's rows are gone, or hold no text.
-    """
-    from nbtune import data, models
-    from nbtune.store.run_consent import spec_to_run
-
-    spec = spec_to_run(folder)
-    tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-    found = data.prepare_data(
-        data.open_snapshot(folder / "data"),
-        tokenizer,
-        spec=spec,
-        max_len=models.model_facts(spec.model).row_tokens(spec.sequence_len),
-        seed=spec.seed,
-        kind=METHODS[spec.method].rows,
-    )
-    rows: Any = found.train if found.eval is None else found.eval
-    good = [i for i in range(len(rows)) if rows.value_of is None or rows.value_of[i] > 0]
-    ids = [tuple(rows[i].input_ids) for i in good[: 4 * limit]]
-    ids = [row for row in ids if len(row) > 1][:limit]
-    if not ids:
-        raise DataError("the run's rows hold no text to compare by", place=folder.name)
-    return HeldRows(tuple(ids), trained=found.eval is None)
-
-
-def held_importance(source: ExportSource, rows: HeldRows) -> dict[str, torch.Tensor]:
-    """How strongly each column of each linear weight is felt on `rows`; what ``export_gguf(importance=...)`` takes.
-
-    Raises:
-        ExportError: the model does not fit into memory.
-    """
-    device = _room_for(source)
-    if device is None:
-        raise ExportError(_no_room(source), place=source.name, fix="export without importance.")
-    with reference_model(source, device) as model:
-        return importance(model, load_tokenizer(source.tokenizer_folder), rows.ids)
 
 
 def prove(
@@ -109,9 +51,9 @@ def prove(
     """
     if library is None and find_llama() is None:
         return [_noted(file, f"not verified: {no_llama().cause}") for file in files]
-    device = _room_for(source)
+    device = room_for(source)
     if device is None:
-        return [_noted(file, f"not verified: {_no_room(source)}") for file in files]
+        return [_noted(file, f"not verified: {no_room(source)}") for file in files]
     judged = []
     with reference_model(source, device) as model:
         limit = max(32, _LOGITS // (4 * int(model.get_input_embeddings().weight.shape[0])))
@@ -176,25 +118,113 @@ def _noted(file: ExportedFile, note: str) -> ExportedFile:
     return dataclasses.replace(file, notes=(*file.notes, note))
 
 
-def _needed(source: ExportSource, device: torch.device) -> int:
-    """Bytes of the model as `reference_model` loads it: fp32 on a CPU, as stored (16 bit) on a GPU."""
-    from nbtune.export.safetensors_reader import Weights
+def verify_gguf(
+    file: ExportedFile,
+    source: ExportSource,
+    texts: Sequence[str] = (),
+    *,
+    rows: Sequence[Sequence[int]] = (),
+    prompts: Sequence[str] = (),
+    model: Any | None = None,
+    answer_tokens: int = 40,
+    library: Path | None = None,
+    threads: int = 1,
+) -> Quality:
+    """Compare a GGUF, run by llama.cpp, with the trained model.
 
-    base = Weights(source.base)
-    values = sum(torch.Size(base.shape(name)).numel() for name in base)
-    return values * (4 if device.type == "cpu" else 2)
+    Args:
+        file: what `export_gguf` made.
+        source: what it was made of.
+        texts: that were not trained on; the first 512 tokens of each are compared.
+        rows: the same as token ids, such as chats that are rendered already.
+        prompts: questions to answer greedily, through the chat template where there is one.
+        model: the trained model where it is loaded already; else it is loaded from `source`.
+        answer_tokens: at most, for each answer.
+        library, threads: see `LlamaRunner`.
+
+    Raises:
+        ExportError: there is no llama.cpp, it does not load the file, or no text is longer than one token.
+    """
+    tokenizer = load_tokenizer(source.tokenizer_folder)
+    found = [tokenizer(text, add_special_tokens=True)["input_ids"][:_CONTEXT] for text in texts]
+    found += [list(row)[:_CONTEXT] for row in rows]
+    found = [row for row in found if len(row) > 1]
+    if not found:
+        raise ExportError("there is no text to compare by", fix="give rows of more than one token.")
+    with contextlib.ExitStack() as stack:
+        if model is None:
+            model = stack.enter_context(reference_model(source))
+        llama = stack.enter_context(
+            LlamaRunner(file.path, library=library, n_ctx=_CONTEXT + answer_tokens, threads=threads)
+        )
+        same = _same_tokens(llama, tokenizer, texts) and _same_rendered(llama, tokenizer, rows)
+        compared = [_compare(llama.logits(row), _logits(model, row), row) for row in found]
+        answers = tuple(_answers(llama, model, tokenizer, prompt, answer_tokens) for prompt in prompts)
+    sums = np.sum(compared, axis=0)
+    count = int(sums[0])
+    return Quality(
+        file.type,
+        file.bytes,
+        same,
+        perplexity=math.exp(sums[1] / count),
+        reference=math.exp(sums[2] / count),
+        divergence=float(sums[3] / count),
+        agreement=float(sums[4] / count),
+        answers=answers,
+        tokens=count,
+    )
 
 
-def _room_for(source: ExportSource) -> torch.device | None:
-    """Where the model can be run: a GPU with room, else the CPU, or None."""
-    from nbtune.device import describe, pick
+def _same_tokens(llama: LlamaRunner, tokenizer: Any, texts: Sequence[str]) -> bool:
+    found = llama.tokenize(list(texts), add_special=True)
+    same = found == [tokenizer(text)["input_ids"] for text in texts]
+    if not tokenizer.chat_template:
+        return same
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!\n\nHow are you?"}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    return same and llama.tokenize([rendered])[0] == tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
-    gpu = pick("auto")
-    if gpu.type == "cuda" and describe(gpu).free > _needed(source, gpu) + 4 * _MARGIN:
-        return gpu
-    cpu = torch.device("cpu")
-    return cpu if describe(cpu).free > _needed(source, cpu) + _MARGIN else None
+
+def _same_rendered(llama: LlamaRunner, tokenizer: Any, rows: Sequence[Sequence[int]]) -> bool:
+    """Whether the text of each row, marks of the template and all, is read as the same tokens by both."""
+    texts = [tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False) for row in rows]
+    return llama.tokenize(texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
-def _no_room(source: ExportSource) -> str:
-    return f"running the model needs {gigabytes(_needed(source, torch.device('cpu')))} of memory, and less is free"
+def _logits(model: Any, row: list[int]) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        device = next(model.parameters()).device
+        return model(torch.tensor([row], device=device)).logits[0].float().cpu().numpy()
+
+
+def _compare(
+    got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], row: list[int]
+) -> tuple[float, float, float, float, float]:
+    """(next tokens, −log p of them by the file, by the model, divergence, agreement), summed over a text."""
+    p, q = _log_softmax(expected[:-1]), _log_softmax(got[:-1, : expected.shape[1]])
+    truth = np.array(row[1:])
+    at = np.arange(len(truth))
+    divergence = float((np.exp(p) * (p - q)).sum())
+    agreement = float((p.argmax(1) == q.argmax(1)).sum())
+    return float(len(truth)), float(-q[at, truth].sum()), float(-p[at, truth].sum()), divergence, agreement
+
+
+def _log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def _answers(llama: LlamaRunner, model: Any, tokenizer: Any, prompt: str, count: int) -> tuple[str, str, str]:
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    ids = ids[-_CONTEXT:]
+    theirs = llama.greedy(ids, count)
+    with torch.no_grad():
+        tokens = torch.tensor([ids], device=next(model.parameters()).device)
+        stops = end_ids(model.generation_config.eos_token_id, tokenizer) or None
+        ours = model.generate(tokens, max_new_tokens=count, do_sample=False, eos_token_id=stops)[0, len(ids) :].tolist()
+    return prompt, *(tokenizer.decode(answer, skip_special_tokens=True) for answer in (theirs, ours))

@@ -64,7 +64,7 @@ def test_many_files_are_one_commit_or_none(hub: FakeHub, tmp_path: Path, monkeyp
     (made / "model.safetensors").unlink()
     for number in range(30):
         (made / f"{number}.txt").write_text(str(number))
-    hub.fail("POST", "/commit/", status=413, times=7)
+    hub.fail("POST", "/commit/", status=413, times=6)
     with pytest.raises(HubError):
         push_folder(made, "ada/demo")
     assert hub.repos == {}

@@ -11,7 +11,7 @@ import nbtune
 import nbtune.export
 from nbtune.errors import ExportError
 from nbtune.export import held_importance, held_rows
-from nbtune.export.gguf_quality import reference_model
+from nbtune.export.reference_model import reference_model
 from nbtune.widgets.run_state import RunView
 from tests.support.llama import llama_library
 

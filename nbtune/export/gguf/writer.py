@@ -55,7 +55,7 @@ def write_gguf(
         name: by default the source's.
         device: where weights are merged and encoded; by default a GPU that has room, where a type is worth it.
         importance: weight's name → (columns,): how much each column is felt (see
-            `nbtune.export.gguf_quality.importance`); K-quants and iq4 then spend their bits by it.
+            `nbtune.export.importance_matrix.importance`); K-quants and iq4 then spend their bits by it.
         progress: called with (bytes done, bytes in all, the tensor's name).
 
     Raises:

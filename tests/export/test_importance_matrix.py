@@ -10,7 +10,9 @@ import torch
 import nbtune.export
 from nbtune.export import ExportSource, export_gguf
 from nbtune.export.gguf.vocabulary import load_tokenizer
-from nbtune.export.gguf_quality import importance, reference_model, verify_gguf
+from nbtune.export.importance_matrix import importance
+from nbtune.export.reference_model import reference_model
+from nbtune.export.verification import verify_gguf
 from tests.support.llama import llama_library
 from tests.tools.tiny_model.grammar import documents
 from tests.tools.tiny_model.tokens import pieces
