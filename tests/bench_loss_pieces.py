@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nbtune.device import pick
 from nbtune.models import build
-from nbtune.models.accelerate import Handle, Report, accelerate
+from nbtune.models.accelerate import Patch, Report, apply
 from nbtune.models.accelerate.detect import find_norm
 from nbtune.models.accelerate.lm_head import NormFunction
 from nbtune.models.accelerate.patch import _take_head
@@ -151,13 +151,13 @@ def losses(args: argparse.Namespace, variant: str, seed: int) -> Tensor:
         if default in BACK_ENDS or name in BACK_ENDS:
             stack.enter_context(sdpa_kernel(BACK_ENDS[name if name in BACK_ENDS else default]))
         if name == "ours":
-            assert not accelerate(model).report.left
+            assert not apply(model).report.left
         elif name == "eager":
             model.base_model.model.set_attn_implementation("eager")
         elif name == "rope":
             stack.enter_context(our_rope())
         elif name == "head":
-            _take_head(model.base_model.model, model.base_model.model.model, Handle(Report(), "keep"))
+            _take_head(model.base_model.model, model.base_model.model.model, Patch(Report(), "keep"))
         for module in model.modules():
             PUT.get(name, lambda _: None)(module)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr)

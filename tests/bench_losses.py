@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nbtune.models.accelerate import accelerate
+from nbtune.models.accelerate import apply
 from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec
 
@@ -64,7 +64,7 @@ def train(kind: str, seed: int, rows: list[Tensor]) -> Tensor:
             if hasattr(layer, "lora_A"):
                 layer.forward = MethodType(summed_in_fp32, layer)
     if kind == "ours":
-        assert not accelerate(model).report.left
+        assert not apply(model).report.left
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
     found = []
     backends = [SDPBackend.MATH] if kind == "stock math" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]

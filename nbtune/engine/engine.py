@@ -172,10 +172,8 @@ class _Engine:
             seed=spec.seed,
             accelerate=spec.accelerate,
             trust_remote_code=spec.trust_remote_code,
-            quant=self.plan.weights if self.plan.weights in ("nf4", "fp8") else "none",
+            weights=self.plan.weights,
             tokenizer=False,
-            resident_layers=self.plan.resident_layers,
-            sharded=self.plan.sharded,
         )
         if checkpoints.latest(folder) is None:
             begin_with(folder, self.built.model)
@@ -220,7 +218,7 @@ class _Engine:
             together=together,
             rank=mine if rank is None else rank,
             ranks=self.count,
-            even=plan.sharded,
+            even=plan.weights.shards,
             seed=self.spec.seed,
             packing=plan.packing,
             sequence_len=plan.sequence_len * (together if plan.packing else 1),  # a pack holds both answers of a row
@@ -236,13 +234,13 @@ class _Engine:
         from nbtune.train.loop import Progress
         from nbtune.train.loss import loss_of
 
-        model, handle = self.built.model, self.built.handle
+        model, patch = self.built.model, self.built.patch
         model.train()
-        fused = handle is not None and "head" in handle.report.taken and self.method.by_tokens
+        fused = patch is not None and "head" in patch.report.taken and self.method.by_tokens
         loss = loss_of(self.method, beta=self.spec.beta, fused=fused)
         self.loss: Callable[..., LossOutput] = loss
         self.counted: Callable[[Batch], float] = loss.count
-        if self.plan.sharded:
+        if self.plan.weights.shards:
             self.loss, self.counted = unless_idle(self.loss, self.counted)
         self.stepper = choose_stepper(
             self.built, self.loss, spec=self.spec, plan=self.plan, device=device, ranks=self.ranks, fused=fused
@@ -279,7 +277,7 @@ class _Engine:
             sample=measuring.samples,
             between=self._between,
         )
-        here = self.writes or plan.sharded  # whose model needs all processes
+        here = self.writes or plan.weights.shards  # whose model needs all processes
         if plan.packing and self.progress.step == 0 and here and not self.method.batch_statistics:
             self.emit(measuring.packs_are_kept_apart(self._batches(plan, rank=0)))
         control = together or self.control
@@ -312,7 +310,7 @@ class _Engine:
 
         model, tokenizer = self.built.model, self.built.tokenizer
         assert tokenizer is not None
-        if self.plan.sharded:
+        if self.plan.weights.shards:
             return {"error": f"the model is parted among {self.count} devices while it trains: ask when it has ended"}
         try:
             saved = request.pop("at", None)
@@ -335,12 +333,13 @@ def _on_others(plan: Plan, count: int) -> Plan:
     Raises:
         PlanError: its weights were parted among several, and there is one.
     """
-    if plan.sharded and count == 1:
+    if plan.weights.shards and count == 1:
         raise PlanError(
             f"this run's weights were parted among {plan.gpus} devices, one alone is not planned for",
             fix="resume it with as many devices (`gpus` in its spec.yaml), or start a new run",
         )
-    return plan.model_copy(update={"gpus": count})
+    weights = plan.weights.parted(count) if plan.weights.shards else plan.weights
+    return plan.model_copy(update={"gpus": count, "weights": weights})
 
 
 def main(folder: Path) -> int:

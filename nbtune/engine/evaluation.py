@@ -105,7 +105,7 @@ class Measuring:
             mine = [row for members in groups[rank::count][i : i + size] for row in members]
             if mine:
                 yield collate(held, mine)
-            elif self.plan.sharded:
+            elif self.plan.weights.shards:
                 yield collate(held, groups[0]).idle()
 
     def must_be_sound(self, step: int, batches: BatchPlan) -> None:
@@ -130,7 +130,7 @@ class Measuring:
         """The answers to the sample prompts; `look` is called between their tokens."""
         if self.together is None or not self.spec.samples:
             return self._said(step, look)
-        if self.plan.sharded:  # all processes are needed for each token
+        if self.plan.weights.shards:  # all processes are needed for each token
             return self._said(step, self.together.together(look))
         return self.together.led(partial(self._said, step), look)
 

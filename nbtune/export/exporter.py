@@ -42,6 +42,7 @@ class Exporter:
         """
         from nbtune import models
         from nbtune.export.files import refuse_links
+        from nbtune.spec.placement import PLAIN
 
         run, spec = self._run, self._run.spec
         adapter = run.folder / "adapter"
@@ -52,10 +53,9 @@ class Exporter:
             )
         if spec.adapter.type == "full":
             return ExportSource(base=adapter, name=run.name, base_id=spec.model)
-        plan = run.plan
-        quant = plan.weights if plan is not None and plan.weights in ("nf4", "fp8") else None
+        weights = PLAIN if run.plan is None else run.plan.weights
         base = models.resolve(spec.model)
-        return ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, base_quant=quant)
+        return ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, weights=weights)
 
     @property
     def can_verify(self) -> bool:

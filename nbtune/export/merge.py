@@ -25,6 +25,7 @@ from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
+from nbtune.spec.placement import Placement
 
 __all__ = ["MergedModel", "copy_tokenizer", "generation_of", "rounded", "write_generation", "write_merged"]
 
@@ -123,9 +124,9 @@ class MergedModel:
         return self._base_rows(name, start, stop)
 
     def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        if self.source.base_quant and self._is_linear(name):
+        if self.source.weights.quantised and self._is_linear(name):
             if self._rounded[0] != name:  # as a whole: the scales' own scales are of the whole tensor
-                self._rounded = (name, rounded(self.base.get(name).to(self.device), self.source.base_quant))
+                self._rounded = (name, rounded(self.base.get(name).to(self.device), self.source.weights))
             return self._rounded[1][start:stop]
         return self._fp32(self.base.rows(self._stored(name), start, stop))
 
@@ -159,15 +160,13 @@ def _embedding_name(base: Weights) -> str | None:
     return None
 
 
-def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
+def rounded(weight: torch.Tensor, placement: Placement) -> torch.Tensor:
     """What a quantised base computes with: quantised as it was for training, and decoded again, fp32."""
-    if kind == "fp8":
+    if placement.eight_bit:
         from nbtune_kernels.fp8 import reference
 
         codes, scales = reference(weight)
         return codes.float() * scales[:, None]
-    if kind != "nf4":
-        raise ExportError(f"merging into a {kind!r} base is not known", fix="export the adapter instead.")
     try:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     except ImportError:

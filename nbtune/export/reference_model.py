@@ -20,6 +20,7 @@ from nbtune.export.merge import rounded
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.source import ExportSource
 from nbtune.methods import METHODS
+from nbtune.spec.placement import Placement
 
 __all__ = ["HeldRows", "held_rows", "no_room", "reference_model", "room_for"]
 
@@ -77,7 +78,7 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
 def reference_model(source: ExportSource, device: torch.device | str = "cpu") -> Iterator[Any]:
     """The trained model as transformers and peft load it: base in fp32 on a CPU, as stored elsewhere, and adapter.
 
-    Where training had the base rounded (`ExportSource.base_quant`), its linear weights are the rounded ones here.
+    Where training had the base rounded (`ExportSource.weights`), its linear weights are the rounded ones here.
     """
     from transformers import AutoModelForCausalLM
 
@@ -91,8 +92,8 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
         use_safetensors=True,
         trust_remote_code=False,
     )
-    if source.base_quant:
-        _round_linears(model, source.base_quant)
+    if source.weights.quantised:
+        _round_linears(model, source.weights)
     if source.adapter is not None:
         from peft import PeftModel
 
@@ -100,13 +101,13 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
     yield model.to(device).eval()
 
 
-def _round_linears(model: Any, kind: str) -> None:
+def _round_linears(model: Any, weights: Placement) -> None:
     """Give every linear weight but the head's the values that a base quantised for training computes with."""
     head = model.get_output_embeddings()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and module is not head:
-                module.weight.copy_(rounded(module.weight.float(), kind))
+                module.weight.copy_(rounded(module.weight.float(), weights))
 
 
 def _bytes_of(source: ExportSource, device: torch.device) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nbtune.errors import ExportError
 from nbtune.export.file_quality import Quality
+from nbtune.spec.placement import PLAIN, Placement
 from nbtune.store.files import from_here
 from nbtune.untrusted import SENTINEL, BadFile, load
 
@@ -41,8 +42,8 @@ class ExportSource:
         name: what the result is called; files are named after it.
         base_id: how people know the base (a Hub id such as ``"Qwen/Qwen3-0.6B"`` or ``"nbtune/tiny"``).
         tokenizer: folder of the tokenizer; by default the adapter's where it has one, else the base's.
-        base_quant: the format whose *rounded* weights the adapter was trained on (``"nf4"``, ``"fp8"``), or None. The
-            adapter is merged into those, not into the original 16-bit weights.
+        weights: the base's weights as the adapter was trained on them. Into rounded ones (``nf4``, ``fp8``) it is
+            merged, and not into the original 16-bit weights.
     """
 
     base: Path
@@ -50,7 +51,7 @@ class ExportSource:
     name: str = "model"
     base_id: str = ""
     tokenizer: Path | None = None
-    base_quant: str | None = None
+    weights: Placement = PLAIN
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", Path(self.base))

@@ -1,6 +1,6 @@
 """A training step with as little host work as the device allows: gradients in place, AdamW in one launch, CUDA graphs.
 
-    step = TrainStep(built.model, built.handle)
+    step = TrainStep(built.model, built.patch)
     step.accumulate({"input_ids": ids, "labels": labels}, first=True)
     step.update(1e-4)
 
@@ -19,7 +19,7 @@ from nbtune.device import describe, memory_use, pinnable, record, replayable, se
 from nbtune.models.accelerate.grad_sinks import Sink
 
 if TYPE_CHECKING:
-    from nbtune.models.accelerate import Handle
+    from nbtune.models.accelerate import Patch
 
 __all__ = ["TrainStep"]
 
@@ -33,7 +33,7 @@ class TrainStep:
 
     Args:
         model: gives `.loss` for keyword inputs. What requires gradients is trained.
-        handle: its acceleration, whose LoRA gradients are then written in place; None without one.
+        patch: its acceleration, whose LoRA gradients are then written in place; None without one.
         betas, eps, weight_decay: AdamW's.
         max_grad_norm: 0 for no clipping.
         graphs: record CUDA graphs where shapes repeat.
@@ -42,7 +42,7 @@ class TrainStep:
     def __init__(
         self,
         model: nn.Module,
-        handle: "Handle | None" = None,
+        patch: "Patch | None" = None,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -53,16 +53,16 @@ class TrainStep:
         self.model, self.max_grad_norm = model, max_grad_norm
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        travels = handle is not None and handle.traffic is not None  # which other weights come next is not replayed
+        travels = patch is not None and patch.traffic is not None  # which other weights come next is not replayed
         self._graphs = graphs and replayable(self.device) and not travels
-        self._sinks, self._flat, sunk = ([], None, set()) if handle is None else _make_sinks(handle)
+        self._sinks, self._flat, sunk = ([], None, set()) if patch is None else _make_sinks(patch)
         self._plain = [p for p in self.parameters if id(p) not in sunk]
         for p in self._plain:
             p.grad = torch.zeros_like(p)
         grads: list[Any] = [p.grad for p in self.parameters]
         self.optimizer = FusedAdamW(self.parameters, grads, betas=betas, eps=eps, weight_decay=weight_decay)
         self.lr = torch.zeros((), dtype=torch.float32, device=self.device)
-        self._draws = None if handle is None else handle.draws
+        self._draws = None if patch is None else patch.draws
         self._seed = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._seen: dict[Any, int] = {}
         self._recorded: dict[Any, tuple[Any, dict[str, Any], Any]] = {}
@@ -166,13 +166,13 @@ def _shapes(inputs: dict[str, Any]) -> tuple[Any, ...]:
     return tuple((k, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (k, v) for k, v in sorted(inputs.items()))
 
 
-def _make_sinks(handle: "Handle") -> tuple[list[Sink], Tensor | None, set[int]]:
+def _make_sinks(patch: "Patch") -> tuple[list[Sink], Tensor | None, set[int]]:
     """Gradient buffers of every accelerated LoRA group, as its parameters' `.grad`.
 
     Returns:
         The sinks, the one flat tensor that all of them lie in, and the ids of the parameters that they serve.
     """
-    groups = [g for layer in handle.layers for g in layer.groups() if not g.full and g.rank]
+    groups = [g for layer in patch.layers for g in layer.groups() if not g.full and g.rank]
     groups = [g for g in groups if all(p.requires_grad for p in g.parameters())]
     if not groups:
         return [], None, set()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune import hub_cache
 from nbtune.errors import HubError, PlanError, SpecError
 from nbtune.models.weight_checks import check_files, check_loaded
+from nbtune.spec.placement import PLAIN, Placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +167,7 @@ def load_model(
     *,
     dtype: "torch.dtype",
     device: "torch.device | str",
-    quant: str = "none",
+    weights: Placement = PLAIN,
     trust_remote_code: bool = False,
     attention: str | None = None,
 ) -> "PreTrainedModel":
@@ -176,7 +177,8 @@ def load_model(
         model: ``nbtune/tiny``, a folder, or a Hub id.
         dtype: of the weights in memory.
         device: where they go.
-        quant: ``none``, or ``nf4`` (4-bit with double quantisation, by bitsandbytes).
+        weights: the format of what is frozen; ``nf4`` is with double quantisation, by bitsandbytes. What other formats
+            want is done as the model is accelerated.
         trust_remote_code: let the model's own Python run.
         attention: transformers' name of the attention implementation, or ``nbtune`` for ours; unset: its own choice,
             sdpa where there is one.
@@ -197,8 +199,8 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     # other shapes are refused below, by name
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    if quant != "none":
-        options["quantization_config"] = _quantization(quant, dtype)
+    if weights.four_bit:
+        options["quantization_config"] = _four_bit(dtype)
     try:
         with _quiet():
             loaded, info = models.from_pretrained(
@@ -261,11 +263,9 @@ def _quiet() -> "Iterator[None]":
             logging.enable_progress_bar()
 
 
-def _quantization(quant: str, dtype: "torch.dtype") -> Any:
+def _four_bit(dtype: "torch.dtype") -> Any:
     from importlib.util import find_spec
 
-    if quant != "nf4":
-        raise SpecError(f"unknown weight format {quant!r}", fix="Use none or nf4.")
     if find_spec("bitsandbytes") is None:
         raise PlanError(
             "4-bit weights need bitsandbytes, which is not installed",

@@ -5,14 +5,13 @@ T is the tokens of a micro-batch (rows × sequence length), H hidden, I intermed
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from nbtune.models.config_facts import ModelFacts
-    from nbtune.spec import AdapterSpec
-from typing import Literal, get_args
+    from nbtune.spec import AdapterSpec, Placement
 
 __all__ = ["MEMORY_POLICIES", "MemoryPlan", "MemoryPolicy", "block_bytes", "estimate", "trainable_parameters"]
 
@@ -20,7 +19,6 @@ _LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
 _CUDA_CONTEXT = 600 * 2**20
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
 _PYTHON = 700 * 2**20  # a process with torch and transformers loaded
-BYTES_A_WEIGHT = {"32bit": 4.0, "16bit": 2.0, "fp8": 1.0, "nf4": 0.53}
 
 
 class MemoryPlan(BaseModel):
@@ -53,38 +51,34 @@ def estimate(
     model: ModelFacts,
     adapter: AdapterSpec,
     *,
-    weights: str,
+    weights: Placement,
     activations: MemoryPolicy,
     micro_batch_size: int,
     sequence_len: int,
     dtype: str,
     device: str,
     accelerated: bool = True,
-    resident_layers: int | None = None,
-    parts: int = 1,
 ) -> MemoryPlan:
     """The expected bytes on the training device.
 
     Args:
         model: plain facts; nothing is loaded.
         adapter: what is trained; its numbers, gradients and Adam moments are fp32 (`nbtune.train.master_weights`).
-        weights: a key of `BYTES_A_WEIGHT`; embedding and head stay at 16 bit (32 on a CPU).
+        weights: of the blocks' frozen layers; embedding and head stay at 16 bit (32 on a CPU), on each device. Of
+            layers that are streamed two are there at a time, of parted ones `_BORROWED` are there whole.
         activations: what blocks keep.
         accelerated: nbtune's blocks and fused head; stock keeps more per token and the logits too.
-        resident_layers: how many layers' frozen weights are on the device (unset: all); of the others two are there at
-            a time.
-        parts: between so many devices the blocks' frozen weights are parted; `_BORROWED` blocks are there whole.
     """
     width = 4 if dtype == "fp32" else 2
     trained = trainable_parameters(model, adapter)
     rest = max(0, model.parameters - model.block_parameters * model.num_layers)
-    travelling = model.num_layers - (model.num_layers if resident_layers is None else resident_layers)
+    travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
     blocks = model.num_layers - travelling + min(travelling, 2)
     tokens = micro_batch_size * sequence_len
-    borrowed = min(_BORROWED, blocks) if parts > 1 else 0
-    frozen = int((blocks / parts + borrowed) * block_bytes(model, weights)) + rest * width
+    borrowed = min(_BORROWED, blocks) if weights.shards else 0
+    frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width
     logits = min(tokens, _LOGIT_CHUNK) if accelerated else tokens
-    if weights == "fp8":  # one block's are there transposed, too
+    if weights.eight_bit:  # one block's are there transposed, too
         frozen += block_bytes(model, weights)
     needs = MemoryPlan(
         weights=frozen,
@@ -96,13 +90,13 @@ def estimate(
         reserve=_CUDA_CONTEXT if device == "cuda" else _PYTHON,
     )
     # 8-bit weights come into memory as 16-bit ones first
-    loading = block_bytes(model, "16bit") * model.num_layers + rest * width if weights == "fp8" else 0
+    loading = 2 * model.block_parameters * model.num_layers + rest * width if weights.eight_bit else 0
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
 
 
-def block_bytes(model: ModelFacts, weights: str) -> int:
-    """Bytes of one block's frozen linear layers; weights: a key of `BYTES_A_WEIGHT`."""
-    return int(model.block_parameters * BYTES_A_WEIGHT[weights])
+def block_bytes(model: ModelFacts, weights: Placement) -> int:
+    """Bytes of one block's frozen linear layers, wherever they are."""
+    return int(model.block_parameters * weights.bytes_a_weight)
 
 
 def _activations(model: ModelFacts, policy: MemoryPolicy, tokens: int, width: int, accelerated: bool) -> int:

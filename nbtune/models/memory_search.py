@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from nbtune.models.memory_estimate import MemoryPlan, MemoryPolicy, block_bytes, estimate
+from nbtune.spec.placement import Home, Placement
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
     from nbtune.models.config_facts import ModelFacts
     from nbtune.spec import AdapterSpec
 
-__all__ = ["SLOWER", "Fit", "Home", "Setup", "fit"]
-
-Home = Literal["device", "sharded", "streamed"]  # of frozen weights
+__all__ = ["SLOWER", "Fit", "Setup", "fit"]
 
 SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
 SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
@@ -33,7 +32,7 @@ class Setup:
     """What does not change from one way to another.
 
     Args:
-        weights: a key of `nbtune.models.memory_estimate.BYTES_A_WEIGHT`.
+        weights: their format; where they are is what is searched for.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
         devices: how many such devices share each step.
     """
@@ -41,29 +40,27 @@ class Setup:
     model: ModelFacts
     adapter: AdapterSpec
     device: DeviceFacts
-    weights: str
+    weights: Placement
     dtype: str
     sequence_len: int
     accelerated: bool = True
     devices: int = 1
 
-    def memory(
-        self, policy: MemoryPolicy, micro_batch_size: int, resident: int | None = None, *, sharded: bool = False
-    ) -> MemoryPlan:
-        """The bytes of one way, on each device."""
-        return estimate(
+    def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
+        """One way, with the bytes that it needs on each device."""
+        weights = self.weights.on_device() if weights is None else weights
+        memory = estimate(
             self.model,
             self.adapter,
-            weights=self.weights,
+            weights=weights,
             activations=policy,
             micro_batch_size=micro_batch_size,
             sequence_len=self.sequence_len,
             dtype=self.dtype,
             device=self.device.kind,
             accelerated=self.accelerated,
-            resident_layers=resident,
-            parts=self.devices if sharded else 1,
         )
+        return Fit(policy, micro_batch_size, memory, weights)
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ class Fit:
     activations: MemoryPolicy
     micro_batch_size: int
     memory: MemoryPlan
-    resident_layers: int | None = None
-    sharded: bool = False
+    weights: Placement
 
 
 def fit(
@@ -100,18 +96,18 @@ def fit(
     sizes = list(micro_batch_sizes)
     both = [(p, m) for p in policies for m in sizes]
     room = setup.device.free * SPENDABLE
-    ways = [Fit(p, m, setup.memory(p, m)) for p, m in both] if home in (None, "device") else []
+    ways = [setup.way(p, m) for p, m in both] if home in (None, Home.DEVICE) else []
     fitting = [way for way in ways if way.memory.total <= room]
-    if not fitting and home in (None, "sharded") and _may_be_parted(setup):
-        parted = [Fit(p, m, setup.memory(p, m, sharded=True), sharded=True) for p, m in both]
+    if not fitting and home in (None, Home.SHARDED) and _may_be_parted(setup):
+        parted = [setup.way(p, m, setup.weights.parted(setup.devices)) for p, m in both]
         fitting = [way for way in parted if way.memory.total <= room]
         ways += parted
-    if not fitting and home in (None, "streamed") and _may_travel(setup):
-        travelling = [_travelling(setup, p, m, room, forced=home == "streamed") for p, m in both]
+    if not fitting and home in (None, Home.STREAMED) and _may_travel(setup):
+        travelling = [_travelling(setup, p, m, room, forced=home is Home.STREAMED) for p, m in both]
         fitting = [way for way in travelling if way.memory.total <= room]
         ways += travelling
     best = min(fitting, key=lambda way: _seconds(setup, way), default=None)
-    return best, min(ways or [Fit(p, m, setup.memory(p, m)) for p, m in both], key=_bytes)
+    return best, min(ways or [setup.way(p, m) for p, m in both], key=_bytes)
 
 
 def _bytes(way: Fit) -> int:
@@ -120,23 +116,23 @@ def _bytes(way: Fit) -> int:
 
 def _may_be_parted(setup: Setup) -> bool:
     """Frozen weights of whole numbers are, among several devices."""
-    return setup.devices > 1 and setup.weights in ("16bit", "32bit") and setup.adapter.type in ("lora", "dora")
+    return setup.devices > 1 and not setup.weights.quantised and setup.adapter.type in ("lora", "dora")
 
 
 def _may_travel(setup: Setup) -> bool:
-    """Weights travel into nbtune's blocks on a GPU with memory of its own: frozen 16-bit ones that fit in RAM."""
+    """Weights travel into nbtune's blocks on a GPU with memory of its own: frozen whole numbers that fit in RAM."""
     model, device = setup.model, setup.device
     here = device.kind == "cuda" and not device.unified and setup.accelerated
     needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED * setup.devices
-    return here and setup.weights == "16bit" and setup.adapter.type == "lora" and needed <= device.ram
+    return here and not setup.weights.quantised and setup.adapter.type == "lora" and needed <= device.ram
 
 
 def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, room: float, *, forced: bool) -> Fit:
     """The way with as many resident layers as there is room for."""
-    least = setup.memory(policy, micro, 0)
-    spare = int((room - least.total) // block_bytes(setup.model, setup.weights))
+    least = setup.way(policy, micro, setup.weights.streamed())
+    spare = int((room - least.memory.total) // block_bytes(setup.model, setup.weights))
     resident = 0 if forced else max(0, min(spare, setup.model.num_layers - 1))
-    return Fit(policy, micro, setup.memory(policy, micro, resident), resident)
+    return setup.way(policy, micro, setup.weights.streamed(resident))
 
 
 def _seconds(setup: Setup, way: Fit) -> float:
@@ -144,8 +140,8 @@ def _seconds(setup: Setup, way: Fit) -> float:
     model, tokens = setup.model, way.micro_batch_size * setup.sequence_len
     launches = 1 + 0.15 / (tokens / 512)  # small micro-batches waste launches
     work = 4 * model.parameters * SLOWER[way.activations] * launches / _FLOPS
-    if way.resident_layers is None:
+    if way.weights.resident is None:
         return work
-    sent = 2 * (model.num_layers - way.resident_layers) * block_bytes(model, setup.weights)
+    sent = 2 * (model.num_layers - way.weights.resident) * block_bytes(model, setup.weights)
     longer, shorter = sorted((work, sent / _HOST_RATE / tokens), reverse=True)
     return longer + 0.1 * shorter  # the shorter one hides behind the longer, nearly

@@ -10,7 +10,8 @@ from nbtune.models.config_facts import model_facts
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.models.factory import Built, build
 from nbtune.models.memory_estimate import MEMORY_POLICIES
-from nbtune.models.memory_search import Home, Setup, fit
+from nbtune.models.memory_search import Setup, fit
+from nbtune.spec.placement import PlacementWish
 
 __all__ = ["Trainable", "load_trainable"]
 
@@ -43,7 +44,7 @@ class Trainable(nn.Module):
             kwargs: what else the model's forward takes.
         """
         if self._step is None:
-            self._step = TrainStep(self.model, self.built.handle, weight_decay=self._weight_decay)
+            self._step = TrainStep(self.model, self.built.patch, weight_decay=self._weight_decay)
         loss = self._step.accumulate({"input_ids": input_ids, "labels": labels, **kwargs})
         self._step.update(lr)
         return loss
@@ -79,18 +80,15 @@ def load_trainable(
     """
     from nbtune.spec import AdapterSpec
 
-    if weights not in ("auto", "resident", "streamed"):
-        raise SpecError(f"weights: {weights!r} is not known here", fix="Use auto, resident or streamed.")
+    wish = PlacementWish.of_words(quant, weights)
     if activations != "auto" and activations not in MEMORY_POLICIES:
         raise SpecError(f"activations: {activations!r} is no policy", fix=f"Use auto, {', '.join(MEMORY_POLICIES)}.")
     place = pick(device)
     here = describe(place)
     dtype, _ = choose_dtype("auto", here)
-    adapter = AdapterSpec(type="qlora" if quant == "nf4" else "lora", r=r)
-    kept = quant if quant != "none" else "32bit" if dtype == "fp32" else "16bit"
-    setup = Setup(model_facts(path), adapter, here, kept, dtype, sequence_len)
-    homes: dict[str, Home | None] = {"auto": None, "resident": "device", "streamed": "streamed"}
-    best, smallest = fit(setup, [micro_batch_size], activations=activations, home=homes[weights])
+    adapter = AdapterSpec(r=r)
+    setup = Setup(model_facts(path), adapter, here, wish.on_device(fp32=dtype == "fp32"), dtype, sequence_len)
+    best, smallest = fit(setup, [micro_batch_size], activations=activations, home=wish.home)
     way = best or smallest  # nothing fits by the estimate: the device has the last word
     built = build(
         path,
@@ -99,9 +97,8 @@ def load_trainable(
         device=place,
         policy=way.activations,
         seed=seed,
-        quant=quant,
+        weights=way.weights,
         tokenizer=False,
-        resident_layers=way.resident_layers,
     )
     built.model.train()
     return Trainable(built)

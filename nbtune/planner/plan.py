@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from nbtune.models.memory_estimate import MemoryPlan
+from nbtune.spec.placement import Placement, with_placement
 
 __all__ = ["MemoryPlan", "Plan"]
 
@@ -34,10 +35,9 @@ class Plan(BaseModel):
     device_name: str
     dtype: Literal["fp32", "bf16", "fp16"]
     dtype_reason: str
-    weights: Literal["16bit", "32bit", "fp8", "nf4"]
-    resident_layers: int | None = None
+    weights: Placement
+    num_layers: int = 0
     gpus: int = 1
-    sharded: bool = False
     activations: Literal["keep", "selective", "recompute", "offload"]
     packing: bool
     sequence_len: int
@@ -53,6 +53,11 @@ class Plan(BaseModel):
     download_bytes: int
     seconds: float
     reasons: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older(cls, body: Any) -> Any:
+        return with_placement(body)
 
     @property
     def peak_bytes(self) -> int:
@@ -74,7 +79,7 @@ class Plan(BaseModel):
             ("steps", f"{self.total_steps:,}, measured every {self.eval_every:,}"),
             ("learning rate", self.explained_rate()),
             ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)}{each} ({parts})"),
-            ("frozen weights", f"{self.weights}{self._where()}, activations: {self.activations}"),
+            ("frozen weights", f"{self.placed()}; activations: {self.activations}"),
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
@@ -84,12 +89,9 @@ class Plan(BaseModel):
         """The peak of the learning rate, and why it is that."""
         return f"{self.learning_rate:g}" + (f": {self.learning_rate_reason}" if self.learning_rate_reason else "")
 
-    def _where(self) -> str:
-        if self.sharded:
-            return f", each of {self.gpus} keeps a part and borrows the others' layer by layer"
-        if self.resident_layers is None:
-            return ""
-        return f", those of {self.resident_layers} layers on the device, the others' in the host's memory"
+    def placed(self) -> str:
+        """The format and the home of frozen weights, in words."""
+        return self.weights.words(self.device, self.num_layers)
 
     def disk_and_download(self) -> str:
         """What will be written and fetched, said before it is: bytes, and minutes at 100 Mbit/s."""

@@ -13,9 +13,10 @@ from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
 from nbtune.methods import METHODS
 from nbtune.models.memory_estimate import trainable_parameters
-from nbtune.models.memory_search import SLOWER, Fit, Home, Setup, fit
+from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.plan import Plan
+from nbtune.spec.placement import Home, Placement
 
 if TYPE_CHECKING:
     from nbtune.data.prepare.stats import DataFacts
@@ -61,9 +62,9 @@ def make_plan(
     tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
     ours = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, ours, devices)
-    home: Home | None = "streamed" if spec.weights == "streamed" else None
-    if spec.weights == "sharded" and devices > 1:
-        home = "sharded"
+    home = spec.placement.home
+    if home is Home.SHARDED and devices == 1:
+        home = None
     best, smallest = fit(setup, micros, activations=spec.activations, home=home)
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)
@@ -71,9 +72,9 @@ def make_plan(
     micro = best.micro_batch_size
     if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
-    if best.sharded and home is None:
+    if best.weights.shards and home is None:
         reasons.append(f"frozen weights are parted: all of them would not fit into {device.free / 2**30:.1f} GiB")
-    if best.resident_layers is not None and home is None:
+    if best.weights.streams and home is None:
         reasons.append(f"frozen weights travel: all of them would not fit into {device.free / 2**30:.1f} GiB")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
     total_steps = spec.steps or max(
@@ -96,10 +97,9 @@ def make_plan(
         device_name=device.name,
         dtype=dtype,  # type: ignore[arg-type]
         dtype_reason=reason,
-        weights=weights,  # type: ignore[arg-type]
-        resident_layers=best.resident_layers,
+        weights=best.weights,
+        num_layers=model.num_layers,
         gpus=devices,
-        sharded=best.sharded,
         activations=best.activations,
         packing=spec.packing,
         sequence_len=sequence_len,
@@ -121,27 +121,25 @@ def make_plan(
     )
 
 
-def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str]) -> str:
-    wanted = "nf4" if spec.adapter.type == "qlora" else spec.weights
-    if wanted == "auto":
-        return "32bit" if dtype == "fp32" else "16bit"
-    if wanted == "nf4" and device.kind == "mps":
+def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str]) -> Placement:
+    """The format of frozen weights; where they are is decided by the memory there is."""
+    wish = spec.placement
+    weights = wish.on_device(fp32=dtype == "fp32")
+    if weights.four_bit and device.kind == "mps":
         raise PlanError(
             "4-bit weights need bitsandbytes, which does not run on Apple GPUs", fix="write `adapter: lora`"
         )
-    if wanted == "fp8" and device.capability < (9, 0):
+    if weights.eight_bit and device.capability < (9, 0):
         raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
-    if wanted == "streamed":
-        return _checked_for_travel(spec, device)
-    if wanted == "sharded":
-        return "32bit" if dtype == "fp32" else "16bit"
-    if wanted == "16bit" and dtype == "fp32":
-        reasons.append("16-bit weights were asked for, the CPU computes in fp32")
-        return "32bit"
-    return wanted
+    if wish.home is Home.STREAMED:
+        _refuse_travel(spec, device)
+    if wish.overruled_by(weights):
+        reasons.append("16-bit weights were asked for, products are in fp32 here")
+    return weights
 
 
-def _checked_for_travel(spec: RunSpec, device: DeviceFacts) -> str:
+def _refuse_travel(spec: RunSpec, device: DeviceFacts) -> None:
+    """Raises a `PlanError` where weights cannot be streamed."""
     if device.kind != "cuda" or device.unified:
         raise PlanError(
             f"weights can only travel to a GPU with memory of its own, this is {device.name}",
@@ -152,7 +150,6 @@ def _checked_for_travel(spec: RunSpec, device: DeviceFacts) -> str:
             "weights travel only beside a plain LoRA, into nbtune's own blocks",
             fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",
         )
-    return "16bit"
 
 
 def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: list[str]) -> int:
@@ -199,9 +196,9 @@ def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: Memory
     return 4 * model.parameters * SLOWER[activations] / rate
 
 
-def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: str) -> PlanError:
+def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Placement) -> PlanError:
     need, policy, micro = smallest.memory.total, smallest.activations, smallest.micro_batch_size
-    if weights not in ("nf4", "32bit") and device.kind == "cuda" and spec.adapter.type != "full":
+    if weights.bits in (8, 16) and device.kind == "cuda" and spec.adapter.type != "full":
         fix = "write `adapter: qlora` (4-bit frozen weights), or a shorter `sequence_len`"
     elif spec.adapter.type == "full":
         fix = "write `adapter: lora`, which trains a fraction of the weights"

@@ -2,6 +2,7 @@
 
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
+from nbtune.spec.placement import Placement
 from nbtune.spec.yaml import from_mapping, from_yaml, placing
 from nbtune.spec.yaml_text import parse_value, to_yaml
 
@@ -10,6 +11,7 @@ __all__ = [
     "CheckpointSpec",
     "EvalSpec",
     "MixSpec",
+    "Placement",
     "RunSpec",
     "SourceSpec",
     "SpanRule",

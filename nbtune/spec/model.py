@@ -25,6 +25,7 @@ from nbtune.spec.parts import (
     adapter_from_word,
     field,
 )
+from nbtune.spec.placement import Home, PlacementWish
 from nbtune.spec.yaml_text import to_yaml
 
 __all__ = ["RunSpec"]
@@ -276,6 +277,11 @@ class RunSpec(Part):
     def _as_yaml(self) -> str:
         return to_yaml(self).rstrip()
 
+    @property
+    def placement(self) -> PlacementWish:
+        """What `weights` and the adapter's kind ask of frozen weights."""
+        return PlacementWish.of_spec(self.weights, self.adapter.type)
+
     @field_validator("row_weights")
     @classmethod
     def _marks(cls, value: dict[str, float]) -> dict[str, float]:
@@ -320,10 +326,11 @@ class RunSpec(Part):
         self._method_fits()
         if self.gpus != "all" and not _is_choice(self.gpus):
             raise ValueError("`gpus` is a number from 1 on, all, or a list of different GPUs' numbers, from 0 on")
-        if self.weights == "sharded" and self.gpus == 1:
+        parted = self.placement.home is Home.SHARDED
+        if parted and self.gpus == 1:
             raise ValueError("weights `sharded` are parted among several GPUs: set `gpus: all`, or how many")
-        if self.weights == "sharded" and self.adapter.type == "qlora":
+        if parted and self.adapter.type == "qlora":
             raise ValueError("4-bit weights are not parted among GPUs: drop `weights: sharded`, or use adapter `lora`")
-        if self.adapter.type == "full" and self.weights in ("nf4", "fp8", "streamed", "sharded"):
+        if self.adapter.type == "full" and self.placement.is_of_frozen_weights:
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
         return self

@@ -40,7 +40,7 @@ def choose_stepper(
         ranks: of several processes, which add their gradients up.
         fused: the model's own head computes the loss, so that whole steps can be recorded.
     """
-    if fused and not plan.sharded and suits(built, spec, plan.dtype, device):
+    if fused and not plan.weights.shards and suits(built, spec, plan.dtype, device):
         record = FusedStepper if ranks is None else partial(RankedFusedStepper, ranks)
         decay, norm = spec.weight_decay, spec.max_grad_norm
         return record(built, weight_decay=decay, max_grad_norm=norm, seed=spec.seed, device=device)

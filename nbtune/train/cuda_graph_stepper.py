@@ -28,18 +28,18 @@ def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool
         built: with its head accelerated.
         dtype: the plan's.
     """
-    handle = built.handle
+    patch = built.patch
     ours = spec.optim == "adamw" and dtype != "fp16" and (spec.adapter.type != "full" or dtype == "fp32")
-    if not ours or not replayable(device) or handle is None or not handle.layers:
+    if not ours or not replayable(device) or patch is None or not patch.layers:
         return False
-    return handle.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
+    return patch.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
 
 
 class FusedStepper:
     """What `nbtune.train.stepper.Stepper` does, for an accelerated model on a GPU.
 
     Args:
-        built: with a handle whose head is nbtune's.
+        built: with a patch whose head is nbtune's.
         weight_decay: AdamW's.
         max_grad_norm: 0 for no clipping.
         seed: with the step and micro-step it decides what a LoRA's dropout drops, so that a resumed run drops the same.
@@ -52,7 +52,7 @@ class FusedStepper:
     ) -> None:
         self.device, self._seed = device, seed
         limit = max_grad_norm or _NO_CLIPPING
-        self._step = TrainStep(built.model, built.handle, weight_decay=weight_decay, max_grad_norm=limit)
+        self._step = TrainStep(built.model, built.patch, weight_decay=weight_decay, max_grad_norm=limit)
         self._sum: torch.Tensor | None = None
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:

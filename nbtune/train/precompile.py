@@ -124,16 +124,17 @@ def _needed(spec: RunSpec, plan: Plan) -> int:
 
     from nbtune.models import model_facts
     from nbtune.models.memory_estimate import block_bytes, estimate
+    from nbtune.spec.placement import PLAIN
 
     facts = model_facts(spec.model)
     rest = facts.parameters - facts.block_parameters * facts.num_layers
     one = replace(facts, num_layers=1, parameters=rest + facts.block_parameters)
     rows, tokens = _shape(spec, plan)
     needs = estimate(
-        one, spec.adapter, weights="16bit", activations="keep", micro_batch_size=rows, sequence_len=tokens,
+        one, spec.adapter, weights=PLAIN, activations="keep", micro_batch_size=rows, sequence_len=tokens,
         dtype=plan.dtype, device="cuda",
     )  # fmt: skip
-    return needs.total + 3 * block_bytes(facts, "16bit")
+    return needs.total + 3 * block_bytes(facts, PLAIN)
 
 
 def _shape(spec: RunSpec, plan: Plan) -> tuple[int, int]:
@@ -159,7 +160,7 @@ def rehearse(spec: RunSpec, plan: Plan) -> None:
         from nbtune.train.loss import loss_of
 
         loss_of(method)(built.model, batch, denominator=1, device=device).loss.backward()
-    elif built.handle is not None and "head" in built.handle.report.taken:
+    elif built.patch is not None and "head" in built.patch.report.taken:
         _fused(built, spec, plan, batch, device)
 
 
@@ -173,7 +174,7 @@ def _sketch(spec: RunSpec, plan: Plan, device: torch.device) -> Built:
         device=device,
         policy=plan.activations,
         trust_remote_code=spec.trust_remote_code,
-        quant=plan.weights if plan.weights == "fp8" else "none",
+        weights=plan.weights,
     )
 
 

@@ -49,7 +49,7 @@ def judge(offered: list[str]) -> Iterator[dict[str, Any]]:
                 plan = make_plan(_spec(name, kind), facts, rows, where)
             except PlanError:
                 continue
-            found |= {"peak": plan.peak_bytes, "available": plan.available_bytes, "weights": plan.weights}
+            found |= {"peak": plan.peak_bytes, "available": plan.available_bytes, "weights": plan.placed()}
             break
         yield {**found, "fits": "peak" in found}
 

@@ -160,7 +160,7 @@ def _chosen(plan: Any) -> dict[str, str]:
         "eval.every": f"{plan.eval_every:,}",
         "dtype": f"{plan.dtype}: {plan.dtype_reason}",
         "device": plan.device_name,
-        "weights": plan.weights,
+        "weights": plan.placed(),
         "activations": plan.activations,
     }
 

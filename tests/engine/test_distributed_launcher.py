@@ -70,7 +70,7 @@ def test_two_processes_are_one(start, kind):
     steps = [[(e.tokens, e.trained_tokens) for e in run.events() if is_at_work(e)] for run in (one, two)]
     assert steps[0] == steps[1]
     assert two.plan.gpus == 2
-    assert two.plan.sharded == (more.get("weights") == "sharded")
+    assert two.plan.weights.shards == (more.get("weights") == "sharded")
     assert sum(isinstance(e, events.Checkpoint) for e in two.events()) == 1
     if kind == "packed":
         assert all(e.passed for e in two.events() if isinstance(e, events.Check))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from nbtune.errors import ExportError
 from nbtune.export import ExportSource, export_adapter, export_merged
 from nbtune.export.merge import MergedModel
+from nbtune.spec import Placement
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
 IDS = [[5, 70, 300, 12, 12, 499, 33, 7]]
@@ -147,7 +148,7 @@ def test_an_adapter_of_a_4_bit_base_is_merged_into_the_base_that_it_was_trained_
     expected = logits(wrapped)
     source = ExportSource(base, tmp_path / "adapter")
     plain = export_merged(source, tmp_path / "plain", "fp32").path
-    exact = export_merged(dataclasses.replace(source, base_quant="nf4"), tmp_path / "exact", "fp32").path
+    exact = export_merged(dataclasses.replace(source, weights=Placement(format="nf4")), tmp_path / "exact", "fp32").path
     off = difference(loaded(exact), expected)  # bitsandbytes' CPU kernel rounds activations to bf16: 5e-3
     assert off < 1e-2
     assert difference(loaded(plain), expected) > 5 * off

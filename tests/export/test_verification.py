@@ -98,13 +98,14 @@ def test_the_model_to_compare_with_is_the_one_that_was_trained(run: Any) -> None
     import dataclasses
 
     from nbtune.export.merge import MergedModel
+    from nbtune.spec.placement import PLAIN, Placement
 
-    source = dataclasses.replace(run.export.source(), adapter=None, base_quant="fp8")
+    source = dataclasses.replace(run.export.source(), adapter=None, weights=Placement(format="fp8"))
     name = "model.layers.0.mlp.down_proj.weight"
     with reference_model(source) as model:
         assert (model.get_parameter(name) == MergedModel(source).get(name)).all()
         head = model.get_output_embeddings().weight
-    with reference_model(dataclasses.replace(source, base_quant=None)) as model:
+    with reference_model(dataclasses.replace(source, weights=PLAIN)) as model:
         assert (model.get_parameter(name) != MergedModel(source).get(name)).any()
         assert (head == model.get_output_embeddings().weight).all()
 

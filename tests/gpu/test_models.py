@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from nbtune.models.accelerate import accelerate
+from nbtune.models.accelerate import apply
 from nbtune.models.adapters import add_adapter
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.models.memory_estimate import MEMORY_POLICIES
@@ -70,8 +70,8 @@ def test_gradients_of_every_lora_matrix(
 ) -> None:
     model = make(dtype)
     stock = worst(gradients(model, batch())[1], truth[1])
-    handle = accelerate(model, policy)
-    assert not handle.report.left
+    patch = apply(model, policy)
+    assert not patch.report.left
     loss, found = gradients(model, batch())
     assert loss == pytest.approx(truth[0], rel=1e-5 if dtype == torch.float32 else 1e-4)
     assert worst(found, truth[1]) <= (1e-4 if dtype == torch.float32 else 1.3 * stock)
@@ -83,7 +83,7 @@ def test_packed_documents(dtype: torch.dtype) -> None:
     inputs = {**batch(), "position_ids": positions}
     loss, found = gradients(make(torch.float32), inputs)
     model = make(dtype)
-    accelerate(model)
+    apply(model)
     ours = gradients(model, inputs)
     assert ours[0] == pytest.approx(loss, rel=1e-5 if dtype == torch.float32 else 1e-4)
     assert worst(ours[1], found) <= (1e-4 if dtype == torch.float32 else 5e-2)
@@ -98,8 +98,8 @@ def test_sliding_windows(dtype: torch.dtype, packed: bool) -> None:
         inputs["position_ids"] = positions.contiguous().cuda()
     loss, found = gradients(make(torch.float32, 96), inputs)
     model = make(dtype, 96)
-    handle = accelerate(model)
-    assert [layer.window for layer in handle.layers] == [96] * 4, handle.report
+    patch = apply(model)
+    assert [layer.window for layer in patch.layers] == [96] * 4, patch.report
     ours = gradients(model, inputs)
     assert ours[0] == pytest.approx(loss, rel=1e-5 if dtype == torch.float32 else 1e-4)
     assert worst(ours[1], found) <= (1e-4 if dtype == torch.float32 else 5e-2)
@@ -107,8 +107,8 @@ def test_sliding_windows(dtype: torch.dtype, packed: bool) -> None:
 
 def test_a_recorded_step_equals_torchs_own_optimizer() -> None:
     ours, plain = make(torch.float32), make(torch.float32)
-    step = TrainStep(ours, accelerate(ours), max_grad_norm=1.0)
-    accelerate(plain)
+    step = TrainStep(ours, apply(ours), max_grad_norm=1.0)
+    apply(plain)
     parameters = [p for p in plain.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     generator = torch.Generator().manual_seed(4)

@@ -11,7 +11,7 @@ import torch
 from nbtune.data.batching.sampler import collate, pack
 from nbtune.data.prepare.dataset import Builder
 from nbtune.methods import METHODS
-from nbtune.models.accelerate import accelerate
+from nbtune.models.accelerate import apply
 from nbtune.train.loss import AnswerLoss
 from tests.train.test_against_trl import _model
 
@@ -82,7 +82,7 @@ def assert_same(loss: AnswerLoss, batch: Any, truth: torch.Tensor, theirs: Any, 
     for fast in (False, True):
         model = _model()
         if fast:
-            assert "layers.0" in accelerate(model).report.taken
+            assert "layers.0" in apply(model).report.taken
         model.train()
         found = loss(model, batch, denominator=loss.count(batch), device=CPU).loss
         assert loss.count(batch) == steps

@@ -11,7 +11,7 @@ from nbtune_kernels import dropout_mask
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nbtune.models.accelerate import Handle, accelerate, layer_autograd
+from nbtune.models.accelerate import Patch, apply, layer_autograd
 from nbtune.models.adapters import add_adapter
 from nbtune.models.memory_estimate import MEMORY_POLICIES
 from nbtune.spec import AdapterSpec
@@ -97,12 +97,12 @@ def assert_equal(ours: tuple[float, dict[str, Tensor]], stock: tuple[float, dict
 def test_taken_or_left_alone_and_never_wrong(family: str) -> None:
     model = make(family)
     stock = loss_and_gradients(model, batch())
-    handle = accelerate(model)
-    taken = [n for n in handle.report.taken if n.startswith("layers.")]
-    assert len(taken) == (2 if FAMILIES[family][1] else 0), handle.report
-    assert len(taken) + sum(n.startswith(("layers", "model")) for n in handle.report.left) >= 1
+    patch = apply(model)
+    taken = [n for n in patch.report.taken if n.startswith("layers.")]
+    assert len(taken) == (2 if FAMILIES[family][1] else 0), patch.report
+    assert len(taken) + sum(n.startswith(("layers", "model")) for n in patch.report.left) >= 1
     assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
-    handle.remove()
+    patch.remove()
     again = loss_and_gradients(model, batch())
     assert again[0] == stock[0]
 
@@ -112,7 +112,7 @@ def test_taken_or_left_alone_and_never_wrong(family: str) -> None:
 def test_every_policy_gives_the_same_gradients(policy: Any, adapter: AdapterSpec) -> None:
     model = make("qwen3", adapter)
     stock = loss_and_gradients(model, batch())
-    accelerate(model, policy)
+    apply(model, policy)
     assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
 
 
@@ -120,8 +120,8 @@ def test_every_policy_gives_the_same_gradients(policy: Any, adapter: AdapterSpec
 def test_full_fine_tuning(family: str) -> None:
     model = make(family, AdapterSpec(type="full"))
     stock = loss_and_gradients(model, batch())
-    handle = accelerate(model)
-    assert sum(n.startswith("layers.") for n in handle.report.taken) == (2 if FAMILIES[family][1] else 0)
+    patch = apply(model)
+    assert sum(n.startswith("layers.") for n in patch.report.taken) == (2 if FAMILIES[family][1] else 0)
     assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
 
 
@@ -132,7 +132,7 @@ def test_accumulation_counts_trained_tokens_of_all_micro_batches(family: str) ->
     n = sum(int((b["labels"][:, 1:] != -100).sum()) for b in parts)
     parts = [{**b, "num_items_in_batch": n} for b in parts]
     stock = loss_and_gradients(model, *parts)
-    accelerate(model)
+    apply(model)
     assert_equal(loss_and_gradients(model, *parts), stock, 2e-5)
 
 
@@ -146,7 +146,7 @@ def test_documents_packed_by_their_positions_do_not_see_each_other(family: str) 
         packed["labels"][0, start] = -100
     n = int((packed["labels"][:, 1:] != -100).sum())
     apart = loss_and_gradients(model, *[{**d, "num_items_in_batch": n} for d in documents])
-    accelerate(model)
+    apply(model)
     assert_equal(loss_and_gradients(model, packed), apart, 5e-5)
     cu = torch.tensor([0, 5, 14, 21], dtype=torch.int32)
     if FAMILIES[family][1]:
@@ -164,7 +164,7 @@ def test_padded_rows_equal_stock(side: str) -> None:
         mask = mask.flip(1)
     b = {**b, "attention_mask": mask, "labels": b["labels"].masked_fill(mask == 0, -100)}
     stock = loss_and_gradients(model, b)
-    accelerate(model)
+    apply(model)
     assert_equal(loss_and_gradients(model, b), stock, 2e-5)
 
 
@@ -183,9 +183,9 @@ class Given(nn.Module):
 @pytest.mark.parametrize("family", [f for f, (_, taken) in FAMILIES.items() if taken])
 def test_lora_with_dropout_equals_stock_with_the_same_masks(family: str, policy: Any) -> None:
     p, model, b = 0.3, make(family, AdapterSpec(r=4, dropout=0.3)), batch()
-    handle = accelerate(model, policy)
-    assert not any(n.startswith("layers") for n in handle.report.left), handle.report
-    groups = [g for layer in handle.layers for g in layer.groups()]
+    patch = apply(model, policy)
+    assert not any(n.startswith("layers") for n in patch.report.left), patch.report
+    groups = [g for layer in patch.layers for g in layer.groups()]
     torch.manual_seed(7)
     ours = loss_and_gradients(model, b)
     torch.manual_seed(7)
@@ -196,7 +196,7 @@ def test_lora_with_dropout_equals_stock_with_the_same_masks(family: str, policy:
         for i, m in enumerate(g.members)
     ]
     assert len({g.stream + i for g in groups for i in range(len(g.members))}) == len(drawn)
-    handle.remove()
+    patch.remove()
     for place, name, given in drawn:
         assert 0.6 < given.mask.float().mean() < 0.8
         place[name] = given
@@ -206,7 +206,7 @@ def test_lora_with_dropout_equals_stock_with_the_same_masks(family: str, policy:
 def test_every_forward_draws_other_masks_and_evaluation_none() -> None:
     model = make("llama", AdapterSpec(r=4, dropout=0.5))
     stock = make("llama", AdapterSpec(r=4, dropout=0.5)).eval()
-    accelerate(model)
+    apply(model)
     assert loss_and_gradients(model, batch())[0] != loss_and_gradients(model, batch())[0]
     model.eval()
     with torch.no_grad():
@@ -223,13 +223,13 @@ def test_a_reference_without_the_adapter_is_computed_by_the_blocks_too(
     model, b = make(family, AdapterSpec(r=4, dropout=dropout)), batch()
     with model.disable_adapter(), torch.no_grad():
         stock = model(**b, use_cache=False).loss.item()
-    handle = accelerate(model)
+    patch = apply(model)
     trained = loss_and_gradients(model.eval(), b)
     used: list[int] = []
     monkeypatch.setattr(layer_autograd, "attention_forward", lambda *a: used.append(1) or ours(*a))
     with model.train().disable_adapter(), torch.no_grad():
         assert model(**b, loss_only=True, use_cache=False).loss.item() == pytest.approx(stock, rel=1e-5)
-    assert len(used) == len(handle.layers) == 2
+    assert len(used) == len(patch.layers) == 2
     assert_equal(loss_and_gradients(model.eval(), b), trained, 1e-6)  # and it is there again
     assert trained[0] != pytest.approx(stock, rel=1e-4)
 
@@ -237,16 +237,16 @@ def test_a_reference_without_the_adapter_is_computed_by_the_blocks_too(
 def test_dora_is_left_alone() -> None:
     model = make("llama", AdapterSpec(type="dora", r=4))
     stock = loss_and_gradients(model, batch())
-    handle = accelerate(model)
-    assert "DoRA" in handle.report.left["layers.0"]
+    patch = apply(model)
+    assert "DoRA" in patch.report.left["layers.0"]
     assert_equal(loss_and_gradients(model, batch()), stock, 1e-5)
 
 
 def test_only_some_targets() -> None:
     model = make("llama", AdapterSpec(r=4, target_modules=("q_proj", "v_proj")))
     stock = loss_and_gradients(model, batch())
-    handle = accelerate(model)
-    assert "layers.0" in handle.report.taken
+    patch = apply(model)
+    assert "layers.0" in patch.report.taken
     assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
 
 
@@ -259,7 +259,7 @@ def test_generation_with_a_cache_equals_stock(family: str) -> None:
         return model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, use_cache=True)
 
     stock = words()
-    accelerate(model)
+    apply(model)
     assert torch.equal(words(), stock)
     loss_and_gradients(model.train(), batch())
     assert torch.equal(model.eval() and words(), stock)
@@ -271,7 +271,7 @@ def test_generation_makes_logits_of_the_next_word_only() -> None:
     for fast in (False, True):
         model = make("llama").eval()
         if fast:
-            accelerate(model)
+            apply(model)
         head = model.get_output_embeddings()
         with head.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[1])):
             model.generate(input_ids=batch(rows=1)["input_ids"], max_new_tokens=2, do_sample=False)
@@ -282,7 +282,7 @@ def test_logits_are_there_when_no_loss_is_asked_for() -> None:
     model = make("llama")
     b = batch()
     stock = model(input_ids=b["input_ids"]).logits
-    accelerate(model)
+    apply(model)
     assert torch.allclose(model(input_ids=b["input_ids"]).logits, stock, atol=1e-5)
     model.eval()
     out = model(**b)
@@ -294,14 +294,14 @@ def test_a_switched_off_adapter_is_honoured() -> None:
     model = make("llama")
     with model.disable_adapter(), torch.no_grad():
         stock = model(**batch(), use_cache=False).loss.item()
-    accelerate(model)
+    apply(model)
     with model.disable_adapter(), torch.no_grad():
         assert model(**batch(), use_cache=False).loss.item() == pytest.approx(stock, rel=1e-6)
 
 
 def test_a_second_backward_is_an_error_and_no_wrong_number() -> None:
     model = make("llama")
-    accelerate(model)
+    apply(model)
     loss = model(**batch(), use_cache=False).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError):
@@ -319,15 +319,15 @@ def test_a_layer_that_is_not_what_it_looks_like_is_left_alone(spoil: str, monkey
         del layer.mlp.act_fn
         layer.mlp.act_fn = lambda x: x * torch.sigmoid(1.1 * x)
     before = loss_and_gradients(model, batch())
-    handle = accelerate(model)
-    assert "layers.0" in handle.report.taken
-    assert "layers.1" in handle.report.left
+    patch = apply(model)
+    assert "layers.0" in patch.report.taken
+    assert "layers.1" in patch.report.left
     assert_equal(loss_and_gradients(model, batch()), before, 2e-5)
 
 
 def test_the_report_counts_equal_reasons_together() -> None:
-    handle: Handle = accelerate(make("llama"))
-    lines = handle.report.lines()
+    patch: Patch = apply(make("llama"))
+    lines = patch.report.lines()
     assert len(lines) == 3
     assert lines[0].startswith("accelerated: 2 blocks (layers.0 … layers.1)")
 
@@ -336,8 +336,8 @@ def test_bf16_stays_as_close_to_fp32_as_stock_does() -> None:
     truth = loss_and_gradients(make("llama"), batch())[1]
     model = make("llama", dtype=torch.bfloat16)
     stock = loss_and_gradients(model, batch())[1]
-    handle = accelerate(model)
-    assert not handle.report.left
+    patch = apply(model)
+    assert not patch.report.left
     ours = loss_and_gradients(model, batch())[1]
 
     def distance(gradients: dict[str, Tensor]) -> float:

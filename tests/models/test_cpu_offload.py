@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from nbtune.models.accelerate import accelerate
-from nbtune.models.accelerate.cpu_offload import StreamedGroup, Streaming
+from nbtune.models.accelerate import apply
+from nbtune.models.accelerate.cpu_offload import StreamedGroup
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.models.memory_estimate import MEMORY_POLICIES
-from nbtune.spec import AdapterSpec
+from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import SIZES, assert_equal, batch, loss_and_gradients, make
 
 LAYERS = 5
@@ -25,7 +25,7 @@ def deeper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def streamed(family: str, policy: Any, resident: int) -> tuple[Any, Any]:
     model = make(family)
-    return model, accelerate(model, policy, stream=Streaming(CPU, LAYERS, resident))
+    return model, apply(model, policy, weights=Placement(resident=resident), device=CPU)
 
 
 @pytest.mark.usefixtures("deeper")
@@ -34,8 +34,8 @@ def streamed(family: str, policy: Any, resident: int) -> tuple[Any, Any]:
 def test_the_same_step_after_step(policy: Any, resident: int) -> None:
     batches = [batch(seed=s, length=n) for s, n in ((5, 13), (6, 9), (7, 11))]
     stock = make("qwen2")
-    model, handle = streamed("qwen2", policy, resident)
-    groups = [g for layer in handle.layers for g in layer.groups()]
+    model, patch = streamed("qwen2", policy, resident)
+    groups = [g for layer in patch.layers for g in layer.groups()]
     assert sum(isinstance(g, StreamedGroup) for g in groups) == 4 * (LAYERS - resident)
     for b in batches:  # what comes next is known from the second step on
         assert_equal(loss_and_gradients(model, b), loss_and_gradients(stock, b), 2e-5)
@@ -44,34 +44,34 @@ def test_the_same_step_after_step(policy: Any, resident: int) -> None:
 @pytest.mark.usefixtures("deeper")
 @pytest.mark.parametrize("policy", MEMORY_POLICIES)
 def test_a_weight_travels_once_for_each_pass(policy: Any) -> None:
-    model, handle = streamed("llama", policy, 0)
+    model, patch = streamed("llama", policy, 0)
     for _ in range(3):
         loss_and_gradients(model, batch())
-    before = handle.traffic.sent
+    before = patch.traffic.sent
     loss_and_gradients(model, batch())
     # four matrices a layer, forth and back; the two layers at either turn are still there
-    assert handle.traffic.sent - before == 4 * (2 * LAYERS - 4)
+    assert patch.traffic.sent - before == 4 * (2 * LAYERS - 4)
 
 
 @pytest.mark.usefixtures("deeper")
 def test_words_between_steps() -> None:
     ids = batch()["input_ids"]
     stock = make("llama")
-    model, handle = streamed("llama", "recompute", 1)
+    model, patch = streamed("llama", "recompute", 1)
     for _ in range(2):
         assert_equal(loss_and_gradients(model, batch()), loss_and_gradients(stock, batch()), 2e-5)
         with torch.no_grad():
             said = [m.eval().generate(ids, max_new_tokens=5, do_sample=False) for m in (model, stock)]
         assert torch.equal(*said)
         model.train(), stock.train()
-    handle.remove()
+    patch.remove()
     assert_equal(loss_and_gradients(model, batch()), loss_and_gradients(stock, batch()), 1e-6)
 
 
 @pytest.mark.usefixtures("deeper")
 def test_its_own_step_and_what_it_does_not_cover() -> None:
-    model, handle = streamed("llama", "keep", 0)
-    step = TrainStep(model, handle)
+    model, patch = streamed("llama", "keep", 0)
+    step = TrainStep(model, patch)
     first = float(step.accumulate(batch()))
     step.update(1e-2)
     assert float(step.accumulate(batch())) < first
@@ -81,5 +81,5 @@ def test_its_own_step_and_what_it_does_not_cover() -> None:
 
 def test_trained_weights_do_not_travel() -> None:
     model = make("llama", AdapterSpec(type="full"))
-    report = accelerate(model, stream=Streaming(CPU, 2)).report
+    report = apply(model, weights=Placement(resident=0), device=CPU).report
     assert report.left["layers.0"] == "weights that are trained do not travel"

@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from nbtune.export import ExportSource, export_merged
 from nbtune.models import build, save_adapter
-from nbtune.models.accelerate import accelerate
-from nbtune.models.accelerate.fp8_linear import EightBitGroup
+from nbtune.models.accelerate import apply
+from nbtune.models.accelerate.fp8_linear import Fp8Group
 from nbtune.models.cuda_graph_step import TrainStep
-from nbtune.spec import AdapterSpec
+from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import batch, loss_and_gradients, make
+
+FP8 = Placement(format="fp8")
 
 
 def rounded(family: str) -> Any:
@@ -34,10 +36,10 @@ def rounded(family: str) -> Any:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "granite"])
 def test_it_trains_the_rounded_model(family: str, policy: Any) -> None:
     model = make(family)
-    handle = accelerate(model, policy, home="eight_bit")
-    groups = [g for layer in handle.layers for g in layer.groups()]
+    patch = apply(model, policy, weights=FP8)
+    groups = [g for layer in patch.layers for g in layer.groups()]
     assert len(groups) == 8
-    assert all(isinstance(g, EightBitGroup) for g in groups)
+    assert all(isinstance(g, Fp8Group) for g in groups)
     ours, stock = loss_and_gradients(model, batch()), loss_and_gradients(rounded(family), batch())
     assert ours[0] == pytest.approx(stock[0], rel=1e-2)
     for name, truth in stock[1].items():  # what is multiplied with the weights is rounded too, here and there
@@ -48,16 +50,16 @@ def test_it_trains_the_rounded_model(family: str, policy: Any) -> None:
 
 def test_words_and_removal_are_the_rounded_models() -> None:
     ids, stock, model = batch()["input_ids"], rounded("llama").eval(), make("llama").eval()
-    handle = accelerate(model, home="eight_bit")
+    patch = apply(model, weights=FP8)
     with torch.no_grad():
         assert torch.equal(*[m.generate(ids, max_new_tokens=5, do_sample=False) for m in (model, stock)])
-    handle.remove()
+    patch.remove()
     assert loss_and_gradients(model, batch())[0] == pytest.approx(loss_and_gradients(stock, batch())[0], rel=1e-6)
 
 
 def test_its_own_step_learns() -> None:
     model = make("llama")
-    step = TrainStep(model, accelerate(model, home="eight_bit"))
+    step = TrainStep(model, apply(model, weights=FP8))
     losses = []
     for _ in range(8):
         losses.append(float(step.accumulate(batch())))
@@ -69,7 +71,7 @@ def test_its_own_step_learns() -> None:
 
 def test_what_cannot_be_eight_bit_is_left_alone() -> None:
     for adapter, why in ((AdapterSpec(type="full"), "trained"), (AdapterSpec(r=4, dropout=0.1), "dropout")):
-        report = accelerate(make("llama", adapter), home="eight_bit").report
+        report = apply(make("llama", adapter), weights=FP8).report
         assert why in report.left["layers.0"]
 
 
@@ -80,15 +82,15 @@ def test_what_is_exported_is_what_was_trained(tmp_path: Path) -> None:
         adapter=AdapterSpec(r=4),
         dtype=torch.float32,
         device="cpu",
-        quant="fp8",
+        weights=FP8,
         tokenizer=False,
     )
-    step = TrainStep(built.model, built.handle)
+    step = TrainStep(built.model, built.patch)
     for _ in range(3):
         step.accumulate(batch())
         step.update(1e-2)
     save_adapter(built.model, tmp_path / "adapter", base=str(tmp_path / "base"))
-    source = ExportSource(tmp_path / "base", tmp_path / "adapter", base_quant="fp8")
+    source = ExportSource(tmp_path / "base", tmp_path / "adapter", weights=FP8)
     exported = AutoModelForCausalLM.from_pretrained(export_merged(source, tmp_path / "merged", "fp32").path)
     ids = batch()["input_ids"]
     with torch.no_grad():

@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from nbtune.models.accelerate import accelerate
-from nbtune.spec import AdapterSpec
+from nbtune.models.accelerate import apply
+from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import LORA, assert_equal, batch, loss_and_gradients, make
 
 FULL = AdapterSpec(type="full")
@@ -30,8 +30,8 @@ def _work(rank: int, place: str, how: str, adapter: AdapterSpec, family: str) ->
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
     try:
         model: Any = make(family, adapter)
-        handle = accelerate(model, home="sharded" if how == "fsdp2" else "stacked")
-        assert sum(n.startswith("layers.") for n in handle.report.taken) == 2, handle.report
+        patch = apply(model, weights=Placement(parts=2 if how == "fsdp2" else 1))
+        assert sum(n.startswith("layers.") for n in patch.report.taken) == 2, patch.report
         wrapped = _wrap(model, how)
         # both average over processes: a loss normalised by the tokens of all comes out too small
         times = 2 if how == "ddp" else _too_small()
@@ -108,7 +108,7 @@ def test_two_processes_are_one(how: str, adapter: AdapterSpec, family: str, tmp_
 def test_torch_compile_on_top(family: str) -> None:
     model = make(family)
     stock = loss_and_gradients(model, batch())
-    accelerate(model)
+    apply(model)
     torch.compiler.reset()
     compiled: Any = torch.compile(model, backend="aot_eager")
     assert_equal(loss_and_gradients(compiled, batch()), _named_like(compiled, stock), 2e-5)

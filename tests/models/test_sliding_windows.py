@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nbtune.models import load_tokenizer
-from nbtune.models.accelerate import accelerate
+from nbtune.models.accelerate import apply
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened, windows_of
 from nbtune.models.memory_estimate import MEMORY_POLICIES
 from tests.models import test_accelerate
@@ -53,13 +53,13 @@ def test_rows_beyond_the_window_equal_stock(family: str) -> None:
     padded = {**beyond, "attention_mask": mask, "labels": beyond["labels"].masked_fill(mask == 0, -100)}
     cases = [inside, beyond, both, padded]
     stock = [loss_and_gradients(model, b) for b in cases]
-    handle = accelerate(model)
-    assert [layer.window for layer in handle.layers] == FAMILIES[family][1], handle.report.lines()
+    patch = apply(model)
+    assert [layer.window for layer in patch.layers] == FAMILIES[family][1], patch.report.lines()
     for b, truth in zip(cases, stock, strict=True):
         assert_equal(loss_and_gradients(model, b), truth, 1e-5)
     if FAMILIES[family][1]:
         assert_equal(loss_and_gradients(model, {**both, **told}), stock[2], 1e-5)
-        assert "a window of 16" in " ".join(handle.report.lines())
+        assert "a window of 16" in " ".join(patch.report.lines())
     assert model.config.get_text_config().sliding_window == WINDOW, "a probe left it short"
 
 
@@ -67,7 +67,7 @@ def test_rows_beyond_the_window_equal_stock(family: str) -> None:
 def test_every_policy_keeps_the_window(policy: Any) -> None:
     model, b = make("mistral"), batch(length=64)
     stock = loss_and_gradients(model, b)
-    accelerate(model, policy)
+    apply(model, policy)
     assert_equal(loss_and_gradients(model, b), stock, 1e-5)
 
 
@@ -75,8 +75,8 @@ def test_a_window_longer_than_any_probe_is_found_too(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(test_accelerate.FAMILIES, "mistral", ({"sliding_window": 100, "head_dim": 16}, True))
     model, b = make("mistral"), batch(rows=1, length=120)
     stock = loss_and_gradients(model, b)
-    handle = accelerate(model)
-    assert [layer.window for layer in handle.layers] == [100, 100]
+    patch = apply(model)
+    assert [layer.window for layer in patch.layers] == [100, 100]
     assert_equal(loss_and_gradients(model, b), stock, 1e-5)
 
 
@@ -87,7 +87,7 @@ def test_windows_that_differ_are_told_apart_or_left_alone() -> None:
     model.model.layers[0].local_window = 40
     reasons = windows_of(model.model, list(model.model.layers))
     assert all("[16, 40]" in str(reason) for reason in reasons)
-    assert not any(n.startswith("layers") for n in accelerate(model).report.taken)
+    assert not any(n.startswith("layers") for n in apply(model).report.taken)
 
 
 def test_a_mask_that_is_no_window_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +99,15 @@ def test_a_mask_that_is_no_window_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(modeling_mistral, "create_sliding_window_causal_mask", both_ways)
     model, b = make("mistral"), batch(length=64)
     stock = loss_and_gradients(model, b)
-    handle = accelerate(model)
-    assert "its tokens see others" in handle.report.left["layers.0"]
+    patch = apply(model)
+    assert "its tokens see others" in patch.report.left["layers.0"]
     assert_equal(loss_and_gradients(model, b), stock, 1e-5)
 
 
 def test_capped_scores_are_left_alone() -> None:
     model = make("llama")
     model.config.attn_logit_softcapping = 50.0
-    assert "caps" in accelerate(model).report.left["layers.0"]
+    assert "caps" in apply(model).report.left["layers.0"]
 
 
 def test_shortening_reaches_every_holder_and_is_undone() -> None:

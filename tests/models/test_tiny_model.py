@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
 from nbtune.models import build, load_adapter, load_tokenizer, load_trainable, model_facts, resolve, save_adapter
 from nbtune.models.cuda_graph_step import TrainStep
-from nbtune.spec import AdapterSpec
+from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import make
 
 LORA = AdapterSpec(r=4)
@@ -133,7 +133,7 @@ def test_an_adapter_of_another_shape_is_refused(folder: Path, tmp_path: Path) ->
 
 def test_recorded_and_plain_steps_agree(folder: Path) -> None:
     ours, plain = built(folder), built(folder)
-    step = TrainStep(ours.model.train(), ours.handle, max_grad_norm=0.5)
+    step = TrainStep(ours.model.train(), ours.patch, max_grad_norm=0.5)
     parameters = [p for p in plain.model.train().parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.01)
     generator = torch.Generator().manual_seed(3)
@@ -187,7 +187,7 @@ def test_four_bit_layers_equal_stock(folder: Path) -> None:
         loss = b.model.train()(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         found.append((loss.item(), {n: p.grad for n, p in b.model.named_parameters() if p.grad is not None}))
-    assert "layers.0" in b.handle.report.taken
+    assert "layers.0" in b.patch.report.taken
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     for name, truth in found[0][1].items():
         assert (found[1][1][name] - truth).norm() <= 1e-4 * truth.norm(), name
@@ -196,7 +196,14 @@ def test_four_bit_layers_equal_stock(folder: Path) -> None:
 def test_eight_bit_weights_are_refused_where_a_block_is_not_ours(tmp_path: Path) -> None:
     make("gemma2", None).save_pretrained(tmp_path)
     with pytest.raises(PlanError, match="8-bit"):
-        build(str(tmp_path), adapter=AdapterSpec(r=4), dtype=torch.float32, device="cpu", quant="fp8", tokenizer=False)
+        build(
+            str(tmp_path),
+            adapter=AdapterSpec(r=4),
+            dtype=torch.float32,
+            device="cpu",
+            weights=Placement(format="fp8"),
+            tokenizer=False,
+        )
 
 
 @pytest.mark.parametrize("choice", [{"adapter": AdapterSpec(type="dora", r=4)}, {"accelerate": False}], ids=str)

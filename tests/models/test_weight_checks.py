@@ -17,6 +17,7 @@ import nbtune
 from nbtune.errors import NbtuneError, SpecError
 from nbtune.models import load_tokenizer, model_facts
 from nbtune.models.loading import load_model
+from nbtune.spec import Placement
 from tests.models.test_accelerate import FAMILIES, SIZES, make
 from tests.support.families import CASES
 
@@ -121,14 +122,14 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.parametrize("kept", ["16bit", "nf4"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_weights_are_refused_by_name(name: str, quant: str, whole: Path, tmp_path: Path) -> None:
+def test_broken_weights_are_refused_by_name(name: str, kept: Any, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "model")
     spoil, words = BROKEN[name]
     spoil(tmp_path / "model")
     with pytest.raises(SpecError, match=words) as caught:
-        load_model(str(tmp_path / "model"), dtype=torch.float32, device="cpu", quant=quant)
+        load_model(str(tmp_path / "model"), dtype=torch.float32, device="cpu", weights=Placement(format=kept))
     assert caught.value.fix
 
 
@@ -181,7 +182,7 @@ def test_what_stands_beside_a_language_model_is_left_out(whole: Path, tmp_path: 
 
 def test_four_bit_checkpoints_load_and_lack_nothing_silently(whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    made = load_model(str(whole), dtype=torch.float32, device="cpu", quant="nf4")
+    made = load_model(str(whole), dtype=torch.float32, device="cpu", weights=Placement(format="nf4"))
     made.save_pretrained(tmp_path)
     again = load_model(str(tmp_path), dtype=torch.float32, device="cpu")
     ids = torch.arange(3, 20)[None]
@@ -207,7 +208,7 @@ def test_whole_models_of_every_family_load(name: str, tmp_path: Path) -> None:
 def test_whole_models_load_rounded_to_four_bits(family: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     make(family, None).save_pretrained(tmp_path)
-    load_model(str(tmp_path), dtype=torch.float32, device="cpu", quant="nf4")
+    load_model(str(tmp_path), dtype=torch.float32, device="cpu", weights=Placement(format="nf4"))
 
 
 def test_the_embedded_model_is_whole() -> None:

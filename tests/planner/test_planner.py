@@ -3,13 +3,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nbtune.data.prepare.stats import DataFacts
 from nbtune.device import DeviceFacts
 from nbtune.errors import PlanError, SpecError
 from nbtune.models.config_facts import ModelFacts
 from nbtune.planner import Plan, make_plan
-from nbtune.spec import from_mapping
+from nbtune.spec import Placement, from_mapping
 
 GIB = 2**30
 LLAMA_8B = ModelFacts(
@@ -64,11 +65,22 @@ def test_a_plan_fits_and_keeps_the_batch(gib, batch, longest):
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
+def test_plans_of_before_are_read_and_a_bad_one_is_refused():
+    now = _among(2, gib=16, batch_size=2)
+    body = now.model_dump(mode="json")
+    assert body["weights"] == {"format": "16bit", "resident": None, "parts": 2}
+    before = {**body, "weights": "16bit", "resident_layers": None, "sharded": True}
+    assert Plan.model_validate(before) == now
+    for wrong in ({"weights": "2bit"}, {"weights": {"format": "nf4", "parts": 2}}, {"weights": None}):
+        with pytest.raises(ValidationError):
+            Plan.model_validate({**body, **wrong})
+
+
 def test_what_does_not_fit_names_the_nearest_change():
     with pytest.raises(PlanError) as caught:
         _plan(12)
     assert "qlora" in caught.value.fix
-    assert _plan(12, adapter="qlora").weights == "nf4"
+    assert _plan(12, adapter="qlora").weights == Placement(format="nf4")
     with pytest.raises(PlanError) as caught:
         _plan(40, adapter="full")
     assert "lora" in caught.value.fix
@@ -87,7 +99,7 @@ def test_an_apple_gpu_never_gets_four_bits_or_fp8():
     for fields in ({"adapter": "qlora"}, {"weights": "fp8"}):
         with pytest.raises(PlanError):
             make_plan(from_mapping({"data": "rows", **fields}), LLAMA_8B, _data(), mps)
-    assert make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(512), mps).weights == "16bit"
+    assert make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(512), mps).weights == Placement()
 
 
 def test_steps_come_from_epochs_and_the_batch():
@@ -152,11 +164,11 @@ def test_several_gpus_are_explained():
 
 def test_weights_are_parted_where_they_do_not_fit_or_it_is_asked_for():
     tight = _among(2, gib=16, batch_size=2)
-    assert tight.sharded
+    assert tight.weights.shards
     assert "each of 2 keeps a part" in tight.explain()
     assert "frozen weights are parted: all of them would not fit" in tight.explain()
-    assert not _among(2, batch_size=2).sharded
-    assert _among(2, batch_size=2, weights="sharded").sharded
+    assert not _among(2, batch_size=2).weights.shards
+    assert _among(2, batch_size=2, weights="sharded").weights == Placement(parts=2)
     assert _among(2, batch_size=2, weights="sharded").peak_bytes < _among(2, batch_size=2).peak_bytes
     for wrong in ({"weights": "sharded"}, {"weights": "sharded", "gpus": 2, "adapter": "qlora"}, {"gpus": [0, 0]}):
         with pytest.raises(SpecError):

@@ -93,15 +93,15 @@ class _InOrder:
 
 def _stepper(kind):
     from nbtune.models import Built
-    from nbtune.models.accelerate import accelerate
+    from nbtune.models.accelerate import apply
 
     model, device = _model(), torch.device("cpu")
-    handle = accelerate(model, "keep") if kind != "stock" else None
+    patch = apply(model, "keep") if kind != "stock" else None
     model.train()
     if kind == "recorded":
         from nbtune.train.cuda_graph_stepper import FusedStepper
 
-        built = Built(model, None, None, handle)
+        built = Built(model, None, None, patch)
         return FusedStepper(built, weight_decay=0.01, max_grad_norm=1.0, device=device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.01)
     loss = TokenLoss(fused=kind != "stock")

@@ -8,7 +8,7 @@ import torch
 from nbtune.data.batching.sampler import collate
 from nbtune.data.prepare.dataset import Builder
 from nbtune.models import Built
-from nbtune.models.accelerate import accelerate
+from nbtune.models.accelerate import apply
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec import AdapterSpec
 from nbtune.train import cuda_graph_stepper
@@ -20,9 +20,9 @@ STEPS, CPU = 4, torch.device("cpu")
 
 def stepper(seed: int = 3, dropout: float = 0.2, policy="keep") -> FusedStepper:
     model = make("llama", AdapterSpec(r=4, dropout=dropout))
-    handle = accelerate(model, policy)
+    patch = apply(model, policy)
     model.train()
-    return FusedStepper(Built(model, None, None, handle), weight_decay=0.0, max_grad_norm=1.0, seed=seed, device=CPU)
+    return FusedStepper(Built(model, None, None, patch), weight_decay=0.0, max_grad_norm=1.0, seed=seed, device=CPU)
 
 
 def batches():
@@ -73,7 +73,7 @@ def test_a_resumed_run_drops_what_the_whole_one_does():
 
 def test_a_step_without_a_seed_draws_from_torchs_state():
     model = make("llama", AdapterSpec(r=4, dropout=0.5))
-    step = TrainStep(model, accelerate(model))
+    step = TrainStep(model, apply(model))
     model.train()
     ids = torch.arange(3, 27)[None]
     torch.manual_seed(0)
@@ -88,12 +88,12 @@ def test_recorded_steps_are_for_models_whose_own_blocks_do_all_the_dropping(monk
 
     monkeypatch.setattr(cuda_graph_stepper, "replayable", lambda device: True)
     spec, one = RunSpec(data="rows"), stepper()
-    built = Built(one._step.model, None, None, accelerate(make("llama")))
-    assert not cuda_graph_stepper.suits(built, spec, "bf16", CPU)  # the other model's handle knows nothing of these
+    built = Built(one._step.model, None, None, apply(make("llama")))
+    assert not cuda_graph_stepper.suits(built, spec, "bf16", CPU)  # the other model's patch knows nothing of these
     model = make("llama", AdapterSpec(r=4, dropout=0.1))
-    built = Built(model, None, None, accelerate(model))
+    built = Built(model, None, None, apply(model))
     assert cuda_graph_stepper.suits(built, spec, "bf16", CPU)
     assert not cuda_graph_stepper.suits(built, spec, "fp16", CPU)
-    assert not cuda_graph_stepper.suits(dataclasses.replace(built, handle=None), spec, "bf16", CPU)
+    assert not cuda_graph_stepper.suits(dataclasses.replace(built, patch=None), spec, "bf16", CPU)
     model.add_module("more", torch.nn.Dropout(0.1))
     assert not cuda_graph_stepper.suits(built, spec, "bf16", CPU)

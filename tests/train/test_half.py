@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nbtune.data.batching.sampler import collate
 from nbtune.data.prepare.dataset import Builder
-from nbtune.models.accelerate import accelerate, attention
+from nbtune.models.accelerate import apply, attention
 from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec
 from nbtune.train.loss import TokenLoss
@@ -41,7 +41,7 @@ def losses(dtype: torch.dtype) -> tuple[torch.Tensor, Stepper]:
         vocab_size=WORDS, max_position_embeddings=64,
     )  # fmt: skip
     model = add_adapter(LlamaForCausalLM(config).to(dtype), AdapterSpec(r=8), seed=1)
-    assert not accelerate(model).report.left
+    assert not apply(model).report.left
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1.0)
     scaled, loss = dtype == torch.float16, TokenLoss(fused=True)

@@ -8,7 +8,7 @@ import torch
 
 from nbtune.data.batching.sampler import collate, pack
 from nbtune.data.prepare.dataset import Builder
-from nbtune.models.accelerate import accelerate
+from nbtune.models.accelerate import apply
 from nbtune.train.inputs import model_inputs
 from nbtune.train.loss import TokenLoss
 from tests.models.test_accelerate import make
@@ -32,7 +32,7 @@ def test_padding_on_the_right_needs_no_mask(dataset):
     assert "attention_mask" not in model_inputs(batch, CPU, fused=True)
     model = make("llama")
     stock = TokenLoss()(model, batch, denominator=batch.num_trained, device=CPU).loss.item()
-    accelerate(model)
+    apply(model)
     ours = TokenLoss(fused=True)(model, batch, denominator=batch.num_trained, device=CPU).loss.item()
     assert ours == pytest.approx(stock, rel=1e-5)
 
@@ -47,6 +47,6 @@ def test_packs_of_other_documents_have_one_shape(dataset):
     assert shapes[0] == shapes[1]
     model = make("llama")
     stock = [TokenLoss()(model, b, denominator=b.num_trained, device=CPU).loss.item() for b in packs]
-    accelerate(model)
+    apply(model)
     ours = [TokenLoss(fused=True)(model, b, denominator=b.num_trained, device=CPU).loss.item() for b in packs]
     assert ours == pytest.approx(stock, rel=1e-5)

@@ -34,7 +34,7 @@ def test_it_takes_one_step_of_a_single_layer_as_the_run_would(fields, monkeypatc
     monkeypatch.setattr("nbtune.train.cuda_graph_stepper.replayable", lambda device: True)
     rehearse(*planned(PAIRS if "method" in fields else ROWS, **fields))
     (built,) = made
-    assert [*built.handle.report.taken] == ["layers.0", "norm", "head"]
+    assert [*built.patch.report.taken] == ["layers.0", "norm", "head"]
     trained = [p for p in built.model.parameters() if p.requires_grad]
     assert trained
     assert all(p.grad is not None for p in trained)

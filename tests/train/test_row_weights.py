@@ -47,8 +47,8 @@ def told(built, loss, batch, count):
 
 
 def sft(built):
-    handle = built.handle
-    fused = handle is not None and "head" in handle.report.taken
+    patch = built.patch
+    fused = patch is not None and "head" in patch.report.taken
     return TokenLoss(fused)
 
 

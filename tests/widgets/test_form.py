@@ -43,7 +43,7 @@ class Planner:
             dtype="fp32",
             dtype_reason="a CPU is fastest and exact in fp32",
             device_name="CPU",
-            weights="32bit",
+            placed=lambda: "32 bits in memory",
             activations="keep",
             rows_of_explanation=lambda: [("model", "nbtune/tiny")],
         )

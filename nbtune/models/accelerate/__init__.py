@@ -1,5 +1,5 @@
 """Makes a model's forward and backward fast, on its instances, by what its blocks are, not by their names."""
 
-from nbtune.models.accelerate.patch import Handle, Report, accelerate
+from nbtune.models.accelerate.patch import Patch, Report, apply
 
-__all__ = ["Handle", "Report", "accelerate"]
+__all__ = ["Patch", "Report", "apply"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nbtune.device import pinnable
 
-__all__ = ["Parking", "Ticket"]
+__all__ = ["ActivationOffload", "Ticket"]
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Ticket:
     arrived: torch.Event | None = None
 
 
-class Parking:
+class ActivationOffload:
     """The parked tensors of one model, with a stream of their own."""
 
     def __init__(self, device: torch.device):

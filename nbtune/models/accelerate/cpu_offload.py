@@ -8,7 +8,7 @@ weights come once for the forward and once for the backward.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +17,9 @@ from nbtune.device import pinnable
 from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, wide
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
-__all__ = ["StreamedGroup", "Streaming", "Traffic", "move_all_but", "present", "traffic_of"]
+__all__ = ["StreamedGroup", "Traffic", "present", "traffic_of"]
 
 _AHEAD = 4  # matrices: one layer
-
-
-@dataclass(frozen=True)
-class Streaming:
-    """Which layers' frozen weights stay on the device.
-
-    Args:
-        device: where the work is done.
-        layers: of the model.
-        resident: how many of them have their weights there; they lie evenly between those whose weights travel.
-    """
-
-    device: torch.device
-    layers: int
-    resident: int = 0
-
-    def place(self, index: int, module: nn.Module) -> Literal["stacked", "streamed"]:
-        """Brings a layer to the device, and says how its weights are going to live."""
-        module.to(self.device)
-        before, after = (i * self.resident // self.layers for i in (index, index + 1))
-        return "stacked" if after > before else "streamed"
-
-    def settle(self, module: nn.Module) -> None:
-        """After a layer was looked at; nothing is left to do."""
-
-    def finish(self, inner: nn.Module) -> None:
-        """After all layers; nothing is left to do."""
 
 
 @dataclass
@@ -232,19 +205,3 @@ def present(groups: list[LinearGroup]) -> Iterator[None]:
 def traffic_of(groups: list[LinearGroup]) -> Traffic | None:
     """The transfers that the groups share, if any of them travels."""
     return next((group.traffic for group in groups if isinstance(group, StreamedGroup)), None)
-
-
-def move_all_but(module: nn.Module, layers: list[nn.Module], device: torch.device) -> None:
-    """Moves a model to the device, its list of layers apart."""
-    kept = {id(layer) for layer in layers}
-    if id(module) in kept:
-        return
-    if not any(id(m) in kept for m in module.modules()):
-        module.to(device)
-        return
-    for child in module.children():
-        move_all_but(child, layers, device)
-    for p in module.parameters(recurse=False):
-        p.data = p.data.to(device)
-    for name, buffer in list(module.named_buffers(recurse=False)):
-        module._buffers[name] = buffer.to(device)

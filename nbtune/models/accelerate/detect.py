@@ -13,9 +13,10 @@ from nbtune_kernels.rms_norm import reference as plain_rms_norm
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.layer_spec import Layer, Norm
+from nbtune.models.accelerate.linear_kinds import group_of
 from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup
-from nbtune.models.accelerate.nf4_linear import Home, group_of
 from nbtune.models.memory_estimate import MemoryPolicy
+from nbtune.spec.placement import Placement
 
 _CAP = re.compile(r"att.*(soft_?cap|logits?_cap)|^soft_?cap")
 
@@ -83,13 +84,13 @@ def relative_error(x: Tensor, truth: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -> Layer:
+def find_layer(layer: nn.Module, policy: MemoryPolicy, weights: Placement) -> Layer:
     """Reads a pre-norm decoder layer: RMSNorm, rotary attention, RMSNorm, gated MLP.
 
     Args:
         layer: a module of the model's list of layers.
         policy: what it keeps for its backward.
-        home: where its weights live.
+        weights: its own placement (`Placement.of_layer`).
 
     Raises:
         LeftAlone: it is something else, with the reason.
@@ -102,8 +103,8 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -
         raise LeftAlone(f"its norms are {', '.join(norms) or 'not there'}: not one before each half")
     qkv = _children(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
     gate_up = _children(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",))
-    qkv_group, out = group_of(qkv, home), group_of(_children(attention, ("o_proj",)), home)
-    gu_group, down = group_of(gate_up, home), group_of(_children(mlp, ("down_proj",)), home)
+    qkv_group, out = group_of(qkv, weights), group_of(_children(attention, ("o_proj",)), weights)
+    gu_group, down = group_of(gate_up, weights), group_of(_children(mlp, ("down_proj",)), weights)
     if _has_dropout(layer):
         raise LeftAlone("it drops parts of its hidden states while training")
     heads, kv_heads, dim = _head_counts(attention, qkv_group, out)
@@ -135,7 +136,7 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, home: Home = "stacked") -
         q_norm=q_norm,
         k_norm=k_norm,
         policy=policy,
-        sharded=home == "sharded",
+        sharded=weights.shards,
     )
 
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from nbtune.models.accelerate.lora_linear import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
-__all__ = ["EightBitGroup"]
+__all__ = ["Fp8Group"]
 
 _MULTIPLE = 16  # of both sides of a matrix, on a GPU
 
 
-class EightBitGroup(EdgedGroup):
+class Fp8Group(EdgedGroup):
     """Like `LinearGroup`, with e4m3 weights.
 
     Args:

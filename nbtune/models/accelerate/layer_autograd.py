@@ -311,9 +311,9 @@ class LayerFunction(torch.autograd.Function):
         if layer.policy in ("keep", "selective"):
             ctx.save_for_backward(flat, a, cos, sin)
             ctx.halves = (attention, mlp)
-        elif layer.policy == "offload" and layer.parking is not None:
+        elif layer.policy == "offload" and layer.offload is not None:
             ctx.save_for_backward(None, None, cos, sin)
-            ctx.halves = (mlp.ha, layer.parking.park(flat))
+            ctx.halves = (mlp.ha, layer.offload.park(flat))
         else:
             ctx.save_for_backward(flat, None, cos, sin)
             ctx.halves = (mlp.ha, None)
@@ -328,7 +328,7 @@ class LayerFunction(torch.autograd.Function):
         layer.refresh()
         if a is None:
             ha, ticket = ctx.halves
-            x = x if ticket is None else layer.parking.fetch(ticket)  # type: ignore[union-attr]
+            x = x if ticket is None else layer.offload.fetch(ticket)  # type: ignore[union-attr]
             added, attention = attention_forward(layer, x, ctx.shape, cos, sin, ctx.packing, ctx.seed)
             a, _, mlp = mlp_forward(layer, x, added, ctx.seed, need_out=False)
             mlp.ha = ha

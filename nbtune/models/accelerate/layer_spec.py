@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.activation_offload import Parking
+from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.lora_dropout import Draws
 from nbtune.models.accelerate.lora_linear import LinearGroup, wide
 from nbtune.models.memory_estimate import MemoryPolicy
@@ -85,7 +85,7 @@ class Layer:
     as_tuple: bool = False  # its stock forward gives a tuple
     lane: Lane = field(default_factory=Lane)
     draws: Draws = field(default_factory=Draws)
-    parking: Parking | None = None
+    offload: ActivationOffload | None = None
 
     def groups(self) -> list[LinearGroup]:
         return [self.qkv, self.out, self.gate_up, self.down]

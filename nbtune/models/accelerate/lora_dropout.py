@@ -6,18 +6,43 @@ D_i's mask is decided by a seed, which each forward of the model draws anew, and
 nowhere, and made again for the backward.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from nbtune_kernels import dropout, lora_xa
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from nbtune.models.accelerate.grad_sinks import GradJobs
-    from nbtune.models.accelerate.lora_linear import LinearGroup
+from nbtune.models.accelerate.grad_sinks import GradJobs
 
 __all__ = ["Draws", "drop_gradients", "drop_input_gradient", "drop_project"]
+
+
+class DroppingLayer(Protocol):
+    """What is asked of a linear layer (`nbtune.models.accelerate.lora_linear.Member`)."""
+
+    module: nn.Module
+    adapter: str
+    dropout: float
+
+    @property
+    def rank(self) -> int: ...
+
+
+class DroppingGroup(Protocol):
+    """What is asked of a group of such layers (`nbtune.models.accelerate.lora_linear.LinearGroup`)."""
+
+    inputs: int
+    outputs: int
+    device: torch.device
+    matrix: Any
+    stream: int
+
+    @property
+    def members(self) -> Sequence[DroppingLayer]: ...
+    @property
+    def a(self) -> Tensor: ...
 
 
 @dataclass
@@ -33,7 +58,7 @@ class Draws:
     seed: Tensor | None = None
     given: Tensor | None = None
 
-    def draw(self, groups: "list[LinearGroup]") -> None:
+    def draw(self, groups: Sequence[DroppingGroup]) -> None:
         """A seed, if something is dropped and the model is in training."""
         first = next((m for g in groups for m in g.members if m.dropout), None)
         if first is None or not _module(first).training:
@@ -44,11 +69,11 @@ class Draws:
             self.seed = torch.randint(2**62, (1,), dtype=torch.int64, device=groups[0].device)
 
 
-def _module(member: Any) -> nn.Module:
+def _module(member: DroppingLayer) -> nn.Module:
     return member.module.lora_dropout[member.adapter]  # type: ignore[no-any-return]
 
 
-def _parts(group: "LinearGroup") -> list[tuple[slice, float, int]]:
+def _parts(group: DroppingGroup) -> list[tuple[slice, float, int]]:
     """(its rows of A, its rate, its stream) of every layer with an adapter."""
     out, start = [], 0
     for i, m in enumerate(group.members):
@@ -62,12 +87,12 @@ def _drop(x: Tensor, rate: float, seed: Tensor, stream: int) -> Tensor:
     return dropout(x, rate, seed, stream=stream) if rate else x
 
 
-def drop_project(group: "LinearGroup", x: Tensor, seed: Tensor) -> Tensor:
+def drop_project(group: DroppingGroup, x: Tensor, seed: Tensor) -> Tensor:
     """D_i(x) A_i' side by side, `[T, R]`, of x `[T, K]`."""
     return torch.cat([lora_xa(_drop(x, p, seed, n), group.a[rows]) for rows, p, n in _parts(group)], 1)
 
 
-def drop_input_gradient(group: "LinearGroup", wide_dy: Tensor, seed: Tensor) -> Tensor:
+def drop_input_gradient(group: DroppingGroup, wide_dy: Tensor, seed: Tensor) -> Tensor:
     """dx `[T, K]` of [dy, dy sB] `[T, O + R]`."""
     dx = torch.mm(wide_dy[:, : group.outputs], group.matrix[: group.outputs, : group.inputs])
     dxa = wide_dy[:, group.outputs :]
@@ -80,7 +105,7 @@ def drop_input_gradient(group: "LinearGroup", wide_dy: Tensor, seed: Tensor) -> 
 
 
 def drop_gradients(
-    group: "LinearGroup", jobs: "GradJobs", x: Tensor, dxa: Tensor, da: Tensor, seed: Tensor, accumulate: bool
+    group: DroppingGroup, jobs: GradJobs, x: Tensor, dxa: Tensor, da: Tensor, seed: Tensor, accumulate: bool
 ) -> None:
     """Orders dA `[R, K]` from x `[T, K]` and dy sB `[T, R]`."""
     for rows, p, n in _parts(group):

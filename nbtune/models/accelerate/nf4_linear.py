@@ -3,38 +3,18 @@
 The decoded matrix is scratch that all layers of one shape share; what lies beside it for LoRA is kept by each group.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nbtune.models.accelerate.cpu_offload import StreamedGroup
-from nbtune.models.accelerate.fp8_linear import EightBitGroup
-from nbtune.models.accelerate.fsdp_linear import ShardedGroup
-from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, is_four_bit
+from nbtune.models.accelerate.lora_linear import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup, shared_matrix
 
-__all__ = ["Home", "QuantisedGroup", "group_of"]
-
-Home = Literal["stacked", "sharded", "streamed", "eight_bit"]  # where frozen weights live
+__all__ = ["Nf4Group"]
 
 
-def group_of(modules: list[nn.Module], home: Home = "stacked") -> LinearGroup:
-    """The group that fits the layers' weights and the place where they live.
-
-    Raises:
-        LeftAlone: see `LinearGroup`.
-    """
-    four_bit = [is_four_bit(getattr(m, "base_layer", m)) for m in modules]
-    if all(four_bit):
-        if home != "stacked":
-            raise LeftAlone(f"its weights are quantised, and cannot be {home}")
-        return QuantisedGroup(modules)
-    kinds = {"stacked": LinearGroup, "sharded": ShardedGroup, "streamed": StreamedGroup, "eight_bit": EightBitGroup}
-    return kinds[home](modules)
-
-
-class QuantisedGroup(EdgedGroup):
+class Nf4Group(EdgedGroup):
     """Like `LinearGroup`, of bitsandbytes' 4-bit layers (nf4 or fp4, absmax quantised or not)."""
 
     def _check(self) -> None:

@@ -44,9 +44,9 @@ def model_of(family: str, attention: str) -> Any:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if own else attention)
     model = model.float().train()
     if own:
-        from nbtune.models.accelerate import accelerate
+        from nbtune.models.accelerate import apply
 
-        accelerate(model)
+        apply(model)
     return model
 
 

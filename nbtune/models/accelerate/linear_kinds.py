@@ -1,0 +1,33 @@
+"""Which kind of group fits linear layers: by what their frozen weights are, and by where these live."""
+
+from torch import nn
+
+from nbtune.models.accelerate.cpu_offload import StreamedGroup
+from nbtune.models.accelerate.fp8_linear import Fp8Group
+from nbtune.models.accelerate.fsdp_linear import FsdpGroup
+from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, is_four_bit
+from nbtune.models.accelerate.nf4_linear import Nf4Group
+from nbtune.spec.placement import Placement
+
+__all__ = ["group_of"]
+
+
+def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
+    """Return the group for linear layers with one input.
+
+    Args:
+        modules: the layers, in the order of their outputs. Whether they are 4-bit is asked of themselves.
+        weights: the placement of their decoder layer (`Placement.of_layer`).
+
+    Raises:
+        LeftAlone: see `LinearGroup`.
+    """
+    if all(is_four_bit(getattr(m, "base_layer", m)) for m in modules):
+        if weights.eight_bit or weights.streams or weights.shards:
+            raise LeftAlone("its weights are 4-bit already: they cannot be fp8, streamed or parted")
+        return Nf4Group(modules)
+    if weights.eight_bit:
+        return Fp8Group(modules)
+    if weights.streams:
+        return StreamedGroup(modules)
+    return FsdpGroup(modules) if weights.shards else LinearGroup(modules)

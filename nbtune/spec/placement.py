@@ -1,0 +1,240 @@
+"""Where frozen weights live, and in what format: one value from the spec to the kernels.
+
+    Placement(format="nf4")                  decoded on the device for each product
+    Placement(format="16bit", resident=12)   of 12 layers on the device, of all others in the host's memory
+    Placement(format="16bit", parts=4)       each of four devices keeps a quarter (FSDP2)
+
+Nothing else compares names of formats or homes: it asks the properties. docs/explanation/memory.md lists which file
+does what for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nbtune.errors import SpecError
+
+__all__ = ["PLAIN", "Format", "Home", "Placement", "PlacementWish", "with_placement"]
+
+Format = Literal["16bit", "32bit", "fp8", "nf4"]
+
+_BITS: dict[Format, int] = {"32bit": 32, "16bit": 16, "fp8": 8, "nf4": 4}
+_BYTES: dict[Format, float] = {"32bit": 4.0, "16bit": 2.0, "fp8": 1.0, "nf4": 0.53}  # of nf4 with its scales
+_WORDS: dict[Format, str] = {"32bit": "32 bits", "16bit": "16 bits", "fp8": "fp8", "nf4": "nf4"}
+
+
+class Home(Enum):
+    """Where weights are between the products that need them."""
+
+    DEVICE = "on the device that works with them"
+    SHARDED = "parted among the devices that work together"
+    STREAMED = "in the host's memory, sent layer by layer"
+
+
+class Placement(BaseModel):
+    """The format of frozen weights, and their home. In JSON it is its three fields.
+
+    Args:
+        format: ``16bit`` or ``32bit`` as they were loaded, ``fp8`` (a scale a row) or ``nf4`` (bitsandbytes).
+        resident: of so many layers the weights stay on the device, those of the others are streamed; unset: all stay.
+        parts: among so many devices the weights of each layer are parted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Format = "16bit"
+    resident: Annotated[int, Field(ge=0)] | None = None
+    parts: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Placement:
+        if self.quantised and self.home is not Home.DEVICE:
+            raise ValueError(f"{self.format} weights are on the device: they are neither streamed nor parted")
+        if self.streams and self.shards:
+            raise ValueError("weights are streamed or parted, not both")
+        return self
+
+    # ------------------------------------------------------------ what is asked of it
+
+    @property
+    def bits(self) -> int:
+        """Bits of one weight."""
+        return _BITS[self.format]
+
+    @property
+    def bytes_a_weight(self) -> float:
+        """Bytes of one weight, its share of the scales included."""
+        return _BYTES[self.format]
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the model that is trained has rounded weights."""
+        return self.bits < 16
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether bitsandbytes rounds them while they are loaded."""
+        return self.bits == 4
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether they are loaded in 16 bits, and rounded layer by layer as a model is accelerated."""
+        return self.bits == 8
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights of some layers wait in the host's memory."""
+        return self.resident is not None
+
+    @property
+    def shards(self) -> bool:
+        """Whether several devices keep a part each."""
+        return self.parts > 1
+
+    @property
+    def home(self) -> Home:
+        """Where they are."""
+        return Home.STREAMED if self.streams else Home.SHARDED if self.shards else Home.DEVICE
+
+    # ------------------------------------------------------------ others like it
+
+    def on_device(self) -> Placement:
+        """Return the same format, all of it on the device."""
+        return Placement(format=self.format)
+
+    def streamed(self, resident: int = 0) -> Placement:
+        """Return the same format, with the weights of so many layers on the device."""
+        return Placement(format=self.format, resident=resident)
+
+    def parted(self, parts: int) -> Placement:
+        """Return the same format, parted among so many devices."""
+        return Placement(format=self.format, parts=parts)
+
+    def of_layer(self, index: int, layers: int) -> Placement:
+        """Return the placement of one of a model's layers; resident ones lie evenly between those that are streamed.
+
+        >>> [Placement(resident=2).of_layer(i, 5).streams for i in range(5)]
+        [True, True, False, True, False]
+        """
+        if self.resident is None:
+            return self
+        before, after = (i * self.resident // layers for i in (index, index + 1))
+        return self.on_device() if after > before else self.streamed()
+
+    # ------------------------------------------------------------ words
+
+    def words(self, device: str = "cuda", layers: int = 0) -> str:
+        """Say it to a person.
+
+        Args:
+            device: ``cuda``, ``mps`` or ``cpu``.
+            layers: of the model, where they are known.
+
+        >>> Placement(format="nf4").words()
+        'nf4 on the GPU'
+        >>> Placement(resident=12).words(layers=32)
+        '16 bits, 12 of 32 layers resident, the rest streamed'
+        """
+        name = _WORDS[self.format]
+        if self.shards:
+            return f"{name}, each of {self.parts} keeps a part and borrows the others' layer by layer"
+        if self.resident is None:
+            return f"{name} {'in memory' if device == 'cpu' else 'on the GPU'}"
+        if self.resident == 0:
+            return f"{name}, all layers streamed from the host's memory"
+        return f"{name}, {self.resident}{f' of {layers}' if layers else ''} layers resident, the rest streamed"
+
+    def __str__(self) -> str:
+        return self.words()
+
+
+PLAIN = Placement()
+"""In 16 bits on the device; of a model that was loaded in 32, as it is."""
+
+
+@dataclass(frozen=True)
+class PlacementWish:
+    """What was asked for; None is left to the plan.
+
+    Args:
+        format, home: see `Placement`.
+    """
+
+    format: Format | None = None
+    home: Home | None = None
+
+    @classmethod
+    def of_spec(cls, weights: str, adapter: str) -> PlacementWish:
+        """Read a spec's `weights` and `adapter.type`.
+
+        >>> PlacementWish.of_spec("auto", "qlora").on_device()
+        Placement(format='nf4', resident=None, parts=1)
+        """
+        wish = _SPEC_KEYS[weights]
+        return cls("nf4", wish.home) if adapter == "qlora" else wish
+
+    @classmethod
+    def of_words(cls, quant: str, weights: str) -> PlacementWish:
+        """Read the words of `nbtune.models.load_trainable`.
+
+        Raises:
+            SpecError: one of them is not known.
+        """
+        if quant not in _QUANTS:
+            raise SpecError(f"quant: {quant!r} is no format of weights", fix=f"Use {_either(_QUANTS)}.")
+        if weights not in _RESIDENCES:
+            raise SpecError(f"weights: {weights!r} is not known here", fix=f"Use {_either(_RESIDENCES)}.")
+        return cls(_QUANTS[quant], _RESIDENCES[weights])
+
+    @property
+    def is_of_frozen_weights(self) -> bool:
+        """Whether it can only be had of weights that are not trained."""
+        return self.home is not None or (self.format is not None and _BITS[self.format] < 16)
+
+    def on_device(self, *, fp32: bool = False) -> Placement:
+        """Return its format, on the device, whatever home it asks for.
+
+        Args:
+            fp32: products are in 32 bits, and weights that are not rounded with them.
+        """
+        whole = self.format is None or _BITS[self.format] == 16
+        return Placement(format=("32bit" if fp32 else "16bit") if whole else self.format)  # type: ignore[arg-type]
+
+    def overruled_by(self, placement: Placement) -> bool:
+        """Whether another format was asked for."""
+        return self.format is not None and self.format != placement.format
+
+
+_SPEC_KEYS = {
+    "auto": PlacementWish(),
+    "16bit": PlacementWish("16bit"),
+    "fp8": PlacementWish("fp8"),
+    "nf4": PlacementWish("nf4"),
+    "streamed": PlacementWish(None, Home.STREAMED),
+    "sharded": PlacementWish(None, Home.SHARDED),
+}
+_QUANTS: dict[str, Format | None] = {"none": None, "nf4": "nf4", "fp8": "fp8"}
+_RESIDENCES = {"auto": None, "resident": Home.DEVICE, "streamed": Home.STREAMED}
+
+
+def _either(words: Mapping[str, Any]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}"
+
+
+def with_placement(plan: Any) -> Any:
+    """Return the JSON of a plan with its placement in `weights`; anything else as it is.
+
+    Plans of before 2026-12 say the format there, and beside it ``resident_layers`` and ``sharded``.
+    """
+    if not isinstance(plan, Mapping) or not isinstance(plan.get("weights"), str):
+        return plan
+    rest = {key: value for key, value in plan.items() if key not in ("resident_layers", "sharded")}
+    parts = plan.get("gpus", 1) if plan.get("sharded") else 1
+    placement = {"format": plan["weights"], "resident": plan.get("resident_layers"), "parts": parts}
+    return {**rest, "weights": placement}
