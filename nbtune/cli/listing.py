@@ -8,7 +8,7 @@ from nbtune.cli.output import result, say, shown, table
 from nbtune.engine.run import readable
 from nbtune.progress import Progress
 
-__all__ = ["list_runs", "run_facts"]
+__all__ = ["list_runs", "losses_table", "run_facts"]
 
 
 def list_runs(runs: list[Any], *, as_json: bool) -> None:
@@ -50,3 +50,13 @@ def run_facts(run: Any) -> dict[str, Any]:
 def _line(run: Any) -> tuple[str, ...]:
     """What the table of runs says of one."""
     return run.name, run.id, run.state, f"{run.step}/{run.total_steps or '?'}", shown(run.folder)
+
+
+def losses_table(runs: list[Any]) -> str:
+    """Where runs stand beside each other."""
+    rows = []
+    for run in runs:
+        facts = run_facts(run)
+        losses = [facts[name] for name in ("first_loss", "loss", "eval_loss")]
+        rows.append((run.name, run.state, f"{run.step:,}", *("" if loss is None else f"{loss:.4f}" for loss in losses)))
+    return table(("name", "state", "step", "first loss", "loss", "eval loss"), rows)

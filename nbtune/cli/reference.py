@@ -1,12 +1,8 @@
-"""docs/reference/cli.md, made from the commands themselves: `python -m nbtune.cli.reference` prints it."""
+"""docs/reference/cli.md, made from the command table: `python -m nbtune.cli.reference` prints it."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import typer
-
-from nbtune.cli.app import app
+from nbtune.commands import Argument, Command, commands_of
 
 __all__ = ["to_markdown"]
 
@@ -23,31 +19,34 @@ Results go to stdout, everything else to stderr; with `--json` each result is on
 | 1 | the work failed, or was stopped before its end |
 | 2 | the request was wrong: nothing was done |
 
-`--traceback`, with any command, shows where an error came from.
+`--traceback`, with any command, shows where an error came from. `nbtune --install-completion` lets Tab complete
+commands, flags, runs, models, sets and types in this shell (bash, zsh, fish, PowerShell); `--show-completion` prints
+what it installs.
 """
 
 
 def to_markdown() -> str:
     """The page."""
-    group: Any = typer.main.get_command(app)
-    pages = [_page(name, command) for name, command in group.commands.items()]
-    return "\n".join([_HEAD, *pages])
+    return "\n".join([_HEAD, *(_page(command) for command in commands_of("shell").values())])
 
 
-def _page(name: str, command: Any) -> str:
-    positional = [_shown(p) for p in command.params if p.param_type_name == "argument"]
-    lines = [f"## nbtune {name}", "", command.help.strip(), ""]
-    lines += ["```", " ".join([f"nbtune {name}", *positional, "[OPTIONS]"]), "```", "", "| | |", "|---|---|"]
-    lines += [f"| `{_cell(_shown(p))}` | {_cell(p.help or '')} |" for p in command.params]
+def _page(command: Command) -> str:
+    arguments = command.arguments("shell")
+    words = [_shown(argument) for argument in arguments if not argument.spellings]
+    lines = [f"## nbtune {command.name}", "", command.help("shell"), ""]
+    lines += ["```", " ".join([f"nbtune {command.name}", *words, "[OPTIONS]"]), "```", ""]
+    there = f"; in a cell `{command.magic or f'%nbtune {command.name}'}`" if "cell" in command.doors else ""
+    lines += [f"In Python `{command.python}`{there}.", "", "| | |", "|---|---|"]
+    lines += [f"| `{_cell(_shown(argument))}` | {_cell(argument.described)} |" for argument in arguments]
     return "\n".join([*lines, ""])
 
 
-def _shown(parameter: Any) -> str:
-    """`RUN`, `--json` or `--out DIR`, from the declaration alone: it does not depend on typer's version."""
-    if parameter.param_type_name == "argument":
-        return str(parameter.metavar or parameter.name.upper())
-    flag = ", ".join(parameter.opts)
-    return flag if parameter.is_flag else f"{flag} {parameter.metavar or parameter.name.upper().rstrip('_')}"
+def _shown(argument: Argument) -> str:
+    """`RUN`, `--json`, `--verify / --no-verify` or `--out DIR`."""
+    spelled = ", ".join(argument.spellings)
+    if argument.kind is bool and argument.default is None:
+        spelled += f" / --no-{argument.spellings[-1].removeprefix('--')}"
+    return f"{spelled} {argument.value}{'...' if argument.many == 'words' else ''}".strip()
 
 
 def _cell(text: str) -> str:

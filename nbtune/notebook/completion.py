@@ -1,7 +1,7 @@
 """Completion of flags on the line of a magic, and of YAML keys and values in the body of `%%finetune`.
 
-From RunSpec's fields; names of variables, files and cached models are looked up when they are asked for. How IPython
-asks is the business of `matcher`.
+From the command table and RunSpec's fields; names of variables, files and cached models are looked up when they are
+asked for. How IPython asks is the business of `matcher`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nbtune import hub_cache
+from nbtune.commands import COMMANDS, Argument, commands_of
+from nbtune.commands.values import models, offered, sources
 from nbtune.errors import NbtuneError
-from nbtune.notebook import commands, flags
+from nbtune.notebook import flags
 from nbtune.spec import RunSpec
 
 __all__ = ["Asked", "body_matches", "column_matches", "line_matches", "matches"]
 
-_EMBEDDED = ("nbtune/tiny",)
-_DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")
+_BODIES = ("%%finetune", *(f"%%nbtune {name}" for name, command in COMMANDS.items() if command.body))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def matches(asked: Asked, namespace: Mapping[str, Any]) -> tuple[str, list[str]]
     magic = before.lstrip().split(" ")[0]
     if magic in ("%finetune", "%%finetune", "%nbtune", "%%nbtune") and " " in before.strip() + before[-1:]:
         fragment, words = line_matches(before.lstrip(), namespace)
-    elif lines[0].startswith(("%%finetune", "%%nbtune plan")) and asked.cursor_line > 0:
+    elif lines[0].startswith(_BODIES) and asked.cursor_line > 0:
         fragment, words = body_matches(lines[1 : asked.cursor_line], before, namespace)
     else:
         return None
@@ -73,36 +73,46 @@ def line_matches(before: str, namespace: Mapping[str, Any]) -> tuple[str, list[s
             return fragment, _starting(_values(previous[2:].replace("-", "_"), info, namespace), fragment)
         if previous == "--set":
             return fragment, _starting((f"{key}=" for key, _ in flags.spec_fields()), fragment)
+        if argument := _unfinished(COMMANDS["train"].arguments("cell"), words):
+            return fragment, _starting(offered(argument, namespace), fragment)
     return fragment, _starting((f for f in flags.finetune_parser().flags() if f not in words), fragment)
 
 
 def _command_matches(words: list[str], fragment: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:
+    commands = commands_of("cell")
     if not words:
-        return fragment, _starting(commands.COMMANDS, fragment)
-    command = commands.COMMANDS.get(words[0])
+        return fragment, _starting(commands, fragment)
+    command = commands.get(words[0])
     if command is None:
         return fragment, []
-    if words[0] == "plan":
+    if command.body:
         return line_matches(f"%finetune {' '.join(words[1:])} {fragment}", namespace)
+    arguments, given = command.arguments("cell"), words[1:]
+    flag_names = [flag for flag in flags.parser(command.name).flags() if flag not in given]
     if fragment.startswith("-"):
-        return fragment, _starting(commands.parser(words[0]).flags(), fragment)
-    if (offered := _of_flag(words)) is not None:
-        return fragment, _starting(offered, fragment)
-    if words[0] == "data":
-        return fragment, _starting(_sources(namespace), fragment)
-    if command.takes_run and (len(words) == 1 or words[0] == "compare" or words[-1] == "--beside"):
-        return fragment, _starting(_run_names(), fragment)
-    return fragment, _starting(commands.parser(words[0]).flags(), fragment)
+        return fragment, _starting(flag_names, fragment)
+    argument = _unfinished(arguments, given) or _next_word(arguments, given)
+    known = [word for word in offered(argument, namespace) if word not in given] if argument else []
+    return fragment, _starting(known or flag_names, fragment)
 
 
-def _of_flag(words: list[str]) -> Iterable[str] | None:
-    """What the flag that was written last takes, where it is one of a few words (several of them: once each)."""
-    flag = next((word for word in reversed(words) if word.startswith("--")), "")
-    action = next((each for each in commands.parser(words[0]).actions() if flag in each.option_strings), None)
-    if action is None or (words[-1] != flag and action.nargs != "+"):
+def _unfinished(arguments: list[Argument], given: list[str]) -> Argument | None:
+    """The flag whose value, or one more value, comes next."""
+    index = next((i for i in range(len(given) - 1, -1, -1) if given[i].startswith("-")), None)
+    argument = next((a for a in arguments if index is not None and given[index] in a.spellings), None)
+    if argument is None or argument.kind is bool:
         return None
-    known = action.choices or (commands.GGUF_TYPES if action.metavar == "TYPE" else None)
-    return None if known is None else [str(word) for word in known if word not in words]
+    return argument if index == len(given) - 1 or argument.many == "words" else None
+
+
+def _next_word(arguments: list[Argument], given: list[str]) -> Argument | None:
+    """The argument without a flag that comes next, where flags have not begun."""
+    if any(word.startswith("-") for word in given):
+        return None
+    for position, argument in enumerate(argument for argument in arguments if not argument.spellings):
+        if position == len(given) or argument.many:
+            return argument
+    return None
 
 
 def body_matches(above: list[str], before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -163,9 +173,9 @@ def _where(above: list[str], before: str) -> tuple[type[BaseModel] | None, str, 
 
 def _values(key: str, info: Any, namespace: Mapping[str, Any]) -> list[str]:
     if key == "model":
-        return [*_EMBEDDED, *hub_cache.cached("model")]
+        return models()
     if key == "data" or key.endswith(("eval.data", ".source")) or key == "source":
-        return _sources(namespace)
+        return sources(namespace)
     words = flags.choices(info.annotation)
     inner = flags.parts(info.annotation)
     if inner is not None and "type" in inner.model_fields:
@@ -173,25 +183,6 @@ def _values(key: str, info: Any, namespace: Mapping[str, Any]) -> list[str]:
     if not words and info.examples and isinstance(info.examples[0], int | float):
         words = [str(info.examples[0])]
     return words
-
-
-def _sources(namespace: Mapping[str, Any]) -> list[str]:
-    """Variables that hold rows, nbtune's own sets, and files here that look like data."""
-    variables = [name for name, value in namespace.items() if not name.startswith("_") and _holds_rows(value)]
-    files = sorted(path.name for path in Path.cwd().iterdir() if path.name.endswith(_DATA_ENDINGS))
-    return [*variables, *commands.embedded_sets(), *files]
-
-
-def _holds_rows(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and isinstance(value[0], dict)
-    return type(value).__name__ in ("DataFrame", "Dataset", "IterableDataset", "LazyFrame")
-
-
-def _run_names() -> list[str]:
-    import nbtune
-
-    return list(dict.fromkeys(run.name for run in nbtune.runs()))
 
 
 def _starting(words: Iterable[str], fragment: str) -> list[str]:

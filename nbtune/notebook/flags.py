@@ -1,20 +1,21 @@
-"""The flags of the magics, made from RunSpec's fields: what the body of a cell may say, its line may say too."""
+"""The lines of the magics: flags of the command table, and RunSpec's fields, which a line may say as a body does."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import shlex
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from nbtune.commands import COMMANDS, Argument
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, parse_value
 
@@ -23,15 +24,13 @@ __all__ = [
     "Request",
     "choices",
     "describe",
-    "finetune_help",
     "finetune_parser",
     "parse_finetune",
+    "parser",
     "parts",
     "spec_fields",
     "split",
 ]
-
-_WIDTH, _KEYS = 96, 30  # of the help: its lines, and its first column
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,9 +52,22 @@ class Parser(argparse.ArgumentParser):
         """All its flags, such as ``--steps``."""
         return sorted(flag for flag in self._option_string_actions if flag.startswith("--") and "_" not in flag)
 
-    def actions(self) -> list[argparse.Action]:
-        """What it takes, in the order in which it was added."""
-        return list(self._actions)
+    def take(self, argument: Argument) -> None:
+        """Add what the table says."""
+        more: dict[str, Any] = {"metavar": argument.value, "choices": argument.choices or None}
+        if argument.kind is bool:
+            tri = argument.default is None
+            more = {"action": argparse.BooleanOptionalAction if tri else "store_true"}
+        elif argument.many:
+            more |= {"action": "append"} if argument.many == "again" else {"nargs": "+"}
+        if argument.kind is not bool:
+            more["type"] = _reader(argument)
+        if argument.spellings:
+            default = [] if argument.many else argument.default
+            self.add_argument(*argument.spellings, dest=argument.dest, default=default, **more)
+        else:
+            more |= {"nargs": "?"} if "cell" in argument.optional_in else {}
+            self.add_argument(argument.dest, **more)
 
     def parse(self, line: str) -> argparse.Namespace:
         """The values of a magic's line.
@@ -150,72 +162,52 @@ class Request:
     detach: bool = False
     dry_run: bool = False
     on_busy: Literal["attach", "restart", "queue"] = "attach"
-    runs_dir: str | None = None
+    runs_dir: Path | None = None
     help: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def _reader(argument: Argument) -> Callable[[str], Any]:
+    """What makes a value of a word; argparse says its name where it cannot."""
+
+    def read(text: str) -> Any:
+        value = argument.kind(text)
+        if argument.minimum is not None and value < argument.minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {argument.minimum:g}")
+        return value
+
+    read.__name__ = argument.kind.__name__
+    return read
+
+
+@cache
+def parser(name: str) -> Parser:
+    """The parser of a command of `%nbtune`."""
+    prog = f"%nbtune {name}"
+    if COMMANDS[name].body:  # so that the line of a `%%finetune` is one of `%%nbtune plan`, too
+        return finetune_parser(prog)
+    made = Parser(prog=prog)
+    for argument in COMMANDS[name].arguments("cell"):
+        made.take(argument)
+    return made
 
 
 @cache
 def finetune_parser(prog: str = "%%finetune") -> Parser:
     """The parser of `%%finetune`: its own flags, then one for each of RunSpec's fields."""
-    parser = Parser(prog=prog, usage=prog.replace("%", "%%"))
-    parser.add_argument("--name", metavar="NAME", default="run", help="what the run is called")
-    parser.add_argument("--wait", action="store_true", help="stay in the cell until the run has ended")
-    parser.add_argument(
-        "--detach", action="store_true", help="train in a process of its own, which survives the kernel"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
-    busy = parser.add_mutually_exclusive_group()
-    busy.add_argument("--restart", action="store_true", help="stop and save the living run, then start this one")
-    busy.add_argument("--queue", action="store_true", help="start when the living run has ended")
-    parser.add_argument("--runs", metavar="DIR", help="where run folders go; unset: NBTUNE_RUNS, or ./runs")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="any key of the body, such as adapter.r=8"
-    )
-    parser.add_argument("--help", action="store_true", help="this text")
+    made = Parser(prog=prog, usage=prog.replace("%", "%%"))
+    for argument in COMMANDS["train"].arguments("cell"):
+        made.take(argument)
+    made.add_argument("--help", action="store_true")
     for name, info in RunSpec.model_fields.items():
         names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
-        parser.add_argument(*names, dest=f"key:{name}", metavar="VALUE", **switch)
-    return parser
+        more: dict[str, Any] = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
+        made.add_argument(*names, dest=f"key:{name}", metavar="VALUE", **more)
+    return made
 
 
-def finetune_help(prog: str = "%%finetune") -> str:
-    """What `%%finetune?` shows: the flags, and the keys of the body with what each does."""
-    own = [action for action in finetune_parser().actions() if action.help]
-    lines = [
-        "Fine-tune a model: the body of the cell says what, in YAML.",
-        "",
-        f"    {prog} --name demo",
-        "    model: nbtune/tiny",
-        "    data: rows",
-        "    steps: 200",
-        "",
-        "It returns at once and trains in the background; `run` is the handle, as in run.stop(),",
-        "run.chat(), run.export.gguf('q8_0'). Running the cell again while its run lives attaches to it.",
-        "Tab completes keys and values in the body, names of rows, and models of the cache.",
-        "",
-        "Flags",
-        *(f"  {_flag(action):<18}{action.help}" for action in own),
-        "",
-        "Keys of the body (those without a dot are flags, too: `--steps 200` wins over the body)",
-    ]
-    under = " " * _KEYS
-    for key, info in spec_fields():
-        if not key.startswith("eval.data."):  # the same as data.*
-            text = textwrap.wrap(describe(info), _WIDTH - _KEYS, break_on_hyphens=False) or [""]
-            shown = f"  {key}"
-            lines += [shown] if len(shown) >= _KEYS else [f"{shown:<{_KEYS}}{text.pop(0)}"]
-            lines += [f"{under}{line}" for line in text]
-    return "\n".join(lines)
-
-
-def _flag(action: argparse.Action) -> str:
-    return f"{action.option_strings[0]} {action.metavar}" if action.metavar else action.option_strings[0]
-
-
-def parse_finetune(line: str) -> Request:
-    """What a line of `%%finetune` asks for.
+def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
+    """What a line of `%%finetune` asks for, or that of a command which takes a spec alike.
 
     >>> parse_finetune("--name demo --steps 20 --set adapter.r=4").overrides
     {'steps': 20, 'adapter.r': 4}
@@ -223,8 +215,11 @@ def parse_finetune(line: str) -> Request:
     Raises:
         SpecError: an unknown flag, or a value that cannot be read.
     """
-    parser = finetune_parser()
+    parser = finetune_parser(prog)
     found = parser.parse(line)
+    if found.restart and found.queue:
+        fix = "keep one"
+        raise SpecError("`--restart` and `--queue` exclude each other", place=parser.place, fix=fix)
     values = vars(found)
     overrides = {
         key.removeprefix("key:"): parse_value(text)

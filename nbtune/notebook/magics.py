@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from IPython.display import display
 from traitlets import Enum, Float, Unicode
 
 import nbtune
+from nbtune.commands import Command, commands_of
 from nbtune.errors import SpecError, TrainError
 from nbtune.events import ENDED
-from nbtune.notebook import commands, environment, flags
+from nbtune.notebook import environment, flags, usage
 from nbtune.notebook.display import Table, losses_table, runs_table, say, show_plan
 from nbtune.notebook.display_run import follow, show_ended
-from nbtune.spec import from_mapping, from_yaml, placing
+from nbtune.spec import from_mapping, from_yaml, placing, to_yaml
 from nbtune.store.files import from_here
 from nbtune.untrusted import harmless
 
@@ -41,10 +43,10 @@ class NbtuneMagics(Magics):
 
     @line_cell_magic
     def finetune(self, line: str, cell: str | None = None) -> None:
-        """Fine-tune a model; `%%finetune?` shows the text of `flags.finetune_help`."""
+        """Fine-tune a model; `%%finetune?` shows the text of `usage.finetune_help`."""
         request = flags.parse_finetune(line)
         if request.help:
-            return say(flags.finetune_help())
+            return say(usage.finetune_help())
         if cell is None and not request.overrides:
             return self._form()
         spec = self._spec(cell, request)
@@ -67,19 +69,27 @@ class NbtuneMagics(Magics):
 
     @line_cell_magic
     def nbtune(self, line: str, cell: str | None = None) -> None:
-        """Runs from the keyboard; `%nbtune?` shows the text of `commands.nbtune_help`."""
+        """Runs from the keyboard; `%nbtune?` shows the text of `usage.nbtune_help`."""
         name, _, rest = line.strip().partition(" ")
         if name in ("", "help", "--help"):
-            return say(commands.nbtune_help())
-        if name not in commands.COMMANDS:
+            return say(usage.nbtune_help())
+        command = commands_of("cell").get(name)
+        if command is None:
             raise SpecError(
                 f"`%nbtune` has no command `{name}`",
                 place=f"`%nbtune {line.strip()}`",
-                fix=f"its commands: {', '.join(commands.COMMANDS)}",
+                fix=f"its commands: {', '.join(commands_of('cell'))}",
             )
-        if name == "plan":
-            return self._plan(rest, cell)
-        return getattr(self, f"_{name}")(commands.parser(name).parse(rest))
+        action: Callable[[Any], None] | None = getattr(self, f"_{name}", None)
+        if not command.body:
+            given = flags.parser(name).parse(rest)
+            return self._call(command, given) if action is None else action(given)
+        request = flags.parse_finetune(rest, f"%nbtune {name}")
+        with placing(cell, first_line=2):
+            spec = self._spec(cell, request)
+            if action is not None:
+                return action(spec)
+            return self._show(command.public_function()(spec, rows=self.shell.user_ns))
 
     # What finetune needs ---------------------------------------------------------------------------------------------
 
@@ -97,7 +107,7 @@ class NbtuneMagics(Magics):
         else:
             say(f"`{self.variable}` is yours and stays; the handle is nbtune.attach({run.name!r})")
 
-    def _runs_dir(self, given: str | None) -> str | None:
+    def _runs_dir(self, given: Path | None) -> Path | str | None:
         return given or self.runs_dir or None
 
     def _form(self) -> None:
@@ -145,20 +155,19 @@ class NbtuneMagics(Magics):
         else:
             follow(run, self.shell, asked=args.wait, setting=self.wait)
 
-    def _stop(self, args: Any) -> None:
-        run = self._run(args)
-        run.stop()
-        say(f"{run.name} stops at its next step and is saved; `%nbtune resume {run.name}` goes on.")
+    def _call(self, command: Command, args: Any) -> None:
+        """A command that has no method here: its function, and what came back."""
+        run = self._run(args) if command.takes_run else None
+        if run is not None and command.said and run.state in ENDED:
+            return say(f"{run.name} is {run.state}.")
+        value = command.call(args, lambda: run)
+        if run is not None and command.said:
+            return say(f"{command.said.format(run=run.name, nbtune='%nbtune')}.")
+        return self._show(value)
 
-    def _pause(self, args: Any) -> None:
-        run = self._run(args)
-        run.pause()
-        say(f"{run.name} holds at its next step; `%nbtune unpause {run.name}` goes on.")
-
-    def _unpause(self, args: Any) -> None:
-        run = self._run(args)
-        run.unpause()
-        say(f"{run.name} goes on.")
+    def _show(self, value: Any) -> None:
+        if value is not None:
+            display(value)
 
     def _resume(self, args: Any) -> None:
         run = self._run(args).resume(detach=args.detach)
@@ -174,9 +183,8 @@ class NbtuneMagics(Magics):
         display(Table(("type", "size", "file", ""), rows, empty="nothing was exported"))
 
     def _push(self, args: Any) -> None:
-        more = {"revision": args.branch, "create_pr": args.pr, "card": args.card and Path(args.card)}
+        more = {"revision": args.branch, "create_pr": args.pr, "card": args.card, "message": args.message}
         more |= {"types": args.gguf} if args.gguf else {}
-        more |= {"message": args.message} if args.message else {}
         what = "gguf" if args.gguf else args.what
         judged = {"importance": args.importance, "verify": args.verify}
         say(self._run(args).push_to_hub(args.repo, what=what, private=not args.public, **judged, **more))
@@ -185,9 +193,10 @@ class NbtuneMagics(Magics):
         run = self._run(args)
         other = nbtune.attach(args.beside, runs_dir=self._runs_dir(args.runs)) if args.beside else None
         if args.prompt is not None:
-            answers = {"base": run.generate(args.prompt, base=True), run.name: run.generate(args.prompt)}
-            if other is not None:
-                answers[other.name] = other.generate(args.prompt)
+            length = args.max_new_tokens
+            answers = {"base": run.generate(args.prompt, base=True, max_new_tokens=length)}
+            for asked in [run, *([other] if other is not None else [])]:
+                answers[asked.name] = asked.generate(args.prompt, max_new_tokens=length)
             display(Table(tuple(answers), [tuple(answers.values())], empty=""))
         elif environment.has_page(self.shell):
             from nbtune.widgets import chat
@@ -213,20 +222,21 @@ class NbtuneMagics(Magics):
             self.shell.user_ns["losses"] = losses
         display(losses)
 
-    def _plan(self, rest: str, cell: str | None) -> None:
-        request = flags.parse_finetune(rest)
-        spec = self._spec(cell, request)
-        with placing(cell, first_line=2):
-            show_plan(nbtune.plan(spec, rows=self.shell.user_ns))
+    def _plan(self, spec: Any) -> None:
+        show_plan(nbtune.plan(spec, rows=self.shell.user_ns))
+
+    def _validate(self, spec: Any) -> None:
+        nbtune.validate(spec, rows=self.shell.user_ns)
+        say(f"{to_yaml(spec).rstrip()}\n# the cell is fine")
 
     def _script(self, args: Any) -> None:
         run = self._run(args)
         if args.out:
             from nbtune.store.export_script import written
 
-            return say("\n".join(from_here(path) for path in written(run.folder, Path(args.out))))
-        self.shell.set_next_input(run.script())
-        say(
+            return say("\n".join(from_here(path) for path in written(run.folder, args.out)))
+        self.shell.set_next_input(f"%%finetune --name {run.name}\n{run.yaml()}" if args.yaml else run.script())
+        return say(
             f"The next cell trains {run.name} again, or what you make of its spec: same rows, same losses. As files: "
             f"`%nbtune script {run.name} --out .` (a script, and YAML for `%%finetune` or `nbtune train`)."
         )
@@ -243,7 +253,7 @@ class NbtuneMagics(Magics):
         say(f"{what}{asked}" if asked else "There is nothing to allow: it runs nothing of its own.")
 
     def _data(self, args: Any) -> None:
-        spec = from_mapping({"data": args.source, "model": args.model}, name="the line")
+        spec = from_mapping({"data": args.source, **({"model": args.model} if args.model else {})}, name="the line")
         if environment.has_page(self.shell):
             from nbtune.widgets import inspect
 
@@ -259,10 +269,20 @@ class NbtuneMagics(Magics):
         found = [(finding.mark, finding.topic, finding.text, finding.fix) for finding in examine(offline=args.offline)]
         display(Table(("", "what", "found", "what to do"), found, empty=""))
 
+    def _cache(self, args: Any) -> None:
+        from nbtune.system_report import cached
+
+        if args.prune is not None:
+            from nbtune.data.prepare.cache import prune
+
+            say(f"{prune(int(args.prune * 2**30)) / 2**20:,.1f} MiB of prepared data thrown away.")
+        kept = [(f"{entry.bytes / 2**20:,.1f} MiB", entry.kind, entry.name) for entry in cached()]
+        display(Table(("size", "kind", "name"), kept, empty="Nothing is kept."))
+
 
 # IPython asks an object for its help by `getdoc`: made when it is asked for, from the fields of the spec.
-NbtuneMagics.finetune.getdoc = flags.finetune_help
-NbtuneMagics.nbtune.getdoc = commands.nbtune_help
+NbtuneMagics.finetune.getdoc = usage.finetune_help
+NbtuneMagics.nbtune.getdoc = usage.nbtune_help
 
 
 def _nested(overrides: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""docs/reference/magics.md, made from RunSpec's fields and the commands of `%nbtune`.
+"""docs/reference/magics.md, made from RunSpec's fields and the command table.
 
 `python -m nbtune.notebook.reference` prints it.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from nbtune.notebook import commands, flags
+from nbtune.commands import COMMANDS, Command, commands_of
+from nbtune.notebook import flags, usage
 from nbtune.notebook.magics import NbtuneMagics
 
 __all__ = ["to_markdown"]
@@ -42,11 +43,8 @@ def to_markdown() -> str:
 
 
 def _finetune() -> str:
-    lines = ["## %%finetune", "", "| flag | |", "|---|---|"]
-    for action in flags.finetune_parser().actions():
-        if action.help:
-            lines.append(f"| `{_shown(action)}` | {_cell(action.help)} |")
-    lines += ["", "Every key of the first level is a flag, too (`--steps 200`), and wins over the body.", ""]
+    lines = ["## %%finetune", "", *_table(COMMANDS["train"])]
+    lines += ["Every key of the first level is a flag, too (`--steps 200`), and wins over the body.", ""]
     lines += ["| key | |", "|---|---|"]
     for key, info in flags.spec_fields():
         if not key.startswith("eval.data."):
@@ -56,12 +54,18 @@ def _finetune() -> str:
 
 def _commands() -> str:
     lines = ["## %nbtune", "", "`RUN` left out means the living run, or else the latest.", ""]
-    for name, command in commands.COMMANDS.items():
-        lines += [f"### %nbtune {name}", "", f"{command.help}. In Python: `{command.call}`", ""]
-        actions = [] if name == "plan" else commands.parser(name).actions()
-        if actions:
-            lines += ["| | |", "|---|---|", *(f"| `{_shown(a)}` | {_cell(a.help or '')} |" for a in actions), ""]
+    for name, command in commands_of("cell").items():
+        body = " With the flags and the body of `%%finetune`." if command.body else ""
+        lines += [f"### %nbtune {name}", "", f"{command.help('cell')}{body}", ""]
+        shell = f"; in a shell `nbtune {name}`" if "shell" in command.doors else ""
+        lines += [f"In Python `{command.python}`{shell}.", "", *([] if command.body else _table(command))]
     return "\n".join(lines)
+
+
+def _table(command: Command) -> list[str]:
+    arguments = command.arguments("cell")
+    rows = [f"| `{_cell(usage.spelled(argument))}` | {_cell(argument.described)} |" for argument in arguments]
+    return ["| | |", "|---|---|", *rows, ""] if rows else []
 
 
 def _settings() -> str:
@@ -69,13 +73,6 @@ def _settings() -> str:
     for name, trait in sorted(NbtuneMagics.class_own_traits(config=True).items()):
         lines.append(f"| `{name}` | `{trait.default_value!r}` | {_cell(trait.help)} |")
     return "\n".join([*lines, ""])
-
-
-def _shown(action: object) -> str:
-    words = list(getattr(action, "option_strings", []))[:1]
-    if getattr(action, "nargs", None) != 0:
-        words.append(str(getattr(action, "metavar", "")))
-    return _cell(" ".join(words))
 
 
 def _cell(text: str) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,33 @@ def test_a_living_run_is_in_use_is_stopped_from_elsewhere_and_resumed_until_an_i
     again = json.loads(out)
     assert again["state"] == "stopped"
     assert again["step"] >= stopped["step"]
+
+
+def test_a_run_is_held_from_elsewhere_and_goes_on(folder: Path, capfd: Any) -> None:
+    args = ["--name", "held", "--set", "steps=100000"]
+    with training("train", "spec.yaml", *args, until="running step") as finish:
+        code, lines, err = call(capfd, "pause", "held")
+        assert (code, lines) == (0, ["held holds at its next step; `nbtune unpause held` goes on"]), err
+        run = nbtune.attach("held")
+        held = threading.Event()
+        run.subscribe(lambda events, first: held.set() if run.state == "paused" else None)
+        assert held.wait(60)
+        code, lines, _ = call(capfd, "unpause", "held", "--json")
+        assert code == 0
+        assert json.loads(lines[0])["name"] == "held"
+        assert call(capfd, "stop", "held", "--wait")[0] == 0
+        assert finish()[0] == 1
+
+
+def test_losses_of_runs_beside_each_other(demo: dict[str, Any], capfd: Any) -> None:
+    code, lines, err = call(capfd, "compare", "demo", demo["id"])
+    assert code == 0, err
+    assert lines[0].split() == ["name", "state", "step", "first", "loss", "loss", "eval", "loss"]
+    assert [f"{demo['loss']:.4f}" in line for line in lines[-2:]] == [True, True]
+    code, lines, _ = call(capfd, "compare", "demo", demo["id"], "--json")
+    assert [json.loads(line) for line in lines] == [demo, demo]
+    assert call(capfd, "compare", "demo", "nobody")[:2] == (2, [])
+    assert call(capfd, "pause", "demo")[:2] == (0, ["demo is finished"])
 
 
 def test_a_detached_run_is_left_alone_and_can_be_watched(folder: Path, capfd: Any) -> None:

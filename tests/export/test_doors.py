@@ -13,15 +13,15 @@ from traitlets.config import Config
 
 import nbtune
 from nbtune.cli import main
-from nbtune.cli.app import export, push
+from nbtune.commands import COMMANDS, Door
 from nbtune.errors import ExportError
 from nbtune.export import take_home
 from nbtune.export.exporter import Exporter
 from nbtune.export.hub_upload import push_folder
-from nbtune.notebook.commands import parser
 from tests.support.fake_hub import TOKEN, FakeHub
 from tests.support.llama import llama_library
 
+DOORS: tuple[Door, ...] = ("shell", "cell")
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
 
 
@@ -101,16 +101,16 @@ def test_no_kind_of_export_and_no_option_of_a_push_is_forgotten() -> None:
     offered = set(inspect.signature(take_home).parameters)
     assert kinds <= offered
     export_flags = offered - {"exporter", "verify"} | {"dtype", "ollama_type", "verify"}
-    assert export_flags <= set(inspect.signature(export).parameters)
-    assert {f"--{name.replace('_', '-')}" for name in export_flags} <= set(parser("export").flags())
+    for door in DOORS:
+        assert export_flags <= {argument.dest for argument in COMMANDS["export"].arguments(door)}
 
     taken = {*inspect.signature(Exporter.push).parameters, *inspect.signature(push_folder).parameters}
     taken -= {"self", "repo_id", "facts", "options", "folder", "progress", "on_wait"}
     taken -= {"attempts", "wait", "patience"}  # of the connection
     renamed = {"private": "public", "types": "gguf", "revision": "branch", "create_pr": "pr"}
-    flags = {renamed.get(name, name) for name in taken}
-    assert {f"--{name}" for name in flags} <= set(parser("push").flags())
-    assert flags <= {*inspect.signature(push).parameters, "pr"}
+    for door in DOORS:
+        arguments = {argument.dest for argument in COMMANDS["push"].arguments(door)}
+        assert {renamed.get(name, name) for name in taken} <= arguments
 
 
 def test_an_unknown_type_is_refused_before_any_work(runs: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from IPython.core.completer import provisionalcompleter
 
-from nbtune.notebook.commands import GGUF_TYPES
+from nbtune.commands.values import GGUF_TYPES
 
 
 def complete(shell: Any, text: str) -> list[str]:

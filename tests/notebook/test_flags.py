@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nbtune.errors import SpecError
-from nbtune.notebook import flags
+from nbtune.notebook import flags, usage
 from nbtune.spec import RunSpec, from_yaml
 
 
 def test_each_field_of_the_spec_is_a_flag_and_is_explained() -> None:
     offered = flags.finetune_parser().flags()
-    text = flags.finetune_help()
+    text = usage.finetune_help()
     for name, info in RunSpec.model_fields.items():
         assert f"--{name.replace('_', '-')}" in offered
         assert f"\n  {name} " in text
@@ -37,7 +39,7 @@ def test_own_flags() -> None:
         True,
         True,
         "queue",
-        "C:\\my runs",
+        Path("C:\\my runs"),
     )
 
 
@@ -47,7 +49,7 @@ def test_own_flags() -> None:
         ("--stps 3", "no flag `--stps`", "`--steps`"),
         ("--name", "expected one argument", "%%finetune?"),
         ("--set adapter.r", "has no value", "--set key=value"),
-        ("--restart --queue", "not allowed with", "%%finetune?"),
+        ("--restart --queue", "exclude each other", "keep one"),
         ("demo", "no argument `demo`", "its flags"),
         ("--name 'demo", "quote", "close it"),
         ("--set steps={", "cannot be read", "brackets"),
@@ -66,8 +68,6 @@ def test_words_of_a_choice_come_from_the_field() -> None:
 
 
 def test_help_fits_into_a_page_and_its_columns_stand_apart() -> None:
-    from nbtune.notebook.commands import nbtune_help
-
-    for text in (flags.finetune_help(), nbtune_help()):
+    for text in (usage.finetune_help(), usage.nbtune_help()):
         assert max(map(len, text.splitlines())) <= 100
         assert not [line for line in text.splitlines() if "--ollama-type TYPEits" in line]

@@ -1,0 +1,333 @@
+"""What each command does in a shell: it calls one public function, and says what came back.
+
+A command of the table that has no function here calls its own, and its value is said (`perform`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+import nbtune
+from nbtune.cli.listing import list_runs, losses_table, run_facts
+from nbtune.cli.output import following, request, result, say, shown, table, watch_losses, work
+from nbtune.cli.spec_file import placed, spec_of
+from nbtune.cli.wait import done, until_begun, until_ended
+from nbtune.commands import Command
+from nbtune.errors import SpecError
+from nbtune.events import ENDED
+
+__all__ = ["ACTIONS", "perform"]
+
+
+def perform(command: Command, given: Any) -> None:
+    """Do what was asked for.
+
+    Args:
+        command: of the table.
+        given: a value for each of its arguments' `dest`.
+    """
+    action = ACTIONS.get(command.name)
+    if action is not None:
+        action(given)
+    elif command.said:
+        _ask_run(command, given)
+    else:
+        _call(command, given)
+
+
+def _find(given: Any) -> Any:
+    with request():
+        return nbtune.attach(given.run, given.runs)
+
+
+def _ask_run(command: Command, given: Any) -> None:
+    """Something that a run does at its next step, if it lives."""
+    run = _find(given)
+    if run.state not in ENDED:
+        command.call(given, lambda: run)
+    text = command.said.format(run=run.name, nbtune="nbtune")
+    result(run_facts(run), as_json=given.json, text=f"{run.name} is {run.state}" if run.state in ENDED else text)
+
+
+def _call(command: Command, given: Any) -> None:
+    if command.body:
+        return _call_with_spec(command, given)
+    with work():
+        value = command.call(given, lambda: _find(given))
+    return _say(value, as_json=given.json)
+
+
+def _call_with_spec(command: Command, given: Any) -> None:
+    with work(), request():
+        spec = spec_of(given.spec, given.set)
+        with placed(given.spec):
+            value = command.public_function()(spec)
+    _say(value, as_json=given.json)
+
+
+def _say(value: Any, *, as_json: bool) -> None:
+    for each in value if isinstance(value, list) else [] if value is None else [value]:
+        facts = each.to_dict() if hasattr(each, "to_dict") else each
+        facts = facts if isinstance(facts, Mapping) else {"result": facts}
+        result(facts, as_json=as_json, text=str(each))
+
+
+# -- of a spec ----------------------------------------------------------------------------------------------------
+
+
+def train(given: Any) -> None:
+    """A run, until it has ended, or with `--detach` until it has begun."""
+    if given.dry_run:
+        return plan(given)
+    with request():
+        if given.restart and given.queue:
+            raise SpecError("`--restart` and `--queue` exclude each other", fix="keep one")
+        spec = spec_of(given.spec, given.set)
+    with work():
+        with request(), placed(given.spec):
+            on_busy: Literal["attach", "restart", "queue"]
+            on_busy = "restart" if given.restart else "queue" if given.queue else "attach"
+            run = nbtune.finetune(spec, name=given.name, runs_dir=given.runs, on_busy=on_busy, detach=given.detach)
+        until_begun(run) if given.detach else until_ended(run)
+    return done(run, given.json, detached=given.detach)
+
+
+def plan(given: Any) -> None:
+    """A plan, and why."""
+    with work(), request():
+        spec = spec_of(given.spec, given.set)
+        with placed(given.spec):
+            made = nbtune.plan(spec)
+    result(made.model_dump(mode="json"), as_json=given.json, text=made.explain())
+
+
+def validate(given: Any) -> None:
+    """The spec as it was understood."""
+    from nbtune.spec import to_yaml
+
+    with work(), request():
+        spec = spec_of(given.spec, given.set)
+        with placed(given.spec):
+            nbtune.validate(spec)
+    facts = spec.model_dump(mode="json", exclude_defaults=True)
+    result({"spec": facts}, as_json=given.json, text=f"{to_yaml(spec).rstrip()}\n# {given.spec.name} is fine")
+
+
+# -- of runs ------------------------------------------------------------------------------------------------------
+
+
+def runs(given: Any) -> None:
+    """A table of runs."""
+    list_runs(nbtune.runs(given.runs), as_json=given.json)
+
+
+def trust(given: Any) -> None:
+    """What a folder wants, a question, and leave for it."""
+    from nbtune.store.run_consent import questions
+
+    with request():
+        folder = nbtune.attach(given.run, given.runs).folder
+        wishes = questions(folder)
+        for words in wishes:
+            say(f"it wants {words}")
+        if (
+            wishes
+            and not given.yes
+            and not (sys.stdin.isatty() and typer.confirm("Allow this, as yourself?", err=True))
+        ):
+            raise SpecError("nothing was allowed", fix="answer y, or give `--yes`")
+        nbtune.trust(folder)
+    text = "allowed for this folder" if wishes else "there is nothing to allow: it runs nothing of its own"
+    result({"folder": shown(folder), "allowed": wishes}, as_json=given.json, text=text)
+
+
+def resume(given: Any) -> None:
+    """A run that goes on, until it has ended."""
+    with work():
+        with request():
+            run = nbtune.attach(given.run, given.runs).resume(detach=given.detach)
+        until_begun(run) if given.detach else until_ended(run)
+    done(run, given.json, detached=given.detach)
+
+
+def attach(given: Any) -> None:
+    """A moving line, until the run has ended."""
+    run = _find(given)
+    with following(run):
+        run.wait()
+    done(run, given.json)
+
+
+def chat(given: Any) -> None:
+    """An answer for the prompt, or one for each line that is typed."""
+    run = _find(given)
+    messages: list[dict[str, Any]] = []
+    for text in [given.prompt] if given.prompt is not None else _typed():
+        messages.append({"role": "user", "content": text})
+        with work():
+            answer = run.generate(messages, max_new_tokens=given.max_new_tokens, base=given.base)
+        messages.append({"role": "assistant", "content": answer})
+        result({"prompt": text, "answer": answer}, as_json=given.json, text=answer)
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard, or from a pipe."""
+    while True:
+        if sys.stdin.isatty():
+            say("> ")
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.rstrip("\n")
+
+
+def losses(given: Any) -> None:
+    """Both ends of the rows' losses; as JSON all of them."""
+    run = _find(given)
+    with work():
+        measured = run.losses(again=given.again)
+        watch_losses(measured)
+    if given.json:
+        for row in measured.sorted(given.by):
+            result({**vars(row), "learnt": row.learnt}, as_json=True, text="")
+        return
+    print(measured.said())
+    for title, lowest in (("highest", False), ("lowest", True)):
+        print(f"\n{title} {given.by}:\n{table(*measured.table(given.by, count=given.count, lowest=lowest))}")
+
+
+def compare(given: Any) -> None:
+    """Where the runs stand."""
+    with request():
+        named = [nbtune.attach(which, given.runs) for which in given.run]
+    if given.json:
+        for run in named:
+            result(run_facts(run), as_json=True, text="")
+    else:
+        result({}, as_json=False, text=losses_table(named))
+
+
+# -- what is taken home -------------------------------------------------------------------------------------------
+
+
+def export(given: Any) -> None:
+    """Files of the kinds that are named."""
+    from nbtune.export import take_home
+
+    kinds: dict[str, Any] = {"gguf": given.gguf or (), "adapter": given.adapter, "adapter_gguf": given.adapter_gguf}
+    kinds["merged"] = given.dtype if given.merged else ""
+    kinds["ollama"] = given.ollama_type if given.ollama else ""
+    if not any(kinds.values()):
+        with request():
+            raise SpecError("nothing to export was named", fix="add --gguf q8_0, --merged, --adapter or --ollama")
+    with work():
+        with request():
+            exporter = _exporter(given.run, [*(given.gguf or []), given.ollama_type], given.runs)
+        files = take_home(exporter, out=given.out, importance=given.importance, verify=given.verify, **kinds)
+    for file in files:
+        facts = {"path": shown(file.path), "type": file.type, "bytes": file.bytes, "notes": list(file.notes)}
+        facts["quality"] = file.quality.facts() if file.quality else None
+        size = f"{shown(file.path)}  {file.bytes / 2**20:,.1f} MiB"
+        result(facts, as_json=given.json, text="\n".join([size, *(f"  {line}" for line in file.remarks)]))
+
+
+def _exporter(which: str, types: list[str], runs_dir: Path | None) -> Any:
+    from nbtune.cli.export_model import exporter
+    from nbtune.export.gguf.types import type_named
+
+    for kind in types:
+        type_named(kind)  # refused before any work
+    return exporter(which, runs_dir)
+
+
+def push(given: Any) -> None:
+    """The address of what was uploaded."""
+    with work():
+        run = _find(given)
+        more: dict[str, Any] = {"revision": given.branch, "create_pr": given.pr, "message": given.message}
+        more |= {"card": given.card, "importance": given.importance, "verify": given.verify}
+        more |= {"types": given.gguf} if given.gguf else {}
+        url = run.push_to_hub(given.repo, what="gguf" if given.gguf else given.what, private=not given.public, **more)
+    result({"url": url}, as_json=given.json, text=url)
+
+
+def script(given: Any) -> None:
+    """A script that trains the run again, or where its files are."""
+    from nbtune.store.export_script import written
+
+    with request():
+        run = nbtune.attach(given.run, given.runs)
+        if given.out is not None:
+            made = [shown(path) for path in written(run.folder, given.out)]
+            texts = dict(zip(("script", "yaml"), made, strict=True))
+            text = "\n".join(made)
+        else:
+            texts = {"script": run.script(), "yaml": run.yaml()}
+            text = texts["yaml" if given.yaml else "script"].rstrip("\n")
+    result(texts, as_json=given.json, text=text)
+
+
+# -- what is here -------------------------------------------------------------------------------------------------
+
+
+def data(given: Any) -> None:
+    """A report on rows; as JSON each of them with its tokens."""
+    from nbtune.spec import from_mapping
+    from nbtune.system_report import examine_rows
+
+    with work(), request():
+        body: dict[str, Any] = {"data": list(given.source), **({"model": given.model} if given.model else {})}
+        rows = examine_rows(spec_of(given.spec, None, body) if given.spec else from_mapping(body))
+    if given.json:
+        for row in rows.each():
+            result(row, as_json=True, text="")
+    else:
+        print(rows.report)
+
+
+def doctor(given: Any) -> None:
+    """What was found.
+
+    Raises:
+        typer.Exit: with 1, if something must be mended.
+    """
+    from nbtune.system_report import examine
+
+    findings = examine(offline=given.offline)
+    for finding in findings:
+        fix = f"\n  → {finding.fix}" if finding.fix else ""
+        text = f"{finding.mark} {finding.topic}: {finding.text}{fix}"
+        result(finding.to_dict(), as_json=given.json, text=text)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def cache(given: Any) -> None:
+    """What is kept, after what was to be thrown away."""
+    from nbtune.system_report import cached
+
+    if given.prune is not None:
+        from nbtune.data.prepare.cache import prune
+
+        freed = prune(int(given.prune * 2**30))
+        result({"freed": freed}, as_json=given.json, text=f"{freed / 2**20:,.1f} MiB of prepared data thrown away")
+    entries = cached()
+    for entry in entries:
+        text = f"{entry.bytes / 2**20:>10,.1f} MiB  {entry.kind:<8} {entry.name}"
+        result(entry.to_dict(), as_json=given.json, text=text)
+    if not given.json:
+        say(f"{sum(entry.bytes for entry in entries) / 2**30:,.2f} GiB in all")
+
+
+ACTIONS: dict[str, Callable[[Any], None]] = {
+    action.__name__: action
+    for action in (
+        *(train, plan, validate, runs, trust, resume, attach, chat, losses, compare),
+        *(export, push, script, data, doctor, cache),
+    )
+}

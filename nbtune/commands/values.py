@@ -1,0 +1,77 @@
+"""What Tab offers where a command takes a run, a model, rows or a type of GGUF file: looked up when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nbtune import hub_cache
+from nbtune.commands.command import Argument
+
+__all__ = ["GGUF_TYPES", "embedded_sets", "models", "offered", "sources"]
+
+# Not asked of `export.gguf.types`, which needs torch: Tab is answered at once.
+GGUF_TYPES = (
+    *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
+    *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+)
+_EMBEDDED = ("nbtune/tiny",)
+_DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")
+
+
+def offered(argument: Argument, namespace: Mapping[str, Any], runs_dir: Path | None = None) -> list[str]:
+    """The words that an argument may be, as far as they are known.
+
+    Args:
+        argument: of a command.
+        namespace: variables of the notebook.
+        runs_dir: where runs are; unset: as for `nbtune.runs`.
+    """
+    if argument.choices:
+        return list(argument.choices)
+    match argument.offers:
+        case "runs":
+            return _runs(runs_dir)
+        case "models":
+            return models()
+        case "sources":
+            return sources(namespace)
+        case "gguf":
+            return list(GGUF_TYPES)
+    return []
+
+
+def models() -> list[str]:
+    """nbtune's own model, and those in the Hub's cache."""
+    return [*_EMBEDDED, *hub_cache.cached("model")]
+
+
+def sources(namespace: Mapping[str, Any]) -> list[str]:
+    """Variables that hold rows, nbtune's own sets, and files here that look like data."""
+    variables = [name for name, value in namespace.items() if not name.startswith("_") and _holds_rows(value)]
+    files = sorted(path.name for path in Path.cwd().iterdir() if path.name.endswith(_DATA_ENDINGS))
+    return [*variables, *embedded_sets(), *files]
+
+
+def embedded_sets() -> list[str]:
+    """Names of the sets that come with nbtune."""
+    from nbtune.data.sources.builtin import SETS
+
+    return sorted(SETS)
+
+
+def _holds_rows(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict)
+    return type(value).__name__ in ("DataFrame", "Dataset", "IterableDataset", "LazyFrame")
+
+
+def _runs(runs_dir: Path | None) -> list[str]:
+    import nbtune
+
+    return _once(run.name for run in nbtune.runs(runs_dir))
+
+
+def _once(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))
