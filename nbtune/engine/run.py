@@ -16,12 +16,13 @@ from nbtune import events as says
 from nbtune.engine.answering import Answering
 from nbtune.engine.launcher import Launched, launch
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.folder_format import is_newer, refuse_newer
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints, control, run_consent
 from nbtune.store.event_log import EventReader, EventWriter, Follower, Latest, Mark, Pump
 from nbtune.store.files import DISK_ERRORS, read_json
-from nbtune.store.folder import is_newer, name_of, plan_of, read_spec, refuse_newer, trouble
+from nbtune.store.folder import name_of, plan_of, read_spec, trouble
 from nbtune.store.lock import is_owned
 from nbtune.untrusted import BadFile, harmless, number
 
@@ -66,7 +67,6 @@ class Run(Answering):
         body = read_json(self.folder / "plan.json")
         if body is None:
             return None
-        refuse_newer(self.folder)
         return plan_of(body, self.folder)
 
     @property

@@ -47,10 +47,7 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, 
 
 
 def with_its_rate(spec: RunSpec, plan: Plan) -> RunSpec:
-    """The spec to repeat a run with: with the rate that its plan chose, where the rule would choose another one today.
-
-    Plans of before 2026-12 know no hidden size; their rate was 2e-4 for every adapter.
-    """
+    """Return the spec to repeat a run with: with the rate that its plan chose, where today's rule chooses another."""
     if spec.learning_rate is not None or plan.learning_rate == rate_of(spec, plan.architecture, plan.hidden_size)[0]:
         return spec
     return spec.model_copy(update={"learning_rate": plan.learning_rate})

@@ -26,7 +26,7 @@ class Plan(BaseModel):
 
     model: str
     architecture: str
-    hidden_size: int = 0
+    hidden_size: int
     parameters: int
     trainable_parameters: int
     rows: int
@@ -45,7 +45,7 @@ class Plan(BaseModel):
     gradient_accumulation_steps: int
     total_steps: int
     learning_rate: float
-    learning_rate_reason: str = ""
+    learning_rate_reason: str
     eval_every: int
     memory: MemoryPlan
     available_bytes: int

@@ -10,13 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from nbtune.errors import SpecError
-from nbtune.planner import Plan, with_its_rate
+from nbtune.errors import SpecError, TrainError
+from nbtune.planner import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
 from nbtune.store.files import from_here, read_json
-from nbtune.store.folder import name_of, read_spec
+from nbtune.store.folder import name_of, plan_of, read_spec
 
 __all__ = ["as_script", "as_yaml", "spec_to_repeat", "written"]
 
@@ -50,9 +48,9 @@ def spec_to_repeat(folder: Path) -> RunSpec:
     """The spec of a run, with the learning rate that it had where the plan would choose another one today."""
     spec, body = read_spec(folder), read_json(folder / "plan.json")
     try:
-        return with_its_rate(spec, Plan.model_validate(body))
-    except ValidationError:
-        return spec  # there is no plan, or none that can be read
+        return spec if body is None else with_its_rate(spec, plan_of(body, folder))
+    except TrainError:
+        return spec  # no plan that can be read
 
 
 def as_script(folder: Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.errors import NbtuneError, SpecError, TrainError
+from nbtune.folder_format import plan_body, refuse_newer, stamp, version_of
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.store.files import write_json, write_text
@@ -28,17 +29,14 @@ __all__ = [
     "code_subject",
     "create",
     "find",
-    "is_newer",
     "name_of",
     "plan_of",
     "read_spec",
-    "refuse_newer",
     "runs_root",
     "trouble",
     "written_spec",
 ]
 
-VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FOLDER = re.compile(r".+-[0-9a-f]{6}")
 _FAR = 2.0**40  # seconds: a folder that says it was made later would be the newest for ever
@@ -77,9 +75,7 @@ def create(root: Path, name: str, spec: RunSpec) -> Path:
         for part in ("data", "checkpoints", "exports"):
             (folder / part).mkdir(parents=True)
         write_text(folder / "spec.yaml", to_yaml(spec))
-        write_json(
-            folder / "environment.json", {"version": VERSION, "name": name, "created": created, **_environment()}
-        )
+        write_json(folder / "environment.json", {**stamp(), "name": name, "created": created, **_environment()})
         write_text(folder / "train.py", _TRAIN_PY)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -148,38 +144,24 @@ def written_spec(folder: Path) -> RunSpec:
         raise TrainError(f"the spec cannot be read ({why})", place=f"{shown}/spec.yaml", fix=_DAMAGED) from error
 
 
-def refuse_newer(folder: Path) -> None:
-    """Raises a `TrainError` for the folder of a newer nbtune: nothing in it may be misread, or written over."""
-    if is_newer(folder):
-        raise TrainError(
-            "this run was made by a newer nbtune",
-            place=harmless(folder.name, line=True),
-            fix="upgrade nbtune to open it",
-        )
-
-
 def plan_of(body: dict[str, Any], folder: Path) -> Plan:
     """The plan in a run's folder.
 
+    Args:
+        body: what `plan.json` holds.
+
     Raises:
-        TrainError: it is none.
+        TrainError: it is none, or a newer nbtune's.
     """
+    refuse_newer(folder)
     try:
-        return Plan.model_validate(body)
+        return Plan.model_validate(plan_body(body, version_of(folder)))
     except ValueError as error:
         why = harmless(" ".join(str(error).splitlines()[1:3])[:120], line=True)
         fix = "put the file back from a copy, or move it away: it is planned anew"
         raise TrainError(
             f"plan.json: it is no plan ({why})", place=harmless(folder.name, line=True), fix=fix
         ) from error
-
-
-def is_newer(folder: Path) -> bool:
-    """Whether a newer nbtune made it."""
-    try:
-        return number(load(folder / "environment.json"), "version", VERSION) > VERSION
-    except (FileNotFoundError, BadFile):
-        return False
 
 
 def trouble(folder: Path) -> str:

@@ -27,6 +27,8 @@ def _as_before_the_rule(folder: Path) -> None:
     body = json.loads(file.read_text())
     del body["hidden_size"], body["learning_rate_reason"]
     file.write_text(json.dumps({**body, "learning_rate": 2e-4}))
+    file = folder / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 1}))
 
 
 def test_what_the_plan_chose_is_trained_with_and_repeated(start: Any, tmp_path: Path) -> None:

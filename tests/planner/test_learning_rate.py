@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbtune.folder_format import plan_body
 from nbtune.methods import METHODS
 from nbtune.planner import Plan, make_plan, with_its_rate
 from nbtune.spec import from_mapping
@@ -77,7 +78,7 @@ def test_a_plan_of_today_changes_nothing_in_the_spec_that_repeats_it(hidden, met
 def test_a_plan_of_before_the_rule_is_read_and_repeated_with_the_rate_it_had(fields):
     before = (2e-5 if fields.get("adapter") == "full" else 2e-4) / (4 if "method" in fields else 1)
     body = _plan(**fields).model_dump(mode="json", exclude={"hidden_size", "learning_rate_reason"})
-    plan = Plan.model_validate({**body, "learning_rate": before})
+    plan = Plan.model_validate({**plan_body(body, 1), "learning_rate": before})
     assert f"{before:g}" in plan.explain()
     spec = from_mapping({"data": "rows", **fields})
     assert with_its_rate(spec, plan) == spec.model_copy(update={"learning_rate": before})

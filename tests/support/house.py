@@ -34,7 +34,18 @@ STREAM = (
     ("widgets", "export"),
 )
 FLOORS = {room: floor for floor, rooms in enumerate(STREAM) for room in rooms}
-LEAVES = ("errors", "events", "progress", "device", "atomic_io", "child_process", "keepalive", "hub_cache", "untrusted")
+LEAVES = (
+    "errors",
+    "events",
+    "progress",
+    "device",
+    "atomic_io",
+    "child_process",
+    "keepalive",
+    "folder_format",
+    "hub_cache",
+    "untrusted",
+)
 DOORS = ("api", "run", "commands", "system_report", "notebook", "cli", "__main__")  # what a user opens
 DATA_ROOMS = ("sources", "template", "formats", "tokenize", "prepare", "batching")  # likewise, inside `data`
 MOST_LINES = 400

@@ -17,6 +17,7 @@ from typing import Any
 
 from nbtune.data.sources import consent
 from nbtune.errors import DataError
+from nbtune.folder_format import signature_of_pickle, version_of
 from nbtune.untrusted import harmless, open_file
 
 __all__ = ["Change", "ChangedRows", "find", "load", "not_allowed", "save", "was_signed"]
@@ -140,9 +141,10 @@ def load(record: Mapping[str, str], folder: Path, *, allowed: bool) -> Change:
 
 
 def was_signed(record: Mapping[str, str], folder: Path) -> bool:
-    """Whether an older nbtune of this user has signed the pickle of a record."""
+    """Return whether this user has signed the pickle of a record by itself, as older folders have it."""
+    signature = signature_of_pickle(record, version_of(folder.parent))
     try:
-        return "signature" in record and consent.signed_body(_body(record, folder), record["signature"])
+        return signature is not None and consent.signed_body(_body(record, folder), signature)
     except DataError:
         return False
 

@@ -168,7 +168,7 @@ def _allowed(entry: Mapping[str, Any], folder: Path) -> bool:
     meaning = _meaning(entry)
     if consent.is_signed(meaning, entry.get("signature")) or consent.is_remembered(folder, meaning):
         return True
-    record = entry.get("function") or {}  # an older nbtune signed a pickle alone
+    record = entry.get("function") or {}
     return len(_reaches(entry, folder)) == 1 and "path" in record and row_function.was_signed(record, folder)
 
 
