@@ -38,7 +38,7 @@ class Quality:
     tokens: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """What was measured, as JSON has it."""
+        """Return what was measured, as JSON has it."""
         return dataclasses.asdict(self)
 
     def figures(self) -> dict[str, float | bool]:
@@ -47,12 +47,12 @@ class Quality:
         return {name: value for name in names if math.isfinite(value := getattr(self, name))}
 
     def words(self) -> str:
-        """What it needs and what was lost: ``"fits in 8 GB, perplexity +1.3 %, KL 0.012"``."""
+        """Return what it needs and what was lost: ``"fits in 8 GB, perplexity +1.3 %, KL 0.012"``."""
         change = round(100 * (self.perplexity / self.reference - 1), 1) + 0.0  # no "-0.0"
         fits = fits_in(self.bytes)
         words = f"{f'fits in {fits} GB, ' if fits else ''}perplexity {change:+.1f} %, KL {self.divergence:.2g}"
         return words if self.same_tokens else f"{words}, AND OTHER TOKENS"
 
     def summary(self) -> str:
-        """One line: type, size, `words`."""
+        """Return one line: type, size, `words`."""
         return f"{self.type}, {gigabytes(self.bytes)}, {self.words()}"

@@ -98,7 +98,7 @@ def _untold(*_: Any) -> None:
 
 
 def _files(folder: Path) -> list[tuple[str, str, int]]:
-    """(name in the repository, path, bytes) of each file."""
+    """Return (name in the repository, path, bytes) of each file."""
     if not folder.is_dir():
         raise HubError("the folder is not there", place=str(folder), fix="export first, then push what was made.")
     found, root = [], folder.resolve()

@@ -16,7 +16,7 @@ __all__ = ["held_importance", "importance"]
 
 
 def held_importance(source: ExportSource, rows: HeldRows) -> dict[str, torch.Tensor]:
-    """How strongly each column of each linear weight is felt on `rows`; what ``export_gguf(importance=...)`` takes.
+    """Return how strongly each column of each linear weight is felt on `rows`, for ``export_gguf(importance=...)``.
 
     Raises:
         ExportError: the model does not fit into memory.
@@ -31,7 +31,7 @@ def held_importance(source: ExportSource, rows: HeldRows) -> dict[str, torch.Ten
 def importance(
     model: Any, tokenizer: Any, texts: Sequence[str | Sequence[int]], *, tokens: int = 512
 ) -> dict[str, torch.Tensor]:
-    """How strongly each column of each linear weight is felt: the mean square of its input over `texts`.
+    """Measure how strongly each column of each linear weight is felt: the mean square of its input over `texts`.
 
     Args:
         model: the trained model (with its adapter on it, or merged).

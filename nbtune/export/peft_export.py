@@ -56,7 +56,7 @@ def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) 
 
 
 def adapter_folder(source: ExportSource) -> Path:
-    """The source's adapter.
+    """Return the source's adapter.
 
     Raises:
         ExportError: it has none (a full fine-tune, or a base model).
@@ -67,7 +67,7 @@ def adapter_folder(source: ExportSource) -> Path:
 
 
 def without_machine_paths(value: Any) -> Any:
-    """`value` (from JSON) with every string that is a path of a machine replaced by null."""
+    """Return `value` (from JSON) with every string that is a path of a machine replaced by null."""
     if isinstance(value, dict):
         return {key: without_machine_paths(item) for key, item in value.items()}
     if isinstance(value, list):

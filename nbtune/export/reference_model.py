@@ -30,7 +30,7 @@ _MARGIN = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class HeldRows:
-    """Token ids to judge a file by.
+    """Hold token ids to judge a file by.
 
     Args:
         ids: of each row, as training reads it (chat template included).
@@ -42,7 +42,7 @@ class HeldRows:
 
 
 def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
-    """The rows of a run that it was not trained on, read as the run reads them; at most `limit`.
+    """Return the rows of a run that it was not trained on, read as the run reads them; at most `limit`.
 
     A run that holds nothing out gives rows that it was trained on, and says so. Of rows that judge, the better ones.
 
@@ -76,7 +76,7 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
 
 @contextlib.contextmanager
 def reference_model(source: ExportSource, device: torch.device | str = "cpu") -> Iterator[Any]:
-    """The trained model as transformers and peft load it: base in fp32 on a CPU, as stored elsewhere, and adapter.
+    """Yield the trained model as transformers and peft load it: base in fp32 on a CPU, else as stored, and adapter.
 
     Where training had the base rounded (`ExportSource.weights`), its linear weights are the rounded ones here.
     """
@@ -111,7 +111,7 @@ def _round_linears(model: Any, weights: Placement) -> None:
 
 
 def _bytes_of(source: ExportSource, device: torch.device) -> int:
-    """Bytes of the model as `reference_model` loads it: fp32 on a CPU, as stored (16 bit) on a GPU."""
+    """Return the bytes of the model as `reference_model` loads it: fp32 on a CPU, as stored (16 bit) on a GPU."""
     from nbtune.export.safetensors_reader import Weights
 
     base = Weights(source.base)
@@ -120,7 +120,7 @@ def _bytes_of(source: ExportSource, device: torch.device) -> int:
 
 
 def room_for(source: ExportSource) -> torch.device | None:
-    """Where the model can be run: a GPU with room, else the CPU, or None."""
+    """Return where the model can be run: a GPU with room, else the CPU, or None."""
     from nbtune.device import describe, pick
 
     gpu = pick("auto")
@@ -131,4 +131,5 @@ def room_for(source: ExportSource) -> torch.device | None:
 
 
 def no_room(source: ExportSource) -> str:
+    """Return the sentence that says why the model is not run here."""
     return f"running the model needs {gigabytes(_bytes_of(source, torch.device('cpu')))} of memory, and less is free"

@@ -39,7 +39,7 @@ def prove(
     library: Path | None = None,
     told: Callable[[ExportedFile], None] | None = None,
 ) -> list[ExportedFile]:
-    """The same files, each with its `Quality` where it could be measured, else with a note that says why not.
+    """Return the same files, each with its `Quality` where it could be measured, else with a note that says why not.
 
     Args:
         files: GGUF files that were made of `source`.
@@ -74,7 +74,7 @@ def prove_run(
     must: bool = False,
     told: Callable[[ExportedFile], None] | None = None,
 ) -> list[ExportedFile]:
-    """`prove` by a run's own rows. What stands in the way is a note of the files, or with `must` an error.
+    """Judge files by a run's own rows. What stands in the way is a note of the files, or with `must` an error.
 
     Args:
         files, source, prompts, told: see `prove`.
@@ -186,7 +186,7 @@ def _same_tokens(llama: LlamaRunner, tokenizer: Any, texts: Sequence[str]) -> bo
 
 
 def _same_rendered(llama: LlamaRunner, tokenizer: Any, rows: Sequence[Sequence[int]]) -> bool:
-    """Whether the text of each row, marks of the template and all, is read as the same tokens by both."""
+    """Return whether the text of each row, marks of the template and all, is read as the same tokens by both."""
     texts = [tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False) for row in rows]
     return llama.tokenize(texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
@@ -200,7 +200,7 @@ def _logits(model: Any, row: list[int]) -> np.ndarray[Any, Any]:
 def _compare(
     got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], row: list[int]
 ) -> tuple[float, float, float, float, float]:
-    """(next tokens, −log p of them by the file, by the model, divergence, agreement), summed over a text."""
+    """Return (next tokens, −log p of them by the file, by the model, divergence, agreement), summed over a text."""
     p, q = _log_softmax(expected[:-1]), _log_softmax(got[:-1, : expected.shape[1]])
     truth = np.array(row[1:])
     at = np.arange(len(truth))
