@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Plan": "nbtune.planner",
-    "Run": "nbtune.api",
+    "Run": "nbtune.run",
     "RunSpec": "nbtune.spec",
     "attach": "nbtune.api",
     "finetune": "nbtune.api",
@@ -65,8 +65,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtune.api import Run, attach, finetune, form, inspect, plan, repeat, runs, validate
+    from nbtune.api import attach, finetune, form, inspect, plan, repeat, runs, validate
     from nbtune.planner import Plan
+    from nbtune.run import Run
     from nbtune.spec import RunSpec
     from nbtune.store.run_consent import trust
 

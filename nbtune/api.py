@@ -1,200 +1,28 @@
-"""The door: plan, finetune, runs, attach, repeat, and the Run they return. Cell, form, CLI and scripts call these."""
+"""The door: plan, finetune, runs, attach, repeat: what cell, form, command line and scripts call."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.snapshot import copy_snapshot, refuse_links
 from nbtune.engine import warm_start
-from nbtune.engine.launcher import launch, needs_own_process
-from nbtune.engine.run import Run as StoredRun
-from nbtune.errors import NbtuneError, SpecError, TrainError
-from nbtune.events import Eval, Sample, Step
-from nbtune.export.exporter import Exporter
+from nbtune.engine.launcher import launched_on
 from nbtune.planner import Plan, make_plan
-from nbtune.spec import RunSpec, from_mapping, placing
+from nbtune.run import Run, begin
+from nbtune.spec import RunSpec, placing
 from nbtune.store import folder as run_folder
 from nbtune.store import run_consent
-from nbtune.store.export_script import as_script, as_yaml, spec_to_repeat
-from nbtune.store.files import as_train_error
+from nbtune.store.export_script import spec_to_repeat
 
 if TYPE_CHECKING:
     from nbtune.data import Source
 
-__all__ = ["Exporter", "Run", "attach", "finetune", "form", "inspect", "plan", "repeat", "runs", "validate"]
+__all__ = ["attach", "finetune", "form", "inspect", "plan", "repeat", "runs", "validate"]
 
 Spec = RunSpec | Mapping[str, Any] | str | None
-
-
-class Run(StoredRun):
-    """A run with everything a person does with one. `%%finetune`, `finetune` and `attach` return it."""
-
-    @property
-    def export(self) -> Exporter:
-        """Take it home: ``run.export.gguf("q8_0")``, ``.merged()``, ``.adapter()``, ``.ollama()``."""
-        return Exporter(self)
-
-    def push_to_hub(
-        self, repo_id: str, *, what: str = "adapter", private: bool = True, card: str | Path | None = None, **more: Any
-    ) -> str:
-        """Push with a model card; returns the address. The token is huggingface_hub's own login or HF_TOKEN.
-
-        Args:
-            repo_id: ``owner/name``.
-            what: ``adapter``, ``merged`` or ``gguf``.
-            private: whether a new repository is.
-            card: a model card of your own instead of `model_card`'s: its text, or a file ending in .md.
-            more: `types`, `importance`, `verify` of GGUF files (see ``run.export.gguf``), and the options of
-                `nbtune.export.push_folder`, such as `revision` or `create_pr`.
-        Raises:
-            HubError: with what to do about it; nothing half done is left.
-        """
-        return self.export.push(repo_id, what=what, private=private, card=card, facts=self.facts_for_card, **more)
-
-    def model_card(self, repo_id: str, *, what: str = "adapter") -> str:
-        """The model card that a push would write, to be read, or changed and given to `push_to_hub`."""
-        return self.export.card(repo_id, what, self.facts_for_card(draw=False))
-
-    def facts_for_card(self, *, draw: bool = True) -> dict[str, Any]:
-        """What the model card tells of this run; without `draw`, of the curve only that there is one."""
-        from nbtune import widgets
-        from nbtune.export.model_card import data_lines
-
-        history = self.history
-        evals = history["eval_loss"].dropna()
-        data, datasets = data_lines([source.source for source in self.spec.data])
-        return {
-            "name": self.name,
-            "spec": (self.folder / "spec.yaml").read_text(encoding="utf-8"),
-            "method": self.spec.method,
-            "steps": self.step,
-            "loss": float(history["loss"].iloc[-1]) if len(history) else None,
-            "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
-            "samples": [(e.prompt, e.answer) for e in self.events() if isinstance(e, Sample) and e.step == self.step],
-            "evals": [(e.step, e.loss) for e in self.events() if isinstance(e, Eval)],
-            "data": data,
-            "datasets": datasets,
-            "curve": (widgets.report(self).png() if draw else True) if len(history) else None,
-        }
-
-    def figure(self) -> Any:
-        """The loss as a Plotly figure."""
-        from nbtune import widgets
-
-        return widgets.figure(self)
-
-    def monitor(self) -> Any:
-        """The live panel."""
-        from nbtune import widgets
-
-        return widgets.monitor(self)
-
-    def _repr_html_(self) -> str:
-        from nbtune.widgets.html import card
-
-        return card(self, self._last(Step))
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        from nbtune.widgets.html import words
-
-        # in a list, or in another value: one line
-        printer.text(repr(self) if printer.indentation or len(printer.stack) > 1 else words(self, self._last(Step)))
-
-    def chat(self, other: Run | None = None, *, system: str = "") -> Any:
-        """Base and tuned side by side, or this run beside another one."""
-        from nbtune import widgets
-
-        return widgets.chat(self, other, system=system)
-
-    def losses(self, *, base: bool | None = None, limit: int | None = 10_000, again: bool = False) -> Any:
-        """The rows with the highest and the lowest loss, measured in the background; what is measured stays.
-
-        Args:
-            base: measure the base, too, and so what was learnt; None: where there is an adapter.
-            limit: of more rows so many are measured, evenly spread; None: all.
-            again: measure also what is measured already.
-        """
-        from nbtune import widgets
-
-        return widgets.losses(self, base=base, limit=limit, again=again)
-
-    def go_on(self, *, name: str | None = None, detach: bool = False, **fields: Any) -> Run:
-        """A new run that begins with what this one has learnt, on its rows; this one stays as it is.
-
-        Args:
-            name: of the new run; this one's by default.
-            detach: in a process of its own, which survives this one.
-            fields: what is different in its spec, such as ``row_weights={…}`` or ``steps=50``.
-        Raises:
-            SpecError: the fields ask for other rows, another model or another adapter.
-            TrainError: this run is at work, or has nothing saved yet.
-        """
-        if self.alive:
-            raise TrainError(f"the run `{self.name}` is at work", fix="stop it first: it is saved then")
-        if {"data", "start_from"} & set(fields):
-            raise SpecError("`go_on` trains on the rows of its run", fix=f"nbtune.finetune(…, start_from={self.id!r})")
-        run_consent.check(self.folder, code=not fields.get("trust_remote_code"))
-        own = self.spec if "method" in fields else spec_to_repeat(self.folder)  # another method, another rate
-        spec, given = own.model_dump(mode="python", exclude_unset=True), dict(fields)
-        for key, other in (("steps", "epochs"), ("epochs", "steps")):
-            if given.get(key) is not None:
-                spec.pop(other, None)
-        asked = from_mapping({**spec, **given, "start_from": self.folder.name})
-        warm_start.check(self.folder, asked)
-
-        def fill(made: Path) -> None:
-            copy_snapshot(self.folder / "data", made / "data")
-            warm_start.take_along(self.folder, made)
-
-        return _begin(self.folder.parent, name or self.name, asked, fill, detach=detach)
-
-    def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
-        """See `nbtune.engine.run.Run.resume`."""
-        super().resume(step=step, detach=detach, own_process=own_process or needs_own_process(self.spec))
-        return self
-
-    def wait(self, timeout: float | None = None) -> Run:
-        """See `nbtune.engine.run.Run.wait`."""
-        super().wait(timeout)
-        return self
-
-    def snippet(self) -> str:
-        """The few lines that use the model elsewhere."""
-        spec = self.spec
-        own = "import nbtune\n" if spec.model == "nbtune/tiny" else ""
-        name, ends = "", ""
-        if (self.folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
-            name = ", GenerationConfig"
-            ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({self._shown_folder()!r})"
-        return (
-            f"{own}from peft import PeftModel\n"
-            f"from transformers import AutoModelForCausalLM, AutoTokenizer{name}\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({_base_for_snippet(spec.model)})\n"
-            f"model = PeftModel.from_pretrained(base, {self._shown_folder()!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({self._shown_folder()!r}){ends}"
-        )
-
-    def script(self) -> str:
-        """Python that trains it again, with its spec to change: the same rows, the same losses."""
-        return as_script(self.folder)
-
-    def yaml(self) -> str:
-        """Its spec for a cell or a file, with rows of variables named as the files that the run wrote them to."""
-        return as_yaml(self.folder)
-
-    def _shown_folder(self) -> str:
-        adapter = self.folder / "adapter"
-        try:
-            return adapter.relative_to(Path.cwd()).as_posix()
-        except ValueError:
-            return f"{self.folder.parent.name}/{self.folder.name}/adapter"
-
-
-def _base_for_snippet(model: str) -> str:
-    return 'nbtune.models.resolve("nbtune/tiny")' if model == "nbtune/tiny" else repr(model)
 
 
 def _sources(spec: RunSpec, rows: Mapping[str, Any]) -> list[Source]:
@@ -312,22 +140,7 @@ def finetune(
         if older is not None:
             warm_start.take_along(older, made)
 
-    return _begin(root, name, asked, fill, detach=detach)
-
-
-def _begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *, detach: bool = False) -> Run:
-    """Makes a run's folder, puts in what `fill` does, and starts it; a folder that cannot be filled goes again."""
-    made = run_folder.create(root, name, spec)
-    try:
-        fill(made)
-        if spec.trust_remote_code:  # this user says it, here and now: what resumes this run later may know
-            run_consent.allow_code(made, spec)
-    except (NbtuneError, OSError) as error:
-        shutil.rmtree(made, ignore_errors=True)
-        if isinstance(error, NbtuneError):
-            raise
-        raise as_train_error(error, "the rows could not be written down", place=root.name) from error
-    return Run(made, launch(made, detach=detach, own_process=needs_own_process(spec)))
+    return begin(root, name, asked, fill, detach=detach)
 
 
 def form(namespace: Mapping[str, Any] | None = None) -> Any:
@@ -380,7 +193,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
             refuse_links(old / "start", old)
             shutil.copytree(old / "start", made / "start", dirs_exist_ok=True)
 
-    return _begin(root, name or run_folder.name_of(old)[0], spec_to_repeat(old), fill)
+    return begin(root, name or run_folder.name_of(old)[0], spec_to_repeat(old), fill)
 
 
 def runs(runs_dir: str | Path | None = None) -> list[Run]:
@@ -406,6 +219,4 @@ def attach(which: str | Path, runs_dir: str | Path | None = None) -> Run:
 
 
 def _handle(path: Path) -> Run:
-    from nbtune.engine.launcher import launched_on
-
     return Run(path, launched_on(path))

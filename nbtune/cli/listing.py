@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbtune.cli.output import result, say, shown, table
-from nbtune.engine.run import readable
 from nbtune.progress import Progress
+from nbtune.store.run_reader import readable
 
 __all__ = ["list_runs", "losses_table", "run_facts"]
 

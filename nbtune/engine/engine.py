@@ -304,7 +304,7 @@ class _Engine:
         self.emit(event)
 
     def _answer(self, request: dict[str, Any], asked: Asked, *, within: Callable[[Wishes], bool]) -> dict[str, Any]:
-        """What `generate`, `token_losses` and `row_losses` of `nbtune.engine.run.Run` ask of a run that is at work;
+        """What `generate`, `token_losses` and `row_losses` of `nbtune.Run` ask of a run that is at work;
         `within` is given the wishes between two tokens, and may end the answer."""
         from nbtune.train.row_loss import row_losses
 

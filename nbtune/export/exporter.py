@@ -13,11 +13,12 @@ from nbtune.errors import HubError, NbtuneError, TrainError
 from nbtune.events import Export
 from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.source import ExportedFile, ExportSource, Progress
+from nbtune.store.event_log import add_event
 
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.engine.run import Run
+    from nbtune.store.run_reader import RunReader
 
 __all__ = ["Exporter", "push", "take_home"]
 
@@ -27,7 +28,7 @@ _OFTEN = 1.0  # seconds between two events of an export's progress
 class Exporter:
     """What can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns what it made."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunReader) -> None:
         self._run = run
 
     def __repr__(self) -> str:
@@ -159,7 +160,7 @@ class Exporter:
             url = push(
                 source, repo_id, what=what, types=types, private=private, card=facts(), text=card, judge=judge, **told
             )
-            self._run.say(Export(kind="push", path=url))
+            self._log(Export(kind="push", path=url))
         return url
 
     def _felt(self, source: ExportSource) -> Any:
@@ -189,15 +190,18 @@ class Exporter:
     @contextmanager
     def _said(self, kind: str, progress: Progress | None = None, path: str = "") -> Iterator[_Said]:
         """That something is being made, how far it is, and what went wrong with it, as events."""
-        self._run.say(Export(kind=kind, path=path, done=0.0))
+        self._log(Export(kind=kind, path=path, done=0.0))
         try:
             yield _Said(self, kind, path, progress)
         except NbtuneError as error:
-            self._run.say(Export(kind=kind, path=path, detail=str(error)))
+            self._log(Export(kind=kind, path=path, detail=str(error)))
             raise
         except BaseException as error:  # interrupted, or a bug: that it is over has to be said all the same
-            self._run.say(Export(kind=kind, path=path, detail=f"ended by {type(error).__name__}"))
+            self._log(Export(kind=kind, path=path, detail=f"ended by {type(error).__name__}"))
             raise
+
+    def _log(self, event: Export) -> None:
+        add_event(self._run.folder, event)
 
     def _tell(self, file: ExportedFile) -> None:
         """A file that is there, or that more is known of, as an event."""
@@ -208,7 +212,7 @@ class Exporter:
         event = Export(
             kind=file.type, path=shown, bytes=file.bytes, seconds=file.seconds, detail=detail, quality=figures
         )
-        self._run.say(event)
+        self._log(event)
 
 
 class _Said:
@@ -229,7 +233,7 @@ class _Said:
         if now - self._last < _OFTEN:
             return
         self._last, share = now, min(done / max(total, 1), 0.999)
-        self._exporter._run.say(Export(kind=self._kind, path=self._path, done=share))
+        self._exporter._log(Export(kind=self._kind, path=self._path, done=share))
 
 
 def take_home(

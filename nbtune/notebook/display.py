@@ -8,9 +8,9 @@ from typing import Any
 
 from IPython.display import display
 
-from nbtune.engine.run import readable
 from nbtune.progress import Progress
 from nbtune.store.files import from_here
+from nbtune.store.run_reader import readable
 from nbtune.untrusted import harmless
 from nbtune.widgets.html import as_html, as_text
 

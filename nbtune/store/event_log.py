@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from nbtune import events
+from nbtune.folder_format import refuse_newer
+from nbtune.store.files import DISK_ERRORS
 from nbtune.untrusted import open_file
 
-__all__ = ["EventReader", "EventWriter", "Follower", "Latest", "Mark", "Pump"]
+__all__ = ["EventReader", "EventWriter", "Follower", "Latest", "Mark", "Pump", "add_event"]
 
 _PIECE = 2**21  # bytes that are read at once: some 7,000 steps
 _BLOCK = 2**16  # bytes, when looking from the end
@@ -307,6 +309,27 @@ class EventWriter:
             fd, self._fd = self._fd, -1  # the number may soon be another file's
         if fd >= 0:
             os.close(fd)
+
+
+def add_event(folder: Path, event: events.Event) -> None:
+    """Add an event to a run's log that is not its engine's: an export that began, ended or failed.
+
+    A folder that cannot be written is a source all the same: then nothing is written down.
+
+    Raises:
+        TrainError: a newer nbtune made the folder.
+    """
+    refuse_newer(folder)
+    try:
+        writer = EventWriter(folder / "events.jsonl", owner=False)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            return
+        raise
+    try:
+        writer(event)
+    finally:
+        writer.close()
 
 
 def _is_torn(path: Path) -> bool:

@@ -16,7 +16,7 @@ from nbtune.spec import RunSpec, SourceSpec, to_yaml
 from nbtune.store.files import from_here, read_json
 from nbtune.store.folder import name_of, plan_of, read_spec
 
-__all__ = ["as_script", "as_yaml", "spec_to_repeat", "written"]
+__all__ = ["as_script", "as_snippet", "as_yaml", "spec_to_repeat", "written"]
 
 _SCRIPT = '''\
 """{head}"""
@@ -61,6 +61,32 @@ def as_script(folder: Path) -> str:
         shown = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
         return _REPEAT.format(head=head, spec=shown, folder=from_here(folder))
     return _SCRIPT.format(head=head, spec=_literal(text), name=name_of(folder)[0])
+
+
+def as_snippet(folder: Path) -> str:
+    """Write the few lines that use a run's model elsewhere, with transformers and peft alone."""
+    model, adapter = read_spec(folder).model, _shown_adapter(folder)
+    own = "import nbtune\n" if model == "nbtune/tiny" else ""
+    base = 'nbtune.models.resolve("nbtune/tiny")' if own else repr(model)
+    name, ends = "", ""
+    if (folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
+        name = ", GenerationConfig"
+        ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter!r})"
+    return (
+        f"{own}from peft import PeftModel\n"
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{name}\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({base})\n"
+        f"model = PeftModel.from_pretrained(base, {adapter!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({adapter!r}){ends}"
+    )
+
+
+def _shown_adapter(folder: Path) -> str:
+    """The adapter's folder from the working folder on; of a run that lies elsewhere, from its folder of runs on."""
+    try:
+        return (folder / "adapter").relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return f"{folder.parent.name}/{folder.name}/adapter"
 
 
 def as_yaml(folder: Path) -> str:

@@ -20,6 +20,7 @@ from nbtune.errors import NbtuneError, TrainError
 from nbtune.methods import METHODS
 from nbtune.store.files import DISK_ERRORS
 from nbtune.store.run_consent import spec_to_run
+from nbtune.store.run_handle import RunHandle
 from nbtune.untrusted import parse
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class MeasuredRows:
     """Measures a run's rows, and knows those that are measured.
 
     Args:
-        run: has `folder`, `spec`, `alive`, `saved_steps` and `row_losses`, as `nbtune.Run` has.
+        run: the run; its model is asked.
         base: ask the model without its adapter, too; None: where there is one.
         limit: of more rows so many are measured, evenly spread; None: all.
         again: measure also what is measured already.
@@ -90,7 +91,7 @@ class MeasuredRows:
 
     def __init__(
         self,
-        run: Any,
+        run: RunHandle,
         *,
         base: bool | None = None,
         limit: int | None = 10_000,

@@ -13,33 +13,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from nbtune.engine.run_model import AtStep
+    from nbtune.store.run_handle import RunHandle
+    from nbtune.store.run_reader import RunReader
     from nbtune.widgets.chat_panel import Chat
     from nbtune.widgets.compare_panel import Compare
     from nbtune.widgets.export_panel import ExportPanel
     from nbtune.widgets.form_panel import Form
     from nbtune.widgets.inspector_panel import Inspector
-    from nbtune.widgets.loss_table import Losses
+    from nbtune.widgets.losses_panel import Losses
     from nbtune.widgets.monitor_panel import Monitor
     from nbtune.widgets.run_report import Report
 
 __all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "losses", "monitor", "report"]
 
 
-def monitor(run: Any) -> Monitor:
+def monitor(run: RunHandle) -> Monitor:
     """The live panel of `run`: show it as a cell's last value, or with `display`."""
     from nbtune.widgets.monitor_panel import Monitor
 
     return Monitor(run)
 
 
-def figure(run: Any) -> go.Figure:
+def figure(run: RunReader) -> go.Figure:
     """A Plotly figure of the run's loss, held-out loss and learning rate."""
     from nbtune.widgets.run_figure import run_figure
 
     return run_figure(run)
 
 
-def report(run: Any) -> Report:
+def report(run: RunReader | RunHandle) -> Report:
     """A static report: `.png()`, `.html()`, and a display in a notebook without any widget."""
     from nbtune.widgets.run_report import Report
 
@@ -72,29 +75,29 @@ def form(plan: Callable[..., Any], start: Callable[..., Any], namespace: Mapping
     return Form(plan, start, namespace)
 
 
-def chat(run: Any, other: Any = None, *, system: str = "") -> Chat:
+def chat(run: RunHandle | AtStep, other: RunHandle | AtStep | None = None, *, system: str = "") -> Chat:
     """The chat panel: `run` beside its base model, or beside `other`."""
     from nbtune.widgets.chat_panel import Chat
 
     return Chat(run, other, system)
 
 
-def compare(runs: Iterable[Any]) -> Compare:
+def compare(runs: Iterable[RunReader | RunHandle]) -> Compare:
     """The comparison of two to twelve runs: their losses on one chart, and what their specs differ in."""
     from nbtune.widgets.compare_panel import Compare
 
     return Compare(runs)
 
 
-def exporter(run: Any) -> ExportPanel:
+def exporter(run: RunHandle) -> ExportPanel:
     """The export panel of `run`."""
     from nbtune.widgets.export_panel import ExportPanel
 
     return ExportPanel(run)
 
 
-def losses(run: Any, **options: Any) -> Losses:
+def losses(run: RunHandle, **options: Any) -> Losses:
     """The losses of `run`'s rows, with the options of `nbtune.store.row_losses.MeasuredRows`."""
-    from nbtune.widgets.loss_table import Losses
+    from nbtune.widgets.losses_panel import Losses
 
     return Losses(run, **options)

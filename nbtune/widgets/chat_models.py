@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nbtune.engine.launcher import launched_on
+from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError
+from nbtune.store import folder
+from nbtune.store.run_handle import Answers, RunHandle
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean
 
 __all__ = ["Answerers"]
@@ -24,20 +29,21 @@ class Answerers:
     A choice has a key: ``ID`` is a run as it is now, ``ID@100`` at its checkpoint of step 100, ``ID:base`` its base.
     """
 
-    def __init__(self, run: Any, other: Any = None) -> None:
-        self._runs: dict[str, Any] = {}
+    def __init__(self, run: RunHandle | AtStep | None, other: RunHandle | AtStep | None = None) -> None:
+        self._runs: dict[str, RunReader | RunHandle] = {}
+        self._models: dict[str, Answers] = {}
         self.keys: list[str] = []
         if run is None:
             return
         own = self._key_of(run)
         self.keys = [f"{own.partition('@')[0]}:base" if other is None else self._key_of(other), own]
 
-    def _key_of(self, given: Any) -> str:
-        """The key of a run that was handed in; it is remembered."""
-        run, step = getattr(given, "run", given), getattr(given, "step", None) if hasattr(given, "run") else None
-        key = str(getattr(run, "id", run.name))
-        self._runs.setdefault(key, run)
-        return key if step is None else f"{key}@{step}"
+    def _key_of(self, given: RunHandle | AtStep) -> str:
+        """Return the key of a run that was handed in; it is remembered."""
+        run = given.run if isinstance(given, AtStep) else given
+        self._runs.setdefault(run.id, run)
+        self._models.setdefault(run.id, run)
+        return f"{run.id}@{given.step}" if isinstance(given, AtStep) else run.id
 
     def choices(self) -> list[dict[str, Any]]:
         """What can be picked: key, name, run, whether it is a base."""
@@ -72,46 +78,45 @@ class Answerers:
         self.keys[side] = key
 
     def losses(self, key: str, ids: Sequence[int], model: str) -> list[float | None]:
-        """How little each token was expected by who has this key; see `Answering.token_losses`.
+        """Say how little each token was expected by who has this key; see `nbtune.Run.token_losses`.
 
         Raises:
             NbtuneError: it is of another model than the tokens.
         """
-        run, options = self._of(key)
+        number, options = _parts(key)
+        run = self._runs[number]
         if run.spec.model != model:
             raise NbtuneError(
                 f"{run.name} is of {run.spec.model}, the tokens are of {model}",
                 fix="inspect the rows with that run's model",
             )
-        return list(run.token_losses(ids, **options))
+        return list(self._models[number].token_losses(ids, **options))
 
     def ask(self, side: int, messages: Sequence[dict[str, Any]], **options: Any) -> str:
-        """What a side says; see `nbtune.engine.answering.Answering.generate`."""
-        run, of_key = self._of(self.keys[side])
-        return str(run.generate(messages, **of_key, **options))
-
-    def _of(self, key: str) -> tuple[Any, dict[str, Any]]:
-        """The run of a key, and what says which of its models is meant."""
-        key, _, step = key.partition("@")
-        key, _, base = key.partition(":")
-        return self._runs[key], {"base": bool(base)} | ({"step": int(step)} if step else {})
+        """Answer for a side; see `nbtune.Run.generate`."""
+        number, of_key = _parts(self.keys[side])
+        return str(self._models[number].generate(messages, **of_key, **options))
 
     def _look(self) -> None:
-        """Finds the runs beside those that are known."""
-        from nbtune.engine.launcher import launched_on
-        from nbtune.engine.run import Run
-        from nbtune.store import folder
-
-        places = [run.folder.parent for run in self._runs.values() if hasattr(run, "folder")][:1]
+        """Find the runs beside those that are known."""
+        places = [run.folder.parent for run in self._runs.values()][:1]
         for place in places or ([] if self._runs else [folder.runs_root()]):
             for path in folder.all_folders(place)[:RUNS]:
                 number = folder.name_of(path)[1]
                 if number not in self._runs:
-                    self._runs[number] = Run(path, launched_on(path))
+                    self._runs[number] = RunReader(path)
+                    self._models[number] = RunModel(path, launched_on(path))
 
 
-def _steps(run: Any) -> list[int]:
+def _parts(key: str) -> tuple[str, dict[str, Any]]:
+    """The id of a key's run, and what says which of its models is meant."""
+    key, _, step = key.partition("@")
+    number, _, base = key.partition(":")
+    return number, {"base": bool(base)} | ({"step": int(step)} if step else {})
+
+
+def _steps(run: RunReader | RunHandle) -> list[int]:
     """The checkpoints that are offered: the newest, and evenly spread ones before it."""
-    steps = list(getattr(run, "saved_steps", ()))
+    steps = run.saved_steps
     stride = -(-len(steps) // _STEPS) or 1
     return steps[::-1][::stride][::-1]

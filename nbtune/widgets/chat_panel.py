@@ -19,7 +19,9 @@ from nbtune.widgets.chat_models import Answerers
 from nbtune.widgets.sanitize import clean
 
 if TYPE_CHECKING:
+    from nbtune.engine.run_model import AtStep
     from nbtune.generate.sampling import Token
+    from nbtune.store.run_handle import RunHandle
 
 __all__ = ["Chat"]
 
@@ -84,7 +86,7 @@ class Chat(Panel):
     votes = traitlets.Int(0).tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, run: Any, other: Any = None, system: str = "") -> None:
+    def __init__(self, run: RunHandle | AtStep, other: RunHandle | AtStep | None = None, system: str = "") -> None:
         self._system = [{"role": "system", "content": system}] if system else []
         self._who = Answerers(run, other)
         self.preferences: list[dict[str, Any]] = []

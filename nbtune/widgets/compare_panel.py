@@ -9,6 +9,8 @@ from typing import Any
 import traitlets
 
 from nbtune.errors import NbtuneError
+from nbtune.store.run_handle import RunHandle
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.base import Panel
 from nbtune.widgets.live_run import Watched
 from nbtune.widgets.sanitize import clean, without_home
@@ -34,7 +36,7 @@ class Compare(Panel):
     pictures = traitlets.List().tag(sync=True)
     columns = traitlets.List().tag(sync=True)
 
-    def __init__(self, runs: Iterable[Any]) -> None:
+    def __init__(self, runs: Iterable[RunReader | RunHandle]) -> None:
         self._changed, self._over = threading.Event(), threading.Event()
         self._watched: list[Watched] = []
         self.runs = list(runs)
@@ -76,7 +78,7 @@ class Compare(Panel):
                 self.pictures, self.columns = self._pictures()
 
 
-def differences(runs: Sequence[Any]) -> list[list[str]]:
+def differences(runs: Sequence[RunReader | RunHandle]) -> list[list[str]]:
     """What the specs of runs differ in: rows of a dotted key and its value for each run, as text."""
     flat = [_flat(run.spec.model_dump(mode="json")) for run in runs]
     keys = list(dict.fromkeys(key for spec in flat for key in spec))

@@ -12,6 +12,7 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.planner import fits_in
 from nbtune.store.files import from_here
+from nbtune.store.run_handle import RunHandle
 from nbtune.widgets.base import Panel
 from nbtune.widgets.live_run import Watched
 from nbtune.widgets.sanitize import clean
@@ -67,7 +68,7 @@ class ExportPanel(Panel):
     card = traitlets.Dict().tag(sync=True)
     card_file = traitlets.Unicode("").tag(sync=True)
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: RunHandle) -> None:
         self.run, self._watched = run, Watched(run)
         self.view = self._watched.view
         parameters = int(getattr(run.plan, "parameters", 0) or 0)
@@ -173,7 +174,7 @@ class ExportPanel(Panel):
         self._show()
 
 
-def make(run: Any, what: str, kind: str = "") -> Callable[[], Any]:
+def make(run: RunHandle, what: str, kind: str = "") -> Callable[[], Any]:
     """What makes one of `MAKES` of a run.
 
     Raises:

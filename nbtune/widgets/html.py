@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from nbtune.events import ENDED, Step
 from nbtune.store.files import from_here
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean
 
 __all__ = ["as_html", "as_text", "card", "words"]
 
 
-def card(run: Any, latest: Step | None) -> str:
+def card(run: RunReader, latest: Step | None) -> str:
     """HTML of a run's name, its state and latest step, its folder, and what a person may do with it now."""
     state, rows = _found(run, latest)
     cells = "".join(
@@ -24,14 +24,14 @@ def card(run: Any, latest: Step | None) -> str:
     return f"<div><b>Run {escape(clean(run.name, 200))}</b><table>{cells}</table><p>Next: {calls}</p></div>"
 
 
-def words(run: Any, latest: Step | None) -> str:
+def words(run: RunReader, latest: Step | None) -> str:
     """The same as lines of text."""
     state, rows = _found(run, latest)
     rows = [*rows, ("Next", " · ".join(next_calls(state)))]
     return "\n".join([f"Run {clean(run.name, 200)}", *(f"  {name}: {text}" for name, text in rows)])
 
 
-def _found(run: Any, latest: Step | None) -> tuple[str, list[tuple[str, str]]]:
+def _found(run: RunReader, latest: Step | None) -> tuple[str, list[tuple[str, str]]]:
     state, said = run.state, [run.state]
     if latest is not None:
         said += [f"step {latest.step:,} of {run.total_steps:,}", f"loss {latest.loss:.4g}"]

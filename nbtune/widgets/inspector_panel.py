@@ -10,8 +10,11 @@ from typing import Any
 import traitlets
 
 from nbtune.data.formats.detect import FORMATS
+from nbtune.engine.run_model import AtStep
 from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
+from nbtune.store.run_handle import RunHandle
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.base import Panel
 from nbtune.widgets.chat_models import Answerers
 from nbtune.widgets.row_inspection import Inspection
@@ -51,18 +54,18 @@ class Inspector(Panel):
         *,
         row: int = 0,
         losses: Mapping[int, Losses] | None = None,
-        run: Any = None,
+        run: RunHandle | AtStep | None = None,
         **fields: Any,
     ) -> None:
         self._reading = threading.Lock()
         self.losses: dict[int, Losses] = dict(losses or {})
         self._past: list[Inspection] = []
-        run = rows if run is None and hasattr(rows, "row_losses") else run
-        self._who = Answerers(run)
+        asked: Any = rows if run is None and isinstance(rows, RunReader) else run
+        self._who = Answerers(asked)
         self.inspection = Inspection.of(rows, namespace, **fields)
         shown = self._shown(self.inspection, row)
-        super().__init__(**shown, judges=self._who.choices(), judge=self._who.keys[1] if run is not None else "")
-        if run is not None:
+        super().__init__(**shown, judges=self._who.choices(), judge=self._who.keys[1] if asked is not None else "")
+        if asked is not None:
             self.in_background(self._judge, self._failed)
 
     @property

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nbtune.events import ENDED, Event
 from nbtune.store.event_log import Mark
+from nbtune.store.run_handle import RunHandle
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.metrics_on_disk import Columns
 from nbtune.widgets.run_state import RunView
 
@@ -19,23 +21,22 @@ class Watched:
     """`view` knows all that the run has said when this was made; after `listen`, also what it says later.
 
     Args:
-        run: a run; of one that lives in memory only (no `pieces`) nothing is kept on disk.
+        run: the run; of a long one its columns are kept in its folder.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: RunReader | RunHandle) -> None:
         self.run = run
         self._taking = threading.RLock()
         self._remove: Callable[[], None] = lambda: None
-        self.columns = Columns(run.folder) if hasattr(run, "pieces") else None
+        self.columns = Columns(run.folder)
         self.view, self.mark = RunView(run, self.columns), Mark(0)
-        if self.columns is not None and not self._restored():
+        if not self._restored():
             self.columns.reset()
             self.view, self.mark = RunView(run, self.columns), Mark(0)
         self.catch_up()
 
     def _restored(self) -> bool:
         """Whether what was kept of the log could be taken up again; anybody may have written it."""
-        assert self.columns is not None
         try:
             state = self.columns.load()
             if state is None or not _belongs(state, self.run.folder / "events.jsonl"):
@@ -50,7 +51,7 @@ class Watched:
         """Takes in what is new now; True if there was something."""
         with self._taking:
             before = int(self.mark)
-            for events, mark in _pieces(self.run, self.mark):
+            for events, mark in self.run.pieces(self.mark):
                 self._take(events, mark)
             return int(self.mark) > before
 
@@ -75,22 +76,14 @@ class Watched:
     def _take(self, events: Sequence[Event], mark: Mark) -> None:
         self.view.add(events)
         self.mark = mark
-        if self.columns is not None and mark.offset is not None:
+        if mark.offset is not None:
             state = lambda: {**self.view.dump(), "events": int(mark), "offset": mark.offset}  # noqa: E731
             self.columns.save(state, all_of_it=self.view.last.state in ENDED)
 
     def close(self) -> None:
         """Stops listening; another one may write the columns."""
         self._remove()
-        if self.columns is not None:
-            self.columns.close()
-
-
-def _pieces(run: Any, mark: Mark) -> Iterator[tuple[Sequence[Event], Mark]]:
-    if hasattr(run, "pieces"):
-        yield from run.pieces(mark)
-    elif events := run.events(int(mark)):
-        yield events, Mark(int(mark) + len(events))
+        self.columns.close()
 
 
 def _belongs(state: dict[str, Any], log: Path) -> bool:

@@ -12,6 +12,7 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED
 from nbtune.keepalive import heart
+from nbtune.store.run_handle import RunHandle
 from nbtune.widgets.base import Panel
 from nbtune.widgets.export_panel import CHOICES, make
 from nbtune.widgets.fallback import Shown
@@ -25,13 +26,13 @@ RARELY = 5.0  # the same, while nobody sees the panel
 WATCH = 0.5  # seconds between looks at a run that has ended, while it is exported
 
 
-def _chat(run: Any) -> Panel:
+def _chat(run: RunHandle) -> Panel:
     from nbtune.widgets.chat_panel import Chat
 
     return Chat(run)
 
 
-BESIDE: dict[str, Callable[[Any], Panel]] = {"chat": _chat}
+BESIDE: dict[str, Callable[[RunHandle], Panel]] = {"chat": _chat}
 """The panels that a monitor opens, by the name of their button."""
 
 
@@ -42,8 +43,7 @@ class Monitor(Panel):
     nothing is made and nothing is sent, but for the end of the run; the first look brings all of it.
 
     Args:
-        run: the run to show; it needs `subscribe`, `state`, `name`, `id`, `total_steps`, `plan` and the wishes
-            (`pause`, `unpause`, `stop`, `resume`, `export`, `push_to_hub`).
+        run: the run to show, and to tell what to do.
 
     Example:
         >>> nbtune.widgets.monitor(run)  # doctest: +SKIP
@@ -54,7 +54,7 @@ class Monitor(Panel):
     snapshot_rows = traitlets.Bytes().tag(sync=True)
     opened = traitlets.Dict().tag(sync=True)  # the panel that is shown in this one: its kind, and its model's id
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: RunHandle) -> None:
         self.run = run
         self._watched = Watched(run)
         self.view = self._watched.view

@@ -11,6 +11,7 @@ from typing import Any
 
 from nbtune.errors import DataError, NbtuneError
 from nbtune.spec import RunSpec, SourceSpec, from_mapping
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean, without_home
 
 __all__ = ["TERMINATOR", "TRAINED", "Inspection"]
@@ -51,7 +52,7 @@ class Inspection:
         """Of anything that `data` may be (names, sources, rows themselves), of a spec's, or of a run's."""
         from nbtune import data
 
-        if hasattr(rows, "row_losses"):
+        if isinstance(rows, RunReader):
             return cls(rows.spec, namespace, data.open_snapshot(rows.folder / "data"))
         if isinstance(rows, RunSpec):
             return cls(rows, namespace)

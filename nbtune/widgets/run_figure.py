@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from nbtune.store.run_reader import RunReader
+
 __all__ = ["COLOURS", "run_figure", "smooth"]
 
 COLOURS = {"loss": "#0072B2", "eval": "#D55E00", "rate": "#007A5A"}  # Okabe-Ito (the green darkened for contrast)
@@ -21,11 +23,11 @@ def smooth(values: Any, weight: float = 0.8) -> Any:
     return series.ewm(alpha=1 - weight, adjust=True, ignore_na=True).mean().to_numpy()
 
 
-def run_figure(run: Any) -> go.Figure:
+def run_figure(run: RunReader) -> go.Figure:
     """Loss (raw and smoothed), held-out loss, and below them the learning rate, over steps.
 
     Args:
-        run: anything with `name` and `history` (index: step; columns loss, learning_rate, eval_loss).
+        run: the run.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

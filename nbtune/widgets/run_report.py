@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.store.run_handle import RunHandle
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.live_run import Watched
 from nbtune.widgets.run_figure import COLOURS, smooth
 from nbtune.widgets.sanitize import clean, without_home
@@ -25,10 +27,10 @@ class Report:
     """A run, as it is now, without a widget: `png()`, `html()`, or shown as a cell's value.
 
     Args:
-        run: anything with `events`, `name`, `id`, `state`, `total_steps`, `plan`.
+        run: the run.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: RunReader | RunHandle) -> None:
         self.run = run
         watched = Watched(run)
         watched.close()

@@ -22,6 +22,8 @@ from nbtune.widgets.metrics import Series, merged, row_of
 from nbtune.widgets.sanitize import clean, without_home
 
 if TYPE_CHECKING:
+    from nbtune.store.run_handle import RunHandle
+    from nbtune.store.run_reader import RunReader
     from nbtune.widgets.metrics_on_disk import Columns
 
 __all__ = ["Cursor", "RunView", "Totals"]
@@ -46,11 +48,11 @@ class RunView:
     """A run as a panel shows it.
 
     Args:
-        run: anything with `name`, `id`, `state`, `step`, `total_steps`, `plan` and `error`.
+        run: the run.
         columns: where its rows are kept on disk, too.
     """
 
-    def __init__(self, run: Any, columns: Columns | None = None) -> None:
+    def __init__(self, run: RunReader | RunHandle, columns: Columns | None = None) -> None:
         self.run, self.columns = run, columns
         self.lock = threading.RLock()
         self.generation = 0
@@ -257,7 +259,7 @@ class RunView:
         said = self.last.state
         if said in ev.ENDED or time.monotonic() < self._alive_until:
             return said
-        if getattr(self.run, "alive", False):  # costs a look at files, and at the process that owns them
+        if self.run.alive:  # costs a look at files, and at the process that owns them
             self._alive_until = time.monotonic() + _TRUSTED
             return said
         return str(self.run.state)
@@ -273,7 +275,7 @@ class RunView:
         return float(expected) if expected and not step else None
 
     def _error(self, state: str) -> dict[str, Any] | None:
-        error = getattr(self.run, "error", None) if state == "failed" else None
+        error = self.run.error if state == "failed" else None
         if error is None:
             return None
         when = self.last.time

@@ -34,13 +34,13 @@ from nbtune.spec import RunSpec
 from nbtune.store import folder
 from nbtune.store.event_log import EventWriter
 from nbtune.store.lock import Ownership
-from nbtune.engine.run import Run
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets import monitor
 made = folder.create(Path("runs"), "bench", RunSpec(data="rows"))
 owner = Ownership(made).__enter__()
 write = EventWriter(made / "events.jsonl")
 write(ev.State(state="running", total_steps={total}))
-run = Run(made)
+run = RunReader(made)
 def go(first, count, pause):
     def body():
         for step in range(first, first + count):
@@ -106,10 +106,10 @@ def measure(page: Page, steps: int) -> dict[str, float]:
 LONG = """
 import os, psutil
 from pathlib import Path
-from nbtune.engine.run import Run
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets import monitor
 import numpy, nbtune.widgets.monitor_panel
-run = Run(next(Path("runs").glob("bench-*")))
+run = RunReader(next(Path("runs").glob("bench-*")))
 rss = lambda: psutil.Process().memory_info().rss / 2**20
 before = rss()
 """

@@ -16,7 +16,7 @@ from nbtune.widgets import chat
 rows = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(40)]
 """
 TRAIN = ROWS + 'run = nbtune.finetune(data="rows", rows=globals(), steps=30, learning_rate=3e-3, name="talk").wait()\n'
-ENDLESS = "run._loaded().model.generation_config.eos_token_id = None\n"  # its answers end at the limit only
+ENDLESS = "run._model.loaded().model.generation_config.eos_token_id = None\n"  # its answers end at the limit only
 SHOW = "panel = chat(run)\npanel"
 HOSTILE = "<img src=x onerror='window.hacked=1'> Who are you?"
 PANEL = ".nbt-chatpanel"

@@ -196,8 +196,7 @@ def inspector(text: str) -> tuple[Any, list[str]]:
 
 def losses(text: str) -> tuple[Any, list[str]]:
     from nbtune.store.row_losses import RowLoss
-    from nbtune.widgets.loss_table import Losses
-    from nbtune.widgets.losses_panel import LossesPanel
+    from nbtune.widgets.losses_panel import Losses, LossesPanel
 
     class Known(Losses):
         """Two rows whose losses are known, of a run that has no folder."""

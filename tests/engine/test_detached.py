@@ -128,8 +128,8 @@ def test_an_engine_that_was_taken_for_dead_stops_and_writes_no_more(start, until
     until(run, lambda e: isinstance(e, events.Step))
     lock = run.folder / "owner.json"
     lock.write_text(json.dumps({**json.loads(lock.read_text()), "token": "another's", "host": "another"}))
-    run._launched.thread.join(60)
-    assert isinstance(run._launched.error, store_lock.TakenOver)
+    run._model.launched.thread.join(60)
+    assert isinstance(run._model.launched.error, store_lock.TakenOver)
     said = (run.folder / "events.jsonl").read_bytes()
     assert run.events()[-1].type == "step"  # not a word about its own end
     assert json.loads(lock.read_text())["token"] == "another's"

@@ -45,8 +45,8 @@ def test_ten_runs_with_failures_and_a_detached_one_leave_nothing_behind(start):
             assert run.state == "failed"
         else:
             assert run.wait().state == "finished"
-        if run._launched is not None and run._launched._built is not None:
-            models.append(weakref.ref(run._launched._built.model))
+        if run._model.launched is not None and run._model.launched._built is not None:
+            models.append(weakref.ref(run._model.launched._built.model))
         run.free()
     with pytest.raises(TrainError, match="finished"):
         run.resume()

@@ -84,7 +84,7 @@ def test_samples_and_chat_stop_there_and_show_no_token_of_it(run, kind):
         said, told = asked(run)
         assert said == SAID
         assert told[-1].special
-        assert told[-1].id == end_of(kind, run._launched.model().tokenizer)
+        assert told[-1].id == end_of(kind, run._model.loaded().tokenizer)
         assert sum(token.special for token in told) == 1
         assert "".join(token.text for token in told if not token.special).strip() == SAID
         run.free()  # and again by the folder alone

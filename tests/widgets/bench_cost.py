@@ -46,13 +46,13 @@ from nbtune.spec import RunSpec
 from nbtune.store import folder
 from nbtune.store.event_log import EventWriter
 from nbtune.store.lock import Ownership
-from nbtune.engine.run import Run
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets import monitor
 made = folder.create(Path("runs"), "bench", RunSpec(data="rows"))
 owner = Ownership(made).__enter__()
 write = EventWriter(made / "events.jsonl")
 write(ev.State(state="running", total_steps=100_000))
-run = Run(made)
+run = RunReader(made)
 a = np.random.rand(120, 120)
 def products(count):
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""A run that lives in memory: the protocol of `nbtune.api.Run` with real events, without a model.
+"""A run that lives in memory: `nbtune.store.run_handle.RunHandle` with real events, without a model.
 
 Tests of the panels drive it by hand (`say`), or let it train a made-up curve (`go`). It has the pump of the real one:
 one thread, past events first, at most four calls a second.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from nbtune.errors import TrainError
 from nbtune.generate.sampling import Token
 from nbtune.planner.plan import MemoryPlan
 from nbtune.spec import RunSpec
+from nbtune.store.event_log import Mark
 
 
 class MemoryRun:
@@ -44,6 +45,7 @@ class MemoryRun:
             ),
         )
         self.error: Exception | None = None
+        self.alive, self.saved_steps = False, list[int]()  # no engine works on a folder of its
         self.wishes: list[tuple[float, str]] = []
         self.export = _Export(self)
         self._log: list[ev.Event] = []
@@ -63,6 +65,13 @@ class MemoryRun:
 
     def events(self, start: int = 0) -> list[ev.Event]:
         return self._log[start:]
+
+    def pieces(self, start: int = 0) -> Iterator[tuple[list[ev.Event], Mark]]:
+        if events := self._log[start:]:
+            yield events, Mark(start + len(events))
+
+    def latest(self, kind: type[Any]) -> Any:
+        return next((event for event in reversed(self._log) if isinstance(event, kind)), None)
 
     @property
     def history(self) -> Any:

@@ -17,7 +17,8 @@ from nbtune.widgets import chat
 class Talker:
     """A run that answers with what it was asked, three tokens at a time; "slow" waits for a stop after its first."""
 
-    name = "demo"
+    name, id, folder = "demo", "t4lker", Path("nowhere/demo-t4lker")
+    saved_steps = ()
 
     def __init__(self):
         self.asked = []

@@ -9,11 +9,11 @@ import pytest
 from memory_run import made_up_step
 
 from nbtune import events as ev
-from nbtune.engine.run import Run
 from nbtune.spec import RunSpec
 from nbtune.store import folder
 from nbtune.store.event_log import EventWriter
 from nbtune.store.files import lock
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets import metrics_on_disk
 from nbtune.widgets.live_run import Watched
 from nbtune.widgets.metrics import COLUMNS, Series, merged, row_of
@@ -38,7 +38,7 @@ def few(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(folder.create(tmp_path, "long", RunSpec(data="rows")))
+    return RunReader(folder.create(tmp_path, "long", RunSpec(data="rows")))
 
 
 def write(run, *events):
@@ -88,7 +88,7 @@ def test_a_panel_opens_from_the_columns_and_knows_the_same(run):
     state = json.loads((run.folder / "columns" / "state.json").read_text())
     assert state["rows"] > 3000
     write(run, *steps(4001, 4100), ev.State(state="stopped", time=9e9))
-    again = Watched(Run(run.folder))
+    again = Watched(RunReader(run.folder))
     whole = Series()
     whole.add(steps(1, 4100))
     assert again.view.series.next == 4100
@@ -116,7 +116,7 @@ def test_a_step_back_is_taken_back_on_disk_too(run):
     watched = Watched(run)
     watched.close()
     assert watched.view.series.next == 2500
-    again = Watched(Run(run.folder))
+    again = Watched(RunReader(run.folder))
     same(again.columns.rows(0, 2500, 5000), raw(0, 2500))
     again.close()
 
@@ -135,7 +135,7 @@ def test_columns_that_do_not_fit_are_made_anew(run, harm):
     else:
         log = (run.folder / "events.jsonl").read_bytes()
         (run.folder / "events.jsonl").write_bytes(log[: len(log) // 2])
-    again = Watched(Run(run.folder))
+    again = Watched(RunReader(run.folder))
     wanted = len(run.events())
     assert again.view.series.next == wanted
     same(again.columns.rows(0, wanted, 5000), raw(0, wanted))
@@ -144,7 +144,7 @@ def test_columns_that_do_not_fit_are_made_anew(run, harm):
 
 def test_two_panels_of_one_run_hold_little_and_one_writes(run):
     write(run, *steps(1, 2000))
-    one, two = Watched(run), Watched(Run(run.folder))
+    one, two = Watched(run), Watched(RunReader(run.folder))
     for k in range(2000, 4000, 100):
         write(run, *steps(k + 1, k + 100))
         one.catch_up()

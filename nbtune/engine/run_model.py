@@ -1,4 +1,8 @@
-"""Asking a run's model: through the run folder while it trains (in whatever process), else loaded here once."""
+"""The model of a run, to be asked: through the run's folder while it trains, wherever; else loaded here once.
+
+RunModel  asks and loads; a handle has one, and panels have one for each run that they find beside theirs
+AtStep    a run as it was at one of its checkpoints
+"""
 
 from __future__ import annotations
 
@@ -14,55 +18,44 @@ from nbtune.engine.live_requests import ask
 from nbtune.errors import TrainError
 from nbtune.generate.sampling import Token
 from nbtune.store import checkpoints
+from nbtune.store.lock import is_owned
+from nbtune.store.run_handle import RunHandle
 
-__all__ = ["Answering", "AtStep"]
+__all__ = ["AtStep", "RunModel"]
 
 _ASKING = threading.Lock()  # an answer switches adapters off, or puts a checkpoint's weights in: one at a time
 
 
-class Answering:
-    """What of a run has to do with its model; `nbtune.engine.run.Run` is one."""
+class RunModel:
+    """Ask the model of a run; what the options mean stands at `nbtune.Run`.
 
-    folder: Path
-    name: str
-    _launched: Launched | None
+    Args:
+        folder: the run's.
+        launched: its thread, when it was started in this process.
+    """
+
+    def __init__(self, folder: Path, launched: Launched | None = None) -> None:
+        self.folder, self.launched = folder, launched
 
     @property
     def alive(self) -> bool:
-        """Whether an engine works on it, or waits to."""
-        raise NotImplementedError
+        """Whether an engine works on the run, or waits to."""
+        return (self.launched is not None and self.launched.alive) or is_owned(self.folder)
 
     def generate(
         self,
         prompt: str | Sequence[dict[str, Any]],
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        seed: int | None = None,
         base: bool = False,
         step: int | None = None,
         told: Callable[[Token], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         timeout: float = 120.0,
+        **options: Any,
     ) -> str:
-        """What the model answers: the live one at a step boundary while it trains, else base and adapter, loaded once.
-
-        Args:
-            prompt: a text, or chat messages.
-            max_new_tokens: the answer's length at most, in tokens.
-            temperature: 0 is greedy.
-            seed: same seed, same draws; None: others each time.
-            base: ask the base model, without what was learnt.
-            step: ask the checkpoint of that step instead of the newest weights.
-            told: is given each token (`nbtune.generate.sampling.Token`) soon after it is made.
-            should_stop: asked many times a second; the answer is then what was said so far.
-            timeout: seconds without a word, of a run that is at work.
-        Raises:
-            TrainError: there is no adapter yet, there is no such checkpoint, or no answer came.
-        """
+        """Answer a prompt; `options` are those of `nbtune.generate.sampling.answer`. See `nbtune.Run.generate`."""
         from nbtune.generate import sampling
 
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         options |= {"adapter": not base}
         said: list[str] = []
 
@@ -74,13 +67,13 @@ class Answering:
         if self.alive:
             request = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "at": step, **options}
             try:
-                asked = self._ask(
+                answer = self._ask(
                     request | {"tell": told is not None or should_stop is not None},
                     told=lambda token: hear(Token(**{**token, "others": tuple(map(tuple, token["others"]))})),
                     should_stop=should_stop,
                     timeout=timeout,
                 )
-                return "".join(said).strip() if asked is None else str(asked["answer"])
+                return "".join(said).strip() if answer is None else str(answer["answer"])
             except TrainError:
                 if self.alive or said:
                     raise  # else it has ended just now: its model is asked here
@@ -96,57 +89,48 @@ class Answering:
     def token_losses(
         self, ids: Sequence[int], *, base: bool = False, step: int | None = None, timeout: float = 120.0
     ) -> list[float | None]:
-        """How little each token of a text was expected by the model: −ln of its probability, None for the first.
-
-        Args:
-            ids: the text's tokens.
-            base, step, timeout: as of `generate`.
-        Raises:
-            TrainError: as `generate`.
-        """
+        """Say how little each token was expected. See `nbtune.Run.token_losses`."""
         from nbtune.generate import sampling
 
         if self.alive:
             request = {"ids": [int(number) for number in ids], "adapter": not base, "at": step}
-            asked = self._ask(request, timeout=timeout)
-            assert asked is not None
-            return list(asked["losses"])
+            answer = self._ask(request, timeout=timeout)
+            assert answer is not None
+            return list(answer["losses"])
         with self._model_for_myself(None) as built, checkpoints.weights_of(self.folder, step, built.model):
             return sampling.token_losses(built.model, ids, adapter=not base)
 
     def row_losses(
         self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], *, base: bool = False, timeout: float = 120.0
     ) -> tuple[list[float], int]:
-        """The loss of each row, summed over its trained tokens, and the step of the weights that were asked.
-
-        Args:
-            rows: each one's tokens, and which of them are trained.
-            base, timeout: as of `generate`.
-        Raises:
-            TrainError: as `generate`.
-        """
+        """Say the loss of each row, and the step of the weights that were asked. See `nbtune.Run.row_losses`."""
         from nbtune.train.row_loss import row_losses
 
         if self.alive:
-            said = [[[int(number) for number in ids], [int(flag) for flag in trained]] for ids, trained in rows]
+            texts = [[[int(number) for number in ids], [int(flag) for flag in trained]] for ids, trained in rows]
             try:
-                asked = self._ask({"rows": said, "adapter": not base}, timeout=timeout)
-                assert asked is not None
-                return list(asked["losses"]), int(asked["step"])
+                answer = self._ask({"rows": texts, "adapter": not base}, timeout=timeout)
+                assert answer is not None
+                return list(answer["losses"]), int(answer["step"])
             except TrainError:
                 if self.alive:
                     raise  # else it has ended just now: its model is asked here
         with self._model_for_myself(None) as built:
-            return row_losses(built.model, rows, adapter=not base), max(self.saved_steps, default=0)
+            return row_losses(built.model, rows, adapter=not base), max(checkpoints.steps(self.folder), default=0)
 
-    @property
-    def saved_steps(self) -> list[int]:
-        """The steps of its checkpoints, in order."""
-        return checkpoints.steps(self.folder)
+    def loaded(self) -> Any:
+        """Give the model and its tokenizer (`nbtune.models.Built`), loaded if they are not in memory.
 
-    def at(self, step: int) -> AtStep:
-        """The run as it was at a checkpoint: to ask, and to compare in a chat."""
-        return AtStep(self, step)
+        Raises:
+            TrainError: nothing was trained yet.
+        """
+        if self.launched is None:
+            self.launched = Launched.ended(self.folder)
+        return self.launched.model()
+
+    def free(self) -> int:
+        """Drop the model; returns the bytes that came back."""
+        return 0 if self.launched is None else self.launched.free()
 
     def _ask(self, request: dict[str, Any], **how: Any) -> dict[str, Any] | None:
         answer = ask(self.folder, request, alive=lambda: self.alive, **how)
@@ -162,21 +146,16 @@ class Answering:
                 yield None
                 return
         try:
-            yield self._loaded()
+            yield self.loaded()
         finally:
             _ASKING.release()
-
-    def _loaded(self) -> Any:
-        if self._launched is None:
-            self._launched = Launched.ended(self.folder)
-        return self._launched.model()
 
 
 @dataclass(frozen=True)
 class AtStep:
     """A run as it was at one of its checkpoints."""
 
-    run: Answering
+    run: RunHandle
     step: int
 
     @property
@@ -185,9 +164,9 @@ class AtStep:
         return f"{self.run.name} · step {self.step}"
 
     def generate(self, prompt: str | Sequence[dict[str, Any]], **options: Any) -> str:
-        """See `Answering.generate`."""
+        """See `nbtune.Run.generate`."""
         return self.run.generate(prompt, **options, step=self.step)
 
     def token_losses(self, ids: Sequence[int], **options: Any) -> list[float | None]:
-        """See `Answering.token_losses`."""
+        """See `nbtune.Run.token_losses`."""
         return self.run.token_losses(ids, **options, step=self.step)
