@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.data.sources.snapshot import copy_snapshot
+from nbtune.disk import disk_error
 from nbtune.engine import warm_start
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
@@ -24,7 +25,6 @@ from nbtune.store import checkpoints, control, run_consent
 from nbtune.store import folder as run_folder
 from nbtune.store.event_log import add_event
 from nbtune.store.export_script import as_script, as_snippet, as_yaml, spec_to_repeat
-from nbtune.store.files import as_train_error
 from nbtune.store.run_reader import RunReader
 
 if TYPE_CHECKING:
@@ -385,5 +385,5 @@ def begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *,
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, NbtuneError):
             raise
-        raise as_train_error(error, "the rows could not be written down", place=root.name) from error
+        raise disk_error(error, TrainError, "the rows could not be written down", place=root.name) from error
     return Run(made, launch(made, detach=detach, own_process=needs_own_process(spec)))

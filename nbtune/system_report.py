@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune import device as machine
 from nbtune import hub_cache
+from nbtune.disk import free_bytes
 from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
 
@@ -275,7 +276,7 @@ def _labextensions(prefix: Path) -> list[Path]:
 def _disk() -> Iterator[Finding]:
     for topic, folder in {"runs folder": _runs_root(), "Hub cache": hub_cache.user_cache()}.items():
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(there).free
+        free = free_bytes(there)
         text = f"{_short(folder)}, {_gib(free)} free"
         if not _writable(there):
             fix = "set NBTUNE_RUNS" if topic == "runs folder" else "set HF_HOME; what is there can still be read"

@@ -11,11 +11,13 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SENTINEL", "BadFile", "harmless", "load", "number", "open_file", "parse"]
+__all__ = ["SENTINEL", "BadFile", "from_here", "harmless", "links_out", "load", "number", "open_file", "parse"]
 
 LARGEST = 64 << 20  # bytes; what nbtune itself writes as one JSON value is far below
 DEEPEST = 64  # lists and objects inside each other
@@ -46,6 +48,32 @@ def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     short = {9: "\\t", 10: "\\n", 13: "\\r"}.get(code)
     return short or (f"\\x{code:02x}" if code < 32 else f"\\u{code:04x}")  # the latter is also JSON's
+
+
+def from_here(path: Path) -> str:
+    """Return a path as people write it in the working folder; a home folder is `~`, so nobody is told whose it is."""
+    with suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd()).as_posix()
+    home = Path.home()
+    told = path.is_relative_to(home) and home != home.parent  # a home that is the root says nothing
+    return f"~/{path.relative_to(home).as_posix()}" if told else path.as_posix()
+
+
+def links_out(top: Path, root: Path) -> Iterator[Path]:
+    """Yield each link at or below `top` that leads out of `root`: what it leads to is somebody's own, and would be
+    copied or uploaded. No link is entered."""
+    real = root.resolve()
+    for path in _links(top):
+        if not path.resolve().is_relative_to(real):
+            yield path
+
+
+def _links(top: Path) -> Iterator[Path]:
+    if top.is_symlink():
+        yield top
+        return
+    for folder, folders, files in os.walk(top, followlinks=False):
+        yield from (path for name in (*folders, *files) if (path := Path(folder) / name).is_symlink())
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune import device as machine
 from nbtune import events
+from nbtune.atomic_io import read_json, sweep, write_json, write_text
 from nbtune.engine import distributed_launcher
 from nbtune.engine.evaluation import Measuring, unless_idle
 from nbtune.engine.failures import for_people, reserve, room_for
@@ -37,7 +38,6 @@ from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl
 from nbtune.store.event_log import EventWriter
-from nbtune.store.files import read_json, sweep, write_json, write_text
 from nbtune.store.folder import plan_of
 from nbtune.store.lock import Ownership, TakenOver
 from nbtune.store.run_consent import spec_to_run

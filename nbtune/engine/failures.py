@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nbtune.errors import NbtuneError, PlanError
-from nbtune.store.files import DISK_ERRORS, as_train_error
+from nbtune.disk import DISK_ERRORS, disk_error, free_bytes
+from nbtune.errors import NbtuneError, PlanError, TrainError
 
 __all__ = ["for_people", "reserve", "room_for"]
 
@@ -42,7 +41,7 @@ def for_people(error: BaseException, folder: Path) -> NbtuneError | None:
             fix="set a smaller `micro_batch_size` or `sequence_len`, or `activations: recompute`; then resume",
         )
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return as_train_error(error, "the run's folder could not be written", place=folder.name)
+        return disk_error(error, TrainError, "the run's folder could not be written", place=folder.name)
     return None
 
 
@@ -52,7 +51,7 @@ def room_for(needed: int, folder: Path) -> None:
     Raises:
         PlanError: they will not.
     """
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < needed:
         raise PlanError(
             f"the checkpoints need {needed / 2**30:.2f} GiB of disk, {free / 2**30:.2f} are free",

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import read_json, write_json
 from nbtune.errors import TrainError
-from nbtune.store.files import read_json, write_json
 from nbtune.untrusted import parse
 
 __all__ = ["Asked", "answer_requests", "ask"]

@@ -42,7 +42,7 @@ class Exporter:
             TrainError: nothing was trained yet.
         """
         from nbtune import models
-        from nbtune.export.files import refuse_links
+        from nbtune.export.source import refuse_links
         from nbtune.spec.placement import PLAIN
 
         run, spec = self._run, self._run.spec
@@ -180,7 +180,7 @@ class Exporter:
         return prove_run(files, source, self._run.folder, prompts=prompts, must=bool(verify), told=told)
 
     def _out(self, out: str | Path | None, name: str = "") -> Path:
-        from nbtune.export.files import refuse_links
+        from nbtune.export.source import refuse_links
 
         if out is not None:
             return Path(out).expanduser()

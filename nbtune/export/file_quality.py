@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.export.files import gigabytes
+from nbtune.disk import gigabytes
 from nbtune.planner.gpu_sizes import fits_in
 
 __all__ = ["Quality"]

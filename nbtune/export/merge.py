@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from nbtune.atomic_io import replace_folder
 from nbtune.data.tokenize.terminators import with_ends
+from nbtune.disk import check_space, folder_bytes
 from nbtune.errors import ExportError
-from nbtune.export.files import atomic_folder, check_space, folder_bytes
 from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
@@ -224,8 +225,8 @@ def write_merged(
     target = DTYPES[dtype]
     entries = [_entry(name, model.shape(name), target.itemsize) for name in model.names]
     total = sum(entry.bytes for entry in entries)
-    check_space(out, total)
-    with atomic_folder(out, "config.json") as part:
+    check_space(out, total, ExportError)
+    with replace_folder(out, shared=True, marker="config.json", raises=ExportError) as part:
         notes = _write_shards(model, entries, part, target, shard_bytes, total, progress)
         config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
         config.pop("_name_or_path", None)

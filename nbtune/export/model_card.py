@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from nbtune.disk import gigabytes
 from nbtune.errors import HubError
-from nbtune.export.files import gigabytes
 from nbtune.export.peft_export import is_machine_path
 from nbtune.export.source import ExportedFile, ExportSource, safe_name
 from nbtune.export.usage import usage

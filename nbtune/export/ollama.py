@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbtune.export.files import atomic_folder, folder_bytes
+from nbtune.atomic_io import replace_folder
+from nbtune.disk import folder_bytes
+from nbtune.errors import ExportError
 from nbtune.export.gguf.vocabulary import load_tokenizer, turn_end
 from nbtune.export.gguf.writer import write_gguf
 from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
@@ -167,7 +169,7 @@ def export_ollama(
         ExportError: see `write_gguf`; `out` holds other things.
     """
     began = time.monotonic()
-    with atomic_folder(out, "Modelfile") as part:
+    with replace_folder(out, shared=True, marker="Modelfile", raises=ExportError) as part:
         file = write_gguf(source, [type], part, progress=progress)[0]
         text, notes = modelfile(file.path.name, load_tokenizer(source.tokenizer_folder))
         (part / "Modelfile").write_text(text, encoding="utf-8")

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import replace_folder
+from nbtune.disk import check_space, folder_bytes
 from nbtune.errors import ExportError
-from nbtune.export.files import atomic_folder, check_space, folder_bytes
 from nbtune.export.merge import copy_tokenizer, write_generation
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import ExportedFile, ExportSource, read_json
@@ -39,8 +40,8 @@ def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) 
         raise ExportError(f"there is no {WEIGHTS}", place=str(adapter), fix="see that the adapter's folder is whole.")
     with Weights(adapter, "adapter_model") as numbers:
         numbers.must_be_finite()
-    check_space(out, weights.stat().st_size)
-    with atomic_folder(out, "adapter_config.json") as part:
+    check_space(out, weights.stat().st_size, ExportError)
+    with replace_folder(out, shared=True, marker="adapter_config.json", raises=ExportError) as part:
         clean = without_machine_paths({**config, "base_model_name_or_path": source.base_id or None})
         (part / "adapter_config.json").write_text(json.dumps(clean, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _copy(weights, part / WEIGHTS)

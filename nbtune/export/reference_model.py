@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from nbtune.disk import gigabytes
 from nbtune.errors import DataError
-from nbtune.export.files import gigabytes
 from nbtune.export.merge import rounded
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.source import ExportSource

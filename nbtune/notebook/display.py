@@ -9,9 +9,8 @@ from typing import Any
 from IPython.display import display
 
 from nbtune.progress import Progress
-from nbtune.store.files import from_here
 from nbtune.store.run_reader import readable
-from nbtune.untrusted import harmless
+from nbtune.untrusted import from_here, harmless
 from nbtune.widgets.html import as_html, as_text
 
 __all__ = ["Note", "Table", "losses_table", "runs_table", "say", "show_plan"]

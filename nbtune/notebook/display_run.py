@@ -21,7 +21,7 @@ from nbtune.notebook import environment
 from nbtune.notebook.comm_pump import Pump
 from nbtune.notebook.display import Note, say
 from nbtune.progress import Progress
-from nbtune.store.files import from_here
+from nbtune.untrusted import from_here
 
 __all__ = ["follow", "show_ended"]
 

@@ -18,8 +18,7 @@ from nbtune.notebook import environment, flags, usage
 from nbtune.notebook.display import Table, losses_table, runs_table, say, show_plan
 from nbtune.notebook.display_run import follow, show_ended
 from nbtune.spec import from_mapping, from_yaml, placing, to_yaml
-from nbtune.store.files import from_here
-from nbtune.untrusted import harmless
+from nbtune.untrusted import from_here, harmless
 
 __all__ = ["NbtuneMagics"]
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nbtune import events
+from nbtune.atomic_io import discard, read_json, replace_folder, write_json
+from nbtune.disk import disk_error
 from nbtune.errors import TrainError
-from nbtune.store.files import as_train_error, discard, read_json, replace_folder, write_json
 from nbtune.train.loop import Progress
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def save(
             save_adapter(built.model, fresh, base=built.facts.name)
             _write_ends(built, fresh)
     except OSError as error:
-        raise as_train_error(error, "the checkpoint could not be written", place=folder.name) from error
+        raise disk_error(error, TrainError, "the checkpoint could not be written", place=folder.name) from error
     for _, old in sorted(_all(folder).items())[:-keep]:
         with suppress(OSError):
             discard(old)

@@ -10,7 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from nbtune.store.files import as_train_error, read_json, write_json
+from nbtune.atomic_io import read_json, write_json
+from nbtune.disk import disk_error
+from nbtune.errors import TrainError
 from nbtune.train.control import Wishes
 
 __all__ = ["FileControl", "wish"]
@@ -39,7 +41,7 @@ def wish(folder: Path, **changes: Any) -> None:
         try:
             write_json(folder / "control.json", asdict(replace(now, **changes)))
         except OSError as error:
-            raise as_train_error(error, "the wish could not be written down", place=folder.name) from error
+            raise disk_error(error, TrainError, "the wish could not be written down", place=folder.name) from error
 
 
 def _read(path: Path) -> Wishes:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from nbtune import events
+from nbtune.disk import DISK_ERRORS
 from nbtune.folder_format import refuse_newer
-from nbtune.store.files import DISK_ERRORS
 from nbtune.untrusted import open_file
 
 __all__ = ["EventReader", "EventWriter", "Follower", "Latest", "Mark", "Pump", "add_event"]

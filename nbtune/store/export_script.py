@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import read_json, write_text
 from nbtune.errors import SpecError, TrainError
 from nbtune.planner import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
-from nbtune.store.files import from_here, read_json
 from nbtune.store.folder import name_of, plan_of, read_spec
+from nbtune.untrusted import from_here
 
 __all__ = ["as_script", "as_snippet", "as_yaml", "spec_to_repeat", "written"]
 
@@ -117,7 +118,7 @@ def written(folder: Path, out: Path) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SpecError(f"nothing can be written to {str(out)!r}: {reason}", fix="give another `--out`") from error

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import write_json, write_text
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.folder_format import plan_body, refuse_newer, stamp, version_of
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
-from nbtune.store.files import write_json, write_text
 from nbtune.untrusted import BadFile, harmless, load, number, open_file
 
 __all__ = [

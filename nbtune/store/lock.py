@@ -20,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import create_file, hidden, read_json
+from nbtune.disk import disk_error
 from nbtune.errors import TrainError
-from nbtune.store.files import as_train_error, read_json
 
 __all__ = ["STARTING", "Ownership", "TakenOver", "is_owned"]
 
@@ -62,7 +63,9 @@ class Ownership:
                 try:
                     taken = self._take()
                 except OSError as error:
-                    raise as_train_error(error, "the run's folder cannot be written", place=self.folder.name) from error
+                    raise disk_error(
+                        error, TrainError, "the run's folder cannot be written", place=self.folder.name
+                    ) from error
                 if taken:
                     _LIVE.add(self._me["token"])
                     self._beating.start()
@@ -97,33 +100,11 @@ class Ownership:
             )
 
     def _take(self) -> bool:
-        """Makes the lock, whole from its first moment where the file system has hard links."""
-        draft = self._path.with_name(f".{self._path.name}.{self._me['token'][:8]}.tmp")
-        try:
-            draft.write_text(json.dumps(self._me), encoding="utf-8")
-            try:
-                os.link(draft, self._path)
-            except FileExistsError:
-                return False
-            except (OSError, NotImplementedError):  # a mounted drive without links
-                return self._take_without_links()
-            return True
-        finally:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-
-    def _take_without_links(self) -> bool:
-        try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(fd, "w") as file:
-            json.dump(self._me, file)
-        return True
+        return create_file(self._path, json.dumps(self._me).encode())
 
     def _remove(self, dead: Any) -> None:
         """Takes a dead owner's lock away: if somebody has replaced it since we looked, theirs is put back."""
-        aside = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}.gone")
+        aside = hidden(self._path, "gone")
         with suppress(OSError):
             self._path.rename(aside)
             if read_json(aside) != dead and not self._path.exists():
@@ -227,7 +208,7 @@ def _now_there(folder: Path, *, again: bool = False) -> float:
 
 
 def _clock_of(folder: Path) -> float:
-    probe = folder / f".clock.{uuid.uuid4().hex[:8]}.tmp"
+    probe = hidden(folder / "clock", "tmp")
     try:
         probe.touch()
         return probe.stat().st_mtime

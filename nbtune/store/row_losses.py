@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.methods import METHODS
-from nbtune.store.files import DISK_ERRORS
 from nbtune.store.run_consent import spec_to_run
 from nbtune.store.run_handle import RunHandle
 from nbtune.untrusted import parse

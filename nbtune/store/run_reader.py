@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune import events as says
+from nbtune.atomic_io import read_json
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.folder_format import is_newer
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.event_log import EventReader, Follower, Latest, Mark, Pump
-from nbtune.store.files import read_json
 from nbtune.store.folder import name_of, plan_of, read_spec, trouble
 from nbtune.store.lock import is_owned
 from nbtune.untrusted import BadFile, harmless, number

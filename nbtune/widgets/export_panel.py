@@ -9,10 +9,11 @@ from typing import Any
 
 import traitlets
 
+from nbtune.atomic_io import write_text
 from nbtune.errors import NbtuneError
 from nbtune.planner import fits_in
-from nbtune.store.files import from_here
 from nbtune.store.run_handle import RunHandle
+from nbtune.untrusted import from_here
 from nbtune.widgets.base import Panel
 from nbtune.widgets.live_run import Watched
 from nbtune.widgets.sanitize import clean
@@ -135,7 +136,7 @@ class ExportPanel(Panel):
         def push() -> None:
             if card is not None:
                 self._card_path.parent.mkdir(parents=True, exist_ok=True)
-                self._card_path.write_text(card, encoding="utf-8")
+                write_text(self._card_path, card)
                 more["card"] = self._card_path
             self.run.push_to_hub(repo, what=what, private=private, **more)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from nbtune.events import ENDED, Step
-from nbtune.store.files import from_here
 from nbtune.store.run_reader import RunReader
+from nbtune.untrusted import from_here
 from nbtune.widgets.sanitize import clean
 
 __all__ = ["as_html", "as_text", "card", "words"]

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nbtune.store.files import lock, read_json, write_json
+from nbtune.atomic_io import read_json, try_lock, write_json
 from nbtune.widgets.metrics import COLUMNS, merged
 
 __all__ = ["FEW", "Columns"]
@@ -128,7 +128,7 @@ class Columns:
             file = (self.folder / "lock").open("ab")
         except OSError:
             return False
-        if not lock(file):
+        if not try_lock(file):
             file.close()
             return False
         self._lock = file

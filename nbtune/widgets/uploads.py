@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import create_file
 from nbtune.errors import SpecError
 
 __all__ = ["LIMIT", "keep"]
@@ -26,8 +27,6 @@ def keep(name: str, buffers: Sequence[Any]) -> str:
     if len(data) > LIMIT:
         raise SpecError("the file is too big to be sent through the page", fix="copy it to the machine")
     number = 1
-    while path.exists():
+    while path.exists() or not create_file(path, data):
         number, path = number + 1, path.with_stem(f"{Path(name).stem}-{number + 1}")
-    with path.open("xb") as file:
-        file.write(data)
     return path.name

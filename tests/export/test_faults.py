@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from nbtune.atomic_io import replace_file
 from nbtune.errors import ExportError
 from nbtune.export import ExportSource, LlamaRunner, export_gguf, export_merged
-from nbtune.export.files import atomic_file
 from tests.support.llama import llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
@@ -230,7 +230,7 @@ def _fill(filler: Path) -> None:
 
 
 def _half_a_file(path: Path) -> None:
-    with atomic_file(path) as part:
+    with replace_file(path, shared=True, raises=ExportError) as part:
         part.write_bytes(b"half")
         raise OSError("something else")
 

@@ -14,9 +14,9 @@ import time
 import pytest
 
 import nbtune
+from nbtune.atomic_io import read_json
 from nbtune.store import checkpoints
 from nbtune.store.control import wish
-from nbtune.store.files import read_json
 from nbtune.store.lock import is_owned
 
 KILLS = int(os.environ.get("NBTUNE_TEST_KILLS", "50"))

@@ -39,6 +39,7 @@ LEAVES = (
     "events",
     "progress",
     "device",
+    "disk",
     "atomic_io",
     "child_process",
     "keepalive",

@@ -14,8 +14,8 @@ from nbtune.data.prepare.report import Report
 from nbtune.export.exporter import Exporter
 from nbtune.export.source import ExportedFile
 from nbtune.spec import from_yaml, to_yaml
-from nbtune.store.files import from_here
 from nbtune.store.folder import create
+from nbtune.untrusted import from_here
 from nbtune.widgets.html import card, next_calls
 
 

@@ -9,10 +9,10 @@ import pytest
 from memory_run import made_up_step
 
 from nbtune import events as ev
+from nbtune.atomic_io import try_lock
 from nbtune.spec import RunSpec
 from nbtune.store import folder
 from nbtune.store.event_log import EventWriter
-from nbtune.store.files import lock
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets import metrics_on_disk
 from nbtune.widgets.live_run import Watched
@@ -26,7 +26,7 @@ LOSS, COUNT, LOW, HIGH = (COLUMNS.index(name) for name in ("loss", "count", "los
 def locks(tmp_path_factory):
     """Where no lock is known (none of Linux, macOS, Windows) every panel reads the log: tests of panels see to that."""
     with (tmp_path_factory.mktemp("locks") / "lock").open("ab") as file:
-        if not lock(file):
+        if not try_lock(file):
             pytest.skip("no system's lock on this machine")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.atomic_io import publish_folder
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.prepared import Prepared
 from nbtune.data.prepare.report import Report, SourceReport
@@ -116,12 +117,7 @@ def seal(key: str, place: Path, prepared: Prepared) -> Path:
     about.setdefault("eval", None)
     (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
     final = prepared_folder() / key
-    try:
-        os.rename(place, final)
-    except OSError:
-        if not (final / "about.json").exists():
-            raise
-        shutil.rmtree(place, ignore_errors=True)  # somebody else was faster
+    publish_folder(place, final, "about.json")
     return final
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import create_file, write_text
 from nbtune.data.sources.cache_folder import cache_folder
+from nbtune.disk import disk_error
 from nbtune.errors import DataError
 
 __all__ = ["code_of", "is_remembered", "is_signed", "remember", "signature_of", "signed_body"]
@@ -50,9 +51,7 @@ def remember(folder: Path, subject: Mapping[str, Any], words: str) -> None:
     body = {"folder": str(_real(folder)), "what": words, "time": time.time()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        beside.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_text(path, json.dumps(body, indent=1) + "\n")
     except OSError as error:
         raise _no_place(error) from error
 
@@ -110,26 +109,12 @@ def _key() -> bytes:
 
 def _make(path: Path) -> None:
     """A key that is whole from its first moment; of two that are made at once one stays."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_BYTES))
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            pass
-        except (OSError, NotImplementedError):  # a drive without links
-            os.replace(beside, path)
+        create_file(path, secrets.token_bytes(_BYTES), mode=0o600)
     except OSError as error:
         raise _no_place(error) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _no_place(error: OSError) -> DataError:
-    return DataError(
-        f"there is no place for your key and consents: {error.strerror or error}",
-        place=cache_folder().name,
-        fix="set NBTUNE_CACHE to a folder that can be written",
-    )
+    return disk_error(error, DataError, "there is no place for your key and consents", place=cache_folder().name)

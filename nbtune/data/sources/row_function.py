@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nbtune.atomic_io import write_bytes
 from nbtune.data.sources import consent
 from nbtune.errors import DataError
 from nbtune.folder_format import signature_of_pickle, version_of
@@ -110,9 +110,7 @@ def save(change: Change, name: str, stem: Path) -> dict[str, str]:
             fix="put it into a module: `module:function`",
         ) from error
     path = stem.with_name(stem.name + ".function")
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(body)
-    os.replace(temporary, path)
+    write_bytes(path, body)
     return {"path": path.name, "sha256": hashlib.sha256(body).hexdigest()}
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune import untrusted
+from nbtune.atomic_io import replace_file, write_text
 from nbtune.data.sources import consent, row_function
 from nbtune.data.sources.files import read_files
 from nbtune.data.sources.json_line import to_json
@@ -68,9 +69,7 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
         if _reaches(entry, folder):
             entry["signature"] = consent.signature_of(_meaning(entry))
         entries.append(entry)
-    temporary = folder / f"{_INDEX}.new"
-    temporary.write_text(json.dumps({"version": 1, "sources": entries}, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / _INDEX)
+    write_text(folder / _INDEX, json.dumps({"version": 1, "sources": entries}, indent=1))
     return open_snapshot(folder, verify=False)
 
 
@@ -122,14 +121,12 @@ def copy_snapshot(old: Path, new: Path) -> None:
 
 def refuse_links(folder: Path, root: Path) -> None:
     """Raises a `DataError` that names a link in `folder` (or the folder itself) that leads out of `root`."""
-    real = root.resolve()
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_symlink() and not path.resolve().is_relative_to(real):
-            raise DataError(
-                "a link leads out of the run's folder, and is not followed",
-                place=untrusted.harmless(path.relative_to(root.parent), line=True),
-                fix="put the file itself there, if it is yours",
-            )
+    for path in untrusted.links_out(folder, root):
+        raise DataError(
+            "a link leads out of the run's folder, and is not followed",
+            place=untrusted.harmless(path.relative_to(root.parent), line=True),
+            fix="put the file itself there, if it is yours",
+        )
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
@@ -282,13 +279,11 @@ def _write(rows: Rows, stem: Path, name: str) -> Path:
         import pyarrow.parquet
 
         path = stem.with_name(stem.name + ".parquet")
-        temporary = path.with_name(path.name + ".new")
-        pyarrow.parquet.write_table(rows.table, temporary, row_group_size=4096)
+        with replace_file(path) as beside:
+            pyarrow.parquet.write_table(rows.table, beside, row_group_size=4096)
     else:
         path = stem.with_name(stem.name + ".jsonl")
-        temporary = path.with_name(path.name + ".new")
-        with temporary.open("w", encoding="utf-8") as handle:
+        with replace_file(path) as beside, beside.open("w", encoding="utf-8") as handle:
             for index, row in enumerate(rows):
                 handle.write(to_json(row, f"{name}, row {index}") + "\n")
-    os.replace(temporary, path)
     return path

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nbtune.atomic_io import replace_file
+from nbtune.disk import check_space
 from nbtune.errors import ExportError
-from nbtune.export.files import atomic_file, check_space
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.tensors import GgufTensor
@@ -74,7 +75,7 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     a = plain.tensors(config, _Factors(source, adapter, 0, scales))  # type: ignore[arg-type]
     pairs = _pairs(a, b)
     path = out / f"{safe_name(name or source.name)}-lora-{encoding.lower()}.gguf"
-    check_space(out, sum(tensor.numel * 4 for tensor in pairs))
+    check_space(out, sum(tensor.numel * 4 for tensor in pairs), ExportError)
     writer = GGUFWriter(None, family.arch)
     writer.add_type("adapter")
     writer.add_name(general_name(name or source.name))
@@ -84,7 +85,7 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
         data = torch.cat(list(tensor.chunks()))
         raw: Any = encode(data, encoding).view(np.float32 if encoding == "F32" else np.float16)
         writer.add_tensor(tensor.name, raw.reshape(tensor.shape), raw_dtype=GGMLQuantizationType[encoding])
-    with atomic_file(path) as part:
+    with replace_file(path, shared=True, raises=ExportError) as part:
         _write(writer, part)
     return ExportedFile(path, f"lora-{encoding.lower()}", path.stat().st_size, time.monotonic() - began)
 

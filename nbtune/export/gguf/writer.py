@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from nbtune.atomic_io import replace_file
+from nbtune.disk import check_space
 from nbtune.errors import ExportError
-from nbtune.export.files import atomic_file, check_space
 from nbtune.export.gguf.families import Family, family_of
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.tensors import GgufTensor
@@ -77,12 +78,12 @@ def write_gguf(
     vocabulary = read_vocabulary(source.tokenizer_folder, model.shape(model.embedding)[0])
     shape = _shape(config, family, tensors)
     plans = [_Plan(kind, tensors, shape) for kind in kinds]
-    check_space(out, sum(plan.bytes for plan in plans))
+    check_space(out, sum(plan.bytes for plan in plans), ExportError)
     stem = safe_name(name or source.name)
     with contextlib.ExitStack() as stack:
         for plan in plans:
             plan.path = out / f"{stem}-{plan.kind.name}.gguf"
-            part = stack.enter_context(atomic_file(plan.path))
+            part = stack.enter_context(replace_file(plan.path, shared=True, raises=ExportError))
             plan.writer = _open(part, plan, family, config, model, vocabulary, name or source.name)
             stack.callback(plan.writer.close)
             plan.file = plan.writer.fout[0]

@@ -1,0 +1,97 @@
+"""What a disk has room for, and what it says against being written, in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from nbtune.errors import DataError, ExportError, NbtuneError, TrainError
+
+__all__ = ["DISK_ERRORS", "check_space", "disk_error", "disk_errors", "folder_bytes", "free_bytes", "gigabytes"]
+
+E = TypeVar("E", bound=NbtuneError)
+
+_MARGIN = 16 << 20  # bytes; the file system's own tables
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_ERRORS = (*_FULL, errno.EFBIG, *_DENIED, errno.EIO, getattr(errno, "ESTALE", errno.EIO))
+_NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+# What helps: where the disk is full, where it may not be written, and otherwise.
+_FIXES: dict[type[NbtuneError], tuple[str, str, str]] = {
+    TrainError: (
+        "free some disk space, then resume: what was saved before is whole",
+        "make the folder writable, or copy it to where you may write; nothing in it was lost",
+        "look at the disk, then resume: what was saved before is whole",
+    ),
+    ExportError: (
+        "free some space, or export to another disk (out=...).",
+        "choose another folder with out=.",
+        "see that the path exists and try again.",
+    ),
+    DataError: ("set NBTUNE_CACHE to a folder that can be written",) * 3,
+}
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes for people: ``"4.61 GB"``, ``"12 MB"``."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{max(count, 1) / 1e6:.3g} MB"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files under `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free where `path` is, or would be made."""
+    path = path.absolute()
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def check_space(out: Path, needed: int, raises: type[NbtuneError]) -> None:
+    """Refuse work whose result, the file or folder `out` of `needed` bytes, would not fit."""
+    free = free_bytes(out)
+    if needed + _MARGIN > free:
+        raise raises(
+            f"this needs {gigabytes(needed)} of disk, and {gigabytes(free)} are free",
+            place=str(out),
+            fix="free some space, export to another disk (out=...), or choose a smaller type.",
+        )
+
+
+def disk_error(error: OSError, kind: type[E], what: str = "", *, place: str = "") -> E:
+    """Return a sentence for an error of the file system, with what helps against it.
+
+    Args:
+        error: the system's.
+        kind: `TrainError` (in a run's folder), `ExportError` (something to take home) or `DataError` (in the cache).
+        what: what could not be done; without it the disk's trouble itself is said.
+        place: where.
+    """
+    full, denied, otherwise = _FIXES[kind]
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        cause, fix = "the disk is full", full
+    elif error.errno in _DENIED:
+        cause, fix = "this place cannot be written to", denied
+    else:
+        cause = f"{reason} ({error.filename or Path(place).name})"
+        fix = full if what and error.errno == errno.EFBIG else otherwise
+    return kind(f"{what}: {reason}" if what else cause, place=place, fix=fix)
+
+
+@contextmanager
+def disk_errors(kind: type[NbtuneError], *, place: str) -> Iterator[None]:
+    """What the file system says against it in here becomes a sentence (`disk_error`); a bug's error stays as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*DISK_ERRORS, *_NO_SUCH_PLACE):
+            raise
+        raise disk_error(error, kind, place=place) from error
