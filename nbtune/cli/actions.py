@@ -237,12 +237,12 @@ def export(given: Any) -> None:
 
 
 def _exporter(which: str, types: list[str], runs_dir: Path | None) -> Any:
-    from nbtune.cli.export_model import exporter
+    from nbtune.export import exporter_of
     from nbtune.export.gguf.types import type_named
 
     for kind in types:
         type_named(kind)  # refused before any work
-    return exporter(which, runs_dir)
+    return exporter_of(which, lambda name: nbtune.attach(name, runs_dir))
 
 
 def push(given: Any) -> None:

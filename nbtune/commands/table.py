@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbtune.commands.command import CELL, SHELL, Argument, Command, Door, flag, switch, word
+from nbtune.commands.command import CELL, SHELL, Command, Door, flag, switch, word
 
 __all__ = ["COMMANDS", "commands_of"]
 
@@ -207,10 +207,8 @@ _EXPORT = Command(
             "A run, or a model's folder or Hub id.",
             dest="run",
             offers="runs",
-            doors=SHELL,
-            why="a model without a run is exported from a shell",
+            optional_in=CELL,
         ),
-        Argument(**{**vars(RUN), "doors": CELL, "why": "as above"}),
         flag("--gguf TYPE", "GGUF files: f16, bf16, q8_0, …", **GGUF),
         switch("--merged", "The whole model as safetensors."),
         flag(

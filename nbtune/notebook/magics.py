@@ -174,7 +174,12 @@ class NbtuneMagics(Magics):
         follow(run, self.shell, asked=args.wait, setting=self.wait)
 
     def _export(self, args: Any) -> None:
-        files = _exported(self._run(args), args)
+        from nbtune.export import exporter_of
+
+        def find(name: str) -> Any:
+            return nbtune.attach(name, runs_dir=self._runs_dir(args.runs))
+
+        files = _exported(exporter_of(args.run, find) if args.run else self._run(args).export, args)
         rows = [
             (file.type, f"{file.bytes / 2**20:,.1f} MiB", from_here(file.path), "; ".join(file.remarks))
             for file in files
@@ -312,7 +317,7 @@ def _is_rows(name: str, value: Any) -> bool:
     return not name.startswith("_") and (rows or type(value).__name__ == "DataFrame")
 
 
-def _exported(run: Any, args: Any) -> list[Any]:
+def _exported(exporter: Any, args: Any) -> list[Any]:
     """What the flags ask for, or a q8_0 GGUF if they ask for nothing."""
     from nbtune.export import take_home
 
@@ -320,4 +325,4 @@ def _exported(run: Any, args: Any) -> list[Any]:
     kinds |= {"merged": args.dtype if args.merged else "", "ollama": args.ollama_type if args.ollama else ""}
     if not any(kinds.values()):
         kinds["gguf"] = ["q8_0"]
-    return take_home(run.export, out=args.out, importance=args.importance, verify=args.verify, **kinds)
+    return take_home(exporter, out=args.out, importance=args.importance, verify=args.verify, **kinds)

@@ -116,6 +116,10 @@ def test_commands_over_an_ended_run(shell: Any, capfd: Any) -> None:
         "%nbtune data rows": "examples to learn from",
         "%nbtune attach": "Run good: finished",
         "%nbtune doctor": "trains in",
+        "%nbtune export nbtune/tiny --gguf q4_0": "tiny-q4_0.gguf",
+        "%%nbtune validate\ndata: rows\nsteps: 3\n": "steps: 3\n# the cell is fine",
+        "%nbtune cache --prune 1": "0.0 MiB of prepared data thrown away.",
+        "%nbtune pause good": "good is finished.",
     }.items():
         error, shown = run(shell, capfd, line)
         assert error is None, shown
@@ -136,6 +140,8 @@ def test_the_form_and_the_script_come_as_the_next_cell(shell: Any, capfd: Any, m
     shell.user_ns["rows"] = GOOD
     error, shown = run(shell, capfd, cells[0].replace("steps: 200", "steps: 1"))  # the cell that it proposes works
     assert error is None, shown
+    run(shell, capfd, "%nbtune script demo --yaml")
+    assert cells.pop().startswith("%%finetune --name demo\nmodel: nbtune/tiny\n")
     run(shell, capfd, "%nbtune script demo")
     assert "import nbtune" in cells[1]
     assert "/data/my_rows.jsonl" in cells[1]

@@ -28,6 +28,7 @@ def run(shell: Any, capsys: Any, cell: str) -> str:
             "`rank` in `adapter`",
             "known keys",
         ),
+        ("%%nbtune validate\ndata: rows\nstpes: 3\n", "line 3 of the cell", "no key `stpes`", "`steps`"),
         ("# mine\n\n%%finetune\ndata: rows\nstpes: 3\n", "line 5 of the cell", "no key `stpes`", "`steps`"),
         ("%%finetune\nsteps: 3\n", "the cell", "`data` is missing", "data: rows"),
         ("# mine\n%%finetune --stps 3\ndata: rows\n", "`%%finetune --stps 3`", "`--stps`", "`--steps`"),

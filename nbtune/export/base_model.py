@@ -1,24 +1,28 @@
-"""`nbtune export MODEL`: a model without a run, through the same functions that export a run."""
+"""A model without a run, exported through the same functions as a run's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbtune
 from nbtune.errors import ExportError, NbtuneError, TrainError
 
-__all__ = ["BaseModelExporter", "exporter"]
+__all__ = ["BaseModelExporter", "exporter_of"]
 
 
-def exporter(which: str, runs_dir: Path | None) -> Any:
+def exporter_of(which: str, find_run: Callable[[str], Any]) -> Any:
     """What exports a run, or else a model's folder or Hub id.
+
+    Args:
+        which: name of one or the other.
+        find_run: returns the run of a name, or raises TrainError.
 
     Raises:
         TrainError: there is no such run, and it is no model either.
     """
     try:
-        return nbtune.attach(which, runs_dir).export
+        return find_run(which).export
     except TrainError as no_run:
         if "/" not in which and not (Path(which) / "config.json").is_file():
             raise
