@@ -104,3 +104,7 @@ class Method:
     def group(self) -> int:
         """How many examples a row becomes, which share a micro-batch."""
         return 2 if self.pairwise else 1
+
+    def sides(self, answers: Answers) -> tuple[Answers, ...]:
+        """Return the arguments of `loss` and `metrics`: the better and the worse answers of pairs, else all."""
+        return (answers.every_second(0), answers.every_second(1)) if self.pairwise else (answers,)

@@ -109,8 +109,7 @@ class AnswerLoss:
         method, options = self.method, {**self.method.options, **self.options}
         answers = ask(model, batch, method, device=device)
         assert not isinstance(method.loss, str)
-        sides = (answers.every_second(0), answers.every_second(1)) if method.pairwise else (answers,)
-        each = method.loss(*sides, **options)
+        each = method.loss(*method.sides(answers), **options)
         if batch.example_weights is not None:
             each = each * send(batch.example_weights[:: method.group], device)
         return LossOutput(loss=each.sum() / denominator)

@@ -12,6 +12,7 @@ from nbtune.data.batching.sampler import collate, pack
 from nbtune.data.prepare.dataset import Builder
 from nbtune.methods import METHODS
 from nbtune.models.accelerate import apply
+from nbtune.train.logprobs import ask
 from nbtune.train.loss import AnswerLoss
 from tests.train.test_against_trl import _model
 
@@ -91,6 +92,20 @@ def assert_same(loss: AnswerLoss, batch: Any, truth: torch.Tensor, theirs: Any, 
             assert torch.allclose(gradient, expected[name], rtol=1e-3, atol=2e-6), name
 
 
+def assert_same_figures(loss: AnswerLoss, batch: Any, theirs: Any) -> None:
+    """What is watched besides the loss, of a new model: the names are ours, the numbers TRL's."""
+    method, options = loss.method, {**loss.method.options, **loss.options}
+    assert method.metrics is not None
+    with torch.no_grad():
+        found = method.metrics(*method.sides(ask(_model().train(), batch, method, device=CPU)), **options)
+    names = {"reward_better": "chosen", "reward_worse": "rejected", "reward_good": "chosen", "reward_bad": "rejected"}
+    names |= {"margin": "margins", "accuracy": "accuracies"}
+    for name, figure in found.items():
+        told = theirs[f"rewards/{names[name]}"]
+        told = told[-1] if isinstance(told, list) else told
+        assert figure.item() == pytest.approx(float(told), rel=1e-4, abs=1e-5), name
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("method", "name"), [("dpo", "sigmoid"), ("ipo", "ipo")])
@@ -104,7 +119,10 @@ def test_dpo_and_ipo(method: str, name: str, packed: bool, tokenizer: Any, tmp_p
     truth = trainer.compute_loss(against_the_base(trainer), dict(b))
     parts = [side_by_side(*b[k].chunk(2)) for k in ("input_ids", "attention_mask", "completion_mask")]
     batch = ours(*parts, [1.0, 0.0] * 4, packed)
-    assert_same(AnswerLoss(METHODS[method], {"beta": 0.3}), batch, truth, trainer.model, steps=4)
+    loss = AnswerLoss(METHODS[method], {"beta": 0.3})
+    assert_same(loss, batch, truth, trainer.model, steps=4)
+    if method == "dpo":  # of ipo TRL tells sums over tokens, which are not what its loss compares
+        assert_same_figures(loss, batch, trainer._metrics["train"])
 
 
 def _concatenated(trainer: Any, b: Any) -> Any:
@@ -123,9 +141,10 @@ def test_simpo(tokenizer: Any, tmp_path: Any) -> None:
     trainer = CPOTrainer(_model(), args=config, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer)
     b = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
-    truth, _ = trainer.get_batch_loss_metrics(trainer.model, b, "train")
-    batch = _concatenated(trainer, b)
-    assert_same(AnswerLoss(METHODS["simpo"], {"beta": 2.5, "gamma": 0.7}), batch, truth, trainer.model, steps=4)
+    truth, metrics = trainer.get_batch_loss_metrics(trainer.model, b, "train")
+    batch, loss = _concatenated(trainer, b), AnswerLoss(METHODS["simpo"], {"beta": 2.5, "gamma": 0.7})
+    assert_same(loss, batch, truth, trainer.model, steps=4)
+    assert_same_figures(loss, batch, metrics)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -140,7 +159,9 @@ def test_orpo_but_for_the_prompts_tokens(tokenizer: Any, tmp_path: Any) -> None:
     trainer.model.train()
     _, metrics = trainer.get_batch_loss_metrics(trainer.model, b, "train")
     batch, model = _concatenated(trainer, b), _model().train()
-    found = AnswerLoss(METHODS["orpo"], {"beta": 0.4})(model, batch, denominator=4, device=CPU).loss
+    loss = AnswerLoss(METHODS["orpo"], {"beta": 0.4})
+    found = loss(model, batch, denominator=4, device=CPU).loss
+    assert_same_figures(loss, batch, metrics)
     chosen = {k: b[f"chosen_{k}"] for k in ("input_ids", "attention_mask", "labels")}
     imitation = model(**chosen, use_cache=False).loss
     assert found.item() == pytest.approx((imitation - 0.4 * metrics["log_odds_ratio"]).item(), rel=2e-6)
@@ -166,3 +187,4 @@ def test_kto(tokenizer: Any, tmp_path: Any) -> None:
         batch = ours(b["completion_input_ids"], b["completion_attention_mask"], answer, labels)
     loss = AnswerLoss(METHODS["kto"], {"beta": 0.3, "good_weight": 1.5, "bad_weight": 0.5})
     assert_same(loss, batch, truth, trainer.model, steps=4)
+    assert_same_figures(loss, batch, trainer._metrics["train"])
