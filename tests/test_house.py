@@ -38,9 +38,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "plotly", "bitsandb
 
 # Until the house is furnished: what is still wrong, each by its file. It only gets shorter, and has to be true.
 CIRCLES: list[str] = []
-LONG = {
-    "nbtune/data/sources/files.py": 408,
-}
+LONG: dict[str, int] = {}
 CROWDED: list[str] = []
 
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nbtune.data.sources.compression import COMPRESSIONS, first_bytes, unpack
 from nbtune.data.sources.rows import ArrowRows, ListRows, Row, Rows, _as_row
 from nbtune.errors import DataError
 
 __all__ = ["SUFFIXES", "LineRows", "read_file", "read_files", "read_head"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
-_PACKED = (".gz", ".bz2", ".xz", ".zst")
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
 _BLOCK = 1 << 20  # bytes that are searched for line breaks at a time
 
@@ -157,13 +157,13 @@ def read_files(files: Sequence[Path], name: str) -> Rows:
 def _kind(file: Path, name: str) -> tuple[str, str]:
     """(suffix, suffix of its packing) of a file of rows."""
     suffixes = [s.lower() for s in file.suffixes]
-    packed = suffixes[-1] if suffixes and suffixes[-1] in _PACKED else ""
+    packed = suffixes[-1] if suffixes and suffixes[-1] in COMPRESSIONS else ""
     suffix = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
     if suffix not in SUFFIXES:
         raise DataError(
             f"files that end in `{suffix or file.name}` cannot be read",
             place=name,
-            fix=f"give one of {', '.join(SUFFIXES)}, also with {', '.join(_PACKED)}",
+            fix=f"give one of {', '.join(SUFFIXES)}, also with {', '.join(COMPRESSIONS)}",
         )
     return suffix, packed
 
@@ -178,7 +178,7 @@ def read_file(file: Path, name: str) -> Rows:
     try:
         if suffix in (".parquet", ".arrow", ".feather"):
             return _read_table(file, suffix, packed, name)
-        data = _unpack(file, packed, name) if packed else _map(file, lines=suffix in (".jsonl", ".ndjson"))
+        data = unpack(file, packed, name) if packed else _map(file, lines=suffix in (".jsonl", ".ndjson"))
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror or error}", place=name, fix="check the path") from error
     if suffix in (".jsonl", ".ndjson"):
@@ -201,7 +201,7 @@ def read_head(file: Path, name: str, count: int) -> Rows | None:
     if suffix in (".parquet", ".arrow", ".feather"):
         return None if packed else _head_of_table(file, suffix, name, count)
     try:
-        data = _first_bytes(file, packed)
+        data = first_bytes(file, packed, _HEAD + 1)
     except (OSError, EOFError, ValueError):  # what is wrong is said by those who read all of it
         return None
     if len(data) > _HEAD:
@@ -216,21 +216,6 @@ def read_head(file: Path, name: str, count: int) -> Rows | None:
     if suffix in (".csv", ".tsv"):
         return _read_csv(text, suffix, name, count)
     return ListRows([{"text": text}] if text.strip() else [], name)
-
-
-def _first_bytes(file: Path, packed: str) -> bytes:
-    import bz2
-    import gzip
-    import lzma
-
-    if packed == ".zst":
-        import pyarrow
-
-        with pyarrow.input_stream(str(file), compression="zstd") as stream:
-            return bytes(stream.read(_HEAD + 1))
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(packed, open)
-    with opener(file, "rb") as handle:
-        return bytes(handle.read(_HEAD + 1))
 
 
 def _head_of_table(file: Path, suffix: str, name: str, count: int) -> Rows:
@@ -256,32 +241,6 @@ def _map(file: Path, *, lines: bool) -> Any:
 
     with file.open("rb") as handle:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _unpack(file: Path, packed: str, name: str) -> bytes:
-    import bz2
-    import gzip
-    import lzma
-    import zlib
-
-    try:
-        if packed == ".zst":
-            return _unpack_zstd(file, name)
-        opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packed]
-        with opener(file, "rb") as handle:
-            return handle.read()
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(f"it is broken or cut off: {error}", place=name, fix="copy or download it again") from error
-
-
-def _unpack_zstd(file: Path, name: str) -> bytes:
-    import pyarrow
-
-    try:
-        with pyarrow.input_stream(str(file), compression="zstd") as stream:
-            return stream.read()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"it is broken or cut off: {error}", place=name, fix="copy or download it again") from error
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -391,7 +350,7 @@ def _read_table(file: Path, suffix: str, packed: str, name: str) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    source: Any = pyarrow.BufferReader(_unpack(file, packed, name)) if packed else str(file)
+    source: Any = pyarrow.BufferReader(unpack(file, packed, name)) if packed else str(file)
     try:
         if suffix == ".parquet":
             return ArrowRows(pyarrow.parquet.read_table(source, memory_map=not packed), name)
@@ -399,7 +358,7 @@ def _read_table(file: Path, suffix: str, packed: str, name: str) -> Rows:
         try:
             return ArrowRows(pyarrow.ipc.open_file(mapped).read_all(), name)
         except pyarrow.ArrowInvalid:  # the stream form, which datasets writes
-            mapped = pyarrow.BufferReader(_unpack(file, packed, name)) if packed else pyarrow.memory_map(source)
+            mapped = pyarrow.BufferReader(unpack(file, packed, name)) if packed else pyarrow.memory_map(source)
             return ArrowRows(pyarrow.ipc.open_stream(mapped).read_all(), name)
     except pyarrow.ArrowException as error:
         reason = str(error).split("\n")[0]

@@ -1,0 +1,67 @@
+"""Compressed files of rows (.gz .bz2 .xz .zst) as their bytes, all of them or the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+from nbtune.errors import DataError
+
+__all__ = ["COMPRESSIONS", "first_bytes", "unpack"]
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+
+def unpack(file: Path, packed: str, name: str) -> bytes:
+    """Return what a compressed file holds.
+
+    Args:
+        file: it.
+        packed: how it is compressed, one of `COMPRESSIONS`.
+        name: what people call it.
+
+    Raises:
+        DataError: it is broken or cut off.
+        OSError: it cannot be read.
+    """
+    try:
+        with _opened(file, packed) as handle:
+            return bytes(handle.read())
+    except _errors_of(packed) as error:
+        raise DataError(f"it is broken or cut off: {error}", place=name, fix="copy or download it again") from error
+
+
+def first_bytes(file: Path, packed: str, count: int) -> bytes:
+    """Return at most `count` bytes from the beginning of what a file holds; ``packed=""``: it is not compressed.
+
+    Raises:
+        OSError, EOFError, ValueError: these cannot be read.
+    """
+    with _opened(file, packed) as handle:
+        return bytes(handle.read(count))
+
+
+def _opened(file: Path, packed: str) -> IO[bytes]:
+    if packed == ".zst":
+        import pyarrow
+
+        return pyarrow.input_stream(str(file), compression="zstd")  # type: ignore[no-any-return]
+    import bz2
+    import gzip
+    import lzma
+
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(packed, open)
+    return opener(file, "rb")  # type: ignore[no-any-return]
+
+
+def _errors_of(packed: str) -> tuple[type[Exception], ...]:
+    """What the libraries raise for a file that is not whole."""
+    if packed == ".zst":
+        import pyarrow
+
+        return (OSError, pyarrow.ArrowException)
+    import gzip
+    import lzma
+    import zlib
+
+    return (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
