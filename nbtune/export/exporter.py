@@ -26,7 +26,7 @@ _OFTEN = 1.0  # seconds between two events of an export's progress
 
 
 class Exporter:
-    """What can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns what it made."""
+    """Make what can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns it."""
 
     def __init__(self, run: RunReader) -> None:
         self._run = run
@@ -36,7 +36,7 @@ class Exporter:
         return f"<what can be made of {self._run.name}: {kinds}>"
 
     def source(self) -> ExportSource:
-        """Base and adapter as `nbtune.export` takes them.
+        """Return base and adapter as `nbtune.export` takes them.
 
         Raises:
             TrainError: nothing was trained yet.
@@ -60,18 +60,18 @@ class Exporter:
 
     @property
     def can_verify(self) -> bool:
-        """Whether there is a llama.cpp to compare GGUF files with the model."""
+        """Return whether there is a llama.cpp to compare GGUF files with the model."""
         return find_llama() is not None
 
     def adapter(self, out: str | Path | None = None) -> ExportedFile:
-        """The adapter as a peft folder."""
+        """Write the adapter as a peft folder."""
         from nbtune.export.peft_export import export_adapter
 
         with self._said("adapter") as said:
             return said.made(export_adapter(self.source(), self._out(out, "adapter")))
 
     def adapter_gguf(self, out: str | Path | None = None) -> ExportedFile:
-        """The adapter as GGUF, for llama.cpp's ``--lora`` and Ollama's ``ADAPTER``.
+        """Write the adapter as GGUF, for llama.cpp's ``--lora`` and Ollama's ``ADAPTER``.
 
         Raises:
             ExportError: the adapter has what such a file cannot hold (DoRA, whole modules).
@@ -82,7 +82,7 @@ class Exporter:
             return said.made(write_lora_gguf(self.source(), self._out(out), self._run.name))
 
     def merged(self, out: str | Path | None = None, *, dtype: str = "bfloat16") -> ExportedFile:
-        """Base and adapter in one, as a transformers folder; `dtype` bfloat16, float16 or float32."""
+        """Write base and adapter in one, as a transformers folder; `dtype` bfloat16, float16 or float32."""
         from nbtune.export.merge import write_merged
 
         with self._said("merged") as said:
@@ -96,7 +96,7 @@ class Exporter:
         importance: bool = False,
         verify: bool | None = None,
     ) -> list[ExportedFile]:
-        """GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named.
+        """Write GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named.
 
         Args:
             types: see `nbtune.export.export_gguf`.
@@ -124,14 +124,14 @@ class Exporter:
         return self._judged(files, source, verify)
 
     def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> ExportedFile:
-        """A folder that `ollama create` takes: GGUF, Modelfile and the commands."""
+        """Write a folder that `ollama create` takes: GGUF, Modelfile and the commands."""
         from nbtune.export.ollama import export_ollama
 
         with self._said("ollama") as said:
             return said.made(export_ollama(self.source(), self._out(out, "ollama"), type, progress=said.progress))
 
     def card(self, repo_id: str, what: str, facts: Mapping[str, Any]) -> str:
-        """The model card of a push, before there are files to name."""
+        """Return the model card of a push, before there are files to name."""
         from nbtune.export.model_card import FILES_TO_COME, render_card
 
         told = dict(facts) | ({"files": [FILES_TO_COME]} if what == "gguf" else {})
@@ -150,7 +150,7 @@ class Exporter:
         verify: bool | None = None,
         **options: Any,
     ) -> str:
-        """See ``run.push_to_hub``; `facts` are of the card that is written where none is given."""
+        """Push, see ``run.push_to_hub``; `facts` are of the card that is written where none is given."""
         _need_llama(verify)
         with self._said("push", path=repo_id) as said:
             source = self.source()
@@ -189,7 +189,7 @@ class Exporter:
 
     @contextmanager
     def _said(self, kind: str, progress: Progress | None = None, path: str = "") -> Iterator[_Said]:
-        """That something is being made, how far it is, and what went wrong with it, as events."""
+        """Say as events that something is being made, how far it is, and what went wrong with it."""
         self._log(Export(kind=kind, path=path, done=0.0))
         try:
             yield _Said(self, kind, path, progress)
@@ -204,7 +204,7 @@ class Exporter:
         add_event(self._run.folder, event)
 
     def _tell(self, file: ExportedFile) -> None:
-        """A file that is there, or that more is known of, as an event."""
+        """Say as an event that a file is there, or that more is known of it."""
         folder = self._run.folder
         shown = file.path.relative_to(folder).as_posix() if file.path.is_relative_to(folder) else file.path.name
         detail = "; ".join(file.remarks)
@@ -216,7 +216,7 @@ class Exporter:
 
 
 class _Said:
-    """The events of one export."""
+    """Say the events of one export."""
 
     def __init__(self, exporter: Exporter, kind: str, path: str, also: Progress | None) -> None:
         self._exporter, self._kind, self._path, self._also = exporter, kind, path, also
@@ -248,7 +248,7 @@ def take_home(
     importance: bool = False,
     verify: bool | None = None,
 ) -> list[ExportedFile]:
-    """Several kinds at once, for the doors that take them as flags.
+    """Make several kinds at once, for the doors that take them as flags.
 
     Args:
         exporter: a run's `Exporter`, or what has the same names.
