@@ -329,7 +329,7 @@ class RunSpec(Part):
         parted = self.placement.home is Home.SHARDED
         if parted and self.gpus == 1:
             raise ValueError("weights `sharded` are parted among several GPUs: set `gpus: all`, or how many")
-        if parted and self.adapter.type == "qlora":
+        if parted and self.placement.on_device().quantised:
             raise ValueError("4-bit weights are not parted among GPUs: drop `weights: sharded`, or use adapter `lora`")
         if self.adapter.type == "full" and self.placement.is_of_frozen_weights:
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")

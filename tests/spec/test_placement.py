@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 
 from nbtune.errors import SpecError
 from nbtune.spec import Placement, RunSpec
+from nbtune.spec import placement as module
 from nbtune.spec.placement import Format, Home, PlacementWish, with_placement
 
 FORMATS = get_args(Format)
@@ -93,6 +96,21 @@ def test_plans_of_before_are_read(before: dict[str, Any], now: Placement) -> Non
     assert not {"sharded", "resident_layers"} & read.keys()
     assert with_placement(read) == read
     assert with_placement(3) == 3
+
+
+def _compared(tree: ast.Module) -> set[str]:
+    compares = [node for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    return {n.value for c in compares for n in ast.walk(c) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def test_nobody_else_compares_names_of_formats_and_homes() -> None:
+    """Who needs to know asks a property, so that a new format or home is one file's business."""
+    names = {*FORMATS, "streamed", "sharded", "resident", "qlora"}
+    package = Path(module.__file__).parents[1]
+    others = [path for path in package.rglob("*.py") if path != Path(module.__file__)]
+    assert _compared(ast.parse("if kind in ('fp8', 'nf4') or not home == 'here': pass")) == {"fp8", "nf4", "here"}
+    wrong = {path.name: used for path in others if (used := names & _compared(ast.parse(path.read_text("utf-8"))))}
+    assert wrong == {}
 
 
 def test_words_for_people() -> None:
