@@ -1,0 +1,68 @@
+"""Following one thing takes few files: docs/explanation/house.md lists those that a run goes through."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbtune
+from nbtune import data, models
+from nbtune.spec import from_yaml
+from tests.support.follow import followed
+from tests.support.house import PAGE
+
+ROWS = [{"prompt": f"Question {k}?", "completion": f"Answer {k}."} for k in range(4)]
+CELL = "data: rows\nsteps: 1\nbatch_size: 2\ndevice: cpu\nadapter: {type: lora, r: 2, target_modules: [q_proj]}"
+
+
+def _listed(title: str) -> list[str]:
+    """The numbered files under a title, without `nbtune/`."""
+    section = PAGE.read_text(encoding="utf-8").split(f"**{title}")[1].split("\n\n")[1]
+    return re.findall(r"^\d+\. `nbtune/([^`]+)`", section, flags=re.MULTILINE)
+
+
+def test_a_row_goes_through_the_files_that_are_listed(tmp_path: Path) -> None:
+    stations = (
+        "data/sources/rows.py:__getitem__",
+        "data/formats/sft.py:read",
+        "data/template/chat_template.py:render",
+        "data/tokenize/loss_mask.py:wanted",
+        "data/prepare/dataset.py:add",
+        "data/batching/collate.py:pack",
+    )
+    spec, tokenizer = from_yaml("data: rows\neval: {split: 0}"), models.load_tokenizer("nbtune/tiny")
+    with followed(*stations) as seen:
+        sources = data.snapshot(data.resolve(spec.data, {"rows": ROWS}), tmp_path / "data")
+        prepared = data.start(sources, tokenizer, spec=spec, max_len=128, seed=0)
+        data.BatchPlan(prepared.train, micro_batch_size=2, packing=True, sequence_len=64).step(0)
+    listed = _listed("A row, from its source to a packed batch")
+    assert set(seen.ways) == set(stations)
+    beginners = {"data/prepare/early_start.py", "data/prepare/prepare.py", "data/sources/snapshot.py"}
+    assert set(seen.on_the_way) - beginners == set(listed)
+    assert len(listed) <= 9
+
+
+def test_a_spec_goes_through_the_files_that_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.chdir(tmp_path)
+    shell: Any = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "nbtune")
+    shell.user_ns["rows"] = ROWS
+    stations = (
+        "spec/yaml.py:from_mapping",
+        "store/folder.py:create",
+        "store/folder.py:read_spec",
+        "engine/engine.py:prepare",
+        "train/loop.py:train",
+    )
+    with followed(*stations) as seen:
+        shell.run_cell_magic("finetune", "", CELL)
+        nbtune.runs()[0].wait()
+    listed = _listed("The spec, from a cell to the loop")
+    assert set(seen.ways) == set(stations)
+    assert set(seen.on_the_way) - {"engine/launcher.py", "train/loop.py"} == set(listed)
+    assert len(listed) <= 6
