@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import nbtune
 from nbtune import data, models
 from nbtune.spec import from_yaml
+from tests.notebook.conftest import shell  # noqa: F401 — a fixture
 from tests.support.follow import followed
 from tests.support.house import PAGE
 
@@ -45,12 +44,7 @@ def test_a_row_goes_through_the_files_that_are_listed(tmp_path: Path) -> None:
     assert len(listed) <= 9
 
 
-def test_a_spec_goes_through_the_files_that_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from IPython.core.interactiveshell import InteractiveShell
-
-    monkeypatch.chdir(tmp_path)
-    shell: Any = InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "nbtune")
+def test_a_spec_goes_through_the_files_that_are_listed(shell: Any) -> None:  # noqa: F811
     shell.user_ns["rows"] = ROWS
     stations = (
         "spec/yaml.py:from_mapping",

@@ -9,7 +9,7 @@ from typing import Any
 
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, from_yaml, parse_value, placing
-from nbtune.store.run_consent import spec_to_run
+from nbtune.store.folder import spec_to_run
 
 __all__ = ["placed", "spec_of", "text_of"]
 

@@ -38,9 +38,8 @@ from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl
 from nbtune.store.event_log import EventWriter
-from nbtune.store.folder import plan_of
+from nbtune.store.folder import plan_of, spec_to_run
 from nbtune.store.lock import Ownership, TakenOver
-from nbtune.store.run_consent import spec_to_run
 from nbtune.train.control import OtherIsGone, Wishes
 from nbtune.train.precompile import Rehearsal
 

@@ -22,8 +22,8 @@ from nbtune.engine.library_logging import quiet_libraries
 from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
 from nbtune.store.event_log import EventWriter
+from nbtune.store.folder import spec_to_run
 from nbtune.store.lock import STARTING, Ownership
-from nbtune.store.run_consent import spec_to_run
 from nbtune.train.evaluate import NumbersLost
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
         DataError: the run's rows are gone, or hold no text.
     """
     from nbtune import data, models
-    from nbtune.store.run_consent import spec_to_run
+    from nbtune.store.folder import spec_to_run
 
     spec = spec_to_run(folder)
     tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)

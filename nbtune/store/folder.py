@@ -26,13 +26,16 @@ from nbtune.untrusted import BadFile, harmless, load, number, open_file
 
 __all__ = [
     "all_folders",
+    "code_is_allowed",
     "code_subject",
     "create",
     "find",
+    "model_code",
     "name_of",
     "plan_of",
     "read_spec",
     "runs_root",
+    "spec_to_run",
     "trouble",
     "written_spec",
 ]
@@ -103,7 +106,7 @@ def _environment() -> dict[str, Any]:
 def read_spec(folder: Path) -> RunSpec:
     """The spec of a run folder; `trust_remote_code` is False in it as long as this user has not said it here.
 
-    Whoever loads the model asks `nbtune.store.run_consent.spec_to_run` instead, which says so.
+    Whoever loads the model asks `spec_to_run` instead, which says so.
 
     Raises:
         TrainError: the folder is of a newer nbtune, or is no run's.
@@ -116,6 +119,44 @@ def read_spec(folder: Path) -> RunSpec:
     return spec.model_copy(
         update={"trust_remote_code": consent.is_remembered(folder, code_subject(spec.model))},
     )
+
+
+def spec_to_run(folder: Path) -> RunSpec:
+    """The spec that the run's model may be loaded by.
+
+    Raises:
+        TrainError: it wants the model's own code, and this user has not allowed that here, or it has changed since.
+    """
+    asked = written_spec(folder)
+    if asked.trust_remote_code and not code_is_allowed(folder, asked):
+        raise TrainError(
+            f"its spec wants to run Python code of the model {harmless(asked.model, line=True)}, "
+            "which you have not allowed here",
+            place=harmless(folder.name, line=True),
+            fix=_how(folder),
+        )
+    return read_spec(folder)
+
+
+def code_is_allowed(folder: Path, spec: RunSpec) -> bool:
+    """Return whether this user has allowed the code of the spec's model here: the code that is there now."""
+    from nbtune.data.sources import consent
+
+    known = consent.is_remembered(folder, code_subject(spec.model))
+    return known and consent.is_remembered(folder, code_subject(spec.model, model_code(spec.model)))
+
+
+def model_code(model: str) -> str:
+    """Which code it is: what is fetched now is what is loaded next."""
+    from nbtune import models
+    from nbtune.data.sources import consent
+
+    return consent.code_of(models.resolve(model, weights=False, trust_remote_code=True))
+
+
+def _how(folder: Path) -> str:
+    name = harmless(folder.name, line=True)
+    return f"if you trust it: `nbtune trust {name}` in a shell, or `nbtune.trust({name!r})` in Python"
 
 
 def code_subject(model: str, code: str = "") -> dict[str, str]:

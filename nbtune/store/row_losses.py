@@ -19,7 +19,7 @@ import numpy as np
 from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.methods import METHODS
-from nbtune.store.run_consent import spec_to_run
+from nbtune.store.folder import spec_to_run
 from nbtune.store.run_handle import RunHandle
 from nbtune.untrusted import parse
 

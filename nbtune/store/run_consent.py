@@ -8,29 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbtune.errors import TrainError
 from nbtune.spec import RunSpec
-from nbtune.store.folder import code_subject, find, read_spec, runs_root, written_spec
+from nbtune.store.folder import (
+    code_is_allowed,
+    code_subject,
+    find,
+    model_code,
+    runs_root,
+    spec_to_run,
+    written_spec,
+)
 from nbtune.untrusted import harmless
 
-__all__ = ["allow", "allow_code", "check", "questions", "spec_to_run", "trust"]
-
-
-def spec_to_run(folder: Path) -> RunSpec:
-    """The spec that the run's model may be loaded by.
-
-    Raises:
-        TrainError: it wants the model's own code, and this user has not allowed that here, or it has changed since.
-    """
-    asked = written_spec(folder)
-    if asked.trust_remote_code and not _is_allowed(folder, asked):
-        raise TrainError(
-            f"its spec wants to run Python code of the model {harmless(asked.model, line=True)}, "
-            "which you have not allowed here",
-            place=harmless(folder.name, line=True),
-            fix=_how(folder),
-        )
-    return read_spec(folder)
+__all__ = ["allow", "allow_code", "check", "questions", "trust"]
 
 
 def check(folder: Path, *, code: bool = True) -> None:
@@ -54,7 +44,7 @@ def check(folder: Path, *, code: bool = True) -> None:
 def questions(folder: Path) -> list[str]:
     """What the folder would run here, or read beyond itself, and this user has not allowed yet, in words."""
     asked = written_spec(folder)
-    code = asked.trust_remote_code and not _is_allowed(folder, asked)
+    code = asked.trust_remote_code and not code_is_allowed(folder, asked)
     return [*([f"the Python code of the model {harmless(asked.model, line=True)}"] if code else []), *_of_data(folder)]
 
 
@@ -82,7 +72,7 @@ def allow_code(folder: Path, spec: RunSpec) -> None:
     """
     from nbtune.data.sources import consent
 
-    for subject in (code_subject(spec.model), code_subject(spec.model, _code(spec.model))):
+    for subject in (code_subject(spec.model), code_subject(spec.model, model_code(spec.model))):
         consent.remember(folder, subject, f"the Python code of the model {spec.model}")
 
 
@@ -105,27 +95,7 @@ def trust(which: str | Path, runs_dir: str | Path | None = None) -> list[str]:
     return asked
 
 
-def _is_allowed(folder: Path, spec: RunSpec) -> bool:
-    from nbtune.data.sources import consent
-
-    known = consent.is_remembered(folder, code_subject(spec.model))
-    return known and consent.is_remembered(folder, code_subject(spec.model, _code(spec.model)))
-
-
-def _code(model: str) -> str:
-    """Which code it is: what is fetched now is what is loaded next."""
-    from nbtune import models
-    from nbtune.data.sources import consent
-
-    return consent.code_of(models.resolve(model, weights=False, trust_remote_code=True))
-
-
 def _of_data(folder: Path) -> list[str]:
     from nbtune.data.sources import snapshot
 
     return snapshot.questions(folder / "data") if (folder / "data" / "sources.json").exists() else []
-
-
-def _how(folder: Path) -> str:
-    name = harmless(folder.name, line=True)
-    return f"if you trust it: `nbtune trust {name}` in a shell, or `nbtune.trust({name!r})` in Python"

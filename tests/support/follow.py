@@ -1,4 +1,4 @@
-"""Which files of nbtune one thing goes through, from running it: the witness of the lists in docs/explanation/house.md."""
+"""Which files of nbtune one thing goes through, from running it: the witness of docs/explanation/house.md."""
 
 from __future__ import annotations
 
