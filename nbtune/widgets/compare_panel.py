@@ -12,7 +12,7 @@ from nbtune.errors import NbtuneError
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.base import Panel
-from nbtune.widgets.live_run import Watched
+from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean, without_home
 
 __all__ = ["Compare", "differences"]

@@ -16,8 +16,7 @@ from nbtune.store.run_handle import RunHandle
 from nbtune.widgets.base import Panel
 from nbtune.widgets.export_panel import CHOICES, make
 from nbtune.widgets.fallback import Shown
-from nbtune.widgets.live_run import Watched
-from nbtune.widgets.run_state import Cursor
+from nbtune.widgets.run_state import Cursor, Watched
 
 __all__ = ["Monitor"]
 
@@ -138,7 +137,7 @@ class Monitor(Panel):
             live = self.run.state not in ENDED
             if not live:
                 self._watched.catch_up()
-                self.view.look_again()
+                self.view.standing.look_again()
                 self._tell()
             elif not self.seen:
                 self._watched.catch_up()  # little by little: whoever looks again need not wait for an hour's steps
@@ -185,8 +184,7 @@ class Monitor(Panel):
         self._work(lambda: self._resume(step))
 
     def _resume(self, step: int | None) -> None:
-        self.run = self.view.run = self.run.resume(step=step)
-        self._watched.run = self.run
+        self.run.resume(step=step)
         with self._seeing:
             if self.seen:
                 self._watched.listen(self._tell)

@@ -16,8 +16,8 @@ import numpy as np
 
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
-from nbtune.widgets.live_run import Watched
 from nbtune.widgets.run_figure import COLOURS, smooth
+from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean, without_home
 
 __all__ = ["Report"]
@@ -89,7 +89,7 @@ class Report:
         if evals:
             best = min(evals, key=lambda item: item["loss"])
             facts.append(("Held-out loss", f"{evals[-1]['loss']:.4g} (best {best['loss']:.4g} at step {best['step']})"))
-        totals = self.view.totals
+        totals = self.view.standing.totals
         if totals.steps:
             speed = f", {totals.tokens / totals.seconds:,.0f} a second" if totals.seconds else ""
             facts.append(("Tokens", f"{totals.tokens:,}{speed}"))

@@ -1,36 +1,38 @@
 """What a panel knows of a run, made from its events alone: numbers, notes, samples, a status.
 
-It hands out whole pictures (`snapshot`) and what is new since then (`delta`), both of bounded size.
+RunView  hands out whole pictures (`snapshot`) and what is new since then (`delta`), both of bounded size
+Watched  keeps a view up to date: what happened so far from its columns and its log, then what is new
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nbtune import events as ev
 from nbtune.errors import NbtuneError
-from nbtune.keepalive import heart
+from nbtune.store.event_log import Mark
 from nbtune.widgets.alerts import Hints
 from nbtune.widgets.metrics import Series, merged, row_of
+from nbtune.widgets.metrics_on_disk import Columns
+from nbtune.widgets.run_status import RunStatus, note_of
 from nbtune.widgets.sanitize import clean, without_home
 
 if TYPE_CHECKING:
     from nbtune.store.run_handle import RunHandle
     from nbtune.store.run_reader import RunReader
-    from nbtune.widgets.metrics_on_disk import Columns
 
-__all__ = ["Cursor", "RunView", "Totals"]
+__all__ = ["Cursor", "RunView", "Watched"]
 
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
-_TRUSTED = 1.0  # seconds for which a run that lived is taken to live
 LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 80}
 _THIN = ("evals", "machine")  # of these the old ones are thinned out, of others forgotten
 
@@ -59,33 +61,27 @@ class RunView:
         self.series = Series()
         self.lists: dict[str, list[dict[str, Any]]] = {name: [] for name in LISTS}
         self.said = dict.fromkeys(LISTS, 0)  # how many items of each list there have been
-        self.last = ev.State(state="queued", time=0.0)
-        self._seconds = 0.0  # a step, as a running mean
-        self._clock = _Clock()
-        self._plan: Any = None
-        self._parts: list[str] = []
-        self._alive_until = 0.0
+        self.standing = RunStatus(run)
         self._hints = Hints()
-        self.totals = Totals()
 
     def add(self, events: Sequence[ev.Event]) -> None:
         """Takes in what happened, in order."""
         with self.lock:
             for event in events:
-                self._clock.see(event)
+                self.standing.see(event)
                 self._take(event)
             if events:
-                self._hint(self._hints.after_steps(self.series, self.last.total_steps), events[-1].time)
+                self._hint(self._hints.after_steps(self.series, self.standing.last.total_steps), events[-1].time)
 
     def _hint(self, hint: tuple[str, str, str] | None, when: float) -> None:
         if hint is not None:
-            self._append("notes", _note("warning", *hint, when))
+            self._append("notes", note_of("warning", *hint, when))
 
     def note(self, message: str, *, level: str = "error", cause: str = "", fix: str = "") -> None:
         """A note that does not come from the run, such as why an export failed."""
         with self.lock:
             self._drop_unfinished()
-            self._append("notes", _note(level, message, cause, fix, time.time()))
+            self._append("notes", note_of(level, message, cause, fix, time.time()))
 
     def _take(self, event: ev.Event) -> None:
         if isinstance(event, ev.Step):
@@ -94,10 +90,6 @@ class RunView:
             if self.columns is not None:
                 self.columns.add(row_of(self.series.next, event))
             self.series.add([event])
-            self.totals.add(event)
-            self._seconds = event.seconds if not self._seconds else 0.9 * self._seconds + 0.1 * event.seconds
-        elif isinstance(event, ev.State):
-            self.last = event
         elif isinstance(event, ev.Eval):
             self._append("evals", {"step": event.step, "loss": _rounded(event.loss), "best": event.best})
             self._hint(self._hints.after_eval(self.lists["evals"]), event.time)
@@ -107,14 +99,13 @@ class RunView:
         elif isinstance(event, ev.Checkpoint):
             self._checkpoint(event)
         elif isinstance(event, ev.Warning):
-            self._append("notes", _note("warning", event.message, event.cause, event.fix, event.time))
+            self._append("notes", note_of("warning", event.message, event.cause, event.fix, event.time))
         elif isinstance(event, ev.Export):
             self._export(event)
         elif isinstance(event, ev.Device):
             self._machine(event)
 
     def _machine(self, event: ev.Device) -> None:
-        self._parts = [clean(name, 40) for name in event.parts]  # a run's are always the same
         parts = [int(size) for size in event.parts.values()]
         busy = round(event.busy, 1) if event.busy >= 0 else None
         self._append("machine", {"step": event.step, "parts": parts, "busy": busy})
@@ -188,23 +179,16 @@ class RunView:
                 "generation": self.generation,
                 "lists": {name: _few(items, LISTS[name], thin=name in _THIN) for name, items in self.lists.items()},
                 "said": dict(self.said),
-                "last": ev.to_line(self.last),
-                "seconds": self._seconds,
-                "clock": asdict(self._clock),
-                "totals": asdict(self.totals),
-                "parts": self._parts,
+                **self.standing.dump(),
             }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a `dump` and the rows of `columns`."""
         with self.lock:
             assert self.columns is not None
-            last = ev.from_line(state["last"])
-            assert isinstance(last, ev.State)
-            self.last, self._seconds, self.generation = last, state["seconds"], state["generation"]
+            self.standing.restore(state)
+            self.generation = state["generation"]
             self.lists, self.said = {**self.lists, **state["lists"]}, {**self.said, **state["said"]}
-            self._clock, self.totals = _Clock(**state["clock"]), Totals(**state["totals"])
-            self._parts = state.get("parts", [])
             rows = self.columns.rows(0, self.columns.length, self.series.limit // 2)
             self.series.restore(rows, self.columns.length)
 
@@ -226,62 +210,7 @@ class RunView:
     def status(self) -> dict[str, Any]:
         """State, progress and times in seconds; JSON, about half a KB."""
         with self.lock:
-            run, plan, state = self.run, self._known_plan(), self._state()
-            step = int(self.series.column("step")[-1]) if len(self.series) else 0
-            total = int(getattr(plan, "total_steps", 0) or self.last.total_steps)
-            return {
-                "name": clean(run.name, 200),
-                "id": clean(run.id, 80),
-                "state": state,
-                "live": state not in ev.ENDED,
-                "beat": heart.seconds,
-                "step": step,
-                "total": total,
-                "detail": clean(self.last.detail, 500) if self.last.state == state else "",
-                "elapsed": self._clock.elapsed(live=state not in ev.ENDED),
-                "eta": self._left(step, total, plan),
-                "memory_plan": _memory_plan(plan),
-                "memory_parts": self._parts,
-                "peak_rate": float(getattr(plan, "learning_rate", 0.0) or 0.0),
-                "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
-                "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
-                "exportable": step > 0,
-                "resumable": bool(state in ("stopped", "failed", "interrupted")),
-                "error": self._error(state),
-            }
-
-    def _known_plan(self) -> Any:
-        if self._plan is None:
-            self._plan = self.run.plan  # read from a file each time, and it does not change
-        return self._plan
-
-    def _state(self) -> str:
-        said = self.last.state
-        if said in ev.ENDED or time.monotonic() < self._alive_until:
-            return said
-        if self.run.alive:  # costs a look at files, and at the process that owns them
-            self._alive_until = time.monotonic() + _TRUSTED
-            return said
-        return str(self.run.state)
-
-    def look_again(self) -> None:
-        """Somebody knows that the run has ended: the next `status` asks whether it lives."""
-        self._alive_until = 0.0
-
-    def _left(self, step: int, total: int, plan: Any) -> float | None:
-        if step and total and self._seconds:
-            return max(0, total - step) * self._seconds
-        expected = getattr(plan, "seconds", None)
-        return float(expected) if expected and not step else None
-
-    def _error(self, state: str) -> dict[str, Any] | None:
-        error = self.run.error if state == "failed" else None
-        if error is None:
-            return None
-        when = self.last.time
-        if isinstance(error, NbtuneError):
-            return _note("error", f"{error.place}: {error.cause}" if error.place else error.cause, "", error.fix, when)
-        return _note("error", f"{type(error).__name__}: {error}", "", "", when)
+            return self.standing.now(int(self.series.column("step")[-1]) if len(self.series) else 0)
 
     def snapshot(self, limit: int = SNAPSHOT_ROWS) -> tuple[dict[str, Any], bytes]:
         """A whole picture: its JSON part, and the rows as little-endian doubles, column after column (≤ 46 KB)."""
@@ -313,50 +242,83 @@ class RunView:
         return {"i0": self.said[name] - len(items), "next": self.said[name], "items": items}
 
 
-@dataclass
-class Totals:
-    """Sums over all steps that were made, also those that were made twice."""
+class Watched:
+    """`view` knows all that the run has said when this was made; after `listen`, also what it says later.
 
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    memory: int = 0  # bytes, the peak
+    Args:
+        run: the run; of a long one its columns are kept in its folder.
+    """
 
-    def add(self, step: ev.Step) -> None:
-        """One more step."""
-        self.steps += 1
-        self.tokens += step.tokens
-        self.seconds += step.seconds
-        self.memory = max(self.memory, step.memory_peak or step.memory_allocated)
+    def __init__(self, run: RunReader | RunHandle) -> None:
+        self.run = run
+        self._taking = threading.RLock()
+        self._remove: Callable[[], None] = lambda: None
+        self.columns = Columns(run.folder)
+        self.view, self.mark = RunView(run, self.columns), Mark(0)
+        if not self._restored():
+            self.columns.reset()
+            self.view, self.mark = RunView(run, self.columns), Mark(0)
+        self.catch_up()
+
+    def _restored(self) -> bool:
+        """Whether what was kept of the log could be taken up again; anybody may have written it."""
+        try:
+            state = self.columns.load()
+            if state is None or not _belongs(state, self.run.folder / "events.jsonl"):
+                return False
+            self.mark = Mark(state["events"], state["offset"])
+            self.view.restore(state)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return False
+        return True
+
+    def catch_up(self) -> bool:
+        """Take in what is new now; True if there was something."""
+        with self._taking:
+            before = int(self.mark)
+            for events, mark in self.run.pieces(self.mark):
+                self._take(events, mark)
+            return int(self.mark) > before
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        """From now on take in what the run says, and calls `changed` after it, at most four times a second."""
+
+        def told(events: Sequence[ev.Event], first: int) -> None:
+            with self._taking:
+                new = events[max(0, int(self.mark) - int(first)) :]
+                if not new:
+                    return
+                self._take(new, getattr(first, "behind", Mark(int(first) + len(events))))
+            changed()
+
+        self._remove()
+        self._remove = self.run.subscribe(told, self.mark)
+
+    def rest(self) -> None:
+        """Listen no more, until `listen` is called again; what was said meanwhile is taken in then."""
+        self._remove()
+
+    def _take(self, events: Sequence[ev.Event], mark: Mark) -> None:
+        self.view.add(events)
+        self.mark = mark
+        if mark.offset is not None:
+            state = lambda: {**self.view.dump(), "events": int(mark), "offset": mark.offset}  # noqa: E731
+            self.columns.save(state, all_of_it=self.view.standing.last.state in ev.ENDED)
+
+    def close(self) -> None:
+        """Stop listening; another one may write the columns."""
+        self._remove()
+        self.columns.close()
 
 
-@dataclass
-class _Clock:
-    """Seconds in which the run lived; the time between a stop and a resume does not count."""
-
-    before: float = 0.0
-    seen: float = 0.0
-    since: float | None = None
-
-    def see(self, event: ev.Event) -> None:
-        if isinstance(event, ev.State):
-            begins = event.state in ("queued", "preparing")
-            if self.since is not None and (begins or event.state in ev.ENDED):
-                until = self.seen if begins else event.time
-                self.before, self.since = self.before + max(0.0, until - self.since), None
-            if self.since is None and event.state not in ev.ENDED:
-                self.since = event.time
-        self.seen = event.time
-
-    def elapsed(self, *, live: bool) -> float:
-        if self.since is None:
-            return self.before
-        return self.before + max(0.0, (time.time() if live else self.seen) - self.since)
-
-
-def _note(level: str, message: str, cause: str, fix: str, when: float) -> dict[str, Any]:
-    shown = {"message": clean(message, 500), "cause": clean(cause, 500), "fix": clean(fix, 500)}
-    return {"level": level, "time": when, **shown}
+def _belongs(state: dict[str, Any], log: Path) -> bool:
+    """The columns were made of this log: it is at least as long, and a line ends where they stopped."""
+    try:
+        with log.open("rb") as file:
+            file.seek(state["offset"] - 1)
+            return file.read(1) == b"\n"
+    except (OSError, KeyError, ValueError):
+        return False
 
 
 def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[str, Any]]:
@@ -368,13 +330,6 @@ def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[st
     best = max((k for k, item in enumerate(items) if item.get("best")), default=len(items) - 1)
     stride = -(-len(items) // (limit - 2))
     return [item for k, item in enumerate(items) if k % stride == 0 or k in (best, len(items) - 1)]
-
-
-def _memory_plan(plan: Any) -> list[list[Any]]:
-    """What the plan expects to hold memory, biggest first: [name, bytes]."""
-    memory = getattr(plan, "memory", None)
-    parts = memory.model_dump() if memory is not None else {}
-    return [[name, size] for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size >= 2**20]
 
 
 def _rounded(value: float) -> float | None:

@@ -15,9 +15,9 @@ from nbtune.store import folder
 from nbtune.store.event_log import EventWriter
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets import metrics_on_disk
-from nbtune.widgets.live_run import Watched
 from nbtune.widgets.metrics import COLUMNS, Series, merged, row_of
 from nbtune.widgets.metrics_on_disk import Columns
+from nbtune.widgets.run_state import Watched
 
 LOSS, COUNT, LOW, HIGH = (COLUMNS.index(name) for name in ("loss", "count", "loss_min", "loss_max"))
 
@@ -94,7 +94,7 @@ def test_a_panel_opens_from_the_columns_and_knows_the_same(run):
     assert again.view.series.next == 4100
     same(again.view.series.snapshot(100), whole.snapshot(100))
     assert again.view.lists["evals"] == [{"step": 4000, "loss": 1.0, "best": False}]
-    assert again.view.totals.steps == 4100
+    assert again.view.standing.totals.steps == 4100
     assert again.view.status()["state"] == "stopped"
     assert int(again.mark) == len(run.events())
     again.close()

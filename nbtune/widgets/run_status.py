@@ -1,0 +1,179 @@
+"""Where a run stands: its state, how far it is, times, what holds its memory, what it failed of."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from nbtune import events as ev
+from nbtune.errors import NbtuneError
+from nbtune.keepalive import heart
+from nbtune.widgets.sanitize import clean
+
+if TYPE_CHECKING:
+    from nbtune.store.run_handle import RunHandle
+    from nbtune.store.run_reader import RunReader
+
+__all__ = ["RunStatus", "Totals", "note_of"]
+
+_TRUSTED = 1.0  # seconds for which a run that lived is taken to live
+
+
+class RunStatus:
+    """Know a run's status from its events, and from a look whether it lives.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: RunReader | RunHandle) -> None:
+        self.run = run
+        self.last = ev.State(state="queued", time=0.0)
+        self.totals = Totals()
+        self._seconds = 0.0  # a step, as a running mean
+        self._clock = _Clock()
+        self._plan: Any = None
+        self._parts: list[str] = []
+        self._alive_until = 0.0
+
+    def see(self, event: ev.Event) -> None:
+        """Take in what happened, in order."""
+        self._clock.see(event)
+        if isinstance(event, ev.Step):
+            self.totals.add(event)
+            self._seconds = event.seconds if not self._seconds else 0.9 * self._seconds + 0.1 * event.seconds
+        elif isinstance(event, ev.State):
+            self.last = event
+        elif isinstance(event, ev.Device):
+            self._parts = [clean(name, 40) for name in event.parts]  # a run's are always the same
+
+    def dump(self) -> dict[str, Any]:
+        """Return all of it as JSON that `restore` takes."""
+        return {
+            "last": ev.to_line(self.last),
+            "seconds": self._seconds,
+            "clock": asdict(self._clock),
+            "totals": asdict(self.totals),
+            "parts": self._parts,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `dump`."""
+        last = ev.from_line(state["last"])
+        assert isinstance(last, ev.State)
+        self.last, self._seconds, self._parts = last, state["seconds"], state.get("parts", [])
+        self._clock, self.totals = _Clock(**state["clock"]), Totals(**state["totals"])
+
+    def now(self, step: int) -> dict[str, Any]:
+        """Return state, progress and times in seconds, after `step` steps; JSON, about half a KB."""
+        run, plan, state = self.run, self._known_plan(), self._state()
+        total = int(getattr(plan, "total_steps", 0) or self.last.total_steps)
+        return {
+            "name": clean(run.name, 200),
+            "id": clean(run.id, 80),
+            "state": state,
+            "live": state not in ev.ENDED,
+            "beat": heart.seconds,
+            "step": step,
+            "total": total,
+            "detail": clean(self.last.detail, 500) if self.last.state == state else "",
+            "elapsed": self._clock.elapsed(live=state not in ev.ENDED),
+            "eta": self._left(step, total, plan),
+            "memory_plan": _memory_plan(plan),
+            "memory_parts": self._parts,
+            "peak_rate": float(getattr(plan, "learning_rate", 0.0) or 0.0),
+            "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
+            "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
+            "exportable": step > 0,
+            "resumable": bool(state in ("stopped", "failed", "interrupted")),
+            "error": self._error(state),
+        }
+
+    def _known_plan(self) -> Any:
+        if self._plan is None:
+            self._plan = self.run.plan  # read from a file each time, and it does not change
+        return self._plan
+
+    def _state(self) -> str:
+        said = self.last.state
+        if said in ev.ENDED or time.monotonic() < self._alive_until:
+            return said
+        if self.run.alive:  # costs a look at files, and at the process that owns them
+            self._alive_until = time.monotonic() + _TRUSTED
+            return said
+        return str(self.run.state)
+
+    def look_again(self) -> None:
+        """Somebody knows that the run has ended: the next `status` asks whether it lives."""
+        self._alive_until = 0.0
+
+    def _left(self, step: int, total: int, plan: Any) -> float | None:
+        if step and total and self._seconds:
+            return max(0, total - step) * self._seconds
+        expected = getattr(plan, "seconds", None)
+        return float(expected) if expected and not step else None
+
+    def _error(self, state: str) -> dict[str, Any] | None:
+        error = self.run.error if state == "failed" else None
+        if error is None:
+            return None
+        when = self.last.time
+        if isinstance(error, NbtuneError):
+            cause = f"{error.place}: {error.cause}" if error.place else error.cause
+            return note_of("error", cause, "", error.fix, when)
+        return note_of("error", f"{type(error).__name__}: {error}", "", "", when)
+
+
+@dataclass
+class Totals:
+    """Sums over all steps that were made, also those that were made twice."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    memory: int = 0  # bytes, the peak
+
+    def add(self, step: ev.Step) -> None:
+        """One more step."""
+        self.steps += 1
+        self.tokens += step.tokens
+        self.seconds += step.seconds
+        self.memory = max(self.memory, step.memory_peak or step.memory_allocated)
+
+
+@dataclass
+class _Clock:
+    """Seconds in which the run lived; the time between a stop and a resume does not count."""
+
+    before: float = 0.0
+    seen: float = 0.0
+    since: float | None = None
+
+    def see(self, event: ev.Event) -> None:
+        if isinstance(event, ev.State):
+            begins = event.state in ("queued", "preparing")
+            if self.since is not None and (begins or event.state in ev.ENDED):
+                until = self.seen if begins else event.time
+                self.before, self.since = self.before + max(0.0, until - self.since), None
+            if self.since is None and event.state not in ev.ENDED:
+                self.since = event.time
+        self.seen = event.time
+
+    def elapsed(self, *, live: bool) -> float:
+        if self.since is None:
+            return self.before
+        return self.before + max(0.0, (time.time() if live else self.seen) - self.since)
+
+
+def note_of(level: str, message: str, cause: str, fix: str, when: float) -> dict[str, Any]:
+    """Return a note as the page takes it; `level` is ``warning`` or ``error``, `when` seconds since 1970."""
+    shown = {"message": clean(message, 500), "cause": clean(cause, 500), "fix": clean(fix, 500)}
+    return {"level": level, "time": when, **shown}
+
+
+def _memory_plan(plan: Any) -> list[list[Any]]:
+    """What the plan expects to hold memory, biggest first: [name, bytes]."""
+    memory = getattr(plan, "memory", None)
+    parts = memory.model_dump() if memory is not None else {}
+    return [[name, size] for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size >= 2**20]
