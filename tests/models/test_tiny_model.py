@@ -193,6 +193,21 @@ def test_four_bit_layers_equal_stock(folder: Path) -> None:
         assert (found[1][1][name] - truth).norm() <= 1e-4 * truth.norm(), name
 
 
+@pytest.mark.parametrize("resident", [0, 1, None])
+def test_where_weights_wait_changes_no_loss(resident: int | None) -> None:
+    ids = torch.arange(24).view(2, 12)
+    kind: Any = {"adapter": AdapterSpec(r=4), "dtype": torch.float32, "device": "cpu", "tokenizer": False}
+    losses = []
+    for weights in (None, Placement(format="32bit", resident=resident)):
+        made = build("nbtune/tiny", weights=weights, **kind)
+        assert made.patch is not None
+        assert (made.patch.traffic is not None) == (weights is not None and weights.streams)
+        losses.append(made.model(input_ids=ids, labels=ids).loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    with pytest.raises(PlanError, match="nbtune's own blocks"):
+        build("nbtune/tiny", weights=Placement(resident=0), accelerate=False, **kind)
+
+
 def test_eight_bit_weights_are_refused_where_a_block_is_not_ours(tmp_path: Path) -> None:
     make("gemma2", None).save_pretrained(tmp_path)
     with pytest.raises(PlanError, match="8-bit"):
