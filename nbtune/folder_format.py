@@ -6,7 +6,7 @@ version is read: what is not understood could be misread, or written over.
 | version | what was otherwise |
 |---|---|
 | 2 | this one |
-| 1 | nbtune 0.1.0: a plan may have no `hidden_size` and no `learning_rate_reason`; the pickle of a function of the data may be signed by itself, not with the rows that it is for |
+| 1 | nbtune 0.1.0: a plan may have no `hidden_size`, `num_layers` and `learning_rate_reason`, and says where frozen weights are by `weights` (their format), `resident_layers` and `sharded`; the pickle of a function of the data may be signed by itself, not with the rows that it is for |
 | 0 | folders whose `environment.json` is gone: as version 1 |
 
 To change the format: keep two runs as they are written now (`tests/tools/make_older_run.py`), count `FORMAT` up, add a
@@ -62,8 +62,14 @@ def plan_body(body: Mapping[str, Any], version: int) -> dict[str, Any]:
 
     Without a hidden size, today's rule gives another learning rate than the plan: the run is repeated with the plan's.
     """
-    lacking = {"hidden_size": 0, "learning_rate_reason": ""} if version < 2 else {}
-    return {**lacking, **body}
+    if version >= 2:
+        return dict(body)
+    plan: dict[str, Any] = {"hidden_size": 0, "learning_rate_reason": "", "num_layers": 0, **body}
+    resident, sharded = plan.pop("resident_layers", None), plan.pop("sharded", False)
+    if isinstance(plan.get("weights"), str):
+        parts = plan.get("gpus", 1) if sharded else 1
+        plan["weights"] = {"format": plan["weights"], "resident": resident, "parts": parts}
+    return plan
 
 
 def signature_of_pickle(record: Mapping[str, Any], version: int) -> object:

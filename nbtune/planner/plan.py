@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from nbtune.models.memory_estimate import MemoryPlan
-from nbtune.spec.placement import Placement, with_placement
+from nbtune.spec.placement import Placement
 
 __all__ = ["MemoryPlan", "Plan"]
 
@@ -36,7 +36,7 @@ class Plan(BaseModel):
     dtype: Literal["fp32", "bf16", "fp16"]
     dtype_reason: str
     weights: Placement
-    num_layers: int = 0
+    num_layers: int
     gpus: int = 1
     activations: Literal["keep", "selective", "recompute", "offload"]
     packing: bool
@@ -53,11 +53,6 @@ class Plan(BaseModel):
     download_bytes: int
     seconds: float
     reasons: tuple[str, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_older(cls, body: Any) -> Any:
-        return with_placement(body)
 
     @property
     def peak_bytes(self) -> int:

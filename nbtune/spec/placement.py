@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nbtune.errors import SpecError
 
-__all__ = ["PLAIN", "Format", "Home", "Placement", "PlacementWish", "with_placement"]
+__all__ = ["PLAIN", "Format", "Home", "Placement", "PlacementWish"]
 
 Format = Literal["16bit", "32bit", "fp8", "nf4"]
 
@@ -225,16 +225,3 @@ _RESIDENCES = {"auto": None, "resident": Home.DEVICE, "streamed": Home.STREAMED}
 def _either(words: Mapping[str, Any]) -> str:
     *first, last = words
     return f"{', '.join(first)} or {last}"
-
-
-def with_placement(plan: Any) -> Any:
-    """Return the JSON of a plan with its placement in `weights`; anything else as it is.
-
-    Plans of before 2026-12 say the format there, and beside it ``resident_layers`` and ``sharded``.
-    """
-    if not isinstance(plan, Mapping) or not isinstance(plan.get("weights"), str):
-        return plan
-    rest = {key: value for key, value in plan.items() if key not in ("resident_layers", "sharded")}
-    parts = plan.get("gpus", 1) if plan.get("sharded") else 1
-    placement = {"format": plan["weights"], "resident": plan.get("resident_layers"), "parts": parts}
-    return {**rest, "weights": placement}

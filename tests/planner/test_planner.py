@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from nbtune.data.prepare.stats import DataFacts
 from nbtune.device import DeviceFacts
 from nbtune.errors import PlanError, SpecError
+from nbtune.folder_format import plan_body
 from nbtune.models.config_facts import ModelFacts
 from nbtune.planner import Plan, make_plan
 from nbtune.spec import Placement, from_mapping
@@ -70,7 +71,7 @@ def test_plans_of_before_are_read_and_a_bad_one_is_refused():
     body = now.model_dump(mode="json")
     assert body["weights"] == {"format": "16bit", "resident": None, "parts": 2}
     before = {**body, "weights": "16bit", "resident_layers": None, "sharded": True}
-    assert Plan.model_validate(before) == now
+    assert Plan.model_validate(plan_body(before, 1)) == now
     for wrong in ({"weights": "2bit"}, {"weights": {"format": "nf4", "parts": 2}}, {"weights": None}):
         with pytest.raises(ValidationError):
             Plan.model_validate({**body, **wrong})

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nbtune.errors import SpecError
+from nbtune.folder_format import plan_body
 from nbtune.spec import Placement, RunSpec
 from nbtune.spec import placement as module
-from nbtune.spec.placement import Format, Home, PlacementWish, with_placement
+from nbtune.spec.placement import Format, Home, PlacementWish
 
 FORMATS = get_args(Format)
 placements = st.one_of(
@@ -91,11 +92,10 @@ def test_the_words_of_load_trainable() -> None:
     ],
 )
 def test_plans_of_before_are_read(before: dict[str, Any], now: Placement) -> None:
-    read = with_placement(before)
+    read = plan_body(before, 1)
     assert Placement.model_validate(read["weights"]) == now
     assert not {"sharded", "resident_layers"} & read.keys()
-    assert with_placement(read) == read
-    assert with_placement(3) == 3
+    assert plan_body(read, 2) == read
 
 
 def _compared(tree: ast.Module) -> set[str]:
