@@ -30,6 +30,7 @@ _HOMES = {
     "prepare_data": "nbtune.data.prepare.prepare",
     "resolve": "nbtune.data.sources.resolve",
     "snapshot": "nbtune.data.sources.snapshot",
+    "speaking": "nbtune.data.prepare.prepare",
     "start": "nbtune.data.prepare.early_start",
     "with_template": "nbtune.data.sources.resolve",
 }
@@ -53,6 +54,7 @@ __all__ = [
     "prepare_data",
     "resolve",
     "snapshot",
+    "speaking",
     "start",
     "with_template",
 ]
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from nbtune.data.batching.sampler import Batch, BatchPlan, collate
     from nbtune.data.prepare.dataset import Dataset, Example
     from nbtune.data.prepare.early_start import start
-    from nbtune.data.prepare.prepare import Prepared, measure, prepare_data
+    from nbtune.data.prepare.prepare import Prepared, measure, prepare_data, speaking
     from nbtune.data.prepare.report import Report
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.data.prepare.validate import look

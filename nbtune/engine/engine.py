@@ -176,7 +176,7 @@ class _Engine:
         )
         if checkpoints.latest(folder) is None:
             begin_with(folder, self.built.model)
-        self.built.tokenizer = tokenizer
+        self.built.tokenizer = tokenizer = data.speaking(tokenizer, spec, self.data.chat_template)
         if self.writes:
             tokenizer.save_pretrained(folder / "tokenizer")
         self._make_stepper(device)

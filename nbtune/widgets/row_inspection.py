@@ -44,7 +44,8 @@ class Inspection:
         self.spec, self.namespace = spec, namespace
         self._given = sources
         self.sources = data.resolve(spec.data, namespace, base_dir=Path.cwd()) if sources is None else list(sources)
-        self.tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        loaded = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        self.tokenizer = data.speaking(loaded, spec)
         self.max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
 
     @classmethod

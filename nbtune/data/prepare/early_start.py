@@ -24,7 +24,7 @@ import numpy as np
 
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
-from nbtune.data.prepare.prepare import READ, conclude, measure, nothing_left, prepare_data
+from nbtune.data.prepare.prepare import READ, conclude, measure, nothing_left, prepare_data, speaking
 from nbtune.data.prepare.prepared import Prepared
 from nbtune.data.prepare.quality_checks import Oddities, diagnose
 from nbtune.data.prepare.report import Report, SourceReport
@@ -35,9 +35,7 @@ from nbtune.data.prepare.stats import DataFacts
 from nbtune.data.prepare.streaming_dataset import Arriving, DatasetFiles
 from nbtune.data.prepare.workers import Crew
 from nbtune.data.sources.cache_folder import new_place, workplace
-from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.rows import Source
-from nbtune.data.template.chat_template import template_text
 from nbtune.errors import DataError
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
@@ -77,8 +75,7 @@ def start(
         DataError: as `prepare_data`; what is wrong with later rows is raised where their examples are waited for.
     """
     overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
-    if spec.chat_template is not None:
-        tokenizer.chat_template = with_template(spec).chat_template
+    tokenizer = speaking(tokenizer, spec)
     train = [source for source in sources if source.role == "train"]
     counts = tuple(len(source.rows) for source in train)
     if not _can_arrive(train, counts, spec):
@@ -101,8 +98,6 @@ def start(
         key = None if later else of_contents()
     known = cache.load(key) if key else None
     if known is not None:
-        if template_text(tokenizer) is None and known.chat_template:
-            tokenizer.chat_template = known.chat_template
         held = known.eval
         assert isinstance(known.train, Dataset)
         whole = Arriving.arrived(known.train, **_limits(known.facts))

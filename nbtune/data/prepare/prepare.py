@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -29,7 +30,21 @@ from nbtune.spec import RunSpec
 # The keys of a spec that decide what the tokens are.
 READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method", "row_weights"}
 
-__all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare_data"]
+__all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare_data", "speaking"]
+
+
+def speaking(tokenizer: Any, spec: RunSpec, used: str | None = None) -> Any:
+    """Return a copy of the tokenizer (tokens shared) that speaks by the spec's chat template; the caller's stays as is.
+
+    Args:
+        used: `Prepared.chat_template`: what rows were rendered by, for a tokenizer that has none.
+    """
+    mine = copy.copy(tokenizer)
+    if spec.chat_template is not None:
+        mine.chat_template = with_template(spec).chat_template
+    elif used and template_text(mine) is None:
+        mine.chat_template = used
+    return mine
 
 
 def prepare_data(
@@ -49,7 +64,7 @@ def prepare_data(
 
     Args:
         sources: from `resolve` or `open_snapshot`; those with `role="eval"` are the rows to evaluate on.
-        tokenizer: a fast transformers tokenizer; one without a chat template is given a plain one for chats.
+        tokenizer: a fast transformers tokenizer, which stays as it is; chats by one without a template get a plain one.
         max_len: tokens per example; longer ones are cut (plain text is split into windows).
         overflow: what happens to chats that are too long, instead of what the spec says.
         on_error: `skip` drops rows that cannot be read, with the reason in the report; instead of the spec's.
@@ -64,16 +79,13 @@ def prepare_data(
     """
     overflow, on_error = overflow or spec.overflow, on_error or spec.on_error
     kind = kind or METHODS[spec.method].rows
-    if spec.chat_template is not None:
-        tokenizer.chat_template = with_template(spec).chat_template
+    tokenizer = speaking(tokenizer, spec)
     key = None
     if cached and sum(len(source.rows) for source in sources) >= cache.WORTH:
         options = {"spec": spec.model_dump(include=READ), "max_len": max_len, "seed": seed}
         key = cache.key_of(sources, tokenizer, {**options, "overflow": overflow, "on_error": on_error, "kind": kind})
     known = cache.load(key) if key else None
     if known is not None:
-        if template_text(tokenizer) is None and known.chat_template:
-            tokenizer.chat_template = known.chat_template
         return known
     work = Reader(tokenizer, spec, max_len, overflow, on_error, progress, kind)
     train_sources = [source for source in sources if source.role == "train"]
@@ -182,6 +194,7 @@ def measure(
         DataError: as `prepare_data`, for the rows of the sample.
     """
     kind = kind or METHODS[spec.method].rows
+    tokenizer = None if tokenizer is None else speaking(tokenizer, spec)
     lengths: list[np.ndarray] = []
     rows_in_all, tokens, trained, most = 0, 0.0, 0.0, 0
     formats = []

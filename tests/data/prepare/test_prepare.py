@@ -125,16 +125,34 @@ def test_long_text_becomes_windows_and_loses_nothing() -> None:
 
 def test_a_base_model_gets_a_plain_template_and_says_so() -> None:
     fast = tokenizer(None)
-    try:
-        prepared = prepare(chats(2), fast=fast)
-        assert prepared.chat_template == fast.chat_template == PLAIN_TEMPLATE
-        assert any("no chat template" in warning for warning in prepared.report.warnings)
-        example = prepared.train[0]
-        assert fast.decode(example.input_ids) == "<s>### User:\nask 0\n\n### Assistant:\nsay 0 word end</s>\n\n"
-        assert fast.decode([t for t in example.labels if t != -100]) == "say 0 word end</s>"
-        assert ChatTemplate(fast).header == "### Assistant:\n"
-    finally:
-        fast.chat_template = None
+    prepared = prepare(chats(2), fast=fast)
+    assert prepared.chat_template == PLAIN_TEMPLATE
+    assert fast.chat_template is None
+    assert any("no chat template" in warning for warning in prepared.report.warnings)
+    example = prepared.train[0]
+    assert fast.decode(example.input_ids) == "<s>### User:\nask 0\n\n### Assistant:\nsay 0 word end</s>\n\n"
+    assert fast.decode([t for t in example.labels if t != -100]) == "say 0 word end</s>"
+    spec = from_mapping({"data": "rows"})
+    assert ChatTemplate(nbtune.data.speaking(fast, spec, prepared.chat_template)).header == "### Assistant:\n"
+
+
+@pytest.mark.parametrize("way", [nbtune.data.prepare_data, nbtune.data.start])
+def test_the_callers_tokenizer_stays_as_it_is(way: Any) -> None:
+    """A template of the spec, or the plain one, is for these rows; the tokenizer may be used for others after them."""
+    for own, asked in ((CHATML, PLAIN_TEMPLATE), (None, PLAIN_TEMPLATE), (None, None)):
+        fast = tokenizer(own)
+        spec = from_mapping({"data": "rows", "chat_template": asked} if asked else {"data": "rows"})
+        prepared = way(resolve(spec.data, {"rows": chats(2)}), fast, spec=spec, max_len=256, seed=0)
+        assert fast.chat_template == own
+        assert prepared.chat_template == PLAIN_TEMPLATE
+
+
+def test_a_plan_measures_by_the_template_that_the_run_uses() -> None:
+    wordy = PLAIN_TEMPLATE.replace("User", "User who asks a question that is long enough to be counted")
+    spec = from_mapping({"data": "rows", "chat_template": wordy, "eval": {"split": 0}})
+    sources = resolve(spec.data, {"rows": chats(3)})
+    prepared = nbtune.data.prepare_data(sources, tokenizer(CHATML), spec=spec, max_len=999, seed=0)
+    assert measure(sources, tokenizer(CHATML), spec).tokens_total == prepared.facts.tokens_total
 
 
 def test_all_masked_data_is_refused() -> None:
