@@ -9,6 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from nbtune.data.formats.aliases import OWN_READERS, PEERS, judged_name
 from nbtune.data.formats.jinja_rows import template_format
@@ -28,6 +29,7 @@ from nbtune.data.formats.sft import (
     missing,
     near,
 )
+from nbtune.data.formats.values import without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec, parse_value
 
@@ -62,7 +64,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             with NbtuneError.about("columns", role):
                 raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
     given = {role: column for role, column in usual.items() if column in columns} | dict(spec.columns)
-    found = Columns(columns, sample, given, place, style)
+    found = Columns(columns, [without_missing(row) for row in sample], given, place, style)
     name = name or _guess(found)
     if name is None:
         shown = ", ".join(f"`{c}`" for c in columns[:12]) or "none"
@@ -71,7 +73,8 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             place=place,
             fix=f"say what they are, such as `data: {_such_as(spec.source, columns)}`",
         )
-    return _ALL[name](found)
+    form = _ALL[name](found)
+    return replace(form, read=lambda row: form.read(without_missing(row)))
 
 
 def _such_as(source: str, columns: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import jinja2
 from jinja2 import meta
 
 from nbtune.data.formats.sft import Format, Parts, Row, missing, near
+from nbtune.data.formats.values import without_missing
 from nbtune.data.template.environment import make_environment, tracked
 from nbtune.data.template.tracked_str import MARK, OTHER, plain, spans_of
 from nbtune.errors import DataError, SpecError
@@ -27,6 +28,7 @@ def template_format(template: str, columns: Sequence[str], place: str) -> Format
         SpecError: it is not Jinja2, or asks for columns that are not there.
     """
     environment = make_environment()
+    environment.finalize = _nothing  # before the template is compiled
     try:
         names = meta.find_undeclared_variables(environment.parse(template))
         compiled = environment.from_string(template)
@@ -38,7 +40,8 @@ def template_format(template: str, columns: Sequence[str], place: str) -> Format
         raise SpecError(missing("template", lacking[0], columns), place=place, fix=near(lacking[0], columns))
 
     def read(row: Row) -> Parts:
-        values: dict[str, Any] = {key: tracked(value, OTHER) for key, value in row.items() if isinstance(key, str)}
+        filled = without_missing(row)
+        values: dict[str, Any] = {key: tracked(value, OTHER) for key, value in filled.items() if isinstance(key, str)}
         try:
             text = compiled.render({**values, "row": values})
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -46,6 +49,11 @@ def template_format(template: str, columns: Sequence[str], place: str) -> Format
         return _parts(text)
 
     return Format("template", {name: name for name in used}, read)
+
+
+def _nothing(value: Any) -> Any:
+    """What is written of a value: nothing where it is missing, never the word None."""
+    return "" if value is None else value
 
 
 def _parts(text: str) -> Parts:

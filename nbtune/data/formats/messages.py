@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbtune.data.formats.values import is_missing, text_of
 from nbtune.errors import DataError
 
 __all__ = ["KEYS", "Chat", "Keys", "messages_of", "told_apart"]
@@ -104,13 +105,14 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
         return {"role": "assistant", "content": None, "tool_calls": _calls(content, what)}
     message: dict[str, Any] = {"role": dict(keys.roles).get(name) or _ROLES.get(name, name)}
     spent = ("role", "from", "content", "value", keys.role, keys.content)
-    rest = {k: v for k, v in value.items() if k not in spent and v is not None}
+    rest = {k: v for k, v in value.items() if k not in spent and not is_missing(v)}
+    content = None if is_missing(content) else content
     if content is None and not rest.get("tool_calls"):
         raise DataError(f"{what} ({role}) has no content", fix="write its text")
     if isinstance(content, list):
         content = _parts(content, what)
     elif content is not None and not isinstance(content, str):
-        raise DataError(f"{what} ({role}) has a {type(content).__name__} as content, not text", fix="write text")
+        content = text_of(content, f"the content of {what} ({role})", "write text")
     message["content"] = content
     return message | rest
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbtune.data.formats.messages import Chat, Keys, messages_of
+from nbtune.data.formats.values import flag, is_missing, text_of
 from nbtune.errors import DataError, SpecError
 
 __all__ = [
@@ -122,7 +123,7 @@ class Columns:
 
     def holds(self, column: str, kind: type | tuple[type, ...]) -> bool:
         """Whether all values of the sample are of a kind (those that are missing apart)."""
-        values = [row.get(column) for row in self.sample if row.get(column) is not None]
+        values = [row.get(column) for row in self.sample if not is_missing(row.get(column))]
         return bool(values) and all(isinstance(v, kind) for v in values)
 
     def pick(self, names: Sequence[str], besides: str = "") -> str | None:
@@ -194,20 +195,25 @@ def string(row: Row, column: str, role: str) -> str:
         DataError: it is missing, or no text.
     """
     value = row.get(column)
-    if value is None:
+    if type(value) is str:
+        return value
+    if is_missing(value):
         raise DataError(f"`{column}` is missing", fix=f"give every row its {role}")
-    if isinstance(value, bool | int | float):
-        value = str(value)
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise DataError(f"`{column}` is a {kind}, not text", fix="write text, or say which column it is")
-    return value
+    return text_of(value, f"`{column}`")
 
 
 def optional(row: Row, column: str | None) -> str:
-    """The text of a column, "" if there is none."""
+    """The text of a column, "" if there is none.
+
+    Raises:
+        DataError: something stands in it that is no text.
+    """
     value = row.get(column) if column else None
-    return value if isinstance(value, str) else ""
+    if type(value) is str:
+        return value
+    if is_missing(value) or (isinstance(value, list | tuple | Mapping) and not value):
+        return ""
+    return text_of(value, f"`{column}`", "write it as text, or say with `template` how a row reads")
 
 
 def there(mapping: Mapping[str, str | None]) -> dict[str, str]:
@@ -244,7 +250,8 @@ def alpaca_format(columns: Columns) -> Format:
         for turn in (row.get(history) or ()) if history else ():
             if not isinstance(turn, list | tuple) or len(turn) != 2:
                 raise DataError("`history` must be a list of [question, answer]", fix="write pairs of text")
-            chat += ({"role": "user", "content": str(turn[0])}, {"role": "assistant", "content": str(turn[1])})
+            for role, said in zip(("user", "assistant"), turn, strict=True):
+                chat.append({"role": role, "content": text_of(said, "a text in `history`", "write pairs of text")})
         chat.append({"role": "user", "content": f"{ask}\n\n{more}" if more.strip() else ask})
         chat.append({"role": "assistant", "content": string(row, output, "answer")})
         return Chat(chat)
@@ -273,23 +280,36 @@ def pairs_format(columns: Columns) -> Format:
     def read(row: Row) -> Chat:
         asked, said = row.get(prompt), row.get(answer)
         if isinstance(asked, list) or isinstance(said, list):  # conversational: messages instead of text
-            before = messages_of(asked if isinstance(asked, list) else [{"role": "user", "content": asked}], prompt)
+            if not isinstance(asked, list):
+                asked = [{"role": "user", "content": _after_context(row, prompt, context)}]
+            elif optional(row, context):
+                raise DataError(
+                    f"`{prompt}` is a list of messages, and `{context}` has no place in it",
+                    fix="put it into one of them",
+                )
+            before = messages_of(asked, prompt, system=optional(row, system))
             after = messages_of(said if isinstance(said, list) else [{"role": "assistant", "content": said}], answer)
             return Chat([{**m, "train": False} for m in before.messages] + after.messages, before.tools)
-        text = string(row, prompt, "prompt")
-        if more := optional(row, context):
-            text = f"{more}\n\n{text}"
+        text = _after_context(row, prompt, context)
         chat = [{"role": "user", "content": text}, {"role": "assistant", "content": string(row, answer, "answer")}]
         if instruction := optional(row, system):
             chat.insert(0, {"role": "system", "content": instruction})
         return Chat(chat)
 
     def read_plain(row: Row) -> Parts:
-        return Parts(((string(row, prompt, "prompt"), False), (string(row, answer, "answer"), True)))
+        text, head = _after_context(row, prompt, context), optional(row, system)
+        return Parts(((f"{head}\n\n{text}" if head else text, False), (string(row, answer, "answer"), True)))
 
     mapping = there({"prompt": prompt, "completion": answer, "system": system, "context": context})
     plain = columns.style == "plain"
     return Format("prompt-completion:plain" if plain else "prompt-completion", mapping, read_plain if plain else read)
+
+
+def _after_context(row: Row, prompt: str, context: str | None) -> str:
+    """The question, behind its context if it has one."""
+    text = string(row, prompt, "prompt")
+    more = optional(row, context)
+    return f"{more}\n\n{text}" if more else text
 
 
 def text_format(columns: Columns) -> Format:
@@ -313,7 +333,8 @@ def segments_format(columns: Columns) -> Format:
             isinstance(s, Mapping) and isinstance(s.get("text"), str) for s in value
         ):
             raise DataError(f"`{column}` must be a list of {{text, label}}", fix='write [{"text": "…", "label": true}]')
-        return Parts(tuple((s["text"], bool(s.get("label", True))) for s in value), ends=False, raw=True)
+        labels = [is_missing(s.get("label")) or flag(s["label"], f"a `label` in `{column}`") for s in value]
+        return Parts(tuple((s["text"], on) for s, on in zip(value, labels, strict=True)), ends=False, raw=True)
 
     return Format("segments", {"segments": column}, read)
 

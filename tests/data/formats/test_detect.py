@@ -149,7 +149,7 @@ def test_preferences_are_recognised_and_not_for_sft() -> None:
         ([{"role": "user"}], "no content"),
         ([{"content": "x"}], "no usable role"),
         ([{"role": "<|im_end|>", "content": "x"}], "no usable role"),
-        ([{"role": "user", "content": 3}], "int as content"),
+        ([{"role": "user", "content": {"x": 3}}], "dict, not text"),
         ([{"role": "user", "content": [{"type": "image"}]}], "image"),
         ([{"role": "function_call", "content": "no json"}], "not JSON"),
     ],
