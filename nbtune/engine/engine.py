@@ -29,7 +29,7 @@ from nbtune.engine.failures import for_people, reserve, room_for
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.telemetry import Gauge
-from nbtune.engine.warm_start import begin_with
+from nbtune.engine.warm_start import begin_with, reference_of
 from nbtune.errors import NbtuneError, PlanError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
@@ -236,7 +236,8 @@ class _Engine:
         model, patch = self.built.model, self.built.patch
         model.train()
         fused = patch is not None and "head" in patch.report.taken and self.method.by_tokens
-        loss = loss_of(self.method, beta=self.spec.beta, fused=fused)
+        start = reference_of(self.folder, self.method, model)
+        loss = loss_of(self.method, beta=self.spec.beta, fused=fused, start=start)
         self.loss: Callable[..., LossOutput] = loss
         self.counted: Callable[[Batch], float] = loss.count
         if self.plan.weights.shards:

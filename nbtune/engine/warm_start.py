@@ -21,7 +21,10 @@ from nbtune.store.folder import name_of, read_spec
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["begin_with", "check", "check_same", "portable", "take_along"]
+    from nbtune.methods import Method
+    from nbtune.train.reference import StartingWeights
+
+__all__ = ["begin_with", "check", "check_same", "portable", "reference_of", "take_along"]
 
 
 def check(old: Path, spec: RunSpec) -> None:
@@ -66,7 +69,31 @@ def begin_with(folder: Path, model: torch.nn.Module) -> None:
     """
     file = folder / "start" / checkpoints.WEIGHTS
     if file.exists() and not checkpoints.put_back(file, model):
-        raise TrainError("the weights it starts from are of another model or adapter", place=folder.name)
+        raise _others(folder)
+
+
+def reference_of(folder: Path, method: Method, model: torch.nn.Module) -> StartingWeights | None:
+    """What a method's reference has in place of the trained weights: what was taken along; None: the method has no
+    reference, or the run started from the base.
+
+    Raises:
+        TrainError: it is of another model or adapter.
+    """
+    file = folder / "start" / checkpoints.WEIGHTS
+    if not method.reference or not file.exists():
+        return None
+    from safetensors.torch import load_file
+
+    from nbtune.train.reference import StartingWeights
+
+    weights = load_file(file)
+    if not checkpoints.fit(weights, model):
+        raise _others(folder)
+    return StartingWeights(model, weights)
+
+
+def _others(folder: Path) -> TrainError:
+    return TrainError("the weights it starts from are of another model or adapter", place=folder.name)
 
 
 def portable(spec: RunSpec) -> RunSpec:

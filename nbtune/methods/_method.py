@@ -23,7 +23,8 @@ class Answers:
     Args:
         logprobs: log π(y | x), summed over the answer's tokens.
         tokens: |y|, how many these are.
-        reference: log π_ref(y | x) of the model without its adapter; None for methods without a reference.
+        reference: log π_ref(y | x) of the model that the run starts from: without its adapter, or with the one of
+            `start_from`. None for methods without a reference.
         values: what was judged, 1 for a good answer, 0 for a bad one; None for pairs, whose order says it.
         mismatched: the answers of other rows under these rows' prompts, without gradients; None for methods that do not
             ask for them, and where there is no other row.
@@ -67,7 +68,8 @@ class Method:
             a loss an answer `[N]`. Or the name of a loss of single tokens, which the model's head computes.
         options: the loss's options with their defaults; `beta` is a key of the spec.
         learning_rate_share: of the rate for imitation, what the planner takes where the spec leaves it open.
-        reference: the loss compares with the model without its adapter (`Answers.reference`), so there must be one.
+        reference: the loss compares with the model that the run starts from (`Answers.reference`), which is there
+            because only an adapter is trained.
         mismatched: the loss wants `Answers.mismatched`.
         batch_statistics: a row's loss depends on the other rows of its micro-batch.
         least_micro_batch: rows that a micro-batch must have to say anything.

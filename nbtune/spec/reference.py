@@ -42,7 +42,8 @@ _METHODS_HEAD = """\
 ## Methods
 
 What `method` may be: one file each in nbtune/methods, whose head says the formula and where it comes from. The
-reference is the model without its adapter. `beta` is a key of the run; the other options have the values shown.
+reference is the model that the run starts from: without its adapter, or with the one of `start_from`. `beta` is a key
+of the run; the other options have the values shown.
 """
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nbtune.train.cuda_graph_stepper import FusedStepper
     from nbtune.train.stepper import Stepper
 
-__all__ = ["WEIGHTS", "go_back", "latest", "load", "load_weights", "put_back", "save", "steps", "weights_of"]
+__all__ = ["WEIGHTS", "fit", "go_back", "latest", "load", "load_weights", "put_back", "save", "steps", "weights_of"]
 
 _STEP = re.compile(r"step-(\d{1,18})")
 WEIGHTS = "trainable.safetensors"  # of a checkpoint
@@ -224,13 +224,19 @@ def put_back(file: Path, model: torch.nn.Module) -> bool:
     from safetensors.torch import load_file
 
     weights = load_file(file)
-    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if mine.keys() != weights.keys() or any(weights[name].shape != p.shape for name, p in mine.items()):
+    if not fit(weights, model):
         return False
     with torch.no_grad():
-        for name, parameter in mine.items():
-            parameter.copy_(weights[name])
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
     return True
+
+
+def fit(weights: Mapping[str, torch.Tensor], model: torch.nn.Module) -> bool:
+    """Whether saved weights are those of all that is trained."""
+    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return mine.keys() == weights.keys() and all(weights[name].shape == p.shape for name, p in mine.items())
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from nbtune.device import send
 from nbtune.errors import TrainError
-from nbtune.methods import Answers, Method, without_reference
+from nbtune.methods import Answers, Method
 from nbtune.train.inputs import model_inputs
+from nbtune.train.reference import StartingWeights, in_place_of
 
 if TYPE_CHECKING:
     from nbtune.data.batching.sampler import Batch
@@ -20,43 +20,47 @@ if TYPE_CHECKING:
 __all__ = ["ask", "mismatched", "score_answers"]
 
 
-def ask(model: torch.nn.Module, batch: Batch, method: Method, *, device: torch.device) -> Answers:
+def ask(
+    model: torch.nn.Module,
+    batch: Batch,
+    method: Method,
+    *,
+    device: torch.device,
+    start: StartingWeights | None = None,
+) -> Answers:
     """Return all that a method wants to know of a batch's answers.
 
     Args:
         model: with an adapter, unless the method needs no reference.
         batch: pairs side by side (better, worse, better, …), or answers with their `values`.
         device: where the model is.
+        start: what the run started with, for the reference; None: with the base.
     Raises:
         TrainError: the method wants a reference, and the model has no adapter to do without.
     """
-    logprobs, tokens, reference = _with_reference(model, batch, method, device)
+    compared = method.mismatched and len(batch.examples) > 1  # the last one of an epoch may be alone
+    asked = [batch, mismatched(batch)] if compared else [batch]
+    # weights change places for it: not between a forward and its backward
+    early = start is not None and method.reference
+    references = [_reference(model, b, method, device, start) for b in asked] if early else []
+    logprobs, tokens = score_answers(model, batch, device=device)
+    reference = references[0] if early else _reference(model, batch, method, device, None)
     values = None if method.pairwise or batch.values is None else send(batch.values, device)
     others = None
-    if method.mismatched and len(batch.examples) > 1:  # the last one of an epoch may be alone
+    if compared:
         with torch.no_grad():
-            others = Answers(*_with_reference(model, mismatched(batch), method, device))
+            found = score_answers(model, asked[1], device=device)
+        others = Answers(*found, references[1] if early else _reference(model, asked[1], method, device, None))
     return Answers(logprobs, tokens, reference, values, others)
 
 
-def _with_reference(
-    model: torch.nn.Module, batch: Batch, method: Method, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    logprobs, tokens = score_answers(model, batch, device=device)
+def _reference(
+    model: torch.nn.Module, batch: Batch, method: Method, device: torch.device, start: StartingWeights | None
+) -> Tensor | None:
     if not method.reference:
-        return logprobs, tokens, None
-    with torch.no_grad(), _without_adapter(model):
-        reference, _ = score_answers(model, batch, device=device)
-    return logprobs, tokens, reference
-
-
-def _without_adapter(model: Any) -> AbstractContextManager[Any]:
-    if not hasattr(model, "disable_adapter"):
-        raise TrainError(
-            "this method compares with a reference model, which is the model without its adapter",
-            fix=f"write `adapter: lora`, or a method without a reference ({', '.join(without_reference())})",
-        )
-    return model.disable_adapter()  # type: ignore[no-any-return]
+        return None
+    with torch.no_grad(), in_place_of(model, start):
+        return score_answers(model, batch, device=device)[0]
 
 
 def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device) -> tuple[Tensor, Tensor]:

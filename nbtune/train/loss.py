@@ -19,6 +19,7 @@ from nbtune.device import send
 from nbtune.methods import Method
 from nbtune.train.inputs import model_inputs
 from nbtune.train.logprobs import ask
+from nbtune.train.reference import StartingWeights
 
 if TYPE_CHECKING:
     from nbtune.data.batching.sampler import Batch
@@ -33,16 +34,19 @@ class LossOutput:
     loss: torch.Tensor
 
 
-def loss_of(method: Method, *, beta: float | None = None, fused: bool = False) -> TokenLoss | AnswerLoss:
+def loss_of(
+    method: Method, *, beta: float | None = None, fused: bool = False, start: StartingWeights | None = None
+) -> TokenLoss | AnswerLoss:
     """Return the loss of a method.
 
     Args:
         beta: instead of the method's own.
         fused: see `TokenLoss`.
+        start: see `AnswerLoss`.
     """
     if method.by_tokens:
         return TokenLoss(fused)
-    return AnswerLoss(method, {} if beta is None else {"beta": beta})
+    return AnswerLoss(method, {} if beta is None else {"beta": beta}, start)
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,12 @@ class AnswerLoss:
 
     Args:
         options: instead of the method's own, such as ``beta``.
+        start: what the run started with, where that is not the base; a method's reference is the model with it.
     """
 
     method: Method
     options: Mapping[str, float] = field(default_factory=dict)
+    start: StartingWeights | None = None
 
     def count(self, batch: Batch) -> float:
         """What the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they count."""
@@ -107,7 +113,7 @@ class AnswerLoss:
             device: where the model is.
         """
         method, options = self.method, {**self.method.options, **self.options}
-        answers = ask(model, batch, method, device=device)
+        answers = ask(model, batch, method, device=device, start=self.start)
         assert not isinstance(method.loss, str)
         each = method.loss(*method.sides(answers), **options)
         if batch.example_weights is not None:

@@ -1,5 +1,7 @@
 """A run that goes on from another one's weights, with some rows left out or counted more."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -139,3 +141,65 @@ def test_a_run_at_work_is_not_gone_on_with(start, until):
         run.go_on()
     run.stop(wait=True)
     assert run.go_on(steps=1).wait().state == "finished"
+
+
+QUESTIONS = [f"What is {k}?" for k in range(16)]
+PAIRS = [{"prompt": q, "chosen": f"It is {q[8:-1]}, sailor.", "rejected": "I do not know."} for q in QUESTIONS]
+JUDGED = [
+    {"prompt": p["prompt"], "completion": p[k], "label": k == "chosen"} for p in PAIRS for k in ("chosen", "rejected")
+]
+AT_FIRST = {"dpo": math.log(2), "ipo": 25.0, "kto": 0.5}  # nothing is preferred yet
+SMALL = {"data": "rows", "batch_size": 4, "learning_rate": 5e-3, "eval": {"split": 0}}
+
+
+@pytest.fixture(scope="module")
+def imitated(tmp_path_factory):
+    """Runs of imitation to start from, by adapter."""
+    root, made = tmp_path_factory.mktemp("imitated"), {}
+    rows = {"rows": [{"prompt": p["prompt"], "completion": p["chosen"]} for p in PAIRS]}
+
+    def begin(adapter):
+        if adapter not in made:
+            fields = {**SMALL, "steps": 6, "adapter": {"type": adapter, "r": 4}}
+            made[adapter] = nbtune.finetune(fields, rows=rows, runs_dir=root, name=adapter).wait()
+        return made[adapter]
+
+    return begin
+
+
+def prefer(imitated, method, name, **fields):
+    rows = {"rows": JUDGED if method == "kto" else PAIRS}
+    fields = {**SMALL, "method": method, "adapter": imitated.spec.adapter, "start_from": imitated.name, **fields}
+    return nbtune.finetune(fields, rows=rows, runs_dir=imitated.folder.parent, name=name).wait()
+
+
+@pytest.mark.parametrize(
+    ("method", "adapter", "fields"),
+    [
+        ("dpo", "lora", {}),
+        ("ipo", "lora", {"packing": True, "sequence_len": 256}),
+        ("kto", "lora", {}),
+        ("dpo", "dora", {}),
+        ("dpo", "qlora", {}),
+        ("dpo", "lora", {"accelerate": False, "micro_batch_size": 1}),
+        ("kto", "lora", {"accelerate": False}),
+    ],
+)
+def test_the_reference_is_what_the_run_starts_from(imitated, method, adapter, fields):
+    """So nothing is preferred at first, and what is learnt moves away from there."""
+    if adapter == "qlora":
+        pytest.importorskip("bitsandbytes")
+    start = imitated(adapter)
+    run = prefer(start, method, f"{method}-{adapter}-{len(fields)}", steps=4, **fields)
+    losses = run.history["loss"].tolist()
+    assert losses[0] == pytest.approx(AT_FIRST[method], rel=1e-5)
+    assert losses[-1] < losses[0]
+
+
+def test_a_resumed_one_keeps_its_reference(imitated):
+    start, fields = imitated("lora"), {"steps": 4, "checkpoint": {"every": 2, "keep": 9}}
+    whole = prefer(start, "dpo", "whole", **fields)
+    run = prefer(start, "dpo", "again", **fields)
+    run.resume(step=2).wait()
+    assert run.history["loss"].tolist()[-2:] == whole.history["loss"].tolist()[-2:]
+    assert run.state == "finished"
