@@ -11,7 +11,7 @@ from typing import Any
 from nbtune.data.formats.values import is_missing, text_of
 from nbtune.errors import DataError
 
-__all__ = ["KEYS", "Chat", "Keys", "messages_of", "told_apart"]
+__all__ = ["KEYS", "Chat", "Keys", "messages_of", "told_apart", "tools_of"]
 
 
 @dataclass(slots=True)
@@ -74,9 +74,28 @@ def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "",
         raise DataError(f"`{column}` has no messages", fix="leave such rows out")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    if isinstance(tools, str):
-        tools = _json(tools, "tools") if tools.strip() else None
-    return Chat(messages, [dict(tool) for tool in tools] if tools else None)
+    return Chat(messages, tools_of(tools))
+
+
+def tools_of(value: Any) -> list[dict[str, Any]] | None:
+    """The tools of a row: a list of definitions, one alone, or the JSON text of either; None: there are none.
+
+    Raises:
+        DataError: it is something else; without a place.
+    """
+    if isinstance(value, str):
+        value = _json(value, "tools") if value.strip() else None
+    listed = [value] if isinstance(value, Mapping) else value
+    if listed is None or (isinstance(listed, list | tuple) and not listed):
+        return None
+    if isinstance(listed, list | tuple):
+        listed = [_json(tool, "tools") if isinstance(tool, str) else tool for tool in listed]
+        if all(isinstance(tool, Mapping) for tool in listed):
+            return [dict(tool) for tool in listed]
+    raise DataError(
+        f"`tools` is {value!r:.40}, not a list of definitions",
+        fix='write [{"type": "function", "function": {"name": …}}], or say which column it is: `columns: {tools: …}`',
+    )
 
 
 def _json(text: str, column: str) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.data.formats.messages import Chat, Keys, messages_of
+from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
 from nbtune.data.formats.sft import Columns, Format, Parts, Row, optional, string, there
 from nbtune.errors import DataError
 
@@ -46,6 +46,7 @@ def pairs_format(columns: Columns) -> Format:
         answers = [_answer(row, column, keys) for column in (chosen, rejected)]
         if asked is None:
             asked, answers = _shared(answers, (chosen, rejected))
+            asked = _instructed(asked, optional(row, system)) if asked else asked
         answers = [_behind(asked, answer) for answer in answers]
         texts = [_joined(asked, answer, row.get(tools) if tools else None, plain) for answer in answers]
         return Several(tuple(texts), (1.0, 0.0))
@@ -61,7 +62,7 @@ def feedback_format(columns: Columns) -> Format:
     prompt = columns.may("prompt", (*_ASK, "messages", "conversations"))
     if prompt is None and answer is None:
         prompt = columns.need("prompt", _ASK)
-    system, more = columns.system, columns.may("input", ("input",))
+    system, tools, more = columns.system, columns.may("tools", ("tools",)), columns.may("input", ("input",))
     more = None if more == prompt else more
     keys, plain = Keys.of(columns.given), columns.style == "plain"
 
@@ -69,11 +70,13 @@ def feedback_format(columns: Columns) -> Format:
         good = _truth(row.get(label), label)
         asked = _question(row, prompt, more, system, keys) or []
         said = [] if answer is None or row.get(answer) is None else _behind(asked, _answer(row, answer, keys))
+        if prompt is None and len(said) > 1:
+            said = _instructed(said, optional(row, system))
         talk = [*asked, *said]  # the last message is judged
         asked, said = (asked, said) if prompt and said else (talk[:-1], talk[-1:])
-        return Several((_joined(asked, said, None, plain),), (float(good),))
+        return Several((_joined(asked, said, row.get(tools) if tools else None, plain),), (float(good),))
 
-    mapping = there({"prompt": prompt, "completion": answer, "label": label, "system": system})
+    mapping = there({"prompt": prompt, "completion": answer, "label": label, "system": system, "tools": tools})
     return Format(f"feedback{':plain' * plain}", mapping, read, "feedback")
 
 
@@ -101,14 +104,14 @@ def stepwise_format(columns: Columns) -> Format:
 def prompts_format(columns: Columns) -> Format:
     """Prompts alone, for methods that answer themselves; other columns are for the rewards."""
     prompt = columns.need("prompt", (*_ASK, "messages", "conversations"))
-    system, keys = columns.system, Keys.of(columns.given)
+    system, tools, keys = columns.system, columns.may("tools", ("tools",)), Keys.of(columns.given)
 
     def read(row: Row) -> Several:
         asked = _question(row, prompt, None, system, keys)
         assert asked is not None
-        return Several((Chat(asked),), (0.0,))
+        return Several((Chat(asked, tools_of(row.get(tools)) if tools else None),), (0.0,))
 
-    return Format("prompts", there({"prompt": prompt, "system": system}), read, "prompts")
+    return Format("prompts", there({"prompt": prompt, "system": system, "tools": tools}), read, "prompts")
 
 
 def _question(
@@ -122,6 +125,11 @@ def _question(
     text, extra = string(row, prompt, "prompt"), optional(row, more)
     asked = [{"role": "user", "content": f"{text}\n\n{extra}" if extra.strip() else text}]
     return [{"role": "system", "content": optional(row, system)}, *asked] if optional(row, system) else asked
+
+
+def _instructed(talk: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
+    """A conversation with a row's system prompt, if it has none of its own."""
+    return [{"role": "system", "content": system}, *talk] if system and talk[0]["role"] != "system" else talk
 
 
 def _answer(row: Row, column: str, keys: Keys) -> list[dict[str, Any]]:
@@ -159,7 +167,7 @@ def _joined(asked: Sequence[dict[str, Any]], said: Sequence[dict[str, Any]], too
         before = "".join(str(m["content"]) for m in asked)
         parts = [(before, False)] if before else []
         return Parts((*parts, *((str(m["content"] or ""), True) for m in said)))
-    return Chat([{**m, "train": False} if m["role"] == "assistant" else m for m in asked] + list(said), tools or None)
+    return Chat([{**m, "train": False} if m["role"] == "assistant" else m for m in asked] + list(said), tools_of(tools))
 
 
 def _truth(value: Any, column: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.data.formats.messages import Chat, Keys, messages_of
+from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
 from nbtune.data.formats.values import flag, is_missing, text_of
 from nbtune.errors import DataError, SpecError
 
@@ -240,7 +240,7 @@ def alpaca_format(columns: Columns) -> Format:
     instruction = columns.need("instruction", ("instruction", "prompt", "question"))
     output = columns.need("output", ("output", "response", "answer", "completion"))
     extra = columns.may("input", ("input", "context"))
-    system, history = columns.system, columns.may("history", ("history",))
+    system, history, tools = columns.system, columns.may("history", ("history",)), columns.may("tools", ("tools",))
 
     def read(row: Row) -> Chat:
         ask, more = string(row, instruction, "instruction"), optional(row, extra)
@@ -254,7 +254,7 @@ def alpaca_format(columns: Columns) -> Format:
                 chat.append({"role": role, "content": text_of(said, "a text in `history`", "write pairs of text")})
         chat.append({"role": "user", "content": f"{ask}\n\n{more}" if more.strip() else ask})
         chat.append({"role": "assistant", "content": string(row, output, "answer")})
-        return Chat(chat)
+        return Chat(chat, tools_of(row.get(tools)) if tools else None)
 
     def read_plain(row: Row) -> Parts:
         ask, more = string(row, instruction, "instruction"), optional(row, extra)
@@ -266,6 +266,7 @@ def alpaca_format(columns: Columns) -> Format:
         return Parts(((asked, False), (string(row, output, "answer"), True)))
 
     mapping = {"instruction": instruction, "input": extra, "output": output, "system": system, "history": history}
+    mapping["tools"] = tools
     plain = columns.style == "plain"
     return Format("alpaca:plain" if plain else "alpaca", there(mapping), read_plain if plain else read)
 
@@ -275,10 +276,11 @@ def pairs_format(columns: Columns) -> Format:
     prompt = columns.given.get("prompt") or columns.pick(PROMPTS) or columns.need("prompt", PROMPTS)
     answer = columns.given.get("completion") or columns.pick(ANSWERS, besides=prompt)
     answer = answer or columns.need("completion", ANSWERS)
-    system, context = columns.system, columns.may("context", ("context",))
+    system, context, tools = columns.system, columns.may("context", ("context",)), columns.may("tools", ("tools",))
 
     def read(row: Row) -> Chat:
         asked, said = row.get(prompt), row.get(answer)
+        given = tools_of(row.get(tools)) if tools else None
         if isinstance(asked, list) or isinstance(said, list):  # conversational: messages instead of text
             if not isinstance(asked, list):
                 asked = [{"role": "user", "content": _after_context(row, prompt, context)}]
@@ -289,18 +291,18 @@ def pairs_format(columns: Columns) -> Format:
                 )
             before = messages_of(asked, prompt, system=optional(row, system))
             after = messages_of(said if isinstance(said, list) else [{"role": "assistant", "content": said}], answer)
-            return Chat([{**m, "train": False} for m in before.messages] + after.messages, before.tools)
+            return Chat([{**m, "train": False} for m in before.messages] + after.messages, given)
         text = _after_context(row, prompt, context)
         chat = [{"role": "user", "content": text}, {"role": "assistant", "content": string(row, answer, "answer")}]
         if instruction := optional(row, system):
             chat.insert(0, {"role": "system", "content": instruction})
-        return Chat(chat)
+        return Chat(chat, given)
 
     def read_plain(row: Row) -> Parts:
         text, head = _after_context(row, prompt, context), optional(row, system)
         return Parts(((f"{head}\n\n{text}" if head else text, False), (string(row, answer, "answer"), True)))
 
-    mapping = there({"prompt": prompt, "completion": answer, "system": system, "context": context})
+    mapping = there({"prompt": prompt, "completion": answer, "system": system, "context": context, "tools": tools})
     plain = columns.style == "plain"
     return Format("prompt-completion:plain" if plain else "prompt-completion", mapping, read_plain if plain else read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -158,3 +159,36 @@ def test_rows_of_another_kind_are_refused_with_what_to_do() -> None:
     assert caught.value.fix
     with pytest.raises(DataError, match="cannot learn"):
         prepare([{"prompt": "q", "chosen": "a", "rejected": "b"}], "sft")
+
+
+TOOL = {"type": "function", "function": {"name": "add", "description": "d", "parameters": {"type": "object"}}}
+WITH_TOOLS = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}" + CHATML
+INSTRUCTED = "[add]<|im_start|>system\ns<|im_end|>\n"
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), TOOL, [json.dumps(TOOL)]], ids=range(4))
+@pytest.mark.parametrize(
+    ("row", "kind", "form"),
+    [
+        ({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "pairs", "preference"),
+        ({"chosen": ASK + answer("4"), "rejected": ASK + answer("5")}, "pairs", "preference"),
+        ({"prompt": ASK, "completion": answer("4"), "label": True}, "feedback", "feedback"),
+        ({"completion": ASK + answer("4"), "label": True}, "feedback", "feedback"),
+        ({"prompt": "2+2?", "completion": "4"}, "sft", "prompt-completion"),
+        ({"prompt": ASK, "completion": answer("4")}, "sft", "prompt-completion"),
+        ({"instruction": "2+2?", "output": "4"}, "sft", "alpaca"),
+        ({"messages": ASK + answer("4")}, "sft", "messages"),
+    ],
+)
+def test_tools_and_the_system_prompt_are_in_every_chat(row: dict[str, Any], kind: str, form: str, tools: Any) -> None:
+    given = prepare([row | {"tools": tools, "system": "s"}], kind, format=form, fast=tokenizer(WITH_TOOLS))
+    assert [text.startswith(INSTRUCTED) for text, _ in shown(given)] == [True] * (2 if kind == "pairs" else 1)
+    without = prepare([row | {"tools": "", "system": None}], kind, format=form, fast=tokenizer(WITH_TOOLS))
+    assert [trained for _, trained in shown(given)] == [trained for _, trained in shown(without)]
+    assert [INSTRUCTED + text for text, _ in shown(without)] == [text for text, _ in shown(given)]
+
+
+@pytest.mark.parametrize("tools", ["add", 3, [3], "[1]", '{"a"'])
+def test_tools_that_are_none_are_refused(tools: Any) -> None:
+    with pytest.raises(DataError, match="tools"):
+        prepare([{"prompt": "q", "chosen": "4", "rejected": "5", "tools": tools}], "pairs", fast=tokenizer(WITH_TOOLS))
