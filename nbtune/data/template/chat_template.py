@@ -113,9 +113,11 @@ class ChatTemplate:
         self.header = self._opening[len(ended) :] if len(self._opening) > len(ended) else ""
         self._headers = cut.beginnings(self.header) if self.header else ()
         first = one.partition(_SAY[0])[0]
+        self._openers = cut.openers(first, self.variables)
         last = one.rpartition(_SAY[1])[2]
         middle = two.partition(_SAY[1])[2].partition(_SAY[0])[0]
-        self.terminators = self._find_terminators(cut, ended, first, last, middle)
+        ends = self._find_terminators(cut, ended, first, last, middle)
+        self.terminators = tuple(cut.without(end, self._openers) for end in ends)
         self.terminator = self.terminators[-1]
         self.appended = "" if cut.through_first(last) else self.terminator
         self._learn_calls()
@@ -135,7 +137,7 @@ class ChatTemplate:
         if "qzlastzq" not in alone or answered.count("qzlastzq") != alone.count("qzlastzq"):
             return
         common = self._cut.common(alone.rpartition("qzlastzq")[2], answered.rpartition("qzlastzq")[2])
-        self.calls_end = self._cut.last_tokens(common)
+        self.calls_end = self._cut.without(self._cut.last_tokens(common), self._openers)
         self._between_calls = alone.partition("qzlastzq")[2].partition("qznamezq")[0]
         if any(self.calls_end.endswith(t) for t in self.terminators):
             self.calls_end = ""
@@ -330,6 +332,22 @@ class _Cutter:
             start = start if start < end and not text[end : match.start()].strip() else match.start()
             end = match.end()
         return text[start:end]
+
+    def openers(self, first: str, special: Mapping[str, str]) -> frozenset[str]:
+        """The control tokens that open a turn, by what stands before the first one: the start of a sequence, and what
+        follows on it. A token that ends a sequence as well is none."""
+        found = [m.group() for m in self.pattern.finditer(first)] if self.pattern else []
+        start = special.get("bos_token")
+        count = next((i for i, token in enumerate(found) if token != start), len(found))
+        return frozenset(found[: count + 1]) - {special.get("eos_token", "")}
+
+    def without(self, end: str, openers: frozenset[str]) -> str:
+        """What ends a turn, without the openers of a next one behind it (Command A's template writes one even behind
+        the last answer, so that it looks like a part of the end)."""
+        found = list(self.pattern.finditer(end)) if self.pattern else []
+        while len(found) > 1 and found[-1].group() in openers:
+            found.pop()
+        return end[: found[-1].end()] if found else end
 
     def same_end(self, left: str, right: str) -> int:
         """How many last characters are the same, not beginning inside a control token of `right`."""

@@ -13,6 +13,7 @@ import pytest
 from nbtune.data.formats.messages import Chat
 from nbtune.data.template.chat_template import ChatTemplate
 from nbtune.data.tokenize.encoder import Encoder
+from nbtune.data.tokenize.terminators import ends_of
 from nbtune.errors import DataError
 from tests.data.making import CHATML, RECREATED, TOOLS, conversation, templates, tokenizer
 
@@ -154,6 +155,35 @@ def test_what_is_found_in_a_template() -> None:
         "deepseek_r1_distill": ("<｜Assistant｜>", ("<｜end▁of▁sentence｜>",)),
         "vicuna": ("ASSISTANT:", ("</s>",)),
     }
+
+
+# Command A's kind: a preamble, and a next turn is opened behind every answer, the last one too
+OPENING = (
+    "{{ bos_token }}<|OPEN|><|SYSTEM|>Be kind.<|CLOSE|>{% for m in messages %}{% if m.role == 'user' %}"
+    "<|OPEN|><|USER|>{{ m.content }}<|CLOSE|>{% else %}<|OPEN|><|BOT|><|SAYS|>{{ m.content }}<|SAID|><|CLOSE|>"
+    "{% endif %}{% endfor %}<|OPEN|><|BOT|>{% if add_generation_prompt %}<|SAYS|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("begin", ["{{ bos_token }}", ""])
+@pytest.mark.parametrize("preamble", ["<|OPEN|><|SYSTEM|>Be kind.<|CLOSE|>", "<|OPEN|><|SYSTEM|><|CLOSE|>", ""])
+@pytest.mark.parametrize("said", ["<|SAID|>", ""])
+def test_the_opener_of_a_next_turn_is_not_trained(begin: str, preamble: str, said: str) -> None:
+    text = OPENING.replace("{{ bos_token }}", begin).replace("<|SAID|>", said)
+    fast = tokenizer(text.replace("<|OPEN|><|SYSTEM|>Be kind.<|CLOSE|>", preamble))
+    template = ChatTemplate(fast)
+    assert template.terminators == (f"{said}<|CLOSE|>",)
+    encoder = Encoder(fast, template)
+    asked, answer = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is 4."}
+    ids, trained = encoder.encode([Chat([asked, answer] * 2)])[0]  # type: ignore[misc]
+    assert fast.decode(ids[trained]) == f"It is 4.{said}<|CLOSE|>" * 2
+    assert ends_of(fast).stops == (fast.eos_token_id, fast.convert_tokens_to_ids("<|CLOSE|>"))
+
+
+def test_an_end_that_begins_sequences_too_is_an_end() -> None:
+    """Nothing of `<|im_end|></s>` is taken for an opener where `</s>` stands before the first turn."""
+    both = CHATML.replace("<|im_end|>", "<|im_end|></s>")
+    assert ChatTemplate(tokenizer("</s>" + both)).terminators == ("<|im_end|></s>",)
 
 
 def test_a_template_without_a_terminator_is_refused() -> None:
