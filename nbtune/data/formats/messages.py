@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.data.formats.values import is_missing, text_of
+from nbtune.data.formats.values import is_missing, own_choice, text_of
 from nbtune.errors import DataError
 
 __all__ = ["KEYS", "Chat", "Keys", "messages_of", "told_apart", "tools_of"]
@@ -105,6 +105,7 @@ def _json(text: str, column: str) -> Any:
         raise DataError(f"`{column}` is text that is not JSON: {error}", fix="write a list") from None
 
 
+_CHOICES = ("train", "training", "weight")
 _PLAIN_ROLES = frozenset(("system", "user", "assistant"))
 
 
@@ -128,8 +129,15 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
     content = None if is_missing(content) else content
     if content is None and not rest.get("tool_calls"):
         raise DataError(f"{what} ({role}) has no content", fix="write its text")
+    if not rest.keys().isdisjoint(_CHOICES):
+        choice = own_choice(rest, what)
+        rest = {k: v for k, v in rest.items() if k not in _CHOICES} | ({} if choice is None else {"train": choice})
     if isinstance(content, list):
-        content = _parts(content, what)
+        content, details = _parts(content, what)
+        if details and all(not d["train"] for d in details) and sum(map(_size, details)) == len(content):
+            rest["train"] = False
+        elif details:
+            rest["train_detail"] = [*rest.get("train_detail", ()), *details]
     elif content is not None and not isinstance(content, str):
         content = text_of(content, f"the content of {what} ({role})", "write text")
     message["content"] = content
@@ -144,12 +152,27 @@ def _calls(content: Any, what: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
 
 
-def _parts(content: list[Any], what: str) -> Any:
-    """Content parts: text alone becomes one string; other parts are for models that see and hear."""
-    if all(isinstance(p, str) or (isinstance(p, Mapping) and p.get("type", "text") == "text") for p in content):
-        return "".join(p if isinstance(p, str) else str(p.get("text", p.get("value", ""))) for p in content)
-    kinds = sorted({str(p.get("type")) for p in content if isinstance(p, Mapping)} - {"text"})
-    raise DataError(f"{what} holds {', '.join(kinds)}: only text can be trained", fix="leave such rows out")
+def _parts(content: list[Any], what: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text of content parts, and the `train_detail` of those that say whether they are trained; other parts than
+    text are for models that see and hear."""
+    kinds = sorted({str(p["type"]) for p in content if isinstance(p, Mapping) and p.get("type")} - {"text"})
+    if kinds:
+        raise DataError(f"{what} holds {', '.join(kinds)}: only text can be trained", fix="leave such rows out")
+    text, details = "", []
+    for number, part in enumerate(content):
+        name = f"part {number} of {what}"
+        said, choice = part, None
+        if isinstance(part, Mapping):
+            said = next((part[key] for key in ("text", "content", "value") if not is_missing(part.get(key))), None)
+            choice = own_choice(part, name)
+        begin, text = len(text), text + text_of(said, name, 'write {"type": "text", "text": "…"}')
+        if choice is not None and begin < len(text):
+            details.append({"begin_offset": begin, "end_offset": len(text) - 1, "train": choice})
+    return text, details
+
+
+def _size(detail: Mapping[str, Any]) -> int:
+    return int(detail["end_offset"] - detail["begin_offset"] + 1)
 
 
 KEYS = ("reasoning_content", "thinking", "reasoning")

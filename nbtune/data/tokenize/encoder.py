@@ -208,7 +208,7 @@ class Encoder:
         self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
         stretches = wanted(
             rendered,
-            messages,
+            chat.messages,  # `train_detail` counts in what was written
             train_on=self.train_on,
             terminators=self.terminators,
             ends=(*self.template.terminators, self.template.calls_end),

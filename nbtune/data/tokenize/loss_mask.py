@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nbtune.data.formats.values import flag, is_missing, own_choice
 from nbtune.data.template.chat_template import Rendered
 from nbtune.errors import DataError
 
@@ -25,7 +26,7 @@ def wanted(
 
     Args:
         messages: as rendered; `train`, `training`, `weight` and `train_detail` of each are heeded.
-        train_on: `answers`, `last_answer`, `all`, or roles.
+        train_on: `answers`, `last_answer`, `all`, or roles (none: what says of itself that it is trained).
         terminators: whose ends are trained: `turn` those of trained answers, `all` of every message, `last` of the last
             trained answer, `none`.
         ends: what ends a turn.
@@ -35,11 +36,10 @@ def wanted(
     """
     if train_on == "all":
         return [(0, len(rendered.text))]
-    kept = [span for span in rendered.trained if span[2] < 0 or _is_trained(messages[span[2]])]
-    roles = () if isinstance(train_on, str) else train_on
-    if roles and "assistant" not in roles:
-        kept = []
-    others = {i for i, m in enumerate(messages) if m["role"] != "assistant" and asked_for(m, roles)}
+    roles = ("assistant",) if isinstance(train_on, str) else train_on
+    heard = {i for i, message in enumerate(messages) if asked_for(message, roles)}
+    kept = [span for span in rendered.trained if span[2] in heard or (span[2] < 0 and "assistant" in roles)]
+    others = {i for i in heard if messages[i]["role"] != "assistant"}
     if others:
         kept = sorted({*kept, *_of_others(rendered, others, ends)})
     kept = kept[-1:] if train_on == "last_answer" else kept
@@ -48,7 +48,12 @@ def wanted(
         if terminators == "none" or (terminators == "last" and number < len(kept) - 1):
             end = _before_end(rendered.text, start, end, ends)
         details = messages[tag].get("train_detail") if tag >= 0 else None
-        found += _without(start, end, _untrained(rendered, messages[tag], tag, details)) if details else [(start, end)]
+        if not details:
+            found.append((start, end))
+        elif _as_a_whole(messages[tag], roles):
+            found += _without(start, end, _chosen(rendered, messages[tag], tag, train=False))
+        else:
+            found += _only(rendered, messages[tag], tag, end)
     if terminators == "all":
         found = sorted({*found, *_other_ends(rendered, ends)})
     return [stretch for stretch in found if stretch[0] < stretch[1]]
@@ -85,26 +90,57 @@ def _other_ends(rendered: Rendered, ends: Sequence[str]) -> list[Stretch]:
     return found
 
 
-def _untrained(rendered: Rendered, message: Mapping[str, Any], tag: int, details: Any) -> list[Stretch]:
-    """The stretches of the text that a message's `train_detail` leaves out: a list of {begin_offset, end_offset
-    (inclusive), train}, counted in the characters of its content."""
-    content = message.get("content")
-    pieces = [(s, e) for s, e, t in rendered.spans if t == tag]
-    found = []
-    for detail in details:
+def _chosen(rendered: Rendered, message: Mapping[str, Any], tag: int, *, train: bool) -> list[Stretch]:
+    """The stretches of the text that a message's `train_detail` trains, or leaves out: a list of {begin_offset,
+    end_offset (inclusive), train}, counted in the characters of its content."""
+    content, ranges = message.get("content"), []
+    for detail in message["train_detail"]:
         begin, end = (detail.get(key) if isinstance(detail, dict) else None for key in ("begin_offset", "end_offset"))
         if not isinstance(content, str) or not isinstance(begin, int) or not isinstance(end, int):
             raise DataError("`train_detail` needs begin_offset and end_offset", fix="count characters of the content")
         if not 0 <= begin <= end < len(content):
             raise DataError(f"`train_detail` {begin}..{end} lies outside of the content", fix="count from 0")
-        if detail.get("train", True):
-            continue
-        where = next(((s, content.find(rendered.text[s:e])) for s, e in pieces if rendered.text[s:e] in content), None)
-        if where is None:
+        if _says(detail) == train:
+            ranges.append((begin, end + 1))
+    return _places(rendered, content, tag, ranges) if isinstance(content, str) and ranges else []
+
+
+def _says(detail: Any) -> bool:
+    value = detail.get("train") if isinstance(detail, Mapping) else None
+    return is_missing(value) or flag(value, "`train` in `train_detail`")
+
+
+def _places(rendered: Rendered, content: str, tag: int, ranges: Sequence[Stretch]) -> list[Stretch]:
+    """Where ranges of a message's content stand in the text; what the template left out stands nowhere."""
+    pieces: list[tuple[int, int, int]] = []  # where in the text, where in the content, how long
+    foreign = False
+    for start, end in sorted(((s, e) for s, e, t in rendered.spans if t == tag), key=lambda span: span[0] - span[1]):
+        at, size = content.find(rendered.text[start:end]), end - start
+        while at >= 0 and any(at < low + n and low < at + size for _, low, n in pieces):
+            at = content.find(rendered.text[start:end], at + 1)
+        foreign = foreign or at < 0
+        if at >= 0:
+            pieces.append((start, at, size))
+    found = []
+    for low, high in ranges:
+        held = [(max(low, at), min(high, at + size), start - at) for start, at, size in pieces]
+        held = [(begin, end, shift) for begin, end, shift in held if begin < end]
+        left = list(content[low:high])
+        for begin, end, _ in held:
+            left[begin - low : end - low] = " " * (end - begin)
+        if "".join(left).strip() and (foreign or not pieces):
             raise DataError("the template rewrites a message that has `train_detail`", fix="leave it out")
-        shift = where[0] - where[1]
-        found.append((begin + shift, end + 1 + shift))
+        found += [(begin + shift, end + shift) for begin, end, shift in held]
     return sorted(found)
+
+
+def _only(rendered: Rendered, message: Mapping[str, Any], tag: int, end: int) -> list[Stretch]:
+    """What a message that is not trained as a whole has of trained parts; the end of its turn if its last part is."""
+    found = _chosen(rendered, message, tag, train=True)
+    last = max((detail["end_offset"] for detail in message["train_detail"] if _says(detail)), default=-1)
+    if found and last + 1 >= len(message["content"].rstrip()):
+        found[-1] = found[-1][0], max(found[-1][1], end)
+    return found
 
 
 def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:
@@ -118,13 +154,12 @@ def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:
 
 
 def asked_for(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
-    """Whether a message is of a role to train, or says of itself that it is to be trained."""
-    return bool(message.get("train", message.get("training", message["role"] in roles)))
+    """Whether a message is of a role to train, or says of itself or of a part that it is to be trained."""
+    return _as_a_whole(message, roles) or any(
+        _says(detail) for detail in message.get("train_detail") or () if isinstance(detail, Mapping)
+    )
 
 
-def _is_trained(message: Mapping[str, Any]) -> bool:
-    for key in ("train", "training"):
-        if key in message:
-            return bool(message[key])
-    weight = message.get("weight")
-    return weight is None or bool(weight)
+def _as_a_whole(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
+    choice = own_choice(message, "a message")
+    return message["role"] in roles if choice is None else choice

@@ -1,0 +1,106 @@
+"""Which messages, and which parts of them, have a loss. Expectations are written out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nbtune import models
+from nbtune.data.formats.messages import messages_of
+from nbtune.data.template.chat_template import ChatTemplate
+from nbtune.data.tokenize.encoder import Encoder
+from nbtune.errors import DataError
+
+Q, A, END = {"role": "user", "content": "Ask."}, {"role": "assistant", "content": "Say."}, "<|im_end|>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return models.load_tokenizer("nbtune/tiny")
+
+
+def trained(tokenizer: Any, talk: list[Any], train_on: Any = "answers", **options: Any) -> list[str]:
+    encoder = Encoder(tokenizer, ChatTemplate(tokenizer), train_on, **options)
+    made = encoder.encode([messages_of(talk, "messages")])[0]
+    if isinstance(made, DataError):
+        raise made
+    ids, mask = made
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]]))).reshape(-1, 2)
+    return [tokenizer.decode(ids[start:end]) for start, end in edges]
+
+
+YES = [True, "true", "True", " yes ", "1", 1, 1.0, np.bool_(True), np.int64(1)]
+NO = [False, "false", "False", "no", "0", 0, 0.0, np.bool_(False), np.int64(0)]
+
+
+@pytest.mark.parametrize("key", ["train", "training"])
+def test_a_choice_is_read_as_it_is_spelled(tokenizer: Any, key: str) -> None:
+    for value in YES:
+        assert trained(tokenizer, [{**Q, key: value}, A]) == ["Ask." + END, "Say." + END], value
+    for value in NO:
+        assert trained(tokenizer, [Q, A, Q, {**A, key: value}]) == ["Say." + END], value
+    for value in (None, float("nan")):
+        assert trained(tokenizer, [{**Q, key: value}, {**A, key: value}]) == ["Say." + END], value
+    for value in ("perhaps", 2, 0.5, [], {}):
+        with pytest.raises(DataError, match="not a yes or no"):
+            trained(tokenizer, [Q, {**A, key: value}])
+
+
+def test_a_weight_is_0_or_1(tokenizer: Any) -> None:
+    for value in (0, 0.0, "0", False):
+        assert trained(tokenizer, [Q, {**A, "weight": value}, Q, A]) == ["Say." + END]
+    for value in (1, 1.0, "1", None, float("nan")):
+        assert trained(tokenizer, [{**Q, "weight": value}, {**A, "weight": value}]) == ["Say." + END]
+    for value in (0.5, 2, -1, "much", []):
+        with pytest.raises(DataError, match=r"trained \(1\) or not \(0\)"):
+            trained(tokenizer, [Q, {**A, "weight": value}])
+        with pytest.raises(DataError, match=r"part 0 .*trained \(1\) or not \(0\)"):
+            trained(tokenizer, [Q, {**A, "content": [{"type": "text", "text": "x", "weight": value}]}])
+
+
+def test_roles_and_what_a_message_says_of_itself(tokenizer: Any) -> None:
+    kept = {**A, "content": "Keep.", "train": True}
+    assert trained(tokenizer, [Q, A, Q, kept], ["user"]) == ["Ask." + END, "Ask." + END, "Keep." + END]
+    assert trained(tokenizer, [{**Q, "train": False}, A], ["user"]) == []
+    assert trained(tokenizer, [Q, A], []) == []
+    assert trained(tokenizer, [Q, A, Q, kept], []) == ["Keep." + END]
+    assert trained(tokenizer, [{**Q, "train": True}, A], []) == ["Ask." + END]
+
+
+@pytest.mark.parametrize("off", [{"train": False}, {"training": "false"}, {"weight": 0}])
+@pytest.mark.parametrize("key", ["text", "content", "value"])
+def test_parts_that_are_not_trained(tokenizer: Any, off: dict[str, Any], key: str) -> None:
+    def said(*parts: tuple[str, dict[str, Any]]) -> list[str]:
+        content = [{"type": "text", key: text, **more} for text, more in parts]
+        return trained(tokenizer, [Q, {"role": "assistant", "content": content}])
+
+    assert said(("One.", {}), (" Two.", {})) == ["One. Two." + END]
+    assert said(("One.", off), (" Two.", {})) == [" Two." + END]
+    assert said(("One.", {}), (" Two.", off)) == ["One.", END]
+    assert said(("One.", {}), (" Two.", off), (" Three.", {"weight": 1})) == ["One.", " Three." + END]
+    assert said(("One.", off), (" Two.", off)) == []
+
+
+def test_parts_that_are_trained_of_a_message_that_is_not(tokenizer: Any) -> None:
+    parts = [{"text": "One."}, {"text": " Two.", "train": True}, {"text": " Three."}]
+    for role in ("user", "system"):
+        assert trained(tokenizer, [{"role": role, "content": parts}, A])[0] == " Two."
+    assert trained(tokenizer, [Q, {"role": "assistant", "content": parts, "train": False}]) == [" Two."]
+    assert trained(tokenizer, [Q, {"role": "assistant", "content": parts[:2], "weight": 0}]) == [" Two." + END]
+    assert trained(tokenizer, [{"role": "user", "content": parts}, A], ["user"]) == ["One. Two. Three." + END]
+    assert trained(tokenizer, [{"role": "user", "content": parts}, A], []) == [" Two."]
+
+
+def test_parts_count_in_what_was_written_where_thoughts_are_dropped(tokenizer: Any) -> None:
+    parts = [{"text": "<think>Hm.</think>"}, {"text": "One."}, {"text": " Two.", "train": False}]
+    talk = [Q, {"role": "assistant", "content": parts}]
+    assert trained(tokenizer, talk, thinking="drop") == ["One.", END]
+
+
+def test_parts_without_text_are_refused(tokenizer: Any) -> None:
+    for part in ({"type": "text"}, {"type": "text", "text": None}, {"type": "text", "text": {"a": 1}}, None):
+        with pytest.raises(DataError, match="part 0 of message 1"):
+            trained(tokenizer, [Q, {"role": "assistant", "content": [part]}])
+    assert trained(tokenizer, [Q, {"role": "assistant", "content": ["Say", {"text": 7}, "."]}]) == ["Say7." + END]
