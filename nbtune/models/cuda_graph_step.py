@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nbtune.device import describe, memory_use, pinnable, record, replayable, send
 from nbtune.models.accelerate.grad_sinks import Sink
+from nbtune.models.weight_decay import decays
 
 if TYPE_CHECKING:
     from nbtune.models.accelerate import Patch
@@ -34,7 +35,7 @@ class TrainStep:
     Args:
         model: gives `.loss` for keyword inputs. What requires gradients is trained.
         patch: its acceleration, whose LoRA gradients are then written in place; None without one.
-        betas, eps, weight_decay: AdamW's.
+        betas, eps, weight_decay: AdamW's; norms and biases do not decay.
         max_grad_norm: 0 for no clipping.
         graphs: record CUDA graphs where shapes repeat.
     """
@@ -60,7 +61,8 @@ class TrainStep:
         for p in self._plain:
             p.grad = torch.zeros_like(p)
         grads: list[Any] = [p.grad for p in self.parameters]
-        self.optimizer = FusedAdamW(self.parameters, grads, betas=betas, eps=eps, weight_decay=weight_decay)
+        decay = decays(model, weight_decay)
+        self.optimizer = FusedAdamW(self.parameters, grads, betas=betas, eps=eps, weight_decay=decay)
         self.lr = torch.zeros((), dtype=torch.float32, device=self.device)
         self._draws = None if patch is None else patch.draws
         self._seed = torch.zeros(1, dtype=torch.int64, device=self.device)

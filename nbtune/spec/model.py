@@ -123,7 +123,9 @@ class RunSpec(Part):
     warmup_ratio: float = field(
         0.03, "Warm-up", "Share of the steps in which the learning rate rises.", example=0.03, ge=0, le=1, advanced=True
     )
-    weight_decay: float = field(0.0, "Weight decay", "AdamW's decay.", example=0.01, ge=0, advanced=True)
+    weight_decay: float = field(
+        0.0, "Weight decay", "AdamW's decay; norms and biases have none.", example=0.01, ge=0, advanced=True
+    )
     max_grad_norm: float = field(
         1.0, "Clip at", "Gradients are scaled down to this norm; 0: not at all.", example=1.0, ge=0, advanced=True
     )

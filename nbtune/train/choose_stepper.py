@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nbtune.models.weight_decay import decays
 from nbtune.train.cuda_graph_stepper import FusedStepper, suits
 from nbtune.train.distributed import RankedFusedStepper, RankedStepper, Ranks
 from nbtune.train.master_weights import Masters
@@ -42,16 +43,18 @@ def choose_stepper(
     """
     if fused and not plan.weights.shards and suits(built, spec, plan.dtype, device):
         record = FusedStepper if ranks is None else partial(RankedFusedStepper, ranks)
-        decay, norm = spec.weight_decay, spec.max_grad_norm
-        return record(built, weight_decay=decay, max_grad_norm=norm, seed=spec.seed, device=device)
+        return record(
+            built, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, seed=spec.seed, device=device
+        )
     make = Stepper if ranks is None else partial(RankedStepper, ranks)
     trained = [p for p in built.model.parameters() if p.requires_grad]
+    decay = decays(built.model, spec.weight_decay)
     masters = Masters(trained) if Masters.needed(trained) else None
     parameters = trained if masters is None else masters.parameters
     return make(
         built.model,
         loss,
-        make_optimizer(parameters, spec.optim, learning_rate=plan.learning_rate, weight_decay=spec.weight_decay),
+        make_optimizer(parameters, spec.optim, learning_rate=plan.learning_rate, weight_decay=decay),
         max_grad_norm=spec.max_grad_norm,
         seed=spec.seed,
         device=device,

@@ -55,7 +55,10 @@ class Stepper:
         if masters is not None:
             masters.follow(optimizer)
         self._loss, self._max_grad_norm, self._seed = loss, max_grad_norm, seed
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._parameters = trained if masters is None else masters.parameters
+        places = {id(p): i for i, p in enumerate(self._parameters)}
+        self._place = [places[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._sum: torch.Tensor | None = None
 
@@ -94,15 +97,19 @@ class Stepper:
         self._sum = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer, loss scale and masters; the weights are saved by whoever knows their names."""
+        """Optimizer, loss scale and masters; the weights are saved by whoever knows their names.
+
+        The optimizer's state has the model's order, however parameters are grouped: either stepper reads it.
+        """
+        state = {self._place[i]: one for i, one in self.optimizer.state_dict()["state"].items()}
         masters = {} if self._masters is None else {"masters": self._masters.state_dict()}
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), **masters}
+        return {"optimizer": {"state": state}, "scaler": self.scaler.state_dict(), **masters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`; the weights are there already."""
-        saved = dict(state["optimizer"])
-        saved.setdefault("param_groups", self.optimizer.state_dict()["param_groups"])  # of a `FusedStepper`
-        self.optimizer.load_state_dict(saved)
+        saved = state["optimizer"]["state"]
+        mine = {i: saved[place] for i, place in enumerate(self._place) if place in saved}
+        self.optimizer.load_state_dict({"state": mine, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self._masters is not None:

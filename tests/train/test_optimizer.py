@@ -1,0 +1,113 @@
+"""Weight decay as transformers has it; a checkpoint of any grouping of parameters opens in any other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.trainer import Trainer
+
+from nbtune.models.adapters import add_adapter
+from nbtune.models.cuda_graph_step import TrainStep
+from nbtune.models.weight_decay import decays
+from nbtune.spec import AdapterSpec
+from nbtune.train.master_weights import Masters
+from nbtune.train.optimizer import make_optimizer
+from nbtune.train.stepper import Stepper
+from tests.support.families import CASES, SIZES
+
+CPU, DECAY = torch.device("cpu"), 0.1
+NAMES = ("llama with biases", "qwen 1.5, 2, 2.5", "qwen3", "phi 1, 2", "gemma 2", "mpt")
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+
+
+def tiny(config: str, options: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    made = getattr(transformers, config)(vocab_size=300, **options)
+    return transformers.AutoModelForCausalLM.from_config(made, dtype=dtype, attn_implementation="eager")
+
+
+def full(model: Any) -> Any:
+    return add_adapter(model, AdapterSpec(type="full"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, kind) for name in NAMES for kind in ("full", "lora", "dora")), ("gpt2", "full")]
+)
+def test_what_decays_is_what_decays_in_transformers(name: str, kind: str) -> None:
+    model = tiny("GPT2Config", GPT2) if name == "gpt2" else tiny(CASES[name].config, CASES[name].options)
+    model = add_adapter(model, AdapterSpec(type=kind, r=4), seed=0)
+    theirs = set(Trainer.get_decay_parameter_names(None, model))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert decays(model, DECAY) == [DECAY if n in theirs else 0.0 for n in trained]
+
+
+def stepper(model: Any, weight_decay: float, short: bool = False) -> Stepper:
+    def loss(model: Any, batch: Any, *, denominator: float, device: torch.device) -> Any:
+        out = model(input_ids=batch, labels=batch).loss
+        return type("Loss", (), {"loss": out.float()})
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    masters = Masters(trained) if short else None
+    parameters = trained if masters is None else masters.parameters
+    optimizer = make_optimizer(parameters, "adamw", learning_rate=0.0, weight_decay=decays(model, weight_decay))
+    return Stepper(model, loss, optimizer, max_grad_norm=1.0, seed=1, device=CPU, masters=masters)
+
+
+def steps(made: Stepper, which: range) -> None:
+    for step in which:
+        ids = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(step))
+        made.accumulate(ids, denominator=1, step=step, micro_step=0)  # type: ignore[arg-type]
+        made.update(1e-3)
+
+
+def test_a_scale_of_one_stays_where_no_gradient_pulls() -> None:
+    """Through the plain stepper and the recorded one: a norm at 1 with a gradient of zero must not shrink."""
+    model = full(tiny("LlamaConfig", {**SIZES, "attention_bias": True}))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def still(update: Callable[[], Any]) -> None:
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
+        update()
+        for n, p in model.named_parameters():
+            kept = "norm" in n or "bias" in n
+            assert torch.equal(p, before[n]) if kept else torch.allclose(p, before[n] * (1 - 0.5 * DECAY)), n
+            p.data.copy_(before[n])
+
+    plain = stepper(model, DECAY)
+    plain._sum = torch.zeros(())
+    still(lambda: plain.update(0.5))
+    recorded = TrainStep(model, weight_decay=DECAY)
+    still(lambda: recorded.update(0.5))
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(0.0, DECAY), (DECAY, 0.0), (DECAY, DECAY)])
+def test_a_checkpoint_opens_however_parameters_were_grouped(before: float, after: float, short: bool) -> None:
+    dtype = torch.bfloat16 if short else torch.float32
+    first = stepper(full(tiny("LlamaConfig", SIZES, dtype)), before, short)
+    steps(first, range(3))
+    saved = copy.deepcopy(first.state_dict())
+    second = stepper(full(tiny("LlamaConfig", SIZES, dtype)), after, short)
+    second.load_state_dict(saved)
+    for p, q in zip(first._parameters, second._parameters, strict=True):
+        assert torch.equal(first.optimizer.state[p]["exp_avg"], second.optimizer.state[q]["exp_avg"])
+    if before == after:
+        second.model.load_state_dict(first.model.state_dict())
+        steps(first, range(3, 5))
+        steps(second, range(3, 5))
+        assert all(map(torch.equal, first._parameters, second._parameters))
+
+
+def test_a_checkpoint_with_one_group_of_before_opens() -> None:
+    first = stepper(full(tiny("LlamaConfig", SIZES)), 0.0)
+    steps(first, range(2))
+    second = stepper(full(tiny("LlamaConfig", SIZES)), DECAY)
+    second.load_state_dict({"optimizer": first.optimizer.state_dict(), "scaler": {}})
+    for p, q in zip(first._parameters, second._parameters, strict=True):
+        assert torch.equal(first.optimizer.state[p]["exp_avg"], second.optimizer.state[q]["exp_avg"])
