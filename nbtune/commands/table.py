@@ -213,9 +213,9 @@ _EXPORT = Command(
         switch("--merged", "The whole model as safetensors."),
         flag(
             "--dtype DTYPE",
-            "Of the merged model, as float16.",
-            choices=("bfloat16", "float16", "float32"),
-            default="bfloat16",
+            "Of the merged model; auto: the base's own.",
+            choices=("auto", "bfloat16", "float16", "float32"),
+            default="auto",
         ),
         switch("--adapter", "The adapter as safetensors."),
         switch("--adapter-gguf", "The adapter for llama.cpp's --lora and Ollama's ADAPTER."),

@@ -57,7 +57,7 @@ class BaseModelExporter:
 
         return export.export_adapter_gguf(self._source, out or Path("exports"))
 
-    def merged(self, out: Path | None = None, *, dtype: str = "bfloat16") -> Any:
+    def merged(self, out: Path | None = None, *, dtype: str = "auto") -> Any:
         """The model as safetensors."""
         from nbtune import export
 

@@ -81,8 +81,8 @@ class Exporter:
         with self._said("adapter gguf") as said:
             return said.made(write_lora_gguf(self.source(), self._out(out), self._run.name))
 
-    def merged(self, out: str | Path | None = None, *, dtype: str = "bfloat16") -> ExportedFile:
-        """Write base and adapter in one, as a transformers folder; `dtype` bfloat16, float16 or float32."""
+    def merged(self, out: str | Path | None = None, *, dtype: str = "auto") -> ExportedFile:
+        """Write base and adapter as a transformers folder; `dtype` auto (the base's), bfloat16, float16 or float32."""
         from nbtune.export.merge import write_merged
 
         with self._said("merged") as said:

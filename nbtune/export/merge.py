@@ -9,6 +9,7 @@ A tensor is made some rows at a time, so that memory stays small however big the
 from __future__ import annotations
 
 import json
+import math
 import struct
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ HEAD = "lm_head.weight"
 GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
+_STORED = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -107,6 +109,14 @@ class MergedModel:
     def stored_dtype(self, name: str) -> str:
         """The base's own dtype of a tensor, as safetensors calls it."""
         return self.base.dtype(self._stored(name))
+
+    @property
+    def dtype(self) -> str:
+        """The base's own: of most of its numbers, in torch's spelling."""
+        counts = dict.fromkeys(DTYPES, 0)
+        for name in self.base:
+            counts[_STORED.get(self.base.dtype(name), "bfloat16")] += math.prod(self.base.shape(name))
+        return max(counts, key=lambda each: counts[each])
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``[start:stop]`` of a merged tensor, fp32 (all of a vector: ``start=0``).
@@ -200,7 +210,7 @@ class _Entry:
 def write_merged(
     source: ExportSource,
     out: Path,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     *,
     shard_bytes: int = 5_000_000_000,
     progress: Progress | None = None,
@@ -210,7 +220,8 @@ def write_merged(
     Args:
         source: base, and perhaps an adapter on it.
         out: the folder to make; it appears when it is whole.
-        dtype: ``"bfloat16"``, ``"float16"``, ``"float32"`` (or bf16, fp16, fp32).
+        dtype: ``"bfloat16"``, ``"float16"``, ``"float32"`` (or bf16, fp16, fp32); ``"auto"``: that of most
+            of the base's weights.
         shard_bytes: the largest file, in bytes (a single tensor may be larger).
         progress: called with (bytes done, bytes in all, the tensor's name).
 
@@ -219,9 +230,10 @@ def write_merged(
     """
     began = time.monotonic()
     dtype = _SHORT.get(dtype, dtype)
-    if dtype not in DTYPES:
-        raise ExportError(f"dtype {dtype!r} is not known", fix=f"use one of {', '.join(DTYPES)}.")
+    if dtype not in (*DTYPES, "auto"):
+        raise ExportError(f"dtype {dtype!r} is not known", fix=f"use one of auto, {', '.join(DTYPES)}.")
     model = MergedModel(source)
+    dtype = model.dtype if dtype == "auto" else dtype
     target = DTYPES[dtype]
     entries = [_entry(name, model.shape(name), target.itemsize) for name in model.names]
     total = sum(entry.bytes for entry in entries)

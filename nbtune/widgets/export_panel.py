@@ -47,7 +47,7 @@ _USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
 _SPEED = {"f32": 130e6, "f16": 130e6, "bf16": 70e6, "q8_0": 130e6}  # parameters a second, one thread
 _SLOW = 20e6  # K-quants search for their scales
 MAKES = ("adapter", "adapter_gguf", "merged", "ollama")
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 WATCH = 0.5
 _CARD = 400_000  # characters
 

@@ -185,4 +185,4 @@ def test_a_new_command_is_one_entry_in_the_table(tmp_path: Path) -> None:
 def test_an_argument_says_its_choices_and_default() -> None:
     assert isinstance(COMMANDS["export"].takes[0], Argument)
     dtype: Any = next(argument for argument in COMMANDS["export"].takes if argument.dest == "dtype")
-    assert dtype.described.endswith("(bfloat16 | float16 | float32; default bfloat16)")
+    assert dtype.described.endswith("(auto | bfloat16 | float16 | float32; default auto)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,23 @@ def test_16_bit_merges_round_the_fp32_sum_once(base: Path, tmp_path: Path) -> No
         short = str(dtype).removeprefix("torch.")
         folder = export_merged(source, tmp_path / short, short).path
         assert torch.equal(load_file(folder / "model.safetensors")[name], exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_merged_model_keeps_the_bases_dtype(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Numbers that the base has in 32 bits are not cut to 16 by a merge that nobody asked to."""
+    shutil.copytree(base, tmp_path / "base")
+    stored = {name: tensor.to(dtype) for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    adapted(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj"])
+    made = export_merged(ExportSource(tmp_path / "base", tmp_path / "adapter"), tmp_path / "out")
+    merged = load_file(made.path / "model.safetensors")
+    short = str(dtype).removeprefix("torch.")
+    assert made.type == f"merged-{short}"
+    assert json.loads((made.path / "config.json").read_text())["dtype"] == short
+    same = [name for name in stored if "q_proj" not in name]
+    assert all(torch.equal(merged[name], stored[name]) for name in same)
+    assert all(tensor.dtype == dtype for tensor in merged.values())
 
 
 def test_rows_are_made_alone_as_in_the_whole(base: Path, tmp_path: Path) -> None:

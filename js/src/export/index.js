@@ -30,7 +30,7 @@ class View {
     const types = this.model.get("choices").map((choice) => choice.type);
     this.importance = el("input", { type: "checkbox" });
     this.verify = el("input", { type: "checkbox", checked: this.model.get("llama"), disabled: !this.model.get("llama") });
-    this.dtype = el("select", { "aria-label": text("export.dtype") }, ...["bfloat16", "float16", "float32"].map(option));
+    this.dtype = el("select", { "aria-label": text("export.dtype") }, ...["auto", "bfloat16", "float16", "float32"].map(option));
     this.ollama = el("select", { "aria-label": text("export.ollama.type") }, ...types.map(option));
     this.ollama.value = "q8_0";
     this.said = el("span", { class: "nbt-text", role: "status" });
@@ -42,7 +42,7 @@ class View {
       this.button("export.make", () => this.gguf()),
       this.button("export.make.adapter", () => this.make("adapter")),
       this.button("export.make.adapter_gguf", () => this.make("adapter_gguf")),
-      this.button("export.make.merged", () => this.make("merged", "dtype", this.dtype.value, "bfloat16")),
+      this.button("export.make.merged", () => this.make("merged", "dtype", this.dtype.value, "auto")),
       this.button("export.make.ollama", () => this.make("ollama", "", this.ollama.value, "q8_0")),
       this.push.go,
     ];
