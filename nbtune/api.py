@@ -54,7 +54,16 @@ def validate(
     asked, variables = data.asked(spec, fields, rows, first_line)
     with _placing(spec, first_line):
         _sources(asked, variables)
+    _count_processes(asked)
     return asked
+
+
+def _count_processes(spec: RunSpec) -> None:
+    """Refuse more devices, or processes of a CPU, than there are; torch is asked only where `gpus` was set."""
+    if spec.gpus not in (1, "all"):
+        from nbtune import device
+
+        device.choose_cards(spec.gpus, spec.device)
 
 
 def _placing(spec: Spec, first_line: int) -> Any:
@@ -128,6 +137,7 @@ def finetune(
         return busy
     with _placing(spec, first_line):
         sources = _sources(asked, variables)
+    _count_processes(asked)
     models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
     older = run_folder.find(asked.start_from, root) if asked.start_from is not None else None
     if older is not None:

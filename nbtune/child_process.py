@@ -17,7 +17,8 @@ goes by the *thread* that started the child, and runs, exports and previews are 
 
 | who | input | output | when its parent is gone |
 |---|---|---|---|
-| `engine.launcher` | none | worker.log | goes on: a detached run survives the notebook |
+| `engine.launcher`, detached | none | worker.log | goes on: the run survives the notebook |
+| `engine.launcher`, else | kept open | worker.log | stops, saves and ends (`engine.lone_worker`) |
 | `engine.distributed_launcher` | kept open | its parent's | ends at once, with exit code 1 |
 | `data.prepare.workers` | messages | messages | ends at once; the files it was at are swept |
 | `train.precompile` | one message | none | ends at once |
@@ -94,7 +95,8 @@ class ChildProcess:
         environment: what differs from this process's environment, which the child has otherwise.
         output: ``"messages"``: it is heard, and the end of what it says to standard error is kept; ``"inherited"``:
             both go where this process's go; ``"none"``; or a file that takes both.
-        detached: it has no input, a session of its own (no signal to this process reaches it) and survives this one.
+        detached: it has no input, a session of its own, and survives this one.
+        own_session: no signal of the terminal to this process reaches it: Ctrl-C is for this one to answer.
         on_stderr: is given each piece of standard error; True says that the piece is a sign of life (see `hear`).
     Raises:
         OSError: no process can be started.
@@ -107,6 +109,7 @@ class ChildProcess:
         environment: Mapping[str, str] | None = None,
         output: Literal["messages", "inherited", "none"] | IO[bytes] = "messages",
         detached: bool = False,
+        own_session: bool = False,
         on_stderr: Callable[[bytes], bool] | None = None,
     ) -> None:
         named: dict[str, int | None] = {"messages": subprocess.PIPE, "inherited": None, "none": subprocess.DEVNULL}
@@ -117,7 +120,7 @@ class ChildProcess:
             stdout=sink,
             stderr=sink,
             env={**os.environ, **(environment or {})},
-            start_new_session=detached,
+            start_new_session=detached or own_session,
             bufsize=0,
         )
         self._speaking = threading.Lock()
@@ -356,12 +359,17 @@ class ParentProcess:
             _write(self._out, body, raw)
 
 
-def end_with_parent(code: int = 1) -> None:
-    """End this process, with an exit code, as soon as the one that has started it closes the pipe or is gone."""
-    threading.Thread(target=_heed_parent, args=(code, None), name="nbtune-parent", daemon=True).start()
+def end_with_parent(code: int = 1, *, first: Callable[[], None] | None = None) -> None:
+    """End this process, with an exit code, as soon as the one that has started it closes the pipe or is gone.
+
+    Args:
+        code: the exit code.
+        first: is called then, in a thread, and may take its time: to stop and save.
+    """
+    threading.Thread(target=_heed_parent, args=(code, None, first), name="nbtune-parent", daemon=True).start()
 
 
-def _heed_parent(code: int, hear: Callable[[bytes], None] | None) -> None:
+def _heed_parent(code: int, hear: Callable[[bytes], None] | None, first: Callable[[], None] | None = None) -> None:
     """Reads standard input by its number: a reader's lock would stand in the way of this process's own end."""
     line = b""
     with contextlib.suppress(OSError):
@@ -371,4 +379,8 @@ def _heed_parent(code: int, hear: Callable[[bytes], None] | None) -> None:
             *whole, line = (line + block).split(b"\n")
             for one in whole:
                 hear(one)
-    os._exit(code)
+    try:
+        if first is not None:
+            first()
+    finally:
+        os._exit(code)

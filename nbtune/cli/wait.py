@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -17,19 +19,45 @@ __all__ = ["done", "until_begun", "until_ended"]
 
 
 def until_ended(run: Any) -> None:
-    """Waits for a run of this process; Ctrl-C, or a SIGTERM of a scheduler, stops it and saves."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Waits for a run of this process; Ctrl-C, a SIGTERM of a scheduler, or a SIGHUP (the terminal was closed) stops it
+    and saves.
+    """
+    with _interrupting(), contextlib.ExitStack() as stack:
+        try:  # the first word is said while `following` begins: an interrupt may come before it has returned
+            stack.enter_context(following(run))
+            run.wait()
+        except KeyboardInterrupt:
+            say(f"stopping and saving {run.name}; once more to leave now")
+            run.stop()
+            run.wait()
+
+
+@contextlib.contextmanager
+def _interrupting() -> Iterator[None]:
+    """While in here SIGTERM and SIGHUP interrupt as Ctrl-C does; a SIGHUP that is ignored (`nohup`) stays so."""
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler)}
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        before[hangup] = signal.signal(hangup, _hung_up([fd for fd in (1, 2) if os.isatty(fd)]))
     try:
-        with contextlib.ExitStack() as stack:
-            try:  # the first word is said while `following` begins: an interrupt may come before it has returned
-                stack.enter_context(following(run))
-                run.wait()
-            except KeyboardInterrupt:
-                say(f"stopping and saving {run.name}; once more to leave now")
-                run.stop()
-                run.wait()
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hung_up(terminals: list[int]) -> Any:
+    """What a SIGHUP does: shell and system both send one, and nothing can be written to a terminal that is gone."""
+
+    def interrupt(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for terminal in terminals:
+            os.dup2(nowhere, terminal)
+        os.close(nowhere)
+        raise KeyboardInterrupt
+
+    return interrupt
 
 
 def until_begun(run: Any) -> None:

@@ -29,6 +29,9 @@ __all__ = [
     "rocm",
 ]
 
+_A_FEW = 4  # processes
+_PROCESS = 2**29  # bytes that Python and torch take before there is a model
+
 
 @dataclass(frozen=True)
 class DeviceFacts:
@@ -117,23 +120,35 @@ def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> l
         gpus: ``all``, how many, or which ones.
         wanted: as of `pick`.
     Raises:
-        PlanError: there are fewer.
+        PlanError: there are fewer; or the CPU would not carry so many processes.
     """
+    count = gpus if isinstance(gpus, int) else 1 if gpus == "all" else len(gpus)
+    if wanted == "cpu":
+        most = _most_processes()
+        if count > most:
+            raise PlanError(
+                f"`gpus` asks for {count} processes, and this CPU ({cpu_count()} cores, {ram_available() / 2**30:.1f} "
+                f"GiB of memory free) carries {most} at most",
+                fix=f"write `gpus: {most}` or less; each process trains its share of the same step",
+            )
+        return list(range(count))
     import torch
 
-    if wanted == "cpu":
-        return list(range(gpus)) if isinstance(gpus, int) else [0] if gpus == "all" else list(range(len(gpus)))
     mps = wanted != "cuda" and torch.backends.mps.is_available()
     there = torch.cuda.device_count() if wanted != "mps" and torch.cuda.is_available() else int(mps)
-    chosen = list(range(there)) if gpus == "all" else list(range(gpus)) if isinstance(gpus, int) else list(gpus)
     if not there and gpus in ("all", 1):
         return [0]
-    if any(number >= there for number in chosen):
-        asked = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(chosen)} was"
+    if count > there or max(gpus if isinstance(gpus, tuple) else [0]) >= there:
+        asked = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(gpus)} was"
         raise PlanError(
             f"{asked} asked for, torch finds {there}, from 0 on", fix="write `gpus: all`, or a smaller number"
         )
-    return chosen
+    return list(range(there)) if gpus == "all" else list(range(count)) if isinstance(gpus, int) else list(gpus)
+
+
+def _most_processes() -> int:
+    """How many processes a CPU run may have: one a core, a few on any machine (to try it), and memory for each."""
+    return max(1, min(max(cpu_count(), _A_FEW), ram_available() // _PROCESS))
 
 
 def only_cards(chosen: list[int], environ: Mapping[str, str]) -> dict[str, str]:

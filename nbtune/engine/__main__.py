@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from nbtune.engine.engine import main
+from nbtune.engine.lone_worker import WITH_PARENT
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), with_parent=WITH_PARENT in sys.argv[2:]))

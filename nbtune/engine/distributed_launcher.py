@@ -5,8 +5,8 @@
 The worker that was started looks at the spec, and where several devices are wanted it starts a worker for each and
 waits. When one of them fails the others are ended, since they would wait for it for ever; what it failed of is said in
 the run's folder. They meet through a file, and talk over the loopback, where each listens on a port (gloo's, without a
-password). When this process is gone they end, too; when those who started *it* are killed nobody ends. Under `torchrun`
-all this is torchrun's work.
+password). When this process is gone they end, too; when those who started *it* are killed the run stops and is saved,
+unless it was detached (`nbtune.engine.lone_worker`). Under `torchrun` all this is torchrun's work.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from nbtune.engine.evaluation import Measuring, unless_idle
 from nbtune.engine.failures import for_people, reserve, room_for
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
+from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with, reference_of
 from nbtune.errors import NbtuneError, PlanError
@@ -342,8 +343,16 @@ def _on_others(plan: Plan, count: int) -> Plan:
     return plan.model_copy(update={"gpus": count, "weights": weights})
 
 
-def main(folder: Path) -> int:
-    """Do a run in this process; what it says stands in its folder. Exit code 1: it failed."""
+def main(folder: Path, *, with_parent: bool = False) -> int:
+    """Do a run in this process; what it says stands in its folder. Exit code 1: it failed.
+
+    Args:
+        folder: the run's.
+        with_parent: it stops, is saved and ends when whoever started this process is gone.
+    """
+    stop_on_hangup(folder)
+    if with_parent:
+        stop_with_parent(folder)
     if "WORLD_SIZE" not in os.environ:
         try:
             chosen = distributed_launcher.several(folder)

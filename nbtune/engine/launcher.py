@@ -19,6 +19,7 @@ from nbtune import events
 from nbtune.child_process import ChildProcess, exit_sentence
 from nbtune.engine.distributed_launcher import SEE_LOG, said_its_end
 from nbtune.engine.library_logging import quiet_libraries
+from nbtune.engine.lone_worker import WITH_PARENT
 from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
 from nbtune.store.event_log import EventWriter
@@ -112,9 +113,10 @@ class Launched:
             _TURN.release()
 
     def _watch(self) -> None:
-        """Start the worker, which goes on when this process ends, and wait for it."""
+        """Start the worker and wait for it: a detached one survives this process, another one stops and saves."""
+        arguments = ["-m", "nbtune.engine", self.folder, *([] if self.detached else [WITH_PARENT])]
         with (self.folder / "worker.log").open("ab") as log:
-            process = ChildProcess(["-m", "nbtune.engine", self.folder], output=log, detached=True)
+            process = ChildProcess(arguments, output=log, detached=self.detached, own_session=True)
         code = process.wait()
         if code not in (0, 1) and not said_its_end(self.folder):  # those are the engine's own, and it has said why
             emit = EventWriter(self.folder / "events.jsonl")

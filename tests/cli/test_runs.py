@@ -173,6 +173,19 @@ def test_a_living_run_is_in_use_is_stopped_from_elsewhere_and_resumed_until_an_i
     assert again["step"] >= stopped["step"]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no hang-ups on Windows")
+def test_a_closed_terminal_stops_and_saves(folder: Path) -> None:
+    with training("train", "spec.yaml", "--name", "hung", "--set", "steps=100000", until="running step") as finish:
+        for _ in range(2):  # the shell sends one, and the system another
+            finish.process.send_signal(signal.SIGHUP)  # type: ignore[attr-defined]
+        code, _, err = finish()
+    assert code == 1, err
+    assert "Traceback" not in err
+    run = nbtune.attach("hung")
+    assert run.state == "stopped"
+    assert (run.folder / "checkpoints" / f"step-{run.step:08d}").is_dir()
+
+
 def test_a_run_is_held_from_elsewhere_and_goes_on(folder: Path, capfd: Any) -> None:
     args = ["--name", "held", "--set", "steps=100000"]
     with training("train", "spec.yaml", *args, until="running step") as finish:

@@ -1,8 +1,11 @@
 """A detached run survives whoever started it, and obeys whoever attaches to it."""
 
+import os
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 import nbtune
@@ -79,6 +82,30 @@ def test_a_process_that_is_not_detached_is_stopped_and_saved_when_its_kernel_end
     assert (run.folder / "checkpoints" / f"step-{again.step:08d}").is_dir()
 
 
+def test_a_process_that_is_not_detached_is_stopped_and_saved_when_its_kernel_is_killed(start):
+    run = start("near", steps=100_000)
+    run.stop(wait=True)
+    before, killed = run.step, f"{LEAVES}\nimport os\nos.kill(os.getpid(), 9)"
+    left = subprocess.run([sys.executable, "-c", killed, str(run.folder)], capture_output=True, text=True, timeout=240)
+    assert left.returncode == -signal.SIGKILL, left.stderr
+    again = nbtune.attach(run.folder)
+    again._join(60)
+    assert again.state == "stopped"
+    assert again.step > before
+    assert (run.folder / "checkpoints" / f"step-{again.step:08d}").is_dir()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no hang-ups on Windows")
+def test_a_hang_up_stops_and_saves(start, until):
+    run = start("far", steps=100_000, detach=True)
+    until(run, lambda e: isinstance(e, events.Step))
+    (worker,) = (child for child in psutil.Process().children() if "nbtune.engine" in child.cmdline())
+    os.kill(worker.pid, signal.SIGHUP)
+    run.wait(60)
+    assert run.state == "stopped"
+    assert (run.folder / "checkpoints" / f"step-{run.step:08d}").is_dir()
+
+
 LOOK = """
 import sys, nbtune
 from nbtune.errors import TrainError
@@ -104,8 +131,6 @@ def test_others_see_a_run_that_waits_and_cannot_take_it(start, until):
 
 
 def test_a_process_that_was_killed_is_said_to_be(start, until):
-    import psutil
-
     run = start("far", steps=100_000, detach=True)
     assert run.state in ("queued", "preparing")
     until(run, lambda e: isinstance(e, events.State))

@@ -170,7 +170,6 @@ def test_several_listen_on_the_loopback_only(start, until):
 ASKS = """
 import os, signal, sys, threading
 import nbtune
-import nbtune
 from nbtune import events
 
 run = nbtune.finetune(data="nbtune/persona", device="cpu", gpus=2, steps=100_000, runs_dir=sys.argv[1])
@@ -182,12 +181,18 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_a_run_in_its_own_processes_outlives_a_killed_kernel_and_can_be_stopped(tmp_path):
-    assert subprocess.run([sys.executable, "-c", ASKS, str(tmp_path)], timeout=240).returncode == -signal.SIGKILL
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_run_of_several_processes_outlives_a_killed_kernel_only_if_it_is_detached(tmp_path, detach):
+    """Otherwise it stops and is saved."""
+    asks = ASKS.replace("gpus=2,", f"gpus=2, detach={detach},")
+    assert subprocess.run([sys.executable, "-c", asks, str(tmp_path)], timeout=240).returncode == -signal.SIGKILL
     (run,) = nbtune.runs(tmp_path)
-    assert run.alive
-    run.stop(wait=True)
+    if detach:
+        assert run.alive
+        run.stop()
+    assert run._join(60)
     assert run.state == "stopped"
+    assert (run.folder / "checkpoints" / f"step-{run.step:08d}").is_dir()
 
 
 @pytest.mark.slow
@@ -211,10 +216,31 @@ def test_what_the_first_fails_of_is_said(start):
     assert run.state == "failed"
 
 
-def test_gpus_that_are_not_there_are_refused(start):
-    run = start(gpus=[7], device="auto")
-    with pytest.raises(NbtuneError, match="GPU 7 was asked for"):
-        run.wait(60)
+@pytest.mark.parametrize("work", [nbtune.validate, nbtune.plan, nbtune.finetune])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"device": "cpu", "gpus": 999}, "asks for 999 processes, and this CPU"),
+        ({"device": "cpu", "gpus": tuple(range(500, 999))}, "asks for 499 processes, and this CPU"),
+        ({"device": "cpu", "gpus": 10**18}, "asks for 1000000000000000000 processes"),
+        ({"gpus": [777]}, "GPU 777 was asked for"),
+        ({"gpus": 10**18}, "GPUs were asked for"),
+    ],
+)
+def test_more_than_there_is_is_refused_before_anything_starts(work, fields, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NbtuneError, match=words) as caught:
+        work(data="nbtune/persona", **fields)
+    assert "\n" not in caught.value.cause
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_folder_that_asks_for_more_than_there_is_starts_nothing(start):
+    run = start(steps=1).wait()
+    text = (run.folder / "spec.yaml").read_text()
+    (run.folder / "spec.yaml").write_text(f"{text}gpus: 999\ndevice: cpu\n".replace("steps: 1\n", "steps: 2\n"))
+    with pytest.raises(NbtuneError, match="asks for 999 processes"):
+        distributed_launcher.several(run.folder)
 
 
 def test_who_ended_first_is_told_from_who_noticed():
