@@ -157,9 +157,20 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
     try:
         return tokenizers.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError) as e:
-        raise SpecError(
-            f"{model} has no tokenizer that can be read ({_first_line(e)})", fix="Name a model that has one."
-        ) from e
+        raise SpecError(_no_tokenizer(model, Path(place), e), fix="Name a model that has one.") from e
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+def _no_tokenizer(model: str, place: Path, error: Exception) -> str:
+    """Say what is wrong with a tokenizer: transformers' own sentence is about packages where files are missing."""
+    there = [name for name in _TOKENIZER_FILES if (place / name).is_file()]
+    if not there:
+        return f"{model} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in it"
+    why = _first_line(error)
+    reason = "" if "backend tokenizer" in why else f" ({why})"
+    return f"{model} has a tokenizer that cannot be read, in {', '.join(there)}{reason}"
 
 
 def load_model(

@@ -6,12 +6,11 @@ Every row becomes a `Chat` (messages, rendered by the chat template) or `Parts` 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from nbtune.data.formats.aliases import OWN_READERS, PEERS, judged_name
+from nbtune.data.formats.column_names import what_to_say
 from nbtune.data.formats.jinja_rows import template_format
 from nbtune.data.formats.messages import Chat
 from nbtune.data.formats.preference import JUDGED
@@ -31,7 +30,7 @@ from nbtune.data.formats.sft import (
 )
 from nbtune.data.formats.values import without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
-from nbtune.spec import SourceSpec, parse_value
+from nbtune.spec import SourceSpec
 
 __all__ = ["FORMATS", "PEERS", "Chat", "Format", "Parts", "detect"]
 
@@ -41,7 +40,7 @@ FORMATS = (*READERS, *JUDGED)
 _MESSAGE_KEYS = ("role", "content", "user", "assistant", "tool")  # of messages, not columns
 
 
-def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, place: str) -> Format:
+def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, place: str, kind: str = "sft") -> Format:
     """The format of rows.
 
     Args:
@@ -49,6 +48,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
         sample: some rows.
         spec: its `format` and `columns` win over detection.
         place: how errors call the source.
+        kind: of which kind the rows should be, for the advice where nothing fits.
 
     Raises:
         SpecError: an unknown format, or a column that is not there.
@@ -71,23 +71,10 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
         raise DataError(
             f"its columns ({shown}) are none that nbtune knows",
             place=place,
-            fix=f"say what they are, such as `data: {_such_as(spec.source, columns)}`",
+            fix=what_to_say(spec.source, columns, sample, kind),
         )
     form = _ALL[name](found)
     return replace(form, read=lambda row: form.read(without_missing(row)))
-
-
-def _such_as(source: str, columns: Sequence[str]) -> str:
-    """An entry of `data` in YAML that says what the first two columns may be."""
-
-    def written(name: str) -> str:
-        with suppress(SpecError):
-            if parse_value(f"[{name}]") == [name]:
-                return name
-        return json.dumps(name, ensure_ascii=False)
-
-    asked, answered = (written(name) for name in (columns[:2] if len(columns) > 1 else ("question", "reply")))
-    return f"{{source: {written(source)}, columns: {{prompt: {asked}, completion: {answered}}}}}"
 
 
 def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
 from nbtune.data.formats.values import flag, is_missing, text_of
 from nbtune.errors import DataError, SpecError
+from nbtune.methods import METHODS
 
 __all__ = [
     "ANSWERS",
@@ -20,6 +21,7 @@ __all__ = [
     "Columns",
     "Format",
     "Parts",
+    "columns_of",
     "optional",
     "string",
     "there",
@@ -41,15 +43,17 @@ _ALPACA_TEXT = (
 
 
 _KINDS = {
-    "sft": ("questions with answers, or texts", ""),
-    "pairs": (
-        "pairs of a better and a worse answer",
-        "train on the better answers alone: `format: prompt-completion` with `columns: {prompt: prompt, completion: "
-        "chosen}`",
-    ),
-    "feedback": ("answers judged good or bad", "keep the good ones, and say `format: prompt-completion`"),
-    "stepwise": ("steps judged one by one", "join the steps of good solutions into one `completion`"),
-    "prompts": ("prompts without answers", "give every row an answer (`completion`)"),
+    "sft": "questions with answers, or texts",
+    "pairs": "pairs of a better and a worse answer",
+    "feedback": "answers judged good or bad",
+    "stepwise": "steps judged one by one",
+    "prompts": "prompts without answers",
+}
+_TO_IMITATE = {  # what makes rows of a kind such that imitation learns from them
+    "pairs": "give the better answers (`chosen`) alone, as rows with the columns `prompt, completion`",
+    "feedback": "keep the good ones, and say `format: prompt-completion`",
+    "stepwise": "join the steps of good solutions into one `completion`",
+    "prompts": "give every row an answer (`completion`)",
 }
 
 
@@ -94,14 +98,19 @@ class Format:
         """
         if kind == self.kind:
             return
-        what, fix = _KINDS[self.kind]
+        what, able = _KINDS[self.kind], [f"`{name}`" for name, method in METHODS.items() if method.rows == self.kind]
+        other = f", or choose a method that learns from these: {', '.join(able)}" if able else ""
         if kind == "sft":
-            raise DataError(f"these are {what}: `method: sft` cannot learn from them", place=place, fix=fix)
-        raise DataError(
-            f"these are {what}, and {_KINDS[kind][0]} are wanted",
-            place=place,
-            fix="give other rows, or choose a method that learns from these; `columns` says which column is what",
-        )
+            cause = f"these are {what}: `method: sft` cannot learn from them"
+            raise DataError(cause, place=place, fix=f"{_TO_IMITATE[self.kind]}{other}")
+        wanted = columns_of(kind)
+        rows = f"rows with the columns `{wanted}` (`columns` says which of yours is what)" if wanted else "other rows"
+        raise DataError(f"these are {what}, and {_KINDS[kind]} are wanted", place=place, fix=f"give {rows}{other}")
+
+
+def columns_of(kind: str) -> str:
+    """The columns that rows of a kind have, as the methods that learn from these say: `prompt, chosen, rejected`."""
+    return next((method.columns for method in METHODS.values() if method.rows == kind), "")
 
 
 class Columns:

@@ -200,7 +200,7 @@ def measure(
     formats = []
     for source in (s for s in sources if s.role == "train"):
         rows = source.rows
-        form = format_of(source, rows, on_error)
+        form = format_of(source, rows, on_error, kind)
         form.check(kind, source.name)
         formats.append((source.name, form))
         chosen = spread(len(rows), sample)

@@ -170,7 +170,7 @@ class Reader:
     def _format(self, source: Source, rows: Rows, *, seen: bool) -> Format:
         """How a source is read; the report is told once, unless somebody else has `seen` to it."""
         if source.name not in self._formats:
-            form = self._formats[source.name] = format_of(source, rows, self.on_error)
+            form = self._formats[source.name] = format_of(source, rows, self.on_error, self.kind)
             form.check(self.kind, source.name)
             if not seen:
                 self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
@@ -333,8 +333,8 @@ def _tokens(pool: ThreadPoolExecutor, encoder: Encoder, jobs: list[Job | DataErr
     return future
 
 
-def format_of(source: Source, rows: Rows, on_error: str = "raise") -> Format:
-    """How a source's rows are read, from a sample of them."""
+def format_of(source: Source, rows: Rows, on_error: str = "raise", kind: str = "sft") -> Format:
+    """How a source's rows are read, from a sample of them; `kind` is for the advice where nothing fits."""
     sample = []
     for index in spread(len(rows), 32):
         try:
@@ -344,7 +344,7 @@ def format_of(source: Source, rows: Rows, on_error: str = "raise") -> Format:
                 raise
     sample = [row for row in sample if row is not None]
     columns = list(dict.fromkeys(str(key) for row in sample for key in row))
-    return detect(columns, sample, source.spec, source.name)
+    return detect(columns, sample, source.spec, source.name, kind)
 
 
 def spread(count: int, at_most: int) -> list[int]:

@@ -46,9 +46,10 @@ def _look_at(source: Source, spec: RunSpec) -> None:
     count = min(len(rows), _ROWS if source.change is None else _CHANGED)
     there = _first(rows, count, spec)
     columns = list(dict.fromkeys(str(key) for _, row in there for key in row))
+    kind = METHODS[spec.method].rows
     try:
-        form = detect(columns, [row for _, row in there], source.spec, source.name)
-        form.check(METHODS[spec.method].rows, source.name)
+        form = detect(columns, [row for _, row in there], source.spec, source.name, kind)
+        form.check(kind, source.name)
     except (DataError, SpecError):
         if _is_text_table(source):
             raise
@@ -77,8 +78,9 @@ def _is_text_table(source: Source) -> bool:
 def _by_all(source: Source, spec: RunSpec) -> Format:
     from nbtune.data.prepare.row_pipeline import format_of
 
-    form = format_of(source, source.rows, spec.on_error)
-    form.check(METHODS[spec.method].rows, source.name)
+    kind = METHODS[spec.method].rows
+    form = format_of(source, source.rows, spec.on_error, kind)
+    form.check(kind, source.name)
     return form
 
 

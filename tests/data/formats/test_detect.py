@@ -115,17 +115,60 @@ def test_columns_and_formats_that_are_not_there(row: Any, fields: Any, message: 
     assert isinstance(caught.value, SpecError | DataError)
 
 
+def _advice(row: dict[str, Any], kind: str = "sft") -> str:
+    with pytest.raises(DataError) as caught:
+        detect(list(row), [row], SourceSpec(source="crew.csv"), "crew.csv", kind)
+    return str(caught.value.fix)
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        (["frage", "antwort"], "{source: crew.csv, columns: {prompt: frage, completion: antwort}}"),
-        (["a: b", "2"], '{source: crew.csv, columns: {prompt: "a: b", completion: "2"}}'),
+        ("frage antwort", "{prompt: frage, completion: antwort}"),
+        ("Antwort id Frage", "{prompt: Frage, completion: Antwort}"),
+        ("kontext frage antwort", "{prompt: frage, completion: antwort, context: kontext}"),
+        ("context question answers", "{prompt: question, completion: answers, context: context}"),
+        ("质量 问题 回答", "{prompt: 问题, completion: 回答}"),
+        ("q a", "{prompt: q, completion: a}"),
     ],
 )
-def test_unknown_columns_are_named_as_they_would_be_said(columns: list[str], said: str) -> None:
-    with pytest.raises(DataError) as caught:
-        detect(columns, [dict.fromkeys(columns, "x")], SourceSpec(source="crew.csv"), "crew.csv")
-    assert f"`data: {said}`" in caught.value.fix
+def test_columns_are_proposed_only_by_what_they_are_called(columns: str, said: str) -> None:
+    row = dict.fromkeys(columns.split(), "x")
+    advice = _advice(row)
+    assert f"`data: {{source: crew.csv, columns: {said}}}`" in advice
+    # what is proposed is read as it says
+    spec = SourceSpec(source="crew.csv", columns=from_mapping_of(said))
+    assert detect(list(row), [row], spec, "crew.csv").mapping == dict(spec.columns)
+
+
+def from_mapping_of(text: str) -> dict[str, str]:
+    return dict(pair.split(": ") for pair in text.strip("{}").split(", "))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"context": "c", "question": "q", "answers": {"text": ["a"], "answer_start": [1]}},  # SQuAD
+        {"a: b": "x", "2": "x"},
+        {"title": "t", "url": "u"},
+        {"question": "q", "antwort": "a", "reply": "b"},  # which of two?
+        {"frage": "q", "vraag": "q", "antwort": "a"},
+        {"frage": "q", "antwort": 3.0, "label": 1},
+        {"chosen": "a", "frage": "b"},
+        {"context": "c", "passage": "p", "frage": "q", "antwort": "a"},
+    ],
+)
+def test_columns_whose_names_say_nothing_are_asked_for(row: dict[str, Any]) -> None:
+    advice = _advice(row)
+    assert "columns: {prompt: …, completion: …}" in advice
+    assert not any(f"prompt: {column}" in advice or f"completion: {column}" in advice for column in row)
+    if isinstance(row.get("answers"), dict):
+        assert "`answers`" in advice
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("pairs", "prompt: …, chosen: …, rejected: …"), ("feedback", "label: …")])
+def test_columns_that_a_method_wants_are_named(kind: str, wanted: str) -> None:
+    assert wanted in _advice({"frage": "q", "antwort": "a"}, kind)
 
 
 def test_preferences_are_recognised_and_not_for_sft() -> None:

@@ -11,6 +11,7 @@ import pytest
 import nbtune.data
 from nbtune.data import BatchPlan, Prepared, resolve
 from nbtune.errors import DataError
+from nbtune.methods import METHODS
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
 
@@ -154,11 +155,20 @@ def test_steps_carry_their_labels_at_the_break_behind_them() -> None:
 
 
 def test_rows_of_another_kind_are_refused_with_what_to_do() -> None:
+    asked, pair = {"prompt": "q", "completion": "a"}, {"prompt": "q", "chosen": "a", "rejected": "b"}
     with pytest.raises(DataError, match="are wanted") as caught:
-        prepare([{"prompt": "q", "completion": "a"}], "pairs")
-    assert caught.value.fix
-    with pytest.raises(DataError, match="cannot learn"):
-        prepare([{"prompt": "q", "chosen": "a", "rejected": "b"}], "sft")
+        prepare([asked], "pairs")
+    assert "`prompt, chosen, rejected`" in caught.value.fix
+    assert "`sft`" in caught.value.fix
+    with pytest.raises(DataError, match="are wanted") as caught:
+        prepare([pair], "feedback")
+    assert "`prompt, completion, label`" in caught.value.fix
+    with pytest.raises(DataError, match="cannot learn") as caught:
+        prepare([pair], "sft")
+    methods = [name for name, method in METHODS.items() if method.rows == "pairs"]
+    assert "`prompt, completion`" in caught.value.fix
+    assert all(f"`{name}`" in caught.value.fix for name in methods)
+    assert "`dpo`" in caught.value.fix
 
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "d", "parameters": {"type": "object"}}}
