@@ -127,6 +127,8 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
     spent = ("role", "from", "content", "value", keys.role, keys.content)
     rest = {k: v for k, v in value.items() if k not in spent and not is_missing(v)}
     content = None if is_missing(content) else content
+    if rest.get("tool_calls"):
+        rest["tool_calls"] = _listed(rest["tool_calls"], what)
     if content is None and not rest.get("tool_calls"):
         raise DataError(f"{what} ({role}) has no content", fix="write its text")
     if not rest.keys().isdisjoint(_CHOICES):
@@ -142,6 +144,15 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
         content = text_of(content, f"the content of {what} ({role})", "write text")
     message["content"] = content
     return message | rest
+
+
+def _listed(calls: Any, what: str) -> list[Any]:
+    """The calls of a message, which may be JSON text, as a list of mappings."""
+    calls = _json(calls, f"tool_calls of {what}") if isinstance(calls, str) else calls
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
+        raise DataError(f"the tool_calls of {what} are no calls", fix='write [{"function": {"name": …}}]')
+    return list(calls)
 
 
 def _calls(content: Any, what: str) -> list[dict[str, Any]]:

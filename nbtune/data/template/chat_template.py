@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ import jinja2
 
 from nbtune.data.template.environment import compile_template, render
 from nbtune.data.template.special_tokens import Controls
+from nbtune.data.template.tool_calls import arguments_wanted, with_arguments
 from nbtune.data.template.tracked_str import MARK, OTHER, Span, plain, spans_of
 from nbtune.errors import DataError
 
@@ -192,6 +194,11 @@ class ChatTemplate:
     def _text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         return plain(render(self.template, messages, **options, **self.variables))
 
+    @cached_property
+    def arguments(self) -> str:
+        """In which form it wants the arguments of calls: `mapping`, `text`, or "" for either."""
+        return arguments_wanted(self._text, self.message("user", _SAY[0]))
+
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> Rendered:
@@ -200,6 +207,8 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the conversation, or a message's place in it cannot be found.
         """
+        if any(message.get("tool_calls") for message in messages):
+            messages = with_arguments(messages, self.arguments)
         if self.as_parts:
             messages = [_with_parts(message) for message in messages]
         try:
