@@ -237,6 +237,7 @@ class _Engine:
         model, patch = self.built.model, self.built.patch
         model.train()
         fused = patch is not None and "head" in patch.report.taken and self.method.by_tokens
+        self.fused = fused or not self.method.by_tokens  # whole answers are asked for as the fused head asks
         start = reference_of(self.folder, self.method, model)
         loss = loss_of(self.method, beta=self.spec.beta, fused=fused, start=start)
         self.loss: Callable[..., LossOutput] = loss
@@ -279,8 +280,8 @@ class _Engine:
             between=self._between,
         )
         here = self.writes or plan.weights.shards  # whose model needs all processes
-        if plan.packing and self.progress.step == 0 and here and not self.method.batch_statistics:
-            self.emit(measuring.packs_are_kept_apart(self._batches(plan, rank=0)))
+        if plan.packing and self.progress.step == 0 and here:
+            measuring.packs_must_be_kept_apart(self._batches(plan, rank=0), self.emit, fused=self.fused)
         control = together or self.control
         with Gauge(self._say, self.built.model, self.stepper.device) as emit:
             return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)

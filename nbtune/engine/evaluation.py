@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbtune import events
+from nbtune.errors import TrainError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
 
@@ -56,16 +57,26 @@ class Measuring:
     together: RankedControl | None = None
     of_sources: dict[str, float] = dataclasses.field(default_factory=dict)  # the last evaluation, source by source
 
-    def packs_are_kept_apart(self, batches: BatchPlan) -> events.Check:
-        """Whether packed and unpacked rows of the first step have the same losses."""
-        from nbtune.data.batching.sampler import collate
-        from nbtune.train.packing_check import packed_equals_unpacked
+    def packs_must_be_kept_apart(
+        self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool
+    ) -> None:
+        """Says whether the documents of the first pack leave each other alone, in this model.
 
-        packed = batches.step(0)
-        group = METHODS[self.spec.method].group
-        rows = (batch.examples[i : i + group] for batch in packed for i in range(0, len(batch.examples), group))
-        alone = (collate(self.data.train, list(row)) for row in rows)
-        return packed_equals_unpacked(self.built.model, self.loss, packed, alone, device=self.device)
+        Args:
+            fused: how the run's loss asks the model, see `nbtune.train.inputs.model_inputs`.
+        Raises:
+            TrainError: they do not.
+        """
+        from nbtune.train.packing_check import packs_are_kept_apart
+
+        first, model = batches.step(0)[0], self.built.model
+        check = packs_are_kept_apart(model, self.data.train, first, device=self.device, fused=fused)
+        emit(check)
+        if not check.passed:
+            raise TrainError(
+                f"{self.plan.architecture} does not keep the rows of a pack apart: {check.detail}",
+                fix="leave `packing` out, so that each row is a sequence of its own",
+            )
 
     def evaluate(self, look: Look) -> tuple[float, int, float] | None:
         """Mean loss, tokens and seconds of the held-out rows; None where there are none.

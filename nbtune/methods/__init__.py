@@ -3,7 +3,7 @@
     METHODS["dpo"].loss(better, worse, beta=0.1)   # a loss a pair
 
 A file here that does not begin with ``_`` defines ``METHOD = Method(…)`` and is all that a method needs: spec, form,
-checks of the data, plan, loop, packing check and reference page read `METHODS`. No torch is imported before a loss is
+checks of the data, plan, loop and reference page read `METHODS`. No torch is imported before a loss is
 computed.
 """
 

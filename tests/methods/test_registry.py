@@ -133,7 +133,7 @@ def test_good_answers_become_likelier_and_bad_ones_less_likely(
 
 @pytest.mark.parametrize("method", OF_ANSWERS, ids=lambda method: method.name)
 def test_whose_rows_count_by_themselves_is_true(method: Method) -> None:
-    """The packing check compares a row's loss with its loss beside others: only where a method promises that."""
+    """A row's loss is the same beside others where, and only where, a method promises that."""
     chance = torch.Generator().manual_seed(1)
     logprobs, reference = -20 * torch.rand(2, 2, 4, generator=chance)
     reference[1] = logprobs[1] - 2  # kto's distance of the others is not 0

@@ -1,0 +1,100 @@
+"""Packed runs of families that keep documents apart, and of those that do not: these are refused before step 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbtune
+from nbtune import events
+from nbtune.errors import TrainError
+from nbtune.models import load_tokenizer
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+}  # fmt: skip
+APART: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16},
+}
+LEAK: dict[str, dict[str, Any]] = {
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16},
+    "bamba": {
+        "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
+        "mamba_chunk_size": 16,
+    },
+}  # fmt: skip
+ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": f"It is {a + b}."} for a in range(5) for b in range(4)]
+PAIRS = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "I do not know."} for r in ROWS]
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny random model of a family, as transformers saves it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made: dict[str, Path] = {}
+
+    def find(family: str) -> Path:
+        if family not in made:
+            tokenizer, at = load_tokenizer("nbtune/tiny"), tmp_path_factory.mktemp(family)
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(family, **{**SIZES, **(APART | LEAK)[family], "vocab_size": len(tokenizer)})
+            AutoModelForCausalLM.from_config(config).save_pretrained(at)
+            tokenizer.save_pretrained(at)
+            made[family] = at
+        return made[family]
+
+    return find
+
+
+@pytest.fixture
+def train(folder_of: Any, tmp_path: Path) -> Any:
+    """A packed run of two steps."""
+
+    def begin(family: str, rows: list[dict[str, Any]] = ROWS, **fields: Any) -> Any:
+        spec = {"model": str(folder_of(family)), "data": "rows", "steps": 2, "batch_size": 2, "device": "cpu"}
+        spec |= {"packing": True, "sequence_len": 96, "eval": {"split": 0}, "learning_rate": 1e-3, **fields}
+        return nbtune.finetune(spec, name=family, rows={"rows": rows}, runs_dir=tmp_path / "runs")
+
+    return begin
+
+
+def check_of(run: Any) -> events.Check:
+    (found,) = [event for event in run.events() if isinstance(event, events.Check)]
+    return found
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "accelerated": {"dtype": "fp32"},
+    "stock": {"dtype": "fp32", "accelerate": False},
+    "bf16": {"dtype": "bf16"},
+    "bf16-stock": {"dtype": "bf16", "accelerate": False},
+    "dpo": {"dtype": "fp32", "method": "dpo", "rows": PAIRS},
+    "orpo": {"dtype": "bf16", "method": "orpo", "rows": PAIRS},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", APART)
+def test_families_that_keep_documents_apart_train(train: Any, family: str, way: str) -> None:
+    run = train(family, **WAYS[way]).wait()
+    found = check_of(run)
+    assert found.passed, found.detail
+    assert run.state == "finished"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", LEAK)
+def test_packs_of_a_family_that_leaks_are_refused(train: Any, family: str, way: str) -> None:
+    run = train(family, **WAYS[way])
+    with pytest.raises(TrainError, match=r"(?is)does not keep the rows of a pack apart.*leave `packing` out"):
+        run.wait()
+    assert not check_of(run).passed
+    assert not [event for event in run.events() if isinstance(event, events.Step)]
