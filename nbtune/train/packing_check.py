@@ -111,7 +111,7 @@ def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Check:
         later = look.packed([[_changed(d, words) if k else d for k, d in enumerate(row)] for row in rows])
     except NbtuneError:
         raise
-    except Exception as error:  # noqa: BLE001 — whatever a family's code says of a pack, it cannot take one
+    except Exception as error:  # whatever a family's code says of a pack, it cannot take one
         if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error):
             raise
         said = " ".join(str(error).split())[:200]
