@@ -17,7 +17,18 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SENTINEL", "BadFile", "from_here", "harmless", "links_out", "load", "number", "open_file", "parse"]
+__all__ = [
+    "SENTINEL",
+    "BadFile",
+    "from_here",
+    "harmless",
+    "links_out",
+    "load",
+    "number",
+    "open_file",
+    "parse",
+    "shortened",
+]
 
 LARGEST = 64 << 20  # bytes; what nbtune itself writes as one JSON value is far below
 DEEPEST = 64  # lists and objects inside each other
@@ -42,6 +53,16 @@ def harmless(text: object, *, line: bool = False) -> str:
     """
     shown = _CONTROL.sub(_escaped, str(text))
     return _BREAKS.sub(_escaped, shown) if line else shown
+
+
+def shortened(text: object, most: int = 100) -> str:
+    """Return what may be shown of a text that somebody else wrote: on one line, harmless, a long one's beginning.
+
+    >>> shortened("a" * 99, 5)
+    'aaaaa…'
+    """
+    written = text if isinstance(text, str) else str(text)
+    return harmless(written[:most], line=True) + ("…" if len(written) > most else "")
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nbtune.disk import gigabytes
 from nbtune.errors import HubError
 from nbtune.export.peft_export import is_machine_path
 from nbtune.export.source import ExportedFile, ExportSource, safe_name
 from nbtune.export.usage import usage
+from nbtune.spec.yaml_loader import BadYaml, load
+from nbtune.spec.yaml_text import dump
 from nbtune.untrusted import open_file
 
 __all__ = [
@@ -281,8 +281,8 @@ def _stated(card: Path | None) -> dict[str, Any]:
         with open_file(card) as file:
             text = file.read(_LARGEST_CARD).decode("utf-8", errors="replace")
         head = REGEX_YAML_BLOCK.match(text)
-        found = yaml.safe_load(head[2]) if head else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        found = load(head[2]) if head else None
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -341,11 +341,11 @@ def _last_part(path: str) -> str:
 def _without_paths(spec: str) -> str:
     """Return a spec's YAML with the names of files and folders in place of paths of the author's machine."""
     try:
-        body = yaml.safe_load(spec)
-    except yaml.YAMLError:
+        body = load(spec)
+    except BadYaml:
         return ""
     shown = _shortened(body)
-    return spec if shown == body else yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100)
+    return spec if shown == body else dump(shown)
 
 
 def _shortened(value: Any, key: str = "") -> Any:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from nbtune.errors import NbtuneError, SpecError
 from nbtune.spec.model import RunSpec
-from nbtune.spec.yaml_text import Loader
+from nbtune.spec.yaml_loader import BadYaml, Forbidden, compose, construct
+from nbtune.untrusted import shortened
 
 __all__ = ["from_mapping", "from_yaml", "placing"]
 
@@ -92,15 +93,9 @@ def _as_written(keys: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> 
 
 def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     try:
-        node = yaml.compose(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + first_line} of {name}" if mark else name
-        problem = getattr(error, "problem", None) or str(error)
-        fix = "write one `key: value` a line"
-        if "expected ','" in problem:
-            fix = "close the bracket" if "<stream end>" in problem else "put texts between brackets in quotes"
-        raise SpecError(f"this is not YAML: {problem}", place=line, fix=fix) from None
+        node = compose(text)
+    except BadYaml as error:
+        raise _not_yaml(error, name, first_line) from None
     if node is None:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
@@ -111,17 +106,21 @@ def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[t
         )
     lines: dict[tuple[Any, ...], int] = {}
     _note_lines(node, (), first_line, lines, name)
-    loader = Loader("")
     try:
-        return loader.construct_document(node), lines
-    except yaml.YAMLError as error:
-        raise SpecError(
-            f"this is not YAML that nbtune reads: {getattr(error, 'problem', error)}",
-            place=name,
-            fix="use plain keys and values",
-        ) from None
-    finally:
-        loader.dispose()
+        return construct(node), lines
+    except BadYaml as error:
+        raise _not_yaml(error, name, first_line) from None
+
+
+def _not_yaml(error: BadYaml, name: str, first_line: int) -> SpecError:
+    place = f"line {error.line - 1 + first_line} of {name}" if error.line else name
+    problem = f"{error.problem} (column {error.column})" if error.line else error.problem
+    if isinstance(error, Forbidden):
+        return SpecError(f"this is not YAML that nbtune reads: {problem}", place=place, fix="use plain keys and values")
+    fix = "write one `key: value` a line"
+    if "expected ','" in problem:
+        fix = "close the bracket" if "<stream end>" in problem else "put texts between brackets in quotes"
+    return SpecError(f"this is not YAML: {problem}", place=place, fix=fix)
 
 
 def _note_lines(
@@ -136,7 +135,7 @@ def _note_lines(
             here = (*path, key.value)
             if here in lines:
                 raise SpecError(
-                    f"`{key.value}` is there twice",
+                    f"`{shortened(key.value)}` is there twice",
                     place=f"line {key.start_mark.line + first} of {name}",
                     fix=f"keep one; the first is on line {lines[here]}",
                 )
@@ -193,8 +192,9 @@ def _parts(annotation: Any) -> list[type[BaseModel]]:
 def _unknown(
     key: str, kind: type[BaseModel], path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: str
 ) -> SpecError:
+    key = shortened(key)
     near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
-    inside = f" in `{'.'.join(str(p) for p in path[:-1])}`" if len(path) > 1 else ""
+    inside = f" in `{shortened('.'.join(str(p) for p in path[:-1]))}`" if len(path) > 1 else ""
     if near:
         meant = kind.model_fields[near[0]]
         fix = f"did you mean `{near[0]}`? ({meant.title}: {(meant.description or '').rstrip('.')})"
@@ -214,17 +214,21 @@ def _explain(error: ValidationError, lines: Mapping[tuple[Any, ...], int], name:
     loc = tuple(part for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in ("literal",))))
     while loc and loc[-1] in ("AdapterSpec", "SourceSpec"):
         loc = loc[:-1]
-    key = ".".join(str(part) for part in loc)
-    message = first["msg"].removeprefix("Value error, ")
+    key = shortened(".".join(str(part) for part in loc))
+    message = shortened(first["msg"].removeprefix("Value error, "), 300)
     if not loc:
         return SpecError(message, place=name, fix="see `%%finetune?` for what each key does")
     got = first.get("input")
-    shown = f", not {got!r}" if isinstance(got, str | int | float | bool) else ""
+    shown = f", not {_shown(got)}" if isinstance(got, str | int | float | bool) else ""
     field = _field_at(RunSpec, loc)
     example = (field.examples or [None])[0] if field is not None else None
     message = message[0].lower() + message[1:]
     fix = f"write for example `{loc[-1]}: {example}`" if example is not None else "see `%%finetune?`"
     return SpecError(f"`{key}`: {message}{shown}", place=_place(loc, lines, name), fix=fix)
+
+
+def _shown(value: str | float) -> str:
+    return repr(shortened(value)) if isinstance(value, str) else shortened(value)
 
 
 def _field_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> Any:

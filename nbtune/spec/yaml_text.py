@@ -1,47 +1,27 @@
-"""YAML as nbtune reads and writes it.
-
-Numbers are read as people mean them: ``2e-5`` is a number here (YAML 1.1 reads a string), and so are ``1_000`` and
-``1e3`` where an integer is asked for.
-"""
+"""YAML as nbtune writes it, and single values as flags have them; `nbtune.spec.yaml_loader` says what is read."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from nbtune.errors import SpecError
+from nbtune.spec.yaml_loader import NUMBERS, BadYaml, load
+from nbtune.untrusted import shortened
 
 if TYPE_CHECKING:
     from nbtune.spec.model import RunSpec
 
-__all__ = ["Loader", "parse_value", "to_yaml"]
-
-_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$")
-
-
-class Loader(yaml.SafeLoader):
-    """SafeLoader that reads 2e-5 as a number and leaves yes/no/on/off as words (YAML 1.2)."""
-
-
-Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+__all__ = ["dump", "parse_value", "to_yaml"]
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `Loader` would not read back as a text (``1e5``); a text of several lines stands on one if it is
-    short (``"a\\nb"``)."""
+    """Quotes what readers of YAML 1.1 or 1.2 would not read as a text (``yes``, ``1e5``, ``08``); makes no anchors.
+    A text of several lines stands on one if it is short (``"a\\nb"``)."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _Dumper.yaml_implicit_resolvers = {
@@ -55,7 +35,8 @@ def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+for _tag, _pattern, _first in NUMBERS:
+    _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
 
 
 def parse_value(text: str) -> Any:
@@ -65,9 +46,17 @@ def parse_value(text: str) -> Any:
         SpecError: it is not YAML.
     """
     try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{text!r} cannot be read as a YAML value", fix="quote it, or mend its brackets") from error
+        return load(text)
+    except BadYaml as error:
+        shown = shortened(text)
+        raise SpecError(
+            f"{shown!r} cannot be read as a YAML value: {error}", fix="quote it, or mend its brackets"
+        ) from error
+
+
+def dump(body: Any) -> str:
+    """Return plain values as YAML that `load` reads back."""
+    return yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def to_yaml(spec: RunSpec) -> str:
@@ -76,4 +65,4 @@ def to_yaml(spec: RunSpec) -> str:
     sources = [entry if len(entry) > 1 else entry["source"] for entry in body["data"]]
     body["data"] = sources[0] if len(sources) == 1 else sources
     body = {"model": spec.model, "data": body.pop("data"), **{k: v for k, v in body.items() if k != "model"}}
-    return yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return dump(body)

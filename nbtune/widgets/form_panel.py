@@ -186,10 +186,10 @@ def _put(body: dict[str, Any], key: str, value: Any) -> None:
 
 def _flat(spec: RunSpec) -> dict[str, Any]:
     """What a spec sets, by dotted key; lists and sources as the YAML has them."""
-    import yaml
+    from nbtune.spec.yaml_loader import load
 
     flat: dict[str, Any] = {}
-    for key, value in (yaml.safe_load(to_yaml(spec)) or {}).items():
+    for key, value in (load(to_yaml(spec)) or {}).items():
         if isinstance(value, dict) and key != "data":
             flat |= {f"{key}.{inner}": each for inner, each in value.items()}
         else:

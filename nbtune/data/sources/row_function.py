@@ -18,7 +18,7 @@ from nbtune.atomic_io import write_bytes
 from nbtune.data.sources import consent
 from nbtune.errors import DataError
 from nbtune.folder_format import signature_of_pickle, version_of
-from nbtune.untrusted import harmless, open_file
+from nbtune.untrusted import harmless, open_file, shortened
 
 __all__ = ["Change", "ChangedRows", "find", "load", "not_allowed", "save", "was_signed"]
 
@@ -83,8 +83,9 @@ def find(name: str, namespace: Mapping[str, Any]) -> Change:
         found = importlib.import_module(module)
         for part in inner.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(f"`{name}` cannot be imported: {error}", place="data", fix="check its name") from error
+    except Exception as error:  # a module may raise anything while it is imported
+        shown = f"`{shortened(name)}` cannot be imported: {type(error).__name__}: {shortened(error)}"
+        raise DataError(shown, place="data", fix="write module:function") from error
     if not callable(found):
         raise DataError(f"`{name}` is no function", place="data", fix="name a function")
     return found  # type: ignore[no-any-return]

@@ -114,7 +114,12 @@ def test_mistakes_of_a_function_are_said_with_the_row() -> None:
     spec, found = sources({"three": lambda row: 3}, function="three")
     with pytest.raises(DataError, match="made a int"):
         prepare(spec, found)
-    for name, message in (("absent", "not defined"), ("rows", "no function"), ("os:nothing", "cannot be imported")):
+    for name, message in (
+        ("absent", "not defined"),
+        ("rows", "no function"),
+        ("os:nothing", "cannot be imported"),
+        ("..:x", "imported"),
+    ):
         with pytest.raises(DataError, match=message):
             sources({}, function=name)
 

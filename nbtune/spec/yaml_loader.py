@@ -1,0 +1,167 @@
+"""The one reader of YAML that a stranger can write: cells, a folder's spec.yaml, the heads of cards.
+
+It reads the core schema of YAML 1.2 (``017`` is 17, ``1:30`` and ``yes`` are texts), and numbers as people mean them:
+``2e-5`` and ``1_000``, too. Anchors, aliases and tags are refused, and size, depth and digits are bounded, so that no
+text takes longer or more memory than its length allows. What is wrong is a `BadYaml` with line and column.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from nbtune.untrusted import shortened
+
+__all__ = ["NUMBERS", "BadYaml", "Forbidden", "compose", "construct", "load"]
+
+LARGEST = 1 << 19  # characters; the reader takes some seconds for them
+MOST = 100_000  # values and keys; likewise
+DEEPEST = 32  # lists and mappings inside each other; a spec has four
+_LONGEST_NUMBER = 50  # characters
+_TAG = "tag:yaml.org,2002:"
+_WHOLE = re.compile(r"^[-+]?(?:[0-9]+(?:_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+)$")
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
+_FLOAT = re.compile(
+    rf"^(?:[-+]?(?:(?:{_DIGITS})\.(?:{_DIGITS})?(?:[eE][-+]?[0-9]+)?|\.{_DIGITS}(?:[eE][-+]?[0-9]+)?"
+    rf"|{_DIGITS}[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN))$"
+)
+NUMBERS = ((_TAG + "int", _WHOLE, "-+0123456789"), (_TAG + "float", _FLOAT, "-+.0123456789"))  # with first characters
+
+
+class BadYaml(ValueError):
+    """What is wrong with a text, in a sentence.
+
+    Args:
+        problem: it.
+        line, column: where, from 1 on; 0: nowhere in particular.
+    """
+
+    def __init__(self, problem: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(problem)
+        self.problem, self.line, self.column = shortened(problem), line, column
+
+    def __str__(self) -> str:
+        return f"{self.problem} (line {self.line}, column {self.column})" if self.line else self.problem
+
+    @classmethod
+    def at(cls, mark: yaml.Mark | None, problem: str) -> BadYaml:
+        """Return one with a place as the YAML library has it."""
+        return cls(problem, mark.line + 1, mark.column + 1) if mark is not None else cls(problem)
+
+
+class Forbidden(BadYaml):
+    """It is YAML, but none that is read here."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases, anchors and tags, of bounded depth."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            name = shortened(event.anchor, 20)
+            raise Forbidden.at(event.start_mark, f"anchors and aliases (`&{name}`, `*{name}`) are not read")
+        if event.tag is not None:
+            raise Forbidden.at(event.start_mark, f"tags (`{shortened(event.tag, 40)}`) are not read")
+        if self.depth >= DEEPEST:
+            raise Forbidden.at(event.start_mark, f"more than {DEEPEST} lists or mappings lie inside each other")
+        if self.nodes >= MOST:
+            raise Forbidden.at(event.start_mark, f"it has more than {MOST} values")
+        self.depth += 1
+        self.nodes += 1
+        try:
+            return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        finally:
+            self.depth -= 1
+
+
+def _null(loader: _Loader, node: yaml.ScalarNode) -> None:
+    return None
+
+
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = _short(node).replace("_", "")
+    sign, digits = (text[0], text[1:]) if text[0] in "+-" else ("", text)
+    bases = {"0o": 8, "0x": 16}
+    return int(sign + (digits[2:] if digits[:2] in bases else digits), bases.get(digits[:2], 10))
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    text = _short(node).replace("_", "").lower()
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _short(node: yaml.ScalarNode) -> str:
+    text: str = node.value
+    if len(text) > _LONGEST_NUMBER:
+        raise Forbidden.at(node.start_mark, f"a number has {len(text)} characters")
+    return text
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver(_TAG + "null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+for _tag, _pattern, _first in NUMBERS:
+    _Loader.add_implicit_resolver(_tag, _pattern, list(_first))
+_Loader.add_constructor(_TAG + "null", _null)
+_Loader.add_constructor(_TAG + "int", _whole)
+_Loader.add_constructor(_TAG + "float", _float)
+
+
+def compose(text: str) -> yaml.Node | None:
+    """Return the nodes of a text, with their places; None where it holds nothing.
+
+    Raises:
+        BadYaml: it is not YAML, or holds what is not read here (`Forbidden`).
+    """
+    if len(text) > LARGEST:
+        raise Forbidden(f"it has more than {LARGEST >> 10} thousand characters")
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line = before.count("\n")
+        raise BadYaml(
+            f"the character U+{ord(text[error.position]):04X} may not stand in it",
+            line + 1,
+            len(before) - before.rfind("\n"),
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        raise BadYaml.at(error.problem_mark, error.problem or error.context or "it cannot be read") from None
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
+        raise BadYaml(str(error)) from None
+    except ValueError as error:
+        if isinstance(error, BadYaml):
+            raise
+        raise BadYaml(str(error)) from None
+
+
+def construct(node: yaml.Node) -> Any:
+    """Return what nodes of `compose` mean.
+
+    Raises:
+        Forbidden: a number is too long, or a list or mapping stands as a key.
+    """
+    loader = _Loader("")
+    try:
+        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        raise Forbidden.at(error.problem_mark, error.problem or "it cannot be read") from None
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def load(text: str) -> Any:
+    """Return the value of a text.
+
+    Raises:
+        BadYaml: as `compose` and `construct`.
+    """
+    node = compose(text)
+    return None if node is None else construct(node)
