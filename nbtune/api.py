@@ -86,8 +86,10 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     asked, variables = data.asked(spec, fields, rows, first_line)
     with _placing(spec, first_line):
         sources = _sources(asked, variables)
-    facts = models.model_facts(asked.model)
-    tokenizer = models.load_tokenizer(asked.model, trust_remote_code=asked.trust_remote_code)
+    trust = asked.trust_remote_code
+    with _placing(spec, first_line):
+        facts = models.counted(models.model_facts(asked.model), asked.model, asked.adapter, trust_remote_code=trust)
+    tokenizer = models.load_tokenizer(asked.model, trust_remote_code=trust)
     measured, chosen = data.measure(sources, tokenizer, asked), device.choose_cards(asked.gpus, asked.device)
     where = device.describe(device.pick(asked.device, chosen[0] if isinstance(asked.gpus, tuple) else None))
     missing = models.missing_bytes(asked.model, facts.weights_bytes)

@@ -193,10 +193,12 @@ class _Engine:
                     write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
             self.batches = self._batches(plan)
             return plan
-        from nbtune.models import missing_bytes
+        from nbtune.models import counted, missing_bytes
 
-        missing = missing_bytes(self.spec.model, facts.weights_bytes)
-        plan = make_plan(self.spec, facts, self.data.facts, device, download_bytes=missing, devices=self.count)
+        spec = self.spec
+        missing = missing_bytes(spec.model, facts.weights_bytes)
+        facts = counted(facts, spec.model, spec.adapter, trust_remote_code=spec.trust_remote_code)
+        plan = make_plan(spec, facts, self.data.facts, device, download_bytes=missing, devices=self.count)
         self.batches = self._batches(plan)
         if self.spec.steps is None:  # how many sequences the packs make is known only now
             steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)

@@ -1,6 +1,7 @@
 """What is trained: a LoRA beside frozen weights (by peft, so that its files open everywhere), or every weight."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from nbtune.spec import AdapterSpec
 
-__all__ = ["add_adapter", "load_adapter", "save_adapter", "trainable_parameters"]
+__all__ = ["add_adapter", "load_adapter", "save_adapter", "targeted", "trainable_parameters"]
 
 
 def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn.Module":
@@ -41,7 +42,7 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
 
     for p in model.parameters():
         p.requires_grad_(False)
-    targets = _all_linear(model) if adapter.target_modules == "all-linear" else list(adapter.target_modules)
+    targets = _targets(model, adapter)
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
@@ -63,6 +64,35 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
                 place="adapter.target_modules",
                 fix=f"Use all-linear, or some of: {', '.join(names)}.",
             ) from e
+
+
+def targeted(model: "nn.Module", adapter: "AdapterSpec") -> "list[nn.Module]":
+    """Return the modules that an adapter goes onto, by their names as peft matches them.
+
+    Raises:
+        SpecError: no module has one of the target names.
+    """
+    names = _targets(model, adapter)
+    ends = tuple(f".{name}" for name in names)
+    return [module for name, module in model.named_modules() if name in names or name.endswith(ends)]
+
+
+def _targets(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
+    """The names of the adapter's layers. Each is some layer's: peft would pass over one that is not, without a word."""
+    if adapter.target_modules == "all-linear":
+        return _all_linear(model)
+    there = [name for name, _ in model.named_modules() if name]
+    for wanted in adapter.target_modules:
+        if any(name == wanted or name.endswith(f".{wanted}") for name in there):
+            continue
+        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "in_features")})
+        near = get_close_matches(wanted, known, 1)
+        raise SpecError(
+            f"no layer of this model is called `{wanted}`",
+            place="adapter.target_modules",
+            fix=(f"Write {near[0]}? " if near else "") + f"Use all-linear, or some of: {', '.join(known)}.",
+        )
+    return list(adapter.target_modules)
 
 
 def _all_linear(model: "nn.Module") -> list[str]:

@@ -28,6 +28,9 @@ class ModelFacts:
         max_position: longest sequence the positions were made for, in tokens.
         weights_bytes: size of the weights on disk.
         dtype: of most weights on disk, in torch's spelling.
+        trained: how many numbers the adapter trains, where that was counted (`nbtune.models.outline_facts`).
+        linear: numbers in linear layers beside the head, counted alike: what 4 or 8 bits cover.
+        stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
     """
 
     name: str
@@ -44,10 +47,15 @@ class ModelFacts:
     max_position: int
     weights_bytes: int
     dtype: str
+    trained: int | None = None
+    linear: int | None = None
+    stacked: int = 0
 
     @property
     def block_parameters(self) -> int:
         """Numbers in the linear layers of one block (what a LoRA on all linears sits beside)."""
+        if self.linear is not None:
+            return self.linear // self.num_layers
         attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
         return attention + 3 * self.hidden_size * self.intermediate_size
 
@@ -109,8 +117,8 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
     def get(*names: str) -> Any:
         return next((c[n] for n in names if c.get(n) is not None), None)
 
-    hidden, layers, heads = get("hidden_size", "n_embd", "d_model"), get("num_hidden_layers", "n_layer"), 0
-    heads = get("num_attention_heads", "n_head")
+    hidden, layers, heads = get("hidden_size", "n_embd", "d_model"), get("num_hidden_layers", "n_layer", "n_layers"), 0
+    heads = get("num_attention_heads", "n_head", "n_heads")
     if not (hidden and layers and heads):
         raise SpecError(f"{model} is not a causal language model that nbtune knows: its config names no layers")
     inter = get("intermediate_size", "n_inner", "ffn_hidden_size") or 4 * hidden
@@ -138,7 +146,7 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
         vocab_size=vocab,
         tied=tied,
         parameters=parameters,
-        max_position=get("max_position_embeddings", "n_positions") or 2048,
+        max_position=get("max_position_embeddings", "n_positions", "max_seq_len") or 2048,
         weights_bytes=sum(n * _BYTES[d] for n, d in sizes) or parameters * width,
         dtype=dtype,
     )

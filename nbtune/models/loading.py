@@ -230,9 +230,14 @@ def load_model(
 
 
 def outline(
-    model: str, *, layers: int, dtype: "torch.dtype", device: "torch.device | str", trust_remote_code: bool = False
+    model: str,
+    *,
+    layers: int | None = None,
+    dtype: "torch.dtype",
+    device: "torch.device | str",
+    trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
-    """A model of the same kind and widths with so many layers and random weights; no weight file is read.
+    """A model of the same kind and widths with so many layers (or all) and random weights; no weight file is read.
 
     Raises:
         SpecError, HubError: see `resolve`.
@@ -244,9 +249,10 @@ def outline(
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     config = library.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
     part = config.get_text_config()
-    part.num_hidden_layers = layers
-    if getattr(part, "layer_types", None):
-        part.layer_types = part.layer_types[:layers]
+    if layers is not None:
+        part.num_hidden_layers = layers
+        if getattr(part, "layer_types", None):
+            part.layer_types = part.layer_types[:layers]
     config.use_cache = False
     with torch.device(_index(device)):
         return library.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -41,7 +41,9 @@ class MemoryPlan(BaseModel):
 
 
 def trainable_parameters(model: ModelFacts, adapter: AdapterSpec) -> int:
-    """How many numbers are trained."""
+    """How many numbers are trained: as they were counted, or by the config for a LoRA on all linear layers."""
+    if model.trained is not None:
+        return model.trained
     if adapter.type == "full":
         return model.parameters
     return model.lora_parameters(adapter.r)

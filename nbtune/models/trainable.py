@@ -11,6 +11,7 @@ from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.models.factory import Built, build
 from nbtune.models.memory_estimate import MEMORY_POLICIES
 from nbtune.models.memory_search import Setup, fit
+from nbtune.models.outline_facts import counted
 from nbtune.spec.placement import PlacementWish
 
 __all__ = ["Trainable", "load_trainable"]
@@ -87,7 +88,14 @@ def load_trainable(
     here = describe(place)
     dtype, _ = choose_dtype("auto", here)
     adapter = AdapterSpec(r=r)
-    setup = Setup(model_facts(path), adapter, here, wish.on_device(fp32=dtype == "fp32"), dtype, sequence_len)
+    setup = Setup(
+        counted(model_facts(path), path, adapter),
+        adapter,
+        here,
+        wish.on_device(fp32=dtype == "fp32"),
+        dtype,
+        sequence_len,
+    )
     best, smallest = fit(setup, [micro_batch_size], activations=activations, home=wish.home)
     way = best or smallest  # nothing fits by the estimate: the device has the last word
     built = build(

@@ -72,6 +72,11 @@ def make_plan(
     micro = best.micro_batch_size
     if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
+    if weights.quantised and model.stacked:
+        reasons.append(
+            f"{weights.bits} bits are for linear layers: {model.stacked / 1e6:,.1f} M weights of experts stay in "
+            f"{32 if dtype == 'fp32' else 16}"
+        )
     if best.weights.shards and home is None:
         reasons.append(f"frozen weights are parted: all of them would not fit into {device.free / 2**30:.1f} GiB")
     if best.weights.streams and home is None:
