@@ -12,7 +12,7 @@ import numpy as np
 
 from nbtune.data.batching.collate import Batch, collate, pack
 from nbtune.data.batching.mixture import Mixture, bucketed, epoch_order, mixture, quotas
-from nbtune.data.batching.packing import best_fit
+from nbtune.data.batching.packing import best_fit, in_windows
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.streaming_dataset import Arriving
 from nbtune.spec import MixSpec
@@ -97,7 +97,8 @@ class BatchPlan:
 
     @cached_property
     def bins(self) -> list[list[int]]:
-        """Examples per sequence: one each, or packs. Where a mix is packed, those of `_laps` epochs' draws."""
+        """Examples per sequence: one each, or packs. Where a mix is packed, those of `_laps` epochs' draws, step by
+        step: the packs of a step hold what is drawn one after another."""
         if self._arrivals is not None:
             return self._arrivals.sequences()
         if not self.packing:
@@ -108,7 +109,8 @@ class BatchPlan:
         mix = self.mixture
         laps = [epoch_order(mix.draws, seed, lap, data.source_of, mix.shares) for lap in range(self._laps)]
         draws = np.concatenate(laps)
-        return [draws[members].tolist() for members in best_fit(data.lengths[draws], self.sequence_len)]
+        packs = in_windows(data.lengths[draws], data.source_of[draws], self.sequence_len, self._per_step)
+        return [draws[members].tolist() for members in packs]
 
     @cached_property
     def _laps(self) -> int:
@@ -151,6 +153,12 @@ class BatchPlan:
 
     def _drawn(self, epoch: int) -> np.ndarray:
         seed, source_of = self.seed if self.shuffle else None, self._units.source_of
+        if self.packing and self._laps > 1:  # the first time as drawn, then the steps in another order
+            whole = len(self.bins) // self._per_step
+            steps = np.arange(whole) if epoch == 0 else epoch_order(whole, seed, epoch, source_of, None)
+            inside = np.arange(self._per_step)
+            last = np.arange(whole * self._per_step, len(self.bins))
+            return np.concatenate([(steps[:, None] * self._per_step + inside).ravel(), last])
         if self.packing:
             return epoch_order(len(self.bins), seed, epoch, source_of, None)
         mix, in_turn = self.mixture, self.arrangement == "in_turn"
@@ -176,12 +184,9 @@ class BatchPlan:
         per_step = self._per_step
         if self._arrivals is not None:
             return self._arrivals.step(k)
-        if self._laps == 1:
-            epoch, inside = divmod(k, self.steps_per_epoch)
-            chosen = self.order(epoch)[inside * per_step : (inside + 1) * per_step].tolist()
-        else:  # laps do not end where steps do: one runs on into the next
-            places = (divmod(place, len(self.bins)) for place in range(k * per_step, (k + 1) * per_step))
-            chosen = [int(self.order(lap)[place]) for lap, place in places]
+        # a lap of a packed mix is several epochs
+        epoch, inside = divmod(k, self.steps_per_epoch if self._laps == 1 else -(-len(self.bins) // per_step))
+        chosen = self.order(epoch)[inside * per_step : (inside + 1) * per_step].tolist()
         return [self.bins[b] for b in chosen]
 
     def __iter__(self) -> Any:

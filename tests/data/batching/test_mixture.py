@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbtune.data.batching.mixture import Mixture, epoch_order, mixture, quotas
+from nbtune.data.batching.packing import in_windows
 from nbtune.data.batching.sampler import BatchPlan
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.errors import SpecError
@@ -60,6 +61,45 @@ def test_shares_hold_in_the_batches_themselves(packing: bool) -> None:
         seen += [e for b in plan.step(k) for e in b.examples]
         k += 1
     np.testing.assert_allclose(shares(data, np.array(seen)), [0.5, 0.25, 0.25], atol=0.01)
+
+
+@pytest.mark.parametrize("weights", [[0.2, 0.8], [0.8, 0.2], [0.6, 0.4]])
+@pytest.mark.parametrize("sequences", [8, 16])
+def test_a_packed_step_has_the_shares_of_the_mix(weights: list[float], sequences: int) -> None:
+    """Best fit over all draws puts short rows together: then steps would be of one source (4 to 96 % of it)."""
+    rng, builder = np.random.default_rng(0), Builder(["short", "long"], weights)
+    for source, mean in enumerate((40, 300)):
+        for row in range(400):
+            size = int(np.clip(rng.lognormal(np.log(mean), 0.5), 4, 1000))
+            builder.add(np.full(size, 3, np.int32), np.ones(size, bool), source, row)
+    data = builder.build()
+    plan = BatchPlan(data, micro_batch_size=sequences, packing=True, sequence_len=1024, mix=MixSpec())
+    assert plan.efficiency > 0.95
+    lap = -(-len(plan.bins) // sequences)
+    steps = [k for k in range(lap + lap // 4) if k != lap - 1]  # into the next lap; its last step is what is left over
+    found = [np.array([e for b in plan.step(k) for e in b.examples]) for k in steps]
+    share, rows = weights[0], np.mean([len(step) for step in found])
+    spread = np.std([shares(data, step)[0] for step in found])
+    assert spread < 1.2 * math.sqrt(share * (1 - share) / rows)  # that of draws
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 2)), min_size=1, max_size=200),
+    st.integers(50, 120),
+    st.integers(1, 9),
+)
+def test_windows_hold_every_draw_once(rows: list[tuple[int, int]], capacity: int, count: int) -> None:
+    lengths, kinds = np.array(rows).T
+    bins = in_windows(lengths, kinds, capacity, count)
+    assert sorted(e for members in bins for e in members) == list(range(len(rows)))
+    assert all(lengths[members].sum() <= capacity for members in bins)
+    assert all(bins)
+    # the first of a window is the first that no window before holds
+    seen: set[int] = set()
+    for first in range(0, len(bins), count):
+        window = {e for members in bins[first : first + count] for e in members}
+        assert min(window) == min(set(range(len(rows))) - seen)
+        seen |= window
 
 
 def test_a_weight_by_times_repeats_or_thins_a_source() -> None:
