@@ -165,7 +165,6 @@ def replace_folder(
     if marker:
         _refuse_others(target, marker, raises or TrainError)
     with _told(raises, target):
-        target.parent.mkdir(parents=True, exist_ok=True)
         fresh = _fresh(target, shared=shared)
         fresh.mkdir()
         try:

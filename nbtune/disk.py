@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from nbtune.errors import DataError, ExportError, NbtuneError, TrainError
 
-__all__ = ["DISK_ERRORS", "check_space", "disk_error", "disk_errors", "folder_bytes", "free_bytes", "gigabytes"]
+__all__ = ["DISK_ERRORS", "FULL", "check_space", "disk_error", "disk_errors", "folder_bytes", "free_bytes", "gigabytes"]
 
 E = TypeVar("E", bound=NbtuneError)
 
 _MARGIN = 16 << 20  # bytes; the file system's own tables
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
-DISK_ERRORS = (*_FULL, errno.EFBIG, *_DENIED, errno.EIO, getattr(errno, "ESTALE", errno.EIO))
+DISK_ERRORS = (*FULL, errno.EFBIG, *_DENIED, errno.EIO, getattr(errno, "ESTALE", errno.EIO))
 _NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 # What helps: where the disk is full, where it may not be written, and otherwise.
@@ -76,7 +76,7 @@ def disk_error(error: OSError, kind: type[E], what: str = "", *, place: str = ""
     """
     full, denied, otherwise = _FIXES[kind]
     reason = error.strerror or str(error)
-    if error.errno in _FULL:
+    if error.errno in FULL:
         cause, fix = "the disk is full", full
     elif error.errno in _DENIED:
         cause, fix = "this place cannot be written to", denied

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.disk import disk_error
 from nbtune.engine import warm_start
+from nbtune.engine.failures import still_there
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError, SpecError, TrainError
@@ -142,6 +143,7 @@ class Run(RunReader):
         """
         if not self._join(timeout):
             raise TimeoutError(f"the run {self.name} is still {self.state} after {timeout:g} s")
+        still_there(self.folder)
         state = self.state
         if state == "failed":
             error = self.error

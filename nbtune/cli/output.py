@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbtune.errors import DataError, NbtuneError, PlanError, SpecError
+from nbtune.disk import FULL, disk_error
+from nbtune.errors import DataError, ExportError, NbtuneError, PlanError, SpecError
 from nbtune.progress import Progress
 from nbtune.untrusted import harmless
 from nbtune.widgets.html import as_text
@@ -60,6 +61,8 @@ def explain(error: BaseException, *, traceback: bool) -> int:
         error = error.__cause__
     if traceback:
         tracebacks.print_exception(error)
+    if isinstance(error, OSError) and error.errno in FULL:  # whatever wrote: it is the disk's, no bug
+        error = disk_error(error, ExportError, place=str(error.filename or ""))
     if isinstance(error, NbtuneError):
         say(f"nbtune: {error}")
     else:

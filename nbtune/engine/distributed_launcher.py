@@ -130,7 +130,7 @@ def refuse(folder: Path, error: NbtuneError) -> None:
 
 def _say(folder: Path, rank: int, code: int, count: int, meeting: Path) -> None:
     """What the run ended of, unless the first process has said it."""
-    if said_its_end(folder):
+    if not folder.is_dir() or said_its_end(folder):
         return
     with contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
         try:  # see `left_word`

@@ -25,7 +25,7 @@ from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
 from nbtune.engine import distributed_launcher
 from nbtune.engine.evaluation import Measuring, unless_idle
-from nbtune.engine.failures import for_people, reserve, room_for
+from nbtune.engine.failures import for_people, reserve, room_for, still_there
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
@@ -179,6 +179,7 @@ class _Engine:
             begin_with(folder, self.built.model)
         self.built.tokenizer = tokenizer = data.speaking(tokenizer, spec, self.data.chat_template)
         if self.writes:
+            still_there(folder)
             tokenizer.save_pretrained(folder / "tokenizer")
         self._make_stepper(device)
 
@@ -298,6 +299,7 @@ class _Engine:
         if self.progress.step > self.began_at:
             self.rehearsal.end(done=True)
         if self.owner is not None:
+            still_there(self.folder)
             self.owner.check()
             answer_requests(self.folder, partial(self._answer, within=within))
 

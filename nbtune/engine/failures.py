@@ -9,7 +9,7 @@ from pathlib import Path
 from nbtune.disk import DISK_ERRORS, disk_error, free_bytes
 from nbtune.errors import NbtuneError, PlanError, TrainError
 
-__all__ = ["for_people", "reserve", "room_for"]
+__all__ = ["for_people", "reserve", "room_for", "still_there"]
 
 _RESERVE = 2**16  # bytes
 
@@ -33,6 +33,8 @@ def reserve(folder: Path) -> Iterator[Callable[[], None]]:
 
 def for_people(error: BaseException, folder: Path) -> NbtuneError | None:
     """What an error means to a user; None for a bug."""
+    if not folder.is_dir():  # whatever it failed of
+        return _gone(folder)
     if isinstance(error, NbtuneError):
         return error
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error):
@@ -43,6 +45,23 @@ def for_people(error: BaseException, folder: Path) -> NbtuneError | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return disk_error(error, TrainError, "the run's folder could not be written", place=folder.name)
     return None
+
+
+def _gone(folder: Path) -> TrainError:
+    return TrainError(
+        f"the folder of the run `{folder.name}` was deleted while it worked: it has ended, and nothing is kept",
+        fix="stop a run before you delete its folder",
+    )
+
+
+def still_there(folder: Path) -> None:
+    """Look whether the run's folder is there: one that was deleted is not made again.
+
+    Raises:
+        TrainError: it is not.
+    """
+    if not folder.is_dir():
+        raise _gone(folder)
 
 
 def room_for(needed: int, folder: Path) -> None:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbtune.errors import HubError, NbtuneError, TrainError
+from nbtune.disk import disk_errors
+from nbtune.errors import ExportError, HubError, NbtuneError, TrainError
 from nbtune.events import Export
 from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.source import ExportedFile, ExportSource, Progress
@@ -151,9 +152,12 @@ class Exporter:
         **options: Any,
     ) -> str:
         """Push, see ``run.push_to_hub``; `facts` are of the card that is written where none is given."""
+        from nbtune.export.hub_upload import check_push
+
         _need_llama(verify)
         with self._said("push", path=repo_id) as said:
             source = self.source()
+            check_push(repo_id, private=private, create_pr=bool(options.get("create_pr")))
             felt = self._felt(source) if importance and what == "gguf" else None
             told = {"progress": said.progress, "importance": felt, **options}
             judge = lambda files: self._judged(files, source, verify, tell=False)  # noqa: E731
@@ -192,7 +196,8 @@ class Exporter:
         """Say as events that something is being made, how far it is, and what went wrong with it."""
         self._log(Export(kind=kind, path=path, done=0.0))
         try:
-            yield _Said(self, kind, path, progress)
+            with disk_errors(ExportError, place=path or kind):
+                yield _Said(self, kind, path, progress)
         except NbtuneError as error:
             self._log(Export(kind=kind, path=path, detail=str(error)))
             raise

@@ -23,16 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.child_process import ChildDied, ChildProcess, ChildSilent, ParentProcess
 from nbtune.errors import HubError
+from nbtune.export.hub_errors import explain, is_transient, retry_after, status_of
 from nbtune.untrusted import harmless
 
 if TYPE_CHECKING:
     from nbtune.export.source import Progress
 
-__all__ = ["push_folder"]
+__all__ = ["check_push", "push_folder"]
 
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _AGAIN = "push again; what has been uploaded is not sent again."
-_LATER = "push again later; what has been uploaded is not sent again."
 
 
 def push_folder(
@@ -68,8 +67,7 @@ def push_folder(
         HubError: not logged in, a refusal, a broken connection, the Hub out of order. No commit was made then.
     """
     files = _files(Path(folder))
-    if not _with_token({})["token"]:
-        raise HubError("you are not logged in to the Hub", fix="run `hf auth login`, or set HF_TOKEN, and push again.")
+    _need_login()
     request = {
         "repo_id": repo_id,
         "private": private,
@@ -80,7 +78,30 @@ def push_folder(
         "wait": wait,
         "files": files,
     }
-    last = _upload(request, patience, progress or _untold, on_wait or _untold)
+    return _done(_upload(request, patience, progress or _untold, on_wait or _untold), repo_id)
+
+
+def check_push(repo_id: str, *, private: bool = True, create_pr: bool = False, patience: float = 60.0) -> None:
+    """Look before anything is exported whether it can be pushed: login, name, rights, and what is there already.
+
+    Args:
+        repo_id, private, create_pr: as of `push_folder`.
+        patience: seconds without an answer after which the Hub is not waited for.
+
+    Raises:
+        HubError: as `push_folder`.
+    """
+    _need_login()
+    request = {"repo_id": repo_id, "private": private, "revision": None, "create_pr": create_pr}
+    _done(_upload({**request, "attempts": 3, "wait": 1.0, "files": []}, patience, _untold, _untold), repo_id)
+
+
+def _need_login() -> None:
+    if not _with_token({})["token"]:
+        raise HubError("you are not logged in to the Hub", fix="run `hf auth login`, or set HF_TOKEN, and push again.")
+
+
+def _done(last: dict[str, Any], repo_id: str) -> str:
     if "url" in last:
         return str(last["url"])
     raise HubError(last["error"]["cause"], place=repo_id, fix=last["error"]["fix"])
@@ -192,9 +213,9 @@ class _Push:
             try:
                 return action()
             except Exception as error:
-                if not left or not _is_transient(error):
+                if not left or not is_transient(error):
                     raise
-                pause = max(wait, _retry_after(error))
+                pause = max(wait, retry_after(error))
             self.say({"waiting": pause, "step": step})
             time.sleep(pause)
             wait *= 2
@@ -210,16 +231,42 @@ class _Push:
             self.made_here = True
             return str(url.repo_id)
         except HfHubHTTPError as error:
-            if _status_of(error) != 409:
+            if status_of(error) != 409:
                 raise
         name = self.request["repo_id"]
         if "/" not in name:
             name = f"{self.api.whoami()['name']}/{name}"
-        if private and self.api.repo_info(name).private is False:
+        self.refuse_public(name)
+        return name
+
+    def refuse_public(self, name: str) -> None:
+        """See that a repository that is there is as private as was asked."""
+        if self.request["private"] and self.api.repo_info(name).private is False:
             raise _Refused(
                 f"{name} is public", "push with private=False if everybody may see this, or to another name."
             )
-        return name
+
+    def check(self) -> str:
+        """See that the login is accepted, may write to the owner's account, and that the name can be a repository's."""
+        from huggingface_hub.utils import validate_repo_id
+
+        validate_repo_id(self.repo)
+        who = self.again("the login", self.api.whoami)
+        owner, _, _ = self.repo.rpartition("/")
+        mine = {who["name"], *(each["name"] for each in who.get("orgs") or [])}
+        role = ((who.get("auth") or {}).get("accessToken") or {}).get("role")
+        if role == "read" or (owner and owner not in mine and not self.request["create_pr"]):
+            whose = f"{who['name']}'s{', to read only' if role == 'read' else ''}"
+            raise _Refused(
+                f"this token may not write to {self.repo} (it is {whose})",
+                "use a token with write permission for that account.",
+            )
+        try:
+            self.refuse_public(self.repo if owner else f"{who['name']}/{self.repo}")
+        except Exception as error:  # there is none yet, or it is out of sight: the push makes it, or says so
+            if isinstance(error, _Refused) or status_of(error) not in (401, 403, 404):
+                raise
+        return self.repo
 
     def upload(self, addition: Any, name: str, size: int) -> None:
         """Send one large file; small ones travel with the commit. The client tries each request six times by itself."""
@@ -251,7 +298,7 @@ class _Push:
 
     def undo(self, error: BaseException) -> None:
         """Take away a repository that was made here and stays empty, unless the same push may go on later."""
-        if self.made_here and not _is_transient(error):
+        if self.made_here and not is_transient(error):
             with contextlib.suppress(Exception):  # the push's own error is what the user has to hear
                 self.api.delete_repo(self.repo, missing_ok=True)
 
@@ -276,114 +323,18 @@ class _Refused(Exception):
     """A push that was not begun, with cause and fix."""
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return `error` and what it came from, nearest first."""
-    chain: list[BaseException] = []
-    now: BaseException | None = error
-    while now is not None and now not in chain:
-        chain.append(now)
-        now = now.__cause__ or now.__context__
-    return chain
-
-
-def _status_of(error: BaseException) -> int:
-    """Return the HTTP status that an error came from, or 0."""
-    for one in _causes(error):
-        response = getattr(one, "response", None)
-        if response is not None and getattr(response, "status_code", None):
-            return int(response.status_code)
-    return 0
-
-
-def _retry_after(error: BaseException) -> float:
-    """Return the seconds that the server asks to wait, at most 60; or 0."""
-    for one in _causes(error):
-        response = getattr(one, "response", None)
-        if response is not None:
-            value = response.headers.get("Retry-After", "")
-            return min(float(value), 60.0) if value.isdigit() else 0.0
-    return 0.0
-
-
-def _is_network(error: BaseException) -> bool:
-    """Return whether a connection broke, or none could be made (huggingface_hub's client is httpx or httpx2)."""
-    kinds = [type(one) for one in _causes(error)]
-    clients = ("httpx", "httpx2", "httpcore", "httpcore2")
-    return any(
-        issubclass(kind, ConnectionError | TimeoutError) or kind.__module__.split(".")[0] in clients for kind in kinds
-    )
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Return whether trying again may help."""
-    return _status_of(error) in _TRANSIENT or (_status_of(error) == 0 and _is_network(error))
-
-
-def _explain(error: BaseException, repo: str, step: str) -> dict[str, str]:
-    """Return cause and fix of an error, without anything of the request or of the server's headers."""
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled
-
-    status = _status_of(error)
-    found = [type(one) for one in _causes(error)]
-    if any(issubclass(kind, OfflineModeIsEnabled) for kind in found):
-        return {
-            "cause": "the Hub is switched off (HF_HUB_OFFLINE)",
-            "fix": "unset HF_HUB_OFFLINE and push again.",
-        }
-    if any(issubclass(kind, HFValidationError) for kind in found):
-        return {
-            "cause": f"{repo!r} is not a repository's name",
-            "fix": "write it as owner/name, with letters, digits, - _ .",
-        }
-    if any(issubclass(kind, GatedRepoError) for kind in found):
-        return {"cause": f"{repo} is gated, and this account has no access", "fix": "ask for access on its page."}
-    known = {
-        401: ("the Hub does not accept the token (401)", "log in again (hf auth login): it is wrong, or has expired."),
-        403: (f"this token may not write to {repo} (403)", "use a token with write permission for that account."),
-        404: (f"{repo} is not there, or this token may not see it (404)", "see the name, and log in as its owner."),
-        409: (f"somebody else changed {repo} meanwhile (409)", "push again."),
-        412: (f"somebody else changed {repo} meanwhile (412)", "push again."),
-        413: ("a file is larger than the Hub takes (413)", "export it in smaller files, and push again."),
-        429: ("the Hub takes no more requests from this account for now (429)", _LATER),
-    }
-    if status in known:
-        cause, fix = known[status]
-        return {"cause": cause, "fix": fix}
-    if status >= 500:
-        return {"cause": f"the Hub is out of order ({status}) at {step}", "fix": _LATER}
-    if status:
-        return {
-            "cause": f"the Hub refused {step} ({status}{_server_words(error)})",
-            "fix": "see the name and the files.",
-        }
-    if _is_network(error):
-        return {"cause": f"the connection to the Hub broke at {step}", "fix": _LATER}
-    if isinstance(error, OSError) and error.filename:
-        return {"cause": f"a file cannot be read ({error.strerror})", "fix": "export again, and push."}
-    return {"cause": f"{step} failed ({type(error).__name__})", "fix": _LATER}
-
-
-def _server_words(error: BaseException) -> str:
-    """Return what the server said, shortened."""
-    for one in _causes(error):
-        words = getattr(one, "server_message", None)
-        if words:
-            return ": " + " ".join(str(words).split())[:200]
-    return ""
-
-
 def _main() -> None:
     """Take the request, push, say the address or what went wrong."""
     warnings.simplefilter("ignore")
     parent = ParentProcess()
     push = _Push(next(parent.messages()), parent.say)
     try:
-        last: dict[str, Any] = {"url": push.run()}
+        last: dict[str, Any] = {"url": push.run() if push.request["files"] else push.check()}
     except _Refused as refused:
         last = {"error": {"cause": refused.args[0], "fix": refused.args[1]}}
     except Exception as error:  # noqa: BLE001 (a process of its own: every error becomes a sentence)
         push.undo(error)
-        last = {"error": _explain(error, push.repo, push.step)}
+        last = {"error": explain(error, push.repo, push.step)}
     parent.say(last)
 
 

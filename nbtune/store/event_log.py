@@ -314,7 +314,7 @@ class EventWriter:
 def add_event(folder: Path, event: events.Event) -> None:
     """Add an event to a run's log that is not its engine's: an export that began, ended or failed.
 
-    A folder that cannot be written is a source all the same: then nothing is written down.
+    A folder that cannot be written, or whose disk is full, is a source all the same: then nothing is written down.
 
     Raises:
         TrainError: a newer nbtune made the folder.
@@ -328,6 +328,9 @@ def add_event(folder: Path, event: events.Event) -> None:
         raise
     try:
         writer(event)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
     finally:
         writer.close()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nbtune.cli import main
+from nbtune.cli.output import explain
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +150,12 @@ def test_the_module_and_its_help_load_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     done = subprocess.run([sys.executable, "-m", "nbtune", "runs"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "no runs yet\n"), done.stderr
+
+
+def test_a_full_disk_is_no_bug_wherever_it_is_met(capsys: Any) -> None:
+    with pytest.raises(OSError, match="No space") as full, Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+    assert explain(full.value, traceback=False) == 1
+    said = capsys.readouterr().err
+    assert "the disk is full" in said
+    assert "bug" not in said

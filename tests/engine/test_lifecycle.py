@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import shutil
 import sys
 import threading
 import weakref
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 import nbtune
+from nbtune import events
 from nbtune.errors import NbtuneError, TrainError
 
 
@@ -102,3 +104,15 @@ def test_a_disk_that_fills_up_in_a_checkpoint_keeps_the_checkpoint_before(start,
     assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000002"]
     monkeypatch.undo()
     assert run.resume().wait().step == 6
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_folder_that_is_deleted_is_not_made_again(start, until, detach):
+    run = start(steps=100_000, checkpoint={"every": 2}, detach=detach)
+    until(run, lambda e: isinstance(e, events.Checkpoint))
+    while run.folder.exists():
+        shutil.rmtree(run.folder, ignore_errors=True)
+    with pytest.raises(TrainError, match="was deleted while it worked") as caught:
+        run.wait(60)
+    assert "\n" not in caught.value.cause
+    assert not run.folder.exists()

@@ -14,7 +14,7 @@ from nbtune.errors import HubError
 from nbtune.events import Export
 from nbtune.export import LlamaRunner
 from nbtune.export.model_card import FILES_TO_COME
-from tests.support.fake_hub import TOKEN, FakeHub
+from tests.support.fake_hub import TOKEN, FakeHub, Repo
 from tests.support.llama import llama_library
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
@@ -103,3 +103,24 @@ def test_a_card_with_the_token_in_it_or_that_is_not_there_is_refused(run: Any, h
         assert TOKEN not in str(found.value)
     assert hub.repos == {}
     assert TOKEN not in (run.folder / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "words"),
+    [
+        ("ada/demo", "", "not logged in"),
+        ("ada/demo", "hf_expired0123456789", "does not accept the token"),
+        ("bob/demo", TOKEN, "may not write to bob/demo"),
+        ("a b", TOKEN, "is not a repository's name"),
+        ("ada/public", TOKEN, "ada/public is public"),
+    ],
+)
+def test_what_cannot_be_pushed_is_said_before_anything_is_exported(
+    run: Any, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, repo: str, token: str, words: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    hub.repos["ada/public"] = Repo(private=False)
+    with pytest.raises(HubError, match=words):
+        run.push_to_hub(repo, what="gguf", types=("no such type",))  # the export would say so
+    assert {method for method, _, _ in hub.requests} <= {"GET"}
+    assert not list(run.folder.glob(".push-*"))

@@ -16,7 +16,7 @@ import pytest
 
 import nbtune
 from nbtune import events
-from nbtune.errors import NbtuneError, TrainError
+from nbtune.errors import ExportError, NbtuneError, TrainError
 from nbtune.store import checkpoints
 
 CAN_MOUNT = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
@@ -80,6 +80,15 @@ def test_a_disk_that_is_full_at_a_checkpoint(disk, start, until, detach):
     assert again.state == "stopped"
     assert not list(run.folder.glob("checkpoints/.*"))
     assert list(again.history.index) == list(range(1, again.step + 1))
+
+
+def test_a_disk_that_is_full_at_an_export(disk, start):
+    run = start().wait()
+    _fill(disk)
+    for make in (run.export.adapter, run.export.merged, run.export.ollama, run.export.adapter_gguf):
+        with pytest.raises(ExportError) as caught:
+            make()
+        _sentence(caught.value)
 
 
 def test_a_disk_that_is_full_before_the_run_begins(disk, start):
