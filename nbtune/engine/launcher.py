@@ -114,7 +114,9 @@ class Launched:
 
     def _watch(self) -> None:
         """Start the worker and wait for it: a detached one survives this process, another one stops and saves."""
-        arguments = ["-m", "nbtune.engine", self.folder, *([] if self.detached else [WITH_PARENT])]
+        arguments: list[str | Path] = ["-m", "nbtune.engine", self.folder]
+        if not self.detached:
+            arguments.append(WITH_PARENT)
         with (self.folder / "worker.log").open("ab") as log:
             process = ChildProcess(arguments, output=log, detached=self.detached, own_session=True)
         code = process.wait()
