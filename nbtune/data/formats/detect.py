@@ -28,6 +28,7 @@ from nbtune.data.formats.sft import (
     missing,
     near,
 )
+from nbtune.data.formats.unread import unread
 from nbtune.data.formats.values import without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
@@ -74,7 +75,8 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             fix=what_to_say(spec.source, columns, sample, kind),
         )
     form = _ALL[name](found)
-    return replace(form, read=lambda row: form.read(without_missing(row)))
+    missed = unread(form.name, tuple(form.mapping.values()), sample)
+    return replace(form, read=lambda row: form.read(without_missing(row)), unread=missed)
 
 
 def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:

@@ -83,12 +83,14 @@ class Format:
         read: a row as `Chat` or `Parts` (rows that judge: as `preference.Several`); raises DataError without a place.
         kind: what can learn from it: `sft`, `pairs`, `feedback`, `stepwise`, `prompts`
             (`nbtune.methods.ROW_KINDS`).
+        unread: a warning that names columns which say something and are not read, "" if there are none.
     """
 
     name: str
     mapping: dict[str, str]
     read: Callable[[Row], Any]
     kind: str = "sft"
+    unread: str = ""
 
     def check(self, kind: str, place: str) -> None:
         """Whether rows of this kind are wanted.

@@ -160,6 +160,7 @@ class _Start:
         for source, form, count in zip(self.train, forms, job.counts, strict=True):
             form.check("sft", source.name)
             self.report.sources.append(SourceReport(source.name, form.name, form.mapping, count))
+            self.report.warnings += [f"{source.name}: {form.unread}"] if form.unread else []
         self.report.rows = sum(job.counts)
         facts = measure(self.train, self.tokenizer, job.spec, sample=512, longest=64, on_error=job.on_error)  # type: ignore[arg-type]
         # the longest row need not be in the sample: some room

@@ -175,6 +175,7 @@ class Reader:
             if not seen:
                 self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
                 self.report.rows += len(rows)
+                self.report.warnings += [f"{source.name}: {form.unread}"] if form.unread else []
         return self._formats[source.name]
 
     def _read_rows(self, source: Source, rows: Rows, form: Format, indices: Sequence[int]) -> list[_Piece]:

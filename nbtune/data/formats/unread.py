@@ -1,0 +1,40 @@
+"""Columns that say something to a model and that a format does not read: named, so that nothing is left out unsaid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nbtune.data.formats.values import is_missing
+
+__all__ = ["unread"]
+
+_MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
+_SAID = frozenset(("history", "context", "system", "system_prompt"))
+_PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
+
+
+def unread(name: str, read: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
+    """A warning that names what is not read of rows; "" if there is nothing.
+
+    Args:
+        name: of the format.
+        read: the columns that it reads.
+        sample: some rows.
+    """
+    filled = dict.fromkeys(str(key) for row in sample for key, value in row.items() if _holds(value))
+    media = [column for column in filled if column.lower() in _MEDIA and column not in read]
+    said = [column for column in filled if column.lower() in _SAID and column not in read] if name != "prompts" else []
+    if name == "alpaca:plain":
+        said += [column for column in filled if column.lower() == "history" and column in read]
+    if media or said:
+        listed = ", ".join(f"`{column}`" for column in (*media, *said))
+        why = "only text can be trained" if media else f"rows are read as {name}"
+        return f"what stands in {listed} is not learnt: {why}"
+    found = next((m for row in sample for v in row.values() if (m := _PLACEHOLDER.search(str(v)))), None)
+    return f"rows hold {found[0]}: it is learnt as these words, only text can be trained" if found else ""
+
+
+def _holds(value: Any) -> bool:
+    return not is_missing(value) and not (isinstance(value, str | list | tuple | Mapping) and not value)
