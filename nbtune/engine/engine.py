@@ -234,11 +234,16 @@ class _Engine:
 
     def _make_stepper(self, device: torch.device) -> None:
         from nbtune.train.choose_stepper import choose_stepper
+        from nbtune.train.logprobs import head_disagrees
         from nbtune.train.loop import Progress
         from nbtune.train.loss import loss_of
 
         model, patch = self.built.model, self.built.patch
         model.train()
+        if not self.method.by_tokens and (why := head_disagrees(model)):
+            self.emit(
+                events.Warning(message=f"log-probabilities take all of the model's logits, and their memory: {why}")
+            )
         fused = patch is not None and "head" in patch.report.taken and self.method.by_tokens
         self.fused = fused or not self.method.by_tokens  # whole answers are asked for as the fused head asks
         start = reference_of(self.folder, self.method, model)

@@ -17,7 +17,7 @@ from nbtune.train.reference import StartingWeights, in_place_of
 if TYPE_CHECKING:
     from nbtune.data.batching.sampler import Batch
 
-__all__ = ["ask", "mismatched", "score_answers"]
+__all__ = ["ask", "head_disagrees", "mismatched", "score_answers"]
 
 
 def ask(
@@ -98,6 +98,24 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
         )  # fmt: skip
     zeros = torch.zeros(count, dtype=torch.float32, device=device)
     return zeros.index_add(0, owner, found), zeros.index_add(0, owner, (labels != -100).float())
+
+
+def head_disagrees(model: torch.nn.Module) -> str | None:
+    """Why log-probabilities are taken from all of the model's logits although its head looks like one that is known."""
+    from nbtune.models.accelerate.detect import causal_lm, decoder
+    from nbtune.models.accelerate.lm_head import HeadDisagrees, find_head
+    from nbtune.models.accelerate.lora_linear import LeftAlone
+
+    lm = causal_lm(model)
+    if decoder(lm) is None:
+        return None
+    try:
+        find_head(lm)
+    except HeadDisagrees as error:
+        return str(error)
+    except LeftAlone:
+        return None
+    return None
 
 
 def _owners(batch: Batch) -> Tensor:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from nbtune_kernels import linear_cross_entropy_loss, rms_norm, rms_norm_backward
@@ -10,10 +12,11 @@ from nbtune_kernels._runtime import use_triton
 from torch import Tensor, nn
 
 from nbtune.device import capturing
+from nbtune.models.accelerate.detect import decoder, relative_error
 from nbtune.models.accelerate.layer_spec import Norm
 from nbtune.models.accelerate.lora_linear import LeftAlone
 
-__all__ = ["Head", "LossInputs", "NormFunction", "find_head", "loss_inputs"]
+__all__ = ["Head", "HeadDisagrees", "LossInputs", "NormFunction", "find_head", "loss_inputs"]
 
 
 class NormFunction(torch.autograd.Function):
@@ -71,15 +74,18 @@ class Head:
 
     def _stock_loss(self, hidden: Tensor, targets: "LossInputs") -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = self.module(flat if targets.rows is None else flat.index_select(0, targets.rows)).float()
-        if self.logit_scale != 1.0:
-            logits = logits * self.logit_scale
-        if self.softcap:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
+        logits = self.logits(flat if targets.rows is None else flat.index_select(0, targets.rows))
         if targets.weights is None:
             return torch.nn.functional.cross_entropy(logits, targets.labels, ignore_index=-100, reduction="sum")
         losses = torch.nn.functional.cross_entropy(logits, targets.labels, ignore_index=-100, reduction="none")
         return torch.dot(losses, targets.weights)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's logits, in fp32."""
+        logits: Tensor = self.module(hidden).float()
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
 
 _WHOLE = 2**25  # bytes of logits, which is a chunk of the kernels' head on a CPU
@@ -154,10 +160,10 @@ def _count_beside(labels: Tensor, shift: bool, here: torch.Stream, ready: Any) -
 
 
 def find_head(lm: nn.Module) -> Head:
-    """The head of a causal language model.
+    """The head of a causal language model, compared once with the model's own logits.
 
     Raises:
-        LeftAlone: it is no plain linear layer.
+        LeftAlone: it is no plain linear layer, or more is done to its logits than is known.
     """
     module: Any = lm.get_output_embeddings() if callable(getattr(lm, "get_output_embeddings", None)) else None
     if type(module) is not nn.Linear:
@@ -165,4 +171,59 @@ def find_head(lm: nn.Module) -> Head:
     config: Any = lm.config
     scale = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
     scale *= float(getattr(config, "logit_scale", None) or 1.0)
-    return Head(module, getattr(config, "final_logit_softcapping", None) or None, scale)
+    head = Head(module, getattr(config, "final_logit_softcapping", None) or None, scale)
+    known, why = _probed.get(lm, (None, None))
+    if known != head:
+        why = _unlike_its_own(lm, head)
+        _probed[lm] = head, why
+    if why is not None:
+        raise HeadDisagrees(why)
+    return head
+
+
+class HeadDisagrees(LeftAlone):
+    """Its logits are not what was read of the config."""
+
+
+_probed: WeakKeyDictionary[nn.Module, tuple[Head, str | None]] = WeakKeyDictionary()
+_SPREAD = (1.0, 4.0, 16.0, 64.0)  # the largest logits of the rows that are compared: a soft cap shows with large ones
+_NEAR = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 4e-3}  # the same products: little but rounding
+
+
+@torch.no_grad()
+def _unlike_its_own(lm: Any, head: Head) -> str | None:
+    """Why the head is not the model's, None where it is: asked of hidden states that stand in for the decoder's."""
+    inner, weight = decoder(lm), head.module.weight
+    if inner is None:
+        return "it has no list of decoder layers"
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(2, 16, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    largest = head.logits(hidden).abs().amax(-1, keepdim=True).clamp(min=1e-6)
+    wanted = torch.tensor(_SPREAD, device=weight.device).repeat(8).view(2, 16, 1)
+    hidden = (hidden.float() * (wanted / largest)).to(weight.dtype)
+    ids = (torch.arange(32) % weight.shape[0]).view(2, 16).to(next(lm.parameters()).device)
+    modes = [(m, m.training) for m in lm.modules()]
+    handle = inner.register_forward_hook(partial(_instead, hidden))
+    lm.eval()  # nothing may be drawn: a run's own numbers would be others
+    try:
+        theirs = lm(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+        for m, training in modes:
+            m.training = training
+    ours = head.logits(hidden)
+    if theirs.shape != ours.shape:
+        return f"its logits are {tuple(theirs.shape)}, its head's {tuple(ours.shape)}"
+    limit = _NEAR.get(weight.dtype, 1.5e-2)
+    errors = [relative_error(x, y) for x, y in zip(ours.flatten(0, 1), theirs.flatten(0, 1), strict=True)]
+    if max(errors) <= limit:
+        return None
+    return f"its logits are not those of its head (off by {max(errors):.2g} of their size)"
+
+
+def _instead(hidden: Tensor, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """A forward hook: other hidden states in place of the decoder's."""
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    output.last_hidden_state = hidden
+    return output
