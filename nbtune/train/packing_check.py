@@ -145,7 +145,8 @@ def _changed(document: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 def _rows_of(dataset: Dataset | Arriving, batch: Batch) -> Rows:
     """A batch's documents in as many sequences as it has, two or more in each: one that is by itself is halved."""
-    room, rows = batch.input_ids.shape[1], [[]]  # type: Rows
+    room = batch.input_ids.shape[1]
+    rows: Rows = [[]]
     for document in _ids(dataset, batch):
         if sum(map(len, rows[-1])) + len(document) > room:
             rows.append([])
