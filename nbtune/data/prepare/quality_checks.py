@@ -31,6 +31,7 @@ class Oddities:
     def __init__(self) -> None:
         self.rows = self.rendered = self.repeated_role = self.answer_first = 0
         self.example = ""
+        self.thoughts = self.words = self.tools = 0
 
     def see_text(self, texts: Iterable[str]) -> None:
         """The texts of a row, without the template's own."""
@@ -47,6 +48,11 @@ class Oddities:
         spoken = [role for role in roles if role in ("user", "assistant")]
         self.repeated_role += any(a == b == "user" for a, b in pairwise(spoken))
         self.answer_first += spoken[:1] == ["assistant"]
+
+    def see_left_out(self, parts: Iterable[str]) -> None:
+        """What a chat template leaves out of rows: `thoughts`, `words`, `tools`, each once a row."""
+        for what in parts:
+            setattr(self, what, getattr(self, what) + 1)
 
     def add(self, other: Mapping[str, Any]) -> None:
         """What another one counted (its `vars`)."""
@@ -65,7 +71,28 @@ class Oddities:
             found.append(f"{self.repeated_role} conversations have two questions without an answer between them")
         if self.answer_first:
             found.append(f"{self.answer_first} conversations begin with an answer")
+        return [*found, *self._of_left_out()]
+
+    def _of_left_out(self) -> list[str]:
+        found = []
+        if self.thoughts:
+            found.append(
+                f"{_rows(self.thoughts)} with thoughts that the chat template leaves out (some do so in earlier turns "
+                "only): they are not learnt; `chat_template` may be one that keeps them"
+            )
+        if self.words:
+            found.append(
+                f"{_rows(self.words)} with text beside tool calls or thoughts that the chat template leaves out"
+            )
+        if self.tools:
+            found.append(
+                f"{_rows(self.tools)} with tools that the chat template does not show: their answers are learnt without"
+            )
         return found
+
+
+def _rows(count: int) -> str:
+    return f"there is {count} row" if count == 1 else f"there are {count} rows"
 
 
 def diagnose(train: Dataset, held: Dataset | None) -> list[str]:

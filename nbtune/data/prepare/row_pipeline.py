@@ -121,10 +121,6 @@ class Reader:
     def check_ends(self) -> None:
         """A model that never sees an end never stops: refuse data in which no answer ends, warn of some."""
         encoder = self._encoders.get(True)
-        if encoder is not None and encoder.unthought:
-            self.report.warnings.append(
-                f"{encoder.unthought} conversations have thoughts that the template leaves out: they are not learnt"
-            )
         if encoder is None or not encoder.unended or self.spec.train_on == "all":
             return
         if encoder.unended == encoder.chats:
@@ -165,6 +161,7 @@ class Reader:
                 read = self._read_rows(source, rows, form, indices)
                 encoder = self.encoder(bool(read) and isinstance(read[0].row, Chat))
                 jobs = encoder.render([piece.row for piece in read])
+                self._look_at_holes(read, jobs)
                 yield _Chunk(number, read, jobs, encoder, _tokens(pool, encoder, jobs), len(indices))
 
     def _format(self, source: Source, rows: Rows, *, seen: bool) -> Format:
@@ -221,6 +218,15 @@ class Reader:
             self.oddities.see_roles([message["role"] for message in row.messages])
         elif not row.raw:
             self.oddities.see_text(text for text, _ in row.parts)
+
+    def _look_at_holes(self, read: Sequence[_Piece], jobs: Sequence[Job | DataError]) -> None:
+        left = {
+            (piece.number, what)
+            for piece, job in zip(read, jobs, strict=True)
+            if isinstance(job, Job)
+            for what in job.left_out
+        }
+        self.oddities.see_left_out(what for _, what in left)
 
     def _finish(self, builder: Builder, source: Source, chunk: _Chunk) -> None:
         results = chunk.encoder.label(chunk.jobs, chunk.tokens.result())

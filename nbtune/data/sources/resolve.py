@@ -26,6 +26,11 @@ __all__ = ["resolve", "saved_dataset", "with_template"]
 _PREFIX = re.compile(r"^(var|file|hub):(.+)$", re.DOTALL)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
 
 
@@ -208,11 +213,48 @@ def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
     ends = tuple(suffix + packed for suffix in SUFFIXES for packed in _PACKED)
     files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(ends)))
     files = tuple(p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    files = tuple(p for p in files if p.name.lower() != "readme.md")
     if not files:
         raise DataError(
             f"the folder `{name}` holds no data files", place="data", fix=f"put {', '.join(SUFFIXES)} in it"
         )
-    return _of_files("file", spec, name, files, name)
+    if spec.config is not None:
+        raise DataError(
+            f"the config `{spec.config}` of a local folder is not read", place=name, fix="name the files of it instead"
+        )
+    return _of_files("file", spec, name, _of_split(files, path, spec.split, name), name)
+
+
+def _of_split(files: Sequence[Path], folder: Path, split: str, name: str) -> Sequence[Path]:
+    """The files of a split, told by the names of files and folders as `datasets` does; all, where none names a split.
+
+    Raises:
+        DataError: there is no such split, or a file beside those of the splits is of none.
+    """
+    split_of = {file: _split_of(file.relative_to(folder)) for file in files}
+    named = sorted({found for found in split_of.values() if found})
+    wanted = next((known for known, words in _SPLITS.items() if split in words), split)
+    if not named and wanted == "train":
+        return files
+    if wanted not in named:
+        there = f"there are {', '.join(named)}" if named else "no name of a file or folder in it says a split"
+        raise DataError(f"there is no split `{split}` in the folder", place=name, fix=f"{there}; or name the files")
+    if stray := [file.relative_to(folder).as_posix() for file in files if split_of[file] is None]:
+        raise DataError(
+            f"`{stray[0]}` is of none of the folder's splits ({', '.join(named)})",
+            place=name,
+            fix="name the files that are meant, or move it",
+        )
+    return tuple(file for file in files if split_of[file] == wanted)
+
+
+def _split_of(path: Path) -> str | None:
+    for part in reversed(path.parts):
+        words = re.split(r"[^a-z0-9]+", part.lower())
+        for split, names in _SPLITS.items():
+            if any(word in names for word in words):
+                return split
+    return None
 
 
 def saved_dataset(path: Path, name: str, split: str) -> Rows:

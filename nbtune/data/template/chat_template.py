@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 
 from nbtune.data.template.environment import compile_template, render
+from nbtune.data.template.left_out import left_out, without_kinds
 from nbtune.data.template.special_tokens import Controls
 from nbtune.data.template.tool_calls import arguments_wanted, with_arguments
 from nbtune.data.template.tracked_str import MARK, OTHER, Span, plain, spans_of
@@ -46,12 +47,14 @@ class Rendered:
         spans: (start, end, message) of the characters that came from the data.
         trained: (start, end, message) of the stretches with a loss, in characters.
         unended: numbers of assistant messages behind which no terminator stands.
+        left_out: (number, what) of the parts that the template leaves out; see `nbtune.data.template.left_out`.
     """
 
     text: str
     spans: tuple[Span, ...]
     trained: tuple[Span, ...]
     unended: tuple[int, ...] = ()
+    left_out: tuple[tuple[int, str], ...] = ()
 
 
 def template_text(tokenizer: Any) -> str | None:
@@ -219,10 +222,11 @@ class ChatTemplate:
             ) from error
         every = spans_of(text)
         text = plain(text) + (self.appended if messages[-1]["role"] == "assistant" else "")
-        spans = tuple(sorted(span for span in every if span[2] != MARK))
-        if self.has_marks:
-            return self._by_marks(text, spans, every)
-        return self._by_turns(text, spans, messages)
+        data = tuple(span for span in every if span[2] != MARK)
+        spans = without_kinds(data)
+        made = self._by_marks(text, spans, every) if self.has_marks else self._by_turns(text, spans, messages)
+        lost = tuple(left_out(messages, tools, text, data))
+        return replace(made, left_out=lost) if lost else made
 
     def _by_marks(self, text: str, spans: tuple[Span, ...], every: Sequence[Span]) -> Rendered:
         """What the marks say, and the terminator where it stands behind a mark."""

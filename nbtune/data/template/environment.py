@@ -17,11 +17,12 @@ import jinja2.ext
 from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nbtune.data.template.tracked_str import OTHER, Tracked, concat, mark, spans_of, track
+from nbtune.data.template.left_out import REASONING, marked
+from nbtune.data.template.tracked_str import CALLS, OTHER, THOUGHT, Tracked, concat, joint, mark, plain, spans_of, track
 
 __all__ = ["compile_template", "make_environment", "render", "tracked"]
 
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+_PARTS = {"tool_calls": CALLS, **dict.fromkeys(REASONING, THOUGHT)}
 
 
 class _Generator(CodeGenerator):
@@ -79,7 +80,7 @@ def _tojson(
 ) -> str:
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     tags = set(_tags(value))
-    return track(text, tags.pop() if len(tags) == 1 else OTHER) if tags else text
+    return track(text, joint(tags)) if tags else text
 
 
 class _DataDict(dict):  # type: ignore[type-arg]
@@ -114,7 +115,7 @@ def _join(value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
 def _format(value: str, *args: Any, **kwargs: Any) -> str:
     text = str(value) % (kwargs or args)
     tags = set(_tags([value, list(args), kwargs]))
-    return track(text, tags.pop() if len(tags) == 1 else OTHER) if tags else text
+    return track(text, joint(tags)) if tags else text
 
 
 def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
@@ -175,14 +176,29 @@ def render(
 
 def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
     chat = {
-        key: value if key == "role" else tracked(value, number) for key, value in message.items() if value is not None
+        key: value if key == "role" else tracked(value, number | _PARTS.get(key, 0))
+        for key, value in message.items()
+        if value is not None
     }
+    if message["role"] == "assistant" and "content" in chat:
+        chat["content"] = _answer(message["content"], number, calls=bool(message.get("tool_calls")))
     return _with_reasoning(chat)
+
+
+def _answer(content: Any, number: int, *, calls: bool) -> Any:
+    """What an assistant says, with its thought told apart."""
+    if isinstance(content, str):
+        return marked(content, number, calls=calls)
+    answer = tracked(content, number)
+    for part in answer if isinstance(answer, list) else ():
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            part["text"] = marked(plain(part["text"]), number, calls=calls)
+    return answer
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose thoughts stand under each of the names that templates have for them."""
-    for key in _REASONING:
+    for key in REASONING:
         if key in message:
             return {"thinking": message[key], **message, "reasoning_content": message[key]}
     return message

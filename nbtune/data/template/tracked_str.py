@@ -5,8 +5,8 @@ of characters that came from the data, the number of the message it came from; s
 place of every message in it, and which characters are data, whatever the template does with them (strip, split,
 slice, join, macros). What a method cannot keep exactly is kept as a whole: too much counts as data, never too little.
 
-Spans are `(start, end, tag)`: tag ≥ 0 is a message's number, `OTHER` other data (tools, documents), `MARK` a stretch
-inside ``{% generation %}``.
+Spans are `(start, end, tag)`: tag ≥ 0 is a message's number (with a bit for what part of the message it is: `SAID`,
+`CALLS`, `THOUGHT`), `OTHER` other data (tools, documents), `MARK` a stretch inside ``{% generation %}``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
-__all__ = ["MARK", "OTHER", "Span", "Tracked", "concat", "mark", "plain", "spans_of", "track"]
+__all__ = [
+    "CALLS",
+    "MARK",
+    "NUMBER",
+    "OTHER",
+    "SAID",
+    "THOUGHT",
+    "Span",
+    "Tracked",
+    "concat",
+    "joint",
+    "mark",
+    "plain",
+    "spans_of",
+    "track",
+]
 
 OTHER, MARK = -1, -2
+SAID, CALLS, THOUGHT = 1 << 24, 1 << 25, 1 << 26
+NUMBER = SAID - 1  # the bits of a tag that are a message's number
 Span = tuple[int, int, int]
 
 
@@ -194,7 +211,19 @@ def mark(text: str) -> str:
 
 def _tag(text: str) -> int | None:
     tags = {t for _, _, t in spans_of(text) if t != MARK}
-    return None if not tags else tags.pop() if len(tags) == 1 else OTHER
+    return joint(tags) if tags else None
+
+
+def joint(tags: set[int]) -> int:
+    """The tag of what is made of pieces with these tags."""
+    if len(tags) == 1:
+        return next(iter(tags))
+    if min(tags) < 0 or len({tag & NUMBER for tag in tags}) > 1:
+        return OTHER
+    made = 0
+    for tag in tags:
+        made |= tag
+    return made
 
 
 def _whole(text: str, *origins: str) -> str:

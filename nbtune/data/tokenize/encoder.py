@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nbtune.data.formats.detect import Chat, Parts
-from nbtune.data.formats.messages import KEYS, told_apart
-from nbtune.data.template.chat_template import ChatTemplate
+from nbtune.data.formats.messages import told_apart
+from nbtune.data.template.chat_template import ChatTemplate, Rendered
 from nbtune.data.template.tracked_str import Span
 from nbtune.data.tokenize.loss_mask import wanted
 from nbtune.data.tokenize.offsets import ByteLengths, BytePlaces, OffsetPlaces, covered
@@ -34,6 +34,7 @@ class Job:
     prefix: bool
     ends: bool
     ruled: Sequence[tuple[int, int, bool]] = ()
+    left_out: frozenset[str] = frozenset()
 
 
 class Encoder:
@@ -46,8 +47,7 @@ class Encoder:
         terminators: which ends of turns are trained, `thinking`: what becomes of thoughts; as in a spec.
         rules: texts that are trained, or not, whatever the others say; later ones win.
 
-    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it, `unthought` those
-    with thoughts that the template leaves out.
+    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it.
 
     Raises:
         DataError: the tokenizer has no Rust backend (it could not say which characters a token covers).
@@ -80,7 +80,7 @@ class Encoder:
         self.lengths, self.words = _knowledge(self.backend, self.backend.to_str())
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
-        self.chats = self.unended = self.unthought = 0
+        self.chats = self.unended = 0
 
     @classmethod
     def of_spec(cls, tokenizer: Any, template: ChatTemplate | None, spec: RunSpec) -> Encoder:
@@ -201,9 +201,8 @@ class Encoder:
         messages = chat.messages
         if self.thinking == "drop" or (self.thinking == "split" and self.template.thinks):
             messages = told_apart(messages, self.thinking)
-        elif not self.template.thinks:
-            self.unthought += any(message.get(key) for message in messages for key in KEYS)
         rendered = self.template.render(messages, chat.tools)
+        _refuse_holes(rendered, messages)
         self.chats += 1
         self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
         stretches = wanted(
@@ -213,7 +212,9 @@ class Encoder:
             terminators=self.terminators,
             ends=(*self.template.terminators, self.template.calls_end),
         )
-        return Job(rendered.text, rendered.spans, stretches, False, False, False)
+        job = Job(rendered.text, rendered.spans, stretches, False, False, False)
+        job.left_out = frozenset(what for _, what in rendered.left_out)
+        return job
 
     def _parts_job(self, row: Parts) -> Job:
         text, trained, spans = "", [], []
@@ -247,6 +248,27 @@ class Encoder:
             ids = np.append(ids, np.int32(self.eos))
             trained = np.append(trained, bool(job.trained) and job.trained[-1][1] == len(job.text))
         return ids, trained
+
+
+def _refuse_holes(rendered: Rendered, messages: Sequence[dict[str, Any]]) -> None:
+    """A conversation with a hole in it is another one: nobody said what the rest answers to.
+
+    Raises:
+        DataError: the template leaves out a message, or calls of tools.
+    """
+    for number, what in rendered.left_out:
+        role = messages[number]["role"] if number >= 0 else ""
+        if what == "message":
+            raise DataError(
+                f"the chat template leaves out message {number}, of the role `{role}`",
+                fix="give it a role that the template knows, put its text into another message, or set a "
+                "`chat_template` that shows it",
+            )
+        if what == "calls":
+            raise DataError(
+                f"the chat template leaves out the tool calls of message {number}",
+                fix="use a model whose template knows tools, or set a `chat_template` that does",
+            )
 
 
 class _Offsets:

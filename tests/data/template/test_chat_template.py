@@ -61,6 +61,9 @@ def _check(name: str, kind: str, count: int, seed: int) -> None:
         rendered = template.render(messages, tools)
         assert rendered.text == text + template.appended
         result = encoder.encode([Chat(messages, tools)])[0]
+        if any(what in ("message", "calls") for _, what in rendered.left_out):  # OLMo's knows no system prompt
+            assert isinstance(result, DataError)
+            continue
         assert not isinstance(result, DataError)
         ids, trained = result
         options = {"tools": tools, "return_dict": True, "return_assistant_tokens_mask": template.has_marks}
