@@ -27,9 +27,9 @@ from nbtune.data.formats.sft import (
     is_sharegpt,
     missing,
     near,
+    of_what_is_there,
 )
 from nbtune.data.formats.unread import unread
-from nbtune.data.formats.values import without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 
@@ -76,7 +76,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
         )
     form = _ALL[name](found)
     missed = unread(form.name, tuple(form.mapping.values()), sample)
-    return replace(form, read=lambda row: form.read(without_missing(row)), unread=missed)
+    return replace(form, read=of_what_is_there(form.read), unread=missed)
 
 
 def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
-from nbtune.data.formats.values import flag, is_missing, text_of
+from nbtune.data.formats.values import flag, is_missing, text_of, without_missing
 from nbtune.errors import DataError, SpecError
 from nbtune.methods import METHODS
 
@@ -22,6 +22,7 @@ __all__ = [
     "Format",
     "Parts",
     "columns_of",
+    "of_what_is_there",
     "optional",
     "string",
     "there",
@@ -71,6 +72,11 @@ class Parts:
     windows: bool = False
     raw: bool = False
     data: tuple[tuple[int, int], ...] | None = None
+
+
+def of_what_is_there(read: Callable[[Row], Any]) -> Callable[[Row], Any]:
+    """Return `read`, given rows without the values that are missing (`without_missing`)."""
+    return lambda row: read(without_missing(row))
 
 
 @dataclass(frozen=True)
