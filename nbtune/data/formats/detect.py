@@ -30,6 +30,7 @@ from nbtune.data.formats.sft import (
     of_what_is_there,
 )
 from nbtune.data.formats.unread import unread
+from nbtune.data.formats.values import without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 
