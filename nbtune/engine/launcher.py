@@ -120,6 +120,7 @@ class Launched:
         with (self.folder / "worker.log").open("ab") as log:
             process = ChildProcess(arguments, output=log, detached=self.detached, own_session=True)
         code = process.wait()
+        process.stop()  # it has ended: what is left is our end of its standard input
         if code not in (0, 1) and not said_its_end(self.folder):  # those are the engine's own, and it has said why
             emit = EventWriter(self.folder / "events.jsonl")
             emit(events.State(state="interrupted", detail=f"its process {exit_sentence(code, SEE_LOG)}"))
