@@ -14,7 +14,8 @@ from jinja2 import meta
 
 from nbtune.data.formats.sft import Format, Parts, Row, missing, near
 from nbtune.data.formats.values import without_missing
-from nbtune.data.template.environment import make_environment, tracked
+from nbtune.data.template.bounded import bounded
+from nbtune.data.template.environment import compiled, make_environment, tracked
 from nbtune.data.template.tracked_str import MARK, OTHER, plain, spans_of
 from nbtune.errors import DataError, SpecError
 
@@ -30,8 +31,8 @@ def template_format(template: str, columns: Sequence[str], place: str) -> Format
     environment = make_environment()
     environment.finalize = _nothing  # before the template is compiled
     try:
+        jinja = compiled(environment, template)
         names = meta.find_undeclared_variables(environment.parse(template))
-        compiled = environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise SpecError(f"`template` is not Jinja2: {error}", place=place, fix="mend it") from None
     used = [name for name in columns if name in names]
@@ -43,7 +44,7 @@ def template_format(template: str, columns: Sequence[str], place: str) -> Format
         filled = without_missing(row)
         values: dict[str, Any] = {key: tracked(value, OTHER) for key, value in filled.items() if isinstance(key, str)}
         try:
-            text = compiled.render({**values, "row": values})
+            text = bounded(jinja, {**values, "row": values})
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise DataError(f"the template fails on it: {error}", fix="mend the template, or the row") from error
         return _parts(text)

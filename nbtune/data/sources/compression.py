@@ -7,8 +7,9 @@ from typing import IO, Any
 
 from nbtune.errors import DataError
 
-__all__ = ["COMPRESSIONS", "first_bytes", "unpack"]
+__all__ = ["COMPRESSIONS", "errors_of", "first_bytes", "unpack"]
 
+_ALWAYS, _TIMES = 256 << 20, 100  # bytes, and how many times its size, that a file may hold: text packs to a tenth
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -26,9 +27,14 @@ def unpack(file: Path, packed: str, name: str) -> bytes:
     """
     try:
         with _opened(file, packed) as handle:
-            return bytes(handle.read())
-    except _errors_of(packed) as error:
+            most = max(_ALWAYS, _TIMES * file.stat().st_size)
+            data = bytes(handle.read(most + 1))
+    except errors_of(packed) as error:
         raise DataError(f"it is broken or cut off: {error}", place=name, fix="copy or download it again") from error
+    if len(data) > most:
+        cause = f"it holds over {_TIMES} times its own size ({most >> 20} MiB)"
+        raise DataError(cause, place=name, fix="unpack it, if you trust it, and give the file")
+    return data
 
 
 def first_bytes(file: Path, packed: str, count: int) -> bytes:
@@ -54,7 +60,7 @@ def _opened(file: Path, packed: str) -> IO[bytes]:
     return opener(file, "rb")  # type: ignore[no-any-return]
 
 
-def _errors_of(packed: str) -> tuple[type[Exception], ...]:
+def errors_of(packed: str) -> tuple[type[Exception], ...]:
     """What the libraries raise for a file that is not whole."""
     if packed == ".zst":
         import pyarrow

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbtune.data.sources.compression import COMPRESSIONS, first_bytes, unpack
+from nbtune.data.sources.compression import COMPRESSIONS, errors_of, first_bytes, unpack
 from nbtune.data.sources.rows import ArrowRows, ListRows, Row, Rows, _as_row
 from nbtune.errors import DataError
 
@@ -21,6 +21,7 @@ __all__ = ["SUFFIXES", "LineRows", "read_file", "read_files", "read_head"]
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
+_LONGEST_ROW = 64 << 20  # bytes; tokenizing takes some fifty times of it
 _BLOCK = 1 << 20  # bytes that are searched for line breaks at a time
 
 
@@ -55,6 +56,9 @@ class LineRows:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> Row:
+        if self._ends[index] - self._starts[index] > _LONGEST_ROW:
+            cause = f"the row has more than {_LONGEST_ROW >> 20} MiB"
+            raise DataError(cause, place=self.place(index), fix="write one row a line, or make rows of its parts")
         raw = bytes(self._data[int(self._starts[index]) : int(self._ends[index])])
         return _as_row(_parse(raw, lambda: self.place(index)), lambda: self.place(index))
 
@@ -168,6 +172,13 @@ def _kind(file: Path, name: str) -> tuple[str, str]:
     return suffix, packed
 
 
+def _check_regular(file: Path, name: str) -> None:
+    if file.exists() and not file.is_file():
+        raise DataError(
+            "it is a pipe, a device or a folder", place=name, fix="give an ordinary file, or copy it into one"
+        )
+
+
 def read_file(file: Path, name: str) -> Rows:
     """The rows of one file.
 
@@ -175,6 +186,7 @@ def read_file(file: Path, name: str) -> Rows:
         DataError: it is missing, of an unknown kind, or broken; with the line where it is.
     """
     suffix, packed = _kind(file, name)
+    _check_regular(file, name)
     try:
         if suffix in (".parquet", ".arrow", ".feather"):
             return _read_table(file, suffix, packed, name)
@@ -198,11 +210,12 @@ def read_head(file: Path, name: str, count: int) -> Rows | None:
         DataError: as `read_file`, where it shows in these rows.
     """
     suffix, packed = _kind(file, name)
+    _check_regular(file, name)
     if suffix in (".parquet", ".arrow", ".feather"):
         return None if packed else _head_of_table(file, suffix, name, count)
     try:
         data = first_bytes(file, packed, _HEAD + 1)
-    except (OSError, EOFError, ValueError):  # what is wrong is said by those who read all of it
+    except (OSError, EOFError, ValueError, *errors_of(packed)):  # what is wrong is said by those who read all of it
         return None
     if len(data) > _HEAD:
         if suffix == ".json" or b"\n" not in data:

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import jinja2
 import jinja2.ext
 from jinja2.compiler import CodeGenerator
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nbtune.data.template.bounded import BoundedEnvironment, bounded
 from nbtune.data.template.left_out import REASONING, marked
 from nbtune.data.template.tracked_str import CALLS, OTHER, THOUGHT, Tracked, concat, joint, mark, plain, spans_of, track
 
-__all__ = ["compile_template", "make_environment", "render", "tracked"]
+__all__ = ["compile_template", "compiled", "make_environment", "render", "tracked"]
 
 _PARTS = {"tool_calls": CALLS, **dict.fromkeys(REASONING, THOUGHT)}
 
@@ -52,11 +52,10 @@ class _Generation(jinja2.ext.Extension):
         return mark(caller())
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class _Environment(BoundedEnvironment):
     code_generator_class = _Generator
 
     def __init__(self) -> None:
-        self.concat = concat  # type: ignore[method-assign]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
 
 
@@ -119,7 +118,7 @@ def _format(value: str, *args: Any, **kwargs: Any) -> str:
 
 
 def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    pad = " " * width if isinstance(width, int) else width
+    pad = " " * min(width, 1000) if isinstance(width, int) else width
     lines = (s + "\n" if not s.endswith("\n") else s).splitlines() if s else [""]
     pieces: list[str] = [pad] if first else []
     for i, line in enumerate(lines):
@@ -136,10 +135,24 @@ def compile_template(template: str) -> jinja2.Template:
     Raises:
         jinja2.TemplateSyntaxError: it is not Jinja.
     """
-    return make_environment().from_string(template)
+    return compiled(make_environment(), template)
 
 
-def make_environment() -> ImmutableSandboxedEnvironment:
+def compiled(environment: BoundedEnvironment, template: str) -> jinja2.Template:
+    """Return a template, compiled.
+
+    Raises:
+        jinja2.TemplateSyntaxError: it is not Jinja, or nested too deeply.
+    """
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError:
+        raise
+    except (SyntaxError, RecursionError, ValueError, OverflowError, MemoryError) as error:
+        raise jinja2.TemplateSyntaxError(f"it cannot be compiled ({str(error)[:100]})", 1) from error
+
+
+def make_environment() -> BoundedEnvironment:
     """Make transformers' environment for chat templates, whose texts remember where they came from."""
     environment = _Environment()
     environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent)
@@ -165,13 +178,13 @@ def render(
         jinja2.TemplateError: the template refuses the conversation.
     """
     chat = [_message(message, number) for number, message in enumerate(messages)]
-    return compile_template(template).render(
-        messages=chat,
-        tools=tracked(tools, OTHER) if tools else None,
-        documents=None,
-        add_generation_prompt=add_generation_prompt,
-        **variables,
-    )
+    values = {
+        "messages": chat,
+        "tools": tracked(tools, OTHER) if tools else None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    return bounded(compile_template(template), values | variables)
 
 
 def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:

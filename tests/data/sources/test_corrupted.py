@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import nbtune.data
 from nbtune.data import resolve
-from nbtune.errors import NbtuneError
+from nbtune.errors import DataError, NbtuneError
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
 
@@ -141,3 +142,21 @@ def test_a_very_long_line() -> None:
         nbtune.data.prepare_data(resolve(spec.data), tokenizer(CHATML), spec=spec, max_len=64, seed=0)
     assert caught.value.place == "rows.jsonl, line 2"
     assert len(str(caught.value)) < 500
+
+
+def test_pipes_bombs_and_giant_rows_are_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gzip
+
+    from nbtune.data.sources import compression, files
+
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl.xz").write_bytes(b"junk")
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b" " * 200_000))
+    (tmp_path / "d.jsonl").write_bytes(b'{"a": "' + b"x" * 100 + b'"}')
+    monkeypatch.setattr(compression, "_ALWAYS", 1000)
+    monkeypatch.setattr(files, "_LONGEST_ROW", 50)
+    said = {"a.jsonl": "a pipe", "b.jsonl.xz": "broken", "c.jsonl.gz": "times its own size", "d.jsonl": "the row has"}
+    for name, words in said.items():
+        with pytest.raises(DataError, match=words):
+            files.read_file(tmp_path / name, name)[0]
+    assert files.read_head(tmp_path / "b.jsonl.xz", "b", 3) is None

@@ -1,0 +1,94 @@
+"""Templates that a stranger wrote end: in a text, or in a sentence."""
+
+from __future__ import annotations
+
+import jinja2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nbtune.data.formats.jinja_rows import template_format
+from nbtune.data.template import bounded
+from nbtune.data.template.environment import compile_template, render
+from nbtune.errors import DataError, NbtuneError
+
+NESTED = (
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+)
+ENDLESS = [
+    NESTED,
+    "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% block b %}{% if true %}{{ self.b() }}{{ self.b() }}{% endif %}{% endblock %}",
+    "{% for x in range(9999) recursive %}{{ loop(range(9999)) if loop.depth < 5 }}{% endfor %}",
+    "{% set n = namespace(a='aaaa') %}{% for i in range(60) %}{% set n.a = n.a + n.a %}{% endfor %}",
+    "{% set n = namespace(a='aaaa') %}{% for i in range(60) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
+    "{% set n = namespace(a=[1]) %}{% for i in range(60) %}{% set n.a = n.a + n.a %}{% endfor %}",
+    "{% set n = namespace(a=3) %}{% for i in range(60) %}{% set n.a = n.a * n.a %}{% endfor %}",
+    "{{ 10 ** (10 ** 10) }}",
+    "{{ 'a' * 10000000000 }}",
+    "{{ [1] * 10000000000 }}",
+    "{{ '%9999999999d' % 1 }}",
+    "{{ '{:9999999999}'.format(1) }}",
+    "{{ 'a'.center(10000000000) }}",
+    "{{ 'a'|center(10000000000) }}",
+    "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+    "{{ ('a' * 1000000)|replace('a', 'b' * 1000000) }}",
+    "{{ ('a' * 1000000).join(range(99999)|list) }}",
+    "{{ range(1000000000)|list }}",
+]
+BROKEN = [
+    "{{ 1/0 }}",
+    "{{ 1 % 0 }}",
+    "{{ [].pop() }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ 'a' + 1 }}",
+]
+
+
+@pytest.mark.parametrize("template", ENDLESS)
+def test_what_would_not_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "MOST_STEPS", 20_000)
+    with pytest.raises((jinja2.TemplateError, OverflowError)):
+        render(template, [{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("template", [*ENDLESS[8:], *BROKEN])
+def test_a_template_of_rows_that_fails_is_an_error_of_the_row(template: str) -> None:
+    with pytest.raises(DataError, match="the template fails on it"):
+        template_format(template + "{{ a }}", ["a"], "rows").read({"a": "x"})
+
+
+@pytest.mark.parametrize("depth", [30, 2000])
+@pytest.mark.parametrize("pieces", [("{% for x in a %}", "{% endfor %}"), ("{{ " + "(" * 1, ") }}")])
+def test_a_template_that_is_nested_too_deeply_is_a_broken_one(depth: int, pieces: tuple[str, str]) -> None:
+    text = "{% for x in a %}" * depth + "{% endfor %}" * depth if "for" in pieces[0] else "{{ " + "(" * 9999 + "a }}"
+    with pytest.raises(jinja2.TemplateSyntaxError):
+        compile_template(text)
+
+
+def test_a_long_chat_is_rendered() -> None:
+    template = "{% for m in messages %}{{ '<' + m.role + '>' + m.content ~ '</s>' }}{% endfor %}"
+    assert render(template, [{"role": "user", "content": "hi" * 50}] * 10_000).count("</s>") == 10_000
+
+
+PIECES = [
+    "{{ a }}",
+    "{{ 1/0 }}",
+    "{% for x in a %}",
+    "{% endfor %}",
+    "{{ x[0] }}",
+    "{{ a|int * 9 }}",
+    "{{ a ~ a }}",
+    "{{",
+]
+PIECES += ["{% if a %}", "{% else %}", "{% endif %}", "{{ a.b.c }}", "{{ a[9] }}", "{{ a() }}", "}}"]
+PIECES += ["{{ a.__class__ }}", "{% generation %}", "{% endgeneration %}", "{{ a|tojson }}", "{{ a % 3 }}"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.text() | st.integers() | st.lists(st.integers()))
+def test_whatever_is_written_is_a_text_or_a_sentence(template: str, value: object) -> None:
+    try:
+        parts = template_format(template + "{{ a }}", ["a"], "rows").read({"a": value})
+    except NbtuneError:
+        return
+    assert parts is not None
