@@ -213,9 +213,10 @@ def read_head(file: Path, name: str, count: int) -> Rows | None:
     _check_regular(file, name)
     if suffix in (".parquet", ".arrow", ".feather"):
         return None if packed else _head_of_table(file, suffix, name, count)
+    damage: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, *errors_of(packed))
     try:
         data = first_bytes(file, packed, _HEAD + 1)
-    except (OSError, EOFError, ValueError, *errors_of(packed)):  # what is wrong is said by those who read all of it
+    except damage:  # what is wrong is said by those who read all of it
         return None
     if len(data) > _HEAD:
         if suffix == ".json" or b"\n" not in data:
