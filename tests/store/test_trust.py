@@ -11,6 +11,7 @@ from nbtune import models
 from nbtune.data.sources import consent
 from nbtune.data.sources.snapshot import open_snapshot
 from nbtune.errors import DataError, ExportError, NbtuneError, TrainError
+from tests.export.conftest import hub  # noqa: F401 — a push asks its Hub before anything else
 
 ROWS = [{"prompt": f"What is {k}?", "completion": f"It is {k}, sailor."} for k in range(12)]
 SPEC = {
@@ -88,7 +89,7 @@ DOORS = {
     "losses": lambda run: run.losses().wait(),
     "chat": lambda run: run.generate("Hi", max_new_tokens=1),
     "importance": lambda run: run.export.gguf("q8_0", importance=True, verify=False),
-    "push": lambda run: run.push_to_hub("me/it", what="gguf", importance=True),
+    "push": lambda run: run.push_to_hub("ada/it", what="gguf", importance=True),
     "go on": lambda run: run.go_on(steps=1).wait(),
     "repeat": lambda run: nbtune.repeat(run.folder).wait(),
     "script": lambda run: run.script(),
@@ -100,7 +101,7 @@ REFUSING = ("resume", "losses", "importance", "push", "go on", "repeat")
 
 
 @pytest.mark.parametrize("door", [door for door in DOORS if door not in ("chat", "command")])
-def test_a_function_that_is_named_in_the_data_is_not_called(door, stranger):
+def test_a_function_that_is_named_in_the_data_is_not_called(door, stranger, hub):  # noqa: F811
     with_import(stranger)
     run = nbtune.attach(stranger)
     if door in REFUSING:
@@ -113,7 +114,7 @@ def test_a_function_that_is_named_in_the_data_is_not_called(door, stranger):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_a_models_own_code_is_not_run_because_its_spec_says_so(door, stranger, model):
+def test_a_models_own_code_is_not_run_because_its_spec_says_so(door, stranger, model, hub):  # noqa: F811
     import nbtune.cli
 
     with_code(stranger, model)
@@ -216,7 +217,7 @@ EXPORTS = {
     "merged": lambda run: run.export.merged(),
     "gguf": lambda run: run.export.gguf("q8_0", verify=False),
     "ollama": lambda run: run.export.ollama(),
-    "push": lambda run: run.push_to_hub("me/it"),
+    "push": lambda run: run.push_to_hub("ada/it"),
 }
 
 
