@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.child_process import ChildDied, ChildProcess, ChildSilent, ParentProcess
 from nbtune.errors import HubError
 from nbtune.export.hub_errors import explain, is_transient, retry_after, status_of
-from nbtune.untrusted import harmless
+from nbtune.untrusted import harmless, links_out
 
 if TYPE_CHECKING:
     from nbtune.export.source import Progress
@@ -123,14 +123,14 @@ def _files(folder: Path) -> list[tuple[str, str, int]]:
     if not folder.is_dir():
         raise HubError("the folder is not there", place=str(folder), fix="export first, then push what was made.")
     found, root = [], folder.resolve()
+    for path in links_out(root, root):
+        raise HubError(
+            "this link leads out of the folder, and is not followed",
+            place=harmless(path.relative_to(root), line=True),
+            fix="put the file itself there, and push again.",
+        )
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if not path.resolve().is_relative_to(root):
-            raise HubError(
-                "this link leads out of the folder, and is not followed",
-                place=harmless(name, line=True),
-                fix="put the file itself there, and push again.",
-            )
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             found.append((name.as_posix(), str(path), path.stat().st_size))
     if not found:

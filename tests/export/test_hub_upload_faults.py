@@ -57,6 +57,24 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(hub: FakeHub, tmp_path: P
     assert hub.files("ada/demo") == {}
 
 
+@pytest.mark.parametrize("link", ["sub/file", "other"])
+@pytest.mark.parametrize("by_link", [False, True])
+def test_a_link_out_of_the_folder_is_named_and_nothing_is_pushed(
+    hub: FakeHub, tmp_path: Path, link: str, by_link: bool
+) -> None:
+    """Also where the folder itself is named by a link."""
+    made = folder(tmp_path / "a")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    (made / link).parent.mkdir(exist_ok=True)
+    (made / link).symlink_to(tmp_path / "outside" / ("secret" if "/" in link else ""))
+    (tmp_path / "named").symlink_to(made)
+    with pytest.raises(HubError, match="leads out of the folder") as found:
+        push_folder(tmp_path / "named" if by_link else made, "ada/demo")
+    assert found.value.place == link
+    assert hub.repos == {}
+
+
 def test_many_files_are_one_commit_or_none(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also through Xet, where `upload_folder` would commit what was refused again in parts."""
     monkeypatch.delenv("HF_HUB_DISABLE_XET")
