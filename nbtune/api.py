@@ -20,8 +20,6 @@ from nbtune.store.export_script import spec_to_repeat
 if TYPE_CHECKING:
     from nbtune.data import Source
 
-__all__ = ["attach", "finetune", "form", "inspect", "plan", "repeat", "runs", "validate"]
-
 Spec = RunSpec | Mapping[str, Any] | str | None
 
 

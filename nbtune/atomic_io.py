@@ -29,21 +29,6 @@ from nbtune.disk import disk_errors
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.untrusted import BadFile, load
 
-__all__ = [
-    "create_file",
-    "discard",
-    "hidden",
-    "publish_folder",
-    "read_json",
-    "replace_file",
-    "replace_folder",
-    "sweep",
-    "try_lock",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
-
 _PATIENCE = 2.0  # seconds in which another program may let go of a file (Windows: a virus scanner, an indexer)
 _YOUNG = 60.0  # seconds in which a file beside may still be renamed by who writes it
 _ENDINGS = (".tmp", ".old", ".gone")

@@ -42,8 +42,6 @@ from typing import IO, Any, Literal, NamedTuple, Self, overload
 
 from nbtune.untrusted import harmless
 
-__all__ = ["ChildDied", "ChildProcess", "ChildSilent", "Message", "ParentProcess", "end_with_parent", "exit_sentence"]
-
 _WORDS = 16384  # bytes that are kept of what a child says to standard error
 _LONGEST = 64 << 20  # bytes of a message's line
 _WAITING = 64  # messages that may wait to be heard; then the child waits

@@ -11,8 +11,6 @@ from typing import TypeVar
 
 from nbtune.errors import DataError, ExportError, NbtuneError, TrainError
 
-__all__ = ["DISK_ERRORS", "FULL", "check_space", "disk_error", "disk_errors", "folder_bytes", "free_bytes", "gigabytes"]
-
 E = TypeVar("E", bound=NbtuneError)
 
 _MARGIN = 16 << 20  # bytes; the file system's own tables

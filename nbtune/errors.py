@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-__all__ = ["DataError", "ExportError", "HubError", "NbtuneError", "PlanError", "SpecError", "TrainError"]
-
 _FIX = "\n  → "  # between what was wrong and what helps
 
 

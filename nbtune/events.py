@@ -19,25 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-__all__ = [
-    "ENDED",
-    "STATES",
-    "VERSION",
-    "Check",
-    "Checkpoint",
-    "Device",
-    "Eval",
-    "Event",
-    "Export",
-    "Sample",
-    "State",
-    "Step",
-    "Unknown",
-    "Warning",
-    "from_line",
-    "to_line",
-]
-
 VERSION = 1
 
 STATES = (

@@ -23,8 +23,6 @@ from typing import Any
 from nbtune.errors import TrainError
 from nbtune.untrusted import BadFile, harmless, load, number
 
-__all__ = ["FORMAT", "is_newer", "plan_body", "refuse_newer", "signature_of_pickle", "stamp", "version_of"]
-
 FORMAT = 2
 _FILE = "environment.json"
 

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cached", "distrusted", "repos", "shared_caches", "shared_snapshot", "snapshot", "user_cache"]
-
 _FOLDERS = {"model": "models", "dataset": "datasets"}
 
 

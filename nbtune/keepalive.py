@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Heart", "Heartbeat", "heart"]
-
 _LOOK = 0.5  # seconds between looks whether a run still lives
 _DISPLAY = "nbtune-is-at-work"  # no output has this id
 

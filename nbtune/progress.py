@@ -15,8 +15,6 @@ from statistics import median
 
 from nbtune.events import ENDED, Eval, Event, State, Step, Warning
 
-__all__ = ["Progress", "duration"]
-
 
 def duration(seconds: float) -> str:
     """`"0:42"`, `"12:03"` or `"2:05:00"`."""

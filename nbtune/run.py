@@ -31,8 +31,6 @@ from nbtune.store.run_reader import RunReader
 if TYPE_CHECKING:
     from nbtune.generate.sampling import Token
 
-__all__ = ["Run", "begin"]
-
 
 class Run(RunReader):
     """A run with everything a person does with one. `%%finetune`, `finetune` and `attach` return it.

@@ -29,8 +29,6 @@ from nbtune.spec import RunSpec
 if TYPE_CHECKING:
     from nbtune.data import Prepared, Report
 
-__all__ = ["Cached", "Finding", "Rows", "cached", "examine", "examine_rows", "restart_needed"]
-
 _MARKS = {"ok": "✓", "note": "·", "problem": "✗"}
 _NEEDED = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "safetensors", "gguf")
 _SHOWN = (*_NEEDED, "triton", "bitsandbytes", "trl", "ipykernel", "ipywidgets", "anywidget", "plotly", "jupyterlab")

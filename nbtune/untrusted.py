@@ -17,19 +17,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "SENTINEL",
-    "BadFile",
-    "from_here",
-    "harmless",
-    "links_out",
-    "load",
-    "number",
-    "open_file",
-    "parse",
-    "shortened",
-]
-
 LARGEST = 64 << 20  # bytes; what nbtune itself writes as one JSON value is far below
 DEEPEST = 64  # lists and objects inside each other
 _LARGEST_NUMBER = 2**63

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from nbtune.data.formats.detect import FORMATS, PEERS, detect
+from nbtune.data.formats.aliases import PEERS
+from nbtune.data.formats.detect import FORMATS, detect
 from nbtune.errors import NbtuneError
 from nbtune.export.gguf.types import TYPES, type_named
 from nbtune.spec import SourceSpec

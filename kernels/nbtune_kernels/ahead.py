@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from triton.runtime.jit import JITFunction
 
-__all__ = ["CompileOnly", "finish"]
-
 _THREADS = 8
 _POOL = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="nbtune-compile")
 _LOCK = threading.Lock()

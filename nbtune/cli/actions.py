@@ -21,8 +21,6 @@ from nbtune.commands import Command
 from nbtune.errors import SpecError
 from nbtune.events import ENDED
 
-__all__ = ["ACTIONS", "perform"]
-
 
 def perform(command: Command, given: Any) -> None:
     """Do what was asked for.

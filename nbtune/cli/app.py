@@ -15,8 +15,6 @@ from nbtune.commands import Argument, Command, commands_of
 from nbtune.commands.values import offered
 from nbtune.errors import NbtuneError
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="nbtune",
     help="Fine-tune language models: the same runs as in a notebook, from a shell.",

@@ -8,8 +8,6 @@ from nbtune.cli.output import result, say, shown, table
 from nbtune.progress import Progress
 from nbtune.store.run_reader import readable
 
-__all__ = ["list_runs", "losses_table", "run_facts"]
-
 
 def list_runs(runs: list[Any], *, as_json: bool) -> None:
     """A table (a line each with `as_json`); a folder that cannot be read is named on stderr, and the others go on."""

@@ -18,19 +18,6 @@ from nbtune.progress import Progress
 from nbtune.untrusted import harmless
 from nbtune.widgets.html import as_text
 
-__all__ = [
-    "WrongRequest",
-    "explain",
-    "following",
-    "request",
-    "result",
-    "say",
-    "shown",
-    "table",
-    "watch_losses",
-    "work",
-]
-
 _WRONG = (SpecError, DataError, PlanError)  # of the request; the others are of the work
 
 

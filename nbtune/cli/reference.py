@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from nbtune.commands import Argument, Command, commands_of
 
-__all__ = ["to_markdown"]
-
 _HEAD = """\
 # Command line
 

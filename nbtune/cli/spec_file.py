@@ -11,8 +11,6 @@ from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, from_yaml, parse_value, placing
 from nbtune.store.folder import spec_to_run
 
-__all__ = ["placed", "spec_of", "text_of"]
-
 
 def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None = None) -> RunSpec:
     """The spec of a file, with what `--set` says, and the fields of `body`.

@@ -15,8 +15,6 @@ from nbtune.cli.listing import run_facts
 from nbtune.cli.output import following, result, say
 from nbtune.events import ENDED
 
-__all__ = ["done", "until_begun", "until_ended"]
-
 
 def until_ended(run: Any) -> None:
     """Waits for a run of this process; Ctrl-C, a SIGTERM of a scheduler, or a SIGHUP (the terminal was closed) stops it

@@ -8,8 +8,6 @@ from functools import reduce
 from importlib import import_module
 from typing import Any, Literal
 
-__all__ = ["BOTH", "CELL", "SHELL", "Argument", "Command", "Door", "flag", "switch", "word"]
-
 Door = Literal["shell", "cell"]
 BOTH: tuple[Door, ...] = ("shell", "cell")
 SHELL: tuple[Door, ...] = ("shell",)

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from nbtune.commands.command import CELL, SHELL, Command, Door, flag, switch, word
 
-__all__ = ["COMMANDS", "commands_of"]
-
 
 def commands_of(door: Door) -> dict[str, Command]:
     """The commands of a door by name, in the order of the table; in a cell those of `%nbtune`."""

@@ -9,8 +9,6 @@ from typing import Any
 from nbtune import hub_cache
 from nbtune.commands.command import Argument
 
-__all__ = ["GGUF_TYPES", "embedded_sets", "models", "offered", "sources"]
-
 # Not asked of `export.gguf.types`, which needs torch: Tab is answered at once.
 GGUF_TYPES = (
     *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),

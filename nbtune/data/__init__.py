@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "Batch": "nbtune.data.batching.sampler",
+    "Batch": "nbtune.data.batching.collate",
     "BatchPlan": "nbtune.data.batching.sampler",
     "DataFacts": "nbtune.data.prepare.stats",
     "Dataset": "nbtune.data.prepare.dataset",
@@ -23,7 +23,7 @@ _HOMES = {
     "asked": "nbtune.data.sources.by_value",
     "by_name": "nbtune.data.sources.by_value",
     "changed_rows": "nbtune.data.sources.snapshot",
-    "collate": "nbtune.data.batching.sampler",
+    "collate": "nbtune.data.batching.collate",
     "look": "nbtune.data.prepare.validate",
     "measure": "nbtune.data.prepare.prepare",
     "open_snapshot": "nbtune.data.sources.snapshot",
@@ -60,10 +60,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.sampler import Batch, BatchPlan, collate
+    from nbtune.data.batching.collate import Batch, collate
+    from nbtune.data.batching.sampler import BatchPlan
     from nbtune.data.prepare.dataset import Dataset, Example
     from nbtune.data.prepare.early_start import start
-    from nbtune.data.prepare.prepare import Prepared, measure, prepare_data, speaking
+    from nbtune.data.prepare.prepare import measure, prepare_data, speaking
+    from nbtune.data.prepare.prepared import Prepared
     from nbtune.data.prepare.report import Report
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.data.prepare.validate import look

@@ -17,18 +17,6 @@ from nbtune.errors import PlanError
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "DeviceFacts",
-    "choose_cards",
-    "claim",
-    "collectives",
-    "describe",
-    "gpu_present",
-    "only_cards",
-    "pick",
-    "rocm",
-]
-
 _A_FEW = 4  # processes
 _PROCESS = 2**29  # bytes that Python and torch take before there is a model
 

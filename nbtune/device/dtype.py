@@ -10,8 +10,6 @@ from nbtune.errors import PlanError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["choose_dtype", "torch_dtype"]
-
 
 def choose_dtype(wanted: str, facts: DeviceFacts) -> tuple[str, str]:
     """The precision of frozen weights and products, and the reason for it, as ``("bf16", "…")``.

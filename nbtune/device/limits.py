@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cpu_count", "ram_available", "ram_total"]
-
 _CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MemoryUse", "empty_cache", "memory_use", "pinnable", "reset_peak"]
-
 _PINNED_PROBE = 64 * 2**20  # bytes
 
 

@@ -12,8 +12,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Card", "Reading", "reasons"]
-
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 _HEAT, _POWER = 0x20 | 0x40, 0x4 | 0x80  # nvmlClocksEventReason…: software and hardware thermal; power cap, power brake
 _HARDWARE = 0x8  # "one of heat, power brake, or voltage": said alone by old drivers

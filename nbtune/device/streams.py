@@ -11,8 +11,6 @@ from nbtune.device.memory import pinnable
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Later", "capturing", "fork_rng", "record", "replayable", "send", "synchronize"]
-
 T = TypeVar("T")
 
 

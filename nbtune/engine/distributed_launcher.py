@@ -27,18 +27,6 @@ from nbtune.errors import NbtuneError
 from nbtune.store.event_log import EventReader, EventWriter
 from nbtune.store.folder import read_spec
 
-__all__ = [
-    "MEETING",
-    "SEE_LOG",
-    "WITNESS",
-    "left_word",
-    "refuse",
-    "said_its_end",
-    "several",
-    "stay_with_parent",
-    "supervise",
-]
-
 WITNESS = 3  # exit code of a process that ends because another one has
 MEETING = "NBTUNE_MEETING"  # in a worker's environment: the folder where those of one run meet
 SEE_LOG = "; worker.log has its last words"  # of a process that ended without a reason

@@ -48,15 +48,13 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.data import BatchPlan, Prepared
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.models import Built
     from nbtune.train.cuda_graph_stepper import FusedStepper
     from nbtune.train.distributed import Ranks
     from nbtune.train.loop import Progress
     from nbtune.train.loss import LossOutput
     from nbtune.train.stepper import Stepper
-
-__all__ = ["execute"]
 
 
 def execute(

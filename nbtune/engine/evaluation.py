@@ -22,14 +22,12 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.data import BatchPlan, Prepared
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.models import Built
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
     from nbtune.train.distributed import RankedControl, Ranks
     from nbtune.train.loss import LossOutput
-
-__all__ = ["Measuring", "unless_idle"]
 
 _SAMPLE_TOKENS = 64
 
@@ -105,7 +103,7 @@ class Measuring:
 
     def _share(self, rows: list[int], group: int, look: Look) -> Iterator[Batch]:
         """This process's batches of the rows; all processes call `look` equally often."""
-        from nbtune.data.batching.sampler import collate
+        from nbtune.data.batching.collate import collate
 
         held, size = self.data.eval, self.plan.micro_batch_size
         assert held is not None

@@ -9,8 +9,6 @@ from pathlib import Path
 from nbtune.disk import DISK_ERRORS, disk_error, free_bytes
 from nbtune.errors import NbtuneError, PlanError, TrainError
 
-__all__ = ["for_people", "reserve", "room_for", "still_there"]
-
 _RESERVE = 2**16  # bytes
 
 

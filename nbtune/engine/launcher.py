@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from nbtune.models import Built
     from nbtune.spec import RunSpec
 
-__all__ = ["Launched", "kernel_is_needed", "launch", "launched_on", "live", "needs_own_process", "on_launch"]
-
 _TURN = threading.Lock()  # one engine at a time: two would share one device's memory
 _ALL: weakref.WeakSet[Launched] = weakref.WeakSet()
 _TURN_SECONDS = 0.001

@@ -9,8 +9,6 @@ import logging
 import os
 import warnings
 
-__all__ = ["quiet_libraries"]
-
 
 def quiet_libraries() -> None:
     """Called before the engine imports anything heavy."""

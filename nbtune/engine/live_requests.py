@@ -21,8 +21,6 @@ from nbtune.atomic_io import read_json, write_json
 from nbtune.errors import TrainError
 from nbtune.untrusted import parse
 
-__all__ = ["Asked", "answer_requests", "ask"]
-
 _LOOK_EVERY = 0.05  # seconds between looks at the disk
 
 

@@ -19,8 +19,6 @@ from nbtune.errors import NbtuneError
 from nbtune.store import control
 from nbtune.store.event_log import Latest
 
-__all__ = ["WITH_PARENT", "stop_on_hangup", "stop_with_parent"]
-
 WITH_PARENT = "--with-parent"  # on a worker's command line: its standard input is a pipe from who has started it
 
 _LONGEST = 120.0  # seconds in which a run may stop and save (full weights on a slow disk); then it ends all the same

@@ -21,8 +21,6 @@ from nbtune.store import checkpoints
 from nbtune.store.lock import is_owned
 from nbtune.store.run_handle import RunHandle
 
-__all__ = ["AtStep", "RunModel"]
-
 _ASKING = threading.Lock()  # an answer switches adapters off, or puts a checkpoint's weights in: one at a time
 
 

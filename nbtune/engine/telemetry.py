@@ -20,8 +20,6 @@ from nbtune.events import Device, Event, Step
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Gauge", "card_of", "parts"]
-
 EVERY = 1.0  # seconds
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from nbtune.methods import Method
     from nbtune.train.reference import StartingWeights
 
-__all__ = ["begin_with", "check", "check_same", "portable", "reference_of", "take_along"]
-
 
 def check(old: Path, spec: RunSpec) -> None:
     """Whether the weights of the run in `old` are of the shape that `spec` trains.

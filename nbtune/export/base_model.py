@@ -8,8 +8,6 @@ from typing import Any
 
 from nbtune.errors import ExportError, NbtuneError, TrainError
 
-__all__ = ["BaseModelExporter", "exporter_of"]
-
 
 def exporter_of(which: str, find_run: Callable[[str], Any]) -> Any:
     """What exports a run, or else a model's folder or Hub id.

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from nbtune.store.run_reader import RunReader
 
-__all__ = ["Exporter", "push", "take_home"]
-
 _OFTEN = 1.0  # seconds between two events of an export's progress
 
 

@@ -10,8 +10,6 @@ from typing import Any
 from nbtune.disk import gigabytes
 from nbtune.planner.gpu_sizes import fits_in
 
-__all__ = ["Quality"]
-
 
 @dataclass(frozen=True)
 class Quality:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["explain", "is_transient", "retry_after", "status_of"]
-
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _LATER = "push again later; what has been uploaded is not sent again."
 

@@ -29,8 +29,6 @@ from nbtune.untrusted import harmless, links_out
 if TYPE_CHECKING:
     from nbtune.export.source import Progress
 
-__all__ = ["check_push", "push_folder"]
-
 _AGAIN = "push again; what has been uploaded is not sent again."
 
 

@@ -12,8 +12,6 @@ from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.reference_model import HeldRows, no_room, reference_model, room_for
 from nbtune.export.source import ExportSource
 
-__all__ = ["held_importance", "importance"]
-
 
 def held_importance(source: ExportSource, rows: HeldRows) -> dict[str, torch.Tensor]:
     """Return how strongly each column of each linear weight is felt on `rows`, for ``export_gguf(importance=...)``.

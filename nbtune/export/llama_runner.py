@@ -20,8 +20,6 @@ import numpy as np
 from nbtune.child_process import ChildDied, ChildProcess
 from nbtune.errors import ExportError
 
-__all__ = ["LlamaRunner", "find_llama", "no_llama"]
-
 
 def find_llama() -> Path | None:
     """The folder of llama.cpp's shared libraries, or None where there is no runner."""

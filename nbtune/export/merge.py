@@ -29,8 +29,6 @@ from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
 from nbtune.spec.placement import Placement
 
-__all__ = ["MergedModel", "copy_tokenizer", "generation_of", "rounded", "write_generation", "write_merged"]
-
 HEAD = "lm_head.weight"
 GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

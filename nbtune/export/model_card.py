@@ -20,17 +20,6 @@ from nbtune.spec.yaml_loader import BadYaml, load
 from nbtune.spec.yaml_text import dump
 from nbtune.untrusted import open_file
 
-__all__ = [
-    "FILES_TO_COME",
-    "data_lines",
-    "file_line",
-    "license_in",
-    "name_files",
-    "own_card",
-    "refuse_token",
-    "render_card",
-]
-
 FILES_TO_COME = "(the files, their sizes and what each lost are written here when they are made)"
 """Stands in a card of GGUF files until there are some."""
 

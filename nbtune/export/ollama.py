@@ -19,8 +19,6 @@ from nbtune.export.gguf.vocabulary import load_tokenizer, turn_end
 from nbtune.export.gguf.writer import write_gguf
 from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
 
-__all__ = ["TurnTemplate", "derive_template", "export_ollama", "modelfile", "stops_of"]
-
 Chat = list[dict[str, str]]
 _A, _B = "nbtuneFirst", "nbtuneSecond"
 

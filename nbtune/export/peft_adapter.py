@@ -14,8 +14,6 @@ from nbtune.errors import ExportError
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import read_json
 
-__all__ = ["AdapterFile", "Target"]
-
 _PREFIX = "base_model.model."
 # Starts that change the base itself before training: the adapter alone does not say what they changed.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

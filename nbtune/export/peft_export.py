@@ -15,8 +15,6 @@ from nbtune.export.merge import copy_tokenizer, write_generation
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import ExportedFile, ExportSource, read_json
 
-__all__ = ["export_adapter", "is_machine_path", "without_machine_paths"]
-
 WEIGHTS = "adapter_model.safetensors"
 _PATH = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.\.?/)")
 

@@ -22,8 +22,6 @@ from nbtune.export.source import ExportSource
 from nbtune.methods import METHODS
 from nbtune.spec.placement import Placement
 
-__all__ = ["HeldRows", "held_rows", "no_room", "reference_model", "room_for"]
-
 _ROWS = 16
 _MARGIN = 1 << 30
 

@@ -22,8 +22,6 @@ from nbtune.errors import ExportError
 from nbtune.export.source import read_json
 from nbtune.untrusted import harmless
 
-__all__ = ["Weights", "finite", "rows_per_chunk"]
-
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -12,8 +12,6 @@ from nbtune.export.file_quality import Quality
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import SENTINEL, BadFile, from_here, harmless, links_out, load
 
-__all__ = ["TOKENIZER_FILES", "ExportSource", "ExportedFile", "Progress", "read_json", "refuse_links", "safe_name"]
-
 Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being written)."""
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
 
-__all__ = ["Usage", "usage"]
-
 _GGUF_COMMANDS = """\
 llama-cli -m {file}-q8_0.gguf -cnv
 ollama create {model} -f ollama/Modelfile && ollama run {model}"""

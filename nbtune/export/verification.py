@@ -24,8 +24,6 @@ from nbtune.export.llama_runner import LlamaRunner, find_llama, no_llama
 from nbtune.export.reference_model import HeldRows, held_rows, no_room, reference_model, room_for
 from nbtune.export.source import ExportedFile, ExportSource
 
-__all__ = ["prove", "prove_run", "verify_gguf"]
-
 _CONTEXT = 512  # tokens of a text that are compared
 _LOGITS = 64 << 20  # bytes of a row's logits, in fp32
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["OTHERS", "Token", "answer", "as_messages", "token_losses", "without_adapter"]
-
 OTHERS = 5  # alternatives that are told of a token
 
 

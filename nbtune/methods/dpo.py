@@ -13,8 +13,6 @@ from nbtune.methods._method import Answers, Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["METHOD"]
-
 
 def loss(better: Answers, worse: Answers, *, beta: float) -> Tensor:
     """Return a loss a pair, `[P]`."""

@@ -16,8 +16,6 @@ from nbtune.methods._method import Answers, Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["METHOD"]
-
 
 def loss(answers: Answers, *, beta: float, good_weight: float, bad_weight: float) -> Tensor:
     """Return a loss an answer, `[N]`."""

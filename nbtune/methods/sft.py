@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from nbtune.methods._method import Method
 
-__all__ = ["METHOD"]
-
 METHOD = Method(
     name="sft",
     title="Supervised fine-tuning",

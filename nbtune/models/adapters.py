@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from nbtune.spec import AdapterSpec
 
-__all__ = ["add_adapter", "load_adapter", "save_adapter", "targeted", "trainable_parameters"]
-
 
 def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn.Module":
     """Puts the adapter onto the model and freezes what is not trained.

@@ -9,8 +9,6 @@ from nbtune.errors import SpecError
 from nbtune.models.loading import resolve
 from nbtune.models.weight_checks import read_headers
 
-__all__ = ["ModelFacts", "model_facts"]
-
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

@@ -22,8 +22,6 @@ from nbtune.models.weight_decay import decays
 if TYPE_CHECKING:
     from nbtune.models.accelerate import Patch
 
-__all__ = ["TrainStep"]
-
 _RUNS_BEFORE_RECORDING = 2
 _MOST_RECORDINGS = 32
 _ROOM = 2.1  # a recording keeps its memory, and a shape that is not recorded needs as much beside it

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from nbtune.models.accelerate import Patch
     from nbtune.spec import AdapterSpec
 
-__all__ = ["Built", "build", "sketch"]
-
 
 @dataclass
 class Built:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load_model", "load_tokenizer", "missing_bytes", "outline", "resolve"]
-
 EMBEDDED = "nbtune/tiny"
 _IMPORTING = threading.Lock()
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md"]  # which names the licence

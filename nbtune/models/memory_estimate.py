@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from nbtune.models.config_facts import ModelFacts
     from nbtune.spec import AdapterSpec, Placement
 
-__all__ = ["MEMORY_POLICIES", "MemoryPlan", "MemoryPolicy", "block_bytes", "estimate", "trainable_parameters"]
-
 _LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
 _CUDA_CONTEXT = 600 * 2**20
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from nbtune.models.config_facts import ModelFacts
     from nbtune.spec import AdapterSpec
 
-__all__ = ["SLOWER", "Fit", "Setup", "fit"]
-
 SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
 SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
 _PINNED = 1.25  # of the weights' size: pinned memory comes in powers of two

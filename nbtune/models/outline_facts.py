@@ -18,8 +18,6 @@ from nbtune.models.loading import outline, resolve
 if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
 
-__all__ = ["counted"]
-
 
 def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remote_code: bool = False) -> ModelFacts:
     """Return the facts with what the adapter trains, and what formats cover, counted.

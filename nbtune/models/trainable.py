@@ -14,8 +14,6 @@ from nbtune.models.memory_search import Setup, fit
 from nbtune.models.outline_facts import counted
 from nbtune.spec.placement import PlacementWish
 
-__all__ = ["Trainable", "load_trainable"]
-
 
 class Trainable(nn.Module):
     """A model with its adapter and acceleration.

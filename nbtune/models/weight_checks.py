@@ -16,8 +16,6 @@ from nbtune.errors import SpecError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["check_files", "check_loaded", "read_headers"]
-
 _AGAIN = "Download or copy the model again."
 _SAVE = "Save it with safetensors: nbtune opens no pickles."
 _POINTER = b"version https://git-lfs"

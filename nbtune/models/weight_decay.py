@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["decays"]
-
 # what `transformers.Trainer` leaves out, by a parameter's name: decay would pull a norm's scale from 1 to 0
 _SPARED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)", re.IGNORECASE)
 

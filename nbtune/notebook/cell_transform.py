@@ -10,8 +10,6 @@ from typing import Any
 
 from nbtune.errors import SpecError
 
-__all__ = ["out_of_place", "register", "take_up", "unregister"]
-
 _MAGICS = ("%%finetune", "%%nbtune")
 
 

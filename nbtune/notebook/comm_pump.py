@@ -11,8 +11,6 @@ import contextlib
 import inspect
 from typing import Any
 
-__all__ = ["Pump"]
-
 _OF_WIDGETS = ("comm_open", "comm_msg", "comm_close", "comm_info_request")
 
 

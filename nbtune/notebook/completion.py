@@ -20,8 +20,6 @@ from nbtune.errors import NbtuneError
 from nbtune.notebook import flags
 from nbtune.spec import RunSpec
 
-__all__ = ["Asked", "body_matches", "column_matches", "line_matches", "matches"]
-
 _BODIES = ("%%finetune", *(f"%%nbtune {name}" for name, command in COMMANDS.items() if command.body))
 
 

@@ -13,8 +13,6 @@ from nbtune.store.run_reader import readable
 from nbtune.untrusted import from_here, harmless
 from nbtune.widgets.html import as_html, as_text
 
-__all__ = ["Note", "Table", "losses_table", "runs_table", "say", "show_plan"]
-
 
 class Note:
     """Some lines of text, shown as they are."""

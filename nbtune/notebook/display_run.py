@@ -23,8 +23,6 @@ from nbtune.notebook.display import Note, say
 from nbtune.progress import Progress
 from nbtune.untrusted import from_here
 
-__all__ = ["follow", "show_ended"]
-
 _EVERY = 0.5  # seconds between two updates of the waiting line
 _PUMP_EVERY = 0.1  # seconds until a click is heard by a waiting cell
 _released: set[str] = set()  # ids of the runs whose cell was released by a first interrupt

@@ -12,8 +12,6 @@ from typing import Any
 
 from nbtune.widgets import fallback
 
-__all__ = ["has_page", "in_kernel", "prepare_colab", "prepare_kaggle", "reason_to_wait"]
-
 KAGGLE_KEEPS = Path("/kaggle/working")
 _told: list[str] = []  # of what the user was told already in this process
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from nbtune.errors import NbtuneError
 
-__all__ = ["block", "register", "unregister"]
-
 _RED, _BOLD, _PLAIN = "\x1b[31m", "\x1b[1;31m", "\x1b[0m"
 _BEFORE = "_nbtune_custom_exceptions_before"
 

@@ -19,19 +19,6 @@ from nbtune.commands import COMMANDS, Argument
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, parse_value
 
-__all__ = [
-    "Parser",
-    "Request",
-    "choices",
-    "describe",
-    "finetune_parser",
-    "parse_finetune",
-    "parser",
-    "parts",
-    "spec_fields",
-    "split",
-]
-
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises `SpecError` with the nearest flag instead of printing its usage and leaving."""

@@ -20,8 +20,6 @@ from nbtune.notebook.display_run import follow, show_ended
 from nbtune.spec import from_mapping, from_yaml, placing, to_yaml
 from nbtune.untrusted import from_here, harmless
 
-__all__ = ["NbtuneMagics"]
-
 
 @magics_class
 class NbtuneMagics(Magics):

@@ -17,8 +17,6 @@ try:
 except ImportError:
     context_matcher = None
 
-__all__ = ["register", "unregister"]
-
 _MATCHER = "_nbtune_matcher"
 
 

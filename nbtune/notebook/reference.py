@@ -11,8 +11,6 @@ from nbtune.commands import COMMANDS, Command, commands_of
 from nbtune.notebook import flags, usage
 from nbtune.notebook.magics import NbtuneMagics
 
-__all__ = ["to_markdown"]
-
 _HEAD = """\
 # Magics
 

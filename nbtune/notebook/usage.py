@@ -7,8 +7,6 @@ import textwrap
 from nbtune.commands import COMMANDS, Argument, commands_of
 from nbtune.notebook.flags import describe, spec_fields
 
-__all__ = ["finetune_help", "nbtune_help", "spelled"]
-
 _WIDTH, _KEYS, _FLAGS, _SENTENCES = 96, 30, 26, 23  # of a line, and of the first column of each table
 _EVERYWHERE = ("runs",)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CARDS", "fits_in"]
-
 CARDS = (4, 6, 8, 12, 16, 24, 48, 80)
 """GiB of memory that people have."""
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from nbtune.planner.plan import Plan
     from nbtune.spec import RunSpec
 
-__all__ = ["rate_of", "with_its_rate"]
-
 _BASE, _WIDTH = 5e-4, 2000
 _EXPONENT, _QWEN = 0.781, 0.0775
 _NARROWEST = 256  # below it nothing was measured, and the rule would go on rising

@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from nbtune.models.memory_estimate import MemoryPlan
 from nbtune.spec.placement import Placement
 
-__all__ = ["MemoryPlan", "Plan"]
-
 _GIB = 2**30
 _BYTES_A_SECOND = 12_500_000  # 100 Mbit/s, for the time of a download that nobody has measured yet
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from nbtune.models.memory_estimate import MemoryPolicy
     from nbtune.spec import RunSpec
 
-__all__ = ["DEFAULT_EPOCHS", "make_plan"]
-
 _DEFAULT_BATCH = 8
 DEFAULT_EPOCHS = 3.0
 

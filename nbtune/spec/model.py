@@ -28,8 +28,6 @@ from nbtune.spec.parts import (
 from nbtune.spec.placement import Home, PlacementWish
 from nbtune.spec.yaml_text import to_yaml
 
-__all__ = ["RunSpec"]
-
 if TYPE_CHECKING:
     MethodName = str
 else:

@@ -14,18 +14,6 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = [
-    "AdapterSpec",
-    "CheckpointSpec",
-    "EvalSpec",
-    "MixSpec",
-    "Part",
-    "SourceSpec",
-    "SpanRule",
-    "adapter_from_word",
-    "field",
-]
-
 
 def field(
     default: Any, title: str, description: str, *, example: Any, unit: str = "", advanced: bool = False, **limits: Any

@@ -19,8 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nbtune.errors import SpecError
 
-__all__ = ["PLAIN", "Format", "Home", "Placement", "PlacementWish"]
-
 Format = Literal["16bit", "32bit", "fp8", "nf4"]
 
 _BITS: dict[Format, int] = {"32bit": 32, "16bit": 16, "fp8": 8, "nf4": 4}

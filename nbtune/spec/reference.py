@@ -19,8 +19,6 @@ from nbtune.methods import METHODS, Method
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 
-__all__ = ["reference"]
-
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`data:` — an entry", SourceSpec),
     ("`train_spans:` — a rule", SpanRule),

@@ -18,8 +18,6 @@ from nbtune.spec.model import RunSpec
 from nbtune.spec.yaml_loader import BadYaml, Forbidden, compose, construct
 from nbtune.untrusted import shortened
 
-__all__ = ["from_mapping", "from_yaml", "placing"]
-
 
 def from_yaml(
     text: str, overrides: Mapping[str, Any] | None = None, *, name: str = "the cell", first_line: int = 1

@@ -14,8 +14,6 @@ import yaml
 
 from nbtune.untrusted import shortened
 
-__all__ = ["NUMBERS", "BadYaml", "Forbidden", "compose", "construct", "load"]
-
 LARGEST = 1 << 19  # characters; the reader takes some seconds for them
 MOST = 100_000  # values and keys; likewise
 DEEPEST = 32  # lists and mappings inside each other; a spec has four

@@ -13,8 +13,6 @@ from nbtune.untrusted import shortened
 if TYPE_CHECKING:
     from nbtune.spec.model import RunSpec
 
-__all__ = ["dump", "parse_value", "to_yaml"]
-
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what readers of YAML 1.1 or 1.2 would not read as a text (``yes``, ``1e5``, ``08``); makes no anchors.

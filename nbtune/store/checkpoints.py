@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from nbtune.train.cuda_graph_stepper import FusedStepper
     from nbtune.train.stepper import Stepper
 
-__all__ = ["WEIGHTS", "fit", "go_back", "latest", "load", "load_weights", "put_back", "save", "steps", "weights_of"]
-
 _STEP = re.compile(r"step-(\d{1,18})")
 WEIGHTS = "trainable.safetensors"  # of a checkpoint
 

@@ -15,8 +15,6 @@ from nbtune.disk import disk_error
 from nbtune.errors import TrainError
 from nbtune.train.control import Wishes
 
-__all__ = ["FileControl", "wish"]
-
 _LOOK_EVERY = 0.05  # seconds between looks at the disk
 _WRITING = threading.Lock()
 _FITS: dict[str, Callable[[Any], bool]] = {  # anybody may have written the file: what is no such wish is none

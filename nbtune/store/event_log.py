@@ -21,8 +21,6 @@ from nbtune.disk import DISK_ERRORS
 from nbtune.folder_format import refuse_newer
 from nbtune.untrusted import open_file
 
-__all__ = ["EventReader", "EventWriter", "Follower", "Latest", "Mark", "Pump", "add_event"]
-
 _PIECE = 2**21  # bytes that are read at once: some 7,000 steps
 _BLOCK = 2**16  # bytes, when looking from the end
 _EVERY = 0.25  # seconds between two calls of a listener, on average

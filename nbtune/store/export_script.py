@@ -17,8 +17,6 @@ from nbtune.spec import RunSpec, SourceSpec, to_yaml
 from nbtune.store.folder import name_of, plan_of, read_spec
 from nbtune.untrusted import from_here
 
-__all__ = ["as_script", "as_snippet", "as_yaml", "spec_to_repeat", "written"]
-
 _SCRIPT = '''\
 """{head}"""
 

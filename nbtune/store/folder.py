@@ -24,22 +24,6 @@ from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.untrusted import BadFile, harmless, load, number, open_file
 
-__all__ = [
-    "all_folders",
-    "code_is_allowed",
-    "code_subject",
-    "create",
-    "find",
-    "model_code",
-    "name_of",
-    "plan_of",
-    "read_spec",
-    "runs_root",
-    "spec_to_run",
-    "trouble",
-    "written_spec",
-]
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FOLDER = re.compile(r".+-[0-9a-f]{6}")
 _FAR = 2.0**40  # seconds: a folder that says it was made later would be the newest for ever

@@ -24,8 +24,6 @@ from nbtune.atomic_io import create_file, hidden, read_json
 from nbtune.disk import disk_error
 from nbtune.errors import TrainError
 
-__all__ = ["STARTING", "Ownership", "TakenOver", "is_owned"]
-
 STARTING = "starting.json"
 _BEAT = 10.0  # seconds between two touches of the lock
 _SILENT = 90.0  # seconds without a touch after which an owner on another machine is gone; network folders may lag by 60

@@ -26,8 +26,6 @@ from nbtune.untrusted import parse
 if TYPE_CHECKING:
     from nbtune.data import Source
 
-__all__ = ["ORDERS", "MeasuredRows", "RowLoss", "row_text"]
-
 ORDERS = ("loss", "base", "learnt", "tokens", "row")
 _ASKED = 32  # rows at a time: a run that is at work is held up no longer than so many rows take
 _WINDOW = 512  # rows that are sorted by length, so that those asked together are alike
@@ -298,7 +296,7 @@ def row_text(source: Source, number: int) -> tuple[str, str]:
 
     A row that cannot be read gives its JSON, as far as there is room.
     """
-    from nbtune.data.formats.detect import Chat
+    from nbtune.data.formats.messages import Chat
     from nbtune.data.prepare.row_pipeline import format_of
 
     row = source.rows[number]

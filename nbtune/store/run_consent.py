@@ -20,8 +20,6 @@ from nbtune.store.folder import (
 )
 from nbtune.untrusted import harmless
 
-__all__ = ["allow", "allow_code", "check", "questions", "trust"]
-
 
 def check(folder: Path, *, code: bool = True) -> None:
     """Whether all that the folder would run is allowed; before any work.

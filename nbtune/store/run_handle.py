@@ -15,8 +15,6 @@ from nbtune.planner import Plan
 from nbtune.spec import RunSpec
 from nbtune.store.event_log import Mark
 
-__all__ = ["Answers", "RunHandle"]
-
 
 class Answers(Protocol):
     """A model that can be asked: of a run as it is now, or as it was at a checkpoint."""

@@ -28,8 +28,6 @@ from nbtune.untrusted import BadFile, harmless, number
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunReader", "readable"]
-
 _LIVE_STATES = ("queued", "preparing", "running", "paused", "stopping")
 
 

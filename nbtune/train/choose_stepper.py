@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from nbtune.spec import RunSpec
     from nbtune.train.loss import LossOutput
 
-__all__ = ["choose_stepper"]
-
 
 def choose_stepper(
     built: Built,

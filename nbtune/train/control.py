@@ -12,8 +12,6 @@ from typing import Literal, Protocol
 
 from nbtune.errors import TrainError
 
-__all__ = ["Control", "MemoryControl", "OtherIsGone", "Wishes"]
-
 
 class OtherIsGone(TrainError):
     """Another process of the run has ended, so that this one cannot go on; whoever started them knows why."""

@@ -12,11 +12,9 @@ from nbtune.train.inputs import model_inputs
 from nbtune.train.stepper import seed_of
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.models import Built
     from nbtune.spec import RunSpec
-
-__all__ = ["FusedStepper", "suits"]
 
 _NO_CLIPPING = 1e30
 

@@ -27,10 +27,8 @@ from nbtune.train.cuda_graph_stepper import FusedStepper
 from nbtune.train.stepper import Stepper
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.train.control import Control
-
-__all__ = ["RankedControl", "RankedFusedStepper", "RankedStepper", "Ranks"]
 
 _PATIENCE = timedelta(days=7)  # preparing, saving and pausing may take long; who is gone is noticed otherwise
 _BUCKET = 2**26  # numbers that are added up at once

@@ -10,10 +10,8 @@ from nbtune.errors import TrainError
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.train.loss import LossOutput
-
-__all__ = ["NumbersLost", "mean_loss", "no_number", "trained_tokens", "trained_weight"]
 
 
 class NumbersLost(TrainError):

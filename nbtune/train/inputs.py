@@ -9,9 +9,7 @@ import torch
 from nbtune.device import send
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.sampler import Batch
-
-__all__ = ["model_inputs"]
+    from nbtune.data.batching.collate import Batch
 
 _DOCUMENTS, _LENGTHS = 64, 512  # the number of a pack's documents, and the longest, are rounded up to multiples
 

@@ -15,9 +15,7 @@ from nbtune.train.inputs import model_inputs
 from nbtune.train.reference import StartingWeights, in_place_of
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.sampler import Batch
-
-__all__ = ["ask", "head_disagrees", "mismatched", "score_answers"]
+    from nbtune.data.batching.collate import Batch
 
 
 def ask(
@@ -139,7 +137,7 @@ def mismatched(batch: Batch) -> Batch:
     Args:
         batch: at least two examples; packs are taken apart.
     """
-    from nbtune.data.batching.sampler import collate
+    from nbtune.data.batching.collate import collate
     from nbtune.data.prepare.dataset import Builder
 
     batch = batch.unpacked() if batch.cu_seqlens is not None else batch

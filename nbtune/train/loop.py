@@ -20,10 +20,8 @@ from nbtune.train.evaluate import no_number, trained_tokens, trained_weight
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.train.control import Control, Wishes
-
-__all__ = ["Batches", "Jobs", "LoopOptions", "Progress", "train"]
 
 
 class Stepper(Protocol):

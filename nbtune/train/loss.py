@@ -22,9 +22,7 @@ from nbtune.train.logprobs import ask
 from nbtune.train.reference import StartingWeights
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.sampler import Batch
-
-__all__ = ["AnswerLoss", "LossOutput", "TokenLoss", "loss_of"]
+    from nbtune.data.batching.collate import Batch
 
 
 @dataclass(frozen=True)

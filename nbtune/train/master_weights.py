@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Masters"]
-
 
 class Masters:
     """fp32 copies of parameters; `parameters` are for the optimizer, in the order given.

@@ -10,8 +10,6 @@ from nbtune.errors import TrainError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["make_optimizer"]
-
 
 def make_optimizer(
     parameters: Sequence[torch.nn.Parameter],

@@ -22,11 +22,9 @@ from nbtune.events import Check
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.data.prepare.dataset import Dataset
     from nbtune.data.prepare.streaming_dataset import Arriving
-
-__all__ = ["packs_are_kept_apart"]
 
 _NAME = "packed equals unpacked"
 # Relative movement of a token's last hidden state that is no leak, and what a document alone may differ by: sums of
@@ -76,7 +74,7 @@ class _Look:
 
     def packed(self, rows: Rows) -> list[list[torch.Tensor]]:
         """`[tokens, size]` of each document of each sequence."""
-        from nbtune.data.batching.sampler import pack
+        from nbtune.data.batching.collate import pack
 
         numbers = iter(range(sum(map(len, rows))))
         states = self._states(pack(_dataset(rows), [[next(numbers) for _ in row] for row in rows], self.length))
@@ -85,7 +83,7 @@ class _Look:
 
     def alone(self, document: np.ndarray) -> torch.Tensor:
         """`[tokens, size]`."""
-        from nbtune.data.batching.sampler import collate
+        from nbtune.data.batching.collate import collate
 
         return self._states(collate(_dataset([[document]]), [0]))[0, : len(document)]
 

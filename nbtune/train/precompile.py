@@ -27,12 +27,10 @@ from nbtune.methods import METHODS
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.models import Built
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
-
-__all__ = ["Rehearsal", "rehearse"]
 
 _RAM = 6 * 2**30  # bytes that a second process with torch on a GPU may need, and the run beside it
 _TOKENS = 2048  # of a micro-batch, at most: kernels do not depend on more
@@ -197,7 +195,7 @@ def _batch(spec: RunSpec, plan: Plan, vocabulary: int) -> Batch:
     """A full micro-batch of the plan's shape, as the collator would make it."""
     import torch
 
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
 
     rows, tokens = _shape(spec, plan)
     ids = (torch.arange(rows * tokens) % vocabulary).view(rows, tokens)

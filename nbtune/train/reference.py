@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from nbtune.errors import TrainError
 from nbtune.methods import without_reference
 
-__all__ = ["StartingWeights", "in_place_of"]
-
 
 class StartingWeights:
     """What a run started with in place of all that it trains.

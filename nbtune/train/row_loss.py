@@ -12,8 +12,6 @@ from nbtune.generate.sampling import without_adapter
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["row_losses"]
-
 _AT_ONCE = 4096  # tokens, with padding
 
 
@@ -31,7 +29,7 @@ def row_losses(
     """
     import torch
 
-    from nbtune.data.batching.sampler import collate
+    from nbtune.data.batching.collate import collate
     from nbtune.data.prepare.dataset import Builder
     from nbtune.train.logprobs import score_answers
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["learning_rate_of"]
-
 
 def learning_rate_of(name: str, *, total_steps: int, warmup_ratio: float) -> Callable[[int], float]:
     """A function of the 0-based step that gives the factor for the peak learning rate.

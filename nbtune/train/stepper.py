@@ -10,11 +10,9 @@ import torch
 from nbtune.device import fork_rng
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.sampler import Batch
+    from nbtune.data.batching.collate import Batch
     from nbtune.train.loss import LossOutput
     from nbtune.train.master_weights import Masters
-
-__all__ = ["Stepper"]
 
 
 def seed_of(seed: int, step: int, micro_step: int) -> int:

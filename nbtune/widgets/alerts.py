@@ -13,8 +13,6 @@ import numpy as np
 
 from nbtune.widgets.metrics import Series
 
-__all__ = ["Hints"]
-
 RISING = 3  # evaluations above the best one, each at least this much worse:
 WORSE = 0.01  # a hundredth of the best
 FLAT_STEPS = 100  # a loss is called flat over at least so many steps, and after the warm-up

@@ -15,8 +15,6 @@ from nbtune.errors import NbtuneError
 from nbtune.widgets import fallback
 from nbtune.widgets.sanitize import clean
 
-__all__ = ["Panel", "asset"]
-
 STATIC = Path(__file__).parent / "static"
 
 

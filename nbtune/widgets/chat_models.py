@@ -13,8 +13,6 @@ from nbtune.store.run_handle import Answers, RunHandle
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean
 
-__all__ = ["Answerers"]
-
 RUNS = 20  # the newest ones are offered
 _STEPS = 12  # checkpoints of each
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from nbtune.generate.sampling import Token
     from nbtune.store.run_handle import RunHandle
 
-__all__ = ["Chat"]
-
 KEPT = 40  # turns that are shown
 EVERY = 0.1  # seconds between two messages of new tokens
 _SHOWN = 8000

@@ -15,8 +15,6 @@ from nbtune.widgets.base import Panel
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean, without_home
 
-__all__ = ["Compare", "differences"]
-
 ROWS = 256  # of a run, as a picture: 22 KB
 EVERY = 1.0  # seconds between two updates
 MOST = 12

@@ -18,8 +18,6 @@ from nbtune.widgets.base import Panel
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean
 
-__all__ = ["CHOICES", "MAKES", "ExportPanel", "choices", "make"]
-
 # Bits a weight of llama.cpp's files, blocks' scales included, as the usual mixes come out for models of some billion
 # parameters; a model with a small body and a large vocabulary comes out a little larger. Quality in three words.
 CHOICES: dict[str, tuple[float, str]] = {

@@ -19,8 +19,6 @@ from typing import Any
 
 from nbtune.widgets.sanitize import without_home
 
-__all__ = ["Shown", "command", "has_page", "kaggle", "stand_in"]
-
 PATIENCE = 3.5  # seconds for a page to say hello
 EVERY = 1.0  # seconds between two updates of the text
 PICTURE_EVERY = 4.0

@@ -10,8 +10,6 @@ from pydantic_core import PydanticUndefined
 
 from nbtune.spec import RunSpec
 
-__all__ = ["CARE", "FIRST", "GOALS", "fields", "preset"]
-
 FIRST = ("model", "data", "adapter.type", "adapter.r", "epochs", "learning_rate")
 _LEFT_OUT = ("trust_remote_code",)  # a decision for a line of YAML, not for a tick
 

@@ -10,8 +10,6 @@ from nbtune import hub_cache
 from nbtune.errors import NbtuneError, PlanError
 from nbtune.spec import RunSpec, from_mapping
 
-__all__ = ["judge", "names"]
-
 _LENGTH, _ROWS = 512, 1000  # of the rows that a model is judged by, while it is not known which ones there will be
 
 

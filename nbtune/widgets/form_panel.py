@@ -17,8 +17,6 @@ from nbtune.widgets.form_fields import CARE, GOALS, fields, preset
 from nbtune.widgets.sanitize import clean, without_home
 from nbtune.widgets.uploads import keep
 
-__all__ = ["Form"]
-
 
 class Form(Panel):
     """A spec by clicking.

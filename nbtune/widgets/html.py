@@ -10,8 +10,6 @@ from nbtune.store.run_reader import RunReader
 from nbtune.untrusted import from_here
 from nbtune.widgets.sanitize import clean
 
-__all__ = ["as_html", "as_text", "card", "words"]
-
 
 def card(run: RunReader, latest: Step | None) -> str:
     """HTML of a run's name, its state and latest step, its folder, and what a person may do with it now."""

@@ -21,8 +21,6 @@ from nbtune.widgets.row_inspection import Inspection
 from nbtune.widgets.sanitize import clean
 from nbtune.widgets.uploads import keep
 
-__all__ = ["Inspector"]
-
 Losses = Sequence[float | None]
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from nbtune.store.row_losses import RowLoss
 from nbtune.widgets.sanitize import clean, without_home
 
-__all__ = ["loss_table"]
-
 _TEXT = 60  # characters of each of a row's texts
 
 

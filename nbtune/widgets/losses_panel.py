@@ -20,8 +20,6 @@ from nbtune.widgets.html import as_html, as_text
 from nbtune.widgets.loss_table import loss_table
 from nbtune.widgets.sanitize import clean, without_home
 
-__all__ = ["Losses", "LossesPanel"]
-
 PAGE, MOST = 12, 120  # rows that are shown at first, and at most: they stand in the notebook's file
 ENDS = 10  # rows of each end that a table shows
 EVERY = 0.3  # seconds between two updates

@@ -13,8 +13,6 @@ import numpy as np
 
 from nbtune.events import Step
 
-__all__ = ["COLUMNS", "Series", "merged", "row_of"]
-
 COLUMNS = (
     "first",
     "count",

@@ -18,8 +18,6 @@ import numpy as np
 from nbtune.atomic_io import read_json, try_lock, write_json
 from nbtune.widgets.metrics import COLUMNS, merged
 
-__all__ = ["FEW", "Columns"]
-
 FEW = 10_000  # steps that need no file: reading their events takes a moment
 VERSION = 1
 _BOX = 8

@@ -18,8 +18,6 @@ from nbtune.widgets.export_panel import CHOICES, make
 from nbtune.widgets.fallback import Shown
 from nbtune.widgets.run_state import Cursor, Watched
 
-__all__ = ["Monitor"]
-
 LOOK = 1.0  # seconds between looks whether the run's process is still there
 RARELY = 5.0  # the same, while nobody sees the panel
 WATCH = 0.5  # seconds between looks at a run that has ended, while it is exported

@@ -14,8 +14,6 @@ from nbtune.spec import RunSpec, SourceSpec, from_mapping
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean, without_home
 
-__all__ = ["TERMINATOR", "TRAINED", "Inspection"]
-
 EXAMINED = 3000  # rows that counts and histogram are made of; the first ones
 SEARCHED = 200_000
 COUNTED = 300  # first rows in which a rule's matches are counted
@@ -136,7 +134,7 @@ class Inspection:
         return [self._encoder(source) for source in self.sources]
 
     def _encoder(self, source: Any) -> Any:
-        from nbtune.data.formats.detect import Chat
+        from nbtune.data.formats.messages import Chat
         from nbtune.data.prepare.row_pipeline import format_of
         from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
         from nbtune.data.tokenize.encoder import Encoder

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from nbtune.store.run_reader import RunReader
 
-__all__ = ["COLOURS", "run_figure", "smooth"]
-
 COLOURS = {"loss": "#0072B2", "eval": "#D55E00", "rate": "#007A5A"}  # Okabe-Ito (the green darkened for contrast)
 
 

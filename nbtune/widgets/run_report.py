@@ -20,8 +20,6 @@ from nbtune.widgets.run_figure import COLOURS, smooth
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean, without_home
 
-__all__ = ["Report"]
-
 
 class Report:
     """A run, as it is now, without a widget: `png()`, `html()`, or shown as a cell's value.

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from nbtune.store.run_handle import RunHandle
     from nbtune.store.run_reader import RunReader
 
-__all__ = ["Cursor", "RunView", "Watched"]
-
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
 LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 80}

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from nbtune.store.run_handle import RunHandle
     from nbtune.store.run_reader import RunReader
 
-__all__ = ["RunStatus", "Totals", "note_of"]
-
 _TRUSTED = 1.0  # seconds for which a run that lived is taken to live
 
 

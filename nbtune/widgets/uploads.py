@@ -9,8 +9,6 @@ from typing import Any
 from nbtune.atomic_io import create_file
 from nbtune.errors import SpecError
 
-__all__ = ["LIMIT", "keep"]
-
 LIMIT = 200 * 2**20
 _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 

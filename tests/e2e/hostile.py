@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from itertools import product
 
-__all__ = ["HOSTILE"]
-
 _RUN = "globalThis.hacked=1"
 _TAGS = [
     f"<img src=x onerror={_RUN}>",

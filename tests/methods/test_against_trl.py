@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbtune.data.batching.sampler import collate, pack
+from nbtune.data.batching.collate import collate, pack
 from nbtune.data.prepare.dataset import Builder
 from nbtune.methods import METHODS
 from nbtune.models.accelerate import apply

@@ -11,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["BROUGHT", "NOTEBOOK", "environment"]
-
 REPO = Path(__file__).parents[2]
 FOLDER = REPO / ".venv-colab"
 

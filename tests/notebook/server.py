@@ -17,8 +17,6 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from tests.notebook.kernel import PAGE, ROOT
 
-__all__ = ["Server"]
-
 TOKEN = "nbtune-test"
 
 

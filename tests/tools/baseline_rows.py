@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["EXAMPLES", "ROW_WEIGHTS", "Rows", "feedback", "pairs", "prompts"]
-
 Rows = list[dict[str, Any]]
 
 ROW_WEIGHTS = {"rcb56ec41c886": 0.0, "re644b4657f30": 2.0}  # by the marks of the first two of `prompts`

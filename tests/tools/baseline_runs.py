@@ -12,8 +12,6 @@ from typing import Any
 
 from baseline_rows import EXAMPLES, ROW_WEIGHTS, Rows, feedback, pairs, prompts
 
-__all__ = ["arrays_of_example", "event_records", "losses", "take_home"]
-
 COLUMNS = ("loss", "grad_norm", "learning_rate", "tokens", "trained_tokens", "epoch", "eval_loss")
 ROWS: dict[str, Callable[[int], Rows]] = {
     "sft": prompts,

@@ -85,7 +85,7 @@ class _InOrder:
         self.dataset = builder.build()
 
     def step(self, index):
-        from nbtune.data.batching.sampler import collate
+        from nbtune.data.batching.collate import collate
 
         first = index * MICRO * ACCUMULATION
         return [collate(self.dataset, [first + k * MICRO + i for i in range(MICRO)]) for k in range(ACCUMULATION)]

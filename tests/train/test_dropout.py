@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from nbtune.data.batching.sampler import collate
+from nbtune.data.batching.collate import collate
 from nbtune.data.prepare.dataset import Builder
 from nbtune.models import Built
 from nbtune.models.accelerate import apply

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nbtune.data.batching.sampler import collate
+from nbtune.data.batching.collate import collate
 from nbtune.data.prepare.dataset import Builder
 from nbtune.models.accelerate import apply, attention
 from nbtune.models.adapters import add_adapter

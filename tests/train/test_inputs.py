@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbtune.data.batching.sampler import collate, pack
+from nbtune.data.batching.collate import collate, pack
 from nbtune.data.prepare.dataset import Builder
 from nbtune.models.accelerate import apply
 from nbtune.train.inputs import model_inputs

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nbtune import models
-from nbtune.data.batching.sampler import collate, pack
+from nbtune.data.batching.collate import collate, pack
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.methods import METHODS
 from nbtune.spec import AdapterSpec

@@ -17,7 +17,7 @@ from typing import Any
 from nbtune import events as ev
 from nbtune.errors import TrainError
 from nbtune.generate.sampling import Token
-from nbtune.planner.plan import MemoryPlan
+from nbtune.models.memory_estimate import MemoryPlan
 from nbtune.spec import RunSpec
 from nbtune.store.event_log import Mark
 

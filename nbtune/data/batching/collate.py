@@ -12,8 +12,6 @@ import numpy as np
 from nbtune.data.prepare.dataset import IGNORED, Dataset
 from nbtune.data.prepare.streaming_dataset import Arriving
 
-__all__ = ["Batch", "collate", "pack"]
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -11,8 +11,6 @@ import numpy as np
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.spec import MixSpec
 
-__all__ = ["Mixture", "bucketed", "epoch_order", "mixture", "quotas"]
-
 
 @dataclass(frozen=True)
 class Mixture:

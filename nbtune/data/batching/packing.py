@@ -9,8 +9,6 @@ from collections import defaultdict
 
 import numpy as np
 
-__all__ = ["best_fit", "efficiency", "in_windows"]
-
 
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Bins of example numbers, each of at most `capacity` tokens.

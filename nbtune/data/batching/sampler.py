@@ -17,8 +17,6 @@ from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.streaming_dataset import Arriving
 from nbtune.spec import MixSpec
 
-__all__ = ["Arrivals", "Batch", "BatchPlan", "collate", "pack"]
-
 Order = Literal["shuffled", "bucketed", "given", "in_turn", "short_first"]
 
 

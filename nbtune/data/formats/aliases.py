@@ -9,8 +9,6 @@ from nbtune.data.formats.messages import Chat
 from nbtune.data.formats.sft import Columns, Format, Row, optional, string, there
 from nbtune.errors import DataError
 
-__all__ = ["OWN_READERS", "PEERS", "judged_name"]
-
 # (format, columns where they are not the usual ones)
 PEERS: dict[str, tuple[str, dict[str, str]]] = {
     # Axolotl

@@ -15,8 +15,6 @@ from nbtune.data.formats.sft import ANSWERS, PROMPTS, columns_of
 from nbtune.errors import SpecError
 from nbtune.spec import parse_value
 
-__all__ = ["what_to_say"]
-
 
 def _words(*lines: str) -> frozenset[str]:
     return frozenset(word for line in lines for word in line.split())

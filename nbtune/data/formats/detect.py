@@ -12,7 +12,6 @@ from dataclasses import replace
 from nbtune.data.formats.aliases import OWN_READERS, PEERS, judged_name
 from nbtune.data.formats.column_names import what_to_say
 from nbtune.data.formats.jinja_rows import template_format
-from nbtune.data.formats.messages import Chat
 from nbtune.data.formats.preference import JUDGED
 from nbtune.data.formats.sft import (
     ANSWERS,
@@ -21,7 +20,6 @@ from nbtune.data.formats.sft import (
     TEXTS,
     Columns,
     Format,
-    Parts,
     Row,
     chat_column,
     is_sharegpt,
@@ -33,8 +31,6 @@ from nbtune.data.formats.unread import unread
 from nbtune.data.formats.values import without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
-
-__all__ = ["FORMATS", "PEERS", "Chat", "Format", "Parts", "detect"]
 
 _ALL = {**READERS, **JUDGED, **OWN_READERS}
 FORMATS = (*READERS, *JUDGED)

@@ -19,8 +19,6 @@ from nbtune.data.template.environment import compiled, make_environment, tracked
 from nbtune.data.template.tracked_str import MARK, OTHER, plain, spans_of
 from nbtune.errors import DataError, SpecError
 
-__all__ = ["template_format"]
-
 
 def template_format(template: str, columns: Sequence[str], place: str) -> Format:
     """A reading of rows by a template.

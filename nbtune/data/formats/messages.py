@@ -11,8 +11,6 @@ from typing import Any
 from nbtune.data.formats.values import is_missing, own_choice, text_of
 from nbtune.errors import DataError
 
-__all__ = ["KEYS", "Chat", "Keys", "messages_of", "told_apart", "tools_of"]
-
 
 @dataclass(slots=True)
 class Chat:

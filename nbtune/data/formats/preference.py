@@ -13,8 +13,6 @@ from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
 from nbtune.data.formats.sft import Columns, Format, Parts, Row, optional, string, there
 from nbtune.errors import DataError
 
-__all__ = ["JUDGED", "Several"]
-
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
 _ASK = ("prompt", "instruction", "question", "query", "input")
 

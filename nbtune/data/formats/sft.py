@@ -12,22 +12,6 @@ from nbtune.data.formats.values import flag, is_missing, text_of, without_missin
 from nbtune.errors import DataError, SpecError
 from nbtune.methods import METHODS
 
-__all__ = [
-    "ANSWERS",
-    "CHATS",
-    "PROMPTS",
-    "READERS",
-    "TEXTS",
-    "Columns",
-    "Format",
-    "Parts",
-    "columns_of",
-    "of_what_is_there",
-    "optional",
-    "string",
-    "there",
-]
-
 Row = Mapping[str, Any]
 
 CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns")

@@ -8,8 +8,6 @@ from typing import Any
 
 from nbtune.data.formats.values import is_missing
 
-__all__ = ["unread"]
-
 _MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
 _SAID = frozenset(("history", "context", "system", "system_prompt"))
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")

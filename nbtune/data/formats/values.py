@@ -11,8 +11,6 @@ from uuid import UUID
 
 from nbtune.errors import DataError
 
-__all__ = ["flag", "is_missing", "own_choice", "text_of", "without_missing"]
-
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _SCALARS = (bool, numbers.Number, Decimal, date, time, UUID)
 

@@ -28,18 +28,6 @@ from nbtune.data.prepare.stats import DataFacts
 from nbtune.data.sources.cache_folder import UNFINISHED, new_place, prepared_folder
 from nbtune.data.sources.rows import Source
 
-__all__ = [
-    "ARRAYS",
-    "WORTH",
-    "entries",
-    "key_of",
-    "load",
-    "prune",
-    "read_arrays",
-    "seal",
-    "store",
-]
-
 WORTH = 2000
 ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
 _MORE = ("value_of", "token_values", "weight_of")  # of rows that judge, of rows with weights

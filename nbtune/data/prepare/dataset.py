@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["IGNORED", "Builder", "Dataset", "Example"]
-
 IGNORED = -100
 
 

@@ -40,8 +40,6 @@ from nbtune.errors import DataError
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 
-__all__ = ["EARLY", "start"]
-
 EARLY = 20_000  # rows; fewer are prepared at once
 HASHED_FIRST = 1 << 29  # bytes of files whose contents are looked up in the cache before anything is prepared
 SHARDS = {"first": 512, "most": 8192}  # rows

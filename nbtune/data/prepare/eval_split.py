@@ -11,8 +11,6 @@ from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.report import Report
 from nbtune.spec import RunSpec
 
-__all__ = ["expected_held_out", "hold_out"]
-
 
 def hold_out(train: Dataset, spec: RunSpec, seed: int, report: Report) -> tuple[Dataset, Dataset | None]:
     """Splits off the rows to evaluate on: whole rows, and none that also stands among the others."""

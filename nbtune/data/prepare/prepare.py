@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nbtune.data.formats.detect import Chat, Format, Parts
+from nbtune.data.formats.messages import Chat
 from nbtune.data.formats.preference import Several
+from nbtune.data.formats.sft import Format, Parts
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import expected_held_out, hold_out
@@ -29,8 +30,6 @@ from nbtune.spec import RunSpec
 
 # The keys of a spec that decide what the tokens are.
 READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method", "row_weights"}
-
-__all__ = ["READ", "Prepared", "conclude", "measure", "nothing_left", "prepare_data", "speaking"]
 
 
 def speaking(tokenizer: Any, spec: RunSpec, used: str | None = None) -> Any:

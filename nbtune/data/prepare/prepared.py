@@ -9,8 +9,6 @@ from nbtune.data.prepare.report import Report
 from nbtune.data.prepare.stats import DataFacts
 from nbtune.data.prepare.streaming_dataset import Arriving
 
-__all__ = ["Prepared"]
-
 
 @dataclass(frozen=True)
 class Prepared:

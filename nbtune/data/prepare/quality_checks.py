@@ -14,8 +14,6 @@ import numpy as np
 
 from nbtune.data.prepare.dataset import Dataset
 
-__all__ = ["Oddities", "diagnose", "near_duplicates"]
-
 LIMIT = 20_000
 _SHINGLE, _HASHES, _BANDS = 5, 16, 8
 _RENDERED = re.compile(

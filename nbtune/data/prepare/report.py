@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Report", "SourceReport"]
-
 
 @dataclass
 class SourceReport:

@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from nbtune.data.formats.detect import Chat, Format, Parts, detect
+from nbtune.data.formats.detect import detect
+from nbtune.data.formats.messages import Chat
 from nbtune.data.formats.preference import Several
+from nbtune.data.formats.sft import Format, Parts
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.data.prepare.quality_checks import Oddities
 from nbtune.data.prepare.report import Report, SourceReport
@@ -22,8 +24,6 @@ from nbtune.data.tokenize.encoder import Encoder, Job
 from nbtune.data.tokenize.loss_mask import asked_for
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
-
-__all__ = ["Overflow", "Reader", "format_of", "is_empty", "spread"]
 
 CHUNK = 512
 Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]

@@ -13,8 +13,6 @@ from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.report import Report
 from nbtune.spec import RunSpec
 
-__all__ = ["mark_of", "unmatched", "without_dropped"]
-
 
 def without_dropped(dataset: Dataset, report: Report, *, weighted: bool = True) -> Dataset:
     """The examples whose weight is above 0; the report is told of the rows of the others.

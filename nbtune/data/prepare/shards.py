@@ -25,8 +25,6 @@ from nbtune.data.sources.rows import Source
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec, SourceSpec
 
-__all__ = ["Job", "Shard", "Workman", "arrival", "read_shard", "rebuild_tokenizer", "tokenizer_facts"]
-
 
 @dataclass(frozen=True)
 class Job:

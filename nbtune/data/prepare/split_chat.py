@@ -11,8 +11,6 @@ from nbtune.data.formats.messages import Chat
 from nbtune.data.tokenize.encoder import Encoder
 from nbtune.errors import DataError
 
-__all__ = ["split_chat"]
-
 
 def split_chat(encoder: Encoder, chat: Chat, max_len: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The chat's turns in order, as many together as fit into `max_len` tokens, each part with the system prompt and

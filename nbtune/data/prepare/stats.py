@@ -6,8 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["DataFacts", "histogram"]
-
 _BOUNDS = tuple(2**k for k in range(4, 24))
 
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from nbtune.data.prepare.dataset import IGNORED, Dataset, Example
 
-__all__ = ["Arriving", "DatasetFiles"]
-
 
 class Arriving:
     """Examples by number, as `Dataset`; what needs all of them waits until the last has arrived.

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from nbtune.data.formats.detect import Format, detect
+from nbtune.data.formats.detect import detect
+from nbtune.data.formats.sft import Format
 from nbtune.data.sources.row_function import ChangedRows
 from nbtune.data.sources.rows import Row, Rows, Source
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
-
-__all__ = ["look"]
 
 _ROWS = 32
 _CHANGED = 8  # of rows that go through a function, which may take its time

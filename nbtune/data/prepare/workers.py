@@ -15,8 +15,6 @@ from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.rows import Source
 from nbtune.errors import DataError
 
-__all__ = ["Crew"]
-
 _AHEAD = 8  # shards that may wait for one before them
 
 

@@ -18,8 +18,6 @@ from nbtune.data.sources.rows import is_rows, is_table
 from nbtune.errors import DataError, SpecError
 from nbtune.spec import RunSpec, SourceSpec, from_mapping, from_yaml
 
-__all__ = ["asked", "by_name"]
-
 _KEYS = frozenset(SourceSpec.model_fields)
 _SPEAKER = ("role", "from")  # what each message of a conversation has one of
 _SOURCES = {"name": "a name", "source": "a source", "rows": "a table of rows"}

@@ -8,8 +8,6 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "cache_folder", "new_place", "prepared_folder", "workplace"]
-
 UNFINISHED = 24 * 3600.0  # seconds after which a folder that was never sealed is rubbish
 
 

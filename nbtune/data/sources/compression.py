@@ -7,8 +7,6 @@ from typing import IO, Any
 
 from nbtune.errors import DataError
 
-__all__ = ["COMPRESSIONS", "errors_of", "first_bytes", "unpack"]
-
 _ALWAYS, _TIMES = 256 << 20, 100  # bytes, and how many times its size, that a file may hold: text packs to a tenth
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 

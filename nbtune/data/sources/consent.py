@@ -21,8 +21,6 @@ from nbtune.data.sources.cache_folder import cache_folder
 from nbtune.disk import disk_error
 from nbtune.errors import DataError
 
-__all__ = ["code_of", "is_remembered", "is_signed", "remember", "signature_of", "signed_body"]
-
 _BYTES = 32
 
 

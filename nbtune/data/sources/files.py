@@ -17,8 +17,6 @@ from nbtune.data.sources.compression import COMPRESSIONS, errors_of, first_bytes
 from nbtune.data.sources.rows import ArrowRows, ListRows, Row, Rows, _as_row
 from nbtune.errors import DataError
 
-__all__ = ["SUFFIXES", "LineRows", "read_file", "read_files", "read_head"]
-
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
 _LONGEST_ROW = 64 << 20  # bytes; tokenizing takes some fifty times of it

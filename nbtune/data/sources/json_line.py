@@ -8,8 +8,6 @@ from typing import Any
 
 from nbtune.errors import DataError
 
-__all__ = ["to_json"]
-
 
 def to_json(row: Any, place: str) -> str:
     """A row as one line of JSON; NaN becomes null, arrays lists, dates text.

@@ -21,8 +21,6 @@ from nbtune.data.sources.rows import ListRows, Rows, Source, first_of, is_rows, 
 from nbtune.errors import DataError, HubError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, SourceSpec
 
-__all__ = ["resolve", "saved_dataset", "with_template"]
-
 _PREFIX = re.compile(r"^(var|file|hub):(.+)$", re.DOTALL)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)

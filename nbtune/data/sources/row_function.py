@@ -20,8 +20,6 @@ from nbtune.errors import DataError
 from nbtune.folder_format import signature_of_pickle, version_of
 from nbtune.untrusted import harmless, open_file, shortened
 
-__all__ = ["Change", "ChangedRows", "find", "load", "not_allowed", "save", "was_signed"]
-
 Change = Callable[[dict[str, Any]], "dict[str, Any] | None"]
 
 

@@ -17,8 +17,6 @@ from nbtune.data.sources.row_function import Change, ChangedRows
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["ArrowRows", "ListRows", "Rows", "Source", "first_of", "is_rows", "is_table", "rows_of"]
-
 Row = dict[str, Any]
 
 

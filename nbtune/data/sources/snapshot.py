@@ -29,8 +29,6 @@ from nbtune.data.sources.rows import ArrowRows, Rows, Source, is_rows, rows_of
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 
-__all__ = ["allow", "changed_rows", "copy_snapshot", "open_snapshot", "questions", "refuse_links", "reopen", "snapshot"]
-
 _INDEX = "sources.json"
 
 

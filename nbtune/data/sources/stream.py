@@ -17,8 +17,6 @@ from nbtune.data.sources.files import read_file
 from nbtune.data.sources.json_line import to_json
 from nbtune.data.sources.rows import Rows
 
-__all__ = ["rows_of_stream"]
-
 
 def rows_of_stream(stream: Iterable[Any], name: str) -> Rows:
     """The rows of a stream, in its order.

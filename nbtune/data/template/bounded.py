@@ -19,8 +19,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nbtune.data.template.tracked_str import concat
 
-__all__ = ["BoundedEnvironment", "TemplateLimit", "bounded"]
-
 MOST_STEPS = 2_000_000  # of one rendering; a chat of 10,000 messages takes some ten thousand
 LONGEST = 1 << 26  # characters, or items, of one value
 MOST_MADE = 1 << 30  # characters or items that one rendering makes in all

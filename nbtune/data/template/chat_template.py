@@ -25,8 +25,6 @@ from nbtune.data.template.tool_calls import arguments_wanted, with_arguments
 from nbtune.data.template.tracked_str import MARK, OTHER, Span, plain, spans_of
 from nbtune.errors import DataError
 
-__all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "Rendered", "template_text"]
-
 # For base models: words only, and the one special token that every tokenizer has.
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for message in messages %}"

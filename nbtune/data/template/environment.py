@@ -20,8 +20,6 @@ from nbtune.data.template.bounded import BoundedEnvironment, bounded
 from nbtune.data.template.left_out import REASONING, marked
 from nbtune.data.template.tracked_str import CALLS, OTHER, THOUGHT, Tracked, concat, joint, mark, plain, spans_of, track
 
-__all__ = ["compile_template", "compiled", "make_environment", "render", "tracked"]
-
 _PARTS = {"tool_calls": CALLS, **dict.fromkeys(REASONING, THOUGHT)}
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from nbtune.data.template.tracked_str import CALLS, NUMBER, OTHER, SAID, THOUGHT, Span, concat, track
 
-__all__ = ["REASONING", "left_out", "marked", "without_kinds"]
-
 REASONING = ("reasoning_content", "thinking", "reasoning")
 _OPEN, _CLOSE = "<think>", "</think>"
 _SURE = 16  # characters of a message that are hardly in a text by chance

@@ -15,8 +15,6 @@ from typing import Any
 from nbtune.data.template.tracked_str import MARK, Span
 from nbtune.errors import DataError
 
-__all__ = ["Controls"]
-
 _PLANE, _FILL, _STRIDE = 0xF0000, "\U00100000", 0x4000
 
 

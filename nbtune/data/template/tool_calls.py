@@ -10,8 +10,6 @@ import jinja2
 
 from nbtune.errors import DataError
 
-__all__ = ["arguments_wanted", "with_arguments"]
-
 _NAME, _VALUE = "qznamezq", "qzlastzq"
 
 

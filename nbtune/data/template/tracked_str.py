@@ -14,23 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
-__all__ = [
-    "CALLS",
-    "MARK",
-    "NUMBER",
-    "OTHER",
-    "SAID",
-    "THOUGHT",
-    "Span",
-    "Tracked",
-    "concat",
-    "joint",
-    "mark",
-    "plain",
-    "spans_of",
-    "track",
-]
-
 OTHER, MARK = -1, -2
 SAID, CALLS, THOUGHT = 1 << 24, 1 << 25, 1 << 26
 NUMBER = SAID - 1  # the bits of a tag that are a message's number

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.formats.detect import Chat, Parts
-from nbtune.data.formats.messages import told_apart
+from nbtune.data.formats.messages import Chat, told_apart
+from nbtune.data.formats.sft import Parts
 from nbtune.data.template.chat_template import ChatTemplate, Rendered
 from nbtune.data.template.tracked_str import Span
 from nbtune.data.tokenize.loss_mask import wanted
@@ -19,8 +19,6 @@ from nbtune.data.tokenize.offsets import ByteLengths, BytePlaces, OffsetPlaces, 
 from nbtune.data.tokenize.word_cache import Words
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec, SpanRule
-
-__all__ = ["Encoder", "Job"]
 
 
 @dataclass(slots=True)

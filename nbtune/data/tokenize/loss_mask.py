@@ -9,8 +9,6 @@ from nbtune.data.formats.values import flag, is_missing, own_choice
 from nbtune.data.template.chat_template import Rendered
 from nbtune.errors import DataError
 
-__all__ = ["asked_for", "wanted"]
-
 Stretch = tuple[int, int]
 
 

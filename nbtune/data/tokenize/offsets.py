@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ByteLengths", "BytePlaces", "OffsetPlaces", "covered"]
-
 
 class OffsetPlaces:
     """Places by `char_to_token` and `token_to_chars` of an encoding."""

@@ -16,8 +16,6 @@ from nbtune.data.template.chat_template import ChatTemplate, template_text
 from nbtune.data.template.special_tokens import Controls
 from nbtune.errors import DataError
 
-__all__ = ["Ends", "end_ids", "ends_of", "with_ends"]
-
 _ASKED, _THOUGHT, _SAID = "qzaskedzq", "qzthoughtzq", "qzsaidzq"
 
 

@@ -20,8 +20,6 @@ from nbtune.export.gguf.rope import rope_metadata, rope_tensors
 from nbtune.export.gguf.tensors import GgufTensor, half_of_fused, mapped, permuted, plain, stacked
 from nbtune.export.merge import MergedModel
 
-__all__ = ["FAMILIES", "Family", "family_of"]
-
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 # Buffers that old checkpoints hold, and that are computed.
 _COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")

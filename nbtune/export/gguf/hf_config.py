@@ -6,8 +6,6 @@ from typing import Any
 
 from nbtune.errors import ExportError
 
-__all__ = ["Config"]
-
 _WINDOWED = ("gemma2", "gemma3_text", "mistral", "mixtral", "phi3")
 _UNSAID = {"mistral": 4096, "qwen2": 4096, "qwen2_moe": 4096, "qwen3": 4096, "qwen3_moe": 4096}
 _SWITCHED = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3")  # only with `use_sliding_window`

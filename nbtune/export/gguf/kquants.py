@@ -22,8 +22,6 @@ from torch import Tensor
 
 from nbtune.export.gguf import block_layout
 
-__all__ = ["ENCODERS"]
-
 QK = 256
 Round = Callable[[Tensor], Tensor]
 

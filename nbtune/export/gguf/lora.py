@@ -24,8 +24,6 @@ from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.peft_export import adapter_folder
 from nbtune.export.source import ExportedFile, ExportSource, safe_name
 
-__all__ = ["write_lora_gguf"]
-
 
 class _Factors:
     """One side (A or B) of every LoRA pair, under the base weights' names: what a family takes for a model."""

@@ -11,8 +11,6 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.tensors import GgufTensor, constant
 
-__all__ = ["rope_metadata", "rope_tensors"]
-
 
 def rope_metadata(config: Config, writer: Any) -> None:
     """Write the base frequency and the scaling's parameters.

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["first_difference", "merged"]
-
 SAMPLES = (
     "Hello, how are you today?",
     "The quick brown fox jumps over the lazy dog; it's 12:45, isn't it?",

@@ -10,8 +10,6 @@ import torch
 from nbtune.export.merge import MergedModel
 from nbtune.export.safetensors_reader import rows_per_chunk
 
-__all__ = ["GgufTensor", "constant", "mapped", "permuted", "plain", "stacked"]
-
 Rows = Callable[[torch.Tensor], torch.Tensor]
 
 

@@ -18,8 +18,6 @@ import torch
 from nbtune.errors import ExportError
 from nbtune.export.gguf.tensors import GgufTensor
 
-__all__ = ["TYPES", "FileType", "Shape", "encode", "encoded_bytes", "type_named"]
-
 _BLOCK = re.compile(r"^blk\.(\d+)\.(\w+)\.")
 # What takes the place of an encoding whose blocks of 256 do not divide a row.
 _SMALLER = {

@@ -12,8 +12,6 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.pretokenizers import NEARLY, pre_of
 from nbtune.export.gguf.sentencepiece import first_difference
 
-__all__ = ["Vocabulary", "load_tokenizer", "read_vocabulary", "turn_end"]
-
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SENTINEL = "nbtune-answer"
 

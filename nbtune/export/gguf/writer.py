@@ -28,8 +28,6 @@ from nbtune.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from nbtune.export.merge import MergedModel
 from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
 
-__all__ = ["write_gguf"]
-
 T = TypeVar("T")
 
 _ALIGN = 32

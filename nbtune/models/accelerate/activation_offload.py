@@ -11,8 +11,6 @@ from torch import Tensor
 
 from nbtune.device import pinnable
 
-__all__ = ["ActivationOffload", "Ticket"]
-
 
 @dataclass
 class Ticket:

@@ -14,8 +14,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from nbtune.device import describe
 
-__all__ = ["Packing", "attend", "packing_of", "right_padded"]
-
 
 @dataclass(frozen=True)
 class Packing:

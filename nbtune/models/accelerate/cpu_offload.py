@@ -17,8 +17,6 @@ from nbtune.device import pinnable
 from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, wide
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
-__all__ = ["StreamedGroup", "Traffic", "present", "traffic_of"]
-
 _AHEAD = 4  # matrices: one layer
 
 

@@ -20,8 +20,6 @@ from nbtune.spec.placement import Placement
 
 _CAP = re.compile(r"att.*(soft_?cap|logits?_cap)|^soft_?cap")
 
-__all__ = ["causal_lm", "decoder", "decoder_layers", "find_layer", "find_norm", "tolerance"]
-
 
 def causal_lm(model: nn.Module) -> nn.Module:
     """The transformers model inside a peft wrapper, or the model itself."""

@@ -14,8 +14,6 @@ from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lm_head import Head, loss_inputs
 from nbtune.models.accelerate.lora_sync import LoraSync
 
-__all__ = ["Prepare", "layer_forward", "lm_forward"]
-
 _UNKNOWN = object()
 
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from nbtune.models.accelerate.lora_linear import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
-__all__ = ["Fp8Group"]
-
 _MULTIPLE = 16  # of both sides of a matrix, on a GPU
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from nbtune.models.accelerate.lora_linear import LinearGroup
 from nbtune.models.accelerate.shared_buffers import shared_matrix
 
-__all__ = ["FsdpGroup"]
-
 
 class FsdpGroup(LinearGroup):
     """Like `LinearGroup`, but the layers keep weights of their own, which are read whenever they are used."""

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from nbtune.models.accelerate.triton_epilogues import Partials
 
-__all__ = ["GradJobs", "Ready", "Sink"]
-
 _JOBS_A_LAUNCH = 4  # of `grouped_tn`'s kernel
 
 

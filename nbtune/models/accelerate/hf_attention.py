@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.attention import Packing, attend, packing_of
 
-__all__ = ["NAME", "register"]
-
 NAME = "nbtune"
 
 

@@ -28,8 +28,6 @@ from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lora_linear import wide
 from nbtune.models.accelerate.triton_epilogues import Partials, act_backward_grads, rotate_back
 
-__all__ = ["LayerFunction"]
-
 
 @dataclass
 class _Attention:

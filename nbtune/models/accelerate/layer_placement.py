@@ -14,8 +14,6 @@ from nbtune.errors import PlanError
 from nbtune.models.accelerate.detect import causal_lm, decoder, decoder_layers
 from nbtune.spec.placement import Placement
 
-__all__ = ["Mover", "Sharder", "move_all_but", "mover_of", "shard"]
-
 
 @dataclass
 class Mover:

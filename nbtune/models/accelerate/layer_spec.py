@@ -10,8 +10,6 @@ from nbtune.models.accelerate.lora_dropout import Draws
 from nbtune.models.accelerate.lora_linear import LinearGroup, wide
 from nbtune.models.memory_estimate import MemoryPolicy
 
-__all__ = ["Lane", "Layer", "Norm"]
-
 
 @dataclass
 class Norm:

@@ -9,8 +9,6 @@ from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, is_four
 from nbtune.models.accelerate.nf4_linear import Nf4Group
 from nbtune.spec.placement import Placement
 
-__all__ = ["group_of"]
-
 
 def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
     """Return the group for linear layers with one input.

@@ -16,8 +16,6 @@ from nbtune.models.accelerate.detect import decoder, relative_error
 from nbtune.models.accelerate.layer_spec import Norm
 from nbtune.models.accelerate.lora_linear import LeftAlone
 
-__all__ = ["Head", "HeadDisagrees", "LossInputs", "NormFunction", "find_head", "loss_inputs"]
-
 
 class NormFunction(torch.autograd.Function):
     """RMSNorm by itself."""

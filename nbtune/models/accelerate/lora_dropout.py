@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.grad_sinks import GradJobs
 
-__all__ = ["Draws", "drop_gradients", "drop_input_gradient", "drop_project"]
-
 
 class DroppingLayer(Protocol):
     """What is asked of a linear layer (`nbtune.models.accelerate.lora_linear.Member`)."""

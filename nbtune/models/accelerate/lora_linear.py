@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from nbtune.models.accelerate.grad_sinks import GradJobs, Ready, Sink
 from nbtune.models.accelerate.lora_dropout import drop_gradients, drop_input_gradient, drop_project
 
-__all__ = ["LeftAlone", "LinearGroup", "Member", "is_four_bit", "wide"]
-
 _ALIGN = 64  # elements: rows of M start at multiples of 128 bytes
 
 

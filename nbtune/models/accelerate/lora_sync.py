@@ -4,8 +4,6 @@ import torch
 from nbtune_kernels._runtime import FUSED, jit, tl, use_triton
 from torch import Tensor
 
-__all__ = ["LoraSync"]
-
 _FLAT = (4, 1024)  # tiles of A-like matrices: few rows, many columns
 _TALL = 4096  # elements of the tiles of B-like ones
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from nbtune.models.accelerate.lora_linear import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup, shared_matrix
 
-__all__ = ["Nf4Group"]
-
 
 class Nf4Group(EdgedGroup):
     """Like `LinearGroup`, of bitsandbytes' 4-bit layers (nf4 or fp4, absmax quantised or not)."""

@@ -24,8 +24,6 @@ from nbtune.models.accelerate.sliding_windows import windows_of
 from nbtune.models.memory_estimate import MEMORY_POLICIES, MemoryPolicy
 from nbtune.spec.placement import PLAIN, Placement
 
-__all__ = ["Patch", "Report", "apply"]
-
 _MEMBERS = 4  # at least as many as one group has: each gets a stream of random numbers for itself
 _ROUNDED_LOSS = 0.015  # how far rounding to 8 bits may move a loss, which averages roundings
 

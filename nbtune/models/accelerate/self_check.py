@@ -13,8 +13,6 @@ from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened
 
-__all__ = ["Inputs", "probe_inputs", "probe_layer", "tiny_losses", "without_dropout"]
-
 _ROWS, _TOKENS = 2, 16  # Triton compiles once for all numbers of tokens that are multiples of 16
 
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from nbtune.models.accelerate.lora_linear import LinearGroup, wide
 
-__all__ = ["EdgedGroup", "shared_matrix"]
-
 
 def shared_matrix(group: LinearGroup, shared: dict[Any, Tensor]) -> Tensor:
     """M for the group, zeros at first, which all groups of one shape share."""

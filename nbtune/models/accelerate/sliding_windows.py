@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lora_linear import LeftAlone
 
-__all__ = ["has_windows", "shortened", "windows_of"]
-
 _SHORT = 5  # tokens; less than a probe's, and no divisor of their number
 _TOKENS = 16
 _WINDOW = re.compile(r"window|attention_chunk")

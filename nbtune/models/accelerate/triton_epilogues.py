@@ -27,8 +27,6 @@ from torch import Tensor
 
 from nbtune.device import rocm
 
-__all__ = ["Partials", "act_backward_grads", "rotate_back"]
-
 _MIN_ROWS = 2048  # below it a program a block of rows leaves most of the card idle
 _MAX_RANK = 32
 # rows and columns of a tile, warps, stages; measured on a Hopper card (docs/speed.md)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbtune.data.batching.sampler import Batch, BatchPlan
+from nbtune.data.batching.collate import Batch
+from nbtune.data.batching.sampler import BatchPlan
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.train.inputs import model_inputs
 

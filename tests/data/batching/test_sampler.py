@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbtune.data.batching.collate import Batch, collate, pack
 from nbtune.data.batching.mixture import epoch_order, quotas
 from nbtune.data.batching.packing import best_fit, efficiency
-from nbtune.data.batching.sampler import Batch, BatchPlan, collate, pack
+from nbtune.data.batching.sampler import BatchPlan
 from nbtune.data.prepare.dataset import Builder, Dataset
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from nbtune.data.formats.detect import Chat, Parts, detect
+from nbtune.data.formats.detect import detect
+from nbtune.data.formats.messages import Chat
+from nbtune.data.formats.sft import Parts
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 
@@ -299,7 +301,8 @@ def test_axolotls_names_of_judged_rows(name: str, row: dict[str, Any], format_: 
 
 
 def test_every_peers_name_leads_somewhere() -> None:
-    from nbtune.data.formats.detect import FORMATS, PEERS
+    from nbtune.data.formats.aliases import PEERS
+    from nbtune.data.formats.detect import FORMATS
 
     assert {target.split(":")[0] for target, _ in PEERS.values()} <= set(FORMATS)
 
