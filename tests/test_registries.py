@@ -12,8 +12,8 @@ import pytest
 from nbtune.data.formats.aliases import PEERS
 from nbtune.data.formats.detect import FORMATS, detect
 from nbtune.errors import NbtuneError
-from nbtune.export.gguf.types import TYPES, type_named
 from nbtune.spec import SourceSpec
+from nbtune.spec.gguf_types import TYPES, type_named
 from nbtune.widgets.base import Panel
 from tests.support.house import NBTUNE, REPO
 

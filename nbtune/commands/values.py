@@ -8,12 +8,8 @@ from typing import Any
 
 from nbtune import hub_cache
 from nbtune.commands.command import Argument
+from nbtune.spec.gguf_types import TYPES
 
-# Not asked of `export.gguf.types`, which needs torch: Tab is answered at once.
-GGUF_TYPES = (
-    *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
-    *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
-)
 _EMBEDDED = ("nbtune/tiny",)
 _DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")
 
@@ -36,7 +32,7 @@ def offered(argument: Argument, namespace: Mapping[str, Any], runs_dir: Path | N
         case "sources":
             return sources(namespace)
         case "gguf":
-            return list(GGUF_TYPES)
+            return list(TYPES)
     return []
 
 

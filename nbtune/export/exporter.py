@@ -262,7 +262,7 @@ def take_home(
         out: where it goes: as it is for one kind, with a folder for each that is a folder for several.
         importance, verify: of the GGUF files, see `Exporter.gguf`.
     """
-    from nbtune.export.gguf.types import type_named
+    from nbtune.spec.gguf_types import type_named
 
     for kind in (*gguf, *([ollama] if ollama else [])):
         type_named(kind)  # refused before any work

@@ -12,37 +12,14 @@ import traitlets
 from nbtune.atomic_io import write_text
 from nbtune.errors import NbtuneError
 from nbtune.planner import fits_in
+from nbtune.spec.gguf_types import TYPES
 from nbtune.store.run_handle import RunHandle
 from nbtune.untrusted import from_here
 from nbtune.widgets.base import Panel
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean
 
-# Bits a weight of llama.cpp's files, blocks' scales included, as the usual mixes come out for models of some billion
-# parameters; a model with a small body and a large vocabulary comes out a little larger. Quality in three words.
-CHOICES: dict[str, tuple[float, str]] = {
-    "f32": (32.0, "same"),
-    "f16": (16.0, "same"),
-    "bf16": (16.0, "same"),
-    "q8_0": (8.5, "same"),
-    "q6_k": (6.6, "good"),
-    "q5_1": (6.0, "good"),
-    "q5_k_m": (5.7, "good"),
-    "q5_k_s": (5.54, "good"),
-    "q5_0": (5.5, "good"),
-    "q4_1": (5.0, "fair"),
-    "q4_k_m": (4.85, "fair"),
-    "q4_k_s": (4.6, "fair"),
-    "q4_0": (4.55, "fair"),
-    "iq4_nl": (4.5, "fair"),
-    "iq4_xs": (4.3, "fair"),
-    "q3_k_l": (4.27, "rough"),
-    "q3_k_m": (3.9, "rough"),
-    "q3_k_s": (3.5, "rough"),
-    "q2_k": (3.0, "rough"),
-}
-_USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
-_SPEED = {"f32": 130e6, "f16": 130e6, "bf16": 70e6, "q8_0": 130e6}  # parameters a second, one thread
+_SPEED = {"F32": 130e6, "F16": 130e6, "BF16": 70e6, "Q8_0": 130e6}  # parameters a second, one thread, by encoding
 _SLOW = 20e6  # K-quants search for their scales
 MAKES = ("adapter", "adapter_gguf", "merged", "ollama")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -179,7 +156,7 @@ def make(run: RunHandle, what: str, kind: str = "") -> Callable[[], Any]:
     Raises:
         NbtuneError: nothing of the kind can be made.
     """
-    known: Sequence[str] = {"merged": DTYPES, "ollama": tuple(CHOICES)}.get(what, ())
+    known: Sequence[str] = {"merged": DTYPES, "ollama": tuple(TYPES)}.get(what, ())
     if what not in MAKES or (kind and kind not in known):
         raise NbtuneError(f"this panel cannot make {f'{what} {kind}'.strip()!r}")
     options = {} if not kind else {"dtype": kind} if what == "merged" else {"type": kind}
@@ -187,7 +164,7 @@ def make(run: RunHandle, what: str, kind: str = "") -> Callable[[], Any]:
 
 
 def _types(names: list[str]) -> list[str]:
-    unknown = [name for name in names if name not in CHOICES]
+    unknown = [name for name in names if name not in TYPES]
     if unknown or not names:
         raise NbtuneError("choose a type of file" if not names else f"there is no type {unknown[0]!r}")
     return names
@@ -201,9 +178,8 @@ def _options(*, importance: bool, verify: bool) -> dict[str, bool]:
 def choices(parameters: int) -> list[dict[str, Any]]:
     """Types with bytes, the smallest card (GiB) that holds file and some context, quality, and seconds to make."""
     found = []
-    for name, (bits, quality) in CHOICES.items():
-        size = int(parameters * bits / 8)
-        seconds = parameters / _SPEED.get(name, _SLOW)
-        found.append({"type": name, "bytes": size, "fits": fits_in(size), "quality": quality, "seconds": seconds})
-        found[-1]["usual"] = name in _USUAL
+    for kind in sorted(TYPES.values(), key=lambda kind: -kind.bits):
+        size, speed = int(parameters * kind.bits / 8), _SPEED.get(kind.main, _SLOW)
+        found.append({"type": kind.name, "bytes": size, "fits": fits_in(size), "quality": kind.quality})
+        found[-1] |= {"seconds": parameters / speed, "usual": kind.usual}
     return found

@@ -12,9 +12,10 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED
 from nbtune.keepalive import heart
+from nbtune.spec.gguf_types import TYPES
 from nbtune.store.run_handle import RunHandle
 from nbtune.widgets.base import Panel
-from nbtune.widgets.export_panel import CHOICES, make
+from nbtune.widgets.export_panel import make
 from nbtune.widgets.fallback import Shown
 from nbtune.widgets.run_state import Cursor, Watched
 
@@ -190,7 +191,7 @@ class Monitor(Panel):
 
     def do_export(self, kind: str) -> None:
         """A GGUF file of that type, or one of `MAKES`."""
-        if kind in CHOICES:
+        if kind in TYPES:
             self._work(lambda: self.run.export.gguf(kind))
         else:
             self._work(make(self.run, kind))

@@ -139,7 +139,7 @@ def measured(base: Path, adapter: Path, out: Path, kind: str, device: str | None
 def quantise(source: Path, target: Path, kind: str, threads: int) -> tuple[float, float]:
     """Seconds and seconds of CPU that llama.cpp's own quantiser takes."""
     from nbtune.export import LlamaRunner
-    from nbtune.export.gguf.types import TYPES
+    from nbtune.spec.gguf_types import TYPES
     from tests.support.llama import llama_library
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

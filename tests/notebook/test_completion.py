@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from IPython.core.completer import provisionalcompleter
 
-from nbtune.commands.values import GGUF_TYPES
-
 
 def complete(shell: Any, text: str) -> list[str]:
     """What the text would become at its `|`."""
@@ -100,7 +98,7 @@ def test_other_cells_are_left_alone(shell: Any) -> None:
     assert not any("steps: " in text for text in complete(shell, "%%time\nst|"))
 
 
-def test_every_gguf_type_is_offered() -> None:
-    from nbtune.export.gguf.types import TYPES
+def test_every_gguf_type_is_offered(shell: Any) -> None:
+    from nbtune.spec.gguf_types import TYPES
 
-    assert set(TYPES) <= set(GGUF_TYPES)
+    assert complete(shell, "%nbtune export demo --gguf |") == [f"%nbtune export demo --gguf {name}" for name in TYPES]

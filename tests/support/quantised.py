@@ -16,8 +16,7 @@ from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Kind
 
 from nbtune.export import LlamaRunner
-from nbtune.export.gguf.kquants import ENCODERS
-from nbtune.export.gguf.types import encode
+from nbtune.export.gguf.kquants import ENCODERS, encode
 from tests.support.llama import VERSION, llama_library
 
 KINDS = {"gaussian": "Gaussian", "heavy": "heavy-tailed", "outliers": "outlier channels"}

@@ -1,4 +1,4 @@
-"""K-quants: encoders for q2_K to q6_K, iq4_nl and iq4_xs in vectorised torch, on any device.
+"""Rows as the bytes of an encoding; K-quants: encoders for q2_K to q6_K, iq4_nl and iq4_xs in vectorised torch.
 
 The *formats* are those that gguf's decoders state; how the numbers in them are found is ours, and the same for all: the
 best of several roundings under the (weighted) squared error, each with its scale fitted in closed form.
@@ -16,13 +16,26 @@ Values stand in the first dimension, (values, sub-blocks), so that every sum ove
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nbtune.export.gguf import block_layout
 
 QK = 256
+# What takes the place of an encoding whose blocks of 256 do not divide a row.
+_SMALLER = {
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "IQ4_XS": "IQ4_NL",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+_CHUNK = 1 << 17  # values that are encoded at once: they stay in the processor's cache
 Round = Callable[[Tensor], Tensor]
 
 
@@ -261,3 +274,73 @@ ENCODERS: dict[str, tuple[int, Callable[[Tensor, Tensor | None], Tensor]]] = {
     "Q6_K": (256, _q6_k),
 }
 """Encoding → (values of a block, function of (blocks (n, values) fp32, weights or None) → (n, bytes) uint8)."""
+
+
+# --- any encoding ---------------------------------------------------------------------------------------------------
+
+
+def fitting(encoding: str, columns: int) -> str:
+    """`encoding`, or the nearest whose blocks divide a row of `columns`."""
+    if columns % _block(encoding)[0]:
+        encoding = _SMALLER.get(encoding, encoding)
+    return encoding if columns % _block(encoding)[0] == 0 else "F16"
+
+
+def _block(encoding: str) -> tuple[int, int]:
+    """(values, bytes) of a block."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    return GGML_QUANT_SIZES[GGMLQuantizationType[encoding]]
+
+
+def encoded_bytes(encoding: str, shape: tuple[int, ...]) -> int:
+    """How many bytes a tensor of `shape` takes in `encoding`."""
+    block, size = _block(encoding)
+    count = 1
+    for length in shape:
+        count *= length
+    return count // block * size
+
+
+def encode(
+    rows: Tensor, encoding: str, weights: Tensor | None = None, pool: ThreadPoolExecutor | None = None
+) -> np.ndarray[Any, Any]:
+    """`rows` as the bytes of `encoding`.
+
+    Args:
+        rows: fp32 on any device, the last dimension is a row.
+        weights: (columns,) of the squared errors (an importance matrix), for K-quants and iq4, or None.
+        pool: threads to share the work, or None.
+    """
+    if encoding == "F32":
+        return rows.contiguous().flatten().view(torch.uint8).cpu().numpy()
+    if encoding in ("F16", "BF16"):
+        kind = torch.float16 if encoding == "F16" else torch.bfloat16
+        return rows.to(kind).contiguous().flatten().view(torch.uint8).cpu().numpy()
+    parts = _parts(rows.reshape(-1, rows.shape[-1]).contiguous(), whole=rows.is_cuda)
+    function = _encoder(encoding, weights)
+    if pool is None:
+        done = [function(part) for part in parts]
+    else:
+        done = list(pool.map(function, parts))
+    return done[0] if len(done) == 1 else np.concatenate(done)
+
+
+def _parts(rows: Tensor, whole: bool) -> list[Tensor]:
+    limit = _CHUNK * 64 if whole else _CHUNK
+    return list(rows.split(max(1, limit // rows.shape[1])))
+
+
+def _encoder(encoding: str, weights: Tensor | None) -> Callable[[Tensor], np.ndarray[Any, Any]]:
+    if encoding in ENCODERS:
+        size, own = ENCODERS[encoding]
+
+        def ours(part: Tensor) -> np.ndarray[Any, Any]:
+            weigh = None if weights is None else weights.to(part).expand_as(part).reshape(-1, size)
+            return own(part.reshape(-1, size), weigh).cpu().numpy().reshape(-1)
+
+        return ours
+    from gguf import GGMLQuantizationType, quants
+
+    kind = GGMLQuantizationType[encoding]
+    return lambda part: quants.quantize(part.cpu().numpy(), kind).reshape(-1)

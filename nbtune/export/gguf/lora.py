@@ -16,8 +16,8 @@ from nbtune.disk import check_space
 from nbtune.errors import ExportError
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.kquants import encode
 from nbtune.export.gguf.tensors import GgufTensor
-from nbtune.export.gguf.types import encode
 from nbtune.export.gguf.writer import general_name
 from nbtune.export.merge import MergedModel
 from nbtune.export.peft_adapter import AdapterFile

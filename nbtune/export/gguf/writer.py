@@ -22,11 +22,12 @@ from nbtune.disk import check_space
 from nbtune.errors import ExportError
 from nbtune.export.gguf.families import Family, family_of
 from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.kquants import encode, encoded_bytes, fitting
 from nbtune.export.gguf.tensors import GgufTensor
-from nbtune.export.gguf.types import FileType, Shape, encode, encoded_bytes, type_named
 from nbtune.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from nbtune.export.merge import MergedModel
 from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
+from nbtune.spec.gguf_types import FileType, Shape, type_named
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ class _Plan:
 
     def __init__(self, kind: FileType, tensors: list[GgufTensor], shape: Shape) -> None:
         self.kind, self.tensors = kind, tensors
-        self.encodings = [kind.encoding(tensor, shape) for tensor in tensors]
+        self.encodings = [fitting(kind.wanted(tensor, shape), tensor.shape[-1]) for tensor in tensors]
         self.sizes = [encoded_bytes(e, t.shape) for e, t in zip(self.encodings, tensors, strict=True)]
         self.bytes = sum(size + -size % _ALIGN for size in self.sizes)
         self.notes = self._notes(shape)

@@ -13,7 +13,7 @@ from gguf import GGUFReader
 
 from nbtune.export import ExportSource, LlamaRunner, export_gguf
 from nbtune.export.gguf.kquants import ENCODERS
-from nbtune.export.gguf.types import TYPES
+from nbtune.spec.gguf_types import TYPES
 from tests.support.llama import llama_library
 from tests.support.quantised import COLUMNS, EQUAL, KINDS, NAMES, compare, loss, ours, theirs, weights
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
