@@ -88,10 +88,10 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext nbtune`: registers the magics."""
+    """Register the magics."""
     import_module("nbtune.notebook").load(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """`%unload_ext nbtune`: takes the magics away; runs go on."""
+    """Take the magics away (`%unload_ext nbtune`); runs go on."""
     import_module("nbtune.notebook").unload(shell)

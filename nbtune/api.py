@@ -36,7 +36,7 @@ def _sources(spec: RunSpec, rows: Mapping[str, Any]) -> list[Source]:
 def validate(
     spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any
 ) -> RunSpec:
-    """Whether a request can be meant: its keys and values, and the first rows of its data. Loads nothing else.
+    """Return whether a request can be meant: its keys and values, and the first rows of its data. Loads nothing else.
 
         spec = nbtune.validate(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2)
 
@@ -65,12 +65,12 @@ def _count_processes(spec: RunSpec) -> None:
 
 
 def _placing(spec: Spec, first_line: int) -> Any:
-    """Errors about a key name its line, where the spec came as text."""
+    """Name, in errors about a key, its line, where the spec came as text."""
     return placing(spec if isinstance(spec, str) else None, first_line=first_line)
 
 
 def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any) -> Plan:
-    """What a run would cost, without loading the model.
+    """Return what a run would cost, without loading the model.
 
         plan = nbtune.plan(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2)
 
@@ -154,7 +154,7 @@ def finetune(
 
 
 def form(namespace: Mapping[str, Any] | None = None) -> Any:
-    """A form to fill in instead of a spec to write.
+    """Return a form to fill in instead of a spec to write.
 
         nbtune.form(globals())
 
@@ -167,7 +167,7 @@ def form(namespace: Mapping[str, Any] | None = None) -> Any:
 
 
 def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Any:
-    """What of some rows is trained, token by token; fields of the spec as in `finetune`.
+    """Return what of some rows is trained, token by token; fields of the spec as in `finetune`.
 
         nbtune.inspect([{"prompt": "Hi", "completion": "Ahoy!"}], train_on="all")
 
@@ -207,7 +207,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
 
 
 def runs(runs_dir: str | Path | None = None) -> list[Run]:
-    """The runs that are there, newest first.
+    """Return the runs that are there, newest first.
 
         newest = nbtune.runs()[0]
 
@@ -218,7 +218,7 @@ def runs(runs_dir: str | Path | None = None) -> list[Run]:
 
 
 def attach(which: str | Path, runs_dir: str | Path | None = None) -> Run:
-    """The handle of a run: by name (its newest), id, folder name or path.
+    """Return the handle of a run: by name (its newest), id, folder name or path.
 
         run = nbtune.attach("demo")
 

@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of readable JSON."""
+    """Write, as `write_text` does, readable JSON."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -268,7 +268,8 @@ def _flush(path: Path) -> None:
 
 
 def _patiently(rename: Callable[[], Any]) -> None:
-    """Windows refuses a new name while anybody holds the file open: readers let go within milliseconds."""
+    """Try again for a while: Windows refuses a new name while anybody holds the file open: readers let go within
+    milliseconds."""
     end = time.monotonic() + (_PATIENCE if sys.platform == "win32" else 0.0)
     while True:
         try:

@@ -131,7 +131,7 @@ class ChildProcess:
             self._listen(_keep_words, stderr, self._words, self._inbox, on_stderr)
 
     def _listen(self, function: Callable[..., None], *arguments: Any) -> None:
-        """A thread for a pipe, which alone reads and closes it: a grandchild may hold the other end for ever."""
+        """Start a thread for a pipe, which alone reads and closes it: a grandchild may hold the other end for ever."""
         thread = threading.Thread(target=function, args=arguments, name=f"nbtune-child-{self.pid}", daemon=True)
         thread.start()
         self._listeners.append(thread)
@@ -183,7 +183,7 @@ class ChildProcess:
                 raise ChildSilent(f"its process said nothing for {patience:g} seconds", code=self.wait(0.0))
 
     def _death(self) -> ChildDied:
-        """What to say of a child whose pipes are closed: it ends by itself now, or is made to."""
+        """Return what to say of a child whose pipes are closed: it ends by itself now, or is made to."""
         code = self.wait(_LINGER)
         self.stop()
         code = self.wait(0.0) if code is None else code
@@ -314,7 +314,7 @@ def _keep_words(stream: IO[bytes], words: bytearray, inbox: _Inbox, on_stderr: C
 
 
 def _write(stream: IO[bytes], body: Mapping[str, Any], raw: bytes) -> None:
-    """A message, whole: a pipe may take a part at a time."""
+    """Write a message, whole: a pipe may take a part at a time."""
     head = {**body, "bytes": len(raw)} if raw else body
     data = memoryview(json.dumps(head).encode() + b"\n" + raw)
     while data:
@@ -368,7 +368,7 @@ def end_with_parent(code: int = 1, *, first: Callable[[], None] | None = None) -
 
 
 def _heed_parent(code: int, hear: Callable[[bytes], None] | None, first: Callable[[], None] | None = None) -> None:
-    """Reads standard input by its number: a reader's lock would stand in the way of this process's own end."""
+    """Read standard input by its number: a reader's lock would stand in the way of this process's own end."""
     line = b""
     with contextlib.suppress(OSError):
         while block := os.read(0, 65536):

@@ -86,7 +86,8 @@ def disk_error(error: OSError, kind: type[E], what: str = "", *, place: str = ""
 
 @contextmanager
 def disk_errors(kind: type[NbtuneError], *, place: str) -> Iterator[None]:
-    """What the file system says against it in here becomes a sentence (`disk_error`); a bug's error stays as it is."""
+    """Turn what the file system says against it in here into a sentence (`disk_error`); a bug's
+    error stays as it is."""
     try:
         yield
     except OSError as error:

@@ -44,7 +44,7 @@ class NbtuneError(Exception):
     @staticmethod
     @contextmanager
     def about(*keys: str | int) -> Iterator[None]:
-        """Errors in here are about this place of the spec, or about one below it that they say themselves."""
+        """Place errors of in here at this place of the spec, or about one below it that they say themselves."""
         try:
             yield
         except NbtuneError as error:
@@ -53,7 +53,8 @@ class NbtuneError(Exception):
 
     @classmethod
     def said(cls, text: str) -> Self:
-        """The error whose text this is, as a run's last event holds it; what was the place is a part of the cause."""
+        """Return the error whose text this is, as a run's last event holds it; what was the place is a part of the
+        cause."""
         cause, _, fix = text.partition(_FIX)
         return cls(cause, fix=fix)
 

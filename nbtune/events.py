@@ -184,7 +184,8 @@ _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in
 
 
 def to_line(event: Event) -> str:
-    """One JSON line (with its newline); NaN and infinities become strings, so that every JSON reader can read it."""
+    """Return one JSON line (with its newline); NaN and infinities become strings, so that every JSON reader can read
+    it."""
     if isinstance(event, Unknown):
         body = {"v": VERSION, "type": event.name, **event.fields, "time": event.time}
     else:
@@ -198,7 +199,7 @@ def to_line(event: Event) -> str:
 
 
 def from_line(line: str | bytes) -> Event:
-    """The event of one line.
+    """Return the event of one line.
 
     Raises:
         ValueError: the line is not whole (a crash in the middle of a write) or not an event.
@@ -230,7 +231,7 @@ def _only(kind: type) -> Callable[[Any], Any]:
 
 
 def _whole(value: Any) -> int:
-    """A number that machines count with; a float without a fraction is one."""
+    """Return a number that machines count with; a float without a fraction is one."""
     if type(value) not in (int, float) or abs(value) >= 2**63:
         raise TypeError("not a number to count with")
     return int(value)

@@ -15,7 +15,7 @@ _FOLDERS = {"model": "models", "dataset": "datasets"}
 
 
 def user_cache() -> Path:
-    """The folder in which huggingface_hub keeps what it has downloaded for this user."""
+    """Return the folder in which huggingface_hub keeps what it has downloaded for this user."""
     loaded = sys.modules.get("huggingface_hub.constants")
     if loaded is not None:
         return Path(loaded.HF_HUB_CACHE).absolute()
@@ -24,13 +24,14 @@ def user_cache() -> Path:
 
 
 def shared_caches() -> list[Path]:
-    """The caches that ``NBTUNE_SHARED_CACHE`` names, each a folder of repositories, or one that has it in ``hub/``."""
+    """Return the caches that ``NBTUNE_SHARED_CACHE`` names, each a folder of repositories, or one that has it in
+    ``hub/``."""
     named = [Path(entry).expanduser() for entry in os.environ.get("NBTUNE_SHARED_CACHE", "").split(os.pathsep) if entry]
     return [path / "hub" if (path / "hub").is_dir() else path for path in named]
 
 
 def repos(cache: Path, kind: str) -> list[str]:
-    """Ids of what a cache holds, sorted, whole or not.
+    """Return the ids of what a cache holds, sorted, whole or not.
 
     Args:
         cache: its folder.
@@ -45,12 +46,12 @@ def repos(cache: Path, kind: str) -> list[str]:
 
 
 def cached(kind: str) -> list[str]:
-    """Ids of what the user's cache and the shared ones hold, sorted; `kind` as of `repos`."""
+    """Return the ids of what the user's cache and the shared ones hold, sorted; `kind` as of `repos`."""
     return sorted({name for cache in (user_cache(), *shared_caches()) for name in repos(cache, kind)})
 
 
 def snapshot(cache: Path, kind: str, repo: str, revision: str | None = None) -> Path | None:
-    """The folder with a repository's files in a cache, or None; some of the files may be missing.
+    """Return the folder with a repository's files in a cache, or None; some of the files may be missing.
 
     Args:
         cache: its folder.
@@ -68,7 +69,7 @@ def snapshot(cache: Path, kind: str, repo: str, revision: str | None = None) -> 
 
 
 def shared_snapshot(kind: str, repo: str, revision: str | None = None) -> Iterator[Path]:
-    """`snapshot` in each of the shared caches that has one."""
+    """Yield `snapshot` in each of the shared caches that has one."""
     for cache in shared_caches():
         found = snapshot(cache, kind, repo, revision)
         if found is not None:
@@ -76,7 +77,7 @@ def shared_snapshot(kind: str, repo: str, revision: str | None = None) -> Iterat
 
 
 def distrusted(error: BaseException) -> tuple[str, str] | None:
-    """(what is wrong, what to do), if an error comes from a certificate that nobody here vouches for; else None.
+    """Return (what is wrong, what to do), if an error comes from a certificate that nobody here vouches for; else None.
 
     huggingface_hub makes its connections anew afterwards, so that what is set then counts without a restart.
     """

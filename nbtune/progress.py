@@ -17,7 +17,7 @@ from nbtune.events import ENDED, Eval, Event, State, Step, Warning
 
 
 def duration(seconds: float) -> str:
-    """`"0:42"`, `"12:03"` or `"2:05:00"`."""
+    """Return a duration as `"0:42"`, `"12:03"` or `"2:05:00"`."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
@@ -37,7 +37,7 @@ class Progress:
         self._seconds: deque[float] = deque(maxlen=20)
 
     def add(self, events: Iterable[Event]) -> None:
-        """Takes events that came after those it has seen."""
+        """Take events that came after those it has seen."""
         for event in events:
             if isinstance(event, Step):
                 self._take_step(event)
@@ -69,7 +69,7 @@ class Progress:
         return (self.total_steps - self.step) * median(self._seconds)
 
     def line(self) -> str:
-        """`"running · step 50/200 · loss 0.5000 · eval 0.6 · 3,100 tokens/s · 0:15 left"`."""
+        """Return `"running · step 50/200 · loss 0.5000 · eval 0.6 · 3,100 tokens/s · 0:15 left"`."""
         parts = [self.state or "starting"]
         if self.total_steps:
             parts.append(f"step {self.step:,}/{self.total_steps:,}")

@@ -259,7 +259,7 @@ class Run(RunReader):
         return AtStep(self, step)
 
     def free(self) -> int:
-        """Drop the model that is kept for `generate`; returns the bytes that came back.
+        """Drop the model that is kept for `generate`; return the bytes that came back.
 
         Raises:
             TrainError: the run is at work.
@@ -278,7 +278,7 @@ class Run(RunReader):
     def push_to_hub(
         self, repo_id: str, *, what: str = "adapter", private: bool = True, card: str | Path | None = None, **more: Any
     ) -> str:
-        """Push with a model card; returns the address. The token is huggingface_hub's own login or HF_TOKEN.
+        """Push with a model card; return the address. The token is huggingface_hub's own login or HF_TOKEN.
 
         Args:
             repo_id: ``owner/name``.
@@ -293,11 +293,11 @@ class Run(RunReader):
         return self.export.push(repo_id, what=what, private=private, card=card, facts=self.facts_for_card, **more)
 
     def model_card(self, repo_id: str, *, what: str = "adapter") -> str:
-        """The model card that a push would write, to be read, or changed and given to `push_to_hub`."""
+        """Return the model card that a push would write, to be read, or changed and given to `push_to_hub`."""
         return self.export.card(repo_id, what, self.facts_for_card(draw=False))
 
     def facts_for_card(self, *, draw: bool = True) -> dict[str, Any]:
-        """What the model card tells of this run; without `draw`, of the curve only that there is one."""
+        """Return what the model card tells of this run; without `draw`, of the curve only that there is one."""
         from nbtune import widgets
         from nbtune.export.model_card import data_lines
 
@@ -323,35 +323,36 @@ class Run(RunReader):
         return as_snippet(self.folder)
 
     def script(self) -> str:
-        """Python that trains it again, with its spec to change: the same rows, the same losses."""
+        """Return Python that trains it again, with its spec to change: the same rows, the same losses."""
         return as_script(self.folder)
 
     def yaml(self) -> str:
-        """Its spec for a cell or a file, with rows of variables named as the files that the run wrote them to."""
+        """Return its spec for a cell or a file, with rows of variables named as the files that the run
+        wrote them to."""
         return as_yaml(self.folder)
 
     # --- looking at it ----------------------------------------------------------------------------------------------
 
     def figure(self) -> Any:
-        """The loss as a Plotly figure."""
+        """Return the loss as a Plotly figure."""
         from nbtune import widgets
 
         return widgets.figure(self)
 
     def monitor(self) -> Any:
-        """The live panel."""
+        """Return the live panel."""
         from nbtune import widgets
 
         return widgets.monitor(self)
 
     def chat(self, other: Run | None = None, *, system: str = "") -> Any:
-        """Base and tuned side by side, or this run beside another one."""
+        """Return base and tuned side by side, or this run beside another one."""
         from nbtune import widgets
 
         return widgets.chat(self, other, system=system)
 
     def losses(self, *, base: bool | None = None, limit: int | None = 10_000, again: bool = False) -> Any:
-        """The rows with the highest and the lowest loss, measured in the background; what is measured stays.
+        """Return the rows with the highest and the lowest loss, measured in the background; what is measured stays.
 
         Args:
             base: measure the base, too, and so what was learnt; None: where there is an adapter.

@@ -50,7 +50,7 @@ class Finding:
         return _MARKS[self.status]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as JSON has it."""
         return asdict(self)
 
 
@@ -63,12 +63,12 @@ class Cached:
     bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as JSON has it."""
         return asdict(self)
 
 
 def examine(*, offline: bool = False) -> list[Finding]:
-    """All findings, the machine first; `offline` adds what is missing to work without a network."""
+    """Return all findings, the machine first; `offline` adds what is missing to work without a network."""
     looks: list[Callable[[], Iterator[Finding]]] = [_machine, _device, _versions, _widgets, _disk, _shared, _hub]
     if offline:
         looks.append(_offline)
@@ -94,8 +94,8 @@ class Rows:
         return self.report._repr_html_()
 
     def each(self) -> Iterator[dict[str, Any]]:
-        """Per example, in the order of the rows: row, source, status (used, held out, cut, split, dropped), reason,
-        input_ids, labels (-100 where nothing is trained) and text; a dropped row has no tokens."""
+        """Yield per example, in the order of the rows: row, source, status (used, held out, cut, split, dropped),
+        reason, input_ids, labels (-100 where nothing is trained) and text; a dropped row has no tokens."""
         fates = {(source, row): (status, reason) for source, row, status, reason in self.report.fates}
         parts = [(self.prepared.train, "used"), (self.prepared.eval, "held out")]
         found: list[tuple[str, int, int, int]] = []  # source, row, which part, which example
@@ -122,7 +122,7 @@ class Rows:
 
 
 def examine_rows(spec: RunSpec, namespace: Mapping[str, Any] | None = None) -> Rows:
-    """Reads and tokenises the rows of a spec as a run would, without training.
+    """Read and tokenise the rows of a spec as a run would, without training.
 
     Args:
         spec: its model says whose tokenizer and template.
@@ -190,7 +190,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _floors() -> dict[str, str]:
-    """Version ranges of nbtune's own requirements, by the name of the package."""
+    """Return version ranges of nbtune's own requirements, by the name of the package."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
@@ -250,7 +250,7 @@ def _installed(name: str) -> bool:
 
 
 def _lab_prefix() -> Path | None:
-    """The environment of the Jupyter server that started this kernel: the prefix of its Python."""
+    """Return the environment of the Jupyter server that started this kernel: the prefix of its Python."""
     if "JPY_PARENT_PID" not in os.environ and "JPY_SESSION_NAME" not in os.environ:
         return None
     import psutil
@@ -296,7 +296,8 @@ def _shared() -> Iterator[Finding]:
 
 
 def _writable(folder: Path) -> bool:
-    """Asked by trying, with a file that is gone at once: root is told yes where it may not, on a network folder too."""
+    """Try whether it is, with a file that is gone at once: root is told yes where it may not, on a
+    network folder too."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -333,14 +334,14 @@ def _offline() -> Iterator[Finding]:
 
 
 def _not_whole(models: list[str]) -> list[str]:
-    """Those whose weights are not all in one of the caches."""
+    """Return those whose weights are not all in one of the caches."""
     from nbtune.models import missing_bytes
 
     return [name for name in models if missing_bytes(name, 1)]
 
 
 def _wanted_by_runs(whole: list[str]) -> dict[str, list[str]]:
-    """Models of the Hub that runs are about and the cache does not hold, with the names of those runs."""
+    """Return models of the Hub that runs are about and the cache does not hold, with the names of those runs."""
     from nbtune.store import folder as run_folder
 
     wanted: dict[str, list[str]] = {}
@@ -355,7 +356,7 @@ def _wanted_by_runs(whole: list[str]) -> dict[str, list[str]]:
 
 
 def restart_needed() -> list[str]:
-    """Packages that this process has loaded in another version than the one that is installed, as sentences.
+    """Return packages that this process has loaded in another version than the one that is installed, as sentences.
 
     Looks only at what is imported already, so it costs nothing in a fresh kernel.
     """
@@ -368,7 +369,7 @@ def restart_needed() -> list[str]:
 
 
 def cached() -> list[Cached]:
-    """What the Hub's cache and that of prepared data hold, biggest first."""
+    """Return what the Hub's cache and that of prepared data hold, biggest first."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -388,7 +389,7 @@ def _runs_root() -> Path:
 
 
 def _short(path: Path) -> str:
-    """A path with the home folder as ~, as it may be pasted into an issue."""
+    """Return a path with the home folder as ~, as it may be pasted into an issue."""
     home = str(Path.home())
     text = str(path)
     return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text

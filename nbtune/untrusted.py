@@ -30,7 +30,7 @@ class BadFile(ValueError):
 
 
 def harmless(text: object, *, line: bool = False) -> str:
-    r"""A text that may be shown in a terminal: control characters (which recolour, move, or delete) as escapes.
+    r"""Return a text that may be shown in a terminal: control characters (which recolour, move, or delete) as escapes.
 
     Args:
         line: also tabs and ends of lines, as of a name.
@@ -85,7 +85,7 @@ def _links(top: Path) -> Iterator[Path]:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """A regular file, opened to be read: a pipe or a device, which might never end, is an error.
+    """Return a regular file, opened to be read: a pipe or a device, which might never end, is an error.
 
     Raises:
         OSError: it is not there, cannot be read, or is no file.
@@ -101,7 +101,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def load(path: Path, *, largest: int = LARGEST, number_below: int = _LARGEST_NUMBER) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Args:
         largest: bytes that it may have.
@@ -123,7 +123,7 @@ def load(path: Path, *, largest: int = LARGEST, number_below: int = _LARGEST_NUM
 
 
 def parse(data: bytes | str, number_below: int = _LARGEST_NUMBER) -> dict[str, Any]:
-    """The object in a JSON text: of bounded depth, with numbers that a machine can hold.
+    """Return the object in a JSON text: of bounded depth, with numbers that a machine can hold.
 
     Raises:
         BadFile: it is something else.
@@ -144,7 +144,7 @@ def parse(data: bytes | str, number_below: int = _LARGEST_NUMBER) -> dict[str, A
 
 
 def number(body: dict[str, Any], key: str, otherwise: float) -> float:
-    """A finite number of an object; `otherwise` where it is missing.
+    """Return a finite number of an object; `otherwise` where it is missing.
 
     Raises:
         BadFile: something else stands there.
@@ -162,7 +162,8 @@ def _whole(digits: str, below: int) -> int:
 
 
 def _depth(value: Any) -> int:
-    """How many lists and objects lie inside each other; one level after another, so that none is too deep for it."""
+    """Return how many lists and objects lie inside each other; one level after another, so that none is too deep for
+    it."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1

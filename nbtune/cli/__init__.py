@@ -16,7 +16,7 @@ _GGUF = re.compile(r"^(?:f32|f16|bf16|i?q\d\w*|tq\d\w*|mxfp4)(?:,[\w,]+)?$", re.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code; `argv` is what stands behind `nbtune`."""
+    """Run a command line and return its exit code; `argv` is what stands behind `nbtune`."""
     args = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in args
     args = _spread([arg for arg in args if arg != "--traceback"])
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _spread(args: list[str]) -> list[str]:
-    """`--gguf q8_0 f16` as `--gguf q8_0 --gguf f16`, which the parser knows.
+    """Return `--gguf q8_0 f16` as `--gguf q8_0 --gguf f16`, which the parser knows.
 
     >>> _spread(["export", "--gguf", "q8_0", "f16", "demo"])
     ['export', '--gguf', 'q8_0', '--gguf', 'f16', 'demo']

@@ -44,7 +44,7 @@ def _find(given: Any) -> Any:
 
 
 def _ask_run(command: Command, given: Any) -> None:
-    """Something that a run does at its next step, if it lives."""
+    """Ask for something that a run does at its next step, if it lives."""
     run = _find(given)
     if run.state not in ENDED:
         command.call(given, lambda: run)
@@ -79,7 +79,7 @@ def _say(value: Any, *, as_json: bool) -> None:
 
 
 def train(given: Any) -> None:
-    """A run, until it has ended, or with `--detach` until it has begun."""
+    """Train, and follow the run until it has ended, or with `--detach` until it has begun."""
     if given.dry_run:
         return plan(given)
     with request():
@@ -96,7 +96,7 @@ def train(given: Any) -> None:
 
 
 def plan(given: Any) -> None:
-    """A plan, and why."""
+    """Show a plan, and why."""
     with work(), request():
         spec = spec_of(given.spec, given.set)
         with placed(given.spec):
@@ -105,7 +105,7 @@ def plan(given: Any) -> None:
 
 
 def validate(given: Any) -> None:
-    """The spec as it was understood."""
+    """Show the spec as it was understood."""
     from nbtune.spec import to_yaml
 
     with work(), request():
@@ -120,12 +120,12 @@ def validate(given: Any) -> None:
 
 
 def runs(given: Any) -> None:
-    """A table of runs."""
+    """Show a table of runs."""
     list_runs(nbtune.runs(given.runs), as_json=given.json)
 
 
 def trust(given: Any) -> None:
-    """What a folder wants, a question, and leave for it."""
+    """Show what a folder wants, ask, and give leave for it."""
     from nbtune.store.run_consent import questions
 
     with request():
@@ -145,7 +145,7 @@ def trust(given: Any) -> None:
 
 
 def resume(given: Any) -> None:
-    """A run that goes on, until it has ended."""
+    """Let a run go on, and follow it until it has ended."""
     with work():
         with request():
             run = nbtune.attach(given.run, given.runs).resume(detach=given.detach)
@@ -154,7 +154,7 @@ def resume(given: Any) -> None:
 
 
 def attach(given: Any) -> None:
-    """A moving line, until the run has ended."""
+    """Show a moving line until the run has ended."""
     run = _find(given)
     with following(run):
         run.wait()
@@ -162,7 +162,7 @@ def attach(given: Any) -> None:
 
 
 def chat(given: Any) -> None:
-    """An answer for the prompt, or one for each line that is typed."""
+    """Print an answer to the prompt, or one to each line that is typed."""
     run = _find(given)
     messages: list[dict[str, Any]] = []
     for text in [given.prompt] if given.prompt is not None else _typed():
@@ -174,7 +174,7 @@ def chat(given: Any) -> None:
 
 
 def _typed() -> Iterator[str]:
-    """Lines from the keyboard, or from a pipe."""
+    """Yield lines from the keyboard, or from a pipe."""
     while True:
         if sys.stdin.isatty():
             say("> ")
@@ -185,7 +185,7 @@ def _typed() -> Iterator[str]:
 
 
 def losses(given: Any) -> None:
-    """Both ends of the rows' losses; as JSON all of them."""
+    """Show both ends of the rows' losses; as JSON all of them."""
     run = _find(given)
     with work():
         measured = run.losses(again=given.again)
@@ -200,7 +200,7 @@ def losses(given: Any) -> None:
 
 
 def compare(given: Any) -> None:
-    """Where the runs stand."""
+    """Show where the runs stand."""
     with request():
         named = [nbtune.attach(which, given.runs) for which in given.run]
     if given.json:
@@ -214,7 +214,7 @@ def compare(given: Any) -> None:
 
 
 def export(given: Any) -> None:
-    """Files of the kinds that are named."""
+    """Write files of the kinds that are named."""
     from nbtune.export import take_home
 
     kinds: dict[str, Any] = {"gguf": given.gguf or (), "adapter": given.adapter, "adapter_gguf": given.adapter_gguf}
@@ -244,7 +244,7 @@ def _exporter(which: str, types: list[str], runs_dir: Path | None) -> Any:
 
 
 def push(given: Any) -> None:
-    """The address of what was uploaded."""
+    """Upload, and print the address."""
     with work():
         run = _find(given)
         more: dict[str, Any] = {"revision": given.branch, "create_pr": given.pr, "message": given.message}
@@ -255,7 +255,7 @@ def push(given: Any) -> None:
 
 
 def script(given: Any) -> None:
-    """A script that trains the run again, or where its files are."""
+    """Print a script that trains the run again, or where its files are."""
     from nbtune.store.export_script import written
 
     with request():
@@ -274,7 +274,7 @@ def script(given: Any) -> None:
 
 
 def data(given: Any) -> None:
-    """A report on rows; as JSON each of them with its tokens."""
+    """Print a report on rows; as JSON each of them with its tokens."""
     from nbtune.spec import from_mapping
     from nbtune.system_report import examine_rows
 
@@ -289,7 +289,7 @@ def data(given: Any) -> None:
 
 
 def doctor(given: Any) -> None:
-    """What was found.
+    """Show what was found.
 
     Raises:
         typer.Exit: with 1, if something must be mended.
@@ -306,7 +306,7 @@ def doctor(given: Any) -> None:
 
 
 def cache(given: Any) -> None:
-    """What is kept, after what was to be thrown away."""
+    """Throw away what was to be, and show what is kept."""
     from nbtune.system_report import cached
 
     if given.prune is not None:

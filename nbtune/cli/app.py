@@ -40,7 +40,7 @@ def top(
 
 
 def _function(command: Command) -> Callable[..., None]:
-    """What typer calls: it reads its parameters from the signature, which is made of the table."""
+    """Return what typer calls: it reads its parameters from the signature, which is made of the table."""
 
     def perform(**given: Any) -> None:
         from nbtune.cli.actions import perform as act  # when something is done: help and Tab need none of it

@@ -10,7 +10,8 @@ from nbtune.store.run_reader import readable
 
 
 def list_runs(runs: list[Any], *, as_json: bool) -> None:
-    """A table (a line each with `as_json`); a folder that cannot be read is named on stderr, and the others go on."""
+    """Print a table (a line each with `as_json`); a folder that cannot be read is named on stderr, and the others go
+    on."""
     rows = []
     for run in runs:
         facts, trouble = readable(run, run_facts if as_json else _line)
@@ -27,7 +28,7 @@ def list_runs(runs: list[Any], *, as_json: bool) -> None:
 
 
 def run_facts(run: Any) -> dict[str, Any]:
-    """What `--json` says of a run."""
+    """Return what `--json` says of a run."""
     progress = Progress()
     progress.add(run.events())
     adapter = run.folder / "adapter"
@@ -46,12 +47,12 @@ def run_facts(run: Any) -> dict[str, Any]:
 
 
 def _line(run: Any) -> tuple[str, ...]:
-    """What the table of runs says of one."""
+    """Return what the table of runs says of one."""
     return run.name, run.id, run.state, f"{run.step}/{run.total_steps or '?'}", shown(run.folder)
 
 
 def losses_table(runs: list[Any]) -> str:
-    """Where runs stand beside each other."""
+    """Return where runs stand beside each other."""
     rows = []
     for run in runs:
         facts = run_facts(run)

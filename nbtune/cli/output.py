@@ -27,7 +27,7 @@ class WrongRequest(Exception):
 
 @contextlib.contextmanager
 def request() -> Iterator[None]:
-    """What fails in here was wrong in the request."""
+    """Treat what fails in here as wrong in the request."""
     try:
         yield
     except NbtuneError as error:
@@ -36,13 +36,13 @@ def request() -> Iterator[None]:
 
 @contextlib.contextmanager
 def work() -> Iterator[None]:
-    """What a library prints in here goes to stderr: stdout is for results."""
+    """Send what a library prints in here to stderr: stdout is for results."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 def explain(error: BaseException, *, traceback: bool) -> int:
-    """Says an error on stderr in a few lines, and returns the exit code."""
+    """Say an error on stderr in a few lines, and return the exit code."""
     wrong = isinstance(error, WrongRequest)
     if wrong and error.__cause__ is not None:
         error = error.__cause__
@@ -61,12 +61,12 @@ def explain(error: BaseException, *, traceback: bool) -> int:
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
+    """Print a line for people, on stderr."""
     print(harmless(text), file=sys.stderr, flush=True)
 
 
 def result(body: Mapping[str, Any], *, as_json: bool, text: str) -> None:
-    """One result: a JSON line, or a text for people."""
+    """Print one result: a JSON line, or a text for people."""
     print(harmless(json.dumps(_plain(body), ensure_ascii=False, allow_nan=False) if as_json else text), flush=True)
 
 
@@ -81,19 +81,19 @@ def _plain(value: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows under column names, as wide as they need to be."""
+    """Return rows under column names, as wide as they need to be."""
     return as_text(columns, [[harmless(cell, line=True) for cell in row] for row in rows])
 
 
 def shown(path: Path) -> str:
-    """A path as people write it from here."""
+    """Return a path as people write it from here."""
     with contextlib.suppress(ValueError):
         path = path.relative_to(Path.cwd())
     return harmless(path, line=True)
 
 
 def watch_losses(measured: Any) -> None:
-    """Says on stderr how far a measuring is, until it is done; Ctrl-C ends it, and what is measured stays.
+    """Say on stderr how far a measuring is, until it is done; Ctrl-C ends it, and what is measured stays.
 
     Raises:
         NbtuneError: what it failed of.
@@ -110,7 +110,8 @@ def watch_losses(measured: Any) -> None:
 
 @contextlib.contextmanager
 def following(run: Any) -> Iterator[Progress]:
-    """A moving line on stderr while in here (a line now and then where stderr is no terminal); warnings are said."""
+    """Show a moving line on stderr while in here (a line now and then where stderr is no terminal);
+    warnings are said."""
     progress = Progress()
     line = _Line() if sys.stderr.isatty() else _Lines()
 

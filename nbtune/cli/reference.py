@@ -24,7 +24,7 @@ what it installs.
 
 
 def to_markdown() -> str:
-    """The page."""
+    """Return the page."""
     return "\n".join([_HEAD, *(_page(command) for command in commands_of("shell").values())])
 
 
@@ -40,7 +40,7 @@ def _page(command: Command) -> str:
 
 
 def _shown(argument: Argument) -> str:
-    """`RUN`, `--json`, `--verify / --no-verify` or `--out DIR`."""
+    """Return `RUN`, `--json`, `--verify / --no-verify` or `--out DIR`."""
     spelled = ", ".join(argument.spellings)
     if argument.kind is bool and argument.default is None:
         spelled += f" / --no-{argument.spellings[-1].removeprefix('--')}"

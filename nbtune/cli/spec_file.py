@@ -13,7 +13,7 @@ from nbtune.store.folder import spec_to_run
 
 
 def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None = None) -> RunSpec:
-    """The spec of a file, with what `--set` says, and the fields of `body`.
+    """Return the spec of a file, with what `--set` says, and the fields of `body`.
 
     Raises:
         TrainError: it is a run folder's, and wants to run code of its model, which this user has not allowed there.
@@ -32,12 +32,12 @@ def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None =
 
 
 def placed(path: Path) -> AbstractContextManager[None]:
-    """Errors about a key name its line in the file."""
+    """Name, in errors about a key, its line in the file."""
     return placing(text_of(path), name=path.name)
 
 
 def text_of(path: Path) -> str:
-    """The text of a file that a spec was asked from."""
+    """Return the text of a file that a spec was asked from."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

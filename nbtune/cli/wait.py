@@ -17,7 +17,7 @@ from nbtune.events import ENDED
 
 
 def until_ended(run: Any) -> None:
-    """Waits for a run of this process; Ctrl-C, a SIGTERM of a scheduler, or a SIGHUP (the terminal was closed) stops it
+    """Wait for a run of this process; Ctrl-C, a SIGTERM of a scheduler, or a SIGHUP (the terminal was closed) stops it
     and saves.
     """
     with _interrupting(), contextlib.ExitStack() as stack:
@@ -32,7 +32,7 @@ def until_ended(run: Any) -> None:
 
 @contextlib.contextmanager
 def _interrupting() -> Iterator[None]:
-    """While in here SIGTERM and SIGHUP interrupt as Ctrl-C does; a SIGHUP that is ignored (`nohup`) stays so."""
+    """Let SIGTERM and SIGHUP, while in here, interrupt as Ctrl-C does; a SIGHUP that is ignored (`nohup`) stays so."""
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler)}
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
@@ -45,7 +45,8 @@ def _interrupting() -> Iterator[None]:
 
 
 def _hung_up(terminals: list[int]) -> Any:
-    """What a SIGHUP does: shell and system both send one, and nothing can be written to a terminal that is gone."""
+    """Return what a SIGHUP does: shell and system both send one, and nothing can be written to a
+    terminal that is gone."""
 
     def interrupt(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -59,7 +60,7 @@ def _hung_up(terminals: list[int]) -> Any:
 
 
 def until_begun(run: Any) -> None:
-    """Waits until a detached run has said its first word: from then on it needs nobody."""
+    """Wait until a detached run has said its first word: from then on it needs nobody."""
     seen, begun = len(run.events()), threading.Event()
     unsubscribe = run.subscribe(lambda events, first: begun.set(), seen)
     while run.alive and not begun.wait(0.5):
@@ -68,7 +69,7 @@ def until_begun(run: Any) -> None:
 
 
 def done(run: Any, as_json: bool, *, detached: bool = False) -> None:
-    """Says how a run ended, and what next.
+    """Say how a run ended, and what next.
 
     Raises:
         typer.Exit: with 1, if it did not come to its end.

@@ -67,7 +67,7 @@ class Argument:
 
 
 def word(metavar: str, help: str, **more: Any) -> Argument:
-    """A word in its place.
+    """Return a word in its place.
 
     >>> word("RUN", "Name, id, or folder.").dest
     'run'
@@ -76,7 +76,7 @@ def word(metavar: str, help: str, **more: Any) -> Argument:
 
 
 def flag(spelling: str, help: str, **more: Any) -> Argument:
-    """A flag with a value.
+    """Return a flag with a value.
 
     >>> flag("--out DIR", "Where files go.").value, flag("-p, --prompt", "Ask this.").spellings
     ('DIR', ('-p', '--prompt'))
@@ -88,7 +88,7 @@ def flag(spelling: str, help: str, **more: Any) -> Argument:
 
 
 def switch(spelling: str, help: str, **more: Any) -> Argument:
-    """A flag without a value, which is off until it is given."""
+    """Return a flag without a value, which is off until it is given."""
     return flag(spelling, help, **{"kind": bool, "default": False, **more})
 
 
@@ -140,16 +140,16 @@ class Command:
         return self.code or f"{self.function.replace('nbtune.Run.', 'nbtune.attach(RUN).')}()"
 
     def help(self, door: Door) -> str:
-        """All that is said of it at a door."""
+        """Return all that is said of it at a door."""
         more = self.in_shell if door == "shell" else self.in_cell
         return self.sentence.removesuffix(".") + more if more.startswith(",") else f"{self.sentence} {more}".strip()
 
     def arguments(self, door: Door) -> list[Argument]:
-        """What it takes at a door."""
+        """Return what it takes at a door."""
         return [argument for argument in self.takes if door in argument.doors]
 
     def public_function(self) -> Callable[..., Any]:
-        """The function itself, imported now."""
+        """Return the function itself, imported now."""
         root, *names = self.function.split(".")
         start: Any = import_module(root)
         found: Callable[..., Any] = reduce(getattr, names, start)

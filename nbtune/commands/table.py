@@ -13,7 +13,7 @@ from nbtune.commands.command import CELL, SHELL, Command, Door, flag, switch, wo
 
 
 def commands_of(door: Door) -> dict[str, Command]:
-    """The commands of a door by name, in the order of the table; in a cell those of `%nbtune`."""
+    """Return the commands of a door by name, in the order of the table; in a cell those of `%nbtune`."""
     return {
         name: command
         for name, command in COMMANDS.items()

@@ -15,7 +15,7 @@ _DATA_ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")
 
 
 def offered(argument: Argument, namespace: Mapping[str, Any], runs_dir: Path | None = None) -> list[str]:
-    """The words that an argument may be, as far as they are known.
+    """Return the words that an argument may be, as far as they are known.
 
     Args:
         argument: of a command.
@@ -37,19 +37,19 @@ def offered(argument: Argument, namespace: Mapping[str, Any], runs_dir: Path | N
 
 
 def models() -> list[str]:
-    """nbtune's own model, and those in the Hub's cache."""
+    """Return nbtune's own model, and those in the Hub's cache."""
     return [*_EMBEDDED, *hub_cache.cached("model")]
 
 
 def sources(namespace: Mapping[str, Any]) -> list[str]:
-    """Variables that hold rows, nbtune's own sets, and files here that look like data."""
+    """Return variables that hold rows, nbtune's own sets, and files here that look like data."""
     variables = [name for name, value in namespace.items() if not name.startswith("_") and _holds_rows(value)]
     files = sorted(path.name for path in Path.cwd().iterdir() if path.name.endswith(_DATA_ENDINGS))
     return [*variables, *embedded_sets(), *files]
 
 
 def embedded_sets() -> list[str]:
-    """Names of the sets that come with nbtune."""
+    """Return the names of the sets that come with nbtune."""
     from nbtune.data.sources.builtin import SETS
 
     return sorted(SETS)

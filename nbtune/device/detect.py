@@ -40,7 +40,7 @@ class DeviceFacts:
 
 
 def pick(wanted: str = "auto", index: int | None = None) -> torch.device:
-    """The device to train on.
+    """Return the device to train on.
 
     Args:
         wanted: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -87,7 +87,7 @@ def describe(device: torch.device) -> DeviceFacts:
 
 
 def rocm() -> bool:
-    """Whether this torch is a build for AMD's cards, which it calls CUDA too."""
+    """Return whether this torch is a build for AMD's cards, which it calls CUDA too."""
     import torch
 
     return torch.version.hip is not None
@@ -102,7 +102,7 @@ def claim(index: int) -> None:
 
 
 def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> list[int]:
-    """The numbers of the GPUs that are meant; of a CPU, those of its processes.
+    """Return the numbers of the GPUs that are meant; of a CPU, those of its processes.
 
     Args:
         gpus: ``all``, how many, or which ones.
@@ -135,12 +135,13 @@ def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> l
 
 
 def _most_processes() -> int:
-    """How many processes a CPU run may have: one a core, a few on any machine (to try it), and memory for each."""
+    """Return how many processes a CPU run may have: one a core, a few on any machine (to try it),
+    and memory for each."""
     return max(1, min(max(cpu_count(), _A_FEW), ram_available() // _PROCESS))
 
 
 def only_cards(chosen: list[int], environ: Mapping[str, str]) -> dict[str, str]:
-    """What to add to a process's environment, so that it sees these GPUs alone, in this order."""
+    """Return what to add to a process's environment, so that it sees these GPUs alone, in this order."""
     import torch
 
     name = "HIP_VISIBLE_DEVICES" if rocm() and "CUDA_VISIBLE_DEVICES" not in environ else "CUDA_VISIBLE_DEVICES"
@@ -149,14 +150,15 @@ def only_cards(chosen: list[int], environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def collectives() -> str:
-    """The torch.distributed backend with which this machine's devices talk to each other."""
+    """Return the torch.distributed backend with which this machine's devices talk to each other."""
     import torch
 
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def gpu_present() -> bool:
-    """Whether this machine shows a GPU that torch may use, asked of the system and not of torch (milliseconds)."""
+    """Return whether this machine shows a GPU that torch may use, asked of the system and not of
+    torch (milliseconds)."""
     if sys.platform == "win32":
         return bool(shutil.which("nvidia-smi"))
     return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))

@@ -9,7 +9,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cpu_count() -> int:
-    """Cores that this process may use: affinity and the cgroup's quota count, not what the machine shows."""
+    """Return how many cores this process may use: affinity and the cgroup's quota count, not what the machine shows."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -29,7 +29,7 @@ def _cgroup_quota() -> int:
 
 
 def ram_total() -> int:
-    """RAM that this process may use at most: the machine's, or its container's limit."""
+    """Return the RAM that this process may use at most, bytes: the machine's, or its container's limit."""
     import psutil
 
     total: int = psutil.virtual_memory().total
@@ -38,7 +38,7 @@ def ram_total() -> int:
 
 
 def ram_available() -> int:
-    """RAM that can still be taken without swapping, within the container's limit."""
+    """Return the RAM that can still be taken, in bytes, without swapping, within the container's limit."""
     import psutil
 
     available: int = psutil.virtual_memory().available

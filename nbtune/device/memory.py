@@ -23,7 +23,7 @@ class MemoryUse:
 
 
 def memory_use(device: torch.device) -> MemoryUse:
-    """What this process holds now, and held at most since `reset_peak` (on a CPU: since it began)."""
+    """Return what this process holds now, and held at most since `reset_peak` (on a CPU: since it began)."""
     if device.type == "cuda":
         import torch
 
@@ -67,7 +67,7 @@ def empty_cache(device: torch.device) -> None:
 
 @functools.cache
 def pinnable() -> bool:
-    """Whether this machine pins RAM for its GPU, found out by pinning some: WSL and tight containers may refuse.
+    """Return whether this machine pins RAM for its GPU, found out by pinning some: WSL and tight containers may refuse.
 
     Where it does not, copies are made from ordinary memory and wait for the device: slower, never wrong.
     """

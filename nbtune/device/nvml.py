@@ -28,7 +28,7 @@ class Reading:
 
 
 def reasons(mask: int) -> str:
-    """Why clocks are lowered, of NVML's bits: ``"heat"``, ``"power"``, both, or nothing.
+    """Return why clocks are lowered, of NVML's bits: ``"heat"``, ``"power"``, both, or nothing.
 
     >>> reasons(0x4 | 0x20), reasons(0x1)
     ('heat, power', '')
@@ -71,7 +71,7 @@ class Card:
         return int(value.value) if self._ask(name, self._handle, *before, ctypes.byref(value)) else None
 
     def read(self) -> Reading:
-        """How it is now."""
+        """Return how it is now."""
         used = _Utilization()
         busy = self._ask("nvmlDeviceGetUtilizationRates", self._handle, ctypes.byref(used))
         mask = self._number("nvmlDeviceGetCurrentClocksEventReasons", ctypes.c_ulonglong)

@@ -25,7 +25,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def fork_rng(device: torch.device, *, needed: bool = True) -> AbstractContextManager[Any]:
-    """A context in which torch's random state may be changed; the user's own comes back afterwards."""
+    """Return a context in which torch's random state may be changed; the user's own comes back afterwards."""
     if not needed:
         return nullcontext()
     import torch
@@ -34,7 +34,7 @@ def fork_rng(device: torch.device, *, needed: bool = True) -> AbstractContextMan
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device, without waiting for what the device was given before.
+    """Return the tensor on the device, without waiting for what the device was given before.
 
     A copy from pageable memory would wait for all of that, so it goes through pinned memory.
     """
@@ -44,12 +44,12 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def replayable(device: torch.device) -> bool:
-    """Work on this device can be recorded once and replayed (CUDA graphs)."""
+    """Return whether work on this device can be recorded once and replayed (CUDA graphs)."""
     return device.type == "cuda"
 
 
 def capturing(device: torch.device) -> bool:
-    """Work on this device is being recorded now, so nothing may wait for it."""
+    """Return whether work on this device is being recorded now, so nothing may wait for it."""
     import torch
 
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -97,7 +97,7 @@ class Later:
             self._values = both
 
     def read(self) -> list[float]:
-        """The numbers; waits for the work that makes them, and for nothing after it."""
+        """Return the numbers; waits for the work that makes them, and for nothing after it."""
         if self._event is not None:
             self._event.synchronize()
         return [float(value) for value in self._values.tolist()]

@@ -35,7 +35,8 @@ _GRACE = 10.0  # seconds in which the first process may say why it ends, too
 
 
 def several(folder: Path) -> list[int]:
-    """The numbers of the devices that the run wants for itself, where it is more than one or a certain one; else none.
+    """Return the numbers of the devices that the run wants for itself, where it is more than one or a certain one; else
+    none.
 
     Raises:
         NbtuneError: there are fewer, or it is no run.
@@ -50,7 +51,8 @@ def several(folder: Path) -> list[int]:
 
 
 def supervise(folder: Path, chosen: list[int]) -> int:
-    """A worker for each device, until all have ended; 0 if all did well, else 1: the reason stands in the folder."""
+    """Run a worker for each device, until all have ended; 0 if all did well, else 1: the reason
+    stands in the folder."""
     with tempfile.TemporaryDirectory(prefix="nbtune-", ignore_cleanup_errors=True) as meeting:
         with _started(folder, chosen, Path(meeting)) as workers:
             failed = _first_to_fail(workers)
@@ -73,7 +75,7 @@ def _started(folder: Path, chosen: list[int], meeting: Path) -> Iterator[list[Ch
 
 
 def _environ(rank: int, chosen: list[int], meeting: Path) -> dict[str, str]:
-    """What makes a worker one of several; what the user has set wins."""
+    """Return what makes a worker one of several; what the user has set wins."""
     from nbtune import device
 
     usual = {"OMP_NUM_THREADS": str(max(1, device.cpu_count() // len(chosen)))}
@@ -87,7 +89,8 @@ def _environ(rank: int, chosen: list[int], meeting: Path) -> dict[str, str]:
 
 
 def _first_to_fail(workers: list[ChildProcess]) -> tuple[int, int] | None:
-    """(number, exit code) of the first worker that fails, after the others had time to end too; None: all did well."""
+    """Return (number, exit code) of the first worker that fails, after the others had time to end too; None: all did
+    well."""
     ended: queue.Queue[tuple[int, int]] = queue.Queue()
     for rank, worker in enumerate(workers):
         watch = threading.Thread(target=lambda r=rank, w=worker: ended.put((r, w.wait())), daemon=True)
@@ -117,7 +120,7 @@ def refuse(folder: Path, error: NbtuneError) -> None:
 
 
 def _say(folder: Path, rank: int, code: int, count: int, meeting: Path) -> None:
-    """What the run ended of, unless the first process has said it."""
+    """Say what the run ended of, unless the first process has said it."""
     if not folder.is_dir() or said_its_end(folder):
         return
     with contextlib.closing(EventWriter(folder / "events.jsonl")) as emit:
@@ -131,13 +134,13 @@ def _say(folder: Path, rank: int, code: int, count: int, meeting: Path) -> None:
 
 
 def said_its_end(folder: Path) -> bool:
-    """Whether the last state that the run has told is one of those that it ends in."""
+    """Return whether the last state that the run has told is one of those that it ends in."""
     last = next((e for e in reversed(EventReader(folder / "events.jsonl").read()) if e.type == "state"), None)
     return isinstance(last, events.State) and last.state in events.ENDED
 
 
 def left_word(error: BaseException, folder: Path) -> None:
-    """What a process that may not write into the folder failed of, for `supervise` to say."""
+    """Leave for `supervise` what a process that may not write into the folder failed of."""
     from nbtune.engine.failures import for_people
 
     meeting = os.environ.get(MEETING)

@@ -129,7 +129,7 @@ class _Engine:
         self.rehearsal = Rehearsal.begin(self.spec) if ranks is None else Rehearsal(self.spec)
 
     def prepare(self) -> None:
-        """Tokens, plan, model, optimizer; and the last checkpoint, where there is one."""
+        """Make tokens, plan, model, optimizer; and load the last checkpoint, where there is one."""
         from nbtune import data, models
 
         spec, folder = self.spec, self.folder
@@ -182,7 +182,7 @@ class _Engine:
         self._make_stepper(device)
 
     def _plan(self, facts: Any, device: machine.DeviceFacts) -> Plan:
-        """The plan, and with it `self.batches`."""
+        """Return the plan, and with it `self.batches`."""
         body = read_json(self.folder / "plan.json")
         if body is not None:  # a resumed run keeps its plan: other batches would be another run
             plan = plan_of(body, self.folder)
@@ -206,7 +206,7 @@ class _Engine:
         return plan
 
     def _batches(self, plan: Plan, rank: int | None = None) -> BatchPlan:
-        """Those of this process, or of the one of that rank."""
+        """Return those of this process, or of the one of that rank."""
         from nbtune import data
 
         mine = 0 if self.ranks is None else self.ranks.rank
@@ -258,7 +258,7 @@ class _Engine:
         self.began_at = self.progress.step
 
     def train(self) -> Literal["finished", "stopped"]:
-        """The loop, with this folder behind it."""
+        """Run the loop, with this folder behind it."""
         from nbtune.train.distributed import RankedControl
         from nbtune.train.loop import Jobs, LoopOptions, train
         from nbtune.train.schedule import learning_rate_of
@@ -307,13 +307,13 @@ class _Engine:
             answer_requests(self.folder, partial(self._answer, within=within))
 
     def _say(self, event: events.Event) -> None:
-        """An event of the loop; what was measured of each source is added to it."""
+        """Say an event of the loop; what was measured of each source is added to it."""
         if isinstance(event, events.Eval) and self.measuring.of_sources:
             event = dataclasses.replace(event, sources=self.measuring.of_sources)
         self.emit(event)
 
     def _answer(self, request: dict[str, Any], asked: Asked, *, within: Callable[[Wishes], bool]) -> dict[str, Any]:
-        """What `generate`, `token_losses` and `row_losses` of `nbtune.Run` ask of a run that is at work;
+        """Answer what `generate`, `token_losses` and `row_losses` of `nbtune.Run` ask of a run that is at work;
         `within` is given the wishes between two tokens, and may end the answer."""
         from nbtune.train.row_loss import row_losses
 
@@ -337,7 +337,7 @@ class _Engine:
 
 
 def _on_others(plan: Plan, count: int) -> Plan:
-    """The plan of a run that goes on with another number of devices: the same steps, in other shares.
+    """Return the plan of a run that goes on with another number of devices: the same steps, in other shares.
 
     Raises:
         PlanError: its weights were parted among several, and there is one.

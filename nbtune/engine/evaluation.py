@@ -58,7 +58,7 @@ class Measuring:
     def packs_must_be_kept_apart(
         self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool
     ) -> None:
-        """Says whether the documents of the first pack leave each other alone, in this model.
+        """Say whether the documents of the first pack leave each other alone, in this model.
 
         Args:
             fused: how the run's loss asks the model, see `nbtune.train.inputs.model_inputs`.
@@ -77,7 +77,7 @@ class Measuring:
             )
 
     def evaluate(self, look: Look) -> tuple[float, int, float] | None:
-        """Mean loss, tokens and seconds of the held-out rows; None where there are none.
+        """Return mean loss, tokens and seconds of the held-out rows; None where there are none.
 
         Args:
             look: called between batches.
@@ -102,7 +102,7 @@ class Measuring:
         return loss, tokens, time.perf_counter() - began
 
     def _share(self, rows: list[int], group: int, look: Look) -> Iterator[Batch]:
-        """This process's batches of the rows; all processes call `look` equally often."""
+        """Yield this process's batches of the rows; all processes call `look` equally often."""
         from nbtune.data.batching.collate import collate
 
         held, size = self.data.eval, self.plan.micro_batch_size
@@ -118,7 +118,7 @@ class Measuring:
                 yield collate(held, groups[0]).idle()
 
     def must_be_sound(self, step: int, batches: BatchPlan) -> None:
-        """A look at the weights of a finished step before they are kept: its own loss was that of the weights before.
+        """Check the weights of a finished step before they are kept: its own loss was that of the weights before.
 
         All processes must call this.
 
@@ -136,7 +136,7 @@ class Measuring:
             raise no_number("the loss after the last step", step)
 
     def samples(self, step: int, look: Look) -> Iterator[events.Sample]:
-        """The answers to the sample prompts; `look` is called between their tokens."""
+        """Yield the answers to the sample prompts; `look` is called between their tokens."""
         if self.together is None or not self.spec.samples:
             return self._said(step, look)
         if self.plan.weights.shards:  # all processes are needed for each token
@@ -157,7 +157,7 @@ class Measuring:
 
 
 def unless_idle(loss: Loss, count: Count) -> tuple[Loss, Count]:
-    """Loss and count of which `Batch.idle` ones are nothing, whatever is in them."""
+    """Return loss and count, of which `Batch.idle` ones are nothing, whatever is in them."""
 
     def loss_of(model: torch.nn.Module, batch: Batch, **more: Any) -> LossOutput:
         found = loss(model, batch, **more)

@@ -14,7 +14,7 @@ _RESERVE = 2**16  # bytes
 
 @contextlib.contextmanager
 def reserve(folder: Path) -> Iterator[Callable[[], None]]:
-    """Some disk that is given back when the run fails: a full disk takes what it failed of, too."""
+    """Reserve some disk that is given back when the run fails: a full disk takes what it failed of, too."""
     path = folder / ".reserve.0.tmp"
 
     def give_back() -> None:
@@ -30,7 +30,7 @@ def reserve(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def for_people(error: BaseException, folder: Path) -> NbtuneError | None:
-    """What an error means to a user; None for a bug."""
+    """Return what an error means to a user; None for a bug."""
     if not folder.is_dir():  # whatever it failed of
         return _gone(folder)
     if isinstance(error, NbtuneError):

@@ -48,17 +48,17 @@ def launch(folder: Path, *, detach: bool = False, own_process: bool = False) -> 
 
 
 def launched_on(folder: Path) -> Launched | None:
-    """The thread of a run that was started in this process."""
+    """Return the thread of a run that was started in this process."""
     return next((launched for launched in _ALL if launched.folder == folder), None)
 
 
 def live() -> list[Path]:
-    """The folders of the runs that work, or wait, in this process."""
+    """Return the folders of the runs that work, or wait, in this process."""
     return [launched.folder for launched in _ALL if launched.alive]
 
 
 def kernel_is_needed() -> bool:
-    """Whether a run works, or waits, that would end with this process."""
+    """Return whether a run works, or waits, that would end with this process."""
     return any(launched.alive and not launched.detached for launched in list(_ALL))
 
 
@@ -74,7 +74,7 @@ class Launched:
 
     @classmethod
     def ended(cls, folder: Path) -> Launched:
-        """For a run that ended somewhere else: only its model is of interest."""
+        """Make one for a run that ended somewhere else: only its model is of interest."""
         return cls(folder)
 
     @property
@@ -135,7 +135,7 @@ class Launched:
         self._built = built
 
     def model(self) -> Built:
-        """The model with its adapter, loaded if it is not in memory.
+        """Return the model with its adapter, loaded if it is not in memory.
 
         Raises:
             TrainError: nothing was trained yet.
@@ -162,7 +162,7 @@ class Launched:
 
 @contextlib.contextmanager
 def _short_turns() -> Iterator[None]:
-    """Python's lock changes hands after 1 ms instead of 5 while an engine shares this process with the user's cells.
+    """Let Python's lock change hands after 1 ms instead of 5 while an engine shares this process with the user's cells.
 
     An engine gives the lock away in each operation of torch, and beside a cell of pure Python waited 5 ms to have it
     back. When it is done the interval is what it was, unless somebody has set another one meanwhile.
@@ -205,7 +205,7 @@ def _load(folder: Path) -> Built:
 
 
 def _speak_as_trained(built: Built, folder: Path, spec: RunSpec) -> None:
-    """The chat template of the run, where it is not the base's own: the run has kept it with its tokenizer."""
+    """Use the run's chat template, where it is not the base's own: the run has kept it with its tokenizer."""
     from nbtune.data.template.chat_template import template_text
 
     if spec.chat_template is None and template_text(built.tokenizer) is not None:
@@ -217,7 +217,7 @@ def _speak_as_trained(built: Built, folder: Path, spec: RunSpec) -> None:
 
 
 def _at_exit() -> None:
-    """A kernel that ends in order leaves its runs stopped and saved."""
+    """Stop and save the runs of a kernel that ends in order."""
     working = [launched for launched in _ALL if launched.alive and not launched.detached]
     for launched in working:
         control.wish(launched.folder, mode="stop")
@@ -229,7 +229,7 @@ atexit.register(_at_exit)
 
 
 def needs_own_process(spec: RunSpec) -> bool:
-    """Whether the run gets a process of its own without being detached: with several GPUs, and beside one.
+    """Return whether the run gets a process of its own without being detached: with several GPUs, and beside one.
 
     A thread shares Python's lock with the user's cells. On a GPU a step is many short calls, each of which would wait
     for a busy cell up to 5 ms to get the lock back; on a CPU a step is few long ones.

@@ -11,7 +11,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Called before the engine imports anything heavy."""
+    """Quiet the libraries; called before the engine imports anything heavy."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warns about forks of the user's own code
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # triton 3.9 warns until it is set

@@ -127,7 +127,7 @@ class RunModel:
         return self.launched.model()
 
     def free(self) -> int:
-        """Drop the model; returns the bytes that came back."""
+        """Drop the model; return the bytes that came back."""
         return 0 if self.launched is None else self.launched.free()
 
     def _ask(self, request: dict[str, Any], **how: Any) -> dict[str, Any] | None:
@@ -138,7 +138,7 @@ class RunModel:
 
     @contextmanager
     def _model_for_myself(self, should_stop: Callable[[], bool] | None) -> Iterator[Any]:
-        """The loaded model, for one question at a time; None: `should_stop` said so before its turn came."""
+        """Lend the loaded model, for one question at a time; None: `should_stop` said so before its turn came."""
         while not _ASKING.acquire(timeout=0.05):
             if should_stop is not None and should_stop():
                 yield None

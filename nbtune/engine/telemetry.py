@@ -90,14 +90,14 @@ class Gauge:
         )
 
     def _size(self, tensors: Iterable[torch.Tensor]) -> int:
-        """Bytes on the device; what shares memory counts once."""
+        """Return the bytes on the device; what shares memory counts once."""
         local = (getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors)  # of shards: ours
         there = [tensor.untyped_storage() for tensor in local if tensor.device.type == self._device.type]
         return sum({storage.data_ptr(): storage.nbytes() for storage in there}.values())
 
 
 def parts(step: Step, weights: int, adapter: int, *, apart: bool) -> dict[str, int]:
-    """Bytes by what holds them, of a step's numbers.
+    """Return the bytes by what holds them, of a step's numbers.
 
     Args:
         step: `memory_allocated` between two steps, `memory_peak` within them, `memory_reserved` by the allocator.
@@ -123,7 +123,7 @@ def parts(step: Step, weights: int, adapter: int, *, apart: bool) -> dict[str, i
 
 
 def card_of(device: torch.device) -> Card | None:
-    """The driver's view of a device, where it has one."""
+    """Return the driver's view of a device, where it has one."""
     if device.type != "cuda":
         return None
     import torch
@@ -143,7 +143,7 @@ class _Busy:
         self._at, self._used = time.monotonic(), time.process_time()
 
     def percent(self) -> float:
-        """−1 when asked too soon to tell."""
+        """Return the CPU's use since the last call in percent; −1 when asked too soon to tell."""
         at, used = time.monotonic(), time.process_time()
         past, spent = at - self._at, used - self._used
         self._at, self._used = at, used

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def check(old: Path, spec: RunSpec) -> None:
-    """Whether the weights of the run in `old` are of the shape that `spec` trains.
+    """Refuse a run in `old` whose weights are of another shape than `spec` trains.
 
     Raises:
         SpecError: another model, or another adapter.
@@ -51,7 +51,7 @@ def check(old: Path, spec: RunSpec) -> None:
 
 
 def take_along(old: Path, folder: Path) -> None:
-    """Copies what the run in `old` has learnt into a new run's folder, which then needs the other no more."""
+    """Copy what the run in `old` has learnt into a new run's folder, which then needs the other no more."""
     last = checkpoints.latest(old)
     assert last is not None
     refuse_links(last, old)
@@ -60,7 +60,7 @@ def take_along(old: Path, folder: Path) -> None:
 
 
 def begin_with(folder: Path, model: torch.nn.Module) -> None:
-    """Puts what was taken along into a model that has learnt nothing yet; without any nothing happens.
+    """Put what was taken along into a model that has learnt nothing yet; without any nothing happens.
 
     Raises:
         TrainError: it is of another model or adapter.
@@ -71,8 +71,8 @@ def begin_with(folder: Path, model: torch.nn.Module) -> None:
 
 
 def reference_of(folder: Path, method: Method, model: torch.nn.Module) -> StartingWeights | None:
-    """What a method's reference has in place of the trained weights: what was taken along; None: the method has no
-    reference, or the run started from the base.
+    """Return what a method's reference has in place of the trained weights: what was taken along; None: the method has
+    no reference, or the run started from the base.
 
     Raises:
         TrainError: it is of another model or adapter.
@@ -95,7 +95,8 @@ def _others(folder: Path) -> TrainError:
 
 
 def portable(spec: RunSpec) -> RunSpec:
-    """The spec with the home folder written as ``~`` (a run folder can be shared), and a model's folder in full."""
+    """Return the spec with the home folder written as ``~`` (a run folder can be shared), and a
+    model's folder in full."""
     home = str(Path.home())
 
     def short(text: str) -> str:
@@ -110,7 +111,7 @@ def portable(spec: RunSpec) -> RunSpec:
 
 
 def check_same(folder: Path, asked: RunSpec, variables: Mapping[str, Any]) -> None:
-    """That a run which is at work is the one that is asked for.
+    """Refuse a run that is at work and not the one that is asked for.
 
     Raises:
         TrainError: its spec is another one, or a variable holds other rows than it trains on.

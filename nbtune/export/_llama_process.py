@@ -49,7 +49,7 @@ LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
 def find(folder: str, stem: str) -> str:
-    """The path of ``lib<stem>.so`` (or .dylib, .dll, with a version in its name) in `folder`."""
+    """Return the path of ``lib<stem>.so`` (or .dylib, .dll, with a version in its name) in `folder`."""
     for pattern in (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll", f"lib{stem}.*"):
         hits = sorted(glob.glob(os.path.join(folder, pattern)), key=len)
         if hits:
@@ -145,7 +145,8 @@ class Llama:
         return self.info()
 
     def _context_params(self, n_ctx: int) -> Opaque:
-        """Context of `n_ctx` tokens in one batch, keys and values in fp32, plain attention."""
+        """Return the parameters of a context of `n_ctx` tokens in one batch, keys and values in fp32,
+        plain attention."""
         params = self.lib.llama_context_default_params()
         have = words(params.raw)
         if have[:3] != [512, 2048, 512]:
@@ -201,7 +202,7 @@ class Llama:
         return out.raw[: max(count, 0)].decode("utf-8", "replace")
 
     def decode(self, tokens: list[int], start: int, all_rows: bool) -> list[bytes]:
-        """Logits (fp32, as bytes) after each token, or after the last one."""
+        """Return logits (fp32, as bytes) after each token, or after the last one."""
         if start + len(tokens) > self.n_ctx:
             raise RuntimeError(f"{start + len(tokens)} tokens are more than the context of {self.n_ctx}")
         batch = self.lib.llama_batch_init(len(tokens), 0, 1)
@@ -249,7 +250,7 @@ class Llama:
             raise RuntimeError("llama.cpp does not use this adapter")
 
     def apply_template(self, template: str, messages: list[dict[str, str]], generation_prompt: bool) -> str | None:
-        """A conversation through llama.cpp's own copy of a known template; None where it knows none like it."""
+        """Return a conversation through llama.cpp's own copy of a known template; None where it knows none like it."""
         chat = (Message * len(messages))(*[Message(m["role"].encode(), m["content"].encode()) for m in messages])
         room = 4096 + 4 * sum(len(m["content"].encode()) for m in messages)
         out = ctypes.create_string_buffer(room)
@@ -271,7 +272,7 @@ class Llama:
     def quantize_rows(
         self, kind: int, source: str, rows: int, columns: int, target: str, weights: list[float] | None = None
     ) -> int:
-        """`rows` x `columns` fp32 of a raw file through ggml's quantiser into a raw file; returns the bytes."""
+        """Send `rows` x `columns` fp32 of a raw file through ggml's quantiser into a raw file; return the bytes."""
         with open(source, "rb") as file:
             data = file.read()
         out = ctypes.create_string_buffer(len(data) + 1024)
@@ -294,7 +295,7 @@ class Llama:
 
 
 def answer(llama: Llama, request: dict[str, Any]) -> tuple[Any, bytes]:
-    """The result of one request, and the raw bytes that follow it."""
+    """Return the result of one request, and the raw bytes that follow it."""
     what = request.pop("do")
     if what == "logits":
         return None, llama.logits(**request)
@@ -307,7 +308,8 @@ def answer(llama: Llama, request: dict[str, Any]) -> tuple[Any, bytes]:
 
 
 def requests() -> Iterator[dict[str, Any]]:
-    """What is asked, one request after another; when standard input ends, so does this process, whatever it is at."""
+    """Yield what is asked, one request after another; when standard input ends, so does this process, whatever it is
+    at."""
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def listen() -> None:

@@ -10,7 +10,7 @@ from nbtune.errors import ExportError, NbtuneError, TrainError
 
 
 def exporter_of(which: str, find_run: Callable[[str], Any]) -> Any:
-    """What exports a run, or else a model's folder or Hub id.
+    """Return what exports a run, or else a model's folder or Hub id.
 
     Args:
         which: name of one or the other.
@@ -44,19 +44,19 @@ class BaseModelExporter:
         )
 
     def adapter(self, out: Path | None = None) -> Any:
-        """Refused: a base model has none."""
+        """Refuse: a base model has none."""
         from nbtune import export
 
         return export.export_adapter(self._source, out or Path("exports/adapter"))
 
     def adapter_gguf(self, out: Path | None = None) -> Any:
-        """Refused, too."""
+        """Refuse, too."""
         from nbtune import export
 
         return export.export_adapter_gguf(self._source, out or Path("exports"))
 
     def merged(self, out: Path | None = None, *, dtype: str = "auto") -> Any:
-        """The model as safetensors."""
+        """Return the model as safetensors."""
         from nbtune import export
 
         return export.export_merged(self._source, out or Path("exports/merged"), dtype)
@@ -64,7 +64,7 @@ class BaseModelExporter:
     def gguf(
         self, *types: str, out: Path | None = None, importance: bool = False, verify: bool | None = None
     ) -> list[Any]:
-        """GGUF files.
+        """Write GGUF files.
 
         Raises:
             ExportError: with `importance` or `verify`: both want rows, which a run has.
@@ -77,7 +77,7 @@ class BaseModelExporter:
         return list(export.export_gguf(self._source, list(types), out or Path("exports")))
 
     def ollama(self, type: str = "q8_0", out: Path | None = None) -> Any:
-        """A folder that `ollama create` takes."""
+        """Return a folder that `ollama create` takes."""
         from nbtune import export
 
         return export.export_ollama(self._source, out or Path("exports/ollama"), type)

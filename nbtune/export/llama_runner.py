@@ -22,7 +22,7 @@ from nbtune.errors import ExportError
 
 
 def find_llama() -> Path | None:
-    """The folder of llama.cpp's shared libraries, or None where there is no runner."""
+    """Return the folder of llama.cpp's shared libraries, or None where there is no runner."""
     named = os.environ.get("NBTUNE_LLAMA_LIB")
     if named:
         return Path(named)
@@ -34,7 +34,7 @@ def find_llama() -> Path | None:
 
 
 def no_llama() -> ExportError:
-    """That there is no runner, and how to get one."""
+    """Return the error that there is no runner, and how to get one."""
     return ExportError(
         "no llama.cpp was found", fix="pip install 'nbtune[gguf-verify]', or set NBTUNE_LLAMA_LIB to its folder."
     )
@@ -73,7 +73,7 @@ class LlamaRunner:
             raise
 
     def ask(self, what: str, **arguments: Any) -> Any:
-        """One request to the child; see ``_llama_process.py``."""
+        """Send one request to the child; see ``_llama_process.py``."""
         if self._closed:
             raise ExportError("this llama.cpp runner is closed", fix="open another.")
         try:
@@ -100,20 +100,20 @@ class LlamaRunner:
         )
 
     def tokenize(self, texts: list[str], *, add_special: bool = False, parse_special: bool = True) -> list[list[int]]:
-        """Token ids of each text."""
+        """Return the token ids of each text."""
         return self.ask("tokenize", texts=texts, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: list[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         return self.ask("detokenize", tokens=tokens)
 
     def logits(self, tokens: list[int]) -> np.ndarray:
-        """Logits after each token: (len(tokens), vocabulary), fp32."""
+        """Return the logits after each token: (len(tokens), vocabulary), fp32."""
         self.ask("logits", tokens=[int(t) for t in tokens])
         return np.frombuffer(self._raw, dtype=np.float32).reshape(len(tokens), -1)
 
     def greedy(self, tokens: list[int], count: int) -> list[int]:
-        """At most `count` tokens after `tokens`, the likeliest at each place, up to and with an end token."""
+        """Return at most `count` tokens after `tokens`, the likeliest at each place, up to and with an end token."""
         return self.ask("greedy", tokens=[int(t) for t in tokens], count=count)
 
     def use_adapter(self, gguf: Path, scale: float = 1.0) -> None:

@@ -81,7 +81,7 @@ class MergedModel:
         return bool(self.config.get("tie_word_embeddings")) and HEAD not in self.base and self.embedding is not None
 
     def _keep_or_cut_tie(self, adapter: AdapterFile) -> None:
-        """The head follows a tied embedding unless the adapter changed one of the two and not the other."""
+        """Let the head follow a tied embedding unless the adapter changed one of the two and not the other."""
         embedding = self.embedding or ""
         head, embedded = adapter.targets.get(HEAD), adapter.targets.get(embedding)
         if embedded is not None and embedded.tokens is not None and head is None:
@@ -98,14 +98,14 @@ class MergedModel:
         return self.base.shape(self._stored(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape after merging (an embedding with extra tokens has grown)."""
+        """Return a tensor's shape after merging (an embedding with extra tokens has grown)."""
         target = self.adapter.targets.get(name) if self.adapter else None
         if target is not None and target.full:
             return self.adapter.weights.shape(target.full)  # type: ignore[union-attr]
         return self._base_shape(name)
 
     def stored_dtype(self, name: str) -> str:
-        """The base's own dtype of a tensor, as safetensors calls it."""
+        """Return the base's own dtype of a tensor, as safetensors calls it."""
         return self.base.dtype(self._stored(name))
 
     @property
@@ -117,7 +117,7 @@ class MergedModel:
         return max(counts, key=lambda each: counts[each])
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start:stop]`` of a merged tensor, fp32 (all of a vector: ``start=0``).
+        """Return rows ``[start:stop]`` of a merged tensor, fp32 (all of a vector: ``start=0``).
 
         Raises:
             ExportError: one of them is no number.
@@ -140,19 +140,19 @@ class MergedModel:
         return self._fp32(self.base.rows(self._stored(name), start, stop))
 
     def _is_linear(self, name: str) -> bool:
-        """Whether training had this weight quantised: every matrix but the embedding and the head."""
+        """Return whether training had this weight quantised: every matrix but the embedding and the head."""
         return name != self.embedding and name != HEAD and len(self.base.shape(self._stored(name))) == 2
 
     def _fp32(self, stored: torch.Tensor) -> torch.Tensor:
         return stored.to(self.device).float()
 
     def get(self, name: str) -> torch.Tensor:
-        """A whole merged tensor, fp32."""
+        """Return a whole merged tensor, fp32."""
         shape = self.shape(name)
         return self.rows(name, 0, shape[0] if shape else 1)
 
     def chunks(self, name: str) -> Iterator[torch.Tensor]:
-        """A merged tensor, fp32, some rows at a time."""
+        """Yield a merged tensor, fp32, some rows at a time."""
         shape = self.shape(name)
         if not shape:
             yield finite(name, self._fp32(self.base.get(self._stored(name))), self.source.name)
@@ -170,7 +170,7 @@ def _embedding_name(base: Weights) -> str | None:
 
 
 def rounded(weight: torch.Tensor, placement: Placement) -> torch.Tensor:
-    """What a quantised base computes with: quantised as it was for training, and decoded again, fp32."""
+    """Return what a quantised base computes with: quantised as it was for training, and decoded again, fp32."""
     if placement.eight_bit:
         from nbtune_kernels.fp8 import reference
 
@@ -260,7 +260,7 @@ def copy_tokenizer(source: ExportSource, out: Path) -> None:
 
 
 def generation_of(source: ExportSource) -> dict[str, Any] | None:
-    """A generation_config.json that also stops where trained answers end; None: the base's own does.
+    """Return a generation_config.json that also stops where trained answers end; None: the base's own does.
 
     A base that stops at `<|endoftext|>` and was trained by a template that ends turns with `<|im_end|>` would go on and
     on in every tool that does not ask the chat template.
@@ -335,7 +335,8 @@ def _split(entries: list[_Entry], shard_bytes: int) -> list[list[_Entry]]:
 
 
 def _header(entries: list[_Entry], dtype: torch.dtype) -> bytes:
-    """safetensors' header: its length, then JSON, padded to 8 (https://github.com/huggingface/safetensors#format)."""
+    """Return safetensors' header: its length, then JSON, padded to 8
+    (https://github.com/huggingface/safetensors#format)."""
     body: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for entry in entries:

@@ -56,12 +56,12 @@ class TurnTemplate:
     prompt: str
 
     def render(self, chat: Chat) -> str:
-        """The text of a conversation, up to where the answer begins."""
+        """Return the text of a conversation, up to where the answer begins."""
         turns = "".join(self.around[m["role"]][0] + m["content"] + self.around[m["role"]][1] for m in chat)
         return self.start + turns + self.prompt
 
     def go(self) -> str:
-        """The same as a Go template over ``.Messages``."""
+        """Return the same as a Go template over ``.Messages``."""
         branches: list[str] = []
         for role, (before, after) in self.around.items():
             word = "if" if not branches else "else if"
@@ -76,7 +76,7 @@ def _go(text: str) -> str:
 
 
 def derive_template(tokenizer: Any, *, drop_start: str = "") -> TurnTemplate | None:
-    """The tokenizer's chat template as fixed text around messages, or None where it is not of that kind.
+    """Return the tokenizer's chat template as fixed text around messages, or None where it is not of that kind.
 
     Args:
         tokenizer: of transformers, with a chat template.
@@ -125,7 +125,7 @@ def derive_template(tokenizer: Any, *, drop_start: str = "") -> TurnTemplate | N
 
 
 def stops_of(tokenizer: Any) -> list[str]:
-    """The texts at which an answer ends: the end token, and what the chat template writes after an answer."""
+    """Return the texts at which an answer ends: the end token, and what the chat template writes after an answer."""
     stops = [tokenizer.eos_token] if tokenizer.eos_token else []
     end = turn_end(tokenizer) if tokenizer.chat_template else None
     if end is not None:
@@ -134,7 +134,7 @@ def stops_of(tokenizer: Any) -> list[str]:
 
 
 def modelfile(gguf: str, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
-    """The Modelfile's text for a GGUF beside it, and what the user should know about it."""
+    """Return the Modelfile's text for a GGUF beside it, and what the user should know about it."""
     lines = [f"FROM ./{gguf}", ""]
     notes: tuple[str, ...] = ()
     if tokenizer.chat_template:

@@ -118,7 +118,8 @@ class AdapterFile:
         return indices
 
     def _scale(self, name: str, target: Target) -> float:
-        """LoRA's factor: alpha/r, or alpha/√r for rsLoRA; alpha may be given by a pattern of the module's name."""
+        """Return LoRA's factor: alpha/r, or alpha/√r for rsLoRA; alpha may be given by a pattern of the
+        module's name."""
         rank = self.weights.shape(target.a)[0]
         alpha = float(self.config.get("lora_alpha") or 8)
         module = name.rpartition(".")[0]
@@ -143,7 +144,8 @@ class AdapterFile:
             )
 
     def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """LoRA's A (r, in) and B (out, r) of a linear weight, fp32, unscaled; of an embedding (r, tokens), (dim, r)."""
+        """Return LoRA's A (r, in) and B (out, r) of a linear weight, fp32, unscaled; of an embedding (r, tokens), (dim,
+        r)."""
         target = self.targets[name]
         return self._fp32(target.a, device), self._fp32(target.b, device)
 
@@ -151,7 +153,7 @@ class AdapterFile:
         return self.weights.get(key).to(device).float()
 
     def add(self, name: str, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start:stop]`` of the merged weight, from the same rows of the base's.
+        """Return rows ``[start:stop]`` of the merged weight, from the same rows of the base's.
 
         Args:
             name: of the weight.

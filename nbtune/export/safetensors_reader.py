@@ -35,7 +35,7 @@ _DTYPES = {
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names: in its own folder, and nowhere else.
+    """Return the files that an index names: in its own folder, and nowhere else.
 
     Raises:
         ExportError: it names none, or one of another folder.
@@ -111,27 +111,27 @@ class Weights:
         return iter(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """Return the shape of a tensor, without reading it."""
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """The dtype as safetensors calls it: ``"F32"``, ``"BF16"``, ``"F16"``, ``"F8_E4M3"``, ..."""
+        """Return the dtype as safetensors calls it: ``"F32"``, ``"BF16"``, ``"F16"``, ``"F8_E4M3"``, ..."""
         return str(self._slice(name).get_dtype())
 
     def get(self, name: str) -> torch.Tensor:
-        """A tensor, as it is stored."""
+        """Return a tensor, as it is stored."""
         read = self._raw[self._where[name]].read(name, 0, None)
         return self._open[self._where[name]].get_tensor(name) if read is None else read
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``[start:stop]`` of a tensor of at least one dimension, as stored."""
+        """Return rows ``[start:stop]`` of a tensor of at least one dimension, as stored."""
         if start == 0 and stop >= self.shape(name)[0]:
             return self.get(name)
         read = self._raw[self._where[name]].read(name, start, stop)
         return self._slice(name)[start:stop] if read is None else read
 
     def must_be_finite(self) -> None:
-        """Raises an `ExportError` that names the first tensor with NaN or infinity in it."""
+        """Raise an `ExportError` that names the first tensor with NaN or infinity in it."""
         for name in self:
             shape = self.shape(name)
             step = rows_per_chunk(shape) if shape else 1
@@ -155,7 +155,7 @@ class _RawFile:
         self.entries: dict[str, Any] = json.loads(self.file.read(size))
 
     def read(self, name: str, first: int, last: int | None) -> torch.Tensor | None:
-        """Rows ``[first:last]`` of a tensor, or all of it; None for a dtype that is not read so."""
+        """Return rows ``[first:last]`` of a tensor, or all of it; None for a dtype that is not read so."""
         entry = self.entries[name]
         dtype, shape = _DTYPES.get(entry["dtype"]), list(entry["shape"])
         if dtype is None:
@@ -180,7 +180,7 @@ class _RawFile:
 
 
 def finite(name: str, tensor: torch.Tensor, place: str) -> torch.Tensor:
-    """The tensor as it is.
+    """Return the tensor as it is.
 
     Args:
         name: what it is called.
@@ -199,7 +199,7 @@ def finite(name: str, tensor: torch.Tensor, place: str) -> torch.Tensor:
 
 
 def rows_per_chunk(shape: tuple[int, ...], limit: int = 64 << 20) -> int:
-    """How many rows of a tensor of `shape` make at most `limit` bytes in fp32 (at least one)."""
+    """Return how many rows of a tensor of `shape` make at most `limit` bytes in fp32 (at least one)."""
     row = 4
     for size in shape[1:]:
         row *= size

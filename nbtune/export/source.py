@@ -92,7 +92,7 @@ class ExportedFile:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
         ExportError: it is not there, or not whole.
@@ -106,7 +106,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def safe_name(name: str) -> str:
-    """`name` as a part of a file's name: letters, digits, ``.``, ``_`` and ``-``; the owner of a Hub id is left out."""
+    """Return `name` as a part of a file's name: letters, digits, ``.``, ``_`` and ``-``; the owner of a Hub id is left
+    out."""
     tail = name.rstrip("/").split("/")[-1]
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in tail).strip(".-")
     return kept or "model"

@@ -44,7 +44,7 @@ class Token:
 
 
 def as_messages(prompt: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A prompt as chat messages: a text is what the user says."""
+    """Return a prompt as chat messages: a text is what the user says."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
@@ -60,8 +60,8 @@ def answer(
     told: Callable[[Token], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> str:
-    """What the model says to a prompt, up to what ends an answer: by its own configuration, its tokenizer or its chat
-    template, whichever comes first.
+    """Return what the model says to a prompt, up to what ends an answer: by its own configuration, its tokenizer or its
+    chat template, whichever comes first.
 
     Args:
         model: a causal language model, in training or not; it is left in the mode it was in.
@@ -107,7 +107,7 @@ def answer(
 
 
 def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = True) -> list[float | None]:
-    """−ln of each token's probability after those before it, by one forward; None for the first, which has none.
+    """Return −ln of each token's probability after those before it, by one forward; None for the first, which has none.
 
     Args:
         model: as of `answer`.
@@ -136,7 +136,7 @@ def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = 
 
 
 def without_adapter(model: Any, adapter: bool) -> AbstractContextManager[Any]:
-    """The model without its adapter, where `adapter` is False."""
+    """Return the model without its adapter, where `adapter` is False."""
     if adapter:
         return nullcontext()
     if not hasattr(model, "disable_adapter"):
@@ -213,7 +213,7 @@ class _Pieces:
         return Token(number, now[len(before) :], loss, shown)
 
     def name(self, number: int) -> str:
-        """A token by itself; a part of a character by its name in the vocabulary."""
+        """Return a token by itself; a part of a character by its name in the vocabulary."""
         text = str(self.tokenizer.decode([number]))
         return str(self.tokenizer.convert_ids_to_tokens(number)) if "\ufffd" in text or not text else text
 

@@ -33,7 +33,7 @@ __all__ = [
 
 
 def _discover() -> Mapping[str, Method]:
-    """All methods of this folder: those of one kind of rows side by side, by name."""
+    """Return all methods of this folder: those of one kind of rows side by side, by name."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
     methods: list[Method] = [import_module(f"{__name__}.{name}").METHOD for name in names]
     for name, method in zip(names, methods, strict=True):

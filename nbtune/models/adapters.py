@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn.Module":
-    """Puts the adapter onto the model and freezes what is not trained.
+    """Put the adapter onto the model and freeze what is not trained.
 
     The adapter's own numbers are float32 whatever the base: small updates to 16-bit numbers get lost.
 
@@ -76,7 +76,8 @@ def targeted(model: "nn.Module", adapter: "AdapterSpec") -> "list[nn.Module]":
 
 
 def _targets(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
-    """The names of the adapter's layers. Each is some layer's: peft would pass over one that is not, without a word."""
+    """Return the names of the adapter's layers. Each is some layer's: peft would pass over one that is not, without a
+    word."""
     if adapter.target_modules == "all-linear":
         return _all_linear(model)
     there = [name for name, _ in model.named_modules() if name]
@@ -94,7 +95,7 @@ def _targets(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
 
 
 def _all_linear(model: "nn.Module") -> list[str]:
-    """The last names of all linear layers but the head (short names keep adapter_config.json readable)."""
+    """Return the last names of all linear layers but the head (short names keep adapter_config.json readable)."""
     from torch import nn
 
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -103,12 +104,12 @@ def _all_linear(model: "nn.Module") -> list[str]:
 
 
 def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parameter]]":
-    """The (name, parameter) pairs that an optimizer should get, in a stable order."""
+    """Return the (name, parameter) pairs that an optimizer should get, in a stable order."""
     return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
 
 def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> Path:
-    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``; for full training the whole model.
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``; for full training the whole model.
 
     Args:
         model: what `add_adapter` returned (or an accelerated one of it).
@@ -141,7 +142,7 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> P
 
 
 def load_adapter(model: "nn.Module", folder: str | Path) -> None:
-    """Fills the adapter that is on the model with the numbers of a saved one.
+    """Fill the adapter that is on the model with the numbers of a saved one.
 
     Args:
         model: what `add_adapter` returned with the same spec.

@@ -58,18 +58,19 @@ class ModelFacts:
         return attention + 3 * self.hidden_size * self.intermediate_size
 
     def row_tokens(self, wanted: int | None) -> int:
-        """Tokens of a row at most: as many as are wanted (None: no matter), and as the model has positions for."""
+        """Return how many tokens a row has at most: as many as are wanted (None: no matter), and as the model has
+        positions for."""
         return min(wanted or self.max_position, self.max_position)
 
     def lora_parameters(self, r: int) -> int:
-        """Numbers of a rank-``r`` LoRA on all seven linear layers of every block."""
+        """Return how many numbers are trained of a rank-``r`` LoRA on all seven linear layers of every block."""
         width = self.head_dim * (self.num_heads + self.num_kv_heads)
         ends = 4 * self.hidden_size + 2 * width + 3 * (self.hidden_size + self.intermediate_size)
         return r * ends * self.num_layers
 
 
 def model_facts(model: str) -> ModelFacts:
-    """The facts of a model, from ``config.json`` and the headers of its safetensors files.
+    """Return the facts of a model, from ``config.json`` and the headers of its safetensors files.
 
     Args:
         model: a Hub id, a folder, or ``nbtune/tiny``. Of a Hub model only the config and the headers travel.

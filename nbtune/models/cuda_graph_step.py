@@ -70,11 +70,11 @@ class TrainStep:
         self._roomy: bool | None = None
 
     def gradients(self) -> list[Tensor]:
-        """The buffers of the gradients that `update` works with, for who adds them up over processes."""
+        """Return the buffers of the gradients that `update` works with, for who adds them up over processes."""
         return [*([] if self._flat is None else [self._flat]), *(p.grad for p in self._plain if p.grad is not None)]
 
     def accumulate(self, inputs: dict[str, Any], *, first: bool = True, seed: int | None = None) -> Tensor:
-        """Forward and backward of one micro-batch; returns its loss (a scalar on the device).
+        """Run forward and backward of one micro-batch; return its loss (a scalar on the device).
 
         Args:
             inputs: the model's keyword arguments.
@@ -100,7 +100,7 @@ class TrainStep:
         return value.pin_memory() if waits else value
 
     def update(self, lr: float) -> Tensor:
-        """Clips and updates; returns the gradient norm before clipping (0 without clipping)."""
+        """Clip and update; return the gradient norm before clipping (0 without clipping)."""
         self.lr.fill_(lr)
         return self._run(("update",), {}, lambda _: self._update()).clone()
 
@@ -167,7 +167,7 @@ def _shapes(inputs: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _make_sinks(patch: "Patch") -> tuple[list[Sink], Tensor | None, set[int]]:
-    """Gradient buffers of every accelerated LoRA group, as its parameters' `.grad`.
+    """Return gradient buffers of every accelerated LoRA group, as its parameters' `.grad`.
 
     Returns:
         The sinks, the one flat tensor that all of them lie in, and the ids of the parameters that they serve.

@@ -50,7 +50,7 @@ def build(
     weights: Placement | None = None,
     tokenizer: bool = True,
 ) -> Built:
-    """Loads a model, puts its adapter on, and makes its forward fast.
+    """Load a model, put its adapter on, and make its forward fast.
 
     Args:
         spec_model: ``nbtune/tiny``, a folder, or a Hub id.
@@ -113,7 +113,7 @@ def sketch(
     trust_remote_code: bool = False,
     weights: Placement = PLAIN,
 ) -> Built:
-    """One layer of a model, with random weights, built and accelerated as `build` does it, every block believed.
+    """Build one layer of a model, with random weights, accelerated as `build` does it, every block believed.
 
     For the kernels that it needs, not for what it computes. Arguments as of `build`; of `weights` the format
     counts, and nf4 is left out.
@@ -131,7 +131,8 @@ def sketch(
 
 
 def _refuse_other_layers(left: dict[str, str]) -> None:
-    """All decoder layers have 8-bit weights, or none: what is exported is rounded in the same way."""
+    """Refuse a model of which only some decoder layers have 8-bit weights: what is exported is
+    rounded in the same way."""
     for name, why in left.items():
         if name.startswith(("layers", "model")):
             raise PlanError(

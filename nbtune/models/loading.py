@@ -28,8 +28,8 @@ _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md"]  #
 
 
 def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
-    """The folder that holds a model's files; a Hub model is downloaded into huggingface_hub's own cache, unless it is
-    whole there or in a shared one.
+    """Return the folder that holds a model's files; a Hub model is downloaded into huggingface_hub's own cache, unless
+    it is whole there or in a shared one.
 
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
@@ -57,7 +57,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
 
 
 def _shared(model: str) -> Path | None:
-    """Its folder in a shared cache, where it is whole there and not in the user's own."""
+    """Return its folder in a shared cache, where it is whole there and not in the user's own."""
     own = hub_cache.snapshot(hub_cache.user_cache(), "model", model)
     if own is not None and _is_whole(own):
         return None
@@ -65,7 +65,7 @@ def _shared(model: str) -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether config and all weights are there."""
+    """Return whether config and all weights are there."""
     if not (folder / "config.json").is_file():
         return False
     if (folder / "model.safetensors").is_file():
@@ -116,7 +116,8 @@ def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
 
 
 def missing_bytes(model: str, weights_bytes: int) -> int:
-    """Bytes that must still be downloaded: 0 for the embedded model, a folder, or a model whose weights are cached.
+    """Return the bytes that must still be downloaded: 0 for the embedded model, a folder, or a model whose weights are
+    cached.
 
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
@@ -130,7 +131,7 @@ def missing_bytes(model: str, weights_bytes: int) -> int:
 
 
 def _transformers() -> Any:
-    """transformers, imported by one thread at a time.
+    """Return transformers, imported by one thread at a time.
 
     It puts another module in its place while it is imported: a thread that waited for that has the old one in its
     hands, and "cannot import name" (an inspector that is opened while a run's thread begins, say).
@@ -141,7 +142,7 @@ def _transformers() -> Any:
 
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer, with its chat template.
+    """Return the model's tokenizer, with its chat template.
 
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
@@ -180,7 +181,7 @@ def load_model(
     trust_remote_code: bool = False,
     attention: str | None = None,
 ) -> "PreTrainedModel":
-    """The causal language model, its weights read straight onto the device.
+    """Return the causal language model, its weights read straight onto the device.
 
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
@@ -235,7 +236,8 @@ def outline(
     device: "torch.device | str",
     trust_remote_code: bool = False,
 ) -> "PreTrainedModel":
-    """A model of the same kind and widths with so many layers (or all) and random weights; no weight file is read.
+    """Return a model of the same kind and widths with so many layers (or all) and random weights; no weight file is
+    read.
 
     Raises:
         SpecError, HubError: see `resolve`.
@@ -257,8 +259,9 @@ def outline(
 
 
 def _keep_layout(model: "PreTrainedModel") -> None:
-    """On a CPU with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first answer or evaluation, with scales
-    in bf16: what is trained afterwards would be another model than before, and than after a restart."""
+    """Keep the layout: on a CPU with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first answer or
+    evaluation, with scales in bf16: what is trained afterwards would be another model than before, and than after a
+    restart."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -266,7 +269,7 @@ def _keep_layout(model: "PreTrainedModel") -> None:
 
 @contextmanager
 def _quiet() -> "Iterator[None]":
-    """No progress bar of transformers: a run's thread never prints."""
+    """Silence transformers' progress bar: a run's thread never prints."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -39,7 +39,7 @@ class MemoryPlan(BaseModel):
 
 
 def trainable_parameters(model: ModelFacts, adapter: AdapterSpec) -> int:
-    """How many numbers are trained: as they were counted, or by the config for a LoRA on all linear layers."""
+    """Return how many numbers are trained: as they were counted, or by the config for a LoRA on all linear layers."""
     if model.trained is not None:
         return model.trained
     if adapter.type == "full":
@@ -59,7 +59,7 @@ def estimate(
     device: str,
     accelerated: bool = True,
 ) -> MemoryPlan:
-    """The expected bytes on the training device.
+    """Return the expected bytes on the training device.
 
     Args:
         model: plain facts; nothing is loaded.
@@ -95,7 +95,7 @@ def estimate(
 
 
 def block_bytes(model: ModelFacts, weights: Placement) -> int:
-    """Bytes of one block's frozen linear layers, wherever they are."""
+    """Return the bytes of one block's frozen linear layers, wherever they are."""
     return int(model.block_parameters * weights.bytes_a_weight)
 
 

@@ -45,7 +45,7 @@ class Setup:
     devices: int = 1
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
-        """One way, with the bytes that it needs on each device."""
+        """Return one way, with the bytes that it needs on each device."""
         weights = self.weights.on_device() if weights is None else weights
         memory = estimate(
             self.model,
@@ -78,7 +78,7 @@ def fit(
     activations: str = "auto",
     home: Home | None = None,
 ) -> tuple[Fit | None, Fit]:
-    """The fastest way that fits, or None; and the one that needs least.
+    """Return the fastest way that fits, or None; and the one that needs least.
 
     Args:
         setup: model, adapter, device.
@@ -113,12 +113,13 @@ def _bytes(way: Fit) -> int:
 
 
 def _may_be_parted(setup: Setup) -> bool:
-    """Frozen weights of whole numbers are, among several devices."""
+    """Return whether frozen weights of whole numbers are to be parted among several devices."""
     return setup.devices > 1 and not setup.weights.quantised and setup.adapter.type in ("lora", "dora")
 
 
 def _may_travel(setup: Setup) -> bool:
-    """Weights travel into nbtune's blocks on a GPU with memory of its own: frozen whole numbers that fit in RAM."""
+    """Return whether they may: weights travel into nbtune's blocks on a GPU with memory of its own: frozen whole
+    numbers that fit in RAM."""
     model, device = setup.model, setup.device
     here = device.kind == "cuda" and not device.unified and setup.accelerated
     needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED * setup.devices
@@ -126,7 +127,7 @@ def _may_travel(setup: Setup) -> bool:
 
 
 def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, room: float, *, forced: bool) -> Fit:
-    """The way with as many resident layers as there is room for."""
+    """Return the way with as many resident layers as there is room for."""
     least = setup.way(policy, micro, setup.weights.streamed())
     spare = int((room - least.memory.total) // block_bytes(setup.model, setup.weights))
     resident = 0 if forced else max(0, min(spare, setup.model.num_layers - 1))
@@ -134,7 +135,7 @@ def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, room: float, *, 
 
 
 def _seconds(setup: Setup, way: Fit) -> float:
-    """Seconds a token, up to a factor that all ways share."""
+    """Return the seconds a token takes, up to a factor that all ways share."""
     model, tokens = setup.model, way.micro_batch_size * setup.sequence_len
     launches = 1 + 0.15 / (tokens / 512)  # small micro-batches waste launches
     work = 4 * model.parameters * SLOWER[way.activations] * launches / _FLOPS

@@ -39,7 +39,8 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
 
 @lru_cache(maxsize=32)
 def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> tuple[int | None, int | None, int]:
-    """Numbers that are trained, those in linear layers beside the head, and those in stacks of matrices (experts)."""
+    """Return numbers that are trained, those in linear layers beside the head, and those in stacks of matrices
+    (experts)."""
     import torch
     from torch import nn
 

@@ -35,7 +35,7 @@ class Trainable(nn.Module):
         return self.model(input_ids=input_ids, labels=labels, **kwargs)
 
     def train_step(self, *, input_ids: Tensor, labels: Tensor, lr: float, **kwargs: Any) -> Tensor:
-        """Forward, backward and AdamW in one call; returns the loss, a scalar on the device.
+        """Run forward, backward and AdamW in one call; return the loss, a scalar on the device.
 
         Args:
             input_ids, labels: `[B, S]`; −100 is not trained.
@@ -61,7 +61,7 @@ def load_trainable(
     seed: int = 0,
     device: str = "auto",
 ) -> Trainable:
-    """Builds a model for training with the very functions that a run uses.
+    """Build a model for training with the very functions that a run uses.
 
     Args:
         path: ``nbtune/tiny``, a folder, or a Hub id.

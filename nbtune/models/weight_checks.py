@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 
 
 def read_headers(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of all safetensors files of a folder that transformers would read, by the tensors' names.
+    """Return the entries of all safetensors files of a folder that transformers would read, by the tensors' names.
 
     Raises:
         SpecError: one of them is no whole safetensors file.
@@ -43,7 +43,7 @@ def read_headers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_files(folder: Path, model: str) -> None:
-    """Sees that the weight files are whole and hold numbers that can be trained on.
+    """See that the weight files are whole and hold numbers that can be trained on.
 
     Args:
         folder: of the model.
@@ -75,7 +75,7 @@ def check_files(folder: Path, model: str) -> None:
 
 
 def check_loaded(loaded: "PreTrainedModel", info: dict[str, Any], folder: Path, model: str) -> None:
-    """Sees that every weight of the model came from its files, and that these hold no others for its blocks.
+    """See that every weight of the model came from its files, and that these hold no others for its blocks.
 
     Args:
         loaded: the model.
@@ -127,7 +127,7 @@ def _shapes(entry: Iterable[Any]) -> str:
 
 
 def _rounded_otherwise(loaded: "PreTrainedModel") -> list[tuple[str, Any, Any]]:
-    """4-bit weights of another shape than their layer's: transformers does not compare those."""
+    """Find 4-bit weights of another shape than their layer's: transformers does not compare those."""
     out = []
     for name, module in loaded.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -137,7 +137,7 @@ def _rounded_otherwise(loaded: "PreTrainedModel") -> list[tuple[str, Any, Any]]:
 
 
 def _counts(name: str, loaded: "PreTrainedModel") -> bool:
-    """Whether a weight that is left over would have been a part of the language model."""
+    """Return whether a weight that is left over would have been a part of the language model."""
     if _BESIDE.search(name):
         return False
     text = loaded.config.get_text_config()
@@ -156,7 +156,7 @@ def _is_quantised(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that transformers reads, there or not."""
+    """Return the files that transformers reads, there or not."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
@@ -170,7 +170,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """The entries of one safetensors file (https://github.com/huggingface/safetensors#format)."""
+    """Return the entries of one safetensors file (https://github.com/huggingface/safetensors#format)."""
     size = file.stat().st_size
     with file.open("rb") as f:
         start = f.read(len(_POINTER))

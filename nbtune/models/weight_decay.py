@@ -19,7 +19,7 @@ def decays(model: "nn.Module", weight_decay: float) -> list[float]:
 
 
 def _of_layer_norms(model: "nn.Module") -> Iterator[str]:
-    """The parameters' names in torch's own layer norms, whatever a model calls these (GPT-2: `ln_1`)."""
+    """Yield the parameters' names in torch's own layer norms, whatever a model calls these (GPT-2: `ln_1`)."""
     from torch import nn
 
     for name, module in model.named_modules():

@@ -12,7 +12,7 @@ __all__ = ["load", "unload"]
 
 
 def load(shell: Any) -> None:
-    """Registers the magics, the completion and the error block in an IPython shell; twice does no harm."""
+    """Register the magics, the completion and the error block in an IPython shell; twice does no harm."""
     from nbtune.engine import launcher
     from nbtune.keepalive import Heartbeat, heart
     from nbtune.notebook import cell_transform, environment, errors, matcher
@@ -43,7 +43,7 @@ def load(shell: Any) -> None:
 
 
 def unload(shell: Any) -> None:
-    """Takes away what `load` registered; runs go on."""
+    """Take away what `load` registered; runs go on."""
     from nbtune.notebook import cell_transform, errors, matcher
 
     for kind, names in {"line": ("finetune", "nbtune", "%finetune"), "cell": ("finetune", "nbtune")}.items():

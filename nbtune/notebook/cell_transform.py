@@ -14,7 +14,7 @@ _MAGICS = ("%%finetune", "%%nbtune")
 
 
 def take_up(lines: list[str]) -> list[str]:
-    r"""The cell's lines with the magic first, if only comments and blank lines stand above it.
+    r"""Return the cell's lines with the magic first, if only comments and blank lines stand above it.
 
     >>> take_up(["# my run\n", "%%finetune\n", "data: rows\n"])
     ['%%finetune\n', '# my run\n', 'data: rows\n']
@@ -28,7 +28,7 @@ def take_up(lines: list[str]) -> list[str]:
 
 
 def out_of_place(line: str) -> None:
-    """`%%finetune` below code: IPython calls it as a line magic of that name."""
+    """Explain a `%%finetune` below code: IPython calls it as a line magic of that name."""
     raise SpecError(
         "`%%finetune` must be the first line of its cell",
         place=f"%%finetune {line}".strip(),
@@ -37,12 +37,12 @@ def out_of_place(line: str) -> None:
 
 
 def register(shell: Any) -> None:
-    """Adds `take_up` to what is done with each cell before it runs."""
+    """Add `take_up` to what is done with each cell before it runs."""
     # Before IPython's own clean-up: that includes its detection of cell magics.
     shell.input_transformer_manager.cleanup_transforms.insert(0, take_up)
 
 
 def unregister(shell: Any) -> None:
-    """Removes it."""
+    """Remove it."""
     transforms = shell.input_transformer_manager.cleanup_transforms
     transforms[:] = [transform for transform in transforms if transform is not take_up]

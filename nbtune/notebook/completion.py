@@ -37,7 +37,7 @@ class Asked:
 
 
 def matches(asked: Asked, namespace: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """(the fragment that is being written, what it may become), or None where the cell is not ours."""
+    """Return (the fragment that is being written, what it may become), or None where the cell is not ours."""
     lines = asked.full_text.split("\n")
     before = asked.text_until_cursor
     magic = before.lstrip().split(" ")[0]
@@ -55,7 +55,7 @@ def matches(asked: Asked, namespace: Mapping[str, Any]) -> tuple[str, list[str]]
 
 
 def line_matches(before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """For the line of a magic up to the cursor.
+    """Complete the line of a magic up to the cursor.
 
     >>> line_matches("%%finetune --dry", {})
     ('--dry', ['--dry-run'])
@@ -95,7 +95,7 @@ def _command_matches(words: list[str], fragment: str, namespace: Mapping[str, An
 
 
 def _unfinished(arguments: list[Argument], given: list[str]) -> Argument | None:
-    """The flag whose value, or one more value, comes next."""
+    """Return the flag whose value, or one more value, comes next."""
     index = next((i for i in range(len(given) - 1, -1, -1) if given[i].startswith("-")), None)
     argument = next((a for a in arguments if index is not None and given[index] in a.spellings), None)
     if argument is None or argument.kind is bool:
@@ -104,7 +104,7 @@ def _unfinished(arguments: list[Argument], given: list[str]) -> Argument | None:
 
 
 def _next_word(arguments: list[Argument], given: list[str]) -> Argument | None:
-    """The argument without a flag that comes next, where flags have not begun."""
+    """Return the argument without a flag that comes next, where flags have not begun."""
     if any(word.startswith("-") for word in given):
         return None
     for position, argument in enumerate(argument for argument in arguments if not argument.spellings):
@@ -114,7 +114,7 @@ def _next_word(arguments: list[Argument], given: list[str]) -> Argument | None:
 
 
 def body_matches(above: list[str], before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """For a line of the YAML body up to the cursor, with the lines of the body above it.
+    """Complete a line of the YAML body up to the cursor, with the lines of the body above it.
 
     >>> body_matches(["data: rows"], "adap", {})
     ('adap', ['adapter: '])
@@ -138,7 +138,7 @@ def body_matches(above: list[str], before: str, namespace: Mapping[str, Any]) ->
 
 
 def _where(above: list[str], before: str) -> tuple[type[BaseModel] | None, str, set[str], str]:
-    """(the part of the spec around the cursor, its dotted prefix, the keys it has, the text of the entry)."""
+    """Return (the part of the spec around the cursor, its dotted prefix, the keys it has, the text of the entry)."""
     path: list[str] = []
     indent = len(before) - len(before.lstrip(" -"))
     taken = set()
@@ -196,7 +196,7 @@ _FLOW = re.compile(r"\bcolumns:\s*\{([^{}]*)$")
 
 
 def column_matches(above: Sequence[str], before: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """(the fragment, what it may become) where the cursor is in a `columns` mapping, else None.
+    """Return (the fragment, what it may become) where the cursor is in a `columns` mapping, else None.
 
     >>> column_matches(["data:", "  source: rows", "  columns:"], "    prompt: que", {"rows": [{"question": "Hi"}]})
     ('que', ['question'])
@@ -225,7 +225,7 @@ def _in_block(above: Sequence[str], before: str) -> bool:
 
 
 def _columns(lines: Sequence[str], namespace: Mapping[str, Any]) -> list[str]:
-    """The columns of the source that was named last."""
+    """Return the columns of the source that was named last."""
     from nbtune.data import resolve
     from nbtune.spec import SourceSpec
 

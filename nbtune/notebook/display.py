@@ -28,12 +28,12 @@ class Note:
 
 
 def say(text: str) -> None:
-    """Shows some lines."""
+    """Show some lines."""
     display(Note(text))
 
 
 def show_plan(plan: Any) -> None:
-    """Shows a plan as its table."""
+    """Show a plan as its table."""
     display({"text/plain": plan.explain(), "text/html": plan._repr_html_()}, raw=True)
 
 
@@ -77,7 +77,7 @@ def _facts(run: Any) -> tuple[str, str, str]:
 
 
 def _next_command(run: Any, state: str) -> str:
-    """What one mostly wants of a run in this state."""
+    """Return what one mostly wants of a run in this state."""
     if state in ("stopped", "interrupted") and run.step:
         return f"%nbtune resume {run.id}"
     if state == "failed":
@@ -86,7 +86,7 @@ def _next_command(run: Any, state: str) -> str:
 
 
 def losses_table(runs: Iterable[Any]) -> Table:
-    """Where runs stand beside each other, without a chart."""
+    """Return where runs stand beside each other, without a chart."""
     rows = []
     for run in runs:
         progress = Progress()

@@ -29,7 +29,7 @@ _released: set[str] = set()  # ids of the runs whose cell was released by a firs
 
 
 def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") -> None:
-    """Shows a run, and stays until it has ended where `front.reason_to_wait` has a reason.
+    """Show a run, and stay until it has ended where `front.reason_to_wait` has a reason.
 
     Raises:
         NbtuneError: the cell stayed and the run failed.
@@ -57,7 +57,7 @@ def follow(run: Any, shell: Any, *, asked: bool = False, setting: str = "auto") 
 
 
 def show_ended(run: Any, shell: Any = None) -> None:
-    """What stays of a run that has ended: its figures, a picture, and the lines that use the model.
+    """Show what stays of a run that has ended: its figures, a picture, and the lines that use the model.
 
     Where a page looks on its monitor comes first, whose buttons resume and export it.
     """
@@ -69,7 +69,7 @@ def show_ended(run: Any, shell: Any = None) -> None:
 
 
 def _wait(run: Any, sink: _Output | _Terminal, pump: Pump) -> None:
-    """Keeps the main thread until the run has ended, with a line that moves and buttons that work."""
+    """Keep the main thread until the run has ended, with a line that moves and buttons that work."""
     progress, changed = Progress(), threading.Event()
 
     def take(events: list[Event], first: int) -> None:
@@ -93,7 +93,7 @@ def _wait(run: Any, sink: _Output | _Terminal, pump: Pump) -> None:
 
 
 def _on_interrupt(run: Any, shell: Any) -> str:
-    """The first interrupt releases the cell, the second stops the run and saves it; says which it was."""
+    """Release the cell at the first interrupt; stop and save the run at the second; return what to say."""
     if run.id in _released:
         _released.discard(run.id)
         run.stop()
@@ -107,7 +107,7 @@ def _on_interrupt(run: Any, shell: Any) -> str:
 
 
 def _stop_on_next_interrupt(run: Any, shell: Any) -> None:
-    """An idle kernel ignores interrupts: until the run has ended, the next one stops it."""
+    """Let the next interrupt stop the run until it has ended: an idle kernel ignores interrupts."""
     kernel: Any = getattr(shell, "kernel", None)
     before = getattr(kernel, "saved_sigint_handler", None)  # what ipykernel puts back after this cell
     if before is None or threading.current_thread() is not threading.main_thread():

@@ -17,17 +17,17 @@ _told: list[str] = []  # of what the user was told already in this process
 
 
 def in_kernel(shell: Any) -> bool:
-    """The shell belongs to a Jupyter kernel (else: IPython in a terminal, or a test)."""
+    """Return whether the shell belongs to a Jupyter kernel (else: IPython in a terminal, or a test)."""
     return getattr(shell, "kernel", None) is not None
 
 
 def has_page(shell: Any) -> bool:
-    """Somebody's notebook page shows this cell and can show widgets in it."""
+    """Return whether somebody's notebook page shows this cell and can show widgets in it."""
     return in_kernel(shell) and (_in_colab() or fallback.has_page(shell))
 
 
 def reason_to_wait(shell: Any, *, asked: bool = False, setting: str = "auto") -> str:
-    """Why the cell stays until its run has ended, or "" if it returns at once.
+    """Return why the cell stays until its run has ended, or "" if it returns at once.
 
     Args:
         asked: `--wait` was written.
@@ -49,7 +49,8 @@ def reason_to_wait(shell: Any, *, asked: bool = False, setting: str = "auto") ->
 
 
 def prepare_colab() -> str:
-    """In Colab: lets it load widgets that are not its own; returns the sentence that says so once, else ""."""
+    """Let Colab, where this is it, load widgets that are not its own; return the sentence that says
+    so once, else ""."""
     if not _in_colab():
         return ""
     from google.colab import output
@@ -65,7 +66,7 @@ def prepare_colab() -> str:
 
 
 def prepare_kaggle(runs: Path) -> str:
-    """In Kaggle: says once if runs would go where it keeps nothing, else ""."""
+    """Return what to say once in Kaggle if runs would go where it keeps nothing, else ""."""
     if not fallback.kaggle() or "Kaggle" in _told or runs.is_relative_to(KAGGLE_KEEPS):
         return ""
     _told.append("Kaggle")

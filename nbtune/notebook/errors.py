@@ -13,7 +13,7 @@ _BEFORE = "_nbtune_custom_exceptions_before"
 
 
 def block(error: NbtuneError, *, colour: bool = True) -> list[str]:
-    """The lines of the block.
+    """Return the lines of the block.
 
     >>> print("\\n".join(block(NbtuneError("there is no key `stpes`", place="line 3", fix="`steps`?"), colour=False)))
     NbtuneError: line 3
@@ -48,14 +48,14 @@ def _show(
 
 
 def register(shell: Any) -> None:
-    """NbtuneErrors show as a block; custom exceptions that were registered before keep their handler."""
+    """Show NbtuneErrors as a block; custom exceptions that were registered before keep their handler."""
     earlier = tuple(shell.custom_exceptions)
     setattr(shell, _BEFORE, (earlier, shell.CustomTB if earlier else None))
     shell.set_custom_exc((*earlier, NbtuneError), _show)
 
 
 def unregister(shell: Any) -> None:
-    """The handler that was there before `register` is back."""
+    """Put back the handler that was there before `register`."""
     earlier, handler = shell.__dict__.pop(_BEFORE, (None, None))
     if earlier is None:
         return

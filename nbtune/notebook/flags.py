@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         return f"`{self.prog} {self._line}`" if self._line else f"`{self.prog}`"
 
     def flags(self) -> list[str]:
-        """All its flags, such as ``--steps``."""
+        """Return all its flags, such as ``--steps``."""
         return sorted(flag for flag in self._option_string_actions if flag.startswith("--") and "_" not in flag)
 
     def take(self, argument: Argument) -> None:
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(argument.dest, **more)
 
     def parse(self, line: str) -> argparse.Namespace:
-        """The values of a magic's line.
+        """Return the values of a magic's line.
 
         Raises:
             SpecError: an unknown flag, a missing value.
@@ -72,12 +72,12 @@ class Parser(argparse.ArgumentParser):
         return known
 
     def error(self, message: str) -> NoReturn:
-        """Raises what argparse would print."""
+        """Raise what argparse would print."""
         raise SpecError(message, place=self.place, fix=f"see `{self.prog}?`")
 
 
 def split(line: str, place: str = "") -> list[str]:
-    """The words of a magic's line; quotes group, a backslash is itself (Windows paths).
+    """Return the words of a magic's line; quotes group, a backslash is itself (Windows paths).
 
     Args:
         line: what stands behind the magic's name.
@@ -98,14 +98,14 @@ def split(line: str, place: str = "") -> list[str]:
 
 
 def parts(annotation: Any) -> type[BaseModel] | None:
-    """The part of the spec that a field holds (`AdapterSpec` for `adapter`), or None for a plain value."""
+    """Return the part of the spec that a field holds (`AdapterSpec` for `adapter`), or None for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for inner in get_args(annotation) if (found := parts(inner)) is not None), None)
 
 
 def choices(annotation: Any) -> list[str]:
-    """The words that a field takes: the members of its Literal, or true and false."""
+    """Return the words that a field takes: the members of its Literal, or true and false."""
     if annotation is bool:
         return ["true", "false"]
     if get_origin(annotation) is Literal:
@@ -114,7 +114,7 @@ def choices(annotation: Any) -> list[str]:
 
 
 def spec_fields(kind: type[BaseModel] = RunSpec, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Each field with its dotted key, parts after the field that holds them."""
+    """Yield each field with its dotted key, parts after the field that holds them."""
     for name, info in kind.model_fields.items():
         yield prefix + name, info
         inner = parts(info.annotation)
@@ -123,7 +123,7 @@ def spec_fields(kind: type[BaseModel] = RunSpec, prefix: str = "") -> Iterator[t
 
 
 def describe(info: FieldInfo) -> str:
-    """A field's sentence with its choices, unit, default and an example."""
+    """Return a field's sentence with its choices, unit, default and an example."""
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     words = choices(info.annotation)
     notes = [" | ".join(words)] if words and info.annotation is not bool else []
@@ -155,7 +155,7 @@ class Request:
 
 
 def _reader(argument: Argument) -> Callable[[str], Any]:
-    """What makes a value of a word; argparse says its name where it cannot."""
+    """Return what makes a value of a word; argparse says its name where it cannot."""
 
     def read(text: str) -> Any:
         value = argument.kind(text)
@@ -169,7 +169,7 @@ def _reader(argument: Argument) -> Callable[[str], Any]:
 
 @cache
 def parser(name: str) -> Parser:
-    """The parser of a command of `%nbtune`."""
+    """Return the parser of a command of `%nbtune`."""
     prog = f"%nbtune {name}"
     if COMMANDS[name].body:  # so that the line of a `%%finetune` is one of `%%nbtune plan`, too
         return finetune_parser(prog)
@@ -181,7 +181,7 @@ def parser(name: str) -> Parser:
 
 @cache
 def finetune_parser(prog: str = "%%finetune") -> Parser:
-    """The parser of `%%finetune`: its own flags, then one for each of RunSpec's fields."""
+    """Return the parser of `%%finetune`: its own flags, then one for each of RunSpec's fields."""
     made = Parser(prog=prog, usage=prog.replace("%", "%%"))
     for argument in COMMANDS["train"].arguments("cell"):
         made.take(argument)
@@ -194,7 +194,7 @@ def finetune_parser(prog: str = "%%finetune") -> Parser:
 
 
 def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
-    """What a line of `%%finetune` asks for, or that of a command which takes a spec alike.
+    """Return what a line of `%%finetune` asks for, or that of a command which takes a spec alike.
 
     >>> parse_finetune("--name demo --steps 20 --set adapter.r=4").overrides
     {'steps': 20, 'adapter.r': 4}

@@ -66,7 +66,7 @@ class NbtuneMagics(Magics):
 
     @line_cell_magic
     def nbtune(self, line: str, cell: str | None = None) -> None:
-        """Runs from the keyboard; `%nbtune?` shows the text of `usage.nbtune_help`."""
+        """Handle runs from the keyboard; `%nbtune?` shows the text of `usage.nbtune_help`."""
         name, _, rest = line.strip().partition(" ")
         if name in ("", "help", "--help"):
             return say(usage.nbtune_help())
@@ -124,7 +124,7 @@ class NbtuneMagics(Magics):
         return say("The next cell is a start: change it, then run it. `%%finetune?` says what else it may hold.")
 
     def _start(self, spec: Any, **options: Any) -> Any:
-        """What the form's button calls."""
+        """Return what the form's button calls."""
         run = nbtune.finetune(spec, runs_dir=self._runs_dir(None), **options)
         self._keep(run)
         return run
@@ -132,7 +132,7 @@ class NbtuneMagics(Magics):
     # %nbtune ---------------------------------------------------------------------------------------------------------
 
     def _run(self, args: Any) -> Any:
-        """The run that was named; without a name the living one, or else the latest."""
+        """Return the run that was named; without a name the living one, or else the latest."""
         runs_dir = self._runs_dir(args.runs)
         if args.run:
             return nbtune.attach(args.run, runs_dir=runs_dir)
@@ -153,7 +153,7 @@ class NbtuneMagics(Magics):
             follow(run, self.shell, asked=args.wait, setting=self.wait)
 
     def _call(self, command: Command, args: Any) -> None:
-        """A command that has no method here: its function, and what came back."""
+        """Call the function of a command that has no method here, and show what came back."""
         run = self._run(args) if command.takes_run else None
         if run is not None and command.said and run.state in ENDED:
             return say(f"{run.name} is {run.state}.")
@@ -299,7 +299,7 @@ def _nested(overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _left_behind(run: Any) -> str:
-    """That an earlier run of this name has not come to its end, if so: one may have wanted to go on with it."""
+    """Return that an earlier run of this name has not come to its end, if so: one may have wanted to go on with it."""
     same = [other for other in nbtune.runs(run.folder.parent) if other.name == run.name and other.id != run.id]
     if not same or same[0].state not in ("stopped", "interrupted") or not same[0].step:
         return ""
@@ -316,7 +316,7 @@ def _is_rows(name: str, value: Any) -> bool:
 
 
 def _exported(exporter: Any, args: Any) -> list[Any]:
-    """What the flags ask for, or a q8_0 GGUF if they ask for nothing."""
+    """Return what the flags ask for, or a q8_0 GGUF if they ask for nothing."""
     from nbtune.export import take_home
 
     kinds = {"adapter": args.adapter, "adapter_gguf": args.adapter_gguf, "gguf": args.gguf}

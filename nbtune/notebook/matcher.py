@@ -21,14 +21,14 @@ _MATCHER = "_nbtune_matcher"
 
 
 def register(shell: Any) -> None:
-    """Adds the matcher to the shell's completer."""
+    """Add the matcher to the shell's completer."""
     match = _of_words(shell) if context_matcher is None else _of_cells(shell)
     setattr(shell, _MATCHER, match)
     shell.Completer.custom_matchers.append(match)
 
 
 def unregister(shell: Any) -> None:
-    """Takes it away."""
+    """Take it away."""
     match = shell.__dict__.pop(_MATCHER, None)
     if match in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.remove(match)
@@ -67,7 +67,7 @@ def _of_words(shell: Any) -> Callable[[str], list[str]]:
 
 
 def _request(shell: Any, line: str) -> tuple[str, int]:
-    """All of the cell in which `line` is being completed, and how many lines stand above that one."""
+    """Return all of the cell in which `line` is being completed, and how many lines stand above that one."""
     kernel: Any = getattr(shell, "kernel", None)
     asked = (kernel.get_parent("shell") or {}) if hasattr(kernel, "get_parent") else {}
     if asked.get("header", {}).get("msg_type") == "complete_request":

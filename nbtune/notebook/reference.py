@@ -36,7 +36,7 @@ the run and saves it.
 
 
 def to_markdown() -> str:
-    """The page."""
+    """Return the page."""
     return "\n".join([_HEAD, _finetune(), _commands(), _settings()])
 
 

@@ -12,7 +12,7 @@ _EVERYWHERE = ("runs",)
 
 
 def spelled(argument: Argument) -> str:
-    """How it is written in a cell: `--out DIR`, `[RUN]`, `SOURCE …`."""
+    """Return how it is written in a cell: `--out DIR`, `[RUN]`, `SOURCE …`."""
     value = f"{argument.value} …" if argument.many == "words" else argument.value
     if argument.spellings:
         return f"{argument.spellings[-1]} {value}".strip()
@@ -20,7 +20,7 @@ def spelled(argument: Argument) -> str:
 
 
 def finetune_help(prog: str = "%%finetune") -> str:
-    """What `%%finetune?` shows: the flags, and the keys of the body with what each does."""
+    """Return what `%%finetune?` shows: the flags, and the keys of the body with what each does."""
     own = [*COMMANDS["train"].arguments("cell"), Argument(dest="help", spellings=("--help",), help="This.", kind=bool)]
     lines = [
         "Fine-tune a model: the body of the cell says what, in YAML.",
@@ -46,7 +46,7 @@ def finetune_help(prog: str = "%%finetune") -> str:
 
 
 def nbtune_help() -> str:
-    """What `%nbtune?` shows."""
+    """Return what `%nbtune?` shows."""
     lines = ["Runs from the keyboard.", "", "Usage: %nbtune COMMAND … [flags]", ""]
     for name, command in commands_of("cell").items():
         taken = [argument for argument in command.arguments("cell") if argument.dest not in _EVERYWHERE]
@@ -64,7 +64,7 @@ def nbtune_help() -> str:
 
 
 def _row(first: str, text: str, column: int) -> list[str]:
-    """A word and what it means, beside each other, or below where the word is long."""
+    """Return a word and what it means, beside each other, or below where the word is long."""
     wrapped = textwrap.wrap(text, _WIDTH - column, break_on_hyphens=False) or [""]
     rows = [first] if len(first) >= column else [f"{first:<{column}}{wrapped.pop(0)}"]
     return [*rows, *(" " * column + line for line in wrapped)]

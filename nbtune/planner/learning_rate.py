@@ -23,7 +23,7 @@ _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
 
 
 def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, str]:
-    """The peak of the schedule and the reason for it: what the spec says, or two digits of the rule.
+    """Return the peak of the schedule and the reason for it: what the spec says, or two digits of the rule.
 
     Args:
         spec: its `learning_rate`, `adapter` and `method` count.

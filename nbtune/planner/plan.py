@@ -58,7 +58,7 @@ class Plan(BaseModel):
         return self.memory.total
 
     def rows_of_explanation(self) -> list[tuple[str, str]]:
-        """(what, value) pairs, in the order a person asks for them."""
+        """Return (what, value) pairs, in the order a person asks for them."""
         trained = f"{self.trainable_parameters / 1e6:,.2f} M of {self.parameters / 1e6:,.1f} M parameters"
         batch = f"{self.micro_batch_size} rows × {self.gradient_accumulation_steps} accumulated"
         many, each = self.gpus > 1, " on each" if self.gpus > 1 else ""
@@ -79,15 +79,15 @@ class Plan(BaseModel):
         return rows + [("why", reason) for reason in self.reasons]
 
     def explained_rate(self) -> str:
-        """The peak of the learning rate, and why it is that."""
+        """Return the peak of the learning rate, and why it is that."""
         return f"{self.learning_rate:g}" + (f": {self.learning_rate_reason}" if self.learning_rate_reason else "")
 
     def placed(self) -> str:
-        """The format and the home of frozen weights, in words."""
+        """Return the format and the home of frozen weights, in words."""
         return self.weights.words(self.device, self.num_layers)
 
     def disk_and_download(self) -> str:
-        """What will be written and fetched, said before it is: bytes, and minutes at 100 Mbit/s."""
+        """Return what will be written and fetched, said before it is: bytes, and minutes at 100 Mbit/s."""
         if not self.download_bytes:
             return f"{_size(self.disk_bytes)} for checkpoints"
         minutes = _duration(self.download_bytes / _BYTES_A_SECOND)
@@ -97,7 +97,7 @@ class Plan(BaseModel):
         )
 
     def explain(self) -> str:
-        """The plan as a table of text."""
+        """Return the plan as a table of text."""
         rows = self.rows_of_explanation()
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:>{width}}  {value}" for name, value in rows)

@@ -37,7 +37,7 @@ def make_plan(
     download_bytes: int = 0,
     devices: int = 1,
 ) -> Plan:
-    """The plan of a run.
+    """Return the plan of a run.
 
     Args:
         spec: what was asked for.
@@ -125,7 +125,7 @@ def make_plan(
 
 
 def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str]) -> Placement:
-    """The format of frozen weights; where they are is decided by the memory there is."""
+    """Return the format of frozen weights; where they are is decided by the memory there is."""
     wish = spec.placement
     weights = wish.on_device(fp32=dtype == "fp32")
     if weights.four_bit and device.kind == "mps":
@@ -142,7 +142,7 @@ def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str])
 
 
 def _refuse_travel(spec: RunSpec, device: DeviceFacts) -> None:
-    """Raises a `PlanError` where weights cannot be streamed."""
+    """Raise a `PlanError` where weights cannot be streamed."""
     if device.kind != "cuda" or device.unified:
         raise PlanError(
             f"weights can only travel to a GPU with memory of its own, this is {device.name}",
@@ -168,7 +168,7 @@ def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: li
 
 
 def _of_devices(spec: RunSpec, device: DeviceFacts, devices: int, batch: int) -> list[str]:
-    """What is to be said of how many devices there are, and how many are used."""
+    """Return what is to be said of how many devices there are, and how many are used."""
     if devices == 1 and device.count > 1 and spec.gpus == 1:
         return [f"one of {device.count} GPUs is used: `gpus: all` shares each step among them"]
     if batch < devices:
@@ -177,7 +177,8 @@ def _of_devices(spec: RunSpec, device: DeviceFacts, devices: int, batch: int) ->
 
 
 def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
-    """The effective batch and the micro-batches that may be tried, none larger than a device's share of the batch."""
+    """Return the effective batch and the micro-batches that may be tried, none larger than a device's share of the
+    batch."""
     if spec.micro_batch_size is not None:
         batch = spec.batch_size or spec.micro_batch_size * (spec.gradient_accumulation_steps or 1)
         return batch, [spec.micro_batch_size]

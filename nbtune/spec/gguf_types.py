@@ -64,7 +64,7 @@ class FileType:
     usual: bool = False
 
     def wanted(self, tensor: Tensor, shape: Shape) -> str:
-        """The encoding that this type has for `tensor`, whatever the length of its rows."""
+        """Return the encoding that this type has for `tensor`, whatever the length of its rows."""
         if tensor.full or self.main in _PLAIN:
             return "F32" if tensor.full else self.main
         if tensor.name == "output.weight" or (tensor.name == "token_embd.weight" and shape.tied):
@@ -95,7 +95,7 @@ class FileType:
 
 
 def _felt(layer: int, shape: Shape) -> bool:
-    """The first and the last eighth of the layers, and every third between."""
+    """Return whether a layer is felt: of the first and the last eighth, or every third between."""
     eighth = shape.layers // 8
     return layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2
 
@@ -113,7 +113,7 @@ def _always(encoding: str) -> Callable[[int, Shape], str]:
 
 
 def _shared(encoding: str, main: str) -> Callable[[int, Shape], str]:
-    """`encoding` where at least four query heads share a key head, and few values carry much."""
+    """Return `encoding` where at least four query heads share a key head, and few values carry much."""
     return lambda layer, shape: encoding if shape.sharing >= 4 else main
 
 
@@ -150,7 +150,7 @@ TYPES: dict[str, FileType] = {
 
 
 def type_named(name: str) -> FileType:
-    """The type of that name, in any case.
+    """Return the type of that name, in any case.
 
     Raises:
         ExportError: there is none, with those there are.

@@ -18,7 +18,7 @@ from pydantic import (
 def field(
     default: Any, title: str, description: str, *, example: Any, unit: str = "", advanced: bool = False, **limits: Any
 ) -> Any:
-    """A field with all that the form, the flags and the reference page say of it; `limits` are pydantic's."""
+    """Return a field with all that the form, the flags and the reference page say of it; `limits` are pydantic's."""
     extra: dict[str, Any] = {"unit": unit, "advanced": advanced}
     return Field(default, title=title, description=description, examples=[example], json_schema_extra=extra, **limits)
 
@@ -31,7 +31,7 @@ class Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes True for 1; here that is a slip of the pen."""
+        """Refuse True for 1, as Python takes it: here that is a slip of the pen."""
         if isinstance(value, bool):
             annotation = cls.model_fields[str(info.field_name)].annotation
             kinds = {annotation, *get_args(annotation)}
@@ -40,12 +40,12 @@ class Part(BaseModel):
         return value
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        """What is not at its default: a spec has some fifty fields."""
+        """Return what is not at its default: a spec has some fifty fields."""
         return [(key, getattr(self, key)) for key in self.model_dump(exclude_defaults=True)]
 
 
 def adapter_from_word(value: Any) -> Any:
-    """``adapter: lora`` is ``adapter: {type: lora}``."""
+    """Read ``adapter: lora`` as ``adapter: {type: lora}``."""
     return {"type": value} if isinstance(value, str) else value
 
 
@@ -164,7 +164,7 @@ class SpanRule(Part):
         return self
 
     def pattern(self) -> re.Pattern[str]:
-        """What to look for."""
+        """Return what to look for."""
         return re.compile(self.match if self.regex else re.escape(self.match))
 
 

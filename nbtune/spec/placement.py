@@ -204,7 +204,7 @@ class PlacementWish:
         return Placement(format=("32bit" if fp32 else "16bit") if whole else self.format)  # type: ignore[arg-type]
 
     def overruled_by(self, placement: Placement) -> bool:
-        """Whether another format was asked for."""
+        """Return whether another format was asked for."""
         return self.format is not None and self.format != placement.format
 
 

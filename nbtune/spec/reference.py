@@ -46,7 +46,7 @@ of the run; the other options have the values shown.
 
 
 def reference() -> str:
-    """The page as Markdown: one table for the run, one for each of its parts."""
+    """Return the page as Markdown: one table for the run, one for each of its parts."""
     sections = [_HEAD, _table(RunSpec)]
     for title, part in _PARTS:
         sections += [f"## {title}\n\n{(part.__doc__ or '').strip()}\n", _table(part)]
@@ -54,7 +54,7 @@ def reference() -> str:
 
 
 def _methods() -> str:
-    """The table of all methods."""
+    """Return the table of all methods."""
     head = "| method | how it learns | columns of a row | reference | options | learning rate | micro-batch |\n"
     return head + "|---|---|---|---|---|---|---|\n" + "".join(map(_method, METHODS.values()))
 

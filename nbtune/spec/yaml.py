@@ -22,7 +22,7 @@ from nbtune.untrusted import shortened
 def from_yaml(
     text: str, overrides: Mapping[str, Any] | None = None, *, name: str = "the cell", first_line: int = 1
 ) -> RunSpec:
-    """The spec that a YAML text asks for.
+    """Return the spec that a YAML text asks for.
 
     Args:
         text: the body of a cell, or a file's content.
@@ -43,7 +43,7 @@ def from_mapping(
     lines: Mapping[tuple[Any, ...], int] | None = None,
     name: str = "the spec",
 ) -> RunSpec:
-    """The spec of a mapping; `overrides` are as in `from_yaml`, and `lines` gives the line of a path of keys.
+    """Return the spec of a mapping; `overrides` are as in `from_yaml`, and `lines` gives the line of a path of keys.
 
     Raises:
         SpecError: as `from_yaml`.
@@ -65,7 +65,7 @@ def from_mapping(
 
 @contextmanager
 def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) -> Iterator[None]:
-    """Errors in here about a key of the spec name its line in the text that the spec was read from.
+    """Name, in errors in here about a key of the spec, its line in the text that the spec was read from.
 
     Args:
         text: a YAML text that `from_yaml` accepts; None: there is none, and nothing is done.
@@ -85,7 +85,7 @@ def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) ->
 
 
 def _as_written(keys: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> tuple[Any, ...]:
-    """`data` may be one source, which then has no number."""
+    """Return the place as it was written: `data` may be one source, which then has no number."""
     return keys if keys[:2] in lines or keys[0] != "data" else (keys[0], *keys[2:])
 
 

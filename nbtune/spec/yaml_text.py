@@ -38,7 +38,7 @@ for _tag, _pattern, _first in NUMBERS:
 
 
 def parse_value(text: str) -> Any:
-    """One value as YAML reads it: ``"3"`` → 3, ``"{type: lora}"`` → a dict.
+    """Return one value as YAML reads it: ``"3"`` → 3, ``"{type: lora}"`` → a dict.
 
     Raises:
         SpecError: it is not YAML.
@@ -58,7 +58,7 @@ def dump(body: Any) -> str:
 
 
 def to_yaml(spec: RunSpec) -> str:
-    """The spec as YAML, without what was left at its default; `from_yaml(to_yaml(spec)) == spec`."""
+    """Return the spec as YAML, without what was left at its default; `from_yaml(to_yaml(spec)) == spec`."""
     body = spec.model_dump(mode="json", exclude_defaults=True)
     sources = [entry if len(entry) > 1 else entry["source"] for entry in body["data"]]
     body["data"] = sources[0] if len(sources) == 1 else sources

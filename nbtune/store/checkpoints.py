@@ -34,30 +34,30 @@ WEIGHTS = "trainable.safetensors"  # of a checkpoint
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run folder; a half-written one is never taken."""
+    """Return the newest whole checkpoint of a run folder; a half-written one is never taken."""
     whole = _whole(folder)
     return whole[max(whole)] if whole else None
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the whole checkpoints of a run folder, in order."""
+    """Return the steps of the whole checkpoints of a run folder, in order."""
     return sorted(_whole(folder))
 
 
 def _whole(folder: Path) -> dict[int, Path]:
-    """The whole checkpoints by their steps."""
+    """Return the whole checkpoints by their steps."""
     return {step: path for step, path in _all(folder).items() if (path / "progress.json").exists()}
 
 
 def _all(folder: Path) -> dict[int, Path]:
-    """The checkpoints by their steps; what is called otherwise is none."""
+    """Return the checkpoints by their steps; what is called otherwise is none."""
     found = ((_STEP.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("step-*"))
     return {int(match[1]): path for match, path in found if match}
 
 
 @contextmanager
 def weights_of(folder: Path, step: int | None, model: torch.nn.Module) -> Iterator[None]:
-    """`model` with the trained weights of the checkpoint of `step`, for as long as this lasts; None: as it is.
+    """Lend `model` with the trained weights of the checkpoint of `step`, for as long as this lasts; None: as it is.
 
     Raises:
         TrainError: there is no such checkpoint, or it is of another model.
@@ -138,7 +138,7 @@ def save(
 
 
 def _refuse_broken(model: torch.nn.Module, step: int) -> None:
-    """Raises a `TrainError` for trained weights that hold NaN or infinity, or whose squares in fp32 do: nobody could go
+    """Raise a `TrainError` for trained weights that hold NaN or infinity, or whose squares in fp32 do: nobody could go
     on from them, or use them."""
     import torch
 
@@ -156,8 +156,8 @@ def _refuse_broken(model: torch.nn.Module, step: int) -> None:
 
 
 def _write_ends(built: Built, fresh: Path) -> None:
-    """What the trained model's answers end with, where its base does not know: others that load the folder stop there,
-    too."""
+    """Write what the trained model's answers end with, where its base does not know: others that load the folder stop
+    there, too."""
     from nbtune.data.tokenize.terminators import with_ends
 
     usual: Any = getattr(built.model, "generation_config", None)
@@ -206,7 +206,7 @@ class _Recorder:
 
 @contextmanager
 def _disk_errors() -> Iterator[None]:
-    """safetensors gives the system's error as text."""
+    """Turn safetensors' errors into ours: it gives the system's error as text."""
     try:
         yield
     except Exception as error:
@@ -217,7 +217,7 @@ def _disk_errors() -> Iterator[None]:
 
 
 def put_back(file: Path, model: torch.nn.Module) -> bool:
-    """Puts saved weights into all that is trained; False, and nothing done, if they are of another model or adapter."""
+    """Put saved weights into all that is trained; False, and nothing done, if they are of another model or adapter."""
     import torch
     from safetensors.torch import load_file
 
@@ -232,13 +232,13 @@ def put_back(file: Path, model: torch.nn.Module) -> bool:
 
 
 def fit(weights: Mapping[str, torch.Tensor], model: torch.nn.Module) -> bool:
-    """Whether saved weights are those of all that is trained."""
+    """Return whether saved weights are those of all that is trained."""
     mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return mine.keys() == weights.keys() and all(weights[name].shape == p.shape for name, p in mine.items())
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Puts a checkpoint's weights into all that is trained.
+    """Put a checkpoint's weights into all that is trained.
 
     Raises:
         TrainError: the checkpoint does not belong to this model.

@@ -35,7 +35,7 @@ class Mark(int):
     offset: int | None
 
     def __new__(cls, index: int, offset: int | None = None) -> Mark:
-        """`offset` None: only the index is known (0 bytes come before event 0)."""
+        """Make one; `offset` None: only the index is known (0 bytes come before event 0)."""
         made = super().__new__(cls, index)
         made.offset = 0 if index == 0 and offset is None else offset
         return made
@@ -61,14 +61,14 @@ class Follower:
     _cut_at = 0
 
     def behind(self) -> bool:
-        """The file has grown; costs a look at its size."""
+        """Return whether the file has grown; costs a look at its size."""
         try:
             return self._path.stat().st_size > (self.mark.offset or 0)
         except OSError:
             return False
 
     def state_ahead(self) -> bool:
-        """Among what is new there is a state; costs a read, and no parsing."""
+        """Return whether there is a state among what is new; costs a read, and no parsing."""
         try:
             with open_file(self._path) as file:
                 file.seek(self.mark.offset or 0)
@@ -77,14 +77,14 @@ class Follower:
             return False
 
     def read(self) -> list[events.Event]:
-        """The next events: those of at most some 2 MB; none at the end. `mark` is then behind them."""
+        """Return the next events: those of at most some 2 MB; none at the end. `mark` is then behind them."""
         while True:  # what holds no event, however long it is, is passed over
             found, passed = self._read_piece()
             if found or not passed:
                 return found
 
     def _read_piece(self) -> tuple[list[events.Event], bool]:
-        """The events of a piece, and whether there was one."""
+        """Return the events of a piece, and whether there was one."""
         offset = self.mark.offset or 0
         try:
             with open_file(self._path) as file:
@@ -118,7 +118,7 @@ class Latest:
         self._known: dict[type[events.Event], tuple[int, Any]] = {}
 
     def of(self, kind: type[Any]) -> Any:
-        """The newest `kind`, or None."""
+        """Return the newest `kind`, or None."""
         with self._guard:
             seen, event = self._known.get(kind, (0, None))
             try:
@@ -136,7 +136,7 @@ class Latest:
 
 
 def _newest(file: Any, start: int, end: int, kind: type[Any]) -> tuple[int, Any]:
-    """(where the last whole line ends, the last `kind` between `start` and there); reads blocks from the end."""
+    """Return (where the last whole line ends, the last `kind` between `start` and there); reads blocks from the end."""
     mark, tail, whole = f'"type":"{kind.type}"'.encode(), b"", start
     at = end
     while at > start:
@@ -192,12 +192,12 @@ class Pump:
         self._wished, self._soon = threading.Event(), 0.0
 
     def expect(self) -> None:
-        """Somebody has just wished something: for some seconds a new state is told as soon as it is there."""
+        """Tell a new state, for some seconds, as soon as it is there: somebody has just wished something."""
         self._soon = time.monotonic() + _SOON
         self._wished.set()
 
     def add(self, callback: Callable[[list[events.Event], int], None], start: int) -> Callable[[], None]:
-        """A new listener; the past from `start` on comes first. Returns a function that takes it away."""
+        """Add a listener; the past from `start` on comes first. Return a function that takes it away."""
         key, follower = object(), Follower(self._path, start)
         with self._guard:
             self._listeners[key] = callback, follower
@@ -227,7 +227,7 @@ class Pump:
             self._await_news(due - now)
 
     def _tell(self, key: object, callback: Callable[[list[events.Event], int], None], follower: Follower) -> bool:
-        """True if there was something to tell."""
+        """Tell what is new; True if there was something."""
         told = False
         while key in self._listeners and follower.behind():
             first = follower.mark
@@ -242,7 +242,7 @@ class Pump:
         return told
 
     def _await_news(self, seconds: float) -> None:
-        """Waits so long, and then until there is something new or somebody else listens, at most another second."""
+        """Wait so long, and then until there is something new or somebody else listens, at most another second."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             hurried = time.monotonic() < self._soon
@@ -360,7 +360,7 @@ class EventReader:
         self.events: list[events.Event] = []
 
     def behind(self) -> bool:
-        """The file has grown since the last `read`; costs a look at its size."""
+        """Return whether the file has grown since the last `read`; costs a look at its size."""
         try:
             return self._path.stat().st_size > self._offset
         except OSError:

@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 
 def spec_to_repeat(folder: Path) -> RunSpec:
-    """The spec of a run, with the learning rate that it had where the plan would choose another one today."""
+    """Return the spec of a run, with the learning rate that it had where the plan would choose another one today."""
     spec, body = read_spec(folder), read_json(folder / "plan.json")
     try:
         return spec if body is None else with_its_rate(spec, plan_of(body, folder))
@@ -53,7 +53,8 @@ def spec_to_repeat(folder: Path) -> RunSpec:
 
 
 def as_script(folder: Path) -> str:
-    """Python that trains a run again: same spec, same rows, same losses. Paths are from the working folder on."""
+    """Return Python that trains a run again: same spec, same rows, same losses. Paths are from the
+    working folder on."""
     called = re.sub(r"[^\w.-]", "_", folder.name)  # anybody may have named it, and this becomes a part of a program
     head, text = f"Trains {called} again: same rows, same losses.", as_yaml(folder)
     if _needs_folder(read_spec(folder)):
@@ -81,7 +82,8 @@ def as_snippet(folder: Path) -> str:
 
 
 def _shown_adapter(folder: Path) -> str:
-    """The adapter's folder from the working folder on; of a run that lies elsewhere, from its folder of runs on."""
+    """Return the adapter's folder from the working folder on; of a run that lies elsewhere, from
+    its folder of runs on."""
     try:
         return (folder / "adapter").relative_to(Path.cwd()).as_posix()
     except ValueError:
@@ -89,7 +91,7 @@ def _shown_adapter(folder: Path) -> str:
 
 
 def as_yaml(folder: Path) -> str:
-    """The spec for `nbtune train` or a cell, its rows named as files. Paths are from the working folder on."""
+    """Return the spec for `nbtune train` or a cell, its rows named as files. Paths are from the working folder on."""
     spec = spec_to_repeat(folder)
     known = (read_json(folder / "data" / "sources.json") or {}).get("sources")
     entries = [entry for entry in known if isinstance(entry, dict)] if isinstance(known, list) else []
@@ -103,7 +105,7 @@ def as_yaml(folder: Path) -> str:
 
 
 def written(folder: Path, out: Path) -> list[Path]:
-    """Writes a run's script and YAML as NAME.py and NAME.yaml into `out`; returns their paths.
+    """Write a run's script and YAML as NAME.py and NAME.yaml into `out`; return their paths.
 
     Raises:
         SpecError: one of them is there already, or nothing can be written there.
@@ -140,7 +142,7 @@ def _needs_folder(spec: RunSpec) -> bool:
 
 
 def _literal(text: str) -> str:
-    """A text of several lines as Python writes it: between three quotes where it can."""
+    """Return a text of several lines as Python writes it: between three quotes where it can."""
     if '"""' in text or "\\" in text or not text.replace("\n", "").isprintable():
         return "(\n" + "".join(f"    {line!r}\n" for line in text.splitlines(keepends=True)) + ")"
     return f'"""\\\n{text}"""'

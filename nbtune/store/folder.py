@@ -42,12 +42,12 @@ if __name__ == "__main__":
 
 
 def runs_root(given: str | Path | None = None) -> Path:
-    """`given`, or ``NBTUNE_RUNS``, or ``./runs``."""
+    """Return `given`, or ``NBTUNE_RUNS``, or ``./runs``."""
     return Path(given or os.environ.get("NBTUNE_RUNS") or "runs").expanduser().absolute()
 
 
 def create(root: Path, name: str, spec: RunSpec) -> Path:
-    """A new run folder with its spec, environment and script.
+    """Make a run folder with its spec, environment and script.
 
     Raises:
         SpecError: the name cannot be a folder's.
@@ -88,7 +88,7 @@ def _environment() -> dict[str, Any]:
 
 
 def read_spec(folder: Path) -> RunSpec:
-    """The spec of a run folder; `trust_remote_code` is False in it as long as this user has not said it here.
+    """Return the spec of a run folder; `trust_remote_code` is False in it as long as this user has not said it here.
 
     Whoever loads the model asks `spec_to_run` instead, which says so.
 
@@ -106,7 +106,7 @@ def read_spec(folder: Path) -> RunSpec:
 
 
 def spec_to_run(folder: Path) -> RunSpec:
-    """The spec that the run's model may be loaded by.
+    """Return the spec that the run's model may be loaded by.
 
     Raises:
         TrainError: it wants the model's own code, and this user has not allowed that here, or it has changed since.
@@ -131,7 +131,7 @@ def code_is_allowed(folder: Path, spec: RunSpec) -> bool:
 
 
 def model_code(model: str) -> str:
-    """Which code it is: what is fetched now is what is loaded next."""
+    """Return which code it is: what is fetched now is what is loaded next."""
     from nbtune import models
     from nbtune.data.sources import consent
 
@@ -144,12 +144,12 @@ def _how(folder: Path) -> str:
 
 
 def code_subject(model: str, code: str = "") -> dict[str, str]:
-    """What a consent to a model's own Python code is about; with `code`: to this code and no other."""
+    """Return what a consent to a model's own Python code is about; with `code`: to this code and no other."""
     return {"trust_remote_code": model, **({"code": code} if code else {})}
 
 
 def written_spec(folder: Path) -> RunSpec:
-    """The spec as it stands in the folder, whoever wrote it: to be shown, never to load a model by.
+    """Return the spec as it stands in the folder, whoever wrote it: to be shown, never to load a model by.
 
     Raises:
         TrainError: as `read_spec`.
@@ -170,7 +170,7 @@ def written_spec(folder: Path) -> RunSpec:
 
 
 def plan_of(body: dict[str, Any], folder: Path) -> Plan:
-    """The plan in a run's folder.
+    """Return the plan in a run's folder.
 
     Args:
         body: what `plan.json` holds.
@@ -190,7 +190,7 @@ def plan_of(body: dict[str, Any], folder: Path) -> Plan:
 
 
 def trouble(folder: Path) -> str:
-    """What is wrong with a run's folder, in a sentence that names the file; nothing where a list can show it."""
+    """Return what is wrong with a run's folder, in a sentence that names the file; nothing where a list can show it."""
     for name in ("environment.json", "plan.json", "control.json"):
         try:
             _look_at(name, load(folder / name))
@@ -222,13 +222,13 @@ def _look_at(name: str, body: dict[str, Any]) -> None:
 
 
 def name_of(folder: Path) -> tuple[str, str]:
-    """(name, id) of a run folder."""
+    """Return (name, id) of a run folder."""
     name, _, ident = folder.name.rpartition("-")
     return (name, ident) if name else (folder.name, "")
 
 
 def all_folders(root: Path) -> list[Path]:
-    """The run folders under a root, newest first."""
+    """Return the run folders under a root, newest first."""
     try:
         folders = [path for path in root.iterdir() if _is_run(path)]
     except OSError:  # it has vanished meanwhile, or may not be read
@@ -252,7 +252,7 @@ def _created(folder: Path) -> float:
 
 
 def find(which: str | Path, root: Path) -> Path:
-    """The run folder of a name (its newest), an id, a folder's name or a path.
+    """Return the run folder of a name (its newest), an id, a folder's name or a path.
 
     Raises:
         TrainError: there is none.

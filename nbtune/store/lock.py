@@ -86,7 +86,7 @@ class Ownership:
                     self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Looked at between steps.
+        """Check, between steps, that the lock is still ours.
 
         Raises:
             TakenOver: another machine took this one for dead, and works on the run.
@@ -101,7 +101,7 @@ class Ownership:
         return create_file(self._path, json.dumps(self._me).encode())
 
     def _remove(self, dead: Any) -> None:
-        """Takes a dead owner's lock away: if somebody has replaced it since we looked, theirs is put back."""
+        """Take a dead owner's lock away: if somebody has replaced it since we looked, theirs is put back."""
         aside = hidden(self._path, "gone")
         with suppress(OSError):
             self._path.rename(aside)
@@ -123,7 +123,7 @@ class Ownership:
 
 
 def is_owned(folder: Path) -> bool:
-    """Whether a living engine works on the folder, or is about to."""
+    """Return whether a living engine works on the folder, or is about to."""
     try:
         return _is_held(folder / "owner.json") or _is_held(folder / STARTING)
     except OSError:  # it has vanished meanwhile, or may not be looked into
@@ -149,7 +149,8 @@ def _is_held(path: Path) -> bool:
 
 @functools.cache
 def _here() -> dict[str, Any]:
-    """The machine: its name, its boot, and the space in which a process id means something (a container's own)."""
+    """Return the machine: its name, its boot, and the space in which a process id means something
+    (a container's own)."""
     boot, space = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -158,14 +159,15 @@ def _here() -> dict[str, Any]:
 
 
 def _of_folder(folder: Path) -> dict[str, str]:
-    """Which folder it is: where it lies (not in words: a folder may be shared) and what the file system calls it."""
+    """Return which folder it is: where it lies (not in words: a folder may be shared) and what the file system calls
+    it."""
     found = folder.stat()
     path = hashlib.sha256(str(folder.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
     return {"path": path, "inode": f"{found.st_dev}:{found.st_ino}"}
 
 
 def _started(pid: int) -> float | None:
-    """When a living process began: on Linux in ticks since the boot, which no change of the clock moves."""
+    """Return when a living process began: on Linux in ticks since the boot, which no change of the clock moves."""
     try:
         text = Path(f"/proc/{int(pid)}/stat").read_text()
     except (OSError, ValueError):
@@ -187,7 +189,8 @@ def _started_elsewhere(pid: int) -> float | None:
 
 
 def _silence(path: Path) -> float:
-    """Seconds since the lock was touched, by the clock of its own file system: two machines' clocks differ."""
+    """Return the seconds since the lock was touched, by the clock of its own file system: two
+    machines' clocks differ."""
     try:
         touched = path.stat().st_mtime
     except OSError:
@@ -197,7 +200,7 @@ def _silence(path: Path) -> float:
 
 
 def _now_there(folder: Path, *, again: bool = False) -> float:
-    """The time on the folder's file system, asked of it now and then: a question is a file that is made."""
+    """Return the time on the folder's file system, asked of it now and then: a question is a file that is made."""
     known = _clocks.get(str(folder))
     if known is None or (again and time.monotonic() - known[1] > _BEAT):
         now = time.monotonic()

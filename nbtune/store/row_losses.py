@@ -126,7 +126,7 @@ class MeasuredRows:
         return len(self.rows)
 
     def sorted(self, by: str = "loss", *, lowest: bool = False) -> list[RowLoss]:
-        """The measured rows, highest first (or lowest); those without such a number come last.
+        """Return the measured rows, highest first (or lowest); those without such a number come last.
 
         Args:
             by: `loss`, `base`, `learnt`, `tokens` or `row`.
@@ -156,7 +156,7 @@ class MeasuredRows:
         return self._sources
 
     def text(self, row: RowLoss) -> tuple[str, str]:
-        """What a row asks and what it answers; see `row_text`."""
+        """Return what a row asks and what it answers; see `row_text`."""
         if row.key not in self._texts:
             source = next(source for source in self.sources if source.name == row.source)
             self._texts[row.key] = row_text(source, row.row)
@@ -165,7 +165,7 @@ class MeasuredRows:
     # --- measuring --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Measures what is not measured yet."""
+        """Measure what is not measured yet."""
         if self.busy:
             return
         self._stop.clear()
@@ -175,17 +175,17 @@ class MeasuredRows:
         self._thread.start()
 
     def measure_again(self) -> None:
-        """Measures all rows anew: of a run that has learnt more since."""
+        """Measure all rows anew: of a run that has learnt more since."""
         if not self.busy:
             self._old, self.rows = self._old | self.rows, {}
             self.start()
 
     def stop(self) -> None:
-        """Leaves off soon; what is measured stays, and `start` goes on."""
+        """Leave off soon; what is measured stays, and `start` goes on."""
         self._stop.set()
 
     def wait(self, timeout: float | None = None) -> Self:
-        """Waits until it has measured all, or has left off; an interrupt ends the waiting, not the measuring.
+        """Wait until it has measured all, or has left off; an interrupt ends the waiting, not the measuring.
 
         Raises:
             NbtuneError: what it failed of.
@@ -216,7 +216,7 @@ class MeasuredRows:
             self.told()
 
     def _wanted(self) -> list[_Wanted]:
-        """The rows that are not measured yet, in an order whose beginning is a fair sample."""
+        """Return the rows that are not measured yet, in an order whose beginning is a fair sample."""
         from nbtune import data, models
         from nbtune.data.prepare.row_weights import mark_of
 
@@ -250,7 +250,7 @@ class MeasuredRows:
         return [found[i] for i in order]
 
     def _measure(self, some: Sequence[_Wanted]) -> None:
-        """Asks the model for some rows, and writes down what it says."""
+        """Ask the model for some rows, and write down what it says."""
         texts = [text for wanted in some for text in wanted.texts]
         sums, step = self.run.row_losses(texts)
         bases = [self._known_base(wanted.about) for wanted in some]
@@ -266,7 +266,7 @@ class MeasuredRows:
         self._write(measured)
 
     def _known_base(self, row: RowLoss) -> float | None:
-        """What the base was found to know of a row before: it does not change."""
+        """Return what the base was found to know of a row before: it does not change."""
         old = self._old.get(row.key)
         return old.base if old is not None and (old.mark, old.trained) == (row.mark, row.trained) else None
 
@@ -280,19 +280,19 @@ class MeasuredRows:
                 raise
 
     def _take_what_is_valid(self) -> None:
-        """What was measured before: of a run that has ended with the weights that it ended with."""
+        """Take what was measured before: of a run that has ended with the weights that it ended with."""
         step = None if self.run.alive else max(self.run.saved_steps, default=0)
         self.rows = {key: row for key, row in self._old.items() if step is None or row.step == step}
         self.rows = {key: row for key, row in self.rows.items() if not self.base or row.base is not None}
 
     def _complete(self) -> bool:
-        """Whether all rows are known, as far as that can be said without reading the data."""
+        """Return whether all rows are known, as far as that can be said without reading the data."""
         self.total = self.in_all if self.limit is None else min(self.in_all, self.limit)
         return not self._again and 0 < self.total <= self.done
 
 
 def row_text(source: Source, number: int) -> tuple[str, str]:
-    """What a row asks last and what it answers; of plain text what is not trained before, and what is.
+    """Return what a row asks last and what it answers; of plain text what is not trained before, and what is.
 
     A row that cannot be read gives its JSON, as far as there is room.
     """
@@ -315,7 +315,7 @@ def row_text(source: Source, number: int) -> tuple[str, str]:
 
 
 def _by_row(dataset: Any, group: int) -> Iterator[list[int]]:
-    """The examples of each row; of pairs the better answer."""
+    """Yield the examples of each row; of pairs the better answer."""
     examples: list[int] = []
     for number in range(0, len(dataset), group):
         here = (dataset.source_of[number], dataset.row_of[number])
@@ -328,7 +328,7 @@ def _by_row(dataset: Any, group: int) -> Iterator[list[int]]:
 
 
 def _alike(wanted: Sequence[_Wanted]) -> Iterator[Sequence[_Wanted]]:
-    """Some rows at a time, of like length."""
+    """Yield some rows at a time, of like length."""
     for first in range(0, len(wanted), _WINDOW):
         window = sorted(wanted[first : first + _WINDOW], key=lambda row: row.about.tokens)
         parts = [window[i : i + _ASKED] for i in range(0, len(window), _ASKED)]
@@ -337,7 +337,7 @@ def _alike(wanted: Sequence[_Wanted]) -> Iterator[Sequence[_Wanted]]:
 
 
 def _means(some: Sequence[_Wanted], sums: Sequence[float]) -> list[float]:
-    """Each row's mean, of the sums of its texts."""
+    """Return each row's mean, of the sums of its texts."""
     found, at = [], 0
     for wanted in some:
         total = sum(sums[at : at + len(wanted.texts)])
@@ -347,13 +347,14 @@ def _means(some: Sequence[_Wanted], sums: Sequence[float]) -> list[float]:
 
 
 def _plain(row: RowLoss) -> dict[str, Any]:
-    """As JSON has it, which has no NaN."""
+    """Return it as JSON has it, which has no NaN."""
     body = asdict(row)
     return body | {key: None for key in ("loss", "base") if body[key] is None or not math.isfinite(body[key])}
 
 
 def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
-    """What was written down, the newest of each row, and how many rows there are in all; half a line is left out."""
+    """Return what was written down, the newest of each row, and how many rows there are in all; half a line is left
+    out."""
     found: dict[tuple[str, int], RowLoss] = {}
     in_all, known = 0, {field.name for field in fields(RowLoss)}
     try:

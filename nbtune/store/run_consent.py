@@ -22,7 +22,7 @@ from nbtune.untrusted import harmless
 
 
 def check(folder: Path, *, code: bool = True) -> None:
-    """Whether all that the folder would run is allowed; before any work.
+    """Refuse, before any work, a folder that would run what is not allowed.
 
     Args:
         code: also the model's own.
@@ -40,14 +40,14 @@ def check(folder: Path, *, code: bool = True) -> None:
 
 
 def questions(folder: Path) -> list[str]:
-    """What the folder would run here, or read beyond itself, and this user has not allowed yet, in words."""
+    """Return what the folder would run here, or read beyond itself, and this user has not allowed yet, in words."""
     asked = written_spec(folder)
     code = asked.trust_remote_code and not code_is_allowed(folder, asked)
     return [*([f"the Python code of the model {harmless(asked.model, line=True)}"] if code else []), *_of_data(folder)]
 
 
 def allow(folder: Path) -> None:
-    """This user allows what `questions` says.
+    """Allow, for this user, what `questions` says.
 
     Raises:
         DataError: the cache cannot be written.
@@ -62,7 +62,7 @@ def allow(folder: Path) -> None:
 
 
 def allow_code(folder: Path, spec: RunSpec) -> None:
-    """This user lets the code of the spec's model run in this folder's run: the code that is there now.
+    """Let, for this user, the code of the spec's model run in this folder's run: the code that is there now.
 
     Raises:
         DataError: the cache cannot be written.
@@ -75,7 +75,7 @@ def allow_code(folder: Path, spec: RunSpec) -> None:
 
 
 def trust(which: str | Path, runs_dir: str | Path | None = None) -> list[str]:
-    """Allow what a run's folder wants to run here, or to read outside of itself; returns it, in words.
+    """Allow what a run's folder wants to run here, or to read outside of itself; return it, in words.
 
     It is for a folder of one's own that an older nbtune made, that was moved, or whose author one trusts: what a
     function of its data or the model's own code does, it does as you. What you start here yourself needs no such word.

@@ -71,7 +71,7 @@ class RunHandle(Answers, Protocol):
         """Give what it has said so far, piece by piece."""
 
     def subscribe(self, callback: Callable[[list[Event], int], None], start: int = 0) -> Callable[[], None]:
-        """Tell what is new; returns what ends it."""
+        """Tell what is new; return what ends it."""
 
     def row_losses(
         self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], *, base: bool = False

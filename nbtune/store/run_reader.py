@@ -121,17 +121,18 @@ class RunReader:
     # --- what it has said -------------------------------------------------------------------------------------------
 
     def events(self, start: int = 0) -> list[says.Event]:
-        """What it has said so far, from the `start`-th event on."""
+        """Return what it has said so far, from the `start`-th event on."""
         return self._reader.read()[start:]
 
     def pieces(self, start: int = 0) -> Iterator[tuple[list[says.Event], Mark]]:
-        """What it has said so far, some thousand events at a time, each with the mark behind it; nothing is kept."""
+        """Yield what it has said so far, some thousand events at a time, each with the mark behind it;
+        nothing is kept."""
         follower = Follower(self.folder / "events.jsonl", start)
         while new := follower.read():
             yield new, follower.mark
 
     def latest(self, kind: type[Any]) -> Any:
-        """The newest event of a type, such as `nbtune.events.Step`; None: there is none."""
+        """Return the newest event of a type, such as `nbtune.events.Step`; None: there is none."""
         return self._latest.of(kind)
 
     @property

@@ -40,7 +40,7 @@ class Control(Protocol):
     """What the loop looks at."""
 
     def look(self) -> Wishes:
-        """The wishes as they stand; cheap enough for every micro-step."""
+        """Return the wishes as they stand; cheap enough for every micro-step."""
 
     def wait(self, seconds: float) -> None:
         """Sleep at most so long, less if a wish arrives."""

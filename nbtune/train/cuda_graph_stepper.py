@@ -20,7 +20,7 @@ _NO_CLIPPING = 1e30
 
 
 def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool:
-    """Whether a run by one process can go by a `FusedStepper`, and gains by it.
+    """Return whether a run by one process can go by a `FusedStepper`, and gains by it.
 
     Args:
         built: with its head accelerated.
@@ -74,7 +74,7 @@ class FusedStepper:
         self._sum = None
 
     def state_dict(self) -> dict[str, Any]:
-        """In the form of `torch.optim.AdamW`'s, so that a run can go on with either stepper."""
+        """Return it in the form of `torch.optim.AdamW`'s, so that a run can go on with either stepper."""
         optimizer = self._step.optimizer
         moments = zip(optimizer.exp_avgs, optimizer.exp_avg_sqs, strict=True)
         step = optimizer.step_count.float().cpu()

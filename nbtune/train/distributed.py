@@ -68,11 +68,11 @@ class Ranks:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all are here."""
         self.gather(None)
 
     def gather(self, thing: Any) -> list[Any]:
-        """What each process gives, in their order; all must call this.
+        """Return what each process gives, in their order; all must call this.
 
         Raises:
             OtherIsGone: one of them has ended.
@@ -83,11 +83,11 @@ class Ranks:
         return given
 
     def poorest(self, facts: machine.DeviceFacts) -> machine.DeviceFacts:
-        """Of all processes' devices the one with least memory."""
+        """Return of all processes' devices the one with least memory."""
         return min(self.gather(facts), key=lambda one: one.free)
 
     def leave(self) -> None:
-        """After the last word."""
+        """Leave the group, after the last word."""
         dist.destroy_process_group()
 
 
@@ -104,13 +104,13 @@ class RankedControl:
         self.agree([])  # what was wished before is no new wish
 
     def agree(self, numbers: Sequence[float]) -> list[Any]:
-        """Sums of the numbers over all processes, which must all call this; wishes are passed on with them."""
+        """Return sums of the numbers over all processes, which must all call this; wishes are passed on with them."""
         given = self._ranks.gather((list(numbers), self._control.look() if self._ranks.first else None))
         self._agreed = given[0][1]
         return [sum(values) for values in zip(*(part for part, _ in given), strict=True)]
 
     def together(self, look: Callable[[], None]) -> Callable[[], None]:
-        """`look`, for work that all processes do at the same pace: the wishes are agreed on first."""
+        """Return `look`, for work that all processes do at the same pace: the wishes are agreed on first."""
 
         def agreed() -> None:
             self.agree([])
@@ -119,7 +119,7 @@ class RankedControl:
         return agreed
 
     def led(self, work: Callable[[Callable[[], None]], Iterator[Any]], look: Callable[[], None]) -> Iterator[Any]:
-        """What process 0 makes in some work that it does alone; the others only look when it does.
+        """Yield what process 0 makes in some work that it does alone; the others only look when it does.
 
         Args:
             work: is given a function to call now and then.
@@ -188,7 +188,7 @@ class RankedFusedStepper(_Ranked, FusedStepper):
 
 
 def _add_up(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
-    """Sums over all processes, in fp32: gradients in place, the loss returned."""
+    """Sum over all processes, in fp32: gradients in place, the loss returned."""
     total = loss.detach().float().reshape(1).clone()
     with _noticing():
         for bucket in _buckets(gradients):
@@ -205,7 +205,7 @@ def _add_up(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tens
 
 @contextmanager
 def _noticing() -> Iterator[None]:
-    """gloo and NCCL say that a process is gone each in its own way."""
+    """Notice that a process is gone: gloo and NCCL say so each in its own way."""
     try:
         yield
     except RuntimeError as error:

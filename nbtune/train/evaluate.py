@@ -19,7 +19,7 @@ class NumbersLost(TrainError):
 
 
 def no_number(what: str, step: int) -> NumbersLost:
-    """The error of a run whose numbers are lost.
+    """Return the error of a run whose numbers are lost.
 
     Args:
         what: which: "the loss".
@@ -32,12 +32,12 @@ def no_number(what: str, step: int) -> NumbersLost:
 
 
 def trained_tokens(batch: Batch) -> int:
-    """What most losses are a mean over."""
+    """Return what most losses are a mean over."""
     return batch.num_trained
 
 
 def trained_weight(batch: Batch) -> float:
-    """What a loss over tokens is a mean over, where rows may count more or less than once."""
+    """Return what a loss over tokens is a mean over, where rows may count more or less than once."""
     return batch.weight
 
 
@@ -50,7 +50,7 @@ def mean_loss(
     count: Callable[[Batch], float] = trained_weight,
     add: Callable[[Sequence[float]], Sequence[float]] = list,
 ) -> tuple[float, int]:
-    """(mean loss over all trained tokens of the batches, how many those are); the model is left as it was.
+    """Return (mean loss over all trained tokens of the batches, how many those are); the model is left as it was.
 
     Args:
         count: what the loss of a batch is a sum over, if not its trained tokens.

@@ -15,7 +15,7 @@ _DOCUMENTS, _LENGTHS = 64, 512  # the number of a pack's documents, and the long
 
 
 def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> dict[str, Any]:
-    """The keyword arguments of the model's forward for a batch, on the device.
+    """Return the keyword arguments of the model's forward for a batch, on the device.
 
     Args:
         fused: the head is nbtune's own, which takes the trained rows from the collator instead of finding them among
@@ -44,6 +44,6 @@ def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> 
 
 
 def _padded(bounds: torch.Tensor) -> torch.Tensor:
-    """Bounds of documents, with empty ones at the end to make their number a multiple."""
+    """Return bounds of documents, with empty ones at the end to make their number a multiple."""
     empty = -(len(bounds) - 1) % _DOCUMENTS
     return torch.cat([bounds, bounds[-1:].expand(empty)])

@@ -62,7 +62,7 @@ def _reference(
 
 
 def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Summed log-probability and number of the trained tokens of every example, fp32 `[N]` each.
+    """Return summed log-probability and number of the trained tokens of every example, fp32 `[N]` each.
 
     Args:
         model: a causal language model, accelerated or not, with an adapter or not.
@@ -99,7 +99,8 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
 
 
 def head_disagrees(model: torch.nn.Module) -> str | None:
-    """Why log-probabilities are taken from all of the model's logits although its head looks like one that is known."""
+    """Return why log-probabilities are taken from all of the model's logits although its head looks like one that is
+    known."""
     from nbtune.models.accelerate.detect import causal_lm, decoder
     from nbtune.models.accelerate.lm_head import HeadDisagrees, find_head
     from nbtune.models.accelerate.lora_linear import LeftAlone
@@ -117,7 +118,7 @@ def head_disagrees(model: torch.nn.Module) -> str | None:
 
 
 def _owners(batch: Batch) -> Tensor:
-    """Which example each of `batch.trained_rows` belongs to, int64 `[R]`."""
+    """Return which example each of `batch.trained_rows` belongs to, int64 `[R]`."""
     rows = batch.trained_rows.numpy()
     if batch.cu_seqlens is None:
         return torch.from_numpy(rows // batch.input_ids.shape[1])
@@ -132,7 +133,7 @@ def _owners(batch: Batch) -> Tensor:
 
 
 def mismatched(batch: Batch) -> Batch:
-    """Every prompt with the answer of the row before it: see `nbtune.methods.Answers`.
+    """Return every prompt with the answer of the row before it: see `nbtune.methods.Answers`.
 
     Args:
         batch: at least two examples; packs are taken apart.

@@ -37,7 +37,7 @@ class Stepper(Protocol):
         """Add one micro-batch's gradients."""
 
     def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip and update; the step's loss and gradient norm, scalars still on the device."""
+        """Clip and update; return the step's loss and gradient norm, scalars still on the device."""
 
     def discard(self) -> None:
         """Forget the gradients of an unfinished step."""
@@ -51,7 +51,7 @@ class Batches(Protocol):
         """Optimizer steps in which every row is seen once."""
 
     def step(self, index: int) -> Sequence[Batch]:
-        """The micro-batches of the 0-based optimizer step `index`."""
+        """Return the micro-batches of the 0-based optimizer step `index`."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class _Loop:
             raise no_number("the loss" if not math.isfinite(loss) else "the gradient", done.step)
 
     def _memory_now(self) -> MemoryUse:
-        """Asked at most ten times a second: asking costs as much as a small step's launches."""
+        """Return the memory in use, asked at most ten times a second: it costs as much as a small step's launches."""
         now = time.monotonic()
         if now - self._memory_at > 0.1:
             self._memory, self._memory_at = memory_use(self.stepper.device), now
@@ -293,7 +293,8 @@ class _Loop:
         self._restart_clock()
 
     def _look_within(self) -> None:
-        """Between two batches of an evaluation, or two tokens of an answer: a stop or a pause; the rest can wait."""
+        """Heed, between two batches of an evaluation, or two tokens of an answer, a stop or a pause;
+        the rest can wait."""
         wishes = self.control.look()
         if wishes.ends:
             raise _Stop
@@ -301,8 +302,8 @@ class _Loop:
             self._paused(grant=False)
 
     def _while_answering(self, wishes: Wishes) -> bool:
-        """Between two tokens of an answer to somebody: nothing trains meanwhile, so a pause holds from now on and the
-        answer goes on. Any other new wish ends it (True), and is granted behind it."""
+        """Heed, between two tokens of an answer to somebody, what stops it: nothing trains meanwhile, so a pause holds
+        from now on and the answer goes on. Any other new wish ends it (True), and is granted behind it."""
         if wishes.ends:
             return True
         self._state("paused" if wishes.mode == "pause" else "running")
@@ -326,13 +327,13 @@ class _Loop:
         self._seen = wishes
 
     def _sample_once(self, wishes: Wishes) -> None:
-        """Samples on request: granted before it is done, so that a pause in the middle does not grant it again."""
+        """Sample on request: granted before it is done, so that a pause in the middle does not grant it again."""
         self._seen = wishes
         self._flush()
         self._sample()
 
     def _paused(self, *, grant: bool) -> None:
-        """Holds; with `grant`, what else is wished is done meanwhile."""
+        """Hold; with `grant`, what else is wished is done meanwhile."""
         self._flush()
         self._state("paused")
         while (wishes := self.control.look()).mode == "pause":
@@ -348,12 +349,12 @@ class _Loop:
         self._state("running")
 
     def _restart_clock(self) -> None:
-        """After work that is no step's; a step that the device is still at goes on counting."""
+        """Restart the clock after work that is no step's; a step that the device is still at goes on counting."""
         if self._pending is None:
             self._clock = time.perf_counter()
 
     def _state(self, state: str) -> None:
-        """Says a state, once until there is another one."""
+        """Say a state, once until there is another one."""
         if state == self._said:
             return
         self._said = state

@@ -58,7 +58,8 @@ class TokenLoss:
     fused: bool = False
 
     def count(self, batch: Batch) -> float:
-        """What the losses of an optimizer step are divided by the sum of: trained tokens, as often as they count."""
+        """Return what the losses of an optimizer step are divided by the sum of: trained tokens, as often as they
+        count."""
         return batch.weight
 
     def __call__(self, model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device) -> LossOutput:
@@ -96,7 +97,8 @@ class AnswerLoss:
     start: StartingWeights | None = None
 
     def count(self, batch: Batch) -> float:
-        """What the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they count."""
+        """Return what the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they
+        count."""
         every = self.method.group
         if batch.example_weights is not None:
             return float(batch.example_weights[::every].double().sum())

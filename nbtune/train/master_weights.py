@@ -32,7 +32,7 @@ class Masters:
 
     @staticmethod
     def needed(trained: Sequence[nn.Parameter]) -> bool:
-        """Whether any of them is a 16-bit number."""
+        """Return whether any of them is a 16-bit number."""
         return any(map(_short, trained))
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -40,7 +40,7 @@ class Masters:
         optimizer.register_step_post_hook(lambda *_: self._write())
 
     def state_dict(self) -> list[Tensor]:
-        """The fp32 values."""
+        """Return the fp32 values."""
         return [m.detach() for _, m in self._pairs]
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ def _short(parameter: nn.Parameter) -> bool:
 
 
 def _handing_to(master: nn.Parameter) -> Callable[[Tensor], None]:
-    """A hook that adds a parameter's gradient to its copy's."""
+    """Return a hook that adds a parameter's gradient to its copy's."""
 
     def hand_over(parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -18,7 +18,7 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float | Sequence[float],
 ) -> torch.optim.Optimizer:
-    """AdamW.
+    """Make AdamW.
 
     Args:
         parameters: what is trained.

@@ -73,7 +73,7 @@ class _Look:
     length: int
 
     def packed(self, rows: Rows) -> list[list[torch.Tensor]]:
-        """`[tokens, size]` of each document of each sequence."""
+        """Return `[tokens, size]` of each document of each sequence."""
         from nbtune.data.batching.collate import pack
 
         numbers = iter(range(sum(map(len, rows))))
@@ -82,7 +82,7 @@ class _Look:
         return [list(parts[:-1]) for parts in cut]
 
     def alone(self, document: np.ndarray) -> torch.Tensor:
-        """`[tokens, size]`."""
+        """Return `[tokens, size]`."""
         from nbtune.data.batching.collate import collate
 
         return self._states(collate(_dataset([[document]]), [0]))[0, : len(document)]
@@ -129,20 +129,21 @@ def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Check:
 
 
 def _moved(ours: torch.Tensor, theirs: torch.Tensor) -> list[float]:
-    """|ours − theirs| / |theirs| of each token; infinite where something is no number."""
+    """Return |ours − theirs| / |theirs| of each token; infinite where something is no number."""
     ours, theirs = ours.float(), theirs.float()
     found = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=1e-12)
     return [float("inf") if value != value else value for value in found.tolist()]
 
 
 def _changed(document: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Other ids, each of them one of `words`: sorted, each once."""
+    """Return other ids, each of them one of `words`: sorted, each once."""
     steps = 1 + np.arange(len(document)) % (len(words) - 1)
     return words[(np.searchsorted(words, document) + steps) % len(words)]
 
 
 def _rows_of(dataset: Dataset | Arriving, batch: Batch) -> Rows:
-    """A batch's documents in as many sequences as it has, two or more in each: one that is by itself is halved."""
+    """Return a batch's documents in as many sequences as it has, two or more in each: one that is
+    by itself is halved."""
     room = batch.input_ids.shape[1]
     rows: Rows = [[]]
     for document in _ids(dataset, batch):

@@ -55,7 +55,7 @@ class Rehearsal:
 
     @classmethod
     def begin(cls, spec: RunSpec) -> Rehearsal:
-        """Starts the child, where there is a GPU, a run on it compiles kernels, and that was not done before."""
+        """Start the child, where there is a GPU, a run on it compiles kernels, and that was not done before."""
         wanted = spec.device in ("auto", "cuda") and spec.accelerate and machine.gpu_present()
         if not wanted or find_spec("triton") is None or _mark(spec).exists():
             return cls(spec)
@@ -64,7 +64,7 @@ class Rehearsal:
         return cls(spec, _start())
 
     def perform(self, plan: Plan) -> None:
-        """Tells the child what to build, if the device has room for it beside what the run is going to need."""
+        """Tell the child what to build, if the device has room for it beside what the run is going to need."""
         if self.process is None:
             return
         if plan.device != "cuda" or plan.available_bytes - plan.peak_bytes < _needed(self._spec, plan):
@@ -75,7 +75,7 @@ class Rehearsal:
             self.process.say(order)
 
     def end(self, *, done: bool = False) -> None:
-        """Ends the child; `done`: the run has made a step, so that nothing is left to compile next time."""
+        """End the child; `done`: the run has made a step, so that nothing is left to compile next time."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -100,7 +100,7 @@ def _start() -> ChildProcess | None:
 
 
 def _mark(spec: RunSpec) -> Path:
-    """An empty file in Triton's cache: a run like this one has compiled its kernels into it."""
+    """Return an empty file in Triton's cache: a run like this one has compiled its kernels into it."""
     home = Path(os.environ.get("TRITON_HOME") or Path.home())
     cache = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
     said = spec.model_dump(mode="json")
@@ -117,7 +117,7 @@ def _version(package: str) -> str:
 
 
 def _needed(spec: RunSpec, plan: Plan) -> int:
-    """Bytes of a model of one layer: its weights twice (as they come, and stacked), and a step of it."""
+    """Return the bytes of a model of one layer: its weights twice (as they come, and stacked), and a step of it."""
     from dataclasses import replace
 
     from nbtune.models import model_facts
@@ -136,7 +136,7 @@ def _needed(spec: RunSpec, plan: Plan) -> int:
 
 
 def _shape(spec: RunSpec, plan: Plan) -> tuple[int, int]:
-    """Rows, and tokens of each: those of the plan, but no more tokens than make a difference to the kernels."""
+    """Return rows, and tokens of each: those of the plan, but no more tokens than make a difference to the kernels."""
     group = METHODS[spec.method].group
     rows = plan.micro_batch_size * (1 if plan.packing else group)
     length = plan.sequence_len * (group if plan.packing else 1)
@@ -148,7 +148,7 @@ def _shape(spec: RunSpec, plan: Plan) -> tuple[int, int]:
 
 
 def rehearse(spec: RunSpec, plan: Plan) -> None:
-    """One step of a model of one layer, by the functions that the run uses."""
+    """Run one step of a model of one layer, by the functions that the run uses."""
     device = machine.pick(spec.device)
     built = _sketch(spec, plan, device)
     built.model.train()
@@ -192,7 +192,7 @@ def _fused(built: Built, spec: RunSpec, plan: Plan, batch: Batch, device: torch.
 
 
 def _batch(spec: RunSpec, plan: Plan, vocabulary: int) -> Batch:
-    """A full micro-batch of the plan's shape, as the collator would make it."""
+    """Return a full micro-batch of the plan's shape, as the collator would make it."""
     import torch
 
     from nbtune.data.batching.collate import Batch
@@ -221,7 +221,7 @@ def _batch(spec: RunSpec, plan: Plan, vocabulary: int) -> Batch:
 
 
 def main() -> None:
-    """What the child does."""
+    """Do what the child is for."""
     orders = ParentProcess().messages()
     import peft  # noqa: F401 — imported while the run prepares its data
     import transformers  # noqa: F401

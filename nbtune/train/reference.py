@@ -35,7 +35,7 @@ class StartingWeights:
 
     @contextmanager
     def put_in(self, model: nn.Module) -> Iterator[None]:
-        """The model as it was at the start and without dropout, for as long as this lasts; no gradients."""
+        """Put the model back to how it was at the start, without dropout and gradients, for as long as this lasts."""
         dropping = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.training]
         with torch.no_grad():
             now = [p.detach().clone() for p in self._trained]
@@ -51,7 +51,7 @@ class StartingWeights:
 
 
 def in_place_of(model: Any, start: StartingWeights | None) -> AbstractContextManager[Any]:
-    """The reference in place of the model, for as long as this lasts.
+    """Put the reference in place of the model, for as long as this lasts.
 
     Args:
         start: what the run started with; None: with the base.

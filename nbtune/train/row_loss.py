@@ -18,7 +18,7 @@ _AT_ONCE = 4096  # tokens, with padding
 def row_losses(
     model: torch.nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], *, adapter: bool = True
 ) -> list[float]:
-    """Of each row Σ −ln p(token | those before it) over its trained tokens, in nats.
+    """Return of each row Σ −ln p(token | those before it) over its trained tokens, in nats.
 
     Args:
         model: a causal language model, in training or not; it is left in the mode it was in.
@@ -53,7 +53,7 @@ def row_losses(
 
 
 def _batches(lengths: np.ndarray) -> Iterator[list[int]]:
-    """Rows of like length, so many that they have at most `_AT_ONCE` tokens together."""
+    """Yield rows of like length, so many that they have at most `_AT_ONCE` tokens together."""
     batch: list[int] = []
     for number in np.argsort(lengths, kind="stable").tolist():
         if batch and (len(batch) + 1) * int(lengths[number]) > _AT_ONCE:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def learning_rate_of(name: str, *, total_steps: int, warmup_ratio: float) -> Callable[[int], float]:
-    """A function of the 0-based step that gives the factor for the peak learning rate.
+    """Return a function of the 0-based step that gives the factor for the peak learning rate.
 
     Args:
         name: ``linear``, ``cosine``, ``constant`` or ``constant_with_warmup``, with the meaning they have in

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def seed_of(seed: int, step: int, micro_step: int) -> int:
-    """What alone decides what a micro-step draws, below 2^63: a resumed run draws the same."""
+    """Return what alone decides what a micro-step draws, below 2^63: a resumed run draws the same."""
     return hash((seed, step, micro_step)) & (2**63 - 1)
 
 
@@ -76,7 +76,7 @@ class Stepper:
         self._sum = detached if self._sum is None else self._sum + detached
 
     def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip and update; returns the step's loss and gradient norm, scalars still on the device."""
+        """Clip and update; return the step's loss and gradient norm, scalars still on the device."""
         assert self._sum is not None, "no micro-batch was accumulated"
         limit = self._max_grad_norm or float("inf")
         self.scaler.unscale_(self.optimizer)
@@ -95,7 +95,7 @@ class Stepper:
         self._sum = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer, loss scale and masters; the weights are saved by whoever knows their names.
+        """Return optimizer, loss scale and masters; the weights are saved by whoever knows their names.
 
         The optimizer's state has the model's order, however parameters are grouped: either stepper reads it.
         """

@@ -29,28 +29,28 @@ __all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "losses",
 
 
 def monitor(run: RunHandle) -> Monitor:
-    """The live panel of `run`: show it as a cell's last value, or with `display`."""
+    """Return the live panel of `run`: show it as a cell's last value, or with `display`."""
     from nbtune.widgets.monitor_panel import Monitor
 
     return Monitor(run)
 
 
 def figure(run: RunReader) -> go.Figure:
-    """A Plotly figure of the run's loss, held-out loss and learning rate."""
+    """Return a Plotly figure of the run's loss, held-out loss and learning rate."""
     from nbtune.widgets.run_figure import run_figure
 
     return run_figure(run)
 
 
 def report(run: RunReader | RunHandle) -> Report:
-    """A static report: `.png()`, `.html()`, and a display in a notebook without any widget."""
+    """Return a static report: `.png()`, `.html()`, and a display in a notebook without any widget."""
     from nbtune.widgets.run_report import Report
 
     return Report(run)
 
 
 def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspector:
-    """The inspector of `rows`: rows themselves, a file, a Hub id, one of nbtune's sets, or a `RunSpec`.
+    """Return the inspector of `rows`: rows themselves, a file, a Hub id, one of nbtune's sets, or a `RunSpec`.
 
     Args:
         rows: what `data:` may name, or the rows.
@@ -63,7 +63,7 @@ def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any
 
 
 def form(plan: Callable[..., Any], start: Callable[..., Any], namespace: Mapping[str, Any] | None = None) -> Form:
-    """The form.
+    """Return the form.
 
     Args:
         plan: ``plan(spec, rows=namespace)``, such as `nbtune.plan`.
@@ -76,28 +76,28 @@ def form(plan: Callable[..., Any], start: Callable[..., Any], namespace: Mapping
 
 
 def chat(run: RunHandle | AtStep, other: RunHandle | AtStep | None = None, *, system: str = "") -> Chat:
-    """The chat panel: `run` beside its base model, or beside `other`."""
+    """Return the chat panel: `run` beside its base model, or beside `other`."""
     from nbtune.widgets.chat_panel import Chat
 
     return Chat(run, other, system)
 
 
 def compare(runs: Iterable[RunReader | RunHandle]) -> Compare:
-    """The comparison of two to twelve runs: their losses on one chart, and what their specs differ in."""
+    """Return the comparison of two to twelve runs: their losses on one chart, and what their specs differ in."""
     from nbtune.widgets.compare_panel import Compare
 
     return Compare(runs)
 
 
 def exporter(run: RunHandle) -> ExportPanel:
-    """The export panel of `run`."""
+    """Return the export panel of `run`."""
     from nbtune.widgets.export_panel import ExportPanel
 
     return ExportPanel(run)
 
 
 def losses(run: RunHandle, **options: Any) -> Losses:
-    """The losses of `run`'s rows, with the options of `nbtune.store.row_losses.MeasuredRows`."""
+    """Return the losses of `run`'s rows, with the options of `nbtune.store.row_losses.MeasuredRows`."""
     from nbtune.widgets.losses_panel import Losses
 
     return Losses(run, **options)

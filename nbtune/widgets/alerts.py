@@ -29,12 +29,12 @@ class Hints:
         self._slowed = dict.fromkeys(OFTEN, 0.0)
 
     def forget(self) -> None:
-        """The run went back: what was told may be told again."""
+        """Forget what was told, which may be told again: the run went back."""
         self._told.clear()
         self._looked = 0
 
     def after_eval(self, evals: list[dict[str, Any]]) -> tuple[str, str, str] | None:
-        """Whether the held-out loss rises, from a list of {step, loss}.
+        """Return a warning where the held-out loss rises, from a list of {step, loss}.
 
         >>> losses = [2.0, 1.0, 1.1, 1.2, 1.3]
         >>> Hints().after_eval([{"step": k, "loss": loss} for k, loss in enumerate(losses)])[0]
@@ -57,7 +57,7 @@ class Hints:
         )
 
     def after_steps(self, series: Series, total: int) -> tuple[str, str, str] | None:
-        """Whether the loss has not moved, or was no number for the first time; looks every few steps."""
+        """Return a warning where the loss has not moved, or was no number for the first time; looks every few steps."""
         if series.next < self._looked + 10:
             return None
         self._looked = series.next
@@ -94,7 +94,8 @@ class Hints:
         )
 
     def after_device(self, slowed: str, temperature: float, watts: float) -> tuple[str, str, str] | None:
-        """Whether the device has been slowed for long, from what is said of it once a second (`events.Device`).
+        """Return a warning where the device has been slowed for long, from what is said of it once a second
+        (`events.Device`).
 
         >>> hints = Hints()
         >>> [hints.after_device("heat", 89, 300) for _ in range(10)][-1][0]

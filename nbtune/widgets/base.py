@@ -20,7 +20,7 @@ STATIC = Path(__file__).parent / "static"
 
 @cache
 def asset(name: str) -> str:
-    """The text of a built file of `widgets/static`.
+    """Return the text of a built file of `widgets/static`.
 
     Raises:
         NbtuneError: it was not built.
@@ -80,7 +80,7 @@ class Panel(anywidget.AnyWidget):
     """What a page is shown that cannot show the panel, given whether a picture is due; and whether it may change."""
 
     def hear(self, content: dict[str, Any], buffers: Any) -> None:
-        """Any other message of the page."""
+        """Hear any other message of the page."""
 
     def _do(self, content: dict[str, Any], buffers: Any) -> None:
         number, name = content.pop("id", None), str(content.pop("do", ""))
@@ -97,11 +97,11 @@ class Panel(anywidget.AnyWidget):
 
     @staticmethod
     def words(error: BaseException) -> str:
-        """An error as one short text for people."""
+        """Return an error as one short text for people."""
         return clean(str(error) if isinstance(error, NbtuneError) else f"{type(error).__name__}: {error}", 1000)
 
     def in_background(self, work: Callable[[], Any], failed: Callable[[BaseException], None]) -> None:
-        """Runs `work` in a thread of its own; `failed` hears of an error."""
+        """Run `work` in a thread of its own; `failed` hears of an error."""
 
         def body() -> None:
             try:
@@ -114,7 +114,7 @@ class Panel(anywidget.AnyWidget):
 
 @cache
 def _style_id() -> str:
-    """The name under which a page keeps the panels' style: a page has one style of a name.
+    """Return the name under which a page keeps the panels' style: a page has one style of a name.
 
     anywidget's own is the panel's class. Each class then brought a copy of what all share, and the copy that came last
     overrode the panels before it. A style of another version has another name: a notebook that was saved long ago
@@ -130,7 +130,7 @@ def _plotly() -> bytes:
 
 
 def _reply_anywhere(comm: Any) -> None:
-    """Lets clicks be handled in the subshell that the page sent them to.
+    """Let clicks be handled in the subshell that the page sent them to.
 
     ipykernel 7.4 sends a comm's message to the subshell that last *published* on that comm, which is the main shell:
     a click waited until the running cell was done. On this instance we give the front-end's own choice back. Older

@@ -44,7 +44,7 @@ class Answerers:
         return f"{run.id}@{given.step}" if isinstance(given, AtStep) else run.id
 
     def choices(self) -> list[dict[str, Any]]:
-        """What can be picked: key, name, run, whether it is a base."""
+        """Return what can be picked: key, name, run, whether it is a base."""
         self._look()
         names = [run.name for run in self._runs.values()]
         found = []
@@ -57,7 +57,7 @@ class Answerers:
         return found
 
     def sides(self) -> list[dict[str, Any]]:
-        """Who answers on each side: key, name, whether it is a base."""
+        """Return who answers on each side: key, name, whether it is a base."""
         names = {choice["key"]: choice for choice in self.choices()}
         return [names.get(key) or {"key": key, "name": self._name(key), "base": False} for key in self.keys]
 
@@ -66,7 +66,7 @@ class Answerers:
         return clean(f"{self._runs[run].name} · {step}", 100)
 
     def pick(self, side: int, key: str) -> None:
-        """Puts another one on a side.
+        """Put another one on a side.
 
         Raises:
             NbtuneError: there is none of that key.
@@ -107,14 +107,14 @@ class Answerers:
 
 
 def _parts(key: str) -> tuple[str, dict[str, Any]]:
-    """The id of a key's run, and what says which of its models is meant."""
+    """Return the id of a key's run, and what says which of its models is meant."""
     key, _, step = key.partition("@")
     number, _, base = key.partition(":")
     return number, {"base": bool(base)} | ({"step": int(step)} if step else {})
 
 
 def _steps(run: RunReader | RunHandle) -> list[int]:
-    """The checkpoints that are offered: the newest, and evenly spread ones before it."""
+    """Return the checkpoints that are offered: the newest, and evenly spread ones before it."""
     steps = run.saved_steps
     stride = -(-len(steps) // _STEPS) or 1
     return steps[::-1][::stride][::-1]

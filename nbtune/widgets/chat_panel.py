@@ -45,7 +45,7 @@ class _Turn:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def shown(self) -> dict[str, Any]:
-        """As the page sees it: while a blind vote is open, it does not say who answered."""
+        """Return it as the page sees it: while a blind vote is open, it does not say who answered."""
         hidden = self.blind and self.vote is None
         answers = [self.answers[side] for side in self.order]
         return {
@@ -95,13 +95,13 @@ class Chat(Panel):
     # --- who answers ------------------------------------------------------------------------------------------------
 
     def do_look(self) -> None:
-        """Looks which runs and checkpoints there are by now."""
+        """Look which runs and checkpoints there are by now."""
         found = self._who.choices()
         if found != self.choices:
             self.choices = found
 
     def do_pick(self, side: int, key: str) -> None:
-        """Another one answers on a side, by its key in `choices`; a new conversation begins."""
+        """Let another one answer on a side, by its key in `choices`; a new conversation begins."""
         if self.busy:
             raise NbtuneError("an answer is still being written", fix="wait for it, or stop it")
         self._who.pick(int(side), str(key))
@@ -111,7 +111,7 @@ class Chat(Panel):
     # --- asking -----------------------------------------------------------------------------------------------------
 
     def do_ask(self, prompt: str, max_new_tokens: int = 128, temperature: float = 0.0) -> None:
-        """Asks both with the same seed; each token comes as it is made."""
+        """Ask both with the same seed; each token comes as it is made."""
         if self.busy:
             raise NbtuneError("an answer is still being written", fix="wait for it, or stop it")
         prompt = str(prompt)
@@ -126,7 +126,7 @@ class Chat(Panel):
         self.in_background(lambda: self._answer(turn, options), lambda error: self._failed(turn, error))
 
     def do_stop(self) -> None:
-        """Ends the answers that are being written; what was said of them stays."""
+        """End the answers that are being written; what was said of them stays."""
         turn = self._whole[-1] if self._whole else None
         if turn is None or not self.busy:
             return
@@ -149,7 +149,7 @@ class Chat(Panel):
         self._leave(turn)
 
     def _leave(self, turn: _Turn) -> None:
-        """The turn is over: what has no whole answer has what was said so far."""
+        """End the turn: what has no whole answer has what was said so far."""
         for side in (0, 1):
             if turn.answers[side] is None and turn.tokens[side]:
                 turn.answers[side] = "".join(text for text, _, _, special in turn.tokens[side] if not special).strip()
@@ -163,7 +163,7 @@ class Chat(Panel):
             self._leave(turn)
 
     def _conversation(self, side: int, blind: bool) -> list[dict[str, Any]]:
-        """What a side is asked: the system prompt, the turns that it knows an answer to, and the last question.
+        """Return what a side is asked: the system prompt, the turns that it knows an answer to, and the last question.
 
         Both sides of a blind turn are asked the same: a turn before counts with the answer that was voted for.
         """
@@ -176,15 +176,15 @@ class Chat(Panel):
         return [*messages, {"role": "user", "content": self._whole[-1].prompt}]
 
     def do_tokens(self, turn: int, place: int) -> list[list[Any]]:
-        """The tokens of the answer at `place` (0 left, 1 right): [text, loss, [[other text, its probability], …],
-        special] each."""
+        """Return the tokens of the answer at `place` (0 left, 1 right): [text, loss, [[other text, its probability],
+        …], special] each."""
         found = self._turn(turn)
         return found.tokens[found.order[int(place)]]
 
     # --- judging ----------------------------------------------------------------------------------------------------
 
     def do_vote(self, turn: int, place: int) -> bool:
-        """The answer shown at `place` (0 left, 1 right) is the better one; 2: neither. False: both say the same."""
+        """Vote for the answer shown at `place` (0 left, 1 right); 2: neither is better. False: both say the same."""
         voted, answers = self._turn(turn), self._turn(turn).answers
         ready = voted.blind and voted.vote is None and None not in answers and not voted.stop.is_set()
         if not ready or int(place) not in (0, 1, 2):
@@ -199,7 +199,7 @@ class Chat(Panel):
         return answers[0] != answers[1]
 
     def do_save(self, name: str = "preferences.jsonl") -> str:
-        """Appends the votes to a file in the working folder; returns its name."""
+        """Append the votes to a file in the working folder; return its name."""
         path = Path(Path(name).name).with_suffix(".jsonl")
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.preferences)
@@ -208,11 +208,11 @@ class Chat(Panel):
         return path.name
 
     def do_blind(self, on: bool) -> None:
-        """Hides and shuffles who answers, from the next question on."""
+        """Hide and shuffle who answers, from the next question on."""
         self.blind = bool(on)
 
     def do_clear(self) -> None:
-        """Forgets the conversation; the votes stay."""
+        """Forget the conversation; the votes stay."""
         self.do_stop()
         self._whole = []
         self._show()
@@ -243,7 +243,7 @@ class _Stream:
             self.flush()
 
     def flush(self) -> None:
-        """Sends what was not sent."""
+        """Send what was not sent."""
         new = self.tokens[self.sent :]
         if new and not self.turn.stop.is_set():
             body = {"t": "tokens", "turn": self.turn.number, "place": self.place, "i0": self.sent, "tokens": new}

@@ -48,7 +48,7 @@ class Compare(Panel):
         threading.Thread(target=self._tell, name="nbtune-compare", daemon=True).start()
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
-        """The widget's state with a picture of now."""
+        """Return the widget's state with a picture of now."""
         state = super().get_state(key, drop_defaults)
         if "pictures" in state or "columns" in state:
             fresh = dict(zip(("pictures", "columns"), self._pictures(), strict=True))
@@ -56,7 +56,7 @@ class Compare(Panel):
         return state
 
     def close(self) -> None:
-        """Stops listening and takes the panel from the page."""
+        """Stop listening and take the panel from the page."""
         self._over.set()
         self._changed.set()
         for watched in self._watched:
@@ -77,7 +77,7 @@ class Compare(Panel):
 
 
 def differences(runs: Sequence[RunReader | RunHandle]) -> list[list[str]]:
-    """What the specs of runs differ in: rows of a dotted key and its value for each run, as text."""
+    """Return what the specs of runs differ in: rows of a dotted key and its value for each run, as text."""
     flat = [_flat(run.spec.model_dump(mode="json")) for run in runs]
     keys = list(dict.fromkeys(key for spec in flat for key in spec))
     rows = [[key, *(_word(spec.get(key)) for spec in flat)] for key in keys]

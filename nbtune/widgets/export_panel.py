@@ -59,7 +59,7 @@ class ExportPanel(Panel):
         self._watched.listen(self._show)
 
     def close(self) -> None:
-        """Stops listening and takes the panel from the page."""
+        """Stop listening and take the panel from the page."""
         self._watched.close()
         super().close()
 
@@ -75,17 +75,17 @@ class ExportPanel(Panel):
             self.files, self.notes = lists["files"], lists["notes"]
 
     def do_gguf(self, types: list[str], importance: bool = False, verify: bool = True) -> None:
-        """GGUF files of these types."""
+        """Make GGUF files of these types."""
         options = _options(importance=importance, verify=verify)
         wanted = _types(types)
         self._work("gguf", lambda: self.run.export.gguf(*wanted, **options))
 
     def do_make(self, what: str, kind: str = "") -> None:
-        """One of `MAKES`; `kind` is a merged model's dtype, or the type of Ollama's file."""
+        """Make one of `MAKES`; `kind` is a merged model's dtype, or the type of Ollama's file."""
         self._work(what, make(self.run, what, kind))
 
     def do_card(self, repo: str, what: str = "adapter") -> None:
-        """The model card of such a push comes as `card`."""
+        """Send the model card of such a push as `card`."""
 
         def read() -> None:
             card = clean(self.run.model_card(repo, what=what), _CARD)
@@ -103,7 +103,7 @@ class ExportPanel(Panel):
         pull_request: bool = False,
         card: str | None = None,
     ) -> None:
-        """Uploads with a model card; one that was changed in the page is kept in the run's folder, too."""
+        """Upload with a model card; one that was changed in the page is kept in the run's folder, too."""
         more: dict[str, Any] = {"types": _types(types or [])} if what == "gguf" else {}
         more |= {"revision": branch} if branch else {}
         more |= {"create_pr": True} if pull_request else {}
@@ -151,7 +151,7 @@ class ExportPanel(Panel):
 
 
 def make(run: RunHandle, what: str, kind: str = "") -> Callable[[], Any]:
-    """What makes one of `MAKES` of a run.
+    """Return what makes one of `MAKES` of a run.
 
     Raises:
         NbtuneError: nothing of the kind can be made.
@@ -171,12 +171,13 @@ def _types(names: list[str]) -> list[str]:
 
 
 def _options(*, importance: bool, verify: bool) -> dict[str, bool]:
-    """What is not as it is by default."""
+    """Return what is not as it is by default."""
     return ({"importance": True} if importance else {}) | ({} if verify else {"verify": False})
 
 
 def choices(parameters: int) -> list[dict[str, Any]]:
-    """Types with bytes, the smallest card (GiB) that holds file and some context, quality, and seconds to make."""
+    """Return types with bytes, the smallest card (GiB) that holds file and some context, quality,
+    and seconds to make."""
     found = []
     for kind in sorted(TYPES.values(), key=lambda kind: -kind.bits):
         size, speed = int(parameters * kind.bits / 8), _SPEED.get(kind.main, _SLOW)

@@ -41,7 +41,8 @@ class Shown:
 
 
 def has_page(shell: Any = None) -> bool:
-    """A notebook page shows the running cell: it has sent the cell's id along. Kaggle says by itself who looks on.
+    """Return whether a notebook page shows the running cell: it has sent the cell's id along. Kaggle says by itself who
+    looks on.
 
     Args:
         shell: IPython's; None: the one that there is.
@@ -58,12 +59,13 @@ def has_page(shell: Any = None) -> bool:
 
 
 def kaggle() -> str:
-    """Interactive in Kaggle's editor, Batch where it saves and runs all (a papermill without a page), else ""."""
+    """Return Interactive in Kaggle's editor, Batch where it saves and runs all (a papermill without
+    a page), else ""."""
     return os.environ.get("KAGGLE_KERNEL_RUN_TYPE", "")
 
 
 def stand_in(said_hello: threading.Event, look: Callable[[bool], tuple[Shown, bool]] | None) -> None:
-    """Makes an empty output in the cell that shows the panel, and waits for the page in a thread of its own.
+    """Make an empty output in the cell that shows the panel, and wait for the page in a thread of its own.
 
     The output has to be there from the start: a page drops what a thread displays anew once its cell is done.
 
@@ -96,7 +98,7 @@ def _wait(said_hello: threading.Event, look: Callable[[bool], tuple[Shown, bool]
 
 
 def command() -> str:
-    """What to do about it, for the environment that the Jupyter server runs in."""
+    """Return what to do about it, for the environment that the Jupyter server runs in."""
     python = _server()
     missing = _missing(python) if python is not None else list(_NEEDED.values())
     where = without_home(python) if python is not None else "python"
@@ -115,7 +117,7 @@ def _quoted(path: str) -> str:
 
 
 def _server() -> Path | None:
-    """The python of the process that started this kernel, by the name under which its environment has it."""
+    """Return the python of the process that started this kernel, by the name under which its environment has it."""
     import psutil
 
     try:

@@ -28,12 +28,13 @@ CARE: dict[str, dict[str, Any]] = {
 
 
 def preset(goal: str, care: str) -> dict[str, Any]:
-    """Dotted keys and values of a preset; None takes a value away."""
+    """Return dotted keys and values of a preset; None takes a value away."""
     return {**GOALS[goal], **CARE[care]}
 
 
 def fields() -> list[dict[str, Any]]:
-    """One entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, first, part."""
+    """Return one entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, first,
+    part."""
     found = list(_fields(RunSpec, "", ""))
     rank = {key: k for k, key in enumerate(FIRST)}
     return sorted(found, key=lambda entry: rank.get(entry["key"], len(FIRST)))

@@ -14,13 +14,13 @@ _LENGTH, _ROWS = 512, 1000  # of the rows that a model is judged by, while it is
 
 
 def names() -> list[str]:
-    """The embedded model and those of the caches."""
+    """Return the embedded model and those of the caches."""
     return ["nbtune/tiny", *hub_cache.cached("model")]
 
 
 def judge(offered: list[str]) -> Iterator[dict[str, Any]]:
-    """Of each model: name, bytes of its weights, peak bytes of a LoRA run, bytes that are there, how its weights are
-    kept; ``fits`` False where none of the ways fits. Models whose facts are not on this machine are left out."""
+    """Yield of each model: name, bytes of its weights, peak bytes of a LoRA run, bytes that are there, how its weights
+    are kept; ``fits`` False where none of the ways fits. Models whose facts are not on this machine are left out."""
     from nbtune import device, models
     from nbtune.data.prepare.stats import DataFacts, histogram
     from nbtune.planner import make_plan

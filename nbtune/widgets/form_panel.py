@@ -74,11 +74,11 @@ class Form(Panel):
         return body | {"data": [*rows, *files[:30], *_sets()]}
 
     def do_preset(self, goal: str, care: str) -> dict[str, Any]:
-        """Fills in a preset; returns its keys, None where a value is taken away."""
+        """Fill in a preset; return its keys, None where a value is taken away."""
         return preset(goal, care)
 
     def do_check(self, values: dict[str, Any]) -> None:
-        """Checks fields (strings as typed, by dotted key) and shows the YAML that they come to."""
+        """Check fields (strings as typed, by dotted key) and show the YAML that they come to."""
         body: dict[str, Any] = {}
         begun = bool(str(values.get("data") or "").strip())
         try:
@@ -89,7 +89,7 @@ class Form(Panel):
             self.checked = {"yaml": self.checked.get("yaml", ""), "error": _error(error), "begun": begun}
 
     def do_yaml(self, text: str) -> None:
-        """Checks a YAML text and fills the fields from it."""
+        """Check a YAML text and fill the fields from it."""
         try:
             spec = from_yaml(text, name="the YAML")
         except NbtuneError as error:
@@ -127,11 +127,11 @@ class Form(Panel):
             self.checked = {**self.checked, "error": _error(error)}
 
     def do_upload(self, name: str, buffers: Any) -> str:
-        """Writes a file that was dropped into the working folder (never over another one); returns its name."""
+        """Write a file that was dropped into the working folder (never over another one); return its name."""
         return keep(name, buffers)
 
     def do_start(self, name: str = "run") -> None:
-        """Starts the run; its monitor appears below."""
+        """Start the run; its monitor appears below."""
         if self.spec is None or self.checked.get("error"):
             raise SpecError("the form has something to mend first")
         spec = self.spec
@@ -147,7 +147,7 @@ class Form(Panel):
 
 
 def _chosen(plan: Any) -> dict[str, str]:
-    """What the plan chose for fields that were left to it, by dotted key; with the reason where it gives one."""
+    """Return what the plan chose for fields that were left to it, by dotted key; with the reason where it gives one."""
     return {
         "learning_rate": plan.explained_rate(),
         "steps": f"{plan.total_steps:,}",
@@ -167,7 +167,7 @@ _TEXTS = ("model", "data")
 
 
 def _read(key: str, value: Any) -> Any:
-    """A field's value from what was typed: YAML, but for names, unless one is written as a mapping or a list."""
+    """Return a field's value from what was typed: YAML, but for names, unless one is written as a mapping or a list."""
     if not isinstance(value, str) or (key in _TEXTS and not value.startswith(("{", "["))):
         return value
     return parse_value(value)
@@ -183,7 +183,7 @@ def _put(body: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _flat(spec: RunSpec) -> dict[str, Any]:
-    """What a spec sets, by dotted key; lists and sources as the YAML has them."""
+    """Return what a spec sets, by dotted key; lists and sources as the YAML has them."""
     from nbtune.spec.yaml_loader import load
 
     flat: dict[str, Any] = {}

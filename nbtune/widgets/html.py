@@ -12,7 +12,7 @@ from nbtune.widgets.sanitize import clean
 
 
 def card(run: RunReader, latest: Step | None) -> str:
-    """HTML of a run's name, its state and latest step, its folder, and what a person may do with it now."""
+    """Return HTML of a run's name, its state and latest step, its folder, and what a person may do with it now."""
     state, rows = _found(run, latest)
     cells = "".join(
         f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
@@ -23,7 +23,7 @@ def card(run: RunReader, latest: Step | None) -> str:
 
 
 def words(run: RunReader, latest: Step | None) -> str:
-    """The same as lines of text."""
+    """Return the same as lines of text."""
     state, rows = _found(run, latest)
     rows = [*rows, ("Next", " · ".join(next_calls(state)))]
     return "\n".join([f"Run {clean(run.name, 200)}", *(f"  {name}: {text}" for name, text in rows)])
@@ -40,7 +40,7 @@ def _found(run: RunReader, latest: Step | None) -> tuple[str, list[tuple[str, st
 
 
 def next_calls(state: str) -> list[str]:
-    """The lines of Python that make sense in a state."""
+    """Return the lines of Python that make sense in a state."""
     if state not in ENDED:
         return ["run.monitor()", "run.pause()", "run.stop()", "run.wait()"]
     if state == "finished":
@@ -49,7 +49,7 @@ def next_calls(state: str) -> list[str]:
 
 
 def as_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lines, each column as wide as it needs to be.
+    """Return lines, each column as wide as it needs to be.
 
     >>> print(as_text(("a", "b"), [("long", "x")]))
     a     b
@@ -62,7 +62,7 @@ def as_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_html(columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """A table; cells are text, never markup."""
+    """Return a table; cells are text, never markup."""
     left = "style='text-align:left'"
     head = "".join(f"<th scope='col' {left}>{escape(column)}</th>" for column in columns)
     lines = ("".join(f"<td {left}>{escape(cell)}</td>" for cell in row) for row in rows)

@@ -76,7 +76,7 @@ class Inspector(Panel):
         return {"summary": summary, "row": self._row(inspection, index) if summary["rows"] else {}}
 
     def _row(self, inspection: Inspection, index: int) -> dict[str, Any]:
-        """A row, with its tokens' losses where they are known."""
+        """Return a row, with its tokens' losses where they are known."""
         row = inspection.row(max(0, min(len(inspection) - 1, int(index))))
         known = self.losses.get(row["index"])
         if known is None:
@@ -85,39 +85,39 @@ class Inspector(Panel):
         return row | {"losses": told[: len(row["tokens"])]}
 
     def do_row(self, index: int) -> None:
-        """Shows a row; its losses come when they are known."""
+        """Show a row; its losses come when they are known."""
         self.row = self._row(self.inspection, index)
         if self.judge and self.row["index"] not in self.losses:
             self.in_background(self._judge, self._failed)
 
     def do_search(self, text: str, back: bool = False) -> bool:
-        """Shows the next row that holds `text`; False if none does."""
+        """Show the next row that holds `text`; False if none does."""
         index = self.inspection.search(str(text), self.row["index"], back=back)
         if index is not None:
             self.do_row(index)
         return index is not None
 
     def do_read(self, source: int, format: str | None, columns: dict[str, str]) -> None:
-        """Reads a source otherwise."""
+        """Read a source otherwise."""
         self._change(lambda: self.inspection.with_reading(source=source, format=format, columns=columns))
 
     def do_upload(self, name: str, buffers: Any) -> str:
-        """Shows the rows of a file that was dropped here, and keeps it in the working folder; returns its name."""
+        """Show the rows of a file that was dropped here, and keep it in the working folder; return its name."""
         kept, spec = keep(name, buffers), self.inspection.spec
         self._change(lambda: Inspection.of(f"file:{kept}", model=spec.model, train_on=spec.train_on))
         return kept
 
     def do_train_on(self, rule: str) -> None:
-        """Another rule for what is trained."""
+        """Set another rule for what is trained."""
         self._change(lambda: self.inspection.with_training(rule))
 
     def do_span(self, first: int, last: int, train: bool) -> None:
-        """A rule for the text of the tokens first..last (both counted) of the row that is shown."""
+        """Add a rule for the text of the tokens first..last (both counted) of the row that is shown."""
         index = self.row["index"]
         self._change(lambda: self.inspection.with_span(self.inspection.text_of(index, first, last), bool(train)))
 
     def do_text(self, text: str, train: bool) -> None:
-        """A rule for a text of the row that is shown, as it is rendered.
+        """Add a rule for a text of the row that is shown, as it is rendered.
 
         Raises:
             NbtuneError: it does not stand there.
@@ -127,11 +127,11 @@ class Inspector(Panel):
         self._change(lambda: self.inspection.with_span(str(text), bool(train)))
 
     def do_drop(self, rule: int) -> None:
-        """Takes a rule away."""
+        """Take a rule away."""
         self._change(lambda: self.inspection.without_span(int(rule)))
 
     def do_undo(self) -> None:
-        """Takes the last change back."""
+        """Take the last change back."""
         if self._past:
             self._change(self._past[-1], back=True)
 
@@ -153,13 +153,13 @@ class Inspector(Panel):
     # --- losses -----------------------------------------------------------------------------------------------------
 
     def do_look(self) -> None:
-        """Looks which runs and checkpoints there are by now."""
+        """Look which runs and checkpoints there are by now."""
         found = self._who.choices()
         if found != self.judges:
             self.judges = found
 
     def do_judge(self, key: str) -> None:
-        """The losses are those of this run or checkpoint, by its key in `judges`; "": none."""
+        """Take the losses of this run or checkpoint, by its key in `judges`; "": none."""
         if key and key not in {judge["key"] for judge in self._who.choices()}:
             raise NbtuneError("that run or checkpoint is not there any more")
         self.losses.clear()
@@ -169,7 +169,7 @@ class Inspector(Panel):
             self.in_background(self._judge, self._failed)
 
     def _judge(self) -> None:
-        """Asks for the losses of the row that is shown: one forward."""
+        """Ask for the losses of the row that is shown: one forward."""
         with self._reading:
             index, key, inspection = self.row.get("index"), self.judge, self.inspection
             if index is None or index in self.losses or not key or self.row.get("error"):

@@ -33,5 +33,5 @@ def _cells(row: RowLoss, text: tuple[str, str], *, with_base: bool) -> tuple[str
 
 
 def _shown_number(value: float | None) -> str:
-    """A loss as people read it."""
+    """Return a loss as people read it."""
     return "" if value is None else ("–" if not math.isfinite(value) else f"{value:.3f}")

@@ -74,7 +74,8 @@ class Losses(MeasuredRows):
         return self
 
     def go_on(self, *, name: str | None = None, **fields: Any) -> RunHandle:
-        """A run that goes on from this one's weights with the rows as they are wanted now; see `nbtune.Run.go_on`."""
+        """Start a run that goes on from this one's weights with the rows as they are wanted now; see
+        `nbtune.Run.go_on`."""
         return self.run.go_on(name=name, row_weights=self.row_weights, **fields)
 
     # --- what is shown ----------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ class Losses(MeasuredRows):
         return pandas.DataFrame(rows, columns=columns)
 
     def said(self) -> str:
-        """Where the measuring stands, in one line."""
+        """Return where the measuring stands, in one line."""
         name = clean(self.run.name, 200)
         if self.error is not None:
             return f"{name}: measuring failed: {clean(self.error, 600)}"
@@ -106,11 +107,11 @@ class Losses(MeasuredRows):
     def table(
         self, by: str = "loss", *, count: int = ENDS, lowest: bool = False
     ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Names of columns, and the first `count` rows of an order as text."""
+        """Return the names of columns, and the first `count` rows of an order as text."""
         return loss_table(self.sorted(by, lowest=lowest)[:count], self.text)
 
     def _tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-        """Of few rows one table, else one of each end; none as long as nothing is measured."""
+        """Return of few rows one table, else one of each end; none as long as nothing is measured."""
         if not self.rows:
             return []
         if self.done <= 2 * ENDS:
@@ -118,7 +119,7 @@ class Losses(MeasuredRows):
         return [("highest loss", *self.table()), ("lowest loss", *self.table(lowest=True))]
 
     def panel(self) -> LossesPanel:
-        """The panel, to be shown once more or to be laid out."""
+        """Return the panel, to be shown once more or to be laid out."""
         if self._panel is None:
             self._panel = LossesPanel(self)
         return self._panel
@@ -165,7 +166,7 @@ class LossesPanel(Panel):
         super().__init__(status=self._status(), view=self._view(), changes=self._changes())
 
     def _hear_more(self) -> None:
-        """Something was measured: the page is told, not too often."""
+        """Tell the page, not too often, that something was measured."""
         now = time.monotonic()
         if not self.losses.busy or now - self._told_at > EVERY:
             self._told_at = now
@@ -191,14 +192,15 @@ class LossesPanel(Panel):
         }
 
     def _view(self) -> dict[str, Any]:
-        """The rows that are shown. A few KB."""
+        """Return the rows that are shown. A few KB."""
         rows = self.losses.sorted(self._by, lowest=self._lowest)
         shown = [self._row(row) for row in rows[: self._count]]
         more = min(MOST, len(rows)) - len(shown)
         return {"by": self._by, "lowest": self._lowest, "rows": shown, "more": max(0, more)}
 
     def _changes(self) -> dict[str, Any]:
-        """How often single rows count, by their marks, as far as those are measured; and whether that can be undone."""
+        """Return how often single rows count, by their marks, as far as those are measured; and whether that can be
+        undone."""
         weights = self.losses.row_weights
         there = {row.mark for row in list(self.losses.rows.values())}
         return {
@@ -222,42 +224,42 @@ class LossesPanel(Panel):
         return {"mark": row.mark, "tokens": row.tokens, "asked": asked, "said": said, **told, **place}
 
     def in_words(self, _picture: bool) -> tuple[Shown, bool]:  # type: ignore[override]
-        """Where the page shows no panels."""
+        """Show it where the page shows no panels."""
         return Shown(repr(self.losses)), self.losses.busy
 
     # --- what is clicked --------------------------------------------------------------------------------------------
 
     def do_sort(self, by: str, lowest: bool) -> None:
-        """Another order."""
+        """Set another order."""
         if by not in ORDERS:
             raise NbtuneError(f"rows cannot be sorted by {by!r}")
         self._by, self._lowest, self._count = by, bool(lowest), PAGE
         self.view = self._view()
 
     def do_more(self) -> None:
-        """Shows more rows."""
+        """Show more rows."""
         self._count = min(MOST, self._count + 2 * PAGE)
         self.view = self._view()
 
     def do_stop(self) -> str:
-        """Leaves off measuring; returns the line of code, as what follows does."""
+        """Leave off measuring; return the line of code, as what follows does."""
         self.losses.stop()
         return "losses.stop()"
 
     def do_start(self) -> str:
-        """Measures the rest."""
+        """Measure the rest."""
         self.losses.start()
         self.status = self._status()
         return "losses.start()"
 
     def do_again(self) -> str:
-        """Measures all anew."""
+        """Measure all anew."""
         self.losses.measure_again()
         self._tell()
         return "losses.measure_again()"
 
     def do_open(self, index: int) -> str:
-        """Shows a row in the inspector below, with its tokens' losses."""
+        """Show a row in the inspector below, with its tokens' losses."""
         index = int(index)
         self.in_background(lambda: self._open(index), self._failed)
         return f"nbtune.inspect(run, row={index})"
@@ -272,26 +274,26 @@ class LossesPanel(Panel):
         self.opened = {"model": self._inspector.model_id, "index": index}
 
     def do_weight(self, mark: str, weight: float) -> str:
-        """How often a row counts from now on: 0 leaves it out, 1 is as usual."""
+        """Set how often a row counts from now on: 0 leaves it out, 1 is as usual."""
         weight = int(weight) if float(weight).is_integer() else float(weight)
         self.losses.weight(str(mark), weight)
         self.changes = self._changes()
         return f'losses.drop("{mark}")' if weight == 0 else f'losses.weight("{mark}", {weight})'
 
     def do_undo(self) -> str:
-        """Takes the last change back."""
+        """Take the last change back."""
         self.losses.undo()
         self.changes = self._changes()
         return "losses.undo()"
 
     def do_code(self, steps: int | None = None) -> str:
-        """The line that a run started with now would be made by, in any notebook."""
+        """Return the line that a run started with now would be made by, in any notebook."""
         weights = ", ".join(f'"{mark}": {weight:g}' for mark, weight in self.losses.row_weights.items())
         given = [*([f"row_weights={{{weights}}}"] if weights else []), *([f"steps={int(steps)}"] if steps else [])]
         return f'run = nbtune.attach("{clean(self.losses.run.id, 40)}").go_on({", ".join(given)})'
 
     def do_go_on(self, steps: int | None = None) -> str:
-        """Starts a run that goes on from this one's weights, and shows its monitor."""
+        """Start a run that goes on from this one's weights, and show its monitor."""
         code = self.do_code(steps)
         self.going = {"state": "starting"}
         self.in_background(lambda: self._go_on(int(steps) if steps else None), self._not_begun)
@@ -310,7 +312,7 @@ class LossesPanel(Panel):
         self.going = {"state": "failed", "error": self.words(error)}
 
     def do_close(self) -> None:
-        """Puts the inspector away."""
+        """Put the inspector away."""
         self.opened = {}
         if self._inspector is not None:
             self._inspector.close()

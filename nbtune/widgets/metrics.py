@@ -53,11 +53,11 @@ class Series:
         return self._rows[:, : self._length]
 
     def column(self, name: str) -> np.ndarray:
-        """float64 [rows], a view."""
+        """Return float64 [rows], a view."""
         return self.rows[COLUMNS.index(name)]
 
     def add(self, steps: Iterable[Step]) -> None:
-        """Appends one row per step."""
+        """Append one row per step."""
         for step in steps:
             if self._length == self._rows.shape[1]:
                 self._shrink()
@@ -68,12 +68,12 @@ class Series:
             self._shrink()
 
     def restore(self, rows: np.ndarray, next: int) -> None:
-        """Starts from rows that were merged elsewhere, at most `limit` of them; `next` is the raw index after them."""
+        """Start from rows that were merged elsewhere, at most `limit` of them; `next` is the raw index after them."""
         self._length, self.next = rows.shape[1], next
         self._rows[:, : self._length] = rows
 
     def cut(self, step: int) -> bool:
-        """Forgets what is at `step` or later (a run that went back to a checkpoint); True if there was something."""
+        """Forget what is at `step` or later (a run that went back to a checkpoint); True if there was something."""
         if not self._length or self._rows[_STEP, self._length - 1] < step:
             return False
         keep = int(np.searchsorted(self.column("step"), step, side="left"))
@@ -82,13 +82,14 @@ class Series:
         return True
 
     def since(self, first: int, limit: int) -> np.ndarray | None:
-        """The rows from raw index `first`, merged to at most `limit`; None if `first` lies inside a merged row."""
+        """Return the rows from raw index `first`, merged to at most `limit`; None if `first` lies
+        inside a merged row."""
         start = int(np.searchsorted(self.column("first"), first, side="left"))
         behind = self._rows[_FIRST, start] if start < self._length else self.next
         return merged(self.rows[:, start:], limit) if behind == first else None
 
     def snapshot(self, limit: int) -> np.ndarray:
-        """All rows, merged to at most `limit`: float64 [len(COLUMNS), rows], a copy."""
+        """Return all rows, merged to at most `limit`: float64 [len(COLUMNS), rows], a copy."""
         return merged(self.rows, limit).copy()
 
     def _shrink(self) -> None:
@@ -98,7 +99,8 @@ class Series:
 
 
 def merged(rows: np.ndarray, limit: int, group: int = 0) -> np.ndarray:
-    """`rows` in boxes of the smallest power of two steps that gives at most `limit` boxes; `rows` itself if it fits.
+    """Return `rows` in boxes of the smallest power of two steps that gives at most `limit` boxes; `rows` itself if it
+    fits.
 
     With `group`, each so many rows become one instead.
     """
@@ -121,7 +123,7 @@ def merged(rows: np.ndarray, limit: int, group: int = 0) -> np.ndarray:
 
 
 def _starts(first: np.ndarray, limit: int) -> np.ndarray:
-    """Where the boxes of the smallest power of two steps begin that are at most `limit`."""
+    """Return where the boxes of the smallest power of two steps begin that are at most `limit`."""
     width = 2
     while len(starts := np.flatnonzero(np.diff(first // width, prepend=-1.0))) > limit:
         width *= 2
@@ -129,7 +131,7 @@ def _starts(first: np.ndarray, limit: int) -> np.ndarray:
 
 
 def row_of(index: int, step: Step) -> tuple[float, ...]:
-    """A step as a row of `COLUMNS`."""
+    """Return a step as a row of `COLUMNS`."""
     memory = step.memory_allocated or step.memory_peak
     loss = step.loss
     return (

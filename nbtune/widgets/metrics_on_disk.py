@@ -41,7 +41,7 @@ class Columns:
         self._lock: BinaryIO | None = None
 
     def load(self) -> dict[str, Any] | None:
-        """What `save` was given last; the rows that belong to it are there again. None: start from the log."""
+        """Return what `save` was given last; the rows that belong to it are there again. None: start from the log."""
         state = read_json(self.folder / "state.json")
         if state is None or state.get("version") != VERSION or type(rows := state.get("rows")) is not int:
             return None
@@ -55,7 +55,7 @@ class Columns:
         return dict(state["state"])
 
     def reset(self) -> None:
-        """Starts from nothing: what is on disk does not count any more."""
+        """Start from nothing: what is on disk does not count any more."""
         self.length = self._written = 0
         if (self.folder / "state.json").exists() and self._mine():
             (self.folder / "state.json").unlink(missing_ok=True)
@@ -66,7 +66,7 @@ class Columns:
         return self.length - self._written
 
     def add(self, row: Iterable[float]) -> None:
-        """One more step."""
+        """Add one more step."""
         if self.fresh >= len(self._fresh):
             self._grow()
         self._fresh[self.fresh] = tuple(row)
@@ -78,7 +78,7 @@ class Columns:
         self._fresh = grown
 
     def cut(self, length: int) -> None:
-        """Forgets all rows from `length` on."""
+        """Forget all rows from `length` on."""
         self.length = min(self.length, length)
         if self.length < self._written:
             self._written = self.length
@@ -89,7 +89,7 @@ class Columns:
                         file.truncate(self.length // _BOX**level * _ROW)
 
     def save(self, state: Callable[[], dict[str, Any]], *, all_of_it: bool = False) -> bool:
-        """Writes what is in memory, when there is enough of it (or `all_of_it`); True if it did."""
+        """Write what is in memory, when there is enough of it (or `all_of_it`); True if it did."""
         if self.length <= FEW or self.fresh < (1 if all_of_it else _KEEP):
             return False
         if not self._mine():
@@ -118,7 +118,7 @@ class Columns:
             file.write(np.ascontiguousarray(rows, dtype="<f8").tobytes())
 
     def _mine(self) -> bool:
-        """This is the one that writes: asks for the lock until it has it."""
+        """Return whether this is the one that writes: ask for the lock until it has it."""
         if self._lock is not None:
             return True
         try:
@@ -137,7 +137,7 @@ class Columns:
         return True
 
     def _lean_on_others(self) -> None:
-        """What somebody else has written meanwhile need not be in memory."""
+        """Drop from memory what somebody else has written meanwhile."""
         there = self._on_disk()
         if self._written < there <= self.length:
             self._fresh = self._fresh[there - self._written :].copy()
@@ -149,7 +149,7 @@ class Columns:
         return rows if type(rows) is int else 0
 
     def close(self) -> None:
-        """Lets another one write."""
+        """Let another one write."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -158,7 +158,7 @@ class Columns:
         self.close()
 
     def rows(self, first: int, last: int, limit: int) -> np.ndarray:
-        """Rows `first`..`last` (raw indices), merged to at most `limit`: float64 [len(COLUMNS), ≤ limit]."""
+        """Return rows `first`..`last` (raw indices), merged to at most `limit`: float64 [len(COLUMNS), ≤ limit]."""
         first, last = max(0, first), min(last, self.length)
         if last <= first:
             return np.empty((len(COLUMNS), 0))
@@ -172,7 +172,7 @@ class Columns:
         return merged(np.ascontiguousarray(found.T), limit)
 
     def _between(self, level: int, first: int, last: int) -> np.ndarray:
-        """Rows of `level`, with what does not fill a box at the end from the levels below it."""
+        """Return rows of `level`, with what does not fill a box at the end from the levels below it."""
         parts, at = [], first // _BOX**level * _BOX**level
         for lower in range(level, -1, -1):
             width = _BOX**lower
@@ -195,7 +195,7 @@ class Columns:
 
 
 def _boxes(rows: np.ndarray) -> np.ndarray:
-    """Each 8 rows as one."""
+    """Return each 8 rows as one."""
     if not len(rows):
         return rows
     return merged(np.ascontiguousarray(rows.T), len(rows) // _BOX, group=_BOX).T

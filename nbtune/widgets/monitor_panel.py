@@ -68,7 +68,7 @@ class Monitor(Panel):
         self._start_heart()
 
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
-        """The widget's state with a picture of now, so that a reloaded page or a second one is complete."""
+        """Return the widget's state with a picture of now, so that a reloaded page or a second one is complete."""
         state = super().get_state(key, drop_defaults)
         if "snapshot" in state or "snapshot_rows" in state:
             body, rows = self.view.snapshot()
@@ -77,7 +77,7 @@ class Monitor(Panel):
         return state
 
     def close(self) -> None:
-        """Stops listening and takes the panel from the page; the run goes on."""
+        """Stop listening and take the panel from the page; the run goes on."""
         self._over.set()
         self._watched.close()
         super().close()
@@ -107,14 +107,14 @@ class Monitor(Panel):
         self._tell()
 
     def _keep(self) -> None:
-        """Assigns the picture at the end: a notebook run without a page stores assigned traits only."""
+        """Assign the picture at the end: a notebook run without a page stores assigned traits only."""
         body, rows = self.view.snapshot()
         with self.hold_sync():
             self.snapshot_rows = rows
             self.snapshot = body
 
     def in_words(self, picture: bool) -> tuple[Shown, bool]:
-        """For a page that cannot show the panel: a line of text, and now and then a picture."""
+        """Show, on a page that cannot show the panel, a line of text, and now and then a picture."""
         from nbtune.widgets.run_report import Report
 
         report = Report(self.run)
@@ -164,7 +164,7 @@ class Monitor(Panel):
         self.run.stop()
 
     def do_drop(self) -> None:
-        """Stops without saving."""
+        """Stop without saving."""
         self.run.stop(save=False)
 
     def do_checkpoint(self) -> None:
@@ -176,7 +176,7 @@ class Monitor(Panel):
         self.run.sample()
 
     def do_rate(self, rate: float) -> None:
-        """Another peak of the learning rate."""
+        """Set another peak of the learning rate."""
         self.run.set_learning_rate(float(rate))
 
     def do_resume(self, step: int | None = None) -> None:
@@ -190,14 +190,14 @@ class Monitor(Panel):
         self._start_heart()
 
     def do_export(self, kind: str) -> None:
-        """A GGUF file of that type, or one of `MAKES`."""
+        """Make a GGUF file of that type, or one of `MAKES`."""
         if kind in TYPES:
             self._work(lambda: self.run.export.gguf(kind))
         else:
             self._work(make(self.run, kind))
 
     def do_open(self, what: str) -> None:
-        """Shows a panel of `BESIDE` below; it is closed by `do_close`."""
+        """Show a panel of `BESIDE` below; it is closed by `do_close`."""
         if what not in BESIDE:
             raise NbtuneError(f"a monitor does not open {what!r}")
         self.in_background(lambda: self._open(what), self._failed)
@@ -210,19 +210,19 @@ class Monitor(Panel):
         self.opened = {"what": what, "model": self._beside.model_id}
 
     def do_close(self) -> None:
-        """Puts the panel away that was opened."""
+        """Put the panel away that was opened."""
         self.opened = {}
         if self._beside is not None:
             self._beside.close()
             self._beside = None
 
     def do_push(self, repo: str, private: bool = True, what: str = "adapter") -> None:
-        """Uploads with a model card."""
+        """Upload with a model card."""
         more = {} if what == "adapter" else {"what": what}
         self._work(lambda: self.run.push_to_hub(repo, private=private, **more))
 
     def _work(self, work: Callable[[], Any]) -> None:
-        """In the background; what the run says meanwhile is shown, though nobody pumps a run that has ended."""
+        """Work in the background; what the run says meanwhile is shown, though nobody pumps a run that has ended."""
         done = threading.Event()
 
         def body() -> None:

@@ -48,7 +48,7 @@ class Inspection:
 
     @classmethod
     def of(cls, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspection:
-        """Of anything that `data` may be (names, sources, rows themselves), of a spec's, or of a run's."""
+        """Make one of anything that `data` may be (names, sources, rows themselves), of a spec's, or of a run's."""
         from nbtune import data
 
         if isinstance(rows, RunReader):
@@ -61,7 +61,7 @@ class Inspection:
         return cls(from_mapping(made), variables)
 
     def with_reading(self, *, source: int = 0, format: str | None, columns: dict[str, str]) -> Inspection:
-        """The same rows, one source read otherwise."""
+        """Return the same rows, one source read otherwise."""
         read = [spec.model_dump() for spec in self.spec.data]
         read[source] |= {"format": format, "columns": columns}
         data, given = tuple(SourceSpec.model_validate(entry) for entry in read), self._given
@@ -71,12 +71,12 @@ class Inspection:
         return Inspection(self.spec.model_copy(update={"data": data}), self.namespace, given)
 
     def with_training(self, train_on: str) -> Inspection:
-        """The same rows, with another rule for what is trained."""
+        """Return the same rows, with another rule for what is trained."""
         body = self.spec.model_dump() | {"train_on": train_on}
         return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
 
     def with_span(self, text: str, train: bool) -> Inspection:
-        """The same rows, with a rule that this text is trained, or not; it takes the place of an earlier one.
+        """Return the same rows, with a rule that this text is trained, or not; it takes the place of an earlier one.
 
         Raises:
             DataError: there is no text, or more than a rule should hold.
@@ -88,7 +88,7 @@ class Inspection:
         return self._with_rules([*others, {"match": text, "train": train}])
 
     def without_span(self, number: int) -> Inspection:
-        """The same rows, without one of the rules."""
+        """Return the same rows, without one of the rules."""
         return self._with_rules([r.model_dump() for k, r in enumerate(self.spec.train_spans) if k != number])
 
     def _with_rules(self, rules: list[dict[str, Any]]) -> Inspection:
@@ -96,7 +96,7 @@ class Inspection:
         return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
 
     def text_of(self, index: int, first: int, last: int) -> str:
-        """What the tokens first..last (both counted) of a row stand for.
+        """Return what the tokens first..last (both counted) of a row stand for.
 
         Raises:
             DataError: the row cannot be read.
@@ -108,7 +108,7 @@ class Inspection:
         return str(encoder.text_of(job, first, last + 1))
 
     def ids(self, index: int) -> list[int]:
-        """The tokens of a row, as far as a run would see them.
+        """Return the tokens of a row, as far as a run would see them.
 
         Raises:
             DataError: the row cannot be read.
@@ -120,7 +120,7 @@ class Inspection:
         return [int(token) for token in encoded[0][: self.max_len]]
 
     def _read_row(self, index: int) -> tuple[Any, Any]:
-        """A row's encoder, and what the encoder makes tokens of."""
+        """Return a row's encoder, and what the encoder makes tokens of."""
         source, number, k = self._find(index)
         form, encoder = self._encoders[k]
         return encoder, _read(form, source.rows[number])
@@ -149,7 +149,7 @@ class Inspection:
         return form, Encoder.of_spec(self.tokenizer, template, self.spec)
 
     def summary(self) -> dict[str, Any]:
-        """How the sources are read, and what was found in their first rows; JSON of a few KB."""
+        """Return how the sources are read, and what was found in their first rows; JSON of a few KB."""
         body: dict[str, Any] = {"rows": 0, "sources": [], "train_on": self.spec.train_on, "findings": [], "rules": []}
         body |= {"model": without_home(self.spec.model), "max_len": self.max_len, "yaml": self.yaml()}
         try:
@@ -201,7 +201,7 @@ class Inspection:
         }
 
     def _rules(self) -> list[dict[str, Any]]:
-        """The rules for spans, each with how many of the first rows it touches."""
+        """Return the rules for spans, each with how many of the first rows it touches."""
         rules = self.spec.train_spans
         if not rules:
             return []
@@ -220,7 +220,7 @@ class Inspection:
         ]
 
     def yaml(self) -> str:
-        """The lines of a spec that say what is shown."""
+        """Return the lines of a spec that say what is shown."""
         from nbtune.spec import to_yaml
 
         wanted = ("data:", "train_on:", "train_spans:")
@@ -231,7 +231,7 @@ class Inspection:
         return clean(without_home("\n".join(lines)))
 
     def row(self, index: int) -> dict[str, Any]:
-        """A row: raw (JSON), rendered, and tokens as [id, text, flags] (1 trained, 2 terminator, 4 special).
+        """Return a row: raw (JSON), rendered, and tokens as [id, text, flags] (1 trained, 2 terminator, 4 special).
 
         Raises:
             IndexError: there is no such row.
@@ -274,7 +274,8 @@ class Inspection:
         raise IndexError(index)
 
     def search(self, text: str, after: int, *, back: bool = False) -> int | None:
-        """The next row (or the one before) that holds `text`, in any column, whatever the case; around the end once."""
+        """Return the next row (or the one before) that holds `text`, in any column, whatever the case; around the end
+        once."""
         wanted, count = text.casefold(), len(self)
         for step in range(1, min(count, SEARCHED) + 1):
             index = (after - step if back else after + step) % count
@@ -285,13 +286,13 @@ class Inspection:
 
 
 def _read(form: Any, row: Any) -> Any:
-    """A row as text; of a row that judges several, the first: the better answer."""
+    """Return a row as text; of a row that judges several, the first: the better answer."""
     read = form.read(row)
     return getattr(read, "rows", (read,))[0]
 
 
 def _first(rows: Any) -> Any:
-    """A loader of the first rows, numbered and placed as they are."""
+    """Return a loader of the first rows, numbered and placed as they are."""
     from nbtune.data.sources.rows import ListRows
 
     name = rows.place(0).rpartition(",")[0]

@@ -13,7 +13,7 @@ COLOURS = {"loss": "#0072B2", "eval": "#D55E00", "rate": "#007A5A"}  # Okabe-Ito
 
 
 def smooth(values: Any, weight: float = 0.8) -> Any:
-    """A running mean without a lag at the start: `weight` of what was there survives a step; NaN is left out."""
+    """Return a running mean without a lag at the start: `weight` of what was there survives a step; NaN is left out."""
     import numpy as np
     import pandas as pd
 
@@ -22,7 +22,7 @@ def smooth(values: Any, weight: float = 0.8) -> Any:
 
 
 def run_figure(run: RunReader) -> go.Figure:
-    """Loss (raw and smoothed), held-out loss, and below them the learning rate, over steps.
+    """Return loss (raw and smoothed), held-out loss, and below them the learning rate, over steps.
 
     Args:
         run: the run.

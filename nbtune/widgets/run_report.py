@@ -43,7 +43,7 @@ class Report:
         return f"Run {status['name']}: {status['state']}, {steps}"
 
     def png(self, width: float = 7.2, height: float = 2.9, dpi: int = 100) -> bytes:
-        """The loss chart as a PNG; sizes in inches."""
+        """Return the loss chart as a PNG; sizes in inches."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ class Report:
             axes.legend(frameon=False, fontsize=9)
 
     def facts(self) -> list[tuple[str, str]]:
-        """What the report's table says: pairs of a name and a value, as text."""
+        """Return what the report's table says: pairs of a name and a value, as text."""
         status, facts = self.status, []
         if len(self.view.series):
             facts.append(("Loss", " → ".join(f"{loss:.4g}" for loss in self._first_and_last_tenth())))
@@ -100,7 +100,7 @@ class Report:
         return facts
 
     def _first_and_last_tenth(self) -> tuple[float, float]:
-        """Mean loss of the first tenth of the steps, and of the last."""
+        """Return the mean loss of the first tenth of the steps, and of the last."""
         loss, count = self.view.series.column("loss"), self.view.series.column("count")
         begin, tenth = np.cumsum(count) - count, max(1.0, count.sum() / 10)
         first, last = begin < tenth, begin >= count.sum() - tenth
@@ -108,7 +108,7 @@ class Report:
         return float(np.average(loss[first], weights=count[first])), float(np.average(loss[last], weights=count[last]))
 
     def html(self, *, picture: bool = True) -> str:
-        """A few lines of HTML: no script, no style sheet, nothing loaded, every text escaped."""
+        """Return a few lines of HTML: no script, no style sheet, nothing loaded, every text escaped."""
         rows = "".join(_row(name, value) for name, value in self.facts())
         notes = [*([self.status["error"]] if self.status["error"] else []), *self.view.lists["notes"][-5:]]
         said = "".join(f"<li>{escape(_sentence(note))}</li>" for note in notes)

@@ -63,7 +63,7 @@ class RunView:
         self._hints = Hints()
 
     def add(self, events: Sequence[ev.Event]) -> None:
-        """Takes in what happened, in order."""
+        """Take in what happened, in order."""
         with self.lock:
             for event in events:
                 self.standing.see(event)
@@ -76,7 +76,7 @@ class RunView:
             self._append("notes", note_of("warning", *hint, when))
 
     def note(self, message: str, *, level: str = "error", cause: str = "", fix: str = "") -> None:
-        """A note that does not come from the run, such as why an export failed."""
+        """Add a note that does not come from the run, such as why an export failed."""
         with self.lock:
             self._drop_unfinished()
             self._append("notes", note_of(level, message, cause, fix, time.time()))
@@ -118,7 +118,7 @@ class RunView:
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
 
     def _checkpoint(self, event: ev.Checkpoint) -> None:
-        """The checkpoints that are kept: the run takes the oldest away, as the spec says."""
+        """Keep the checkpoints that the run keeps: it takes the oldest away, as the spec says."""
         keep = self._keep
         others = [item for item in self.lists["checkpoints"] if item["step"] != event.step]
         before = [item for item in self.lists["evals"] if item["step"] <= event.step and item["loss"] is not None]
@@ -171,7 +171,7 @@ class RunView:
             self.lists[name] = _few(items, LISTS[name], thin=name in _THIN)
 
     def dump(self) -> dict[str, Any]:
-        """All but the rows, as JSON that `restore` takes."""
+        """Return all but the rows, as JSON that `restore` takes."""
         with self.lock:
             return {
                 "generation": self.generation,
@@ -181,7 +181,7 @@ class RunView:
             }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a `dump` and the rows of `columns`."""
+        """Go on from a `dump` and the rows of `columns`."""
         with self.lock:
             assert self.columns is not None
             self.standing.restore(state)
@@ -191,7 +191,7 @@ class RunView:
             self.series.restore(rows, self.columns.length)
 
     def detail(self, low: float, high: float, limit: int = SNAPSHOT_ROWS) -> tuple[dict[str, Any], bytes]:
-        """The steps from `low` to `high` and a little around them, in at most `limit` rows."""
+        """Return the steps from `low` to `high` and a little around them, in at most `limit` rows."""
         with self.lock:
             series = self.series
             if not len(series):
@@ -206,12 +206,13 @@ class RunView:
             return {"t": "r", "generation": self.generation, "rows": rows.shape[1]}, _bytes(rows)
 
     def status(self) -> dict[str, Any]:
-        """State, progress and times in seconds; JSON, about half a KB."""
+        """Return state, progress and times in seconds; JSON, about half a KB."""
         with self.lock:
             return self.standing.now(int(self.series.column("step")[-1]) if len(self.series) else 0)
 
     def snapshot(self, limit: int = SNAPSHOT_ROWS) -> tuple[dict[str, Any], bytes]:
-        """A whole picture: its JSON part, and the rows as little-endian doubles, column after column (≤ 46 KB)."""
+        """Return a whole picture: its JSON part, and the rows as little-endian doubles, column after
+        column (≤ 46 KB)."""
         with self.lock:
             rows = self.series.snapshot(limit)
             body = {"t": "s", "generation": self.generation, "next": self.series.next, "rows": rows.shape[1]}
@@ -221,7 +222,7 @@ class RunView:
             return {**body, "status": self.status()}, _bytes(rows)
 
     def delta(self, cursor: Cursor) -> tuple[dict[str, Any], bytes]:
-        """What is new since `cursor`, which is moved on; a whole picture where the run went back."""
+        """Return what is new since `cursor`, which is moved on; a whole picture where the run went back."""
         with self.lock:
             same = cursor.generation == self.generation
             rows = self.series.since(cursor.rows, DELTA_ROWS) if same else None
@@ -259,7 +260,7 @@ class Watched:
         self.catch_up()
 
     def _restored(self) -> bool:
-        """Whether what was kept of the log could be taken up again; anybody may have written it."""
+        """Return whether what was kept of the log could be taken up again; anybody may have written it."""
         try:
             state = self.columns.load()
             if state is None or not _belongs(state, self.run.folder / "events.jsonl"):
@@ -279,7 +280,7 @@ class Watched:
             return int(self.mark) > before
 
     def listen(self, changed: Callable[[], None]) -> None:
-        """From now on take in what the run says, and calls `changed` after it, at most four times a second."""
+        """Take in what the run says from now on, and call `changed` after it, at most four times a second."""
 
         def told(events: Sequence[ev.Event], first: int) -> None:
             with self._taking:
@@ -310,7 +311,7 @@ class Watched:
 
 
 def _belongs(state: dict[str, Any], log: Path) -> bool:
-    """The columns were made of this log: it is at least as long, and a line ends where they stopped."""
+    """Return whether the columns were made of this log: it is at least as long, and a line ends where they stopped."""
     try:
         with log.open("rb") as file:
             file.seek(state["offset"] - 1)
@@ -320,7 +321,7 @@ def _belongs(state: dict[str, Any], log: Path) -> bool:
 
 
 def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[str, Any]]:
-    """At most `limit` of `items`: the newest, or evenly picked ones with the best and the last."""
+    """Return at most `limit` of `items`: the newest, or evenly picked ones with the best and the last."""
     if len(items) <= limit:
         return list(items)
     if not thin:

@@ -103,7 +103,7 @@ class RunStatus:
         return str(self.run.state)
 
     def look_again(self) -> None:
-        """Somebody knows that the run has ended: the next `status` asks whether it lives."""
+        """Look again, as somebody knows that the run has ended: the next `status` asks whether it lives."""
         self._alive_until = 0.0
 
     def _left(self, step: int, total: int, plan: Any) -> float | None:
@@ -133,7 +133,7 @@ class Totals:
     memory: int = 0  # bytes, the peak
 
     def add(self, step: ev.Step) -> None:
-        """One more step."""
+        """Add one more step."""
         self.steps += 1
         self.tokens += step.tokens
         self.seconds += step.seconds
@@ -171,7 +171,7 @@ def note_of(level: str, message: str, cause: str, fix: str, when: float) -> dict
 
 
 def _memory_plan(plan: Any) -> list[list[Any]]:
-    """What the plan expects to hold memory, biggest first: [name, bytes]."""
+    """Return what the plan expects to hold memory, biggest first: [name, bytes]."""
     memory = getattr(plan, "memory", None)
     parts = memory.model_dump() if memory is not None else {}
     return [[name, size] for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size >= 2**20]

@@ -10,7 +10,7 @@ _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they would turn around th
 
 
 def clean(text: object, limit: int = 2000) -> str:
-    """`text` without control characters and terminal colours, cut after `limit` characters with a note of how many.
+    """Return `text` without control characters and colours, cut after `limit` characters with a note of how many.
 
     Marks that turn the writing direction are shown by their number.
 
@@ -24,6 +24,6 @@ def clean(text: object, limit: int = 2000) -> str:
 
 
 def without_home(path: object) -> str:
-    """A path as people write it: the home folder is `~`, so that a saved notebook does not tell whose it is."""
+    """Return a path as people write it: the home folder is `~`, so that a saved notebook does not tell whose it is."""
     text, home = str(path), str(Path.home())
     return "~" + text[len(home) :] if home != "/" and (text == home or text.startswith(home + "/")) else text

@@ -14,7 +14,7 @@ _KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def keep(name: str, buffers: Sequence[Any]) -> str:
-    """Writes it (never over another one); returns its name.
+    """Write it (never over another one); return its name.
 
     Raises:
         SpecError: it is no file of rows, or too big for the page's channel.

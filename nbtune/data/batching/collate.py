@@ -61,7 +61,7 @@ class Batch:
         return self.num_trained if self.loss_weights is None else float(self.loss_weights.double().sum())
 
     def to(self, device: Any, *, non_blocking: bool = True) -> Batch:
-        """The batch with its tensors on `device`."""
+        """Return the batch with its tensors on `device`."""
         moved = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in fields(self)
@@ -70,7 +70,7 @@ class Batch:
         return replace(self, **moved)
 
     def unpacked(self, multiple: int = 8) -> Batch:
-        """A pack's documents side by side instead: the same losses, if the model keeps documents apart.
+        """Return a pack's documents side by side instead: the same losses, if the model keeps documents apart.
 
         Documents without a loss (padding) are left out.
         """
@@ -97,7 +97,7 @@ class Batch:
         return replace(made, example_weights=self.example_weights)
 
     def idle(self) -> Batch:
-        """The same shapes with nothing to learn: for a process that must do as many passes as the others."""
+        """Return the same shapes with nothing to learn: for a process that must do as many passes as the others."""
         labels, targets = self.labels.clone().fill_(IGNORED), self.trained_labels.clone().fill_(IGNORED)
         nothing: dict[str, Any] = {"num_tokens": 0, "num_trained": 0, "idle_pass": True}
         if self.loss_weights is not None:
@@ -105,7 +105,7 @@ class Batch:
         return replace(self, labels=labels, trained_labels=targets, **nothing)
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, for quick copies to a GPU."""
+        """Return the batch in page-locked memory, for quick copies to a GPU."""
         pinned = {
             f.name: value.pin_memory() for f in fields(self) if hasattr(value := getattr(self, f.name), "pin_memory")
         }
@@ -115,7 +115,7 @@ class Batch:
 def collate(
     dataset: Dataset | Arriving, examples: list[int], multiple: int = 8, pad_id: int = 0, bucket: int = 64
 ) -> Batch:
-    """Examples side by side, padded on the right to the longest."""
+    """Return examples side by side, padded on the right to the longest."""
     pairs = [dataset.arrays(i) for i in examples]
     width = _round_up(max(len(ids) for ids, _ in pairs), multiple)
     ids = np.full((len(pairs), width), pad_id, np.int64)
@@ -141,7 +141,7 @@ def pack(
     bucket: int = 64,
     multiple: int = 8,
 ) -> Batch:
-    """Each bin's examples one after another in a sequence of `length` tokens (rounded up to `multiple`).
+    """Return each bin's examples one after another in a sequence of `length` tokens (rounded up to `multiple`).
 
     A document's first token has no loss: nothing before it predicts it.
     """
@@ -177,7 +177,7 @@ def pack(
 
 
 def _judged(batch: Batch, dataset: Dataset | Arriving, places: list[tuple[int, int, int]]) -> Batch:
-    """The batch with what was judged of its examples; `places`: (example, row, first column)."""
+    """Return the batch with what was judged of its examples; `places`: (example, row, first column)."""
     if isinstance(dataset, Arriving) or dataset.value_of is None:
         return batch
     import torch
@@ -193,13 +193,13 @@ def _judged(batch: Batch, dataset: Dataset | Arriving, places: list[tuple[int, i
 
 
 def _weights(dataset: Dataset | Arriving, examples: Sequence[int]) -> np.ndarray | None:
-    """float32 [examples]: how often each counts; None where each counts once."""
+    """Return float32 [examples]: how often each counts; None where each counts once."""
     found = [dataset.weight(example) for example in examples]
     return None if None in found else np.array(found, np.float32)
 
 
 def _weighted(batch: Batch, weights: np.ndarray) -> Batch:
-    """The batch with a weight a trained row; the padding's is 0."""
+    """Return the batch with a weight a trained row; the padding's is 0."""
     there = batch.trained_labels.numpy() != IGNORED
     return replace(batch, loss_weights=_tensor(np.where(there, weights, 0).astype(np.float32)))
 

@@ -24,7 +24,7 @@ class Mixture:
 
 
 def mixture(dataset: Dataset, mix: MixSpec) -> Mixture:
-    """The mixture of a dataset's sources, by their weights and sizes.
+    """Return the mixture of a dataset's sources, by their weights and sizes.
 
     With `temperature` T a source of n rows (or tokens) weighs weight · n^(1/T): 1 leaves the sizes as they are, a large
     one makes them all the same (Raffel et al. 2020, "Exploring the limits of transfer learning", 3.5.2).
@@ -62,7 +62,7 @@ def epoch_order(
     *,
     in_turn: bool = False,
 ) -> np.ndarray:
-    """The order of an epoch of `count` draws, int64; the same for the same arguments.
+    """Return the order of an epoch of `count` draws, int64; the same for the same arguments.
 
     With equal weights every example once. Else each source gets its share of the draws, and its examples are gone
     through in their own shuffled order, over and over, going on where the epoch before stopped.
@@ -94,8 +94,8 @@ def epoch_order(
 
 
 def bucketed(drawn: np.ndarray, lengths: np.ndarray, per_step: int, seed: Sequence[int]) -> np.ndarray:
-    """An order in which the examples of a step are of like length: draws are sorted in windows of 64 steps, whose steps
-    are shuffled; a last step of fewer examples stays last.
+    """Return an order in which the examples of a step are of like length: draws are sorted in windows of 64 steps,
+    whose steps are shuffled; a last step of fewer examples stays last.
 
     Args:
         drawn: int64 [draws], examples in a shuffled order.
@@ -112,8 +112,8 @@ def bucketed(drawn: np.ndarray, lengths: np.ndarray, per_step: int, seed: Sequen
 
 
 def quotas(count: int, weights: Sequence[float]) -> list[int]:
-    """How many of the first `count` draws each source gets: never fewer for a greater count, and never off its share
-    by more than about one (Webster's method: the j-th draw of a source is due at (j + 1/2) / share)."""
+    """Return how many of the first `count` draws each source gets: never fewer for a greater count, and never off its
+    share by more than about one (Webster's method: the j-th draw of a source is due at (j + 1/2) / share)."""
     shares = np.asarray(weights, float) / np.sum(weights)
     found = np.floor(count * shares + 0.5).astype(np.int64)
     due = np.where(shares > 0, shares, np.nan)

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Bins of example numbers, each of at most `capacity` tokens.
+    """Return bins of example numbers, each of at most `capacity` tokens.
 
     The longest example goes first, into the fullest bin that still holds it. Room left is a small number (0..capacity),
     so bins lie in a list per room and a tree of "is there any" finds the fullest that fits.
@@ -51,7 +51,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def in_windows(lengths: np.ndarray, kinds: np.ndarray, capacity: int, count: int) -> list[list[int]]:
-    """Bins of example numbers, `count` after `count` of them from as many examples in a row as these hold.
+    """Return bins of example numbers, `count` after `count` of them from as many examples in a row as these hold.
 
     Best fit over everything puts short examples together, so that some steps would be of one source. Here a window of
     `count` bins (a step) has what a stretch of the order has. Room that is left is filled with what comes next of the
@@ -85,7 +85,7 @@ def in_windows(lengths: np.ndarray, kinds: np.ndarray, capacity: int, count: int
 
 
 def _fitted(window: list[int], lengths: np.ndarray, capacity: int, count: int) -> list[list[int]]:
-    """At most `count` bins of the first examples of a window: its last ones are left out until these suffice."""
+    """Return at most `count` bins of the first examples of a window: its last ones are left out until these suffice."""
     while True:
         bins = [[window[member] for member in members] for members in best_fit(lengths[window], capacity)]
         if len(bins) <= count:
@@ -123,5 +123,5 @@ def _fill(
 
 
 def efficiency(bins: list[list[int]], lengths: np.ndarray, capacity: int) -> float:
-    """Share of the bins' tokens that are not padding, 0..1."""
+    """Return the share of the bins' tokens that are not padding, 0..1."""
     return float(np.sum(lengths)) / (len(bins) * capacity) if bins else 1.0

@@ -130,7 +130,8 @@ class BatchPlan:
         return max(1, -(-sequences // (self._per_step * self._laps)))
 
     def _planned(self, dataset: Arriving) -> int:
-        """Sequences of an epoch, as far as is known before all have arrived: it must not depend on when one asks."""
+        """Return how many sequences an epoch has, as far as is known before all have arrived: it must not depend on
+        when one asks."""
         if not self.packing:
             return dataset.planned
         return -(-dataset.planned_tokens // int(self.sequence_len * 0.995))
@@ -144,7 +145,7 @@ class BatchPlan:
         return tokens / (len(self.bins) * self.sequence_len)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The bins of an epoch in their order, int64."""
+        """Return the bins of an epoch in their order, int64."""
         if self._order[0] != epoch:
             self._order = epoch, self._drawn(epoch)
         return self._order[1]
@@ -168,7 +169,7 @@ class BatchPlan:
         return drawn
 
     def step(self, k: int) -> list[Batch]:
-        """This process's micro-batches of optimizer step k (0-based)."""
+        """Return this process's micro-batches of optimizer step k (0-based)."""
         size, chosen = self.micro_batch_size, self._sequences(k)
         mine = chosen[self.rank :: self.ranks]
         made = [self._batch(mine[i : i + size]) for i in range(0, len(mine), size)]
@@ -178,7 +179,7 @@ class BatchPlan:
         return made
 
     def _sequences(self, k: int) -> list[list[int]]:
-        """The examples of each sequence of step k, of all processes."""
+        """Return the examples of each sequence of step k, of all processes."""
         per_step = self._per_step
         if self._arrivals is not None:
             return self._arrivals.step(k)
@@ -188,7 +189,7 @@ class BatchPlan:
         return [self.bins[b] for b in chosen]
 
     def __iter__(self) -> Any:
-        """The batches of one epoch, one after another (for evaluation)."""
+        """Yield the batches of one epoch, one after another (for evaluation)."""
         for k in range(self.steps_per_epoch):
             yield from self.step(k)
 
@@ -201,7 +202,7 @@ class BatchPlan:
 
 
 def _grouped(dataset: Dataset, together: int) -> Dataset:
-    """The same tokens, with so many examples as one."""
+    """Return the same tokens, with so many examples as one."""
     of = {"source_of": dataset.source_of[::together], "row_of": dataset.row_of[::together]}
     starts = dataset.starts[::together]
     return Dataset(dataset.ids, dataset.trained, starts, **of, sources=dataset.sources, weights=dataset.weights)
@@ -227,7 +228,7 @@ class Arrivals:
         self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def step(self, k: int) -> list[list[int]]:
-        """The sequences of step k; waits until they are there."""
+        """Return the sequences of step k; waits until they are there."""
         first, last = k * self.per_step, (k + 1) * self.per_step
         if self._count(last) >= last:
             return [self._sequence(i) for i in range(first, last)]
@@ -242,14 +243,14 @@ class Arrivals:
         return [self._sequence(int(self._epoch[1][i])) for i in places]
 
     def sequences(self) -> list[list[int]]:
-        """All of an epoch; waits for the last."""
+        """Return all of an epoch; waits for the last."""
         return [self._sequence(i) for i in range(self._count(None))]
 
     def _sequence(self, number: int) -> list[int]:
         return self._packs[number] if self.capacity else [number]
 
     def _count(self, wanted: int | None) -> int:
-        """How many sequences there are; waits for `wanted` of them, or for all."""
+        """Return how many sequences there are; waits for `wanted` of them, or for all."""
         if not self.capacity:
             return self.dataset.wait(wanted)
         while wanted is None or len(self._packs) < wanted:

@@ -64,7 +64,7 @@ _SHAPES = ("argilla", "argilla_chat", "icr", "intel", "prompt_pairs", "ultra", "
 
 
 def judged_name(name: str, columns: Sequence[str]) -> str | None:
-    """`preference` or `feedback` for a name such as `chatml.intel`, by the columns that are there."""
+    """Return `preference` or `feedback` for a name such as `chatml.intel`, by the columns that are there."""
     template, dot, shape = name.partition(".")
     if not dot or template not in _TEMPLATES or shape not in _SHAPES:
         return None
@@ -79,7 +79,7 @@ def _asked(question: str, answer: str) -> Chat:
 
 
 def _choices(columns: Columns) -> Format:
-    """`question`, `choices`, and the `solution` or `explanation`."""
+    """Read `question`, `choices`, and the `solution` or `explanation`."""
     question, choices = columns.need("prompt", ("question",)), columns.need("choices", ("choices",))
     answer = columns.may("completion", ("solution",)) or columns.need("completion", ("explanation",))
 
@@ -94,7 +94,7 @@ def _choices(columns: Columns) -> Format:
 
 
 def _jeopardy(columns: Columns) -> Format:
-    """`category` and `question`; the answer begins with "what is"."""
+    """Read `category` and `question`; the answer begins with "what is"."""
     question, answer = columns.need("prompt", ("question",)), columns.need("completion", ("answer",))
     category = columns.may("context", ("category",))
 
@@ -107,7 +107,7 @@ def _jeopardy(columns: Columns) -> Format:
 
 
 def _reflection(columns: Columns) -> Format:
-    """`instruction`, `input`, `output`, `reflection`, `corrected`: the reflection is a turn of the user's."""
+    """Read `instruction`, `input`, `output`, `reflection`, `corrected`: the reflection is a turn of the user's."""
     instruction, extra = columns.need("instruction", ("instruction",)), columns.may("input", ("input",))
     said = [columns.need(role, (role,)) for role in ("output", "reflection", "corrected")]
 

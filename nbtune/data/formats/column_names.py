@@ -39,7 +39,7 @@ _ASK, _TEXTS = "`columns: {prompt: …, completion: …}`", "`columns: {text: �
 
 
 def what_to_say(source: str, columns: Sequence[str], sample: Sequence[Mapping[str, Any]], kind: str = "sft") -> str:
-    """How to say what the columns of a source are.
+    """Return how to say what the columns of a source are.
 
     Args:
         source: its name, as in the spec.
@@ -72,7 +72,7 @@ def _is_text(column: str, sample: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _written(name: str) -> str:
-    """A name as it is written within a list of YAML."""
+    """Return a name as it is written within a list of YAML."""
     with suppress(SpecError):
         if parse_value(f"[{name}]") == [name]:
             return name

@@ -39,7 +39,7 @@ _MESSAGE_KEYS = ("role", "content", "user", "assistant", "tool")  # of messages,
 
 
 def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, place: str, kind: str = "sft") -> Format:
-    """The format of rows.
+    """Return the format of rows.
 
     Args:
         columns: their column names.
@@ -77,7 +77,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
 
 
 def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:
-    """(format, style, usual columns) of the spec's `format`."""
+    """Return (format, style, usual columns) of the spec's `format`."""
     if spec.format is None:
         return None, "", {}
     asked, _, style = spec.format.partition(":")

@@ -21,7 +21,7 @@ from nbtune.errors import DataError, SpecError
 
 
 def template_format(template: str, columns: Sequence[str], place: str) -> Format:
-    """A reading of rows by a template.
+    """Return a reading of rows by a template.
 
     Raises:
         SpecError: it is not Jinja2, or asks for columns that are not there.
@@ -51,7 +51,7 @@ def template_format(template: str, columns: Sequence[str], place: str) -> Format
 
 
 def _nothing(value: Any) -> Any:
-    """What is written of a value: nothing where it is missing, never the word None."""
+    """Return what is written of a value: nothing where it is missing, never the word None."""
     return "" if value is None else value
 
 

@@ -48,7 +48,7 @@ class Keys:
 
     @classmethod
     def of(cls, columns: Mapping[str, str]) -> Keys:
-        """From a spec's `columns`: `{role: speaker, content: says, user: Customer, assistant: Agent}`."""
+        """Read a spec's `columns`: `{role: speaker, content: says, user: Customer, assistant: Agent}`."""
         roles = tuple((columns[role].lower(), role) for role in ("user", "assistant", "tool") if role in columns)
         return cls(columns.get("role", "role"), columns.get("content", "content"), roles)
 
@@ -57,7 +57,8 @@ _USUAL = Keys()
 
 
 def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "", keys: Keys | None = None) -> Chat:
-    """The conversation in a row's column: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`), or own `keys`.
+    """Return the conversation in a row's column: OpenAI's (`role`, `content`), ShareGPT's (`from`, `value`), or own
+    `keys`.
 
     Raises:
         DataError: it is not a list of messages; without a place.
@@ -76,7 +77,7 @@ def messages_of(value: Any, column: str, *, tools: Any = None, system: str = "",
 
 
 def tools_of(value: Any) -> list[dict[str, Any]] | None:
-    """The tools of a row: a list of definitions, one alone, or the JSON text of either; None: there are none.
+    """Return the tools of a row: a list of definitions, one alone, or the JSON text of either; None: there are none.
 
     Raises:
         DataError: it is something else; without a place.
@@ -145,7 +146,7 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
 
 
 def _listed(calls: Any, what: str) -> list[Any]:
-    """The calls of a message, which may be JSON text, as a list of mappings."""
+    """Return the calls of a message, which may be JSON text, as a list of mappings."""
     calls = _json(calls, f"tool_calls of {what}") if isinstance(calls, str) else calls
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
@@ -162,8 +163,8 @@ def _calls(content: Any, what: str) -> list[dict[str, Any]]:
 
 
 def _parts(content: list[Any], what: str) -> tuple[str, list[dict[str, Any]]]:
-    """The text of content parts, and the `train_detail` of those that say whether they are trained; other parts than
-    text are for models that see and hear."""
+    """Return the text of content parts, and the `train_detail` of those that say whether they are trained; other parts
+    than text are for models that see and hear."""
     kinds = sorted({str(p["type"]) for p in content if isinstance(p, Mapping) and p.get("type")} - {"text"})
     if kinds:
         raise DataError(f"{what} holds {', '.join(kinds)}: only text can be trained", fix="leave such rows out")
@@ -189,7 +190,7 @@ _BLOCK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
 
 def told_apart(messages: Sequence[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
-    """The messages, with the thoughts of answers split off (`policy` split) or without them (drop)."""
+    """Return the messages, with the thoughts of answers split off (`policy` split) or without them (drop)."""
     return [_apart(m, policy) if m["role"] == "assistant" else m for m in messages]
 
 

@@ -30,8 +30,8 @@ class Several:
 
 
 def pairs_format(columns: Columns) -> Format:
-    """A better and a worse answer: `prompt`, `chosen`, `rejected`, each text or messages; without `prompt` what both
-    conversations begin with; Axolotl's `chosen_response` and LLaMA-Factory's `conversations` too."""
+    """Return a better and a worse answer: `prompt`, `chosen`, `rejected`, each text or messages; without `prompt` what
+    both conversations begin with; Axolotl's `chosen_response` and LLaMA-Factory's `conversations` too."""
     chosen = columns.need("chosen", ("chosen", "chosen_response"))
     rejected = columns.need("rejected", ("rejected", "rejected_response"))
     prompt = columns.may("prompt", (*_ASK, "conversations", "messages"))
@@ -54,7 +54,7 @@ def pairs_format(columns: Columns) -> Format:
 
 
 def feedback_format(columns: Columns) -> Format:
-    """An answer and whether it is good: `prompt`, `completion`, `label`; messages whose last one is judged."""
+    """Return an answer and whether it is good: `prompt`, `completion`, `label`; messages whose last one is judged."""
     label = columns.need("label", ("label", "kto_tag", "rating"))
     answer = columns.may("completion", ("completion", "response", "output", "answer"))
     prompt = columns.may("prompt", (*_ASK, "messages", "conversations"))
@@ -79,8 +79,8 @@ def feedback_format(columns: Columns) -> Format:
 
 
 def stepwise_format(columns: Columns) -> Format:
-    """A problem, steps, and which of them are right: `prompt`, `completions`, `labels`. Text without a template; a line
-    break ends each step and carries its label."""
+    """Return a problem, steps, and which of them are right: `prompt`, `completions`, `labels`. Text without a template;
+    a line break ends each step and carries its label."""
     prompt = columns.need("prompt", _ASK)
     steps, labels = columns.need("completions", ("completions", "steps")), columns.need("labels", ("labels", "ratings"))
 
@@ -100,7 +100,7 @@ def stepwise_format(columns: Columns) -> Format:
 
 
 def prompts_format(columns: Columns) -> Format:
-    """Prompts alone, for methods that answer themselves; other columns are for the rewards."""
+    """Return prompts alone, for methods that answer themselves; other columns are for the rewards."""
     prompt = columns.need("prompt", (*_ASK, "messages", "conversations"))
     system, tools, keys = columns.system, columns.may("tools", ("tools",)), Keys.of(columns.given)
 
@@ -126,7 +126,7 @@ def _question(
 
 
 def _instructed(talk: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
-    """A conversation with a row's system prompt, if it has none of its own."""
+    """Return a conversation with a row's system prompt, if it has none of its own."""
     return [{"role": "system", "content": system}, *talk] if system and talk[0]["role"] != "system" else talk
 
 
@@ -140,7 +140,7 @@ def _answer(row: Row, column: str, keys: Keys) -> list[dict[str, Any]]:
 
 
 def _behind(asked: Sequence[dict[str, Any]], answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An answer without the questions that are repeated in front of it."""
+    """Return an answer without the questions that are repeated in front of it."""
     while len(answer) > 1 and answer[0] in asked:
         answer = answer[1:]
     return answer
@@ -149,7 +149,7 @@ def _behind(asked: Sequence[dict[str, Any]], answer: list[dict[str, Any]]) -> li
 def _shared(
     answers: Sequence[list[dict[str, Any]]], names: tuple[str, str]
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """What two conversations begin with, and what each has of its own."""
+    """Return what two conversations begin with, and what each has of its own."""
     left, right = answers
     same = 0
     while same < min(len(left), len(right)) - 1 and left[same] == right[same]:
@@ -160,7 +160,7 @@ def _shared(
 
 
 def _joined(asked: Sequence[dict[str, Any]], said: Sequence[dict[str, Any]], tools: Any, plain: bool) -> Chat | Parts:
-    """Question and answer; only the answer is trained."""
+    """Join question and answer; only the answer is trained."""
     if plain or (not asked and len(said) == 1):
         before = "".join(str(m["content"]) for m in asked)
         parts = [(before, False)] if before else []

@@ -83,7 +83,7 @@ class Format:
     unread: str = ""
 
     def check(self, kind: str, place: str) -> None:
-        """Whether rows of this kind are wanted.
+        """Refuse rows of a kind that is not wanted.
 
         Raises:
             DataError: they are not; with what to do.
@@ -101,7 +101,8 @@ class Format:
 
 
 def columns_of(kind: str) -> str:
-    """The columns that rows of a kind have, as the methods that learn from these say: `prompt, chosen, rejected`."""
+    """Return the columns that rows of a kind have, as the methods that learn from these say: `prompt, chosen,
+    rejected`."""
     return next((method.columns for method in METHODS.values() if method.rows == kind), "")
 
 
@@ -123,17 +124,17 @@ class Columns:
         self._lower = {name.lower(): name for name in names}
 
     def holds(self, column: str, kind: type | tuple[type, ...]) -> bool:
-        """Whether all values of the sample are of a kind (those that are missing apart)."""
+        """Return whether all values of the sample are of a kind (those that are missing apart)."""
         values = [row.get(column) for row in self.sample if not is_missing(row.get(column))]
         return bool(values) and all(isinstance(v, kind) for v in values)
 
     def pick(self, names: Sequence[str], besides: str = "") -> str | None:
-        """The first of `names` that is there and holds text or lists."""
+        """Return the first of `names` that is there and holds text or lists."""
         found = (self._lower[n] for n in names if n in self._lower)
         return next((c for c in found if c != besides and self.holds(c, (str, list))), None)
 
     def need(self, role: str, names: Sequence[str]) -> str:
-        """The column of a role.
+        """Return the column of a role.
 
         Raises:
             SpecError: none of `names` is there.
@@ -150,7 +151,7 @@ class Columns:
         )
 
     def may(self, role: str, names: Sequence[str]) -> str | None:
-        """The column of a role that rows can do without."""
+        """Return the column of a role that rows can do without."""
         return self.given.get(role) or next((self._lower[n] for n in names if n in self._lower), None)
 
     @property
@@ -160,19 +161,19 @@ class Columns:
 
 
 def missing(role: str, column: str, names: Sequence[str]) -> str:
-    """The sentence that a column is not there."""
+    """Return the sentence that a column is not there."""
     shown = ", ".join(f"`{c}`" for c in names[:12])
     return f"there is no column `{column}` (for {role}); its columns are {shown}"
 
 
 def near(column: str, names: Sequence[str]) -> str:
-    """What to write instead of a column that is not there."""
+    """Return what to write instead of a column that is not there."""
     found = difflib.get_close_matches(column, names, n=1)
     return f"did you mean `{found[0]}`?" if found else "name one of its columns"
 
 
 def chat_column(columns: Columns) -> str | None:
-    """The column that holds conversations."""
+    """Return the column that holds conversations."""
     role, content = columns.given.get("role", "role"), columns.given.get("content", "content")
     listed = [c for c in columns.names if c.lower() in CHATS]
     for column in [*listed, *(c for c in columns.names if c not in listed)]:
@@ -185,12 +186,12 @@ def chat_column(columns: Columns) -> str | None:
 
 
 def is_sharegpt(column: str, sample: Sequence[Row]) -> bool:
-    """Whether its messages are spelled `from` and `value`."""
+    """Return whether its messages are spelled `from` and `value`."""
     return any("from" in message for row in sample for message in row.get(column) or () if isinstance(message, Mapping))
 
 
 def string(row: Row, column: str, role: str) -> str:
-    """The text of a column.
+    """Return the text of a column.
 
     Raises:
         DataError: it is missing, or no text.
@@ -204,7 +205,7 @@ def string(row: Row, column: str, role: str) -> str:
 
 
 def optional(row: Row, column: str | None) -> str:
-    """The text of a column, "" if there is none.
+    """Return the text of a column, "" if there is none.
 
     Raises:
         DataError: something stands in it that is no text.
@@ -218,12 +219,12 @@ def optional(row: Row, column: str | None) -> str:
 
 
 def there(mapping: Mapping[str, str | None]) -> dict[str, str]:
-    """The roles that some column plays."""
+    """Return the roles that some column plays."""
     return {role: column for role, column in mapping.items() if column}
 
 
 def messages_format(columns: Columns) -> Format:
-    """Conversations in one column, in OpenAI's or ShareGPT's spelling."""
+    """Return conversations in one column, in OpenAI's or ShareGPT's spelling."""
     column = columns.given.get("messages") or chat_column(columns) or columns.need("messages", CHATS)
     tools, system = columns.may("tools", ("tools",)), columns.system
     keys = Keys.of(columns.given)
@@ -237,7 +238,7 @@ def messages_format(columns: Columns) -> Format:
 
 
 def alpaca_format(columns: Columns) -> Format:
-    """Instruction, input, output; `alpaca:plain` as Alpaca's own text instead of a chat."""
+    """Read instruction, input, output; `alpaca:plain` as Alpaca's own text instead of a chat."""
     instruction = columns.need("instruction", ("instruction", "prompt", "question"))
     output = columns.need("output", ("output", "response", "answer", "completion"))
     extra = columns.may("input", ("input", "context"))
@@ -273,7 +274,7 @@ def alpaca_format(columns: Columns) -> Format:
 
 
 def pairs_format(columns: Columns) -> Format:
-    """A prompt and its completion, text or messages; `prompt-completion:plain` as text without a template."""
+    """Return a prompt and its completion, text or messages; `prompt-completion:plain` as text without a template."""
     prompt = columns.given.get("prompt") or columns.pick(PROMPTS) or columns.need("prompt", PROMPTS)
     answer = columns.given.get("completion") or columns.pick(ANSWERS, besides=prompt)
     answer = answer or columns.need("completion", ANSWERS)
@@ -309,14 +310,14 @@ def pairs_format(columns: Columns) -> Format:
 
 
 def _after_context(row: Row, prompt: str, context: str | None) -> str:
-    """The question, behind its context if it has one."""
+    """Return the question, behind its context if it has one."""
     text = string(row, prompt, "prompt")
     more = optional(row, context)
     return f"{more}\n\n{text}" if more else text
 
 
 def text_format(columns: Columns) -> Format:
-    """Plain text, all of it trained; long ones become windows."""
+    """Read plain text, all of it trained; long ones become windows."""
     only = [c for c in columns.names if columns.holds(c, str)]
     column = columns.need("text", (*TEXTS, *[c.lower() for c in only]) if len(only) == 1 else TEXTS)
 
@@ -327,7 +328,7 @@ def text_format(columns: Columns) -> Format:
 
 
 def segments_format(columns: Columns) -> Format:
-    """Pieces of text, each trained or not; control tokens in them are meant."""
+    """Return pieces of text, each trained or not; control tokens in them are meant."""
     column = columns.need("segments", ("segments",))
 
     def read(row: Row) -> Parts:

@@ -14,7 +14,7 @@ _PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
 
 
 def unread(name: str, read: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> str:
-    """A warning that names what is not read of rows; "" if there is nothing.
+    """Return a warning that names what is not read of rows; "" if there is nothing.
 
     Args:
         name: of the format.

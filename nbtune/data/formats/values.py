@@ -67,7 +67,8 @@ def flag(value: Any, what: str) -> bool:
 
 
 def own_choice(holder: Mapping[str, Any], what: str) -> bool | None:
-    """What a message or a part of one says of its own training by `train`, `training` or `weight`; None: nothing.
+    """Return what a message or a part of one says of its own training by `train`, `training` or `weight`; None:
+    nothing.
 
     A weight of 1 is what a message has anyway: it says nothing.
 

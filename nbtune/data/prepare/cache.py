@@ -34,8 +34,8 @@ _MORE = ("value_of", "token_values", "weight_of")  # of rows that judge, of rows
 
 
 def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]) -> str | None:
-    """The key of a preparation; None where the data's content is not known without reading it (the Hub, variables
-    that are not in a snapshot)."""
+    """Return the key of a preparation; None where the data's content is not known without reading it (the Hub,
+    variables that are not in a snapshot)."""
     if not all(source.files and (source.change is None or source.change_digest) for source in sources):
         return None
     found = hashlib.sha256()
@@ -54,7 +54,7 @@ def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]
 
 
 def load(key: str) -> Prepared | None:
-    """What was kept under a key; None if there is nothing, or not what was written (it is then thrown away)."""
+    """Return what was kept under a key; None if there is nothing, or not what was written (it is then thrown away)."""
     place = prepared_folder() / key
     try:
         body = json.loads((place / "about.json").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def load(key: str) -> Prepared | None:
 
 
 def store(key: str, prepared: Prepared) -> None:
-    """Keeps a preparation; a full or read-only disk is no error: it is then made again next time."""
+    """Keep a preparation; a full or read-only disk is no error: it is then made again next time."""
     place = new_place()
     if place is None:
         return
@@ -90,7 +90,7 @@ def store(key: str, prepared: Prepared) -> None:
 
 
 def seal(key: str, place: Path, prepared: Prepared) -> Path:
-    """Makes a folder with all arrays (`<train|eval>-<array>.npy`) the one of a key; returns where it is now.
+    """Make a folder with all arrays (`<train|eval>-<array>.npy`) the one of a key; return where it is now.
 
     Raises:
         OSError: the disk is full.
@@ -114,7 +114,7 @@ def _named(prepared: Prepared) -> dict[str, Any]:
 
 
 def entries() -> list[tuple[str, int, float]]:
-    """(key, bytes, time of the last use) of what is kept, the oldest first."""
+    """Return (key, bytes, time of the last use) of what is kept, the oldest first."""
     found = []
     for place in prepared_folder().glob("*") if prepared_folder().is_dir() else ():
         if place.name.startswith("new-") and time.time() - place.stat().st_mtime < UNFINISHED:
@@ -125,7 +125,7 @@ def entries() -> list[tuple[str, int, float]]:
 
 
 def prune(keep_bytes: int = 0) -> int:
-    """Throws the oldest away until at most `keep_bytes` are left; returns how many bytes were freed."""
+    """Throw the oldest away until at most `keep_bytes` are left; return how many bytes were freed."""
     kept = entries()
     total, freed = sum(size for _, size, _ in kept), 0
     for key, size, _ in kept:
@@ -137,7 +137,7 @@ def prune(keep_bytes: int = 0) -> int:
 
 
 def read_arrays(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
-    """The dataset `train` or `eval` of a folder, memory-mapped; `about`: its sources and weights."""
+    """Return the dataset `train` or `eval` of a folder, memory-mapped; `about`: its sources and weights."""
     there = [part for part in (*ARRAYS, *_MORE) if part in ARRAYS or (place / f"{name}-{part}.npy").exists()]
     arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in there}
     return Dataset(**arrays, sources=about["sources"], weights=about["weights"])
@@ -150,7 +150,7 @@ def _content_of(file: Path, algorithm: str = "blake2b") -> bytes:
 
 @cache
 def _code() -> bytes:
-    """A hash of the code that prepares: a changed mask rule is another preparation."""
+    """Return a hash of the code that prepares: a changed mask rule is another preparation."""
     found = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         found.update(file.read_bytes())

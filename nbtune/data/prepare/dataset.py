@@ -75,12 +75,12 @@ class Dataset:
         return (self[i] for i in range(len(self)))
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [n] and trained bool [n] of an example, without a copy."""
+        """Return ids int32 [n] and trained bool [n] of an example, without a copy."""
         start, end = self.starts[index], self.starts[index + 1]
         return self.ids[start:end], self.trained[start:end]
 
     def weight(self, index: int) -> float | None:
-        """How often the losses of an example count; None where each counts once."""
+        """Return how often the losses of an example count; None where each counts once."""
         return None if self.weight_of is None else float(self.weight_of[index])
 
     @property
@@ -94,21 +94,21 @@ class Dataset:
         return int(self.lengths.max()) if len(self) else 0
 
     def at_most(self, count: int) -> int:
-        """How many examples there are, at most `count`."""
+        """Return how many examples there are, at most `count`."""
         return min(count, len(self))
 
     def some(self, count: int, together: int = 1) -> list[int]:
-        """Up to `count` (groups of `together`) examples, evenly spread, by number."""
+        """Return up to `count` (groups of `together`) examples, evenly spread, by number."""
         groups = len(self) // together
         chosen = np.unique(np.linspace(0, max(groups - 1, 0), min(groups, count)).astype(np.int64))
         return [int(group) * together + i for group in chosen for i in range(together)]
 
     def source_name(self, index: int) -> str:
-        """The source of an example."""
+        """Return the source of an example."""
         return str(self.sources[self.source_of[index]])
 
     def take(self, indices: Any) -> Dataset:
-        """The examples of `indices`, in that order."""
+        """Return the examples of `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
         lengths = self.lengths[indices]
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -151,7 +151,7 @@ class Builder:
         steps: np.ndarray | None = None,
         weight: float | None = None,
     ) -> None:
-        """One example: ids int32 [n], trained bool [n]; what was judged of it, and of its tokens (float32 [n]); how
+        """Add one example: ids int32 [n], trained bool [n]; what was judged of it, and of its tokens (float32 [n]); how
         often it counts (of all, or of none)."""
         if weight is not None:
             self._weight_of.append(weight)
@@ -165,7 +165,7 @@ class Builder:
         self._row_of.append(row)
 
     def seal(self) -> None:
-        """Joins what was added since: many small arrays cost more than their contents."""
+        """Join what was added since: many small arrays cost more than their contents."""
         if self._new:
             self._ids.append(np.concatenate([ids for ids, _ in self._new]))
             self._trained.append(np.concatenate([trained for _, trained in self._new]))
@@ -175,7 +175,7 @@ class Builder:
         return len(self._lengths)
 
     def build(self) -> Dataset:
-        """The dataset of what was added."""
+        """Return the dataset of what was added."""
         self.seal()
         starts = np.zeros(len(self) + 1, np.int64)
         np.cumsum(np.asarray(self._lengths, np.int64), out=starts[1:])

@@ -60,7 +60,8 @@ def start(
     processes: int | None = None,
     work_here: bool = False,
 ) -> Prepared:
-    """As `prepare_data`; but big data from files (`EARLY` rows and more) comes as an `Arriving` dataset, soon.
+    """Prepare as `prepare_data` does; but big data from files (`EARLY` rows and more) comes as an `Arriving` dataset,
+    soon.
 
     Its facts are then measured on a sample, and its report is whole when the last row has arrived.
 
@@ -105,7 +106,7 @@ def start(
 
 
 def _can_arrive(train: Sequence[Source], counts: Sequence[int], spec: RunSpec) -> bool:
-    """A mix and an order by length need all rows to be known, and helpers need files to read."""
+    """Return whether it can: a mix and an order by length need all rows to be known, and helpers need files to read."""
     plain = len({source.spec.weight for source in train}) == 1 and spec.mix.temperature is None
     plain = plain and spec.mix.by != "tokens" and spec.order == "shuffled" and METHODS[spec.method].rows == "sft"
     files = all(source.files and source.spec.function is None for source in train)
@@ -113,7 +114,7 @@ def _can_arrive(train: Sequence[Source], counts: Sequence[int], spec: RunSpec) -
 
 
 def _takes_long_to_hash(sources: Sequence[Source]) -> bool:
-    """Whether contents must still be read to know them, and are big: a run need not wait for that."""
+    """Return whether contents must still be read to know them, and are big: a run need not wait for that."""
     unknown = [file for source in sources if not source.digests for file in source.files]
     return sum(file.stat().st_size for file in unknown) > HASHED_FIRST
 
@@ -153,7 +154,7 @@ class _Start:
             weakref.finalize(self.arriving, _remove, self.place)
 
     def _facts(self, job: Job) -> tuple[DataFacts, Job]:
-        """What is planned with: a sample, with the rows of most bytes in it; and the limit that comes of it."""
+        """Return what is planned with: a sample, with the rows of most bytes in it; and the limit that comes of it."""
         forms = [format_of(source, source.rows, job.on_error) for source in self.train]
         for source, form, count in zip(self.train, forms, job.counts, strict=True):
             form.check("sft", source.name)
@@ -168,7 +169,7 @@ class _Start:
         return facts, replace(job, max_len=longest)
 
     def begin(self) -> Prepared:
-        """The dataset with its first examples in it."""
+        """Return the dataset with its first examples in it."""
         job = self.job
         workman = Workman(job, self.train, self.tokenizer)
         self._look_at_eval()
@@ -211,7 +212,7 @@ class _Start:
                 crew.dismiss()
 
     def _take_over(self, known: Prepared) -> None:
-        """It was prepared before: the same examples in the same order."""
+        """Take over what was prepared before: the same examples in the same order."""
         for file in self.files.values():
             file.close()
         vars(self.report).update(vars(known.report))
@@ -221,7 +222,7 @@ class _Start:
         _remove(self.place)
 
     def _take_in(self, shard: Shard) -> None:
-        """Lines a shard up behind those before it: some rows are held out, all others learnt from."""
+        """Line a shard up behind those before it: some rows are held out, all others learnt from."""
         about = shard.about
         self.report.fates += about["fates"]
         self.chats, self.unended = self.chats + about["chats"], self.unended + about["unended"]
@@ -245,13 +246,13 @@ class _Start:
             self.report.held_out += len(measured)
 
     def _written(self, name: str, part: Dataset) -> Dataset:
-        """The part, on disk instead of in memory."""
+        """Return the part, on disk instead of in memory."""
         if name not in self.files:
             self.files[name] = DatasetFiles(self.place, name)
         return self.files[name].append(part)
 
     def _held_out(self, shard: Shard) -> np.ndarray:
-        """bool [examples]: by the hash of a row's tokens, up to `max_rows` rows where no share was asked for."""
+        """Return bool [examples]: by the hash of a row's tokens, up to `max_rows` rows where no share was asked for."""
         split, data, digests = self.job.spec.eval.split, shard.data, shard.digest_of
         share = _SPLIT if split is None else split
         if self.own_eval is not None or not share:
@@ -299,7 +300,7 @@ class _Start:
                 self.tell(warning)  # type: ignore[misc]
 
     def _settle(self) -> tuple[Dataset, Dataset | None]:
-        """The files that the examples were written to, closed, as datasets."""
+        """Return the files that the examples were written to, closed, as datasets."""
         for file in self.files.values():
             file.close()
         about = {"sources": self.arriving.sources, "weights": self.arriving.weights}
@@ -307,7 +308,7 @@ class _Start:
         return train, cache.read_arrays(self.place, "eval", about) if "eval" in self.files else None
 
     def _keep(self, prepared: Prepared, train: Dataset, held: Dataset | None) -> tuple[Dataset, Dataset | None] | None:
-        """Seals the folder under its key; the datasets where they are then."""
+        """Seal the folder under its key; return the datasets where they are then."""
         if self.key is None:
             return None
         whole = Prepared(

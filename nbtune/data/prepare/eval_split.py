@@ -13,7 +13,7 @@ from nbtune.spec import RunSpec
 
 
 def hold_out(train: Dataset, spec: RunSpec, seed: int, report: Report) -> tuple[Dataset, Dataset | None]:
-    """Splits off the rows to evaluate on: whole rows, and none that also stands among the others."""
+    """Split off the rows to evaluate on: whole rows, and none that also stands among the others."""
     keys = train.source_of.astype(np.int64) * (1 << 40) + train.row_of
     first_of = np.flatnonzero(np.diff(keys, prepend=-1))  # a row's windows stand together
     rows, same = keys[first_of], _groups(train, first_of)
@@ -36,7 +36,7 @@ def hold_out(train: Dataset, spec: RunSpec, seed: int, report: Report) -> tuple[
 
 
 def _groups(dataset: Dataset, first_of: np.ndarray) -> np.ndarray:
-    """A number per row, the same for rows of the same tokens; int64 [rows], 0..groups-1.
+    """Return a number per row, the same for rows of the same tokens; int64 [rows], 0..groups-1.
 
     Args:
         first_of: the first example of each row.
@@ -51,7 +51,7 @@ def _groups(dataset: Dataset, first_of: np.ndarray) -> np.ndarray:
 
 
 def expected_held_out(rows: int, spec: RunSpec) -> int:
-    """How many of `rows` rows `hold_out` will take, if they are all different."""
+    """Return how many of `rows` rows `hold_out` will take, if they are all different."""
     if spec.eval.data is not None:
         return 0
     if spec.eval.split is None:

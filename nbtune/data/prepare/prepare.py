@@ -59,7 +59,7 @@ def prepare_data(
     cached: bool = True,
     kind: str | None = None,
 ) -> Prepared:
-    """Reads, renders, tokenises and masks every row.
+    """Read, render, tokenise and mask every row.
 
     Args:
         sources: from `resolve` or `open_snapshot`; those with `role="eval"` are the rows to evaluate on.
@@ -119,7 +119,7 @@ def prepare_data(
 
 
 def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
-    """Counts and warnings about what was prepared.
+    """Count what was prepared, and warn.
 
     Raises:
         DataError: nothing would be trained.
@@ -144,7 +144,7 @@ def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
 
 
 def nothing_left(report: Report, max_len: int) -> DataError:
-    """The error where every row was dropped."""
+    """Return the error where every row was dropped."""
     reasons = sorted({fate[3] for fate in report.fates})
     return DataError(
         f"no token would be trained (0 %): all {report.rows} rows were dropped ({'; '.join(reasons[:3])})",
@@ -182,7 +182,7 @@ def measure(
     on_error: Literal["raise", "skip"] = "raise",
     kind: str | None = None,
 ) -> DataFacts:
-    """What a plan needs to know, from a sample of the rows.
+    """Return what a plan needs to know, from a sample of the rows.
 
     Args:
         sample: rows of each source that are looked at, evenly spread.

@@ -32,7 +32,7 @@ class Oddities:
         self.thoughts = self.words = self.tools = 0
 
     def see_text(self, texts: Iterable[str]) -> None:
-        """The texts of a row, without the template's own."""
+        """See the texts of a row, without the template's own."""
         self.rows += 1
         for text in texts:
             match = _RENDERED.search(text) if "<" in text or "[" in text or "#" in text else None
@@ -42,23 +42,23 @@ class Oddities:
                 return
 
     def see_roles(self, roles: Sequence[str]) -> None:
-        """The roles of a conversation, in order."""
+        """See the roles of a conversation, in order."""
         spoken = [role for role in roles if role in ("user", "assistant")]
         self.repeated_role += any(a == b == "user" for a, b in pairwise(spoken))
         self.answer_first += spoken[:1] == ["assistant"]
 
     def see_left_out(self, parts: Iterable[str]) -> None:
-        """What a chat template leaves out of rows: `thoughts`, `words`, `tools`, each once a row."""
+        """See what a chat template leaves out of rows: `thoughts`, `words`, `tools`, each once a row."""
         for what in parts:
             setattr(self, what, getattr(self, what) + 1)
 
     def add(self, other: Mapping[str, Any]) -> None:
-        """What another one counted (its `vars`)."""
+        """Add what another one counted (its `vars`)."""
         for name, value in other.items():
             setattr(self, name, getattr(self, name) or value if name == "example" else getattr(self, name) + value)
 
     def warnings(self) -> list[str]:
-        """Sentences for people."""
+        """Return sentences for people."""
         found = []
         if self.rendered:
             found.append(
@@ -94,7 +94,7 @@ def _rows(count: int) -> str:
 
 
 def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
-    """Sentences about near duplicates, leaks between training and held-out rows, and outlying lengths."""
+    """Return sentences about near duplicates, leaks between training and held-out rows, and outlying lengths."""
     found = []
     pairs = near_duplicates([train] if held is None else [train, held])
     looked = min(len(train), LIMIT)
@@ -115,8 +115,8 @@ def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
 
 
 def near_duplicates(datasets: Sequence[Dataset]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Pairs ((dataset, example), (dataset, example)) whose runs of 5 tokens are mostly the same (Jaccard ≥ 0.8, by
-    MinHash, so with some slack); of each group of such examples every one is paired with the first."""
+    """Return pairs ((dataset, example), (dataset, example)) whose runs of 5 tokens are mostly the same (Jaccard ≥ 0.8,
+    by MinHash, so with some slack); of each group of such examples every one is paired with the first."""
     places: list[tuple[int, int]] = []
     signatures = []
     for number, dataset in enumerate(datasets):
@@ -138,7 +138,7 @@ def near_duplicates(datasets: Sequence[Dataset]) -> list[tuple[tuple[int, int], 
 
 
 def _signatures(dataset: Dataset) -> np.ndarray:
-    """MinHashes of the examples' shingles, uint64 [examples, hashes]."""
+    """Return MinHashes of the examples' shingles, uint64 [examples, hashes]."""
     ids = dataset.ids.astype(np.uint64)
     shingles = np.zeros(len(ids), np.uint64)
     for k in range(min(_SHINGLE, len(ids))):  # of the last examples some reach into the next one: a little noise

@@ -44,7 +44,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
 
     def count(self, status: str) -> int:
-        """Rows with a status of `cut`, `split`, `dropped`."""
+        """Return how many rows have a status of `cut`, `split`, `dropped`."""
         return sum(fate[2] == status for fate in self.fates)
 
     @property
@@ -53,7 +53,7 @@ class Report:
         return self.trained_tokens / self.tokens if self.tokens else 0.0
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame of the rows that were not simply used: source, row, status, reason."""
+        """Return a pandas DataFrame of the rows that were not simply used: source, row, status, reason."""
         import pandas
 
         return pandas.DataFrame(self.fates, columns=["source", "row", "status", "reason"])
@@ -69,7 +69,7 @@ class Report:
         return "\n".join(text if name in ("in all", "ends") else f"{name}: {text}" for name, text in self._found())
 
     def _found(self) -> list[tuple[str, str]]:
-        """(what, what of it) of everything that was found."""
+        """Return (what, what of it) of everything that was found."""
         found = []
         for source in self.sources:
             shown = ", ".join(f"{role} ← {column}" for role, column in source.mapping.items())

@@ -65,7 +65,7 @@ class _Whole(NamedTuple):
         return self._replace(ids=self.ids[part], trained=self.trained[part])
 
     def token_values(self) -> np.ndarray | None:
-        """For steps: the label of each at its last token, NaN elsewhere; float32 [n]."""
+        """Return, for steps, the label of each at its last token, NaN elsewhere; float32 [n]."""
         steps = self.piece.steps
         if not steps:
             return None
@@ -119,7 +119,7 @@ class Reader:
         return self._encoders[chats]
 
     def check_ends(self) -> None:
-        """A model that never sees an end never stops: refuse data in which no answer ends, warn of some."""
+        """Refuse data in which no answer ends, warn of some: a model that never sees an end never stops."""
         encoder = self._encoders.get(True)
         if encoder is None or not encoder.unended or self.spec.train_on == "all":
             return
@@ -133,7 +133,7 @@ class Reader:
         self.report.warnings.append(f"{encoder.unended} conversations end with an answer without a terminator")
 
     def read(self, sources: Sequence[Source], wanted: Sequence[Sequence[int]] | None = None) -> Dataset:
-        """Every row of the sources that can be used, in their order.
+        """Return every row of the sources that can be used, in their order.
 
         Args:
             wanted: for each source the numbers of the rows to read, in the order to read them; None: all.
@@ -165,7 +165,7 @@ class Reader:
                 yield _Chunk(number, read, jobs, encoder, _tokens(pool, encoder, jobs), len(indices))
 
     def _format(self, source: Source, rows: Rows, *, seen: bool) -> Format:
-        """How a source is read; the report is told once, unless somebody else has `seen` to it."""
+        """Return how a source is read; the report is told once, unless somebody else has `seen` to it."""
         if source.name not in self._formats:
             form = self._formats[source.name] = format_of(source, rows, self.on_error, self.kind)
             form.check(self.kind, source.name)
@@ -203,7 +203,7 @@ class Reader:
         return read
 
     def _weight(self, row: Mapping[str, Any]) -> float | None:
-        """How often a row counts; None where the spec names none."""
+        """Return how often a row counts; None where the spec names none."""
         if not self.spec.row_weights:
             return None
         mark = mark_of(row)
@@ -252,7 +252,7 @@ class Reader:
             self.progress(self.done, self.total)
 
     def _keep_together(self, builder: Builder, number: int, source: Source, texts: Sequence[_Whole]) -> None:
-        """The texts of a row that judges: all of them, or none."""
+        """Keep all texts of a row that judges, or none."""
         index = texts[0].piece.number
         cut = max(len(whole.ids) for whole in texts) > self.max_len
         if cut and self.overflow == "raise":
@@ -332,7 +332,7 @@ class Reader:
 
 
 def _tokens(pool: ThreadPoolExecutor, encoder: Encoder, jobs: list[Job | DataError]) -> Future[list[Any]]:
-    """Tokens to come; made at once where that is Python's work (two threads would only take turns)."""
+    """Return tokens to come; made at once where that is Python's work (two threads would only take turns)."""
     if encoder.words is None or not encoder.words.usable:
         return pool.submit(encoder.tokenise, jobs)
     future: Future[list[Any]] = Future()
@@ -341,7 +341,7 @@ def _tokens(pool: ThreadPoolExecutor, encoder: Encoder, jobs: list[Job | DataErr
 
 
 def format_of(source: Source, rows: Rows, on_error: str = "raise", kind: str = "sft") -> Format:
-    """How a source's rows are read, from a sample of them; `kind` is for the advice where nothing fits."""
+    """Return how a source's rows are read, from a sample of them; `kind` is for the advice where nothing fits."""
     sample = []
     for index in spread(len(rows), 32):
         try:
@@ -355,14 +355,14 @@ def format_of(source: Source, rows: Rows, on_error: str = "raise", kind: str = "
 
 
 def spread(count: int, at_most: int) -> list[int]:
-    """Up to `at_most` numbers of 0..count-1, evenly spread."""
+    """Return up to `at_most` numbers of 0..count-1, evenly spread."""
     if count <= at_most:
         return list(range(count))
     return sorted({int(i) for i in np.linspace(0, count - 1, at_most)})
 
 
 def is_empty(row: Chat | Parts, train_on: str | Sequence[str] = "answers") -> bool:
-    """Whether nothing in a row could be trained."""
+    """Return whether nothing in a row could be trained."""
     if isinstance(row, Parts):
         return not any(text.strip() for text, wanted in row.parts if wanted)
     roles = ("assistant",) if isinstance(train_on, str) else train_on

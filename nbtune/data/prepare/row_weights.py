@@ -15,7 +15,7 @@ from nbtune.spec import RunSpec
 
 
 def without_dropped(dataset: Dataset, report: Report, *, weighted: bool = True) -> Dataset:
-    """The examples whose weight is above 0; the report is told of the rows of the others.
+    """Return the examples whose weight is above 0; the report is told of the rows of the others.
 
     Rows are left out after some were held out: so the others are the same ones with them and without.
 
@@ -36,7 +36,7 @@ def without_dropped(dataset: Dataset, report: Report, *, weighted: bool = True) 
 
 
 def unmatched(spec: RunSpec, matched: Collection[str]) -> list[str]:
-    """A warning, where marks of `row_weights` are of no row."""
+    """Return a warning, where marks of `row_weights` are of no row."""
     missing = [mark for mark in spec.row_weights if mark not in matched]
     if not missing:
         return []
@@ -50,7 +50,7 @@ DIGITS = 12  # a row that is not meant has the mark of one that is with a chance
 
 
 def mark_of(row: Mapping[str, Any]) -> str:
-    """``r`` and twelve hexadecimal digits of the BLAKE2b hash of the row's JSON, without keys that hold nothing.
+    """Return ``r`` and twelve hexadecimal digits of the BLAKE2b hash of the row's JSON, without keys that hold nothing.
 
     >>> mark_of({"b": 1, "a": None}) == mark_of({"b": 1})
     True

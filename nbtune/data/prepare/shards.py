@@ -40,7 +40,7 @@ class Job:
     most: int = 8192  # of the later ones
 
     def to_json(self) -> dict[str, Any]:
-        """For `job.json`."""
+        """Return it as `job.json` holds it."""
         body = {**vars(self), "spec": self.spec.model_dump(mode="json")}
         return {**body, "counts": list(self.counts)}
 
@@ -55,7 +55,7 @@ class Job:
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Job:
-        """From `job.json`."""
+        """Read it from what `job.json` holds."""
         return cls(**{**body, "spec": RunSpec.model_validate(body["spec"]), "counts": tuple(body["counts"])})
 
 
@@ -72,7 +72,8 @@ class Shard:
 
 
 def arrival(counts: Sequence[int], seed: int) -> np.ndarray:
-    """The order in which rows are prepared and first seen: numbers of rows, counted through all sources, int64."""
+    """Return the order in which rows are prepared and first seen: numbers of rows, counted through
+    all sources, int64."""
     return np.random.default_rng([seed, 11]).permutation(sum(counts))
 
 
@@ -87,7 +88,7 @@ class Workman:
         self._reader = Reader(tokenizer, job.spec, job.max_len, job.overflow, job.on_error, None)  # type: ignore[arg-type]
 
     def prepare(self, number: int) -> Shard:
-        """The shard of that number.
+        """Return the shard of that number.
 
         Raises:
             DataError: a row of it cannot be read.
@@ -130,7 +131,7 @@ class Workman:
 
 
 def _digests(data: Dataset, seed: int) -> np.ndarray:
-    """uint64 [examples]: of the tokens of the whole row that an example is of, as its windows stand together."""
+    """Return uint64 [examples]: of the tokens of the whole row that an example is of, as its windows stand together."""
     found = np.empty(len(data), np.uint64)
     keys = data.source_of.astype(np.int64) * (1 << 40) + data.row_of
     firsts = [*np.flatnonzero(np.diff(keys, prepend=-1)).tolist(), len(data)]
@@ -143,7 +144,7 @@ def _digests(data: Dataset, seed: int) -> np.ndarray:
 
 
 def write_shard(folder: Path, number: int, shard: Shard) -> None:
-    """The shard as files, the last of them whole or not there."""
+    """Write the shard as files, the last of them whole or not there."""
     arrays = {name: getattr(shard.data, name) for name in ("ids", "trained", "starts", "source_of", "row_of")}
     if shard.data.weight_of is not None:
         arrays["weight_of"] = shard.data.weight_of
@@ -152,7 +153,7 @@ def write_shard(folder: Path, number: int, shard: Shard) -> None:
 
 
 def read_shard(folder: Path, number: int, sources: Sequence[Source]) -> Shard:
-    """What `write_shard` wrote; the files are gone then."""
+    """Return what `write_shard` wrote; the files are gone then."""
     file, note = folder / f"{number}.npz", folder / f"{number}.json"
     with np.load(file) as arrays:
         body = dict(arrays)
@@ -166,7 +167,7 @@ def read_shard(folder: Path, number: int, sources: Sequence[Source]) -> Shard:
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
-    """What `rebuild_tokenizer` needs; None for a tokenizer that cannot be rebuilt from it."""
+    """Return what `rebuild_tokenizer` needs; None for a tokenizer that cannot be rebuilt from it."""
     facts = {
         "backend": tokenizer.backend_tokenizer.to_str(),
         "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)},
@@ -180,7 +181,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
 
 
 def rebuild_tokenizer(facts: dict[str, Any]) -> Any:
-    """A tokenizer of the same tokens, special tokens and template."""
+    """Return a tokenizer of the same tokens, special tokens and template."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 

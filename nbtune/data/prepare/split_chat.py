@@ -13,8 +13,8 @@ from nbtune.errors import DataError
 
 
 def split_chat(encoder: Encoder, chat: Chat, max_len: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The chat's turns in order, as many together as fit into `max_len` tokens, each part with the system prompt and
-    rendered as a conversation of its own; a question with its answer that does not fit alone is cut on the right.
+    """Return the chat's turns in order, as many together as fit into `max_len` tokens, each part with the system prompt
+    and rendered as a conversation of its own; a question with its answer that does not fit alone is cut on the right.
 
     Returns:
         ids (int32 [n]) and trained (bool [n]) of each part in which something is trained.

@@ -42,7 +42,7 @@ class DataFacts(BaseModel):
 
 
 def histogram(lengths: Any, scale: float = 1.0) -> tuple[tuple[int, int], ...]:
-    """`DataFacts.lengths` of token counts; the last bound is the longest itself."""
+    """Return `DataFacts.lengths` of token counts; the last bound is the longest itself."""
     import numpy as np
 
     values = np.asarray(lengths)

@@ -46,27 +46,27 @@ class Arriving:
 
     @classmethod
     def arrived(cls, whole: Dataset, **limits: int) -> Arriving:
-        """All of it is there already; `limits`: longest, planned, planned_tokens."""
+        """Make one of which all is there already; `limits`: longest, planned, planned_tokens."""
         made = cls(whole.sources, whole.weights, **limits)
         made.finish(whole)
         return made
 
     def add(self, part: Dataset) -> None:
-        """More examples, behind those that are there."""
+        """Add more examples, behind those that are there."""
         with self._changed:
             self._parts.append(part)
             self._starts.append(self._starts[-1] + len(part))
             self._changed.notify_all()
 
     def finish(self, whole: Dataset) -> None:
-        """No more will come; `whole` has the same examples and replaces the parts."""
+        """Say that no more will come; `whole` has the same examples and replaces the parts."""
         with self._changed:
             self._whole, self._parts = whole, []
             self._starts = [0, len(whole)]
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """No more will come, because of an error: who waits gets it."""
+        """Say that no more will come, because of an error: who waits gets it."""
         with self._changed:
             self._error = error
             self._changed.notify_all()
@@ -82,12 +82,12 @@ class Arriving:
         return self._starts[-1]
 
     def parts(self) -> list[Dataset]:
-        """What has arrived so far, in order."""
+        """Return what has arrived so far, in order."""
         with self._changed:
             return list(self._parts) if self._whole is None else [self._whole]
 
     def wait(self, count: int | None = None) -> int:
-        """Waits for `count` examples (None: for all); returns how many there are.
+        """Wait for `count` examples (None: for all); return how many there are.
 
         Raises:
             DataError: the rest could not be prepared.
@@ -105,21 +105,21 @@ class Arriving:
             return self._starts[-1]
 
     def whole(self) -> Dataset:
-        """All examples, once they are there."""
+        """Return all examples, once they are there."""
         self.wait()
         assert self._whole is not None
         return self._whole
 
     def at_most(self, count: int) -> int:
-        """How many examples there are, at most `count`; waits for so many only."""
+        """Return how many examples there are, at most `count`; waits for so many only."""
         return min(count, self.wait(count))
 
     def some(self, count: int, together: int = 1) -> list[int]:
-        """The first `count` examples, by number; they arrive well mixed."""
+        """Return the first `count` examples, by number; they arrive well mixed."""
         return list(range(self.at_most(count * together)))
 
     def source_name(self, index: int) -> str:
-        """The source of an example."""
+        """Return the source of an example."""
         part, inner = self._find(index)
         return self.sources[part.source_of[inner]]
 
@@ -142,17 +142,17 @@ class Arriving:
             index += 1
 
     def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [n] and trained bool [n] of an example, without a copy."""
+        """Return ids int32 [n] and trained bool [n] of an example, without a copy."""
         part, inner = self._find(index)
         return part.arrays(inner)
 
     def weight(self, index: int) -> float | None:
-        """As of `Dataset`."""
+        """Return what `Dataset.weight` does."""
         part, inner = self._find(index)
         return part.weight(inner)
 
     def lengths_of(self, first: int, last: int) -> np.ndarray:
-        """Tokens per example first..last, int64; they must be there."""
+        """Return the tokens per example first..last, int64; they must be there."""
         found = []
         while first < last:
             part, inner = self._find(first)
@@ -189,7 +189,7 @@ class DatasetFiles:
         self._folder, self._name, self._tokens = folder, name, 0
 
     def append(self, part: Dataset) -> Dataset:
-        """Writes examples behind the others; returns them as they lie on disk."""
+        """Write examples behind the others; return them as they lie on disk."""
         columns: dict[str, Any] = {a: getattr(part, a) for a in ("ids", "trained", "source_of", "row_of")}
         if part.weight_of is not None:  # of all parts, or of none
             if "weight_of" not in self._files:
@@ -201,7 +201,7 @@ class DatasetFiles:
         return Dataset(**read, starts=part.starts, sources=part.sources, weights=part.weights)
 
     def close(self) -> None:
-        """Writes the headers."""
+        """Write the headers."""
         for file in self._files.values():
             file.close()
 

@@ -21,7 +21,7 @@ _CHANGED = 8  # of rows that go through a function, which may take its time
 
 
 def look(sources: Iterable[Source], spec: RunSpec) -> None:
-    """Looks at the first rows of each source.
+    """Look at the first rows of each source.
 
     Raises:
         SpecError: `columns`, `format` or `template` name what is not there.
@@ -69,7 +69,7 @@ def _first(rows: Rows, count: int, spec: RunSpec) -> list[tuple[int, Row]]:
 
 
 def _is_text_table(source: Source) -> bool:
-    """Whether the head shows every column, and that each holds text."""
+    """Return whether the head shows every column, and that each holds text."""
     ends = "".join(source.files[0].suffixes).lower() if source.files else ""
     return source.change is None and (".csv" in ends or ".tsv" in ends)
 

@@ -55,7 +55,7 @@ class Crew:
             self._hire(wanted, job, tokenizer)
 
     def shards(self, first: int) -> Iterator[Shard]:
-        """The shards from `first` on, in order.
+        """Yield the shards from `first` on, in order.
 
         Raises:
             DataError: a row cannot be read.
@@ -65,7 +65,7 @@ class Crew:
             yield self._get(number)
 
     def dismiss(self) -> None:
-        """Nothing more is wanted."""
+        """Let the helpers go: nothing more is wanted."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -102,7 +102,7 @@ class Crew:
             return error
 
     def _take(self) -> int | None:
-        """A shard to begin with; None if there is none, or too many wait already. With the lock held."""
+        """Return a shard to begin with; None if there is none, or too many wait already. With the lock held."""
         if self._returned:
             return self._returned.pop(0)
         if self._next < min(self._count, self._at + _AHEAD):
@@ -144,7 +144,7 @@ class Crew:
             self._leaders[-1].start()
 
     def _lead(self, child: ChildProcess) -> None:
-        """Hands shards to a process, one at a time, until there are none; a process that dies gives its shard back."""
+        """Hand shards to a process, one at a time, until there are none; a process that dies gives its shard back."""
         number = None
         up = False
         try:

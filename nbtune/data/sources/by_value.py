@@ -29,7 +29,7 @@ def asked(
     variables: Mapping[str, Any] | None,
     first_line: int = 1,
 ) -> tuple[RunSpec, Mapping[str, Any]]:
-    """The spec, in which rows that were handed over have names, and the variables that hold them.
+    """Return the spec, in which rows that were handed over have names, and the variables that hold them.
 
     Args:
         spec: a `RunSpec`, a mapping, YAML text, or nothing but the fields.
@@ -56,7 +56,7 @@ def asked(
 def by_name(
     fields: Mapping[str, Any], variables: Mapping[str, Any] | None = None, *, text: str = ""
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields with a name wherever rows stood, and the variables with those rows under these names.
+    """Return the fields with a name wherever rows stood, and the variables with those rows under these names.
 
     Rows that are one of the variables get its name; others are called `rows` (`eval_rows` for ``eval.data``), with a
     number where that is a variable, or is named in the request, already.
@@ -89,7 +89,7 @@ class _Names:
         self._known = {id(v): k for k, v in reversed(variables.items()) if not k.startswith("_") and is_rows(v)}
 
     def of(self, value: Any, key: str) -> str:
-        """``var:`` and the name of these rows."""
+        """Return ``var:`` and the name of these rows."""
         name = self._known.get(id(value))
         if name is None:
             base = "eval_rows" if key.startswith("eval") else "rows"
@@ -103,7 +103,7 @@ class _Names:
 
 
 def _texts(fields: Mapping[str, Any]) -> Iterator[str]:
-    """The names of sources and functions in a request."""
+    """Yield the names of sources and functions in a request."""
     held = fields.get("eval")
     places = [fields.get("data"), fields.get("eval.data"), held.get("data") if isinstance(held, Mapping) else None]
     for place in places:
@@ -114,7 +114,7 @@ def _texts(fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _named(value: Any, key: str, names: _Names) -> Any:
-    """What stands at `data` or ``eval.data``, with names instead of rows."""
+    """Return what stands at `data` or ``eval.data``, with names instead of rows."""
     if isinstance(value, list | tuple):
         return _named_list(value, key, names)
     if isinstance(value, Mapping) and not _is_source(value) and not is_rows(value):
@@ -153,7 +153,8 @@ def _named_list(value: list[Any] | tuple[Any, ...], key: str, names: _Names) -> 
 
 
 def _kind(entry: Any) -> str:
-    """What an entry of a list is: a name, a source, rows, a row, half a source and half a row, or something other."""
+    """Return what an entry of a list is: a name, a source, rows, a row, half a source and half a row, or something
+    other."""
     if isinstance(entry, str | os.PathLike):
         return "name"
     if type(entry) is not dict and is_table(entry):
@@ -169,7 +170,7 @@ def _kind(entry: Any) -> str:
 
 
 def _is_source(entry: Mapping[Any, Any]) -> bool:
-    """Whether these are the keys of a source: no others, or others that can only be slips of the pen."""
+    """Return whether these are the keys of a source: no others, or others that can only be slips of the pen."""
     others = [key for key in entry if key not in _KEYS]
     if not others:
         return bool(entry)
@@ -177,7 +178,7 @@ def _is_source(entry: Mapping[Any, Any]) -> bool:
 
 
 def _named_entry(entry: Any, place: str, key: str, names: _Names) -> Any:
-    """A name or a source as it stands; rows, also those of a source, under a name."""
+    """Return a name or a source as it stands; rows, also those of a source, under a name."""
     if isinstance(entry, str | SourceSpec):
         return entry
     if isinstance(entry, os.PathLike):

@@ -59,7 +59,7 @@ def _opened(file: Path, packed: str) -> IO[bytes]:
 
 
 def errors_of(packed: str) -> tuple[type[Exception], ...]:
-    """What the libraries raise for a file that is not whole."""
+    """Return what the libraries raise for a file that is not whole."""
     if packed == ".zst":
         import pyarrow
 

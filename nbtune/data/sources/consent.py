@@ -25,22 +25,22 @@ _BYTES = 32
 
 
 def signature_of(subject: Mapping[str, Any]) -> str:
-    """This user's signature under what JSON can hold; whatever is changed in it, the signature fits no more."""
+    """Return this user's signature under what JSON can hold; whatever is changed in it, the signature fits no more."""
     return _mac(b"nbtune record 2\n" + _text(subject))
 
 
 def is_signed(subject: Mapping[str, Any], signature: object) -> bool:
-    """Whether this user has signed it, here."""
+    """Return whether this user has signed it, here."""
     return isinstance(signature, str) and signature.isascii() and hmac.compare_digest(signature_of(subject), signature)
 
 
 def signed_body(body: bytes, signature: object) -> bool:
-    """Whether it is a body that an earlier nbtune of this user has signed alone."""
+    """Return whether it is a body that an earlier nbtune of this user has signed alone."""
     return isinstance(signature, str) and signature.isascii() and hmac.compare_digest(_mac(body), signature)
 
 
 def remember(folder: Path, subject: Mapping[str, Any], words: str) -> None:
-    """This user allows the subject in this folder; `words` say it for whoever looks into the cache.
+    """Keep that this user allows the subject in this folder; `words` say it for whoever looks into the cache.
 
     Raises:
         DataError: the cache cannot be written.
@@ -55,12 +55,12 @@ def remember(folder: Path, subject: Mapping[str, Any], words: str) -> None:
 
 
 def is_remembered(folder: Path, subject: Mapping[str, Any]) -> bool:
-    """Whether this user has allowed it in this folder."""
+    """Return whether this user has allowed it in this folder."""
     return _place(folder, subject).is_file()
 
 
 def code_of(model: Path) -> str:
-    """What code a model's folder brings: a digest of its Python files and of what names them."""
+    """Return what code a model's folder brings: a digest of its Python files and of what names them."""
     whole = hashlib.sha256()
     names = [*model.rglob("*.py"), model / "config.json", model / "tokenizer_config.json"]
     for path in sorted(path for path in names if path.is_file()):
@@ -71,7 +71,7 @@ def code_of(model: Path) -> str:
 
 
 def _place(folder: Path, subject: Mapping[str, Any]) -> Path:
-    """A name that only this user's key makes, of this folder and this subject."""
+    """Return a name that only this user's key makes, of this folder and this subject."""
     name = _mac(b"nbtune consent 1\n" + _text({"folder": str(_real(folder)), "subject": dict(subject)}))
     return cache_folder() / "consent" / f"{name}.json"
 
@@ -89,7 +89,7 @@ def _mac(text: bytes) -> str:
 
 
 def _key() -> bytes:
-    """This user's key, made when it is first needed."""
+    """Return this user's key, made when it is first needed."""
     path = cache_folder() / "functions.key"
     for _ in range(3):
         try:
@@ -106,7 +106,7 @@ def _key() -> bytes:
 
 
 def _make(path: Path) -> None:
-    """A key that is whole from its first moment; of two that are made at once one stays."""
+    """Make a key that is whole from its first moment; of two that are made at once one stays."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         create_file(path, secrets.token_bytes(_BYTES), mode=0o600)

@@ -43,7 +43,7 @@ class LineRows:
         self._starts, self._ends = starts[self._lines], ends[self._lines]
 
     def longest(self, count: int) -> list[int]:
-        """The numbers of the rows of most bytes."""
+        """Return the numbers of the rows of most bytes."""
         import numpy as np
 
         sizes = self._ends - self._starts
@@ -90,7 +90,7 @@ class Pages:
         return self[0 : self._size]
 
     def into(self, buffer: bytearray, at: int) -> int:
-        """Reads bytes from `at` on into a buffer; returns how many."""
+        """Read bytes from `at` on into a buffer; return how many."""
         if hasattr(os, "preadv"):
             return os.preadv(self._fd, [buffer], at)
         part = self[at : at + len(buffer)]
@@ -99,7 +99,7 @@ class Pages:
 
 
 def _line_breaks(data: Any) -> Any:
-    """Where the line breaks are; int64. A megabyte at a time, which stays in the processor's cache."""
+    """Return where the line breaks are; int64. A megabyte at a time, which stays in the processor's cache."""
     import numpy as np
 
     buffer, found, at = bytearray(_BLOCK), [], 0
@@ -150,14 +150,14 @@ class ChainRows:
 
 
 def read_files(files: Sequence[Path], name: str) -> Rows:
-    """The rows of files, in their order."""
+    """Return the rows of files, in their order."""
     if len(files) == 1:
         return read_file(files[0], name)
     return ChainRows([read_file(file, file.name) for file in files])
 
 
 def _kind(file: Path, name: str) -> tuple[str, str]:
-    """(suffix, suffix of its packing) of a file of rows."""
+    """Return (suffix, suffix of its packing) of a file of rows."""
     suffixes = [s.lower() for s in file.suffixes]
     packed = suffixes[-1] if suffixes and suffixes[-1] in COMPRESSIONS else ""
     suffix = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
@@ -178,7 +178,7 @@ def _check_regular(file: Path, name: str) -> None:
 
 
 def read_file(file: Path, name: str) -> Rows:
-    """The rows of one file.
+    """Return the rows of one file.
 
     Raises:
         DataError: it is missing, of an unknown kind, or broken; with the line where it is.
@@ -202,7 +202,8 @@ def read_file(file: Path, name: str) -> Rows:
 
 
 def read_head(file: Path, name: str, count: int) -> Rows | None:
-    """The first `count` rows (or some more), from the first megabytes of a file; None where they do not show them.
+    """Return the first `count` rows (or some more), from the first megabytes of a file; None where they do not show
+    them.
 
     Raises:
         DataError: as `read_file`, where it shows in these rows.
@@ -244,7 +245,7 @@ def _head_of_table(file: Path, suffix: str, name: str, count: int) -> Rows:
 
 
 def _map(file: Path, *, lines: bool) -> Any:
-    """The bytes of a file, left on the disk if it is big; `lines`: they are asked for line by line."""
+    """Return the bytes of a file, left on the disk if it is big; `lines`: they are asked for line by line."""
     if file.stat().st_size < 1 << 20:
         return file.read_bytes()
     if lines and hasattr(os, "pread"):

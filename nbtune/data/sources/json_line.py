@@ -10,7 +10,7 @@ from nbtune.errors import DataError
 
 
 def to_json(row: Any, place: str) -> str:
-    """A row as one line of JSON; NaN becomes null, arrays lists, dates text.
+    """Return a row as one line of JSON; NaN becomes null, arrays lists, dates text.
 
     Raises:
         DataError: a value is none of these.
@@ -24,7 +24,7 @@ def to_json(row: Any, place: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """numpy scalars and arrays, dates, paths."""
+    """Return numpy scalars and arrays, dates, paths as JSON has them."""
     for method in ("tolist", "isoformat"):
         if hasattr(value, method):
             return getattr(value, method)()

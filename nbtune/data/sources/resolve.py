@@ -39,7 +39,7 @@ def resolve(
     base_dir: Path | str = ".",
     role: str = "train",
 ) -> list[Source]:
-    """The sources that a spec's `data` names; nothing big is read yet.
+    """Return the sources that a spec's `data` names; nothing big is read yet.
 
     Args:
         sources: `spec.data`.
@@ -68,7 +68,7 @@ def _changed(source: Source, namespace: Mapping[str, Any]) -> Source:
 
 
 def with_template(spec: RunSpec, base_dir: Path | str = ".") -> RunSpec:
-    """The spec with its chat template as text, where it named a file: a run then needs the file no more.
+    """Return the spec with its chat template as text, where it named a file: a run then needs the file no more.
 
     Raises:
         SpecError: there is no such file.
@@ -224,7 +224,8 @@ def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
 
 
 def _of_split(files: Sequence[Path], folder: Path, split: str, name: str) -> Sequence[Path]:
-    """The files of a split, told by the names of files and folders as `datasets` does; all, where none names a split.
+    """Return the files of a split, told by the names of files and folders as `datasets` does; all, where none names a
+    split.
 
     Raises:
         DataError: there is no such split, or a file beside those of the splits is of none.
@@ -256,7 +257,7 @@ def _split_of(path: Path) -> str | None:
 
 
 def saved_dataset(path: Path, name: str, split: str) -> Rows:
-    """The rows that `Dataset.save_to_disk` (or `DatasetDict.save_to_disk`) left in a folder."""
+    """Return the rows that `Dataset.save_to_disk` (or `DatasetDict.save_to_disk`) left in a folder."""
     import datasets
 
     loaded = datasets.load_from_disk(str(path))
@@ -311,7 +312,7 @@ def _hub(spec: SourceSpec, name: str) -> Source:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of datasets: a run's thread never prints."""
+    """Silence the progress bars of datasets: a run's thread never prints."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     hidden = are_progress_bars_disabled()
@@ -324,7 +325,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _shared_set(spec: SourceSpec, name: str) -> Any:
-    """The set as a shared cache holds it, where the user's own has none of it; what is made of it is the user's."""
+    """Return the set as a shared cache holds it, where the user's own has none of it; what is made
+    of it is the user's."""
     import datasets
 
     if (hub_cache.user_cache() / f"datasets--{name.replace('/', '--')}").exists():

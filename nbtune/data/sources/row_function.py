@@ -65,7 +65,7 @@ class ChangedRows:
 
 
 def find(name: str, namespace: Mapping[str, Any]) -> Change:
-    """The function of that name: of the notebook, or `module:function`.
+    """Return the function of that name: of the notebook, or `module:function`.
 
     Raises:
         DataError: there is none.
@@ -90,7 +90,7 @@ def find(name: str, namespace: Mapping[str, Any]) -> Change:
 
 
 def save(change: Change, name: str, stem: Path) -> dict[str, str]:
-    """Writes a function of the notebook beside its rows; returns the record that `load` wants.
+    """Write a function of the notebook beside its rows; return the record that `load` wants.
 
     Raises:
         DataError: it cannot be written down.
@@ -114,7 +114,7 @@ def save(change: Change, name: str, stem: Path) -> dict[str, str]:
 
 
 def load(record: Mapping[str, str], folder: Path, *, allowed: bool) -> Change:
-    """The function of a record.
+    """Return the function of a record.
 
     Args:
         record: as `save` made it.
@@ -155,7 +155,7 @@ def _body(record: Mapping[str, str], folder: Path) -> bytes:
 
 
 def not_allowed(what: str, folder: Path) -> DataError:
-    """That something of a folder's data was not written here by this user, and how to allow it."""
+    """Return the error that something of a folder's data was not written here by this user, and how to allow it."""
     run = harmless(folder.parent.name, line=True)
     return DataError(
         f"its rows want {what}, which was not written here by you: it would run, or read, what somebody chose",

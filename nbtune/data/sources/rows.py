@@ -118,7 +118,7 @@ class ArrowRows:
         return self._batch[index - self._start]
 
     def many(self, indices: Sequence[int]) -> list[Row]:
-        """The rows of those numbers, in that order, decoded together."""
+        """Return the rows of those numbers, in that order, decoded together."""
         if isinstance(indices, range) and indices.step == 1:
             return self.table.slice(indices.start, len(indices)).to_pylist()  # type: ignore[no-any-return]
         return self.table.take(list(indices)).to_pylist()  # type: ignore[no-any-return]
@@ -149,13 +149,13 @@ def _as_row(value: Any, place: Callable[[], str]) -> Row:
 
 
 def is_table(value: Any) -> bool:
-    """Whether a value is a library's frame, table or dataset (nothing is imported to find out)."""
+    """Return whether a value is a library's frame, table or dataset (nothing is imported to find out)."""
     kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
     return kind in _CONVERTERS or kind == "datasets.IterableDataset"
 
 
 def is_rows(value: Any) -> bool:
-    """Whether a variable's value can be read as rows (nothing is imported to find out)."""
+    """Return whether a variable's value can be read as rows (nothing is imported to find out)."""
     if is_table(value):
         return True
     if isinstance(value, list | tuple):
@@ -164,7 +164,7 @@ def is_rows(value: Any) -> bool:
 
 
 def rows_of(value: Any, name: str) -> Rows:
-    """The rows of a variable: list of dicts or strings, dict of columns, pandas or polars frame, pyarrow table,
+    """Return the rows of a variable: list of dicts or strings, dict of columns, pandas or polars frame, pyarrow table,
     `datasets.Dataset`.
 
     Raises:
@@ -185,7 +185,7 @@ def rows_of(value: Any, name: str) -> Rows:
 
 
 def first_of(value: Any, count: int) -> Any:
-    """The first `count` rows of a variable's value, as something that holds rows too."""
+    """Return the first `count` rows of a variable's value, as something that holds rows too."""
     kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
     if kind == "datasets.DatasetDict":
         return first_of(value["train"], count) if "train" in value else value

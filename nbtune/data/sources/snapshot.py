@@ -33,7 +33,7 @@ _INDEX = "sources.json"
 
 
 def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
-    """Writes down what the sources hold; returns them as they will be opened again.
+    """Write down what the sources hold; return them as they will be opened again.
 
     Args:
         sources: from `resolve`.
@@ -72,7 +72,7 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
 
 
 def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
-    """The sources of a snapshot.
+    """Return the sources of a snapshot.
 
     Args:
         verify: compare the files' hashes with those written down.
@@ -85,12 +85,13 @@ def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
 
 
 def questions(folder: Path) -> list[str]:
-    """What the data of a run's folder would run or read beyond it, and this user has not allowed yet, in words."""
+    """Return what the data of a run's folder would run or read beyond it, and this user has not
+    allowed yet, in words."""
     return [_said(entry, folder) for entry in _entries(folder) if not _allowed(entry, folder)]
 
 
 def allow(folder: Path) -> None:
-    """This user allows what `questions` says, in this folder.
+    """Allow, for this user, what `questions` says, in this folder.
 
     Raises:
         DataError: there is no data, or the cache cannot be written.
@@ -101,7 +102,7 @@ def allow(folder: Path) -> None:
 
 
 def copy_snapshot(old: Path, new: Path) -> None:
-    """Copies a run's data into another run's folder, with what this user has allowed of it.
+    """Copy a run's data into another run's folder, with what this user has allowed of it.
 
     Raises:
         DataError: something of it is not allowed, or a link in it leads out of the run's folder.
@@ -118,7 +119,7 @@ def copy_snapshot(old: Path, new: Path) -> None:
 
 
 def refuse_links(folder: Path, root: Path) -> None:
-    """Raises a `DataError` that names a link in `folder` (or the folder itself) that leads out of `root`."""
+    """Raise a `DataError` that names a link in `folder` (or the folder itself) that leads out of `root`."""
     for path in untrusted.links_out(folder, root):
         raise DataError(
             "a link leads out of the run's folder, and is not followed",
@@ -152,12 +153,12 @@ def _checked(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
 
 
 def _meaning(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a signature is of: everything that says what is run or read, on which rows, and as what."""
+    """Return what a signature is of: everything that says what is run or read, on which rows, and as what."""
     return {key: value for key, value in entry.items() if key != "signature"}
 
 
 def _allowed(entry: Mapping[str, Any], folder: Path) -> bool:
-    """Whether it stays in the folder and runs nothing, or this user has signed it here, or allowed it."""
+    """Return whether it stays in the folder and runs nothing, or this user has signed it here, or allowed it."""
     if not _reaches(entry, folder):
         return True
     meaning = _meaning(entry)
@@ -168,7 +169,8 @@ def _allowed(entry: Mapping[str, Any], folder: Path) -> bool:
 
 
 def _reaches(entry: Mapping[str, Any], folder: Path) -> list[str]:
-    """What an entry runs, and what it reads outside of the folder, in words; nothing of nbtune's sets and the Hub's."""
+    """Return what an entry runs, and what it reads outside of the folder, in words; nothing of nbtune's sets and the
+    Hub's."""
     found, record = [], entry.get("function")
     if record is not None:
         found.append(f"the function `{record['import']}`" if "import" in record else "a pickled function (any code)")
@@ -182,7 +184,7 @@ def _reaches(entry: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _is_outside(path: str, folder: Path) -> bool:
-    """Whether a file lies, or a link leads, out of the folder."""
+    """Return whether a file lies, or a link leads, out of the folder."""
     return not (folder / path).resolve().is_relative_to(folder.resolve())
 
 
@@ -191,7 +193,7 @@ def _said(entry: Mapping[str, Any], folder: Path) -> str:
 
 
 def changed_rows(folder: Path | str, variables: Mapping[str, Any]) -> list[str]:
-    """The names of variables that hold other rows now than in a snapshot.
+    """Return the names of variables that hold other rows now than in a snapshot.
 
     What cannot be compared is left out: a name that is no more there, a stream, which can be read only once.
     """
@@ -241,7 +243,7 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
 def reopen(
     name: str, kind: str, role: str, spec: SourceSpec, files: Sequence[Path], digests: tuple[str, ...] = ()
 ) -> Source:
-    """A source of files that were found before."""
+    """Return a source of files that were found before."""
     from nbtune.data.sources.resolve import saved_dataset
 
     if any(file.suffix == ".arrow" for file in files):  # Dataset.save_to_disk
@@ -262,7 +264,7 @@ def _record(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def _untouched(file: Path, record: Mapping[str, Any]) -> bool:
-    """Whether size and time of the last change are those of the snapshot: then its content is not read again."""
+    """Return whether size and time of the last change are those of the snapshot: then its content is not read again."""
     now = file.stat()
     return bool((now.st_size, now.st_mtime_ns) == (record.get("size"), record.get("changed")))
 

@@ -19,7 +19,7 @@ from nbtune.data.sources.rows import Rows
 
 
 def rows_of_stream(stream: Iterable[Any], name: str) -> Rows:
-    """The rows of a stream, in its order.
+    """Return the rows of a stream, in its order.
 
     Raises:
         DataError: a value cannot be written down.

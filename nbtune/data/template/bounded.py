@@ -136,7 +136,7 @@ def _check_method(owner: str, name: str, args: tuple[Any, ...]) -> None:
 
 
 def _asked_first(name: str, made_by: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of texts that asks as the method of this name does."""
+    """Return a filter of texts that asks as the method of this name does."""
     from functools import wraps
 
     @wraps(made_by)  # also what jinja2 wrote on it: whether it wants the context

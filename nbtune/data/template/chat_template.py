@@ -56,7 +56,7 @@ class Rendered:
 
 
 def template_text(tokenizer: Any) -> str | None:
-    """The tokenizer's chat template (the one called `default` if it has several); None if it has none."""
+    """Return the tokenizer's chat template (the one called `default` if it has several); None if it has none."""
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, Mapping):
         return template.get("default") or next(iter(template.values()), None)
@@ -126,8 +126,8 @@ class ChatTemplate:
         self._learn_calls()
 
     def _learn_calls(self) -> None:
-        """How a turn ends that calls tools, if it ends in its own way (gpt-oss: <|call|>), and what stands between
-        two calls; nothing for templates without tools."""
+        """Learn how a turn ends that calls tools, if it ends in its own way (gpt-oss: <|call|>), and what stands
+        between two calls; nothing for templates without tools."""
         self.calls_end = self._between_calls = ""
         call = {"type": "function", "id": "qzcallzqa", "function": {"name": "qznamezq", "arguments": {"a": "qzlastzq"}}}
         tool = {"type": "function", "function": {"name": "qznamezq", "description": "d", "parameters": {}}}
@@ -158,11 +158,11 @@ class ChatTemplate:
             ) from error
 
     def message(self, role: str, text: str) -> dict[str, Any]:
-        """A message in the form that the template wants."""
+        """Return a message in the form that the template wants."""
         return {"role": role, "content": [{"type": "text", "text": text}] if self.as_parts else text}
 
     def _find_terminators(self, cut: _Cutter, asked: str, first: str, last: str, middle: str) -> tuple[str, ...]:
-        """What ends an answer: inside a conversation, and at its end, if they differ.
+        """Return what ends an answer: inside a conversation, and at its end, if they differ.
 
         `asked` ends a question, `first` stands before the first one; `last` behind the last answer, `middle` between
         an answer and the next question.
@@ -186,7 +186,7 @@ class ChatTemplate:
         )
 
     def _turn_tokens(self, controls: Controls) -> list[str]:
-        """Added tokens that the template writes around a plain conversation: they may not be forged by data."""
+        """Return added tokens that the template writes around a plain conversation: they may not be forged by data."""
         if controls.added_pattern is None:
             return []
         found = {m for text in self._edges for m in controls.added_pattern.findall(text)}
@@ -227,7 +227,7 @@ class ChatTemplate:
         return replace(made, left_out=lost) if lost else made
 
     def _by_marks(self, text: str, spans: tuple[Span, ...], every: Sequence[Span]) -> Rendered:
-        """What the marks say, and the terminator where it stands behind a mark."""
+        """Return what the marks say, and the terminator where it stands behind a mark."""
         trained, unended = [], []
         data, at = [span for span in spans if span[2] >= 0], 0
         for start, end in _joined((s, e) for s, e, tag in every if tag == MARK):
@@ -260,8 +260,9 @@ class ChatTemplate:
         return Rendered(text, spans, tuple(trained), tuple(unended))
 
     def _utterances(self, text: str, own: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Where the message's own text stands: in one stretch, or, where it is ended and a header follows, in several
-        (gpt-oss: the thought, then the answer). What a later turn repeats of it (a tool's name) is not its own."""
+        """Return where the message's own text stands: in one stretch, or, where it is ended and a header follows, in
+        several (gpt-oss: the thought, then the answer). What a later turn repeats of it (a tool's name) is not its own.
+        """
         stretches = [own[0]]
         for (_, end), (start, stop) in pairwise(own):
             gap = text[end:start]
@@ -278,12 +279,12 @@ class ChatTemplate:
         return stretches
 
     def _stop(self, text: str, low: int, high: int) -> int:
-        """The end of the terminator between `low` and `high`; 0 if there is none."""
+        """Return the end of the terminator between `low` and `high`; 0 if there is none."""
         ends = (*self.terminators, self.calls_end) if self.calls_end else self.terminators
         return min((at + len(t) for t in ends if (at := text.find(t, low, high)) >= 0), default=0)
 
     def _begin(self, text: str, low: int, high: int, number: int, messages: Sequence[Mapping[str, Any]]) -> int:
-        """Where the model starts to write: behind the header, at the latest at the first character of the content."""
+        """Return where the model starts to write: behind the header, at the latest at the content's first character."""
         for header in self._headers:
             at = text.rfind(header, low, high)
             if at >= 0:
@@ -320,24 +321,24 @@ class _Cutter:
         return left[:size]
 
     def beginnings(self, header: str) -> tuple[str, ...]:
-        """The header; and, where a generation prompt opens (or closes) a thought in it, what stands before that: a row
-        may think otherwise."""
+        """Return the header; and, where a generation prompt opens (or closes) a thought in it, what stands before that:
+        a row may think otherwise."""
         matches = self.pattern.finditer(header) if self.pattern else ()
         thought = next((m.start() for m in matches if "think" in m.group().lower()), 0)
         return (header, header[:thought]) if thought else (header,)
 
     def through_last(self, text: str) -> str:
-        """`text` up to the end of its last control token; "" if there is none."""
+        """Return `text` up to the end of its last control token; "" if there is none."""
         ends = [m.end() for m in self.pattern.finditer(text)] if self.pattern else []
         return text[: ends[-1]] if ends else ""
 
     def through_first(self, text: str) -> str:
-        """`text` up to the end of its first control token; "" if there is none."""
+        """Return `text` up to the end of its first control token; "" if there is none."""
         match = self.pattern.search(text) if self.pattern else None
         return text[: match.end()] if match else ""
 
     def last_tokens(self, text: str) -> str:
-        """The control tokens (and blanks between them) that stand last in `text`, ordinary text behind them apart."""
+        """Return the control tokens (and blanks between) that stand last in `text`, ordinary text behind them apart."""
         end = start = 0
         for match in self.pattern.finditer(text) if self.pattern else ():
             start = start if start < end and not text[end : match.start()].strip() else match.start()
@@ -345,23 +346,23 @@ class _Cutter:
         return text[start:end]
 
     def openers(self, first: str, special: Mapping[str, str]) -> frozenset[str]:
-        """The control tokens that open a turn, by what stands before the first one: the start of a sequence, and what
-        follows on it. A token that ends a sequence as well is none."""
+        """Return the control tokens that open a turn, by what stands before the first one: the start of a sequence, and
+        what follows on it. A token that ends a sequence as well is none."""
         found = [m.group() for m in self.pattern.finditer(first)] if self.pattern else []
         start = special.get("bos_token")
         count = next((i for i, token in enumerate(found) if token != start), len(found))
         return frozenset(found[: count + 1]) - {special.get("eos_token", "")}
 
     def without(self, end: str, openers: frozenset[str]) -> str:
-        """What ends a turn, without the openers of a next one behind it (Command A's template writes one even behind
-        the last answer, so that it looks like a part of the end)."""
+        """Return what ends a turn, without the openers of a next one behind it (Command A's template writes one even
+        behind the last answer, so that it looks like a part of the end)."""
         found = list(self.pattern.finditer(end)) if self.pattern else []
         while len(found) > 1 and found[-1].group() in openers:
             found.pop()
         return end[: found[-1].end()] if found else end
 
     def same_end(self, left: str, right: str) -> int:
-        """How many last characters are the same, not beginning inside a control token of `right`."""
+        """Return how many last characters are the same, not beginning inside a control token of `right`."""
         size, limit = 0, min(len(left), len(right))
         while size < limit and left[-1 - size] == right[-1 - size]:
             size += 1
@@ -372,7 +373,7 @@ class _Cutter:
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans in order, those that touch as one."""
+    """Return spans in order, those that touch as one."""
     joined: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if joined and joined[-1][1] >= start:

@@ -128,7 +128,7 @@ def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = Fal
 
 @lru_cache(maxsize=16)
 def compile_template(template: str) -> jinja2.Template:
-    """The compiled template.
+    """Return the compiled template.
 
     Raises:
         jinja2.TemplateSyntaxError: it is not Jinja.
@@ -166,7 +166,7 @@ def render(
     add_generation_prompt: bool = False,
     **variables: Any,
 ) -> str:
-    """One conversation as text; the result's spans say where each message and each ``generation`` block went.
+    """Return one conversation as text; the result's spans say where each message and each ``generation`` block went.
 
     Args:
         messages: dicts with `role` and `content`; keys whose value is None count as missing, as in transformers.
@@ -197,7 +197,7 @@ def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _answer(content: Any, number: int, *, calls: bool) -> Any:
-    """What an assistant says, with its thought told apart."""
+    """Return what an assistant says, with its thought told apart."""
     if isinstance(content, str):
         return marked(content, number, calls=calls)
     answer = tracked(content, number)
@@ -208,7 +208,7 @@ def _answer(content: Any, number: int, *, calls: bool) -> Any:
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose thoughts stand under each of the names that templates have for them."""
+    """Return a message whose thoughts stand under each of the names that templates have for them."""
     for key in REASONING:
         if key in message:
             return {"thinking": message[key], **message, "reasoning_content": message[key]}
@@ -216,7 +216,7 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def tracked(value: Any, tag: int) -> Any:
-    """A value of a row, its texts marked as data."""
+    """Return a value of a row, its texts marked as data."""
     if isinstance(value, str):
         return track(value, tag)
     if isinstance(value, Mapping):

@@ -18,8 +18,8 @@ _SURE = 16  # characters of a message that are hardly in a text by chance
 
 
 def marked(text: str, number: int, *, calls: bool) -> str:
-    """An answer's text with a mark over its thought (inside ``<think>``) and one over what else it says; `calls`: the
-    answer calls tools besides."""
+    """Return an answer's text with a mark over its thought (inside ``<think>``) and one over what else it says;
+    `calls`: the answer calls tools besides."""
     thought = _thought(text)
     if thought is None:
         return track(text, number | SAID if calls else number)
@@ -37,7 +37,7 @@ def marked(text: str, number: int, *, calls: bool) -> str:
 
 
 def _thought(text: str) -> tuple[int, int] | None:
-    """Where the first thought of an answer stands; one that a prompt has opened begins with the text."""
+    """Return where the first thought of an answer stands; one that a prompt has opened begins with the text."""
     end = text.find(_CLOSE)
     if end < 0:
         return None
@@ -102,12 +102,13 @@ def _says_something(message: Mapping[str, Any]) -> bool:
 
 
 def _is_in(message: Mapping[str, Any], text: str) -> bool:
-    """Whether its text is there all the same, built in a way that cannot be followed."""
+    """Return whether its text is there all the same, built in a way that cannot be followed."""
     return any(len(part.strip()) >= _SURE and part.strip() in text for part in _texts(message.get("content")))
 
 
 def without_kinds(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-    """The spans of data in order, with plain numbers of messages; what belongs to one and touches is one span."""
+    """Return the spans of data in order, with plain numbers of messages; what belongs to one and
+    touches is one span."""
     if all(tag <= NUMBER for _, _, tag in spans):
         return tuple(sorted(spans))
     joined: list[Span] = []

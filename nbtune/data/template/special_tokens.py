@@ -37,20 +37,20 @@ class Controls:
         self._copies: dict[int, Any] = {}
 
     def in_text(self, text: str) -> bool:
-        """Whether some control token's text occurs."""
+        """Return whether some control token's text occurs."""
         return self.pattern is not None and self.pattern.search(text) is not None
 
     def all_in(self, text: str) -> set[int]:
-        """The ids of the added tokens that occur in a text."""
+        """Return the ids of the added tokens that occur in a text."""
         return set() if self.added_pattern is None else {self.added[t] for t in self.added_pattern.findall(text)}
 
     def last_in(self, text: str) -> int | None:
-        """The id of the last added token of a text; None: it has none."""
+        """Return the id of the last added token of a text; None: it has none."""
         found = [] if self.added_pattern is None else self.added_pattern.findall(text)
         return self.added[found[-1]] if found else None
 
     def forged(self, text: str, spans: Sequence[Span]) -> bool:
-        """Whether a plain encoding of `text` would turn characters of the data into control tokens."""
+        """Return whether a plain encoding of `text` would turn characters of the data into control tokens."""
         if self.pattern is None:
             return False
         data = [(s, e) for s, e, tag in spans if tag != MARK]
@@ -58,7 +58,7 @@ class Controls:
         return any(s < m.end() and m.start() < e for m in matches for s, e in data)
 
     def encode(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character offsets of a text in which control tokens inside the spans of data stay text.
+        """Return ids and character offsets of a text in which control tokens inside the spans of data stay text.
 
         Raises:
             DataError: the text uses every private character that could stand for a control token.
@@ -93,7 +93,7 @@ def _alternatives(tokens: dict[str, int]) -> re.Pattern[str] | None:
 
 
 def _gaps(spans: Sequence[Span], length: int) -> list[tuple[int, int]]:
-    """The stretches of 0..length outside the spans of data."""
+    """Return the stretches of 0..length outside the spans of data."""
     gaps, at = [], 0
     for start, end, tag in sorted(spans):
         if tag == MARK:
@@ -105,7 +105,7 @@ def _gaps(spans: Sequence[Span], length: int) -> list[tuple[int, int]]:
 
 
 def _armoured(tokenizer: Any, tokens: dict[str, int], base: int) -> tuple[Any, dict[int, int], dict[str, str]]:
-    """A copy of the backend whose control tokens are written in private characters, as many as before (so that
+    """Return a copy of the backend whose control tokens are written in private characters, as many as before (so that
     offsets stay); with {its id: true id} where they differ, and {token: private text}."""
     import tokenizers
 

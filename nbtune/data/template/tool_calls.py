@@ -14,8 +14,8 @@ _NAME, _VALUE = "qznamezq", "qzlastzq"
 
 
 def arguments_wanted(render: Callable[..., str], asked: Mapping[str, Any]) -> str:
-    """`mapping` where JSON text would come out otherwise (quoted once more, say), `text` where a template would write a
-    mapping as Python does, "" where both come out the same, or none at all.
+    """Return `mapping` where JSON text would come out otherwise (quoted once more, say), `text` where a template would
+    write a mapping as Python does, "" where both come out the same, or none at all.
 
     Args:
         render: a conversation and its `tools` as text.
@@ -28,7 +28,7 @@ def arguments_wanted(render: Callable[..., str], asked: Mapping[str, Any]) -> st
 
 
 def _probe(render: Callable[..., str], asked: Mapping[str, Any], arguments: Any) -> str:
-    """A conversation with a call as text; "" where the template cannot."""
+    """Return a conversation with a call as text; "" where the template cannot."""
     call = {"type": "function", "id": "qzcallzqa", "function": {"name": _NAME, "arguments": arguments}}
     tool = {"type": "function", "function": {"name": _NAME, "description": "d", "parameters": {}}}
     try:
@@ -39,7 +39,7 @@ def _probe(render: Callable[..., str], asked: Mapping[str, Any], arguments: Any)
 
 
 def with_arguments(messages: Sequence[Mapping[str, Any]], wanted: str) -> list[Mapping[str, Any]]:
-    """The messages, the arguments of their calls in the form that is `wanted`.
+    """Return the messages, the arguments of their calls in the form that is `wanted`.
 
     Raises:
         DataError: they are text that is no JSON object.

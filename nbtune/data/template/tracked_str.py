@@ -151,22 +151,22 @@ def _make(text: str, spans: tuple[Span, ...]) -> Tracked:
 
 
 def plain(text: str) -> str:
-    """The characters alone, as an ordinary `str`."""
+    """Return the characters alone, as an ordinary `str`."""
     return str.__getitem__(text, slice(None))
 
 
 def track(text: str, tag: int) -> str:
-    """`text`, marked as data of message `tag`."""
+    """Return `text`, marked as data of message `tag`."""
     return _make(text, ((0, len(text), tag),)) if text else text
 
 
 def spans_of(text: str) -> tuple[Span, ...]:
-    """The spans of a text; of a plain `str`, none."""
+    """Return the spans of a text; of a plain `str`, none."""
     return text._spans if type(text) is Tracked else ()
 
 
 def concat(parts: Iterable[str]) -> str:
-    """`"".join(parts)` with the spans of the parts."""
+    """Return `"".join(parts)` with the spans of the parts."""
     if type(parts) is not list and type(parts) is not tuple:
         parts = list(parts)
     spans: list[Span] = []
@@ -188,7 +188,7 @@ def concat(parts: Iterable[str]) -> str:
 
 
 def mark(text: str) -> str:
-    """`text` with a `MARK` over all of it."""
+    """Return `text` with a `MARK` over all of it."""
     return _make(text, (*spans_of(text), (0, len(text), MARK))) if text else text
 
 
@@ -198,7 +198,7 @@ def _tag(text: str) -> int | None:
 
 
 def joint(tags: set[int]) -> int:
-    """The tag of what is made of pieces with these tags."""
+    """Return the tag of what is made of pieces with these tags."""
     if len(tags) == 1:
         return next(iter(tags))
     if min(tags) < 0 or len({tag & NUMBER for tag in tags}) > 1:
@@ -210,7 +210,7 @@ def joint(tags: set[int]) -> int:
 
 
 def _whole(text: str, *origins: str) -> str:
-    """`text`, all of it data if any of its origins holds data."""
+    """Return `text`, all of it data if any of its origins holds data."""
     for origin in origins:
         tag = _tag(origin)
         if tag is not None and text:

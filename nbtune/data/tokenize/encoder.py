@@ -82,7 +82,7 @@ class Encoder:
 
     @classmethod
     def of_spec(cls, tokenizer: Any, template: ChatTemplate | None, spec: RunSpec) -> Encoder:
-        """As a spec wants it."""
+        """Make the encoder that a spec wants."""
         return cls(
             tokenizer,
             template,
@@ -93,17 +93,17 @@ class Encoder:
         )
 
     def encode(self, rows: Sequence[Chat | Parts]) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
-        """For each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""
+        """Return for each row ids (int32 [n]) and trained (bool [n]), or what is wrong with it."""
         jobs = self.render(rows)
         return self.label(jobs, self.tokenise(jobs))
 
     def render(self, rows: Sequence[Chat | Parts]) -> list[Job | DataError]:
-        """The rows as text; the first of `encode`'s three steps, for those who want to overlap them."""
+        """Return the rows as text; the first of `encode`'s three steps, for those who want to overlap them."""
         return [self._job(row) for row in rows]
 
     def tokenise(self, jobs: Sequence[Job | DataError]) -> list[tuple[np.ndarray, Any] | None]:
-        """Ids and places of the texts, None for errors and suspicious rows; the second step. Nearly all of it runs
-        outside Python's lock, where another thread calls this."""
+        """Return ids and places of the texts, None for errors and suspicious rows; the second step. Nearly all of it
+        runs outside Python's lock, where another thread calls this."""
         found: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
         plain = [i for i, job in enumerate(jobs) if isinstance(job, Job) and (job.raw or not self._forged(job))]
         texts = {i: jobs[i].text for i in plain}  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ class Encoder:
         return found
 
     def _tokenise_quickly(self, texts: dict[int, str], found: list[tuple[np.ndarray, Any] | None]) -> None:
-        """By words seen before, else by the tokenizer without its offsets; what is left over stays None."""
+        """Tokenise by words seen before, else by the tokenizer without its offsets; what is left over stays None."""
         words = self.words
         assert words is not None
         if words.usable:
@@ -137,7 +137,7 @@ class Encoder:
     def label(
         self, jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
     ) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
-        """Ids and masks: the third step."""
+        """Return ids and masks: the third step."""
         masks = self._masks(jobs, tokens)
         results: list[tuple[np.ndarray, np.ndarray] | DataError] = []
         for number, (job, found) in enumerate(zip(jobs, tokens, strict=True)):
@@ -149,12 +149,12 @@ class Encoder:
         return results
 
     def _by_controls(self, job: Job) -> tuple[np.ndarray, OffsetPlaces]:
-        """Ids and places of a text whose data looks like control tokens."""
+        """Return ids and places of a text whose data looks like control tokens."""
         ids, offsets = self.controls.encode(job.text, job.spans)
         return np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))
 
     def text_of(self, job: Job, first: int, last: int) -> str:
-        """What the tokens first..last stand for (half-open, as `encode` counts them), in whole characters."""
+        """Return what the tokens first..last stand for (half-open, as `encode` counts them), in whole characters."""
         ids, places = self.tokenise([job])[0] or self._by_controls(job)
         before = len(self.bos) if job.prefix else 0
         first, last = max(0, first - before), min(len(ids), last - before)
@@ -165,7 +165,7 @@ class Encoder:
     def _masks(
         jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
     ) -> dict[int, np.ndarray]:
-        """What is trained of the ASCII texts whose tokens say their bytes: all at once."""
+        """Return what is trained of the ASCII texts whose tokens say their bytes: all at once."""
         quick = [i for i, found in enumerate(tokens) if found is not None and type(found[1]) is BytePlaces]
         quick = [i for i in quick if tokens[i][1].ascii]  # type: ignore[index]
         if not quick:
@@ -249,7 +249,7 @@ class Encoder:
 
 
 def _refuse_holes(rendered: Rendered, messages: Sequence[dict[str, Any]]) -> None:
-    """A conversation with a hole in it is another one: nobody said what the rest answers to.
+    """Refuse a conversation with a hole in it: nobody said what the rest answers to.
 
     Raises:
         DataError: the template leaves out a message, or calls of tools.
@@ -296,7 +296,7 @@ class _Same:
 
 
 def _knowledge(backend: Any, text: str) -> tuple[ByteLengths, Words | None]:
-    """What is found out about a tokenizer, once; the words that were seen stay known."""
+    """Return what is found out about a tokenizer, once; the words that were seen stay known."""
     return _known(_Same(backend, text))
 
 
@@ -308,7 +308,7 @@ def _known(same: _Same) -> tuple[ByteLengths, Words | None]:
 
 
 def _without_limits(backend: Any) -> Any:
-    """The backend without truncation or padding (a copy only if it has some)."""
+    """Return the backend without truncation or padding (a copy only if it has some)."""
     if backend.truncation is None and backend.padding is None:
         return backend
     import tokenizers
@@ -320,7 +320,7 @@ def _without_limits(backend: Any) -> Any:
 
 
 def _prefix(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts before a text (a BOS token, or nothing)."""
+    """Return what the tokenizer itself puts before a text (a BOS token, or nothing)."""
     with_special = tokenizer("a", add_special_tokens=True)["input_ids"]
     without = tokenizer("a", add_special_tokens=False)["input_ids"]
     for k in range(len(with_special) - len(without) + 1):

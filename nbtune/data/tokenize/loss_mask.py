@@ -20,7 +20,7 @@ def wanted(
     terminators: str = "turn",
     ends: Sequence[str] = (),
 ) -> list[Stretch]:
-    """The trained stretches of a rendering, (start, end) in characters.
+    """Return the trained stretches of a rendering, (start, end) in characters.
 
     Args:
         messages: as rendered; `train`, `training`, `weight` and `train_detail` of each are heeded.
@@ -58,7 +58,7 @@ def wanted(
 
 
 def _of_others(rendered: Rendered, numbers: set[int], ends: Sequence[str]) -> list[tuple[int, int, int]]:
-    """What those messages say, each with the end of its turn if there is one."""
+    """Return what those messages say, each with the end of its turn if there is one."""
     found = []
     for number in numbers:
         own = [(start, end) for start, end, tag in rendered.spans if tag == number]
@@ -75,7 +75,7 @@ def _before_end(text: str, start: int, end: int, ends: Sequence[str]) -> int:
 
 
 def _other_ends(rendered: Rendered, ends: Sequence[str]) -> list[Stretch]:
-    """The first end of a turn behind the text of each message, wherever there is one before the next text."""
+    """Return the first end of a turn behind the text of each message, wherever there is one before the next text."""
     found = []
     for number, (_, after, tag) in enumerate(rendered.spans):
         following = rendered.spans[number + 1] if number + 1 < len(rendered.spans) else None
@@ -89,7 +89,7 @@ def _other_ends(rendered: Rendered, ends: Sequence[str]) -> list[Stretch]:
 
 
 def _chosen(rendered: Rendered, message: Mapping[str, Any], tag: int, *, train: bool) -> list[Stretch]:
-    """The stretches of the text that a message's `train_detail` trains, or leaves out: a list of {begin_offset,
+    """Return the stretches of the text that a message's `train_detail` trains, or leaves out: a list of {begin_offset,
     end_offset (inclusive), train}, counted in the characters of its content."""
     content, ranges = message.get("content"), []
     for detail in message["train_detail"]:
@@ -109,7 +109,7 @@ def _says(detail: Any) -> bool:
 
 
 def _places(rendered: Rendered, content: str, tag: int, ranges: Sequence[Stretch]) -> list[Stretch]:
-    """Where ranges of a message's content stand in the text; what the template left out stands nowhere."""
+    """Return where ranges of a message's content stand in the text; what the template left out stands nowhere."""
     pieces: list[tuple[int, int, int]] = []  # where in the text, where in the content, how long
     foreign = False
     for start, end in sorted(((s, e) for s, e, t in rendered.spans if t == tag), key=lambda span: span[0] - span[1]):
@@ -133,7 +133,8 @@ def _places(rendered: Rendered, content: str, tag: int, ranges: Sequence[Stretch
 
 
 def _only(rendered: Rendered, message: Mapping[str, Any], tag: int, end: int) -> list[Stretch]:
-    """What a message that is not trained as a whole has of trained parts; the end of its turn if its last part is."""
+    """Return what a message that is not trained as a whole has of trained parts; the end of its turn if its last part
+    is."""
     found = _chosen(rendered, message, tag, train=True)
     last = max((detail["end_offset"] for detail in message["train_detail"] if _says(detail)), default=-1)
     if found and last + 1 >= len(message["content"].rstrip()):
@@ -142,7 +143,7 @@ def _only(rendered: Rendered, message: Mapping[str, Any], tag: int, end: int) ->
 
 
 def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:
-    """start..end without the holes."""
+    """Return start..end without the holes."""
     kept = []
     for low, high in holes:
         if low > start:
@@ -152,7 +153,7 @@ def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:
 
 
 def asked_for(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
-    """Whether a message is of a role to train, or says of itself or of a part that it is to be trained."""
+    """Return whether a message is of a role to train, or says of itself or of a part that it is to be trained."""
     return _as_a_whole(message, roles) or any(
         _says(detail) for detail in message.get("train_detail") or () if isinstance(detail, Mapping)
     )

@@ -20,7 +20,7 @@ class OffsetPlaces:
         self.encoding, self.count = encoding, count
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
-        """The tokens that cover characters start..end, half-open."""
+        """Return the tokens that cover characters start..end, half-open."""
         first = last = None
         for position in range(start, end):
             first = self.encoding.char_to_token(position)
@@ -41,7 +41,7 @@ class OffsetPlaces:
         return first, last + 1
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
-        """The characters that tokens first..last cover, half-open."""
+        """Return the characters that tokens first..last cover, half-open."""
         covered = [chars for i in range(first, last) if (chars := self.encoding.token_to_chars(i)) is not None]
         covered = [(start, end) for start, end in covered if start < end]
         return (covered[0][0], max(end for _, end in covered)) if covered else (0, 0)
@@ -54,7 +54,7 @@ class BytePlaces:
         self.text, self.sizes, self.ascii = text, sizes, text.isascii()
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
-        """The tokens that cover characters start..end, half-open."""
+        """Return the tokens that cover characters start..end, half-open."""
         if start >= end:
             return 0, 0
         if not self.ascii:
@@ -63,7 +63,7 @@ class BytePlaces:
         return int(first), int(last) + 1
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
-        """The characters that tokens first..last cover, half-open; those of which a part is covered, too."""
+        """Return the characters that tokens first..last cover, half-open; those of which a part is covered, too."""
         ends = np.cumsum(self.sizes)
         start, end = (int(ends[at - 1]) if at else 0 for at in (first, last))
         if self.ascii:
@@ -75,7 +75,7 @@ class BytePlaces:
 
 
 def covered(texts: Sequence[str], sizes: np.ndarray, stretches: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
-    """Which tokens of ASCII texts lie in stretches of characters; bool [tokens of all texts].
+    """Return which tokens of ASCII texts lie in stretches of characters; bool [tokens of all texts].
 
     Args:
         sizes: int64, bytes per token, of all texts one after another.
@@ -125,14 +125,15 @@ class ByteLengths:
             self.table[id_] = len(content.encode())
 
     def places(self, text: str, ids: np.ndarray) -> BytePlaces | None:
-        """The places of a text's tokens; None if the tokens do not stand for exactly this text's bytes."""
+        """Return the places of a text's tokens; None if the tokens do not stand for exactly this text's bytes."""
         sizes = self.table[ids]
         size = len(text) if text.isascii() else len(text.encode())
         return BytePlaces(text, sizes) if len(ids) and int(sizes.sum()) == size else None
 
 
 def _is_byte_level(step: Any) -> bool:
-    """Whether the last splitting step is ByteLevel without a space of its own, and none of the others drops text."""
+    """Return whether the last splitting step is ByteLevel without a space of its own, and none of the others drops
+    text."""
     if not step:
         return False
     steps = step["pretokenizers"] if step["type"] == "Sequence" else [step]

@@ -33,7 +33,7 @@ class Ends:
 
 
 def ends_of(tokenizer: Any) -> Ends:
-    """What a tokenizer and its chat template say of the end of an answer.
+    """Return what a tokenizer and its chat template say of the end of an answer.
 
     Args:
         tokenizer: a fast transformers tokenizer, with the template that was trained by.
@@ -55,7 +55,7 @@ def _ends(stops: Sequence[int], controls: Controls) -> Ends:
 
 
 def _inside_an_answer(template: ChatTemplate) -> set[int]:
-    """What ends a message but no answer: gpt-oss ends a thought as it ends a question, and then goes on."""
+    """Return what ends a message but no answer: gpt-oss ends a thought as it ends a question, and then goes on."""
     thinking = dict.fromkeys(KEYS, _THOUGHT)
     messages = [template.message("user", _ASKED), template.message("assistant", _SAID) | thinking]
     try:
@@ -67,12 +67,13 @@ def _inside_an_answer(template: ChatTemplate) -> set[int]:
 
 
 def end_ids(own: int | Sequence[int] | None, tokenizer: Any) -> list[int]:
-    """What a model's own configuration stops at (its `eos_token_id`), and what the tokenizer's answers end with."""
+    """Return what a model's own configuration stops at (its `eos_token_id`), and what the
+    tokenizer's answers end with."""
     return list(dict.fromkeys([*_as_list(own), *ends_of(tokenizer).stops]))
 
 
 def with_ends(generation: Mapping[str, Any] | None, config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any] | None:
-    """A model's generation_config.json with what its answers end with after training; None: it has all of that.
+    """Return a model's generation_config.json with what its answers end with after training; None: it has all of that.
 
     Args:
         generation: the base's own; None: it has none, and transformers takes the ids from `config`.

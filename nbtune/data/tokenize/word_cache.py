@@ -51,8 +51,8 @@ class Words:
         self.usable = self._agrees(backend, [*added, *late])
 
     def ids(self, text: str) -> np.ndarray | None:
-        """int32 [tokens], read-only; None where the tokenizer must do it. Characters that no word covers are left out:
-        the caller compares the bytes."""
+        """Return int32 [tokens], read-only; None where the tokenizer must do it. Characters that no word covers are
+        left out: the caller compares the bytes."""
         if self._late is not None and self._late.search(text):
             return None
         pieces = self._cut.split(text) if self._cut is not None else [text]
@@ -117,7 +117,7 @@ class _Known(dict):  # type: ignore[type-arg]
 
 
 def _first_split(body: dict[str, Any]) -> tuple[str, list[Any]] | None:
-    """(the expression that cuts words, for ASCII; the steps after it); None for any other kind of tokenizer."""
+    """Return (the expression that cuts words, for ASCII; the steps after it); None for any other kind of tokenizer."""
     if body["model"].get("type") != "BPE" or body["model"].get("dropout"):
         return None
     if body.get("normalizer") not in (None, {"type": "NFC"}):
@@ -140,7 +140,7 @@ def _first_split(body: dict[str, Any]) -> tuple[str, list[Any]] | None:
 
 
 def _for_ascii(pattern: str) -> str | None:
-    """An Oniguruma expression as Python writes it, for ASCII text; None where they may differ."""
+    """Return an Oniguruma expression as Python writes it, for ASCII text; None where they may differ."""
     if not pattern or _FOREIGN.search(pattern):
         return None
     made, inside, at = [], False, 0
@@ -176,7 +176,7 @@ def _alternatives(tokens: list[str], capture: bool = False) -> re.Pattern[str] |
 
 
 def _encoder_of_words(body: dict[str, Any], rest: list[Any]) -> Any:
-    """A function from a word to its ids: the tokenizer without its first step."""
+    """Return a function from a word to its ids: the tokenizer without its first step."""
     import tokenizers
 
     alone = {

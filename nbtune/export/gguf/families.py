@@ -93,12 +93,13 @@ class Family:
             self.extra(config, writer)
 
     def context(self, config: Config) -> int:
-        """Up to how many tokens llama.cpp computes what transformers does: to the end of a window that it ignores."""
+        """Return up to how many tokens llama.cpp computes what transformers does: to the end of a window that it
+        ignores."""
         ignored = None if self.windows else config.window
         return min(config.context, ignored or config.context)
 
     def notes(self, config: Config) -> tuple[str, ...]:
-        """What a person should know of the file."""
+        """Return what a person should know of the file."""
         if (tokens := self.context(config)) == config.context:
             return ()
         return (
@@ -107,7 +108,7 @@ class Family:
         )
 
     def tensors(self, config: Config, model: MergedModel) -> list[GgufTensor]:
-        """The file's tensors, in order.
+        """Return the file's tensors, in order.
 
         Raises:
             ExportError: the model has a weight that llama.cpp's architecture has no place for.
@@ -283,7 +284,7 @@ def _extra_falcon(config: Config, writer: Any) -> None:
 
 
 def _change_falcon(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
-    """Falcon's newer layout groups q…, k, v by key head; llama.cpp wants all q, all k, all v."""
+    """Reorder Falcon's newer layout, q…, k, v by key head, into all q, all k, all v."""
     if "attn_qkv" not in name or not config.get("new_decoder_architecture"):
         return None
     groups, per, dim = config.kv_heads, config.heads // config.kv_heads, config.head_dim
@@ -349,7 +350,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Config) -> Family:
-    """The family of a config.
+    """Return the family of a config.
 
     Raises:
         ExportError: nbtune does not know how to write it, with the families that it does know.

@@ -27,14 +27,14 @@ class Config:
         self.tied = bool(raw.get("tie_word_embeddings", self.raw.get("tie_word_embeddings", False)))
 
     def get(self, *keys: str, default: Any = None) -> Any:
-        """The first of `keys` that is there and not null."""
+        """Return the first of `keys` that is there and not null."""
         for key in keys:
             if self.raw.get(key) is not None:
                 return self.raw[key]
         return default
 
     def need(self, *keys: str) -> Any:
-        """As `get`, but it must be there.
+        """Return what `get` does, but it must be there.
 
         Raises:
             ExportError: none of them is.
@@ -91,7 +91,8 @@ class Config:
         return int(size)
 
     def rope(self, kind: str = "full_attention") -> dict[str, Any]:
-        """Rotary parameters (of layers of `kind` if they differ): ``rope_type``, ``rope_theta``, what it needs."""
+        """Return the rotary parameters (of layers of `kind` if they differ): ``rope_type``, ``rope_theta``, what it
+        needs."""
         parameters = self.get("rope_parameters", default={})
         if isinstance(parameters.get(kind), dict):
             parameters = parameters[kind]

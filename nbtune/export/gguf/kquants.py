@@ -40,12 +40,12 @@ Round = Callable[[Tensor], Tensor]
 
 
 def _safe(divisor: Tensor) -> Tensor:
-    """1/divisor, and 0 where it is 0."""
+    """Return 1/divisor, and 0 where it is 0."""
     return torch.where(divisor == 0, torch.zeros_like(divisor), 1 / divisor)
 
 
 def _half(x: Tensor) -> Tensor:
-    """`x` as fp16 keeps it."""
+    """Return `x` as fp16 keeps it."""
     return x.to(torch.float16).float()
 
 
@@ -70,11 +70,11 @@ class _Blocks:
         return values if self.w is None else values * self.w
 
     def wide(self, per_block: Tensor) -> Tensor:
-        """(n,) of super-blocks → (n·subs,) of sub-blocks."""
+        """Repeat (n,) of super-blocks as (n·subs,) of sub-blocks."""
         return per_block.repeat_interleave(self.subs)
 
     def narrow(self, per_sub: Tensor) -> Tensor:
-        """(n·subs,) → (n, subs)."""
+        """Reshape (n·subs,) to (n, subs)."""
         return per_sub.reshape(-1, self.subs)
 
 
@@ -82,7 +82,8 @@ class _Blocks:
 
 
 def _fit_scale(blocks: _Blocks, code: Round, extreme: float, tries: tuple[float, ...]) -> Tensor:
-    """The scale of each sub-block under which `code` loses least: the value of largest size lands near `extreme`."""
+    """Return the scale of each sub-block under which `code` loses least: the value of largest size lands near
+    `extreme`."""
     x = blocks.x
     largest = x.gather(0, x.abs().argmax(0, keepdim=True))[0]
     inverse = _safe(largest)
@@ -98,7 +99,7 @@ def _fit_scale(blocks: _Blocks, code: Round, extreme: float, tries: tuple[float,
 
 
 def _symmetric(blocks: _Blocks, scale: Tensor, code: Round, low: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (values, n·subs), integer scales (n, subs) in low..−low−1, and d (n,), from fitted scales."""
+    """Return codes (values, n·subs), integer scales (n, subs) in low..−low−1, and d (n,), from fitted scales."""
     narrow = blocks.narrow(scale)
     largest = narrow.gather(1, narrow.abs().argmax(1, keepdim=True))[:, 0]
     d = _half(largest / low)
@@ -133,7 +134,7 @@ def _q3_k(rows: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _nearest_of_table(x: Tensor) -> Tensor:
-    """The table's value nearest to each of `x`."""
+    """Return the table's value nearest to each of `x`."""
     table = torch.tensor(block_layout.TABLE, dtype=torch.float32, device=x.device)
     middle = (table[1:] + table[:-1]) / 2
     return table[torch.bucketize(x, middle, out_int32=True)]
@@ -158,7 +159,8 @@ def _iq4_xs(rows: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _fit_affine(blocks: _Blocks, top: int, tries: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """The scale and the minimum (≥ 0, taken off) of each sub-block under which rounding to 0..top loses least."""
+    """Return the scale and the minimum (≥ 0, taken off) of each sub-block under which rounding to
+    0..top loses least."""
     x, n, sx = blocks.x, blocks.n, blocks.sx
     low = x.amin(0).clamp_(max=0)
     spread = x.amax(0) - low
@@ -183,7 +185,7 @@ def _fit_affine(blocks: _Blocks, top: int, tries: tuple[float, ...]) -> tuple[Te
 def _affine(
     blocks: _Blocks, top: int, most: int, tries: tuple[float, ...], rounds: int, near: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Codes (values, n·subs), integer scales and minima (n, subs) in 0..most, d and e (n,)."""
+    """Return codes (values, n·subs), integer scales and minima (n, subs) in 0..most, d and e (n,)."""
     scale, minimum = _fit_affine(blocks, top, tries)
     d, e = (_half(blocks.narrow(v).amax(1) / most) for v in (scale, minimum))
     s = m = q = scale
@@ -199,7 +201,7 @@ def _affine(
 def _integers(
     blocks: _Blocks, scale: Tensor, minimum: Tensor, d: Tensor, e: Tensor, top: int, most: int, near: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Integer scale and minimum of each sub-block for given d and e (n·subs,), and the codes under them."""
+    """Return the integer scale and minimum of each sub-block for given d and e (n·subs,), and the codes under them."""
     whole = (scale * _safe(d)).round_()
     found: tuple[Tensor, Tensor, Tensor] | None = None
     least = torch.empty(0)
@@ -232,7 +234,7 @@ def _integers(
 
 
 def _refit(blocks: _Blocks, s: Tensor, m: Tensor, q: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-    """d and e that lose least for given integers: a 2x2 least-squares problem a super-block."""
+    """Return d and e that lose least for given integers: a 2x2 least-squares problem a super-block."""
     wq = blocks.weigh(q)
     sq, sqq, sqx = wq.sum(0), (wq * q).sum(0), (q * blocks.wx).sum(0)
     narrow = blocks.narrow
@@ -280,21 +282,21 @@ ENCODERS: dict[str, tuple[int, Callable[[Tensor, Tensor | None], Tensor]]] = {
 
 
 def fitting(encoding: str, columns: int) -> str:
-    """`encoding`, or the nearest whose blocks divide a row of `columns`."""
+    """Return `encoding`, or the nearest whose blocks divide a row of `columns`."""
     if columns % _block(encoding)[0]:
         encoding = _SMALLER.get(encoding, encoding)
     return encoding if columns % _block(encoding)[0] == 0 else "F16"
 
 
 def _block(encoding: str) -> tuple[int, int]:
-    """(values, bytes) of a block."""
+    """Return (values, bytes) of a block."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     return GGML_QUANT_SIZES[GGMLQuantizationType[encoding]]
 
 
 def encoded_bytes(encoding: str, shape: tuple[int, ...]) -> int:
-    """How many bytes a tensor of `shape` takes in `encoding`."""
+    """Return how many bytes a tensor of `shape` takes in `encoding`."""
     block, size = _block(encoding)
     count = 1
     for length in shape:
@@ -305,7 +307,7 @@ def encoded_bytes(encoding: str, shape: tuple[int, ...]) -> int:
 def encode(
     rows: Tensor, encoding: str, weights: Tensor | None = None, pool: ThreadPoolExecutor | None = None
 ) -> np.ndarray[Any, Any]:
-    """`rows` as the bytes of `encoding`.
+    """Return `rows` as the bytes of `encoding`.
 
     Args:
         rows: fp32 on any device, the last dimension is a row.

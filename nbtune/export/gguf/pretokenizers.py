@@ -44,7 +44,7 @@ Step = tuple[str, ...]
 
 
 def steps_of(pre_tokenizer: dict[str, Any] | None) -> tuple[Step, ...]:
-    """The splitting steps of a tokenizer.json's ``pre_tokenizer``, as tuples that can be compared."""
+    """Return the splitting steps of a tokenizer.json's ``pre_tokenizer``, as tuples that can be compared."""
     if not pre_tokenizer:
         return ()
     kind = pre_tokenizer["type"]
@@ -104,7 +104,7 @@ NEARLY: dict[str, str] = {
 
 
 def pre_of(tokenizer: dict[str, Any], place: str) -> str:
-    """The name for a byte-level BPE tokenizer.json.
+    """Return the name for a byte-level BPE tokenizer.json.
 
     Raises:
         ExportError: none is known that splits the same way.

@@ -63,7 +63,7 @@ def _original(config: Config, rope: dict[str, Any]) -> int:
 
 
 def _longrope_attention(config: Config, rope: dict[str, Any]) -> float:
-    """LongRoPE's factor on attention (https://arxiv.org/abs/2402.13753): √(1 + ln s / ln L)."""
+    """Return LongRoPE's factor on attention (https://arxiv.org/abs/2402.13753): √(1 + ln s / ln L)."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
     original = _original(config, rope)
@@ -72,7 +72,7 @@ def _longrope_attention(config: Config, rope: dict[str, Any]) -> float:
 
 
 def rope_tensors(config: Config) -> list[GgufTensor]:
-    """The factors by which llama.cpp divides the rotary frequencies, where the scaling is per frequency."""
+    """Return the factors by which llama.cpp divides the rotary frequencies, where the scaling is per frequency."""
     rope = config.rope()
     if rope["rope_type"] == "llama3":
         return [constant("rope_freqs.weight", _llama3_factors(rope, config.rotary_dim))]
@@ -85,7 +85,8 @@ def rope_tensors(config: Config) -> list[GgufTensor]:
 
 
 def _llama3_factors(rope: dict[str, Any], dim: int) -> torch.Tensor:
-    """Llama 3.1's scaling: long waves are slowed by `factor`, short ones kept, those between blended (dim/2,)."""
+    """Return the divisors of Llama 3.1's scaling: long waves are slowed by `factor`, short ones kept, those between
+    blended (dim/2,)."""
     factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
     original = float(rope["original_max_position_embeddings"])
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim

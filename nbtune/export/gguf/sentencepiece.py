@@ -22,7 +22,7 @@ SAMPLES = (
 
 
 def merged(text: str, scores: Mapping[str, float]) -> list[str]:
-    """`text` (with "▁" for spaces) in tokens: the best-scored neighbours joined first, the left one of equals."""
+    """Cut `text` (with "▁" for spaces) into tokens: the best-scored neighbours joined first, the left one of equals."""
     parts = list(text)
     while True:
         best, at = float("-inf"), -1
@@ -36,7 +36,7 @@ def merged(text: str, scores: Mapping[str, float]) -> list[str]:
 
 
 def first_difference(tokenizer: Any, scores: Mapping[str, float], prefix: bool) -> str | None:
-    """The first sample that llama.cpp would cut otherwise than `tokenizer` (of transformers), or None."""
+    """Return the first sample that llama.cpp would cut otherwise than `tokenizer` (of transformers), or None."""
     known = tokenizer.get_vocab()
     for sample in SAMPLES:
         marked = ("▁" if prefix else "") + sample.replace(" ", "▁")

@@ -41,13 +41,13 @@ class GgufTensor:
 
 
 def plain(model: MergedModel, source: str, name: str, *, full: bool = False) -> GgufTensor:
-    """A weight as it is; vectors and routers are kept in fp32."""
+    """Return a weight as it is; vectors and routers are kept in fp32."""
     shape = model.shape(source)
     return GgufTensor(name, shape, lambda: model.chunks(source), full or len(shape) < 2, source)
 
 
 def mapped(model: MergedModel, source: str, name: str, change: Rows, *, shape: tuple[int, ...] = ()) -> GgufTensor:
-    """A weight whose every element or whole is changed by `change` (read as a whole)."""
+    """Return a weight whose every element or whole is changed by `change` (read as a whole)."""
 
     def chunks() -> Iterator[torch.Tensor]:
         yield change(model.get(source))
@@ -57,7 +57,7 @@ def mapped(model: MergedModel, source: str, name: str, change: Rows, *, shape: t
 
 
 def permuted(model: MergedModel, source: str, name: str, heads: int) -> GgufTensor:
-    """A query or key weight (or bias) of the llama architecture, its rows reordered.
+    """Return a query or key weight (or bias) of the llama architecture, its rows reordered.
 
     transformers rotates the first half of a head against its second half, llama.cpp's llama architecture rotates
     neighbours: row ``(head, half, i)`` moves to ``(head, i, half)``.
@@ -72,7 +72,7 @@ def permuted(model: MergedModel, source: str, name: str, heads: int) -> GgufTens
 
 
 def stacked(model: MergedModel, sources: list[str], name: str) -> GgufTensor:
-    """Experts' weights of one kind, stacked: (experts, rows, columns)."""
+    """Stack experts' weights of one kind: (experts, rows, columns)."""
 
     def chunks() -> Iterator[torch.Tensor]:
         for source in sources:
@@ -82,7 +82,7 @@ def stacked(model: MergedModel, sources: list[str], name: str) -> GgufTensor:
 
 
 def half_of_fused(model: MergedModel, source: str, name: str, second: bool) -> GgufTensor:
-    """The gate (first) or up (second) half of experts' fused weight (experts, 2·rows, columns)."""
+    """Return the gate (first) or up (second) half of experts' fused weight (experts, 2·rows, columns)."""
     experts, both, columns = model.shape(source)
     rows = both // 2
 
@@ -96,5 +96,5 @@ def half_of_fused(model: MergedModel, source: str, name: str, second: bool) -> G
 
 
 def constant(name: str, values: torch.Tensor) -> GgufTensor:
-    """A small tensor computed from the config, fp32."""
+    """Return a small tensor computed from the config, fp32."""
     return GgufTensor(name, tuple(values.shape), lambda: iter((values.float(),)), True)

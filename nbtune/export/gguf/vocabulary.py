@@ -68,7 +68,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
-    """The tokenizer in `folder`, for an embedding of `rows` rows.
+    """Return the tokenizer in `folder`, for an embedding of `rows` rows.
 
     Raises:
         ExportError: there is none, or llama.cpp has none that gives the same tokens.
@@ -91,7 +91,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, as transformers loads it.
+    """Return the tokenizer in `folder`, as transformers loads it.
 
     Raises:
         ExportError: it cannot be loaded, or is of the slow kind.
@@ -115,7 +115,7 @@ def _refused(what: str, place: str) -> ExportError:
 
 
 def _tokens(body: dict[str, Any], rows: int, place: str) -> tuple[list[str], list[int]]:
-    """The text and the type of each id; ids of the embedding that no token has are marked as unused."""
+    """Return the text and the type of each id; ids of the embedding that no token has are marked as unused."""
     tokens = [f"[PAD{i}]" for i in range(rows)]
     types = [UNUSED] * rows
     known = [(text, i, NORMAL) for text, i in body["model"]["vocab"].items()]
@@ -157,7 +157,7 @@ def _byte_level_bpe(vocabulary: Vocabulary, body: dict[str, Any], place: str) ->
 
 
 def _sentencepiece(vocabulary: Vocabulary, body: dict[str, Any], place: str) -> None:
-    """BPE over "▁"-marked text with byte fallback, as Llama 2, Mistral and Gemma have it."""
+    """Read BPE over "▁"-marked text with byte fallback, as Llama 2, Mistral and Gemma have it."""
     model = body["model"]
     if not model.get("byte_fallback"):
         raise _refused("its BPE tokenizer has neither byte-level tokens nor byte fallback", place)
@@ -185,7 +185,7 @@ def _check_merging(vocabulary: Vocabulary, tokenizer: Any, place: str) -> None:
 
 
 def _space_prefix(body: dict[str, Any], place: str) -> bool:
-    """Whether "▁" is put before the text: by a normalizer (Prepend) or a pre-tokenizer (Metaspace)."""
+    """Return whether "▁" is put before the text: by a normalizer (Prepend) or a pre-tokenizer (Metaspace)."""
     steps = _flat(body.get("normalizer"), "normalizers") + _flat(body.get("pre_tokenizer"), "pretokenizers")
     prefix = False
     for step in steps:
@@ -212,7 +212,7 @@ def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 
 
 def _specials(vocabulary: Vocabulary, tokenizer: Any, body: dict[str, Any]) -> None:
-    """Special ids, what is put around a text, the chat template and the token that ends a turn in it."""
+    """Read special ids, what is put around a text, the chat template and the token that ends a turn in it."""
     for kind in ("bos", "eos", "unk", "pad"):
         token = getattr(tokenizer, f"{kind}_token_id", None)
         if token is not None and token < len(vocabulary.tokens):
@@ -233,13 +233,14 @@ def _specials(vocabulary: Vocabulary, tokenizer: Any, body: dict[str, Any]) -> N
 
 
 def _plain_template(template: str) -> str:
-    """Without transformers' own ``{% generation %}`` marks, which other Jinja engines refuse; it renders the same."""
+    """Return it without transformers' own ``{% generation %}`` marks, which other Jinja engines refuse; it renders the
+    same."""
     template = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)
     return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", template)
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template writes after an answer, or None."""
+    """Return the special token that the chat template writes after an answer, or None."""
     import jinja2
 
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]

@@ -109,7 +109,7 @@ class _Plan:
         self.notes = self._notes(shape)
 
     def _notes(self, shape: Shape) -> tuple[str, ...]:
-        """What rows of an odd length made of the type."""
+        """Return what rows of an odd length made of the type."""
         odd = [
             (tensor.shape[-1], wanted, got)
             for tensor, got in zip(self.tensors, self.encodings, strict=True)
@@ -123,7 +123,7 @@ class _Plan:
 
 
 def _device(kinds: list[FileType]) -> torch.device:
-    """A GPU for types that take arithmetic, if it has room beside what else may run there; else the CPU."""
+    """Return a GPU for types that take arithmetic, if it has room beside what else may run there; else the CPU."""
     from nbtune.device import describe, pick
 
     if all(kind.main in _LIGHT for kind in kinds):
@@ -139,7 +139,7 @@ def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
 
 
 def general_name(name: str) -> str:
-    """`name` for ``general.name``: "phi3" or "phi-3" in it tells llama.cpp of tokens that may not be there."""
+    """Return `name` for ``general.name``: "phi3" or "phi-3" in it tells llama.cpp of tokens that may not be there."""
     return re.sub(r"phi-?3", "phi_3", name, flags=re.IGNORECASE)
 
 
@@ -152,7 +152,7 @@ def _open(
     vocabulary: Vocabulary,
     name: str,
 ) -> Any:
-    """A writer whose header is written, standing where the tensors begin."""
+    """Return a writer whose header is written, standing where the tensors begin."""
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(None, family.arch)
@@ -201,7 +201,7 @@ def _stream(
 
 
 def _pieces(tensors: list[GgufTensor]) -> Iterator[tuple[int, torch.Tensor, bool]]:
-    """Number of the tensor, some of its rows, whether they are its last."""
+    """Yield the number of the tensor, some of its rows, whether they are its last."""
     for index, tensor in enumerate(tensors):
         left = tensor.numel
         for rows in tensor.chunks():
@@ -210,7 +210,7 @@ def _pieces(tensors: list[GgufTensor]) -> Iterator[tuple[int, torch.Tensor, bool
 
 
 def _one_ahead(items: Iterator[T], thread: ThreadPoolExecutor) -> Iterator[T]:
-    """The same items, the next one being made (read and merged) while this one is used (encoded and written)."""
+    """Yield the same items, the next one being made (read and merged) while this one is used (encoded and written)."""
     coming = thread.submit(next, items, None)
     while (item := coming.result()) is not None:
         coming = thread.submit(next, items, None)
@@ -219,7 +219,7 @@ def _one_ahead(items: Iterator[T], thread: ThreadPoolExecutor) -> Iterator[T]:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as torch has threads; each uses one (torch's own threads do not pay on small pieces)."""
+    """Lend as many workers as torch has threads; each uses one (torch's own threads do not pay on small pieces)."""
     threads = torch.get_num_threads()
 
     def single() -> None:

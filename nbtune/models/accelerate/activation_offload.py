@@ -33,7 +33,7 @@ class ActivationOffload:
         self._leaving: tuple[Tensor, torch.Event] | None = None
 
     def park(self, x: Tensor) -> Ticket:
-        """Starts to copy `x` to the host; it may be dropped at once."""
+        """Start to copy `x` to the host; it may be dropped at once."""
         here = torch.accelerator.current_stream(self.device)
         if self._leaving is not None:  # at most one tensor is on its way out, and it is held until it is gone
             here.wait_event(self._leaving[1])
@@ -46,7 +46,7 @@ class ActivationOffload:
         return self._last
 
     def fetch(self, ticket: Ticket) -> Tensor:
-        """The tensor again, on the device; the one below it starts to come back."""
+        """Return the tensor again, on the device; the one below it starts to come back."""
         here = torch.accelerator.current_stream(self.device)
         self._leaving = None
         self._bring(ticket, here)

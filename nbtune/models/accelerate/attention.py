@@ -30,7 +30,7 @@ class Packing:
 
 
 def packing_of(position_ids: Tensor | None, kwargs: dict[str, Any]) -> Packing | None:
-    """Reads how a batch is packed: from `cu_seq_lens_q` and `max_length_q`, else from positions that start again.
+    """Read how a batch is packed: from `cu_seq_lens_q` and `max_length_q`, else from positions that start again.
 
     Args:
         position_ids: `[B or 1, S]` or None. Reading them waits for the device once.
@@ -56,7 +56,8 @@ def packing_of(position_ids: Tensor | None, kwargs: dict[str, Any]) -> Packing |
 
 
 def right_padded(mask: Tensor) -> bool:
-    """A 2-D mask with its zeros at the end of rows: under causal attention no real token sees them."""
+    """Return whether it is a 2-D mask with its zeros at the end of rows: under causal attention no real token sees
+    them."""
     if mask.ndim != 2:
         return False
     mask = mask.bool()
@@ -76,13 +77,13 @@ _TABLE: list[tuple[tuple[int, int], int, list[SDPBackend]]] = [
 
 @cache
 def _order(index: int, head_dim: int) -> list[SDPBackend]:
-    """Backends for a card and a size of heads, best first."""
+    """Return the backends for a card and a size of heads, best first."""
     found = next(best for since, most, best in _TABLE if _capability(index) >= since and head_dim <= most)
     return [*found, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None, window: int | None = None) -> Tensor:
-    """Causal attention, recorded for autograd if q, k, v are.
+    """Compute causal attention, recorded for autograd if q, k, v are.
 
     Args:
         q: `[B, S, Hq, D]`; k, v: `[B, S, Hk, D]`, any strides with a unit last one.

@@ -48,13 +48,13 @@ class Traffic:
         self._order: list[StreamedGroup] = []
 
     def begin(self) -> None:
-        """A forward starts: what was loaded since the last one is what will be loaded now."""
+        """Begin a forward: what was loaded since the last one is what will be loaded now."""
         if len(self._seen) > len(self._order) or self._seen != self._order[: len(self._seen)]:
             self._order = self._seen
         self._seen, self._first = [], self._loads
 
     def bring(self, group: "StreamedGroup") -> _Place:
-        """The place that holds the group's matrix; work launched from now on finds it there.
+        """Return the place that holds the group's matrix; work launched from now on finds it there.
 
         What was launched with the matrices before the last one must not be followed by more work with them.
         """
@@ -89,7 +89,7 @@ class Traffic:
         return next((place for place in self._places.get(group.kind, ()) if place.holds is group), None)
 
     def _idle(self, group: "StreamedGroup", now: int) -> list[_Place]:
-        """Places of the group's kind with which nothing that is still to be launched works."""
+        """Return places of the group's kind with which nothing that is still to be launched works."""
         places = self._places.get(group.kind)
         if places is None:
             places = self._places[group.kind] = [_Place(group.empty()) for _ in range(2)]
@@ -138,7 +138,7 @@ class StreamedGroup(EdgedGroup):
         return self.outputs, self.inputs, self.rank, len(self.members)
 
     def empty(self) -> Tensor:
-        """Memory for M on the device, whole rows."""
+        """Return memory for M on the device, whole rows."""
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         m = wide(self.outputs + self.rank, self.inputs + self.rank, like)
         return m.as_strided((m.shape[0], m.stride(0)), m.stride()).zero_()
@@ -170,14 +170,14 @@ class StreamedGroup(EdgedGroup):
         self.write_edges()
 
     def lend(self) -> None:
-        """Gives the stock layers their weights on the device, for one forward."""
+        """Give the stock layers their weights on the device, for one forward."""
         self.load()
         assert self.place is not None
         self.place.used = float("inf")
         self.put(self.matrix[: self.outputs, : self.inputs])
 
     def take_back(self) -> None:
-        """The end of `lend`."""
+        """Take back what `lend` lent."""
         assert self.place is not None
         self.place.used = -10
         self.put(self._waiting)
@@ -190,7 +190,7 @@ class StreamedGroup(EdgedGroup):
 
 @contextmanager
 def present(groups: list[LinearGroup]) -> Iterator[None]:
-    """While it lasts, the stock layers of all groups find weights that they can work with."""
+    """Let the stock layers of all groups, while it lasts, find weights that they can work with."""
     for group in groups:
         group.lend()
     try:
@@ -201,5 +201,5 @@ def present(groups: list[LinearGroup]) -> Iterator[None]:
 
 
 def traffic_of(groups: list[LinearGroup]) -> Traffic | None:
-    """The transfers that the groups share, if any of them travels."""
+    """Return the transfers that the groups share, if any of them travels."""
     return next((group.traffic for group in groups if isinstance(group, StreamedGroup)), None)

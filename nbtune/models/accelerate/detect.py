@@ -22,13 +22,13 @@ _CAP = re.compile(r"att.*(soft_?cap|logits?_cap)|^soft_?cap")
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
-    """The transformers model inside a peft wrapper, or the model itself."""
+    """Return the transformers model inside a peft wrapper, or the model itself."""
     inner: Any = getattr(model, "base_model", None)
     return inner.model if hasattr(model, "peft_config") and hasattr(inner, "model") else model
 
 
 def decoder(lm: nn.Module) -> nn.Module | None:
-    """The part of a causal language model that holds the list of layers, or None."""
+    """Return the part of a causal language model that holds the list of layers, or None."""
     inner = getattr(lm, getattr(lm, "base_model_prefix", "") or "model", None)
     return inner if isinstance(inner, nn.Module) and isinstance(_layer_list(inner), nn.ModuleList) else None
 
@@ -38,18 +38,18 @@ def _layer_list(inner: nn.Module) -> Any:
 
 
 def decoder_layers(inner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of every decoder layer."""
+    """Yield (name, layer) of every decoder layer."""
     for i, layer in enumerate(_layer_list(inner)):
         yield f"layers.{i}", layer
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Relative error under which two ways to compute a block count as equal."""
+    """Return the relative error under which two ways to compute a block count as equal."""
     return {torch.float32: 2e-4, torch.float64: 1e-5, torch.float16: 6e-3}.get(dtype, 3e-2)
 
 
 def find_norm(module: nn.Module | None, width: int) -> Norm:
-    """An RMSNorm, with the arithmetic that agrees with the module's own.
+    """Return an RMSNorm, with the arithmetic that agrees with the module's own.
 
     Raises:
         LeftAlone: it is no RMSNorm over `width` numbers, or an unknown kind of one.
@@ -76,14 +76,14 @@ def find_norm(module: nn.Module | None, width: int) -> Norm:
 
 
 def relative_error(x: Tensor, truth: Tensor) -> float:
-    """`|x - truth| / |truth|`, infinite where either is not finite."""
+    """Return `|x - truth| / |truth|`, infinite where either is not finite."""
     x, truth = x.detach().double(), truth.detach().double()
     error = ((x - truth).norm() / truth.norm().clamp(min=1e-30)).item()
     return error if error == error else float("inf")
 
 
 def find_layer(layer: nn.Module, policy: MemoryPolicy, weights: Placement) -> Layer:
-    """Reads a pre-norm decoder layer: RMSNorm, rotary attention, RMSNorm, gated MLP.
+    """Read a pre-norm decoder layer: RMSNorm, rotary attention, RMSNorm, gated MLP.
 
     Args:
         layer: a module of the model's list of layers.
@@ -139,7 +139,8 @@ def find_layer(layer: nn.Module, policy: MemoryPolicy, weights: Placement) -> La
 
 
 def _caps_scores(attention: nn.Module) -> bool:
-    """A cap far above the scores of a probe's random weights would not show in it: here its name must do."""
+    """Return whether it does, by its name: a cap far above the scores of a probe's random weights
+    would not show in it."""
     held = {**vars(getattr(attention, "config", None) or nn.Module()), **vars(attention)}
     return any(value and isinstance(value, (int, float)) and _CAP.search(name) for name, value in held.items())
 

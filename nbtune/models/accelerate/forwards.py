@@ -41,7 +41,7 @@ def layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
 
 
 def _stock_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
-    """The layer's own forward; weights that are in the host's memory come in for it."""
+    """Return the layer's own forward; weights that are in the host's memory come in for it."""
     stock, groups = module.forward, layer.groups()
     if not any(group.away for group in groups):
         return stock
@@ -59,14 +59,15 @@ def _stock_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
 
 
 def _plain_call(kwargs: dict[str, Any], device: torch.device) -> bool:
-    """Neither a cache nor attention weights nor autocast: what accelerated layers do not cover."""
+    """Return whether there is neither cache nor attention weights nor autocast, which accelerated
+    layers do not cover."""
     if _has_cache(kwargs) or kwargs.get("use_cache") or kwargs.get("output_attentions"):
         return False
     return not torch.is_autocast_enabled(device.type)
 
 
 def _has_cache(kwargs: dict[str, Any]) -> bool:
-    """Keys and values of earlier tokens are handed over, under either of transformers' names."""
+    """Return whether keys and values of earlier tokens are handed over, under either of transformers' names."""
     return kwargs.get("past_key_values") is not None or kwargs.get("cache") is not None
 
 

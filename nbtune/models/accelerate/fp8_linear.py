@@ -56,16 +56,16 @@ class Fp8Group(EdgedGroup):
         self.matrix = self.codes
 
     def detach(self) -> None:
-        """Gives the layers their (rounded) weights in the compute dtype."""
+        """Give the layers their (rounded) weights in the compute dtype."""
         self.put(self._decoded().clone())
         self.matrix = self.bias = None
 
     def lend(self) -> None:
-        """Gives the stock layers decoded weights, for one forward."""
+        """Give the stock layers decoded weights, for one forward."""
         self.put(self._decoded())
 
     def take_back(self) -> None:
-        """The end of `lend`."""
+        """Take back what `lend` lent."""
         self.put(self.codes)
 
     def _decoded(self) -> Tensor:
@@ -81,7 +81,7 @@ class Fp8Group(EdgedGroup):
         return self.beside
 
     def _times(self, x: Tensor) -> Tensor:
-        """The frozen part of y `[T, O]` with its bias, of x `[T, K]`."""
+        """Return the frozen part of y `[T, O]` with its bias, of x `[T, K]`."""
         q, scale = quantise_rows(x)
         return scaled_product(q, scale, self.codes, self.scales, self.dtype, self.bias)
 
@@ -106,7 +106,7 @@ class Fp8Group(EdgedGroup):
         return dx.addmm_(wide_dy[:, self.outputs :], self.below) if self.rank else dx
 
     def _turned(self) -> Tensor:
-        """The transposed codes, in scratch that all groups of one shape share."""
+        """Return the transposed codes, in scratch that all groups of one shape share."""
         key = ("turned", self.inputs, self.outputs, self.device)
         if key not in self._shared:
             self._shared[key] = torch.empty((self.inputs, self.outputs), dtype=self.codes.dtype, device=self.device)

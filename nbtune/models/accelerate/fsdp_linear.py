@@ -30,7 +30,7 @@ class FsdpGroup(LinearGroup):
 
     @torch.no_grad()
     def load(self) -> None:
-        """Writes whole weights, and LoRA beside and below them, into the shared matrix."""
+        """Write whole weights, and LoRA beside and below them, into the shared matrix."""
         start = 0
         for m, width in zip(self.members, self.outs, strict=True):
             self.matrix[start : start + width, : self.inputs].copy_(m.base.weight)

@@ -17,7 +17,7 @@ NAME = "nbtune"
 
 
 def register() -> str:
-    """Makes the name known to transformers, as an attention and as a mask; returns it."""
+    """Make the name known to transformers, as an attention and as a mask; return it."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention)
@@ -28,7 +28,7 @@ def register() -> str:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention, as transformers calls it.
+    """Compute causal attention, as transformers calls it.
 
     Args:
         query: `[B, Hq, S, D]`; key, value: `[B, Hk, S, D]`.
@@ -52,7 +52,7 @@ def attention(
 
 
 def _plain(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Each token sees all before it, by scores that nothing is done to."""
+    """Return whether each token sees all before it, by scores that nothing is done to."""
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     more = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
@@ -77,7 +77,7 @@ def mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """What `attention` is told: nothing for causal rows, documents' bounds for packs, else sdpa's mask.
+    """Return what `attention` is told: nothing for causal rows, documents' bounds for packs, else sdpa's mask.
 
     Args:
         mask_function: of (batch, head, query, key) indices, True where a query sees a key.
@@ -105,7 +105,7 @@ def mask(
 
 
 def _stock_mask(rows: int, queries: int, keys: int, offset: int, **rest: Any) -> Tensor | None:
-    """sdpa's own mask, in whichever way this version of transformers is asked for it."""
+    """Return sdpa's own mask, in whichever way this version of transformers is asked for it."""
     from transformers.masking_utils import sdpa_mask
 
     if "q_length" in inspect.signature(sdpa_mask).parameters:
@@ -115,7 +115,8 @@ def _stock_mask(rows: int, queries: int, keys: int, offset: int, **rest: Any) ->
 
 
 def _documents(sees: Callable[..., Tensor], rows: int, length: int, device: Any) -> Packing | None:
-    """The documents of a mask that is causal within documents and nothing else; None for one document a row, or others.
+    """Return the documents of a mask that is causal within documents and nothing else; None for one document a row, or
+    others.
 
     Looked at in O(S): where a token does not see the one before it a document starts; within it each token must see
     itself and the start, and neither the token after it nor the one before the start.

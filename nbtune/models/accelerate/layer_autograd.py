@@ -63,7 +63,7 @@ def attention_forward(
     packing: Packing | None,
     seed: Tensor | None,
 ) -> tuple[Tensor, _Attention]:
-    """What attention adds to x `[T, H]`, and what the backward needs."""
+    """Return what attention adds to x `[T, H]`, and what the backward needs."""
     group, tokens = layer.qkv, x.shape[0]
     group.load()
     wide_x = wide(tokens, group.width_in, x)
@@ -91,7 +91,7 @@ def attention_forward(
 
 
 def _heads(layer: Layer, qkv: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """q `[B, S, Hq, D]`, k and v `[B, S, Hk, D]`, views of `[T, (Hq + 2 Hk) D]`."""
+    """Return q `[B, S, Hq, D]`, k and v `[B, S, Hk, D]`, views of `[T, (Hq + 2 Hk) D]`."""
     q, k, v = qkv.split([layer.heads * layer.head_dim, *[layer.kv_heads * layer.head_dim] * 2], dim=1)
     return tuple(t.view(*shape, -1, layer.head_dim) for t in (q, k, v))  # type: ignore[return-value]
 
@@ -106,7 +106,7 @@ def attention_backward(
     need_dx: bool,
     jobs: GradJobs,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
-    """dx `[T, H]` (None unless needed), norm1's gradient and the rest, of da in `[T, H + r]`."""
+    """Return dx `[T, H]` (None unless needed), norm1's gradient and the rest, of da in `[T, H + r]`."""
     tokens, group, norm = x.shape[0], layer.qkv, layer.norm1
     da = wide_da[:, : layer.out.outputs]
     wide_dy = wide_da
@@ -156,7 +156,7 @@ def attention_backward(
 
 
 def _rows_of(saved: _Attention | _Mlp) -> Tensor | None:
-    """The norm's factor of each row, which dA wants in `dxa`; with dropout the input is written out instead."""
+    """Return the norm's factor of each row, which dA wants in `dxa`; with dropout the input is written out instead."""
     return saved.rstd if saved.seed is None else None
 
 
@@ -178,7 +178,7 @@ def _qk_norm_backward(layer: Layer, saved: _Attention, into: tuple[Tensor, Tenso
 def mlp_forward(
     layer: Layer, x: Tensor, added: Tensor, seed: Tensor | None, need_out: bool = True
 ) -> tuple[Tensor, Tensor | None, _Mlp]:
-    """a = x + m * added, out `[T, H]`, and what the backward needs."""
+    """Return a = x + m * added, out `[T, H]`, and what the backward needs."""
     norm, group = layer.norm2, layer.gate_up
     group.load()
     wide_a = wide(x.shape[0], group.width_in, x)
@@ -204,7 +204,7 @@ def mlp_forward(
 
 
 def _gate_up(layer: Layer, wide_a: Tensor) -> Tensor:
-    """[gate up] `[T, 2 I]`, in a buffer with room for the LoRA of the way back."""
+    """Return [gate up] `[T, 2 I]`, in a buffer with room for the LoRA of the way back."""
     group = layer.gate_up
     both = wide(wide_a.shape[0], group.width_out, wide_a)
     group.forward(wide_a, both[:, : group.outputs])
@@ -220,7 +220,7 @@ def _halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor]:
 def mlp_backward(
     layer: Layer, a: Tensor, saved: _Mlp, dout: Tensor, jobs: GradJobs
 ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """da in `[T, H + r]`, norm2's gradient and the rest, of dout `[T, H]`."""
+    """Return da in `[T, H + r]`, norm2's gradient and the rest, of dout `[T, H]`."""
     norm, group, down, tokens = layer.norm2, layer.gate_up, layer.down, a.shape[0]
     again = saved.gate_up is None
     if again:
@@ -269,7 +269,7 @@ def mlp_backward(
 
 
 def _activation_backward(layer: Layer, saved: _Mlp, dh: Tensor, dha: Tensor | None) -> Partials | None:
-    """Turns gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
+    """Turn gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
     gate, up = _halves(layer, saved.gate_up)
     r = layer.down.rank
     if dha is not None and saved.xa is not None and saved.seed is None and layer.gate_up.ranks == [r, r]:
@@ -283,7 +283,7 @@ def _activation_backward(layer: Layer, saved: _Mlp, dh: Tensor, dha: Tensor | No
 
 
 def _again(layer: Layer, a: Tensor, saved: _Mlp) -> Tensor:
-    """[gate up] once more, from the saved rstd and xA'."""
+    """Compute [gate up] once more, from the saved rstd and xA'."""
     group, norm = layer.gate_up, layer.norm2
     wide_a = wide(a.shape[0], group.width_in, a)
     rms_norm_apply(a, norm.weight, saved.rstd, **norm.how, out=wide_a[:, : group.inputs])

@@ -30,10 +30,10 @@ class Mover:
         module.to(self.device)
 
     def settle(self, module: nn.Module) -> None:
-        """After a layer was looked at."""
+        """Settle a layer that was looked at."""
 
     def finish(self, inner: nn.Module) -> None:
-        """After all layers."""
+        """Finish after all layers."""
 
 
 @dataclass

@@ -27,11 +27,11 @@ class Norm:
         return {"offset": self.offset, "cast_before_mul": self.cast}
 
     def refresh(self) -> None:
-        """Reads the weight from its module again."""
+        """Read the weight from its module again."""
         self.weight = self.module.weight  # type: ignore[union-attr, assignment]
 
     def factor(self) -> Tensor:
-        """What a normalised row is multiplied with, fp32 `[H]`; made once for a frozen weight."""
+        """Return what a normalised row is multiplied with, fp32 `[H]`; made once for a frozen weight."""
         made = self._factor
         if made is None or self.weight.requires_grad or made[1:] != (self.weight.data_ptr(), self.weight._version):
             value = self.weight.detach().float() + self.offset
@@ -46,12 +46,12 @@ class Lane:
         self.last: Tensor | None = None
 
     def wide(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """A buffer that the layer before may find again."""
+        """Return a buffer that the layer before may find again."""
         self.last = wide(rows, columns, like)
         return self.last
 
     def take(self, grad: Tensor, columns: int) -> Tensor | None:
-        """The buffer in which `grad [T, H]` lies, if it is the last one and has so many columns."""
+        """Return the buffer in which `grad [T, H]` lies, if it is the last one and has so many columns."""
         last, self.last = self.last, None
         if last is None or last.shape != (grad.shape[0], columns) or grad.data_ptr() != last.data_ptr():
             return None
@@ -89,14 +89,14 @@ class Layer:
         return [self.qkv, self.out, self.gate_up, self.down]
 
     def intact(self) -> bool:
-        """Nobody moved, merged, switched off or sharded its weights since they were attached."""
+        """Return whether nobody moved, merged, switched off or sharded its weights since they were attached."""
         return not self.stock_only and all(g.intact() for g in self.groups())
 
     def norms(self) -> list[Norm]:
         return [n for n in (self.norm1, self.norm2, self.q_norm, self.k_norm) if n is not None]
 
     def refresh(self) -> None:
-        """Reads its parameters from the modules again, where these may have changed."""
+        """Read its parameters from the modules again, where these may have changed."""
         if self.sharded:
             for norm in self.norms():
                 norm.refresh()
@@ -105,6 +105,6 @@ class Layer:
                     m.refresh()
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained in the layer, in the order of `backward`'s gradients."""
+        """Return what is trained in the layer, in the order of `backward`'s gradients."""
         norms = [n.weight for n in self.norms() if n.weight.requires_grad]
         return norms + [p for g in self.groups() for p in g.parameters()]

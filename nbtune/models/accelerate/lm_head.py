@@ -44,7 +44,7 @@ class Head:
     logit_scale: float
 
     def loss(self, hidden: Tensor, targets: "LossInputs", num_items: Tensor | float | None) -> Tensor:
-        """Summed cross-entropy over the trained rows, divided by `num_items` (their number when None)."""
+        """Return summed cross-entropy over the trained rows, divided by `num_items` (their number when None)."""
         count: Any = targets.count if num_items is None else num_items
         if isinstance(count, Tensor):
             scale = count.float().clamp(min=1.0).reciprocal()
@@ -66,7 +66,7 @@ class Head:
         return loss
 
     def _stock_is_faster(self, hidden: Tensor, labels: Tensor) -> bool:
-        """On a CPU, where logits take no more memory whole than in chunks."""
+        """Return whether it is: on a CPU, where logits take no more memory whole than in chunks."""
         size = labels.numel() * self.module.weight.shape[0] * hidden.element_size()
         return hidden.device.type == "cpu" and not use_triton(hidden) and size <= _WHOLE
 
@@ -79,7 +79,7 @@ class Head:
         return torch.dot(losses, targets.weights)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The model's logits, in fp32."""
+        """Return the model's logits, in fp32."""
         logits: Tensor = self.module(hidden).float()
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
@@ -107,7 +107,8 @@ class LossInputs:
 
 
 def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> Callable[[], LossInputs]:
-    """From the collator's `loss_rows`, `loss_labels` and `loss_weights`, else from `labels` `[B, S]` or `shift_labels`.
+    """Take them from the collator's `loss_rows`, `loss_labels` and `loss_weights`, else from `labels` `[B, S]` or
+    `shift_labels`.
 
     Call it before the layers are launched, and its result after. The number of trained rows, which decides whether the
     others are left out of the head, is then counted beside the layers, and nothing waits for these. (While a CUDA graph
@@ -147,7 +148,7 @@ _beside: dict[torch.device, torch.Stream] = {}
 
 
 def _count_beside(labels: Tensor, shift: bool, here: torch.Stream, ready: Any) -> int:
-    """Counts trained labels on another stream, which waits for `ready` only and not for what was launched since."""
+    """Count trained labels on another stream, which waits for `ready` only and not for what was launched since."""
     stream = _beside.setdefault(labels.device, torch.Stream(labels.device))
     stream.wait_event(ready)
     torch.accelerator.set_stream(stream)
@@ -158,7 +159,7 @@ def _count_beside(labels: Tensor, shift: bool, here: torch.Stream, ready: Any) -
 
 
 def find_head(lm: nn.Module) -> Head:
-    """The head of a causal language model, compared once with the model's own logits.
+    """Return the head of a causal language model, compared once with the model's own logits.
 
     Raises:
         LeftAlone: it is no plain linear layer, or more is done to its logits than is known.
@@ -190,7 +191,8 @@ _NEAR = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 4e-3}  # the s
 
 @torch.no_grad()
 def _unlike_its_own(lm: Any, head: Head) -> str | None:
-    """Why the head is not the model's, None where it is: asked of hidden states that stand in for the decoder's."""
+    """Return why the head is not the model's, None where it is: asked of hidden states that stand
+    in for the decoder's."""
     inner, weight = decoder(lm), head.module.weight
     if inner is None:
         return "it has no list of decoder layers"
@@ -220,7 +222,7 @@ def _unlike_its_own(lm: Any, head: Head) -> str | None:
 
 
 def _instead(hidden: Tensor, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-    """A forward hook: other hidden states in place of the decoder's."""
+    """Return a forward hook: other hidden states in place of the decoder's."""
     if isinstance(output, tuple):
         return (hidden, *output[1:])
     output.last_hidden_state = hidden

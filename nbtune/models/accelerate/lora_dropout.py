@@ -57,7 +57,7 @@ class Draws:
     given: Tensor | None = None
 
     def draw(self, groups: Sequence[DroppingGroup]) -> None:
-        """A seed, if something is dropped and the model is in training."""
+        """Draw a seed, if something is dropped and the model is in training."""
         first = next((m for g in groups for m in g.members if m.dropout), None)
         if first is None or not _module(first).training:
             self.seed = None
@@ -72,7 +72,7 @@ def _module(member: DroppingLayer) -> nn.Module:
 
 
 def _parts(group: DroppingGroup) -> list[tuple[slice, float, int]]:
-    """(its rows of A, its rate, its stream) of every layer with an adapter."""
+    """Return (its rows of A, its rate, its stream) of every layer with an adapter."""
     out, start = [], 0
     for i, m in enumerate(group.members):
         if m.rank:
@@ -86,12 +86,12 @@ def _drop(x: Tensor, rate: float, seed: Tensor, stream: int) -> Tensor:
 
 
 def drop_project(group: DroppingGroup, x: Tensor, seed: Tensor) -> Tensor:
-    """D_i(x) A_i' side by side, `[T, R]`, of x `[T, K]`."""
+    """Return D_i(x) A_i' side by side, `[T, R]`, of x `[T, K]`."""
     return torch.cat([lora_xa(_drop(x, p, seed, n), group.a[rows]) for rows, p, n in _parts(group)], 1)
 
 
 def drop_input_gradient(group: DroppingGroup, wide_dy: Tensor, seed: Tensor) -> Tensor:
-    """dx `[T, K]` of [dy, dy sB] `[T, O + R]`."""
+    """Return dx `[T, K]` of [dy, dy sB] `[T, O + R]`."""
     dx = torch.mm(wide_dy[:, : group.outputs], group.matrix[: group.outputs, : group.inputs])
     dxa = wide_dy[:, group.outputs :]
     for rows, p, n in _parts(group):
@@ -105,6 +105,6 @@ def drop_input_gradient(group: DroppingGroup, wide_dy: Tensor, seed: Tensor) -> 
 def drop_gradients(
     group: DroppingGroup, jobs: GradJobs, x: Tensor, dxa: Tensor, da: Tensor, seed: Tensor, accumulate: bool
 ) -> None:
-    """Orders dA `[R, K]` from x `[T, K]` and dy sB `[T, R]`."""
+    """Order dA `[R, K]` from x `[T, K]` and dy sB `[T, R]`."""
     for rows, p, n in _parts(group):
         jobs.add(dxa[:, rows], _drop(x, p, seed, n), da[rows], 1.0, False, accumulate)

@@ -43,7 +43,7 @@ class Member:
     dropout: float = 0.0  # of what its adapter sees
 
     def refresh(self) -> None:
-        """Reads its trained LoRA again: sharding puts other tensors into the modules."""
+        """Read its trained LoRA again: sharding puts other tensors into the modules."""
         if self.adapter:
             lora: Any = self.module
             self.a, self.b = lora.lora_A[self.adapter].weight, lora.lora_B[self.adapter].weight
@@ -54,7 +54,7 @@ class Member:
 
 
 def member(module: nn.Module) -> Member:
-    """Reads one layer: a plain linear, or peft's LoRA around one.
+    """Read one layer: a plain linear, or peft's LoRA around one.
 
     Raises:
         LeftAlone: it is something else (quantised, DoRA, merged, several adapters).
@@ -81,12 +81,12 @@ def member(module: nn.Module) -> Member:
 
 
 def is_four_bit(base: Any) -> bool:
-    """bitsandbytes' 4-bit linear layer, with its weights quantised already."""
+    """Return whether it is bitsandbytes' 4-bit linear layer, with its weights quantised already."""
     return type(base).__name__ == "Linear4bit" and getattr(base.weight, "quant_state", None) is not None
 
 
 def wide(rows: int, columns: int, like: Tensor) -> Tensor:
-    """An uninitialised `[rows, columns]` matrix whose rows start at aligned addresses."""
+    """Return an uninitialised `[rows, columns]` matrix whose rows start at aligned addresses."""
     pitch = -(-columns // _ALIGN) * _ALIGN if like.is_cuda else columns
     return torch.empty((rows, pitch), dtype=like.dtype, device=like.device)[:, :columns]
 
@@ -144,16 +144,16 @@ class LinearGroup:
     # ------------------------------------------------------------ storage
 
     def lend(self) -> None:
-        """Gives the stock layers weights that they can work with, until `take_back`."""
+        """Give the stock layers weights that they can work with, until `take_back`."""
 
     def take_back(self) -> None:
-        """The end of `lend`."""
+        """Take back what `lend` lent."""
 
     def load(self) -> None:
-        """Makes M ready for the products of one half of a layer."""
+        """Make M ready for the products of one half of a layer."""
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
-        """Builds M and makes the layers' weights views of it.
+        """Build M and make the layers' weights views of it.
 
         Args:
             shared: what groups of one model have in common.
@@ -182,7 +182,7 @@ class LinearGroup:
         self.sync_pairs = self._pairs()
 
     def detach(self) -> None:
-        """Gives the layers weights of their own again."""
+        """Give the layers weights of their own again."""
         for m in self.members:
             m.base.weight.data = m.base.weight.data.clone(memory_format=torch.contiguous_format)
             if m.base.bias is not None:
@@ -190,7 +190,7 @@ class LinearGroup:
         self.matrix = self.bias = None
 
     def intact(self) -> bool:
-        """Nobody moved, merged, quantised or sharded the weights since they were attached."""
+        """Return whether nobody moved, merged, quantised or sharded the weights since they were attached."""
         with_lora: Any = [m.module for m in self.members if m.a is not None]
         if any(m.merged for m in with_lora):
             return False
@@ -205,7 +205,7 @@ class LinearGroup:
         return bool(with_lora) and all(m.disable_adapters for m in with_lora)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor, float]]:
-        """(destination in M, parameter, factor) of every A and B."""
+        """Return (destination in M, parameter, factor) of every A and B."""
         assert self.matrix is not None
         return self._pairs_in(self.matrix[self.outputs :, : self.inputs], self.matrix[: self.outputs, self.inputs :])
 
@@ -231,7 +231,7 @@ class LinearGroup:
         return self.outputs + self.rank
 
     def project(self, x: Tensor, seed: Tensor | None = None) -> Tensor | None:
-        """xA' of x `[T, K]`, `[T, R]`, or None without an adapter; with a seed, of x less what is dropped."""
+        """Return xA' of x `[T, K]`, `[T, R]`, or None without an adapter; with a seed, of x less what is dropped."""
         if not self.rank or self.bare:
             return None
         return lora_xa(x, self.a) if seed is None else drop_project(self, x, seed)
@@ -247,7 +247,7 @@ class LinearGroup:
         return self.matrix[: self.outputs, self.inputs :]
 
     def project_beside(self, wide_x: Tensor, seed: Tensor | None = None) -> Tensor | None:
-        """Writes xA' beside x in `[T, K + R]`, and returns it once more by itself."""
+        """Write xA' beside x in `[T, K + R]`, and return it once more by itself."""
         if not self.rank:
             return None
         x, place = wide_x[:, : self.inputs], wide_x[:, self.inputs :]
@@ -263,7 +263,7 @@ class LinearGroup:
         return xa
 
     def forward(self, wide_x: Tensor, out: Tensor) -> None:
-        """y `[T, O]` of [x, xA'] `[T, K + R]`."""
+        """Compute y `[T, O]` of [x, xA'] `[T, K + R]`."""
         w = self.matrix[: self.outputs].t()
         if self.bias is None:
             torch.mm(wide_x, w, out=out)
@@ -271,7 +271,7 @@ class LinearGroup:
             torch.addmm(self.bias, wide_x, w, out=out)
 
     def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
-        """y `[T, O]`, of an x without room beside it."""
+        """Return y `[T, O]`, of an x without room beside it."""
         w = self.matrix[: self.outputs, : self.inputs].t()
         if xa is None:
             return torch.mm(x, w) if self.bias is None else torch.addmm(self.bias, x, w)
@@ -279,12 +279,12 @@ class LinearGroup:
         return out if self.bias is None else out.add_(self.bias)
 
     def forward_wide_onto(self, residual: Tensor, wide_x: Tensor, scale: float = 1.0) -> Tensor:
-        """residual + scale * y, of [x, xA']."""
+        """Return residual + scale * y, of [x, xA']."""
         out = torch.addmm(residual, wide_x, self.matrix[: self.outputs].t(), alpha=scale)
         return out if self.bias is None else out.add_(self.bias, alpha=scale)
 
     def dxa_beside(self, wide_dy: Tensor, rows: Tensor | None = None) -> Tensor | None:
-        """Writes dy sB beside dy in `[T, O + R]`; returns that slice, or `rows` (fp32 `[T]`) times it, by itself.
+        """Write dy sB beside dy in `[T, O + R]`; return that slice, or `rows` (fp32 `[T]`) times it, by itself.
 
         One product over the zeros of sB too: a kernel that skips them is no faster, and takes seconds to compile.
         """
@@ -295,7 +295,7 @@ class LinearGroup:
         return dxa if rows is None else torch.mul(dxa, rows[:, None], out=torch.empty_like(dxa))
 
     def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
-        """dx `[T, K]` of [dy, dy sB]."""
+        """Return dx `[T, K]` of [dy, dy sB]."""
         if seed is not None and self.rank:
             return drop_input_gradient(self, wide_dy, seed)
         return torch.mm(wide_dy, self.matrix[:, : self.inputs])
@@ -303,7 +303,7 @@ class LinearGroup:
     # ------------------------------------------------------------ gradients
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained in the group, in the order in which `gradients` answers."""
+        """Return what is trained in the group, in the order in which `gradients` answers."""
         if self.full:
             out = [m.base.weight for m in self.members]
             return out + [m.base.bias for m in self.members if self.has_bias and m.base.bias.requires_grad]
@@ -322,7 +322,7 @@ class LinearGroup:
         ready: Ready | None = None,
         seed: Tensor | None = None,
     ) -> list[Tensor | None]:
-        """Gradients of `parameters()`: tensors that hold them once `jobs` has run, None for what a sink takes.
+        """Return gradients of `parameters()`: tensors that hold them once `jobs` has run, None for what a sink takes.
 
         Args:
             x: `[T, K]`; dy: `[T, O]`; xa: `[T, R]`; dxa: what `dxa_beside` gave for the same rows.

@@ -10,7 +10,7 @@ _TALL = 4096  # elements of the tiles of B-like ones
 
 @jit
 def _copy_kernel(table, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OUT: tl.constexpr, ALIGNED: tl.constexpr):
-    """Row i of the table: source, destination, their pitches, rows and columns left, factor * 2^30."""
+    """Copy by row i of the table: source, destination, their pitches, rows and columns left, factor * 2^30."""
     at = table + tl.program_id(0) * 7
     src = tl.load(at).to(tl.pointer_type(tl.float32))
     dst = tl.load(at + 1).to(tl.pointer_type(OUT))
@@ -66,7 +66,7 @@ class LoraSync:
 
 
 def _tables(pairs: list[tuple[Tensor, Tensor, float]]) -> list[tuple[Tensor, int, int, bool]]:
-    """(table on the device, rows and columns of its tiles, all aligned or not), one for each shape of tile."""
+    """Return (table on the device, rows and columns of its tiles, all aligned or not), one for each shape of tile."""
     tiles: dict[tuple[int, int], list[list[int]]] = {}
     for place, parameter, factor in pairs:
         rows, columns = parameter.shape

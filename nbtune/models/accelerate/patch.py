@@ -36,7 +36,7 @@ class Report:
     left: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The report for people: equal reasons are counted together."""
+        """Return the report for people: equal reasons are counted together."""
         out = []
         for verb, entries in (("accelerated", self.taken), ("left as it is", self.left)):
             for reason in dict.fromkeys(entries.values()):
@@ -56,7 +56,7 @@ class Patch:
     undo: list[Callable[[], None]] = field(default_factory=list)
 
     def set_policy(self, policy: MemoryPolicy) -> None:
-        """What blocks keep from now on."""
+        """Set what blocks keep from now on."""
         self.policy = policy
         devices = [layer.qkv.device for layer in self.layers]
         parks = policy == "offload" and bool(devices) and devices[0].type == "cuda"
@@ -76,7 +76,7 @@ class Patch:
         return self.layers[0].draws if dropping else None
 
     def draws_all(self, model: nn.Module) -> bool:
-        """Whether all that is dropped in the model, if anything, is dropped by its layers."""
+        """Return whether all that is dropped in the model, if anything, is dropped by its layers."""
         own = {id(m.module) for layer in self.layers for g in layer.groups() for m in g.members if m.dropout}
         lora = {id(d) for m in model.modules() if id(m) in own for d in m.modules() if isinstance(d, nn.Dropout)}
         return all(id(m) in lora for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0)
@@ -95,7 +95,7 @@ class Patch:
         self.undo.append(undo)
 
     def remove(self) -> None:
-        """Puts the stock model back; calling it twice does no harm."""
+        """Put the stock model back; calling it twice does no harm."""
         while self.undo:
             self.undo.pop()()
         self.layers.clear()
@@ -109,7 +109,7 @@ def apply(
     device: torch.device | None = None,
     believe: bool = False,
 ) -> Patch:
-    """Replaces `forward` on the blocks of this very model that are understood, and only there.
+    """Replace `forward` on the blocks of this very model that are understood, and only there.
 
     Every kind of block is compared with its stock forward first; one that disagrees is left alone: slower, never wrong.
     Generation with a cache, and whatever else the replaced blocks do not cover, goes through the stock forward.

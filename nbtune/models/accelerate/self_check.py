@@ -23,14 +23,14 @@ class Inputs:
         self.x, self.grad, self.position_ids, self.cos, self.sin = x, grad, position_ids, cos, sin
 
     def mask(self, window: int | None) -> Tensor:
-        """What a stock layer with such a window is handed, `[B, 1, S, S]`, to be added to the scores."""
+        """Return what a stock layer with such a window is handed, `[B, 1, S, S]`, to be added to the scores."""
         never = torch.full((_TOKENS, _TOKENS), torch.finfo(self.x.dtype).min, device=self.x.device, dtype=self.x.dtype)
         mask = never.triu(1) if window is None else never.triu(1) + never.tril(-window)
         return mask[None, None].expand(_ROWS, 1, -1, -1)
 
 
 def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
-    """Makes tokens of the width that the group takes, in its dtype and on its device.
+    """Make tokens of the width that the group takes, in its dtype and on its device.
 
     Raises:
         LeftAlone: the model has no rotary embedding that its layers share.
@@ -51,7 +51,7 @@ def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
 def probe_layer(
     module: nn.Module, stock: Callable[..., Any], layer: Layer, sync: Callable[[], None], inputs: Inputs, grads: bool
 ) -> None:
-    """Runs both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
+    """Run both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
 
     A layer with a window runs once more with that shortened, so that tokens reach beyond it.
 
@@ -109,7 +109,8 @@ def _ours(layer: Layer, inputs: Inputs, x: Tensor) -> Tensor:
 
 
 def tiny_losses(lm: Any, layers: Iterable[Layer] = ()) -> list[float]:
-    """The loss of a few tokens; where the model has windows, also with these so short that the tokens reach beyond."""
+    """Return the loss of a few tokens; where the model has windows, also with these so short that the tokens reach
+    beyond."""
     losses = [_tiny_loss(lm)]
     if has_windows(lm):
         with shortened(lm, layers):
@@ -119,7 +120,7 @@ def tiny_losses(lm: Any, layers: Iterable[Layer] = ()) -> list[float]:
 
 @torch.enable_grad()
 def _tiny_loss(lm: Any) -> float:
-    """The loss of 32 random tokens, in training mode and with gradients on, as a step would see it.
+    """Return the loss of 32 random tokens, in training mode and with gradients on, as a step would see it.
 
     16 of them are trained: such numbers, multiples of 16, share their kernels with a run's.
     """
@@ -139,7 +140,7 @@ def _tiny_loss(lm: Any) -> float:
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Its dropout layers let everything through."""
+    """Let its dropout layers let everything through."""
     dropping = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
     for m in dropping:
         m.eval()
@@ -152,7 +153,7 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _filled(layer: Layer) -> Any:
-    """LoRA's B is zero at the start: random numbers stand in while a layer is probed."""
+    """Fill LoRA's B, zero at the start, with random numbers while a layer is probed."""
     members = [m for g in layer.groups() for m in g.members if m.b is not None]
     kept = [m.b.detach().clone() for m in members]  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(2)

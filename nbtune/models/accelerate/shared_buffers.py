@@ -9,7 +9,7 @@ from nbtune.models.accelerate.lora_linear import LinearGroup, wide
 
 
 def shared_matrix(group: LinearGroup, shared: dict[Any, Tensor]) -> Tensor:
-    """M for the group, zeros at first, which all groups of one shape share."""
+    """Return M for the group, zeros at first, which all groups of one shape share."""
     key = (group.outputs, group.inputs, group.rank, group.dtype, group.device)
     if key not in shared:
         like = torch.empty(0, dtype=group.dtype, device=group.device)
@@ -24,7 +24,7 @@ class EdgedGroup(LinearGroup):
     beside: Tensor  # [O, R]
 
     def make_edges(self) -> None:
-        """Memory for A and sB, and their place in `sync_pairs`; the weights are where they stay."""
+        """Make memory for A and sB, and their place in `sync_pairs`; the weights are where they stay."""
         like = {"dtype": self.dtype, "device": self.device}
         self.below = torch.zeros((self.rank, self.inputs), **like)
         self.beside = torch.zeros((self.outputs, self.rank), **like)
@@ -32,12 +32,12 @@ class EdgedGroup(LinearGroup):
         self.sync_pairs = self._pairs_in(self.below, self.beside)
 
     def write_edges(self) -> None:
-        """Copies A and sB into M."""
+        """Copy A and sB into M."""
         if self.rank:
             self.matrix[: self.outputs, self.inputs :].copy_(self.beside)
             self.matrix[self.outputs :, : self.inputs].copy_(self.below)
 
     def put(self, weights: Tensor) -> None:
-        """Gives each layer its rows of `weights` `[O, K]`, as a view."""
+        """Give each layer its rows of `weights` `[O, K]`, as a view."""
         for m, rows in zip(self.members, weights.split(self.outs), strict=True):
             m.base.weight.data = rows

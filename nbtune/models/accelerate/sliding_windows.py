@@ -23,7 +23,7 @@ _COUNT = re.compile(r"layer|pattern")  # max_window_layers and its like count so
 
 
 def _configs(module: nn.Module) -> list[Any]:
-    """Every config that one of the modules reads; of a model of several kinds, its text's too."""
+    """Return every config that one of the modules reads; of a model of several kinds, its text's too."""
     found: dict[int, Any] = {}
     for m in module.modules():
         config = getattr(m, "config", None)
@@ -35,7 +35,7 @@ def _configs(module: nn.Module) -> list[Any]:
 
 
 def _windows(module: nn.Module) -> Iterator[tuple[Any, str, int]]:
-    """(object, attribute, tokens) of each window that is set somewhere in the module."""
+    """Yield (object, attribute, tokens) of each window that is set somewhere in the module."""
     for holder in [*_configs(module), *module.modules()]:
         for name, value in vars(holder).items():
             named = _WINDOW.search(name) and not _COUNT.search(name)
@@ -44,13 +44,13 @@ def _windows(module: nn.Module) -> Iterator[tuple[Any, str, int]]:
 
 
 def has_windows(module: nn.Module) -> bool:
-    """Whether a window is set anywhere, in use or not."""
+    """Return whether a window is set anywhere, in use or not."""
     return next(_windows(module), None) is not None
 
 
 @contextmanager
 def shortened(module: nn.Module, layers: Iterable[Layer] = ()) -> Iterator[None]:
-    """No window of the module, and of our layers, is longer than a few tokens; they are put back afterwards."""
+    """Shorten every window of the module, and of our layers, to a few tokens; they are put back afterwards."""
     kept = list(_windows(module))
     ours = [(layer, layer.window) for layer in layers]
     try:
@@ -67,7 +67,7 @@ def shortened(module: nn.Module, layers: Iterable[Layer] = ()) -> Iterator[None]
 
 
 def windows_of(inner: nn.Module, layers: list[nn.Module]) -> list[int | LeftAlone | None]:
-    """Of each layer: how many tokens it sees, itself included; None for all before it; or why that is not known.
+    """Return of each layer how many tokens it sees, itself included; None for all before it; or why that is not known.
 
     Args:
         inner: the decoder, stock; its layers do not run.
@@ -90,7 +90,7 @@ def windows_of(inner: nn.Module, layers: list[nn.Module]) -> list[int | LeftAlon
 
 @torch.no_grad()
 def _masks_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Any]:
-    """The mask that each layer is handed for a row of a few tokens."""
+    """Return the mask that each layer is handed for a row of a few tokens."""
     masks: dict[int, Any] = {}
     own = [layer.__dict__.get("forward") for layer in layers]
 
@@ -120,7 +120,7 @@ def _masks_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Any]:
 
 
 def _window_in(mask: Any) -> int | LeftAlone | None:
-    """What is a mask: None for causal, the number of tokens of a window."""
+    """Return what a mask is: None for causal, the number of tokens of a window."""
     if mask is None:
         return None  # sdpa's causal attention
     if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2:] != (_TOKENS, _TOKENS):

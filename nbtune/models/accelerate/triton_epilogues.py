@@ -55,7 +55,7 @@ def _precision(x: Tensor) -> str:
 
 @jit
 def _sigmoid_once(x):
-    """By the card's own exponential and reciprocal: 4 instructions for 11, to 1e-6.
+    """Compute it by the card's own exponential and reciprocal: 4 instructions for 11, to 1e-6.
 
     It is called impure, so that the compiler computes an activation once: it would rather do so twice, in the order in
     which it is stored and in that of the product, than pass it through shared memory (959 instructions for 438).
@@ -74,7 +74,7 @@ def _once(x):
 
 @jit
 def _act_once(g, ACT: tl.constexpr, NVIDIA: tl.constexpr):
-    """act(g) and act'(g) in fp32; see `_act`, whose arithmetic this is."""
+    """Return act(g) and act'(g) in fp32; see `_act`, whose arithmetic this is."""
     if not NVIDIA:
         a, slope = _act(g, ACT)
     elif ACT == "silu":
@@ -185,7 +185,8 @@ class Partials:
     _places: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
     def into(self, which: int, out: Tensor, scale: float, add: bool) -> None:
-        """`out (+)= scale *` sum `which`, once all three have their places; `out` is `[r, I]` with any strides."""
+        """Write `out (+)= scale *` sum `which`, once all three have their places; `out` is `[r, I]`
+        with any strides."""
         self._places[which] = (out, out.stride(0), out.stride(1), scale, add)
         if len(self._places) < 3:
             return
@@ -198,7 +199,7 @@ class Partials:
 
 
 def _splits(blocks: int, rows: int, together: int) -> int:
-    """Slices that leave the fewest processors idle in the last wave; each costs a little by itself."""
+    """Return how many slices leave the fewest processors idle in the last wave; each costs a little by itself."""
     most = max(1, min(_MOST_SPLITS, rows // 512))
     return min(range(1, most + 1), key=lambda s: cdiv(blocks * s, together) * together / (blocks * s) + 0.005 * s)
 
@@ -206,7 +207,7 @@ def _splits(blocks: int, rows: int, together: int) -> int:
 def act_backward_grads(
     dh: Tensor, gate: Tensor, up: Tensor, act: str, dha: Tensor, xa: Tensor, rank: int
 ) -> Partials | None:
-    """Overwrites gate and up with their gradients; the sums `[r, I]` are dha' h, xa_gate' dgate, xa_up' dup.
+    """Overwrite gate and up with their gradients; the sums `[r, I]` are dha' h, xa_gate' dgate, xa_up' dup.
 
     Args:
         dh, gate, up: `[T, I]`, gate and up at one pitch; dha: `[T, r]`; xa: `[T, 2 r]`, gate's and up's side by side.
@@ -260,7 +261,7 @@ def _rotate_back_kernel(
 
 
 def rotate_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> bool:
-    """Fills `out [T, (Hq + 2 Hk) D]` from dq `[B, S, Hq, D]`, dk, dv `[B, S, Hk, D]`, the rotary of q and k undone.
+    """Fill `out [T, (Hq + 2 Hk) D]` from dq `[B, S, Hq, D]`, dk, dv `[B, S, Hk, D]`, the rotary of q and k undone.
 
     False, and nothing done, where it does not apply.
     """

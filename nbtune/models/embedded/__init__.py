@@ -11,5 +11,5 @@ NAME = "nbtune/tiny"
 
 
 def path() -> Path:
-    """The folder with weights, config, tokenizer and chat template, as `from_pretrained` takes it."""
+    """Return the folder with weights, config, tokenizer and chat template, as `from_pretrained` takes it."""
     return Path(__file__).parent / "weights"

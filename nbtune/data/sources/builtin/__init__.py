@@ -46,12 +46,12 @@ SETS: dict[str, SetInfo] = {
 
 
 def folder() -> Path:
-    """The folder that holds the sets."""
+    """Return the folder that holds the sets."""
     return Path(__file__).parent
 
 
 def path(name: str, *, heldout: bool = False) -> Path:
-    """The file of a set.
+    """Return the file of a set.
 
     Args:
         name: a key of `SETS`, such as `nbtune/json-answers`.
