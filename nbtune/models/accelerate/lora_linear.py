@@ -59,8 +59,8 @@ def member(module: nn.Module) -> Member:
     Raises:
         LeftAlone: it is something else (quantised, DoRA, merged, several adapters).
     """
-    if type(module) is nn.Linear:
-        return Member(module, module)
+    if type(module) is nn.Linear or is_four_bit(module):
+        return Member(module, module)  # type: ignore[arg-type]
     base = getattr(module, "base_layer", None)
     if not hasattr(module, "lora_A"):
         raise LeftAlone(f"a {type(module).__name__} is no plain linear layer")

@@ -21,8 +21,8 @@ class Nf4Group(EdgedGroup):
             state = m.base.weight.quant_state
             if state.dtype != first.weight.quant_state.dtype or m.base.in_features != first.in_features:
                 raise LeftAlone("its linear layers differ in dtype or width")
-            if m.base.bias is not None or m.a is None:
-                raise LeftAlone("its 4-bit layers have a bias, or no adapter")
+            if (m.base.bias is None) != (first.bias is None):
+                raise LeftAlone("some of its linear layers are biased, and some are not")
 
     def _place(self) -> tuple[torch.dtype, torch.device]:
         weight = self.members[0].base.weight
@@ -30,10 +30,12 @@ class Nf4Group(EdgedGroup):
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
         self.matrix = shared_matrix(self, shared)
+        if self.has_bias:
+            self.bias = torch.cat([m.base.bias.detach().to(self.dtype) for m in self.members])
         self.make_edges()
 
     def detach(self) -> None:
-        self.matrix = None
+        self.matrix = self.bias = None
 
     def intact(self) -> bool:
         # inference on a CPU repacks the weights in a way of its own
