@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbtune.data.sources.snapshot import copy_snapshot, refuse_links
+from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.engine import warm_start
 from nbtune.engine.launcher import launched_on
+from nbtune.errors import TrainError
 from nbtune.planner import Plan, make_plan
 from nbtune.run import Run, begin
 from nbtune.spec import RunSpec, placing
 from nbtune.store import folder as run_folder
 from nbtune.store import run_consent
 from nbtune.store.export_script import spec_to_repeat
+from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
     from nbtune.data import Source
@@ -200,7 +202,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     def fill(made: Path) -> None:
         copy_snapshot(old / "data", made / "data")
         if (old / "start").exists():
-            refuse_links(old / "start", old)
+            refuse_links(old, "start", error=TrainError)
             shutil.copytree(old / "start", made / "start", dirs_exist_ok=True)
 
     return begin(root, name or run_folder.name_of(old)[0], spec_to_repeat(old), fill)

@@ -17,6 +17,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from nbtune.errors import NbtuneError
+
 LARGEST = 64 << 20  # bytes; what nbtune itself writes as one JSON value is far below
 DEEPEST = 64  # lists and objects inside each other
 _LARGEST_NUMBER = 2**63
@@ -67,13 +69,25 @@ def from_here(path: Path) -> str:
     return f"~/{path.relative_to(home).as_posix()}" if told else path.as_posix()
 
 
-def links_out(top: Path, root: Path) -> Iterator[Path]:
-    """Yield each link at or below `top` that leads out of `root`: what it leads to is somebody's own, and would be
-    copied or uploaded. No link is entered."""
+def refuse_links(root: Path, *parts: str, error: type[NbtuneError]) -> None:
+    """Refuse a folder with a link that leads out of it: what it leads to is somebody's own, and would be copied.
+
+    Args:
+        root: the folder.
+        parts: what of it is looked through; all of it where none is named. No link is entered.
+        error: the caller's kind of error.
+
+    Raises:
+        NbtuneError: of that kind; names the first such link.
+    """
     real = root.resolve()
-    for path in _links(top):
+    for path in (path for part in parts or ("",) for path in _links(root / part)):
         if not path.resolve().is_relative_to(real):
-            yield path
+            raise error(
+                "this link leads out of its folder, and is not followed",
+                place=harmless(path.relative_to(root.parent), line=True),
+                fix="put the file itself there, if it is yours",
+            )
 
 
 def _links(top: Path) -> Iterator[Path]:

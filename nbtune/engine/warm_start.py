@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.data import changed_rows
-from nbtune.data.sources.snapshot import refuse_links
 from nbtune.errors import SpecError, TrainError
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.folder import name_of, read_spec
+from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def take_along(old: Path, folder: Path) -> None:
     """Copy what the run in `old` has learnt into a new run's folder, which then needs the other no more."""
     last = checkpoints.latest(old)
     assert last is not None
-    refuse_links(last, old)
+    refuse_links(old, last.relative_to(old).as_posix(), error=TrainError)
     (folder / "start").mkdir(exist_ok=True)
     shutil.copyfile(last / checkpoints.WEIGHTS, folder / "start" / checkpoints.WEIGHTS)
 

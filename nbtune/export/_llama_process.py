@@ -41,10 +41,6 @@ class Batch(ctypes.Structure):
     ]
 
 
-class Message(ctypes.Structure):
-    _fields_ = [("role", ctypes.c_char_p), ("content", ctypes.c_char_p)]
-
-
 LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
@@ -116,10 +112,6 @@ class Llama:
             "llama_model_quantize": (ctypes.c_uint32, [ctypes.c_char_p, ctypes.c_char_p, p]),
             "llama_tokenize": (i32, [p, ctypes.c_char_p, i32, p, i32, ctypes.c_bool, ctypes.c_bool]),
             "llama_detokenize": (i32, [p, p, i32, ctypes.c_char_p, i32, ctypes.c_bool, ctypes.c_bool]),
-            "llama_chat_apply_template": (
-                i32,
-                [ctypes.c_char_p, ctypes.POINTER(Message), ctypes.c_size_t, ctypes.c_bool, ctypes.c_char_p, i32],
-            ),
         }
         for name, (result, arguments) in signatures.items():
             function = getattr(lib, name)
@@ -249,14 +241,6 @@ class Llama:
         if function(self.context, have, 1, scales):
             raise RuntimeError("llama.cpp does not use this adapter")
 
-    def apply_template(self, template: str, messages: list[dict[str, str]], generation_prompt: bool) -> str | None:
-        """Return a conversation through llama.cpp's own copy of a known template; None where it knows none like it."""
-        chat = (Message * len(messages))(*[Message(m["role"].encode(), m["content"].encode()) for m in messages])
-        room = 4096 + 4 * sum(len(m["content"].encode()) for m in messages)
-        out = ctypes.create_string_buffer(room)
-        count = self.lib.llama_chat_apply_template(template.encode(), chat, len(messages), generation_prompt, out, room)
-        return out.raw[:count].decode("utf-8", "replace") if 0 <= count <= room else None
-
     def quantize(self, source: str, target: str, ftype: int, pure: bool, threads: int) -> None:
         params = self.lib.llama_model_quantize_default_params()
         flags = list(params.raw[16:20])  # allow_requantize, quantize_output_tensor, only_copy, pure
@@ -302,7 +286,7 @@ def answer(llama: Llama, request: dict[str, Any]) -> tuple[Any, bytes]:
     if what == "tokenize":
         texts = request.pop("texts")
         return [llama.tokenize(text, **request) for text in texts], b""
-    if what not in ("load", "detokenize", "greedy", "use_adapter", "apply_template", "quantize", "quantize_rows"):
+    if what not in ("load", "detokenize", "greedy", "use_adapter", "quantize", "quantize_rows"):
         raise RuntimeError(f"unknown request {what!r}")
     return getattr(llama, what)(**request), b""
 

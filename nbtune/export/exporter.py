@@ -15,6 +15,7 @@ from nbtune.events import Export
 from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.source import ExportedFile, ExportSource, Progress
 from nbtune.store.event_log import add_event
+from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
     import torch
@@ -41,12 +42,11 @@ class Exporter:
             TrainError: nothing was trained yet.
         """
         from nbtune import models
-        from nbtune.export.source import refuse_links
         from nbtune.spec.placement import PLAIN
 
         run, spec = self._run, self._run.spec
         adapter = run.folder / "adapter"
-        refuse_links(run.folder, ("adapter", "checkpoints", "data", "tokenizer"))
+        refuse_links(run.folder, "adapter", "checkpoints", "data", "tokenizer", error=ExportError)
         if not adapter.is_dir():
             raise TrainError(
                 f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"
@@ -182,11 +182,9 @@ class Exporter:
         return prove_run(files, source, self._run.folder, prompts=prompts, must=bool(verify), told=told)
 
     def _out(self, out: str | Path | None, name: str = "") -> Path:
-        from nbtune.export.source import refuse_links
-
         if out is not None:
             return Path(out).expanduser()
-        refuse_links(self._run.folder, ("exports",))
+        refuse_links(self._run.folder, "exports", error=ExportError)
         return self._run.folder / "exports" / name
 
     @contextmanager

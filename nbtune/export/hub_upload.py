@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.child_process import ChildDied, ChildProcess, ChildSilent, ParentProcess
 from nbtune.errors import HubError
 from nbtune.export.hub_errors import explain, is_transient, retry_after, status_of
-from nbtune.untrusted import harmless, links_out
+from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
     from nbtune.export.source import Progress
@@ -120,13 +120,8 @@ def _files(folder: Path) -> list[tuple[str, str, int]]:
     """Return (name in the repository, path, bytes) of each file."""
     if not folder.is_dir():
         raise HubError("the folder is not there", place=str(folder), fix="export first, then push what was made.")
-    found, root = [], folder.resolve()
-    for path in links_out(root, root):
-        raise HubError(
-            "this link leads out of the folder, and is not followed",
-            place=harmless(path.relative_to(root), line=True),
-            fix="put the file itself there, and push again.",
-        )
+    found = []
+    refuse_links(folder.resolve(), error=HubError)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):

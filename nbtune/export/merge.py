@@ -104,10 +104,6 @@ class MergedModel:
             return self.adapter.weights.shape(target.full)  # type: ignore[union-attr]
         return self._base_shape(name)
 
-    def stored_dtype(self, name: str) -> str:
-        """Return the base's own dtype of a tensor, as safetensors calls it."""
-        return self.base.dtype(self._stored(name))
-
     @property
     def dtype(self) -> str:
         """The base's own: of most of its numbers, in torch's spelling."""

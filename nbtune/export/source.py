@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from nbtune.errors import ExportError
 from nbtune.export.file_quality import Quality
 from nbtune.spec.placement import PLAIN, Placement
-from nbtune.untrusted import SENTINEL, BadFile, from_here, harmless, links_out, load
+from nbtune.untrusted import SENTINEL, BadFile, from_here, load
 
 Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being written)."""
@@ -111,21 +111,3 @@ def safe_name(name: str) -> str:
     tail = name.rstrip("/").split("/")[-1]
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in tail).strip(".-")
     return kept or "model"
-
-
-def refuse_links(folder: Path, parts: Sequence[str]) -> None:
-    """Follow no link out of a run's folder: what it leads to is somebody's own, and would be copied or uploaded.
-
-    Args:
-        folder: the run's.
-        parts: the folders in it that are looked through; ``""`` is all of it.
-
-    Raises:
-        ExportError: names the link.
-    """
-    for path in (path for part in parts for path in links_out(folder / part, folder)):
-        raise ExportError(
-            "this link leads out of the run's folder, and is not followed",
-            place=harmless(path.relative_to(folder.parent), line=True),
-            fix="put the file itself there if it is yours, or give another place with out=.",
-        )

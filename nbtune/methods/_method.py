@@ -71,10 +71,8 @@ class Method:
         reference: the loss compares with the model that the run starts from (`Answers.reference`), which is there
             because only an adapter is trained.
         mismatched: the loss wants `Answers.mismatched`.
-        batch_statistics: a row's loss depends on the other rows of its micro-batch.
         least_micro_batch: rows that a micro-batch must have to say anything.
         metrics: named scalars to watch, of the loss's arguments.
-        online: the model writes the answers that it learns from.
     """
 
     name: str
@@ -87,10 +85,8 @@ class Method:
     learning_rate_share: float = 1.0
     reference: bool = False
     mismatched: bool = False
-    batch_statistics: bool = False
     least_micro_batch: int = 1
     metrics: Metrics | None = None
-    online: bool = False
 
     @property
     def by_tokens(self) -> bool:

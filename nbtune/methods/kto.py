@@ -54,7 +54,6 @@ METHOD = Method(
     learning_rate_share=1 / 10,
     reference=True,
     mismatched=True,
-    batch_statistics=True,
     least_micro_batch=2,  # whose answers are compared
     metrics=metrics,
 )

@@ -47,6 +47,5 @@ METHOD = Method(
     loss=loss,
     options={"beta": 0.1},
     learning_rate_share=1 / 4,  # it also imitates; the others compare, and overshoot long before
-    batch_statistics=True,
     metrics=metrics,
 )

@@ -141,37 +141,6 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> P
     return folder
 
 
-def load_adapter(model: "nn.Module", folder: str | Path) -> None:
-    """Fill the adapter that is on the model with the numbers of a saved one.
-
-    Args:
-        model: what `add_adapter` returned with the same spec.
-        folder: what `save_adapter` wrote (a whole model for full training).
-
-    Raises:
-        SpecError: the file has other layers or shapes than the model's adapter.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if getattr(model, "peft_config", None) is None:
-        state: dict[str, Any] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            state.update(load_file(file))
-        missing, _ = model.load_state_dict(state, strict=False)
-        _refuse([m for m in missing if m in dict(model.named_parameters())], folder)
-        return
-    from peft import set_peft_model_state_dict
-
-    result = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-    _refuse([n for n in result.missing_keys if "lora_" in n] + list(result.unexpected_keys), folder)
-
-
-def _refuse(names: list[str], folder: Path) -> None:
-    if names:
-        raise SpecError(f"the adapter in {folder.name} does not fit this model: {names[0]} and {len(names) - 1} more")
-
-
 def _public_name(name: str) -> str:
     path = Path(name)
     return path.name if path.is_absolute() or path.is_dir() or name.startswith(("~", ".")) else name

@@ -6,8 +6,7 @@ loop, so a wish can come from any thread, process or machine that can write it d
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from nbtune.errors import TrainError
@@ -44,25 +43,3 @@ class Control(Protocol):
 
     def wait(self, seconds: float) -> None:
         """Sleep at most so long, less if a wish arrives."""
-
-
-class MemoryControl:
-    """Wishes within one process: for tests, scripts and other people's loops."""
-
-    def __init__(self) -> None:
-        self._wishes, self._changed = Wishes(), threading.Condition()
-
-    def wish(self, **changes: object) -> None:
-        """Change some of the wishes, for example ``wish(mode="stop")``."""
-        with self._changed:
-            self._wishes = replace(self._wishes, **changes)  # type: ignore[arg-type]
-            self._changed.notify_all()
-
-    def look(self) -> Wishes:
-        """See `Control.look`."""
-        return self._wishes
-
-    def wait(self, seconds: float) -> None:
-        """See `Control.wait`."""
-        with self._changed:
-            self._changed.wait(seconds)

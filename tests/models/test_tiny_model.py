@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
-from nbtune.models import build, load_adapter, load_tokenizer, load_trainable, model_facts, resolve, save_adapter
+from nbtune.models import build, load_tokenizer, load_trainable, model_facts, resolve, save_adapter
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import make
@@ -103,7 +104,7 @@ def test_the_seed_decides_the_adapter_and_leaves_the_users_numbers_alone(folder:
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
-def test_an_adapter_comes_back_from_disk(kind: Any, folder: Path, tmp_path: Path) -> None:
+def test_others_load_what_is_saved(kind: Any, folder: Path, tmp_path: Path) -> None:
     adapter = AdapterSpec(type=kind, r=4)
     b = built(folder, adapter)
     with torch.no_grad():
@@ -111,11 +112,14 @@ def test_an_adapter_comes_back_from_disk(kind: Any, folder: Path, tmp_path: Path
             if p.requires_grad:
                 p.add_(torch.randn_like(p) * 0.1)
     save_adapter(b.model, tmp_path / "a")
-    again = built(folder, adapter, seed=9).model
-    load_adapter(again, tmp_path / "a")
+    again = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+        if kind == "full"
+        else PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "a")
+    )
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
-        assert torch.equal(again.eval()(input_ids=ids).logits, b.model.eval()(input_ids=ids).logits)
+        torch.testing.assert_close(again.eval()(input_ids=ids).logits, b.model.eval()(input_ids=ids).logits)
 
 
 def test_no_path_of_this_machine_gets_into_an_adapter(folder: Path, tmp_path: Path) -> None:
@@ -123,12 +127,6 @@ def test_no_path_of_this_machine_gets_into_an_adapter(folder: Path, tmp_path: Pa
     text = (tmp_path / "adapter_config.json").read_text()
     assert str(folder.parent) not in text
     assert json.loads(text)["base_model_name_or_path"] == "small"
-
-
-def test_an_adapter_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
-    save_adapter(built(folder, AdapterSpec(r=4, target_modules=("q_proj",))).model, tmp_path)
-    with pytest.raises(SpecError, match="does not fit"):
-        load_adapter(built(folder).model, tmp_path)
 
 
 def test_recorded_and_plain_steps_agree(folder: Path) -> None:

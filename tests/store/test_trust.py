@@ -238,7 +238,7 @@ def test_exports_follow_no_link_out_of_the_folder(kind, link, stranger, tmp_path
     else:
         path.unlink(missing_ok=True)
         path.symlink_to(secret if "." not in path.name else secret / "a.jinja")
-    with pytest.raises(ExportError, match="leads out of the run's folder") as caught:
+    with pytest.raises(ExportError, match="leads out of its folder") as caught:
         EXPORTS[kind](nbtune.attach(stranger))
     assert link in caught.value.place
     copies = [path for path in stranger.rglob("*") if path.is_file() and not path.is_symlink()]

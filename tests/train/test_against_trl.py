@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from nbtune.train.control import MemoryControl
 from nbtune.train.loop import Jobs, LoopOptions, Progress, train
 from nbtune.train.loss import TokenLoss
 from nbtune.train.schedule import learning_rate_of
 from nbtune.train.stepper import Stepper
+from tests.support.control import MemoryControl
 
 STEPS, MICRO, ACCUMULATION, LR = 5, 2, 3, 1e-3
 

@@ -92,10 +92,10 @@ class InOrder:
 
 def test_the_loop_learns_from_pairs() -> None:
     from nbtune import events
-    from nbtune.train.control import MemoryControl
     from nbtune.train.evaluate import mean_loss
     from nbtune.train.loop import Jobs, LoopOptions, Progress, train
     from nbtune.train.stepper import Stepper
+    from tests.support.control import MemoryControl
 
     loss, model, batches = AnswerLoss(METHODS["dpo"], {"beta": 1.0}), _model().train(), InOrder()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)

@@ -11,7 +11,7 @@ import torch
 
 from nbtune import events
 from nbtune.train import loop
-from nbtune.train.control import MemoryControl
+from tests.support.control import MemoryControl
 
 STEP = 0.05  # seconds that the device is at work on each
 

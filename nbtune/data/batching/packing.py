@@ -120,8 +120,3 @@ def _fill(
             taken[example] = True
             there[kind] += 1
             amount += 1
-
-
-def efficiency(bins: list[list[int]], lengths: np.ndarray, capacity: int) -> float:
-    """Return the share of the bins' tokens that are not padding, 0..1."""
-    return float(np.sum(lengths)) / (len(bins) * capacity) if bins else 1.0

@@ -136,14 +136,6 @@ class BatchPlan:
             return dataset.planned
         return -(-dataset.planned_tokens // int(self.sequence_len * 0.995))
 
-    @property
-    def efficiency(self) -> float:
-        """Share of tokens in packed sequences that are not padding; 1 if not packed."""
-        if not self.packing:
-            return 1.0
-        tokens = int(self._units.lengths[np.concatenate(self.bins)].sum())
-        return tokens / (len(self.bins) * self.sequence_len)
-
     def order(self, epoch: int) -> np.ndarray:
         """Return the bins of an epoch in their order, int64."""
         if self._order[0] != epoch:

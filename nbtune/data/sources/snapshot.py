@@ -111,21 +111,11 @@ def copy_snapshot(old: Path, new: Path) -> None:
     for entry in entries:
         if not _allowed(entry, old):
             raise row_function.not_allowed(_said(entry, old), old)
-    refuse_links(old, old.parent)
+    untrusted.refuse_links(old.parent, old.name, error=DataError)
     shutil.copytree(old, new, dirs_exist_ok=True)
     for entry in entries:
         if not _allowed(entry, new):
             consent.remember(new, _meaning(entry), _said(entry, new))
-
-
-def refuse_links(folder: Path, root: Path) -> None:
-    """Raise a `DataError` that names a link in `folder` (or the folder itself) that leads out of `root`."""
-    for path in untrusted.links_out(folder, root):
-        raise DataError(
-            "a link leads out of the run's folder, and is not followed",
-            place=untrusted.harmless(path.relative_to(root.parent), line=True),
-            fix="put the file itself there, if it is yours",
-        )
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:

@@ -36,10 +36,6 @@ class Controls:
         self.added_pattern = _alternatives(self.added)
         self._copies: dict[int, Any] = {}
 
-    def in_text(self, text: str) -> bool:
-        """Return whether some control token's text occurs."""
-        return self.pattern is not None and self.pattern.search(text) is not None
-
     def all_in(self, text: str) -> set[int]:
         """Return the ids of the added tokens that occur in a text."""
         return set() if self.added_pattern is None else {self.added[t] for t in self.added_pattern.findall(text)}
