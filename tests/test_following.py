@@ -26,7 +26,7 @@ def _listed(title: str) -> list[str]:
 def test_a_row_goes_through_the_files_that_are_listed(tmp_path: Path) -> None:
     stations = (
         "data/sources/rows.py:__getitem__",
-        "data/formats/sft.py:read",
+        "data/formats/sft_format.py:read",
         "data/template/chat_template.py:render",
         "data/tokenize/loss_mask.py:wanted",
         "data/prepare/dataset.py:add",

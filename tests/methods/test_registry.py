@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbtune.data.formats.preference import JUDGED
-from nbtune.data.formats.sft import _KINDS
+from nbtune.data.formats.preference_format import READERS as JUDGED
+from nbtune.data.formats.reader import _KINDS
 from nbtune.errors import DataError, SpecError
 from nbtune.methods import METHODS, ROW_KINDS, Answers, Method, _discover
 from nbtune.spec import RunSpec, from_mapping
@@ -61,7 +61,7 @@ def test_every_reader_knows_every_method(method: Method) -> None:
 
 
 def test_every_kind_of_judged_rows_has_a_format() -> None:
-    assert set(JUDGED) == {"preference", *ROW_KINDS} - {"sft", "pairs"}
+    assert {reader.name for reader in JUDGED} == {"preference", *ROW_KINDS} - {"sft", "pairs"}
     assert _KINDS.keys() == {*ROW_KINDS}
 
 
@@ -164,7 +164,7 @@ def test_a_file_and_its_method_share_a_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_rows_of_another_kind_say_which_method_cannot_learn_from_them() -> None:
-    from nbtune.data.formats.sft import Format
+    from nbtune.data.formats.reader import Format
 
     pairs = Format("preference", {}, lambda row: row, "pairs")
     pairs.check(METHODS["dpo"].rows, "rows")

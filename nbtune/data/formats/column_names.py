@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from nbtune.data.formats.sft import ANSWERS, PROMPTS, columns_of
+from nbtune.data.formats.reader import ANSWERS, PROMPTS, columns_of
 from nbtune.errors import SpecError
 from nbtune.spec import parse_value
 

@@ -6,34 +6,50 @@ Every row becomes a `Chat` (messages, rendered by the chat template) or `Parts` 
 from __future__ import annotations
 
 import difflib
+import pkgutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
+from types import MappingProxyType
 
-from nbtune.data.formats.aliases import OWN_READERS, PEERS, judged_name
+from nbtune.data.formats.aliases import PEERS, judged_name
 from nbtune.data.formats.column_names import what_to_say
 from nbtune.data.formats.jinja_rows import template_format
-from nbtune.data.formats.preference import JUDGED
-from nbtune.data.formats.sft import (
+from nbtune.data.formats.reader import (
     ANSWERS,
     PROMPTS,
-    READERS,
     TEXTS,
     Columns,
     Format,
+    Reader,
     Row,
     chat_column,
     is_sharegpt,
     missing,
     near,
-    of_what_is_there,
 )
+from nbtune.data.formats.sft_format import of_what_is_there
 from nbtune.data.formats.unread import unread
 from nbtune.data.formats.values import without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 
-_ALL = {**READERS, **JUDGED, **OWN_READERS}
-FORMATS = (*READERS, *JUDGED)
+
+def _discover() -> Mapping[str, Reader]:
+    """All readers of the files ``NAME_format.py`` here, by name: rows to imitate, rows that judge, others."""
+    import nbtune.data.formats as room
+
+    names = [module.name for module in pkgutil.iter_modules(room.__path__) if module.name.endswith("_format")]
+    names.sort(key=lambda name: (name != "sft_format", name != "preference_format", name))
+    readers: list[Reader] = [one for name in names for one in import_module(f"{room.__name__}.{name}").READERS]
+    if twice := [name for name, count in Counter(reader.name for reader in readers).items() if count > 1]:
+        raise ValueError(f"two readers of rows are named {twice[0]!r}")
+    return MappingProxyType({reader.name: reader for reader in readers})
+
+
+READERS = _discover()
+FORMATS = tuple(name for name, reader in READERS.items() if reader.listed)
 
 _MESSAGE_KEYS = ("role", "content", "user", "assistant", "tool")  # of messages, not columns
 
@@ -71,7 +87,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             place=place,
             fix=what_to_say(spec.source, columns, sample, kind),
         )
-    form = _ALL[name](found)
+    form = READERS[name].make(found)
     missed = unread(form.name, tuple(form.mapping.values()), sample)
     return replace(form, read=of_what_is_there(form.read), unread=missed)
 
@@ -85,19 +101,19 @@ def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | 
     if judged := judged_name(asked, columns):
         return judged, style, {}
     for name in (asked, asked.split(".")[0]):
-        if name in _ALL:
+        if name in READERS:
             return name, style, {}
         if name in PEERS:
             target, _, own = PEERS[name][0].partition(":")
             return target, own or ("plain" if style == "plain" else ""), PEERS[name][1]
-    close = difflib.get_close_matches(asked, [*_ALL, *PEERS], n=1)
-    known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(_ALL)}"
+    close = difflib.get_close_matches(asked, [*READERS, *PEERS], n=1)
+    known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(READERS)}"
     raise SpecError(f"there is no data format `{spec.format}`", place=place, fix=known)
 
 
 def _is_chat(name: str | None, columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec) -> bool:
     if name is not None:
-        return name in ("messages", "sharegpt", "preference", "feedback", "prompts")
+        return READERS[name].holds_messages
     return chat_column(Columns(columns, sample, spec.columns, "")) is not None
 
 
@@ -114,10 +130,9 @@ def _guess(columns: Columns) -> str | None:
         if wanted <= roles:
             return name
     known = {c.lower() for c in columns.names} | roles
-    if {"chosen", "rejected"} <= known:
-        return "preference"
-    if {"completions", "labels"} <= known:
-        return "stepwise"
+    for reader in sorted(READERS.values(), key=lambda reader: -len(reader.columns)):
+        if reader.columns and reader.columns <= known:
+            return reader.name
     if {"prompt", "completion"} <= known:
         return "feedback" if "label" in columns.names and columns.holds("label", bool) else "prompt-completion"
     chat = chat_column(columns)

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from nbtune.data.formats.sft import Format, Parts, Row, missing, near
+from nbtune.data.formats.reader import Format, Parts, Row, missing, near
 from nbtune.data.formats.values import without_missing
 from nbtune.data.template.bounded import bounded
 from nbtune.data.template.environment import compiled, make_environment, tracked

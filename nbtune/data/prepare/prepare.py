@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from nbtune.data.formats.messages import Chat
-from nbtune.data.formats.preference import Several
-from nbtune.data.formats.sft import Format, Parts
+from nbtune.data.formats.preference_format import Several
+from nbtune.data.formats.reader import Format, Parts
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import expected_held_out, hold_out

@@ -11,8 +11,8 @@ import numpy as np
 
 from nbtune.data.formats.detect import detect
 from nbtune.data.formats.messages import Chat
-from nbtune.data.formats.preference import Several
-from nbtune.data.formats.sft import Format, Parts
+from nbtune.data.formats.preference_format import Several
+from nbtune.data.formats.reader import Format, Parts
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.data.prepare.quality_checks import Oddities
 from nbtune.data.prepare.report import Report, SourceReport

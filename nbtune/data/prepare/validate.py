@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from nbtune.data.formats.detect import detect
-from nbtune.data.formats.sft import Format
+from nbtune.data.formats.reader import Format
 from nbtune.data.sources.row_function import ChangedRows
 from nbtune.data.sources.rows import Row, Rows, Source
 from nbtune.errors import DataError, NbtuneError, SpecError

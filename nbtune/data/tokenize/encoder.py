@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nbtune.data.formats.messages import Chat, told_apart
-from nbtune.data.formats.sft import Parts
+from nbtune.data.formats.reader import Parts
 from nbtune.data.template.chat_template import ChatTemplate, Rendered
 from nbtune.data.template.tracked_str import Span
 from nbtune.data.tokenize.loss_mask import wanted

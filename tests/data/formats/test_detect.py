@@ -8,7 +8,7 @@ import pytest
 
 from nbtune.data.formats.detect import detect
 from nbtune.data.formats.messages import Chat
-from nbtune.data.formats.sft import Parts
+from nbtune.data.formats.reader import Parts
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 

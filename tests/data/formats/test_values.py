@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from nbtune.data.formats.detect import detect
-from nbtune.data.formats.sft import Parts
+from nbtune.data.formats.reader import Parts
 from nbtune.data.sources.rows import rows_of
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nbtune.data.formats.messages import Chat
-from nbtune.data.formats.sft import Parts
+from nbtune.data.formats.reader import Parts
 from nbtune.data.template.chat_template import ChatTemplate
 from nbtune.data.tokenize.encoder import Encoder
 from tests.data.making import CHATML, RECREATED, templates, tokenizer

@@ -1,4 +1,7 @@
-"""How the rows of each format become chats or text: one reader a format, made for the columns that are there."""
+"""What a reader of rows is made of: the columns that are there, who plays which role, and what becomes of a row.
+
+A file ``NAME_format.py`` here makes one or several (`Reader`).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
-from nbtune.data.formats.values import flag, is_missing, text_of, without_missing
+from nbtune.data.formats.values import is_missing, text_of
 from nbtune.errors import DataError, SpecError
 from nbtune.methods import METHODS
 
@@ -21,11 +23,6 @@ ANSWERS = (
     "chosen_response",
 )
 TEXTS = ("text", "content", "document", "body")
-
-_ALPACA_TEXT = (
-    "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
-)
-
 
 _KINDS = {
     "sft": "questions with answers, or texts",
@@ -56,11 +53,6 @@ class Parts:
     windows: bool = False
     raw: bool = False
     data: tuple[tuple[int, int], ...] | None = None
-
-
-def of_what_is_there(read: Callable[[Row], Any]) -> Callable[[Row], Any]:
-    """Return `read`, given rows without the values that are missing (`without_missing`)."""
-    return lambda row: read(without_missing(row))
 
 
 @dataclass(frozen=True)
@@ -223,131 +215,20 @@ def there(mapping: Mapping[str, str | None]) -> dict[str, str]:
     return {role: column for role, column in mapping.items() if column}
 
 
-def messages_format(columns: Columns) -> Format:
-    """Return conversations in one column, in OpenAI's or ShareGPT's spelling."""
-    column = columns.given.get("messages") or chat_column(columns) or columns.need("messages", CHATS)
-    tools, system = columns.may("tools", ("tools",)), columns.system
-    keys = Keys.of(columns.given)
+@dataclass(frozen=True)
+class Reader:
+    """One format, as ``READERS`` of a file ``NAME_format.py`` lists it.
 
-    def read(row: Row) -> Chat:
-        given = row.get(tools) if tools else None
-        return messages_of(row.get(column), column, tools=given, system=optional(row, system), keys=keys)
+    Args:
+        name: what `format:` calls it.
+        make: its reading of a source, made for the columns that are there.
+        columns: rows that have all of these, and no format named, are read by it.
+        holds_messages: whether its rows may hold conversations: then `columns` may name keys of their messages, too.
+        listed: whether it is offered by name; one that only other tools' names lead to is not.
+    """
 
-    name = "sharegpt" if is_sharegpt(column, columns.sample) else "messages"
-    return Format(name, there({"messages": column, "tools": tools, "system": system}), read)
-
-
-def alpaca_format(columns: Columns) -> Format:
-    """Read instruction, input, output; `alpaca:plain` as Alpaca's own text instead of a chat."""
-    instruction = columns.need("instruction", ("instruction", "prompt", "question"))
-    output = columns.need("output", ("output", "response", "answer", "completion"))
-    extra = columns.may("input", ("input", "context"))
-    system, history, tools = columns.system, columns.may("history", ("history",)), columns.may("tools", ("tools",))
-
-    def read(row: Row) -> Chat:
-        ask, more = string(row, instruction, "instruction"), optional(row, extra)
-        chat: list[dict[str, Any]] = []
-        if text := optional(row, system):
-            chat.append({"role": "system", "content": text})
-        for turn in (row.get(history) or ()) if history else ():
-            if not isinstance(turn, list | tuple) or len(turn) != 2:
-                raise DataError("`history` must be a list of [question, answer]", fix="write pairs of text")
-            for role, said in zip(("user", "assistant"), turn, strict=True):
-                chat.append({"role": role, "content": text_of(said, "a text in `history`", "write pairs of text")})
-        chat.append({"role": "user", "content": f"{ask}\n\n{more}" if more.strip() else ask})
-        chat.append({"role": "assistant", "content": string(row, output, "answer")})
-        return Chat(chat, tools_of(row.get(tools)) if tools else None)
-
-    def read_plain(row: Row) -> Parts:
-        ask, more = string(row, instruction, "instruction"), optional(row, extra)
-        head = optional(row, system)
-        inputs = f"### Input:\n{more}\n\n" if more.strip() else ""
-        paired = ", paired with an input that provides further context" if inputs else ""
-        head = f"{head}\n\n" if head else _ALPACA_TEXT.format(paired)
-        asked = f"{head}### Instruction:\n{ask}\n\n{inputs}### Response:\n"
-        return Parts(((asked, False), (string(row, output, "answer"), True)))
-
-    mapping = {"instruction": instruction, "input": extra, "output": output, "system": system, "history": history}
-    mapping["tools"] = tools
-    plain = columns.style == "plain"
-    return Format("alpaca:plain" if plain else "alpaca", there(mapping), read_plain if plain else read)
-
-
-def pairs_format(columns: Columns) -> Format:
-    """Return a prompt and its completion, text or messages; `prompt-completion:plain` as text without a template."""
-    prompt = columns.given.get("prompt") or columns.pick(PROMPTS) or columns.need("prompt", PROMPTS)
-    answer = columns.given.get("completion") or columns.pick(ANSWERS, besides=prompt)
-    answer = answer or columns.need("completion", ANSWERS)
-    system, context, tools = columns.system, columns.may("context", ("context",)), columns.may("tools", ("tools",))
-
-    def read(row: Row) -> Chat:
-        asked, said = row.get(prompt), row.get(answer)
-        given = tools_of(row.get(tools)) if tools else None
-        if isinstance(asked, list) or isinstance(said, list):  # conversational: messages instead of text
-            if not isinstance(asked, list):
-                asked = [{"role": "user", "content": _after_context(row, prompt, context)}]
-            elif optional(row, context):
-                raise DataError(
-                    f"`{prompt}` is a list of messages, and `{context}` has no place in it",
-                    fix="put it into one of them",
-                )
-            before = messages_of(asked, prompt, system=optional(row, system))
-            after = messages_of(said if isinstance(said, list) else [{"role": "assistant", "content": said}], answer)
-            return Chat([{**m, "train": False} for m in before.messages] + after.messages, given)
-        text = _after_context(row, prompt, context)
-        chat = [{"role": "user", "content": text}, {"role": "assistant", "content": string(row, answer, "answer")}]
-        if instruction := optional(row, system):
-            chat.insert(0, {"role": "system", "content": instruction})
-        return Chat(chat, given)
-
-    def read_plain(row: Row) -> Parts:
-        text, head = _after_context(row, prompt, context), optional(row, system)
-        return Parts(((f"{head}\n\n{text}" if head else text, False), (string(row, answer, "answer"), True)))
-
-    mapping = there({"prompt": prompt, "completion": answer, "system": system, "context": context, "tools": tools})
-    plain = columns.style == "plain"
-    return Format("prompt-completion:plain" if plain else "prompt-completion", mapping, read_plain if plain else read)
-
-
-def _after_context(row: Row, prompt: str, context: str | None) -> str:
-    """Return the question, behind its context if it has one."""
-    text = string(row, prompt, "prompt")
-    more = optional(row, context)
-    return f"{more}\n\n{text}" if more else text
-
-
-def text_format(columns: Columns) -> Format:
-    """Read plain text, all of it trained; long ones become windows."""
-    only = [c for c in columns.names if columns.holds(c, str)]
-    column = columns.need("text", (*TEXTS, *[c.lower() for c in only]) if len(only) == 1 else TEXTS)
-
-    def read(row: Row) -> Parts:
-        return Parts(((string(row, column, "text"), True),), windows=True)
-
-    return Format("text", {"text": column}, read)
-
-
-def segments_format(columns: Columns) -> Format:
-    """Return pieces of text, each trained or not; control tokens in them are meant."""
-    column = columns.need("segments", ("segments",))
-
-    def read(row: Row) -> Parts:
-        value = row.get(column)
-        if not isinstance(value, list) or not all(
-            isinstance(s, Mapping) and isinstance(s.get("text"), str) for s in value
-        ):
-            raise DataError(f"`{column}` must be a list of {{text, label}}", fix='write [{"text": "…", "label": true}]')
-        labels = [is_missing(s.get("label")) or flag(s["label"], f"a `label` in `{column}`") for s in value]
-        return Parts(tuple((s["text"], on) for s, on in zip(value, labels, strict=True)), ends=False, raw=True)
-
-    return Format("segments", {"segments": column}, read)
-
-
-READERS: dict[str, Callable[[Columns], Format]] = {
-    "messages": messages_format,
-    "sharegpt": messages_format,
-    "alpaca": alpaca_format,
-    "prompt-completion": pairs_format,
-    "text": text_format,
-    "segments": segments_format,
-}
+    name: str
+    make: Callable[[Columns], Format]
+    columns: frozenset[str] = frozenset()
+    holds_messages: bool = False
+    listed: bool = True

@@ -5,12 +5,12 @@ Such a row becomes `Several`: texts that belong together, each with what was jud
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
-from nbtune.data.formats.sft import Columns, Format, Parts, Row, optional, string, there
+from nbtune.data.formats.reader import Columns, Format, Parts, Reader, Row, optional, string, there
 from nbtune.errors import DataError
 
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
@@ -177,9 +177,9 @@ def _truth(value: Any, column: str) -> bool:
     raise DataError(f"`{column}` is {value!r:.40}, not a yes or no", fix="write true or false")
 
 
-JUDGED: dict[str, Callable[[Columns], Format]] = {
-    "preference": pairs_format,
-    "feedback": feedback_format,
-    "stepwise": stepwise_format,
-    "prompts": prompts_format,
-}
+READERS = (
+    Reader("preference", pairs_format, columns=frozenset(("chosen", "rejected")), holds_messages=True),
+    Reader("feedback", feedback_format, holds_messages=True),
+    Reader("stepwise", stepwise_format, columns=frozenset(("completions", "labels"))),
+    Reader("prompts", prompts_format, holds_messages=True),
+)
