@@ -4,9 +4,10 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { build } from "esbuild";
 
-const SOURCE = new URL("../src", import.meta.url).pathname;
+import { SOURCE, style } from "../style.mjs";
+
 const files = readdirSync(SOURCE, { recursive: true });
-const bundled = (await build({ entryPoints: [join(SOURCE, "panels.css")], bundle: true, write: false, charset: "utf8" })).outputFiles[0].text;
+const bundled = (await build({ stdin: style(), bundle: true, write: false, charset: "utf8" })).outputFiles[0].text;
 
 /** The rules of a style: [selectors, declarations], also those within `@container`. */
 function rules(css) {
@@ -18,8 +19,8 @@ function rules(css) {
 }
 
 test("one style has all that there is, each part once", () => {
-  const parts = files.filter((name) => name.endsWith(".css") && name !== "panels.css");
-  const taken = [...readFileSync(join(SOURCE, "panels.css"), "utf8").matchAll(/@import "\.\/([^"]+)"/g)].map((match) => match[1]);
+  const parts = files.filter((name) => name.endsWith(".css"));
+  const taken = [...style().contents.matchAll(/@import "\.\/([^"]+)"/g)].map((match) => match[1]);
   assert.deepEqual([...taken].sort(), parts.sort());
   assert.equal(taken[0], "shared/base.css"); // what panels change of it comes after it
   const button = rules(bundled).filter(([selectors]) => selectors.join() === ".nbt-btn");
