@@ -7,10 +7,12 @@ what Triton would find at run time: addresses of whole tensors divide by 16, int
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import nbtune_kernels
 import pytest
 import torch
 import triton
@@ -18,10 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
-MODULES = (
-    "_runtime", "_sums", "activation", "adamw", "cross_entropy", "cross_entropy_shared", "dropout", "embedding", "fp8",
-    "layer_norm", "linear_cross_entropy", "lora", "lora_kernels", "rms_norm", "rope",
-)  # fmt: skip
+MODULES = tuple(module.name for module in pkgutil.iter_modules(nbtune_kernels.__path__))
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class Family:
         layer_norm: norms are LayerNorms (their epsilon has another key).
         change: weights that need a family's own treatment: the family's function of (model, config, source, name).
         moe: experts are stacked.
+        window, unsaid_window: whether its layers see a window of the text, see `Config.window`.
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
     """
@@ -60,6 +61,8 @@ class Family:
     layer_norm: bool = False
     change: Callable[[MergedModel, Config, str, str], GgufTensor | None] | None = None
     moe: bool = False
+    window: str = ""
+    unsaid_window: int = 0
     windows: bool = False
     rope: bool = True
     names: dict[str, str] = field(default_factory=dict)
@@ -95,7 +98,7 @@ class Family:
     def context(self, config: Config) -> int:
         """Return up to how many tokens llama.cpp computes what transformers does: to the end of a window that it
         ignores."""
-        ignored = None if self.windows else config.window
+        ignored = None if self.windows else config.window(self.window, self.unsaid_window)
         return min(config.context, ignored or config.context)
 
     def notes(self, config: Config) -> tuple[str, ...]:
@@ -327,6 +330,7 @@ def _check_smollm3(config: Config) -> None:
     _refuse(config, bool(rotated) and list(rotated) != usual, "its layers without rotary are not every fourth")
 
 
+_SWITCHED: dict[str, Any] = {"window": "switched", "unsaid_window": 4096}
 LLAMA = Family("llama", check=_check_llama, permute=True)
 FAMILIES: dict[str, Family] = {
     "falcon": Family("falcon", check=_check_falcon, extra=_extra_falcon, layer_norm=True, change=_change_falcon),
@@ -335,17 +339,19 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family("gemma3", check=_check_gemma3, extra=_extra_gemma3, norm_plus_one=True, windows=True),
     "granite": Family("granite", check=_check_llama, extra=_extra_granite, permute=True),
     "llama": LLAMA,
-    "mistral": LLAMA,
-    "mixtral": Family("llama", check=_check_llama, permute=True, moe=True),
+    "mistral": replace(LLAMA, window="always", unsaid_window=4096),
+    "mixtral": replace(LLAMA, moe=True, window="always"),
     "mpt": Family("mpt", check=_check_mpt, extra=_extra_mpt, layer_norm=True, rope=False),
     "olmo2": Family("olmo2", check=_check_llama),
     "phi": Family("phi2", check=_check_phi, layer_norm=True),
-    "phi3": Family("phi3", check=_check_llama, extra=_sliding),
-    "qwen2": Family("qwen2", check=_check_llama),
-    "qwen2_moe": Family("qwen2moe", check=_check_qwen2_moe, extra=_extra_moe, change=_change_qwen2_moe, moe=True),
-    "qwen3": Family("qwen3", check=_check_llama),
-    "qwen3_moe": Family("qwen3moe", check=_check_qwen3_moe, extra=_extra_moe, moe=True),
-    "smollm3": Family("smollm3", check=_check_smollm3, permute=True),
+    "phi3": Family("phi3", check=_check_llama, extra=_sliding, window="always"),
+    "qwen2": Family("qwen2", check=_check_llama, **_SWITCHED),
+    "qwen2_moe": Family(
+        "qwen2moe", check=_check_qwen2_moe, extra=_extra_moe, change=_change_qwen2_moe, moe=True, **_SWITCHED
+    ),
+    "qwen3": Family("qwen3", check=_check_llama, **_SWITCHED),
+    "qwen3_moe": Family("qwen3moe", check=_check_qwen3_moe, extra=_extra_moe, moe=True, **_SWITCHED),
+    "smollm3": Family("smollm3", check=_check_smollm3, permute=True, window="switched"),
 }
 
 

@@ -6,10 +6,6 @@ from typing import Any
 
 from nbtune.errors import ExportError
 
-_WINDOWED = ("gemma2", "gemma3_text", "mistral", "mixtral", "phi3")
-_UNSAID = {"mistral": 4096, "qwen2": 4096, "qwen2_moe": 4096, "qwen3": 4096, "qwen3_moe": 4096}
-_SWITCHED = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3")  # only with `use_sliding_window`
-
 
 class Config:
     """The text model's part of a config.json, with the places that moved over time looked up in all of them.
@@ -77,13 +73,18 @@ class Config:
         """Longest sequence that the model was made for, in tokens."""
         return int(self.get("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", default=2048))
 
-    @property
-    def window(self) -> int | None:
-        """How many tokens each sees in some of its layers, where transformers puts a window on this kind of model."""
-        size = self.raw.get("sliding_window", _UNSAID.get(self.model_type))  # null says that there is none
-        if not size or self.model_type not in (*_WINDOWED, *_SWITCHED):
+    def window(self, kind: str, unsaid: int = 0) -> int | None:
+        """How many tokens each sees in some of the layers.
+
+        Args:
+            kind: where transformers puts a window on this kind of model: "" nowhere, ``always``, or ``switched``: only
+                with `use_sliding_window`.
+            unsaid: its size where config.json says nothing; null says that there is none.
+        """
+        size = self.raw.get("sliding_window", unsaid)
+        if not size or not kind:
             return None
-        if self.model_type in _SWITCHED:
+        if kind == "switched":
             kinds = self.get("layer_types")
             some = "sliding_attention" in kinds if kinds else self.get("max_window_layers", default=28) < self.layers
             if not self.get("use_sliding_window") or not (some or self.model_type == "qwen3_moe"):

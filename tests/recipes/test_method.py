@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.support.recipe import changed, copy_tree, python
+
 HINGE = '''\
 """Sequence likelihood calibration's hinge (Zhao et al. 2023, arXiv 2305.10425), on means and without a reference.
 
@@ -52,23 +49,10 @@ SPEC = "data: nbtune/preferences\nmethod: hinge\nsteps: 2\nbatch_size: 2\npackin
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of both packages, with one file more."""
-    root = tmp_path_factory.mktemp("tree")
-    for package in ("nbtune", "kernels/nbtune_kernels"):
-        shutil.copytree(REPO / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    root = copy_tree(tmp_path_factory.mktemp("tree"))
     (root / "nbtune" / "methods" / "hinge.py").write_text(HINGE, encoding="utf-8")
     (root / "spec.yaml").write_text(SPEC, encoding="utf-8")
     return root
-
-
-def python(tree: Path, *arguments: str) -> str:
-    """What a new process with the copy says."""
-    paths = os.pathsep.join([str(tree), str(tree / "kernels")])
-    environment = {**os.environ, "PYTHONPATH": paths, "NBTUNE_CACHE": str(tree / "cache"), "COLUMNS": "120"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_plan_knows_it(tree: Path) -> None:
@@ -97,6 +81,7 @@ for more, error in (({"data": [{"text": "hi"}]}, DataError), ({"beta": -1}, Spec
     raise AssertionError(more)
 """
     python(tree, "-c", code)
+    assert changed(tree) == ["nbtune/methods/hinge.py"]
 
 
 def test_form_help_and_reference_know_it(tree: Path) -> None:
