@@ -24,7 +24,7 @@ from nbtune import device as machine
 from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
 from nbtune.engine import distributed_launcher
-from nbtune.engine.evaluation import Measuring, unless_idle
+from nbtune.engine.evaluation import Measuring
 from nbtune.engine.failures import for_people, reserve, room_for, still_there
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
@@ -48,12 +48,11 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.data import BatchPlan, Prepared
-    from nbtune.data.batching.collate import Batch
     from nbtune.models import Built
     from nbtune.train.cuda_graph_stepper import FusedStepper
     from nbtune.train.distributed import Ranks
     from nbtune.train.loop import Progress
-    from nbtune.train.loss import LossOutput
+    from nbtune.train.loss import Loss
     from nbtune.train.stepper import Stepper
 
 
@@ -220,6 +219,7 @@ class _Engine:
             rank=mine if rank is None else rank,
             ranks=self.count,
             even=plan.weights.shards,
+            mismatch=self.method.mismatched,
             seed=self.spec.seed,
             packing=plan.packing,
             sequence_len=plan.sequence_len * (together if plan.packing else 1),  # a pack holds both answers of a row
@@ -234,7 +234,7 @@ class _Engine:
         from nbtune.train.choose_stepper import choose_stepper
         from nbtune.train.logprobs import head_disagrees
         from nbtune.train.loop import Progress
-        from nbtune.train.loss import loss_of
+        from nbtune.train.loss import UnlessIdle, loss_of
 
         model, patch = self.built.model, self.built.patch
         model.train()
@@ -246,10 +246,7 @@ class _Engine:
         self.fused = fused or not self.method.by_tokens  # whole answers are asked for as the fused head asks
         start = reference_of(self.folder, self.method, model)
         loss = loss_of(self.method, beta=self.spec.beta, fused=fused, start=start)
-        self.loss: Callable[..., LossOutput] = loss
-        self.counted: Callable[[Batch], float] = loss.count
-        if self.plan.weights.shards:
-            self.loss, self.counted = unless_idle(self.loss, self.counted)
+        self.loss: Loss = UnlessIdle(loss) if self.plan.weights.shards else loss
         self.stepper = choose_stepper(
             self.built, self.loss, spec=self.spec, plan=self.plan, device=device, ranks=self.ranks, fused=fused
         )
@@ -265,7 +262,7 @@ class _Engine:
 
         plan, spec = self.plan, self.spec
         together = None if self.ranks is None else RankedControl(self.ranks, self.control)
-        given = self.data, self.built, self.loss, self.counted, self.stepper.device, self.ranks, together
+        given = self.data, self.built, self.loss, self.stepper.device, self.ranks, together
         measuring = self.measuring = Measuring(spec, plan, *given)
         options = LoopOptions(
             total_steps=plan.total_steps,
@@ -276,7 +273,7 @@ class _Engine:
             eval_every=plan.eval_every,
             checkpoint_every=spec.checkpoint.every,
             checkpoint_seconds=spec.checkpoint.minutes * 60,
-            count=self.counted,
+            count=self.loss.count,
             agree=list if together is None else together.agree,
         )
         jobs = Jobs(

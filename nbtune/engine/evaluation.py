@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
     from nbtune.train.distributed import RankedControl, Ranks
-    from nbtune.train.loss import LossOutput
+    from nbtune.train.loss import Loss
 
 _SAMPLE_TOKENS = 64
 
-Loss = Callable[..., "LossOutput"]
-Count = Callable[["Batch"], float]
 Look = Callable[[], None]
 
 
@@ -49,7 +47,6 @@ class Measuring:
     data: Prepared
     built: Built
     loss: Loss
-    count: Count
     device: torch.device
     ranks: Ranks | None = None
     together: RankedControl | None = None
@@ -92,9 +89,8 @@ class Measuring:
         of_sources: dict[str, list[int]] = {}
         for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)
-        measure = partial(mean_loss, self.built.model, self.loss, device=self.device, count=self.count)
-        add = list if self.together is None else self.together.agree
-        found = {name: measure(self._share(rows, group, look), add=add) for name, rows in of_sources.items()}
+        measure = partial(mean_loss, self.built.model, self.loss, **self._everybody())
+        found = {name: measure(partial(self._share, rows, group, look)) for name, rows in of_sources.items()}
         tokens = sum(count for _, count in found.values())
         loss = sum(mean * count for mean, count in found.values() if count) / tokens if tokens else math.nan
         several = {name: mean for name, (mean, count) in found.items() if count and math.isfinite(mean)}
@@ -104,18 +100,30 @@ class Measuring:
     def _share(self, rows: list[int], group: int, look: Look) -> Iterator[Batch]:
         """Yield this process's batches of the rows; all processes call `look` equally often."""
         from nbtune.data.batching.collate import collate
+        from nbtune.data.batching.mismatched import mismatched
 
-        held, size = self.data.eval, self.plan.micro_batch_size
+        held, size, others = self.data.eval, self.plan.micro_batch_size, METHODS[self.spec.method].mismatched
         assert held is not None
         rank, count = (0, 1) if self.ranks is None else (self.ranks.rank, self.ranks.count)
-        groups = [rows[i : i + group] for i in range(0, len(rows), group)]
+        groups = [range(i, min(i + group, len(rows))) for i in range(0, len(rows), group)]
+
+        def collated(chosen: list[range]) -> Batch:
+            places = [place for members in chosen for place in members]
+            batch = collate(held, [rows[place] for place in places])
+            return dataclasses.replace(batch, mismatched=mismatched(held, rows, places)) if others else batch
+
         for i in range(0, len(groups[::count]), size):
             look()
-            mine = [row for members in groups[rank::count][i : i + size] for row in members]
-            if mine:
-                yield collate(held, mine)
+            if mine := groups[rank::count][i : i + size]:
+                yield collated(mine)
             elif self.plan.weights.shards:
-                yield collate(held, groups[0]).idle()
+                yield collated(groups[:1]).idle()
+
+    def _everybody(self) -> dict[str, Any]:
+        """Return how `mean_loss` measures together with the other processes."""
+        if self.together is None or self.ranks is None:
+            return {"device": self.device}
+        return {"device": self.device, "add": self.together.agree, "gather": self.ranks.gather}
 
     def must_be_sound(self, step: int, batches: BatchPlan) -> None:
         """Check the weights of a finished step before they are kept: its own loss was that of the weights before.
@@ -129,9 +137,8 @@ class Measuring:
 
         if step == 0:
             return
-        add = list if self.together is None else self.together.agree
-        again, one = batches.step(step - 1)[:1], lambda _: 1.0
-        loss, tokens = mean_loss(self.built.model, self.loss, again, device=self.device, count=one, add=add)
+        first = batches.step(step - 1)[:1]
+        loss, tokens = mean_loss(self.built.model, self.loss, lambda: first, count=lambda _: 1.0, **self._everybody())
         if tokens and not math.isfinite(loss):
             raise no_number("the loss after the last step", step)
 
@@ -154,13 +161,3 @@ class Measuring:
         for prompt in self.spec.samples:
             said = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
             yield events.Sample(step=step, prompt=prompt, answer=said)
-
-
-def unless_idle(loss: Loss, count: Count) -> tuple[Loss, Count]:
-    """Return loss and count, of which `Batch.idle` ones are nothing, whatever is in them."""
-
-    def loss_of(model: torch.nn.Module, batch: Batch, **more: Any) -> LossOutput:
-        found = loss(model, batch, **more)
-        return dataclasses.replace(found, loss=found.loss * 0.0) if batch.idle_pass else found
-
-    return loss_of, lambda batch: 0 if batch.idle_pass else count(batch)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Loss = Callable[..., Tensor] | Literal["cross_entropy"]
     Metrics = Callable[..., dict[str, Tensor]]
 
 RowKind = Literal["sft", "pairs", "feedback", "stepwise", "prompts"]
+OfStep = Literal["", "tokens", "answers"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
 
 
@@ -26,15 +28,35 @@ class Answers:
         reference: log π_ref(y | x) of the model that the run starts from: without its adapter, or with the one of
             `start_from`. None for methods without a reference.
         values: what was judged, 1 for a good answer, 0 for a bad one; None for pairs, whose order says it.
-        mismatched: the answers of other rows under these rows' prompts, without gradients; None for methods that do not
-            ask for them, and where there is no other row.
+        weights: how often each counts; None: each once.
+        mismatched: all prompts of the optimizer step, each with another row's answer, without gradients; None for
+            methods that do not ask for them, and where there is no other row.
+        step: all answers of the optimizer step, over micro-batches and processes, without gradients; what
+            `Method.of_step` does not ask for is NaN. See `of_step`.
     """
 
     logprobs: Tensor
     tokens: Tensor
     reference: Tensor | None = None
     values: Tensor | None = None
+    weights: Tensor | None = None
     mismatched: Answers | None = None
+    step: Answers | None = None
+
+    @property
+    def of_step(self) -> Answers:
+        """All answers of the step, or these where they are all; nothing that is made of them has a gradient."""
+        return self.detached() if self.step is None else self.step
+
+    @property
+    def count(self) -> Tensor:
+        """How many answers these are, each as often as it counts."""
+        return self.tokens.new_tensor(float(len(self.tokens))) if self.weights is None else self.weights.sum()
+
+    @property
+    def all_tokens(self) -> Tensor:
+        """Σ |y|, each as often as it counts."""
+        return (self.tokens if self.weights is None else self.tokens * self.weights).sum()
 
     @property
     def ratios(self) -> Tensor:
@@ -49,8 +71,19 @@ class Answers:
 
     def every_second(self, first: int) -> Answers:
         """Return the better answers of pairs that lie side by side (`first` 0), or the worse ones (1)."""
-        reference = None if self.reference is None else self.reference[first::2]
-        return Answers(self.logprobs[first::2], self.tokens[first::2], reference)
+        return self._each(lambda numbers: numbers[first::2], lambda more: more.every_second(first))
+
+    def detached(self) -> Answers:
+        """Return the same without gradients."""
+        return self._each(lambda numbers: numbers.detach(), lambda more: more.detached())
+
+    def to(self, device: torch.device | str) -> Answers:
+        """Return the same on a device."""
+        return self._each(lambda numbers: numbers.to(device), lambda more: more.to(device))
+
+    def _each(self, numbers: Callable[[Tensor], Tensor], answers: Callable[[Answers], Answers]) -> Answers:
+        there = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **{k: (answers if isinstance(v, Answers) else numbers)(v) for k, v in there.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +104,10 @@ class Method:
         reference: the loss compares with the model that the run starts from (`Answers.reference`), which is there
             because only an adapter is trained.
         mismatched: the loss wants `Answers.mismatched`.
-        least_micro_batch: rows that a micro-batch must have to say anything.
+        of_step: what the loss wants to know of all answers of the optimizer step (`Answers.of_step`), so that it does
+            not matter how a step is divided: their ``tokens``, which cost nothing, or the ``answers`` with all that is
+            known of them, which costs a forward of each without gradients.
+        least_batch: rows that a step must have to say anything.
         metrics: named scalars to watch, of the loss's arguments.
     """
 
@@ -85,13 +121,19 @@ class Method:
     learning_rate_share: float = 1.0
     reference: bool = False
     mismatched: bool = False
-    least_micro_batch: int = 1
+    of_step: OfStep = ""
+    least_batch: int = 1
     metrics: Metrics | None = None
 
     @property
     def by_tokens(self) -> bool:
         """Whether the loss is one of single tokens, without a word on the answer as a whole."""
         return isinstance(self.loss, str)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a row's loss depends on the other rows of its step, so that these are asked first."""
+        return self.mismatched or bool(self.of_step)
 
     @property
     def pairwise(self) -> bool:

@@ -3,7 +3,7 @@
     loss = λ (1 - σ(±β (r - z))),      r = log π(y | x) - log π_ref(y | x)
 
 with + for good answers and - for bad ones, λ a weight of each kind, and z = max(0, mean r of answers under other rows'
-prompts), how far the model is from its reference; it has no gradient.
+prompts, over the whole step), how far the model is from its reference; it has no gradient.
 """
 
 from __future__ import annotations
@@ -54,6 +54,6 @@ METHOD = Method(
     learning_rate_share=1 / 10,
     reference=True,
     mismatched=True,
-    least_micro_batch=2,  # whose answers are compared
+    least_batch=2,  # whose answers are compared
     metrics=metrics,
 )

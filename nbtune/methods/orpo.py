@@ -2,8 +2,8 @@
 
     loss = -log π(w) / |w| - β log σ(odds(w) - odds(l)),      odds(y) = a - log(1 - e^a), a = log π(y) / |y|
 
-The mean of the first terms is the mean over all tokens of the micro-batch's better answers, so that a row's loss
-depends on the others. TRL's first term also counts the prompt's tokens.
+The mean of the first terms is the mean over all tokens of the step's better answers, so that a row's loss depends on
+how long the others are. TRL's first term also counts the prompt's tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def loss(better: Answers, worse: Answers, *, beta: float) -> Tensor:
     from torch.nn.functional import logsigmoid
 
     odds = [a.means - _log1mexp(a.means) for a in (better, worse)]
-    imitation = -better.logprobs * (len(better.tokens) / better.tokens.sum().clamp(min=1))
+    of_step = better.of_step
+    imitation = -better.logprobs * (of_step.count / of_step.all_tokens.clamp(min=1e-6))
     return imitation - beta * logsigmoid(odds[0] - odds[1])
 
 
@@ -47,5 +48,6 @@ METHOD = Method(
     loss=loss,
     options={"beta": 0.1},
     learning_rate_share=1 / 4,  # it also imitates; the others compare, and overshoot long before
+    of_step="tokens",
     metrics=metrics,
 )

@@ -190,8 +190,7 @@ def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
                 fix="make batch_size a multiple of gradient_accumulation_steps",
             )
         return batch, [batch // spec.gradient_accumulation_steps]
-    least = METHODS[spec.method].least_micro_batch
-    sizes = [size for size in range(batch, 0, -1) if batch % size == 0 and size >= min(least, batch)]
+    sizes = [size for size in range(batch, 0, -1) if batch % size == 0]
     return batch, [size for size in sizes if size <= -(-batch // devices)] or sizes[-1:]
 
 

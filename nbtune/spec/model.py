@@ -299,10 +299,10 @@ class RunSpec(Part):
                 f"method `{self.method}` compares with the model without its adapter, and adapter `full` has none: "
                 f"use lora, or the method {' or '.join(without_reference())}"
             )
-        least = method.least_micro_batch
-        if not self.packing and any(size and size < least for size in (self.batch_size, self.micro_batch_size)):
+        batch = self.batch_size or (self.micro_batch_size or 0) * (self.gradient_accumulation_steps or 1)
+        if batch and batch < method.least_batch and not self.packing:
             raise ValueError(
-                f"method `{self.method}` compares the answers of a micro-batch: set micro_batch_size to {least} or more"
+                f"method `{self.method}` compares the answers of a step: set batch_size to {method.least_batch} or more"
             )
 
     @model_validator(mode="after")

@@ -55,12 +55,12 @@ def reference() -> str:
 
 def _methods() -> str:
     """Return the table of all methods."""
-    head = "| method | how it learns | columns of a row | reference | options | learning rate | micro-batch |\n"
+    head = "| method | how it learns | columns of a row | reference | options | learning rate | batch |\n"
     return head + "|---|---|---|---|---|---|---|\n" + "".join(map(_method, METHODS.values()))
 
 
 def _method(method: Method) -> str:
-    share, least = method.learning_rate_share, method.least_micro_batch
+    share, least = method.learning_rate_share, method.least_batch
     cells = [
         f"`{method.name}`",
         f"**{method.title}**: {method.sentence}",

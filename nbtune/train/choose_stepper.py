@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
     from nbtune.models import Built
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
-    from nbtune.train.loss import LossOutput
+    from nbtune.train.loss import Loss
 
 
 def choose_stepper(
     built: Built,
-    loss: Callable[..., LossOutput],
+    loss: Loss,
     *,
     spec: RunSpec,
     plan: Plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,13 +54,16 @@ class FusedStepper:
         self._step = TrainStep(built.model, built.patch, weight_decay=weight_decay, max_grad_norm=limit)
         self._sum: torch.Tensor | None = None
 
+    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
+        """See `Stepper.look_ahead`: a loss of single tokens, as the model's head computes it, wants to know nothing."""
+
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """See `Stepper.accumulate`."""
         # left on the host: a recorded step sends them through pinned memory of its own
         inputs = model_inputs(batch, torch.device("cpu"), fused=True)
         inputs["num_items_in_batch"] = torch.tensor(float(denominator))  # a number would make every step another graph
         inputs["use_cache"] = False
-        seed = seed_of(self._seed, step, micro_step)
+        seed = seed_of(self._seed, step, self._number(micro_step))
         loss = self._step.accumulate(inputs, first=self._sum is None, seed=seed)
         self._sum = loss if self._sum is None else self._sum + loss
 
@@ -72,6 +76,10 @@ class FusedStepper:
     def discard(self) -> None:
         """See `Stepper.discard`."""
         self._sum = None
+
+    def _number(self, micro_step: int) -> int:
+        """Return which micro-batch of the step that is."""
+        return micro_step
 
     def state_dict(self) -> dict[str, Any]:
         """Return it in the form of `torch.optim.AdamW`'s, so that a run can go on with either stepper."""

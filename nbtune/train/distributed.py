@@ -27,7 +27,6 @@ from nbtune.train.cuda_graph_stepper import FusedStepper
 from nbtune.train.stepper import Stepper
 
 if TYPE_CHECKING:
-    from nbtune.data.batching.collate import Batch
     from nbtune.train.control import Control
 
 _PATIENCE = timedelta(days=7)  # preparing, saving and pausing may take long; who is gone is noticed otherwise
@@ -154,14 +153,16 @@ class _Ranked:
         super().__init__(*args, **kwargs)
         self._ranks = ranks
 
-    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
-        """See `Stepper.accumulate`."""
-        place = micro_step * self._ranks.count + self._ranks.rank
-        super().accumulate(batch, denominator=denominator, step=step, micro_step=place)  # type: ignore[misc]
+    def _number(self, micro_step: int) -> int:
+        return micro_step * self._ranks.count + self._ranks.rank
 
 
 class RankedStepper(_Ranked, Stepper):
     """A `Stepper` that adds up what all processes' micro-batches gave."""
+
+    def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
+        super().__init__(ranks, *args, **kwargs)
+        self._gather = ranks.gather
 
     def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Stepper.update`; a process without a micro-batch of its own in this step adds nothing."""

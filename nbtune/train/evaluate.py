@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.data.batching.collate import Batch
-    from nbtune.train.loss import LossOutput
+    from nbtune.train.look_ahead import Gather
+    from nbtune.train.loss import Loss
 
 
 class NumbersLost(TrainError):
@@ -43,28 +44,36 @@ def trained_weight(batch: Batch) -> float:
 
 def mean_loss(
     model: torch.nn.Module,
-    loss: Callable[..., LossOutput],
-    batches: Iterable[Batch],
+    loss: Loss,
+    batches: Callable[[], Iterable[Batch]],
     *,
     device: torch.device,
-    count: Callable[[Batch], float] = trained_weight,
+    count: Callable[[Batch], float] | None = None,
     add: Callable[[Sequence[float]], Sequence[float]] = list,
+    gather: Gather | None = None,
 ) -> tuple[float, int]:
     """Return (mean loss over all trained tokens of the batches, how many those are); the model is left as it was.
 
     Args:
-        count: what the loss of a batch is a sum over, if not its trained tokens.
+        batches: gives them, twice to a loss that looks ahead, which is told of all of them what it asks of a step.
+        count: what the loss of a batch is a sum over, if not what the loss says.
         add: adds numbers up over the processes that measure together.
+        gather: what each of these gives.
     """
     import torch
 
+    from nbtune.train.look_ahead import joined
+
     training, total, tokens, counted = model.training, None, 0, 0.0
+    count = loss.count if count is None else count
     model.eval()
     try:
         with torch.no_grad():
-            for batch in batches:
+            found = [loss.survey(model, batch, device=device) for batch in batches()] if loss.looks_ahead else []
+            step = joined(found, device, gather) if loss.looks_ahead else None
+            for batch in batches():
                 if batch.num_trained or batch.idle_pass:
-                    part = loss(model, batch, denominator=1, device=device).loss.float()
+                    part = loss(model, batch, denominator=1, device=device, step=step).loss.float()
                     total = part if total is None else total + part
                     tokens, counted = tokens + batch.num_trained, counted + count(batch)
     finally:

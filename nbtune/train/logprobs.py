@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
 
 
-def ask(
+def answers_of(
     model: torch.nn.Module,
     batch: Batch,
     method: Method,
     *,
     device: torch.device,
     start: StartingWeights | None = None,
+    mismatched: Answers | None = None,
+    step: Answers | None = None,
 ) -> Answers:
     """Return all that a method wants to know of a batch's answers.
 
@@ -33,28 +35,25 @@ def ask(
         batch: pairs side by side (better, worse, better, …), or answers with their `values`.
         device: where the model is.
         start: what the run started with, for the reference; None: with the base.
+        mismatched, step: as in `Answers`, asked before.
     Raises:
         TrainError: the method wants a reference, and the model has no adapter to do without.
     """
-    compared = method.mismatched and len(batch.examples) > 1  # the last one of an epoch may be alone
-    asked = [batch, mismatched(batch)] if compared else [batch]
     # weights change places for it: not between a forward and its backward
     early = start is not None and method.reference
-    references = [_reference(model, b, method, device, start) for b in asked] if early else []
+    reference = reference_of(model, batch, method, device, start) if early else None
     logprobs, tokens = score_answers(model, batch, device=device)
-    reference = references[0] if early else _reference(model, batch, method, device, None)
+    if not early:
+        reference = reference_of(model, batch, method, device, None)
     values = None if method.pairwise or batch.values is None else send(batch.values, device)
-    others = None
-    if compared:
-        with torch.no_grad():
-            found = score_answers(model, asked[1], device=device)
-        others = Answers(*found, references[1] if early else _reference(model, asked[1], method, device, None))
-    return Answers(logprobs, tokens, reference, values, others)
+    weights = None if batch.example_weights is None else send(batch.example_weights, device)
+    return Answers(logprobs, tokens, reference, values, weights, mismatched, step)
 
 
-def _reference(
+def reference_of(
     model: torch.nn.Module, batch: Batch, method: Method, device: torch.device, start: StartingWeights | None
 ) -> Tensor | None:
+    """Return what the reference says of a batch's answers, fp32 `[N]`; None for methods without one."""
     if not method.reference:
         return None
     with torch.no_grad(), in_place_of(model, start):
@@ -98,6 +97,12 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
     return zeros.index_add(0, owner, found), zeros.index_add(0, owner, (labels != -100).float())
 
 
+def tokens_of(batch: Batch) -> Tensor:
+    """Return how many trained tokens every example has, fp32 `[N]` on the CPU; no model is asked."""
+    owners, trained = _owners(batch), batch.trained_labels != -100
+    return torch.bincount(owners[trained], minlength=len(batch.examples)).float()
+
+
 def head_disagrees(model: torch.nn.Module) -> str | None:
     """Return why log-probabilities are taken from all of the model's logits although its head looks like one that is
     known."""
@@ -120,7 +125,7 @@ def head_disagrees(model: torch.nn.Module) -> str | None:
 def _owners(batch: Batch) -> Tensor:
     """Return which example each of `batch.trained_rows` belongs to, int64 `[R]`."""
     rows = batch.trained_rows.numpy()
-    if batch.cu_seqlens is None:
+    if batch.cu_seqlens is None or batch.idle_pass:
         return torch.from_numpy(rows // batch.input_ids.shape[1])
     documents = np.searchsorted(batch.cu_seqlens.numpy(), rows, side="right") - 1
     trained = batch.trained_labels.numpy() != -100
@@ -130,24 +135,3 @@ def _owners(batch: Batch) -> Tensor:
     owners = np.zeros_like(rows)
     owners[trained] = place
     return torch.from_numpy(owners)
-
-
-def mismatched(batch: Batch) -> Batch:
-    """Return every prompt with the answer of the row before it: see `nbtune.methods.Answers`.
-
-    Args:
-        batch: at least two examples; packs are taken apart.
-    """
-    from nbtune.data.batching.collate import collate
-    from nbtune.data.prepare.dataset import Builder
-
-    batch = batch.unpacked() if batch.cu_seqlens is not None else batch
-    ids, labels = batch.input_ids.numpy(), batch.labels.numpy()
-    lengths = [ids.shape[1]] * len(ids) if batch.attention_mask is None else batch.attention_mask.sum(1).tolist()
-    starts = [int(np.argmax(row != -100)) for row in labels]
-    builder = Builder(["mismatched"])
-    for i, start in enumerate(starts):
-        answer = slice(starts[i - 1], lengths[i - 1])
-        trained = np.concatenate([np.zeros(start, bool), labels[i - 1, answer] != -100])
-        builder.add(np.concatenate([ids[i, :start], ids[i - 1, answer]]).astype(np.int32), trained, 0, i)
-    return collate(builder.build(), list(range(len(ids))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -32,6 +32,9 @@ class Stepper(Protocol):
     @property
     def scaled(self) -> bool:
         """Whether gradients may overflow without anything being wrong."""
+
+    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
+        """Ask what the loss wants to know of all of a step's micro-batches, before the first of them."""
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
@@ -189,9 +192,8 @@ class _Loop:
         own = [sum(map(count, micro_batches)) for count in (self.options.count, trained_tokens, _tokens)]
         counted, trained, tokens = self.options.agree(own)
         denominator = counted if counted > 0 else 1
-        for micro_step, batch in enumerate(micro_batches):
-            if micro_step:
-                self._look()
+        self.stepper.look_ahead(self._looking(micro_batches), step=index)
+        for micro_step, batch in enumerate(self._looking(micro_batches)):
             self.stepper.accumulate(batch, denominator=denominator, step=index, micro_step=micro_step)
         peak = progress.learning_rate if progress.learning_rate is not None else self.options.learning_rate
         learning_rate = peak * self.options.factor(index)
@@ -205,6 +207,13 @@ class _Loop:
         self._pending = _Pending(measured, progress.step, learning_rate, tokens, trained, epoch)
         if not self._late:
             self._flush()
+
+    def _looking(self, micro_batches: Sequence[Batch]) -> Iterator[Batch]:
+        """Yield the micro-batches, with a look at the wishes between two of them."""
+        for micro_step, batch in enumerate(micro_batches):
+            if micro_step:
+                self._look()
+            yield batch
 
     def _flush(self) -> None:
         done, self._pending = self._pending, None

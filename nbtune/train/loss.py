@@ -3,26 +3,58 @@
     loss = loss_of(METHODS[spec.method], beta=spec.beta)
     loss(model, batch, denominator=loss.count(batch), device=device).loss.backward()
 
-Where the denominator is the sum of `count` over a step's micro-batches, accumulation changes nothing.
+Where the denominator is the sum of `count` over a step's micro-batches, and a loss that `looks_ahead` is given what it
+asked for of all of them, accumulation changes nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from nbtune.device import send
-from nbtune.methods import Method
+from nbtune.methods import Answers, Method
 from nbtune.train.inputs import model_inputs
-from nbtune.train.logprobs import ask
+from nbtune.train.logprobs import answers_of
+from nbtune.train.look_ahead import survey
 from nbtune.train.reference import StartingWeights
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
+
+
+class Loss(Protocol):
+    """A loss as the loop calls it."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it wants to know something of all of a step before it can say what one micro-batch loses."""
+
+    def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> Answers | None:
+        """Ask that of a micro-batch, without gradients (`nbtune.train.look_ahead` joins what is found)."""
+
+    def count(self, batch: Batch) -> float:
+        """Return what the losses of an optimizer step are divided by the sum of."""
+
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        *,
+        denominator: float,
+        device: torch.device,
+        step: Answers | None = None,
+    ) -> LossOutput:
+        """Return Σ loss / denominator.
+
+        Args:
+            step: what was found in advance of all micro-batches of the step; None: this one is all of them.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,14 +87,26 @@ class TokenLoss:
         fused: the model's head is nbtune's own, see `model_inputs`.
     """
 
+    looks_ahead: ClassVar[bool] = False
     fused: bool = False
+
+    def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> None:
+        """Ask nothing: a token's loss depends on no other row."""
 
     def count(self, batch: Batch) -> float:
         """Return what the losses of an optimizer step are divided by the sum of: trained tokens, as often as they
         count."""
         return batch.weight
 
-    def __call__(self, model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device) -> LossOutput:
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        *,
+        denominator: float,
+        device: torch.device,
+        step: Answers | None = None,
+    ) -> LossOutput:
         """Return Σ loss / denominator.
 
         Args:
@@ -96,6 +140,15 @@ class AnswerLoss:
     options: Mapping[str, float] = field(default_factory=dict)
     start: StartingWeights | None = None
 
+    @property
+    def looks_ahead(self) -> bool:
+        """See `Loss`."""
+        return self.method.looks_ahead
+
+    def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> Answers:
+        """See `Loss`."""
+        return survey(model, batch, self.method, device=device, start=self.start)
+
     def count(self, batch: Batch) -> float:
         """Return what the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they
         count."""
@@ -104,18 +157,64 @@ class AnswerLoss:
             return float(batch.example_weights[::every].double().sum())
         return len(batch.examples) // every
 
-    def __call__(self, model: torch.nn.Module, batch: Batch, *, denominator: float, device: torch.device) -> LossOutput:
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        *,
+        denominator: float,
+        device: torch.device,
+        step: Answers | None = None,
+    ) -> LossOutput:
         """Return Σ loss / denominator.
 
         Args:
-            model, batch: see `nbtune.train.logprobs.ask`.
+            model, batch: see `nbtune.train.logprobs.answers_of`.
             denominator: the sum of `count` over the optimizer step.
             device: where the model is.
+            step: see `Loss`.
         """
         method, options = self.method, {**self.method.options, **self.options}
-        answers = ask(model, batch, method, device=device, start=self.start)
+        if step is None and self.looks_ahead:
+            step = self.survey(model, batch, device=device)
+        others = None if step is None else step.mismatched
+        answers = answers_of(model, batch, method, device=device, start=self.start, mismatched=others, step=step)
         assert not isinstance(method.loss, str)
         each = method.loss(*method.sides(answers), **options)
-        if batch.example_weights is not None:
-            each = each * send(batch.example_weights[:: method.group], device)
+        if answers.weights is not None:
+            each = each * answers.weights[:: method.group]
         return LossOutput(loss=each.sum() / denominator)
+
+
+@dataclass(frozen=True)
+class UnlessIdle:
+    """A loss of which `Batch.idle` ones are nothing, whatever is in them; they go through the model all the same."""
+
+    of: Loss
+
+    @property
+    def looks_ahead(self) -> bool:
+        """See `Loss`."""
+        return self.of.looks_ahead
+
+    def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> Answers | None:
+        """See `Loss`."""
+        found = self.of.survey(model, batch, device=device)
+        return None if batch.idle_pass else found
+
+    def count(self, batch: Batch) -> float:
+        """See `Loss`."""
+        return 0 if batch.idle_pass else self.of.count(batch)
+
+    def __call__(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        *,
+        denominator: float,
+        device: torch.device,
+        step: Answers | None = None,
+    ) -> LossOutput:
+        """See `Loss`."""
+        found = self.of(model, batch, denominator=denominator, device=device, step=step)
+        return dataclasses.replace(found, loss=found.loss * 0.0) if batch.idle_pass else found

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nbtune.device import fork_rng
+from nbtune.train.look_ahead import joined
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
-    from nbtune.train.loss import LossOutput
+    from nbtune.methods import Answers
+    from nbtune.train.look_ahead import Gather
+    from nbtune.train.loss import Loss
     from nbtune.train.master_weights import Masters
 
 
@@ -37,7 +41,7 @@ class Stepper:
     def __init__(
         self,
         model: torch.nn.Module,
-        loss: Callable[..., LossOutput],
+        loss: Loss,
         optimizer: torch.optim.Optimizer,
         *,
         max_grad_norm: float,
@@ -59,18 +63,28 @@ class Stepper:
         self._place = [places[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._sum: torch.Tensor | None = None
+        self._of_step: Answers | None = None
+        self._gather: Gather | None = None
 
     @property
     def scaled(self) -> bool:
         """Whether gradients may overflow without anything being wrong."""
         return self.scaler.is_enabled()
 
+    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
+        """Ask what the loss wants to know of all of a step's micro-batches, before the first of them."""
+        if not self._loss.looks_ahead:
+            return
+        found = []
+        for micro_step, batch in enumerate(batches):
+            with self._drawing(step, micro_step):  # as when its gradients are taken
+                found.append(self._loss.survey(self.model, batch, device=self.device))
+        self._of_step = joined(found, self.device, self._gather)
+
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
-        with fork_rng(self.device, needed=self._random):
-            if self._random:
-                torch.manual_seed(seed_of(self._seed, step, micro_step))
-            loss = self._loss(self.model, batch, denominator=denominator, device=self.device).loss
+        with self._drawing(step, micro_step):
+            loss = self._loss(self.model, batch, denominator=denominator, device=self.device, step=self._of_step).loss
             self.scaler.scale(loss).backward()
         detached = loss.detach()
         self._sum = detached if self._sum is None else self._sum + detached
@@ -92,7 +106,19 @@ class Stepper:
     def discard(self) -> None:
         """Forget the gradients of an unfinished step."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._sum = None
+        self._sum = self._of_step = None
+
+    @contextmanager
+    def _drawing(self, step: int, micro_step: int) -> Iterator[None]:
+        """Let these alone decide what is drawn within."""
+        with fork_rng(self.device, needed=self._random):
+            if self._random:
+                torch.manual_seed(seed_of(self._seed, step, self._number(micro_step)))
+            yield
+
+    def _number(self, micro_step: int) -> int:
+        """Return which micro-batch of the step that is."""
+        return micro_step
 
     def state_dict(self) -> dict[str, Any]:
         """Return optimizer, loss scale and masters; the weights are saved by whoever knows their names.

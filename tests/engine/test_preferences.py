@@ -57,11 +57,21 @@ def test_answers_that_are_good_or_bad(learn):
     assert run.history["loss"].iloc[-1] < 0.45
 
 
-def test_micro_batches_of_pairs_are_one_batch_of_them(learn):
-    whole = learn(PAIRS, "whole", 4, method="dpo")
-    parts = learn(PAIRS, "parts", 4, method="dpo", micro_batch_size=1)
-    assert parts.plan.gradient_accumulation_steps == 4
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+def test_micro_batches_are_one_batch(learn, method):
+    """Of held-out rows too: all that a loss compares is of the whole step, and there of all of them."""
+    rows = JUDGED if method == "kto" else PAIRS
+    rows = [
+        {k: v[: 5 + 3 * i] if k in ("chosen", "completion") else v for k, v in r.items()} for i, r in enumerate(rows)
+    ]
+    fields = {"method": method, "batch_size": 8, "eval": {"split": 0.25, "every": 2}}
+    whole = learn(rows, "whole", 4, micro_batch_size=8, **fields)
+    parts = learn(rows, "parts", 4, micro_batch_size=1, **fields)
+    assert (whole.plan.gradient_accumulation_steps, parts.plan.gradient_accumulation_steps) == (1, 8)
     assert parts.history["loss"].tolist() == pytest.approx(whole.history["loss"].tolist(), abs=2e-5)
+    held = [run.history["eval_loss"].dropna().tolist() for run in (parts, whole)]
+    assert held[0] == pytest.approx(held[1], abs=2e-5)
+    assert len(held[0]) == 2
 
 
 @pytest.mark.parametrize("sequence_len", [192, None])  # None: as long as the longest answer, of which a row has two
@@ -88,8 +98,8 @@ def test_what_does_not_go_together_is_said(learn):
         learn(PAIRS, method="dpo", adapter="full")
     with pytest.raises(SpecError, match="beta"):
         learn(PAIRS, beta=0.2)
-    with pytest.raises(SpecError, match="micro-batch"):
-        learn(JUDGED, method="kto", micro_batch_size=1)
+    with pytest.raises(SpecError, match="answers of a step"):
+        learn(JUDGED, method="kto", batch_size=1)
     with pytest.raises(DataError, match="method: sft"):
         learn(PAIRS)
     with pytest.raises(DataError, match="wanted"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from nbtune.data.batching.collate import collate, pack
+from nbtune.data.batching.mismatched import mismatched
 from nbtune.data.prepare.dataset import Builder
 from nbtune.methods import METHODS
 from nbtune.models.accelerate import apply
-from nbtune.train.logprobs import ask
+from nbtune.train.logprobs import answers_of
 from nbtune.train.loss import AnswerLoss
 from tests.train.test_against_trl import _model
 
@@ -52,11 +54,10 @@ def ours(ids: Any, mask: Any, answer: Any, values: list[float], packed: bool = F
     for i, row in enumerate(ids):
         kept = mask[i].bool().numpy()
         builder.add(row.numpy()[kept].astype(np.int32), answer[i].bool().numpy()[kept], 0, i, values[i])
-    data = builder.build()
-    if packed:
-        half = len(data) // 2
-        return pack(data, [list(range(half)), list(range(half, len(data)))], 48)
-    return collate(data, list(range(len(data))))
+    data, every = builder.build(), list(range(len(values)))
+    half = len(every) // 2
+    batch = pack(data, [every[:half], every[half:]], 48) if packed else collate(data, every)
+    return replace(batch, mismatched=mismatched(data, every, every))
 
 
 def against_the_base(trainer: Any) -> Any:
@@ -97,7 +98,7 @@ def assert_same_figures(loss: AnswerLoss, batch: Any, theirs: Any) -> None:
     method, options = loss.method, {**loss.method.options, **loss.options}
     assert method.metrics is not None
     with torch.no_grad():
-        found = method.metrics(*method.sides(ask(_model().train(), batch, method, device=CPU)), **options)
+        found = method.metrics(*method.sides(answers_of(_model().train(), batch, method, device=CPU)), **options)
     names = {"reward_better": "chosen", "reward_worse": "rejected", "reward_good": "chosen", "reward_bad": "rejected"}
     names |= {"margin": "margins", "accuracy": "accuracies"}
     for name, figure in found.items():

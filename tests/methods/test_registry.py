@@ -71,7 +71,9 @@ def test_what_does_not_go_with_a_method_is_said(method: Method) -> None:
     for fields, refused in (
         ({"beta": 0.3}, "beta" not in method.options),
         ({"adapter": "full"}, method.reference),
-        ({"micro_batch_size": 1}, method.least_micro_batch > 1),
+        ({"batch_size": 1}, method.least_batch > 1),
+        ({"micro_batch_size": 1}, method.least_batch > 1),  # which is all of the batch
+        ({"micro_batch_size": 1, "gradient_accumulation_steps": 2}, method.least_batch > 2),
     ):
         if refused:
             with pytest.raises(SpecError):
@@ -148,11 +150,11 @@ def test_a_row_counts_by_itself(method: Method) -> None:
         if method.pairwise:
             return method.loss(first, second, **method.options).tolist()
         others = second if method.mismatched and len(rows) > 1 else None
-        judged = Answers(first.logprobs, first.tokens, first.reference, values[rows], others)
+        judged = Answers(first.logprobs, first.tokens, first.reference, values[rows], mismatched=others)
         return method.loss(judged, **method.options).tolist()
 
     alone = [told([row])[0] for row in range(4)]
-    assert (told([0, 1, 2, 3]) == pytest.approx(alone)) is (method.name not in BESIDE_OTHERS)
+    assert (told([0, 1, 2, 3]) == pytest.approx(alone)) is not method.looks_ahead
 
 
 def test_a_file_and_its_method_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from nbtune.errors import TrainError
 from nbtune.methods import METHODS
-from nbtune.train.logprobs import mismatched, score_answers
+from nbtune.train.logprobs import score_answers, tokens_of
 from nbtune.train.loss import AnswerLoss
 from tests.methods.test_against_trl import ours
 from tests.train.test_against_trl import _model
@@ -24,7 +24,9 @@ def test_kto_is_compared_on_the_same_mismatched_rows() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
     answer = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]])
     for packed in (False, True):
-        swapped = mismatched(ours(ids, mask, answer, [1.0, 0.0], packed))
+        batch = ours(ids, mask, answer, [1.0, 0.0], packed)
+        assert tokens_of(batch).tolist() == [2.0, 2.0]
+        swapped = batch.mismatched
         assert swapped.input_ids[:, :5].tolist() == [[5, 6, 12, 13, 0], [9, 10, 11, 7, 8]]
         assert (swapped.labels[:, :5] != -100).tolist() == [
             [False] * 2 + [True] * 2 + [False],
@@ -108,8 +110,8 @@ def test_the_loop_learns_from_pairs() -> None:
         sample=lambda step, look: [],
         between=lambda _: None,
     )
-    before, _ = mean_loss(model, loss, batches.batches, device=CPU, count=loss.count)
+    before, _ = mean_loss(model, loss, lambda: batches.batches, device=CPU)
     train(stepper, batches, options, jobs, progress=Progress(), emit=said.append, control=MemoryControl())
     steps = [e.loss for e in said if isinstance(e, events.Step)]
     assert steps[0] == pytest.approx(before, abs=0.2), "a mean over pairs, not over tokens"
-    assert mean_loss(model, loss, batches.batches, device=CPU, count=loss.count)[0] < 0.6 * before
+    assert mean_loss(model, loss, lambda: batches.batches, device=CPU)[0] < 0.6 * before

@@ -24,6 +24,9 @@ class SlowDevice:
     def __init__(self) -> None:
         self.free_at = 0.0
 
+    def look_ahead(self, batches: Any, *, step: int) -> None:
+        pass
+
     def accumulate(self, batch: Any, **_: Any) -> None:
         self.free_at = max(self.free_at, time.perf_counter()) + STEP
 

@@ -15,6 +15,7 @@ from nbtune.models.adapters import add_adapter
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.models.weight_decay import decays
 from nbtune.spec import AdapterSpec
+from nbtune.train.loss import LossOutput, TokenLoss
 from nbtune.train.master_weights import Masters
 from nbtune.train.optimizer import make_optimizer
 from nbtune.train.stepper import Stepper
@@ -46,16 +47,19 @@ def test_what_decays_is_what_decays_in_transformers(name: str, kind: str) -> Non
     assert decays(model, DECAY) == [DECAY if n in theirs else 0.0 for n in trained]
 
 
-def stepper(model: Any, weight_decay: float, short: bool = False) -> Stepper:
-    def loss(model: Any, batch: Any, *, denominator: float, device: torch.device) -> Any:
-        out = model(input_ids=batch, labels=batch).loss
-        return type("Loss", (), {"loss": out.float()})
+class Imitation(TokenLoss):
+    """Of plain ids."""
 
+    def __call__(self, model: Any, batch: Any, **_: Any) -> LossOutput:
+        return LossOutput(model(input_ids=batch, labels=batch).loss.float())
+
+
+def stepper(model: Any, weight_decay: float, short: bool = False) -> Stepper:
     trained = [p for p in model.parameters() if p.requires_grad]
     masters = Masters(trained) if short else None
     parameters = trained if masters is None else masters.parameters
     optimizer = make_optimizer(parameters, "adamw", learning_rate=0.0, weight_decay=decays(model, weight_decay))
-    return Stepper(model, loss, optimizer, max_grad_norm=1.0, seed=1, device=CPU, masters=masters)
+    return Stepper(model, Imitation(), optimizer, max_grad_norm=1.0, seed=1, device=CPU, masters=masters)
 
 
 def steps(made: Stepper, which: range) -> None:

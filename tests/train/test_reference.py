@@ -9,7 +9,7 @@ import torch
 
 from nbtune.methods import METHODS, Answers
 from nbtune.models.accelerate import apply
-from nbtune.train.logprobs import mismatched, score_answers
+from nbtune.train.logprobs import score_answers
 from nbtune.train.loss import AnswerLoss
 from nbtune.train.reference import StartingWeights
 from tests.methods.test_against_trl import ours
@@ -36,12 +36,12 @@ def test_losses_and_gradients_are_those_of_two_models(method: str, fast: bool) -
     if method != "kto":
         values = others = None
     else:
-        values, other = batch.values, mismatched(batch)
+        values, other = batch.values, batch.mismatched
         with torch.no_grad():
             others = Answers(*score_answers(truth, other, device=CPU), score_answers(start, other, device=CPU)[0])
     with torch.no_grad():
         reference, _ = score_answers(start, batch, device=CPU)
-    answers = Answers(*score_answers(truth, batch, device=CPU), reference, values, others)
+    answers = Answers(*score_answers(truth, batch, device=CPU), reference, values, mismatched=others)
     chosen = METHODS[method]
     true = chosen.loss(*chosen.sides(answers), **{**chosen.options, "beta": 0.5}).sum() / 2
     true.backward()

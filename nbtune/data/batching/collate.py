@@ -36,6 +36,7 @@ class Batch:
         idle_pass: nothing in it counts: it goes through the model because other processes' batches do.
         loss_weights: float32 [R], how often the loss of each of `trained_labels` counts; None: each once.
         example_weights: float32 [examples], likewise.
+        mismatched: the prompts with other rows' answers (`nbtune.data.batching.mismatched`); None: not asked for.
     """
 
     input_ids: Any
@@ -54,6 +55,7 @@ class Batch:
     idle_pass: bool = False
     loss_weights: Any = None
     example_weights: Any = None
+    mismatched: Batch | None = None
 
     @property
     def weight(self) -> float:

@@ -5,12 +5,15 @@ Step k's batches depend on the dataset, the seed and k alone, so a run resumes e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from nbtune.data.batching.collate import Batch, collate, pack
+from nbtune.data.batching.mismatched import mismatched
 from nbtune.data.batching.mixture import Mixture, bucketed, epoch_order, mixture, quotas
 from nbtune.data.batching.packing import best_fit, in_windows
 from nbtune.data.prepare.dataset import Dataset
@@ -41,6 +44,7 @@ class BatchPlan:
         rank: which of the `ranks` processes this is; each gets its own share of every step.
         per_step: sequences of a step over all processes, however many these are; unset: as many for each as for one.
         even: every process gets equally many micro-batches, `Batch.idle` ones where there are no more rows.
+        mismatch: batches have `Batch.mismatched`.
 
     Raises:
         ValueError: the dataset is empty, or an example is longer than `sequence_len`.
@@ -66,6 +70,7 @@ class BatchPlan:
         ranks: int = 1,
         per_step: int | None = None,
         even: bool = False,
+        mismatch: bool = False,
     ) -> None:
         if not dataset.at_most(1):
             raise ValueError("the dataset is empty")
@@ -82,7 +87,7 @@ class BatchPlan:
             raise ValueError(f"an example has {longest} tokens, sequence_len is {self.sequence_len}")
         self.micro_batch_size, self.gradient_accumulation_steps = micro_batch_size, gradient_accumulation_steps
         self.pad_to_multiple, self.pad_id, self.bucket = pad_to_multiple, pad_id, bucket
-        self.rank, self.ranks, self._even = rank, ranks, even
+        self.rank, self.ranks, self._even, self._mismatch = rank, ranks, even, mismatch
         self._per_step = per_step or micro_batch_size * gradient_accumulation_steps * ranks
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
         self._arrivals: Arrivals | None = None
@@ -163,11 +168,11 @@ class BatchPlan:
     def step(self, k: int) -> list[Batch]:
         """Return this process's micro-batches of optimizer step k (0-based)."""
         size, chosen = self.micro_batch_size, self._sequences(k)
-        mine = chosen[self.rank :: self.ranks]
-        made = [self._batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+        mine = range(len(chosen))[self.rank :: self.ranks]
+        made = [self._batch(chosen, mine[i : i + size]) for i in range(0, len(mine), size)]
         if self._even:  # the first process has most
             missing = -(-len(chosen[:: self.ranks]) // size) - len(made)
-            made += [self._batch(chosen[:1]).idle() for _ in range(missing)]
+            made += [self._batch(chosen, [0]).idle() for _ in range(missing)]
         return made
 
     def _sequences(self, k: int) -> list[list[int]]:
@@ -185,12 +190,22 @@ class BatchPlan:
         for k in range(self.steps_per_epoch):
             yield from self.step(k)
 
-    def _batch(self, bins: list[list[int]]) -> Batch:
-        group = self._together
+    def _batch(self, chosen: list[list[int]], places: Sequence[int]) -> Batch:
+        """Return some of a step's sequences as a batch."""
+        group, bins = self._together, [chosen[place] for place in places]
         bins = [[unit * group + i for unit in members for i in range(group)] for members in bins] if group > 1 else bins
         if self.packing:
-            return pack(self.dataset, bins, self.sequence_len, self.pad_id, self.bucket, self.pad_to_multiple)
-        return collate(self.dataset, [e for b in bins for e in b], self.pad_to_multiple, self.pad_id, self.bucket)
+            made = pack(self.dataset, bins, self.sequence_len, self.pad_id, self.bucket, self.pad_to_multiple)
+        else:
+            examples = [e for b in bins for e in b]
+            made = collate(self.dataset, examples, self.pad_to_multiple, self.pad_id, self.bucket)
+        return replace(made, mismatched=self._mismatched(chosen, places)) if self._mismatch else made
+
+    def _mismatched(self, chosen: list[list[int]], places: Sequence[int]) -> Batch | None:
+        starts = np.cumsum([0, *map(len, chosen)]).tolist()
+        mine = [row for place in places for row in range(starts[place], starts[place + 1])]
+        of_step = [example for members in chosen for example in members]
+        return mismatched(self.dataset, of_step, mine, self.pad_to_multiple, self.bucket)
 
 
 def _grouped(dataset: Dataset, together: int) -> Dataset:

@@ -1,0 +1,150 @@
+"""How a step is divided does not matter: for every method of the registry, over micro-batches, packs and processes.
+
+Rows are of very unequal lengths, so that a mean of means is another number. Updates are plain gradient steps (SGD):
+Adam would divide by gradients that are next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nbtune import events
+from nbtune.data.batching.sampler import BatchPlan
+from nbtune.data.prepare.dataset import Builder, Dataset
+from nbtune.methods import METHODS, Answers, Method
+from nbtune.train.distributed import RankedControl, RankedStepper, Ranks
+from nbtune.train.loop import Jobs, LoopOptions, Progress, train
+from nbtune.train.loss import loss_of
+from nbtune.train.stepper import Stepper
+from tests.support.control import MemoryControl
+from tests.train.test_against_trl import _model
+
+ROWS, STEPS, RATE, CPU = 16, 2, 0.05, torch.device("cpu")
+
+
+def centred(answers: Answers, *, beta: float) -> torch.Tensor:
+    """A method as there may be one: rewards against those of the step, as far as these spread."""
+    rewards = answers.of_step.ratios
+    assert answers.values is not None
+    sign = 2 * answers.values - 1
+    return -torch.nn.functional.logsigmoid(beta * sign * (answers.ratios - rewards.mean()) / (rewards.std() + 1))
+
+
+CENTRED = Method(
+    name="centred", title="", sentence="", rows="feedback", loss=centred, options={"beta": 0.5}, reference=True,
+    of_step="answers",
+)  # fmt: skip
+ALL = {**METHODS, "centred": CENTRED}
+
+
+def rows_of(method: Method) -> Dataset:
+    """Answers of 1 to 30 tokens; some rows count more or less than once."""
+    chance, builder = np.random.default_rng(7), Builder(["rows"])
+    for row in range(ROWS):
+        prompt = chance.integers(3, 97, 2 + row % 5)
+        for side in range(method.group):
+            answer = chance.integers(3, 97, [1, 30, 4, 2, 17][(3 * row + 2 * side) % 5])
+            trained = np.arange(len(prompt) + len(answer)) >= len(prompt)
+            value = float(side == 0 if method.pairwise else row % 3 > 0)
+            judged = None if method.by_tokens else value
+            ids = np.concatenate([prompt, answer]).astype(np.int32)
+            builder.add(ids, trained, 0, row, judged, weight=[1.0, 0.5, 3.0][row % 3])
+    return builder.build()
+
+
+def learnt(method: Method, micro: int, packed: bool, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Losses of some steps, and the weights after them."""
+    torch.manual_seed(0)
+    model, loss = _model().train(), loss_of(method)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    make = Stepper if ranks is None else lambda *a, **k: RankedStepper(ranks, *a, **k)
+    stepper = make(model, loss, torch.optim.SGD(parameters), max_grad_norm=0.0, seed=1, device=CPU)
+    control = MemoryControl()
+    together = None if ranks is None else RankedControl(ranks, control)
+    per_step = 4 if packed else 8
+    batches = BatchPlan(
+        rows_of(method), micro_batch_size=micro, per_step=per_step, seed=2, packing=packed,
+        sequence_len=40 * method.group, together=method.group, mismatch=method.mismatched,
+        rank=0 if ranks is None else ranks.rank, ranks=1 if ranks is None else ranks.count,
+    )  # fmt: skip
+    said: list[events.Event] = []
+    agree: Any = list if together is None else together.agree
+    options = LoopOptions(STEPS, RATE, lambda _: 1.0, 10**9, None, 1e9, count=loss.count, agree=agree)
+    jobs = Jobs(
+        save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
+        evaluate=lambda look: None,
+        sample=lambda step, look: [],
+        between=lambda _: None,
+    )
+    train(stepper, batches, options, jobs, progress=Progress(), emit=said.append, control=together or control)
+    losses = [event.loss for event in said if isinstance(event, events.Step)]
+    return {"losses": losses, "weights": [p.detach().clone() for p in parameters]}
+
+
+def cases() -> Iterator[tuple[str, bool]]:
+    yield from ((name, packed) for name in ALL for packed in (False, True))
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert len(expected["losses"]) == STEPS
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6, abs=1e-6)
+    for ours, theirs in zip(found["weights"], expected["weights"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[tuple[str, bool], dict[str, Any]]:
+    """Each method's steps in one micro-batch."""
+    return {(name, packed): learnt(ALL[name], 8, packed) for name, packed in cases()}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_micro_batches(whole: Any, name: str, packed: bool) -> None:
+    start = [p for p in _model().parameters() if p.requires_grad]
+    moved = max((a - b).abs().max() for a, b in zip(whole[name, packed]["weights"], start, strict=True))
+    assert moved > 1e-4, "there is something to compare"
+    for micro in (1, 2, 4):
+        same(learnt(ALL[name], micro, packed), whole[name, packed])
+
+
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_processes(whole: Any, tmp_path: Path, packed: bool) -> None:
+    """Two of them, once for all methods: with a micro-batch and a part of one each, or a pack at a time."""
+    environment = {**os.environ, "WORLD_SIZE": "2", "MEETING": str(tmp_path), "PACKED": "1" * packed}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.test_divided_steps"], env={**environment, "RANK": str(rank)}
+        )
+        for rank in (0, 1)
+    ]
+    assert [one.wait(timeout=300) for one in both] == [0, 0]
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == ALL.keys()
+        for name, steps in found.items():
+            same(steps, whole[name, packed])
+
+
+def _together() -> None:
+    folder = Path(os.environ["MEETING"])
+    ranks = Ranks.join(str(folder))
+    assert ranks is not None
+    packed = bool(os.environ["PACKED"])
+    found = {name: learnt(method, 1 if packed else 3, packed, ranks) for name, method in ALL.items()}
+    torch.save(found, folder / f"{ranks.rank}.pt")
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _together()
