@@ -37,6 +37,7 @@ def four_bit(family: str, adapter: AdapterSpec) -> Any:
                     noise = torch.randn(linear.bias.shape, generator=generator) * 0.1
                     made.bias = torch.nn.Parameter(noise, requires_grad=False)
                 setattr(parent, name, made)
+    model.is_loaded_in_4bit = True  # as `from_pretrained` says, so that peft takes its own 4-bit layer
     model = add_adapter(model, adapter, seed=2)
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -81,8 +81,12 @@ def member(module: nn.Module) -> Member:
 
 
 def is_four_bit(base: Any) -> bool:
-    """Return whether it is bitsandbytes' 4-bit linear layer, with its weights quantised already."""
-    return type(base).__name__ == "Linear4bit" and getattr(base.weight, "quant_state", None) is not None
+    """Return whether it is bitsandbytes' 4-bit linear layer, with its weights quantised already.
+
+    peft's LoRA around one has the same name, and hands the weight of the layer below it on.
+    """
+    named = type(base).__name__ == "Linear4bit" and not hasattr(base, "base_layer")
+    return named and getattr(base.weight, "quant_state", None) is not None
 
 
 def wide(rows: int, columns: int, like: Tensor) -> Tensor:

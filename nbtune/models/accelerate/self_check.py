@@ -58,6 +58,10 @@ def probe_layer(
     Raises:
         LeftAlone: they do not agree.
     """
+    reached = {id(parameter) for parameter in layer.parameters()}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in reached and not layer.sharded:
+            raise LeftAlone(f"`{name}` is trained, and would get no gradient")
     _compare(module, stock, layer, sync, inputs, grads)
     if layer.window is not None:
         with shortened(module, [layer]):
