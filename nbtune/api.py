@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nbtune.data.sources.by_value import spec_with_named_rows
+from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.engine import warm_start
 from nbtune.engine.launcher import launched_on
@@ -49,13 +51,12 @@ def validate(
     Raises:
         SpecError, DataError: with the line of a YAML text, what was wrong, and what to write instead.
     """
-    from nbtune import data
 
-    asked, variables = data.asked(spec, fields, rows, first_line)
+    run_spec, variables = spec_with_named_rows(spec, fields, rows, first_line)
     with _placing(spec, first_line):
-        _sources(asked, variables)
-    _count_processes(asked)
-    return asked
+        _sources(run_spec, variables)
+    _count_processes(run_spec)
+    return run_spec
 
 
 def _count_processes(spec: RunSpec) -> None:
@@ -83,17 +84,17 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     """
     from nbtune import data, device, models
 
-    asked, variables = data.asked(spec, fields, rows, first_line)
+    run_spec, variables = spec_with_named_rows(spec, fields, rows, first_line)
     with _placing(spec, first_line):
-        sources = _sources(asked, variables)
-    trust = asked.trust_remote_code
+        sources = _sources(run_spec, variables)
+    model, trust = run_spec.model, run_spec.trust_remote_code
     with _placing(spec, first_line):
-        facts = models.counted(models.model_facts(asked.model), asked.model, asked.adapter, trust_remote_code=trust)
-    tokenizer = models.load_tokenizer(asked.model, trust_remote_code=trust)
-    measured, chosen = data.measure(sources, tokenizer, asked), device.choose_cards(asked.gpus, asked.device)
-    where = device.describe(device.pick(asked.device, chosen[0] if isinstance(asked.gpus, tuple) else None))
-    missing = models.missing_bytes(asked.model, facts.weights_bytes)
-    return make_plan(asked, facts, measured, where, download_bytes=missing, devices=len(chosen))
+        facts = models.counted(models.model_facts(model), model, run_spec.adapter, trust_remote_code=trust)
+    tokenizer = models.load_tokenizer(model, trust_remote_code=trust)
+    measured, chosen = data.measure(sources, tokenizer, run_spec), device.choose_cards(run_spec.gpus, run_spec.device)
+    where = device.describe(device.pick(run_spec.device, chosen[0] if isinstance(run_spec.gpus, tuple) else None))
+    missing = models.missing_bytes(model, facts.weights_bytes)
+    return make_plan(run_spec, facts, measured, where, download_bytes=missing, devices=len(chosen))
 
 
 def finetune(
@@ -130,20 +131,20 @@ def finetune(
     """
     from nbtune import data, models
 
-    given, variables = data.asked(spec, fields, rows, first_line)
-    asked = data.with_template(warm_start.portable(given))
+    given, variables = spec_with_named_rows(spec, fields, rows, first_line)
+    run_spec = with_template(warm_start.portable(given))
     root = run_folder.runs_root(runs_dir)
     busy = next((run for run in runs(root) if run.name == name and run.alive), None)
     if busy is not None and on_busy == "attach":
-        warm_start.check_same(busy.folder, asked, variables)
+        warm_start.check_same(busy.folder, run_spec, variables)
         return busy
     with _placing(spec, first_line):
-        sources = _sources(asked, variables)
-    _count_processes(asked)
-    models.resolve(asked.model, weights=False, trust_remote_code=asked.trust_remote_code)
-    older = run_folder.find(asked.start_from, root) if asked.start_from is not None else None
+        sources = _sources(run_spec, variables)
+    _count_processes(run_spec)
+    models.resolve(run_spec.model, weights=False, trust_remote_code=run_spec.trust_remote_code)
+    older = run_folder.find(run_spec.start_from, root) if run_spec.start_from is not None else None
     if older is not None:
-        warm_start.check(older, asked)
+        warm_start.check(older, run_spec)
     if busy is not None and on_busy == "restart":
         busy.stop(wait=True)
 
@@ -152,7 +153,7 @@ def finetune(
         if older is not None:
             warm_start.take_along(older, made)
 
-    return begin(root, name, asked, fill, detach=detach)
+    return begin(root, name, run_spec, fill, detach=detach)
 
 
 def form(namespace: Mapping[str, Any] | None = None) -> Any:

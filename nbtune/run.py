@@ -286,7 +286,7 @@ class Run(RunReader):
             private: whether a new repository is.
             card: a model card of your own instead of `model_card`'s: its text, or a file ending in .md.
             more: `types`, `importance`, `verify` of GGUF files (see ``run.export.gguf``), and the options of
-                `nbtune.export.push_folder`, such as `revision` or `create_pr`.
+                `nbtune.export.hub_upload.push_folder`, such as `revision` or `create_pr`.
         Raises:
             HubError: with what to do about it; nothing half done is left.
         """

@@ -235,7 +235,7 @@ def export(given: Any) -> None:
 
 
 def _exporter(which: str, types: list[str], runs_dir: Path | None) -> Any:
-    from nbtune.export import exporter_of
+    from nbtune.export.base_model import exporter_of
     from nbtune.spec.gguf_types import type_named
 
     for kind in types:

@@ -20,9 +20,6 @@ _HOMES = {
     "Prepared": "nbtune.data.prepare.prepare",
     "Report": "nbtune.data.prepare.report",
     "Source": "nbtune.data.sources.rows",
-    "asked": "nbtune.data.sources.by_value",
-    "by_name": "nbtune.data.sources.by_value",
-    "changed_rows": "nbtune.data.sources.snapshot",
     "collate": "nbtune.data.batching.collate",
     "look": "nbtune.data.prepare.validate",
     "measure": "nbtune.data.prepare.prepare",
@@ -32,7 +29,6 @@ _HOMES = {
     "snapshot": "nbtune.data.sources.snapshot",
     "speaking": "nbtune.data.prepare.prepare",
     "start": "nbtune.data.prepare.early_start",
-    "with_template": "nbtune.data.sources.resolve",
 }
 
 __all__ = [
@@ -44,9 +40,6 @@ __all__ = [
     "Prepared",
     "Report",
     "Source",
-    "asked",
-    "by_name",
-    "changed_rows",
     "collate",
     "look",
     "measure",
@@ -56,7 +49,6 @@ __all__ = [
     "snapshot",
     "speaking",
     "start",
-    "with_template",
 ]
 
 if TYPE_CHECKING:
@@ -69,10 +61,9 @@ if TYPE_CHECKING:
     from nbtune.data.prepare.report import Report
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.data.prepare.validate import look
-    from nbtune.data.sources.by_value import asked, by_name
-    from nbtune.data.sources.resolve import resolve, with_template
+    from nbtune.data.sources.resolve import resolve
     from nbtune.data.sources.rows import Source
-    from nbtune.data.sources.snapshot import changed_rows, open_snapshot, snapshot
+    from nbtune.data.sources.snapshot import open_snapshot, snapshot
 
 
 def __getattr__(name: str) -> Any:

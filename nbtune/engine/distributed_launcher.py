@@ -77,13 +77,14 @@ def _started(folder: Path, chosen: list[int], meeting: Path) -> Iterator[list[Ch
 def _environ(rank: int, chosen: list[int], meeting: Path) -> dict[str, str]:
     """Return what makes a worker one of several; what the user has set wins."""
     from nbtune import device
+    from nbtune.device.detect import only_cards
 
     usual = {"OMP_NUM_THREADS": str(max(1, device.cpu_count() // len(chosen)))}
     if sys.platform == "linux":
         usual |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     return {
         **{name: value for name, value in usual.items() if name not in os.environ},
-        **device.only_cards(chosen, os.environ),
+        **only_cards(chosen, os.environ),
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(chosen)), MEETING: str(meeting)},
     }
 

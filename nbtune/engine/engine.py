@@ -34,7 +34,8 @@ from nbtune.engine.warm_start import begin_with, reference_of
 from nbtune.errors import NbtuneError, PlanError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
-from nbtune.planner import DEFAULT_EPOCHS, Plan, make_plan
+from nbtune.planner import Plan, make_plan
+from nbtune.planner.planner import DEFAULT_EPOCHS
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl

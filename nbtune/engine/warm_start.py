@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbtune.data import changed_rows
+from nbtune.data.sources.snapshot import changed_rows
 from nbtune.errors import SpecError, TrainError
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints

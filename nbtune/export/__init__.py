@@ -21,19 +21,10 @@ _HOMES = {
     "export_gguf": "gguf.writer",
     "export_merged": "merge",
     "export_ollama": "ollama",
-    "exporter_of": "base_model",
-    "find_llama": "llama_runner",
     "held_importance": "importance_matrix",
     "held_rows": "reference_model",
-    "importance": "importance_matrix",
     "render_card": "model_card",
-    "no_llama": "llama_runner",
-    "prove": "verification",
-    "prove_run": "verification",
-    "push": "exporter",
-    "push_folder": "hub_upload",
     "take_home": "exporter",
-    "verify_gguf": "verification",
 }
 _NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
 
@@ -46,35 +37,24 @@ __all__ = [
     "export_gguf",
     "export_merged",
     "export_ollama",
-    "exporter_of",
-    "find_llama",
     "held_importance",
     "held_rows",
-    "importance",
-    "no_llama",
-    "prove",
-    "prove_run",
-    "push",
-    "push_folder",
     "render_card",
     "take_home",
-    "verify_gguf",
 ]
 
 if TYPE_CHECKING:
-    from nbtune.export.exporter import push, take_home
+    from nbtune.export.exporter import take_home
     from nbtune.export.gguf.lora import write_lora_gguf as export_adapter_gguf
     from nbtune.export.gguf.writer import write_gguf as export_gguf
-    from nbtune.export.hub_upload import push_folder
-    from nbtune.export.importance_matrix import held_importance, importance
-    from nbtune.export.llama_runner import LlamaRunner, find_llama, no_llama
+    from nbtune.export.importance_matrix import held_importance
+    from nbtune.export.llama_runner import LlamaRunner
     from nbtune.export.merge import write_merged as export_merged
     from nbtune.export.model_card import render_card
     from nbtune.export.ollama import export_ollama
     from nbtune.export.peft_export import export_adapter
     from nbtune.export.reference_model import held_rows
     from nbtune.export.source import ExportedFile, ExportSource
-    from nbtune.export.verification import prove, prove_run, verify_gguf
 
 
 def __getattr__(name: str) -> Any:

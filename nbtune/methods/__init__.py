@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
 
-from nbtune.methods._measures import compared, judged
 from nbtune.methods._method import ROW_KINDS, Answers, Method, RowKind
 from nbtune.methods._words import how_they_learn, what_beta_is
 
@@ -24,9 +23,7 @@ __all__ = [
     "Answers",
     "Method",
     "RowKind",
-    "compared",
     "how_they_learn",
-    "judged",
     "what_beta_is",
     "without_reference",
 ]

@@ -8,9 +8,7 @@ from typing import Any
 
 _HOMES = {
     "Built": "factory",
-    "MemoryPolicy": "memory_estimate",
     "ModelFacts": "config_facts",
-    "Trainable": "trainable",
     "add_adapter": "adapters",
     "build": "factory",
     "counted": "outline_facts",
@@ -25,9 +23,7 @@ _HOMES = {
 
 __all__ = [
     "Built",
-    "MemoryPolicy",
     "ModelFacts",
-    "Trainable",
     "add_adapter",
     "build",
     "counted",

@@ -15,7 +15,8 @@ import torch
 from nbtune_kernels import FusedAdamW
 from torch import Tensor, nn
 
-from nbtune.device import describe, memory_use, pinnable, record, replayable, send
+from nbtune.device import describe, memory_use, pinnable
+from nbtune.device.streams import record, replayable, send
 from nbtune.models.accelerate.grad_sinks import Sink
 from nbtune.models.weight_decay import decays
 

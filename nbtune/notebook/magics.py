@@ -172,7 +172,7 @@ class NbtuneMagics(Magics):
         follow(run, self.shell, asked=args.wait, setting=self.wait)
 
     def _export(self, args: Any) -> None:
-        from nbtune.export import exporter_of
+        from nbtune.export.base_model import exporter_of
 
         def find(name: str) -> Any:
             return nbtune.attach(name, runs_dir=self._runs_dir(args.runs))

@@ -12,7 +12,7 @@ from typing import Any
 
 from nbtune.atomic_io import read_json, write_text
 from nbtune.errors import SpecError, TrainError
-from nbtune.planner import with_its_rate
+from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
 from nbtune.store.folder import name_of, plan_of, read_spec
 from nbtune.untrusted import from_here

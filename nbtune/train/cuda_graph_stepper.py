@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nbtune.device import replayable
+from nbtune.device.streams import replayable
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.train.inputs import model_inputs
 from nbtune.train.stepper import seed_of

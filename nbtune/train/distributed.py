@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from nbtune import device as machine
+from nbtune.device.detect import claim, collectives
 from nbtune.train.control import OtherIsGone, Wishes
 from nbtune.train.cuda_graph_stepper import FusedStepper
 from nbtune.train.stepper import Stepper
@@ -50,7 +51,7 @@ class Ranks:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             return None
-        machine.claim(int(os.environ.get("LOCAL_RANK", "0")))
+        claim(int(os.environ.get("LOCAL_RANK", "0")))
         how: dict[str, Any] = {}
         if meeting is not None:
             how = {
@@ -58,7 +59,7 @@ class Ranks:
                 "rank": int(os.environ["RANK"]),
                 "world_size": count,
             }
-        dist.init_process_group(machine.collectives(), timeout=_PATIENCE, **how)
+        dist.init_process_group(collectives(), timeout=_PATIENCE, **how)
         return cls(dist.get_rank(), count)
 
     @property

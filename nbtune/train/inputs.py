@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nbtune.device import send
+from nbtune.device.streams import send
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch

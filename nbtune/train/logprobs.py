@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbtune.device import send
+from nbtune.device.streams import send
 from nbtune.errors import TrainError
 from nbtune.methods import Answers, Method
 from nbtune.train.inputs import model_inputs

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nbtune import events
-from nbtune.device import Later, MemoryUse, memory_use
+from nbtune.device import MemoryUse, memory_use
+from nbtune.device.streams import Later
 from nbtune.train.evaluate import no_number, trained_tokens, trained_weight
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch.nn.functional import cross_entropy
 
-from nbtune.device import send
+from nbtune.device.streams import send
 from nbtune.methods import Answers, Method
 from nbtune.train.inputs import model_inputs
 from nbtune.train.logprobs import answers_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nbtune.device import fork_rng
+from nbtune.device.streams import fork_rng
 from nbtune.train.look_ahead import joined
 
 if TYPE_CHECKING:

@@ -50,6 +50,7 @@ class Inspection:
     def of(cls, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspection:
         """Make one of anything that `data` may be (names, sources, rows themselves), of a spec's, or of a run's."""
         from nbtune import data
+        from nbtune.data.sources.by_value import name_rows
 
         if isinstance(rows, RunReader):
             return cls(rows.spec, namespace, data.open_snapshot(rows.folder / "data"))
@@ -57,7 +58,7 @@ class Inspection:
             return cls(rows, namespace)
         if isinstance(rows, Mapping) and "data" in rows and all(key in RunSpec.model_fields for key in rows):
             rows, fields = rows["data"], {**rows, **fields}
-        made, variables = data.by_name({**fields, "data": rows}, namespace)
+        made, variables = name_rows({**fields, "data": rows}, namespace)
         return cls(from_mapping(made), variables)
 
     def with_reading(self, *, source: int = 0, format: str | None, columns: dict[str, str]) -> Inspection:

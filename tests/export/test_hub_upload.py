@@ -19,7 +19,7 @@ from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 PUSH = """
 import json, sys, traceback
 from nbtune.errors import HubError
-from nbtune.export import push_folder
+from nbtune.export.hub_upload import push_folder
 try:
     print(json.dumps({{"url": push_folder({folder!r}, {repo!r}, wait=0.05, {more})}}))
 except HubError as error:
@@ -159,7 +159,7 @@ def test_a_refusal_takes_the_new_empty_repository_away(hub: FakeHub, folder: Pat
         hub.fail("POST", f"/ada/demo{status}/commit/", status=status)
     push = "try:\n  push_folder({!r}, 'ada/demo{}', wait=0.05, attempts=2)\nexcept HubError as e:\n  print(e.cause)\n"
     pushes = "".join(push.format(str(folder), status) for status in cases)
-    imports = "from nbtune.errors import HubError\nfrom nbtune.export import push_folder\n"
+    imports = "from nbtune.errors import HubError\nfrom nbtune.export.hub_upload import push_folder\n"
     done = run_client(imports + pushes, hub, tmp_path)
     answers = done.stdout.splitlines()
     assert len(answers) == len(cases), done.stderr
@@ -225,7 +225,8 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from nbtune.export import ExportSource, push
+from nbtune.export import ExportSource
+from nbtune.export.exporter import push
 
 source = ExportSource(Path({str(base)!r}), Path({str(adapter)!r}), name="demo", base_id="owner/base")
 facts = {{"steps": 7, "loss": 0.5, "spec": "steps: 7", "samples": [("hi", "arr")], "license": "mit", "curve": b"png"}}

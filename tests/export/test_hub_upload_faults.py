@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from nbtune.errors import HubError
-from nbtune.export import push_folder
+from nbtune.export.hub_upload import push_folder
 from tests.support.fake_hub import TOKEN, FakeHub
 
 PLACES = {

@@ -32,6 +32,7 @@ def plain_loop(args: argparse.Namespace) -> float:
     import torch
 
     from nbtune import device
+    from nbtune.device.streams import synchronize
     from nbtune.models import load_trainable
 
     where = device.pick()
@@ -39,10 +40,10 @@ def plain_loop(args: argparse.Namespace) -> float:
     ids = [torch.randint(3, model.config.vocab_size, (args.batch, args.ctx)).to(where) for _ in range(4)]
     took = []
     for step in range(args.steps):
-        device.synchronize(where)
+        synchronize(where)
         began = time.perf_counter()
         model.train_step(input_ids=ids[step % 4], labels=ids[step % 4], lr=1e-4)
-        device.synchronize(where)
+        synchronize(where)
         took.append(time.perf_counter() - began)
     del model
     device.empty_cache(where)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nbtune.folder_format import plan_body
 from nbtune.methods import METHODS
-from nbtune.planner import Plan, make_plan, with_its_rate
+from nbtune.planner import Plan, make_plan
+from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import from_mapping
 from tests.planner.test_planner import LLAMA_8B, _card, _data
 

@@ -23,7 +23,7 @@ _SPEAKER = ("role", "from")  # what each message of a conversation has one of
 _SOURCES = {"name": "a name", "source": "a source", "rows": "a table of rows"}
 
 
-def asked(
+def spec_with_named_rows(
     spec: RunSpec | Mapping[str, Any] | str | None,
     fields: Mapping[str, Any],
     variables: Mapping[str, Any] | None,
@@ -33,15 +33,15 @@ def asked(
 
     Args:
         spec: a `RunSpec`, a mapping, YAML text, or nothing but the fields.
-        fields: what wins over it; see `by_name`.
+        fields: what wins over it; see `name_rows`.
         variables: what names mean.
         first_line: the number of a text's first line in what the user sees.
 
     Raises:
-        SpecError, DataError: as `from_mapping`, `from_yaml` and `by_name`.
+        SpecError, DataError: as `from_mapping`, `from_yaml` and `name_rows`.
     """
     if isinstance(spec, str):
-        made, named = by_name(fields, variables, text=spec)
+        made, named = name_rows(fields, variables, text=spec)
         return from_yaml(spec, made, first_line=first_line), named
     if isinstance(spec, RunSpec):
         if not fields:
@@ -49,11 +49,11 @@ def asked(
         spec = spec.model_dump(mode="python", exclude_unset=True)
     if spec is not None and not isinstance(spec, Mapping):
         raise SpecError(f"a value of type {type(spec).__name__} is no spec", fix="rows are given as data=…")
-    made, named = by_name({**(spec or {}), **fields}, variables)
+    made, named = name_rows({**(spec or {}), **fields}, variables)
     return from_mapping({key: made[key] for key in spec or {}}, {key: made[key] for key in fields}), named
 
 
-def by_name(
+def name_rows(
     fields: Mapping[str, Any], variables: Mapping[str, Any] | None = None, *, text: str = ""
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields with a name wherever rows stood, and the variables with those rows under these names.

@@ -11,7 +11,7 @@ from nbtune_kernels import linear_cross_entropy_loss, rms_norm, rms_norm_backwar
 from nbtune_kernels._runtime import use_triton
 from torch import Tensor, nn
 
-from nbtune.device import capturing
+from nbtune.device.streams import capturing
 from nbtune.models.accelerate.detect import decoder, relative_error
 from nbtune.models.accelerate.layer_spec import Norm
 from nbtune.models.accelerate.lora_linear import LeftAlone

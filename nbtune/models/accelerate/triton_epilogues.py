@@ -25,7 +25,7 @@ from nbtune_kernels._runtime import (
 from nbtune_kernels.activation import _act
 from torch import Tensor
 
-from nbtune.device import rocm
+from nbtune.device.detect import rocm
 
 _MIN_ROWS = 2048  # below it a program a block of rows leaves most of the card idle
 _MAX_RANK = 32

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbtune.data import asked, by_name, resolve
+from nbtune.data import resolve
+from nbtune.data.sources.by_value import name_rows, spec_with_named_rows
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec, from_yaml, to_yaml
 
@@ -39,7 +40,7 @@ FIELDS = st.sampled_from(sorted(SourceSpec.model_fields))
 
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_rows_by_value_are_the_rows(holder: str) -> None:
-    spec, variables = asked(None, {"data": HOLDERS[holder](), "eval": {"data": HOLDERS[holder]()}}, None)
+    spec, variables = spec_with_named_rows(None, {"data": HOLDERS[holder](), "eval": {"data": HOLDERS[holder]()}}, None)
     for sources, name in ((spec.data, "rows"), ([spec.eval.data], "eval_rows")):
         (source,) = resolve(sources, variables)
         assert (source.name, source.spec.source) == (name, f"var:{name}")
@@ -53,7 +54,7 @@ def test_every_value_gets_a_name_of_its_own_and_the_spec_stays_plain(
     mix = [HOLDERS[entry]() if entry in HOLDERS else entry for entry in entries]
     held_out = HOLDERS[apart]() if apart in HOLDERS else apart
     mine: dict[str, Any] = {name: [{"text": name}] for name in variables}
-    spec, named = asked(None, {"data": mix, "eval": {"data": held_out}}, mine)
+    spec, named = spec_with_named_rows(None, {"data": mix, "eval": {"data": held_out}}, mine)
     assert from_yaml(to_yaml(spec)) == spec
     assert all(named[name] is mine[name] for name in mine), "what a name meant it still means"
     assert spec.eval.data is not None
@@ -69,19 +70,19 @@ def test_every_value_gets_a_name_of_its_own_and_the_spec_stays_plain(
 
 @given(st.dictionaries(FIELDS, st.text(max_size=3), min_size=1))
 def test_a_mapping_of_nothing_but_keys_of_a_source_is_a_source(entry: dict[str, str]) -> None:
-    made, _ = by_name({"data": [entry]})
+    made, _ = name_rows({"data": [entry]})
     assert made["data"] == [entry]
 
 
 @given(st.dictionaries(st.sampled_from(["prompt", "completion", "text", "id", "source"]), st.text(), min_size=2))
 def test_rows_may_have_a_column_called_source(row: dict[str, str]) -> None:
-    made, named = by_name({"data": [row, row]})
+    made, named = name_rows({"data": [row, row]})
     assert (made["data"], named) == ("var:rows", {"rows": [row, row]})
 
 
 def test_rows_within_a_source_and_beside_names() -> None:
     table = pd.DataFrame(ROWS)
-    spec, named = asked(None, {"data": [{"source": table, "weight": 2}, Path("more.jsonl"), ROWS]}, None)
+    spec, named = spec_with_named_rows(None, {"data": [{"source": table, "weight": 2}, Path("more.jsonl"), ROWS]}, None)
     assert [(s.source, s.weight) for s in spec.data] == [("var:rows", 2), ("more.jsonl", 1), ("var:rows_2", 1)]
     assert named["rows"] is table
     assert named["rows_2"] is ROWS
@@ -89,14 +90,16 @@ def test_rows_within_a_source_and_beside_names() -> None:
 
 def test_a_variable_that_is_handed_over_keeps_its_name() -> None:
     table, unlike = pd.DataFrame(ROWS), pd.DataFrame(ROWS)
-    spec, named = asked({"data": table}, {"eval.data": unlike, "eval.every": 2}, {"_": table, "table": table})
+    spec, named = spec_with_named_rows(
+        {"data": table}, {"eval.data": unlike, "eval.every": 2}, {"_": table, "table": table}
+    )
     assert (spec.data[0].source, spec.eval.every) == ("var:table", 2)
     assert spec.eval.data == SourceSpec(source="var:eval_rows")
     assert named["eval_rows"] is unlike
 
 
 def test_a_text_s_names_keep_their_meaning() -> None:
-    spec, named = asked("eval: {data: rows}\nadapter: qlora", {"data": ROWS, "adapter.r": 8}, None)
+    spec, named = spec_with_named_rows("eval: {data: rows}\nadapter: qlora", {"data": ROWS, "adapter.r": 8}, None)
     assert (spec.data[0].source, spec.adapter.type, spec.adapter.r) == ("var:rows_2", "qlora", 8)
     assert spec.eval.data == SourceSpec(source="rows")
     assert named["rows_2"] is ROWS
@@ -104,8 +107,8 @@ def test_a_text_s_names_keep_their_meaning() -> None:
 
 def test_bare_conversations_are_rows() -> None:
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy!"}]
-    assert by_name({"data": [talk, talk]})[0]["data"] == "var:rows"
-    assert by_name({"data": [ROWS, ROWS[:2]]})[0]["data"] == ["var:rows", "var:rows_2"]
+    assert name_rows({"data": [talk, talk]})[0]["data"] == "var:rows"
+    assert name_rows({"data": [ROWS, ROWS[:2]]})[0]["data"] == ["var:rows", "var:rows_2"]
 
 
 REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
@@ -137,11 +140,11 @@ REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
 def test_what_is_neither_is_said_in_a_sentence(case: str) -> None:
     value, kind, words = REFUSED[case]
     with pytest.raises(kind, match=words) as caught:
-        asked(None, {"data": value}, None)
+        spec_with_named_rows(None, {"data": value}, None)
     assert caught.value.fix
     assert len(str(caught.value).splitlines()) == 2
 
 
 def test_a_table_is_no_spec() -> None:
     with pytest.raises(SpecError, match="no spec"):
-        asked(ROWS, {}, None)  # type: ignore[arg-type]
+        spec_with_named_rows(ROWS, {}, None)  # type: ignore[arg-type]
