@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nbtune.device import send
+from nbtune.device.streams import send
 from nbtune.methods import Answers, Method
 from nbtune.train.logprobs import answers_of, reference_of, score_answers, tokens_of
 from nbtune.train.reference import StartingWeights
