@@ -1,11 +1,11 @@
 """What is trained: a LoRA beside frozen weights (by peft, so that its files open everywhere), or every weight."""
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.adapter_targets import linear_names, targeted, targets_of
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,13 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
 
     for p in model.parameters():
         p.requires_grad_(False)
-    targets = _targets(model, adapter)
+    targets, known = targets_of(model, adapter), linear_names(model)
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules=targets,
+        fan_in_fan_out=all(type(m).__name__ == "Conv1D" for m in targeted(model, adapter)),  # GPT-2's turned weights
         use_rslora=adapter.use_rslora,
         use_dora=adapter.type == "dora",
         bias="none",
@@ -56,51 +57,11 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
         try:
             return get_peft_model(model, config)  # type: ignore[arg-type]
         except ValueError as e:
-            names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "in_features")})
             raise SpecError(
                 f"the adapter cannot go onto this model: {str(e).splitlines()[0][:160]}",
                 place="adapter.target_modules",
-                fix=f"Use all-linear, or some of: {', '.join(names)}.",
+                fix=f"Use all-linear, or some of: {', '.join(known)}.",
             ) from e
-
-
-def targeted(model: "nn.Module", adapter: "AdapterSpec") -> "list[nn.Module]":
-    """Return the modules that an adapter goes onto, by their names as peft matches them.
-
-    Raises:
-        SpecError: no module has one of the target names.
-    """
-    names = _targets(model, adapter)
-    ends = tuple(f".{name}" for name in names)
-    return [module for name, module in model.named_modules() if name in names or name.endswith(ends)]
-
-
-def _targets(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
-    """Return the names of the adapter's layers. Each is some layer's: peft would pass over one that is not, without a
-    word."""
-    if adapter.target_modules == "all-linear":
-        return _all_linear(model)
-    there = [name for name, _ in model.named_modules() if name]
-    for wanted in adapter.target_modules:
-        if any(name == wanted or name.endswith(f".{wanted}") for name in there):
-            continue
-        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "in_features")})
-        near = get_close_matches(wanted, known, 1)
-        raise SpecError(
-            f"no layer of this model is called `{wanted}`",
-            place="adapter.target_modules",
-            fix=(f"Write {near[0]}? " if near else "") + f"Use all-linear, or some of: {', '.join(known)}.",
-        )
-    return list(adapter.target_modules)
-
-
-def _all_linear(model: "nn.Module") -> list[str]:
-    """Return the last names of all linear layers but the head (short names keep adapter_config.json readable)."""
-    from torch import nn
-
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    return sorted(names)
 
 
 def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parameter]]":

@@ -11,6 +11,10 @@ from nbtune.models.weight_checks import read_headers
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# A config file spells what its class calls `num_hidden_layers` and `num_attention_heads` in its own way; some have only
+# the list of their layers' kinds.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "layers_block_type", "layer_types", "block_types")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,13 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
     def get(*names: str) -> Any:
         return next((c[n] for n in names if c.get(n) is not None), None)
 
-    hidden, layers, heads = get("hidden_size", "n_embd", "d_model"), get("num_hidden_layers", "n_layer", "n_layers"), 0
-    heads = get("num_attention_heads", "n_head", "n_heads")
-    if not (hidden and layers and heads):
+    hidden, layers = get("hidden_size", "n_embd", "d_model"), get(*_LAYERS)
+    if not (hidden and layers):
         raise SpecError(f"{model} is not a causal language model that nbtune knows: its config names no layers")
-    inter = get("intermediate_size", "n_inner", "ffn_hidden_size") or 4 * hidden
+    layers = len(layers) if isinstance(layers, list) else layers
+    heads = get(*_HEADS) or 1  # state-space models and their like have none: one as wide as the model
+    inter = get("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim") or 4 * hidden
+    inter = max(inter) if isinstance(inter, list) else inter  # layers of several widths
     kv, dim, vocab = get("num_key_value_heads") or heads, get("head_dim") or hidden // heads, get("vocab_size") or 0
     tied = bool(c.get("tie_word_embeddings", False))
     if headers:

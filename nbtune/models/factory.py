@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import PlanError
+from nbtune.models.adapter_targets import left_out_lines
 from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts, model_facts
 from nbtune.models.loading import load_model, load_tokenizer, outline
@@ -80,6 +81,7 @@ def build(
     tok = load_tokenizer(spec_model, trust_remote_code=trust_remote_code) if tokenizer else None
     first = torch.device("cpu") if weights.streams or weights.shards else device
     base = load_model(spec_model, dtype=dtype, device=first, weights=weights, trust_remote_code=trust_remote_code)
+    apart = [] if adapter.type == "full" or adapter.target_modules != "all-linear" else left_out_lines(base)
     model: Any = add_adapter(base, adapter, seed=seed)
     built = Built(model, tok, facts)
     if accelerate:
@@ -95,6 +97,7 @@ def build(
             from nbtune.models.accelerate.layer_placement import shard
 
             shard(model, torch.device(device))
+    built.report += apart
     if policy != "keep" and (built.patch is None or not built.patch.layers):
         # blocks that are all transformers' own know one policy besides keeping: each is computed again as a whole
         newer = getattr(model, "activation_checkpointing_enable", None)  # its newer name

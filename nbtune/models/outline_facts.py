@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
-from nbtune.models.adapters import add_adapter, targeted
+from nbtune.models.adapter_targets import linears, targeted
+from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts
 from nbtune.models.loading import outline, resolve
 
@@ -54,8 +55,7 @@ def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> tu
     except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
         return None, None, 0
     head = model.get_output_embeddings()
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-    linear = sum(m.weight.numel() for m in linears)
+    linear = sum(m.weight.numel() for _, m in linears(model) if m is not head)
     stacked = sum(p.numel() for p in model.parameters() if p.dim() > 2)
     if wanted.type == "full":
         return sum(p.numel() for p in model.parameters()), linear, stacked

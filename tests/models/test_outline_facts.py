@@ -13,7 +13,7 @@ import transformers
 import nbtune
 from nbtune.errors import SpecError
 from nbtune.models import add_adapter, build, counted, model_facts
-from nbtune.models.adapters import _all_linear
+from nbtune.models.adapter_targets import targets_of
 from nbtune.models.loading import outline
 from nbtune.models.memory_estimate import trainable_parameters
 from nbtune.spec import AdapterSpec
@@ -57,7 +57,7 @@ def really_trained(place: Path, adapter: AdapterSpec) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_trained_is_counted(name: str, tmp_path: Path) -> None:
     place = folder_of(name, tmp_path)
-    layers = _all_linear(outline(str(place), dtype=torch.float32, device="meta"))
+    layers = targets_of(outline(str(place), dtype=torch.float32, device="meta"), AdapterSpec())
     some: list[Any] = ["all-linear", tuple(layers[:1]), tuple(layers[-2:]), ("lm_head", layers[0])]
     adapters = [AdapterSpec(r=3, type=kind, target_modules=each) for kind in ("lora", "dora") for each in some[:3]]
     adapters += [AdapterSpec(r=3, target_modules=some[3]), AdapterSpec(type="qlora", r=5), AdapterSpec(type="full")]

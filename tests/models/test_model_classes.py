@@ -1,0 +1,92 @@
+"""Every class of models: what a run says of rows is what stock transformers and peft say of each row by itself.
+
+Accelerated or not, padded or packed: first losses, log-probabilities of answers and LoRA's gradients, for rows within
+and beyond every window. Where documents of a pack would see each other, packing is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nbtune.errors import SpecError
+from nbtune.models import model_facts
+from nbtune.models.adapter_targets import left_out, targeted, targets_of
+from nbtune.spec import AdapterSpec
+from tests.support.model_classes import CLASSES, LONG, SHORT, WINDOW, config_of, make
+from tests.support.run_alike import both, rows
+
+LIMIT = 1e-5
+SAMPLE = (
+    "mistral", "qwen2_moe", "gemma2", "phi", "phimoe", "granite", "cohere", "falcon_h1", "gpt2", "bloom",
+)  # fmt: skip
+every_class = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in CLASSES]
+)
+
+
+def close(error: dict[str, float], name: str) -> None:
+    assert all(value <= LIMIT for value in error.values()), f"{name}: {error}"
+
+
+@every_class
+def test_a_run_says_what_stock_says(name: str, tmp_path: Path) -> None:
+    row, documents = CLASSES[name], rows([SHORT, LONG, WINDOW + 5])
+    ours, stock = both(name, tmp_path)
+    truth = stock.alone(documents)
+    close((ours.alone if row.by_longest else ours.padded)(documents).error(truth), "padded")
+    trained = {at for at, parameter in ours.model.named_parameters() if parameter.requires_grad}
+    assert trained == truth.gradients.keys(), "an adapter that nothing goes through"
+    check = ours.check(documents)
+    if row.leaks or row.by_longest:
+        assert not check.passed, check.detail
+        return
+    assert check.passed, check.detail
+    close(ours.packed(documents).error(truth), "packed")
+    assert ours.moved(documents) <= 1e-6
+
+
+def test_facts_of_a_config_file_are_what_its_class_says(tmp_path: Path) -> None:
+    for name in CLASSES:
+        config = config_of(name)
+        config.save_pretrained(tmp_path)
+        facts = model_facts(str(tmp_path))
+        assert facts.num_layers == config.num_hidden_layers, name
+        assert facts.hidden_size == config.hidden_size, name
+        heads = getattr(
+            config, "num_attention_heads", getattr(config, "num_heads", 1)
+        )  # a state-space model may have none
+        assert facts.num_heads == heads, name
+
+
+def test_an_adapter_goes_onto_linear_layers_that_run_and_never_onto_a_router() -> None:
+    """What is left out is said with a reason; short names match nothing else."""
+    said: dict[str, set[str]] = {}
+    for name in ("llama", "qwen3_moe", "llama4_text", "mamba", "deepseek_v3", "zamba2", "gemma3n_text", *SAMPLE):
+        model = make(name)
+        odd, chosen = left_out(model), targeted(model, AdapterSpec())
+        names = {at for at, module in model.named_modules() if any(module is each for each in chosen)}
+        linear = {
+            at for at, m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"
+        }
+        head = {at for at, m in model.named_modules() if m is model.get_output_embeddings()}
+        assert names == linear - head - odd.keys(), name
+        assert not any("router" in at or at.endswith((".gate", ".wg")) for at in names), name
+        said[name] = {f"{at.rsplit('.', 1)[-1]}: {why}" for at, why in odd.items()}
+    assert said["llama"] == said["qwen3_moe"] == set()
+    assert said["phimoe"] == said["llama4_text"] == {"router: it chooses among experts"}
+    assert {at.split(":")[0] for at in said["mamba"]} == {"x_proj", "dt_proj", "out_proj"}
+    assert {at.split(":")[0] for at in said["deepseek_v3"]} == {"gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "why"),
+    [("phimoe", "router", "chooses among experts"), ("mamba", "dt_proj", "past an adapter")],
+)
+def test_a_layer_that_must_not_have_an_adapter_is_refused_by_name(name: str, wanted: str, why: str) -> None:
+    with pytest.raises(SpecError, match=why) as caught:
+        targets_of(make(name), AdapterSpec(target_modules=("in_proj" if name == "mamba" else "q_proj", wanted)))
+    assert f"`{wanted}`" in str(caught.value)
+    assert "all-linear" in str(caught.value.fix)
