@@ -197,7 +197,8 @@ def _read_past(model: "nn.Module") -> set[str]:
 
     They are asked for in the model's own code, so that machines with and without the kernel train the same layers.
     """
-    return {f"{name}.{child}" for name, module in model.named_modules() for child in _handed_on_by(type(module))}
+    kinds: dict[str, Any] = {name: type(module) for name, module in model.named_modules()}
+    return {f"{name}.{child}" for name, kind in kinds.items() for child in _handed_on_by(kind)}
 
 
 @lru_cache(maxsize=64)
