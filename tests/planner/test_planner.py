@@ -1,5 +1,7 @@
 """The planner spends the memory there is, keeps the batch that was asked for, and says what would fit otherwise."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,3 +176,10 @@ def test_weights_are_parted_where_they_do_not_fit_or_it_is_asked_for():
     for wrong in ({"weights": "sharded"}, {"weights": "sharded", "gpus": 2, "adapter": "qlora"}, {"gpus": [0, 0]}):
         with pytest.raises(SpecError):
             from_mapping({"data": "rows", **wrong})
+
+
+def test_markup_in_a_models_name_is_shown_as_text():
+    model = dataclasses.replace(LLAMA_8B, name="<img src=x onerror=alert(1)>")
+    shown = make_plan(from_mapping({"data": "rows"}), model, _data(), _card(80))._repr_html_()
+    assert "<img" not in shown
+    assert "&lt;img src=x" in shown

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.support.recipe import changed, copy_tree, insert, python
 
 TYPE = '        FileType("q5_0_v", 8, "Q5_0", 6.05, "good", _always("Q8_0"), usual=True),\n'
@@ -49,6 +51,7 @@ def test_a_new_type_is_one_line(tmp_path: Path) -> None:
     assert changed(tree) == ["nbtune/spec/gguf_types.py"]
 
 
+@pytest.mark.slow
 def test_a_new_family_is_one_entry(tmp_path: Path) -> None:
     """llama.cpp reads the same tokens from its file, and computes transformers' logits."""
     tree = copy_tree(tmp_path)

@@ -76,6 +76,7 @@ for capability, dtype in ((75, torch.float16), (90, torch.bfloat16)):
 """
 
 
+@pytest.mark.slow
 def test_a_new_kernel_is_one_file(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     (tree / "kernels/nbtune_kernels/squared_relu.py").write_text(SQUARED_RELU, encoding="utf-8")
