@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,10 +75,36 @@ def record(work: Callable[[], T], device: torch.device, *, beside: Any = None) -
     return graph, result
 
 
-class Later:
+class Moment:
+    """When a device has done what it was given until now: a host that runs ahead is told later, and waits for nothing.
+
+    Args:
+        device: where the device has no clock of its own (anything but CUDA) the host's stands for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._event: Any = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+        else:
+            self._at = time.perf_counter()
+
+    def since(self, earlier: Moment) -> float:
+        """Return the seconds from an earlier moment to this one; waits until this one has come."""
+        if self._event is None:
+            return self._at - earlier._at
+        self._event.synchronize()
+        return float(earlier._event.elapsed_time(self._event)) / 1000
+
+
+class Later(Moment):
     """Numbers that are still being computed: copied out behind the work that makes them, read when they are there.
 
-    `tensor.item()` would wait for all work that was queued since, and so for the next step too.
+    `tensor.item()` would wait for all work that was queued since, and so for the next step too. The moment is that in
+    which they are there.
 
     Args:
         tensors: scalars on the device.
@@ -86,18 +113,19 @@ class Later:
     def __init__(self, *tensors: torch.Tensor) -> None:
         import torch
 
-        both = torch.stack([tensor.detach().float().reshape(()) for tensor in tensors])
-        self._event: Any = None
-        if both.device.type == "cuda":
-            self._values = torch.empty(both.shape, dtype=both.dtype, pin_memory=pinnable())
+        self._values = torch.stack([tensor.detach().float().reshape(()) for tensor in tensors])
+        if self._values.device.type == "cuda":
+            both, self._values = self._values, torch.empty(self._values.shape, pin_memory=pinnable())
             self._values.copy_(both, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            super().__init__(both.device)
         else:
-            self._values = both
+            super().__init__(self._values.device)
 
     def read(self) -> list[float]:
         """Return the numbers; waits for the work that makes them, and for nothing after it."""
         if self._event is not None:
             self._event.synchronize()
-        return [float(value) for value in self._values.tolist()]
+            return [float(value) for value in self._values.tolist()]
+        found = [float(value) for value in self._values.tolist()]
+        self._at = time.perf_counter()
+        return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nbtune import events
 from nbtune.device import MemoryUse, memory_use
-from nbtune.device.streams import Later
+from nbtune.device.streams import Later, Moment
 from nbtune.train.evaluate import no_number, trained_tokens, trained_weight
 
 if TYPE_CHECKING:
@@ -117,8 +117,9 @@ class _Stop(Exception):
 
 @dataclass
 class _Pending:
-    """A step whose numbers are still on the device."""
+    """A step whose numbers are still on the device, and when the device began it."""
 
+    began: Moment
     loss_and_norm: Later
     step: int
     learning_rate: float
@@ -165,7 +166,7 @@ class _Loop:
         self._next: Sequence[Batch] | None = None  # made while the device is at work
         self._memory, self._memory_at = memory_use(stepper.device), -math.inf
         self._saved_at, self._saved_step = time.monotonic(), progress.step
-        self._clock = time.perf_counter()
+        self._began = Moment(stepper.device)
 
     def run(self) -> Literal["finished", "stopped"]:
         self._state("running")
@@ -205,7 +206,8 @@ class _Loop:
         if self._late:
             self._flush()
         epoch = progress.step / self.batches.steps_per_epoch
-        self._pending = _Pending(measured, progress.step, learning_rate, tokens, trained, epoch)
+        self._pending = _Pending(self._began, measured, progress.step, learning_rate, tokens, trained, epoch)
+        self._began = measured
         if not self._late:
             self._flush()
 
@@ -221,8 +223,7 @@ class _Loop:
         if done is None:
             return
         loss, norm = done.loss_and_norm.read()
-        now = time.perf_counter()  # the device is done with it: the host alone may be ahead by a step
-        seconds, self._clock = max(now - self._clock, 1e-9), now
+        seconds = max(done.loss_and_norm.since(done.began), 1e-9)  # the device's: the host may be ahead by a step
         memory = self._memory_now()
         self.emit(
             events.Step(
@@ -359,9 +360,8 @@ class _Loop:
         self._state("running")
 
     def _restart_clock(self) -> None:
-        """Restart the clock after work that is no step's; a step that the device is still at goes on counting."""
-        if self._pending is None:
-            self._clock = time.perf_counter()
+        """Count the next step from here, after work that is no step's."""
+        self._began = Moment(self.stepper.device)
 
     def _state(self, state: str) -> None:
         """Say a state, once until there is another one."""

@@ -1,8 +1,7 @@
-"""The loop's own clock, on a device that works while the host runs ahead."""
+"""The loop's own clock, on a device that works while the host runs ahead; both clocks are made up."""
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,22 +12,28 @@ from nbtune import events
 from nbtune.train import loop
 from tests.support.control import MemoryControl
 
-STEP = 0.05  # seconds that the device is at work on each
+STEP, EVALUATION = 4.0, 12.0  # seconds that the device, and the host, are at work on each
 
 
 class SlowDevice:
-    """Steps that are given to it at once and are done one after another, as a GPU does."""
+    """Steps that are given to it one after another and done so, as by a GPU, to which each launch costs the host time.
+
+    Args:
+        launching: seconds of the host a step.
+    """
 
     device, scaled = torch.device("mps"), False  # by name only: what is asked of it is asked of the host
 
-    def __init__(self) -> None:
-        self.free_at = 0.0
+    def __init__(self, launching: float) -> None:
+        self.launching, self.host, self.free_at = launching, 100.0, 0.0
 
     def look_ahead(self, batches: Any, *, step: int) -> None:
         pass
 
     def accumulate(self, batch: Any, **_: Any) -> None:
-        self.free_at = max(self.free_at, time.perf_counter()) + STEP
+        self.free_at = max(self.free_at, self.host) + STEP
+        self.host += self.launching
+        self.free_at = max(self.free_at, self.host)  # the last launch is the last to be done
 
     def update(self, learning_rate: float) -> tuple[Any, Any]:
         return self, self
@@ -37,34 +42,51 @@ class SlowDevice:
         pass
 
 
-class Later:
-    """As `nbtune.device.Later`, of a `SlowDevice`."""
+def clocks(device: SlowDevice) -> tuple[type, type]:
+    """`Moment` and `Later` as of `nbtune.device`, by the device's clocks."""
 
-    def __init__(self, device: SlowDevice, _: Any) -> None:
-        self.at = device.free_at
+    class Moment:
+        def __init__(self, *_: Any) -> None:
+            self.at = max(device.free_at, device.host)
 
-    def read(self) -> list[float]:
-        time.sleep(max(0.0, self.at - time.perf_counter()))
-        return [1.0, 1.0]
+        def since(self, earlier: Moment) -> float:
+            device.host = max(device.host, self.at)
+            return self.at - earlier.at
+
+    class Later(Moment):
+        def read(self) -> list[float]:
+            device.host = max(device.host, self.at)
+            return [1.0, 1.0]
+
+    return Moment, Later
 
 
+@pytest.mark.parametrize("launching", [0.5, 3.9, 5.0])
 @pytest.mark.parametrize("every", [1, 3, 100])
-def test_a_step_lasts_as_long_as_the_device_is_at_it_also_beside_evaluations(monkeypatch, every):
-    monkeypatch.setattr(loop, "Later", Later)
+def test_a_step_lasts_as_long_as_the_device_is_at_it_also_beside_evaluations(
+    monkeypatch: pytest.MonkeyPatch, every: int, launching: float
+) -> None:
+    device = SlowDevice(launching)
+    for name, clock in zip(("Moment", "Later"), clocks(device), strict=True):
+        monkeypatch.setattr(loop, name, clock)
+
+    def evaluate(look: Any) -> tuple[float, int, float]:
+        device.host += EVALUATION
+        return 1.0, 10, EVALUATION
+
     batch = SimpleNamespace(num_tokens=10, num_trained=10, weight=10.0)
     batches = SimpleNamespace(steps_per_epoch=4.0, step=lambda _: [batch])
     said: list[events.Event] = []
     options = loop.LoopOptions(7, 1e-3, lambda _: 1.0, every, None, 1e9)
     jobs = loop.Jobs(
         save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
-        evaluate=lambda look: (time.sleep(3 * STEP), (1.0, 10, 1.0))[1],
+        evaluate=evaluate,
         sample=lambda *_: (),
         between=lambda *_: None,
     )
-    control = MemoryControl()
-    progress = loop.Progress()
-    assert loop.train(SlowDevice(), batches, options, jobs, progress=progress, emit=said.append, control=control)
+    began, run = device.host, (device, batches, options, jobs)
+    loop.train(*run, progress=loop.Progress(), emit=said.append, control=MemoryControl())  # type: ignore[arg-type]
     seconds = [e.seconds for e in said if isinstance(e, events.Step)]
-    assert len(seconds) == 7
-    assert min(seconds) > 0.9 * STEP
-    assert sorted(seconds)[3] < 2.5 * STEP  # an evaluation is no part of one
+    assert seconds == pytest.approx([max(STEP, launching)] * 7)
+    evaluations = [e for e in said if isinstance(e, events.Eval)]
+    assert sum(seconds) + EVALUATION * len(evaluations) == pytest.approx(device.host - began), "no second is lost"
