@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-import nbtune.progress
 from nbtune.events import Eval, State, Step, Warning
 from nbtune.progress import Progress, duration
-
-
-def test_the_examples_in_its_text() -> None:
-    assert doctest.testmod(nbtune.progress).failed == 0
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (42, "0:42"), (723, "12:03"), (7500, "2:05:00")])

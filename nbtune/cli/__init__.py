@@ -16,7 +16,11 @@ _GGUF = re.compile(r"^(?:f32|f16|bf16|i?q\d\w*|tq\d\w*|mxfp4)(?:,[\w,]+)?$", re.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; `argv` is what stands behind `nbtune`."""
+    """Run a command line and return its exit code; `argv` is what stands behind `nbtune`.
+
+    >>> main(["train", "gone.yaml"])  # says on stderr that there is no such file
+    2
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in args
     args = _spread([arg for arg in args if arg != "--traceback"])

@@ -13,7 +13,11 @@ from nbtune.commands.command import CELL, SHELL, Command, Door, flag, switch, wo
 
 
 def commands_of(door: Door) -> dict[str, Command]:
-    """Return the commands of a door by name, in the order of the table; in a cell those of `%nbtune`."""
+    """Return the commands of a door by name, in the order of the table; in a cell those of `%nbtune`.
+
+    >>> list(commands_of("cell"))[:3]
+    ['plan', 'validate', 'runs']
+    """
     return {
         name: command
         for name, command in COMMANDS.items()

@@ -42,6 +42,9 @@ class DeviceFacts:
 def pick(wanted: str = "auto", index: int | None = None) -> torch.device:
     """Return the device to train on.
 
+    >>> nbtune.device.pick("cpu")
+    device(type='cpu')
+
     Args:
         wanted: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         index: which of several GPUs; unset: the one that is current.
@@ -66,7 +69,11 @@ def pick(wanted: str = "auto", index: int | None = None) -> torch.device:
 
 
 def describe(device: torch.device) -> DeviceFacts:
-    """Name, memory and abilities of a device; `NBTUNE_VRAM_GIB` lowers what a GPU seems to have."""
+    """Return name, memory (bytes) and abilities of a device; `NBTUNE_VRAM_GIB` lowers what a GPU seems to have.
+
+    >>> nbtune.device.describe(nbtune.device.pick("cpu")).kind
+    'cpu'
+    """
     import torch
 
     if device.type == "cuda":
@@ -103,6 +110,9 @@ def claim(index: int) -> None:
 
 def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> list[int]:
     """Return the numbers of the GPUs that are meant; of a CPU, those of its processes.
+
+    >>> nbtune.device.choose_cards(1, "cpu")
+    [0]
 
     Args:
         gpus: ``all``, how many, or which ones.
@@ -158,7 +168,11 @@ def collectives() -> str:
 
 def gpu_present() -> bool:
     """Return whether this machine shows a GPU that torch may use, asked of the system and not of
-    torch (milliseconds)."""
+    torch (milliseconds).
+
+    >>> nbtune.device.gpu_present() in (True, False)
+    True
+    """
     if sys.platform == "win32":
         return bool(shutil.which("nvidia-smi"))
     return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))

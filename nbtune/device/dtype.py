@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 def choose_dtype(wanted: str, facts: DeviceFacts) -> tuple[str, str]:
     """Return the precision of frozen weights and products, and the reason for it, as ``("bf16", "…")``.
 
+    >>> nbtune.device.choose_dtype("fp32", nbtune.device.describe(nbtune.device.pick("cpu")))
+    ('fp32', 'asked for')
+
     Raises:
         PlanError: bf16 was asked for on a card that has none.
     """
@@ -29,7 +32,11 @@ def choose_dtype(wanted: str, facts: DeviceFacts) -> tuple[str, str]:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return torch's dtype of a name that `choose_dtype` gives: fp32, bf16 or fp16."""
+    """Return torch's dtype of a name that `choose_dtype` gives: fp32, bf16 or fp16.
+
+    >>> nbtune.device.torch_dtype("bf16")
+    torch.bfloat16
+    """
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

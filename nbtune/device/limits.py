@@ -9,7 +9,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cpu_count() -> int:
-    """Return how many cores this process may use: affinity and the cgroup's quota count, not what the machine shows."""
+    """Return how many cores this process may use: affinity and the cgroup's quota count, not what the machine shows.
+
+    >>> nbtune.device.cpu_count() >= 1
+    True
+    """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -29,7 +33,11 @@ def _cgroup_quota() -> int:
 
 
 def ram_total() -> int:
-    """Return the RAM that this process may use at most, bytes: the machine's, or its container's limit."""
+    """Return the RAM that this process may use at most, bytes: the machine's, or its container's limit.
+
+    >>> nbtune.device.ram_total() > 2**28
+    True
+    """
     import psutil
 
     total: int = psutil.virtual_memory().total
@@ -38,7 +46,11 @@ def ram_total() -> int:
 
 
 def ram_available() -> int:
-    """Return the RAM that can still be taken, in bytes, without swapping, within the container's limit."""
+    """Return the RAM that can still be taken, in bytes, without swapping, within the container's limit.
+
+    >>> 0 < nbtune.device.ram_available() <= nbtune.device.ram_total()
+    True
+    """
     import psutil
 
     available: int = psutil.virtual_memory().available

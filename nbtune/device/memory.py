@@ -23,7 +23,12 @@ class MemoryUse:
 
 
 def memory_use(device: torch.device) -> MemoryUse:
-    """Return what this process holds now, and held at most since `reset_peak` (on a CPU: since it began)."""
+    """Return what this process holds now, and held at most since `reset_peak` (on a CPU: since it began).
+
+    >>> use = nbtune.device.memory_use(nbtune.device.pick("cpu"))
+    >>> 0 < use.allocated <= use.peak
+    True
+    """
     if device.type == "cuda":
         import torch
 
@@ -48,7 +53,10 @@ def _peak_rss() -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new peak for `memory_use`."""
+    """Start a new peak for `memory_use`.
+
+    >>> nbtune.device.reset_peak(nbtune.device.pick("cpu"))
+    """
     if device.type == "cuda":
         import torch
 
@@ -56,7 +64,10 @@ def reset_peak(device: torch.device) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give memory that torch only keeps for later back to the device."""
+    """Give memory that torch only keeps for later back to the device.
+
+    >>> nbtune.device.empty_cache(nbtune.device.pick("cpu"))
+    """
     import torch
 
     if device.type == "cuda":
@@ -68,6 +79,9 @@ def empty_cache(device: torch.device) -> None:
 @functools.cache
 def pinnable() -> bool:
     """Return whether this machine pins RAM for its GPU, found out by pinning some: WSL and tight containers may refuse.
+
+    >>> nbtune.device.pinnable() in (True, False)
+    True
 
     Where it does not, copies are made from ordinary memory and wait for the device: slower, never wrong.
     """

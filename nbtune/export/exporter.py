@@ -251,6 +251,9 @@ def take_home(
 ) -> list[ExportedFile]:
     """Make several kinds at once, for the doors that take them as flags.
 
+    >>> [made.path.name for made in nbtune.export.take_home(nbtune.attach("demo").export, gguf=["q8_0"], verify=False)]
+    ['demo-q8_0.gguf']
+
     Args:
         exporter: a run's `Exporter`, or what has the same names.
         gguf: types of file.

@@ -16,6 +16,11 @@ from nbtune.export.source import ExportSource
 def held_importance(source: ExportSource, rows: HeldRows) -> dict[str, torch.Tensor]:
     """Return how strongly each column of each linear weight is felt on `rows`, for ``export_gguf(importance=...)``.
 
+    >>> run = nbtune.attach("demo")
+    >>> felt = nbtune.export.held_importance(run.export.source(), nbtune.export.held_rows(run.folder))
+    >>> felt["model.layers.0.mlp.down_proj.weight"].shape
+    torch.Size([512])
+
     Raises:
         ExportError: the model does not fit into memory.
     """

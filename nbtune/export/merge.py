@@ -211,6 +211,9 @@ def write_merged(
 ) -> ExportedFile:
     """Write the merged model as a transformers folder: safetensors (sharded), config, tokenizer, chat template.
 
+    >>> nbtune.export.export_merged(nbtune.attach("demo").export.source(), Path("merged")).path.name
+    'merged'
+
     Args:
         source: base, and perhaps an adapter on it.
         out: the folder to make; it appears when it is whole.

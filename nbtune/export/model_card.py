@@ -114,6 +114,9 @@ ollama run hf.co/{{ repo }}
 def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: Mapping[str, Any] | None = None) -> str:
     """Return the README.md of a repository. No path of this machine stands in it.
 
+    >>> nbtune.export.render_card(nbtune.attach("demo").export.source(), "ada/demo").splitlines()[1]
+    'library_name: peft'
+
     Args:
         source: what was exported.
         repo: ``owner/name``, for the lines of code.

@@ -157,6 +157,10 @@ def export_ollama(
 ) -> ExportedFile:
     """Make a folder that ``ollama create`` takes: GGUF, Modelfile, README.md with the commands.
 
+    >>> made = nbtune.export.export_ollama(nbtune.attach("demo").export.source(), Path("ollama"))
+    >>> sorted(file.name for file in made.path.iterdir())
+    ['Modelfile', 'README.md', 'demo-q8_0.gguf']
+
     Args:
         source: base, and perhaps an adapter on it.
         out: the folder to make.

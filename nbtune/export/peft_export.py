@@ -22,6 +22,9 @@ _PATH = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.\.?/)")
 def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) -> ExportedFile:
     """Copy the adapter with its tokenizer into `out`, without paths of this machine.
 
+    >>> nbtune.export.export_adapter(nbtune.attach("demo").export.source(), Path("adapter")).path.name
+    'adapter'
+
     Args:
         source: `adapter` must be there; `base_id` is written as the base model's name.
         out: the folder to make.

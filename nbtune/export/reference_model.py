@@ -42,6 +42,9 @@ class HeldRows:
 def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
     """Return the rows of a run that it was not trained on, read as the run reads them; at most `limit`.
 
+    >>> len(nbtune.export.held_rows(nbtune.attach("demo").folder, limit=1).ids)
+    1
+
     A run that holds nothing out gives rows that it was trained on, and says so. Of rows that judge, the better ones.
 
     Args:

@@ -44,5 +44,9 @@ METHODS = _discover()
 
 
 def without_reference() -> list[str]:
-    """Return the names of the methods that judge answers and compare with no other model."""
+    """Return the names of the methods that judge answers and compare with no other model.
+
+    >>> without_reference()
+    ['orpo', 'simpo']
+    """
     return [name for name, method in METHODS.items() if not method.by_tokens and not method.reference]

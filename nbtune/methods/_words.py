@@ -10,7 +10,11 @@ from nbtune.methods._method import Method
 
 
 def how_they_learn(methods: Iterable[Method]) -> str:
-    """Return a sentence on all methods, those alike together: "sft: imitate the answers; dpo, ipo: prefer …"."""
+    """Return a sentence on all methods, those alike together: "sft: imitate the answers; dpo, ipo: prefer …".
+
+    >>> nbtune.methods.how_they_learn([nbtune.methods.METHODS["sft"], nbtune.methods.METHODS["ipo"]]).split(" (")[0]
+    'How it learns. sft: imitate the answers; ipo: prefer the better of two answers'
+    """
     said = []
     for (sentence, columns), alike in groupby(methods, key=lambda method: (method.sentence, method.columns)):
         rows = f" (rows with {columns})" if columns else ""
@@ -19,7 +23,11 @@ def how_they_learn(methods: Iterable[Method]) -> str:
 
 
 def what_beta_is(methods: Iterable[Method]) -> str:
-    """Return a sentence on `beta`: which methods have none, and what it is where a spec leaves it out."""
+    """Return a sentence on `beta`: which methods have none, and what it is where a spec leaves it out.
+
+    >>> nbtune.methods.what_beta_is([nbtune.methods.METHODS["sft"], nbtune.methods.METHODS["dpo"]])
+    'How strongly preferences pull (not with sft); unset: 0.1.'
+    """
     without, values = [], {}
     for method in methods:
         if (beta := method.options.get("beta")) is None:

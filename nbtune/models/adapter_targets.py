@@ -125,7 +125,7 @@ def linears(model: "nn.Module") -> "list[tuple[str, nn.Module]]":
 
 
 def _short(wanted: list[str], names: list[str]) -> list[str]:
-    """Ends of names, as short as can be (adapter_config.json stays readable), that no other module's name has."""
+    """Return ends of names that no other module's name has, as short as can be (adapter_config.json stays readable)."""
     allowed, found = set(wanted), set()
     fits: dict[str, bool] = {}
     for name in wanted:
@@ -141,7 +141,7 @@ def _short(wanted: list[str], names: list[str]) -> list[str]:
 
 
 def _routers(model: "nn.Module") -> set[str]:
-    """What chooses among experts: called so, or called a gate and as wide as there are experts."""
+    """Return what chooses among experts: called so, or called a gate and as wide as there are experts."""
     counts = {v for config in _configs(model) for k, v in vars(config).items() if k.endswith("experts")}
     return {
         name for name, m in linears(model) if _ROUTER.search(name) and ("router" in name or m.weight.shape[0] in counts)
@@ -149,7 +149,7 @@ def _routers(model: "nn.Module") -> set[str]:
 
 
 def _configs(model: "nn.Module") -> list[Any]:
-    """The model's config, and that of its text where this is another."""
+    """Return the model's config, and that of its text where this is another."""
     config = getattr(model, "config", None)
     if config is None:
         return []
@@ -158,7 +158,7 @@ def _configs(model: "nn.Module") -> list[Any]:
 
 
 def _elsewhere(model: "nn.Module") -> set[str]:
-    """Modules of a model that also sees or hears which are none of its language model's."""
+    """Return modules of a model that also sees or hears which are none of its language model's."""
     if len(configs := _configs(model)) < 2:
         return set()
     text = type(configs[1])
@@ -169,7 +169,7 @@ def _elsewhere(model: "nn.Module") -> set[str]:
 
 
 def _renamed(model: "nn.Module", names: set[str]) -> set[str]:
-    """Layers that share their last name with what experts were called before transformers 5 stacked them.
+    """Return layers that share their last name with what experts were called before transformers 5 stacked them.
 
     peft reads such a name as the experts', here and wherever the adapter is loaded: other layers would be trained.
     """
@@ -193,7 +193,7 @@ def _renamed(model: "nn.Module", names: set[str]) -> set[str]:
 
 
 def _read_past(model: "nn.Module") -> set[str]:
-    """Layers whose weights something else is given, such as a fused kernel: it would not see an adapter on them.
+    """Return layers whose weights something else is given, such as a fused kernel: it would not see an adapter on them.
 
     They are asked for in the model's own code, so that machines with and without the kernel train the same layers.
     """

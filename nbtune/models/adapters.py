@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn.Module":
     """Put the adapter onto the model and freeze what is not trained.
 
+    >>> model = nbtune.models.load_model("nbtune/tiny", dtype=nbtune.device.torch_dtype("fp32"), device="cpu")
+    >>> model = nbtune.models.add_adapter(model, nbtune.spec.AdapterSpec(r=4), seed=0)
+    >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
+    65536
+
     The adapter's own numbers are float32 whatever the base: small updates to 16-bit numbers get lost.
 
     Args:
@@ -71,6 +76,11 @@ def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parame
 
 def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> Path:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``; for full training the whole model.
+
+    >>> fp32, adapter = nbtune.device.torch_dtype("fp32"), nbtune.spec.AdapterSpec(r=4)
+    >>> model = nbtune.models.build("nbtune/tiny", adapter=adapter, dtype=fp32, device="cpu").model
+    >>> sorted(file.name for file in nbtune.models.save_adapter(model, "saved").iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
 
     Args:
         model: what `add_adapter` returned (or an accelerated one of it).

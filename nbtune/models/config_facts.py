@@ -76,6 +76,10 @@ class ModelFacts:
 def model_facts(model: str) -> ModelFacts:
     """Return the facts of a model, from ``config.json`` and the headers of its safetensors files.
 
+    >>> facts = nbtune.models.model_facts("nbtune/tiny")
+    >>> facts.num_layers, facts.hidden_size
+    (4, 256)
+
     Args:
         model: a Hub id, a folder, or ``nbtune/tiny``. Of a Hub model only the config and the headers travel.
 

@@ -53,6 +53,11 @@ def build(
 ) -> Built:
     """Load a model, put its adapter on, and make its forward fast.
 
+    >>> fp32, adapter = nbtune.device.torch_dtype("fp32"), nbtune.spec.AdapterSpec(r=4)
+    >>> built = nbtune.models.build("nbtune/tiny", adapter=adapter, dtype=fp32, device="cpu")
+    >>> sorted(built.patch.report.taken)[:2]
+    ['head', 'layers.0']
+
     Args:
         spec_model: ``nbtune/tiny``, a folder, or a Hub id.
         adapter: what is trained.

@@ -31,6 +31,9 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
     """Return the folder that holds a model's files; a Hub model is downloaded into huggingface_hub's own cache, unless
     it is whole there or in a shared one.
 
+    >>> nbtune.models.resolve("nbtune/tiny").is_dir()
+    True
+
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
         weights: also the weight files, not only config and tokenizer.
@@ -119,6 +122,9 @@ def missing_bytes(model: str, weights_bytes: int) -> int:
     """Return the bytes that must still be downloaded: 0 for the embedded model, a folder, or a model whose weights are
     cached.
 
+    >>> nbtune.models.missing_bytes("nbtune/tiny", 5_771_776)
+    0
+
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
         weights_bytes: size of all its weights; counted whole as long as one shard is missing.
@@ -143,6 +149,9 @@ def _transformers() -> Any:
 
 def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """Return the model's tokenizer, with its chat template.
+
+    >>> nbtune.models.load_tokenizer("nbtune/tiny")("Ahoy!").input_ids
+    [1823, 4]
 
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.
@@ -182,6 +191,10 @@ def load_model(
     attention: str | None = None,
 ) -> "PreTrainedModel":
     """Return the causal language model, its weights read straight onto the device.
+
+    >>> fp32 = nbtune.device.torch_dtype("fp32")
+    >>> nbtune.models.load_model("nbtune/tiny", dtype=fp32, device="cpu").config.hidden_size
+    256
 
     Args:
         model: ``nbtune/tiny``, a folder, or a Hub id.

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remote_code: bool = False) -> ModelFacts:
     """Return the facts with what the adapter trains, and what formats cover, counted.
 
+    >>> facts = nbtune.models.model_facts("nbtune/tiny")
+    >>> nbtune.models.counted(facts, "nbtune/tiny", nbtune.spec.AdapterSpec(r=4)).trained
+    65536
+
     Args:
         facts: of that model; those that the outline cannot be made of come back as they are, for estimates.
         model: ``nbtune/tiny``, a folder, or a Hub id.

@@ -63,6 +63,9 @@ def load_trainable(
 ) -> Trainable:
     """Build a model for training with the very functions that a run uses.
 
+    >>> nbtune.models.load_trainable("nbtune/tiny", r=4, sequence_len=64, device="cpu").model.config.hidden_size
+    256
+
     Args:
         path: ``nbtune/tiny``, a folder, or a Hub id.
         quant: frozen weights: ``none`` (16-bit, on a CPU 32-bit), ``nf4`` or ``fp8``.

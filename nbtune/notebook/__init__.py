@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["load", "unload"]
-
 
 def load(shell: Any) -> None:
     """Register the magics, the completion and the error block in an IPython shell; twice does no harm."""

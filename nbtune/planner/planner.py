@@ -39,6 +39,11 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a run.
 
+    >>> rows = [{"prompt": "Hi", "completion": "Ahoy!"}] * 16
+    >>> plan = nbtune.plan(data=rows, device="cpu", epochs=1)  # gathers the facts, and calls this
+    >>> plan.total_steps
+    2
+
     Args:
         spec: what was asked for.
         model, data, device: plain facts; nothing is loaded to plan.

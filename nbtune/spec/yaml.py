@@ -24,6 +24,9 @@ def from_yaml(
 ) -> RunSpec:
     """Return the spec that a YAML text asks for.
 
+    >>> nbtune.spec.from_yaml("data: rows\\nadapter: {r: 8}").adapter.r
+    8
+
     Args:
         text: the body of a cell, or a file's content.
         overrides: dotted keys (``"adapter.r"``) with values that win over the text.
@@ -44,6 +47,9 @@ def from_mapping(
     name: str = "the spec",
 ) -> RunSpec:
     """Return the spec of a mapping; `overrides` are as in `from_yaml`, and `lines` gives the line of a path of keys.
+
+    >>> nbtune.spec.from_mapping({"data": "rows", "steps": 3}, {"steps": 5}).steps
+    5
 
     Raises:
         SpecError: as `from_yaml`.
@@ -66,6 +72,11 @@ def from_mapping(
 @contextmanager
 def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) -> Iterator[None]:
     """Name, in errors in here about a key of the spec, its line in the text that the spec was read from.
+
+    >>> with placing("data: rows\\nsteps: 3"):
+    ...     raise SpecError("too few", place="steps")
+    Traceback (most recent call last):
+    nbtune.errors.SpecError: ...
 
     Args:
         text: a YAML text that `from_yaml` accepts; None: there is none, and nothing is done.

@@ -40,6 +40,9 @@ for _tag, _pattern, _first in NUMBERS:
 def parse_value(text: str) -> Any:
     """Return one value as YAML reads it: ``"3"`` → 3, ``"{type: lora}"`` → a dict.
 
+    >>> parse_value("{type: lora, r: 8}")
+    {'type': 'lora', 'r': 8}
+
     Raises:
         SpecError: it is not YAML.
     """
@@ -58,7 +61,13 @@ def dump(body: Any) -> str:
 
 
 def to_yaml(spec: RunSpec) -> str:
-    """Return the spec as YAML, without what was left at its default; `from_yaml(to_yaml(spec)) == spec`."""
+    """Return the spec as YAML, without what was left at its default; `from_yaml(to_yaml(spec)) == spec`.
+
+    >>> print(to_yaml(nbtune.RunSpec(data="rows", steps=3)))
+    model: nbtune/tiny
+    data: rows
+    steps: 3
+    """
     body = spec.model_dump(mode="json", exclude_defaults=True)
     sources = [entry if len(entry) > 1 else entry["source"] for entry in body["data"]]
     body["data"] = sources[0] if len(sources) == 1 else sources

@@ -77,6 +77,9 @@ def allow_code(folder: Path, spec: RunSpec) -> None:
 def trust(which: str | Path, runs_dir: str | Path | None = None) -> list[str]:
     """Allow what a run's folder wants to run here, or to read outside of itself; return it, in words.
 
+    >>> nbtune.trust("demo")  # trained here: it wants nothing that is not allowed
+    []
+
     It is for a folder of one's own that an older nbtune made, that was moved, or whose author one trusts: what a
     function of its data or the model's own code does, it does as you. What you start here yourself needs no such word.
 

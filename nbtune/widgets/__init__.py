@@ -29,21 +29,33 @@ __all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "losses",
 
 
 def monitor(run: RunHandle) -> Monitor:
-    """Return the live panel of `run`: show it as a cell's last value, or with `display`."""
+    """Return the live panel of `run`: show it as a cell's last value, or with `display`.
+
+    >>> monitor(nbtune.attach("demo"))
+    <Monitor: a panel of nbtune>
+    """
     from nbtune.widgets.monitor_panel import Monitor
 
     return Monitor(run)
 
 
 def figure(run: RunReader) -> go.Figure:
-    """Return a Plotly figure of the run's loss, held-out loss and learning rate."""
+    """Return a Plotly figure of the run's loss, held-out loss and learning rate.
+
+    >>> [curve.name for curve in figure(nbtune.attach("demo")).data]
+    ['loss', 'smoothed', 'learning rate']
+    """
     from nbtune.widgets.run_figure import run_figure
 
     return run_figure(run)
 
 
 def report(run: RunReader | RunHandle) -> Report:
-    """Return a static report: `.png()`, `.html()`, and a display in a notebook without any widget."""
+    """Return a static report: `.png()`, `.html()`, and a display in a notebook without any widget.
+
+    >>> "finished" in report(nbtune.attach("demo")).html()
+    True
+    """
     from nbtune.widgets.run_report import Report
 
     return Report(run)
@@ -51,6 +63,9 @@ def report(run: RunReader | RunHandle) -> Report:
 
 def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspector:
     """Return the inspector of `rows`: rows themselves, a file, a Hub id, one of nbtune's sets, or a `RunSpec`.
+
+    >>> inspect([{"prompt": "Hi", "completion": "Ahoy!"}])
+    <Inspector: a panel of nbtune>
 
     Args:
         rows: what `data:` may name, or the rows.
@@ -65,6 +80,9 @@ def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any
 def form(plan: Callable[..., Any], start: Callable[..., Any], namespace: Mapping[str, Any] | None = None) -> Form:
     """Return the form.
 
+    >>> form(nbtune.plan, nbtune.finetune)
+    <Form: a panel of nbtune>
+
     Args:
         plan: ``plan(spec, rows=namespace)``, such as `nbtune.plan`.
         start: ``start(spec, name=…, rows=namespace)``, such as `nbtune.finetune`.
@@ -76,28 +94,44 @@ def form(plan: Callable[..., Any], start: Callable[..., Any], namespace: Mapping
 
 
 def chat(run: RunHandle | AtStep, other: RunHandle | AtStep | None = None, *, system: str = "") -> Chat:
-    """Return the chat panel: `run` beside its base model, or beside `other`."""
+    """Return the chat panel: `run` beside its base model, or beside `other`.
+
+    >>> chat(nbtune.attach("demo"))
+    <Chat: a panel of nbtune>
+    """
     from nbtune.widgets.chat_panel import Chat
 
     return Chat(run, other, system)
 
 
 def compare(runs: Iterable[RunReader | RunHandle]) -> Compare:
-    """Return the comparison of two to twelve runs: their losses on one chart, and what their specs differ in."""
+    """Return the comparison of two to twelve runs: their losses on one chart, and what their specs differ in.
+
+    >>> compare([nbtune.attach("demo"), nbtune.attach("demo")])
+    <Compare: a panel of nbtune>
+    """
     from nbtune.widgets.compare_panel import Compare
 
     return Compare(runs)
 
 
 def exporter(run: RunHandle) -> ExportPanel:
-    """Return the export panel of `run`."""
+    """Return the export panel of `run`.
+
+    >>> exporter(nbtune.attach("demo"))
+    <ExportPanel: a panel of nbtune>
+    """
     from nbtune.widgets.export_panel import ExportPanel
 
     return ExportPanel(run)
 
 
 def losses(run: RunHandle, **options: Any) -> Losses:
-    """Return the losses of `run`'s rows, with the options of `nbtune.store.row_losses.MeasuredRows`."""
+    """Return the losses of `run`'s rows, with the options of `nbtune.store.row_losses.MeasuredRows`.
+
+    >>> losses(nbtune.attach("demo")).wait()  # in a cell, leave `.wait()` out: the panel shows them as they come
+    demo: ...
+    """
     from nbtune.widgets.losses_panel import Losses
 
     return Losses(run, **options)

@@ -44,7 +44,8 @@ class Monitor(Panel):
         run: the run to show, and to tell what to do.
 
     Example:
-        >>> nbtune.widgets.monitor(run)  # doctest: +SKIP
+        >>> nbtune.widgets.monitor(nbtune.attach("demo"))
+        <Monitor: a panel of nbtune>
     """
 
     panel = "monitor"

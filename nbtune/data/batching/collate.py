@@ -117,7 +117,14 @@ class Batch:
 def collate(
     dataset: Dataset | Arriving, examples: list[int], multiple: int = 8, pad_id: int = 0, bucket: int = 64
 ) -> Batch:
-    """Return examples side by side, padded on the right to the longest."""
+    """Return examples side by side, padded on the right to the longest.
+
+    >>> sources = nbtune.data.resolve(nbtune.spec.from_mapping({"data": "rows"}).data, {"rows": [{"text": "Ahoy!"}]})
+    >>> spec, tokenizer = nbtune.spec.from_mapping({"data": "rows"}), nbtune.models.load_tokenizer("nbtune/tiny")
+    >>> data = nbtune.data.prepare_data(sources, tokenizer, spec=spec, max_len=64, seed=0)
+    >>> nbtune.data.collate(data.train, [0]).input_ids.shape
+    torch.Size([1, 8])
+    """
     pairs = [dataset.arrays(i) for i in examples]
     width = _round_up(max(len(ids) for ids, _ in pairs), multiple)
     ids = np.full((len(pairs), width), pad_id, np.int64)

@@ -37,7 +37,7 @@ from nbtune.spec import SourceSpec
 
 
 def _discover() -> Mapping[str, Reader]:
-    """All readers of the files ``NAME_format.py`` here, by name: rows to imitate, rows that judge, others."""
+    """Return all readers of the files ``NAME_format.py`` here, by name: rows to imitate, rows that judge, others."""
     import nbtune.data.formats as room
 
     names = [module.name for module in pkgutil.iter_modules(room.__path__) if module.name.endswith("_format")]

@@ -63,6 +63,11 @@ def start(
     """Prepare as `prepare_data` does; but big data from files (`EARLY` rows and more) comes as an `Arriving` dataset,
     soon.
 
+    >>> spec, tokenizer = nbtune.spec.from_mapping({"data": "rows"}), nbtune.models.load_tokenizer("nbtune/tiny")
+    >>> sources = nbtune.data.resolve(spec.data, {"rows": [{"prompt": "Hi", "completion": "Ahoy!"}]})
+    >>> len(nbtune.data.start(sources, tokenizer, spec=spec, max_len=64, seed=0).train)
+    1
+
     Its facts are then measured on a sample, and its report is whole when the last row has arrived.
 
     Args:
@@ -222,7 +227,7 @@ class _Start:
         _remove(self.place)
 
     def _take_in(self, shard: Shard) -> None:
-        """Line a shard up behind those before it: some rows are held out, all others learnt from."""
+        """Append a shard behind those before it: some rows are held out, all others learnt from."""
         about = shard.about
         self.report.fates += about["fates"]
         self.chats, self.unended = self.chats + about["chats"], self.unended + about["unended"]

@@ -35,6 +35,10 @@ READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_temp
 def speaking(tokenizer: Any, spec: RunSpec, used: str | None = None) -> Any:
     """Return a copy of the tokenizer (tokens shared) that speaks by the spec's chat template; the caller's stays as is.
 
+    >>> spec, tokenizer = nbtune.spec.from_mapping({"data": "rows"}), nbtune.models.load_tokenizer("nbtune/tiny")
+    >>> nbtune.data.speaking(tokenizer, spec).chat_template == tokenizer.chat_template
+    True
+
     Args:
         used: `Prepared.chat_template`: what rows were rendered by, for a tokenizer that has none.
     """
@@ -60,6 +64,12 @@ def prepare_data(
     kind: str | None = None,
 ) -> Prepared:
     """Read, render, tokenise and mask every row.
+
+    >>> spec, tokenizer = nbtune.spec.from_mapping({"data": "rows"}), nbtune.models.load_tokenizer("nbtune/tiny")
+    >>> sources = nbtune.data.resolve(spec.data, {"rows": [{"prompt": "Hi", "completion": "Ahoy!"}]})
+    >>> data = nbtune.data.prepare_data(sources, tokenizer, spec=spec, max_len=64, seed=0)
+    >>> len(data.train), data.report.used
+    (1, 1)
 
     Args:
         sources: from `resolve` or `open_snapshot`; those with `role="eval"` are the rows to evaluate on.
@@ -183,6 +193,11 @@ def measure(
     kind: str | None = None,
 ) -> DataFacts:
     """Return what a plan needs to know, from a sample of the rows.
+
+    >>> spec, tokenizer = nbtune.spec.from_mapping({"data": "rows"}), nbtune.models.load_tokenizer("nbtune/tiny")
+    >>> sources = nbtune.data.resolve(spec.data, {"rows": [{"prompt": "Hi", "completion": "Ahoy!"}]})
+    >>> nbtune.data.measure(sources, tokenizer, spec).format
+    'prompt-completion'
 
     Args:
         sample: rows of each source that are looked at, evenly spread.

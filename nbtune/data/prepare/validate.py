@@ -23,6 +23,9 @@ _CHANGED = 8  # of rows that go through a function, which may take its time
 def look(sources: Iterable[Source], spec: RunSpec) -> None:
     """Look at the first rows of each source.
 
+    >>> spec = nbtune.spec.from_mapping({"data": "rows"})
+    >>> nbtune.data.look(nbtune.data.resolve(spec.data, {"rows": [{"prompt": "Hi", "completion": "Ahoy!"}]}), spec)
+
     Raises:
         SpecError: `columns`, `format` or `template` name what is not there.
         DataError: there are no rows, one of the first cannot be read, or they are not what `spec.method` learns from.

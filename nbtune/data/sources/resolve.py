@@ -41,6 +41,11 @@ def resolve(
 ) -> list[Source]:
     """Return the sources that a spec's `data` names; nothing big is read yet.
 
+    >>> spec = nbtune.spec.from_mapping({"data": "greetings"})
+    >>> [source] = nbtune.data.resolve(spec.data, {"greetings": [{"prompt": "Hi", "completion": "Ahoy!"}]})
+    >>> source.name, source.kind
+    ('greetings', 'variable')
+
     Args:
         sources: `spec.data`.
         namespace: the notebook's variables, by name.

@@ -35,6 +35,11 @@ _INDEX = "sources.json"
 def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
     """Write down what the sources hold; return them as they will be opened again.
 
+    >>> spec = nbtune.spec.from_mapping({"data": "rows"})
+    >>> sources = nbtune.data.resolve(spec.data, {"rows": [{"prompt": "Hi", "completion": "Ahoy!"}]})
+    >>> [file.name for source in nbtune.data.snapshot(sources, "kept") for file in source.files]
+    ['rows.jsonl']
+
     Args:
         sources: from `resolve`.
         folder: the run's `data/` folder; made if it is missing.
@@ -73,6 +78,9 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
 
 def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
     """Return the sources of a snapshot.
+
+    >>> [source.name for source in nbtune.data.open_snapshot(nbtune.attach("demo").folder / "data")]
+    ['rows']
 
     Args:
         verify: compare the files' hashes with those written down.

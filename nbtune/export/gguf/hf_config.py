@@ -74,7 +74,7 @@ class Config:
         return int(self.get("max_position_embeddings", "max_seq_len", "n_positions", "seq_length", default=2048))
 
     def window(self, kind: str, unsaid: int = 0) -> int | None:
-        """How many tokens each sees in some of the layers.
+        """Return how many tokens each sees in some of the layers.
 
         Args:
             kind: where transformers puts a window on this kind of model: "" nowhere, ``always``, or ``switched``: only

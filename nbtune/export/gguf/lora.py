@@ -45,6 +45,9 @@ class _Factors:
 def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, encoding: str = "F32") -> ExportedFile:
     """Write ``<out>/<name>-lora-f32.gguf``.
 
+    >>> nbtune.export.export_adapter_gguf(nbtune.attach("demo").export.source(), Path("exports")).path.name
+    'demo-lora-f32.gguf'
+
     llama.cpp scales a pair by alpha/r with one alpha for all; rsLoRA and patterns of rank or alpha are folded into B.
 
     Args:

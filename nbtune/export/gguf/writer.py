@@ -48,6 +48,10 @@ def write_gguf(
 ) -> list[ExportedFile]:
     """Write ``<out>/<name>-<type>.gguf`` for each type; each appears when it is whole.
 
+    >>> [file] = nbtune.export.export_gguf(nbtune.attach("demo").export.source(), ["q8_0"], Path("exports"))
+    >>> file.path.name
+    'demo-q8_0.gguf'
+
     Args:
         source: base, and perhaps an adapter on it.
         types: such as ``["f16", "q8_0"]``; each weight is merged once for all of them.

@@ -111,6 +111,10 @@ def apply(
 ) -> Patch:
     """Replace `forward` on the blocks of this very model that are understood, and only there.
 
+    >>> model = nbtune.models.load_model("nbtune/tiny", dtype=torch.float32, device="cpu")
+    >>> apply(model).report.lines()[1]
+    'accelerated: norm: RMSNorm'
+
     Every kind of block is compared with its stock forward first; one that disagrees is left alone: slower, never wrong.
     Generation with a cache, and whatever else the replaced blocks do not cover, goes through the stock forward.
 

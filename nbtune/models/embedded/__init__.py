@@ -11,5 +11,9 @@ NAME = "nbtune/tiny"
 
 
 def path() -> Path:
-    """Return the folder with weights, config, tokenizer and chat template, as `from_pretrained` takes it."""
+    """Return the folder with weights, config, tokenizer and chat template, as `from_pretrained` takes it.
+
+    >>> (path() / "config.json").is_file()
+    True
+    """
     return Path(__file__).parent / "weights"

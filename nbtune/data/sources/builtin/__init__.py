@@ -46,12 +46,19 @@ SETS: dict[str, SetInfo] = {
 
 
 def folder() -> Path:
-    """Return the folder that holds the sets."""
+    """Return the folder that holds the sets.
+
+    >>> folder().is_dir()
+    True
+    """
     return Path(__file__).parent
 
 
 def path(name: str, *, heldout: bool = False) -> Path:
     """Return the file of a set.
+
+    >>> path("nbtune/persona", heldout=True).name
+    'persona.heldout.jsonl'
 
     Args:
         name: a key of `SETS`, such as `nbtune/json-answers`.

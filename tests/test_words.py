@@ -1,0 +1,123 @@
+"""Words that a newcomer reads: docstrings begin with a verb, examples run, a term of the glossary is in its file."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import nbtune
+from tests.support.house import NBTUNE, REPO, module_name, parsed, sources
+
+# Each is the imperative of a verb; of what is a noun as well, "Sum of …" is none.
+_VERBS = (
+    "Add Allow Answer Append Ask Assign Beat Begin Bring Build Call Change Check Clip Close Commit Compare Complete "
+    "Compute Copy Count Create Cut Delete Do Draw Drop End Explain Fill Find Fine-tune Finish Forget Give Go Hand "
+    "Handle Hear Heed Hide Hold Join Judge Keep Learn Leave Lend Let Listen Load Look Make Measure Meet Move Name "
+    "Notice Order Overwrite Pack Part Place Prepare Print Push Put Quiet Raise Read Record Refuse Register Release "
+    "Remove Render Reorder Repeat Replace Reserve Reshape Restart Return Run Sample Save Say Seal See Send Set Settle "
+    "Share Shorten Show Silence Sleep Split Stack Start Stop Sum Take Tell Throw Tokenise Train Treat Try Turn Undo "
+    "Upload Use Vote Wait Work Write Yield"
+)
+VERBS = set(_VERBS.split())
+NOUNS_TOO = {"Copy", "Cut", "Draw", "Name", "Place", "Report", "Set", "Share", "Show", "Step", "Sum", "Work"}
+
+
+def _functions(node: ast.AST, within: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for child in ast.iter_child_nodes(node):
+        name = f"{within}{getattr(child, 'name', '')}"
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield name, child
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        yield from _functions(child, f"{name}." if inside else within)
+
+
+def _is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A property is read like a value: its docstring is a noun."""
+    return any("property" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def wordless(tree: ast.Module) -> list[str]:
+    """The functions whose docstring begins with something else than a verb that tells what to do."""
+    found = []
+    for name, function in _functions(tree):
+        words = re.findall(r"\S+", ast.get_docstring(function) or "")[:2]
+        if not words or _is_property(function):
+            continue
+        first = words[0].rstrip(".,:;")
+        if first not in VERBS or (first in NOUNS_TOO and words[1:] == ["of"]):
+            found.append(f"{name}: {' '.join(words)}")
+    return found
+
+
+def test_a_docstring_begins_with_a_verb() -> None:
+    found = {f"{path.relative_to(REPO)}: {one}" for path in sources(NBTUNE) for one in wordless(parsed(path))}
+    assert found == set(), "begin with a verb in the imperative: Return, Read, Write, Refuse, …"
+
+
+def test_a_docstring_that_begins_with_a_noun_is_seen() -> None:
+    text = (
+        'class C:\n    def a(self):\n        """The rows."""\n    @property\n    def b(self):\n        """Rows."""\n'
+        'def c():\n    """Writes them."""\ndef d():\n    """Sum of tokens."""\ndef e():\n    """Sum them up."""\n'
+        'def f():\n    def g():\n        """[n] rows."""\n'
+    )
+    assert wordless(ast.parse(text)) == ["C.a: The rows.", "c: Writes them.", "d: Sum of", "f.g: [n] rows."]
+
+
+# -- examples ------------------------------------------------------------------------------------------------------
+
+WITH_EXAMPLES = [
+    module_name(path)
+    for path in sources(NBTUNE)
+    if re.search(r"^\s*>>> ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+]
+
+
+@pytest.fixture(scope="module")
+def runs_of_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs in which there is the one that examples are about, `demo`."""
+    folder = tmp_path_factory.mktemp("examples") / "runs"
+    rows = [{"prompt": "Hi", "completion": "Ahoy!"}] * 8
+    nbtune.finetune(rows={"rows": rows}, data="rows", steps=2, name="demo", runs_dir=folder, device="cpu").wait()
+    return folder
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings(name: str, runs_of_examples: Path) -> None:
+    """Every ``>>>`` of a module runs, in a folder where `demo` was trained; `nbtune` is imported."""
+    shutil.copytree(runs_of_examples, "runs")
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"nbtune": nbtune}, optionflags=options)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_no_example_is_skipped() -> None:
+    skipped = [module_name(path) for path in sources(NBTUNE) if "+SKIP" in path.read_text(encoding="utf-8")]
+    assert skipped == []
+
+
+def _called_by_people() -> Iterator[tuple[str, object]]:
+    for path in sources(NBTUNE):
+        module: ModuleType | None = importlib.import_module(module_name(path)) if path.name == "__init__.py" else None
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if inspect.isroutine(value):
+                yield f"{module_name(path)}.{name}", value
+
+
+def test_a_function_that_people_call_has_an_example() -> None:
+    """Of `nbtune` itself as lines that a script may hold, which tests/test_docs.py runs; of a room as ``>>>``."""
+    texts = {name: inspect.getdoc(function) or "" for name, function in _called_by_people()}
+    assert len(texts) > 50
+    lacking = [name for name, text in texts.items() if ">>> " not in text and f"    run = {name}(" not in text]
+    lacking = [name for name in lacking if not re.search(rf"^ {{4}}.*{re.escape(name)}\(", texts[name], re.MULTILINE)]
+    assert lacking == []
