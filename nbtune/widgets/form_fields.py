@@ -10,7 +10,15 @@ from pydantic_core import PydanticUndefined
 
 from nbtune.spec import RunSpec
 
-FIRST = ("model", "data", "adapter.type", "adapter.r", "epochs", "learning_rate")
+FIRST = ("model", "data", "steps", "epochs", "adapter.r", "learning_rate")  # steps and sliders of the form
+GROUPS = ("learning", "adapter", "data", "memory", "watching")
+_GROUP_OF = {
+    **dict.fromkeys(("adapter", "method", "beta", "start_from"), "adapter"),
+    **dict.fromkeys(("data", "train_on", "train_spans", "row_weights", "overflow", "thinking", "terminators"), "data"),
+    **dict.fromkeys(("chat_template", "on_error", "mix", "order", "sequence_len", "packing"), "data"),
+    **dict.fromkeys(("dtype", "device", "gpus", "weights", "activations", "accelerate", "micro_batch_size"), "memory"),
+    **dict.fromkeys(("eval", "checkpoint", "samples"), "watching"),
+}
 _LEFT_OUT = ("trust_remote_code",)  # a decision for a line of YAML, not for a tick
 
 # What a goal asks for, and how careful: later keys win. Ranks and epochs are starting points, not truths.
@@ -33,8 +41,7 @@ def preset(goal: str, care: str) -> dict[str, Any]:
 
 
 def fields() -> list[dict[str, Any]]:
-    """Return one entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, first,
-    part."""
+    """Return one entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, first, group."""
     found = list(_fields(RunSpec, "", ""))
     rank = {key: k for k, key in enumerate(FIRST)}
     return sorted(found, key=lambda entry: rank.get(entry["key"], len(FIRST)))
@@ -62,6 +69,7 @@ def _fields(part: type[BaseModel], prefix: str, of: str) -> Any:
             "choices": choices,
             "default": default if isinstance(default, str | int | float | bool) else None,
             "first": key in FIRST,
+            "group": _GROUP_OF.get(key.split(".")[0], "learning"),
         }
 
 

@@ -1,27 +1,63 @@
-"""Models that the form offers: those on this machine, how big each is, and whether it can be trained here."""
+"""Models that the form offers: on this machine, or well known; how big each is, and whether it can be trained here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nbtune import hub_cache
 from nbtune.errors import NbtuneError, PlanError
+from nbtune.models.config_facts import ModelFacts, model_facts
+from nbtune.models.well_known import WELL_KNOWN
 from nbtune.spec import RunSpec, from_mapping
+from nbtune.widgets.sanitize import clean
 
+TOY = "nbtune/tiny"
 _LENGTH, _ROWS = 512, 1000  # of the rows that a model is judged by, while it is not known which ones there will be
+_LICENCE = re.compile(r"^license:\s*([\w.-]{1,40})\s*$", re.MULTILINE)
+_CARD = 20_000  # characters of a model card in which its licence is looked for
 
 
-def names() -> list[str]:
-    """Return the embedded model and those of the caches."""
-    return ["nbtune/tiny", *hub_cache.cached("model")]
+@dataclass(frozen=True)
+class Offer:
+    """A model of the gallery.
+
+    Attributes:
+        origin: `toy` is the embedded one, `here` is on this machine, `known` is downloaded when a run needs it.
+        facts: None where they are read from the files in `place`.
+    """
+
+    name: str
+    origin: Literal["toy", "here", "known"]
+    licence: str = ""
+    gated: bool = False
+    facts: ModelFacts | None = None
+    place: str = ""
 
 
-def judge(offered: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield of each model: name, bytes of its weights, peak bytes of a LoRA run, bytes that are there, how its weights
-    are kept; ``fits`` False where none of the ways fits. Models whose facts are not on this machine are left out."""
-    from nbtune import device, models
+def offers() -> list[Offer]:
+    """Return the models of the caches, the well-known ones, and the embedded one, which is a toy."""
+    known = {model.name: model for model in WELL_KNOWN}
+    here = []
+    for name in hub_cache.cached("model"):
+        folder, more = _folder(name), known.pop(name, None)
+        if folder is not None:
+            licence = more.licence if more is not None else _licence(folder)
+            here.append(Offer(name, "here", licence, place=str(folder)))
+    others = [Offer(model.name, "known", model.licence, model.gated, model.facts) for model in known.values()]
+    return [Offer(TOY, "toy", "apache-2.0", place=TOY), *here, *others]
+
+
+def judged(offered: list[Offer]) -> Iterator[dict[str, Any]]:
+    """Yield of each model: name, origin, licence, gated, parameters, bytes of its weights, and how it fits: ``16bit``,
+    ``4bit`` or ``no``, with peak bytes of a run, bytes that are there, and how its weights are kept.
+
+    Models whose facts are not on this machine are left out.
+    """
+    from nbtune import device
     from nbtune.data.prepare.stats import DataFacts, histogram
     from nbtune.planner import make_plan
 
@@ -33,30 +69,39 @@ def judge(offered: list[str]) -> Iterator[dict[str, Any]]:
         longest=_LENGTH,
         lengths=histogram([_LENGTH] * _ROWS),
     )
-    for name in offered:
-        place = name if name == "nbtune/tiny" else _here(name)
-        if place is None:
-            continue  # the Hub is not asked about what nobody has chosen yet
+    for offer in offered:
         try:
-            facts = models.model_facts(str(place))
+            facts = offer.facts or model_facts(offer.place)
         except (NbtuneError, OSError, KeyError, ValueError):  # half downloaded, or no language model: not for this list
             continue
-        found: dict[str, Any] = {"name": name, "bytes": facts.weights_bytes}
-        for kind in ("lora", "qlora"):
+        found: dict[str, Any] = {"name": clean(offer.name, 200), "origin": offer.origin, "licence": offer.licence}
+        found |= {"gated": offer.gated, "bytes": facts.weights_bytes, "parameters": facts.parameters, "fits": "no"}
+        for kind, fits in (("lora", "16bit"), ("qlora", "4bit")):
             try:
-                plan = make_plan(_spec(name, kind), facts, rows, where)
+                plan = make_plan(_spec(offer.name, kind), facts, rows, where)
             except PlanError:
                 continue
             found |= {"peak": plan.peak_bytes, "available": plan.available_bytes, "weights": plan.placed()}
+            found |= {"fits": fits, "seconds": plan.seconds / max(1, plan.total_steps)}
             break
-        yield {**found, "fits": "peak" in found}
+        yield found
 
 
-def _here(name: str) -> Path | None:
+def _folder(name: str) -> Path | None:
     folders = (
         hub_cache.snapshot(cache, "model", name) for cache in (hub_cache.user_cache(), *hub_cache.shared_caches())
     )
     return next((folder for folder in folders if folder is not None), None)
+
+
+def _licence(folder: Path) -> str:
+    """Return what a downloaded model card says at its head."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+            found = _LICENCE.search(file.read(_CARD))
+    except OSError:
+        return ""
+    return found[1] if found else ""
 
 
 def _spec(name: str, kind: str) -> RunSpec:

@@ -11,15 +11,17 @@ import traitlets
 
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
-from nbtune.widgets import form_models
+from nbtune.widgets import form_data, form_models
 from nbtune.widgets.base import Panel
-from nbtune.widgets.form_fields import CARE, GOALS, fields, preset
+from nbtune.widgets.form_errors import described
+from nbtune.widgets.form_fields import CARE, GOALS, GROUPS, fields, preset
+from nbtune.widgets.row_inspection import Inspection
 from nbtune.widgets.sanitize import clean, without_home
 from nbtune.widgets.uploads import keep
 
 
 class Form(Panel):
-    """A spec by clicking.
+    """A spec by clicking, in three steps: rows, model, training.
 
     Args:
         plan: ``plan(spec, rows=namespace)`` says what a spec will cost.
@@ -27,7 +29,7 @@ class Form(Panel):
         namespace: the notebook's variables; those that hold rows are offered as data.
         values: what is filled in at first, by dotted key.
 
-    `spec` is the last valid spec, `run` what was started.
+    `spec` is the last valid spec, `run` what was started last; each run's monitor stays below the form.
     """
 
     panel = "form"
@@ -35,7 +37,8 @@ class Form(Panel):
     values = traitlets.Dict().tag(sync=True)
     checked = traitlets.Dict().tag(sync=True)
     costs = traitlets.Dict().tag(sync=True)
-    child = traitlets.Unicode("").tag(sync=True)
+    reading = traitlets.Dict().tag(sync=True)
+    monitors = traitlets.List().tag(sync=True)
     judged = traitlets.List().tag(sync=True)
 
     def __init__(
@@ -46,32 +49,35 @@ class Form(Panel):
         values: Mapping[str, Any] | None = None,
     ) -> None:
         self._plan, self._start, self.namespace = plan, start, namespace
-        self._newest, self._planning = 0, threading.Lock()
+        self._newest, self._planning, self._looking = 0, threading.Lock(), threading.Lock()
+        self._rows_of: RunSpec | None = None
         self.spec: RunSpec | None = None
         self.run: Any = None
-        first = {"model": "nbtune/tiny", **(values or {})}
-        super().__init__(setup=self._setup(), values=first)
+        first = {"model": form_models.TOY, **(values or {})}
+        offered = form_models.offers()
+        super().__init__(setup=self._setup(offered), values=first)
+        self._titles = {field["key"]: str(field["title"]) for field in self.setup["fields"]}
         self.do_check(dict(first))
-        if len(self.setup["models"]) > 1:  # to be chosen from: what each needs, once it is known
-            self.in_background(self._judge, lambda error: None)
+        self.in_background(lambda: self._judge(offered), lambda error: None)
 
-    def _judge(self) -> None:
-        for found in form_models.judge(self.setup["models"]):
-            self.judged = [*self.judged, found]
+    def _judge(self, offered: list[form_models.Offer]) -> None:
+        found: list[dict[str, Any]] = []
+        for one in form_models.judged(offered):
+            found.append(one)
+            if len(found) % 4 == 1:
+                self.judged = list(found)
+        self.judged = found
 
-    def _setup(self) -> dict[str, Any]:
+    def _setup(self, offered: list[form_models.Offer]) -> dict[str, Any]:
         from nbtune.data.sources.rows import is_rows
 
         named = {k: v for k, v in (self.namespace or {}).items() if not k.startswith("_") and k not in ("In", "Out")}
         rows = sorted(name for name, value in named.items() if is_rows(value) and len(value))
         files = sorted(p.name for p in Path.cwd().glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
-        body = {
-            "fields": fields(),
-            "goals": list(GOALS),
-            "care": list(CARE),
-            "models": form_models.names(),
-        }
-        return body | {"data": [*rows, *files[:30], *_sets()]}
+        body = {"fields": fields(), "goals": list(GOALS), "care": list(CARE), "groups": list(GROUPS)}
+        body["models"] = [offer.name for offer in offered]
+        kinds = {"variable": rows, "file": files[:30], "example": _sets()}
+        return body | {"data": [{"name": name, "kind": kind} for kind, names in kinds.items() for name in names]}
 
     def do_preset(self, goal: str, care: str) -> dict[str, Any]:
         """Fill in a preset; return its keys, None where a value is taken away."""
@@ -79,24 +85,33 @@ class Form(Panel):
 
     def do_check(self, values: dict[str, Any]) -> None:
         """Check fields (strings as typed, by dotted key) and show the YAML that they come to."""
-        body: dict[str, Any] = {}
         begun = bool(str(values.get("data") or "").strip())
         try:
-            for key, value in values.items():
-                _put(body, key, _read(key, value))
-            self._accept(from_mapping(body, name="the form"), values)
+            self._accept(_spec_of(values), values)
         except NbtuneError as error:
-            self.checked = {"yaml": self.checked.get("yaml", ""), "error": _error(error), "begun": begun}
+            said = described(error, values, self._titles, _is_valid if begun else None)
+            self.checked = {"yaml": self.checked.get("yaml", ""), "error": said, "begun": begun}
+            if not begun:
+                self._rows_of, self.reading = None, {}
 
     def do_yaml(self, text: str) -> None:
         """Check a YAML text and fill the fields from it."""
         try:
             spec = from_yaml(text, name="the YAML")
         except NbtuneError as error:
-            self.checked = {"yaml": text, "error": _error(error)}
+            self.checked = {"yaml": text, "error": described(error, {}, self._titles)}
             return
         self.values = _flat(spec)
         self._accept(spec, self.values, text)
+
+    def do_read(self, source: int, format: str | None, columns: dict[str, str]) -> dict[str, Any]:
+        """Read the columns of one of the sources otherwise; return the fields' values."""
+        if self.spec is None:
+            raise SpecError("there are no rows yet")
+        spec = form_data.with_columns(self.spec, int(source), format, columns)
+        self.values = _flat(spec)
+        self._accept(spec, self.values)
+        return dict(self.values)
 
     def _accept(self, spec: RunSpec, values: Mapping[str, Any], text: str = "") -> None:
         self.spec = spec
@@ -104,7 +119,23 @@ class Form(Panel):
         self._newest += 1
         number = self._newest
         self.costs = {"state": "working"}
-        self.in_background(lambda: self._cost(spec, number), lambda error: self._costs_failed(error, number))
+        self.in_background(lambda: self._cost(spec, number), lambda error: self._costs_failed(error, number, values))
+        if not form_data.read_alike(spec, self._rows_of):
+            self._rows_of = spec
+            self.reading = {**self.reading, "state": "working"}
+            self.in_background(lambda: self._look(spec), lambda error: self._look_failed(error, spec))
+
+    def _look(self, spec: RunSpec) -> None:
+        with self._looking:
+            if self._rows_of is not spec:
+                return  # other rows were chosen meanwhile
+            shown = form_data.preview(Inspection(spec, self.namespace))
+        if self._rows_of is spec:
+            self.reading = {"state": "known", **shown}
+
+    def _look_failed(self, error: BaseException, spec: RunSpec) -> None:
+        if self._rows_of is spec:
+            self.reading = {"state": "failed", "error": described(error, {}, self._titles)}
 
     def _cost(self, spec: RunSpec, number: int) -> None:
         with self._planning:
@@ -116,15 +147,17 @@ class Form(Panel):
             rows = [[clean(name, 60), clean(without_home(value), 600)] for name, value in plan.rows_of_explanation()]
             numbers = {"peak": plan.peak_bytes, "available": plan.available_bytes, "seconds": plan.seconds}
             download = {"download": plan.download_bytes, "steps": plan.total_steps}
-            more = {"chosen": _chosen(plan), "gpu": plan.device != "cpu"}
+            more = {"chosen": _chosen(plan), "gpu": plan.device != "cpu", "trainable": plan.trainable_parameters}
+            more |= {"rate": plan.learning_rate, "batch": _batch(plan), "train": plan.rows}
             self.costs = {"state": "known", "rows": rows, **numbers, **download, **more}
 
-    def _costs_failed(self, error: BaseException, number: int) -> None:
+    def _costs_failed(self, error: BaseException, number: int, values: Mapping[str, Any]) -> None:
         if number != self._newest:
             return
-        self.costs = {"state": "failed", "error": _error(error)}
+        said = described(error, values, self._titles)
+        self.costs = {"state": "failed", "error": said}
         if isinstance(error, SpecError | DataError):  # of the rows: nothing to start with
-            self.checked = {**self.checked, "error": _error(error)}
+            self.checked = {**self.checked, "error": said}
 
     def do_upload(self, name: str, buffers: Any) -> str:
         """Write a file that was dropped into the working folder (never over another one); return its name."""
@@ -139,11 +172,25 @@ class Form(Panel):
 
     def _begin(self, spec: RunSpec, name: str) -> None:
         self.run = self._start(spec, name=name, rows=self.namespace)
-        monitor = self.run.monitor()
-        self.child = f"IPY_MODEL_{monitor.model_id}"
+        self.monitors = [f"IPY_MODEL_{self.run.monitor().model_id}", *self.monitors]
 
     def _start_failed(self, error: BaseException) -> None:
-        self.costs = {"state": "failed", "error": _error(error)}
+        self.costs = {"state": "failed", "error": described(error, {}, self._titles)}
+
+
+def _spec_of(values: Mapping[str, Any]) -> RunSpec:
+    body: dict[str, Any] = {}
+    for key, value in values.items():
+        _put(body, key, _read(key, value))
+    return from_mapping(body, name="the form")
+
+
+def _is_valid(values: Mapping[str, Any]) -> bool:
+    try:
+        _spec_of(values)
+    except NbtuneError:
+        return False
+    return True
 
 
 def _chosen(plan: Any) -> dict[str, str]:
@@ -152,7 +199,7 @@ def _chosen(plan: Any) -> dict[str, str]:
         "learning_rate": plan.explained_rate(),
         "steps": f"{plan.total_steps:,}",
         "sequence_len": f"{plan.sequence_len:,}",
-        "batch_size": f"{plan.micro_batch_size * plan.gradient_accumulation_steps:,}",
+        "batch_size": f"{_batch(plan):,}",
         "micro_batch_size": f"{plan.micro_batch_size:,}",
         "gradient_accumulation_steps": f"{plan.gradient_accumulation_steps:,}",
         "eval.every": f"{plan.eval_every:,}",
@@ -161,6 +208,10 @@ def _chosen(plan: Any) -> dict[str, str]:
         "weights": plan.placed(),
         "activations": plan.activations,
     }
+
+
+def _batch(plan: Any) -> int:
+    return int(plan.micro_batch_size * plan.gradient_accumulation_steps)
 
 
 _TEXTS = ("model", "data")
@@ -193,12 +244,6 @@ def _flat(spec: RunSpec) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _error(error: BaseException) -> dict[str, str]:
-    if isinstance(error, NbtuneError):
-        return {"cause": clean(error.cause, 600), "place": clean(error.place, 200), "fix": clean(error.fix, 600)}
-    return {"cause": clean(f"{type(error).__name__}: {error}", 600), "place": "", "fix": ""}
 
 
 def _sets() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.errors import DataError, NbtuneError
+from nbtune.methods import METHODS
 from nbtune.spec import RunSpec, SourceSpec, from_mapping
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean, without_home
@@ -162,6 +164,8 @@ class Inspection:
             return body
 
     def _source(self, source: Any) -> dict[str, Any]:
+        from nbtune.data.formats.column_names import proposal
+        from nbtune.data.formats.reader import columns_of
         from nbtune.data.prepare.row_pipeline import format_of
 
         first = source.rows[0]
@@ -171,9 +175,11 @@ class Inspection:
             form = format_of(source, source.rows, "skip")
         except NbtuneError:
             # Nobody knows what the columns are: the panel asks, and remembers what was answered so far.
-            said = dict(source.spec.columns)
-            asked = {role: said.get(role, "") for role in ("prompt", "completion", *said)}
-            return body | {"format": source.spec.format or "", "mapping": asked}
+            said, kind = dict(source.spec.columns), METHODS[self.spec.method].rows
+            roles = [role.strip() for role in columns_of(kind).split(",")] if kind != "sft" else []
+            asked = {role: said.get(role, "") for role in (*(roles or ("prompt", "completion")), *said)}
+            guess = proposal(list(first), [source.rows[i] for i in range(min(len(source.rows), 32))], kind)
+            return body | {"format": source.spec.format or "", "mapping": asked, "asks": True, "proposal": guess}
         return body | {"format": form.name, "mapping": dict(form.mapping)}
 
     def _counts(self) -> dict[str, Any]:
@@ -266,6 +272,32 @@ class Inspection:
             shown.append([number, clean(text, 200), flags])
         return shown
 
+    def raw(self, index: int) -> dict[str, Any]:
+        """Return a row as its source has it."""
+        source, number, _ = self._find(index)
+        return dict(source.rows[number])
+
+    def stretches(self, index: int, characters: int = 1200) -> list[list[Any]]:
+        """Return a row's text, cut into stretches: [text, flags], 1 for what is trained, 4 for the template's own words.
+
+        Raises:
+            DataError: the row cannot be read.
+        """
+        encoder, row = self._read_row(index)
+        job = encoder.render([row])[0]
+        found = job if isinstance(job, DataError) else encoder.label([job], encoder.tokenise([job]))[0]
+        if isinstance(found, DataError):
+            raise found
+        trained, shown, at = found[1][: self.max_len], [], 0
+        edges = [0, *(k for k in range(1, len(trained)) if trained[k] != trained[k - 1]), len(trained)]
+        for first, last in itertools.pairwise(edges):
+            text = encoder.text_of(job, first, last)
+            shown += _by_origin(text, at, job.spans, TRAINED * bool(trained[first]) if len(trained) else 0)
+            at += len(text)
+            if at >= characters:
+                break
+        return shown
+
     def _find(self, index: int) -> tuple[Any, int, int]:
         left = index
         for k, source in enumerate(self.sources):
@@ -284,6 +316,14 @@ class Inspection:
             if wanted in json.dumps(source.rows[number], ensure_ascii=False, default=str).casefold():
                 return index
         return None
+
+
+def _by_origin(text: str, at: int, spans: Sequence[Any], flags: int) -> list[list[Any]]:
+    """Cut a stretch that begins at a character of a row's text where the row's own words and the template's meet."""
+    inside = [(max(0, s - at), min(len(text), e - at)) for s, e, *_ in spans if s < at + len(text) and e > at]
+    cuts = sorted({0, len(text), *(edge for pair in inside for edge in pair)})
+    own = lambda first: any(s <= first < e for s, e in inside)  # noqa: E731
+    return [[clean(text[a:b], 600), flags | (0 if own(a) else SPECIAL)] for a, b in itertools.pairwise(cuts) if a < b]
 
 
 def _read(form: Any, row: Any) -> Any:

@@ -146,6 +146,7 @@ def test_a_form_starts_a_run_and_says_how_to_see_it(marimo: Any) -> None:
     page = marimo('nbtune.form({"rows": rows})')
     panel = page.page.locator(".nbt-form")
     panel.get_by_label("Data", exact=True).fill("rows")
+    panel.locator("summary", has_text="YAML").click()
     yaml = panel.locator("textarea")
     expect(yaml).to_have_value("model: nbtune/tiny\ndata: rows\n")
     yaml.click()

@@ -82,9 +82,10 @@ def walk(page: Any, root: Any, how: Any) -> None:
     page.run(2)
     form = page.page.locator(".nbt-form")
     fill(form.get_by_label("Data", exact=True), "crew.csv")
-    fill(form.get_by_label("Name", exact=True), "walk")
     page.page.locator(".nbt-form[data-costs=known]").wait_for()
+    press(form.locator("summary", has_text="YAML"))
     fill(form.locator("textarea"), "model: nbtune/tiny\ndata: crew.csv\nsteps: 120\nbatch_size: 2\n")
+    fill(form.get_by_label("Name", exact=True), "walk")
     press(form.get_by_role("button", name="Start"))  # at once: what was typed last counts
     monitor = page.page.locator(".nbt-monitor")
     monitor.wait_for()

@@ -168,7 +168,7 @@ def webview(browser: Browser) -> Iterator[Callable[[Any, str], Webview]]:
 
 PANELS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "monitor": (lambda run: run.monitor(), ".js-plotly-plot .scatterlayer path"),
-    "form": (lambda run: nbtune.form({"rows": [{"prompt": "a", "completion": "b"}] * 9}), ".nbt-six input"),
+    "form": (lambda run: nbtune.form({"rows": [{"prompt": "a", "completion": "b"}] * 9}), ".nbt-step input"),
     "inspector": (lambda run: nbtune.inspect([{"prompt": "Who?", "completion": "Ahoy!"}] * 9), ".nbt-tok"),
     "chat": (lambda run: run.chat(), "textarea, input[type=text]"),
     "export": (lambda run: widgets.exporter(run), "button"),
@@ -201,8 +201,8 @@ def test_a_click_reaches_python_and_its_answer_the_page(webview: Any) -> None:
     view.until(lambda: "data: rows" in view.page.locator("textarea").input_value())
     assert view.panel.spec.data[0].source == "rows"
     view.until(lambda: view.page.locator(".nbt-form[data-costs=known]").count() == 1)
-    rate = view.page.locator(".nbt-field", has_text="Learning rate").first
-    assert "Here: 0.0025: 0.0005 × (2000 / 256)^0.781" in rate.inner_text()
+    rate = view.page.locator("[data-key=learning_rate]")
+    assert "Here: 0.0025: 0.0005 × (2000 / 256)^0.781" in rate.text_content()
     view.page.screenshot(path=str(ARTIFACTS / "vscode-form-planned.png"), full_page=True)
 
 

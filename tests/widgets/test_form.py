@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 import nbtune
-from nbtune.errors import SpecError
+from nbtune.errors import PlanError, SpecError
+from nbtune.models.well_known import WELL_KNOWN
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.widgets import form
-from nbtune.widgets.form_fields import CARE, FIRST, GOALS, fields, preset
-from nbtune.widgets.form_models import judge, names
+from nbtune.widgets.form_errors import described
+from nbtune.widgets.form_fields import CARE, FIRST, GOALS, GROUPS, fields, preset
+from nbtune.widgets.form_models import judged, offers
 
 
 class Planner:
@@ -34,6 +36,9 @@ class Planner:
             seconds=9.0,
             download_bytes=0,
             total_steps=30,
+            trainable_parameters=9,
+            learning_rate=2e-4,
+            rows=80,
             explained_rate=lambda: "0.0002: the model is wide",
             sequence_len=99,
             micro_batch_size=4,
@@ -63,6 +68,7 @@ def test_every_field_of_the_spec_is_there_once_and_the_six_come_first():
     tops = {key.split(".")[0] for key in keys}
     assert tops == set(RunSpec.model_fields) - {"trust_remote_code"}
     assert all(field["title"] and field["help"] for field in fields())
+    assert {field["group"] for field in fields()} == set(GROUPS)
 
 
 @pytest.mark.parametrize("goal", GOALS)
@@ -107,8 +113,10 @@ def test_yaml_fills_the_fields(panel):
 
 
 def test_rows_of_the_notebook_are_offered(panel):
-    assert "rows" in panel.setup["data"]
-    assert not {"n", "Out"} & set(panel.setup["data"])
+    kinds = {one["name"]: one["kind"] for one in panel.setup["data"]}
+    assert kinds["rows"] == "variable"
+    assert kinds["nbtune/json-answers"] == "example"
+    assert not {"n", "Out"} & set(kinds)
 
 
 def test_a_plan_follows_the_last_spec(panel):
@@ -161,6 +169,101 @@ def test_a_column_that_is_not_there_is_said_while_one_types(tmp_path, monkeypatc
     made.close()
 
 
+def _until(panel, trait, wanted):
+    """Waits until a trait is as wanted, and returns it."""
+    there = threading.Event()
+    check = lambda *_: there.set() if wanted(getattr(panel, trait)) else None  # noqa: E731
+    panel.observe(check, trait)
+    check()
+    assert there.wait(60), getattr(panel, trait)
+    return getattr(panel, trait)
+
+
+def test_columns_with_names_of_ones_own_are_asked_for_among_the_rows_and_then_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"Wie viel ist {k} plus 1?,{k + 1} {'<b>!</b>' * (k == 0)}\n" for k in range(50))
+    Path("kunden.csv").write_text(f"Kundenfrage,Antwort\n{rows}")
+    made = form(nbtune.plan, lambda spec, name, rows: None, {})
+    made.do_check({"data": "kunden.csv"})
+    reading = _until(made, "reading", lambda now: now.get("state") == "known")
+    (source,) = reading["sources"]
+    assert source["asks"]
+    assert source["columns"] == ["Kundenfrage", "Antwort"]
+    assert source["proposal"] == {"prompt": "Kundenfrage", "completion": "Antwort"}
+    assert [row["raw"][0][1] for row in reading["shown"]] == [f"Wie viel ist {k} plus 1?" for k in range(3)]
+    error = _until(made, "checked", lambda now: now["error"] is not None)["error"]
+    assert error["key"] == "data"
+    with pytest.raises(SpecError):
+        made.do_start("x")
+
+    values = made.do_read(0, None, source["proposal"])
+    assert values["data"] == {"source": "kunden.csv", "columns": source["proposal"]}
+    reading = _until(made, "reading", lambda now: now.get("state") == "known" and "stretches" in now["shown"][0])
+    learnt = ["".join(text for text, flags in row["stretches"] if flags & 1) for row in reading["shown"]]
+    assert [text.split("<|")[0] for text in learnt] == ["1 <b>!</b>", "2 ", "3 "]
+    own = "".join(text for text, flags in reading["shown"][1]["stretches"] if not flags & 4)
+    assert own == "Wie viel ist 1 plus 1?2 "
+    _until(made, "costs", lambda now: now["state"] == "known")
+    assert made.checked["error"] is None
+    made.close()
+
+
+def test_rows_of_preferences_are_asked_for_by_their_own_columns():
+    rows = [{"a": "Who?", "b": "Ahoy!", "c": "No."}] * 4
+    made = form(nbtune.plan, lambda spec, name, rows: None, {"rows": rows})
+    made.do_check({"data": "rows", "method": "dpo"})
+    reading = _until(made, "reading", lambda now: now.get("state") == "known")
+    assert list(reading["sources"][0]["mapping"]) == ["prompt", "chosen", "rejected"]
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "changes"),
+    [
+        ({"steps": "5", "epochs": "2"}, "steps", [{"steps": None}, {"epochs": None}]),
+        ({"adapter.r": "many"}, "adapter.r", [{"adapter.r": None}]),
+        ({"method": "dpo", "adapter.type": "full"}, "", [{"method": None}, {"adapter.type": None}]),
+        ({"steps": "-1", "adapter.r": "many"}, "adapter.r", []),
+    ],
+)
+def test_an_error_names_its_field_and_what_mends_it(panel, values, key, changes):
+    given = {"model": "nbtune/tiny", "data": "rows", **values}
+    panel.do_check(given)
+    error = panel.checked["error"]
+    assert error["key"] == key
+    assert [change["values"] for change in error["changes"]] == changes
+    for change in changes:
+        panel.do_check({name: value for name, value in {**given, **change}.items() if value is not None})
+        assert panel.checked["error"] is None
+
+
+def test_what_a_plan_advises_can_be_applied():
+    titles = {"adapter.type": "Adapter: kind", "sequence_len": "Sequence length", "micro_batch_size": "Micro-batch"}
+    fixes = {
+        "write `adapter: qlora` (4-bit frozen weights), or a shorter `sequence_len`": [{"adapter.type": "qlora"}],
+        "leave `micro_batch_size` out, so that the plan can choose": [{"micro_batch_size": None}],
+        "write `model: big`": [],
+    }
+    for fix, changes in fixes.items():
+        said = described(PlanError("it does not fit", fix=fix), {"micro_batch_size": "4"}, titles)
+        assert [change["values"] for change in said["changes"]] == changes
+
+
+def test_every_run_that_was_started_keeps_its_monitor(panel):
+    started = []
+
+    def start(spec, name, rows):
+        started.append(name)
+        return SimpleNamespace(monitor=lambda: SimpleNamespace(model_id=f"m-{name}"))
+
+    panel._start = start
+    panel.do_check({"data": "rows"})
+    for name in ("one", "two"):
+        panel.do_start(name)
+        _until(panel, "monitors", lambda now, name=name: f"IPY_MODEL_m-{name}" in now)
+    assert panel.monitors == ["IPY_MODEL_m-two", "IPY_MODEL_m-one"]
+
+
 def test_models_of_the_cache_say_what_they_need(tmp_path, monkeypatch):
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -175,18 +278,40 @@ def test_models_of_the_cache_say_what_they_need(tmp_path, monkeypatch):
         (folder / "config.json").write_text(json.dumps({**config, **sizes}))
     (tmp_path / "hub/models--acme--empty").mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    found = {one["name"]: one for one in judge(names())}
-    assert list(found) == ["nbtune/tiny", "acme/huge", "acme/small"]
-    assert found["acme/small"]["fits"]
+    found = {one["name"]: one for one in judged(offers())}
+    assert list(found)[:3] == ["nbtune/tiny", "acme/huge", "acme/small"]
+    assert [found[name]["origin"] for name in list(found)[:4]] == ["toy", "here", "here", "known"]
+    assert found["acme/small"]["fits"] == "16bit"
     assert found["acme/small"]["bytes"] < found["acme/small"]["peak"] < found["acme/small"]["available"]
-    assert not found["acme/huge"]["fits"]
+    assert found["acme/huge"]["fits"] == "no"
     assert "peak" not in found["acme/huge"]
+    assert found["meta-llama/Llama-3.2-1B-Instruct"]["gated"]
     made = form(Planner(), lambda spec, name, rows: None, {})
     told = threading.Event()
-    made.observe(lambda change: told.set() if len(change["new"]) == 3 else None, "judged")
-    assert len(made.judged) == 3 or told.wait(60)
+    made.observe(lambda change: told.set() if len(change["new"]) == len(found) else None, "judged")
+    assert len(made.judged) == len(found) or told.wait(60)
     assert [one["name"] for one in made.judged] == list(found)
     made.close()
+
+
+def test_a_downloaded_model_says_its_licence_and_is_offered_once(tmp_path, monkeypatch):
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for repo, card in ((name, "---\nlicense: other\n---"), ("acme/own", "---\nlicense: mit\nlanguage: en\n---\n# Own")):
+        folder = tmp_path / f"hub/models--{repo.replace('/', '--')}/snapshots/main"
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(card)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = [(offer.name, offer.origin, offer.licence) for offer in offers()]
+    assert found[1:3] == [(name, "here", "apache-2.0"), ("acme/own", "here", "mit")]
+    assert [offered for offered, *_ in found].count(name) == 1
+
+
+def test_the_numbers_of_well_known_models_come_to_their_known_sizes():
+    known = {model.name.split("/")[1]: model.facts.parameters for model in WELL_KNOWN}
+    counts = {"SmolLM2-135M-Instruct": 134_515_008, "Llama-3.2-1B-Instruct": 1_235_814_400}
+    counts |= {"Llama-3.1-8B-Instruct": 8_030_261_248, "Llama-3.2-3B-Instruct": 3_212_749_824}
+    assert {name: known[name] for name in counts} == counts
+    assert all(abs(known[name] / size - 1) < 0.01 for name, size in (("Qwen3-0.6B", 596e6), ("Qwen3-8B", 8.19e9)))
 
 
 def test_what_is_left_to_the_plan_is_said_beside_its_field(panel):

@@ -1,202 +1,160 @@
-// The form: a spec by clicking. Every key is checked by the kernel as it is typed; the YAML beside it is the same spec.
+// The form: a spec by clicking, in three steps. Every key is checked by the kernel as it is typed; each error stands beside what caused it.
 
-import { el, focusFrom, freshId, setAttribute, setText } from "../shared/dom.js";
+import { coded, el, freshId, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, number } from "../shared/format.js";
+import { InView } from "../shared/inview.js";
 import { insertCell } from "../shared/insert.js";
 import { Nested } from "../shared/nested.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
+import { DataStep } from "./data.js";
+import { Fields } from "./fields.js";
+import { ModelStep } from "./models.js";
+import { Settings } from "./settings.js";
 import "./texts.js";
+import { TrainStep } from "./train.js";
 
 const TYPED = 350; // milliseconds without a key before it is checked
+const STEPS = ["data", "model", "train"];
 
 class View {
   constructor(model, wishes) {
-    Object.assign(this, { model, wishes, inputs: new Map(), chosen: new Map() });
+    Object.assign(this, { model, wishes, monitors: new Map() });
     this.build(model.get("setup"));
     this.endTheme = followTheme(this.root);
     this.handlers = {
       "change:values": () => this.fill(model.get("values")),
       "change:checked": () => this.showChecked(),
       "change:costs": () => this.showCosts(),
-      "change:child": () => this.showChild(),
-      "change:judged": () => this.showModels(),
+      "change:reading": () => this.showReading(),
+      "change:monitors": () => this.showMonitors(),
+      "change:judged": () => this.models.show(model.get("judged")),
     };
     for (const [name, handler] of Object.entries(this.handlers)) model.on(name, handler);
-    this.fill(model.get("values"));
-    this.showChecked();
-    this.showCosts();
-    this.showChild();
-    this.showModels();
+    for (const handler of Object.values(this.handlers)) handler();
   }
 
   build(setup) {
-    this.lists = { model: this.list(setup.models), data: this.list(setup.data) };
-    const made = setup.fields.map((field) => [field, this.field(field)]);
-    const part = (first) => made.filter(([field]) => field.first === first).map(([, node]) => node);
-    this.yaml = el("textarea", { spellcheck: "false", rows: 9, "aria-label": text("form.yaml"), oninput: () => this.later(() => this.do("yaml", { text: this.yaml.value })) });
-    this.error = el("div", { class: "nbt-error nbt-text", role: "alert", hidden: true });
-    this.meter = el("div", { class: "nbt-meter" }, el("div"));
-    this.cost = el("div", { role: "status" });
-    this.why = el("table");
+    this.fields = new Fields(setup, () => this.later());
+    this.slots = Object.fromEntries(STEPS.map((name) => [name, el("div", { class: "nbt-error", role: "alert", hidden: true })]));
+    this.data = new DataStep(this, setup);
+    this.models = new ModelStep(this);
+    this.train = new TrainStep(this, setup);
+    this.settings = new Settings(this, setup);
+    this.cost = el("span", { role: "status", class: "nbt-cost" });
     this.said = el("span", { class: "nbt-soft", role: "status" });
     this.name = el("input", { type: "text", value: "run", size: 12, spellcheck: "false" });
     this.start = el("button", { type: "button", class: "nbt-btn nbt-main", onclick: () => this.begin() }, text("form.start"));
-    this.host = el("div");
-    this.nested = new Nested(this.model, this.host);
-    const file = el("input", { type: "file", class: "nbt-sr", "aria-label": text("form.upload"), onchange: () => this.upload(file.files[0]) });
-    const heading = text("form");
-    this.root = el("section", { class: "nbt nbt-form", role: "region", "aria-label": heading, "data-lm-suppress-shortcuts": "true" },
-      el("div", { class: "nbt-row" }, this.presets(setup)),
-      el("div", { class: "nbt-columns" },
-        el("div", {}, el("div", { class: "nbt-six" }, ...part(true)),
-          el("div", { class: "nbt-row", style: "margin-top:10px" }, el("button", { type: "button", class: "nbt-btn", onclick: () => file.click() }, text("form.upload")), file)),
-        el("div", { class: "nbt-side" }, el("label", { style: "display:block;font-weight:600" }, text("form.yaml")), this.yaml, this.error,
-          this.meter, this.cost, el("details", {}, el("summary", {}, text("form.why")), this.why))),
-      el("details", {}, el("summary", {}, text("form.more")), el("div", { class: "nbt-others" }, ...part(false))),
-      el("div", { class: "nbt-row" }, el("label", {}, text("form.name"), this.name), this.start,
-        el("button", { type: "button", class: "nbt-btn", onclick: () => this.insert() }, text("form.insert")), this.said),
-      this.host, ...Object.values(this.lists));
+    this.host = el("div", { class: "nbt-runs" });
+    this.bar = new InView("nbt-go");
+    const step = (name, k, part) => {
+      const id = freshId("step");
+      return el("div", { class: "nbt-step", role: "group", "aria-labelledby": id, "data-step": name }, el("h3", { id }, el("span", { class: "nbt-number" }, String(k)), text(`form.step.${name}`)), part.node);
+    };
+    this.root = el("section", { class: "nbt nbt-form", role: "region", "aria-label": text("form"), "data-lm-suppress-shortcuts": "true" },
+      el("div", { class: "nbt-steps" }, step("data", 1, this.data), step("model", 2, this.models), step("train", 3, this.train)),
+      this.settings.node,
+      this.bar.node(el("label", {}, text("form.name"), this.name), this.start,
+        el("button", { type: "button", class: "nbt-btn", onclick: () => this.insert() }, text("form.insert")), this.cost, this.said),
+      this.host);
+    this.bar.watch();
     this.root.addEventListener("dragover", (event) => event.preventDefault());
     this.root.addEventListener("drop", (event) => {
       if (!event.dataTransfer.files.length) return;
       event.preventDefault();
-      this.upload(event.dataTransfer.files[0]);
+      this.data.upload(event.dataTransfer.files[0]);
     });
   }
 
-  list(options) {
-    return el("datalist", { id: freshId("list") }, ...options.map((value) => el("option", { value })));
-  }
-
-  /** Beside each model of the list: its size, and whether it can be trained here. */
-  showModels() {
-    const known = new Map(this.model.get("judged").map((found) => [found.name, found]));
-    for (const option of this.lists.model.children) {
-      const found = known.get(option.value);
-      if (!found) continue;
-      const how = found.fits ? text("form.fits", { peak: bytes(found.peak), available: bytes(found.available), weights: found.weights }) : text("form.too-big");
-      option.label = `${bytes(found.bytes)} · ${how}`;
-    }
-  }
-
-  presets(setup) {
-    const pick = (names, kind) => {
-      const node = el("select", { onchange: () => this.usePreset() }, el("option", { value: "" }, text("form.own")), ...names.map((name) => el("option", { value: name }, text(`${kind}.${name}`))));
-      return node;
-    };
-    [this.goal, this.care] = [pick(setup.goals, "goal"), pick(setup.care, "care")];
-    return el("div", { class: "nbt-row" }, el("label", {}, text("form.goal"), this.goal), el("label", {}, text("form.care"), this.care));
-  }
-
-  async usePreset() {
-    const goal = this.goal.value || "style";
-    const { value } = await this.wishes.ask("preset", { goal, care: this.care.value || "balanced" });
-    for (const [key, wanted] of Object.entries(value ?? {})) this.put(key, wanted);
-    this.check();
-  }
-
-  field(field) {
-    const id = freshId("field");
-    const changed = () => this.later(() => this.check());
-    const hint = field.default === null ? text("form.auto") : text("form.default", { value: field.default });
-    let input;
-    if (field.kind === "choice" || field.kind === "bool") {
-      const options = field.kind === "bool" ? [["true", text("form.yes")], ["false", text("form.no")]] : field.choices.map((name) => [name, name]);
-      input = el("select", { id, onchange: changed }, el("option", { value: "" }, hint), ...options.map(([value, label]) => el("option", { value }, label)));
-    } else {
-      const list = this.lists[field.kind]?.id;
-      input = el("input", { id, type: "text", list, placeholder: field.kind === "data" ? field.example : hint, spellcheck: "false", autocomplete: "off", oninput: changed });
-    }
-    this.inputs.set(field.key, input);
-    const chosen = el("span", { class: "nbt-chosen" });
-    this.chosen.set(field.key, chosen);
-    const help = el("small", { id: `${id}-help` }, field.help, chosen);
-    setAttribute(input, "aria-describedby", help.id);
-    return el("div", { class: "nbt-field" }, el("label", { for: id }, field.title, field.unit ? el("span", { class: "nbt-soft", style: "font-weight:400" }, ` (${field.unit})`) : null), input, help);
-  }
-
-  later(work) {
+  later(work = () => this.check()) {
     clearTimeout(this.timer);
     this.typing = () => { this.typing = null; return work(); };
     this.timer = setTimeout(this.typing, TYPED);
   }
 
-  /** What the fields say, as it was typed; the kernel reads it as YAML. */
-  typed() {
-    return Object.fromEntries([...this.inputs].filter(([, input]) => input.value.trim() !== "").map(([key, input]) => [key, input.value.trim()]));
-  }
-
   check() {
-    return this.do("check", { values: this.typed() });
+    clearTimeout(this.timer);
+    this.typing = null;
+    this.models.mark();
+    return this.do("check", { values: this.fields.typed() });
   }
 
-  async do(what, values) {
-    const answer = await this.wishes.ask(what, values);
-    if (answer.error) setText(this.said, answer.error);
+  async readColumns(source, format, columns) {
+    const { value } = await this.do("read", { source, format, columns });
+    if (value) this.fill(value);
+  }
+
+  async do(what, values, buffers = []) {
+    const answer = await this.wishes.ask(what, values, buffers);
+    setText(this.said, answer.error ?? "");
     return answer;
   }
 
-  put(key, value) {
-    const input = this.inputs.get(key);
-    if (input) input.value = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
-  }
-
   fill(values) {
-    for (const key of this.inputs.keys()) this.put(key, values[key]);
+    this.fields.fill(values);
+    this.models.mark();
   }
 
   showChecked() {
     const { yaml = "", error, begun = true } = this.model.get("checked");
-    if (focusFrom(this.root) !== this.yaml) this.yaml.value = yaml;
-    this.showError(error);
-    this.error.classList.toggle("nbt-next", Boolean(error) && !begun);
-    if (error && !begun) setText(this.error, text("form.next")); // nothing is wrong yet: what comes next
+    this.settings.show(yaml);
+    this.showError(error, begun);
     this.start.disabled = Boolean(error);
     if (error) this.showCosts();
   }
 
-  showError(error) {
-    this.error.hidden = !error;
-    if (error) this.error.replaceChildren([error.place, error.cause].filter(Boolean).join(": "), error.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: error.fix })) : "");
+  showReading() {
+    this.data.show(this.model.get("reading"));
+    const { error, begun } = this.model.get("checked");
+    if (error) this.showError(error, begun); // what is asked among the rows is no error
+  }
+
+  /** Beside the step that it is about; before anything was chosen nothing is wrong: it says what comes next. */
+  showError(error, begun = true) {
+    for (const slot of Object.values(this.slots)) slot.hidden = true;
+    this.fields.blame(error && begun ? error.key : "");
+    if (!error) return;
+    const key = error.key ?? "";
+    if (key === "data" && this.model.get("reading").sources?.some((source) => source.asks)) return; // it is asked there
+    const slot = this.slots[STEPS.includes(key) ? key : begun ? "train" : "data"];
+    slot.hidden = false;
+    slot.classList.toggle("nbt-next", !begun);
+    if (!begun) return slot.replaceChildren(el("p", {}, ...coded(text("form.next"))));
+    const changes = (error.changes ?? []).map((change) => el("button", { type: "button", class: "nbt-btn", "data-do": "mend", onclick: () => this.mend(change) },
+      change.write ? text("form.write", { value: `${change.write}: ${change.values[change.write]}` }) : text("form.leave", { key: change.leave })));
+    const reveal = key && !STEPS.includes(key) ? el("button", { type: "button", class: "nbt-btn", onclick: () => this.settings.reveal(key) }, text("form.reveal", { title: this.fields.all.get(key)?.title ?? key })) : null;
+    slot.replaceChildren(el("p", { class: "nbt-text" }, ...coded([error.place, error.cause].filter(Boolean).join(": "))),
+      error.fix ? el("p", { class: "nbt-soft nbt-text" }, ...coded(error.fix)) : "", el("div", { class: "nbt-row" }, ...changes, ...(reveal ? [reveal] : [])));
+  }
+
+  mend({ values }) {
+    for (const [key, value] of Object.entries(values)) this.fields.put(key, value);
+    this.check();
   }
 
   showCosts() {
     const costs = this.model.get("costs");
     setAttribute(this.root, "data-costs", costs.state ?? "");
     const wrong = Boolean(this.model.get("checked").error); // what is known are the costs of the spec before
-    this.meter.hidden = wrong || costs.state !== "known";
+    this.train.hide(wrong || !costs.rows);
     if (wrong) return setText(this.cost, "");
     if (costs.state === "failed") this.showError(costs.error);
     if (costs.state !== "known") return setText(this.cost, costs.state === "working" ? text("form.working") : "");
-    for (const [key, span] of this.chosen) {
-      const value = this.inputs.get(key).value.trim() === "" ? costs.chosen?.[key] : undefined;
-      setText(span, value ? ` ${text("form.chosen", { value })}` : "");
-    }
-    const share = costs.peak / (costs.available || 1);
-    this.meter.firstChild.style.width = `${Math.min(100, 100 * share)}%`;
-    setAttribute(this.meter, "data-level", share > 1 ? "over" : share > 0.9 ? "tight" : "fits");
+    this.train.hide(false);
+    this.fields.showChosen(costs.chosen);
+    this.train.show(costs);
     const parts = [
       text("form.memory", { name: text(costs.gpu ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }),
       text("form.time", { time: duration(costs.seconds), steps: number(costs.steps) }),
       costs.download ? text("form.download", { size: bytes(costs.download) }) : "",
     ];
     setText(this.cost, parts.filter(Boolean).join(" · "));
-    this.why.replaceChildren(...costs.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text" }, value))));
-  }
-
-  async upload(file) {
-    if (!file) return;
-    const answer = await this.wishes.ask("upload", { name: file.name }, [await file.arrayBuffer()]);
-    if (answer.error) return setText(this.said, answer.error);
-    this.put("data", answer.value);
-    this.check();
   }
 
   /** The spec as a cell below this one; where the page has no way to make one, it is copied. */
   async insert() {
-    const cell = `%%finetune --name ${this.name.value.trim() || "run"}\n${this.yaml.value}`;
+    const cell = `%%finetune --name ${this.name.value.trim() || "run"}\n${this.settings.yaml.value}`;
     if (insertCell(this.model, this.root, cell)) return setText(this.said, text("form.inserted"));
     await navigator.clipboard.writeText(cell);
     setText(this.said, text("form.copied"));
@@ -204,28 +162,45 @@ class View {
 
   async begin() {
     this.begun = true;
-    clearTimeout(this.timer);
     await this.typing?.(); // what was typed last counts
-    setText(this.said, text("form.starting"));
-    const { error } = await this.do("start", { name: this.name.value.trim() || "run" });
-    if (!error) this.start.disabled = true;
+    this.start.disabled = true;
+    const name = this.name.value.trim() || "run";
+    const { error } = await this.do("start", { name });
+    if (!error) setText(this.said, text("form.starting", { name }));
+    this.start.disabled = Boolean(this.model.get("checked").error);
+    if (error) return;
+    this.started = name;
+    this.name.value = next(name);
   }
 
-  /** The monitor of the run that was started: a widget of its own, shown here. */
-  async showChild() {
-    const id = this.model.get("child").replace("IPY_MODEL_", "");
-    const shown = await this.nested.show(id);
-    if (shown === false) return setText(this.said, text("form.elsewhere", { call: `nbtune.attach("${this.name.value.trim() || "run"}").monitor()` }));
-    if (!shown) return;
-    setText(this.said, "");
-    if (this.begun) requestAnimationFrame(() => this.host.scrollIntoView({ block: "nearest" }));
+  /** The monitors of the runs that were started, the newest first: widgets of their own, shown here. */
+  async showMonitors() {
+    const wanted = this.model.get("monitors").map((id) => id.replace("IPY_MODEL_", ""));
+    for (const id of wanted.toReversed()) {
+      if (this.monitors.has(id)) continue;
+      const host = el("div");
+      this.host.prepend(host);
+      const nested = new Nested(this.model, host);
+      this.monitors.set(id, nested);
+      const shown = await nested.show(id);
+      if (shown === false) setText(this.said, text("form.elsewhere", { call: `nbtune.attach("${this.started ?? "run"}").monitor()` }));
+      else if (this.begun) {
+        setText(this.said, "");
+        requestAnimationFrame(() => host.scrollIntoView({ block: "nearest" }));
+      }
+    }
   }
 
   destroy() {
     clearTimeout(this.timer);
     this.endTheme();
+    this.bar.end();
+    for (const nested of this.monitors.values()) nested.drop();
     for (const [name, handler] of Object.entries(this.handlers)) this.model.off(name, handler);
   }
 }
+
+/** "run" → "run-2" → "run-3" */
+const next = (name) => name.replace(/(?:-(\d+))?$/, (_, number) => `-${Number(number ?? 1) + 1}`);
 
 export default panel((model, wishes) => new View(model, wishes));

@@ -1,8 +1,9 @@
 // The inspector: how rows are read, and which of their tokens are trained.
 
-import { el, focusFrom, freshId, setAttribute, setText } from "../shared/dom.js";
+import { el, focusFrom, setAttribute, setText } from "../shared/dom.js";
 import { number } from "../shared/format.js";
 import { panel } from "../shared/panel.js";
+import { choice, columnPicker } from "../shared/reading.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
 import "./texts.js";
@@ -179,13 +180,8 @@ class View {
   }
 
   sourceFields(summary, source, k) {
-    const format = choice(summary.formats.map((name) => [name, name]), source.format, (value) => this.read(k, value || null, {}));
-    const roles = Object.entries(source.mapping).map(([role, column]) => {
-      const columns = source.columns.map((name) => [name, name]);
-      const pick = choice(columns, column, (value) => this.read(k, source.format || null, chosen({ ...source.mapping, [role]: value })));
-      return el("label", {}, role, pick);
-    });
-    return [el("label", {}, text("inspect.format"), format), ...roles];
+    const { format, roles } = columnPicker(source, summary.formats, (name, columns) => this.read(k, name, columns));
+    return [format, ...roles];
   }
 
   read(source, format, columns) {
@@ -224,17 +220,6 @@ class View {
     this.model.off("change:row", this.onRow);
     for (const name of JUDGING) this.model.off(`change:${name}`, this.onJudges);
   }
-}
-
-/** A mapping without what was not chosen yet. */
-const chosen = (mapping) => Object.fromEntries(Object.entries(mapping).filter(([, column]) => column));
-
-function choice(options, value, changed) {
-  const node = el("select", { id: freshId("pick"), onchange: () => changed(node.value) });
-  if (!options.some(([name]) => name === value)) node.append(el("option", { value }, value || text("column.none")));
-  node.append(...options.map(([name, label]) => el("option", { value: name }, label)));
-  node.value = value;
-  return node;
 }
 
 export default panel((model, wishes) => new View(model, wishes));

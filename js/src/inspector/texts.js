@@ -5,7 +5,6 @@ addTexts({
     "inspect": "Data of {name}",
     "inspect.counts": "{rows} rows · {tokens} tokens, {share} trained · longest {longest}",
     "inspect.examined": "counted on the first {n}",
-    "inspect.format": "Read as",
     "inspect.auto": "detected",
     "inspect.train_on": "Train on",
     "inspect.answers": "answers",
@@ -53,13 +52,11 @@ addTexts({
     "inspect.columns": "Columns",
     "inspect.working": "Reading the rows again…",
     "inspect.yaml": "In the spec:",
-    "column.none": "none",
   },
   de: {
     "inspect": "Daten von {name}",
     "inspect.counts": "{rows} Zeilen · {tokens} Tokens, {share} gelernt · längste {longest}",
     "inspect.examined": "gezählt an den ersten {n}",
-    "inspect.format": "Gelesen als",
     "inspect.auto": "erkannt",
     "inspect.train_on": "Gelernt wird",
     "inspect.answers": "Antworten",
@@ -107,6 +104,5 @@ addTexts({
     "inspect.columns": "Spalten",
     "inspect.working": "Lese die Zeilen neu…",
     "inspect.yaml": "In der Spezifikation:",
-    "column.none": "keine",
   },
 });

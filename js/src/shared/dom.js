@@ -32,6 +32,9 @@ export function setAttribute(node, name, value) {
   if (node.getAttribute(name) !== value) node.setAttribute(name, value);
 }
 
+/** A sentence with `names` in it: these become code. */
+export const coded = (sentence) => String(sentence ?? "").split("`").map((part, k) => (k % 2 ? el("code", {}, part) : part)).filter((part) => part !== "");
+
 /** What has the focus, seen from a node: marimo's cells are shadow trees, which the document does not look into. */
 export const focusFrom = (node) => node.getRootNode().activeElement ?? null;
 

@@ -11,6 +11,13 @@ export function number(value, digits = 4) {
   return String(Number(value.toPrecision(digits)));
 }
 
+/** 134515008 → "135 M" */
+export function count(value) {
+  if (!(value >= 1000)) return number(value);
+  const power = Math.min(3, Math.floor(Math.log10(value) / 3));
+  return `${Number((value / 1000 ** power).toPrecision(3))} ${["", "K", "M", "B"][power]}`;
+}
+
 /** 0 is "not measured" for bytes. */
 export function bytes(value) {
   if (!(value > 0)) return MISSING;

@@ -89,6 +89,8 @@ export const de = {
   "silent": "Seit {time} nichts vom Kernel gehört. Falls er neu gestartet wurde: nbtune.attach({name}).monitor()",
   "code": "Dasselbe als Code:",
   "notes": "Hinweise",
+  "column.format": "Gelesen als",
+  "column.none": "keine",
   "note.fix": "Was tun: {fix}",
   "exports": "Dateien",
   "samples": "Beispielantworten",

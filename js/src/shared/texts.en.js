@@ -89,6 +89,8 @@ export const en = {
   "silent": "No word from the kernel for {time}. If it was restarted: nbtune.attach({name}).monitor()",
   "code": "The same in code:",
   "notes": "Notes",
+  "column.format": "Read as",
+  "column.none": "none",
   "note.fix": "What to do: {fix}",
   "exports": "Files",
   "samples": "Sample answers",

@@ -7,6 +7,7 @@ question and exactly one that of an answer, in one of a few languages.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -35,6 +36,8 @@ _AROUND = _words(
     "context passage background kontext hintergrund contexte contexto contesto kontekst bağlam контекст",
     "上下文 背景 文脈 문맥 맥락",
 )
+_COMPOUND = _words("frage fragen antwort antworten")  # German writes such names in one word
+_PARTS = re.compile(r"[\s_.-]+")
 _ASK, _TEXTS = "`columns: {prompt: …, completion: …}`", "`columns: {text: …}`"
 
 
@@ -51,12 +54,8 @@ def what_to_say(source: str, columns: Sequence[str], sample: Sequence[Mapping[st
         roles = ", ".join(f"{role.strip()}: …" for role in wanted.split(","))
         return f"say which of them are which: `columns: {{{roles}}}`"
     texts = [column for column in columns if _is_text(column, sample)]
-    asked, said, around = ([c for c in texts if c.strip().lower() in words] for words in (_ASKED, _SAID, _AROUND))
-    if len(asked) == 1 and len(said) == 1 and len(around) <= 1:
-        roles = ", ".join(
-            f"{role}: {_written(name)}"
-            for role, name in zip(("prompt", "completion", "context"), [*asked, *said, *around], strict=False)
-        )
+    if proposed := proposal(columns, sample, kind):
+        roles = ", ".join(f"{role}: {_written(name)}" for role, name in proposed.items())
         return f"say what they are: `data: {{source: {_written(source)}, columns: {{{roles}}}}}`"
     if nested := [c for c in columns if c not in texts and c.strip().lower() in _SAID | _ASKED]:
         shown = ", ".join(f"`{c}`" for c in nested[:3])
@@ -64,6 +63,22 @@ def what_to_say(source: str, columns: Sequence[str], sample: Sequence[Mapping[st
     if len(columns) > 1:
         return f"say which of them holds the questions and which the answers: {_ASK}; or the texts: {_TEXTS}"
     return f"say what it is: {_TEXTS}, or give questions with their answers, as rows with two columns"
+
+
+def proposal(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], kind: str = "sft") -> dict[str, str]:
+    """Return role → column where the columns' names leave no doubt, else nothing; arguments as of `what_to_say`."""
+    texts = [column for column in columns if kind == "sft" and _is_text(column, sample)]
+    asked, said, around = ([c for c in texts if _names(c, words)] for words in (_ASKED, _SAID, _AROUND))
+    if len(asked) != 1 or len(said) != 1 or len(around) > 1:
+        return {}
+    return dict(zip(("prompt", "completion", "context"), [*asked, *said, *around], strict=False))
+
+
+def _names(column: str, words: frozenset[str]) -> bool:
+    """Return whether a column is called by one of the words, or by one behind another (`user_question`, `Kundenfrage`)."""
+    name = column.strip().lower()
+    last = _PARTS.split(name)[-1]
+    return name in words or (len(last) > 2 and last in words) or any(name.endswith(w) for w in _COMPOUND & words)
 
 
 def _is_text(column: str, sample: Sequence[Mapping[str, Any]]) -> bool:

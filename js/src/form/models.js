@@ -1,0 +1,50 @@
+// The second step: which model. A gallery of those that are here and of well-known ones, each with what it needs.
+
+import { el, setAttribute } from "../shared/dom.js";
+import { bytes, count } from "../shared/format.js";
+import { text } from "../shared/texts.js";
+
+export class ModelStep {
+  constructor(form) {
+    this.form = form;
+    this.gallery = el("div", { class: "nbt-gallery", role: "group", "aria-label": text("form.models") }, ...[1, 2, 3].map(() => el("div", { class: "nbt-skeleton" })));
+    this.toy = el("p", { class: "nbt-next", hidden: true }, text("form.toy"));
+    this.node = el("div", {}, form.slots.model, this.gallery, this.toy, form.fields.node("model"));
+  }
+
+  show(judged) {
+    if (!judged.length) return;
+    const groups = [["here", (one) => one.origin !== "known"], ["known", (one) => one.origin === "known"]];
+    this.gallery.replaceChildren(...groups.flatMap(([key, wanted]) => {
+      const some = judged.filter(wanted);
+      return some.length ? [el("small", {}, text(`form.models.${key}`)), ...some.map((one) => this.card(one))] : [];
+    }));
+    this.mark();
+  }
+
+  card(one) {
+    const [owner, name] = one.name.includes("/") ? one.name.split(/\/(.*)/) : ["", one.name];
+    const facts = [text("form.parameters", { n: count(one.parameters) }), bytes(one.bytes), one.licence, one.gated ? text("form.gated") : ""];
+    const fits = one.fits === "no" ? text("form.fits.no") : text(`form.fits.${one.fits}`, { peak: bytes(one.peak), available: bytes(one.available) });
+    return el("button", { type: "button", class: "nbt-pick", "data-model": one.name, "data-fits": one.fits, onclick: () => this.choose(one) },
+      el("strong", {}, name), " ", el("small", {}, one.origin === "toy" ? text("form.is-toy") : owner),
+      el("small", { class: "nbt-fact" }, facts.filter(Boolean).join(" · ")), el("small", { class: "nbt-fact nbt-fit" }, fits));
+  }
+
+  /** A model that only fits with 4 bits is chosen with them. */
+  choose({ name, fits }) {
+    const { fields } = this.form;
+    fields.put("model", name);
+    if (fits === "4bit") fields.put("adapter.type", "qlora");
+    else if (this.bits) fields.put("adapter.type", "");
+    this.bits = fits === "4bit";
+    this.mark();
+    this.form.check();
+  }
+
+  mark() {
+    const now = this.form.fields.get("model");
+    for (const card of this.gallery.querySelectorAll(".nbt-pick")) setAttribute(card, "aria-pressed", String(card.dataset.model === now));
+    this.toy.hidden = now !== "nbtune/tiny";
+  }
+}
