@@ -41,7 +41,7 @@ def preset(goal: str, care: str) -> dict[str, Any]:
 
 
 def fields() -> list[dict[str, Any]]:
-    """Return one entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, first, group."""
+    """Return one entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, group."""
     found = list(_fields(RunSpec, "", ""))
     rank = {key: k for k, key in enumerate(FIRST)}
     return sorted(found, key=lambda entry: rank.get(entry["key"], len(FIRST)))
@@ -68,7 +68,6 @@ def _fields(part: type[BaseModel], prefix: str, of: str) -> Any:
             "kind": "data" if key == "data" else "model" if key == "model" else kind,
             "choices": choices,
             "default": default if isinstance(default, str | int | float | bool) else None,
-            "first": key in FIRST,
             "group": _GROUP_OF.get(key.split(".")[0], "learning"),
         }
 

@@ -278,7 +278,7 @@ class Inspection:
         return dict(source.rows[number])
 
     def stretches(self, index: int, characters: int = 1200) -> list[list[Any]]:
-        """Return a row's text, cut into stretches: [text, flags], 1 for what is trained, 4 for the template's own words.
+        """Return a row's text in stretches: [text, flags], 1 for what is trained, 4 for the template's own words.
 
         Raises:
             DataError: the row cannot be read.

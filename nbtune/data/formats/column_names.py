@@ -75,7 +75,7 @@ def proposal(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], kind: 
 
 
 def _names(column: str, words: frozenset[str]) -> bool:
-    """Return whether a column is called by one of the words, or by one behind another (`user_question`, `Kundenfrage`)."""
+    """Say whether a column is called by a word, or by one behind another (`user_question`, `Kundenfrage`)."""
     name = column.strip().lower()
     last = _PARTS.split(name)[-1]
     return name in words or (len(last) > 2 and last in words) or any(name.endswith(w) for w in _COMPOUND & words)
