@@ -121,3 +121,19 @@ def test_a_function_that_people_call_has_an_example() -> None:
     lacking = [name for name, text in texts.items() if ">>> " not in text and f"    run = {name}(" not in text]
     lacking = [name for name in lacking if not re.search(rf"^ {{4}}.*{re.escape(name)}\(", texts[name], re.MULTILINE)]
     assert lacking == []
+
+
+# -- the glossary --------------------------------------------------------------------------------------------------
+
+GLOSSARY = REPO / "docs" / "explanation" / "glossary.md"
+
+
+def test_a_term_of_the_glossary_is_in_the_file_that_it_names() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| `([^`|]+)` \|$", GLOSSARY.read_text(encoding="utf-8"), re.MULTILINE)
+    assert 30 <= len(rows) <= 40
+    assert len({term for term, _, _ in rows}) == len(rows)
+    gone = [file for _, _, file in rows if not (REPO / file).is_file()]
+    assert gone == []
+    plural = {term: rf"\b{term}(e?s)?\b" for term, _, _ in rows}
+    text = {file: (REPO / file).read_text(encoding="utf-8").replace("_", " ") for _, _, file in rows}
+    assert [(term, file) for term, _, file in rows if not re.search(plural[term], text[file], re.IGNORECASE)] == []
