@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 # With ARGS a part is asked for, and one of the two runs may have none of it.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? -eq 5 ])
 
-.PHONY: help setup demo test test-all test-js lint format bench docs notebooks browser clean
+.PHONY: help setup demo test test-all mutants test-js lint format bench docs notebooks browser clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ test: setup browser  ## what every change must pass, at most 10 minutes on 2 cor
 
 test-all: setup browser test-js  ## everything but what needs a GPU, also what takes hours
 	$(PYTEST) -m "not gpu" $(ARGS)
+
+mutants: setup  ## plants a hundred bugs one at a time: which of them does `make test` see? (an hour on 2 cores)
+	$(PY) -m tests.mutants.run $(ARGS)
 
 test-js: setup
 	cd js && npm test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ import pytest
 import nbtune
 from nbtune.errors import HubError
 from nbtune.events import Export
-from nbtune.export import LlamaRunner
+from nbtune.export import LlamaRunner, exporter
+from nbtune.export.exporter import Exporter
+from nbtune.export.hub_upload import check_push, push_folder
 from nbtune.export.model_card import FILES_TO_COME
+from nbtune.widgets.export_panel import ExportPanel
 from tests.support.fake_hub import TOKEN, FakeHub, Repo
 from tests.support.llama import llama_library
 
@@ -71,6 +75,15 @@ def test_an_export_that_is_interrupted_says_so(run: Any) -> None:
         run.export.gguf("f16", progress=stop)
     last = run.events()[-1]
     assert (last.kind, last.path, last.detail) == ("gguf f16", "", "ended by KeyboardInterrupt")
+
+
+def test_a_push_is_private_unless_said_otherwise(run: Any, hub: FakeHub) -> None:
+    """Through every door: what is public once cannot be called back."""
+    run.push_to_hub("ada/demo")
+    run.export.push("ada/direct")
+    assert [repo.private for repo in hub.repos.values()] == [True, True]
+    doors = (type(run).push_to_hub, Exporter.push, exporter.push, push_folder, check_push, ExportPanel.do_push)
+    assert [inspect.signature(door).parameters["private"].default for door in doors] == [True] * len(doors)
 
 
 def test_the_card_that_is_shown_is_the_one_that_is_pushed(run: Any, hub: FakeHub) -> None:

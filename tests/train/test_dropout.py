@@ -13,6 +13,8 @@ from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec import AdapterSpec
 from nbtune.train import cuda_graph_stepper
 from nbtune.train.cuda_graph_stepper import FusedStepper
+from nbtune.train.evaluate import mean_loss
+from nbtune.train.loss import TokenLoss
 from tests.models.test_accelerate import make
 
 STEPS, CPU = 4, torch.device("cpu")
@@ -69,6 +71,21 @@ def test_a_resumed_run_drops_what_the_whole_one_does():
             new.copy_(old)
     after.load_state_dict(before.state_dict())
     assert begun + losses(after, range(2, STEPS)) == whole
+
+
+def test_an_evaluation_drops_nothing_and_leaves_the_model_dropping():
+    after = stepper(dropout=0.5)
+    losses(after)  # from here on what is dropped makes a difference
+    model, loss, held = after._step.model, TokenLoss(fused=True), batches()[:2]
+    model.eval()
+    with torch.no_grad():
+        whole = sum(float(loss(model, batch, denominator=42, device=CPU).loss) for batch in held)
+    model.train()
+    assert mean_loss(model, loss, held, device=CPU)[0] == pytest.approx(whole, rel=1e-6)
+    assert model.training
+    with torch.no_grad():
+        dropped = sum(float(loss(model, batch, denominator=42, device=CPU).loss) for batch in held)
+    assert abs(dropped - whole) > 1e-4
 
 
 def test_a_step_without_a_seed_draws_from_torchs_state():

@@ -77,6 +77,18 @@ def test_gemma_without_its_plus_one_is_another_model(
         assert np.abs(llama.logits(tokens) - expected).max() / np.ptp(expected) > 0.05
 
 
+def test_caps_of_logits_are_those_of_the_config(
+    tmp_path: Path, tokenizers: Callable[[str], tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tight ones: llama.cpp takes 50 and 30 where a file does not say."""
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
+    case = CASES["gemma 2"]
+    monkeypatch.setitem(CASES, "capped", dataclasses.replace(case, options={**case.options, **caps}))
+    seen = measure("capped", tmp_path, *tokenizers(case.tokenizer), 10)
+    assert seen.explained is not None
+    assert seen.explained < EXPLAINED_LIMIT
+
+
 @pytest.mark.parametrize(
     ("config", "options", "words"),
     [
