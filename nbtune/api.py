@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbtune.data.sources.by_value import spec_with_named_rows
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import warm_start
+from nbtune.engine import abilities, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.errors import TrainError
 from nbtune.planner import Plan, make_plan
@@ -94,7 +94,10 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     measured, chosen = data.measure(sources, tokenizer, run_spec), device.choose_cards(run_spec.gpus, run_spec.device)
     where = device.describe(device.pick(run_spec.device, chosen[0] if isinstance(run_spec.gpus, tuple) else None))
     missing = models.missing_bytes(model, facts.weights_bytes)
-    return make_plan(run_spec, facts, measured, where, download_bytes=missing, devices=len(chosen))
+    with _placing(spec, first_line):
+        found = abilities.expected(run_spec, facts, tokenizer)
+        about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": len(chosen)}
+        return make_plan(run_spec, facts, measured, where, **about)
 
 
 def finetune(

@@ -112,6 +112,16 @@ class Check(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Abilities(Event):
+    """What the model was found to be able to, a sentence each in `said`: `tried` on a ``small`` copy of it when the run
+    was planned, or on the ``loaded`` one before the first step (see `nbtune.models.abilities`)."""
+
+    type: ClassVar[str] = "abilities"
+    tried: str
+    said: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Event):
     """A checkpoint that can be resumed from lies in `folder` (relative to the run's folder)."""
 
@@ -178,7 +188,7 @@ class Unknown(Event):
 
 
 _TYPES: dict[str, type[Event]] = {
-    kind.type: kind for kind in (State, Step, Eval, Sample, Check, Checkpoint, Warning, Export, Device)
+    kind.type: kind for kind in (State, Step, Eval, Sample, Check, Abilities, Checkpoint, Warning, Export, Device)
 }
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
 
@@ -243,6 +253,12 @@ def _numbers(value: Any) -> dict[str, Any]:
     return {name: one if type(one) in (float, bool) else _whole(one) for name, one in value.items()}
 
 
+def _texts(value: Any) -> dict[str, str]:
+    if type(value) is not dict or not all(type(one) is str for one in value.values()):
+        raise TypeError("not names with texts")
+    return value
+
+
 _BY_TYPE: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "int": _whole,
@@ -250,5 +266,6 @@ _BY_TYPE: dict[str, Callable[[Any], Any]] = {
     "bool": _only(bool),
     "dict[str, float]": _numbers,
     "dict[str, int]": _numbers,
+    "dict[str, str]": _texts,
 }
 _TAKES = {kind: {f.name: _BY_TYPE[str(f.type)] for f in dataclasses.fields(kind)} for kind in _TYPES.values()}

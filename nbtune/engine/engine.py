@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbtune import device as machine
 from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
-from nbtune.engine import distributed_launcher
+from nbtune.engine import abilities, distributed_launcher
 from nbtune.engine.evaluation import Measuring
 from nbtune.engine.failures import for_people, reserve, room_for, still_there
 from nbtune.engine.library_logging import quiet_libraries
@@ -31,7 +31,7 @@ from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with, reference_of
-from nbtune.errors import NbtuneError, PlanError
+from nbtune.errors import NbtuneError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
 from nbtune.planner import Plan, make_plan
@@ -153,7 +153,7 @@ class _Engine:
         )
         for message in self.data.report.warnings:
             self.emit(events.Warning(message=message))
-        self.plan = self._plan(facts, where)
+        self.plan = self._plan(facts, tokenizer, where)
         if self.writes:
             room_for(self.plan.disk_bytes, folder)
         self.emit(events.State(state="preparing", detail=self.plan.disk_and_download()))
@@ -181,13 +181,13 @@ class _Engine:
             tokenizer.save_pretrained(folder / "tokenizer")
         self._make_stepper(device)
 
-    def _plan(self, facts: Any, device: machine.DeviceFacts) -> Plan:
+    def _plan(self, facts: Any, tokenizer: Any, device: machine.DeviceFacts) -> Plan:
         """Return the plan, and with it `self.batches`."""
         body = read_json(self.folder / "plan.json")
         if body is not None:  # a resumed run keeps its plan: other batches would be another run
             plan = plan_of(body, self.folder)
             if plan.gpus != self.count:
-                plan = _on_others(plan, self.count)
+                plan = plan.shared_by(self.count)
                 if self.writes:
                     write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
             self.batches = self._batches(plan)
@@ -197,7 +197,10 @@ class _Engine:
         spec = self.spec
         missing = missing_bytes(spec.model, facts.weights_bytes)
         facts = counted(facts, spec.model, spec.adapter, trust_remote_code=spec.trust_remote_code)
-        plan = make_plan(spec, facts, self.data.facts, device, download_bytes=missing, devices=self.count)
+        found = abilities.expected(spec, facts, tokenizer)
+        about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": self.count}
+        plan = make_plan(spec, facts, self.data.facts, device, **about)
+        self.emit(plan.abilities.event())
         self.batches = self._batches(plan)
         if self.spec.steps is None:  # how many sequences the packs make is known only now
             steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)
@@ -283,12 +286,18 @@ class _Engine:
             sample=measuring.samples,
             between=self._between,
         )
-        here = self.writes or plan.weights.shards  # whose model needs all processes
-        if plan.packing and self.progress.step == 0 and here:
-            measuring.packs_must_be_kept_apart(self._batches(plan, rank=0), self.emit, fused=self.fused)
+        if self.progress.step == 0 and (self.writes or plan.weights.shards):  # whose model needs all processes
+            self._confirm()
         control = together or self.control
         with Gauge(self._say, self.built.model, self.stepper.device) as emit:
             return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
+
+    def _confirm(self) -> None:
+        """What the plan said of the model, said again by the loaded one, and kept with the plan."""
+        found = self.measuring.confirmed(self._batches(self.plan, rank=0), self.emit, fused=self.fused)
+        self.plan = self.plan.model_copy(update={"abilities": found})
+        if self.writes:
+            write_json(self.folder / "plan.json", self.plan.model_dump(mode="json"))
 
     def _save(self, progress: Progress) -> events.Checkpoint:
         self.measuring.must_be_sound(progress.step, self.batches)
@@ -332,21 +341,6 @@ class _Engine:
             return {"answer": said, "step": self.progress.step}
         except Exception as error:  # noqa: BLE001 — a bad question must not end the run; whoever asked is told
             return {"error": str(error) if isinstance(error, NbtuneError) else f"{type(error).__name__}: {error}"}
-
-
-def _on_others(plan: Plan, count: int) -> Plan:
-    """Return the plan of a run that goes on with another number of devices: the same steps, in other shares.
-
-    Raises:
-        PlanError: its weights were parted among several, and there is one.
-    """
-    if plan.weights.shards and count == 1:
-        raise PlanError(
-            f"this run's weights were parted among {plan.gpus} devices, one alone is not planned for",
-            fix="resume it with as many devices (`gpus` in its spec.yaml), or start a new run",
-        )
-    weights = plan.weights.parted(count) if plan.weights.shards else plan.weights
-    return plan.model_copy(update={"gpus": count, "weights": weights})
 
 
 def main(folder: Path, *, with_parent: bool = False) -> int:

@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbtune import events
-from nbtune.errors import TrainError
+from nbtune.engine import abilities
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
+from nbtune.models.abilities import Abilities, Claim, leaks
 
 if TYPE_CHECKING:
     import torch
@@ -52,26 +53,32 @@ class Measuring:
     together: RankedControl | None = None
     of_sources: dict[str, float] = dataclasses.field(default_factory=dict)  # the last evaluation, source by source
 
-    def packs_must_be_kept_apart(
-        self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool
-    ) -> None:
-        """Say whether the documents of the first pack leave each other alone, in this model.
+    def confirmed(self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool) -> Abilities:
+        """Say what the loaded model can do, and a warning for what the plan expected otherwise.
 
         Args:
             fused: how the run's loss asks the model, see `nbtune.train.inputs.model_inputs`.
         Raises:
-            TrainError: they do not.
+            PlanError: the documents of the first pack do not leave each other alone, in this model.
         """
+        packing = self._first_pack(batches, emit, fused=fused) if self.plan.packing else None
+        asks = not self.plan.weights.shards  # an answer of parted weights needs all processes
+        found, worse = abilities.confirmed(self.plan.abilities, self.built, self.spec, packing=packing, ask=asks)
+        emit(found.event())
+        for message in worse:
+            emit(events.Warning(message=message))
+        return found
+
+    def _first_pack(self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool) -> Claim:
         from nbtune.train.packing_check import packs_are_kept_apart
 
-        first, model = batches.step(0)[0], self.built.model
-        check = packs_are_kept_apart(model, self.data.train, first, device=self.device, fused=fused)
-        emit(check)
-        if not check.passed:
-            raise TrainError(
-                f"{self.plan.architecture} does not keep the rows of a pack apart: {check.detail}",
-                fix="leave `packing` out, so that each row is a sequence of its own",
-            )
+        data, first = self.data.train, batches.step(0)[0]
+        found = packs_are_kept_apart(self.built.model, data, first, device=self.device, fused=fused)
+        passed = found.holds is not False
+        emit(events.Check(name="packed equals unpacked", passed=passed, detail=found.words))
+        if not passed:
+            raise leaks(self.plan.architecture, found.words)
+        return found
 
     def evaluate(self, look: Look) -> tuple[float, int, float] | None:
         """Return mean loss, tokens and seconds of the held-out rows; None where there are none.

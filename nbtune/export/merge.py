@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,11 @@ class MergedModel:
     def __init__(self, source: ExportSource, device: torch.device | str = "cpu") -> None:
         self.source, self.device = source, torch.device(device)
         self.config: dict[str, Any] = read_json(source.base / "config.json")
-        _refuse_quantised(self.config, source)
+        refuse_quantised(self.config, str(source.base))
         self.base = Weights(source.base)
         self._rounded: tuple[str, torch.Tensor] = ("", torch.empty(0))
         self.adapter = AdapterFile(source.adapter) if source.adapter else None
-        self.embedding = _embedding_name(self.base)
+        self.embedding = embedding_name(self.base)
         self.names = [name for name in self.base if self.base.dtype(name) in ("F64", "F32", "F16", "BF16")]
         if self.adapter:
             self._attach(self.adapter)
@@ -64,10 +64,10 @@ class MergedModel:
     def _attach(self, adapter: AdapterFile) -> None:
         if self._tied():
             self._keep_or_cut_tie(adapter)
-        missing = [name for name in adapter.targets if name not in self.base and name not in self.names]
-        if missing:
+        there = {*self.base, *self.names}
+        if missing := [name for name in adapter.targets if name not in there]:
             raise ExportError(
-                f"the adapter changes {missing[0]!r}, which the base model does not have ({len(missing)} such)",
+                not_in_base(missing),
                 place=str(adapter.folder),
                 fix="give the base model that the adapter was trained on.",
             )
@@ -158,7 +158,13 @@ class MergedModel:
             yield self.rows(name, start, min(start + step, shape[0]))
 
 
-def _embedding_name(base: Weights) -> str | None:
+def not_in_base(missing: Sequence[str]) -> str:
+    """What is said of weights that an adapter changes and the base's files do not hold by these names."""
+    return f"the adapter changes {missing[0]!r}, which the base model does not have ({len(missing)} such)"
+
+
+def embedding_name(base: Iterable[str]) -> str | None:
+    """Which of a model's weights is the embedding of its tokens."""
     for name in base:
         if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "tok_embeddings.weight")):
             return name
@@ -183,13 +189,14 @@ def rounded(weight: torch.Tensor, placement: Placement) -> torch.Tensor:
     return dequantize_4bit(packed, state).reshape(weight.shape).float()
 
 
-def _refuse_quantised(config: dict[str, Any], source: ExportSource) -> None:
+def refuse_quantised(config: dict[str, Any], place: str) -> None:
+    """Raise an `ExportError` for a base whose files hold rounded weights."""
     quant = config.get("quantization_config")
     if quant:
         method = quant.get("quant_method", "quantised")
         raise ExportError(
             f"the base is stored quantised ({method}), and there is no exact way to merge into that",
-            place=str(source.base),
+            place=place,
             fix="give the 16-bit base as model: (and quantise it in the spec), or export the adapter.",
         )
 

@@ -54,14 +54,14 @@ def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def targeted(model: "nn.Module", adapter: "AdapterSpec") -> "list[nn.Module]":
-    """Return the modules that an adapter goes onto.
+def targeted(model: "nn.Module", adapter: "AdapterSpec") -> "dict[str, nn.Module]":
+    """Return the modules that an adapter goes onto, by their names.
 
     Raises:
         SpecError: see `targets_of`.
     """
     names = targets_of(model, adapter)
-    return [module for name, module in model.named_modules() if any(_matches(name, each) for each in names)]
+    return {name: module for name, module in model.named_modules() if any(_matches(name, each) for each in names)}
 
 
 def left_out(model: "nn.Module") -> dict[str, str]:

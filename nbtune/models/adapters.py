@@ -46,12 +46,15 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
     for p in model.parameters():
         p.requires_grad_(False)
     targets, known = targets_of(model, adapter), linear_names(model)
+    turned = all(type(m).__name__ == "Conv1D" for m in targeted(model, adapter).values())  # GPT-2's weights
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules=targets,
-        fan_in_fan_out=all(type(m).__name__ == "Conv1D" for m in targeted(model, adapter)),  # GPT-2's turned weights
+        fan_in_fan_out=all(
+            type(m).__name__ == "Conv1D" for m in targeted(model, adapter).values()
+        ),  # GPT-2's turned weights
         use_rslora=adapter.use_rslora,
         use_dora=adapter.type == "dora",
         bias="none",

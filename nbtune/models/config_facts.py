@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class ModelFacts:
         weights_bytes: size of the weights on disk.
         dtype: of most weights on disk, in torch's spelling.
         trained: how many numbers the adapter trains, where that was counted (`nbtune.models.outline_facts`).
+        targets: the names of the modules that the adapter is put onto, counted alike.
         linear: numbers in linear layers beside the head, counted alike: what 4 or 8 bits cover.
         stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
     """
@@ -52,6 +54,7 @@ class ModelFacts:
     trained: int | None = None
     linear: int | None = None
     stacked: int = 0
+    targets: tuple[str, ...] = ()
 
     @property
     def block_parameters(self) -> int:
@@ -90,8 +93,20 @@ def model_facts(model: str) -> ModelFacts:
     """
     place = resolve(model, weights=False)
     config = _config(Path(place), model)
-    headers = read_headers(Path(place)) or ({} if Path(model).is_dir() else _hub_headers(model))
-    return _from_config(model, config, headers)
+    return _from_config(model, config, headers_of(model))
+
+
+def headers_of(model: str) -> dict[str, dict[str, Any]]:
+    """The entries of a model's safetensors files, by the tensors' names; {}: they cannot be read without their numbers.
+
+    Args:
+        model: as of `model_facts`.
+
+    Raises:
+        SpecError: a weight file is not whole.
+    """
+    place = resolve(model, weights=False)
+    return read_headers(Path(place)) or ({} if Path(model).expanduser().is_dir() else _hub_headers(model, str(place)))
 
 
 def _config(folder: Path, model: str) -> dict[str, Any]:
@@ -105,7 +120,9 @@ def _config(folder: Path, model: str) -> dict[str, Any]:
     return {**config, **text, "architectures": config.get("architectures")} if isinstance(text, dict) else config
 
 
-def _hub_headers(model: str) -> dict[str, dict[str, Any]]:
+@lru_cache(maxsize=8)
+def _hub_headers(model: str, snapshot: str) -> dict[str, dict[str, Any]]:
+    """Headers that the Hub is asked for; once for each of the model's commits, which `snapshot` is named after."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
 

@@ -255,20 +255,27 @@ def outline(
     Raises:
         SpecError, HubError: see `resolve`.
     """
-    import torch
-
-    library = _transformers()
-
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
-    config = library.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+    configs = _transformers().AutoConfig
+    config = configs.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
     part = config.get_text_config()
     if layers is not None:
         part.num_hidden_layers = layers
         if getattr(part, "layer_types", None):
             part.layer_types = part.layer_types[:layers]
     config.use_cache = False
+    return from_config(config, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+
+def from_config(
+    config: Any, *, dtype: "torch.dtype", device: "torch.device | str", trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """The causal language model of a config, with random weights."""
+    import torch
+
+    models = _transformers().AutoModelForCausalLM
     with torch.device(_index(device)):
-        return library.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return models.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _keep_layout(model: "PreTrainedModel") -> None:

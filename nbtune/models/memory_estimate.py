@@ -58,6 +58,8 @@ def estimate(
     dtype: str,
     device: str,
     accelerated: bool = True,
+    own_head: bool = True,
+    starting_weights: bool = False,
 ) -> MemoryPlan:
     """Return the expected bytes on the training device.
 
@@ -67,7 +69,10 @@ def estimate(
         weights: of the blocks' frozen layers; embedding and head stay at 16 bit (32 on a CPU), on each device. Of
             layers that are streamed two are there at a time, of parted ones `_BORROWED` are there whole.
         activations: what blocks keep.
-        accelerated: nbtune's blocks and fused head; stock keeps more per token and the logits too.
+        accelerated: nbtune's blocks; stock ones keep more per token.
+        own_head: nbtune's head, which makes the logits of some rows at a time; stock keeps those of all.
+        starting_weights: what is trained is kept once more, as it was at the start, for a method's reference; while
+            that is asked (and nothing is kept for a backward), the trained numbers wait in a second copy.
     """
     width = 4 if dtype == "fp32" else 2
     trained = trainable_parameters(model, adapter)
@@ -77,21 +82,29 @@ def estimate(
     tokens = micro_batch_size * sequence_len
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width
-    logits = min(tokens, _LOGIT_CHUNK) if accelerated else tokens
+    logits = min(tokens, _LOGIT_CHUNK) if own_head else tokens
+    copies = 4 * trained * (2 if starting_weights else 1)
+    kept = _activations(model, activations, tokens, width, accelerated)
     if weights.eight_bit:  # one block's are there transposed, too
         frozen += block_bytes(model, weights)
     needs = MemoryPlan(
         weights=frozen,
-        adapter=0 if adapter.type == "full" and width == 4 else trained * 4,  # of 16-bit weights: fp32 copies
+        adapter=0 if adapter.type == "full" and width == 4 else copies,  # of 16-bit weights: fp32 copies
         gradients=trained * 4,
         optimizer=trained * 8,
-        activations=_activations(model, activations, tokens, width, accelerated),
+        activations=max(kept, trained * 4) if starting_weights else kept,
         head=logits * model.vocab_size * (4 + width),
         reserve=_CUDA_CONTEXT if device == "cuda" else _PYTHON,
     )
     # 8-bit weights come into memory as 16-bit ones first
     loading = 2 * model.block_parameters * model.num_layers + rest * width if weights.eight_bit else 0
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
+
+
+def frozen_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:
+    """Bytes of all frozen weights in memory, wherever they are: formats cover linear layers, the rest is as it was."""
+    linear = model.block_parameters * model.num_layers
+    return int(linear * weights.bytes_a_weight) + max(0, model.parameters - linear) * (4 if dtype == "fp32" else 2)
 
 
 def block_bytes(model: ModelFacts, weights: Placement) -> int:

@@ -32,7 +32,9 @@ class Setup:
     Args:
         weights: their format; where they are is what is searched for.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
+        accelerated, own_head: blocks, and head, are nbtune's own.
         devices: how many such devices share each step.
+        starting_weights: see `estimate`.
     """
 
     model: ModelFacts
@@ -42,7 +44,9 @@ class Setup:
     dtype: str
     sequence_len: int
     accelerated: bool = True
+    own_head: bool = True
     devices: int = 1
+    starting_weights: bool = False
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
         """Return one way, with the bytes that it needs on each device."""
@@ -57,6 +61,8 @@ class Setup:
             dtype=self.dtype,
             device=self.device.kind,
             accelerated=self.accelerated,
+            own_head=self.own_head,
+            starting_weights=self.starting_weights,
         )
         return Fit(policy, micro_batch_size, memory, weights)
 

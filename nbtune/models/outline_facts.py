@@ -38,14 +38,35 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
     """
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     config = (Path(place) / "config.json").read_text(encoding="utf-8")
-    trained, linear, stacked = _count(str(place), config, adapter.model_dump_json(), trust_remote_code)
-    return replace(facts, trained=trained, linear=linear, stacked=stacked)
+    trained, linear, stacked, targets = _count(str(place), config, adapter.model_dump_json(), trust_remote_code)
+    return replace(facts, trained=trained, linear=linear, stacked=stacked, targets=targets)
+
+
+def outlined(model: str, *, trust_remote_code: bool = False) -> Any:
+    """The whole model, of tensors that hold nothing; nobody may change it.
+
+    Raises:
+        SpecError, HubError: see `resolve`. Whatever the model's own code raises.
+    """
+    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    return _outlined(str(place), (Path(place) / "config.json").read_text(encoding="utf-8"), trust_remote_code)
+
+
+@lru_cache(maxsize=2)
+def _outlined(place: str, config: str, trust_remote_code: bool) -> Any:
+    """`config` is what is in its file: another one is another model."""
+    import torch
+
+    return outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
+
+
+_Count = tuple[int | None, int | None, int, tuple[str, ...]]
 
 
 @lru_cache(maxsize=32)
-def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> tuple[int | None, int | None, int]:
-    """Return numbers that are trained, those in linear layers beside the head, and those in stacks of matrices
-    (experts)."""
+def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> _Count:
+    """Return numbers that are trained, those in linear layers beside the head, those in stacks of matrices (experts),
+    and the names of the modules that are trained."""
     import torch
     from torch import nn
 
@@ -53,20 +74,23 @@ def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> tu
 
     wanted = AdapterSpec.model_validate(json.loads(adapter))
     try:
-        model: Any = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
+        model = _outlined(place, config, trust_remote_code)
     except SpecError:
         raise
     except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
-        return None, None, 0
+        return None, None, 0, ()
     head = model.get_output_embeddings()
     linear = sum(m.weight.numel() for _, m in linears(model) if m is not head)
-    stacked = sum(p.numel() for p in model.parameters() if p.dim() > 2)
+    stacks = [m for m in model.modules() if not isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False) if p.dim() > 2)
     if wanted.type == "full":
-        return sum(p.numel() for p in model.parameters()), linear, stacked
+        return sum(p.numel() for p in model.parameters()), linear, stacked, ()
     layers = targeted(model, wanted)
-    if layers and all(type(layer) is nn.Linear for layer in layers):  # without importing peft, which takes seconds
-        ends = sum(wanted.r * (m.in_features + m.out_features) for m in layers)
-        scales = sum(m.out_features for m in layers) if wanted.type == "dora" else 0
-        return ends + scales, linear, stacked
-    model = add_adapter(model, wanted, seed=0)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), linear, stacked
+    names = tuple(layers)
+    if layers and all(type(layer) is nn.Linear for layer in layers.values()):  # without peft, which imports for seconds
+        ends = sum(wanted.r * (m.in_features + m.out_features) for m in layers.values())
+        scales = sum(m.out_features for m in layers.values()) if wanted.type == "dora" else 0
+        return ends + scales, linear, stacked, names
+    own = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
+    adapted = add_adapter(own, wanted, seed=0)
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad), linear, stacked, names

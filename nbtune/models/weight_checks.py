@@ -62,7 +62,7 @@ def check_files(folder: Path, model: str) -> None:
         headers.update(_header(file))
     if not headers:
         raise SpecError(f"{model} has weight files without any weights", place=str(files[0]), fix=_AGAIN)
-    if _is_quantised(folder):
+    if is_quantised(folder):
         return
     for name, entry in headers.items():
         if _INTEGERS.match(entry["dtype"]) and _WEIGHT.search(name):
@@ -88,7 +88,7 @@ def check_loaded(loaded: "PreTrainedModel", info: dict[str, Any], folder: Path, 
     """
     missing = sorted(info.get("missing_keys") or ())
     shapes = [*sorted(info.get("mismatched_keys") or ()), *_rounded_otherwise(loaded)]
-    left = [] if _is_quantised(folder) else [n for n in sorted(info.get("unexpected_keys") or ()) if _counts(n, loaded)]
+    left = [] if is_quantised(folder) else [n for n in sorted(info.get("unexpected_keys") or ()) if _counts(n, loaded)]
     if not (missing or shapes or left):
         return
     said = []
@@ -148,7 +148,7 @@ def _counts(name: str, loaded: "PreTrainedModel") -> bool:
     return not (ahead and int(block[1]) >= text.num_hidden_layers)
 
 
-def _is_quantised(folder: Path) -> bool:
+def is_quantised(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config"))
     except (OSError, ValueError, AttributeError):

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from nbtune.errors import PlanError
+from nbtune.models.abilities import Abilities
 from nbtune.models.memory_estimate import MemoryPlan
 from nbtune.spec.placement import Placement
 
@@ -50,12 +52,27 @@ class Plan(BaseModel):
     disk_bytes: int
     download_bytes: int
     seconds: float
+    abilities: Abilities = Abilities()
     reasons: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
         """The expected peak on the device."""
         return self.memory.total
+
+    def shared_by(self, count: int) -> Plan:
+        """The plan of a run that goes on with another number of devices: the same steps, in other shares.
+
+        Raises:
+            PlanError: its weights were parted among several, and there is one.
+        """
+        if self.weights.shards and count == 1:
+            raise PlanError(
+                f"this run's weights were parted among {self.gpus} devices, one alone is not planned for",
+                fix="resume it with as many devices (`gpus` in its spec.yaml), or start a new run",
+            )
+        weights = self.weights.parted(count) if self.weights.shards else self.weights
+        return self.model_copy(update={"gpus": count, "weights": weights})
 
     def rows_of_explanation(self) -> list[tuple[str, str]]:
         """Return (what, value) pairs, in the order a person asks for them."""
@@ -76,7 +93,7 @@ class Plan(BaseModel):
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
-        return rows + [("why", reason) for reason in self.reasons]
+        return rows + self.abilities.rows() + [("why", reason) for reason in self.reasons]
 
     def explained_rate(self) -> str:
         """Return the peak of the learning rate, and why it is that."""

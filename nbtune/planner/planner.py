@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
 from nbtune.methods import METHODS
-from nbtune.models.memory_estimate import trainable_parameters
+from nbtune.models.abilities import Abilities, leaks
+from nbtune.models.memory_estimate import frozen_bytes, trainable_parameters
 from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.plan import Plan
+from nbtune.spec.parts import UNPACKED_ORDERS
 from nbtune.spec.placement import Home, Placement
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def make_plan(
     data: DataFacts,
     device: DeviceFacts,
     *,
+    abilities: Abilities | None = None,
     download_bytes: int = 0,
     devices: int = 1,
 ) -> Plan:
@@ -47,6 +50,7 @@ def make_plan(
     Args:
         spec: what was asked for.
         model, data, device: plain facts; nothing is loaded to plan.
+        abilities: what was found of the model (`nbtune.engine.abilities`).
         download_bytes: what must still be fetched.
         devices: how many devices as this one, or processes, share each step.
     Raises:
@@ -63,8 +67,11 @@ def make_plan(
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec, devices)
     tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
-    ours = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
-    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, ours, devices)
+    found = abilities or Abilities()
+    packing = _packing(spec, found, model.architecture, reasons)
+    setup = Setup(
+        model, spec.adapter, device, weights, dtype, tokens, *_ours(spec, found), devices, _starts_from_another(spec)
+    )
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
@@ -91,6 +98,14 @@ def make_plan(
     if spec.steps is None and spec.epochs is None:
         reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
     trained = trainable_parameters(model, spec.adapter)
+    found = found.model_copy(
+        update={
+            "trained": trained,
+            "frozen_bytes": 0 if spec.adapter.type == "full" else frozen_bytes(model, best.weights, dtype),
+            "rounded": model.block_parameters * model.num_layers if best.weights.quantised else 0,
+            "experts": model.stacked,
+        }
+    )
     mean = data.tokens_total / max(1, data.rows)
     rate, why = rate_of(spec, model.architecture, model.hidden_size)
     return Plan(
@@ -109,7 +124,7 @@ def make_plan(
         num_layers=model.num_layers,
         gpus=devices,
         activations=best.activations,
-        packing=spec.packing,
+        packing=packing,
         sequence_len=sequence_len,
         micro_batch_size=micro,
         gradient_accumulation_steps=accumulation,
@@ -125,8 +140,43 @@ def make_plan(
         * math.ceil(micro * accumulation / devices)
         * min(mean, sequence_len)
         * _seconds_a_token(model, device, best.activations),
+        abilities=found,
         reasons=tuple(reasons),
     )
+
+
+def _packing(spec: RunSpec, found: Abilities, architecture: str, reasons: list[str]) -> bool:
+    """Whether rows share sequences: as asked, or where that is safe.
+
+    Raises:
+        PlanError: it was asked for by name, and the model would see one row in another.
+    """
+    if spec.packing is True and found.packing.holds is False:
+        raise leaks(architecture, found.packing.words)
+    if spec.packing != "auto":
+        return spec.packing
+    if spec.order in UNPACKED_ORDERS:
+        reasons.append(f"rows are not packed: `order: {spec.order}` could not be kept")
+        return False
+    if found.packing.holds:
+        reasons.append(f"rows are packed, which is safe with {architecture}: {found.packing.words}")
+    elif found.packing.holds is None:
+        reasons.append(f"rows are not packed: whether {architecture} keeps them apart is not known")
+    else:
+        reasons.append(f"rows are not packed: {leaks(architecture, found.packing.words).cause}")
+    return bool(found.packing.holds)
+
+
+def _ours(spec: RunSpec, found: Abilities) -> tuple[bool, bool]:
+    """Whether blocks, and the head, are nbtune's own; by rule where it was not tried."""
+    rule = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
+    layers, head = found.takes("layers"), found.takes("head")
+    return rule if layers is None else layers, spec.accelerate if head is None else head
+
+
+def _starts_from_another(spec: RunSpec) -> bool:
+    """The reference is what another run has learnt, and kept beside what is trained."""
+    return spec.start_from is not None and METHODS[spec.method].reference
 
 
 def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str]) -> Placement:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nbtune.methods import METHODS, how_they_learn, what_beta_is, without_reference
 from nbtune.spec.parts import (
+    UNPACKED_ORDERS,
     AdapterSpec,
     CheckpointSpec,
     EvalSpec,
@@ -208,8 +209,13 @@ class RunSpec(Part):
         example="in_turn",
         advanced=True,
     )
-    packing: bool = field(
-        False, "Packing", "Several short rows share a sequence, without seeing each other.", example=True, advanced=True
+    packing: Literal["auto"] | bool = field(
+        False,
+        "Packing",
+        "Several short rows share a sequence, without seeing each other; auto: where the model is found to keep them "
+        "apart.",
+        example="auto",
+        advanced=True,
     )
     seed: int = field(42, "Seed", "Same seed, same run.", example=42, ge=0, lt=2**32, advanced=True)
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = field(
@@ -300,7 +306,7 @@ class RunSpec(Part):
                 f"use lora, or the method {' or '.join(without_reference())}"
             )
         batch = self.batch_size or (self.micro_batch_size or 0) * (self.gradient_accumulation_steps or 1)
-        if batch and batch < method.least_batch and not self.packing:
+        if batch and batch < method.least_batch and self.packing is not True:
             raise ValueError(
                 f"method `{self.method}` compares the answers of a step: set batch_size to {method.least_batch} or more"
             )
@@ -319,7 +325,7 @@ class RunSpec(Part):
             raise ValueError(
                 f"batch_size {batch} is not a multiple of micro_batch_size {micro}: change one, or leave one out"
             )
-        if self.packing and self.order in ("bucketed", "in_turn", "short_first"):
+        if self.packing is True and self.order in UNPACKED_ORDERS:
             raise ValueError(
                 f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"
             )

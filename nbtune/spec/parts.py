@@ -14,6 +14,9 @@ from pydantic import (
     model_validator,
 )
 
+UNPACKED_ORDERS = ("bucketed", "in_turn", "short_first")
+"""Orders of rows that packs, which take rows as they fit, could not keep."""
+
 
 def field(
     default: Any, title: str, description: str, *, example: Any, unit: str = "", advanced: bool = False, **limits: Any

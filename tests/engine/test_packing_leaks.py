@@ -9,7 +9,7 @@ import pytest
 
 import nbtune
 from nbtune import events
-from nbtune.errors import TrainError
+from nbtune.errors import PlanError
 from nbtune.models import load_tokenizer
 
 SIZES = {
@@ -66,9 +66,8 @@ def train(folder_of: Any, tmp_path: Path) -> Any:
     return begin
 
 
-def check_of(run: Any) -> events.Check:
-    (found,) = [event for event in run.events() if isinstance(event, events.Check)]
-    return found
+def said_of(run: Any, kind: type[Any]) -> list[Any]:
+    return [event for event in run.events() if isinstance(event, kind)]
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -85,16 +84,43 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", APART)
 def test_families_that_keep_documents_apart_train(train: Any, family: str, way: str) -> None:
     run = train(family, **WAYS[way]).wait()
-    found = check_of(run)
+    (found,) = said_of(run, events.Check)
     assert found.passed, found.detail
     assert run.state == "finished"
+    assert run.plan.packing
+    assert run.plan.abilities.packing.holds
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", LEAK)
 def test_packs_of_a_family_that_leaks_are_refused(train: Any, family: str, way: str) -> None:
     run = train(family, **WAYS[way])
-    with pytest.raises(TrainError, match=r"(?is)does not keep the rows of a pack apart.*leave `packing` out"):
+    with pytest.raises(PlanError, match=r"(?is)does not keep the rows of a pack apart.*leave `packing` out"):
         run.wait()
-    assert not check_of(run).passed
-    assert not [event for event in run.events() if isinstance(event, events.Step)]
+    assert not said_of(run, events.Step)
+
+
+@pytest.mark.parametrize("way", ["bf16", "stock"])
+@pytest.mark.parametrize("family", LEAK)
+def test_the_loaded_model_is_asked_too(train: Any, family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the plan could not tell, the first pack does, before step 1."""
+    from nbtune.engine import abilities
+    from nbtune.models.abilities import Claim
+
+    monkeypatch.setattr(abilities, "_tried", lambda *_, **__: ((), Claim(words="not tried")))
+    run = train(family, **WAYS[way])
+    with pytest.raises(PlanError, match=r"(?is)does not keep the rows of a pack apart.*leave `packing` out"):
+        run.wait()
+    (found,) = said_of(run, events.Check)
+    assert not found.passed
+    assert not said_of(run, events.Step)
+
+
+def test_auto_packs_where_that_is_safe_and_says_where_it_is_not(train: Any) -> None:
+    safe = train("llama", packing="auto", dtype="fp32").wait()
+    assert safe.plan.packing
+    assert any("rows are packed, which is safe" in reason for reason in safe.plan.reasons)
+    other = train("bloom", packing="auto", dtype="fp32").wait()
+    assert other.state == "finished"
+    assert not other.plan.packing
+    assert any("rows are not packed: Bloom" in reason for reason in other.plan.reasons)

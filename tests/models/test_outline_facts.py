@@ -112,6 +112,7 @@ def test_a_plan_says_which_experts_stay_in_16_bits(tmp_path: Path) -> None:
     from tests.support.families import family_tokenizer
 
     place = folder_of("mixtral", tmp_path)
+    outline(str(place), dtype=torch.float32, device="cpu").save_pretrained(place)
     family_tokenizer("sentencepiece", place)
     spec: dict[str, Any] = {"model": str(place), "data": ROWS, "steps": 1}
     said = nbtune.plan({**spec, "adapter": "qlora"}).explain()

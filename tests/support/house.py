@@ -30,8 +30,9 @@ STREAM = (
     ("generate",),
     ("train",),
     ("store",),
+    ("export",),
     ("engine",),
-    ("widgets", "export"),
+    ("widgets",),
 )
 FLOORS = {room: floor for floor, rooms in enumerate(STREAM) for room in rooms}
 LEAVES = (

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.data.formats.messages import KEYS
-from nbtune.data.template.chat_template import ChatTemplate, template_text
+from nbtune.data.formats.messages import KEYS, Chat
+from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.template.special_tokens import Controls
+from nbtune.data.tokenize.encoder import Encoder
 from nbtune.errors import DataError
+from nbtune.spec import RunSpec
 
 _ASKED, _THOUGHT, _SAID = "qzaskedzq", "qzthoughtzq", "qzsaidzq"
 
@@ -64,6 +66,27 @@ def _inside_an_answer(template: ChatTemplate) -> set[int]:
         return set()
     between = text.rpartition(_SAID)[0].rpartition(_THOUGHT)
     return template.controls.all_in(between[2]) if between[1] else set()
+
+
+def trained_end(tokenizer: Any, spec: RunSpec) -> int | None:
+    """The token that ends an answer and is trained, as an answer of a word is prepared; None: none is trained.
+
+    Args:
+        tokenizer: with the template that is trained by; without one chats get a plain one.
+        spec: of the run.
+
+    Raises:
+        DataError: such a chat cannot be rendered.
+    """
+    template = ChatTemplate(tokenizer, None if template_text(tokenizer) else PLAIN_TEMPLATE)
+    chat = Chat([template.message("user", _ASKED), template.message("assistant", _SAID)])
+    (found,) = Encoder.of_spec(tokenizer, template, spec).encode([chat])
+    if isinstance(found, DataError):
+        raise found
+    ids, trained = found
+    last = [int(id_) for id_, learnt in zip(ids, trained, strict=True) if learnt][-1:]
+    known = {*template.controls.ids.values(), tokenizer.eos_token_id}
+    return last[0] if last and last[0] in known else None
 
 
 def end_ids(own: int | Sequence[int] | None, tokenizer: Any) -> list[int]:

@@ -73,9 +73,13 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     Raises:
         ExportError: there is none, or llama.cpp has none that gives the same tokens.
     """
-    tokenizer = load_tokenizer(folder)
+    return vocabulary_of(load_tokenizer(folder), rows, str(folder))
+
+
+def vocabulary_of(tokenizer: Any, rows: int, place: str) -> Vocabulary:
+    """A tokenizer of transformers as llama.cpp has it; arguments and errors as of `read_vocabulary`."""
+    _must_be_fast(tokenizer, place)
     body = json.loads(tokenizer.backend_tokenizer.to_str())
-    place = str(folder)
     kind = body["model"]["type"]
     if kind != "BPE":
         raise _refused(f"a {kind} tokenizer is not known", place)
@@ -105,9 +109,13 @@ def load_tokenizer(folder: Path) -> Any:
         raise ExportError(
             f"the tokenizer cannot be loaded ({first})", place=str(folder), fix="put its files beside the weights."
         ) from None
-    if not getattr(tokenizer, "is_fast", False):
-        raise _refused("its tokenizer has no tokenizer.json form", str(folder))
+    _must_be_fast(tokenizer, str(folder))
     return tokenizer
+
+
+def _must_be_fast(tokenizer: Any, place: str) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise _refused("its tokenizer has no tokenizer.json form", place)
 
 
 def _refused(what: str, place: str) -> ExportError:

@@ -1,0 +1,133 @@
+"""What will be possible, gathered from the rooms: before anything is loaded for a plan, on the loaded model for a run.
+
+Each room answers for its part: `models` for blocks, settings and weights, `train` for packing, `generate` for where
+answers end, `export` for what leaves the house. The object itself is `nbtune.models.abilities.Abilities`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.data.prepare.prepare import speaking
+from nbtune.errors import NbtuneError
+from nbtune.methods import METHODS
+from nbtune.models.abilities import Abilities, Blocks, Claim, settings_of
+from nbtune.spec import AdapterSpec
+
+if TYPE_CHECKING:
+    from nbtune.models import Built, ModelFacts
+    from nbtune.spec import RunSpec
+
+
+def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
+    """What a plan can say: no weight is loaded, and none downloaded.
+
+    Args:
+        spec: of the run.
+        facts: with what the adapter trains counted (`nbtune.models.counted`).
+        tokenizer: of the model.
+
+    Raises:
+        SpecError: a run would refuse the model's weights, or its adapter; as it would.
+    """
+    from nbtune.export.abilities import can_be_merged, can_be_written_as_gguf
+    from nbtune.generate.stops import stops_where_answers_end
+    from nbtune.models.config_facts import headers_of
+    from nbtune.models.loading import resolve
+    from nbtune.models.weight_checks import check_files
+
+    trust = spec.trust_remote_code
+    place = Path(resolve(spec.model, weights=False, trust_remote_code=trust))
+    if Path(spec.model).expanduser().is_dir():
+        check_files(place, spec.model)
+    headers = headers_of(spec.model)
+    config = (place / "config.json").read_text(encoding="utf-8")
+    asked = (spec.model, config, spec.adapter.model_dump_json(), METHODS[spec.method].by_tokens)
+    blocks, packing = _tried(*asked, accelerate=spec.accelerate, trust_remote_code=trust)
+    merging = can_be_merged(place, headers, spec.adapter, facts.targets)
+    settings, weights = _outlined(spec, headers, place)
+    return Abilities(
+        blocks=blocks,
+        settings=settings,
+        weights=weights,
+        packing=packing,
+        ends=stops_where_answers_end(speaking(tokenizer, spec), spec),
+        merging=merging,
+        gguf=can_be_written_as_gguf(place, headers, tokenizer, merging),
+    )
+
+
+@lru_cache(maxsize=32)
+def _tried(
+    model: str, config: str, adapter: str, by_tokens: bool, *, accelerate: bool, trust_remote_code: bool
+) -> tuple[tuple[Blocks, ...], Claim]:
+    """What a small copy tells of blocks and packs; of `config` (the text of its file) it counts that it is the same."""
+    from nbtune.models.trial import try_small
+    from nbtune.train.packing_check import small_packs_are_kept_apart
+
+    wanted = AdapterSpec.model_validate_json(adapter)
+    trial = try_small(model, wanted, accelerate=accelerate, trust_remote_code=trust_remote_code)
+    fused = not by_tokens or (trial.patch is not None and "head" in trial.patch.report.taken)
+    return trial.blocks, small_packs_are_kept_apart(trial, fused=fused)
+
+
+def _outlined(spec: RunSpec, headers: dict[str, Any], place: Path) -> tuple[dict[str, str], Claim]:
+    """The config's settings, and whether the weights will all be there."""
+    from nbtune.models.headers_check import weights_by_headers
+    from nbtune.models.outline_facts import outlined
+
+    try:
+        whole = outlined(spec.model, trust_remote_code=spec.trust_remote_code)
+    except NbtuneError:
+        raise
+    except Exception as error:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
+        return {}, Claim(words=f"it cannot be outlined without numbers ({type(error).__name__})")
+    return settings_of(whole.config), weights_by_headers(whole, headers, place, spec.model)
+
+
+def confirmed(
+    plan: Abilities, built: Built, spec: RunSpec, *, packing: Claim | None, ask: bool
+) -> tuple[Abilities, list[str]]:
+    """What the loaded model says, and what of it is worse than the plan said, a sentence each.
+
+    Args:
+        plan: what was expected.
+        built: the model, with its tokenizer.
+        spec: of the run.
+        packing: what its first pack said; None: it does not pack.
+        ask: the model can be asked for an answer here (of one that is parted, all processes are needed).
+    """
+    from nbtune.generate.stops import stops_where_answers_end
+    from nbtune.models.trial import blocks_of
+
+    model: Any = built.model
+    patch = built.patch
+    report = None if patch is None else patch.report
+    every = 0 if report is None else len(report.taken | report.left)  # at least as many as there are layers
+    blocks = plan.blocks if report is None else blocks_of(report, range(every))
+    now = plan.model_copy(
+        update={
+            "tried": "loaded",
+            "blocks": blocks,
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "frozen_bytes": sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad),
+            "weights": Claim(holds=True, words="as they were loaded"),
+            "packing": plan.packing if packing is None else packing,
+            "ends": stops_where_answers_end(built.tokenizer, spec, model) if ask else plan.ends,
+        }
+    )
+    return now, _worse(plan, now)
+
+
+def _worse(plan: Abilities, now: Abilities) -> list[str]:
+    said = []
+    if plan.blocks and plan.takes("layers") and not now.takes("layers"):
+        left = "; ".join(blocks.why for blocks in now.blocks if blocks.why)
+        said.append(f"the plan expected all layers to be accelerated, and the loaded ones are not: {left}")
+    if plan.trained and plan.trained != now.trained:
+        said.append(f"the plan counted {plan.trained:,} numbers that are trained, there are {now.trained:,}")
+    if plan.ends.holds and now.ends.holds is False:
+        said.append(f"generation does not stop {now.ends.words}")
+    return said

@@ -1,0 +1,86 @@
+"""Whether a model's weights will all be there, told by the headers of its files alone: before anything is downloaded.
+
+transformers' own renaming (of prefixes, and of experts into stacks) is asked where each weight of the files goes. What
+comes of it is judged by `check_loaded`, as it is when the model is really loaded. Where transformers does not tell, or
+a conversion makes several weights of one, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.models.abilities import Claim
+from nbtune.models.weight_checks import check_loaded, is_quantised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def weights_by_headers(whole: PreTrainedModel, headers: Mapping[str, Any], place: Path, model: str) -> Claim:
+    """Compare the weights that a model wants with those that its files hold.
+
+    Args:
+        whole: the model, outlined without numbers.
+        headers: the entries of its safetensors files, by name.
+        place: its folder.
+        model: what people call it.
+
+    Raises:
+        SpecError: weights are missing, have other shapes, or are left over, as `check_loaded` says it.
+    """
+    if not headers:
+        return Claim(words="the headers of its weight files could not be read")
+    if is_quantised(place):
+        return Claim(words="its weights are stored quantised")
+    try:
+        info = _told(whole, headers)
+    except Exception as error:  # noqa: BLE001 — transformers' inner names change: then loading says it
+        return Claim(words=f"transformers does not tell before they are loaded ({type(error).__name__})")
+    check_loaded(whole, info, place, model)
+    return Claim(holds=True, words=f"{len(headers):,} in the files, by their headers")
+
+
+def _told(whole: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
+    """What loading would tell of missing, mismatched and unexpected weights."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(whole)
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    wanted = whole.state_dict()
+    found: dict[str, list[int] | None] = {}
+    left: set[str] = set()
+    for stored, entry in headers.items():
+        name, converted = rename_source_key(stored, renamings, converters, whole.base_model_prefix, wanted)
+        if name not in wanted and stored in wanted:
+            name, converted = stored, None
+        if name in wanted:
+            found[name] = None if converted else list(entry["shape"])
+        else:
+            left.add(name)
+    shapes = [(n, s, wanted[n].shape) for n, s in found.items() if s is not None and s != list(wanted[n].shape)]
+    missing = _without_ignored(set(wanted) - set(found) - _tied(whole, found), whole._keys_to_ignore_on_load_missing)
+    several = [_ending(target) for one in converters if len(one.target_patterns) > 1 for target in one.target_patterns]
+    return {
+        "missing_keys": {name for name in missing if not any(name.endswith(end) for end in several)},
+        "mismatched_keys": shapes,
+        "unexpected_keys": _without_ignored(left, whole._keys_to_ignore_on_load_unexpected),
+    }
+
+
+def _tied(whole: Any, found: Mapping[str, Any]) -> set[str]:
+    """Weights that are others of the files: a head that is the embedding."""
+    return {name for name, source in whole.all_tied_weights_keys.items() if source in found}
+
+
+def _without_ignored(names: set[str], patterns: Any) -> set[str]:
+    return {name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())}
+
+
+def _ending(target: str) -> str:
+    """The plain end of a pattern."""
+    return re.split(r"[\\*$^()\[\]]", target.rstrip("$"))[-1]

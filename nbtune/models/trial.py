@@ -1,0 +1,82 @@
+"""A model tried before it is loaded: its small copy with the run's adapter and acceleration, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nbtune.errors import NbtuneError
+from nbtune.models.abilities import Blocks, grouped
+from nbtune.models.adapters import add_adapter
+from nbtune.models.miniature import miniature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nbtune.models.accelerate import Patch, Report
+    from nbtune.models.accelerate.layer_spec import Layer
+    from nbtune.spec import AdapterSpec
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was tried.
+
+    Args:
+        model: the small copy, ready to train, on the CPU in float32; None: it could not be made.
+        patch: its acceleration.
+        blocks: of the real model: which are accelerated, which are left alone and why.
+        why: what kept it from being made.
+    """
+
+    model: nn.Module | None
+    patch: Patch | None = None
+    blocks: tuple[Blocks, ...] = ()
+    why: str = ""
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Those that are accelerated."""
+        return [] if self.patch is None else self.patch.layers
+
+
+def try_small(model: str, adapter: AdapterSpec, *, accelerate: bool = True, trust_remote_code: bool = False) -> Trial:
+    """Build a small copy of a model as a run builds the model.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, or a Hub id; of its files the config alone is read.
+        adapter, accelerate, trust_remote_code: of the run.
+
+    Raises:
+        SpecError, HubError: see `nbtune.models.build`.
+    """
+    try:
+        small = miniature(model, trust_remote_code=trust_remote_code)
+        made: Any = add_adapter(small.model, adapter, seed=0)
+        if not accelerate:
+            return Trial(made, blocks=(Blocks(what="model", count=1, accelerated=False, why="`accelerate` is off"),))
+        from nbtune.models.accelerate import apply
+
+        patch = apply(made)
+    except NbtuneError:
+        raise
+    except Exception as error:  # noqa: BLE001 — a family's own code may not run in small: then nothing is claimed
+        said = " ".join(str(error).split())[:200]
+        return Trial(None, why=f"a small copy of it could not be tried ({type(error).__name__}: {said})")
+    return Trial(made, patch, blocks_of(patch.report, small.kinds))
+
+
+def blocks_of(report: Report, layers: Sequence[int]) -> tuple[Blocks, ...]:
+    """A report by kinds of blocks.
+
+    Args:
+        report: of the acceleration.
+        layers: which layer of the report each layer of the model is like.
+    """
+    entries: list[tuple[str, bool, str, int]] = []
+    for name, why in [*((name, "") for name in report.taken), *report.left.items()]:
+        what, _, number = name.partition(".")
+        count = sum(layer == int(number) for layer in layers) if number else 1
+        entries.append((what, name in report.taken, why, count))
+    return grouped(entry for entry in entries if entry[3])
