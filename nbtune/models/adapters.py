@@ -52,9 +52,7 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
         lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
         target_modules=targets,
-        fan_in_fan_out=all(
-            type(m).__name__ == "Conv1D" for m in targeted(model, adapter).values()
-        ),  # GPT-2's turned weights
+        fan_in_fan_out=turned,
         use_rslora=adapter.use_rslora,
         use_dora=adapter.type == "dora",
         bias="none",
