@@ -48,8 +48,8 @@ def folder_bytes(folder: Path) -> int:
 def free_bytes(path: Path) -> int:
     """Return the bytes that are free where `path` is, or would be made."""
     path = path.absolute()
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    folder = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(folder).free
 
 
 def check_space(out: Path, needed: int, raises: type[NbtuneError]) -> None:

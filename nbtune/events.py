@@ -250,7 +250,7 @@ def _whole(value: Any) -> int:
 def _numbers(value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise TypeError("not names with numbers")
-    return {name: one if type(one) in (float, bool) else _whole(one) for name, one in value.items()}
+    return {name: number if type(number) in (float, bool) else _whole(number) for name, number in value.items()}
 
 
 def _texts(value: Any) -> dict[str, str]:

@@ -39,10 +39,10 @@ def repos(cache: Path, kind: str) -> list[str]:
     """
     start = f"{_FOLDERS[kind]}--"
     try:
-        found = [entry.name for entry in cache.iterdir() if entry.name.startswith(start)]
+        names = [entry.name for entry in cache.iterdir() if entry.name.startswith(start)]
     except OSError:
         return []
-    return sorted(name[len(start) :].replace("--", "/") for name in found)
+    return sorted(name[len(start) :].replace("--", "/") for name in names)
 
 
 def cached(kind: str) -> list[str]:
@@ -64,16 +64,16 @@ def snapshot(cache: Path, kind: str, repo: str, revision: str | None = None) -> 
         commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         commit = revision
-    found = folder / "snapshots" / commit
-    return found if found.is_dir() else None
+    folder_of_commit = folder / "snapshots" / commit
+    return folder_of_commit if folder_of_commit.is_dir() else None
 
 
 def shared_snapshot(kind: str, repo: str, revision: str | None = None) -> Iterator[Path]:
     """Yield `snapshot` in each of the shared caches that has one."""
     for cache in shared_caches():
-        found = snapshot(cache, kind, repo, revision)
-        if found is not None:
-            yield found
+        path = snapshot(cache, kind, repo, revision)
+        if path is not None:
+            yield path
 
 
 def distrusted(error: BaseException) -> tuple[str, str] | None:

@@ -185,14 +185,14 @@ class Run(RunReader):
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
             if given.get(key) is not None:
                 spec.pop(other, None)
-        asked = from_mapping({**spec, **given, "start_from": self.folder.name})
-        warm_start.check(self.folder, asked)
+        spec_to_run = from_mapping({**spec, **given, "start_from": self.folder.name})
+        warm_start.check(self.folder, spec_to_run)
 
         def fill(made: Path) -> None:
             copy_snapshot(self.folder / "data", made / "data")
             warm_start.take_along(self.folder, made)
 
-        return begin(self.folder.parent, name or self.name, asked, fill, detach=detach)
+        return begin(self.folder.parent, name or self.name, spec_to_run, fill, detach=detach)
 
     # --- the model --------------------------------------------------------------------------------------------------
 

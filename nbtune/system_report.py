@@ -103,17 +103,17 @@ class Rows:
             if part is not None:
                 places = zip(part.source_of.tolist(), part.row_of.tolist(), strict=True)
                 found += [(part.sources[s], row, number, i) for i, (s, row) in enumerate(places)]
-        there = {place[:2] for place in found}
-        found += [(*place, -1, -1) for place in fates if place not in there]
+        rows_there = {place[:2] for place in found}
+        found += [(*place, -1, -1) for place in fates if place not in rows_there]
         for source, row, number, index in sorted(found):
             part, status = parts[number] if number >= 0 else (None, "dropped")
             example = part[index] if part is not None else None
-            told, reason = fates.get((source, row), (status, ""))
+            fate, reason = fates.get((source, row), (status, ""))
             ids: list[int] = example.input_ids if example is not None else []
             yield {
                 "row": row,
                 "source": source,
-                "status": told,
+                "status": fate,
                 "reason": reason,
                 "input_ids": ids,
                 "labels": example.labels if example is not None else [],
@@ -273,10 +273,10 @@ def _labextensions(prefix: Path) -> list[Path]:
 
 def _disk() -> Iterator[Finding]:
     for topic, folder in {"runs folder": _runs_root(), "Hub cache": hub_cache.user_cache()}.items():
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = free_bytes(there)
+        folder_there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = free_bytes(folder_there)
         text = f"{_short(folder)}, {_gib(free)} free"
-        if not _writable(there):
+        if not _writable(folder_there):
             fix = "set NBTUNE_RUNS" if topic == "runs folder" else "set HF_HOME; what is there can still be read"
             yield Finding(topic, "problem" if topic == "runs folder" else "note", f"{text}, cannot be written", fix)
         elif free < _LOW_DISK:
@@ -360,12 +360,12 @@ def restart_needed() -> list[str]:
 
     Looks only at what is imported already, so it costs nothing in a fresh kernel.
     """
-    found = []
+    sentences = []
     for name in _SHOWN:
         loaded = _loaded_version(name)
         if loaded and _installed(name) and loaded.split("+")[0] != metadata.version(name).split("+")[0]:
-            found.append(f"{name} {loaded} is loaded, {metadata.version(name)} is installed")
-    return found
+            sentences.append(f"{name} {loaded} is loaded, {metadata.version(name)} is installed")
+    return sentences
 
 
 def cached() -> list[Cached]:

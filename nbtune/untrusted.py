@@ -65,8 +65,8 @@ def from_here(path: Path) -> str:
     with suppress(ValueError):
         return path.absolute().relative_to(Path.cwd()).as_posix()
     home = Path.home()
-    told = path.is_relative_to(home) and home != home.parent  # a home that is the root says nothing
-    return f"~/{path.relative_to(home).as_posix()}" if told else path.as_posix()
+    under_home = path.is_relative_to(home) and home != home.parent  # a home that is the root says nothing
+    return f"~/{path.relative_to(home).as_posix()}" if under_home else path.as_posix()
 
 
 def refuse_links(root: Path, *parts: str, error: type[NbtuneError]) -> None:

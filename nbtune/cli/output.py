@@ -53,8 +53,8 @@ def explain(error: BaseException, *, traceback: bool) -> int:
     if isinstance(error, NbtuneError):
         say(f"nbtune: {error}")
     else:
-        said = str(error).strip().splitlines()[:2] or [""]
-        say(f"nbtune: {type(error).__name__}: {' '.join(said)[:400]}")
+        lines = str(error).strip().splitlines()[:2] or [""]
+        say(f"nbtune: {type(error).__name__}: {' '.join(lines)[:400]}")
         if not traceback:
             say("  → this looks like a bug: `--traceback` says more")
     return 2 if wrong or isinstance(error, _WRONG) else 1

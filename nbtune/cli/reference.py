@@ -33,8 +33,8 @@ def _page(command: Command) -> str:
     words = [_shown(argument) for argument in arguments if not argument.spellings]
     lines = [f"## nbtune {command.name}", "", command.help("shell"), ""]
     lines += ["```", " ".join([f"nbtune {command.name}", *words, "[OPTIONS]"]), "```", ""]
-    there = f"; in a cell `{command.magic or f'%nbtune {command.name}'}`" if "cell" in command.doors else ""
-    lines += [f"In Python `{command.python}`{there}.", "", "| | |", "|---|---|"]
+    in_a_cell = f"; in a cell `{command.magic or f'%nbtune {command.name}'}`" if "cell" in command.doors else ""
+    lines += [f"In Python `{command.python}`{in_a_cell}.", "", "| | |", "|---|---|"]
     lines += [f"| `{_cell(_shown(argument))}` | {_cell(argument.described)} |" for argument in arguments]
     return "\n".join([*lines, ""])
 

@@ -152,8 +152,8 @@ class Command:
         """Return the function itself, imported now."""
         root, *names = self.function.split(".")
         start: Any = import_module(root)
-        found: Callable[..., Any] = reduce(getattr, names, start)
-        return found
+        function: Callable[..., Any] = reduce(getattr, names, start)
+        return function
 
     def call(self, given: Any, find_run: Callable[[], Any]) -> Any:
         """Call the function with what was given, by name; a run that it is about comes first.

@@ -137,9 +137,9 @@ def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> l
     if not there and gpus in ("all", 1):
         return [0]
     if count > there or max(gpus if isinstance(gpus, tuple) else [0]) >= there:
-        asked = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(gpus)} was"
+        requested = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(gpus)} was"
         raise PlanError(
-            f"{asked} asked for, torch finds {there}, from 0 on", fix="write `gpus: all`, or a smaller number"
+            f"{requested} asked for, torch finds {there}, from 0 on", fix="write `gpus: all`, or a smaller number"
         )
     return list(range(there)) if gpus == "all" else list(range(count)) if isinstance(gpus, int) else list(gpus)
 

@@ -56,10 +56,10 @@ class Card:
         self._library: Any = ctypes.CDLL(_LIBRARY)
         self._handle = ctypes.c_void_p()
         name = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        found = self._ask("nvmlInit_v2") and self._ask(
+        opened = self._ask("nvmlInit_v2") and self._ask(
             "nvmlDeviceGetHandleByUUID", name.encode(), ctypes.byref(self._handle)
         )
-        if not found:
+        if not opened:
             raise OSError(f"the driver knows no card {name}")
 
     def _ask(self, name: str, *arguments: Any) -> bool:

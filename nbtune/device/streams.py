@@ -126,6 +126,6 @@ class Later(Moment):
         if self._event is not None:
             self._event.synchronize()
             return [float(value) for value in self._values.tolist()]
-        found = [float(value) for value in self._values.tolist()]
+        numbers = [float(value) for value in self._values.tolist()]
         self._at = time.perf_counter()
-        return found
+        return numbers

@@ -146,8 +146,8 @@ def left_word(error: BaseException, folder: Path) -> None:
 
     meeting = os.environ.get(MEETING)
     if meeting:
-        found = for_people(error, folder)
-        detail = str(found or f"a bug in nbtune or a library: {error!r}"[:500])
+        explained = for_people(error, folder)
+        detail = str(explained or f"a bug in nbtune or a library: {error!r}"[:500])
         with contextlib.suppress(OSError):
             (Path(meeting) / f"{os.environ['RANK']}.txt").write_text(detail, encoding="utf-8")
 

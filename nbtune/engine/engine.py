@@ -88,15 +88,15 @@ def execute(
                 raise  # the folder is another's: not a word more; or another one knows the reason
             except BaseException as error:
                 give_back()
-                found = for_people(error, folder)
+                explained = for_people(error, folder)
                 with contextlib.suppress(OSError):
-                    detail = str(found or f"a bug in nbtune or a library: {error!r}"[:500])
+                    detail = str(explained or f"a bug in nbtune or a library: {error!r}"[:500])
                     emit(events.State(state="failed", detail=detail))
-                    if found is not error:
+                    if explained is not error:
                         write_text(folder / "traceback.txt", traceback.format_exc())
-                if found is None or found is error:
+                if explained is None or explained is error:
                     raise
-                raise found from error
+                raise explained from error
 
 
 def follow(folder: Path, ranks: Ranks) -> None:

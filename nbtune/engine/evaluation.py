@@ -97,10 +97,10 @@ class Measuring:
         for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)
         measure = partial(mean_loss, self.built.model, self.loss, **self._everybody())
-        found = {name: measure(partial(self._share, rows, group, look)) for name, rows in of_sources.items()}
-        tokens = sum(count for _, count in found.values())
-        loss = sum(mean * count for mean, count in found.values() if count) / tokens if tokens else math.nan
-        several = {name: mean for name, (mean, count) in found.items() if count and math.isfinite(mean)}
+        means = {name: measure(partial(self._share, rows, group, look)) for name, rows in of_sources.items()}
+        tokens = sum(count for _, count in means.values())
+        loss = sum(mean * count for mean, count in means.values() if count) / tokens if tokens else math.nan
+        several = {name: mean for name, (mean, count) in means.items() if count and math.isfinite(mean)}
         self.of_sources = several if len(several) > 1 else {}
         return loss, tokens, time.perf_counter() - began
 
@@ -166,5 +166,5 @@ class Measuring:
             return False
 
         for prompt in self.spec.samples:
-            said = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
-            yield events.Sample(step=step, prompt=prompt, answer=said)
+            answer = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
+            yield events.Sample(step=step, prompt=prompt, answer=answer)

@@ -92,8 +92,8 @@ class Gauge:
     def _size(self, tensors: Iterable[torch.Tensor]) -> int:
         """Return the bytes on the device; what shares memory counts once."""
         local = (getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors)  # of shards: ours
-        there = [tensor.untyped_storage() for tensor in local if tensor.device.type == self._device.type]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in there}.values())
+        storages = [tensor.untyped_storage() for tensor in local if tensor.device.type == self._device.type]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def parts(step: Step, weights: int, adapter: int, *, apart: bool) -> dict[str, int]:

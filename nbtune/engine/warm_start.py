@@ -110,19 +110,21 @@ def portable(spec: RunSpec) -> RunSpec:
     return spec.model_copy(update={"model": short(model), "data": sources, "eval": measured, "start_from": start})
 
 
-def check_same(folder: Path, asked: RunSpec, variables: Mapping[str, Any]) -> None:
+def check_same(folder: Path, spec: RunSpec, variables: Mapping[str, Any]) -> None:
     """Refuse a run that is at work and not the one that is asked for.
 
     Raises:
         TrainError: its spec is another one, or a variable holds other rows than it trains on.
     """
-    old, new = read_spec(folder).model_dump(), asked.model_dump()
+    old, new = read_spec(folder).model_dump(), spec.model_dump()
     changed = [f"{key}: {old[key]!r} → {new[key]!r}" for key in new if old[key] != new[key]]
     others = [] if changed else changed_rows(folder / "data", variables)
     if not (changed or others):
         return
-    what = f"with another spec ({'; '.join(changed)[:400]})" if changed else f"on other rows ({', '.join(others)})"
+    difference = (
+        f"with another spec ({'; '.join(changed)[:400]})" if changed else f"on other rows ({', '.join(others)})"
+    )
     raise TrainError(
-        f"the run `{name_of(folder)[0]}` is at work {what}",
+        f"the run `{name_of(folder)[0]}` is at work {difference}",
         fix="`--restart` stops it and starts anew, `--queue` starts when it has ended, another `--name` keeps both",
     )

@@ -280,15 +280,15 @@ class Llama:
 
 def answer(llama: Llama, request: dict[str, Any]) -> tuple[Any, bytes]:
     """Return the result of one request, and the raw bytes that follow it."""
-    what = request.pop("do")
-    if what == "logits":
+    function = request.pop("do")
+    if function == "logits":
         return None, llama.logits(**request)
-    if what == "tokenize":
+    if function == "tokenize":
         texts = request.pop("texts")
         return [llama.tokenize(text, **request) for text in texts], b""
-    if what not in ("load", "detokenize", "greedy", "use_adapter", "quantize", "quantize_rows"):
-        raise RuntimeError(f"unknown request {what!r}")
-    return getattr(llama, what)(**request), b""
+    if function not in ("load", "detokenize", "greedy", "use_adapter", "quantize", "quantize_rows"):
+        raise RuntimeError(f"unknown request {function!r}")
+    return getattr(llama, function)(**request), b""
 
 
 def requests() -> Iterator[dict[str, Any]]:

@@ -18,8 +18,8 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 def status_of(error: BaseException) -> int:
     """Return the HTTP status that an error came from, or 0."""
-    for one in _causes(error):
-        response = getattr(one, "response", None)
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
         if response is not None and getattr(response, "status_code", None):
             return int(response.status_code)
     return 0
@@ -27,8 +27,8 @@ def status_of(error: BaseException) -> int:
 
 def retry_after(error: BaseException) -> float:
     """Return the seconds that the server asks to wait, at most 60; or 0."""
-    for one in _causes(error):
-        response = getattr(one, "response", None)
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
         if response is not None:
             value = response.headers.get("Retry-After", "")
             return min(float(value), 60.0) if value.isdigit() else 0.0
@@ -37,7 +37,7 @@ def retry_after(error: BaseException) -> float:
 
 def _is_network(error: BaseException) -> bool:
     """Return whether a connection broke, or none could be made (huggingface_hub's client is httpx or httpx2)."""
-    kinds = [type(one) for one in _causes(error)]
+    kinds = [type(cause) for cause in _causes(error)]
     clients = ("httpx", "httpx2", "httpcore", "httpcore2")
     return any(
         issubclass(kind, ConnectionError | TimeoutError) or kind.__module__.split(".")[0] in clients for kind in kinds
@@ -54,18 +54,18 @@ def explain(error: BaseException, repo: str, step: str) -> dict[str, str]:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled
 
     status = status_of(error)
-    found = [type(one) for one in _causes(error)]
-    if any(issubclass(kind, OfflineModeIsEnabled) for kind in found):
+    kinds = [type(one) for one in _causes(error)]
+    if any(issubclass(kind, OfflineModeIsEnabled) for kind in kinds):
         return {
             "cause": "the Hub is switched off (HF_HUB_OFFLINE)",
             "fix": "unset HF_HUB_OFFLINE and push again.",
         }
-    if any(issubclass(kind, HFValidationError) for kind in found):
+    if any(issubclass(kind, HFValidationError) for kind in kinds):
         return {
             "cause": f"{repo!r} is not a repository's name",
             "fix": "write it as owner/name, with letters, digits, - _ .",
         }
-    if any(issubclass(kind, GatedRepoError) for kind in found):
+    if any(issubclass(kind, GatedRepoError) for kind in kinds):
         return {"cause": f"{repo} is gated, and this account has no access", "fix": "ask for access on its page."}
     known = {
         401: ("the Hub does not accept the token (401)", "log in again (hf auth login): it is wrong, or has expired."),
@@ -95,8 +95,8 @@ def explain(error: BaseException, repo: str, step: str) -> dict[str, str]:
 
 def _server_words(error: BaseException) -> str:
     """Return what the server said, shortened."""
-    for one in _causes(error):
-        words = getattr(one, "server_message", None)
+    for cause in _causes(error):
+        words = getattr(cause, "server_message", None)
         if words:
             return ": " + " ".join(str(words).split())[:200]
     return ""

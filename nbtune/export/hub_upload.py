@@ -120,15 +120,15 @@ def _files(folder: Path) -> list[tuple[str, str, int]]:
     """Return (name in the repository, path, bytes) of each file."""
     if not folder.is_dir():
         raise HubError("the folder is not there", place=str(folder), fix="export first, then push what was made.")
-    found = []
+    files = []
     refuse_links(folder.resolve(), error=HubError)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            found.append((name.as_posix(), str(path), path.stat().st_size))
-    if not found:
+            files.append((name.as_posix(), str(path), path.stat().st_size))
+    if not files:
         raise HubError("the folder is empty", place=str(folder), fix="export first, then push what was made.")
-    return found
+    return files
 
 
 def _upload(

@@ -168,9 +168,9 @@ def _body(
     evals = _some(facts.get("evals", []))
     licence = _licence(stated)
     own = licence.get("license_name", "other") if licence.get("license") == "other" else licence.get("license")
-    asked = [str(prompt) for prompt, _ in facts.get("samples", [])]
+    prompts = [str(prompt) for prompt, _ in facts.get("samples", [])]
     use = usage(
-        source, repo, base, file=safe_name(source.name if kind == "adapter" else repo), prompt=(asked or [""])[0]
+        source, repo, base, file=safe_name(source.name if kind == "adapter" else repo), prompt=(prompts or [""])[0]
     )
     environment = jinja2.Environment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     environment.filters["fenced"] = _fenced
@@ -259,8 +259,8 @@ def _base_card(source: ExportSource) -> Path | None:
 def _cached_card(name: str, repo_type: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "README.md", repo_type=repo_type)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(name, "README.md", repo_type=repo_type)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _stated(card: Path | None) -> dict[str, Any]:
@@ -273,16 +273,16 @@ def _stated(card: Path | None) -> dict[str, Any]:
         with open_file(card) as file:
             text = file.read(_LARGEST_CARD).decode("utf-8", errors="replace")
         head = REGEX_YAML_BLOCK.match(text)
-        found = load(head[2]) if head else None
+        stated = load(head[2]) if head else None
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return stated if isinstance(stated, dict) else {}
 
 
 def _licence(stated: Mapping[str, Any]) -> dict[str, str]:
     """Return what a card's head says of the licence, in huggingface_hub's words."""
-    found = {key: stated.get(key) for key in ("license", "license_name", "license_link")}
-    words = {key: value for key, value in found.items() if isinstance(value, str) and re.match(r"[\w.+:/-]+$", value)}
+    licence = {key: stated.get(key) for key in ("license", "license_name", "license_link")}
+    words = {key: value for key, value in licence.items() if isinstance(value, str) and re.match(r"[\w.+:/-]+$", value)}
     if not words.get("license_link", "https:").startswith("https:"):  # a file of the other repository
         words.pop("license_link")
     return words if "license" in words else {}
@@ -299,7 +299,7 @@ def _languages(facts: Mapping[str, Any]) -> list[str]:
     known = [_stated(_cached_card(name, "dataset")).get("language") for name in sets]
     if not sets or len(sets) != len(facts.get("data", [])) or not all(known):
         return []
-    codes = [code for one in known for code in (one if isinstance(one, list) else [one])]
+    codes = [code for codes_of in known for code in (codes_of if isinstance(codes_of, list) else [codes_of])]
     return list(dict.fromkeys(code for code in codes if isinstance(code, str)))
 
 

@@ -113,15 +113,15 @@ def derive_template(tokenizer: Any, *, drop_start: str = "") -> TurnTemplate | N
         system_before, _, system_after = head.partition(_B)
         if system_before.startswith(start):
             around = {"system": (system_before[len(start) :], system_after), **around}
-    found = TurnTemplate(start, around, prompt)
+    template = TurnTemplate(start, around, prompt)
     for chat in _SAMPLES:
         if chat[0]["role"] == "system" and "system" not in around:
             return None
-        if text(chat) != found.render(chat):
+        if text(chat) != template.render(chat):
             return None
     if drop_start and start.startswith(drop_start):
-        found = TurnTemplate(start[len(drop_start) :], around, prompt)
-    return None if '"""' in found.go() else found
+        template = TurnTemplate(start[len(drop_start) :], around, prompt)
+    return None if '"""' in template.go() else template
 
 
 def stops_of(tokenizer: Any) -> list[str]:

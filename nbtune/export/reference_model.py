@@ -58,7 +58,7 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
 
     spec = spec_to_run(folder)
     tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-    found = data.prepare_data(
+    prepared = data.prepare_data(
         data.open_snapshot(folder / "data"),
         tokenizer,
         spec=spec,
@@ -66,13 +66,13 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
         seed=spec.seed,
         kind=METHODS[spec.method].rows,
     )
-    rows: Any = found.train if found.eval is None else found.eval
+    rows: Any = prepared.train if prepared.eval is None else prepared.eval
     good = [i for i in range(len(rows)) if rows.value_of is None or rows.value_of[i] > 0]
     ids = [tuple(rows[i].input_ids) for i in good[: 4 * limit]]
     ids = [row for row in ids if len(row) > 1][:limit]
     if not ids:
         raise DataError("the run's rows hold no text to compare by", place=folder.name)
-    return HeldRows(tuple(ids), trained=found.eval is None)
+    return HeldRows(tuple(ids), trained=prepared.eval is None)
 
 
 @contextlib.contextmanager

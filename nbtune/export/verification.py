@@ -174,8 +174,8 @@ def verify_gguf(
 
 
 def _same_tokens(llama: LlamaRunner, tokenizer: Any, texts: Sequence[str]) -> bool:
-    found = llama.tokenize(list(texts), add_special=True)
-    same = found == [tokenizer(text)["input_ids"] for text in texts]
+    tokens = llama.tokenize(list(texts), add_special=True)
+    same = tokens == [tokenizer(text)["input_ids"] for text in texts]
     if not tokenizer.chat_template:
         return same
     chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!\n\nHow are you?"}]

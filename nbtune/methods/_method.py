@@ -82,8 +82,8 @@ class Answers:
         return self._each(lambda numbers: numbers.to(device), lambda more: more.to(device))
 
     def _each(self, numbers: Callable[[Tensor], Tensor], answers: Callable[[Answers], Answers]) -> Answers:
-        there = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **{k: (answers if isinstance(v, Answers) else numbers)(v) for k, v in there.items()})
+        tensors = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **{k: (answers if isinstance(v, Answers) else numbers)(v) for k, v in tensors.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

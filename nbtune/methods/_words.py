@@ -15,11 +15,11 @@ def how_they_learn(methods: Iterable[Method]) -> str:
     >>> nbtune.methods.how_they_learn([nbtune.methods.METHODS["sft"], nbtune.methods.METHODS["ipo"]]).split(" (")[0]
     'How it learns. sft: imitate the answers; ipo: prefer the better of two answers'
     """
-    said = []
+    sentences = []
     for (sentence, columns), alike in groupby(methods, key=lambda method: (method.sentence, method.columns)):
         rows = f" (rows with {columns})" if columns else ""
-        said.append(f"{', '.join(method.name for method in alike)}: {sentence}{rows}")
-    return f"How it learns. {'; '.join(said)}."
+        sentences.append(f"{', '.join(method.name for method in alike)}: {sentence}{rows}")
+    return f"How it learns. {'; '.join(sentences)}."
 
 
 def what_beta_is(methods: Iterable[Method]) -> str:

@@ -132,8 +132,8 @@ def missing_bytes(model: str, weights_bytes: int) -> int:
     if model == EMBEDDED or Path(model).expanduser().is_dir():
         return 0
     own = hub_cache.snapshot(hub_cache.user_cache(), "model", model)
-    there = [*([own] if own is not None else []), *hub_cache.shared_snapshot("model", model)]
-    return 0 if any(map(_is_whole, there)) else weights_bytes
+    folders = [*([own] if own is not None else []), *hub_cache.shared_snapshot("model", model)]
+    return 0 if any(map(_is_whole, folders)) else weights_bytes
 
 
 def _transformers() -> Any:
@@ -173,12 +173,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 def _no_tokenizer(model: str, place: Path, error: Exception) -> str:
     """Say what is wrong with a tokenizer: transformers' own sentence is about packages where files are missing."""
-    there = [name for name in _TOKENIZER_FILES if (place / name).is_file()]
-    if not there:
+    files = [name for name in _TOKENIZER_FILES if (place / name).is_file()]
+    if not files:
         return f"{model} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in it"
     why = _first_line(error)
     reason = "" if "backend tokenizer" in why else f" ({why})"
-    return f"{model} has a tokenizer that cannot be read, in {', '.join(there)}{reason}"
+    return f"{model} has a tokenizer that cannot be read, in {', '.join(files)}{reason}"
 
 
 def load_model(

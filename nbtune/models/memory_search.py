@@ -127,9 +127,9 @@ def _may_travel(setup: Setup) -> bool:
     """Return whether they may: weights travel into nbtune's blocks on a GPU with memory of its own: frozen whole
     numbers that fit in RAM."""
     model, device = setup.model, setup.device
-    here = device.kind == "cuda" and not device.unified and setup.accelerated
+    on_gpu = device.kind == "cuda" and not device.unified and setup.accelerated
     needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED * setup.devices
-    return here and not setup.weights.quantised and setup.adapter.type == "lora" and needed <= device.ram
+    return on_gpu and not setup.weights.quantised and setup.adapter.type == "lora" and needed <= device.ram
 
 
 def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, room: float, *, forced: bool) -> Fit:

@@ -86,13 +86,13 @@ def load_trainable(
     if activations != "auto" and activations not in MEMORY_POLICIES:
         raise SpecError(f"activations: {activations!r} is no policy", fix=f"Use auto, {', '.join(MEMORY_POLICIES)}.")
     place = pick(device)
-    here = describe(place)
-    dtype, _ = choose_dtype("auto", here)
+    facts = describe(place)
+    dtype, _ = choose_dtype("auto", facts)
     adapter = AdapterSpec(r=r)
     setup = Setup(
         counted(model_facts(path), path, adapter),
         adapter,
-        here,
+        facts,
         wish.on_device(fp32=dtype == "fp32"),
         dtype,
         sequence_len,

@@ -91,15 +91,17 @@ def check_loaded(loaded: "PreTrainedModel", info: dict[str, Any], folder: Path, 
     left = [] if is_quantised(folder) else [n for n in sorted(info.get("unexpected_keys") or ()) if _counts(n, loaded)]
     if not (missing or shapes or left):
         return
-    said = []
+    complaints = []
     if missing:
-        said.append(f"lacks the weight{_named(missing)}")
+        complaints.append(f"lacks the weight{_named(missing)}")
     if shapes:
-        said.append(f"has another shape for the weight{_named([name for name, *_ in shapes])}, {_shapes(shapes[0])}")
+        complaints.append(
+            f"has another shape for the weight{_named([name for name, *_ in shapes])}, {_shapes(shapes[0])}"
+        )
     if left:
-        said.append(f"holds the weight{_named(left)}, for which its config.json has no place")
+        complaints.append(f"holds the weight{_named(left)}, for which its config.json has no place")
     raise SpecError(
-        f"{model} " + ", and ".join(said), place=str(folder), fix=_help(loaded, missing, bool(left or shapes))
+        f"{model} " + ", and ".join(complaints), place=str(folder), fix=_help(loaded, missing, bool(left or shapes))
     )
 
 

@@ -67,8 +67,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), self.flags(), n=1, cutoff=0.5)
             fix = f"did you mean `{near[0]}`?" if near else f"its flags: {', '.join(self.flags()) or 'none'}"
-            what = "flag" if unknown[0].startswith("-") else "argument"
-            raise SpecError(f"`{self.prog}` has no {what} `{unknown[0]}`", place=self.place, fix=fix)
+            kind = "flag" if unknown[0].startswith("-") else "argument"
+            raise SpecError(f"`{self.prog}` has no {kind} `{unknown[0]}`", place=self.place, fix=fix)
         return known
 
     def error(self, message: str) -> NoReturn:
@@ -203,28 +203,28 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
         SpecError: an unknown flag, or a value that cannot be read.
     """
     parser = finetune_parser(prog)
-    found = parser.parse(line)
-    if found.restart and found.queue:
+    parsed = parser.parse(line)
+    if parsed.restart and parsed.queue:
         fix = "keep one"
         raise SpecError("`--restart` and `--queue` exclude each other", place=parser.place, fix=fix)
-    values = vars(found)
+    values = vars(parsed)
     overrides = {
         key.removeprefix("key:"): parse_value(text)
         for key, text in values.items()
         if key.startswith("key:") and text is not None
     }
-    for entry in found.set:
+    for entry in parsed.set:
         key, equals, text = entry.partition("=")
         if not equals or not key.strip():
             raise SpecError(f"`--set {entry}` has no value", place=parser.place, fix="write `--set key=value`")
         overrides[key.strip()] = parse_value(text)
     return Request(
-        name=found.name,
-        wait=found.wait,
-        detach=found.detach,
-        dry_run=found.dry_run,
-        on_busy="restart" if found.restart else "queue" if found.queue else "attach",
-        runs_dir=found.runs,
-        help=found.help,
+        name=parsed.name,
+        wait=parsed.wait,
+        detach=parsed.detach,
+        dry_run=parsed.dry_run,
+        on_busy="restart" if parsed.restart else "queue" if parsed.queue else "attach",
+        runs_dir=parsed.runs,
+        help=parsed.help,
         overrides=overrides,
     )

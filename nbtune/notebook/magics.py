@@ -247,12 +247,12 @@ class NbtuneMagics(Magics):
         from nbtune.store.run_consent import allow, questions
 
         folder = self._run(args).folder
-        asked = "".join(f"\nit wants {words}" for words in questions(folder))
-        if asked and args.yes:
+        wants = "".join(f"\nit wants {words}" for words in questions(folder))
+        if wants and args.yes:
             allow(folder)
         name = harmless(folder.name, line=True)
-        what = "Allowed for this folder." if args.yes else f"`%nbtune trust {name} --yes` allows it, as yourself."
-        say(f"{what}{asked}" if asked else "There is nothing to allow: it runs nothing of its own.")
+        answer = "Allowed for this folder." if args.yes else f"`%nbtune trust {name} --yes` allows it, as yourself."
+        say(f"{answer}{wants}" if wants else "There is nothing to allow: it runs nothing of its own.")
 
     def _data(self, args: Any) -> None:
         spec = from_mapping({"data": args.source, **({"model": args.model} if args.model else {})}, name="the line")
@@ -268,8 +268,10 @@ class NbtuneMagics(Magics):
     def _doctor(self, args: Any) -> None:
         from nbtune.system_report import examine
 
-        found = [(finding.mark, finding.topic, finding.text, finding.fix) for finding in examine(offline=args.offline)]
-        display(Table(("", "what", "found", "what to do"), found, empty=""))
+        findings = [
+            (finding.mark, finding.topic, finding.text, finding.fix) for finding in examine(offline=args.offline)
+        ]
+        display(Table(("", "what", "found", "what to do"), findings, empty=""))
 
     def _cache(self, args: Any) -> None:
         from nbtune.system_report import cached

@@ -37,11 +37,11 @@ def unregister(shell: Any) -> None:
 def _of_cells(shell: Any) -> Callable[[Any], Any]:
     @context_matcher(identifier="nbtune", priority=100)  # type: ignore[untyped-decorator]
     def match(context: Any) -> dict[str, Any]:
-        asked = Asked(context.full_text, context.text_until_cursor, context.cursor_line, context.token)
-        found = matches(asked, shell.user_ns)
-        if found is None:
+        request = Asked(context.full_text, context.text_until_cursor, context.cursor_line, context.token)
+        answer = matches(request, shell.user_ns)
+        if answer is None:
             return {"completions": [], "suppress": False}
-        fragment, words = found
+        fragment, words = answer
         return {
             "completions": [SimpleCompletion(word, type="nbtune") for word in words],
             "matched_fragment": fragment,
@@ -56,10 +56,10 @@ def _of_words(shell: Any) -> Callable[[str], list[str]]:
     def match(token: str) -> list[str]:
         line = shell.Completer.line_buffer
         text, above = _request(shell, line)
-        found = matches(Asked(text, shell.Completer.text_until_cursor, above, token), shell.user_ns)
-        if found is None:
+        answer = matches(Asked(text, shell.Completer.text_until_cursor, above, token), shell.user_ns)
+        if answer is None:
             return []
-        fragment, words = found
+        fragment, words = answer
         kept = token[: len(token) - len(fragment)]  # all of the token is replaced
         return [kept + word for word in words]
 
@@ -69,9 +69,9 @@ def _of_words(shell: Any) -> Callable[[str], list[str]]:
 def _request(shell: Any, line: str) -> tuple[str, int]:
     """Return all of the cell in which `line` is being completed, and how many lines stand above that one."""
     kernel: Any = getattr(shell, "kernel", None)
-    asked = (kernel.get_parent("shell") or {}) if hasattr(kernel, "get_parent") else {}
-    if asked.get("header", {}).get("msg_type") == "complete_request":
-        content = asked["content"]
+    parent = (kernel.get_parent("shell") or {}) if hasattr(kernel, "get_parent") else {}
+    if parent.get("header", {}).get("msg_type") == "complete_request":
+        content = parent["content"]
         above = content["code"][: content["cursor_pos"]].count("\n")
         if content["code"].split("\n")[above] == line:
             return content["code"], above

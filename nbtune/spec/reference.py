@@ -82,9 +82,9 @@ def _row(name: str, field: FieldInfo) -> str:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     mark = " ⋯" if extra.get("advanced") else ""
     unit = f" ({extra['unit']})" if extra.get("unit") else ""
-    what = f"**{field.title}**{unit}. {field.description}"
+    text = f"**{field.title}**{unit}. {field.description}"
     example = f"`{name}: {_yaml((field.examples or [None])[0])}`"
-    cells = [f"`{name}`{mark}", what, ", ".join(_values(field)), _default(field), example]
+    cells = [f"`{name}`{mark}", text, ", ".join(_values(field)), _default(field), example]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 

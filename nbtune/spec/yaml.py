@@ -89,9 +89,9 @@ def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) ->
         if text is not None and keys:
             _, lines = _load(text, name, first_line)
             line = _place(_as_written(keys, lines), lines, name)
-            said = error.place if error.place not in RunSpec.model_fields and error.place != name else ""
+            key = error.place if error.place not in RunSpec.model_fields and error.place != name else ""
             if line != name:
-                error.place = f"{line} ({said})" if said else line
+                error.place = f"{line} ({key})" if key else line
         raise
 
 
@@ -141,15 +141,15 @@ def _note_lines(
             if not isinstance(key, yaml.ScalarNode):
                 line = f"line {key.start_mark.line + first} of {name}"
                 raise SpecError("a list or a mapping cannot be a key", place=line, fix="write one `key: value` a line")
-            here = (*path, key.value)
-            if here in lines:
+            key_path = (*path, key.value)
+            if key_path in lines:
                 raise SpecError(
                     f"`{shortened(key.value)}` is there twice",
                     place=f"line {key.start_mark.line + first} of {name}",
-                    fix=f"keep one; the first is on line {lines[here]}",
+                    fix=f"keep one; the first is on line {lines[key_path]}",
                 )
-            lines[here] = key.start_mark.line + first
-            _note_lines(value, here, first, lines, name)
+            lines[key_path] = key.start_mark.line + first
+            _note_lines(value, key_path, first, lines, name)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _note_lines(value, (*path, index), first, lines, name)

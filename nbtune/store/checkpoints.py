@@ -51,8 +51,8 @@ def _whole(folder: Path) -> dict[int, Path]:
 
 def _all(folder: Path) -> dict[int, Path]:
     """Return the checkpoints by their steps; what is called otherwise is none."""
-    found = ((_STEP.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("step-*"))
-    return {int(match[1]): path for match, path in found if match}
+    matches = ((_STEP.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("step-*"))
+    return {int(match[1]): path for match, path in matches if match}
 
 
 @contextmanager
@@ -69,9 +69,9 @@ def weights_of(folder: Path, step: int | None, model: torch.nn.Module) -> Iterat
     from safetensors.torch import load_file
 
     file = folder / "checkpoints" / f"step-{step:08d}" / WEIGHTS
-    there = steps(folder)
-    if step not in there:
-        fix = f"there are {', '.join(map(str, there))}" if there else "let it train until its first checkpoint"
+    saved = steps(folder)
+    if step not in saved:
+        fix = f"there are {', '.join(map(str, saved))}" if saved else "let it train until its first checkpoint"
         raise TrainError(f"there is no checkpoint of step {step}", place=folder.name, fix=fix)
     weights = load_file(file)
     mine = {name: parameter for name, parameter in model.named_parameters() if name in weights}
@@ -94,14 +94,14 @@ def go_back(folder: Path, step: int) -> None:
     Raises:
         TrainError: there is none of that step.
     """
-    there = _all(folder)
-    if step not in there:
+    checkpoints = _all(folder)
+    if step not in checkpoints:
         raise TrainError(
             f"there is no checkpoint of step {step}",
             place=folder.name,
-            fix=f"there are {', '.join(map(str, sorted(there)))}" if there else "start a new run",
+            fix=f"there are {', '.join(map(str, sorted(checkpoints)))}" if checkpoints else "start a new run",
         )
-    for later in (path for number, path in there.items() if number > step):
+    for later in (path for number, path in checkpoints.items() if number > step):
         aside = folder / "checkpoints" / "aside" / later.name
         aside.parent.mkdir(exist_ok=True)
         if aside.exists():

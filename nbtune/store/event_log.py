@@ -79,9 +79,9 @@ class Follower:
     def read(self) -> list[events.Event]:
         """Return the next events: those of at most some 2 MB; none at the end. `mark` is then behind them."""
         while True:  # what holds no event, however long it is, is passed over
-            found, passed = self._read_piece()
-            if found or not passed:
-                return found
+            events_read, passed = self._read_piece()
+            if events_read or not passed:
+                return events_read
 
     def _read_piece(self) -> tuple[list[events.Event], bool]:
         """Return the events of a piece, and whether there was one."""
@@ -96,18 +96,18 @@ class Follower:
                     end = piece.rfind(b"\n") + 1
         except OSError:
             return [], False
-        found: list[events.Event] = []
+        parsed: list[events.Event] = []
         at = offset
         for line in piece[:end].splitlines(keepends=True):
             at += len(line)
             try:
-                found.append(events.from_line(line))
+                parsed.append(events.from_line(line))
             except (ValueError, TypeError):
                 continue  # a line that no version wrote: the rest of the run is still worth showing
-            if len(found) == self._skip:
+            if len(parsed) == self._skip:
                 self._cut_at = at
-        self.mark = Mark(int(self.mark) + len(found), offset + end)
-        return found, end > 0
+        self.mark = Mark(int(self.mark) + len(parsed), offset + end)
+        return parsed, end > 0
 
 
 class Latest:
@@ -151,9 +151,9 @@ def _newest(file: Any, start: int, end: int, kind: type[Any]) -> tuple[int, Any]
             whole, block = (low + last if last else start), block[:last]
         first = 0 if low == start else block.find(b"\n") + 1
         if low == start or first:
-            found = _in_lines(block[first:], mark, kind)
-            if found is not None:
-                return whole, found
+            event = _in_lines(block[first:], mark, kind)
+            if event is not None:
+                return whole, event
             tail = block[:first]
         else:
             tail = block
@@ -228,18 +228,18 @@ class Pump:
 
     def _tell(self, key: object, callback: Callable[[list[events.Event], int], None], follower: Follower) -> bool:
         """Tell what is new; True if there was something."""
-        told = False
+        something_told = False
         while key in self._listeners and follower.behind():
             first = follower.mark
             new = follower.read()
             if not new:
                 break
-            told = True
+            something_told = True
             try:
                 callback(new, _Told(first, follower.mark))
             except Exception:  # noqa: BLE001 — one broken panel must not silence the others
                 self._listeners.pop(key, None)
-        return told
+        return something_told
 
     def _await_news(self, seconds: float) -> None:
         """Wait so long, and then until there is something new or somebody else listens, at most another second."""

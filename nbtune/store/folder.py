@@ -111,10 +111,10 @@ def spec_to_run(folder: Path) -> RunSpec:
     Raises:
         TrainError: it wants the model's own code, and this user has not allowed that here, or it has changed since.
     """
-    asked = written_spec(folder)
-    if asked.trust_remote_code and not code_is_allowed(folder, asked):
+    spec = written_spec(folder)
+    if spec.trust_remote_code and not code_is_allowed(folder, spec):
         raise TrainError(
-            f"its spec wants to run Python code of the model {harmless(asked.model, line=True)}, "
+            f"its spec wants to run Python code of the model {harmless(spec.model, line=True)}, "
             "which you have not allowed here",
             place=harmless(folder.name, line=True),
             fix=_how(folder),

@@ -135,8 +135,8 @@ def _is_held(path: Path) -> bool:
     if owner is None:
         # without links the file is made first and written next: an empty one is young, or its maker was killed
         return _silence(path) < 5
-    here = _here()
-    if any(owner[key] != value for key, value in here.items() if key in owner):
+    machine = _here()
+    if any(owner[key] != value for key, value in machine.items() if key in owner):
         return _silence(path) < _SILENT
     if owner.keys() >= {"path", "inode"} and all(owner[key] != value for key, value in _of_folder(path.parent).items()):
         return False  # the folder is a copy, made while the run was at work where it came from
@@ -161,9 +161,9 @@ def _here() -> dict[str, Any]:
 def _of_folder(folder: Path) -> dict[str, str]:
     """Return which folder it is: where it lies (not in words: a folder may be shared) and what the file system calls
     it."""
-    found = folder.stat()
+    status = folder.stat()
     path = hashlib.sha256(str(folder.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
-    return {"path": path, "inode": f"{found.st_dev}:{found.st_ino}"}
+    return {"path": path, "inode": f"{status.st_dev}:{status.st_ino}"}
 
 
 def _started(pid: int) -> float | None:

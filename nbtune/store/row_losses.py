@@ -308,18 +308,18 @@ def row_text(source: Source, number: int) -> tuple[str, str]:
     if not isinstance(read, Chat):
         texts = ["".join(text for text, learnt in read.parts if learnt is wanted) for wanted in (False, True)]
         return texts[0][-_SHOWN:], texts[1][:_SHOWN]
-    said = [(message["role"], str(message.get("content") or "")) for message in read.messages]
-    last = max((i for i, (role, _) in enumerate(said) if role == "assistant"), default=len(said) - 1)
-    asked = next((text for role, text in reversed(said[:last]) if role == "user"), "")
-    return asked[:_SHOWN], (said[last][1] if said else "")[:_SHOWN]
+    messages = [(message["role"], str(message.get("content") or "")) for message in read.messages]
+    last = max((i for i, (role, _) in enumerate(messages) if role == "assistant"), default=len(messages) - 1)
+    question = next((text for role, text in reversed(messages[:last]) if role == "user"), "")
+    return question[:_SHOWN], (messages[last][1] if messages else "")[:_SHOWN]
 
 
 def _by_row(dataset: Any, group: int) -> Iterator[list[int]]:
     """Yield the examples of each row; of pairs the better answer."""
     examples: list[int] = []
     for number in range(0, len(dataset), group):
-        here = (dataset.source_of[number], dataset.row_of[number])
-        if examples and here != (dataset.source_of[examples[0]], dataset.row_of[examples[0]]):
+        row = (dataset.source_of[number], dataset.row_of[number])
+        if examples and row != (dataset.source_of[examples[0]], dataset.row_of[examples[0]]):
             yield examples
             examples = []
         examples.append(number)
@@ -338,12 +338,12 @@ def _alike(wanted: Sequence[_Wanted]) -> Iterator[Sequence[_Wanted]]:
 
 def _means(some: Sequence[_Wanted], sums: Sequence[float]) -> list[float]:
     """Return each row's mean, of the sums of its texts."""
-    found, at = [], 0
+    means, at = [], 0
     for wanted in some:
         total = sum(sums[at : at + len(wanted.texts)])
-        found.append(total / max(1, wanted.about.trained))
+        means.append(total / max(1, wanted.about.trained))
         at += len(wanted.texts)
-    return found
+    return means
 
 
 def _plain(row: RowLoss) -> dict[str, Any]:
@@ -355,12 +355,12 @@ def _plain(row: RowLoss) -> dict[str, Any]:
 def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
     """Return what was written down, the newest of each row, and how many rows there are in all; half a line is left
     out."""
-    found: dict[tuple[str, int], RowLoss] = {}
+    rows: dict[tuple[str, int], RowLoss] = {}
     in_all, known = 0, {field.name for field in fields(RowLoss)}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
-        return found, in_all
+        return rows, in_all
     for line in lines:
         try:
             body = parse(line)
@@ -368,7 +368,7 @@ def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
             if "mark" in body:
                 row = RowLoss(**{key: value for key, value in body.items() if key in known})
                 row = replace(row, loss=math.nan) if row.loss is None else row
-                found[row.key] = row
+                rows[row.key] = row
         except (ValueError, TypeError, AttributeError):
             continue
-    return found, in_all
+    return rows, in_all

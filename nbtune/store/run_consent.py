@@ -41,9 +41,9 @@ def check(folder: Path, *, code: bool = True) -> None:
 
 def questions(folder: Path) -> list[str]:
     """Return what the folder would run here, or read beyond itself, and this user has not allowed yet, in words."""
-    asked = written_spec(folder)
-    code = asked.trust_remote_code and not code_is_allowed(folder, asked)
-    return [*([f"the Python code of the model {harmless(asked.model, line=True)}"] if code else []), *_of_data(folder)]
+    spec = written_spec(folder)
+    code = spec.trust_remote_code and not code_is_allowed(folder, spec)
+    return [*([f"the Python code of the model {harmless(spec.model, line=True)}"] if code else []), *_of_data(folder)]
 
 
 def allow(folder: Path) -> None:
@@ -91,9 +91,9 @@ def trust(which: str | Path, runs_dir: str | Path | None = None) -> list[str]:
         TrainError: there is no such run.
     """
     folder = find(which, runs_root(runs_dir))
-    asked = questions(folder)
+    wants = questions(folder)
     allow(folder)
-    return asked
+    return wants
 
 
 def _of_data(folder: Path) -> list[str]:

@@ -95,11 +95,11 @@ class RunReader:
     def trouble(self) -> str:
         """What is wrong with its folder, in a sentence, where it cannot be shown among others; else nothing."""
         try:
-            found = trouble(self.folder)
+            sentence = trouble(self.folder)
             body = read_json(self.folder / "plan.json")
-            if not found and body is not None and not is_newer(self.folder):
+            if not sentence and body is not None and not is_newer(self.folder):
                 plan_of(body, self.folder)
-            return found
+            return sentence
         except NbtuneError as error:
             return error.cause
         except OSError as error:
@@ -166,15 +166,15 @@ class RunReader:
 
     def __repr__(self) -> str:
         kind, name = type(self).__name__, harmless(f"{self.name} ({self.id})", line=True)
-        if found := self.trouble:
-            return f"<{kind} {name} cannot be read: {found}>"
+        if trouble_text := self.trouble:
+            return f"<{kind} {name} cannot be read: {trouble_text}>"
         return f"<{kind} {name}: {self.state}, step {self.step} of {self.total_steps or '?'}>"
 
 
 def readable(run: RunReader, facts: Callable[[Any], Any]) -> tuple[Any, str]:
     """Return (facts of a run, "") or (None, what is wrong with its folder): one bad folder must not hide the others."""
     try:
-        found = run.trouble
-        return (None, harmless(found, line=True)) if found else (facts(run), "")
+        reason = run.trouble
+        return (None, harmless(reason, line=True)) if reason else (facts(run), "")
     except Exception as error:  # noqa: BLE001 — whatever else is wrong in there, the other runs are shown
         return None, harmless(f"{type(error).__name__}: {str(error)[:120]}", line=True)

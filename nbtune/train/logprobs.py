@@ -86,15 +86,15 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
         head = None
     if head is None or inner is None:
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[rows].float()
-        found = logits.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels != -100)
+        logprobs = logits.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels != -100)
     else:
         hidden = inner(**inputs, use_cache=False, return_dict=True).last_hidden_state
-        found, *_ = linear_logprobs_of(
+        logprobs, *_ = linear_logprobs_of(
             hidden, head.module.weight, labels, bias=head.module.bias, rows=rows, softcap=head.softcap,
             logit_scale=head.logit_scale,
         )  # fmt: skip
     zeros = torch.zeros(count, dtype=torch.float32, device=device)
-    return zeros.index_add(0, owner, found), zeros.index_add(0, owner, (labels != -100).float())
+    return zeros.index_add(0, owner, logprobs), zeros.index_add(0, owner, (labels != -100).float())
 
 
 def tokens_of(batch: Batch) -> Tensor:

@@ -67,12 +67,12 @@ def joined(parts: Sequence[Answers | None], device: torch.device, gather: Gather
 
 
 def _joined(parts: Sequence[Answers | None]) -> Answers | None:
-    there = [part for part in parts if part is not None]
-    if not there:
+    known_parts = [part for part in parts if part is not None]
+    if not known_parts:
         return None
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(Answers)):
-        given = [value for part in there if (value := getattr(part, name)) is not None]
+        given = [value for part in known_parts if (value := getattr(part, name)) is not None]
         if given:
             values[name] = _joined(given) if isinstance(given[0], Answers) else torch.cat(given)
     return Answers(**values)

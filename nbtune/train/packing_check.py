@@ -149,8 +149,8 @@ def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
     except Exception as error:  # whatever a family's code says of a pack, it cannot take one
         if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error):
             raise
-        said = " ".join(str(error).split())[:200]
-        return Claim(holds=False, words=f"a packed pass ended with {type(error).__name__}: {said}")
+        cause = " ".join(str(error).split())[:200]
+        return Claim(holds=False, words=f"a packed pass ended with {type(error).__name__}: {cause}")
     kind = str(truth[0][0].dtype).removeprefix("torch.")
     odd = [(b, k) for b, row in enumerate(rows) for k in range(1, len(row), 2)]
     moved = max(_start(others[b][k], truth[b][k]) for b, k in odd)
@@ -198,8 +198,8 @@ def _stretches(ours: torch.Tensor, theirs: torch.Tensor) -> Iterator[tuple[torch
 def _moved(ours: torch.Tensor, theirs: torch.Tensor) -> list[float]:
     """Return |ours − theirs| / |theirs| of each token; infinite where something is no number."""
     ours, theirs = ours.float(), theirs.float()
-    found = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=1e-12)
-    return [float("inf") if value != value else value for value in found.tolist()]
+    distances = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=1e-12)
+    return [float("inf") if value != value else value for value in distances.tolist()]
 
 
 def _changed(document: np.ndarray, words: np.ndarray) -> np.ndarray:

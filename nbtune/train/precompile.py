@@ -103,9 +103,9 @@ def _mark(spec: RunSpec) -> Path:
     """Return an empty file in Triton's cache: a run like this one has compiled its kernels into it."""
     home = Path(os.environ.get("TRITON_HOME") or Path.home())
     cache = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
-    said = spec.model_dump(mode="json")
+    settings = spec.model_dump(mode="json")
     versions = [_version(name) for name in ("nbtune", "triton", "torch")]
-    text = json.dumps([versions, {name: said.get(name) for name in _FIELDS}], sort_keys=True)
+    text = json.dumps([versions, {name: settings.get(name) for name in _FIELDS}], sort_keys=True)
     return cache / f"nbtune-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
@@ -126,10 +126,10 @@ def _needed(spec: RunSpec, plan: Plan) -> int:
 
     facts = model_facts(spec.model)
     rest = facts.parameters - facts.block_parameters * facts.num_layers
-    one = replace(facts, num_layers=1, parameters=rest + facts.block_parameters)
+    single = replace(facts, num_layers=1, parameters=rest + facts.block_parameters)
     rows, tokens = _shape(spec, plan)
     needs = estimate(
-        one, spec.adapter, weights=PLAIN, activations="keep", micro_batch_size=rows, sequence_len=tokens,
+        single, spec.adapter, weights=PLAIN, activations="keep", micro_batch_size=rows, sequence_len=tokens,
         dtype=plan.dtype, device="cuda",
     )  # fmt: skip
     return needs.total + 3 * block_bytes(facts, PLAIN)

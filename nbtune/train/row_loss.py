@@ -39,17 +39,17 @@ def row_losses(
     for number, (ids, trained) in enumerate(rows):
         builder.add(np.asarray(ids, np.int32), np.asarray(trained, bool), 0, number)
     dataset, device = builder.build(), next(model.parameters()).device
-    found, training = [0.0] * len(rows), model.training
+    losses, training = [0.0] * len(rows), model.training
     with torch.no_grad(), without_adapter(model, adapter):
         model.eval()
         try:
             for chosen in _batches(dataset.lengths):
                 logprobs, _ = score_answers(model, collate(dataset, chosen), device=device)
                 for number, value in zip(chosen, logprobs.tolist(), strict=True):
-                    found[number] = -value
+                    losses[number] = -value
         finally:
             model.train(training)
-    return found
+    return losses
 
 
 def _batches(lengths: np.ndarray) -> Iterator[list[int]]:

@@ -101,15 +101,15 @@ class Hints:
         >>> [hints.after_device("heat", 89, 300) for _ in range(10)][-1][0]
         'The GPU has lowered its clocks because it is too hot (89 °C).'
         """
-        found = None
+        warning = None
         for why, often in OFTEN.items():
             self._slowed[why] = (
                 self._slowed[why] + 1 if why in slowed.split(", ") else max(0.0, self._slowed[why] - 0.5)
             )
-            if self._slowed[why] >= often and why not in self._told and found is None:
+            if self._slowed[why] >= often and why not in self._told and warning is None:
                 self._told.add(why)
-                found = _too_hot(temperature) if why == "heat" else _at_its_limit(watts)
-        return found
+                warning = _too_hot(temperature) if why == "heat" else _at_its_limit(watts)
+        return warning
 
 
 def _too_hot(temperature: float) -> tuple[str, str, str]:

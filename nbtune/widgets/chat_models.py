@@ -47,14 +47,14 @@ class Answerers:
         """Return what can be picked: key, name, run, whether it is a base."""
         self._look()
         names = [run.name for run in self._runs.values()]
-        found = []
+        offered = []
         for key, run in self._runs.items():
             name = clean(run.name if names.count(run.name) == 1 else f"{run.name} ({key})", 100)
             steps = _steps(run)
             own = [(key, name), *((f"{key}@{step}", f"{name} · {step}") for step in steps)]
-            found += [{"key": k, "name": shown, "base": False} for k, shown in own]
-            found.append({"key": f"{key}:base", "name": name, "base": True})
-        return found
+            offered += [{"key": k, "name": shown, "base": False} for k, shown in own]
+            offered.append({"key": f"{key}:base", "name": name, "base": True})
+        return offered
 
     def sides(self) -> list[dict[str, Any]]:
         """Return who answers on each side: key, name, whether it is a base."""

@@ -96,9 +96,9 @@ class Chat(Panel):
 
     def do_look(self) -> None:
         """Look which runs and checkpoints there are by now."""
-        found = self._who.choices()
-        if found != self.choices:
-            self.choices = found
+        choices = self._who.choices()
+        if choices != self.choices:
+            self.choices = choices
 
     def do_pick(self, side: int, key: str) -> None:
         """Let another one answer on a side, by its key in `choices`; a new conversation begins."""
@@ -137,14 +137,14 @@ class Chat(Panel):
         for side in turn.order:
             stream = _Stream(self, turn, side)
             try:
-                said = self._who.ask(side, turn.asked[side], told=stream, should_stop=turn.stop.is_set, **options)
+                answer = self._who.ask(side, turn.asked[side], told=stream, should_stop=turn.stop.is_set, **options)
                 stream.flush()
             except NbtuneError as error:
-                said = None
+                answer = None
                 turn.errors[side] = self.words(error)
             if turn.stop.is_set():
                 return  # `do_stop` has said so
-            turn.answers[side] = said
+            turn.answers[side] = answer
             self._show()
         self._leave(turn)
 
@@ -169,10 +169,10 @@ class Chat(Panel):
         """
         messages = list(self._system)
         for turn in self._whole[:-1]:
-            told = side if not blind else turn.order[turn.vote] if turn.vote in (0, 1) else None
-            said = None if told is None else turn.answers[told]
-            if said is not None:
-                messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": said}]
+            side_shown = side if not blind else turn.order[turn.vote] if turn.vote in (0, 1) else None
+            answer = None if side_shown is None else turn.answers[side_shown]
+            if answer is not None:
+                messages += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": answer}]
         return [*messages, {"role": "user", "content": self._whole[-1].prompt}]
 
     def do_tokens(self, turn: int, place: int) -> list[list[Any]]:

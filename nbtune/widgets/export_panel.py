@@ -178,9 +178,9 @@ def _options(*, importance: bool, verify: bool) -> dict[str, bool]:
 def choices(parameters: int) -> list[dict[str, Any]]:
     """Return types with bytes, the smallest card (GiB) that holds file and some context, quality,
     and seconds to make."""
-    found = []
+    types = []
     for kind in sorted(TYPES.values(), key=lambda kind: -kind.bits):
         size, speed = int(parameters * kind.bits / 8), _SPEED.get(kind.main, _SLOW)
-        found.append({"type": kind.name, "bytes": size, "fits": fits_in(size), "quality": kind.quality})
-        found[-1] |= {"seconds": parameters / speed, "usual": kind.usual}
-    return found
+        types.append({"type": kind.name, "bytes": size, "fits": fits_in(size), "quality": kind.quality})
+        types[-1] |= {"seconds": parameters / speed, "usual": kind.usual}
+    return types

@@ -37,10 +37,10 @@ def described(
             "changes": [],
         }
     changes = _leaving_out(values, works) if works is not None else _as_said(error.fix, values, known)
-    said = {"cause": clean(error.cause, 600), "place": clean(error.place, 200), "fix": clean(error.fix, 600)}
+    description = {"cause": clean(error.cause, 600), "place": clean(error.place, 200), "fix": clean(error.fix, 600)}
     if works is not None:  # it is said beside its field, and a button says the same as the advice
-        said |= {"place": ""} | ({"fix": ""} if changes else {})
-    return {**said, "key": _key(error, known), "changes": changes[:_MOST]}
+        description |= {"place": ""} | ({"fix": ""} if changes else {})
+    return {**description, "key": _key(error, known), "changes": changes[:_MOST]}
 
 
 def _key(error: NbtuneError, known: Mapping[str, str]) -> str:

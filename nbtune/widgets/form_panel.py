@@ -61,12 +61,12 @@ class Form(Panel):
         self.in_background(lambda: self._judge(offered), lambda error: None)
 
     def _judge(self, offered: list[form_models.Offer]) -> None:
-        found: list[dict[str, Any]] = []
+        verdicts: list[dict[str, Any]] = []
         for one in form_models.judged(offered):
-            found.append(one)
-            if len(found) % 4 == 1:
-                self.judged = list(found)
-        self.judged = found
+            verdicts.append(one)
+            if len(verdicts) % 4 == 1:
+                self.judged = list(verdicts)
+        self.judged = verdicts
 
     def _setup(self, offered: list[form_models.Offer]) -> dict[str, Any]:
         from nbtune.data.sources.rows import is_rows
@@ -89,8 +89,8 @@ class Form(Panel):
         try:
             self._accept(_spec_of(values), values)
         except NbtuneError as error:
-            said = described(error, values, self._titles, _is_valid if begun else None)
-            self.checked = {"yaml": self.checked.get("yaml", ""), "error": said, "begun": begun}
+            description = described(error, values, self._titles, _is_valid if begun else None)
+            self.checked = {"yaml": self.checked.get("yaml", ""), "error": description, "begun": begun}
             if not begun:
                 self._rows_of, self.reading = None, {}
 
@@ -154,10 +154,10 @@ class Form(Panel):
     def _costs_failed(self, error: BaseException, number: int, values: Mapping[str, Any]) -> None:
         if number != self._newest:
             return
-        said = described(error, values, self._titles)
-        self.costs = {"state": "failed", "error": said}
+        description = described(error, values, self._titles)
+        self.costs = {"state": "failed", "error": description}
         if isinstance(error, SpecError | DataError):  # of the rows: nothing to start with
-            self.checked = {**self.checked, "error": said}
+            self.checked = {**self.checked, "error": description}
 
     def do_upload(self, name: str, buffers: Any) -> str:
         """Write a file that was dropped into the working folder (never over another one); return its name."""

@@ -30,10 +30,10 @@ def words(run: RunReader, latest: Step | None) -> str:
 
 
 def _found(run: RunReader, latest: Step | None) -> tuple[str, list[tuple[str, str]]]:
-    state, said = run.state, [run.state]
+    state, facts = run.state, [run.state]
     if latest is not None:
-        said += [f"step {latest.step:,} of {run.total_steps:,}", f"loss {latest.loss:.4g}"]
-    rows = [("Where it stands", " · ".join(said)), ("Folder", f"{clean(from_here(run.folder), 400)}/")]
+        facts += [f"step {latest.step:,} of {run.total_steps:,}", f"loss {latest.loss:.4g}"]
+    rows = [("Where it stands", " · ".join(facts)), ("Folder", f"{clean(from_here(run.folder), 400)}/")]
     if run.error is not None:
         rows.append(("Why", clean(str(run.error), 600)))
     return state, rows

@@ -58,12 +58,12 @@ class Inspector(Panel):
         self._reading = threading.Lock()
         self.losses: dict[int, Losses] = dict(losses or {})
         self._past: list[Inspection] = []
-        asked: Any = rows if run is None and isinstance(rows, RunReader) else run
-        self._who = Answerers(asked)
+        model_run: Any = rows if run is None and isinstance(rows, RunReader) else run
+        self._who = Answerers(model_run)
         self.inspection = Inspection.of(rows, namespace, **fields)
         shown = self._shown(self.inspection, row)
-        super().__init__(**shown, judges=self._who.choices(), judge=self._who.keys[1] if asked is not None else "")
-        if asked is not None:
+        super().__init__(**shown, judges=self._who.choices(), judge=self._who.keys[1] if model_run is not None else "")
+        if model_run is not None:
             self.in_background(self._judge, self._failed)
 
     @property
@@ -81,8 +81,8 @@ class Inspector(Panel):
         known = self.losses.get(row["index"])
         if known is None:
             return row
-        told = [None if loss is None or math.isnan(loss) else round(float(loss), 4) for loss in known]
-        return row | {"losses": told[: len(row["tokens"])]}
+        losses = [None if loss is None or math.isnan(loss) else round(float(loss), 4) for loss in known]
+        return row | {"losses": losses[: len(row["tokens"])]}
 
     def do_row(self, index: int) -> None:
         """Show a row; its losses come when they are known."""
@@ -154,9 +154,9 @@ class Inspector(Panel):
 
     def do_look(self) -> None:
         """Look which runs and checkpoints there are by now."""
-        found = self._who.choices()
-        if found != self.judges:
-            self.judges = found
+        choices = self._who.choices()
+        if choices != self.judges:
+            self.judges = choices
 
     def do_judge(self, key: str) -> None:
         """Take the losses of this run or checkpoint, by its key in `judges`; "": none."""

@@ -27,9 +27,9 @@ def loss_table(
 
 def _cells(row: RowLoss, text: tuple[str, str], *, with_base: bool) -> tuple[str, ...]:
     numbers = (row.loss, *((row.base, row.learnt) if with_base else ()))
-    asked, said = (" ".join(clean(part, _TEXT).split()) for part in text)
+    question, answer = (" ".join(clean(part, _TEXT).split()) for part in text)
     place = (f"{row.tokens:,}", row.part, clean(without_home(row.source), 40), str(row.row), row.mark)
-    return (*map(_shown_number, numbers), *place, f"{asked} ▸ {said}" if asked else said)
+    return (*map(_shown_number, numbers), *place, f"{question} ▸ {answer}" if question else answer)
 
 
 def _shown_number(value: float | None) -> str:

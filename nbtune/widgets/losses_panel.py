@@ -137,10 +137,10 @@ class Losses(MeasuredRows):
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
-        found = [f"<div><p>{escape(self.said())}</p>"]
+        parts = [f"<div><p>{escape(self.said())}</p>"]
         for title, names, rows in self._tables():
-            found.append(as_html(names, rows, caption=title))
-        return "".join([*found, "</div>"])
+            parts.append(as_html(names, rows, caption=title))
+        return "".join([*parts, "</div>"])
 
 
 class LossesPanel(Panel):
@@ -202,9 +202,9 @@ class LossesPanel(Panel):
         """Return how often single rows count, by their marks, as far as those are measured; and whether that can be
         undone."""
         weights = self.losses.row_weights
-        there = {row.mark for row in list(self.losses.rows.values())}
+        marks = {row.mark for row in list(self.losses.rows.values())}
         return {
-            "weights": {mark: weight for mark, weight in weights.items() if mark in there},
+            "weights": {mark: weight for mark, weight in weights.items() if mark in marks},
             "dropped": sum(weight == 0 for weight in weights.values()),
             "weighted": sum(weight != 0 for weight in weights.values()),
             "undo": self.losses.changed,
@@ -212,16 +212,16 @@ class LossesPanel(Panel):
         }
 
     def _row(self, row: RowLoss) -> dict[str, Any]:
-        asked, said = (clean(text, _TEXT) for text in self.losses.text(row))
+        question, answer = (clean(text, _TEXT) for text in self.losses.text(row))
         numbers = {"loss": row.loss, "base": row.base, "learnt": row.learnt}
-        told = {key: None if v is None or not math.isfinite(v) else round(v, 4) for key, v in numbers.items()}
+        losses = {key: None if v is None or not math.isfinite(v) else round(v, 4) for key, v in numbers.items()}
         place = {
             "source": clean(without_home(row.source), 100),
             "row": row.row,
             "index": row.index,
             "held": row.part == "eval",
         }
-        return {"mark": row.mark, "tokens": row.tokens, "asked": asked, "said": said, **told, **place}
+        return {"mark": row.mark, "tokens": row.tokens, "asked": question, "said": answer, **losses, **place}
 
     def in_words(self, _picture: bool) -> tuple[Shown, bool]:  # type: ignore[override]
         """Show it where the page shows no panels."""
@@ -302,8 +302,8 @@ class LossesPanel(Panel):
     def _go_on(self, steps: int | None) -> None:
         from nbtune.widgets.monitor_panel import Monitor
 
-        asked: dict[str, Any] = {"steps": steps} if steps else {}
-        run = self.losses.go_on(**asked)
+        fields: dict[str, Any] = {"steps": steps} if steps else {}
+        run = self.losses.go_on(**fields)
         self.losses.next = run
         self._monitor = Monitor(run)
         self.going = {"state": "begun", "name": clean(run.name, 200), "id": run.id, "model": self._monitor.model_id}

@@ -138,10 +138,10 @@ class Columns:
 
     def _lean_on_others(self) -> None:
         """Drop from memory what somebody else has written meanwhile."""
-        there = self._on_disk()
-        if self._written < there <= self.length:
-            self._fresh = self._fresh[there - self._written :].copy()
-            self._written = there
+        length_on_disk = self._on_disk()
+        if self._written < length_on_disk <= self.length:
+            self._fresh = self._fresh[length_on_disk - self._written :].copy()
+            self._written = length_on_disk
 
     def _on_disk(self) -> int:
         state = read_json(self.folder / "state.json")
@@ -166,10 +166,10 @@ class Columns:
         while (last - first) // _BOX**level > _BOX * limit and level < _LEVELS - 1:
             level += 1
         try:
-            found = self._between(level, first, last)
+            rows_found = self._between(level, first, last)
         except OSError:  # the files are gone: what is in memory is left
-            found = self._fresh[max(0, first - self._written) : max(0, last - self._written)]
-        return merged(np.ascontiguousarray(found.T), limit)
+            rows_found = self._fresh[max(0, first - self._written) : max(0, last - self._written)]
+        return merged(np.ascontiguousarray(rows_found.T), limit)
 
     def _between(self, level: int, first: int, last: int) -> np.ndarray:
         """Return rows of `level`, with what does not fill a box at the end from the levels below it."""

@@ -85,8 +85,8 @@ class Inspection:
             DataError: there is no text, or more than a rule should hold.
         """
         if not text or len(text) > LONGEST_RULE:
-            what = "nothing is selected" if not text else f"{len(text):,} characters are selected"
-            raise DataError(what, fix=f"select 1 to {LONGEST_RULE:,} characters")
+            selection = "nothing is selected" if not text else f"{len(text):,} characters are selected"
+            raise DataError(selection, fix=f"select 1 to {LONGEST_RULE:,} characters")
         others = [rule.model_dump() for rule in self.spec.train_spans if rule.regex or rule.match != text]
         return self._with_rules([*others, {"match": text, "train": train}])
 

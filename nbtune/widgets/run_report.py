@@ -111,12 +111,12 @@ class Report:
         """Return a few lines of HTML: no script, no style sheet, nothing loaded, every text escaped."""
         rows = "".join(_row(name, value) for name, value in self.facts())
         notes = [*([self.status["error"]] if self.status["error"] else []), *self.view.lists["notes"][-5:]]
-        said = "".join(f"<li>{escape(_sentence(note))}</li>" for note in notes)
+        items = "".join(f"<li>{escape(_sentence(note))}</li>" for note in notes)
         parts = [
             f"<p><b>{escape(self.title)}</b></p>",
             self._img() if picture else "",
             f"<table>{rows}</table>",
-            f"<ul>{said}</ul>" if said else "",
+            f"<ul>{items}</ul>" if items else "",
             self._samples(),
             f"<pre>{escape(self.snippet)}</pre>" if self.snippet else "",
         ]

@@ -154,7 +154,9 @@ class RunView:
             "time": event.time,
         }
         self._drop_unfinished()  # it moved on
-        self.lists["exports"] = [one for one in self.lists["exports"] if one["path"] != item["path"]]  # more is known
+        self.lists["exports"] = [
+            export for export in self.lists["exports"] if export["path"] != item["path"]
+        ]  # more is known
         self._append("exports", item)
 
     def _drop_unfinished(self) -> None:

@@ -94,12 +94,12 @@ class RunStatus:
         return self._plan
 
     def _state(self) -> str:
-        said = self.last.state
-        if said in ev.ENDED or time.monotonic() < self._alive_until:
-            return said
+        last_state = self.last.state
+        if last_state in ev.ENDED or time.monotonic() < self._alive_until:
+            return last_state
         if self.run.alive:  # costs a look at files, and at the process that owns them
             self._alive_until = time.monotonic() + _TRUSTED
-            return said
+            return last_state
         return str(self.run.state)
 
     def look_again(self) -> None:

@@ -203,14 +203,14 @@ def _judged(batch: Batch, dataset: Dataset | Arriving, places: list[tuple[int, i
 
 def _weights(dataset: Dataset | Arriving, examples: Sequence[int]) -> np.ndarray | None:
     """Return float32 [examples]: how often each counts; None where each counts once."""
-    found = [dataset.weight(example) for example in examples]
-    return None if None in found else np.array(found, np.float32)
+    weights = [dataset.weight(example) for example in examples]
+    return None if None in weights else np.array(weights, np.float32)
 
 
 def _weighted(batch: Batch, weights: np.ndarray) -> Batch:
     """Return the batch with a weight a trained row; the padding's is 0."""
-    there = batch.trained_labels.numpy() != IGNORED
-    return replace(batch, loss_weights=_tensor(np.where(there, weights, 0).astype(np.float32)))
+    trained = batch.trained_labels.numpy() != IGNORED
+    return replace(batch, loss_weights=_tensor(np.where(trained, weights, 0).astype(np.float32)))
 
 
 def _tensor(values: np.ndarray) -> Any:

@@ -45,11 +45,11 @@ def mixture(dataset: Dataset, mix: MixSpec) -> Mixture:
         weights = weights / np.maximum(tokens / np.maximum(rows, 1), 1e-9)
     shares = weights / weights.sum()
     draws = float(len(dataset)) if mix.by != "times" else float(weights.sum())
-    there = shares > 0
+    present = shares > 0
     if mix.stop == "first_exhausted":
-        draws = math.floor((rows[there] / shares[there]).min() + 1e-9)
+        draws = math.floor((rows[present] / shares[present]).min() + 1e-9)
     elif mix.stop == "all_exhausted":
-        draws = math.ceil((rows[there] / shares[there]).max() - 1e-9)
+        draws = math.ceil((rows[present] / shares[present]).max() - 1e-9)
     return Mixture(max(1, round(draws)), tuple(float(share) for share in shares))
 
 
@@ -101,26 +101,26 @@ def bucketed(drawn: np.ndarray, lengths: np.ndarray, per_step: int, seed: Sequen
         drawn: int64 [draws], examples in a shuffled order.
         lengths: tokens per example.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, ordered = np.random.default_rng(seed), []
     for first in range(0, len(drawn), 64 * per_step):
         window = drawn[first : first + 64 * per_step]
         window = window[np.argsort(lengths[window], kind="stable")]
         whole = len(window) // per_step * per_step
-        found.append(rng.permutation(window[:whole].reshape(-1, per_step)).ravel())
-        found.append(window[whole:])
-    return np.concatenate(found)
+        ordered.append(rng.permutation(window[:whole].reshape(-1, per_step)).ravel())
+        ordered.append(window[whole:])
+    return np.concatenate(ordered)
 
 
 def quotas(count: int, weights: Sequence[float]) -> list[int]:
     """Return how many of the first `count` draws each source gets: never fewer for a greater count, and never off its
     share by more than about one (Webster's method: the j-th draw of a source is due at (j + 1/2) / share)."""
     shares = np.asarray(weights, float) / np.sum(weights)
-    found = np.floor(count * shares + 0.5).astype(np.int64)
+    counts = np.floor(count * shares + 0.5).astype(np.int64)
     due = np.where(shares > 0, shares, np.nan)
-    while found.sum() < count:
-        found[int(np.nanargmin((found + 0.5) / due))] += 1
-    while found.sum() > count:
-        last = (found - 0.5) / due
-        last[found == 0] = np.nan
-        found[len(last) - 1 - int(np.nanargmax(last[::-1]))] -= 1
-    return [int(q) for q in found]
+    while counts.sum() < count:
+        counts[int(np.nanargmin((counts + 0.5) / due))] += 1
+    while counts.sum() > count:
+        last = (counts - 0.5) / due
+        last[counts == 0] = np.nan
+        counts[len(last) - 1 - int(np.nanargmax(last[::-1]))] -= 1
+    return [int(q) for q in counts]

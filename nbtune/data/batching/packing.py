@@ -106,11 +106,11 @@ def _fill(
 ) -> None:
     """Put into bins what fits of the examples ahead, of kinds that are below their share of the bins' examples."""
     rooms = [capacity - int(lengths[members].sum()) for members in bins]
-    there = np.bincount(kinds[[m for members in bins for m in members]], minlength=len(shares)).tolist()
-    amount = sum(there)
+    counts = np.bincount(kinds[[m for members in bins for m in members]], minlength=len(shares)).tolist()
+    amount = sum(counts)
     for example in ahead:
         size, kind = int(lengths[example]), int(kinds[example])
-        if taken[example] or there[kind] + 0.5 > shares[kind] * (amount + 1):
+        if taken[example] or counts[kind] + 0.5 > shares[kind] * (amount + 1):
             continue
         fitting = [(room, number) for number, room in enumerate(rooms) if room >= size]
         if fitting:
@@ -118,5 +118,5 @@ def _fill(
             bins[number].append(example)
             rooms[number] = room - size
             taken[example] = True
-            there[kind] += 1
+            counts[kind] += 1
             amount += 1

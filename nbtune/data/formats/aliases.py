@@ -63,7 +63,7 @@ def judged_name(name: str, columns: Sequence[str]) -> str | None:
     template, dot, shape = name.partition(".")
     if not dot or template not in _TEMPLATES or shape not in _SHAPES:
         return None
-    there = {column.lower() for column in columns}
-    if there & {"chosen", "chosen_response"}:
+    names = {column.lower() for column in columns}
+    if names & {"chosen", "chosen_response"}:
         return "preference"
-    return "feedback" if "label" in there else None
+    return "feedback" if "label" in names else None

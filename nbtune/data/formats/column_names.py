@@ -68,10 +68,10 @@ def what_to_say(source: str, columns: Sequence[str], sample: Sequence[Mapping[st
 def proposal(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], kind: str = "sft") -> dict[str, str]:
     """Return role → column where the columns' names leave no doubt, else nothing; arguments as of `what_to_say`."""
     texts = [column for column in columns if kind == "sft" and _is_text(column, sample)]
-    asked, said, around = ([c for c in texts if _names(c, words)] for words in (_ASKED, _SAID, _AROUND))
-    if len(asked) != 1 or len(said) != 1 or len(around) > 1:
+    prompts, answers, around = ([c for c in texts if _names(c, words)] for words in (_ASKED, _SAID, _AROUND))
+    if len(prompts) != 1 or len(answers) != 1 or len(around) > 1:
         return {}
-    return dict(zip(("prompt", "completion", "context"), [*asked, *said, *around], strict=False))
+    return dict(zip(("prompt", "completion", "context"), [*prompts, *answers, *around], strict=False))
 
 
 def _names(column: str, words: frozenset[str]) -> bool:

@@ -78,8 +78,8 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             with NbtuneError.about("columns", role):
                 raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
     given = {role: column for role, column in usual.items() if column in columns} | dict(spec.columns)
-    found = Columns(columns, [without_missing(row) for row in sample], given, place, style)
-    name = name or _guess(found)
+    named_columns = Columns(columns, [without_missing(row) for row in sample], given, place, style)
+    name = name or _guess(named_columns)
     if name is None:
         shown = ", ".join(f"`{c}`" for c in columns[:12]) or "none"
         raise DataError(
@@ -87,7 +87,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             place=place,
             fix=what_to_say(spec.source, columns, sample, kind),
         )
-    form = READERS[name].make(found)
+    form = READERS[name].make(named_columns)
     missed = unread(form.name, tuple(form.mapping.values()), sample)
     return replace(form, read=of_what_is_there(form.read), unread=missed)
 
@@ -96,17 +96,17 @@ def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | 
     """Return (format, style, usual columns) of the spec's `format`."""
     if spec.format is None:
         return None, "", {}
-    asked, _, style = spec.format.partition(":")
-    asked = asked.lower()
-    if judged := judged_name(asked, columns):
+    wanted_name, _, style = spec.format.partition(":")
+    wanted_name = wanted_name.lower()
+    if judged := judged_name(wanted_name, columns):
         return judged, style, {}
-    for name in (asked, asked.split(".")[0]):
+    for name in (wanted_name, wanted_name.split(".")[0]):
         if name in READERS:
             return name, style, {}
         if name in PEERS:
             target, _, own = PEERS[name][0].partition(":")
             return target, own or ("plain" if style == "plain" else ""), PEERS[name][1]
-    close = difflib.get_close_matches(asked, [*READERS, *PEERS], n=1)
+    close = difflib.get_close_matches(wanted_name, [*READERS, *PEERS], n=1)
     known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(READERS)}"
     raise SpecError(f"there is no data format `{spec.format}`", place=place, fix=known)
 

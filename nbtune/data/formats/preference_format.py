@@ -40,13 +40,13 @@ def pairs_format(columns: Columns) -> Format:
     keys, plain = Keys.of(columns.given), columns.style == "plain"
 
     def read(row: Row) -> Several:
-        asked = _question(row, prompt, more, system, keys)
+        question = _question(row, prompt, more, system, keys)
         answers = [_answer(row, column, keys) for column in (chosen, rejected)]
-        if asked is None:
-            asked, answers = _shared(answers, (chosen, rejected))
-            asked = _instructed(asked, optional(row, system)) if asked else asked
-        answers = [_behind(asked, answer) for answer in answers]
-        texts = [_joined(asked, answer, row.get(tools) if tools else None, plain) for answer in answers]
+        if question is None:
+            question, answers = _shared(answers, (chosen, rejected))
+            question = _instructed(question, optional(row, system)) if question else question
+        answers = [_behind(question, answer) for answer in answers]
+        texts = [_joined(question, answer, row.get(tools) if tools else None, plain) for answer in answers]
         return Several(tuple(texts), (1.0, 0.0))
 
     mapping = there({"prompt": prompt, "chosen": chosen, "rejected": rejected, "system": system, "tools": tools})
@@ -66,13 +66,13 @@ def feedback_format(columns: Columns) -> Format:
 
     def read(row: Row) -> Several:
         good = _truth(row.get(label), label)
-        asked = _question(row, prompt, more, system, keys) or []
-        said = [] if answer is None or row.get(answer) is None else _behind(asked, _answer(row, answer, keys))
-        if prompt is None and len(said) > 1:
-            said = _instructed(said, optional(row, system))
-        talk = [*asked, *said]  # the last message is judged
-        asked, said = (asked, said) if prompt and said else (talk[:-1], talk[-1:])
-        return Several((_joined(asked, said, row.get(tools) if tools else None, plain),), (float(good),))
+        question = _question(row, prompt, more, system, keys) or []
+        answer_said = [] if answer is None or row.get(answer) is None else _behind(question, _answer(row, answer, keys))
+        if prompt is None and len(answer_said) > 1:
+            answer_said = _instructed(answer_said, optional(row, system))
+        talk = [*question, *answer_said]  # the last message is judged
+        question, answer_said = (question, answer_said) if prompt and answer_said else (talk[:-1], talk[-1:])
+        return Several((_joined(question, answer_said, row.get(tools) if tools else None, plain),), (float(good),))
 
     mapping = there({"prompt": prompt, "completion": answer, "label": label, "system": system, "tools": tools})
     return Format(f"feedback{':plain' * plain}", mapping, read, "feedback")
@@ -105,9 +105,9 @@ def prompts_format(columns: Columns) -> Format:
     system, tools, keys = columns.system, columns.may("tools", ("tools",)), Keys.of(columns.given)
 
     def read(row: Row) -> Several:
-        asked = _question(row, prompt, None, system, keys)
-        assert asked is not None
-        return Several((Chat(asked, tools_of(row.get(tools)) if tools else None),), (0.0,))
+        question = _question(row, prompt, None, system, keys)
+        assert question is not None
+        return Several((Chat(question, tools_of(row.get(tools)) if tools else None),), (0.0,))
 
     return Format("prompts", there({"prompt": prompt, "system": system, "tools": tools}), read, "prompts")
 
@@ -121,8 +121,8 @@ def _question(
     if isinstance(value, list):
         return messages_of(value, prompt, system=optional(row, system), keys=keys).messages
     text, extra = string(row, prompt, "prompt"), optional(row, more)
-    asked = [{"role": "user", "content": f"{text}\n\n{extra}" if extra.strip() else text}]
-    return [{"role": "system", "content": optional(row, system)}, *asked] if optional(row, system) else asked
+    messages = [{"role": "user", "content": f"{text}\n\n{extra}" if extra.strip() else text}]
+    return [{"role": "system", "content": optional(row, system)}, *messages] if optional(row, system) else messages
 
 
 def _instructed(talk: list[dict[str, Any]], system: str) -> list[dict[str, Any]]:
@@ -139,9 +139,9 @@ def _answer(row: Row, column: str, keys: Keys) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": string(row, column, "answer")}]
 
 
-def _behind(asked: Sequence[dict[str, Any]], answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _behind(question: Sequence[dict[str, Any]], answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return an answer without the questions that are repeated in front of it."""
-    while len(answer) > 1 and answer[0] in asked:
+    while len(answer) > 1 and answer[0] in question:
         answer = answer[1:]
     return answer
 
@@ -159,13 +159,17 @@ def _shared(
     return left[:same], [left[same:], right[same:]]
 
 
-def _joined(asked: Sequence[dict[str, Any]], said: Sequence[dict[str, Any]], tools: Any, plain: bool) -> Chat | Parts:
+def _joined(
+    question: Sequence[dict[str, Any]], answer: Sequence[dict[str, Any]], tools: Any, plain: bool
+) -> Chat | Parts:
     """Join question and answer; only the answer is trained."""
-    if plain or (not asked and len(said) == 1):
-        before = "".join(str(m["content"]) for m in asked)
+    if plain or (not question and len(answer) == 1):
+        before = "".join(str(m["content"]) for m in question)
         parts = [(before, False)] if before else []
-        return Parts((*parts, *((str(m["content"] or ""), True) for m in said)))
-    return Chat([{**m, "train": False} if m["role"] == "assistant" else m for m in asked] + list(said), tools_of(tools))
+        return Parts((*parts, *((str(m["content"] or ""), True) for m in answer)))
+    return Chat(
+        [{**m, "train": False} if m["role"] == "assistant" else m for m in question] + list(answer), tools_of(tools)
+    )
 
 
 def _truth(value: Any, column: str) -> bool:

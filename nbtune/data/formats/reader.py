@@ -122,8 +122,8 @@ class Columns:
 
     def pick(self, names: Sequence[str], besides: str = "") -> str | None:
         """Return the first of `names` that is there and holds text or lists."""
-        found = (self._lower[n] for n in names if n in self._lower)
-        return next((c for c in found if c != besides and self.holds(c, (str, list))), None)
+        matches = (self._lower[n] for n in names if n in self._lower)
+        return next((c for c in matches if c != besides and self.holds(c, (str, list))), None)
 
     def need(self, role: str, names: Sequence[str]) -> str:
         """Return the column of a role.
@@ -160,8 +160,8 @@ def missing(role: str, column: str, names: Sequence[str]) -> str:
 
 def near(column: str, names: Sequence[str]) -> str:
     """Return what to write instead of a column that is not there."""
-    found = difflib.get_close_matches(column, names, n=1)
-    return f"did you mean `{found[0]}`?" if found else "name one of its columns"
+    matches = difflib.get_close_matches(column, names, n=1)
+    return f"did you mean `{matches[0]}`?" if matches else "name one of its columns"
 
 
 def chat_column(columns: Columns) -> str | None:

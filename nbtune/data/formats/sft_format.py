@@ -93,18 +93,21 @@ def pairs_format(columns: Columns) -> Format:
     system, context, tools = columns.system, columns.may("context", ("context",)), columns.may("tools", ("tools",))
 
     def read(row: Row) -> Chat:
-        asked, said = row.get(prompt), row.get(answer)
+        question, answer_text = row.get(prompt), row.get(answer)
         given = tools_of(row.get(tools)) if tools else None
-        if isinstance(asked, list) or isinstance(said, list):  # conversational: messages instead of text
-            if not isinstance(asked, list):
-                asked = [{"role": "user", "content": _after_context(row, prompt, context)}]
+        if isinstance(question, list) or isinstance(answer_text, list):  # conversational: messages instead of text
+            if not isinstance(question, list):
+                question = [{"role": "user", "content": _after_context(row, prompt, context)}]
             elif optional(row, context):
                 raise DataError(
                     f"`{prompt}` is a list of messages, and `{context}` has no place in it",
                     fix="put it into one of them",
                 )
-            before = messages_of(asked, prompt, system=optional(row, system))
-            after = messages_of(said if isinstance(said, list) else [{"role": "assistant", "content": said}], answer)
+            before = messages_of(question, prompt, system=optional(row, system))
+            after = messages_of(
+                answer_text if isinstance(answer_text, list) else [{"role": "assistant", "content": answer_text}],
+                answer,
+            )
             return Chat([{**m, "train": False} for m in before.messages] + after.messages, given)
         text = _after_context(row, prompt, context)
         chat = [{"role": "user", "content": text}, {"role": "assistant", "content": string(row, answer, "answer")}]

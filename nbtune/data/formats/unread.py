@@ -23,15 +23,17 @@ def unread(name: str, read: Sequence[str], sample: Sequence[Mapping[str, Any]]) 
     """
     filled = dict.fromkeys(str(key) for row in sample for key, value in row.items() if _holds(value))
     media = [column for column in filled if column.lower() in _MEDIA and column not in read]
-    said = [column for column in filled if column.lower() in _SAID and column not in read] if name != "prompts" else []
+    unread_columns = (
+        [column for column in filled if column.lower() in _SAID and column not in read] if name != "prompts" else []
+    )
     if name == "alpaca:plain":
-        said += [column for column in filled if column.lower() == "history" and column in read]
-    if media or said:
-        listed = ", ".join(f"`{column}`" for column in (*media, *said))
+        unread_columns += [column for column in filled if column.lower() == "history" and column in read]
+    if media or unread_columns:
+        listed = ", ".join(f"`{column}`" for column in (*media, *unread_columns))
         why = "only text can be trained" if media else f"rows are read as {name}"
         return f"what stands in {listed} is not learnt: {why}"
-    found = next((m for row in sample for v in row.values() if (m := _PLACEHOLDER.search(str(v)))), None)
-    return f"rows hold {found[0]}: it is learnt as these words, only text can be trained" if found else ""
+    placeholder = next((m for row in sample for v in row.values() if (m := _PLACEHOLDER.search(str(v)))), None)
+    return f"rows hold {placeholder[0]}: it is learnt as these words, only text can be trained" if placeholder else ""
 
 
 def _holds(value: Any) -> bool:

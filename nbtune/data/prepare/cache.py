@@ -115,13 +115,13 @@ def _named(prepared: Prepared) -> dict[str, Any]:
 
 def entries() -> list[tuple[str, int, float]]:
     """Return (key, bytes, time of the last use) of what is kept, the oldest first."""
-    found = []
+    kept = []
     for place in prepared_folder().glob("*") if prepared_folder().is_dir() else ():
         if place.name.startswith("new-") and time.time() - place.stat().st_mtime < UNFINISHED:
             continue  # somebody is at it
         size = sum(file.stat().st_size for file in place.glob("*"))
-        found.append((place.name, size, place.stat().st_mtime))
-    return sorted(found, key=lambda entry: entry[2])
+        kept.append((place.name, size, place.stat().st_mtime))
+    return sorted(kept, key=lambda entry: entry[2])
 
 
 def prune(keep_bytes: int = 0) -> int:
@@ -138,8 +138,8 @@ def prune(keep_bytes: int = 0) -> int:
 
 def read_arrays(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
     """Return the dataset `train` or `eval` of a folder, memory-mapped; `about`: its sources and weights."""
-    there = [part for part in (*ARRAYS, *_MORE) if part in ARRAYS or (place / f"{name}-{part}.npy").exists()]
-    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in there}
+    parts = [part for part in (*ARRAYS, *_MORE) if part in ARRAYS or (place / f"{name}-{part}.npy").exists()]
+    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in parts}
     return Dataset(**arrays, sources=about["sources"], weights=about["weights"])
 
 
@@ -151,7 +151,7 @@ def _content_of(file: Path, algorithm: str = "blake2b") -> bytes:
 @cache
 def _code() -> bytes:
     """Return a hash of the code that prepares: a changed mask rule is another preparation."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        found.update(file.read_bytes())
-    return found.digest()
+        digest.update(file.read_bytes())
+    return digest.digest()

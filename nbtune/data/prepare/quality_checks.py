@@ -49,8 +49,8 @@ class Oddities:
 
     def see_left_out(self, parts: Iterable[str]) -> None:
         """See what a chat template leaves out of rows: `thoughts`, `words`, `tools`, each once a row."""
-        for what in parts:
-            setattr(self, what, getattr(self, what) + 1)
+        for part in parts:
+            setattr(self, part, getattr(self, part) + 1)
 
     def add(self, other: Mapping[str, Any]) -> None:
         """Add what another one counted (its `vars`)."""
@@ -59,34 +59,34 @@ class Oddities:
 
     def warnings(self) -> list[str]:
         """Return sentences for people."""
-        found = []
+        sentences = []
         if self.rendered:
-            found.append(
+            sentences.append(
                 f"{self.rendered} rows hold the text of a chat template ({self.example}): if they were rendered "
                 "before, the template is now in them twice; give the plain messages, or `format: segments`"
             )
         if self.repeated_role:
-            found.append(f"{self.repeated_role} conversations have two questions without an answer between them")
+            sentences.append(f"{self.repeated_role} conversations have two questions without an answer between them")
         if self.answer_first:
-            found.append(f"{self.answer_first} conversations begin with an answer")
-        return [*found, *self._of_left_out()]
+            sentences.append(f"{self.answer_first} conversations begin with an answer")
+        return [*sentences, *self._of_left_out()]
 
     def _of_left_out(self) -> list[str]:
-        found = []
+        sentences = []
         if self.thoughts:
-            found.append(
+            sentences.append(
                 f"{_rows(self.thoughts)} with thoughts that the chat template leaves out (some do so in earlier turns "
                 "only): they are not learnt; `chat_template` may be one that keeps them"
             )
         if self.words:
-            found.append(
+            sentences.append(
                 f"{_rows(self.words)} with text beside tool calls or thoughts that the chat template leaves out"
             )
         if self.tools:
-            found.append(
+            sentences.append(
                 f"{_rows(self.tools)} with tools that the chat template does not show: their answers are learnt without"
             )
-        return found
+        return sentences
 
 
 def _rows(count: int) -> str:
@@ -95,23 +95,23 @@ def _rows(count: int) -> str:
 
 def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
     """Return sentences about near duplicates, leaks between training and held-out rows, and outlying lengths."""
-    found = []
+    sentences = []
     pairs = near_duplicates([train] if held is None else [train, held])
     looked = min(len(train), LIMIT)
     inside = {right for left, right in pairs if left[0] == right[0] == 0}
     if len(inside) > looked * 0.05:
-        found.append(f"{len(inside)} of {looked} examples are nearly the same as another one")
+        sentences.append(f"{len(inside)} of {looked} examples are nearly the same as another one")
     leaked = {pair[k] for pair in pairs for k in (0, 1) if pair[0][0] != pair[1][0] and pair[k][0] == 1}
     if leaked and held is not None:
-        found.append(
+        sentences.append(
             f"{len(leaked)} of {len(held)} held-out rows are nearly the same as a training row: the eval loss flatters"
         )
     lengths = train.lengths
     middle = float(np.median(lengths))
     long = int((lengths > 20 * middle).sum())
     if long:
-        found.append(f"{long} examples are more than 20 times as long as the middle one ({middle:.0f} tokens)")
-    return found
+        sentences.append(f"{long} examples are more than 20 times as long as the middle one ({middle:.0f} tokens)")
+    return sentences
 
 
 def near_duplicates(datasets: Sequence[Dataset]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -145,11 +145,11 @@ def _signatures(dataset: Dataset) -> np.ndarray:
         multiplier = (0x9E3779B97F4A7C15 + 2 * k * 0x632BE59BD9B4E019) % 2**64
         shingles[: len(ids) - k] += ids[k:] * np.uint64(multiplier)
     starts = dataset.starts[:-1]
-    found = np.empty((len(dataset), _HASHES), np.uint64)
+    signatures = np.empty((len(dataset), _HASHES), np.uint64)
     rng = np.random.default_rng(0)
     for k in range(_HASHES):
         mixed = shingles * np.uint64(int(rng.integers(1, 2**63)) * 2 + 1)
         mixed ^= mixed >> np.uint64(29)
         mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        found[:, k] = np.minimum.reduceat(mixed, starts)
-    return found
+        signatures[:, k] = np.minimum.reduceat(mixed, starts)
+    return signatures

@@ -70,11 +70,11 @@ class Report:
 
     def _found(self) -> list[tuple[str, str]]:
         """Return (what, what of it) of everything that was found."""
-        found = []
+        lines = []
         for source in self.sources:
             shown = ", ".join(f"{role} ← {column}" for role, column in source.mapping.items())
-            found.append((source.name, f"{source.rows:,} rows, read as {source.format} ({shown})"))
-        found.append(
+            lines.append((source.name, f"{source.rows:,} rows, read as {source.format} ({shown})"))
+        lines.append(
             (
                 "in all",
                 f"{self.used:,} examples to learn from, {self.held_out:,} held out; {self.tokens:,} tokens, "
@@ -82,7 +82,7 @@ class Report:
             )
         )
         if self.terminator:
-            found.append(("ends", f"an answer ends with {self.terminator!r}, which is trained"))
+            lines.append(("ends", f"an answer ends with {self.terminator!r}, which is trained"))
         for (status, reason), count in Counter(fate[2:] for fate in self.fates).items():
-            found.append((status, f"{count:,} {'row' if count == 1 else 'rows'}: {reason}"))
-        return [*found, *(("warning", warning) for warning in self.warnings)]
+            lines.append((status, f"{count:,} {'row' if count == 1 else 'rows'}: {reason}"))
+        return [*lines, *(("warning", warning) for warning in self.warnings)]

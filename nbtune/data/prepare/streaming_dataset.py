@@ -153,13 +153,13 @@ class Arriving:
 
     def lengths_of(self, first: int, last: int) -> np.ndarray:
         """Return the tokens per example first..last, int64; they must be there."""
-        found = []
+        lengths = []
         while first < last:
             part, inner = self._find(first)
             count = min(last - first, len(part) - inner)
-            found.append(np.diff(part.starts[inner : inner + count + 1]))
+            lengths.append(np.diff(part.starts[inner : inner + count + 1]))
             first += count
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        return np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
 
     def _find(self, index: int) -> tuple[Dataset, int]:
         if self.wait(index + 1) <= index:
@@ -221,8 +221,8 @@ class _Column:
         return np.memmap(self._path, self._kind, "r", at, values.shape) if len(values) else values
 
     def close(self) -> None:
-        told = {"descr": np.lib.format.dtype_to_descr(self._kind), "fortran_order": False, "shape": (self._count,)}
-        text = repr(told).encode().ljust(_HEADER - 11) + b"\n"
+        header = {"descr": np.lib.format.dtype_to_descr(self._kind), "fortran_order": False, "shape": (self._count,)}
+        text = repr(header).encode().ljust(_HEADER - 11) + b"\n"
         self._handle.seek(0)
         self._handle.write(np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text)
         self._handle.close()

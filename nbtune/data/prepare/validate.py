@@ -46,29 +46,29 @@ def _look_at(source: Source, spec: RunSpec) -> None:
     if source.change is not None:
         rows = ChangedRows(rows, source.change, source.spec.function or "function")
     count = min(len(rows), _ROWS if source.change is None else _CHANGED)
-    there = _first(rows, count, spec)
-    columns = list(dict.fromkeys(str(key) for _, row in there for key in row))
+    numbered = _first(rows, count, spec)
+    columns = list(dict.fromkeys(str(key) for _, row in numbered for key in row))
     kind = METHODS[spec.method].rows
     try:
-        form = detect(columns, [row for _, row in there], source.spec, source.name, kind)
+        form = detect(columns, [row for _, row in numbered], source.spec, source.name, kind)
         form.check(kind, source.name)
     except (DataError, SpecError):
         if _is_text_table(source):
             raise
         form = _by_all(source, spec)  # later rows may hold what these do not
     if spec.on_error == "raise":
-        _read(form, rows, there)
+        _read(form, rows, numbered)
 
 
 def _first(rows: Rows, count: int, spec: RunSpec) -> list[tuple[int, Row]]:
-    found = []
+    numbered = []
     for index in range(count):
         try:
-            found.append((index, rows[index]))
+            numbered.append((index, rows[index]))
         except DataError:
             if spec.on_error == "raise":
                 raise
-    return [(index, row) for index, row in found if row is not None]
+    return [(index, row) for index, row in numbered if row is not None]
 
 
 def _is_text_table(source: Source) -> bool:
@@ -86,8 +86,8 @@ def _by_all(source: Source, spec: RunSpec) -> Format:
     return form
 
 
-def _read(form: Format, rows: Rows, there: Sequence[tuple[int, Row]]) -> None:
-    for index, row in there:
+def _read(form: Format, rows: Rows, numbered: Sequence[tuple[int, Row]]) -> None:
+    for index, row in numbered:
         try:
             form.read(row)
         except DataError as error:

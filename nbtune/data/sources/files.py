@@ -102,7 +102,7 @@ def _line_breaks(data: Any) -> Any:
     """Return where the line breaks are; int64. A megabyte at a time, which stays in the processor's cache."""
     import numpy as np
 
-    buffer, found, at = bytearray(_BLOCK), [], 0
+    buffer, breaks, at = bytearray(_BLOCK), [], 0
     view, hits = np.frombuffer(buffer, np.uint8), np.empty(_BLOCK, bool)
     while at < len(data):
         if isinstance(data, Pages):
@@ -114,9 +114,9 @@ def _line_breaks(data: Any) -> Any:
         if not count:
             break  # the file has become shorter
         np.equal(part, 10, out=hits[:count])
-        found.append(np.flatnonzero(hits[:count]) + at)
+        breaks.append(np.flatnonzero(hits[:count]) + at)
         at += count
-    return np.concatenate(found)
+    return np.concatenate(breaks)
 
 
 class ChainRows:

@@ -56,14 +56,14 @@ def resolve(
         SpecError: a name matches two things.
         DataError: a name matches nothing, or something that holds no rows.
     """
-    found = []
+    resolved = []
     for number, spec in enumerate(sources):
         with NbtuneError.about("data", number) if role == "train" else NbtuneError.about("eval", "data"):
-            found.append(_changed(_resolve_one(spec, namespace or {}, Path(base_dir)), namespace or {}))
-    names = [source.name for source in found]
+            resolved.append(_changed(_resolve_one(spec, namespace or {}, Path(base_dir)), namespace or {}))
+    names = [source.name for source in resolved]
     return [
         replace(source, role=role, name=source.name if names.count(source.name) == 1 else f"{source.name} ({number})")
-        for number, source in enumerate(found, 1)
+        for number, source in enumerate(resolved, 1)
     ]
 
 
@@ -241,8 +241,8 @@ def _of_split(files: Sequence[Path], folder: Path, split: str, name: str) -> Seq
     if not named and wanted == "train":
         return files
     if wanted not in named:
-        there = f"there are {', '.join(named)}" if named else "no name of a file or folder in it says a split"
-        raise DataError(f"there is no split `{split}` in the folder", place=name, fix=f"{there}; or name the files")
+        choice = f"there are {', '.join(named)}" if named else "no name of a file or folder in it says a split"
+        raise DataError(f"there is no split `{split}` in the folder", place=name, fix=f"{choice}; or name the files")
     if stray := [file.relative_to(folder).as_posix() for file in files if split_of[file] is None]:
         raise DataError(
             f"`{stray[0]}` is of none of the folder's splits ({', '.join(named)})",
@@ -367,5 +367,5 @@ def _nothing(name: str, namespace: Mapping[str, Any], base: Path | None) -> Data
             fix="give a list of dicts, a DataFrame or a datasets.Dataset",
         )
     looks_like_file = name.lower().endswith(tuple(s + p for s in SUFFIXES for p in _PACKED)) or "/" in name
-    what = "no file" if looks_like_file else "no variable, file or set"
-    return DataError(f"there is {what} called `{name}`", place="data", fix=fix)
+    missing = "no file" if looks_like_file else "no variable, file or set"
+    return DataError(f"there is {missing} called `{name}`", place="data", fix=fix)

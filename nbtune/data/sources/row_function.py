@@ -72,21 +72,21 @@ def find(name: str, namespace: Mapping[str, Any]) -> Change:
     """
     module, colon, inner = name.partition(":")
     if not colon:
-        found = namespace.get(name)
-        if not callable(found):
-            what = "is no function" if name in namespace else "is not defined in this notebook"
-            raise DataError(f"`{name}` {what}", place="data", fix="define it in a cell, or write module:function")
-        return found  # type: ignore[no-any-return]
+        function = namespace.get(name)
+        if not callable(function):
+            trouble = "is no function" if name in namespace else "is not defined in this notebook"
+            raise DataError(f"`{name}` {trouble}", place="data", fix="define it in a cell, or write module:function")
+        return function  # type: ignore[no-any-return]
     try:
-        found = importlib.import_module(module)
+        function = importlib.import_module(module)
         for part in inner.split("."):
-            found = getattr(found, part)
+            function = getattr(function, part)
     except Exception as error:  # a module may raise anything while it is imported
         shown = f"`{shortened(name)}` cannot be imported: {type(error).__name__}: {shortened(error)}"
         raise DataError(shown, place="data", fix="write module:function") from error
-    if not callable(found):
+    if not callable(function):
         raise DataError(f"`{name}` is no function", place="data", fix="name a function")
-    return found  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 def save(change: Change, name: str, stem: Path) -> dict[str, str]:

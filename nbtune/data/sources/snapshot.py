@@ -169,16 +169,16 @@ def _allowed(entry: Mapping[str, Any], folder: Path) -> bool:
 def _reaches(entry: Mapping[str, Any], folder: Path) -> list[str]:
     """Return what an entry runs, and what it reads outside of the folder, in words; nothing of nbtune's sets and the
     Hub's."""
-    found, record = [], entry.get("function")
+    reached, record = [], entry.get("function")
     if record is not None:
-        found.append(f"the function `{record['import']}`" if "import" in record else "a pickled function (any code)")
+        reached.append(f"the function `{record['import']}`" if "import" in record else "a pickled function (any code)")
     files = [file["path"] for file in entry.get("files") or ()]
-    found += [f"the file {path}" for path in files if _is_outside(path, folder) or path.endswith(".arrow")]
+    reached += [f"the file {path}" for path in files if _is_outside(path, folder) or path.endswith(".arrow")]
     if not files and entry.get("kind") not in ("hub", "set"):
-        found.append(f"what lies at {entry['spec']['source']}")
+        reached.append(f"what lies at {entry['spec']['source']}")
     if entry.get("kind") == "set" and not str(entry["spec"]["source"]).startswith("nbtune/"):
-        found.append(f"what lies at {entry['spec']['source']}")
-    return [untrusted.harmless(words, line=True) for words in found]
+        reached.append(f"what lies at {entry['spec']['source']}")
+    return [untrusted.harmless(words, line=True) for words in reached]
 
 
 def _is_outside(path: str, folder: Path) -> bool:

@@ -101,17 +101,17 @@ class ChatTemplate:
 
     def _learn(self, controls: Controls) -> None:
         self.as_parts = False
-        asked, prompted, one, two = self._probe()
+        question, prompted, one, two = self._probe()
         if any(word not in one for word in _SAY):
             self.as_parts = True  # templates of vision models want [{"type": "text", "text": …}]
-            asked, prompted, one, two = self._probe()
+            question, prompted, one, two = self._probe()
         if any(word not in one for word in _SAY):
             raise DataError("the chat template leaves out what is said", place="model", fix="use another template")
         self._edges = one, two
         self._cut = cut = _Cutter(controls)
         after_prompt = prompted.rpartition(_SAY[0])[2]
         before_answer = one.rpartition(_SAY[1])[0].rpartition(_SAY[0])[2]
-        ended = cut.common(asked.rpartition(_SAY[0])[2], after_prompt)
+        ended = cut.common(question.rpartition(_SAY[0])[2], after_prompt)
         self._opening = cut.common(before_answer, after_prompt)
         self.header = self._opening[len(ended) :] if len(self._opening) > len(ended) else ""
         self._headers = cut.beginnings(self.header) if self.header else ()
@@ -173,9 +173,9 @@ class ChatTemplate:
         between = cut.through_last(middle[: len(middle) - cut.same_end(first, middle)])
         if not between and cut.through_last(asked) and middle.startswith(asked):
             between = cut.through_last(asked)  # gpt-oss: every message ends the same way, only the last answer not
-        found = tuple(text for text in (between, cut.through_first(last)) if text)
-        if found:
-            return found
+        terminators = tuple(text for text in (between, cut.through_first(last)) if text)
+        if terminators:
+            return terminators
         if cut.through_first(middle):  # GLM: the header of the next turn is what stops
             return (cut.through_first(middle),)
         raise DataError(
@@ -189,8 +189,8 @@ class ChatTemplate:
         """Return added tokens that the template writes around a plain conversation: they may not be forged by data."""
         if controls.added_pattern is None:
             return []
-        found = {m for text in self._edges for m in controls.added_pattern.findall(text)}
-        return sorted(t for t in found if not re.fullmatch(r"</?think>|\s+", t))
+        tokens = {m for text in self._edges for m in controls.added_pattern.findall(text)}
+        return sorted(t for t in tokens if not re.fullmatch(r"</?think>|\s+", t))
 
     def _text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         return plain(render(self.template, messages, **options, **self.variables))
@@ -291,8 +291,8 @@ class ChatTemplate:
                 return at + len(header)
         if self.header:
             return high
-        asked = number > 0 and messages[number - 1]["role"] == "user"
-        return low + len(self._opening) if asked and text.startswith(self._opening, low, high) else high
+        is_answer = number > 0 and messages[number - 1]["role"] == "user"
+        return low + len(self._opening) if is_answer and text.startswith(self._opening, low, high) else high
 
     @staticmethod
     def _not_lost(text: str, message: Mapping[str, Any], number: int) -> None:
@@ -348,18 +348,18 @@ class _Cutter:
     def openers(self, first: str, special: Mapping[str, str]) -> frozenset[str]:
         """Return the control tokens that open a turn, by what stands before the first one: the start of a sequence, and
         what follows on it. A token that ends a sequence as well is none."""
-        found = [m.group() for m in self.pattern.finditer(first)] if self.pattern else []
+        tokens = [m.group() for m in self.pattern.finditer(first)] if self.pattern else []
         start = special.get("bos_token")
-        count = next((i for i, token in enumerate(found) if token != start), len(found))
-        return frozenset(found[: count + 1]) - {special.get("eos_token", "")}
+        count = next((i for i, token in enumerate(tokens) if token != start), len(tokens))
+        return frozenset(tokens[: count + 1]) - {special.get("eos_token", "")}
 
     def without(self, end: str, openers: frozenset[str]) -> str:
         """Return what ends a turn, without the openers of a next one behind it (Command A's template writes one even
         behind the last answer, so that it looks like a part of the end)."""
-        found = list(self.pattern.finditer(end)) if self.pattern else []
-        while len(found) > 1 and found[-1].group() in openers:
-            found.pop()
-        return end[: found[-1].end()] if found else end
+        matches = list(self.pattern.finditer(end)) if self.pattern else []
+        while len(matches) > 1 and matches[-1].group() in openers:
+            matches.pop()
+        return end[: matches[-1].end()] if matches else end
 
     def same_end(self, left: str, right: str) -> int:
         """Return how many last characters are the same, not beginning inside a control token of `right`."""

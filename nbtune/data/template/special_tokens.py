@@ -42,8 +42,8 @@ class Controls:
 
     def last_in(self, text: str) -> int | None:
         """Return the id of the last added token of a text; None: it has none."""
-        found = [] if self.added_pattern is None else self.added_pattern.findall(text)
-        return self.added[found[-1]] if found else None
+        matches = [] if self.added_pattern is None else self.added_pattern.findall(text)
+        return self.added[matches[-1]] if matches else None
 
     def forged(self, text: str, spans: Sequence[Span]) -> bool:
         """Return whether a plain encoding of `text` would turn characters of the data into control tokens."""

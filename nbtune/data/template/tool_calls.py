@@ -67,11 +67,11 @@ def _call(call: Any, wanted: str) -> Any:
 
 def _object(given: Any, name: Any) -> dict[str, Any]:
     try:
-        found = json.loads(given) if isinstance(given, str) and given.strip() else given or {}
+        value = json.loads(given) if isinstance(given, str) and given.strip() else given or {}
     except (ValueError, RecursionError):
-        found = given
-    if isinstance(found, dict):
-        return found
+        value = given
+    if isinstance(value, dict):
+        return value
     raise DataError(
         f"the arguments of a call of `{name!s:.40}` are no JSON object ({given!r:.40})", fix='write such as {"x": 1}'
     )

@@ -132,9 +132,9 @@ class Tracked(str):
             return self if old else _whole(str.replace(self, old, new, count), self)
         pieces: list[str] = []
         at, left = 0, int(count)
-        while left != 0 and (found := self.find(old, at)) >= 0:
-            pieces += (self._cut(at, found), _like(new, self._cut(found, found + len(old))))
-            at, left = found + len(old), left - 1
+        while left != 0 and (position := self.find(old, at)) >= 0:
+            pieces += (self._cut(at, position), _like(new, self._cut(position, position + len(old))))
+            at, left = position + len(old), left - 1
         return concat([*pieces, self._cut(at, len(self))])
 
     def join(self, parts: Iterable[str], /) -> str:

@@ -104,20 +104,20 @@ class Encoder:
     def tokenise(self, jobs: Sequence[Job | DataError]) -> list[tuple[np.ndarray, Any] | None]:
         """Return ids and places of the texts, None for errors and suspicious rows; the second step. Nearly all of it
         runs outside Python's lock, where another thread calls this."""
-        found: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
+        tokens: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
         plain = [i for i, job in enumerate(jobs) if isinstance(job, Job) and (job.raw or not self._forged(job))]
         texts = {i: jobs[i].text for i in plain}  # type: ignore[union-attr]
         if self.lengths.usable:
-            self._tokenise_quickly(texts, found)
-        slow = [i for i in plain if found[i] is None]
+            self._tokenise_quickly(texts, tokens)
+        slow = [i for i in plain if tokens[i] is None]
         if slow:
             encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
             for i, encoding in zip(slow, encoded, strict=True):
                 ids = np.array(encoding.ids, np.int32)
-                found[i] = ids, OffsetPlaces(encoding, len(ids))
-        return found
+                tokens[i] = ids, OffsetPlaces(encoding, len(ids))
+        return tokens
 
-    def _tokenise_quickly(self, texts: dict[int, str], found: list[tuple[np.ndarray, Any] | None]) -> None:
+    def _tokenise_quickly(self, texts: dict[int, str], tokens: list[tuple[np.ndarray, Any] | None]) -> None:
         """Tokenise by words seen before, else by the tokenizer without its offsets; what is left over stays None."""
         words = self.words
         assert words is not None
@@ -126,13 +126,13 @@ class Encoder:
                 ids = words.ids(text) if text.isascii() else None
                 places = None if ids is None else self.lengths.places(text, ids)
                 if ids is not None and places is not None:
-                    found[i] = ids, places
-        quick = [i for i, t in texts.items() if found[i] is None and (not self.lengths.composes or t.isascii())]
+                    tokens[i] = ids, places
+        quick = [i for i, t in texts.items() if tokens[i] is None and (not self.lengths.composes or t.isascii())]
         encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
         for i, encoding in zip(quick, encoded, strict=True):
             ids = np.array(encoding.ids, np.int32)
             places = self.lengths.places(texts[i], ids)
-            found[i] = None if places is None else (ids, places)
+            tokens[i] = None if places is None else (ids, places)
 
     def label(
         self, jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]

@@ -41,33 +41,33 @@ def wanted(
     if others:
         kept = sorted({*kept, *_of_others(rendered, others, ends)})
     kept = kept[-1:] if train_on == "last_answer" else kept
-    found: list[Stretch] = []
+    stretches: list[Stretch] = []
     for number, (start, end, tag) in enumerate(kept):
         if terminators == "none" or (terminators == "last" and number < len(kept) - 1):
             end = _before_end(rendered.text, start, end, ends)
         details = messages[tag].get("train_detail") if tag >= 0 else None
         if not details:
-            found.append((start, end))
+            stretches.append((start, end))
         elif _as_a_whole(messages[tag], roles):
-            found += _without(start, end, _chosen(rendered, messages[tag], tag, train=False))
+            stretches += _without(start, end, _chosen(rendered, messages[tag], tag, train=False))
         else:
-            found += _only(rendered, messages[tag], tag, end)
+            stretches += _only(rendered, messages[tag], tag, end)
     if terminators == "all":
-        found = sorted({*found, *_other_ends(rendered, ends)})
-    return [stretch for stretch in found if stretch[0] < stretch[1]]
+        stretches = sorted({*stretches, *_other_ends(rendered, ends)})
+    return [stretch for stretch in stretches if stretch[0] < stretch[1]]
 
 
 def _of_others(rendered: Rendered, numbers: set[int], ends: Sequence[str]) -> list[tuple[int, int, int]]:
     """Return what those messages say, each with the end of its turn if there is one."""
-    found = []
+    stretches = []
     for number in numbers:
         own = [(start, end) for start, end, tag in rendered.spans if tag == number]
         if own:
             following = min((s for s, _, tag in rendered.spans if s >= own[-1][1] and tag != number), default=None)
             limit = len(rendered.text) if following is None else following
             stops = [at + len(t) for t in ends if t and (at := rendered.text.find(t, own[-1][1], limit)) >= 0]
-            found.append((own[0][0], min(stops, default=own[-1][1]), number))
-    return found
+            stretches.append((own[0][0], min(stops, default=own[-1][1]), number))
+    return stretches
 
 
 def _before_end(text: str, start: int, end: int, ends: Sequence[str]) -> int:
@@ -76,7 +76,7 @@ def _before_end(text: str, start: int, end: int, ends: Sequence[str]) -> int:
 
 def _other_ends(rendered: Rendered, ends: Sequence[str]) -> list[Stretch]:
     """Return the first end of a turn behind the text of each message, wherever there is one before the next text."""
-    found = []
+    stretches = []
     for number, (_, after, tag) in enumerate(rendered.spans):
         following = rendered.spans[number + 1] if number + 1 < len(rendered.spans) else None
         if following is not None and following[2] == tag:
@@ -84,8 +84,8 @@ def _other_ends(rendered: Rendered, ends: Sequence[str]) -> list[Stretch]:
         limit = following[0] if following is not None else len(rendered.text)
         places = [(at, at + len(t)) for t in ends if t and (at := rendered.text.find(t, after, limit)) >= 0]
         if places:
-            found.append(min(places))
-    return found
+            stretches.append(min(places))
+    return stretches
 
 
 def _chosen(rendered: Rendered, message: Mapping[str, Any], tag: int, *, train: bool) -> list[Stretch]:
@@ -119,7 +119,7 @@ def _places(rendered: Rendered, content: str, tag: int, ranges: Sequence[Stretch
         foreign = foreign or at < 0
         if at >= 0:
             pieces.append((start, at, size))
-    found = []
+    stretches = []
     for low, high in ranges:
         held = [(max(low, at), min(high, at + size), start - at) for start, at, size in pieces]
         held = [(begin, end, shift) for begin, end, shift in held if begin < end]
@@ -128,18 +128,18 @@ def _places(rendered: Rendered, content: str, tag: int, ranges: Sequence[Stretch
             left[begin - low : end - low] = " " * (end - begin)
         if "".join(left).strip() and (foreign or not pieces):
             raise DataError("the template rewrites a message that has `train_detail`", fix="leave it out")
-        found += [(begin + shift, end + shift) for begin, end, shift in held]
-    return sorted(found)
+        stretches += [(begin + shift, end + shift) for begin, end, shift in held]
+    return sorted(stretches)
 
 
 def _only(rendered: Rendered, message: Mapping[str, Any], tag: int, end: int) -> list[Stretch]:
     """Return what a message that is not trained as a whole has of trained parts; the end of its turn if its last part
     is."""
-    found = _chosen(rendered, message, tag, train=True)
+    stretches = _chosen(rendered, message, tag, train=True)
     last = max((detail["end_offset"] for detail in message["train_detail"] if _says(detail)), default=-1)
-    if found and last + 1 >= len(message["content"].rstrip()):
-        found[-1] = found[-1][0], max(found[-1][1], end)
-    return found
+    if stretches and last + 1 >= len(message["content"].rstrip()):
+        stretches[-1] = stretches[-1][0], max(stretches[-1][1], end)
+    return stretches
 
 
 def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:

@@ -116,4 +116,4 @@ def with_ends(generation: Mapping[str, Any] | None, config: Mapping[str, Any], t
 
 
 def _as_list(ids: int | Sequence[int] | None) -> list[int]:
-    return [ids] if isinstance(ids, int) else [int(one) for one in ids or ()]
+    return [ids] if isinstance(ids, int) else [int(number) for number in ids or ()]

@@ -110,10 +110,10 @@ class _Known(dict):  # type: ignore[type-arg]
 
     def __missing__(self, word: str) -> bytes:
         self.new += 1
-        found = np.array(self._encode(word), np.int32).tobytes()
+        ids = np.array(self._encode(word), np.int32).tobytes()
         if len(word) <= _LONGEST:
-            self[word] = found
-        return found
+            self[word] = ids
+        return ids
 
 
 def _first_split(body: dict[str, Any]) -> tuple[str, list[Any]] | None:
@@ -162,10 +162,10 @@ def _for_ascii(pattern: str) -> str | None:
         at += 1
     text = "".join(made)
     try:
-        found = re.compile(text, re.ASCII)
+        expression = re.compile(text, re.ASCII)
     except re.error:
         return None
-    return text if found.groups == 0 else re.sub(r"(?<!\\)\((?!\?)", "(?:", text)
+    return text if expression.groups == 0 else re.sub(r"(?<!\\)\((?!\?)", "(?:", text)
 
 
 def _alternatives(tokens: list[str], capture: bool = False) -> re.Pattern[str] | None:

@@ -371,6 +371,6 @@ def family_of(config: Config) -> Family:
     if family.check:
         family.check(config)
     tokens = family.context(config)
-    what = f"it has a sliding window of {tokens} tokens, beyond which llama.cpp's {family.arch!r} computes otherwise"
-    _refuse(config, tokens < min(_SHORTEST, config.context), what)
+    reason = f"it has a sliding window of {tokens} tokens, beyond which llama.cpp's {family.arch!r} computes otherwise"
+    _refuse(config, tokens < min(_SHORTEST, config.context), reason)
     return family

@@ -203,7 +203,7 @@ def _integers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the integer scale and minimum of each sub-block for given d and e (n·subs,), and the codes under them."""
     whole = (scale * _safe(d)).round_()
-    found: tuple[Tensor, Tensor, Tensor] | None = None
+    best: tuple[Tensor, Tensor, Tensor] | None = None
     least = torch.empty(0)
     for step in near:
         s = (whole + step).clamp_(0, most)
@@ -218,19 +218,19 @@ def _integers(
             return s, m, q
         lost = torch.addcmul(-(m * e), q, size) - blocks.x
         error = blocks.weigh(lost).mul_(lost).sum(0)
-        if found is None:
-            found, least = (s, m, q), error
+        if best is None:
+            best, least = (s, m, q), error
         else:
             better = error < least
-            found = (
-                torch.where(better, s, found[0]),
-                torch.where(better, m, found[1]),
-                torch.where(better, q, found[2]),
+            best = (
+                torch.where(better, s, best[0]),
+                torch.where(better, m, best[1]),
+                torch.where(better, q, best[2]),
             )
             least = torch.minimum(error, least)
-    if found is None:
+    if best is None:
         raise AssertionError("no candidates")
-    return found
+    return best
 
 
 def _refit(blocks: _Blocks, s: Tensor, m: Tensor, q: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:

@@ -215,7 +215,7 @@ def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     if not step:
         return []
     if step["type"] == "Sequence":
-        return [one for part in step[inner] for one in _flat(part, inner)]
+        return [leaf for part in step[inner] for leaf in _flat(part, inner)]
     return [step]
 
 

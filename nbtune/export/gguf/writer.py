@@ -132,8 +132,8 @@ def _device(kinds: list[FileType]) -> torch.device:
 
     if all(kind.main in _LIGHT for kind in kinds):
         return torch.device("cpu")
-    found = pick("auto")
-    return found if found.type == "cuda" and describe(found).free > _ROOM else torch.device("cpu")
+    device = pick("auto")
+    return device if device.type == "cuda" and describe(device).free > _ROOM else torch.device("cpu")
 
 
 def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:

@@ -34,32 +34,32 @@ class ActivationOffload:
 
     def park(self, x: Tensor) -> Ticket:
         """Start to copy `x` to the host; it may be dropped at once."""
-        here = torch.accelerator.current_stream(self.device)
+        stream = torch.accelerator.current_stream(self.device)
         if self._leaving is not None:  # at most one tensor is on its way out, and it is held until it is gone
-            here.wait_event(self._leaving[1])
+            stream.wait_event(self._leaving[1])
         kept = self._free.get((x.shape, x.dtype), [])
         host = kept.pop() if kept else torch.empty(x.shape, dtype=x.dtype, pin_memory=pinnable())
-        self.stream.wait_event(here.record_event())
-        self._copy(host, x, here)
+        self.stream.wait_event(stream.record_event())
+        self._copy(host, x, stream)
         self._leaving = (x, self.stream.record_event())
         self._last = Ticket(host, self._last)
         return self._last
 
     def fetch(self, ticket: Ticket) -> Tensor:
         """Return the tensor again, on the device; the one below it starts to come back."""
-        here = torch.accelerator.current_stream(self.device)
+        stream = torch.accelerator.current_stream(self.device)
         self._leaving = None
-        self._bring(ticket, here)
+        self._bring(ticket, stream)
         assert ticket.arrived is not None
         assert ticket.back is not None
-        here.wait_event(ticket.arrived)
+        stream.wait_event(ticket.arrived)
         x, ticket.back = ticket.back, None
         self._free.setdefault((x.shape, x.dtype), []).append(ticket.host)
         below, ticket.below = ticket.below, None
         if self._last is ticket:
             self._last = below
         if below is not None:
-            self._bring(below, here)
+            self._bring(below, stream)
         return x
 
     def _bring(self, ticket: Ticket, here: torch.Stream) -> None:

@@ -78,8 +78,8 @@ _TABLE: list[tuple[tuple[int, int], int, list[SDPBackend]]] = [
 @cache
 def _order(index: int, head_dim: int) -> list[SDPBackend]:
     """Return the backends for a card and a size of heads, best first."""
-    found = next(best for since, most, best in _TABLE if _capability(index) >= since and head_dim <= most)
-    return [*found, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    backends = next(best for since, most, best in _TABLE if _capability(index) >= since and head_dim <= most)
+    return [*backends, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None, window: int | None = None) -> Tensor:

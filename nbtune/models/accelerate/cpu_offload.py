@@ -102,13 +102,13 @@ class Traffic:
         if self.stream is None:
             rows.copy_(group.host)
             return place
-        here = torch.accelerator.current_stream(self.device)
-        self.stream.wait_event(here.record_event())
+        stream = torch.accelerator.current_stream(self.device)
+        self.stream.wait_event(stream.record_event())
         torch.accelerator.set_stream(self.stream)
         try:
             rows.copy_(group.host, non_blocking=True)
         finally:
-            torch.accelerator.set_stream(here)
+            torch.accelerator.set_stream(stream)
         place.arrived = self.stream.record_event()
         return place
 

@@ -153,9 +153,9 @@ def _has_dropout(layer: nn.Module) -> bool:
 
 def _children(parent: nn.Module, *choices: tuple[str, ...]) -> list[nn.Module]:
     for names in choices:
-        found = [getattr(parent, n, None) for n in names]
-        if all(isinstance(m, nn.Module) for m in found):
-            return found  # type: ignore[return-value]
+        children = [getattr(parent, n, None) for n in names]
+        if all(isinstance(m, nn.Module) for m in children):
+            return children  # type: ignore[return-value]
     raise LeftAlone(f"its {type(parent).__name__} has no {', '.join(choices[0])}")
 
 

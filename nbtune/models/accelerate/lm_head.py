@@ -125,8 +125,8 @@ def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> Callable[[], L
     source = labels if ready_made is None else ready_made
     assert source is not None
     on_device = source.is_cuda and not capturing(source.device)
-    here = torch.accelerator.current_stream(source.device) if on_device else None
-    ready = here.record_event() if here is not None else None
+    stream = torch.accelerator.current_stream(source.device) if on_device else None
+    ready = stream.record_event() if stream is not None else None
 
     def finish() -> LossInputs:
         shifted = ready_made
@@ -135,7 +135,9 @@ def loss_inputs(labels: Tensor | None, kwargs: dict[str, Any]) -> Callable[[], L
         flat = shifted.reshape(-1)
         if capturing(flat.device):
             return LossInputs(flat, None, (flat != -100).sum())
-        count = int((flat != -100).sum()) if here is None else _count_beside(source, ready_made is None, here, ready)
+        count = (
+            int((flat != -100).sum()) if stream is None else _count_beside(source, ready_made is None, stream, ready)
+        )
         if count >= 0.9 * flat.shape[0] or count == 0:
             return LossInputs(flat, None, max(1, count))
         index = torch.nonzero_static(flat != -100, size=count).flatten()

@@ -41,8 +41,8 @@ class Report:
         for verb, entries in (("accelerated", self.taken), ("left as it is", self.left)):
             for reason in dict.fromkeys(entries.values()):
                 names = [n for n, r in entries.items() if r == reason]
-                what = names[0] if len(names) == 1 else f"{len(names)} blocks ({names[0]} … {names[-1]})"
-                out.append(f"{verb}: {what}: {reason}")
+                blocks = names[0] if len(names) == 1 else f"{len(names)} blocks ({names[0]} … {names[-1]})"
+                out.append(f"{verb}: {blocks}: {reason}")
         return out
 
 
@@ -261,10 +261,10 @@ def _kind(module: nn.Module, layer: Layer) -> Any:
 
 
 def _describe(layer: Layer) -> str:
-    what = "trained weights" if layer.qkv.full else f"LoRA of rank {max(max(g.ranks) for g in layer.groups())}"
+    trained = "trained weights" if layer.qkv.full else f"LoRA of rank {max(max(g.ranks) for g in layer.groups())}"
     shape = f"{layer.heads}/{layer.kv_heads} heads of {layer.head_dim}"
     shape += f", a window of {layer.window}" if layer.window else ""
-    return f"{shape}, {layer.act} MLP of {layer.down.inputs}, {what}, stacked"
+    return f"{shape}, {layer.act} MLP of {layer.down.inputs}, {trained}, stacked"
 
 
 # ---------------------------------------------------------------- norm and head

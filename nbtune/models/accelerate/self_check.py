@@ -82,13 +82,15 @@ def _compare(
         for call in (lambda x: _stock(layer, stock, inputs, x), lambda x: _ours(layer, inputs, x)):
             x = inputs.x.clone().requires_grad_()
             out = call(x)
-            found = {"its output": out - inputs.x}
+            differences = {"its output": out - inputs.x}
             if grads:
                 wanted = [x, *layer.parameters()]
                 for i, g in enumerate(torch.autograd.grad(out, wanted, inputs.grad)):
                     # the gradient that passes by would hide the block's own
-                    found["its input's gradient" if i == 0 else f"gradient {i}"] = g - inputs.grad if i == 0 else g
-            runs.append(found)
+                    differences["its input's gradient" if i == 0 else f"gradient {i}"] = (
+                        g - inputs.grad if i == 0 else g
+                    )
+            runs.append(differences)
     sync()
     for name, truth in runs[0].items():
         error = relative_error(runs[1][name], truth)

@@ -24,14 +24,14 @@ _COUNT = re.compile(r"layer|pattern")  # max_window_layers and its like count so
 
 def _configs(module: nn.Module) -> list[Any]:
     """Return every config that one of the modules reads; of a model of several kinds, its text's too."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     for m in module.modules():
         config = getattr(m, "config", None)
-        if config is not None and id(config) not in found:
-            found[id(config)] = config
+        if config is not None and id(config) not in configs:
+            configs[id(config)] = config
             text = config.get_text_config() if hasattr(config, "get_text_config") else config
-            found[id(text)] = text
-    return list(found.values())
+            configs[id(text)] = text
+    return list(configs.values())
 
 
 def _windows(module: nn.Module) -> Iterator[tuple[Any, str, int]]:
