@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 # With ARGS a part is asked for, and one of the two runs may have none of it.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? -eq 5 ])
 
-.PHONY: help setup demo test test-all mutants test-js lint format bench docs notebooks browser clean
+.PHONY: help setup demo test test-all mutants fuzz test-js lint format bench docs notebooks browser clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ lint: setup  ## ruff, its format, and types
 format: setup  ## lets ruff mend what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+fuzz: setup  ## half an hour of nonsense: specs, rows, folders of models and runs (ARGS='--seconds 60 --only specs')
+	$(PY) -m tests.fuzz $(ARGS)
 
 bench: setup  ## import times and the figures in docs/ that this machine can measure
 	$(PY) tests/bench.py

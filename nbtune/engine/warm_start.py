@@ -80,11 +80,9 @@ def reference_of(folder: Path, method: Method, model: torch.nn.Module) -> Starti
     file = folder / "start" / checkpoints.WEIGHTS
     if not method.reference or not file.exists():
         return None
-    from safetensors.torch import load_file
-
     from nbtune.train.reference import StartingWeights
 
-    weights = load_file(file)
+    weights = checkpoints.weights_in(file)
     if not checkpoints.fit(weights, model):
         raise _others(folder)
     return StartingWeights(model, weights)

@@ -1,6 +1,5 @@
 """What a model is, from its config and the headers of its weight files: no torch, no weights read."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 from nbtune.errors import SpecError
 from nbtune.models.loading import resolve
 from nbtune.models.weight_checks import read_headers
+from nbtune.untrusted import SENTINEL, BadFile, load, shortened
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_MOST = 2**40  # of anything that a config counts
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # A config file spells what its class calls `num_hidden_layers` and `num_attention_heads` in its own way; some have only
 # the list of their layers' kinds.
@@ -111,10 +112,10 @@ def headers_of(model: str) -> dict[str, dict[str, Any]]:
 
 def _config(folder: Path, model: str) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as e:
+        config = load(folder / "config.json", number_below=SENTINEL)
+    except (OSError, BadFile) as e:
         raise SpecError(
-            f"{model} has no readable config.json ({type(e).__name__})", fix="Name a folder or Hub id of a model."
+            f"{model} has no readable config.json ({e or type(e).__name__})", fix="Name a folder or Hub id of a model."
         ) from e
     text = config.get("text_config")
     return {**config, **text, "architectures": config.get("architectures")} if isinstance(text, dict) else config
@@ -138,16 +139,14 @@ def _hub_headers(model: str, snapshot: str) -> dict[str, dict[str, Any]]:
 
 
 def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any]]) -> ModelFacts:
-    def get(*names: str) -> Any:
-        return next((c[n] for n in names if c.get(n) is not None), None)
+    def get(*names: str) -> int | None:
+        return next((_counted(model, n, c[n]) for n in names if c.get(n) is not None), None)
 
     hidden, layers = get("hidden_size", "n_embd", "d_model"), get(*_LAYERS)
     if not (hidden and layers):
         raise SpecError(f"{model} is not a causal language model that nbtune knows: its config names no layers")
-    layers = len(layers) if isinstance(layers, list) else layers
     heads = get(*_HEADS) or 1  # state-space models and their like have none: one as wide as the model
     inter = get("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim") or 4 * hidden
-    inter = max(inter) if isinstance(inter, list) else inter  # layers of several widths
     kv, dim, vocab = get("num_key_value_heads") or heads, get("head_dim") or hidden // heads, get("vocab_size") or 0
     tied = bool(c.get("tie_word_embeddings", False))
     if headers:
@@ -155,14 +154,14 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
     sizes = [(_numel(h["shape"]), h["dtype"]) for h in headers.values() if h["dtype"] in _BYTES]
     block = hidden * dim * (2 * heads + 2 * kv) + 3 * hidden * inter + 2 * hidden
     parameters = sum(n for n, _ in sizes) or layers * block + hidden + vocab * hidden * (1 if tied else 2)
-    dtype = str(get("dtype", "torch_dtype") or "float32").removeprefix("torch.")
+    dtype = str(c.get("dtype") or c.get("torch_dtype") or "float32").removeprefix("torch.")
     if sizes:
         per = {d: sum(n for n, e in sizes if e == d) for d in {d for _, d in sizes}}
         dtype = _DTYPES.get(max(per, key=lambda d: per[d]), dtype)
     width = {"float32": 4, "float64": 8}.get(dtype, 2)
     return ModelFacts(
         name=model if not Path(model).is_dir() else Path(model).name,
-        architecture=(c.get("architectures") or ["?"])[0],
+        architecture=_architecture(c.get("architectures")),
         hidden_size=hidden,
         intermediate_size=inter,
         num_layers=layers,
@@ -176,6 +175,29 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
         weights_bytes=sum(n * _BYTES[d] for n, d in sizes) or parameters * width,
         dtype=dtype,
     )
+
+
+def _counted(model: str, name: str, value: Any) -> int:
+    """Return what a config says how many there are of: its number, the largest of a list a layer, or of a list of the
+    kinds of layers how many they are.
+
+    Raises:
+        SpecError: it is something else.
+    """
+    if name in _LAYERS and isinstance(value, list) and all(isinstance(kind, str) for kind in value):
+        return len(value)
+    several = value if isinstance(value, list) and value else [value]
+    if all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < _MOST for n in several):
+        return max(several)
+    raise SpecError(
+        f"{name} is {shortened(repr(value), 60)} in its config.json, where a whole number belongs",
+        place=shortened(model),
+        fix="Mend it, or download the model again.",
+    )
+
+
+def _architecture(said: Any) -> str:
+    return said[0] if isinstance(said, list) and said and isinstance(said[0], str) else "?"
 
 
 def _numel(shape: list[int]) -> int:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune import hub_cache
-from nbtune.errors import HubError, PlanError, SpecError
+from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
 from nbtune.models.weight_checks import check_files, check_loaded
 from nbtune.spec.placement import PLAIN, Placement
+from nbtune.untrusted import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,7 +165,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     try:
         return tokenizers.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as e:
+    except Exception as e:  # whatever a damaged file makes transformers and tokenizers raise
         raise SpecError(_no_tokenizer(model, Path(place), e), fix="Name a model that has one.") from e
 
 
@@ -233,12 +234,24 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 **options,
             )
-    except (OSError, ValueError, KeyError) as e:
-        raise SpecError(f"{model} cannot be loaded: {_first_line(e)}", fix="Name a causal language model.") from e
+    except Exception as e:
+        raise _not_loaded(model, e) from e
     check_loaded(loaded, info, place, model)
     loaded.config.use_cache = False
     _keep_layout(loaded)
     return loaded
+
+
+def _not_loaded(model: str, error: Exception) -> Exception:
+    """Return what is said of a model that transformers cannot make: what it raises of damaged files is of any kind.
+
+    Memory that is not there, and what nbtune itself said, stay what they are.
+    """
+    import torch
+
+    if isinstance(error, NbtuneError | MemoryError | torch.OutOfMemoryError):
+        return error
+    return SpecError(f"{model} cannot be loaded: {_first_line(error)}", fix="Name a causal language model.")
 
 
 def outline(
@@ -257,14 +270,17 @@ def outline(
     """
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     configs = _transformers().AutoConfig
-    config = configs.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
-    part = config.get_text_config()
-    if layers is not None:
-        part.num_hidden_layers = layers
-        if getattr(part, "layer_types", None):
-            part.layer_types = part.layer_types[:layers]
-    config.use_cache = False
-    return from_config(config, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    try:
+        config = configs.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+        part = config.get_text_config()
+        if layers is not None:
+            part.num_hidden_layers = layers
+            if getattr(part, "layer_types", None):
+                part.layer_types = part.layer_types[:layers]
+        config.use_cache = False
+        return from_config(config, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    except Exception as e:
+        raise _not_loaded(model, e) from e
 
 
 def from_config(
@@ -324,5 +340,6 @@ def _index(device: "torch.device | str") -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error.args[0] if error.args else error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    lines = str(error.args[0] if error.args else error).strip().splitlines()
+    said = " ".join(line.strip() for line in lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return shortened(said, 200) if said else type(error).__name__

@@ -57,8 +57,8 @@ def from_mapping(
     lines, body = lines or {}, dict(body)
     for key, value in (overrides or {}).items():
         _put(body, key, value)
-    body = _without_unset(body)
     _refuse_unknown(body, RunSpec, (), lines, name)
+    body = _without_unset(body)
     if "data" not in body:
         raise SpecError(
             "`data` is missing", place=name, fix="say where the rows are, such as `data: rows` or `data: rows.jsonl`"

@@ -66,14 +66,13 @@ def weights_of(folder: Path, step: int | None, model: torch.nn.Module) -> Iterat
         yield
         return
     import torch
-    from safetensors.torch import load_file
 
     file = folder / "checkpoints" / f"step-{step:08d}" / WEIGHTS
     saved = steps(folder)
     if step not in saved:
         fix = f"there are {', '.join(map(str, saved))}" if saved else "let it train until its first checkpoint"
         raise TrainError(f"there is no checkpoint of step {step}", place=folder.name, fix=fix)
-    weights = load_file(file)
+    weights = weights_in(file)
     mine = {name: parameter for name, parameter in model.named_parameters() if name in weights}
     if len(mine) != len(weights):
         raise TrainError("the checkpoint was made with another adapter or model", place=folder.name)
@@ -219,9 +218,8 @@ def _disk_errors() -> Iterator[None]:
 def put_back(file: Path, model: torch.nn.Module) -> bool:
     """Put saved weights into all that is trained; False, and nothing done, if they are of another model or adapter."""
     import torch
-    from safetensors.torch import load_file
 
-    weights = load_file(file)
+    weights = weights_in(file)
     if not fit(weights, model):
         return False
     with torch.no_grad():
@@ -229,6 +227,25 @@ def put_back(file: Path, model: torch.nn.Module) -> bool:
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
     return True
+
+
+def weights_in(file: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a file that a run saved.
+
+    Raises:
+        TrainError: it is not there, or not whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise TrainError(
+            f"its weights cannot be read: {str(error).splitlines()[0][:160]}",
+            place=f"{file.parent.name}/{file.name}",
+            fix="go on from an earlier checkpoint, or start the run again",
+        ) from error
 
 
 def fit(weights: Mapping[str, torch.Tensor], model: torch.nn.Module) -> bool:

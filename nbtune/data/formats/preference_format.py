@@ -71,6 +71,13 @@ def feedback_format(columns: Columns) -> Format:
         if prompt is None and len(answer_said) > 1:
             answer_said = _instructed(answer_said, optional(row, system))
         talk = [*question, *answer_said]  # the last message is judged
+        if answer is not None and not answer_said:
+            raise DataError(f"it has no `{answer}` that could be judged", fix="give the answer, or leave the row out")
+        if not answer_said and talk[-1]["role"] == "user":
+            raise DataError(
+                f"no answer stands in `{prompt}`, whose last message is the user's",
+                fix="end it with the answer that is judged, or name the answers' column: `columns: {completion: …}`",
+            )
         question, answer_said = (question, answer_said) if prompt and answer_said else (talk[:-1], talk[-1:])
         return Several((_joined(question, answer_said, row.get(tools) if tools else None, plain),), (float(good),))
 

@@ -1,0 +1,142 @@
+"""The hunt: two processes at a time, each told seed after seed; what dies, hangs or grows is found from outside."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.cases import FINE, KINDS, trial
+
+SECONDS = 10.0  # of a case
+GROWTH = 2 << 30  # bytes of RAM by which a case may raise its process
+SHARES = {"specs": 20_000, "rows": 1_000, "models": 500, "runs": 300, "trained": 300}  # what half an hour must reach
+FIRST = 120.0  # of a process's first case: it imports torch and trains what it will damage
+ALLOWANCE = {"trained": 20.0, "runs": 20.0}  # these train; a busy machine makes a step of it slow
+
+
+def child() -> None:
+    """Try what is asked for, a line a case: {"kind", "seed"}; the first line says that all is imported."""
+    import torch
+
+    torch.set_num_threads(1)
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        asked = json.loads(line)
+        folder = Path(tempfile.mkdtemp(prefix="nbtune-fuzz-case-"))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        verdict = trial(asked["kind"], asked["seed"], folder)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+        shutil.rmtree(folder, ignore_errors=True)
+        answers.write(json.dumps({**asdict(verdict), "grown": grown}) + "\n")
+        answers.flush()
+
+
+class Hunter:
+    """A child process and the case that it is at."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.case: tuple[str, int] = ("", 0)
+        self.since = 0.0
+        self.tried = 0
+
+    def give(self, kind: str, seed: int) -> None:
+        if self.process is None:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fuzz", "--child"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+            self.tried = 0
+        assert self.process.stdin is not None
+        self.case, self.since = (kind, seed), time.monotonic()
+        self.process.stdin.write(json.dumps({"kind": kind, "seed": seed}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any] | None:
+        """Return how the case ended; None while it goes on."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        if select.select([self.process.stdout], [], [], 0.0)[0]:
+            line = self.process.stdout.readline()
+            self.tried += 1
+            if line:
+                return json.loads(line)
+            self.end()
+            return {"outcome": "died", "said": "the process is gone", "given": "", "grown": 0}
+        allowed = ALLOWANCE.get(self.case[0], SECONDS) + (FIRST if self.tried == 0 else 0.0)
+        if time.monotonic() - self.since < allowed:
+            return None
+        self.end()
+        return {"outcome": "hang", "said": f"over {allowed:.0f} s", "given": "", "grown": 0}
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
+def hunt(kinds: list[str], seconds: float, first: int, out: Path | None) -> Counter[str]:
+    """Try cases of these kinds in the shares of `SHARES` until the time is over; print what was found."""
+    hunters = [Hunter(), Hunter()]
+    done: Counter[str] = Counter()
+    given: Counter[str] = Counter()
+    over = time.monotonic() + seconds
+    busy: dict[int, Hunter] = {}
+    while busy or time.monotonic() < over:
+        for number, hunter in enumerate(hunters):
+            if number not in busy and time.monotonic() < over:
+                kind = min(kinds, key=lambda name: given[name] / SHARES[name])
+                hunter.give(kind, first + given[kind])
+                given[kind] += 1
+                busy[number] = hunter
+            elif number in busy and (found := hunter.answer()) is not None:
+                del busy[number]
+                _count(hunter.case, found, done, out)
+        time.sleep(0.0005)
+    for hunter in hunters:
+        hunter.end()
+    return done
+
+
+def _count(case: tuple[str, int], found: dict[str, Any], done: Counter[str], out: Path | None) -> None:
+    outcome = "memory" if found["grown"] > GROWTH else found["outcome"]
+    done[f"{case[0]} {outcome}"] += 1
+    if outcome not in FINE:
+        print(f"{case[0]} {case[1]}: {outcome}: {found['said'][-700:]}", flush=True)
+        print(f"    given: {found['given'][:300]!r}", flush=True)
+        if out is not None:
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": case[0], "seed": case[1], **found, "outcome": outcome}) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1800)
+    parser.add_argument("--seed", type=int, default=0, help="of the first case; the others follow")
+    parser.add_argument("--only", default=",".join(KINDS))
+    parser.add_argument("--out", type=Path, help="a JSON line for each finding")
+    parser.add_argument("--child", action="store_true")
+    asked = parser.parse_args()
+    if asked.child:
+        child()
+        return 0
+    done = hunt(asked.only.split(","), asked.seconds, asked.seed, asked.out)
+    print("; ".join(f"{name}: {count}" for name, count in sorted(done.items())))
+    return 0 if all(name.split()[1] in FINE for name in done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Data files: rows of every format with odd values in them, and files that are damaged."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nbtune import data
+from nbtune.data.sources.by_value import spec_with_named_rows
+from nbtune.models import load_tokenizer
+from tests.fuzz.cases import Case, Silent
+from tests.fuzz.values import mangled, odd, word
+
+ASKED = {"sft": "sft", "pairs": "dpo", "feedback": "kto"}
+
+
+def row(chance: random.Random, kind: str, mark: str) -> dict[str, Any]:
+    """Return a good row, its answer with the mark in it."""
+    question, answer = f"What is {word(chance)}?", f"It is {mark}."
+    if kind == "pairs":
+        return {"prompt": question, "chosen": answer, "rejected": f"No {word(chance)}."}
+    if kind == "feedback":
+        return {"prompt": question, "completion": answer, "label": chance.random() < 0.5}
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return chance.choice(
+        (
+            {"prompt": question, "completion": answer},
+            {"instruction": question, "input": word(chance), "output": answer},
+            {"messages": turns},
+            {"messages": [{"role": "system", "content": word(chance)}, *turns]},
+            {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]},
+            {"text": f"{question} {answer}"},
+        )
+    )
+
+
+def spoilt(chance: random.Random, value: Any) -> Any:
+    """Return a row with one of its values, at any depth, another."""
+    if isinstance(value, dict) and value and chance.random() < 0.9:
+        key = chance.choice(list(value))
+        pick = chance.random()
+        if pick < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        if pick < 0.2:
+            extra = chance.choice(("tools", "weight", "train", "images", "history", "system", "context", word(chance)))
+            return {**value, extra: odd(chance)}
+        return {**value, key: spoilt(chance, value[key])}
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        at = chance.randrange(len(value))
+        return [*value[:at], spoilt(chance, value[at]), *value[at + 1 :]]
+    return odd(chance)
+
+
+def written(chance: random.Random, rows: list[dict[str, Any]]) -> tuple[str, bytes]:
+    """Return the end of a file's name, and its bytes."""
+    kind = chance.choice((".jsonl", ".jsonl", ".json", ".csv", ".jsonl.gz"))
+    if kind == ".csv":
+        out = io.StringIO()
+        table = csv.DictWriter(out, list(rows[0]), extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+        return kind, out.getvalue().encode("utf-8", "replace")
+    lines = json.dumps(rows) if kind == ".json" else "\n".join(map(json.dumps, rows))
+    return kind, gzip.compress(lines.encode()) if kind.endswith("gz") else lines.encode()
+
+
+def make(chance: random.Random, folder: Path) -> Case:
+    kind = chance.choice(list(ASKED))
+    marks = [f"zq{k}{word(chance, 4)}" for k in range(chance.randint(1, 5))]
+    rows = [row(chance, kind, mark) for mark in marks]
+    pick = chance.random()
+    whole = pick > 0.8
+    if not whole:
+        at = chance.randrange(len(rows))
+        rows[at] = changed if isinstance(changed := spoilt(chance, rows[at]), dict) else {"text": changed}
+    end, content = written(chance, rows)
+    if 0.55 < pick <= 0.8:
+        content = mangled(chance, content)
+    file = folder / f"data{end}"
+    file.write_bytes(content)
+    wanted = marks if whole and end != ".csv" else []
+    return Case(lambda: attempt(file, ASKED[kind], wanted), f"{kind} {end} {content[:1500]!r}")
+
+
+@cache
+def _tokenizer() -> Any:
+    return load_tokenizer("nbtune/tiny")
+
+
+def attempt(file: Path, method: str, marks: list[str]) -> None:
+    """Prepare a file. Of good rows every answer is in what would be trained."""
+    spec, variables = spec_with_named_rows({"data": str(file), "method": method, "eval": {"split": 0}}, {}, {}, 1)
+    sources = data.resolve(spec.data, variables, base_dir=file.parent)
+    prepared = data.prepare_data(sources, _tokenizer(), spec=spec, max_len=512, seed=0)
+    texts = [_tokenizer().decode(example.input_ids) for example in prepared.train]
+    if gone := [mark for mark in marks if not any(mark in text for text in texts)]:
+        raise Silent(f"the answers {gone} are in no row: {texts}")

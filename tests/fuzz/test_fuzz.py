@@ -1,0 +1,69 @@
+"""A sample of `make fuzz`, and what it found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nbtune.errors import NbtuneError
+from nbtune.spec import from_yaml
+from tests.fuzz import models, rows
+from tests.fuzz.cases import Case, trial, verdict_on
+from tests.fuzz.models import good
+
+MANY = {"specs": 150, "rows": 60, "models": 8, "runs": 3, "trained": 1}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_nonsense_is_read_or_refused_in_a_sentence(kind: str, tmp_path: Path) -> None:
+    for seed in range(10_000, 10_000 + MANY[kind]):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        verdict = trial(kind, seed, folder)
+        assert verdict.fine, (kind, seed, verdict)
+
+
+@pytest.mark.parametrize("text", ["data: rows\nfunctoin: null\n", "data: rows\neval:\n  spilt: null\n"])
+def test_a_key_that_is_not_there_is_refused_with_nothing_behind_it_too(text: str) -> None:
+    with pytest.raises(NbtuneError, match="there is no key"):
+        from_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("config.json", '"num_key_value_heads": 2', '"num_key_value_heads": "true"', "num_key_value_heads is 'true'"),
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": "small"', "rms_norm_eps"),
+        ("config.json", '"use_cache": true', '"use_cache": [1]', "use_cache"),
+        ("tokenizer_config.json", '"eos_token": "<|im_end|>"', '"eos_token": [1]', "tokenizer"),
+        ("tokenizer.json", '"version": "1.0"', '"version": [1.0]', "tokenizer"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(file: str, old: str, new: str, said: str, tmp_path: Path) -> None:
+    import shutil
+
+    place = tmp_path / "model"
+    shutil.copytree(good(), place)
+    text = (place / file).read_text()
+    assert old in text
+    (place / file).write_text(text.replace(old, new))
+    with pytest.raises(NbtuneError, match=said) as error:
+        models.attempt(place, False)
+    assert "a bug in nbtune" not in str(error.value)
+
+
+def test_a_row_without_the_answer_that_is_judged_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "What is 2+2?", "label": true}\n{"prompt": "a", "completion": "b", "label": false}\n')
+    with pytest.raises(NbtuneError, match="no `completion` that could be judged"):
+        rows.attempt(file, "kto", [])
+
+
+def test_the_fuzzer_tells_a_finding_from_a_refusal() -> None:
+    def broken() -> None:
+        raise KeyError("x")
+
+    assert verdict_on(Case(broken, "x").attempt, "x").outcome == "error"
+    assert verdict_on(lambda: from_yaml("steps: 0"), "").outcome == "refused"
+    assert verdict_on(lambda: from_yaml("data: rows"), "").outcome == "accepted"
