@@ -14,7 +14,7 @@ from nbtune.data.formats.detect import FORMATS, detect
 from nbtune.errors import NbtuneError
 from nbtune.spec import SourceSpec
 from nbtune.spec.gguf_types import TYPES, type_named
-from nbtune.widgets.base import Panel
+from nbtune.widgets.panel import Panel
 from tests.support.house import NBTUNE, REPO
 
 

@@ -86,7 +86,7 @@ class Measuring:
         Args:
             look: called between batches.
         """
-        from nbtune.train.evaluate import mean_loss
+        from nbtune.train.mean_loss import mean_loss
 
         if self.data.eval is None or not self.data.eval.at_most(1):
             return None
@@ -140,7 +140,7 @@ class Measuring:
         Raises:
             TrainError: with them the loss of one of the step's batches is no number.
         """
-        from nbtune.train.evaluate import mean_loss, no_number
+        from nbtune.train.mean_loss import mean_loss, no_number
 
         if step == 0:
             return

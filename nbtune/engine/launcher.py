@@ -25,7 +25,7 @@ from nbtune.store import checkpoints, control
 from nbtune.store.event_log import EventWriter
 from nbtune.store.folder import spec_to_run
 from nbtune.store.lock import STARTING, Ownership
-from nbtune.train.evaluate import NumbersLost
+from nbtune.train.mean_loss import NumbersLost
 
 if TYPE_CHECKING:
     from nbtune.models import Built

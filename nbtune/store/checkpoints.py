@@ -141,7 +141,7 @@ def _refuse_broken(model: torch.nn.Module, step: int) -> None:
     on from them, or use them."""
     import torch
 
-    from nbtune.train.evaluate import no_number
+    from nbtune.train.mean_loss import no_number
 
     trained = [(name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trained:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from nbtune import events
 from nbtune.device import MemoryUse, memory_use
 from nbtune.device.streams import Later, Moment
-from nbtune.train.evaluate import no_number, trained_tokens, trained_weight
+from nbtune.train.mean_loss import no_number, trained_tokens, trained_weight
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import traitlets
 
 from nbtune.errors import NbtuneError
-from nbtune.widgets.base import Panel
 from nbtune.widgets.chat_models import Answerers
+from nbtune.widgets.panel import Panel
 from nbtune.widgets.sanitize import clean
 
 if TYPE_CHECKING:

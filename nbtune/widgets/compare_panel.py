@@ -11,7 +11,7 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
-from nbtune.widgets.base import Panel
+from nbtune.widgets.panel import Panel
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean, without_home
 

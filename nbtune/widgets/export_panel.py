@@ -15,7 +15,7 @@ from nbtune.planner import fits_in
 from nbtune.spec.gguf_types import TYPES
 from nbtune.store.run_handle import RunHandle
 from nbtune.untrusted import from_here
-from nbtune.widgets.base import Panel
+from nbtune.widgets.panel import Panel
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean
 

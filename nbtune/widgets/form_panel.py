@@ -12,9 +12,9 @@ import traitlets
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
 from nbtune.widgets import form_data, form_models
-from nbtune.widgets.base import Panel
 from nbtune.widgets.form_errors import described
 from nbtune.widgets.form_fields import CARE, GOALS, GROUPS, fields, preset
+from nbtune.widgets.panel import Panel
 from nbtune.widgets.row_inspection import Inspection
 from nbtune.widgets.sanitize import clean, without_home
 from nbtune.widgets.uploads import keep

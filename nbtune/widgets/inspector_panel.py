@@ -15,8 +15,8 @@ from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
-from nbtune.widgets.base import Panel
 from nbtune.widgets.chat_models import Answerers
+from nbtune.widgets.panel import Panel
 from nbtune.widgets.row_inspection import Inspection
 from nbtune.widgets.sanitize import clean
 from nbtune.widgets.uploads import keep

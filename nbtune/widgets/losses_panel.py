@@ -14,10 +14,10 @@ from nbtune.spec import from_mapping
 from nbtune.store.row_losses import ORDERS, MeasuredRows, RowLoss
 from nbtune.store.run_handle import RunHandle
 from nbtune.widgets import fallback
-from nbtune.widgets.base import Panel
 from nbtune.widgets.fallback import Shown
 from nbtune.widgets.html import as_html, as_text
 from nbtune.widgets.loss_table import loss_table
+from nbtune.widgets.panel import Panel
 from nbtune.widgets.sanitize import clean, without_home
 
 PAGE, MOST = 12, 120  # rows that are shown at first, and at most: they stand in the notebook's file

@@ -14,9 +14,9 @@ from nbtune.events import ENDED
 from nbtune.keepalive import heart
 from nbtune.spec.gguf_types import TYPES
 from nbtune.store.run_handle import RunHandle
-from nbtune.widgets.base import Panel
 from nbtune.widgets.export_panel import make
 from nbtune.widgets.fallback import Shown
+from nbtune.widgets.panel import Panel
 from nbtune.widgets.run_state import Cursor, Watched
 
 LOOK = 1.0  # seconds between looks whether the run's process is still there

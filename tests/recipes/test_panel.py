@@ -16,7 +16,7 @@ PYTHON = '''\
 from __future__ import annotations
 
 from nbtune.errors import NbtuneError
-from nbtune.widgets.base import Panel
+from nbtune.widgets.panel import Panel
 
 
 class Echo(Panel):

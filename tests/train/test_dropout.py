@@ -13,8 +13,8 @@ from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec import AdapterSpec
 from nbtune.train import cuda_graph_stepper
 from nbtune.train.cuda_graph_stepper import FusedStepper
-from nbtune.train.evaluate import mean_loss
 from nbtune.train.loss import TokenLoss
+from nbtune.train.mean_loss import mean_loss
 from tests.models.test_accelerate import make
 
 STEPS, CPU = 4, torch.device("cpu")

@@ -14,8 +14,8 @@ from memory_run import MemoryRun, made_up_device, made_up_step
 from nbtune import events as ev
 from nbtune.keepalive import heart
 from nbtune.widgets import monitor, monitor_panel
-from nbtune.widgets.base import _reply_anywhere
 from nbtune.widgets.metrics import COLUMNS
+from nbtune.widgets.panel import _reply_anywhere
 
 
 class Recorder(BaseComm):

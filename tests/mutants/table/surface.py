@@ -72,7 +72,7 @@ SURFACE = (
     ),
     mutant(
         "an-error-of-a-panel-is-silent",
-        "widgets/base.py",
+        "widgets/panel.py",
         'answer["error"] = self.words(error)',
         'answer["value"] = None',
         "widgets/test_form.py",

@@ -113,7 +113,7 @@ TRAIN = (
     ),
     mutant(
         "an-evaluation-drops",
-        "train/evaluate.py",
+        "train/mean_loss.py",
         "    model.eval()\n",
         "    model.train()\n",
         "train/test_dropout.py",
