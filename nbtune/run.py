@@ -312,6 +312,7 @@ class Run(RunReader):
             "loss": float(history["loss"].iloc[-1]) if len(history) else None,
             "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
             "samples": [(e.prompt, e.answer) for e in self.events() if isinstance(e, Sample) and e.step == self.step],
+            "abilities": self.plan.abilities.known() if self.plan is not None else [],
             "evals": [(e.step, e.loss) for e in self.events() if isinstance(e, Eval)],
             "data": data,
             "datasets": datasets,

@@ -70,7 +70,15 @@ _TEMPLATE = """\
 ## How it was made
 
 {{ spec | fenced("yaml") }}
-{% endif %}
+{% endif %}{% if abilities %}
+## What was checked
+
+Of the base with its adapter, before the first step:
+
+| | |
+|---|---|
+{% for what, words in abilities %}| {{ what }} | {{ words }} |
+{% endfor %}{% endif %}
 ## How to use it
 {% if kind == "adapter" %}
 transformers and peft{% if local_base %} (the base is no model of the Hub: give its folder){% endif %}:
@@ -125,7 +133,7 @@ def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: M
             ``method``, ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``language``
             (by default what the cards of all data sets say), ``license`` (of the result; by default the base's),
             ``base_license`` (by default what the base's own card says), ``figures`` (pairs), ``evals`` (pairs of step
-            and loss), ``files`` (lines), ``curve`` (a picture lies beside as loss.png).
+            and loss), ``files`` (lines), ``abilities`` (pairs), ``curve`` (a picture lies beside as loss.png).
     """
     from huggingface_hub import ModelCard
 
@@ -186,6 +194,7 @@ def _body(
         files=[_line(line) for line in facts.get("files", [])],
         samples=list(facts.get("samples", []))[:8],
         spec=_without_paths(facts.get("spec") or ""),
+        abilities=[(_line(what), _line(words)) for what, words in facts.get("abilities", [])],
         repo=repo,
         kind=kind,
         local_base=not _is_on_hub(source) and base != "nbtune/tiny",

@@ -17,6 +17,8 @@ from nbtune import events
 from nbtune.errors import PlanError
 from nbtune.untrusted import harmless
 
+_UNKNOWN = "not known"
+
 
 def leaks(architecture: str, words: str) -> PlanError:
     """The refusal of packs: the same sentence by a plan and by a run."""
@@ -36,7 +38,7 @@ class Claim(BaseModel):
 
     def said(self, yes: str, no: str) -> str:
         """The claim for people."""
-        word = "not known" if self.holds is None else yes if self.holds else no
+        word = _UNKNOWN if self.holds is None else yes if self.holds else no
         return f"{word}: {self.words}" if self.words else word
 
 
@@ -109,10 +111,14 @@ class Abilities(BaseModel):
         ]
         return [(name, harmless(value, line=True)) for name, value in rows if value]
 
+    def known(self) -> list[tuple[str, str]]:
+        """Those of the rows that say something."""
+        return [(name, value) for name, value in self.rows() if not value.startswith(_UNKNOWN)]
+
     def _accelerated(self) -> str:
         taken = [_counted(blocks) for blocks in self.blocks if blocks.accelerated]
         left = [f"{_counted(blocks)} left as {_they(blocks)}: {blocks.why}" for blocks in self.blocks if blocks.why]
-        return "; ".join([", ".join(taken) or "nothing", *left]) if self.blocks else "not known before it is loaded"
+        return "; ".join([", ".join(taken) or "nothing", *left]) if self.blocks else f"{_UNKNOWN} before it is loaded"
 
 
 def _counted(blocks: Blocks) -> str:

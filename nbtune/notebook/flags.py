@@ -188,7 +188,8 @@ def finetune_parser(prog: str = "%%finetune") -> Parser:
     made.add_argument("--help", action="store_true")
     for name, info in RunSpec.model_fields.items():
         names = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-        more: dict[str, Any] = {"nargs": "?", "const": "true"} if info.annotation is bool else {}
+        alone = info.annotation is bool or bool in get_args(info.annotation)  # the flag by itself means yes
+        more: dict[str, Any] = {"nargs": "?", "const": "true"} if alone else {}
         made.add_argument(*names, dest=f"key:{name}", metavar="VALUE", **more)
     return made
 

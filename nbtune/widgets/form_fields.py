@@ -67,9 +67,14 @@ def _fields(part: type[BaseModel], prefix: str, of: str) -> Any:
             "example": str((field.examples or [""])[0]),
             "kind": "data" if key == "data" else "model" if key == "model" else kind,
             "choices": choices,
-            "default": default if isinstance(default, str | int | float | bool) else None,
+            "default": _word(default, kind) if isinstance(default, str | int | float | bool) else None,
             "group": _GROUP_OF.get(key.split(".")[0], "learning"),
         }
+
+
+def _word(default: Any, kind: str) -> Any:
+    """A default as a choice among words has it."""
+    return str(default).lower() if kind == "choice" and isinstance(default, bool) else default
 
 
 def _small(title: str) -> str:
@@ -88,5 +93,8 @@ def _kind(annotation: Any) -> tuple[str, list[str]]:
         return "choice", [str(option) for option in options]
     if get_origin(annotation) in (Union, types.UnionType) and len(options) == 1:
         return _kind(options[0])
+    words = [option for option in options if get_origin(option) is Literal]
+    if words and all(option is bool for option in options if option not in words):  # such as auto, true or false
+        return "choice", [*(str(word) for option in words for word in get_args(option)), "true", "false"]
     simple = {bool: "bool", int: "int", float: "number", str: "text"}
     return simple.get(annotation, "yaml"), []

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
-LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 80}
+LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 80, "abilities": 12}
 _THIN = ("evals", "machine")  # of these the old ones are thinned out, of others forgotten
 
 
@@ -102,6 +102,10 @@ class RunView:
             self._export(event)
         elif isinstance(event, ev.Device):
             self._machine(event)
+        elif isinstance(event, ev.Abilities):  # the loaded model's take the place of the plan's
+            said = [{"what": clean(what, 40), "words": clean(words, 300)} for what, words in event.said.items()]
+            self.lists["abilities"] = said[: LISTS["abilities"]]
+            self.said["abilities"] += 1
 
     def _machine(self, event: ev.Device) -> None:
         parts = [int(size) for size in event.parts.values()]
@@ -237,7 +241,7 @@ class RunView:
             return {**body, "status": self.status()}, _bytes(rows)
 
     def _news(self, name: str, start: int) -> dict[str, Any]:
-        if name in ("exports", "checkpoints"):  # items move on, or go
+        if name in ("exports", "checkpoints", "abilities"):  # items move on, or go
             return {"whole": True, "next": self.said[name], "items": self.lists[name]}
         items = self.lists[name][-min(LISTS[name], self.said[name] - start) :]
         return {"i0": self.said[name] - len(items), "next": self.said[name], "items": items}

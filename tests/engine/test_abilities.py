@@ -187,3 +187,6 @@ def test_the_run_keeps_and_says_them(folder_of: Any, tmp_path: Path) -> None:
     assert Abilities.model_validate(kept) == run.plan.abilities  # type: ignore[union-attr]
     assert dict(run.plan.abilities.rows()) == loaded.said  # type: ignore[union-attr]
     assert events.from_line(events.to_line(loaded)) == loaded
+    card = run.model_card("ada/llama")
+    assert "| accelerated | 3 layers, the norm, the head |" in card
+    assert "not known" not in card.split("## What was checked")[1].split("## How to use it")[0]

@@ -52,11 +52,13 @@ def test_everything_that_is_known_stands_in_it(tmp_path: Path) -> None:
     facts = {"steps": 40, "loss": 0.5, "evals": [(i, 1 / (i + 1)) for i in range(40)], "data": ["owner/set"]}
     facts |= {"files": ["`demo-q8_0.gguf`: 1 GB, perplexity +0.1 %"], "samples": [("hi", "ahoy ```")], "curve": b"x"}
     facts |= {"spec": "steps: 40", "datasets": ["owner/set"], "method": "dpo"}
+    facts |= {"abilities": [("packing", "safe: <b>"), ("accelerated", "32 layers")]}
     for kind in ("adapter", "merged", "gguf"):
         card = render_card(ExportSource(tmp_path, base_id="owner/base", name="demo"), "ada/demo", kind, facts)
         assert "A fine-tune of `owner/base` (licence of the base: mit), made with nbtune in 40 steps." in card
         assert "base_model: owner/base\n" in card
         assert "| 0 | 1 | 2.718 |" in card
+        assert "| packing | safe: &lt;b> |" in card
         assert "| 39 | 0.025 |" in card
         assert card.count("\n| ") < 20
         assert "- `demo-q8_0.gguf`: 1 GB, perplexity +0.1 %" in card

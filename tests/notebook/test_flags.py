@@ -64,7 +64,8 @@ def test_a_wrong_line_is_said_with_its_cause_and_fix(line: str, cause: str, fix:
 
 def test_words_of_a_choice_come_from_the_field() -> None:
     assert flags.choices(RunSpec.model_fields["dtype"].annotation) == ["auto", "fp32", "bf16", "fp16"]
-    assert flags.choices(RunSpec.model_fields["packing"].annotation) == ["true", "false"]
+    assert flags.choices(RunSpec.model_fields["accelerate"].annotation) == ["true", "false"]
+    assert flags.choices(RunSpec.model_fields["packing"].annotation) == ["auto", "true", "false"]
 
 
 def test_help_fits_into_a_page_and_its_columns_stand_apart() -> None:

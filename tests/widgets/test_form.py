@@ -87,6 +87,13 @@ def test_what_is_typed_becomes_a_spec(panel):
     assert from_yaml(panel.checked["yaml"]) == panel.spec
 
 
+def test_words_and_yes_or_no_are_one_choice(panel):
+    (packing,) = [field for field in panel.setup["fields"] if field["key"] == "packing"]
+    assert (packing["kind"], packing["choices"], packing["default"]) == ("choice", ["auto", "true", "false"], "false")
+    panel.do_check({"data": "rows", "packing": "auto"})
+    assert panel.spec.packing == "auto"
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

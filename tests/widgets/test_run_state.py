@@ -118,6 +118,16 @@ def test_an_export_that_moves_on_is_one_line():
     assert len(body["exports"]["items"]) == 1
 
 
+def test_what_the_loaded_model_can_do_takes_the_place_of_what_the_plan_said():
+    view, cursor = told([ev.Abilities(tried="small", said={"packing": "safe", "GGUF": "can be written"})]), Cursor()
+    view.delta(cursor)
+    assert view.delta(cursor)[0].get("abilities") is None
+    view.add([ev.Abilities(tried="loaded", said={"packing": "\x1b[31mleaks"})])
+    body, _ = view.delta(cursor)
+    assert body["abilities"]["whole"]
+    assert body["abilities"]["items"] == [{"what": "packing", "words": "leaks"}]
+
+
 def test_hostile_text_is_cut_and_stripped_of_controls_only():
     line = "<img src=x onerror=alert(1)>\x1b[31m\x00" + "x" * 1_000_000
     body, _ = told([ev.Warning(message=line), ev.Sample(step=0, prompt=line, answer=line)]).snapshot()

@@ -10,7 +10,7 @@ import { readTheme, watchTheme } from "../shared/theme.js";
 import { Beside } from "./beside.js";
 import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
-import { Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
+import { Abilities, Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
 import { BusyChart, MemoryChart } from "./machine.js";
 import { Store } from "./store.js";
 
@@ -59,6 +59,7 @@ class View {
       notes: new Notes(),
       samples: new Samples(),
       memory: new Memory(),
+      abilities: new Abilities(),
       table: new Table(),
     };
     parts.beside = new Beside(this.model, () => parts.controls.leave());
@@ -79,7 +80,7 @@ class View {
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node, SMALL[k][0] === "memory" ? parts.stacked.node : null)),
         el("figure", { hidden: true }, parts.busyCaption, parts.busy.node)),
       parts.controls.node, parts.beside.node, parts.notes.node, parts.samples.node, parts.checkpoints.node,
-      parts.memory.node, parts.table.node);
+      parts.memory.node, parts.abilities.node, parts.table.node);
     return parts;
   }
 
@@ -148,6 +149,7 @@ class View {
     this.parts.samples.update(this.store);
     this.parts.checkpoints.update(this.store);
     this.parts.memory.update(this.store);
+    this.parts.abilities.update(this.store);
     this.parts.table.update(this.store);
     this.painted();
   }

@@ -105,6 +105,23 @@ export class Memory {
   }
 }
 
+/** What the model was found to be able to: when the run was planned, then on the loaded model. */
+export class Abilities {
+  constructor() {
+    this.table = el("table");
+    this.node = el("details", { hidden: true }, el("summary", {}, text("abilities")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+  }
+
+  update({ abilities }) {
+    const seen = JSON.stringify(abilities);
+    if (seen === this.seen) return;
+    this.seen = seen;
+    this.node.hidden = !abilities.length;
+    this.table.replaceChildren(...abilities.map(({ what, words }) => el("tr", {},
+      el("th", { scope: "row", class: "nbt-text" }, what), el("td", { class: "nbt-text", dir: "auto" }, words))));
+  }
+}
+
 /** The charts' numbers for those who do not see charts; filled only while it is open. */
 export class Table {
   constructor(limit = 50) {

@@ -111,6 +111,7 @@ export const de = {
   "checkpoints.resume": "Von hier weiter",
   "memory.plan": "Plan",
   "memory.parts": "Speicher: der Plan und was gemessen wurde",
+  abilities: "Fähigkeiten: was am Modell gefunden wurde",
   "memory.weights": "Gewichte",
   "memory.adapter": "Adapter",
   "memory.gradients": "Gradienten",

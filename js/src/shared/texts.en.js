@@ -111,6 +111,7 @@ export const en = {
   "checkpoints.resume": "Go on from here",
   "memory.plan": "plan",
   "memory.parts": "Memory: the plan and what was measured",
+  abilities: "Abilities: what was found of the model",
   "memory.weights": "weights",
   "memory.adapter": "adapter",
   "memory.gradients": "gradients",
