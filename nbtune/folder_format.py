@@ -5,25 +5,31 @@ version is read: what is not understood could be misread, or written over.
 
 | version | what was otherwise |
 |---|---|
-| 2 | this one |
-| 1 | nbtune 0.1.0: a plan may have no `hidden_size`, `num_layers` and `learning_rate_reason`, and says where frozen weights are by `weights` (their format), `resident_layers` and `sharded`; the pickle of a function of the data may be signed by itself, not with the rows that it is for |
+| 3 | this one |
+| 2 | rows are held out by a drawn order of those that have no copies; of 20,000 rows and more from files, which alone are learnt from while others are prepared, by their hash, the first ones; the longest of these are sought in a single jsonl file only |
+| 1 | nbtune 0.1.0, as 2, and: a plan may have no `hidden_size`, `num_layers` and `learning_rate_reason`, and says where frozen weights are by `weights` (their format), `resident_layers` and `sharded`; the pickle of a function of the data may be signed by itself, not with the rows that it is for |
 | 0 | folders whose `environment.json` is gone: as version 1 |
 
 To change the format: keep two runs as they are written now (`tests/tools/make_older_run.py`), count `FORMAT` up, add a
 line above and a function below that makes of what an older version wrote what this one reads. A *rule* that changes,
-such as which rows are held out, is a function here, too, of the version: a run goes on by the rule it began with.
+such as which rows are held out, is a function here, too, of the version: a run goes on by the rule it began with. Rows
+keep the version that they were written down by (`version` in `data/sources.json`) also in a run that repeats another,
+or goes on from it.
 """  # noqa: E501
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import TrainError
 from nbtune.untrusted import BadFile, harmless, load, number
 
-FORMAT = 2
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMAT = 3
 _FILE = "environment.json"
 
 
@@ -36,6 +42,14 @@ def version_of(folder: Path) -> int:
     """Return the version of a run's folder; 0 where it says none, or nothing that can be read."""
     try:
         return int(number(load(folder / _FILE), "version", 0))
+    except (FileNotFoundError, BadFile):
+        return 0
+
+
+def rows_version(data: Path) -> int:
+    """Return the version by whose rules the rows of a run's `data` folder are prepared; as `version_of`."""
+    try:
+        return int(number(load(data / "sources.json"), "version", 0))
     except (FileNotFoundError, BadFile):
         return 0
 
@@ -73,3 +87,37 @@ def plan_body(body: Mapping[str, Any], version: int) -> dict[str, Any]:
 def signature_of_pickle(record: Mapping[str, Any], version: int) -> object:
     """Return what the record of a pickled function (in `data/sources.json`) was signed with by itself; None since 2."""
     return record.get("signature") if version < 2 else None
+
+
+def arrived_before_3(rows: int, *, from_files: bool, kind: str) -> bool:
+    """Return whether so many rows were learnt from in a drawn order while others were prepared."""
+    return rows >= 20_000 and from_files and kind == "sft"
+
+
+def knew_longest_before_3(rows: object) -> bool:
+    """Return whether a sample of such rows had those of most bytes in it."""
+    return type(rows).__name__ == "LineRows"
+
+
+def held_out_before_3(share: float, most: int, seed: int, *, at_once: bool) -> Callable[..., np.ndarray]:
+    """Return the rule by which rows were held out: (source, number, hash of each row of a shard) -> bool [rows]."""
+    import numpy as np
+
+    def drawn(sources: np.ndarray, numbers: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Return, of all rows at once, of those without copies, the first of a drawn order."""
+        rows = sources.astype(np.int64) * (1 << 40) + numbers
+        _, same = np.unique(hashes, return_inverse=True)
+        single = rows[np.bincount(same)[same] == 1]
+        wanted = min(max(1, round(len(rows) * share)), max(len(single) - 1, 0), most)
+        return np.isin(rows, np.random.default_rng([seed, 7]).permutation(single)[:wanted])
+
+    before: set[int] = set()
+
+    def first(sources: np.ndarray, numbers: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Return, shard by shard, those of the first contents below the share, with the copies that come later."""
+        for content in hashes[hashes < np.uint64(int(share * 2**64))].tolist():
+            if len(before) < most:
+                before.add(content)
+        return np.isin(hashes, np.fromiter(before, np.uint64, len(before)))
+
+    return drawn if at_once else first

@@ -86,7 +86,7 @@ def test_what_an_older_plan_lacks_is_filled_in_and_what_a_new_one_lacks_is_damag
     run = nbtune.attach(folder)
     with pytest.raises(TrainError, match=r"plan\.json"):
         _ = run.plan
-    for version in range(FORMAT):
+    for version in range(2):
         _edit(folder / "environment.json", lambda body, version=version: body.update(version=version))
         assert run.plan is not None
         assert run.plan.hidden_size == 0

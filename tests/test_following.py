@@ -35,11 +35,11 @@ def test_a_row_goes_through_the_files_that_are_listed(tmp_path: Path) -> None:
     spec, tokenizer = from_yaml("data: rows\neval: {split: 0}"), models.load_tokenizer("nbtune/tiny")
     with followed(*stations) as seen:
         sources = data.snapshot(data.resolve(spec.data, {"rows": ROWS}), tmp_path / "data")
-        prepared = data.start(sources, tokenizer, spec=spec, max_len=128, seed=0)
+        prepared = data.prepare_data(sources, tokenizer, spec=spec, max_len=128, seed=0)
         data.BatchPlan(prepared.train, micro_batch_size=2, packing=True, sequence_len=64).step(0)
     listed = _listed("A row, from its source to a packed batch")
     assert set(seen.ways) == set(stations)
-    beginners = {"data/prepare/early_start.py", "data/prepare/prepare.py", "data/sources/snapshot.py"}
+    beginners = {"data/prepare/prepare.py", "data/prepare/shards.py", "data/sources/snapshot.py"}
     assert set(seen.on_the_way) - beginners == set(listed)
     assert len(listed) <= 9
 

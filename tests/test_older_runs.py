@@ -1,6 +1,6 @@
 """Run folders that earlier versions wrote open, are drawn, go on and are taken home.
 
-tests/tools/make_older_run.py made them, with the version in the file's name.
+tests/tools/make_older_run.py made them, with the version in the file's name (0.1.0 wrote format 1).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import nbtune
+from nbtune import data, models
 from nbtune.errors import TrainError
+from nbtune.folder_format import FORMAT, rows_version
 
 ARCHIVES = sorted((Path(__file__).parent / "older_runs").glob("*.tar.xz"))
 STOPPED = [archive for archive in ARCHIVES if "stopped" in archive.name]
@@ -57,6 +59,18 @@ def test_an_older_run_opens_and_is_drawn(unpacked, archive):
     assert run.name in again._repr_html_()
     assert "nbtune" in again.script()
     assert nbtune.RunSpec.model_validate(again.spec.model_dump()) == again.spec
+
+
+@pytest.mark.parametrize("archive", [a for a in ARCHIVES if "format" in a.name], ids=_name)
+def test_an_older_run_holds_out_the_rows_that_it_did_and_so_does_what_comes_of_it(unpacked, archive):
+    run, _ = unpacked(archive)
+    expected = json.loads((run.folder.parent / "expected.json").read_text(encoding="utf-8"))["held_out"]
+    again = nbtune.repeat(run.folder).wait()
+    for each in (run, again):
+        sources, tokenizer = data.open_snapshot(each.folder / "data"), models.load_tokenizer(each.spec.model)
+        held = data.prepare_data(sources, tokenizer, spec=each.spec, max_len=512, seed=each.spec.seed).eval
+        assert sorted(set(held.row_of.tolist())) == expected
+        assert rows_version(each.folder / "data") < FORMAT
 
 
 @pytest.mark.parametrize("archive", STOPPED, ids=_name)

@@ -17,18 +17,17 @@ _HOMES = {
     "DataFacts": "nbtune.data.prepare.stats",
     "Dataset": "nbtune.data.prepare.dataset",
     "Example": "nbtune.data.prepare.dataset",
-    "Prepared": "nbtune.data.prepare.prepare",
+    "Prepared": "nbtune.data.prepare.report",
     "Report": "nbtune.data.prepare.report",
     "Source": "nbtune.data.sources.rows",
     "collate": "nbtune.data.batching.collate",
     "look": "nbtune.data.prepare.validate",
-    "measure": "nbtune.data.prepare.prepare",
+    "measure": "nbtune.data.prepare.measure",
     "open_snapshot": "nbtune.data.sources.snapshot",
     "prepare_data": "nbtune.data.prepare.prepare",
     "resolve": "nbtune.data.sources.resolve",
     "snapshot": "nbtune.data.sources.snapshot",
-    "speaking": "nbtune.data.prepare.prepare",
-    "start": "nbtune.data.prepare.early_start",
+    "speaking": "nbtune.data.prepare.row_pipeline",
 }
 
 __all__ = [
@@ -48,17 +47,16 @@ __all__ = [
     "resolve",
     "snapshot",
     "speaking",
-    "start",
 ]
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch, collate
     from nbtune.data.batching.sampler import BatchPlan
     from nbtune.data.prepare.dataset import Dataset, Example
-    from nbtune.data.prepare.early_start import start
-    from nbtune.data.prepare.prepare import measure, prepare_data, speaking
-    from nbtune.data.prepare.prepared import Prepared
-    from nbtune.data.prepare.report import Report
+    from nbtune.data.prepare.measure import measure
+    from nbtune.data.prepare.prepare import prepare_data
+    from nbtune.data.prepare.report import Prepared, Report
+    from nbtune.data.prepare.row_pipeline import speaking
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.data.prepare.validate import look
     from nbtune.data.sources.resolve import resolve

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbtune.data.prepare.prepare import speaking
+from nbtune.data.prepare.row_pipeline import speaking
 from nbtune.errors import NbtuneError
 from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Blocks, Claim, settings_of

@@ -143,7 +143,7 @@ class _Engine:
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         max_len = facts.row_tokens(spec.sequence_len)
         sources = data.open_snapshot(folder / "data")
-        self.data: Prepared = data.start(
+        self.data: Prepared = data.prepare_data(
             sources,
             tokenizer,
             spec=spec,

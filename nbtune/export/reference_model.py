@@ -66,7 +66,8 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
         seed=spec.seed,
         kind=METHODS[spec.method].rows,
     )
-    rows: Any = prepared.train if prepared.eval is None else prepared.eval
+    prepared = prepared.whole()
+    rows = (prepared.train if prepared.eval is None else prepared.eval).whole()
     good = [i for i in range(len(rows)) if rows.value_of is None or rows.value_of[i] > 0]
     ids = [tuple(rows[i].input_ids) for i in good[: 4 * limit]]
     ids = [row for row in ids if len(row) > 1][:limit]

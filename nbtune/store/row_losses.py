@@ -223,14 +223,14 @@ class MeasuredRows:
         spec = spec_to_run(self.run.folder)
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
-        prepared = data.start(self.sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed)
+        prepared = data.prepare_data(self.sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed).whole()
         group, starts, at = METHODS[spec.method].group, {}, 0
         for source in self.sources:
             starts[source.name], at = at, at + len(source.rows)
         rows: list[tuple[str, Any, list[int]]] = []
         for part, dataset in (("train", prepared.train), ("eval", prepared.eval)):
             if dataset is not None:
-                whole = dataset.whole() if hasattr(dataset, "whole") else dataset
+                whole = dataset.whole()
                 rows += [(part, whole, examples) for examples in _by_row(whole, group)]
         self.in_all = len(rows)
         if self.limit is not None and len(rows) > self.limit:

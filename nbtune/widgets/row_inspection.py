@@ -189,7 +189,7 @@ class Inspection:
         examined = sum(len(source.rows) for source in few)
         prepared = data.prepare_data(
             few, self.tokenizer, spec=self.spec, max_len=self.max_len, seed=self.spec.seed, on_error="skip"
-        )
+        ).whole()
         report, facts = prepared.report, prepared.facts
         findings = [{"level": "warning", "text": clean(text), "fix": ""} for text in report.warnings]
         for status in ("dropped", "cut", "split"):

@@ -85,7 +85,7 @@ def ours(folder: Path, rows: int) -> dict[str, float]:
     tokenizer, spec = load(folder), from_mapping({"data": str(folder / "rows.jsonl")})
     watch = _Memory()
     began, used = time.perf_counter(), _cpu()
-    prepared = data.start(data.resolve(spec.data), tokenizer, spec=spec, max_len=4096, seed=0, work_here=True)
+    prepared = data.prepare_data(data.resolve(spec.data), tokenizer, spec=spec, max_len=4096, seed=0, work_here=True)
     data.BatchPlan(prepared.train, micro_batch_size=8).step(0)
     first = time.perf_counter() - began
     count = len(prepared.train)

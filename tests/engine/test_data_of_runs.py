@@ -10,7 +10,7 @@ import pytest
 
 import nbtune
 from nbtune import events
-from nbtune.data.prepare import early_start
+from nbtune.data.prepare import prepare as preparing
 from tests.engine.conftest import SPEC
 
 
@@ -36,8 +36,8 @@ def test_held_out_rows_are_measured_source_by_source() -> None:
 
 
 def test_a_run_learns_from_rows_as_they_arrive_and_goes_on_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(early_start, "EARLY", 100)
-    monkeypatch.setattr(early_start, "SHARDS", {"first": 16, "most": 64})
+    monkeypatch.setattr(preparing, "AT_ONCE", 100)
+    monkeypatch.setattr(preparing, "SHARDS", {"first": 16, "most": 64})
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _rows("say", 300)))
     whole = _run("whole", {}, data="rows.jsonl", eval={"every": 3})
     assert whole.state == "finished"

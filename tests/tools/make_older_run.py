@@ -2,9 +2,9 @@
 
     python tests/tools/make_older_run.py [FOLDER]
 
-Makes `<version>-sft-stopped.tar.xz` (stopped on the way, to be resumed) and
-`<version>-dpo-finished.tar.xz`, each with what an uninterrupted run lost beside the run's folder. Run it before the
-format of run folders changes; archives that are there stay.
+Makes `format<FORMAT>-sft-stopped.tar.xz` (stopped on the way, to be resumed) and `format<FORMAT>-dpo-finished.tar.xz`
+(nbtune 0.1.0 wrote format 1), each with what an uninterrupted run lost and which rows it held out beside the run's
+folder. Run it before the format of run folders changes; archives that are there stay.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SPEC = {
 def make(target: Path, root: Path) -> None:
     """Both archives, in `target`; the runs are made in `root`."""
     import nbtune
+    from nbtune.folder_format import FORMAT
 
     def begin(name: str, rows: list[dict[str, Any]], **fields: Any) -> Any:
         return nbtune.finetune({**SPEC, **fields}, name=name, rows={"rows": rows}, runs_dir=root / "runs")
@@ -54,12 +55,22 @@ def make(target: Path, root: Path) -> None:
         raise SystemExit(f"{stopped!r} was too quick to be stopped: try again")
     finished = begin("dpo", pairs(16), method="dpo").wait()
     for run, kind, expected in ((stopped, "sft-stopped", whole), (finished, "dpo-finished", finished)):
-        file = target / f"{nbtune.__version__}-{kind}.tar.xz"
+        file = target / f"format{FORMAT}-{kind}.tar.xz"
         if file.exists():
             print(f"{file.name} is there already", file=sys.stderr)
             continue
-        write(file, run.folder, {"losses": [float(loss) for loss in expected.history["loss"]]})
+        losses = [float(loss) for loss in expected.history["loss"]]
+        write(file, run.folder, {"losses": losses, "held_out": held_out(run)})
         print(f"{file.name}: {file.stat().st_size:,} bytes, {run!r}")
+
+
+def held_out(run: Any) -> list[int]:
+    """The numbers of the rows that a run holds out, each once, as its engine prepares them."""
+    from nbtune import data, models
+
+    sources, tokenizer = data.open_snapshot(run.folder / "data"), models.load_tokenizer(run.spec.model)
+    held = data.prepare_data(sources, tokenizer, spec=run.spec, max_len=512, seed=run.spec.seed).eval
+    return [] if held is None else sorted(set(held.row_of.tolist()))
 
 
 def write(file: Path, folder: Path, expected: dict[str, Any]) -> None:

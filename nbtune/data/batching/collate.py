@@ -187,18 +187,17 @@ def pack(
 
 def _judged(batch: Batch, dataset: Dataset | Arriving, places: list[tuple[int, int, int]]) -> Batch:
     """Return the batch with what was judged of its examples; `places`: (example, row, first column)."""
-    if isinstance(dataset, Arriving) or dataset.value_of is None:
+    values = [dataset.value(example) for example in batch.examples]
+    if None in values:
         return batch
-    import torch
-
-    values = torch.from_numpy(dataset.value_of[list(batch.examples)])
-    if dataset.token_values is None:
-        return replace(batch, values=values)
+    batch = replace(batch, values=_tensor(np.array(values, np.float32)))
     per_token = np.full(tuple(batch.input_ids.shape), np.nan, np.float32)
     for example, row, at in places:
-        found = dataset.token_values[dataset.starts[example] : dataset.starts[example + 1]]
-        per_token[row, at : at + len(found)] = found
-    return replace(batch, values=values, token_values=torch.from_numpy(per_token))
+        steps = dataset.steps(example)
+        if steps is None:
+            return batch
+        per_token[row, at : at + len(steps)] = steps
+    return replace(batch, token_values=_tensor(per_token))
 
 
 def _weights(dataset: Dataset | Arriving, examples: Sequence[int]) -> np.ndarray | None:

@@ -74,11 +74,13 @@ class BatchPlan:
     ) -> None:
         if not dataset.at_most(1):
             raise ValueError("the dataset is empty")
-        if together > 1 and (isinstance(dataset, Arriving) or len(dataset) % together):
+        if isinstance(dataset, Dataset) and len(dataset) % together:
             raise ValueError(f"the dataset does not consist of groups of {together}")
         self._units = _grouped(dataset, together) if isinstance(dataset, Dataset) and together > 1 else dataset
         self._together = together
         longest = self._units.longest if packing else dataset.longest
+        if isinstance(dataset, Arriving) and packing:
+            longest *= together
         self.dataset, self.packing, self.seed = dataset, packing, seed
         self.arrangement: Order = order if shuffle else "given"
         self.shuffle = self.arrangement != "given"
@@ -93,7 +95,7 @@ class BatchPlan:
         self._arrivals: Arrivals | None = None
         if isinstance(dataset, Arriving):
             capacity = self.sequence_len if packing else 0
-            self._arrivals = Arrivals(dataset, self._per_step, capacity, seed if self.shuffle else None)
+            self._arrivals = Arrivals(dataset, self._per_step, capacity, seed if self.shuffle else None, together)
             self.mixture = Mixture(1)
         else:
             self.mixture = mixture(self._units, mix or MixSpec())  # type: ignore[arg-type]
@@ -226,10 +228,12 @@ class Arrivals:
         per_step: sequences of an optimizer step, over all processes.
         capacity: tokens of a pack; 0: every example is a sequence of its own.
         seed: None keeps the order.
+        together: examples of a unit; sequences hold the numbers of units.
     """
 
-    def __init__(self, dataset: Arriving, per_step: int, capacity: int, seed: int | None) -> None:
+    def __init__(self, dataset: Arriving, per_step: int, capacity: int, seed: int | None, together: int = 1) -> None:
         self.dataset, self.per_step, self.capacity, self.seed = dataset, per_step, capacity, seed
+        self._together = together
         self._packs: list[list[int]] = []
         self._packed = self._groups = 0  # examples and groups in them
         self._epoch: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
@@ -259,17 +263,23 @@ class Arrivals:
     def _count(self, wanted: int | None) -> int:
         """Return how many sequences there are; waits for `wanted` of them, or for all."""
         if not self.capacity:
-            return self.dataset.wait(wanted)
+            return self._wait(wanted)
         while wanted is None or len(self._packs) < wanted:
-            ready = self.dataset.wait(self._packed + GROUP)
+            ready = self._wait(self._packed + GROUP)
             size = min(GROUP, ready - self._packed)
             if not size:
                 break
             self._pack(self._packed, self._packed + size)
         return len(self._packs)
 
+    def _wait(self, units: int | None) -> int:
+        """Return how many units are there, once there are so many."""
+        return self.dataset.wait(None if units is None else units * self._together) // self._together
+
     def _pack(self, first: int, last: int) -> None:
-        packs = [[first + i for i in p] for p in best_fit(self.dataset.lengths_of(first, last), self.capacity)]
+        lengths = self.dataset.lengths_of(first * self._together, last * self._together)
+        lengths = lengths.reshape(-1, self._together).sum(1)
+        packs = [[first + i for i in p] for p in best_fit(lengths, self.capacity)]
         if self.seed is not None:
             order = np.random.default_rng([self.seed, 0, self._groups]).permutation(len(packs))
             packs = [packs[i] for i in order]

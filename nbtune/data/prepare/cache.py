@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,14 @@ from typing import Any
 import numpy as np
 
 from nbtune.atomic_io import publish_folder
-from nbtune.data.prepare.dataset import Dataset
-from nbtune.data.prepare.prepared import Prepared
-from nbtune.data.prepare.report import Report, SourceReport
+from nbtune.data.prepare.dataset import KINDS, Dataset
+from nbtune.data.prepare.report import Prepared, Report, SourceReport
 from nbtune.data.prepare.stats import DataFacts
-from nbtune.data.sources.cache_folder import UNFINISHED, new_place, prepared_folder
+from nbtune.data.sources.cache_folder import UNFINISHED, prepared_folder
 from nbtune.data.sources.rows import Source
 
 WORTH = 2000
-ARRAYS = ("ids", "trained", "starts", "source_of", "row_of")
-_MORE = ("value_of", "token_values", "weight_of")  # of rows that judge, of rows with weights
+_ALWAYS = ("ids", "trained", "starts", "source_of", "row_of")
 
 
 def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]) -> str | None:
@@ -63,8 +61,8 @@ def load(key: str) -> Prepared | None:
         report = Report(**{**body["report"], "sources": [SourceReport(**s) for s in body["report"]["sources"]]})
         report.fates = [(str(s), int(row), str(status), str(why)) for s, row, status, why in report.fates]
         facts = DataFacts.model_validate(body["facts"])
-        train = read_arrays(place, "train", body["train"])
-        held = read_arrays(place, "eval", body["eval"]) if body["eval"] else None
+        train = read_arrays(place, "train", **body["train"])
+        held = read_arrays(place, "eval", **body["eval"]) if body["eval"] else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -74,23 +72,8 @@ def load(key: str) -> Prepared | None:
     return Prepared(train, held, report, facts, body["chat_template"])
 
 
-def store(key: str, prepared: Prepared) -> None:
-    """Keep a preparation; a full or read-only disk is no error: it is then made again next time."""
-    place = new_place()
-    if place is None:
-        return
-    try:
-        for name, dataset in _named(prepared).items():
-            for part in (*ARRAYS, *_MORE):
-                if getattr(dataset, part) is not None:
-                    np.save(place / f"{name}-{part}.npy", getattr(dataset, part))
-        seal(key, place, prepared)
-    except OSError:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def seal(key: str, place: Path, prepared: Prepared) -> Path:
-    """Make a folder with all arrays (`<train|eval>-<array>.npy`) the one of a key; return where it is now.
+def seal(key: str, place: Path, prepared: Prepared) -> Prepared:
+    """Make a folder with all arrays (`<train|eval>-<array>.npy`) the one of a key; return what lies there now.
 
     Raises:
         OSError: the disk is full.
@@ -106,7 +89,8 @@ def seal(key: str, place: Path, prepared: Prepared) -> Path:
     (place / "about.json").write_text(json.dumps(about), encoding="utf-8")
     final = prepared_folder() / key
     publish_folder(place, final, "about.json")
-    return final
+    there = [read_arrays(final, name, data.sources, data.weights) for name, data in _named(prepared).items()]
+    return replace(prepared, train=there[0], eval=there[1] if len(there) > 1 else None)
 
 
 def _named(prepared: Prepared) -> dict[str, Any]:
@@ -136,11 +120,11 @@ def prune(keep_bytes: int = 0) -> int:
     return freed
 
 
-def read_arrays(place: Path, name: str, about: Mapping[str, Any]) -> Dataset:
-    """Return the dataset `train` or `eval` of a folder, memory-mapped; `about`: its sources and weights."""
-    parts = [part for part in (*ARRAYS, *_MORE) if part in ARRAYS or (place / f"{name}-{part}.npy").exists()]
-    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in parts}
-    return Dataset(**arrays, sources=about["sources"], weights=about["weights"])
+def read_arrays(place: Path, name: str, sources: Sequence[str], weights: Sequence[float]) -> Dataset:
+    """Return the dataset `train` or `eval` of a folder, memory-mapped."""
+    there = [part for part in KINDS if part in _ALWAYS or (place / f"{name}-{part}.npy").exists()]
+    arrays: dict[str, Any] = {part: np.load(place / f"{name}-{part}.npy", mmap_mode="r") for part in there}
+    return Dataset(**arrays, sources=sources, weights=weights)
 
 
 def _content_of(file: Path, algorithm: str = "blake2b") -> bytes:

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 
 IGNORED = -100
+KINDS: dict[str, Any] = {
+    **{"ids": np.int32, "trained": np.bool_, "starts": np.int64, "source_of": np.int32, "row_of": np.int64},
+    **{"value_of": np.float32, "token_values": np.float32, "weight_of": np.float32},  # of rows that have them
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,24 @@ class Dataset:
     def weight(self, index: int) -> float | None:
         """Return how often the losses of an example count; None where each counts once."""
         return None if self.weight_of is None else float(self.weight_of[index])
+
+    def value(self, index: int) -> float | None:
+        """Return what was judged of an example; None where nothing is."""
+        return None if self.value_of is None else float(self.value_of[index])
+
+    def steps(self, index: int) -> np.ndarray | None:
+        """Return `token_values` of an example; None where no steps are judged."""
+        if self.token_values is None:
+            return None
+        return self.token_values[self.starts[index] : self.starts[index + 1]]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the arrays that there are, by name."""
+        return {name: array for name in KINDS if (array := getattr(self, name)) is not None}
+
+    def whole(self) -> Dataset:
+        """Return all examples: these."""
+        return self
 
     @property
     def lengths(self) -> np.ndarray:

@@ -1,11 +1,18 @@
-"""What was found in the data: every row's fate, counts, warnings. As data, as text, as a table."""
+"""What preparation gives: tokens, and what was found in the data: every row's fate, counts, warnings."""
 
 from __future__ import annotations
 
 import html
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from nbtune.errors import DataError
+
+if TYPE_CHECKING:
+    from nbtune.data.prepare.dataset import Dataset
+    from nbtune.data.prepare.stats import DataFacts
+    from nbtune.data.prepare.streaming_dataset import Arriving
 
 
 @dataclass
@@ -86,3 +93,63 @@ class Report:
         for (status, reason), count in Counter(fate[2:] for fate in self.fates).items():
             lines.append((status, f"{count:,} {'row' if count == 1 else 'rows'}: {reason}"))
         return [*lines, *(("warning", warning) for warning in self.warnings)]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokens to learn from and to evaluate on, and what was found on the way.
+
+    `chat_template` is the template that was used: where the tokenizer had none, the run must keep it with the model.
+    """
+
+    train: Dataset | Arriving
+    eval: Dataset | Arriving | None
+    report: Report
+    facts: DataFacts
+    chat_template: str | None = None
+
+    def whole(self) -> Prepared:
+        """Wait until all rows are there; their report is whole then.
+
+        Raises:
+            DataError: one of them could not be prepared.
+        """
+        held = None if self.eval is None else self.eval.whole()
+        return replace(self, train=self.train.whole(), eval=held if held is not None and len(held) else None)
+
+
+def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
+    """Write counts and warnings about what was prepared.
+
+    Raises:
+        DataError: nothing would be trained.
+    """
+    report.used, report.held_out = len(train), len(held) if held is not None else 0
+    report.tokens, report.trained_tokens = int(train.starts[-1]), int(train.trained.sum())
+    report.longest = int(train.lengths.max())
+    if report.trained_tokens == 0:
+        raise DataError(
+            "no token would be trained (0 %)", place="data", fix="check `train_on` and which column answers"
+        )
+    if report.trained_share < 0.05:
+        report.warnings.append(
+            f"only {report.trained_share:.1%} of the tokens are trained: the prompts are much longer than the answers; "
+            "check that the right column is the answer"
+        )
+    if report.duplicates > report.rows * 0.1:
+        report.warnings.append(f"{report.duplicates} rows repeat another one")
+    cut = report.count("cut")
+    if cut:
+        report.warnings.append(f"{cut} rows were cut: their ends, with the token that ends an answer, are not learnt")
+
+
+def nothing_left(report: Report, max_len: int) -> DataError:
+    """Return the error where every row was dropped."""
+    reasons = sorted({fate[3] for fate in report.fates})
+    return DataError(
+        f"no token would be trained (0 %): all {report.rows} rows were dropped ({'; '.join(reasons[:3])})",
+        place=", ".join(source.name for source in report.sources),
+        fix="check which column is the answer, `train_on`, and `sequence_len`"
+        if any("trained" in r for r in reasons)
+        else f"raise `sequence_len` (it is {max_len})",
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,15 +16,19 @@ from nbtune.data.formats.preference_format import Several
 from nbtune.data.formats.reader import Format, Parts
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.data.prepare.quality_checks import Oddities
-from nbtune.data.prepare.report import Report, SourceReport
+from nbtune.data.prepare.report import Report
 from nbtune.data.prepare.row_weights import mark_of
 from nbtune.data.prepare.split_chat import split_chat
+from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.rows import ArrowRows, Rows, Source
 from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.tokenize.encoder import Encoder, Job
 from nbtune.data.tokenize.loss_mask import asked_for
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
+
+if TYPE_CHECKING:
+    from nbtune.data.prepare.shards import Recipe
 
 CHUNK = 512
 Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]
@@ -50,7 +55,6 @@ class _Chunk:
     jobs: list[Job | DataError]
     encoder: Encoder
     tokens: Future[list[Any]]
-    size: int
 
 
 class _Whole(NamedTuple):
@@ -76,31 +80,20 @@ class _Whole(NamedTuple):
 
 
 class Reader:
-    """Reads sources into datasets; `report` is written as rows go by.
+    """Reads sources into datasets; `report` is written as rows go by. It is for one list of sources.
 
     Where the tokenizer's own code tokenises, one chunk is rendered while the one before it is tokenised in a second
     thread.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        spec: RunSpec,
-        max_len: int,
-        overflow: Overflow,
-        on_error: str,
-        progress: Callable[[int, int], None] | None,
-        kind: str = "sft",
-    ) -> None:
-        self.kind = kind
-        self.tokenizer, self.spec, self.max_len = tokenizer, spec, max_len
-        self.overflow, self.on_error, self.progress = overflow, on_error, progress
+    def __init__(self, tokenizer: Any, recipe: Recipe) -> None:
+        self.tokenizer, self.spec, self.kind = tokenizer, recipe.spec, recipe.kind
+        self.max_len, self.overflow, self.on_error = recipe.max_len, recipe.overflow, recipe.on_error
         self.report, self.oddities = Report(), Oddities()
-        self.total = self.done = 0
         self.chat_template: str | None = None
         self.matched: set[str] = set()  # marks of `row_weights` that are rows'
         self._encoders: dict[bool, Encoder] = {}
-        self._formats: dict[str, Format] = {}
+        self._formats: dict[int, Format] = {}
 
     def encoder(self, chats: bool) -> Encoder:
         if chats not in self._encoders:
@@ -118,26 +111,13 @@ class Reader:
             self._encoders[chats] = Encoder.of_spec(self.tokenizer, template, self.spec)
         return self._encoders[chats]
 
-    def check_ends(self) -> None:
-        """Refuse data in which no answer ends, warn of some: a model that never sees an end never stops."""
-        encoder = self._encoders.get(True)
-        if encoder is None or not encoder.unended or self.spec.train_on == "all":
-            return
-        if encoder.unended == encoder.chats:
-            raise DataError(
-                "no answer ends with a terminator: a model trained so would never stop",
-                place="data",
-                fix=f"the template ends an answer with {encoder.template.terminator!r}: end conversations with an "  # type: ignore[union-attr]
-                "assistant's text",
-            )
-        self.report.warnings.append(f"{encoder.unended} conversations end with an answer without a terminator")
-
     def read(self, sources: Sequence[Source], wanted: Sequence[Sequence[int]] | None = None) -> Dataset:
         """Return every row of the sources that can be used, in their order.
 
         Args:
             wanted: for each source the numbers of the rows to read, in the order to read them; None: all.
         """
+        wanted = [range(len(source.rows)) for source in sources] if wanted is None else wanted
         builder = Builder([source.name for source in sources], [source.spec.weight for source in sources])
         with ThreadPoolExecutor(1, thread_name_prefix="nbtune-tokens") as pool:
             waiting: _Chunk | None = None
@@ -149,31 +129,44 @@ class Reader:
                 self._finish(builder, sources[waiting.source], waiting)
         return builder.build()
 
+    def part(self, sources: Sequence[Source], wanted: Sequence[Sequence[int]]) -> tuple[Dataset, dict[str, Any]]:
+        """Read as `read` does, and return also what was found in these rows, for JSON."""
+        self.report.fates, self.oddities = [], Oddities()
+        for encoder in self._encoders.values():
+            encoder.chats = encoder.unended = 0
+        data = self.read(sources, wanted)
+        about = {
+            "fates": self.report.fates,
+            "chats": sum(encoder.chats for encoder in self._encoders.values()),
+            "unended": sum(encoder.unended for encoder in self._encoders.values()),
+            "oddities": vars(self.oddities),
+            "chat_template": self.chat_template,
+            "terminator": self.report.terminator,
+            "warnings": self.report.warnings,
+            "matched": sorted(self.matched),
+        }
+        return data, about
+
     def _chunks(
-        self, sources: Sequence[Source], pool: ThreadPoolExecutor, wanted: Sequence[Sequence[int]] | None
+        self, sources: Sequence[Source], pool: ThreadPoolExecutor, wanted: Sequence[Sequence[int]]
     ) -> Iterator[_Chunk]:
-        for number, source in enumerate(sources):
-            rows = source.rows
-            form = self._format(source, rows, seen=wanted is not None)
-            chosen: Sequence[int] = range(len(rows)) if wanted is None else wanted[number]
+        for number, (source, chosen) in enumerate(zip(sources, wanted, strict=True)):
+            if not len(chosen):
+                continue
+            rows, form = source.rows, self._format(number, source)
             for start in range(0, len(chosen), CHUNK):
                 indices = chosen[start : start + CHUNK]
                 read = self._read_rows(source, rows, form, indices)
                 encoder = self.encoder(bool(read) and isinstance(read[0].row, Chat))
                 jobs = encoder.render([piece.row for piece in read])
                 self._look_at_holes(read, jobs)
-                yield _Chunk(number, read, jobs, encoder, _tokens(pool, encoder, jobs), len(indices))
+                yield _Chunk(number, read, jobs, encoder, _tokens(pool, encoder, jobs))
 
-    def _format(self, source: Source, rows: Rows, *, seen: bool) -> Format:
-        """Return how a source is read; the report is told once, unless somebody else has `seen` to it."""
-        if source.name not in self._formats:
-            form = self._formats[source.name] = format_of(source, rows, self.on_error, self.kind)
-            form.check(self.kind, source.name)
-            if not seen:
-                self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(rows)))
-                self.report.rows += len(rows)
-                self.report.warnings += [f"{source.name}: {form.unread}"] if form.unread else []
-        return self._formats[source.name]
+    def _format(self, number: int, source: Source) -> Format:
+        if number not in self._formats:
+            self._formats[number] = format_of(source, source.rows, self.on_error, self.kind)
+            self._formats[number].check(self.kind, source.name)
+        return self._formats[number]
 
     def _read_rows(self, source: Source, rows: Rows, form: Format, indices: Sequence[int]) -> list[_Piece]:
         read: list[_Piece] = []
@@ -247,9 +240,6 @@ class Reader:
                 self._keep_together(builder, chunk.source, source, together)
             together, broken = [], None
         builder.seal()
-        self.done += chunk.size
-        if self.progress:
-            self.progress(self.done, self.total)
 
     def _keep_together(self, builder: Builder, number: int, source: Source, texts: Sequence[_Whole]) -> None:
         """Keep all texts of a row that judges, or none."""
@@ -329,6 +319,24 @@ class Reader:
 
     def _fate(self, source: Source, index: int, status: str, reason: str) -> None:
         self.report.fates.append((source.name, index, status, reason))
+
+
+def speaking(tokenizer: Any, spec: RunSpec, used: str | None = None) -> Any:
+    """Return a copy of the tokenizer (tokens shared) that speaks by the spec's chat template; the caller's stays as is.
+
+    >>> spec, tokenizer = nbtune.spec.from_mapping({"data": "rows"}), nbtune.models.load_tokenizer("nbtune/tiny")
+    >>> nbtune.data.speaking(tokenizer, spec).chat_template == tokenizer.chat_template
+    True
+
+    Args:
+        used: `Prepared.chat_template`: what rows were rendered by, for a tokenizer that has none.
+    """
+    mine = copy.copy(tokenizer)
+    if spec.chat_template is not None:
+        mine.chat_template = with_template(spec).chat_template
+    elif used and template_text(mine) is None:
+        mine.chat_template = used
+    return mine
 
 
 def _tokens(pool: ThreadPoolExecutor, encoder: Encoder, jobs: list[Job | DataError]) -> Future[list[Any]]:

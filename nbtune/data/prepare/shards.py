@@ -6,13 +6,11 @@ it answers with the same number when the shard's arrays lie in the folder. It en
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +18,31 @@ import numpy as np
 
 from nbtune.child_process import ParentProcess
 from nbtune.data.prepare.dataset import Dataset
+from nbtune.data.prepare.eval_split import digests
 from nbtune.data.prepare.row_pipeline import Reader
 from nbtune.data.sources.rows import Source
 from nbtune.errors import DataError
+from nbtune.folder_format import FORMAT
 from nbtune.spec import RunSpec, SourceSpec
+
+# The keys of a spec that decide what the tokens are.
+READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method", "row_weights"}
 
 
 @dataclass(frozen=True)
-class Job:
+class Recipe:
     """What is prepared, and how: everything but the sources and the tokenizer themselves."""
 
     spec: RunSpec
     max_len: int
     overflow: str
     on_error: str
+    kind: str
     seed: int
     counts: tuple[int, ...]  # rows of each source
+    arrives: bool = False  # they are learnt from while others are prepared, in a drawn order
+    whole: bool = True  # they are one shard
+    version: int = FORMAT  # of the run's folder
     first: int = 512  # rows of the first shard: small, so that the first batch need not wait
     most: int = 8192  # of the later ones
 
@@ -44,48 +51,51 @@ class Job:
         body = {**vars(self), "spec": self.spec.model_dump(mode="json")}
         return {**body, "counts": list(self.counts)}
 
+    def meaning(self) -> dict[str, Any]:
+        """Return what of it decides the tokens: the same for every learning rate."""
+        body = {name: value for name, value in vars(self).items() if name not in ("spec", "first", "most")}
+        return {**body, "spec": self.spec.model_dump(include=READ)}
+
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """The shards: stretches of the order of arrival."""
-        rows, found, at, size = sum(self.counts), [], 0, self.first
+        rows, found, at = sum(self.counts), [], 0
+        size = rows if self.whole else self.first
         while at < rows:
             found.append((at, min(at + size, rows)))
             at, size = at + size, min(size * 2, self.most)
         return found
 
     @classmethod
-    def from_json(cls, body: dict[str, Any]) -> Job:
+    def from_json(cls, body: dict[str, Any]) -> Recipe:
         """Read it from what `job.json` holds."""
         return cls(**{**body, "spec": RunSpec.model_validate(body["spec"]), "counts": tuple(body["counts"])})
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Examples in the order of their rows' arrival, and what was found on the way.
-
-    `digest_of`: uint64 [examples], of the tokens of the example's row: the same for rows of the same tokens.
-    """
+    """Examples in the order of their rows' arrival, and what was found on the way; `hashes` uint64, of each row."""
 
     data: Dataset
-    digest_of: np.ndarray
+    hashes: np.ndarray
     about: dict[str, Any]
 
 
-def arrival(counts: Sequence[int], seed: int) -> np.ndarray:
-    """Return the order in which rows are prepared and first seen: numbers of rows, counted through
-    all sources, int64."""
-    return np.random.default_rng([seed, 11]).permutation(sum(counts))
+def arrival(recipe: Recipe) -> np.ndarray:
+    """Return the order in which rows are first seen: their numbers, counted through all sources, int64."""
+    rows = sum(recipe.counts)
+    return np.random.default_rng([recipe.seed, 11]).permutation(rows) if recipe.arrives else np.arange(rows)
 
 
 class Workman:
     """Prepares one shard after another, with one tokenizer."""
 
-    def __init__(self, job: Job, sources: Sequence[Source], tokenizer: Any) -> None:
-        self.job, self.sources, self.tokenizer = job, sources, tokenizer
-        self._order = arrival(job.counts, job.seed)
-        self._bounds = job.bounds
-        self._starts = np.concatenate([[0], np.cumsum(job.counts)])
-        self._reader = Reader(tokenizer, job.spec, job.max_len, job.overflow, job.on_error, None)  # type: ignore[arg-type]
+    def __init__(self, recipe: Recipe, sources: Sequence[Source], tokenizer: Any) -> None:
+        self.recipe, self.sources, self.tokenizer = recipe, sources, tokenizer
+        self._order = arrival(recipe)
+        self._bounds = recipe.bounds
+        self._starts = np.concatenate([[0], np.cumsum(recipe.counts)])
+        self._reader = Reader(tokenizer, recipe)
 
     def prepare(self, number: int) -> Shard:
         """Return the shard of that number.
@@ -93,62 +103,28 @@ class Workman:
         Raises:
             DataError: a row of it cannot be read.
         """
-        from nbtune.data.prepare.quality_checks import Oddities
-
         first, last = self._bounds[number]
         rows = self._order[first:last]
         source_of = np.searchsorted(self._starts, rows, side="right") - 1
-        wanted = [
-            (rows[source_of == s] - self._starts[s]).tolist() if s in source_of else []
-            for s in range(len(self.sources))
-        ]
-        reader = self._reader
-        reader.report.fates, reader.oddities = [], Oddities()
-        before = {chats: (e.chats, e.unended) for chats, e in reader._encoders.items()}
-        data = reader.read(self.sources, wanted)
-        if len(self.sources) > 1:
-            data = data.take(self._by_arrival(data, rows))
-        chats, unended = 0, 0
-        for key, encoder in reader._encoders.items():
-            old = before.get(key, (0, 0))
-            chats, unended = chats + encoder.chats - old[0], unended + encoder.unended - old[1]
-        about = {
-            "fates": reader.report.fates,
-            "chats": chats,
-            "unended": unended,
-            "oddities": vars(reader.oddities),
-            "chat_template": reader.chat_template,
-            "terminator": reader.report.terminator,
-            "warnings": reader.report.warnings,
-            "matched": sorted(reader.matched),
-        }
-        return Shard(data, _digests(data, self.job.seed), about)
-
-    def _by_arrival(self, data: Dataset, rows: np.ndarray) -> np.ndarray:
-        place = dict(zip(rows.tolist(), range(len(rows)), strict=True))
-        numbers = (self._starts[data.source_of] + data.row_of).tolist()
-        return np.argsort([place[n] for n in numbers], kind="stable")
+        parts = [rows[source_of == s] - self._starts[s] for s in range(len(self.sources))]
+        data, about = self._reader.part(self.sources, [_numbers(part) for part in parts])
+        if len(self.sources) > 1 and self.recipe.arrives:
+            order = np.argsort(rows)
+            numbers = self._starts[data.source_of] + data.row_of
+            data = data.take(np.argsort(order[np.searchsorted(rows[order], numbers)], kind="stable"))
+        return Shard(data, digests(data, self.recipe.seed), about)
 
 
-def _digests(data: Dataset, seed: int) -> np.ndarray:
-    """Return uint64 [examples]: of the tokens of the whole row that an example is of, as its windows stand together."""
-    found = np.empty(len(data), np.uint64)
-    keys = data.source_of.astype(np.int64) * (1 << 40) + data.row_of
-    firsts = [*np.flatnonzero(np.diff(keys, prepend=-1)).tolist(), len(data)]
-    salt = seed.to_bytes(8, "little")
-    for first, last in pairwise(firsts):
-        body = data.ids[data.starts[first] : data.starts[last]].tobytes()
-        digest = hashlib.blake2b(body, digest_size=8, key=salt).digest()
-        found[first:last] = int.from_bytes(digest, "little")
-    return found
+def _numbers(rows: np.ndarray) -> Sequence[int]:
+    """Return the numbers as a range where they are one: rows that lie together are quicker to read."""
+    if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return range(int(rows[0]), int(rows[-1]) + 1)
+    return rows.tolist()  # type: ignore[no-any-return]
 
 
 def write_shard(folder: Path, number: int, shard: Shard) -> None:
     """Write the shard as files, the last of them whole or not there."""
-    arrays = {name: getattr(shard.data, name) for name in ("ids", "trained", "starts", "source_of", "row_of")}
-    if shard.data.weight_of is not None:
-        arrays["weight_of"] = shard.data.weight_of
-    np.savez(folder / f"{number}.npz", allow_pickle=False, digest_of=shard.digest_of, **arrays)
+    np.savez(folder / f"{number}.npz", allow_pickle=False, hashes=shard.hashes, **shard.data.columns())
     (folder / f"{number}.json").write_text(json.dumps(shard.about), encoding="utf-8")
 
 
@@ -157,13 +133,13 @@ def read_shard(folder: Path, number: int, sources: Sequence[Source]) -> Shard:
     file, note = folder / f"{number}.npz", folder / f"{number}.json"
     with np.load(file) as arrays:
         body = dict(arrays)
-    digest_of = body.pop("digest_of")
+    hashes = body.pop("hashes")
     data = Dataset(**body, sources=[s.name for s in sources], weights=[s.spec.weight for s in sources])
     about = json.loads(note.read_text(encoding="utf-8"))
     about["fates"] = [tuple(fate) for fate in about["fates"]]
     file.unlink()
     note.unlink()
-    return Shard(data, digest_of, about)
+    return Shard(data, hashes, about)
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
@@ -208,7 +184,7 @@ def main(folder: Path) -> None:
         for e in body["sources"]
     ]
     workman = Workman(
-        Job.from_json(body["job"]), sources, rebuild_tokenizer(json.loads((folder / "tokenizer.json").read_text()))
+        Recipe.from_json(body["job"]), sources, rebuild_tokenizer(json.loads((folder / "tokenizer.json").read_text()))
     )
     parent.say({"ready": True})
     for message in parent.messages():

@@ -1,6 +1,6 @@
 """A dataset whose examples arrive while the first of them are already learnt from.
 
-The order is fixed beforehand (`nbtune.data.prepare.early_start`), so what is the k-th example does not depend on how
+The order is fixed beforehand (`nbtune.data.prepare.prepare`), so what is the k-th example does not depend on how
 fast they come; whoever asks for one that is not there waits for it.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from nbtune.data.prepare.dataset import IGNORED, Dataset, Example
+from nbtune.data.prepare.dataset import IGNORED, KINDS, Dataset, Example
 
 
 class Arriving:
@@ -151,6 +151,16 @@ class Arriving:
         part, inner = self._find(index)
         return part.weight(inner)
 
+    def value(self, index: int) -> float | None:
+        """Return what `Dataset.value` does."""
+        part, inner = self._find(index)
+        return part.value(inner)
+
+    def steps(self, index: int) -> np.ndarray | None:
+        """Return what `Dataset.steps` does."""
+        part, inner = self._find(index)
+        return part.steps(inner)
+
     def lengths_of(self, first: int, last: int) -> np.ndarray:
         """Return the tokens per example first..last, int64; they must be there."""
         lengths = []
@@ -171,34 +181,32 @@ class Arriving:
             return self._parts[number], index - self._starts[number]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("ids", "trained", "starts", "source_of", "row_of", "lengths", "take"):
+        if name in KINDS or name in ("columns", "lengths", "take"):
             return getattr(self.whole(), name)
         raise AttributeError(name)
 
 
 _HEADER = 128  # bytes kept free for the header of a .npy file, whose shape is known last
-_KINDS = {"ids": np.int32, "trained": np.bool_, "starts": np.int64, "source_of": np.int32, "row_of": np.int64}
 
 
 class DatasetFiles:
     """`<folder>/<name>-<array>.npy` for each array of a dataset; they can be read as such once they are closed."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._files = {array: _Column(folder / f"{name}-{array}.npy", kind) for array, kind in _KINDS.items()}
-        self._files["starts"].append(np.zeros(1, np.int64))
         self._folder, self._name, self._tokens = folder, name, 0
+        self._files: dict[str, _Column] = {}
 
     def append(self, part: Dataset) -> Dataset:
-        """Write examples behind the others; return them as they lie on disk."""
-        columns: dict[str, Any] = {a: getattr(part, a) for a in ("ids", "trained", "source_of", "row_of")}
-        if part.weight_of is not None:  # of all parts, or of none
-            if "weight_of" not in self._files:
-                self._files["weight_of"] = _Column(self._folder / f"{self._name}-weight_of.npy", np.float32)
-            columns["weight_of"] = part.weight_of
-        read = {array: self._files[array].append(values) for array, values in columns.items()}
-        self._files["starts"].append(part.starts[1:] + self._tokens)
+        """Write examples behind the others; return them as they lie on disk. All parts have the same arrays."""
+        columns, begun = part.columns(), bool(self._files)
+        for name in columns.keys() - self._files.keys():
+            self._files[name] = _Column(self._folder / f"{self._name}-{name}.npy", KINDS[name])
+        if not begun:
+            self._files["starts"].append(np.zeros(1, np.int64))
+        self._files["starts"].append(columns.pop("starts")[1:] + self._tokens)
         self._tokens += int(part.starts[-1])
-        return Dataset(**read, starts=part.starts, sources=part.sources, weights=part.weights)
+        there = {name: self._files[name].append(values) for name, values in columns.items()}
+        return Dataset(**there, starts=part.starts, sources=part.sources, weights=part.weights)
 
     def close(self) -> None:
         """Write the headers."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.child_process import ChildDied, ChildProcess
-from nbtune.data.prepare.shards import Job, Shard, Workman, read_shard, tokenizer_facts
+from nbtune.data.prepare.shards import Recipe, Shard, Workman, read_shard, tokenizer_facts
 from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.rows import Source
 from nbtune.errors import DataError
@@ -29,7 +29,7 @@ class Crew:
 
     def __init__(
         self,
-        job: Job,
+        recipe: Recipe,
         sources: Sequence[Source],
         tokenizer: Any,
         workman: Workman,
@@ -39,7 +39,7 @@ class Crew:
     ) -> None:
         from nbtune.device import cpu_count
 
-        self._count = len(job.bounds)
+        self._count = len(recipe.bounds)
         self._workman, self._sources, self._work_here = workman, sources, work_here
         self._at = self._next = 0  # the shard that is wanted; the first that nobody has begun
         self._returned: list[int] = []
@@ -52,7 +52,7 @@ class Crew:
         wanted = min(max(cpu_count() - 1, 1), 4) if processes is None else processes
         wanted = min(wanted, self._count // 3)
         if wanted > 0:
-            self._hire(wanted, job, tokenizer)
+            self._hire(wanted, recipe, tokenizer)
 
     def shards(self, first: int) -> Iterator[Shard]:
         """Yield the shards from `first` on, in order.
@@ -115,9 +115,10 @@ class Crew:
             self._done[number] = found
             self._changed.notify_all()
 
-    def _hire(self, wanted: int, job: Job, tokenizer: Any) -> None:
+    def _hire(self, wanted: int, recipe: Recipe, tokenizer: Any) -> None:
         facts = tokenizer_facts(tokenizer)
-        if facts is None:
+        files = all(source.files and source.change is None for source in self._sources)
+        if facts is None or not files:  # what is in this process alone is prepared here
             return
         self._folder = workplace()
         described = [
@@ -131,7 +132,7 @@ class Crew:
             for source in self._sources
         ]
         (self._folder / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
-        body = json.dumps({"job": job.to_json(), "sources": described})
+        body = json.dumps({"job": recipe.to_json(), "sources": described})
         (self._folder / "job.json").write_text(body, encoding="utf-8")
         environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
         for _ in range(wanted):

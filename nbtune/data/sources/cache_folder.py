@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -34,6 +35,14 @@ def new_place() -> Path | None:
         return Path(tempfile.mkdtemp(prefix="new-", dir=root))
     except OSError:
         return None
+
+
+def remove(place: Path) -> None:
+    """Remove a folder of files that is no more wanted; what is still open may stay."""
+    with contextlib.suppress(OSError):
+        for file in place.glob("*"):
+            file.unlink()
+        os.rmdir(place)
 
 
 def workplace() -> Path:

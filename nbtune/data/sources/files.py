@@ -136,6 +136,11 @@ class ChainRows:
         part = bisect_right(self._starts, index) - 1
         return self._parts[part], index - self._starts[part]
 
+    def longest(self, count: int) -> list[int]:
+        """Return the numbers of some rows of most bytes, the first of each file among them."""
+        each, parts = -(-count // len(self._parts)), zip(self._parts, self._starts, strict=False)
+        return [at + row for part, at in parts if hasattr(part, "longest") for row in part.longest(each)]
+
     def __getitem__(self, index: int) -> Row:
         part, inner = self._find(index)
         return part[inner]

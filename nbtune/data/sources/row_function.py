@@ -56,6 +56,11 @@ class ChangedRows:
             )
         return dict(made)
 
+    def longest(self, count: int) -> list[int]:
+        """Return the numbers of the rows of most bytes before they are changed; none where that is not known."""
+        found = getattr(self._rows, "longest", None)
+        return [] if found is None else found(count)
+
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from nbtune.data.sources.row_function import Change, ChangedRows
 from nbtune.errors import DataError
+from nbtune.folder_format import FORMAT
 from nbtune.spec import SourceSpec
 
 Row = dict[str, Any]
@@ -43,6 +44,7 @@ class Source:
         digests: SHA-256 of the files, where it is known already.
         head: the first rows, at least so many where there are, without reading all; None: that cannot be.
         change: a function that makes a row of a row; `change_digest`: of its code, where that is known.
+        version: of the run's folder that the rows were written down in (`nbtune.folder_format`).
     """
 
     name: str
@@ -55,6 +57,7 @@ class Source:
     head: Callable[[int], Rows | None] = field(default=lambda count: None, repr=False)
     change: Change | None = field(default=None, repr=False)
     change_digest: str = ""
+    version: int = FORMAT
 
     @cached_property
     def rows(self) -> Rows:
@@ -123,12 +126,36 @@ class ArrowRows:
             return self.table.slice(indices.start, len(indices)).to_pylist()  # type: ignore[no-any-return]
         return self.table.take(list(indices)).to_pylist()  # type: ignore[no-any-return]
 
+    def longest(self, count: int) -> list[int]:
+        """Return the numbers of the rows of most bytes of text."""
+        import numpy as np
+
+        sizes = np.zeros(len(self), np.int64)
+        for column in self.table.columns:
+            sizes += np.concatenate([np.zeros(0, np.int64), *map(_bytes_of, column.chunks)])
+        return [int(row) for row in np.argsort(sizes, kind="stable")[::-1][:count]]
+
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), self.BATCH):
             yield from self.table.slice(start, self.BATCH).to_pylist()
 
     def place(self, index: int) -> str:
         return f"{self._name}, row {index}"
+
+
+def _bytes_of(array: Any) -> Any:
+    """Return the bytes of text in each value of an Arrow array, int64."""
+    import numpy as np
+    from pyarrow import compute, types
+
+    kind, sizes = array.type, np.zeros(len(array), np.int64)
+    if types.is_string(kind) or types.is_large_string(kind):
+        return compute.fill_null(compute.binary_length(array), 0).to_numpy(zero_copy_only=False)
+    if types.is_struct(kind):
+        return sum((_bytes_of(part) for part in array.flatten()), sizes)
+    if types.is_list(kind) or types.is_large_list(kind):
+        np.add.at(sizes, compute.list_parent_indices(array).to_numpy(), _bytes_of(array.flatten()))
+    return sizes
 
 
 def _as_row(value: Any, place: Callable[[], str]) -> Row:

@@ -27,6 +27,7 @@ from nbtune.data.sources.files import read_files
 from nbtune.data.sources.json_line import to_json
 from nbtune.data.sources.rows import ArrowRows, Rows, Source, is_rows, rows_of
 from nbtune.errors import DataError
+from nbtune.folder_format import rows_version, stamp
 from nbtune.spec import SourceSpec
 
 _INDEX = "sources.json"
@@ -72,7 +73,7 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
         if _reaches(entry, folder):
             entry["signature"] = consent.signature_of(_meaning(entry))
         entries.append(entry)
-    write_text(folder / _INDEX, json.dumps({"version": 1, "sources": entries}, indent=1))
+    write_text(folder / _INDEX, json.dumps({**stamp(), "sources": entries}, indent=1))
     return open_snapshot(folder, verify=False)
 
 
@@ -89,7 +90,8 @@ def open_snapshot(folder: Path | str, *, verify: bool = True) -> list[Source]:
         DataError: there is no snapshot, or a file is missing or has changed since.
     """
     folder = Path(folder)
-    return [_checked(entry, folder, verify) for entry in _entries(folder)]
+    entries, version = _entries(folder), rows_version(folder)
+    return [replace(_checked(entry, folder, verify), version=version) for entry in entries]
 
 
 def questions(folder: Path) -> list[str]:

@@ -28,7 +28,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every time that rows were really read."""
     found: list[int] = []
     read = Reader.read
-    monkeypatch.setattr(Reader, "read", lambda self, sources: found.append(1) or read(self, sources))
+    monkeypatch.setattr(Reader, "read", lambda self, *given: found.append(1) or read(self, *given))
     return found
 
 

@@ -136,13 +136,13 @@ def test_a_base_model_gets_a_plain_template_and_says_so() -> None:
     assert ChatTemplate(nbtune.data.speaking(fast, spec, prepared.chat_template)).header == "### Assistant:\n"
 
 
-@pytest.mark.parametrize("way", [nbtune.data.prepare_data, nbtune.data.start])
-def test_the_callers_tokenizer_stays_as_it_is(way: Any) -> None:
+def test_the_callers_tokenizer_stays_as_it_is() -> None:
     """A template of the spec, or the plain one, is for these rows; the tokenizer may be used for others after them."""
     for own, asked in ((CHATML, PLAIN_TEMPLATE), (None, PLAIN_TEMPLATE), (None, None)):
         fast = tokenizer(own)
         spec = from_mapping({"data": "rows", "chat_template": asked} if asked else {"data": "rows"})
-        prepared = way(resolve(spec.data, {"rows": chats(2)}), fast, spec=spec, max_len=256, seed=0)
+        sources = resolve(spec.data, {"rows": chats(2)})
+        prepared = nbtune.data.prepare_data(sources, fast, spec=spec, max_len=256, seed=0)
         assert fast.chat_template == own
         assert prepared.chat_template == PLAIN_TEMPLATE
 
@@ -260,21 +260,6 @@ def test_facts_of_a_sample_are_near_those_of_all_rows() -> None:
     assert (exact.exact, guess.exact) == (True, False)
     assert measure(sources, None, spec).tokens_total > 0
     assert exact.mapping == {"prompt": "prompt", "completion": "completion"}
-
-
-def test_progress_is_told() -> None:
-    spec = from_mapping({"data": "rows"})
-    told: list[tuple[int, int]] = []
-    nbtune.data.prepare_data(
-        resolve(spec.data, {"rows": chats(2500)}),
-        tokenizer(CHATML),
-        spec=spec,
-        max_len=99,
-        seed=0,
-        progress=lambda done, total: told.append((done, total)),
-    )
-    assert told[-1] == (2500, 2500)
-    assert len(told) >= 2
 
 
 def test_own_sets_can_all_be_read() -> None:

@@ -7,7 +7,8 @@ import pandas
 import pytest
 
 from nbtune import data, models
-from nbtune.data.prepare import cache, early_start
+from nbtune.data.prepare import cache
+from nbtune.data.prepare import prepare as preparing
 from nbtune.data.prepare.row_weights import mark_of
 from nbtune.errors import SpecError
 from nbtune.spec import from_mapping, from_yaml, to_yaml
@@ -86,13 +87,13 @@ def test_the_cache_keeps_weights_and_tells_them_apart(tokenizer, tmp_path, monke
 
 def test_big_data_that_arrives_has_them_too(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(early_start, "EARLY", 100)
+    monkeypatch.setattr(preparing, "AT_ONCE", 100)
     rows = [{"prompt": f"Say {k}", "completion": f"It is {k}, sailor."} for k in range(900)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def once(weights):
         spec = from_mapping({"data": str(tmp_path / "rows.jsonl"), "row_weights": weights})
-        return data.start(data.resolve(spec.data), tokenizer, spec=spec, max_len=256, seed=3, processes=1)
+        return data.prepare_data(data.resolve(spec.data), tokenizer, spec=spec, max_len=256, seed=3, processes=1)
 
     before = once({})
     stood, held = before.train.row_of.tolist(), before.eval.row_of.tolist()
@@ -118,12 +119,12 @@ def test_the_spec_takes_marks_only_and_goes_through_yaml():
 def test_big_data_is_prepared_anew_when_it_is_read_otherwise(tokenizer, tmp_path, monkeypatch):
     """It was found in the cache under the key of another `train_on`."""
     monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(early_start, "EARLY", 40)
+    monkeypatch.setattr(preparing, "AT_ONCE", 40)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
     def share(rule):
         spec = from_mapping({"data": str(tmp_path / "rows.jsonl"), "train_on": rule})
-        found = data.start(data.resolve(spec.data), tokenizer, spec=spec, max_len=256, seed=3, processes=1)
+        found = data.prepare_data(data.resolve(spec.data), tokenizer, spec=spec, max_len=256, seed=3, processes=1)
         return found.train.whole().trained.mean()
 
     assert share("answers") < 1

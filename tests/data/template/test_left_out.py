@@ -9,7 +9,7 @@ import pytest
 
 import nbtune.data
 from nbtune.data.formats.messages import Chat
-from nbtune.data.prepare.prepared import Prepared
+from nbtune.data.prepare.report import Prepared
 from nbtune.data.sources.resolve import resolve
 from nbtune.data.template.chat_template import ChatTemplate
 from nbtune.data.tokenize.encoder import Encoder
