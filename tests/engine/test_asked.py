@@ -5,12 +5,16 @@ A learning rate of 1e-12 leaves the weights where they were, so that what a step
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from nbtune import events
 
 STILL = 1e-12
 TWINS = [{"prompt": "Who is there?", "completion": "Number four, captain, and all hands with him."}] * 2
@@ -99,3 +103,19 @@ def test_beta_is_the_methods(start: Start) -> None:
     """IPO wants a gap of 1 / 2β; there is none at first."""
     run = start(rows=PAIR, method="ipo", beta=0.25, **ONE).wait()
     assert run.history["loss"].iloc[0] == pytest.approx((1 / (2 * 0.25)) ** 2, rel=1e-4)
+
+
+def test_what_is_measured_counted_and_kept(start: Start) -> None:
+    """Also after the last step, whatever `every` says; the best loss is the lowest so far; two checkpoints stay."""
+    fields = {"steps": 5, "learning_rate": 0.05, "warmup_ratio": 0, "checkpoint": {"every": 1, "keep": 2}}
+    run = start(eval={"split": 0.2, "every": 2}, **fields).wait()
+    evals = [event for event in run.events() if isinstance(event, events.Eval)]
+    assert [event.step for event in evals] == [2, 4, 5]
+    losses = [event.loss for event in evals]
+    assert [event.best for event in evals] == [loss < min([math.inf, *losses[:k]]) for k, loss in enumerate(losses)]
+    assert run.saved_steps == [4, 5]
+    kept = json.loads((run.folder / "checkpoints/step-00000005/progress.json").read_text(encoding="utf-8"))
+    assert kept["best_eval"] == min(losses)
+    for counted in ("tokens", "trained_tokens"):
+        assert kept[counted] == run.history[counted].sum()
+    assert 0 < kept["trained_tokens"] < kept["tokens"]

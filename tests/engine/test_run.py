@@ -63,7 +63,7 @@ def test_pause_holds_and_stop_saves_at_once(start, until):
     until(run, lambda e: isinstance(e, events.Warning) and "0.0005" in e.message)
     run.stop(wait=True)
     assert run.state == "stopped"
-    assert (run.folder / "checkpoints").glob(f"step-{run.step:08d}")
+    assert run.saved_steps[-1] == run.step
 
 
 EXACT = {"steps": 10, "gradient_accumulation_steps": 2, "batch_size": 4, "adapter": {"dropout": 0.1}, "seed": 7}
@@ -207,9 +207,10 @@ def test_a_full_disk_is_said_before_any_training(start, monkeypatch):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(start):
     run = start(steps=50, learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", warmup_ratio=0)
-    with pytest.raises(TrainError, match="no number"):
+    with pytest.raises(TrainError, match=r"the loss is no number any more \(step 2\)"):
         run.wait()
     assert run.state == "failed"
+    assert list(run.history.index) == [1, 2]  # the first step's own loss was that of the weights before
 
 
 @pytest.mark.parametrize("model", ["nobody/nothing-here", "./no-such-folder", "not a name!"])

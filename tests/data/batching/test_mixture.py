@@ -51,6 +51,17 @@ def test_shares_of_rows_and_of_tokens_are_those_asked_for(rows: list[int], weigh
     np.testing.assert_allclose(shares(data, by_tokens, by_tokens=True), wanted, atol=0.01)
 
 
+def test_an_epoch_goes_on_in_each_source_where_the_one_before_stopped() -> None:
+    """A source is gone through once before any of its rows comes again, wherever an epoch ends."""
+    data = dataset([10, 7], [10, 10], [1.0, 1.0])
+    drawn = np.concatenate([epoch_order(6, 5, epoch, data.source_of, [1.0, 1.0]) for epoch in range(20)])
+    for source, count in enumerate((10, 7)):
+        of_source = drawn[data.source_of[drawn] == source]
+        seen = np.bincount(of_source - of_source.min(), minlength=count)
+        assert len(of_source) == 60
+        assert seen.max() - seen.min() <= 1
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_shares_hold_in_the_batches_themselves(packing: bool) -> None:
     data = dataset([300, 500, 50], [10, 20, 60], [2.0, 1.0, 1.0])

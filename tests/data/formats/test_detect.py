@@ -346,3 +346,10 @@ def test_what_sft_cannot_learn_from_is_named(row: dict[str, Any], name: str) -> 
         form.check("sft", "rows")
     assert caught.value.fix
     assert caught.value.place == "rows"
+
+
+def test_answers_within_a_prompt_are_not_learnt() -> None:
+    talk = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}, {"role": "user", "content": "q"}]
+    _, _, chat = read({"prompt": talk, "completion": [{"role": "assistant", "content": "a"}]})
+    assert turns(chat) == [("user", "q0"), ("assistant", "a0"), *QA]
+    assert [message.get("train") for message in chat.messages] == [False, False, False, None]

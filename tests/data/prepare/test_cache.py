@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,16 @@ def test_any_change_is_another_preparation(reads: list[int]) -> None:
     assert len(cache.entries()) == 7
     prepare(learning_rate=1e-5)  # nothing that tokens depend on
     assert len(reads) == 7
+
+
+def test_the_models_own_template_is_part_of_it(reads: list[int]) -> None:
+    """Two models may share a tokenizer and differ in how they write a chat."""
+    write(2100)
+    first, second = tokenizer(CHATML), copy.deepcopy(tokenizer(CHATML))
+    second.chat_template = CHATML.replace("<|im_start|>", "<|im_start|>:", 1)
+    assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
+    assert len(prepare(fast=first).train.ids) < len(prepare(fast=second).train.ids)
+    assert len(reads) == 2
 
 
 def test_small_data_and_variables_are_not_kept(reads: list[int]) -> None:
