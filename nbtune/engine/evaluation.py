@@ -96,8 +96,10 @@ class Measuring:
         of_sources: dict[str, list[int]] = {}
         for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)
-        measure = partial(mean_loss, self.built.model, self.loss, **self._everybody())
-        means = {name: measure(partial(self._share, rows, group, look)) for name, rows in of_sources.items()}
+        means = {}
+        for name, rows in of_sources.items():
+            batches = partial(self._share, rows, group, look)
+            means[name] = mean_loss(self.built.model, self.loss, batches, **self._everybody())
         tokens = sum(count for _, count in means.values())
         loss = sum(mean * count for mean, count in means.values() if count) / tokens if tokens else math.nan
         several = {name: mean for name, (mean, count) in means.items() if count and math.isfinite(mean)}

@@ -164,7 +164,10 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
     tokenizers = _transformers().AutoTokenizer
     place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     try:
-        return tokenizers.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+        loaded = tokenizers.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+        if loaded.model_max_length < 1:
+            raise ValueError(f"model_max_length is {loaded.model_max_length}")
+        return loaded
     except Exception as e:  # whatever a damaged file makes transformers and tokenizers raise
         raise SpecError(_no_tokenizer(model, Path(place), e), fix="Name a model that has one.") from e
 

@@ -21,7 +21,7 @@ from tests.fuzz.cases import FINE, KINDS, trial
 SECONDS = 10.0  # of a case
 GROWTH = 2 << 30  # bytes of RAM by which a case may raise its process
 SHARES = {"specs": 20_000, "rows": 1_000, "models": 500, "runs": 300, "trained": 300}  # what half an hour must reach
-FIRST = 120.0  # of a process's first case: it imports torch and trains what it will damage
+FIRST = 120.0  # more, of a process's first case of a kind: it imports torch and trains what it will damage
 ALLOWANCE = {"trained": 20.0, "runs": 20.0}  # these train; a busy machine makes a step of it slow
 
 
@@ -50,7 +50,7 @@ class Hunter:
         self.process: subprocess.Popen[str] | None = None
         self.case: tuple[str, int] = ("", 0)
         self.since = 0.0
-        self.tried = 0
+        self.begun: set[str] = set()  # kinds of which this process has tried one
 
     def give(self, kind: str, seed: int) -> None:
         if self.process is None:
@@ -58,7 +58,7 @@ class Hunter:
                 [sys.executable, "-m", "tests.fuzz", "--child"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             )  # fmt: skip
-            self.tried = 0
+            self.begun = set()
         assert self.process.stdin is not None
         self.case, self.since = (kind, seed), time.monotonic()
         self.process.stdin.write(json.dumps({"kind": kind, "seed": seed}) + "\n")
@@ -70,12 +70,12 @@ class Hunter:
         assert self.process.stdout is not None
         if select.select([self.process.stdout], [], [], 0.0)[0]:
             line = self.process.stdout.readline()
-            self.tried += 1
+            self.begun.add(self.case[0])
             if line:
                 return json.loads(line)
             self.end()
             return {"outcome": "died", "said": "the process is gone", "given": "", "grown": 0}
-        allowed = ALLOWANCE.get(self.case[0], SECONDS) + (FIRST if self.tried == 0 else 0.0)
+        allowed = ALLOWANCE.get(self.case[0], SECONDS) + (0.0 if self.case[0] in self.begun else FIRST)
         if time.monotonic() - self.since < allowed:
             return None
         self.end()

@@ -37,6 +37,12 @@ def test_a_key_that_is_not_there_is_refused_with_nothing_behind_it_too(text: str
         ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": "small"', "rms_norm_eps"),
         ("config.json", '"use_cache": true', '"use_cache": [1]', "use_cache"),
         ("tokenizer_config.json", '"eos_token": "<|im_end|>"', '"eos_token": [1]', "tokenizer"),
+        (
+            "tokenizer_config.json",
+            '"model_max_length": 1000000000000000019884624838656',
+            '"model_max_length": "long"',
+            "tokenizer",
+        ),
         ("tokenizer.json", '"version": "1.0"', '"version": [1.0]', "tokenizer"),
     ],
 )
