@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nbtune.device import pick
 from nbtune.models import build
 from nbtune.models.accelerate import Patch, Report, apply
-from nbtune.models.accelerate.detect import find_norm
 from nbtune.models.accelerate.lm_head import NormFunction
+from nbtune.models.accelerate.norms import find_norm
 from nbtune.models.accelerate.patch import _take_head
 from nbtune.spec import AdapterSpec
 

@@ -9,6 +9,7 @@ Each file has its formula at the top and a differentiable `reference` beside the
 
 from nbtune_kernels.activation import ACTIVATIONS, act_mul, act_mul_backward
 from nbtune_kernels.adamw import FusedAdamW
+from nbtune_kernels.attention import scored_attention
 from nbtune_kernels.cross_entropy import Head
 from nbtune_kernels.dropout import dropout, dropout_mask
 from nbtune_kernels.embedding import embedding, embedding_backward
@@ -55,4 +56,5 @@ __all__ = [
     "rms_norm_apply",
     "rms_norm_backward",
     "rope",
+    "scored_attention",
 ]

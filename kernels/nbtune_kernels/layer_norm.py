@@ -37,7 +37,7 @@ def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
 
 @jit
 def _forward_kernel(
-    x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, width, eps,
+    x_ptr, w_ptr, b_ptr, y_ptr, mean_ptr, rstd_ptr, x_stride, y_stride, width, eps,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, KNOWN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -59,12 +59,13 @@ def _forward_kernel(
         y *= tl.load(w_ptr + cols, mask, other=0.0).to(tl.float32)
     if BIAS:
         y += tl.load(b_ptr + cols, mask, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row * width + cols, y.to(y_ptr.dtype.element_ty), mask)
+    tl.store(y_ptr + row * y_stride + cols, y.to(y_ptr.dtype.element_ty), mask)
 
 
 @jit
 def _backward_kernel(
-    dy_ptr, x_ptr, w_ptr, res_ptr, mean_ptr, rstd_ptr, dx_ptr, part_ptr, g_stride, x_stride, r_stride, n_rows, width,
+    dy_ptr, x_ptr, w_ptr, res_ptr, mean_ptr, rstd_ptr, dx_ptr, part_ptr, g_stride, x_stride, r_stride, d_stride, n_rows,
+    width,
     WEIGHT: tl.constexpr, RES: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, BLOCK)
@@ -88,7 +89,7 @@ def _backward_kernel(
         dx = rstd * (g - tl.sum(g, 0) / width - n * (tl.sum(g * n, 0) / width))
         if RES:
             dx += tl.load(res_ptr + row * r_stride + cols, mask, other=0.0).to(tl.float32)
-        tl.store(dx_ptr + row * width + cols, dx.to(dx_ptr.dtype.element_ty), mask)
+        tl.store(dx_ptr + row * d_stride + cols, dx.to(dx_ptr.dtype.element_ty), mask)
     if DW:
         at = part_ptr + tl.program_id(0).to(tl.int64) * 2 * width + cols
         tl.store(at, dw, mask)
@@ -96,17 +97,17 @@ def _backward_kernel(
 
 
 def _launch_forward(x, weight, bias, eps, y, mean, rstd, known) -> None:
-    x2, width = flat_rows(x), x.shape[-1]
+    x2, y2, width = flat_rows(x), flat_rows(y, written=True), x.shape[-1]
     block = next_power_of_2(width)
     _forward_kernel[(x2.shape[0],)](
-        x2, weight if weight is not None else x2, bias if bias is not None else x2, y, mean, rstd, x2.stride(0), width,
-        eps, WEIGHT=weight is not None, BIAS=bias is not None, KNOWN=known, BLOCK=block,
+        x2, weight if weight is not None else x2, bias if bias is not None else x2, y2, mean, rstd, x2.stride(0),
+        y2.stride(0), width, eps, WEIGHT=weight is not None, BIAS=bias is not None, KNOWN=known, BLOCK=block,
         **FUSED, num_warps=warps_for("layer_norm", compute_capability(x.device), block),
     )  # fmt: skip
 
 
 def _launch_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -> None:
-    dy2, x2, width = flat_rows(dy), flat_rows(x), x.shape[-1]
+    dy2, x2, dx2, width = flat_rows(dy), flat_rows(x), flat_rows(dx, written=True), x.shape[-1]
     res = flat_rows(dresidual) if dresidual is not None else x2
     n, block, capability = x2.shape[0], next_power_of_2(width), compute_capability(x.device)
     size = block * (dy.element_size() + (1 if dresidual is None else 2) * x.element_size())
@@ -117,9 +118,10 @@ def _launch_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias) -
         rstd,
     )
     _backward_kernel[(sums.programs,)](
-        dy2, x2, weight if weight is not None else x2, res, mean, rstd, dx, sums.buffer, dy2.stride(0), x2.stride(0),
-        res.stride(0), n, width, WEIGHT=weight is not None, RES=dresidual is not None, DW=dweight is not None,
-        BLOCK=block, STAGES=1 if dweight is None else stages_for("layer_norm_backward", capability, size), **FUSED,
+        dy2, x2, weight if weight is not None else x2, res, mean, rstd, dx2, sums.buffer,
+        *(t.stride(0) for t in (dy2, x2, res, dx2)), n, width, WEIGHT=weight is not None, RES=dresidual is not None,
+        DW=dweight is not None, BLOCK=block,
+        STAGES=1 if dweight is None else stages_for("layer_norm_backward", capability, size), **FUSED,
         num_warps=warps_for("layer_norm_backward", capability, block),
     )  # fmt: skip
     sums.total()
@@ -185,16 +187,23 @@ def _layer_norm_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbia
 # ---------------------------------------------------------------- public
 
 
-def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise the last dimension of `x [..., H]`; returns y in x's dtype, mean and rstd `[rows]` in fp32."""
-    y, mean, rstd = fresh(x), row_stats(x), row_stats(x)
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, out: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise the last dimension of `x [..., H]`; returns y in x's dtype, mean and rstd `[rows]` in fp32.
+
+    `out` is where y goes: rows at one stride, or x itself.
+    """
+    y, mean, rstd = fresh(x) if out is None else out, row_stats(x), row_stats(x)
     _layer_norm(x, weight, bias, eps, y, mean, rstd)
     return y, mean, rstd
 
 
-def layer_norm_apply(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
+def layer_norm_apply(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, *, out: Tensor | None = None
+) -> Tensor:
     """y again, from x and the saved statistics."""
-    y = fresh(x)
+    y = fresh(x) if out is None else out
     _layer_norm_apply(x, weight, bias, mean, rstd, y)
     return y
 
@@ -208,9 +217,13 @@ def layer_norm_backward(
     *,
     need_dweight: bool = False,
     dresidual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradient of `layer_norm`: dx (with `dresidual` added), and dweight, dbias in weight's dtype or None."""
-    dx = fresh(x)
+    """Gradient of `layer_norm`: dx (with `dresidual` added), and dweight, dbias in weight's dtype or None.
+
+    `out` is where dx goes; it may be `dy` or `dresidual` itself.
+    """
+    dx = fresh(x) if out is None else out
     dweight = torch.empty_like(weight) if need_dweight and weight is not None else None
     dbias = None if dweight is None else torch.empty_like(dweight)
     _layer_norm_backward(dy, x, weight, mean, rstd, dresidual, dx, dweight, dbias)

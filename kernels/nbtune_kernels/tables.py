@@ -107,6 +107,40 @@ def stages_for(op: str, capability: int, size: int) -> int:
     return max(1, min(wanted, room // max(1, size)))
 
 
+# Tiles of attention's kernels, rows and columns, warps, stages: the first whose tiles fit the card's shared memory.
+_ATTENTION = {
+    "forward": [(128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 4, 1)],
+    "keys": [(64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1)],
+    "only_keys": [(32, 128, 8, 2), (64, 64, 8, 2), (32, 64, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1)],
+    "only_values": [(64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 8, 2), (32, 32, 4, 2), (32, 32, 4, 1), (16, 16, 4, 1)],
+    "queries": [
+        (128, 64, 8, 2),
+        (128, 32, 8, 2),
+        (64, 64, 8, 2),
+        (64, 32, 4, 2),
+        (32, 32, 4, 2),
+        (32, 32, 4, 1),
+        (16, 16, 4, 1),
+    ],
+}
+
+
+@functools.cache
+def attention_tiles(kernel: str, row: int, capability: int) -> dict[str, int]:
+    """BM, BN, warps and stages of attention's `kernel` for heads of `row` bytes. Shared: not to be changed."""
+    if capability == 0:
+        return {"BM": 32, "BN": 16, "num_warps": 4, "num_stages": 1}
+    known = [arch for arch in SHARED if arch <= capability]
+    room = 1000 * SHARED[max(known)] if known else 48_000
+    m = n = warps = stages = 0
+    for m, n, warps, stages in _ATTENTION[kernel]:  # noqa: B007
+        of_keys = (n if kernel == "only_values" else 2 * n, 2 * m)
+        stay, move = {"forward": (m, 2 * n), "queries": (2 * m, 2 * n)}.get(kernel, of_keys)
+        if (stay + stages * move) * row <= room:
+            break
+    return {"BM": m, "BN": n, "num_warps": warps, "num_stages": stages}
+
+
 @functools.cache
 def warps_for(op: str, capability: int, elements: int) -> int:
     """Warps of a row kernel whose program holds so many elements."""
@@ -130,4 +164,5 @@ def forget() -> None:
     _own.cache_clear()
     launch.cache_clear()
     stages_for.cache_clear()
+    attention_tiles.cache_clear()
     warps_for.cache_clear()

@@ -242,6 +242,7 @@ def load_model(
     check_loaded(loaded, info, place, model)
     loaded.config.use_cache = False
     _keep_layout(loaded)
+    _keep_caps(loaded, attention)
     return loaded
 
 
@@ -294,7 +295,9 @@ def from_config(
 
     models = _transformers().AutoModelForCausalLM
     with torch.device(_index(device)):
-        return models.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = models.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    _keep_caps(model, None)
+    return model  # type: ignore[no-any-return]
 
 
 def _keep_layout(model: "PreTrainedModel") -> None:
@@ -304,6 +307,13 @@ def _keep_layout(model: "PreTrainedModel") -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _keep_caps(model: "PreTrainedModel", attention: str | None) -> None:
+    """Some releases of transformers let sdpa, which knows no caps of scores, compute attention that has one."""
+    config = model.config.get_text_config()
+    if attention is None and getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 @contextmanager

@@ -131,6 +131,13 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     cos = z(1, t, 128)
     stats = ce.RowStats(f32, f32, f32, f32)
 
+    def attention(dim: int) -> None:
+        """Capped scores, forward and backward."""
+        op = importlib.import_module("nbtune_kernels.attention")
+        heads, keys, cu = z(t, 4, dim), z(t, 2, dim), z(3, dtype=torch.int32)
+        o, lse = op._launch_forward(heads, keys, keys, cu, None, 2048, 0.1, 50.0, 0)
+        op._launch_backward(o, heads, keys, keys, o, lse, cu, None, 2048, 0.1, 50.0, 0)
+
     def adamw_steps() -> None:
         optimizer = adamw.FusedAdamW.__new__(adamw.FusedAdamW)
         optimizer.params, optimizer.grads, optimizer.copies = [z(16, h)], [z(16, h)], [z(16, h)]
@@ -187,6 +194,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("embedding", lambda: nk.embedding(ids, z(v, h))),
         ("embedding_scaled", lambda: nk.embedding(ids, z(v, h), scale=64.0)),
         ("adamw", adamw_steps),
+        ("attention", lambda: attention(64)),
         ("fp8", fp8_rows),
         ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),
         ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),
@@ -211,11 +219,15 @@ def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
 
     x, dys, bs = z(t, h), [z(t, h), z(t, h)], [z(h, r), z(h, r)]
     xa = z(t, 2 * r)
-    q, kv, angle = z(1, t, 4, 64), z(1, t, 2, 64), z(1, t, 64)
+    q, kv, angle, bounds = z(1, t, 4, 64), z(1, t, 2, 64), z(1, t, 64), torch.zeros(3, dtype=torch.int32)
     return [
         ("lora_xa", lambda: nk.lora_xa(x, z(2 * r, h))),
         ("lora_dxa", lambda: nk.lora_dxa(dys, bs, [1.0, 1.0])),
         ("lora_grads", lambda: nk.lora_grads(x, xa, xa, dys, [r, r], [1.0, 1.0])),
         ("act_backward", lambda: fused.act_backward_grads(z(t, i), z(t, i), z(t, i), "silu", z(t, r), xa, r)),
+        (
+            "attention",
+            lambda: nk.scored_attention(q[0], kv[0], kv[0], bounds, 64, scale=1.0),
+        ),
         ("rotate_back", lambda: fused.rotate_back(q, kv, kv, angle, angle, z(t, 8 * 64))),
     ]

@@ -27,7 +27,8 @@ from tests.kernels.ahead import (
 )
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
-WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"}
+ATTENTION = {f"attention_kernels.{name}_kernel" for name in ("forward", "keys", "queries")}
+WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"} | ATTENTION
 OF_BLOCKS = {"triton_epilogues._act_backward_kernel"}
 # of a step of a Llama with LoRA on one card, whatever its size: the others belong to other families
 OF_A_LLAMA = {
@@ -99,6 +100,11 @@ def test_wide_rows_and_high_ranks_fit_the_card(capability: int, monkeypatch: pyt
             lora_kernels.launch_dxa([z(t, 4096)], [z(4096, rank)], [1.0], z(t, rank))
             out = z(rank, 4096, dtype=torch.float32)
             lora_kernels.launch_tn([z(t, rank)], [z(t, 4096)], [1.0], [out], [False], False)
+        for dim, dtype in ((128, torch.float32), (256, torch.bfloat16)):
+            q, k, cu = z(512, 4, dim, dtype=dtype), z(512, 2, dim, dtype=dtype), z(3, dtype=torch.int32)
+            attention = importlib.import_module("nbtune_kernels.attention")
+            o, lse = attention._launch_forward(q, k, k, cu, None, 512, 0.1, 50.0, 0)
+            attention._launch_backward(o, q, k, k, o, lse, cu, None, 512, 0.1, 50.0, 0)
     for launch in kept:
         shared = compiled(launch, GPUTarget("cuda", capability, 32)).metadata.shared
         assert shared <= 1024 * SHARED[capability], (launch.name, launch.options)
@@ -132,13 +138,13 @@ def test_no_product_without_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch
     """Every kernel with tl.dot is without mma in its sm_75 PTX, and none of them is launched there: cuBLAS is."""
     halves = {"PRECISION": "tf32"}
     there = {launch.name: launch for launch in picked(80, monkeypatch)}
-    small = {"BLOCK_T": 16, "BLOCK_K": 16, "BLOCK_N": 16, "BT": 16, "BN": 16} | halves
+    small = {"BLOCK_T": 16, "BLOCK_K": 16, "BLOCK_N": 16, "BT": 16, "BM": 16, "BN": 16} | halves
     slow = set()
     for name, launch in there.items():
         fewer = {k: v for k, v in small.items() if k in launch.arguments and launch.kernel.fn.__name__ != "_sum_kernel"}
         if slow_on_a_t4(launch._replace(arguments=launch.arguments | fewer)):
             slow.add(name)
-    assert slow == WITH_DOT | OF_BLOCKS
+    assert slow == (WITH_DOT - ATTENTION) | OF_BLOCKS | {"attention_kernels.forward_kernel"}
     names = {launch.name for launch in picked(75, monkeypatch)}
     assert not names & slow
     assert names == {"triton_epilogues._rotate_back_kernel"}

@@ -35,11 +35,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], bool]] = {
     "qwen2": ({}, True),
     "qwen3": ({"head_dim": 32}, True),
     "gemma": ({"head_dim": 16}, True),
-    "gemma2": ({"head_dim": 16, "query_pre_attn_scalar": 16}, False),
+    "gemma2": ({"head_dim": 16, "query_pre_attn_scalar": 16}, True),
     "phi3": ({}, True),
-    "olmo2": ({}, False),
+    "olmo2": ({}, True),
     "granite": ({"residual_multiplier": 0.3, "logits_scaling": 4.0, "attention_multiplier": 0.2}, True),
-    "gpt_neox": ({}, False),
+    "gpt_neox": ({}, True),
 }
 LORA = AdapterSpec(r=4, alpha=6)
 ours = layer_autograd.attention_forward

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from nbtune_kernels import scored_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -82,20 +83,37 @@ def _order(index: int, head_dim: int) -> list[SDPBackend]:
     return [*backends, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None, window: int | None = None) -> Tensor:
-    """Compute causal attention, recorded for autograd if q, k, v are.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    packing: Packing | None,
+    window: int | None = None,
+    cap: float | None = None,
+    slopes: Tensor | None = None,
+) -> Tensor:
+    """Causal attention, recorded for autograd if q, k, v are.
 
     Args:
         q: `[B, S, Hq, D]`; k, v: `[B, S, Hk, D]`, any strides with a unit last one.
         scale: of the scores.
         packing: which tokens belong together.
         window: how many tokens each sees, itself included; None: all before it.
+        cap: c, of scores that become `c tanh(s / c)`.
+        slopes: fp32 `[Hq]`, by how much scores fall a token of distance (ALiBi).
 
     Returns:
         `[B, S, Hq, D]`, contiguous.
     """
     if window is not None and window >= (q.shape[1] if packing is None else packing.longest):
         window = None  # nobody is so far from anybody
+    if cap is not None or slopes is not None:
+        fq, fk, fv = (t.reshape(-1, t.shape[2], t.shape[3]) for t in (q, k, v))
+        told = packing or _whole_rows(q)
+        options: dict[str, Any] = {"scale": scale, "cap": cap, "slopes": slopes, "window": window}
+        out = scored_attention(fq, fk, fv, told.cu_seqlens, told.longest, **options)
+        return out.view(q.shape)
     if packing is not None or window is not None:
         return _masked(q, k, v, scale, packing, window)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -111,6 +129,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | Non
     return out.transpose(1, 2).contiguous()
 
 
+def _whole_rows(q: Tensor) -> Packing:
+    """Rows of q `[B, S, H, D]` as documents of one length."""
+    b, s = q.shape[:2]
+    return Packing(torch.arange(0, b * s + 1, s, device=q.device, dtype=torch.int32), s)
+
+
 def _masked(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | None, window: int | None) -> Tensor:
     b, s, heads, dim = q.shape
     if (
@@ -120,9 +144,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing | No
         and dim <= 256
     ):
         fq, fk, fv = (t.reshape(b * s, t.shape[2], dim) for t in (q, k, v))
-        if packing is None:  # rows are documents of one length
-            packing = Packing(torch.arange(0, b * s + 1, s, device=q.device, dtype=torch.int32), s)
-        return _flash(fq, fk, fv, packing, scale, window).view(b, s, heads, dim)
+        return _flash(fq, fk, fv, packing or _whole_rows(q), scale, window).view(b, s, heads, dim)
     # token i sees j if j <= i, j is in i's window, and both lie in one document
     mask = torch.ones(s, s, dtype=torch.bool, device=q.device).tril()
     if window is not None:

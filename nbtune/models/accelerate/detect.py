@@ -1,6 +1,6 @@
-"""Finds what a decoder layer is made of, by the children that it has and the shapes of their weights.
+"""Finds what a decoder layer is made of, by what it computes of a few tokens.
 
-Names lie (post-norm models have Llama's child names): what is found here is only a guess until `probe` agrees with it.
+What is found here is a guess until `probe_layer` agrees with it, gradients too.
 """
 
 import re
@@ -8,178 +8,174 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from nbtune_kernels import ACTIVATIONS, act_mul
-from nbtune_kernels.rms_norm import reference as plain_rms_norm
+from nbtune_kernels import ACTIVATIONS
+from nbtune_kernels.activation import reference as plain_activation
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.layer_spec import Layer, Norm
+from nbtune.models.accelerate.attention_fit import boosts, fit_attention, head_counts
+from nbtune.models.accelerate.layer_calls import Call
+from nbtune.models.accelerate.layer_spec import Layer
+from nbtune.models.accelerate.layer_trace import Parts, Unit, parts_of, run, without_dropout
 from nbtune.models.accelerate.linear_kinds import group_of
-from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup
+from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.norms import Norm, find_norm, relative_error, tolerance
 from nbtune.models.memory_estimate import MemoryPolicy
 from nbtune.spec.placement import Placement
 
-_CAP = re.compile(r"att.*(soft_?cap|logits?_cap)|^soft_?cap")
+_DROPS = re.compile(r"drop")
+_CLIPS = re.compile(r"clip")
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside a peft wrapper, or the model itself."""
+    """The transformers model inside a peft wrapper, or the model itself."""
     inner: Any = getattr(model, "base_model", None)
     return inner.model if hasattr(model, "peft_config") and hasattr(inner, "model") else model
 
 
 def decoder(lm: nn.Module) -> nn.Module | None:
-    """Return the part of a causal language model that holds the list of layers, or None."""
+    """The part of a causal language model that holds the list of layers, or None."""
     inner = getattr(lm, getattr(lm, "base_model_prefix", "") or "model", None)
-    return inner if isinstance(inner, nn.Module) and isinstance(_layer_list(inner), nn.ModuleList) else None
+    places = (inner, getattr(inner, "decoder", None))
+    return next((m for m in places if isinstance(m, nn.Module) and _layer_list(m) is not None), None)
 
 
-def _layer_list(inner: nn.Module) -> Any:
-    return getattr(inner, "layers", None)
+def _layer_list(inner: nn.Module) -> nn.ModuleList | None:
+    """Under whatever name it is there: the list that holds the most numbers."""
+    lists = [child for child in inner.children() if isinstance(child, nn.ModuleList) and len(child)]
+    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=None)
 
 
 def decoder_layers(inner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (name, layer) of every decoder layer."""
-    for i, layer in enumerate(_layer_list(inner)):
+    """(name, layer) of every decoder layer."""
+    for i, layer in enumerate(_layer_list(inner) or ()):
         yield f"layers.{i}", layer
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the relative error under which two ways to compute a block count as equal."""
-    return {torch.float32: 2e-4, torch.float64: 1e-5, torch.float16: 6e-3}.get(dtype, 3e-2)
-
-
-def find_norm(module: nn.Module | None, width: int) -> Norm:
-    """Return an RMSNorm, with the arithmetic that agrees with the module's own.
-
-    Raises:
-        LeftAlone: it is no RMSNorm over `width` numbers, or an unknown kind of one.
-    """
-    weight = getattr(module, "weight", None)
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if module is None or weight is None or eps is None or getattr(module, "bias", None) is not None:
-        raise LeftAlone("it has a norm that is no RMSNorm")
-    if tuple(weight.shape) != (width,):
-        raise LeftAlone("one of its norms has another width than what it would be put on")
-    generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(8, width, generator=generator) * 2).to(weight.device, weight.dtype)
-    with torch.no_grad():
-        truth = module(x)
-        errors = {}
-        for offset in (0.0, 1.0):
-            for cast in (True, False):
-                y = plain_rms_norm(x, weight, float(eps), offset, cast)  # three of four kernels would not be used again
-                errors[offset, cast] = relative_error(y, truth)
-    best = min(errors, key=lambda k: errors[k])
-    if not errors[best] < tolerance(weight.dtype) / 3:
-        raise LeftAlone("one of its norms does not agree with any RMSNorm that is known")
-    return Norm(weight, float(eps), best[0], best[1], module)
-
-
-def relative_error(x: Tensor, truth: Tensor) -> float:
-    """Return `|x - truth| / |truth|`, infinite where either is not finite."""
-    x, truth = x.detach().double(), truth.detach().double()
-    error = ((x - truth).norm() / truth.norm().clamp(min=1e-30)).item()
-    return error if error == error else float("inf")
-
-
-def find_layer(layer: nn.Module, policy: MemoryPolicy, weights: Placement) -> Layer:
-    """Read a pre-norm decoder layer: RMSNorm, rotary attention, RMSNorm, gated MLP.
+def find_layer(
+    layer: nn.Module, policy: MemoryPolicy, weights: Placement, call: Call, x: Tensor, window: int | None
+) -> Layer:
+    """Reads a decoder layer: one attention, one MLP, and norms around them.
 
     Args:
         layer: a module of the model's list of layers.
         policy: what it keeps for its backward.
         weights: its own placement (`Placement.of_layer`).
+        call: how its decoder calls it; x: hidden states to try it with.
+        window: how many tokens each sees.
 
     Raises:
         LeftAlone: it is something else, with the reason.
     """
-    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    if attention is None or mlp is None:
-        raise LeftAlone("it has no attention and MLP side by side")
-    norms = [n for n, child in layer.named_children() if getattr(child, "weight", None) is not None]
-    if norms != ["input_layernorm", "post_attention_layernorm"]:
-        raise LeftAlone(f"its norms are {', '.join(norms) or 'not there'}: not one before each half")
-    qkv = _children(attention, ("q_proj", "k_proj", "v_proj"), ("qkv_proj",))
-    gate_up = _children(mlp, ("gate_proj", "up_proj"), ("gate_up_proj",))
-    qkv_group, out = group_of(qkv, weights), group_of(_children(attention, ("o_proj",)), weights)
-    gu_group, down = group_of(gate_up, weights), group_of(_children(mlp, ("down_proj",)), weights)
-    if _has_dropout(layer):
-        raise LeftAlone("it drops parts of its hidden states while training")
-    heads, kv_heads, dim = _head_counts(attention, qkv_group, out)
-    if gu_group.outputs != 2 * down.inputs:
-        raise LeftAlone("its MLP is not a gated one")
-    hidden = qkv_group.inputs
-    q_norm = k_norm = None
-    if getattr(attention, "q_norm", None) is not None or getattr(attention, "k_norm", None) is not None:
-        q_norm, k_norm = find_norm(attention.q_norm, dim), find_norm(attention.k_norm, dim)
-    if getattr(attention, "sinks", None) is not None:
-        raise LeftAlone("its attention has sinks")
-    if float(getattr(attention, "attention_dropout", 0.0) or 0.0) > 0:
-        raise LeftAlone("its attention has dropout")
-    if _caps_scores(attention):
-        raise LeftAlone("its attention caps its scores")
-    return Layer(
-        norm1=find_norm(layer.input_layernorm, hidden),  # type: ignore[arg-type]
-        qkv=qkv_group,
-        out=out,
-        norm2=find_norm(layer.post_attention_layernorm, hidden),  # type: ignore[arg-type]
-        gate_up=gu_group,
-        down=down,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=dim,
-        scale=float(getattr(attention, "scaling", dim**-0.5)),
-        act=_activation(mlp),
-        residual=float(getattr(layer, "residual_multiplier", 1.0)),
-        q_norm=q_norm,
-        k_norm=k_norm,
-        policy=policy,
-        sharded=weights.shards,
-    )
+    _refuse_what_is_hidden(layer)
+    with without_dropout(layer):
+        parts = parts_of(layer, layer.forward, call, x)
+        act, up, gated = _activation(layer, parts)
+        heads, kv_heads, dim = shape = head_counts(parts)
+        qkv, out, gate_up, down = (
+            group_of([u.module for u in units], weights) for units in (parts.qkv, [parts.out], up, [parts.down])
+        )
+        found = Layer(
+            qkv=qkv,
+            out=out,
+            gate_up=gate_up,
+            down=down,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=dim,
+            scale=1.0,
+            act=act,
+            window=window,
+            gated=gated,
+            pre1=_norm(parts.pre1),
+            post1=_norm(parts.post1),
+            pre2=_norm(parts.pre2),
+            post2=_norm(parts.post2),
+            parallel=parts.parallel,
+            residual=parts.residual,
+            policy=policy,
+            sharded=weights.shards,
+            as_tuple=parts.as_tuple,
+        )
+        if parts.pre2 is parts.pre1:
+            found.pre2 = found.pre1
+        if parts.q_norm is not None or parts.k_norm is not None:
+            found.q_norm, found.k_norm = _norm(parts.q_norm), _norm(parts.k_norm)
+        units, _ = run(layer, layer.forward, call, x, boosts(parts, shape))
+        fit = fit_attention(found, units, parts, call)
+    found.scale, found.cap, found.rotary, found.by_groups = fit.scale, fit.cap, fit.rotary, fit.by_groups
+    found.slopes = None if fit.slopes is None else fit.slopes.to(x.device)
+    return found
 
 
-def _caps_scores(attention: nn.Module) -> bool:
-    """Return whether it does, by its name: a cap far above the scores of a probe's random weights
-    would not show in it."""
-    held = {**vars(getattr(attention, "config", None) or nn.Module()), **vars(attention)}
-    return any(value and isinstance(value, (int, float)) and _CAP.search(name) for name, value in held.items())
+def _norm(unit: Unit | None) -> Norm | None:
+    return None if unit is None else find_norm(unit.module, unit.x.shape[1], unit.x)
 
 
-def _has_dropout(layer: nn.Module) -> bool:
-    return any(
-        isinstance(m, nn.Dropout) and m.p > 0 and "lora_dropout" not in n.split(".") for n, m in layer.named_modules()
-    )
+def _refuse_what_is_hidden(layer: nn.Module) -> None:
+    """What no probe of a few tokens may show: masks of its own, and by their names dropout and clipping."""
+    for name, table in layer.named_buffers():
+        if table.dtype == torch.bool and table.ndim > 1 and not torch.equal(table, table.tril()):
+            raise LeftAlone(f"it has a mask of its own ({name})")
+        if table.dtype == torch.bool and table.ndim > 1 and not table[..., -1, :].all():
+            raise LeftAlone(f"it has a mask of its own ({name})")
+    for name, module in layer.named_modules():
+        if "lora_dropout" in name.split("."):
+            continue
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise LeftAlone("it drops parts of its hidden states while training")
+        for attribute, value in vars(module).items():
+            if isinstance(value, float) and value > 0 and _DROPS.search(attribute) and not hasattr(module, "lora_A"):
+                raise LeftAlone(f"it has dropout ({attribute} is {value:g})")
+            if isinstance(value, (int, float)) and value and not isinstance(value, bool) and _CLIPS.search(attribute):
+                raise LeftAlone(f"it clips numbers ({attribute} is {value:g})")
 
 
-def _children(parent: nn.Module, *choices: tuple[str, ...]) -> list[nn.Module]:
-    for names in choices:
-        children = [getattr(parent, n, None) for n in names]
-        if all(isinstance(m, nn.Module) for m in children):
-            return children  # type: ignore[return-value]
-    raise LeftAlone(f"its {type(parent).__name__} has no {', '.join(choices[0])}")
+def _activation(layer: nn.Module, parts: Parts) -> tuple[str, list[Unit], bool]:
+    """(activation, gate and up in this order, whether there is a gate)."""
+    h = parts.down.x
+    acts = _named_activations(layer) or list(ACTIVATIONS)
+    ys = [u.y for u in parts.up]
+    pairs: list[tuple[list[Unit], Tensor, Tensor | None]]
+    if len(ys) == 2:
+        pairs = [(parts.up, ys[0], ys[1]), (parts.up[::-1], ys[1], ys[0])]
+    elif ys[0].shape[1] == 2 * h.shape[1]:
+        pairs = [(parts.up, *ys[0].split(h.shape[1], dim=1))]
+    else:
+        pairs = [(parts.up, ys[0], None)]
+    if any(gate.shape != h.shape for _, gate, _ in pairs):
+        raise LeftAlone("its MLP is neither a gated nor a plain one")
+    errors = {}
+    for i, (_, gate, up) in enumerate(pairs):
+        wide = None if up is None else up.float()
+        for act in acts:
+            errors[i, act] = relative_error(plain_activation(gate.float(), wide, act), h)
+    (i, act), least = min(errors.items(), key=lambda item: item[1])
+    if not least <= tolerance(h.dtype) / 3:
+        raise LeftAlone("its MLP's activation is unknown")
+    return act, pairs[i][0], pairs[i][2] is not None
 
 
-def _head_counts(attention: nn.Module, qkv: LinearGroup, out: LinearGroup) -> tuple[int, int, int]:
-    dim = getattr(attention, "head_dim", None)
-    if not isinstance(dim, int) or out.inputs % dim:
-        raise LeftAlone("its attention does not tell the size of a head")
-    heads = out.inputs // dim
-    rest = qkv.outputs - heads * dim
-    if rest <= 0 or rest % (2 * dim) or heads % (rest // (2 * dim)):
-        raise LeftAlone("its query, key and value widths do not make heads")
-    if len(qkv.members) == 3 and qkv.outs != [heads * dim, rest // 2, rest // 2]:
-        raise LeftAlone("its query, key and value widths do not make heads")
-    return heads, rest // (2 * dim), dim
+def _named_activations(layer: nn.Module) -> list[str]:
+    """What its functions that are named like one compute: near 0, in 16 bits, gelu and its approximation look alike."""
+    x, found = torch.linspace(-6, 6, 257), []
+    for module in layer.modules():
+        for name, function in {**vars(module), **dict(module.named_children())}.items():
+            if not _ACT.search(name) or not callable(function) or any(True for _ in _parameters(function)):
+                continue
+            try:
+                y = function(x)
+            except (TypeError, RuntimeError, ValueError, AttributeError):
+                continue
+            if isinstance(y, Tensor) and y.shape == x.shape:
+                known = [a for a in ACTIVATIONS if torch.allclose(plain_activation(x, None, a), y, 1e-5, 1e-6)]
+                found += known or ["unknown"]
+    if "unknown" in found:
+        raise LeftAlone("its MLP's activation is unknown")
+    return list(dict.fromkeys(found))
 
 
-def _activation(mlp: nn.Module) -> str:
-    function: Any = getattr(mlp, "act_fn", getattr(mlp, "activation_fn", None))
-    if function is None:
-        raise LeftAlone("its MLP does not tell its activation")
-    x = torch.linspace(-6, 6, 257)
-    with torch.no_grad():
-        truth = function(x)
-        for name in ACTIVATIONS:
-            if torch.allclose(act_mul(x, torch.ones_like(x), act=name), truth, atol=1e-6, rtol=1e-5):
-                return name
-    raise LeftAlone(f"its activation {type(function).__name__} is unknown")
+_ACT = re.compile(r"(^|_)act|gelu|nonlinear")
+
+
+def _parameters(function: Any) -> Iterator[Any]:
+    return function.parameters() if isinstance(function, nn.Module) else iter(())

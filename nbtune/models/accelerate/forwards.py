@@ -10,32 +10,30 @@ from torch import Tensor, nn
 from nbtune.models.accelerate.attention import Packing, packing_of, right_padded
 from nbtune.models.accelerate.cpu_offload import present, traffic_of
 from nbtune.models.accelerate.layer_autograd import LayerFunction
-from nbtune.models.accelerate.layer_spec import Layer
+from nbtune.models.accelerate.layer_spec import UNKNOWN, Layer
 from nbtune.models.accelerate.lm_head import Head, loss_inputs
 from nbtune.models.accelerate.lora_sync import LoraSync
 
-_UNKNOWN = object()
 
-
-def layer_forward(module: nn.Module, layer: Layer) -> Callable[..., Any]:
+def layer_forward(module: nn.Module, layer: Layer, config: Any) -> Callable[..., Any]:
     stock = _stock_forward(module, layer)
-    attention: Any = module.self_attn
     parameters = layer.parameters()
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask = args[0] if args else kwargs.get("attention_mask")
-        packing = getattr(mask, "nbtune_packing", _UNKNOWN)  # settled by `Prepare`, which has looked at everything
-        if packing is _UNKNOWN and mask is None and attention.config._attn_implementation == "sdpa":
-            alone = len(args) < 2 and not (layer.window and hidden_states.shape[1] > layer.window)
-            packing = None if alone and _plain_call(kwargs, hidden_states.device) and layer.intact() else _UNKNOWN
-        angles = kwargs.get("position_embeddings")
-        if packing is _UNKNOWN or angles is None:
+        mask = kwargs["attention_mask"] if "attention_mask" in kwargs else (args[0] if args else None)
+        # settled by `Prepare`, which has looked at everything
+        packing = getattr(mask, "nbtune_packing", layer.told.packing)
+        if packing is UNKNOWN and mask is None and config._attn_implementation == "sdpa":
+            alone = all(a is None for a in args[1:]) and not (layer.window and hidden_states.shape[1] > layer.window)
+            packing = None if alone and _plain_call(kwargs, hidden_states.device) and layer.intact() else UNKNOWN
+        angles = kwargs.get("position_embeddings") or (None, None)
+        if packing is UNKNOWN or (angles[0] is None and layer.rotary != "none"):
             return stock(hidden_states, *args, **kwargs)
         if layer.sharded:
             layer.refresh()
         trained = layer.parameters() if layer.sharded else parameters
         out = LayerFunction.apply(layer, hidden_states, *angles, packing, *trained)
-        return (out,) if layer.as_tuple else out
+        return (out, *[None] * (layer.as_tuple - 1)) if layer.as_tuple else out
 
     return forward
 
@@ -76,10 +74,11 @@ class Prepare:
 
     Where every layer is ours, a mask with no elements stands for "causal within documents": transformers hands a 4-D
     mask through as it is, and so neither builds a `[B, 1, S, S]` one nor waits for the device to look at positions.
+    Where such a mask does not come through, layers are told beside it, until `done`.
     """
 
-    def __init__(self, layers: list[Layer], whole: bool):
-        self.layers, self.whole = layers, whole
+    def __init__(self, layers: list[Layer], whole: bool, marked: bool):
+        self.layers, self.whole, self.marked = layers, whole, marked
         self.device = layers[0].qkv.device
         self.groups = groups = [g for layer in layers for g in layer.groups()]
         self.sync, self.traffic = LoraSync([p for g in groups for p in g.sync_pairs]), traffic_of(groups)
@@ -102,12 +101,19 @@ class Prepare:
         mask = kwargs.get("attention_mask")
         if mask is not None and not right_padded(mask):
             return None
-        stands_for = torch.empty((0, 0, 0, 0), dtype=torch.bool, device=tokens.device)
         packing: Packing | None = None
         if mask is None:
             packing = packing_of(kwargs.get("position_ids"), kwargs)
+        if not self.marked:
+            self.layers[0].told.packing = packing
+            return args, {**kwargs, "attention_mask": None}
+        stands_for = torch.empty((0, 0, 0, 0), dtype=torch.bool, device=tokens.device)
         stands_for.nbtune_packing = packing  # type: ignore[attr-defined]
         return args, {**kwargs, "attention_mask": stands_for}
+
+    def done(self, *_: Any) -> None:
+        """What layers were told does not hold for another forward."""
+        self.layers[0].told.packing = UNKNOWN
 
 
 def lm_forward(lm: Any, inner: nn.Module, head: Head) -> Callable[..., Any]:

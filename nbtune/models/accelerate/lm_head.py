@@ -7,32 +7,32 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from nbtune_kernels import linear_cross_entropy_loss, rms_norm, rms_norm_backward
+from nbtune_kernels import linear_cross_entropy_loss
 from nbtune_kernels._runtime import use_triton
 from torch import Tensor, nn
 
 from nbtune.device.streams import capturing
-from nbtune.models.accelerate.detect import decoder, relative_error
-from nbtune.models.accelerate.layer_spec import Norm
+from nbtune.models.accelerate.detect import decoder
 from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.norms import Norm, Stats, relative_error
 
 
 class NormFunction(torch.autograd.Function):
-    """RMSNorm by itself."""
+    """A norm by itself."""
 
     @staticmethod
-    def forward(ctx: Any, norm: Norm, x: Tensor, weight: nn.Parameter) -> Tensor:
-        y, rstd = rms_norm(x, weight, norm.eps, **norm.how)
-        ctx.norm = norm
-        ctx.save_for_backward(x, weight, rstd)
+    def forward(ctx: Any, norm: Norm, x: Tensor, *weights: nn.Parameter) -> Tensor:
+        y, stats = norm.forward(x)
+        ctx.norm, ctx.weights = norm, weights
+        ctx.save_for_backward(x, *stats)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:  # type: ignore[override]
-        x, weight, rstd = ctx.saved_tensors
-        want = ctx.needs_input_grad[2]
-        dx, dw = rms_norm_backward(dy, x, weight, rstd, **ctx.norm.how, need_dweight=want)
-        return None, dx, dw
+        x, *stats = ctx.saved_tensors
+        dx, grads = ctx.norm.backward(dy, x, Stats(*stats))
+        made = iter(grads)
+        return None, dx, *(next(made) if p.requires_grad else None for p in ctx.weights)
 
 
 @dataclass

@@ -59,12 +59,12 @@ def member(module: nn.Module) -> Member:
     Raises:
         LeftAlone: it is something else (quantised, DoRA, merged, several adapters).
     """
-    if type(module) is nn.Linear or is_four_bit(module):
+    if _plain(module) or is_four_bit(module):
         return Member(module, module)  # type: ignore[arg-type]
     base = getattr(module, "base_layer", None)
     if not hasattr(module, "lora_A"):
         raise LeftAlone(f"a {type(module).__name__} is no plain linear layer")
-    if type(base) is not nn.Linear and not is_four_bit(base):
+    if not _plain(base) and not is_four_bit(base):
         raise LeftAlone(f"its frozen weights are a {type(base).__name__}")
     lora: Any = module
     active = [n for n in lora.active_adapters if n in lora.lora_A]
@@ -78,6 +78,13 @@ def member(module: nn.Module) -> Member:
         raise LeftAlone(f"its adapter's input goes through a {type(drop).__name__}")
     a, b, scaling = lora.lora_A[name].weight, lora.lora_B[name].weight, float(lora.scaling[name])
     return Member(module, base, a, b, scaling, name, float(getattr(drop, "p", 0.0)))
+
+
+def _plain(base: Any) -> bool:
+    """A linear layer of whole numbers; one of transformers' own subclasses too: the probe sees what it computes."""
+    if type(base) is nn.Linear:
+        return True
+    return isinstance(base, nn.Linear) and base.weight.is_floating_point() and not hasattr(base.weight, "quant_state")
 
 
 def is_four_bit(base: Any) -> bool:

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from nbtune.device import empty_cache
 from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_of
-from nbtune.models.accelerate.detect import causal_lm, decoder, decoder_layers, find_layer, find_norm, tolerance
+from nbtune.models.accelerate.detect import causal_lm, decoder, decoder_layers, find_layer
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
+from nbtune.models.accelerate.layer_calls import Call, calls_of, marked
 from nbtune.models.accelerate.layer_placement import Mover, move_all_but, mover_of
-from nbtune.models.accelerate.layer_spec import Lane, Layer
+from nbtune.models.accelerate.layer_spec import Lane, Layer, Told
 from nbtune.models.accelerate.lm_head import NormFunction, find_head
 from nbtune.models.accelerate.lora_dropout import Draws
 from nbtune.models.accelerate.lora_linear import LeftAlone
 from nbtune.models.accelerate.lora_sync import LoraSync
+from nbtune.models.accelerate.norms import find_norm, tolerance
 from nbtune.models.accelerate.self_check import Inputs, probe_inputs, probe_layer, tiny_losses
-from nbtune.models.accelerate.sliding_windows import windows_of
+from nbtune.models.accelerate.sliding_windows import has_windows, shortened, window_of
 from nbtune.models.memory_estimate import MEMORY_POLICIES, MemoryPolicy
 from nbtune.spec.placement import PLAIN, Placement
 
@@ -191,39 +193,64 @@ class _Layers:
 
     def __init__(self, patch: Patch, weights: Placement, mover: Mover | None, believe: bool) -> None:
         self.patch, self.weights, self.mover, self.believe = patch, weights, mover, believe
-        self.lane, self.draws = Lane(), Draws()
+        self.lane, self.draws, self.told = Lane(), Draws(), Told()
         self.shared: dict[Any, Tensor] = {}
         self.probed: set[Any] = set()
-        self.inputs: Inputs | None = None
+        self.inputs: dict[Any, Inputs] = {}
 
     def take(self, inner: nn.Module) -> None:
         """Put our forward onto every layer that is understood, and what comes before them onto the decoder."""
-        modules = list(decoder_layers(inner))
-        windows = windows_of(inner, [m for _, m in modules])
-        for i, (name, module) in enumerate(modules):
+        names, modules = zip(*decoder_layers(inner), strict=True)
+        calls = calls_of(inner, list(modules))
+        short = calls
+        if has_windows(inner):
+            with shortened(inner):
+                short = calls_of(inner, list(modules))
+        for i, (name, module) in enumerate(zip(names, modules, strict=True)):
             if self.mover is not None:
                 self.mover.bring(module)
             try:
-                layer = find_layer(module, self.patch.policy, self.weights.of_layer(i, len(modules)))
-                self._check(inner, module, layer, windows[i], i)
+                window = window_of(inner, short.get(i))
+                if isinstance(window, LeftAlone):
+                    raise window
+                pair = (calls[i], short[i])
+                inputs = self._inputs_like(calls[i].hidden)
+                placed = self.weights.of_layer(i, len(modules))
+                layer = find_layer(module, self.patch.policy, placed, calls[i], inputs.x, window)
+                self._check(module, layer, pair, inputs, i)
             except LeftAlone as e:
                 self.patch.report.left[name] = str(e)
             else:
-                self._take(name, module, layer)
+                self._take(name, module, layer, inner.config)
             if self.mover is not None:
                 self.mover.settle(module)
             if i % 4 == 3 and name in self.patch.report.taken:
                 empty_cache(layer.qkv.device)  # the weights' old places are too small for the stacks to come
-        if layers := self.patch.layers:
-            hook = Prepare(list(layers), len(layers) == len(modules))
-            self.patch.undo.append(inner.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._before(inner, list(modules))
 
-    def _check(self, inner: nn.Module, module: nn.Module, layer: Layer, window: Any, index: int) -> None:
+    def _before(self, inner: nn.Module, modules: list[nn.Module]) -> None:
+        """What comes before the layers of each forward."""
+        layers = self.patch.layers
+        whole = len(layers) == len(modules)
+        if not layers:
+            return
+        if not whole and getattr(inner.config, "_attn_implementation", None) != "sdpa":
+            self.patch.remove()  # the masks that its decoder makes would lead every call to the stock layers
+            self.patch.report.left.update(dict.fromkeys(self.patch.report.taken, "some other layers are left alone"))
+            self.patch.report.taken.clear()
+            return
+        hook = Prepare(list(layers), whole, whole and marked(inner, modules, "nbtune_packing"))
+        self.patch.undo.append(inner.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self.patch.undo.append(inner.register_forward_hook(hook.done, always_call=True).remove)
+
+    def _inputs_like(self, hidden: Tensor) -> Inputs:
+        key = (hidden.shape[-1], hidden.dtype, hidden.device)
+        if key not in self.inputs:
+            self.inputs[key] = probe_inputs(*key)
+        return self.inputs[key]
+
+    def _check(self, module: nn.Module, layer: Layer, calls: tuple[Call, Call], inputs: Inputs, index: int) -> None:
         """Build the layer's matrices, and compare it with its stock forward."""
-        if isinstance(window, LeftAlone):
-            raise window
-        layer.window = window
-        self.inputs = self.inputs or probe_inputs(inner, layer.qkv)
         for n, group in enumerate(layer.groups()):
             group.stream = 4 * _MEMBERS * index + _MEMBERS * n
             group.attach(self.shared)
@@ -231,17 +258,17 @@ class _Layers:
         try:
             with present(layer.groups()):
                 grads = _kind(module, layer) not in self.probed
-                probe_layer(module, module.forward, layer, sync, self.inputs, grads=grads)
+                probe_layer(module, module.forward, layer, sync, inputs, calls, grads)
         except LeftAlone:
             if not self.believe:
                 for group in layer.groups():
                     group.detach()
                 raise
 
-    def _take(self, name: str, module: nn.Module, layer: Layer) -> None:
+    def _take(self, name: str, module: nn.Module, layer: Layer, config: Any) -> None:
         self.probed.add(_kind(module, layer))
-        layer.lane, layer.draws = self.lane, self.draws
-        self.patch.replace(module, layer_forward(module, layer))
+        layer.lane, layer.draws, layer.told = self.lane, self.draws, self.told
+        self.patch.replace(module, layer_forward(module, layer, config))
         self.patch.undo.extend(group.detach for group in layer.groups())
         self.patch.layers.append(layer)
         self.patch.report.taken[name] = _describe(layer)
@@ -249,14 +276,12 @@ class _Layers:
 
 def _kind(module: nn.Module, layer: Layer) -> Any:
     shapes = tuple((g.inputs, *g.outs, *g.ranks, g.full) for g in layer.groups())
+    norms = (layer.pre1, layer.post1, layer.pre2, layer.post2, layer.q_norm, layer.k_norm)
     return (
         type(module),
         shapes,
-        layer.act,
-        layer.scale,
-        layer.residual,
-        layer.window,
-        tuple(n.offset for n in layer.norms()),
+        (layer.act, layer.scale, layer.cap, layer.residual, layer.window, layer.rotary, layer.slopes is None),
+        tuple(n if n is None else (n.offset, n.centred) for n in norms),
     )
 
 
@@ -264,23 +289,35 @@ def _describe(layer: Layer) -> str:
     trained = "trained weights" if layer.qkv.full else f"LoRA of rank {max(max(g.ranks) for g in layer.groups())}"
     shape = f"{layer.heads}/{layer.kv_heads} heads of {layer.head_dim}"
     shape += f", a window of {layer.window}" if layer.window else ""
-    return f"{shape}, {layer.act} MLP of {layer.down.inputs}, {trained}, stacked"
+    shape += f", scores capped at {layer.cap:g}" if layer.cap else ""
+    shape += ", ALiBi" if layer.slopes is not None else ""
+    kind = "" if layer.gated else "plain "
+    side = " beside it" if layer.parallel else ""
+    return f"{shape}, {kind}{layer.act} MLP of {layer.down.inputs}{side}, {trained}, stacked"
 
 
 # ---------------------------------------------------------------- norm and head
 
 
 def _take_norm(inner: nn.Module, patch: Patch) -> None:
-    module = getattr(inner, "norm", None)
+    module: Any = next((m for n in _LAST_NORMS if isinstance(m := getattr(inner, n, None), nn.Module)), None)
     try:
         weight = getattr(module, "weight", None)
         norm = find_norm(module, weight.shape[0] if weight is not None else 0)
     except LeftAlone as e:
         patch.report.left["norm"] = str(e)
         return
-    assert module is not None
-    patch.replace(module, lambda hidden_states: NormFunction.apply(norm, hidden_states, module.weight))
-    patch.report.taken["norm"] = "RMSNorm"
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        norm.refresh()
+        trained = [p for p in (norm.weight, norm.bias) if p is not None]
+        return NormFunction.apply(norm, hidden_states, *trained)
+
+    patch.replace(module, forward)
+    patch.report.taken["norm"] = "LayerNorm" if norm.centred else "RMSNorm"
+
+
+_LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
 
 def _take_head(lm: nn.Module, inner: nn.Module, patch: Patch) -> None:

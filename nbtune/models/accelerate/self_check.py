@@ -1,59 +1,52 @@
 """Compares an accelerated layer with its stock forward: outputs and gradients, on a few random tokens."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.detect import relative_error, tolerance
 from nbtune.models.accelerate.layer_autograd import LayerFunction
+from nbtune.models.accelerate.layer_calls import ROWS, TOKENS, Call
 from nbtune.models.accelerate.layer_spec import Layer
-from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup
+from nbtune.models.accelerate.layer_trace import without_dropout
+from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.norms import relative_error, tolerance
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened
-
-_ROWS, _TOKENS = 2, 16  # Triton compiles once for all numbers of tokens that are multiples of 16
 
 
 class Inputs:
-    """Random hidden states and the model's own rotary angles for them."""
+    """Random hidden states, and a gradient of what comes out."""
 
-    def __init__(self, x: Tensor, grad: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor):
-        self.x, self.grad, self.position_ids, self.cos, self.sin = x, grad, position_ids, cos, sin
-
-    def mask(self, window: int | None) -> Tensor:
-        """Return what a stock layer with such a window is handed, `[B, 1, S, S]`, to be added to the scores."""
-        never = torch.full((_TOKENS, _TOKENS), torch.finfo(self.x.dtype).min, device=self.x.device, dtype=self.x.dtype)
-        mask = never.triu(1) if window is None else never.triu(1) + never.tril(-window)
-        return mask[None, None].expand(_ROWS, 1, -1, -1)
+    def __init__(self, x: Tensor, grad: Tensor):
+        self.x, self.grad = x, grad
 
 
-def probe_inputs(inner: nn.Module, group: LinearGroup) -> Inputs:
-    """Make tokens of the width that the group takes, in its dtype and on its device.
-
-    Raises:
-        LeftAlone: the model has no rotary embedding that its layers share.
-    """
-    rotary = getattr(inner, "rotary_emb", None)
-    if rotary is None:
-        raise LeftAlone("its layers share no rotary embedding")
-    generator, hidden, like = torch.Generator().manual_seed(1), group.inputs, group
+def probe_inputs(hidden: int, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """Makes tokens of a width."""
+    generator = torch.Generator().manual_seed(1)
     # small, so that what a block adds is not hidden by the rounding of what passes by it
-    x = (torch.randn(_ROWS, _TOKENS, hidden, generator=generator) / 32).to(like.device, like.dtype)
-    grad = torch.randn(_ROWS, _TOKENS, hidden, generator=generator).to(like.device, like.dtype)
-    position_ids = torch.arange(_TOKENS, device=like.device)[None]
-    with torch.no_grad():
-        cos, sin = rotary(x, position_ids)
-    return Inputs(x, grad, position_ids, cos, sin)
+    x = (torch.randn(ROWS, TOKENS, hidden, generator=generator) / 32).to(device, dtype)
+    grad = torch.randn(ROWS, TOKENS, hidden, generator=generator).to(device, dtype)
+    return Inputs(x, grad)
 
 
 def probe_layer(
-    module: nn.Module, stock: Callable[..., Any], layer: Layer, sync: Callable[[], None], inputs: Inputs, grads: bool
+    module: nn.Module,
+    stock: Callable[..., Any],
+    layer: Layer,
+    sync: Callable[[], None],
+    inputs: Inputs,
+    calls: tuple[Call, Call],
+    grads: bool,
 ) -> None:
-    """Run both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
+    """Runs both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
 
     A layer with a window runs once more with that shortened, so that tokens reach beyond it.
+
+    Args:
+        calls: how the decoder calls the layer, and how with short windows.
 
     Raises:
         LeftAlone: they do not agree.
@@ -62,14 +55,20 @@ def probe_layer(
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and id(parameter) not in reached and not layer.sharded:
             raise LeftAlone(f"`{name}` is trained, and would get no gradient")
-    _compare(module, stock, layer, sync, inputs, grads)
+    _compare(module, stock, layer, sync, inputs, calls[0], grads)
     if layer.window is not None:
         with shortened(module, [layer]):
-            _compare(module, stock, layer, sync, inputs, grads)
+            _compare(module, stock, layer, sync, inputs, calls[1], grads)
 
 
 def _compare(
-    module: nn.Module, stock: Callable[..., Any], layer: Layer, sync: Callable[[], None], inputs: Inputs, grads: bool
+    module: nn.Module,
+    stock: Callable[..., Any],
+    layer: Layer,
+    sync: Callable[[], None],
+    inputs: Inputs,
+    call: Call,
+    grads: bool,
 ) -> None:
     limit = max(tolerance(inputs.x.dtype), *(group.slack for group in layer.groups()))
     with (
@@ -79,9 +78,9 @@ def _compare(
     ):  # bitsandbytes repacks 4-bit weights on a CPU without it
         sync()
         runs = []
-        for call in (lambda x: _stock(layer, stock, inputs, x), lambda x: _ours(layer, inputs, x)):
+        for run in (lambda x: _stock(stock, call, x), lambda x: _ours(layer, call, x)):
             x = inputs.x.clone().requires_grad_()
-            out = call(x)
+            out = run(x)
             differences = {"its output": out - inputs.x}
             if grads:
                 wanted = [x, *layer.parameters()]
@@ -98,20 +97,14 @@ def _compare(
             raise LeftAlone(f"the probe disagrees: {name} is off by {error:.1e} of its size (allowed {limit:.0e})")
 
 
-def _stock(layer: Layer, stock: Callable[..., Any], inputs: Inputs, x: Tensor) -> Tensor:
-    out = stock(
-        x,
-        attention_mask=inputs.mask(layer.window),
-        position_ids=inputs.position_ids,
-        position_embeddings=(inputs.cos, inputs.sin),
-        use_cache=False,
-    )
-    layer.as_tuple = isinstance(out, tuple)  # asked of what it does: annotations of transformers say otherwise
+def _stock(stock: Callable[..., Any], call: Call, x: Tensor) -> Tensor:
+    out = stock(x, *call.args, **call.kwargs)
     return out[0] if isinstance(out, tuple) else out
 
 
-def _ours(layer: Layer, inputs: Inputs, x: Tensor) -> Tensor:
-    return LayerFunction.apply(layer, x, inputs.cos, inputs.sin, None, *layer.parameters())
+def _ours(layer: Layer, call: Call, x: Tensor) -> Tensor:
+    cos, sin = call.angles or (None, None)
+    return LayerFunction.apply(layer, x, cos, sin, None, *layer.parameters())
 
 
 def tiny_losses(lm: Any, layers: Iterable[Layer] = ()) -> list[float]:
@@ -142,19 +135,6 @@ def _tiny_loss(lm: Any) -> float:
             return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
     finally:
         lm.train(training)
-
-
-@contextmanager
-def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Let its dropout layers let everything through."""
-    dropping = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
-    for m in dropping:
-        m.eval()
-    try:
-        yield
-    finally:
-        for m in dropping:
-            m.train()
 
 
 @contextmanager

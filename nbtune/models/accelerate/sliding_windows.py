@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbtune.models.accelerate.layer_calls import TOKENS, Call, calls_of
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lora_linear import LeftAlone
 
 _SHORT = 5  # tokens; less than a probe's, and no divisor of their number
-_TOKENS = 16
 _WINDOW = re.compile(r"window|attention_chunk")
 _COUNT = re.compile(r"layer|pattern")  # max_window_layers and its like count something else
 
@@ -67,68 +67,40 @@ def shortened(module: nn.Module, layers: Iterable[Layer] = ()) -> Iterator[None]
 
 
 def windows_of(inner: nn.Module, layers: list[nn.Module]) -> list[int | LeftAlone | None]:
-    """Return of each layer how many tokens it sees, itself included; None for all before it; or why that is not known.
+    """Of each layer: how many tokens it sees, itself included; None for all before it; or why that is not known.
 
     Args:
         inner: the decoder, stock; its layers do not run.
         layers: of its list.
     """
-    set_to = {value for _, _, value in _windows(inner)}
     with shortened(inner):
-        masks = _masks_of(inner, layers)
-    out: list[int | LeftAlone | None] = []
-    for i in range(len(layers)):
-        seen = _window_in(masks[i]) if i in masks else LeftAlone("the decoder does not run it as others do")
-        if isinstance(seen, int):
-            real = {value for value in set_to if min(value, _SHORT) == seen} or {seen}
-            seen = (
-                real.pop() if len(real) == 1 else LeftAlone(f"which of the windows {sorted(real)} is its, is unclear")
-            )
-        out.append(seen)
-    return out
+        calls = calls_of(inner, layers)
+    return [window_of(inner, calls.get(i)) for i in range(len(layers))]
 
 
-@torch.no_grad()
-def _masks_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Any]:
-    """Return the mask that each layer is handed for a row of a few tokens."""
-    masks: dict[int, Any] = {}
-    own = [layer.__dict__.get("forward") for layer in layers]
-
-    def passing(i: int) -> Any:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            masks[i] = args[0] if args else kwargs.get("attention_mask")
-            return hidden_states
-
-        return forward
-
-    table: Any = inner.get_input_embeddings()  # type: ignore[operator]
-    device = table.weight.device  # the layers may be elsewhere
-    ids = torch.randint(0, inner.config.vocab_size, (1, _TOKENS), generator=torch.Generator().manual_seed(3))  # type: ignore[union-attr, arg-type]
-    try:
-        for i, layer in enumerate(layers):
-            layer.forward = passing(i)  # type: ignore[method-assign]
-        inner(input_ids=ids.to(device), use_cache=False)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
-        pass  # a decoder that wants something else of its layers: those that it did not come to stay as they are
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            if forward is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.forward = forward  # type: ignore[method-assign]
-    return masks
+def window_of(inner: nn.Module, call: Call | None) -> int | LeftAlone | None:
+    """The same of one layer, by how it is called while windows are short."""
+    if call is None:
+        return LeftAlone("the decoder does not run it as others do")
+    seen = _window_in(call.mask)
+    if not isinstance(seen, int):
+        return seen
+    real = {value for _, _, value in _windows(inner) if min(value, _SHORT) == seen} or {seen}
+    return real.pop() if len(real) == 1 else LeftAlone(f"which of the windows {sorted(real)} is its, is unclear")
 
 
 def _window_in(mask: Any) -> int | LeftAlone | None:
     """Return what a mask is: None for causal, the number of tokens of a window."""
     if mask is None:
         return None  # sdpa's causal attention
-    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2:] != (_TOKENS, _TOKENS):
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2:] != (TOKENS, TOKENS):
         return LeftAlone("its mask is of another kind than attention's")
     sees = (mask if mask.dtype == torch.bool else mask > -1).cpu()
-    at = torch.arange(_TOKENS)
+    at = torch.arange(TOKENS)
     back = at[:, None] - at[None, :]
-    for window in range(_TOKENS, 0, -1):
+    if torch.equal(~sees, (back >= 0).expand_as(sees)):
+        return None  # it says what is hidden
+    for window in range(TOKENS, 0, -1):
         if torch.equal(sees, ((back >= 0) & (back < window)).expand_as(sees)):
-            return None if window == _TOKENS else window
+            return None if window == TOKENS else window
     return LeftAlone("its tokens see others than those before them, or those in a window")
