@@ -21,8 +21,8 @@ APART: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16},
 }
+OURS_APART = {"bloom": {"n_head": 4, "n_layer": 2}}  # accelerated blocks keep apart what the stock ones do not
 LEAK: dict[str, dict[str, Any]] = {
-    "bloom": {"n_head": 4, "n_layer": 2},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16},
     "bamba": {
         "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
@@ -45,7 +45,9 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if family not in made:
             tokenizer, at = load_tokenizer("nbtune/tiny"), tmp_path_factory.mktemp(family)
             torch.manual_seed(0)
-            config = AutoConfig.for_model(family, **{**SIZES, **(APART | LEAK)[family], "vocab_size": len(tokenizer)})
+            config = AutoConfig.for_model(
+                family, **{**SIZES, **(APART | OURS_APART | LEAK)[family], "vocab_size": len(tokenizer)}
+            )
             AutoModelForCausalLM.from_config(config).save_pretrained(at)
             tokenizer.save_pretrained(at)
             made[family] = at
@@ -100,6 +102,17 @@ def test_packs_of_a_family_that_leaks_are_refused(train: Any, family: str, way: 
     assert not said_of(run, events.Step)
 
 
+@pytest.mark.parametrize("way", ["accelerated", "stock"])
+@pytest.mark.parametrize("family", OURS_APART)
+def test_whose_blocks_run_decides(train: Any, family: str, way: str) -> None:
+    run = train(family, **WAYS[way])
+    if way == "accelerated":
+        assert run.wait().state == "finished"
+        return
+    with pytest.raises(PlanError, match="does not keep the rows of a pack apart"):
+        run.wait()
+
+
 @pytest.mark.parametrize("way", ["bf16", "stock"])
 @pytest.mark.parametrize("family", LEAK)
 def test_the_loaded_model_is_asked_too(train: Any, family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +133,7 @@ def test_auto_packs_where_that_is_safe_and_says_where_it_is_not(train: Any) -> N
     safe = train("llama", packing="auto", dtype="fp32").wait()
     assert safe.plan.packing
     assert any("rows are packed, which is safe" in reason for reason in safe.plan.reasons)
-    other = train("bloom", packing="auto", dtype="fp32").wait()
+    other = train("bloom", packing="auto", dtype="fp32", accelerate=False).wait()
     assert other.state == "finished"
     assert not other.plan.packing
     assert any("rows are not packed: Bloom" in reason for reason in other.plan.reasons)

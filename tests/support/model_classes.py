@@ -167,19 +167,18 @@ CLASSES: dict[str, ModelClass] = {
     "gpt_bigcode": _of("gpt_bigcode", _GPT2, _UNDROPPED, multi_query=True),
     "gptj": _of("gptj", _GPT2, _UNDROPPED, rotary_dim=4),
     "codegen": _of("codegen", _GPT2, _UNDROPPED, rotary_dim=4),
-    "mpt": _of("mpt", _SPECIAL, d_model=32, n_heads=4, n_layers=2, max_seq_len=256, expansion_ratio=2, leaks=True),
-    "bloom": _of("bloom", _SPECIAL, hidden_size=32, n_head=4, n_layer=2, leaks=True),
+    "mpt": _of("mpt", _SPECIAL, d_model=32, n_heads=4, n_layers=2, max_seq_len=256, expansion_ratio=2),
+    "bloom": _of("bloom", _SPECIAL, hidden_size=32, n_head=4, n_layer=2),
     "opt": _of(
         "opt", _SPECIAL, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0, leaks=True,
+        max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0,
     ),
     "biogpt": _of(
         "biogpt", _WIDTHS, _SPECIAL, num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        leaks=True,
     ),
     "xglm": _of(
         "xglm", _SPECIAL, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, max_position_embeddings=256,
-        dropout=0.0, attention_dropout=0.0, leaks=True,
+        dropout=0.0, attention_dropout=0.0,
     ),
     "nemotron": _of("nemotron", _GROUPED, rope_parameters=_PARTIAL),
     "persimmon": _of("persimmon", _WIDTHS, _SPECIAL, num_hidden_layers=2),
