@@ -105,16 +105,15 @@ def confirmed(
     model: Any = built.model
     patch = built.patch
     report = None if patch is None else patch.report
-    every = 0 if report is None else len(report.taken | report.left)  # at least as many as there are layers
-    blocks = plan.blocks if report is None else blocks_of(report, range(every))
+    told = packing is not None and packing.holds is not None
     now = plan.model_copy(
         update={
             "tried": "loaded",
-            "blocks": blocks,
+            "blocks": plan.blocks if report is None else blocks_of(report),
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "frozen_bytes": sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad),
             "weights": Claim(holds=True, words="as they were loaded"),
-            "packing": plan.packing if packing is None else packing,
+            "packing": packing if told else plan.packing,
             "ends": stops_where_answers_end(built.tokenizer, spec, model) if ask else plan.ends,
         }
     )

@@ -130,6 +130,21 @@ def _they(blocks: Blocks) -> str:
     return "they are" if blocks.count > 1 else "it is"
 
 
+def needs_own_blocks(blocks: Iterable[Blocks]) -> PlanError | None:
+    """The refusal of 8-bit weights where some layers are left alone: what is exported is rounded in the same way.
+
+    The same sentence by a plan and by a run; None: all layers are nbtune's.
+    """
+    left = next((one for one in blocks if one.what in ("layers", "model") and not one.accelerated), None)
+    if left is None:
+        return None
+    verb = "are" if left.count > 1 else "is"
+    return PlanError(
+        f"8-bit weights need nbtune's own blocks, and {_counted(left)} {verb} none: {left.why}",
+        fix="write `weights: auto`",
+    )
+
+
 # What changes numbers and is easily forgotten by a kernel; sizes, counts and switches of training are something else.
 _SETTING = re.compile(r"window|soft_?cap|logits?_(cap|scal)|multiplier|attention_chunk|_scalar$|alibi|sinks")
 _NOT = re.compile(r"layer|pattern|rope|initializer|loss|coef")

@@ -16,6 +16,8 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 # A config file spells what its class calls `num_hidden_layers` and `num_attention_heads` in its own way; some have only
 # the list of their layers' kinds.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "layers_block_type", "layer_types", "block_types")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 
 
@@ -33,6 +35,7 @@ class ModelFacts:
         weights_bytes: size of the weights on disk.
         dtype: of most weights on disk, in torch's spelling.
         trained: how many numbers the adapter trains, where that was counted (`nbtune.models.outline_facts`).
+        experts_used: share of a mixture's experts that a token goes through.
         targets: the names of the modules that the adapter is put onto, counted alike.
         linear: numbers in linear layers beside the head, counted alike: what 4 or 8 bits cover.
         stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
@@ -56,6 +59,12 @@ class ModelFacts:
     linear: int | None = None
     stacked: int = 0
     targets: tuple[str, ...] = ()
+    experts_used: float = 1.0
+
+    @property
+    def active_parameters(self) -> int:
+        """Numbers that a token goes through: of a mixture's experts those that are chosen."""
+        return self.parameters - int(self.stacked * (1 - self.experts_used))
 
     @property
     def block_parameters(self) -> int:
@@ -174,7 +183,12 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
         max_position=get("max_position_embeddings", "n_positions", "max_seq_len") or 2048,
         weights_bytes=sum(n * _BYTES[d] for n, d in sizes) or parameters * width,
         dtype=dtype,
+        experts_used=_share(get(*_CHOSEN), get(*_EXPERTS)),
     )
+
+
+def _share(chosen: int | None, experts: int | None) -> float:
+    return chosen / experts if chosen and experts and chosen < experts else 1.0
 
 
 def _counted(model: str, name: str, value: Any) -> int:

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import PlanError
+from nbtune.models.abilities import needs_own_blocks
 from nbtune.models.adapter_targets import left_out_lines
 from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts, model_facts
 from nbtune.models.loading import load_model, load_tokenizer, outline
 from nbtune.models.memory_estimate import MemoryPolicy
+from nbtune.models.trial import blocks_of
 from nbtune.spec.placement import PLAIN, Placement, PlacementWish
 
 if TYPE_CHECKING:
@@ -94,8 +96,9 @@ def build(
 
         built.patch = apply(model, policy, weights=weights, device=torch.device(device))
         built.report = built.patch.report.lines()
-        if weights.eight_bit:
-            _refuse_other_layers(built.patch.report.left)
+        report = built.patch.report
+        if weights.eight_bit and (refusal := needs_own_blocks(blocks_of(report))):
+            raise refusal
     else:
         built.report = ["acceleration: switched off"]
         if weights.shards:
@@ -136,13 +139,3 @@ def sketch(
     built = Built(model, None, model_facts(spec_model))
     built.patch = apply(model, policy, weights=weights.on_device(), believe=True)
     return built
-
-
-def _refuse_other_layers(left: dict[str, str]) -> None:
-    """Refuse a model of which only some decoder layers have 8-bit weights: what is exported is
-    rounded in the same way."""
-    for name, why in left.items():
-        if name.startswith(("layers", "model")):
-            raise PlanError(
-                f"8-bit weights need nbtune's own blocks, and {name} is none: {why}", fix="write `weights: auto`"
-            )

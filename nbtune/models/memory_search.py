@@ -144,7 +144,7 @@ def _seconds(setup: Setup, way: Fit) -> float:
     """Return the seconds a token takes, up to a factor that all ways share."""
     model, tokens = setup.model, way.micro_batch_size * setup.sequence_len
     launches = 1 + 0.15 / (tokens / 512)  # small micro-batches waste launches
-    work = 4 * model.parameters * SLOWER[way.activations] * launches / _FLOPS
+    work = 4 * model.active_parameters * SLOWER[way.activations] * launches / _FLOPS
     if way.weights.resident is None:
         return work
     sent = 2 * (model.num_layers - way.weights.resident) * block_bytes(model, setup.weights)

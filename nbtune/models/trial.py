@@ -67,16 +67,16 @@ def try_small(model: str, adapter: AdapterSpec, *, accelerate: bool = True, trus
     return Trial(made, patch, blocks_of(patch.report, small.kinds))
 
 
-def blocks_of(report: Report, layers: Sequence[int]) -> tuple[Blocks, ...]:
+def blocks_of(report: Report, layers: Sequence[int] | None = None) -> tuple[Blocks, ...]:
     """A report by kinds of blocks.
 
     Args:
         report: of the acceleration.
-        layers: which layer of the report each layer of the model is like.
+        layers: which layer of the report each layer of the model is like; None: it is of that model.
     """
     entries: list[tuple[str, bool, str, int]] = []
     for name, why in [*((name, "") for name in report.taken), *report.left.items()]:
         what, _, number = name.partition(".")
-        count = sum(layer == int(number) for layer in layers) if number else 1
+        count = sum(layer == int(number) for layer in layers) if number and layers is not None else 1
         entries.append((what, name in report.taken, why, count))
     return grouped(entry for entry in entries if entry[3])

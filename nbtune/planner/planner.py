@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
 from nbtune.methods import METHODS
-from nbtune.models.abilities import Abilities, leaks
+from nbtune.models.abilities import Abilities, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, trainable_parameters
 from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
 from nbtune.planner.learning_rate import rate_of
@@ -69,6 +69,8 @@ def make_plan(
     tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
     found = abilities or Abilities()
     packing = _packing(spec, found, model.architecture, reasons)
+    if weights.eight_bit and (refusal := needs_own_blocks(found.blocks)):
+        raise refusal
     setup = Setup(
         model, spec.adapter, device, weights, dtype, tokens, *_ours(spec, found), devices, _starts_from_another(spec)
     )
@@ -100,7 +102,7 @@ def make_plan(
     trained = trainable_parameters(model, spec.adapter)
     found = found.model_copy(
         update={
-            "trained": trained,
+            "trained": trained if model.trained is not None else 0,  # else it is an estimate
             "frozen_bytes": 0 if spec.adapter.type == "full" else frozen_bytes(model, best.weights, dtype),
             "rounded": model.block_parameters * model.num_layers if best.weights.quantised else 0,
             "experts": model.stacked,
@@ -251,7 +253,7 @@ def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
 
 def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:
     rate = {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}[device.kind]  # achieved FLOP/s, until the first steps are measured
-    return 4 * model.parameters * SLOWER[activations] / rate
+    return 4 * model.active_parameters * SLOWER[activations] / rate
 
 
 def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Placement) -> PlanError:

@@ -157,12 +157,15 @@ def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
     leak = median(_start(joined_others[b][k], joined[b][k]) for b, k in odd)
     backwards = max(median(_moved(later[b][0], truth[b][0])) for b in range(len(rows)))
     noise = max(_start(new, old) for b in range(len(rows)) for new, old in _stretches(later[b][0], truth[b][0]))
-    still = max(_STILL.get(kind, 1e-3), _MARGIN * noise)
+    still = max(_STILL.get(kind, 1e-3), _PART.get(kind, 0.0) * leak)
+    # rounding is given room, but none that a leak would fit into
+    limit = max(still, 2 * noise, min(_MARGIN * noise, leak / 2))
     detail = f"a document moves by {moved:.1e} when its neighbour is another (of 1, {kind}; noise {noise:.1e}, run "
     detail += f"together {leak:.1e})"
-    if backwards > _ALIKE.get(kind, 1e-1) or moved > max(still, _PART.get(kind, 0.0) * leak):
+    shows = leak > still and leak > 4 * noise
+    if backwards > _ALIKE.get(kind, 1e-1) or (moved > limit and (shows or not noise)):
         return Claim(holds=False, words=detail)
-    if not leak > still:
+    if not shows:
         return Claim(words=f"that cannot be told here: {detail}")
     return _like_itself(look, rows, truth, detail)
 
