@@ -181,11 +181,11 @@ class Run(RunReader):
             raise SpecError("`go_on` trains on the rows of its run", fix=f"nbtune.finetune(…, start_from={self.id!r})")
         run_consent.check(self.folder, code=not fields.get("trust_remote_code"))
         own = self.spec if "method" in fields else spec_to_repeat(self.folder)  # another method, another rate
-        spec, given = own.model_dump(mode="python", exclude_unset=True), dict(fields)
+        spec, changes = own.model_dump(mode="python", exclude_unset=True), dict(fields)
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
-            if given.get(key) is not None:
+            if changes.get(key) is not None:
                 spec.pop(other, None)
-        spec_to_run = from_mapping({**spec, **given, "start_from": self.folder.name})
+        spec_to_run = from_mapping({**spec, **changes, "start_from": self.folder.name})
         warm_start.check(self.folder, spec_to_run)
 
         def fill(made: Path) -> None:
@@ -378,14 +378,14 @@ class Run(RunReader):
 
 def begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *, detach: bool = False) -> Run:
     """Make a run's folder, put in what `fill` does, and start it; a folder that cannot be filled goes again."""
-    made = run_folder.create(root, name, spec)
+    run = run_folder.create(root, name, spec)
     try:
-        fill(made)
+        fill(run)
         if spec.trust_remote_code:  # this user says it, here and now: what resumes this run later may know
-            run_consent.allow_code(made, spec)
+            run_consent.allow_code(run, spec)
     except (NbtuneError, OSError) as error:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)
         if isinstance(error, NbtuneError):
             raise
         raise disk_error(error, TrainError, "the rows could not be written down", place=root.name) from error
-    return Run(made, launch(made, detach=detach, own_process=needs_own_process(spec)))
+    return Run(run, launch(run, detach=detach, own_process=needs_own_process(spec)))

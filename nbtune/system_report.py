@@ -343,15 +343,15 @@ def _wanted_by_runs(whole: list[str]) -> dict[str, list[str]]:
     """Return models of the Hub that runs are about and the cache does not hold, with the names of those runs."""
     from nbtune.store import folder as run_folder
 
-    wanted: dict[str, list[str]] = {}
+    runs_of: dict[str, list[str]] = {}
     for path in run_folder.all_folders(_runs_root()):
         try:
             model = run_folder.read_spec(path).model
         except NbtuneError:  # of a newer nbtune, or half deleted
             continue
         if model != "nbtune/tiny" and model not in whole and not Path(model).expanduser().is_dir():
-            wanted.setdefault(model, []).append(path.name)
-    return wanted
+            runs_of.setdefault(model, []).append(path.name)
+    return runs_of
 
 
 def restart_needed() -> list[str]:

@@ -100,8 +100,8 @@ def plan(given: Any) -> None:
     with work(), request():
         spec = spec_of(given.spec, given.set)
         with placed(given.spec):
-            made = nbtune.plan(spec)
-    result(made.model_dump(mode="json"), as_json=given.json, text=made.explain())
+            plan_made = nbtune.plan(spec)
+    result(plan_made.model_dump(mode="json"), as_json=given.json, text=plan_made.explain())
 
 
 def validate(given: Any) -> None:
@@ -261,9 +261,9 @@ def script(given: Any) -> None:
     with request():
         run = nbtune.attach(given.run, given.runs)
         if given.out is not None:
-            made = [shown(path) for path in written(run.folder, given.out)]
-            texts = dict(zip(("script", "yaml"), made, strict=True))
-            text = "\n".join(made)
+            paths = [shown(path) for path in written(run.folder, given.out)]
+            texts = dict(zip(("script", "yaml"), paths, strict=True))
+            text = "\n".join(paths)
         else:
             texts = {"script": run.script(), "yaml": run.yaml()}
             text = texts["yaml" if given.yaml else "script"].rstrip("\n")

@@ -122,9 +122,9 @@ def following(run: Any) -> Iterator[Progress]:
         with turn:
             events = events[max(0, seen - first) :]  # a late call of the pump brings what is known
             seen += len(events)
-            known = len(progress.warnings)
+            warned = len(progress.warnings)
             progress.add(events)
-            for warning in progress.warnings[known:]:
+            for warning in progress.warnings[warned:]:
                 fix = f"\n  → {warning.fix}" if warning.fix else ""
                 line.say(f"warning: {warning.message}{fix}")
             line.show(f"{run.name}: {progress.line()}", progress)

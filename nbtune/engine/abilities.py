@@ -39,15 +39,15 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     from nbtune.models.weight_checks import check_files
 
     trust = spec.trust_remote_code
-    place = Path(resolve(spec.model, weights=False, trust_remote_code=trust))
+    folder = Path(resolve(spec.model, weights=False, trust_remote_code=trust))
     if Path(spec.model).expanduser().is_dir():
-        check_files(place, spec.model)
+        check_files(folder, spec.model)
     headers = headers_of(spec.model)
-    config = (place / "config.json").read_text(encoding="utf-8")
+    config = (folder / "config.json").read_text(encoding="utf-8")
     asked = (spec.model, config, spec.adapter.model_dump_json(), METHODS[spec.method].by_tokens)
     blocks, packing = _tried(*asked, accelerate=spec.accelerate, trust_remote_code=trust)
-    merging = can_be_merged(place, headers, spec.adapter, facts.targets)
-    settings, weights = _outlined(spec, headers, place)
+    merging = can_be_merged(folder, headers, spec.adapter, facts.targets)
+    settings, weights = _outlined(spec, headers, folder)
     return Abilities(
         blocks=blocks,
         settings=settings,
@@ -55,7 +55,7 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
         packing=packing,
         ends=stops_where_answers_end(speaking(tokenizer, spec), spec),
         merging=merging,
-        gguf=can_be_written_as_gguf(place, headers, tokenizer, merging),
+        gguf=can_be_written_as_gguf(folder, headers, tokenizer, merging),
     )
 
 

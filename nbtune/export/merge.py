@@ -273,8 +273,8 @@ def generation_of(source: ExportSource) -> dict[str, Any] | None:
     """
     own = source.base / GENERATION
     try:
-        known = read_json(own) if own.is_file() else None
-        return with_ends(known, read_json(source.base / "config.json"), load_tokenizer(source.tokenizer_folder))
+        config = read_json(own) if own.is_file() else None
+        return with_ends(config, read_json(source.base / "config.json"), load_tokenizer(source.tokenizer_folder))
     except ExportError:
         return None  # no tokenizer, or one that only its own code knows: nbtune has trained nothing with that
 

@@ -255,8 +255,8 @@ def _is_on_hub(source: ExportSource) -> bool:
 
 def _base_name(source: ExportSource) -> str:
     """Return what people call the base: its Hub id, or the name of its folder."""
-    known = _is_on_hub(source) or source.base_id == "nbtune/tiny"
-    return source.base_id if known else _last_part(source.base_id)
+    is_public = _is_on_hub(source) or source.base_id == "nbtune/tiny"
+    return source.base_id if is_public else _last_part(source.base_id)
 
 
 def _base_card(source: ExportSource) -> Path | None:
@@ -323,8 +323,8 @@ def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         if name.startswith("nbtune/"):
             lines.append(f"{name} (licence: apache-2.0)")
         elif _HUB_ID.match(name) and not source.startswith(("var:", "file:")) and not _FILE.search(name):
-            known = license_in(_cached_card(name, "dataset"))
-            lines.append(f"{name} (licence: {known})" if known else f"{name} (licence: see its page)")
+            licence = license_in(_cached_card(name, "dataset"))
+            lines.append(f"{name} (licence: {licence})" if licence else f"{name} (licence: see its page)")
             ids.append(name)
         else:
             lines.append(f"{_last_part(source.removeprefix('var:').removeprefix('file:'))} (the author's own rows)")

@@ -165,9 +165,9 @@ class _RawFile:
             row = (end - begin) // max(shape[0], 1)
             last = min(last, shape[0])
             begin, end, shape[0] = begin + first * row, begin + last * row, last - first
-        made = torch.empty(end - begin, dtype=torch.uint8)
-        self._fill(memoryview(made.numpy()), self.start + begin)
-        return made.view(dtype).reshape(shape)
+        data = torch.empty(end - begin, dtype=torch.uint8)
+        self._fill(memoryview(data.numpy()), self.start + begin)
+        return data.view(dtype).reshape(shape)
 
     def _fill(self, room: memoryview, at: int) -> None:
         with self._lock:

@@ -82,8 +82,8 @@ class ExportedFile:
     quality: Quality | None = None
 
     def __repr__(self) -> str:  # what a cell shows: a path of the machine does not belong into a notebook
-        known = "".join(f"; {remark}" for remark in self.remarks)
-        return f"<{self.type}: {from_here(self.path)}, {self.bytes / 2**20:,.1f} MiB{known}>"
+        remarks = "".join(f"; {remark}" for remark in self.remarks)
+        return f"<{self.type}: {from_here(self.path)}, {self.bytes / 2**20:,.1f} MiB{remarks}>"
 
     @property
     def remarks(self) -> list[str]:

@@ -127,8 +127,8 @@ def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = 
         try:
             logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0, :-1]
             losses = [
-                torch.nn.functional.cross_entropy(part.float(), wanted, reduction="none")
-                for part, wanted in zip(logits.split(256), tokens[0, 1:].split(256), strict=True)
+                torch.nn.functional.cross_entropy(part.float(), labels, reduction="none")
+                for part, labels in zip(logits.split(256), tokens[0, 1:].split(256), strict=True)
             ]
         finally:
             model.train(training)
@@ -176,11 +176,11 @@ class _Chooser:
         scores = logits.float()
         chosen = int(scores[0].argmax()) if self.temperature <= 0 else self._drawn(ids, scores)
         if self.told is not None:
-            known = scores[0].log_softmax(-1)
-            likeliest = known.topk(min(OTHERS + 1, len(known)))
+            logprobs = scores[0].log_softmax(-1)
+            likeliest = logprobs.topk(min(OTHERS + 1, len(logprobs)))
             near = zip(likeliest.indices.tolist(), likeliest.values.exp().tolist(), strict=True)
             others = [(number, share) for number, share in near if number != chosen][:OTHERS]
-            self.told(self.pieces.token(chosen, -float(known[chosen]), others))
+            self.told(self.pieces.token(chosen, -float(logprobs[chosen]), others))
         return torch.full_like(logits, -torch.inf).index_fill_(1, torch.tensor([chosen], device=logits.device), 0.0)
 
     def _drawn(self, ids: torch.Tensor, scores: torch.Tensor) -> int:

@@ -31,10 +31,10 @@ def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
     odd, names = left_out(model), _names(model)
     if adapter.target_modules == "all-linear":
         head = _head(model)
-        wanted = [name for name, m in linears(model) if m is not head and name not in odd]
-        if not wanted:
+        linear = [name for name, m in linears(model) if m is not head and name not in odd]
+        if not linear:
             raise SpecError("no linear layer of this model can have an adapter", fix="Write `adapter: full`.")
-        return _short(wanted, names)
+        return _short(linear, names)
     elsewhere = _elsewhere(model)
     chosen: list[str] = []
     for end in adapter.target_modules:
@@ -95,12 +95,12 @@ def linear_names(model: "nn.Module") -> list[str]:
 
 
 def _unknown(model: "nn.Module", wanted: str) -> SpecError:
-    known = linear_names(model)
-    near = get_close_matches(wanted, known, 1)
+    names = linear_names(model)
+    near = get_close_matches(wanted, names, 1)
     return SpecError(
         f"no layer of this model is called `{wanted}`",
         place="adapter.target_modules",
-        fix=(f"Write {near[0]}? " if near else "") + f"Use all-linear, or some of: {', '.join(known)}.",
+        fix=(f"Write {near[0]}? " if near else "") + f"Use all-linear, or some of: {', '.join(names)}.",
     )
 
 

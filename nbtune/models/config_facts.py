@@ -101,8 +101,8 @@ def model_facts(model: str) -> ModelFacts:
             model.
         HubError: the Hub could not be asked.
     """
-    place = resolve(model, weights=False)
-    config = _config(Path(place), model)
+    folder = resolve(model, weights=False)
+    config = _config(Path(folder), model)
     return _from_config(model, config, headers_of(model))
 
 
@@ -115,8 +115,8 @@ def headers_of(model: str) -> dict[str, dict[str, Any]]:
     Raises:
         SpecError: a weight file is not whole.
     """
-    place = resolve(model, weights=False)
-    return read_headers(Path(place)) or ({} if Path(model).expanduser().is_dir() else _hub_headers(model, str(place)))
+    folder = resolve(model, weights=False)
+    return read_headers(Path(folder)) or ({} if Path(model).expanduser().is_dir() else _hub_headers(model, str(folder)))
 
 
 def _config(folder: Path, model: str) -> dict[str, Any]:

@@ -162,14 +162,14 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
         SpecError, HubError: see `resolve`; SpecError also when the folder holds no tokenizer.
     """
     tokenizers = _transformers().AutoTokenizer
-    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     try:
-        loaded = tokenizers.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+        loaded = tokenizers.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         if loaded.model_max_length < 1:
             raise ValueError(f"model_max_length is {loaded.model_max_length}")
         return loaded
     except Exception as e:  # whatever a damaged file makes transformers and tokenizers raise
-        raise SpecError(_no_tokenizer(model, Path(place), e), fix="Name a model that has one.") from e
+        raise SpecError(_no_tokenizer(model, Path(folder), e), fix="Name a model that has one.") from e
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -217,12 +217,12 @@ def load_model(
     """
     models = _transformers().AutoModelForCausalLM
 
-    place = resolve(model, trust_remote_code=trust_remote_code)
+    folder = resolve(model, trust_remote_code=trust_remote_code)
     if attention == "nbtune":
         from nbtune.models.accelerate.hf_attention import register
 
         register()
-    check_files(place, model)
+    check_files(folder, model)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     # other shapes are refused below, by name
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -231,7 +231,7 @@ def load_model(
     try:
         with _quiet():
             loaded, info = models.from_pretrained(
-                place,
+                folder,
                 device_map={"": _index(device)},
                 attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
@@ -239,7 +239,7 @@ def load_model(
             )
     except Exception as e:
         raise _not_loaded(model, e) from e
-    check_loaded(loaded, info, place, model)
+    check_loaded(loaded, info, folder, model)
     loaded.config.use_cache = False
     _keep_layout(loaded)
     _keep_caps(loaded, attention)
@@ -272,10 +272,10 @@ def outline(
     Raises:
         SpecError, HubError: see `resolve`.
     """
-    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     configs = _transformers().AutoConfig
     try:
-        config = configs.from_pretrained(place, trust_remote_code=trust_remote_code, local_files_only=True)
+        config = configs.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         part = config.get_text_config()
         if layers is not None:
             part.num_hidden_layers = layers

@@ -36,9 +36,9 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
         SpecError: the adapter cannot go onto this model, as `add_adapter` says it.
         HubError: see `resolve`.
     """
-    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
-    config = (Path(place) / "config.json").read_text(encoding="utf-8")
-    trained, linear, stacked, targets = _count(str(place), config, adapter.model_dump_json(), trust_remote_code)
+    folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    config = (Path(folder) / "config.json").read_text(encoding="utf-8")
+    trained, linear, stacked, targets = _count(str(folder), config, adapter.model_dump_json(), trust_remote_code)
     return replace(facts, trained=trained, linear=linear, stacked=stacked, targets=targets)
 
 
@@ -48,8 +48,8 @@ def outlined(model: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         SpecError, HubError: see `resolve`. Whatever the model's own code raises.
     """
-    place = resolve(model, weights=False, trust_remote_code=trust_remote_code)
-    return _outlined(str(place), (Path(place) / "config.json").read_text(encoding="utf-8"), trust_remote_code)
+    folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    return _outlined(str(folder), (Path(folder) / "config.json").read_text(encoding="utf-8"), trust_remote_code)
 
 
 @lru_cache(maxsize=2)
@@ -72,7 +72,7 @@ def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> _C
 
     from nbtune.spec import AdapterSpec
 
-    wanted = AdapterSpec.model_validate(json.loads(adapter))
+    adapter_spec = AdapterSpec.model_validate(json.loads(adapter))
     try:
         model = _outlined(place, config, trust_remote_code)
     except SpecError:
@@ -83,14 +83,14 @@ def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> _C
     linear = sum(m.weight.numel() for _, m in linears(model) if m is not head)
     stacks = [m for m in model.modules() if not isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False) if p.dim() > 2)
-    if wanted.type == "full":
+    if adapter_spec.type == "full":
         return sum(p.numel() for p in model.parameters()), linear, stacked, ()
-    layers = targeted(model, wanted)
+    layers = targeted(model, adapter_spec)
     names = tuple(layers)
     if layers and all(type(layer) is nn.Linear for layer in layers.values()):  # without peft, which imports for seconds
-        ends = sum(wanted.r * (m.in_features + m.out_features) for m in layers.values())
-        scales = sum(m.out_features for m in layers.values()) if wanted.type == "dora" else 0
+        ends = sum(adapter_spec.r * (m.in_features + m.out_features) for m in layers.values())
+        scales = sum(m.out_features for m in layers.values()) if adapter_spec.type == "dora" else 0
         return ends + scales, linear, stacked, names
     own = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
-    adapted = add_adapter(own, wanted, seed=0)
+    adapted = add_adapter(own, adapter_spec, seed=0)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad), linear, stacked, names

@@ -85,8 +85,8 @@ def load_trainable(
     wish = PlacementWish.of_words(quant, weights)
     if activations != "auto" and activations not in MEMORY_POLICIES:
         raise SpecError(f"activations: {activations!r} is no policy", fix=f"Use auto, {', '.join(MEMORY_POLICIES)}.")
-    place = pick(device)
-    facts = describe(place)
+    where = pick(device)
+    facts = describe(where)
     dtype, _ = choose_dtype("auto", facts)
     adapter = AdapterSpec(r=r)
     setup = Setup(
@@ -103,7 +103,7 @@ def load_trainable(
         path,
         adapter=adapter,
         dtype=torch_dtype(dtype),
-        device=place,
+        device=where,
         policy=way.activations,
         seed=seed,
         weights=way.weights,

@@ -124,8 +124,8 @@ def _named(names: list[str]) -> str:
 
 
 def _shapes(entry: Iterable[Any]) -> str:
-    _, stored, wanted = entry
-    return f"{list(stored)} in the files, {list(wanted)} by config.json"
+    _, stored, expected = entry
+    return f"{list(stored)} in the files, {list(expected)} by config.json"
 
 
 def _rounded_otherwise(loaded: "PreTrainedModel") -> list[tuple[str, Any, Any]]:

@@ -85,13 +85,13 @@ def _command_matches(words: list[str], fragment: str, namespace: Mapping[str, An
         return fragment, []
     if command.body:
         return line_matches(f"%finetune {' '.join(words[1:])} {fragment}", namespace)
-    arguments, given = command.arguments("cell"), words[1:]
-    flag_names = [flag for flag in flags.parser(command.name).flags() if flag not in given]
+    arguments, typed = command.arguments("cell"), words[1:]
+    flag_names = [flag for flag in flags.parser(command.name).flags() if flag not in typed]
     if fragment.startswith("-"):
         return fragment, _starting(flag_names, fragment)
-    argument = _unfinished(arguments, given) or _next_word(arguments, given)
-    known = [word for word in offered(argument, namespace) if word not in given] if argument else []
-    return fragment, _starting(known or flag_names, fragment)
+    argument = _unfinished(arguments, typed) or _next_word(arguments, typed)
+    candidates = [word for word in offered(argument, namespace) if word not in typed] if argument else []
+    return fragment, _starting(candidates or flag_names, fragment)
 
 
 def _unfinished(arguments: list[Argument], given: list[str]) -> Argument | None:

@@ -63,13 +63,13 @@ class Parser(argparse.ArgumentParser):
             SpecError: an unknown flag, a missing value.
         """
         self._line = line.strip()
-        known, unknown = self.parse_known_args(split(line, self.place))
+        values, unknown = self.parse_known_args(split(line, self.place))
         if unknown:
             near = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), self.flags(), n=1, cutoff=0.5)
             fix = f"did you mean `{near[0]}`?" if near else f"its flags: {', '.join(self.flags()) or 'none'}"
             kind = "flag" if unknown[0].startswith("-") else "argument"
             raise SpecError(f"`{self.prog}` has no {kind} `{unknown[0]}`", place=self.place, fix=fix)
-        return known
+        return values
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print."""
@@ -173,10 +173,10 @@ def parser(name: str) -> Parser:
     prog = f"%nbtune {name}"
     if COMMANDS[name].body:  # so that the line of a `%%finetune` is one of `%%nbtune plan`, too
         return finetune_parser(prog)
-    made = Parser(prog=prog)
+    parser_made = Parser(prog=prog)
     for argument in COMMANDS[name].arguments("cell"):
-        made.take(argument)
-    return made
+        parser_made.take(argument)
+    return parser_made
 
 
 @cache

@@ -79,8 +79,8 @@ class NbtuneMagics(Magics):
             )
         action: Callable[[Any], None] | None = getattr(self, f"_{name}", None)
         if not command.body:
-            given = flags.parser(name).parse(rest)
-            return self._call(command, given) if action is None else action(given)
+            args = flags.parser(name).parse(rest)
+            return self._call(command, args) if action is None else action(args)
         request = flags.parse_finetune(rest, f"%nbtune {name}")
         with placing(cell, first_line=2):
             spec = self._spec(cell, request)
@@ -98,8 +98,8 @@ class NbtuneMagics(Magics):
     def _keep(self, run: Any) -> None:
         if not self.variable:
             return
-        held = self.shell.user_ns.get(self.variable)
-        if held is None or isinstance(held, nbtune.Run):
+        former = self.shell.user_ns.get(self.variable)
+        if former is None or isinstance(former, nbtune.Run):
             self.shell.user_ns[self.variable] = run
         else:
             say(f"`{self.variable}` is yours and stays; the handle is nbtune.attach({run.name!r})")

@@ -277,9 +277,9 @@ def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Pro
     load_weights(checkpoint, built.model)
     stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     body = read_json(checkpoint / "progress.json") or {}
-    known = {key: value for key, value in body.items() if key in Progress.__dataclass_fields__ and value is not None}
-    if any(type(value) not in (int, float) for value in known.values()) or type(known.get("step")) is not int:
+    fields = {key: value for key, value in body.items() if key in Progress.__dataclass_fields__ and value is not None}
+    if any(type(value) not in (int, float) for value in fields.values()) or type(fields.get("step")) is not int:
         raise TrainError(
             "progress.json holds no progress", place=checkpoint.name, fix="resume from an earlier step: `step=`"
         )
-    return Progress(**known)
+    return Progress(**fields)

@@ -93,14 +93,14 @@ def _shown_adapter(folder: Path) -> str:
 def as_yaml(folder: Path) -> str:
     """Return the spec for `nbtune train` or a cell, its rows named as files. Paths are from the working folder on."""
     spec = spec_to_repeat(folder)
-    known = (read_json(folder / "data" / "sources.json") or {}).get("sources")
-    entries = [entry for entry in known if isinstance(entry, dict)] if isinstance(known, list) else []
+    sources = (read_json(folder / "data" / "sources.json") or {}).get("sources")
+    entries = [entry for entry in sources if isinstance(entry, dict)] if isinstance(sources, list) else []
     kept = {role: [e for e in entries if e.get("role", "train") == role] for role in ("train", "eval")}
     data = tuple(_as_file(*pair, folder) for pair in zip(spec.data, kept["train"], strict=False))
     changed: dict[str, Any] = {"data": data if len(data) == len(spec.data) else spec.data}
     if spec.eval.data is not None and kept["eval"]:
-        held = _as_file(spec.eval.data, kept["eval"][0], folder)
-        changed["eval"] = spec.eval.model_copy(update={"data": held})
+        eval_source = _as_file(spec.eval.data, kept["eval"][0], folder)
+        changed["eval"] = spec.eval.model_copy(update={"data": eval_source})
     return to_yaml(spec.model_copy(update=changed))
 
 
@@ -137,8 +137,8 @@ def _as_file(source: SourceSpec, entry: dict[str, Any], folder: Path) -> SourceS
 
 
 def _needs_folder(spec: RunSpec) -> bool:
-    held = [spec.eval.data] if spec.eval.data is not None else []
-    return any(source.function is not None and ":" not in source.function for source in [*spec.data, *held])
+    eval_data = [spec.eval.data] if spec.eval.data is not None else []
+    return any(source.function is not None and ":" not in source.function for source in [*spec.data, *eval_data])
 
 
 def _literal(text: str) -> str:

@@ -126,8 +126,8 @@ def code_is_allowed(folder: Path, spec: RunSpec) -> bool:
     """Return whether this user has allowed the code of the spec's model here: the code that is there now."""
     from nbtune.data.sources import consent
 
-    known = consent.is_remembered(folder, code_subject(spec.model))
-    return known and consent.is_remembered(folder, code_subject(spec.model, model_code(spec.model)))
+    remembered = consent.is_remembered(folder, code_subject(spec.model))
+    return remembered and consent.is_remembered(folder, code_subject(spec.model, model_code(spec.model)))
 
 
 def model_code(model: str) -> str:

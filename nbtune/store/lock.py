@@ -201,11 +201,11 @@ def _silence(path: Path) -> float:
 
 def _now_there(folder: Path, *, again: bool = False) -> float:
     """Return the time on the folder's file system, asked of it now and then: a question is a file that is made."""
-    known = _clocks.get(str(folder))
-    if known is None or (again and time.monotonic() - known[1] > _BEAT):
+    clock = _clocks.get(str(folder))
+    if clock is None or (again and time.monotonic() - clock[1] > _BEAT):
         now = time.monotonic()
-        known = _clocks[str(folder)] = (_clock_of(folder) - now, now)
-    return known[0] + time.monotonic()
+        clock = _clocks[str(folder)] = (_clock_of(folder) - now, now)
+    return clock[0] + time.monotonic()
 
 
 def _clock_of(folder: Path) -> float:

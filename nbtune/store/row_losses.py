@@ -138,9 +138,9 @@ class MeasuredRows:
         with self._turn:
             rows = list(self.rows.values())
         value = (lambda row: row.index) if by == "row" else (lambda row: getattr(row, by))
-        known = [row for row in rows if (v := value(row)) is not None and not math.isnan(v)]
-        known.sort(key=lambda row: (value(row) if lowest else -value(row), row.index))
-        return known + [row for row in rows if (v := value(row)) is None or math.isnan(v)]
+        measured = [row for row in rows if (v := value(row)) is not None and not math.isnan(v)]
+        measured.sort(key=lambda row: (value(row) if lowest else -value(row), row.index))
+        return measured + [row for row in rows if (v := value(row)) is None or math.isnan(v)]
 
     @property
     def sources(self) -> list[Source]:
@@ -198,9 +198,9 @@ class MeasuredRows:
 
     def _work(self) -> None:
         try:
-            wanted = self._wanted()
+            rows_left = self._wanted()
             self._tell()
-            for some in _alike(wanted):
+            for some in _alike(rows_left):
                 if self._stop.is_set():
                     break
                 self._measure(some)
@@ -339,10 +339,10 @@ def _alike(wanted: Sequence[_Wanted]) -> Iterator[Sequence[_Wanted]]:
 def _means(some: Sequence[_Wanted], sums: Sequence[float]) -> list[float]:
     """Return each row's mean, of the sums of its texts."""
     means, at = [], 0
-    for wanted in some:
-        total = sum(sums[at : at + len(wanted.texts)])
-        means.append(total / max(1, wanted.about.trained))
-        at += len(wanted.texts)
+    for row in some:
+        total = sum(sums[at : at + len(row.texts)])
+        means.append(total / max(1, row.about.trained))
+        at += len(row.texts)
     return means
 
 
@@ -356,7 +356,7 @@ def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
     """Return what was written down, the newest of each row, and how many rows there are in all; half a line is left
     out."""
     rows: dict[tuple[str, int], RowLoss] = {}
-    in_all, known = 0, {field.name for field in fields(RowLoss)}
+    in_all, names = 0, {field.name for field in fields(RowLoss)}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -366,7 +366,7 @@ def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
             body = parse(line)
             in_all = int(body.get("in_all", in_all))
             if "mark" in body:
-                row = RowLoss(**{key: value for key, value in body.items() if key in known})
+                row = RowLoss(**{key: value for key, value in body.items() if key in names})
                 row = replace(row, loss=math.nan) if row.loss is None else row
                 rows[row.key] = row
         except (ValueError, TypeError, AttributeError):

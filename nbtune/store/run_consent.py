@@ -32,11 +32,11 @@ def check(folder: Path, *, code: bool = True) -> None:
     """
     if code:
         spec_to_run(folder)
-    wanted = _of_data(folder)
-    if wanted:
+    wishes = _of_data(folder)
+    if wishes:
         from nbtune.data.sources import row_function
 
-        raise row_function.not_allowed("; ".join(wanted), folder / "data")
+        raise row_function.not_allowed("; ".join(wishes), folder / "data")
 
 
 def questions(folder: Path) -> list[str]:

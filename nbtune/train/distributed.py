@@ -77,10 +77,10 @@ class Ranks:
         Raises:
             OtherIsGone: one of them has ended.
         """
-        given: list[Any] = [None] * self.count
+        gathered: list[Any] = [None] * self.count
         with _noticing():
-            dist.all_gather_object(given, thing)
-        return given
+            dist.all_gather_object(gathered, thing)
+        return gathered
 
     def poorest(self, facts: machine.DeviceFacts) -> machine.DeviceFacts:
         """Return of all processes' devices the one with least memory."""
@@ -105,9 +105,9 @@ class RankedControl:
 
     def agree(self, numbers: Sequence[float]) -> list[Any]:
         """Return sums of the numbers over all processes, which must all call this; wishes are passed on with them."""
-        given = self._ranks.gather((list(numbers), self._control.look() if self._ranks.first else None))
-        self._agreed = given[0][1]
-        return [sum(values) for values in zip(*(part for part, _ in given), strict=True)]
+        gathered = self._ranks.gather((list(numbers), self._control.look() if self._ranks.first else None))
+        self._agreed = gathered[0][1]
+        return [sum(values) for values in zip(*(part for part, _ in gathered), strict=True)]
 
     def together(self, look: Callable[[], None]) -> Callable[[], None]:
         """Return `look`, for work that all processes do at the same pace: the wishes are agreed on first."""

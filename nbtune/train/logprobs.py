@@ -129,9 +129,11 @@ def _owners(batch: Batch) -> Tensor:
         return torch.from_numpy(rows // batch.input_ids.shape[1])
     documents = np.searchsorted(batch.cu_seqlens.numpy(), rows, side="right") - 1
     trained = batch.trained_labels.numpy() != -100
-    known, place = np.unique(documents[trained], return_inverse=True)  # padding is a document too, without labels
-    if len(known) != len(batch.examples):
+    documents_trained, owner = np.unique(
+        documents[trained], return_inverse=True
+    )  # padding is a document too, without labels
+    if len(documents_trained) != len(batch.examples):
         raise TrainError("an answer has no tokens to learn from", fix="leave such rows out, or set `packing: false`")
     owners = np.zeros_like(rows)
-    owners[trained] = place
+    owners[trained] = owner
     return torch.from_numpy(owners)

@@ -98,9 +98,11 @@ class _Look:
         """Return `[tokens, size]` of each document of each sequence; `joined`: the model is told that they are one."""
         from nbtune.data.batching.collate import pack
 
-        given = [[np.concatenate(row)] for row in rows] if joined else rows
-        numbers = iter(range(sum(map(len, given))))
-        states = self._states(pack(_dataset(given), [[next(numbers) for _ in row] for row in given], self.length))
+        sequences = [[np.concatenate(row)] for row in rows] if joined else rows
+        numbers = iter(range(sum(map(len, sequences))))
+        states = self._states(
+            pack(_dataset(sequences), [[next(numbers) for _ in row] for row in sequences], self.length)
+        )
         cut = [states[b].split([*map(len, row), states.shape[1] - sum(map(len, row))]) for b, row in enumerate(rows)]
         return [list(parts[:-1]) for parts in cut]
 

@@ -132,7 +132,7 @@ class Stepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`; the weights are there already."""
         saved = state["optimizer"]["state"]
-        mine = {i: saved[place] for i, place in enumerate(self._place) if place in saved}
+        mine = {i: saved[key] for i, key in enumerate(self._place) if key in saved}
         self.optimizer.load_state_dict({"state": mine, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -40,11 +40,11 @@ class Hints:
         >>> Hints().after_eval([{"step": k, "loss": loss} for k, loss in enumerate(losses)])[0]
         'The held-out loss rises since step 1.'
         """
-        known = [item for item in evals if item["loss"] is not None]
-        if len(known) <= RISING:
+        measured = [item for item in evals if item["loss"] is not None]
+        if len(measured) <= RISING:
             return None
-        best = min(known, key=lambda item: item["loss"])
-        since = [item for item in known if item["step"] > best["step"]]
+        best = min(measured, key=lambda item: item["loss"])
+        since = [item for item in measured if item["step"] > best["step"]]
         if len(since) < RISING or any(item["loss"] < best["loss"] * (1 + WORSE) for item in since[-RISING:]):
             return None
         if ("rises", best["step"]) in self._told:

@@ -98,8 +98,8 @@ class Answerers:
     def _look(self) -> None:
         """Find the runs beside those that are known."""
         places = [run.folder.parent for run in self._runs.values()][:1]
-        for place in places or ([] if self._runs else [folder.runs_root()]):
-            for path in folder.all_folders(place)[:RUNS]:
+        for root in places or ([] if self._runs else [folder.runs_root()]):
+            for path in folder.all_folders(root)[:RUNS]:
                 number = folder.name_of(path)[1]
                 if number not in self._runs:
                     self._runs[number] = RunReader(path)

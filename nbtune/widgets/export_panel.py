@@ -77,8 +77,8 @@ class ExportPanel(Panel):
     def do_gguf(self, types: list[str], importance: bool = False, verify: bool = True) -> None:
         """Make GGUF files of these types."""
         options = _options(importance=importance, verify=verify)
-        wanted = _types(types)
-        self._work("gguf", lambda: self.run.export.gguf(*wanted, **options))
+        types_asked = _types(types)
+        self._work("gguf", lambda: self.run.export.gguf(*types_asked, **options))
 
     def do_make(self, what: str, kind: str = "") -> None:
         """Make one of `MAKES`; `kind` is a merged model's dtype, or the type of Ollama's file."""
@@ -156,8 +156,8 @@ def make(run: RunHandle, what: str, kind: str = "") -> Callable[[], Any]:
     Raises:
         NbtuneError: nothing of the kind can be made.
     """
-    known: Sequence[str] = {"merged": DTYPES, "ollama": tuple(TYPES)}.get(what, ())
-    if what not in MAKES or (kind and kind not in known):
+    choices_known: Sequence[str] = {"merged": DTYPES, "ollama": tuple(TYPES)}.get(what, ())
+    if what not in MAKES or (kind and kind not in choices_known):
         raise NbtuneError(f"this panel cannot make {f'{what} {kind}'.strip()!r}")
     options = {} if not kind else {"dtype": kind} if what == "merged" else {"type": kind}
     return lambda: getattr(run.export, what)(**options)

@@ -24,8 +24,8 @@ def read_alike(spec: RunSpec, other: RunSpec | None) -> bool:
 def preview(inspection: Inspection) -> dict[str, Any]:
     """Return JSON of some KB: what the step *Data* of the form shows of the rows."""
     summary = inspection.summary()
-    known = {key: summary[key] for key in _SUMMARY if key in summary}
-    return {**known, "formats": sorted(FORMATS), "shown": [_row(inspection, k) for k in range(_few(inspection))]}
+    shown = {key: summary[key] for key in _SUMMARY if key in summary}
+    return {**shown, "formats": sorted(FORMATS), "shown": [_row(inspection, k) for k in range(_few(inspection))]}
 
 
 def _few(inspection: Inspection) -> int:

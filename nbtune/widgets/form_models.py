@@ -40,14 +40,14 @@ class Offer:
 
 def offers() -> list[Offer]:
     """Return the models of the caches, the well-known ones, and the embedded one, which is a toy."""
-    known = {model.name: model for model in WELL_KNOWN}
+    well_known = {model.name: model for model in WELL_KNOWN}
     here = []
     for name in hub_cache.cached("model"):
-        folder, more = _folder(name), known.pop(name, None)
+        folder, more = _folder(name), well_known.pop(name, None)
         if folder is not None:
             licence = more.licence if more is not None else _licence(folder)
             here.append(Offer(name, "here", licence, place=str(folder)))
-    others = [Offer(model.name, "known", model.licence, model.gated, model.facts) for model in known.values()]
+    others = [Offer(model.name, "known", model.licence, model.gated, model.facts) for model in well_known.values()]
     return [Offer(TOY, "toy", "apache-2.0", place=TOY), *here, *others]
 
 

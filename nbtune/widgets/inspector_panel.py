@@ -78,10 +78,10 @@ class Inspector(Panel):
     def _row(self, inspection: Inspection, index: int) -> dict[str, Any]:
         """Return a row, with its tokens' losses where they are known."""
         row = inspection.row(max(0, min(len(inspection) - 1, int(index))))
-        known = self.losses.get(row["index"])
-        if known is None:
+        losses_known = self.losses.get(row["index"])
+        if losses_known is None:
             return row
-        losses = [None if loss is None or math.isnan(loss) else round(float(loss), 4) for loss in known]
+        losses = [None if loss is None or math.isnan(loss) else round(float(loss), 4) for loss in losses_known]
         return row | {"losses": losses[: len(row["tokens"])]}
 
     def do_row(self, index: int) -> None:
@@ -138,13 +138,13 @@ class Inspector(Panel):
     def _change(self, make: Callable[[], Inspection] | Inspection, *, back: bool = False) -> None:
         def work() -> None:
             with self._reading:
-                made = make if isinstance(make, Inspection) else make()
+                inspection = make if isinstance(make, Inspection) else make()
                 if back:
                     self._past.pop()
                 else:
                     self._past.append(self.inspection)
-                shown = self._shown(made, self.row.get("index", 0))
-                self.inspection = made
+                shown = self._shown(inspection, self.row.get("index", 0))
+                self.inspection = inspection
                 with self.hold_sync():
                     self.row, self.summary = shown["row"], shown["summary"]
 

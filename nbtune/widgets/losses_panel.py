@@ -215,13 +215,13 @@ class LossesPanel(Panel):
         question, answer = (clean(text, _TEXT) for text in self.losses.text(row))
         numbers = {"loss": row.loss, "base": row.base, "learnt": row.learnt}
         losses = {key: None if v is None or not math.isfinite(v) else round(v, 4) for key, v in numbers.items()}
-        place = {
+        columns = {
             "source": clean(without_home(row.source), 100),
             "row": row.row,
             "index": row.index,
             "held": row.part == "eval",
         }
-        return {"mark": row.mark, "tokens": row.tokens, "asked": question, "said": answer, **losses, **place}
+        return {"mark": row.mark, "tokens": row.tokens, "asked": question, "said": answer, **losses, **columns}
 
     def in_words(self, _picture: bool) -> tuple[Shown, bool]:  # type: ignore[override]
         """Show it where the page shows no panels."""
@@ -289,8 +289,8 @@ class LossesPanel(Panel):
     def do_code(self, steps: int | None = None) -> str:
         """Return the line that a run started with now would be made by, in any notebook."""
         weights = ", ".join(f'"{mark}": {weight:g}' for mark, weight in self.losses.row_weights.items())
-        given = [*([f"row_weights={{{weights}}}"] if weights else []), *([f"steps={int(steps)}"] if steps else [])]
-        return f'run = nbtune.attach("{clean(self.losses.run.id, 40)}").go_on({", ".join(given)})'
+        arguments = [*([f"row_weights={{{weights}}}"] if weights else []), *([f"steps={int(steps)}"] if steps else [])]
+        return f'run = nbtune.attach("{clean(self.losses.run.id, 40)}").go_on({", ".join(arguments)})'
 
     def do_go_on(self, steps: int | None = None) -> str:
         """Start a run that goes on from this one's weights, and show its monitor."""

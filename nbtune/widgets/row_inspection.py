@@ -60,8 +60,8 @@ class Inspection:
             return cls(rows, namespace)
         if isinstance(rows, Mapping) and "data" in rows and all(key in RunSpec.model_fields for key in rows):
             rows, fields = rows["data"], {**rows, **fields}
-        made, variables = name_rows({**fields, "data": rows}, namespace)
-        return cls(from_mapping(made), variables)
+        fields_named, variables = name_rows({**fields, "data": rows}, namespace)
+        return cls(from_mapping(fields_named), variables)
 
     def with_reading(self, *, source: int = 0, format: str | None, columns: dict[str, str]) -> Inspection:
         """Return the same rows, one source read otherwise."""
@@ -230,10 +230,10 @@ class Inspection:
         """Return the lines of a spec that say what is shown."""
         from nbtune.spec import to_yaml
 
-        wanted = ("data:", "train_on:", "train_spans:")
+        prefixes = ("data:", "train_on:", "train_spans:")
         lines, keep = [], False
         for line in to_yaml(self.spec).splitlines():
-            keep = line.startswith(wanted) if line[:1].strip(" -") else keep  # a list's entries begin with a dash
+            keep = line.startswith(prefixes) if line[:1].strip(" -") else keep  # a list's entries begin with a dash
             lines += [line] if keep else []
         return clean(without_home("\n".join(lines)))
 
@@ -264,11 +264,11 @@ class Inspection:
     def _tokens(self, ids: list[int], trained: list[bool], encoder: Any) -> list[list[Any]]:
         ends = set(encoder.template.terminators) if encoder.template is not None else {self.tokenizer.eos_token}
         special, shown = set(self.tokenizer.all_special_ids), []
-        for number, wanted in zip(ids, trained, strict=True):
+        for number, is_trained in zip(ids, trained, strict=True):
             text = self.tokenizer.decode([number])
             if "\ufffd" in text:  # a part of a character
                 text = self.tokenizer.convert_ids_to_tokens(number)
-            flags = TRAINED * wanted + TERMINATOR * (text in ends) + SPECIAL * (number in special)
+            flags = TRAINED * is_trained + TERMINATOR * (text in ends) + SPECIAL * (number in special)
             shown.append([number, clean(text, 200), flags])
         return shown
 
@@ -309,11 +309,11 @@ class Inspection:
     def search(self, text: str, after: int, *, back: bool = False) -> int | None:
         """Return the next row (or the one before) that holds `text`, in any column, whatever the case; around the end
         once."""
-        wanted, count = text.casefold(), len(self)
+        needle, count = text.casefold(), len(self)
         for step in range(1, min(count, SEARCHED) + 1):
             index = (after - step if back else after + step) % count
             source, number, _ = self._find(index)
-            if wanted in json.dumps(source.rows[number], ensure_ascii=False, default=str).casefold():
+            if needle in json.dumps(source.rows[number], ensure_ascii=False, default=str).casefold():
                 return index
         return None
 

@@ -140,8 +140,8 @@ class RunView:
     def _export(self, event: ev.Export) -> None:
         failed = not event.path or (event.kind == "push" and event.detail)
         if event.done >= 1 and failed:  # a panel that asked for it may know why already
-            known = self.lists["notes"][-1:]
-            if not (known and known[0]["message"].rpartition(": ")[2] in clean(event.detail)):
+            last_note = self.lists["notes"][-1:]
+            if not (last_note and last_note[0]["message"].rpartition(": ")[2] in clean(event.detail)):
                 self.note(f"{event.kind}: {event.detail}")
             self._drop_unfinished()
             return

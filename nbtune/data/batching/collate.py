@@ -89,14 +89,14 @@ class Batch:
             ids[row, : b - a], labels[row, : b - a], mask[row, : b - a] = flat_ids[a:b], flat_labels[a:b], 1
         positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape).copy()
         bucket = len(self.trained_rows)
-        made = _finish(ids, labels, positions, mask, None, int(mask.sum()), bucket, list(self.examples))
+        batch = _finish(ids, labels, positions, mask, None, int(mask.sum()), bucket, list(self.examples))
         if self.loss_weights is None:
-            return made
+            return batch
         flat = np.zeros(flat_ids.size + 1, np.float32)  # of each token, as of the row that predicts it
         flat[self.trained_rows.numpy()[: self.num_trained] + 1] = self.loss_weights.numpy()[: self.num_trained]
         weights = np.array([flat[a:b].max() for a, b in kept], np.float32)
-        made = _weighted(made, weights[made.trained_rows.numpy() // width])
-        return replace(made, example_weights=self.example_weights)
+        batch = _weighted(batch, weights[batch.trained_rows.numpy() // width])
+        return replace(batch, example_weights=self.example_weights)
 
     def idle(self) -> Batch:
         """Return the same shapes with nothing to learn: for a process that must do as many passes as the others."""
@@ -136,10 +136,12 @@ def collate(
         mask[b, : len(row)] = 1
     labels[:, 0] = IGNORED
     positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape).copy()
-    made = _finish(ids, labels, positions, None if mask.all() else mask, None, int(mask.sum()), bucket, examples)
+    batch = _finish(ids, labels, positions, None if mask.all() else mask, None, int(mask.sum()), bucket, examples)
     if (weights := _weights(dataset, examples)) is not None:
-        made = replace(_weighted(made, weights[made.trained_rows.numpy() // width]), example_weights=_tensor(weights))
-    return _judged(made, dataset, [(e, b, 0) for b, e in enumerate(examples)])
+        batch = replace(
+            _weighted(batch, weights[batch.trained_rows.numpy() // width]), example_weights=_tensor(weights)
+        )
+    return _judged(batch, dataset, [(e, b, 0) for b, e in enumerate(examples)])
 
 
 def pack(
@@ -177,12 +179,12 @@ def pack(
             starts.append(b * length + at)
     bounds = np.array([*starts, len(bins) * length], np.int32)
     examples = [e for m in bins for e in m]
-    made = _finish(ids, labels, positions, None, bounds, tokens, bucket, examples)
+    batch = _finish(ids, labels, positions, None, bounds, tokens, bucket, examples)
     if (weights := _weights(dataset, examples)) is not None:
         begins = np.array([b * length + at for _, b, at in places])
-        owner = np.searchsorted(begins, made.trained_rows.numpy(), side="right") - 1
-        made = replace(_weighted(made, weights[owner]), example_weights=_tensor(weights))
-    return _judged(made, dataset, places)
+        owner = np.searchsorted(begins, batch.trained_rows.numpy(), side="right") - 1
+        batch = replace(_weighted(batch, weights[owner]), example_weights=_tensor(weights))
+    return _judged(batch, dataset, places)
 
 
 def _judged(batch: Batch, dataset: Dataset | Arriving, places: list[tuple[int, int, int]]) -> Batch:

@@ -31,11 +31,11 @@ def mismatched(
     if len(of_step) < 2 or not places:
         return None
     builder = Builder(["mismatched"])
-    for place in places:
-        (ids, trained), (others, answered) = (dataset.arrays(of_step[i]) for i in (place, place - 1))
+    for example_place in places:
+        (ids, trained), (others, answered) = (dataset.arrays(of_step[i]) for i in (example_place, example_place - 1))
         prompt, answer = _begin(trained), _begin(answered)
         joined = np.concatenate([ids[:prompt], others[answer:]]).astype(np.int32)
-        builder.add(joined, np.concatenate([np.zeros(prompt, bool), answered[answer:]]), 0, place)
+        builder.add(joined, np.concatenate([np.zeros(prompt, bool), answered[answer:]]), 0, example_place)
     return collate(builder.build(), list(range(len(places))), multiple, bucket=bucket)
 
 

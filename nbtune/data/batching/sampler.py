@@ -171,11 +171,11 @@ class BatchPlan:
         """Return this process's micro-batches of optimizer step k (0-based)."""
         size, chosen = self.micro_batch_size, self._sequences(k)
         mine = range(len(chosen))[self.rank :: self.ranks]
-        made = [self._batch(chosen, mine[i : i + size]) for i in range(0, len(mine), size)]
+        batches = [self._batch(chosen, mine[i : i + size]) for i in range(0, len(mine), size)]
         if self._even:  # the first process has most
-            missing = -(-len(chosen[:: self.ranks]) // size) - len(made)
-            made += [self._batch(chosen, [0]).idle() for _ in range(missing)]
-        return made
+            missing = -(-len(chosen[:: self.ranks]) // size) - len(batches)
+            batches += [self._batch(chosen, [0]).idle() for _ in range(missing)]
+        return batches
 
     def _sequences(self, k: int) -> list[list[int]]:
         """Return the examples of each sequence of step k, of all processes."""
@@ -194,18 +194,18 @@ class BatchPlan:
 
     def _batch(self, chosen: list[list[int]], places: Sequence[int]) -> Batch:
         """Return some of a step's sequences as a batch."""
-        group, bins = self._together, [chosen[place] for place in places]
+        group, bins = self._together, [chosen[index] for index in places]
         bins = [[unit * group + i for unit in members for i in range(group)] for members in bins] if group > 1 else bins
         if self.packing:
-            made = pack(self.dataset, bins, self.sequence_len, self.pad_id, self.bucket, self.pad_to_multiple)
+            batch = pack(self.dataset, bins, self.sequence_len, self.pad_id, self.bucket, self.pad_to_multiple)
         else:
             examples = [e for b in bins for e in b]
-            made = collate(self.dataset, examples, self.pad_to_multiple, self.pad_id, self.bucket)
-        return replace(made, mismatched=self._mismatched(chosen, places)) if self._mismatch else made
+            batch = collate(self.dataset, examples, self.pad_to_multiple, self.pad_id, self.bucket)
+        return replace(batch, mismatched=self._mismatched(chosen, places)) if self._mismatch else batch
 
     def _mismatched(self, chosen: list[list[int]], places: Sequence[int]) -> Batch | None:
         starts = np.cumsum([0, *map(len, chosen)]).tolist()
-        mine = [row for place in places for row in range(starts[place], starts[place + 1])]
+        mine = [row for index in places for row in range(starts[index], starts[index + 1])]
         of_step = [example for members in chosen for example in members]
         return mismatched(self.dataset, of_step, mine, self.pad_to_multiple, self.bucket)
 

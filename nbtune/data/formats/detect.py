@@ -107,8 +107,8 @@ def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | 
             target, _, own = PEERS[name][0].partition(":")
             return target, own or ("plain" if style == "plain" else ""), PEERS[name][1]
     close = difflib.get_close_matches(wanted_name, [*READERS, *PEERS], n=1)
-    known = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(READERS)}"
-    raise SpecError(f"there is no data format `{spec.format}`", place=place, fix=known)
+    advice = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(READERS)}"
+    raise SpecError(f"there is no data format `{spec.format}`", place=place, fix=advice)
 
 
 def _is_chat(name: str | None, columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec) -> bool:
@@ -119,7 +119,7 @@ def _is_chat(name: str | None, columns: Sequence[str], sample: Sequence[Row], sp
 
 def _guess(columns: Columns) -> str | None:
     roles = set(columns.given)
-    for name, wanted in (
+    for name, needed in (
         ("messages", {"messages"}),
         ("preference", {"chosen", "rejected"}),
         ("alpaca", {"instruction", "output"}),
@@ -127,20 +127,20 @@ def _guess(columns: Columns) -> str | None:
         ("segments", {"segments"}),
         ("text", {"text"}),
     ):
-        if wanted <= roles:
+        if needed <= roles:
             return name
-    known = {c.lower() for c in columns.names} | roles
+    available = {c.lower() for c in columns.names} | roles
     for reader in sorted(READERS.values(), key=lambda reader: -len(reader.columns)):
-        if reader.columns and reader.columns <= known:
+        if reader.columns and reader.columns <= available:
             return reader.name
-    if {"prompt", "completion"} <= known:
+    if {"prompt", "completion"} <= available:
         return "feedback" if "label" in columns.names and columns.holds("label", bool) else "prompt-completion"
     chat = chat_column(columns)
     if chat is not None:
         if chat.lower() == "prompt":
             return "prompts"
         return "sharegpt" if is_sharegpt(chat, columns.sample) else "messages"
-    return _guess_text(columns, known)
+    return _guess_text(columns, available)
 
 
 def _guess_text(columns: Columns, known: set[str]) -> str | None:

@@ -100,8 +100,8 @@ def stepwise_format(columns: Columns) -> Format:
         parts = [(string(row, prompt, "prompt"), False)]
         for text in texts:
             parts += [(text, False), ("\n", True)]
-        wanted = tuple(_truth(t, labels) for t in truths)
-        return Several((Parts(tuple(p for p in parts if p[0]), ends=False),), (float(all(wanted)),), wanted)
+        truth = tuple(_truth(t, labels) for t in truths)
+        return Several((Parts(tuple(p for p in parts if p[0]), ends=False),), (float(all(truth)),), truth)
 
     return Format("stepwise", {"prompt": prompt, "completions": steps, "labels": labels}, read, "stepwise")
 

@@ -42,8 +42,8 @@ def messages_format(columns: Columns) -> Format:
     keys = Keys.of(columns.given)
 
     def read(row: Row) -> Chat:
-        given = row.get(tools) if tools else None
-        return messages_of(row.get(column), column, tools=given, system=optional(row, system), keys=keys)
+        definitions = row.get(tools) if tools else None
+        return messages_of(row.get(column), column, tools=definitions, system=optional(row, system), keys=keys)
 
     name = "sharegpt" if is_sharegpt(column, columns.sample) else "messages"
     return Format(name, there({"messages": column, "tools": tools, "system": system}), read)
@@ -94,7 +94,7 @@ def pairs_format(columns: Columns) -> Format:
 
     def read(row: Row) -> Chat:
         question, answer_text = row.get(prompt), row.get(answer)
-        given = tools_of(row.get(tools)) if tools else None
+        definitions = tools_of(row.get(tools)) if tools else None
         if isinstance(question, list) or isinstance(answer_text, list):  # conversational: messages instead of text
             if not isinstance(question, list):
                 question = [{"role": "user", "content": _after_context(row, prompt, context)}]
@@ -108,12 +108,12 @@ def pairs_format(columns: Columns) -> Format:
                 answer_text if isinstance(answer_text, list) else [{"role": "assistant", "content": answer_text}],
                 answer,
             )
-            return Chat([{**m, "train": False} for m in before.messages] + after.messages, given)
+            return Chat([{**m, "train": False} for m in before.messages] + after.messages, definitions)
         text = _after_context(row, prompt, context)
         chat = [{"role": "user", "content": text}, {"role": "assistant", "content": string(row, answer, "answer")}]
         if instruction := optional(row, system):
             chat.insert(0, {"role": "system", "content": instruction})
-        return Chat(chat, given)
+        return Chat(chat, definitions)
 
     def read_plain(row: Row) -> Parts:
         text, head = _after_context(row, prompt, context), optional(row, system)

@@ -53,22 +53,22 @@ def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]
 
 def load(key: str) -> Prepared | None:
     """Return what was kept under a key; None if there is nothing, or not what was written (it is then thrown away)."""
-    place = prepared_folder() / key
+    folder = prepared_folder() / key
     try:
-        body = json.loads((place / "about.json").read_text(encoding="utf-8"))
-        if any(_content_of(place / name).hex() != digest for name, digest in body["files"].items()):
+        body = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        if any(_content_of(folder / name).hex() != digest for name, digest in body["files"].items()):
             raise ValueError("changed on disk")
         report = Report(**{**body["report"], "sources": [SourceReport(**s) for s in body["report"]["sources"]]})
         report.fates = [(str(s), int(row), str(status), str(why)) for s, row, status, why in report.fates]
         facts = DataFacts.model_validate(body["facts"])
-        train = read_arrays(place, "train", **body["train"])
-        held = read_arrays(place, "eval", **body["eval"]) if body["eval"] else None
+        train = read_arrays(folder, "train", **body["train"])
+        held = read_arrays(folder, "eval", **body["eval"]) if body["eval"] else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         return None
-    os.utime(place)
+    os.utime(folder)
     return Prepared(train, held, report, facts, body["chat_template"])
 
 
@@ -100,11 +100,11 @@ def _named(prepared: Prepared) -> dict[str, Any]:
 def entries() -> list[tuple[str, int, float]]:
     """Return (key, bytes, time of the last use) of what is kept, the oldest first."""
     kept = []
-    for place in prepared_folder().glob("*") if prepared_folder().is_dir() else ():
-        if place.name.startswith("new-") and time.time() - place.stat().st_mtime < UNFINISHED:
+    for folder in prepared_folder().glob("*") if prepared_folder().is_dir() else ():
+        if folder.name.startswith("new-") and time.time() - folder.stat().st_mtime < UNFINISHED:
             continue  # somebody is at it
-        size = sum(file.stat().st_size for file in place.glob("*"))
-        kept.append((place.name, size, place.stat().st_mtime))
+        size = sum(file.stat().st_size for file in folder.glob("*"))
+        kept.append((folder.name, size, folder.stat().st_mtime))
     return sorted(kept, key=lambda entry: entry[2])
 
 

@@ -41,16 +41,16 @@ def spec_with_named_rows(
         SpecError, DataError: as `from_mapping`, `from_yaml` and `name_rows`.
     """
     if isinstance(spec, str):
-        made, named = name_rows(fields, variables, text=spec)
-        return from_yaml(spec, made, first_line=first_line), named
+        body, named = name_rows(fields, variables, text=spec)
+        return from_yaml(spec, body, first_line=first_line), named
     if isinstance(spec, RunSpec):
         if not fields:
             return spec, variables or {}
         spec = spec.model_dump(mode="python", exclude_unset=True)
     if spec is not None and not isinstance(spec, Mapping):
         raise SpecError(f"a value of type {type(spec).__name__} is no spec", fix="rows are given as data=…")
-    made, named = name_rows({**(spec or {}), **fields}, variables)
-    return from_mapping({key: made[key] for key in spec or {}}, {key: made[key] for key in fields}), named
+    body, named = name_rows({**(spec or {}), **fields}, variables)
+    return from_mapping({key: body[key] for key in spec or {}}, {key: body[key] for key in fields}), named
 
 
 def name_rows(
@@ -71,14 +71,14 @@ def name_rows(
         SpecError: it is half a list of rows and half a list of sources, or half a row and half a source.
     """
     names = _Names(dict(variables or {}), {*re.findall(r"[\w.-]+", text), *_texts(fields)})
-    made = dict(fields)
+    named_fields = dict(fields)
     for key in ("data", "eval.data"):
-        if made.get(key) is not None:
-            made[key] = _named(made[key], key, names)
-    held = made.get("eval")
-    if isinstance(held, Mapping) and held.get("data") is not None:
-        made["eval"] = {**held, "data": _named(held["data"], "eval.data", names)}
-    return made, names.variables
+        if named_fields.get(key) is not None:
+            named_fields[key] = _named(named_fields[key], key, names)
+    evaluation = named_fields.get("eval")
+    if isinstance(evaluation, Mapping) and evaluation.get("data") is not None:
+        named_fields["eval"] = {**evaluation, "data": _named(evaluation["data"], "eval.data", names)}
+    return named_fields, names.variables
 
 
 class _Names:
@@ -104,8 +104,12 @@ class _Names:
 
 def _texts(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names of sources and functions in a request."""
-    held = fields.get("eval")
-    places = [fields.get("data"), fields.get("eval.data"), held.get("data") if isinstance(held, Mapping) else None]
+    evaluation = fields.get("eval")
+    places = [
+        fields.get("data"),
+        fields.get("eval.data"),
+        evaluation.get("data") if isinstance(evaluation, Mapping) else None,
+    ]
     for place in places:
         for entry in place if isinstance(place, list | tuple) else [place]:
             entry = entry.model_dump() if isinstance(entry, SourceSpec) else entry
@@ -184,8 +188,10 @@ def _named_entry(entry: Any, place: str, key: str, names: _Names) -> Any:
     if isinstance(entry, os.PathLike):
         return os.fspath(entry)
     if isinstance(entry, Mapping) and _is_source(entry):
-        held = entry.get("source")
-        return dict(entry) if held is None else {**entry, "source": _named_entry(held, f"{place}.source", key, names)}
+        source = entry.get("source")
+        return (
+            dict(entry) if source is None else {**entry, "source": _named_entry(source, f"{place}.source", key, names)}
+        )
     if isinstance(entry, list | tuple) and not entry:
         raise DataError("it is an empty list", place=place, fix="give at least one row")
     if not is_rows(entry):

@@ -78,15 +78,15 @@ def with_template(spec: RunSpec, base_dir: Path | str = ".") -> RunSpec:
     Raises:
         SpecError: there is no such file.
     """
-    given = spec.chat_template
-    if given is None or "{" in given:
+    template = spec.chat_template
+    if template is None or "{" in template:
         return spec
-    path = Path(base_dir) / Path(given).expanduser()
+    path = Path(base_dir) / Path(template).expanduser()
     try:
         return spec.model_copy(update={"chat_template": path.read_text(encoding="utf-8")})
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SpecError(
-            f"`{given}` is neither a Jinja2 template nor a file that can be read",
+            f"`{template}` is neither a Jinja2 template nor a file that can be read",
             place="chat_template",
             fix="write the template, or the file that holds it",
         ) from error
@@ -159,8 +159,8 @@ def _embedded(spec: SourceSpec, name: str) -> Source | None:
     from nbtune.data.sources import builtin
 
     if name not in builtin.SETS:
-        known = ", ".join(sorted(builtin.SETS))
-        raise DataError(f"nbtune has no set `{name}`", place="data", fix=f"there are {known}")
+        names = ", ".join(sorted(builtin.SETS))
+        raise DataError(f"nbtune has no set `{name}`", place="data", fix=f"there are {names}")
     file = builtin.path(name)
     return _of_files("set", spec, name, [file], name)
 
@@ -237,10 +237,10 @@ def _of_split(files: Sequence[Path], folder: Path, split: str, name: str) -> Seq
     """
     split_of = {file: _split_of(file.relative_to(folder)) for file in files}
     named = sorted({found for found in split_of.values() if found})
-    wanted = next((known for known, words in _SPLITS.items() if split in words), split)
-    if not named and wanted == "train":
+    split_wanted = next((split_name for split_name, words in _SPLITS.items() if split in words), split)
+    if not named and split_wanted == "train":
         return files
-    if wanted not in named:
+    if split_wanted not in named:
         choice = f"there are {', '.join(named)}" if named else "no name of a file or folder in it says a split"
         raise DataError(f"there is no split `{split}` in the folder", place=name, fix=f"{choice}; or name the files")
     if stray := [file.relative_to(folder).as_posix() for file in files if split_of[file] is None]:
@@ -249,7 +249,7 @@ def _of_split(files: Sequence[Path], folder: Path, split: str, name: str) -> Seq
             place=name,
             fix="name the files that are meant, or move it",
         )
-    return tuple(file for file in files if split_of[file] == wanted)
+    return tuple(file for file in files if split_of[file] == split_wanted)
 
 
 def _split_of(path: Path) -> str | None:

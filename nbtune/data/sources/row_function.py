@@ -35,26 +35,26 @@ class ChangedRows:
     def __getitem__(self, index: int) -> Any:
         row = self._rows[index]
         try:
-            made = self._change(dict(row))
+            changed = self._change(dict(row))
         except Exception as error:  # the user's code may raise anything; the row says where
             raise DataError(
                 f"`{self._name}` failed: {type(error).__name__}: {error}",
                 place=self._rows.place(index),
                 fix="mend the function, or let it return None for rows to leave out",
             ) from error
-        if made is None:
+        if changed is None:
             return None
-        if isinstance(made, str):
-            return {"text": made}
-        if isinstance(made, list):
-            return {"messages": made}
-        if not isinstance(made, Mapping):
+        if isinstance(changed, str):
+            return {"text": changed}
+        if isinstance(changed, list):
+            return {"messages": changed}
+        if not isinstance(changed, Mapping):
             raise DataError(
-                f"`{self._name}` made a {type(made).__name__} of the row",
+                f"`{self._name}` made a {type(changed).__name__} of the row",
                 place=self._rows.place(index),
                 fix="return a dict of columns, a text, a list of messages, or None",
             )
-        return dict(made)
+        return dict(changed)
 
     def longest(self, count: int) -> list[int]:
         """Return the numbers of the rows of most bytes before they are changed; none where that is not known."""

@@ -210,8 +210,8 @@ def _changed_name(entry: Mapping[str, Any], variables: Mapping[str, Any]) -> str
     value = variables.get(name)
     if entry["kind"] != "variable" or not is_rows(value) or type(value).__name__ == "IterableDataset":
         return ""
-    with tempfile.TemporaryDirectory() as made:
-        written = _write(rows_of(value, name), Path(made) / "rows", name)
+    with tempfile.TemporaryDirectory() as folder:
+        written = _write(rows_of(value, name), Path(folder) / "rows", name)
         return "" if _hash(written) == entry["files"][0]["sha256"] else name
 
 

@@ -222,9 +222,9 @@ class ChatTemplate:
         text = plain(text) + (self.appended if messages[-1]["role"] == "assistant" else "")
         data = tuple(span for span in every if span[2] != MARK)
         spans = without_kinds(data)
-        made = self._by_marks(text, spans, every) if self.has_marks else self._by_turns(text, spans, messages)
+        rendered = self._by_marks(text, spans, every) if self.has_marks else self._by_turns(text, spans, messages)
         lost = tuple(left_out(messages, tools, text, data))
-        return replace(made, left_out=lost) if lost else made
+        return replace(rendered, left_out=lost) if lost else rendered
 
     def _by_marks(self, text: str, spans: tuple[Span, ...], every: Sequence[Span]) -> Rendered:
         """Return what the marks say, and the terminator where it stands behind a mark."""

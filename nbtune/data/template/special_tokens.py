@@ -30,8 +30,8 @@ class Controls:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self.added = {token.content: id_ for id_, token in added.items() if token.content}
-        wanted = set(extra) | set(tokenizer.all_special_tokens)
-        self.ids = {t.content: i for i, t in added.items() if t.content and (t.special or t.content in wanted)}
+        control_texts = set(extra) | set(tokenizer.all_special_tokens)
+        self.ids = {t.content: i for i, t in added.items() if t.content and (t.special or t.content in control_texts)}
         self.pattern = _alternatives(self.ids)
         self.added_pattern = _alternatives(self.added)
         self._copies: dict[int, Any] = {}

@@ -57,11 +57,11 @@ def _call(call: Any, wanted: str) -> Any:
         return {**call, "function": _call(call["function"], wanted)}
     if "arguments" not in call:
         return call
-    given = call["arguments"]
-    if wanted == "mapping" and not isinstance(given, Mapping):
-        return {**call, "arguments": _object(given, call.get("name"))}
-    if wanted == "text" and not isinstance(given, str):
-        return {**call, "arguments": json.dumps({} if given is None else given, ensure_ascii=False)}
+    arguments = call["arguments"]
+    if wanted == "mapping" and not isinstance(arguments, Mapping):
+        return {**call, "arguments": _object(arguments, call.get("name"))}
+    if wanted == "text" and not isinstance(arguments, str):
+        return {**call, "arguments": json.dumps({} if arguments is None else arguments, ensure_ascii=False)}
     return call
 
 

@@ -32,20 +32,20 @@ class Tracked(str):
     def __add__(self, other: str) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        made = str.__new__(Tracked, str.__add__(self, other))
+        text = str.__new__(Tracked, str.__add__(self, other))
         if type(other) is Tracked:
             size = len(self)
-            made._spans = self._spans + tuple([(s + size, e + size, t) for s, e, t in other._spans])
+            text._spans = self._spans + tuple([(s + size, e + size, t) for s, e, t in other._spans])
         else:
-            made._spans = self._spans
-        return made
+            text._spans = self._spans
+        return text
 
     def __radd__(self, other: str) -> str:
         if not isinstance(other, str):
             return NotImplemented
-        made, size = str.__new__(Tracked, str.__add__(other, self)), len(other)
-        made._spans = spans_of(other) + tuple([(s + size, e + size, t) for s, e, t in self._spans])
-        return made
+        text, size = str.__new__(Tracked, str.__add__(other, self)), len(other)
+        text._spans = spans_of(other) + tuple([(s + size, e + size, t) for s, e, t in self._spans])
+        return text
 
     def __mul__(self, count: SupportsIndex) -> str:
         return concat([self] * int(count))
@@ -145,9 +145,9 @@ class Tracked(str):
 
 
 def _make(text: str, spans: tuple[Span, ...]) -> Tracked:
-    made = str.__new__(Tracked, text)
-    made._spans = spans
-    return made
+    tracked = str.__new__(Tracked, text)
+    tracked._spans = spans
+    return tracked
 
 
 def plain(text: str) -> str:
@@ -182,9 +182,9 @@ def concat(parts: Iterable[str]) -> str:
     text = "".join(parts)
     if not spans:
         return text
-    made = str.__new__(Tracked, text)
-    made._spans = tuple(spans)
-    return made
+    tracked = str.__new__(Tracked, text)
+    tracked._spans = tuple(spans)
+    return tracked
 
 
 def mark(text: str) -> str:

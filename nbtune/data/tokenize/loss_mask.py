@@ -121,14 +121,14 @@ def _places(rendered: Rendered, content: str, tag: int, ranges: Sequence[Stretch
             pieces.append((start, at, size))
     stretches = []
     for low, high in ranges:
-        held = [(max(low, at), min(high, at + size), start - at) for start, at, size in pieces]
-        held = [(begin, end, shift) for begin, end, shift in held if begin < end]
+        pieces_within = [(max(low, at), min(high, at + size), start - at) for start, at, size in pieces]
+        pieces_within = [(begin, end, shift) for begin, end, shift in pieces_within if begin < end]
         left = list(content[low:high])
-        for begin, end, _ in held:
+        for begin, end, _ in pieces_within:
             left[begin - low : end - low] = " " * (end - begin)
         if "".join(left).strip() and (foreign or not pieces):
             raise DataError("the template rewrites a message that has `train_detail`", fix="leave it out")
-        stretches += [(begin + shift, end + shift) for begin, end, shift in held]
+        stretches += [(begin + shift, end + shift) for begin, end, shift in pieces_within]
     return sorted(stretches)
 
 

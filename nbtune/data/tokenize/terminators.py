@@ -85,8 +85,8 @@ def trained_end(tokenizer: Any, spec: RunSpec) -> int | None:
         raise found
     ids, trained = found
     last = [int(id_) for id_, learnt in zip(ids, trained, strict=True) if learnt][-1:]
-    known = {*template.controls.ids.values(), tokenizer.eos_token_id}
-    return last[0] if last and last[0] in known else None
+    controls = {*template.controls.ids.values(), tokenizer.eos_token_id}
+    return last[0] if last and last[0] in controls else None
 
 
 def end_ids(own: int | Sequence[int] | None, tokenizer: Any) -> list[int]:
@@ -105,8 +105,8 @@ def with_ends(generation: Mapping[str, Any] | None, config: Mapping[str, Any], t
     """
     if generation is None:
         text = config.get("text_config") or {}
-        known = {key: config.get(key, text.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        generation = {key: value for key, value in known.items() if value is not None}
+        kept_ids = {key: config.get(key, text.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        generation = {key: value for key, value in kept_ids.items() if value is not None}
     own = _as_list(generation.get("eos_token_id"))
     ends = end_ids(own, tokenizer)
     if set(ends) == set(own):

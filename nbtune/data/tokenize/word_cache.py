@@ -143,24 +143,24 @@ def _for_ascii(pattern: str) -> str | None:
     """Return an Oniguruma expression as Python writes it, for ASCII text; None where they may differ."""
     if not pattern or _FOREIGN.search(pattern):
         return None
-    made, inside, at = [], False, 0
+    parts, inside, at = [], False, 0
     while at < len(pattern):
         match = re.match(r"\\p\{(\w+)\}", pattern[at:])
         if match:
             if match[1] not in _ASCII:
                 return None
             letters = _ASCII[match[1]]
-            made.append(letters if inside else f"[{letters}]" if letters else "(?!)")
+            parts.append(letters if inside else f"[{letters}]" if letters else "(?!)")
             at += match.end()
             continue
         if pattern[at] == "\\":
-            made.append(pattern[at : at + 2])
+            parts.append(pattern[at : at + 2])
             at += 2
             continue
         inside = pattern[at] != "]" if inside else pattern[at] == "["
-        made.append(pattern[at])
+        parts.append(pattern[at])
         at += 1
-    text = "".join(made)
+    text = "".join(parts)
     try:
         expression = re.compile(text, re.ASCII)
     except re.error:

@@ -68,9 +68,9 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     model = MergedModel(source)  # checks that the adapter fits this base
     config = Config(model.config, str(source.base / "config.json"))
     family = family_of(config)
-    wanted = {name: target.scale * adapter.weights.shape(target.a)[0] for name, target in adapter.targets.items()}
-    alpha = next(iter(wanted.values()))
-    scales = {name: value / alpha for name, value in wanted.items()}
+    alphas = {name: target.scale * adapter.weights.shape(target.a)[0] for name, target in adapter.targets.items()}
+    alpha = next(iter(alphas.values()))
+    scales = {name: value / alpha for name, value in alphas.items()}
     b = family.tensors(config, _Factors(source, adapter, 1, scales))  # type: ignore[arg-type]
     plain = dataclasses.replace(family, permute=False, change=None)
     a = plain.tensors(config, _Factors(source, adapter, 0, scales))  # type: ignore[arg-type]

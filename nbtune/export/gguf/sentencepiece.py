@@ -37,15 +37,15 @@ def merged(text: str, scores: Mapping[str, float]) -> list[str]:
 
 def first_difference(tokenizer: Any, scores: Mapping[str, float], prefix: bool) -> str | None:
     """Return the first sample that llama.cpp would cut otherwise than `tokenizer` (of transformers), or None."""
-    known = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab()
     for sample in SAMPLES:
         marked = ("▁" if prefix else "") + sample.replace(" ", "▁")
         expected: list[int] = []
         for part in merged(marked, scores):
-            if part in known:
-                expected.append(known[part])
+            if part in vocabulary:
+                expected.append(vocabulary[part])
             else:
-                expected += [known.get(f"<0x{byte:02X}>", -1) for byte in part.encode("utf-8")]
+                expected += [vocabulary.get(f"<0x{byte:02X}>", -1) for byte in part.encode("utf-8")]
         if expected != tokenizer(sample, add_special_tokens=False)["input_ids"]:
             return sample
     return None

@@ -126,9 +126,9 @@ def _tokens(body: dict[str, Any], rows: int, place: str) -> tuple[list[str], lis
     """Return the text and the type of each id; ids of the embedding that no token has are marked as unused."""
     tokens = [f"[PAD{i}]" for i in range(rows)]
     types = [UNUSED] * rows
-    known = [(text, i, NORMAL) for text, i in body["model"]["vocab"].items()]
-    known += [(t["content"], t["id"], CONTROL if t["special"] else USER_DEFINED) for t in body["added_tokens"]]
-    for text, i, kind in known:
+    entries = [(text, i, NORMAL) for text, i in body["model"]["vocab"].items()]
+    entries += [(t["content"], t["id"], CONTROL if t["special"] else USER_DEFINED) for t in body["added_tokens"]]
+    for text, i, kind in entries:
         if i >= rows:
             raise ExportError(
                 f"the tokenizer has token {i} ({text!r}), and the model only {rows} embeddings",

@@ -115,14 +115,14 @@ class _Plan:
     def _notes(self, shape: Shape) -> tuple[str, ...]:
         """Return what rows of an odd length made of the type."""
         odd = [
-            (tensor.shape[-1], wanted, got)
+            (tensor.shape[-1], encoding, got)
             for tensor, got in zip(self.tensors, self.encodings, strict=True)
-            if (wanted := self.kind.wanted(tensor, shape)) != got
+            if (encoding := self.kind.wanted(tensor, shape)) != got
         ]
         if not odd:
             return ()
         lengths = ", ".join(sorted({str(length) for length, _, _ in odd}))
-        became = ", ".join(sorted({f"{wanted} became {got}" for _, wanted, got in odd}))
+        became = ", ".join(sorted({f"{encoding} became {got}" for _, encoding, got in odd}))
         return (f"{len(odd)} tensors have rows of {lengths} values, which blocks of 256 do not divide: {became}",)
 
 
