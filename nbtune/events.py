@@ -60,6 +60,9 @@ class Step(Event):
 
     `loss` is the mean over the step's trained tokens, `tokens` counts all tokens that went through the model in this
     step and `trained_tokens` those with a label; memory is in bytes (RAM of the process where there is no GPU).
+    `metrics` is what the method tells besides, means over the step's rows: of pairs ``accuracy`` (the share in the
+    right order), ``margin``, ``reward_chosen`` and ``reward_rejected``, of judged answers ``reward_good`` and
+    ``reward_bad`` (where there are such among them).
     """
 
     type: ClassVar[str] = "step"
@@ -75,12 +78,13 @@ class Step(Event):
     memory_allocated: int = 0
     memory_reserved: int = 0
     memory_peak: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Event):
     """The held-out rows were measured after `step`; `best` if no earlier loss was lower; `sources`: the loss of each
-    source's rows, where there are several."""
+    source's rows, where there are several; `metrics` as in `Step`, of these rows."""
 
     type: ClassVar[str] = "eval"
     step: int
@@ -89,6 +93,7 @@ class Eval(Event):
     seconds: float = 0.0
     best: bool = False
     sources: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -289,7 +289,7 @@ class _Engine:
         if self.progress.step == 0 and (self.writes or plan.weights.shards):  # whose model needs all processes
             self._confirm()
         control = together or self.control
-        with Gauge(self._say, self.built.model, self.stepper.device) as emit:
+        with Gauge(self.emit, self.built.model, self.stepper.device) as emit:
             return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _confirm(self) -> None:
@@ -312,12 +312,6 @@ class _Engine:
             still_there(self.folder)
             self.owner.check()
             answer_requests(self.folder, partial(self._answer, within=within))
-
-    def _say(self, event: events.Event) -> None:
-        """Say an event of the loop; what was measured of each source is added to it."""
-        if isinstance(event, events.Eval) and self.measuring.of_sources:
-            event = dataclasses.replace(event, sources=self.measuring.of_sources)
-        self.emit(event)
 
     def _answer(self, request: dict[str, Any], asked: Asked, *, within: Callable[[Wishes], bool]) -> dict[str, Any]:
         """Answer what `generate`, `token_losses` and `row_losses` of `nbtune.Run` ask of a run that is at work;

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nbtune.spec import RunSpec
     from nbtune.train.distributed import RankedControl, Ranks
     from nbtune.train.loss import Loss
+    from nbtune.train.mean_loss import HeldOut
 
 _SAMPLE_TOKENS = 64
 
@@ -51,7 +52,6 @@ class Measuring:
     device: torch.device
     ranks: Ranks | None = None
     together: RankedControl | None = None
-    of_sources: dict[str, float] = dataclasses.field(default_factory=dict)  # the last evaluation, source by source
 
     def confirmed(self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool) -> Abilities:
         """Say what the loaded model can do, and a warning for what the plan expected otherwise.
@@ -80,13 +80,13 @@ class Measuring:
             raise leaks(self.plan.architecture, found.words)
         return found
 
-    def evaluate(self, look: Look) -> tuple[float, int, float] | None:
-        """Return mean loss, tokens and seconds of the held-out rows; None where there are none.
+    def evaluate(self, look: Look) -> HeldOut | None:
+        """Return what is found of the held-out rows; None where there are none.
 
         Args:
             look: called between batches.
         """
-        from nbtune.train.mean_loss import mean_loss
+        from nbtune.train.mean_loss import HeldOut, mean_loss, overall
 
         if self.data.eval is None or not self.data.eval.at_most(1):
             return None
@@ -96,15 +96,20 @@ class Measuring:
         of_sources: dict[str, list[int]] = {}
         for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)
-        means = {}
-        for name, rows in of_sources.items():
-            batches = partial(self._share, rows, group, look)
-            means[name] = mean_loss(self.built.model, self.loss, batches, **self._everybody())
-        tokens = sum(count for _, count in means.values())
-        loss = sum(mean * count for mean, count in means.values() if count) / tokens if tokens else math.nan
-        several = {name: mean for name, (mean, count) in means.items() if count and math.isfinite(mean)}
-        self.of_sources = several if len(several) > 1 else {}
-        return loss, tokens, time.perf_counter() - began
+        model, everybody = self.built.model, self._everybody()
+        found = {
+            name: mean_loss(model, self.loss, partial(self._share, rows, group, look), **everybody)
+            for name, rows in of_sources.items()
+        }
+        whole = overall([*found.values()])
+        several = {name: one.loss for name, one in found.items() if one.counted and math.isfinite(one.loss)}
+        return HeldOut(
+            whole.loss,
+            whole.tokens,
+            time.perf_counter() - began,
+            sources=several if len(several) > 1 else {},
+            metrics={name: mean for name, mean in whole.metrics.items() if math.isfinite(mean)},
+        )
 
     def _share(self, rows: list[int], group: int, look: Look) -> Iterator[Batch]:
         """Yield this process's batches of the rows; all processes call `look` equally often."""
@@ -147,8 +152,8 @@ class Measuring:
         if step == 0:
             return
         first = batches.step(step - 1)[:1]
-        loss, tokens = mean_loss(self.built.model, self.loss, lambda: first, count=lambda _: 1.0, **self._everybody())
-        if tokens and not math.isfinite(loss):
+        found = mean_loss(self.built.model, self.loss, lambda: first, count=lambda _: 1.0, **self._everybody())
+        if found.tokens and not math.isfinite(found.loss):
             raise no_number("the loss after the last step", step)
 
     def samples(self, step: int, look: Look) -> Iterator[events.Sample]:

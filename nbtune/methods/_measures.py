@@ -9,16 +9,16 @@ if TYPE_CHECKING:
 
 
 def compared(better: Tensor, worse: Tensor) -> dict[str, Tensor]:
-    """Return scalars of the rewards `[P]` of pairs: which share is in the right order, and by how much on average."""
+    """Return figures `[P]` of the rewards of pairs: whether each is in the right order, and by how much."""
     return {
-        "accuracy": (better > worse).float().mean(),
-        "margin": (better - worse).mean(),
-        "reward_better": better.mean(),
-        "reward_worse": worse.mean(),
+        "accuracy": (better > worse).float(),
+        "margin": better - worse,
+        "reward_chosen": better,
+        "reward_rejected": worse,
     }
 
 
 def judged(rewards: Tensor, good: Tensor) -> dict[str, Tensor]:
-    """Return the mean reward of good and of bad answers `[N]`; of a kind that is not among them 0."""
+    """Return the rewards `[N]` of good answers, and of bad ones."""
     kinds = {"reward_good": good, "reward_bad": ~good}
-    return {name: (rewards * kind).sum() / kind.sum().clamp(min=1) for name, kind in kinds.items()}
+    return {name: rewards.masked_fill(~kind, float("nan")) for name, kind in kinds.items()}

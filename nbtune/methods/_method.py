@@ -108,7 +108,8 @@ class Method:
             not matter how a step is divided: their ``tokens``, which cost nothing, or the ``answers`` with all that is
             known of them, which costs a forward of each without gradients.
         least_batch: rows that a step must have to say anything.
-        metrics: named scalars to watch, of the loss's arguments.
+        metrics: named figures to watch, of the loss's arguments and like the loss one a pair `[P]` or an answer `[N]`,
+            NaN where it has none; a step's is the mean of the others.
     """
 
     name: str

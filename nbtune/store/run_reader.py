@@ -139,20 +139,28 @@ class RunReader:
     def history(self) -> pd.DataFrame:
         """A row a step (index: step) with the fields of `nbtune.events.Step`, and `eval_loss` where it was measured.
 
+        Each of a method's metrics has a column of its own (``accuracy``), and so has what was measured of held-out rows
+        (``eval_accuracy``).
+
         A step that was done twice (after a crash, from the checkpoint before) is there once, as it was done last.
         """
         import pandas as pd
 
+        columns = [field.name for field in fields(says.Step) if field.name not in ("step", "metrics")]
         steps: dict[int, dict[str, Any]] = {}
-        evals: dict[int, float] = {}
+        evals: dict[str, dict[int, float]] = {"loss": {}}
+        names: dict[str, None] = {}
         for event in self.events():
             if isinstance(event, says.Step):
-                steps[event.step] = {k: v for k, v in vars(event).items() if k != "step"}
+                steps[event.step] = {**event.metrics, **{name: getattr(event, name) for name in columns}}
+                names |= dict.fromkeys(event.metrics)
             elif isinstance(event, says.Eval):
-                evals[event.step] = event.loss
-        columns = [field.name for field in fields(says.Step) if field.name != "step"]
+                for name, value in {**event.metrics, "loss": event.loss}.items():
+                    evals.setdefault(name, {})[event.step] = value
+        columns += [name for name in names if name not in columns]
         frame = pd.DataFrame.from_dict(steps, orient="index", columns=columns).rename_axis("step").sort_index()
-        frame["eval_loss"] = pd.Series(evals, dtype=float)
+        for name, found in evals.items():
+            frame[f"eval_{name}"] = pd.Series(found, dtype=float)
         return frame
 
     def subscribe(self, callback: Callable[[list[says.Event], int], None], start: int = 0) -> Callable[[], None]:

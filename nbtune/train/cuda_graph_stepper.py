@@ -10,7 +10,7 @@ import torch
 from nbtune.device.streams import replayable
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.train.inputs import model_inputs
-from nbtune.train.stepper import seed_of
+from nbtune.train.stepper import Updated, seed_of
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
@@ -67,11 +67,11 @@ class FusedStepper:
         loss = self._step.accumulate(inputs, first=self._sum is None, seed=seed)
         self._sum = loss if self._sum is None else self._sum + loss
 
-    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, learning_rate: float) -> Updated:
         """See `Stepper.update`."""
         assert self._sum is not None, "no micro-batch was accumulated"
         norm, loss, self._sum = self._step.update(learning_rate), self._sum, None
-        return loss, norm
+        return Updated(loss, norm, {})
 
     def discard(self) -> None:
         """See `Stepper.discard`."""

@@ -25,7 +25,7 @@ from nbtune import device as machine
 from nbtune.device.detect import claim, collectives
 from nbtune.train.control import OtherIsGone, Wishes
 from nbtune.train.cuda_graph_stepper import FusedStepper
-from nbtune.train.stepper import Stepper
+from nbtune.train.stepper import Stepper, Updated
 
 if TYPE_CHECKING:
     from nbtune.train.control import Control
@@ -165,33 +165,38 @@ class RankedStepper(_Ranked, Stepper):
         super().__init__(ranks, *args, **kwargs)
         self._gather = ranks.gather
 
-    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, learning_rate: float) -> Updated:
         """See `Stepper.update`; a process without a micro-batch of its own in this step adds nothing."""
+        names = self._loss.figures
         if self._sum is None:
             self._sum = torch.zeros((), device=self.device)
+        if self._figures is None and names:
+            self._figures = torch.zeros(2, len(names), device=self.device)
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._sum = _add_up([p.grad for p in self._parameters if p.grad is not None], self._sum)
+        told = [self._sum.float().reshape(1)] + ([] if self._figures is None else [self._figures.flatten()])
+        total = _add_up([p.grad for p in self._parameters if p.grad is not None], torch.cat(told))
+        self._sum, self._figures = total[0], total[1:].view(2, -1) if names else None
         return super().update(learning_rate)
 
 
 class RankedFusedStepper(_Ranked, FusedStepper):
     """A `FusedStepper` that does so: its gradients lie in one buffer, between two recordings."""
 
-    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, learning_rate: float) -> Updated:
         """See `FusedStepper.update`; a process without a micro-batch of its own in this step adds nothing."""
         gradients = self._step.gradients()
         if self._sum is None:
             torch._foreach_zero_(gradients)
             self._sum = torch.zeros((), device=self.device)
-        self._sum = _add_up(gradients, self._sum)
+        self._sum = _add_up(gradients, self._sum.float().reshape(1))[0]
         return super().update(learning_rate)
 
 
-def _add_up(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
-    """Sum over all processes, in fp32: gradients in place, the loss returned."""
-    total = loss.detach().float().reshape(1).clone()
+def _add_up(gradients: Sequence[torch.Tensor], told: torch.Tensor) -> torch.Tensor:
+    """Sum over all processes, in fp32: gradients in place, what else a step tells (`[n]`) returned."""
+    total = told.detach().clone()
     with _noticing():
         for bucket in _buckets(gradients):
             if len(bucket) == 1 and bucket[0].dtype == torch.float32 and bucket[0].is_contiguous():
@@ -202,7 +207,7 @@ def _add_up(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tens
             parts = flat.split([gradient.numel() for gradient in bucket])
             torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)])
         dist.all_reduce(total)
-    return total[0]
+    return total
 
 
 @contextmanager

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from nbtune.data.batching.collate import Batch
     from nbtune.train.control import Control, Wishes
+    from nbtune.train.mean_loss import HeldOut
+    from nbtune.train.stepper import Updated
 
 
 class Stepper(Protocol):
@@ -40,8 +42,8 @@ class Stepper(Protocol):
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
 
-    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip and update; return the step's loss and gradient norm, scalars still on the device."""
+    def update(self, learning_rate: float) -> Updated:
+        """Clip and update; return what the step tells, scalars still on the device."""
 
     def discard(self) -> None:
         """Forget the gradients of an unfinished step."""
@@ -92,14 +94,14 @@ class Jobs:
     """What the loop has done by others.
 
     `save` writes a checkpoint and returns its event (or refuses to, where the weights are good for nothing), `evaluate`
-    the mean loss, tokens and seconds of the held-out rows (None: there are none), `sample` asks the sample prompts,
+    what it found of the held-out rows (None: there are none), `sample` asks the sample prompts,
     `between` is called at every micro-step boundary (requests to the live model are answered there), with a function to
     call with the wishes between two tokens of an answer: it says whether the answer has to end. `evaluate` and `sample`
     are given a function to call between their batches and tokens: a stop or a pause does not wait for their end.
     """
 
     save: Callable[[Progress], events.Checkpoint]
-    evaluate: Callable[[Callable[[], None]], tuple[float, int, float] | None]
+    evaluate: Callable[[Callable[[], None]], HeldOut | None]
     sample: Callable[[int, Callable[[], None]], Iterable[events.Sample]]
     between: Callable[[Callable[[Wishes], bool]], None]
 
@@ -120,7 +122,8 @@ class _Pending:
     """A step whose numbers are still on the device, and when the device began it."""
 
     began: Moment
-    loss_and_norm: Later
+    told: Later  # loss, norm, and the figures
+    figures: Sequence[str]
     step: int
     learning_rate: float
     tokens: int
@@ -199,15 +202,16 @@ class _Loop:
             self.stepper.accumulate(batch, denominator=denominator, step=index, micro_step=micro_step)
         peak = progress.learning_rate if progress.learning_rate is not None else self.options.learning_rate
         learning_rate = peak * self.options.factor(index)
-        measured = Later(*self.stepper.update(learning_rate))
+        loss, norm, figures = self.stepper.update(learning_rate)
+        told = Later(loss, norm, *figures.values())
         progress.step, progress.tokens = index + 1, progress.tokens + tokens
         progress.trained_tokens += trained
         self._next = self.batches.step(index + 1) if index + 1 < self.options.total_steps else None
         if self._late:
             self._flush()
         epoch = progress.step / self.batches.steps_per_epoch
-        self._pending = _Pending(self._began, measured, progress.step, learning_rate, tokens, trained, epoch)
-        self._began = measured
+        self._pending = _Pending(self._began, told, (*figures,), progress.step, learning_rate, tokens, trained, epoch)
+        self._began = told
         if not self._late:
             self._flush()
 
@@ -222,8 +226,8 @@ class _Loop:
         done, self._pending = self._pending, None
         if done is None:
             return
-        loss, norm = done.loss_and_norm.read()
-        seconds = max(done.loss_and_norm.since(done.began), 1e-9)  # the device's: the host may be ahead by a step
+        loss, norm, *figures = done.told.read()
+        seconds = max(done.told.since(done.began), 1e-9)  # the device's: the host may be ahead by a step
         memory = self._memory_now()
         self.emit(
             events.Step(
@@ -239,6 +243,7 @@ class _Loop:
                 memory_allocated=memory.allocated,
                 memory_reserved=memory.reserved,
                 memory_peak=memory.peak,
+                metrics={k: v for k, v in zip(done.figures, figures, strict=True) if math.isfinite(v)},
             )
         )
         overflowed = self.stepper.scaled and not math.isfinite(norm)
@@ -268,14 +273,13 @@ class _Loop:
             self._restart_clock()
 
     def _evaluate(self) -> None:
-        result = self.jobs.evaluate(self._look_within)
-        if result is None:
+        held = self.jobs.evaluate(self._look_within)
+        if held is None:
             return
-        loss, tokens, seconds = result
-        best = loss < self.progress.best_eval
-        self.progress.best_eval = min(loss, self.progress.best_eval)
-        self.emit(events.Eval(step=self.progress.step, loss=loss, tokens=tokens, seconds=seconds, best=best))
-        if tokens and not math.isfinite(loss):
+        best = held.loss < self.progress.best_eval
+        self.progress.best_eval = min(held.loss, self.progress.best_eval)
+        self.emit(events.Eval(step=self.progress.step, best=best, **vars(held)))
+        if held.tokens and not math.isfinite(held.loss):
             raise no_number("the loss of the held-out rows", self.progress.step)
 
     def _sample(self) -> None:

@@ -9,9 +9,9 @@ asked for of all of them, accumulation changes nothing.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 class Loss(Protocol):
     """A loss as the loop calls it."""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What it tells of a step besides, by name."""
 
     @property
     def looks_ahead(self) -> bool:
@@ -59,9 +63,16 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss` is a scalar, the sum over this micro-batch's trained tokens divided by the denominator it was given."""
+    """What a micro-batch loses.
+
+    Attributes:
+        loss: a scalar, the sum over its trained tokens (or pairs, or answers) divided by the denominator it was given.
+        figures: `[2, F]` without gradients, of each of the loss's `figures` the sum over the rows that have one, and
+            how many these are, each as often as it counts; None where it has none.
+    """
 
     loss: torch.Tensor
+    figures: torch.Tensor | None = None
 
 
 def loss_of(
@@ -88,6 +99,7 @@ class TokenLoss:
     """
 
     looks_ahead: ClassVar[bool] = False
+    figures: ClassVar[tuple[str, ...]] = ()
     fused: bool = False
 
     def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> None:
@@ -140,6 +152,17 @@ class AnswerLoss:
     options: Mapping[str, float] = field(default_factory=dict)
     start: StartingWeights | None = None
 
+    @cached_property
+    def figures(self) -> tuple[str, ...]:
+        """Ask the method, with two answers that nobody gave, what it tells besides the loss."""
+        made_up = torch.full((2,), -1.0)
+        return tuple(self._figures(Answers(made_up, -made_up, reference=made_up, values=torch.tensor([1.0, 0.0]))))
+
+    def _figures(self, answers: Answers) -> dict[str, torch.Tensor]:
+        if self.method.metrics is None:
+            return {}
+        return self.method.metrics(*self.method.sides(answers.detached()), **{**self.method.options, **self.options})
+
     @property
     def looks_ahead(self) -> bool:
         """See `Loss`."""
@@ -183,7 +206,16 @@ class AnswerLoss:
         each = method.loss(*method.sides(answers), **options)
         if answers.weights is not None:
             each = each * answers.weights[:: method.group]
-        return LossOutput(loss=each.sum() / denominator)
+        return LossOutput(loss=each.sum() / denominator, figures=self._sums(answers))
+
+    def _sums(self, answers: Answers) -> torch.Tensor | None:
+        if not self.figures:
+            return None
+        told = self._figures(answers)
+        values = torch.stack([told[name] for name in self.figures])
+        there = (~values.isnan()).float()
+        counts = there if answers.weights is None else there * answers.weights[:: self.method.group]
+        return torch.stack([(values.nan_to_num() * counts).sum(1), counts.sum(1)])
 
 
 @dataclass(frozen=True)
@@ -191,6 +223,11 @@ class UnlessIdle:
     """A loss of which `Batch.idle` ones are nothing, whatever is in them; they go through the model all the same."""
 
     of: Loss
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See `Loss`."""
+        return self.of.figures
 
     @property
     def looks_ahead(self) -> bool:
@@ -217,4 +254,4 @@ class UnlessIdle:
     ) -> LossOutput:
         """See `Loss`."""
         found = self.of(model, batch, denominator=denominator, device=device, step=step)
-        return dataclasses.replace(found, loss=found.loss * 0.0) if batch.idle_pass else found
+        return LossOutput(found.loss * 0.0) if batch.idle_pass else found

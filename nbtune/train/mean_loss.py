@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nbtune.errors import TrainError
@@ -42,6 +44,48 @@ def trained_weight(batch: Batch) -> float:
     return batch.weight
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What an evaluation found, by the names that `nbtune.events.Eval` has for it."""
+
+    loss: float
+    tokens: int
+    seconds: float
+    sources: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of some rows, by all processes that measure together.
+
+    Attributes:
+        loss: mean over `counted`; NaN where there was nothing.
+        counted: what it is a mean over: tokens, pairs or answers, as often as each counts.
+        tokens: trained ones.
+        figures: of each of the loss's figures the sum over the rows that have one, and how many these are.
+    """
+
+    loss: float
+    counted: float
+    tokens: int
+    figures: dict[str, tuple[float, float]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means of the figures that some row has."""
+        return {name: total / count for name, (total, count) in self.figures.items() if count}
+
+
+def overall(parts: Sequence[Measured]) -> Measured:
+    """Return what was found of several parts as of all of their rows."""
+    counted, figures = sum(part.counted for part in parts), [part.figures for part in parts]
+    loss = sum(part.loss * part.counted for part in parts if part.counted) / counted if counted else math.nan
+    names = figures[0] if figures else ()
+    added = {name: (sum(one[name][0] for one in figures), sum(one[name][1] for one in figures)) for name in names}
+    return Measured(loss, counted, sum(part.tokens for part in parts), added)
+
+
 def mean_loss(
     model: torch.nn.Module,
     loss: Loss,
@@ -51,8 +95,8 @@ def mean_loss(
     count: Callable[[Batch], float] | None = None,
     add: Callable[[Sequence[float]], Sequence[float]] = list,
     gather: Gather | None = None,
-) -> tuple[float, int]:
-    """Return (mean loss over all trained tokens of the batches, how many those are); the model is left as it was.
+) -> Measured:
+    """Return the mean loss over all trained tokens of the batches, and what comes with it; the model is left as it was.
 
     Args:
         batches: gives them, twice to a loss that looks ahead, which is told of all of them what it asks of a step.
@@ -64,8 +108,9 @@ def mean_loss(
 
     from nbtune.train.look_ahead import joined
 
-    training, total, tokens, counted = model.training, None, 0, 0.0
-    count = loss.count if count is None else count
+    training, tokens, counted = model.training, 0, 0.0
+    count, names = loss.count if count is None else count, loss.figures
+    total, figures = torch.zeros((), device=device), torch.zeros(2, len(names), device=device)
     model.eval()
     try:
         with torch.no_grad():
@@ -73,10 +118,12 @@ def mean_loss(
             step = joined(found, device, gather) if loss.looks_ahead else None
             for batch in batches():
                 if batch.num_trained or batch.idle_pass:
-                    part = loss(model, batch, denominator=1, device=device, step=step).loss.float()
-                    total = part if total is None else total + part
+                    part = loss(model, batch, denominator=1, device=device, step=step)
+                    total = total + part.loss.float()
+                    figures = figures if part.figures is None else figures + part.figures
                     tokens, counted = tokens + batch.num_trained, counted + count(batch)
     finally:
         model.train(training)
-    summed, tokens, counted = add([0.0 if total is None else float(total), tokens, counted])  # type: ignore[assignment]
-    return (summed / counted if counted else float("nan")), tokens
+    summed, tokens, counted, *rest = add([float(total), tokens, counted, *figures.flatten().tolist()])  # type: ignore[assignment]
+    sums = dict(zip(names, zip(rest[: len(names)], rest[len(names) :], strict=True), strict=True))
+    return Measured(summed / counted if counted else math.nan, counted, tokens, sums)

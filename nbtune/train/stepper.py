@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 def seed_of(seed: int, step: int, micro_step: int) -> int:
     """Return what alone decides what a micro-step draws, below 2^63: a resumed run draws the same."""
     return hash((seed, step, micro_step)) & (2**63 - 1)
+
+
+def _plus(sum_: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
+    if sum_ is None or more is None:
+        return sum_ if more is None else more
+    return sum_ + more
+
+
+class Updated(NamedTuple):
+    """What a step tells, scalars still on the device; a figure that no row has is NaN."""
+
+    loss: torch.Tensor
+    norm: torch.Tensor
+    figures: dict[str, torch.Tensor]
 
 
 class Stepper:
@@ -63,6 +77,7 @@ class Stepper:
         self._place = [places[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._sum: torch.Tensor | None = None
+        self._figures: torch.Tensor | None = None
         self._of_step: Answers | None = None
         self._gather: Gather | None = None
 
@@ -84,13 +99,13 @@ class Stepper:
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
         with self._drawing(step, micro_step):
-            loss = self._loss(self.model, batch, denominator=denominator, device=self.device, step=self._of_step).loss
-            self.scaler.scale(loss).backward()
-        detached = loss.detach()
-        self._sum = detached if self._sum is None else self._sum + detached
+            told = self._loss(self.model, batch, denominator=denominator, device=self.device, step=self._of_step)
+            self.scaler.scale(told.loss).backward()
+        self._sum = _plus(self._sum, told.loss.detach())
+        self._figures = _plus(self._figures, told.figures)
 
-    def update(self, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip and update; return the step's loss and gradient norm, scalars still on the device."""
+    def update(self, learning_rate: float) -> Updated:
+        """Clip and update; return what the step tells."""
         assert self._sum is not None, "no micro-batch was accumulated"
         limit = self._max_grad_norm or float("inf")
         self.scaler.unscale_(self.optimizer)
@@ -99,14 +114,16 @@ class Stepper:
             group["lr"] = learning_rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        loss = self._sum
+        loss, figures = self._sum, self._figures
         self.discard()
-        return loss, norm
+        if figures is None:
+            return Updated(loss, norm, {})
+        return Updated(loss, norm, dict(zip(self._loss.figures, (figures[0] / figures[1]).unbind(), strict=True)))
 
     def discard(self) -> None:
         """Forget the gradients of an unfinished step."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._sum = self._of_step = None
+        self._sum = self._figures = self._of_step = None
 
     @contextmanager
     def _drawing(self, step: int, micro_step: int) -> Iterator[None]:

@@ -51,6 +51,25 @@ def test_pairs_are_learnt_in_either_shape(learn, method):
     assert again.history["loss"].iloc[0] == pytest.approx(losses.iloc[0], rel=0.3)
 
 
+def test_what_a_method_tells_besides_is_in_events_and_history(learn):
+    fields = {"eval": {"split": 0.25, "every": 4}, "beta": 0.5, "micro_batch_size": 2}
+    run = learn(PAIRS, method="dpo", **fields)
+    table = run.history
+    first, last = table.iloc[0], table.iloc[-1]
+    assert (first["margin"], first["reward_chosen"], first["accuracy"]) == pytest.approx((0, 0, 0), abs=1e-6)
+    assert last["accuracy"] == 1
+    assert last["margin"] == pytest.approx(last["reward_chosen"] - last["reward_rejected"], abs=1e-5)
+    assert table["eval_accuracy"].dropna().iloc[-1] == 1
+    assert table["eval_margin"].dropna().iloc[-1] > 0.1
+    assert run.latest(events.Step).metrics.keys() == {"accuracy", "margin", "reward_chosen", "reward_rejected"}
+    assert run.latest(events.Eval).metrics["accuracy"] == 1
+    assert "metrics" not in table
+    one_kind = [row for row in JUDGED if row["label"]]
+    told = learn(one_kind, "good", 2, method="kto", batch_size=2).latest(events.Step).metrics
+    assert told.keys() == {"reward_good"}, "of bad answers nothing is told where there are none"
+    assert learn([{"text": "Aye, sailor."}] * 4, "sft", 1).latest(events.Step).metrics == {}
+
+
 def test_answers_that_are_good_or_bad(learn):
     run = learn(JUDGED, method="kto", steps=10, batch_size=7)  # 48 answers: an epoch ends with 6 of them
     assert run.history["loss"].iloc[0] == pytest.approx(0.5, abs=1e-6)

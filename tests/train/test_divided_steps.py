@@ -62,7 +62,7 @@ def rows_of(method: Method) -> Dataset:
 
 
 def learnt(method: Method, micro: int, packed: bool, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Losses of some steps, and the weights after them."""
+    """Losses and figures of some steps, and the weights after them."""
     torch.manual_seed(0)
     model, loss = _model().train(), loss_of(method)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -86,8 +86,9 @@ def learnt(method: Method, micro: int, packed: bool, ranks: Ranks | None = None)
         between=lambda _: None,
     )
     train(stepper, batches, options, jobs, progress=Progress(), emit=said.append, control=together or control)
-    losses = [event.loss for event in said if isinstance(event, events.Step)]
-    return {"losses": losses, "weights": [p.detach().clone() for p in parameters]}
+    told = [event for event in said if isinstance(event, events.Step)]
+    losses, figures = [event.loss for event in told], [event.metrics for event in told]
+    return {"losses": losses, "figures": figures, "weights": [p.detach().clone() for p in parameters]}
 
 
 def cases() -> Iterator[tuple[str, bool]]:
@@ -97,6 +98,8 @@ def cases() -> Iterator[tuple[str, bool]]:
 def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert len(expected["losses"]) == STEPS
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6, abs=1e-6)
+    for ours, theirs in zip(found["figures"], expected["figures"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
     for ours, theirs in zip(found["weights"], expected["weights"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 

@@ -81,7 +81,7 @@ def test_an_evaluation_drops_nothing_and_leaves_the_model_dropping():
     with torch.no_grad():
         whole = sum(float(loss(model, batch, denominator=42, device=CPU).loss) for batch in held)
     model.train()
-    assert mean_loss(model, loss, held, device=CPU)[0] == pytest.approx(whole, rel=1e-6)
+    assert mean_loss(model, loss, lambda: held, device=CPU).loss == pytest.approx(whole, rel=1e-6)
     assert model.training
     with torch.no_grad():
         dropped = sum(float(loss(model, batch, denominator=42, device=CPU).loss) for batch in held)

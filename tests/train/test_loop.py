@@ -10,6 +10,7 @@ import torch
 
 from nbtune import events
 from nbtune.train import loop
+from nbtune.train.mean_loss import HeldOut
 from tests.support.control import MemoryControl
 
 STEP, EVALUATION = 4.0, 12.0  # seconds that the device, and the host, are at work on each
@@ -35,8 +36,8 @@ class SlowDevice:
         self.host += self.launching
         self.free_at = max(self.free_at, self.host)  # the last launch is the last to be done
 
-    def update(self, learning_rate: float) -> tuple[Any, Any]:
-        return self, self
+    def update(self, learning_rate: float) -> tuple[Any, Any, dict[str, Any]]:
+        return self, self, {}
 
     def discard(self) -> None:
         pass
@@ -70,9 +71,9 @@ def test_a_step_lasts_as_long_as_the_device_is_at_it_also_beside_evaluations(
     for name, clock in zip(("Moment", "Later"), clocks(device), strict=True):
         monkeypatch.setattr(loop, name, clock)
 
-    def evaluate(look: Any) -> tuple[float, int, float]:
+    def evaluate(look: Any) -> HeldOut:
         device.host += EVALUATION
-        return 1.0, 10, EVALUATION
+        return HeldOut(1.0, 10, EVALUATION)
 
     batch = SimpleNamespace(num_tokens=10, num_trained=10, weight=10.0)
     batches = SimpleNamespace(steps_per_epoch=4.0, step=lambda _: [batch])
