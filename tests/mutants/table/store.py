@@ -76,8 +76,8 @@ STORE = (
     mutant(
         "a-step-that-was-done-twice-is-shown-as-it-was-first",
         "store/run_reader.py",
-        'steps[event.step] = {k: v for k, v in vars(event).items() if k != "step"}',
-        'steps.setdefault(event.step, {k: v for k, v in vars(event).items() if k != "step"})',
+        "steps[event.step] = {**event.metrics, **{name: getattr(event, name) for name in columns}}",
+        "steps.setdefault(event.step, {**event.metrics, **{name: getattr(event, name) for name in columns}})",
         "store/test_run_reader.py",
         "engine/test_wishes.py::test_a_run_goes_back_to_an_earlier_checkpoint",
     ),

@@ -136,8 +136,8 @@ TRAIN = (
     mutant(
         "the-best-is-the-worst",
         "train/loop.py",
-        "best = loss < self.progress.best_eval",
-        "best = loss > self.progress.best_eval",
+        "best = held.loss < self.progress.best_eval",
+        "best = held.loss > self.progress.best_eval",
         f"{_ASKED}::test_what_is_measured_counted_and_kept",
     ),
     mutant(
@@ -325,9 +325,9 @@ TRAIN = (
     ),
     mutant(
         "sources-count-the-same-however-long",
-        "engine/evaluation.py",
-        "loss = sum(mean * count for mean, count in found.values() if count) / tokens if tokens else math.nan",
-        "loss = sum(mean for mean, count in found.values() if count) / len(found) if tokens else math.nan",
+        "train/mean_loss.py",
+        "loss = sum(part.loss * part.counted for part in parts if part.counted) / counted if counted else math.nan",
+        "loss = sum(part.loss for part in parts if part.counted) / len(parts) if counted else math.nan",
         "engine/test_data_of_runs.py",
     ),
     mutant(
