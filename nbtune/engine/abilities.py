@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
-    """What a plan can say: no weight is loaded, and none downloaded.
+    """Return what a plan can say: no weight is loaded, and none downloaded.
 
     Args:
         spec: of the run.
@@ -63,7 +63,8 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
 def _tried(
     model: str, config: str, adapter: str, by_tokens: bool, *, accelerate: bool, trust_remote_code: bool
 ) -> tuple[tuple[Blocks, ...], Claim]:
-    """What a small copy tells of blocks and packs; of `config` (the text of its file) it counts that it is the same."""
+    """Return what a small copy tells of blocks and packs; of `config` (the text of its file) it counts that it is the
+    same."""
     from nbtune.models.trial import try_small
     from nbtune.train.packing_check import small_packs_are_kept_apart
 
@@ -74,7 +75,7 @@ def _tried(
 
 
 def _outlined(spec: RunSpec, headers: dict[str, Any], place: Path) -> tuple[dict[str, str], Claim]:
-    """The config's settings, and whether the weights will all be there."""
+    """Return the config's settings, and whether the weights will all be there."""
     from nbtune.models.headers_check import weights_by_headers
     from nbtune.models.outline_facts import outlined
 
@@ -90,7 +91,7 @@ def _outlined(spec: RunSpec, headers: dict[str, Any], place: Path) -> tuple[dict
 def confirmed(
     plan: Abilities, built: Built, spec: RunSpec, *, packing: Claim | None, ask: bool
 ) -> tuple[Abilities, list[str]]:
-    """What the loaded model says, and what of it is worse than the plan said, a sentence each.
+    """Return what the loaded model says, and what of it is worse than the plan said, a sentence each.
 
     Args:
         plan: what was expected.

@@ -293,7 +293,7 @@ class _Engine:
             return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _confirm(self) -> None:
-        """What the plan said of the model, said again by the loaded one, and kept with the plan."""
+        """Keep with the plan what it said of the model, said again by the loaded one."""
         found = self.measuring.confirmed(self._batches(self.plan, rank=0), self.emit, fused=self.fused)
         self.plan = self.plan.model_copy(update={"abilities": found})
         if self.writes:

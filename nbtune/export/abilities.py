@@ -27,7 +27,7 @@ _UNREAD = "the headers of its weight files could not be read"
 
 
 def can_be_merged(place: Path, headers: Mapping[str, Any], adapter: AdapterSpec, targets: Sequence[str]) -> Claim:
-    """Whether what is trained can be added to the base's weights.
+    """Return whether what is trained can be added to the base's weights.
 
     Args:
         place: the base's folder.
@@ -53,7 +53,7 @@ def _is_there(name: str, headers: Mapping[str, Any]) -> bool:
 
 
 def can_be_written_as_gguf(place: Path, headers: Mapping[str, Any], tokenizer: Any, merging: Claim) -> Claim:
-    """Whether llama.cpp has a place for the merged model's config, weights and tokenizer.
+    """Return whether llama.cpp has a place for the merged model's config, weights and tokenizer.
 
     Args:
         place, headers: as of `can_be_merged`.

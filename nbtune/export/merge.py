@@ -159,12 +159,12 @@ class MergedModel:
 
 
 def not_in_base(missing: Sequence[str]) -> str:
-    """What is said of weights that an adapter changes and the base's files do not hold by these names."""
+    """Return what is said of weights that an adapter changes and the base's files do not hold by these names."""
     return f"the adapter changes {missing[0]!r}, which the base model does not have ({len(missing)} such)"
 
 
 def embedding_name(base: Iterable[str]) -> str | None:
-    """Which of a model's weights is the embedding of its tokens."""
+    """Return which of a model's weights is the embedding of its tokens."""
     for name in base:
         if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "tok_embeddings.weight")):
             return name

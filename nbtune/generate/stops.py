@@ -24,7 +24,7 @@ _GIVEN_UP = 4  # tokens
 
 
 def stops_where_answers_end(tokenizer: Any, spec: RunSpec, model: nn.Module | None = None) -> Claim:
-    """Whether what ends a trained answer ends a generated one.
+    """Return whether what ends a trained answer ends a generated one.
 
     Args:
         tokenizer: with the template that is trained by.
@@ -51,7 +51,7 @@ def stops_where_answers_end(tokenizer: Any, spec: RunSpec, model: nn.Module | No
 
 
 def _saying(end: int, _module: Any, _inputs: Any, output: Any) -> Any:
-    """A forward hook: the likeliest next token is `end`."""
+    """Return a forward hook: the likeliest next token is `end`."""
     logits = output.logits.detach().clone()
     logits[...] = 0.0
     logits[..., end] = 1.0
@@ -60,7 +60,7 @@ def _saying(end: int, _module: Any, _inputs: Any, output: Any) -> Any:
 
 
 def _toy(vocabulary: int) -> nn.Module:
-    """A causal language model with so many tokens, and no numbers that count."""
+    """Return a causal language model with so many tokens, and no numbers that count."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

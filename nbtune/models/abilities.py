@@ -21,7 +21,7 @@ _UNKNOWN = "not known"
 
 
 def leaks(architecture: str, words: str) -> PlanError:
-    """The refusal of packs: the same sentence by a plan and by a run."""
+    """Return the refusal of packs: the same sentence by a plan and by a run."""
     return PlanError(
         f"{architecture} does not keep the rows of a pack apart: {words}",
         fix="leave `packing` out, or write `packing: auto`, so that each row is a sequence of its own",
@@ -37,7 +37,7 @@ class Claim(BaseModel):
     words: str = ""
 
     def said(self, yes: str, no: str) -> str:
-        """The claim for people."""
+        """Return the claim for people."""
         word = _UNKNOWN if self.holds is None else yes if self.holds else no
         return f"{word}: {self.words}" if self.words else word
 
@@ -90,16 +90,16 @@ class Abilities(BaseModel):
     gguf: Claim = Claim()
 
     def takes(self, what: str) -> bool | None:
-        """Whether all blocks of a kind are accelerated; None: it is not known."""
+        """Return whether all blocks of a kind are accelerated; None: it is not known."""
         found = [blocks.accelerated for blocks in self.blocks if blocks.what in (what, "model")]
         return all(found) if found else None
 
     def event(self) -> events.Abilities:
-        """The same as what a run says."""
+        """Return the same as what a run says."""
         return events.Abilities(tried=self.tried, said=dict(self.rows()))
 
     def rows(self) -> list[tuple[str, str]]:
-        """(what, value) pairs, in the order a person asks for them."""
+        """Return (what, value) pairs, in the order a person asks for them."""
         rows = [
             ("accelerated", self._accelerated()),
             ("settings", ", ".join(f"{name} {value}" for name, value in self.settings.items())),
@@ -112,7 +112,7 @@ class Abilities(BaseModel):
         return [(name, harmless(value, line=True)) for name, value in rows if value]
 
     def known(self) -> list[tuple[str, str]]:
-        """Those of the rows that say something."""
+        """Return those of the rows that say something."""
         return [(name, value) for name, value in self.rows() if not value.startswith(_UNKNOWN)]
 
     def _accelerated(self) -> str:
@@ -131,7 +131,8 @@ def _they(blocks: Blocks) -> str:
 
 
 def needs_own_blocks(blocks: Iterable[Blocks]) -> PlanError | None:
-    """The refusal of 8-bit weights where some layers are left alone: what is exported is rounded in the same way.
+    """Return the refusal of 8-bit weights where some layers are left alone: what is exported is rounded in the same
+    way.
 
     The same sentence by a plan and by a run; None: all layers are nbtune's.
     """
@@ -151,7 +152,7 @@ _NOT = re.compile(r"layer|pattern|rope|initializer|loss|coef")
 
 
 def settings_of(config: Any) -> dict[str, str]:
-    """Windows, soft caps and multipliers of a model's config, by name; what is off or 1 is left out.
+    """Return windows, soft caps and multipliers of a model's config, by name; what is off or 1 is left out.
 
     Args:
         config: of transformers; of a model of several kinds its text's is read.
@@ -169,14 +170,14 @@ def settings_of(config: Any) -> dict[str, str]:
 
 
 def _tells(value: Any) -> bool:
-    """A number, or a few, that would change something."""
+    """Return a number, or a few, that would change something."""
     if isinstance(value, list | tuple):
         return 0 < len(value) <= 8 and all(isinstance(one, int | float) for one in value) and set(value) != {1}
     return isinstance(value, int | float) and value not in (0, 1)
 
 
 def grouped(entries: Iterable[tuple[str, bool, str, int]]) -> tuple[Blocks, ...]:
-    """(what, accelerated, why, count) with equal ones counted together, layers first."""
+    """Return (what, accelerated, why, count) with equal ones counted together, layers first."""
     counts: dict[tuple[str, bool, str], int] = {}
     for what, accelerated, why, count in entries:
         counts[what, accelerated, why] = counts.get((what, accelerated, why), 0) + count

@@ -107,7 +107,8 @@ def model_facts(model: str) -> ModelFacts:
 
 
 def headers_of(model: str) -> dict[str, dict[str, Any]]:
-    """The entries of a model's safetensors files, by the tensors' names; {}: they cannot be read without their numbers.
+    """Return the entries of a model's safetensors files, by the tensors' names; {}: they cannot be read without their
+    numbers.
 
     Args:
         model: as of `model_facts`.
@@ -132,7 +133,8 @@ def _config(folder: Path, model: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _hub_headers(model: str, snapshot: str) -> dict[str, dict[str, Any]]:
-    """Headers that the Hub is asked for; once for each of the model's commits, which `snapshot` is named after."""
+    """Return the headers that the Hub is asked for; once for each of the model's commits, which `snapshot` is named
+    after."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
 

@@ -44,7 +44,7 @@ def weights_by_headers(whole: PreTrainedModel, headers: Mapping[str, Any], place
 
 
 def _told(whole: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """What loading would tell of missing, mismatched and unexpected weights."""
+    """Return what loading would tell of missing, mismatched and unexpected weights."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -73,7 +73,7 @@ def _told(whole: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tied(whole: Any, found: Mapping[str, Any]) -> set[str]:
-    """Weights that are others of the files: a head that is the embedding."""
+    """Return weights that are others of the files: a head that is the embedding."""
     return {name for name, source in whole.all_tied_weights_keys.items() if source in found}
 
 
@@ -82,5 +82,5 @@ def _without_ignored(names: set[str], patterns: Any) -> set[str]:
 
 
 def _ending(target: str) -> str:
-    """The plain end of a pattern."""
+    """Return the plain end of a pattern."""
     return re.split(r"[\\*$^()\[\]]", target.rstrip("$"))[-1]

@@ -290,7 +290,7 @@ def outline(
 def from_config(
     config: Any, *, dtype: "torch.dtype", device: "torch.device | str", trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """The causal language model of a config, with random weights."""
+    """Return the causal language model of a config, with random weights."""
     import torch
 
     models = _transformers().AutoModelForCausalLM
@@ -310,7 +310,8 @@ def _keep_layout(model: "PreTrainedModel") -> None:
 
 
 def _keep_caps(model: "PreTrainedModel", attention: str | None) -> None:
-    """Some releases of transformers let sdpa, which knows no caps of scores, compute attention that has one."""
+    """Keep caps on scores: some releases of transformers let sdpa, which knows no caps of scores, compute attention
+    that has one."""
     config = model.config.get_text_config()
     if attention is None and getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")

@@ -102,7 +102,8 @@ def estimate(
 
 
 def frozen_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:
-    """Bytes of all frozen weights in memory, wherever they are: formats cover linear layers, the rest is as it was."""
+    """Return bytes of all frozen weights in memory, wherever they are: formats cover linear layers, the rest is as it
+    was."""
     linear = model.block_parameters * model.num_layers
     return int(linear * weights.bytes_a_weight) + max(0, model.parameters - linear) * (4 if dtype == "fp32" else 2)
 

@@ -95,7 +95,7 @@ def _numbers(model: Any) -> int:
 
 
 def _kinds(model: Any, config: Any) -> list[int]:
-    """Of each layer the first one that is of its kind."""
+    """Return of each layer the first one that is of its kind."""
     from torch import nn
 
     part = config.get_text_config()
@@ -109,7 +109,8 @@ def _kinds(model: Any, config: Any) -> list[int]:
 
 
 def _kind(layer: "nn.Module", named: list[Any]) -> Any:
-    """What distinguishes a layer: its parts, their shapes and settings, and what lists of the config say of it."""
+    """Return what distinguishes a layer: its parts, their shapes and settings, and what lists of
+    the config say of it."""
     parts = []
     for name, module in layer.named_modules():
         own = {k: v for k, v in vars(module).items() if not _PLACE.search(k) and not k.startswith("_")}
@@ -120,8 +121,8 @@ def _kind(layer: "nn.Module", named: list[Any]) -> Any:
 
 
 def _factors(part: Any) -> Iterator[tuple[int, int]]:
-    """By what widths are divided, and how many numbers may be left: so that there are two heads of each sort, one, or
-    one of each sort of keys."""
+    """Return by what widths are divided, and how many numbers may be left: so that there are two heads of each sort,
+    one, or one of each sort of keys."""
     counts = [(name, n) for name, n in _whole_numbers(part) if _HEADS.match(name) and n > 1]
     every, without = [n for _, n in counts], [n for name, n in counts if not _KEYS.search(name)]
     hidden = next((n for name, n in _whole_numbers(part) if name in ("hidden_size", "n_embd", "d_model")), 1)
@@ -133,7 +134,7 @@ def _factors(part: Any) -> Iterator[tuple[int, int]]:
 
 
 def _leaving(least: int, hidden: int, heads: list[int]) -> int:
-    """The largest number that divides the width and all counts of heads and leaves so many heads."""
+    """Return the largest number that divides the width and all counts of heads and leaves so many heads."""
     common = math.gcd(hidden, *heads) if heads else math.gcd(hidden, max(1, hidden // 256))
     return next(d for d in range(common, 0, -1) if d == 1 or (common % d == 0 and all(n // d >= least for n in heads)))
 
@@ -143,7 +144,7 @@ def _whole_numbers(part: Any) -> list[tuple[str, int]]:
 
 
 def _smaller(config: Any, factor: int, depth: int) -> Any:
-    """A copy of the config with widths divided, and only the first layers."""
+    """Return a copy of the config with widths divided, and only the first layers."""
     small = copy.deepcopy(config)
     part = small.get_text_config()
     layers = part.num_hidden_layers
@@ -167,7 +168,7 @@ def _smaller(config: Any, factor: int, depth: int) -> Any:
 
 
 def _few_experts(part: Any) -> int:
-    """As many experts as leave a choice among them, in each of their groups."""
+    """Return as many experts as leave a choice among them, in each of their groups."""
     chosen = max((getattr(part, name, None) or 1 for name in _CHOSEN), default=1)
     groups = getattr(part, "n_group", None) or 1
     return max(4, 2 * chosen, 2 * groups)

@@ -43,7 +43,7 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
 
 
 def outlined(model: str, *, trust_remote_code: bool = False) -> Any:
-    """The whole model, of tensors that hold nothing; nobody may change it.
+    """Return the whole model, of tensors that hold nothing; nobody may change it.
 
     Raises:
         SpecError, HubError: see `resolve`. Whatever the model's own code raises.
@@ -54,7 +54,7 @@ def outlined(model: str, *, trust_remote_code: bool = False) -> Any:
 
 @lru_cache(maxsize=2)
 def _outlined(place: str, config: str, trust_remote_code: bool) -> Any:
-    """`config` is what is in its file: another one is another model."""
+    """Build the outline; `config` is what is in its file: another one is another model."""
     import torch
 
     return outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)

@@ -68,7 +68,7 @@ def try_small(model: str, adapter: AdapterSpec, *, accelerate: bool = True, trus
 
 
 def blocks_of(report: Report, layers: Sequence[int] | None = None) -> tuple[Blocks, ...]:
-    """A report by kinds of blocks.
+    """Return a report by kinds of blocks.
 
     Args:
         report: of the acceleration.

@@ -61,7 +61,7 @@ class Plan(BaseModel):
         return self.memory.total
 
     def shared_by(self, count: int) -> Plan:
-        """The plan of a run that goes on with another number of devices: the same steps, in other shares.
+        """Return the plan of a run that goes on with another number of devices: the same steps, in other shares.
 
         Raises:
             PlanError: its weights were parted among several, and there is one.

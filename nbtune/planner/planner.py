@@ -148,7 +148,7 @@ def make_plan(
 
 
 def _packing(spec: RunSpec, found: Abilities, architecture: str, reasons: list[str]) -> bool:
-    """Whether rows share sequences: as asked, or where that is safe.
+    """Return whether rows share sequences: as asked, or where that is safe.
 
     Raises:
         PlanError: it was asked for by name, and the model would see one row in another.
@@ -170,14 +170,14 @@ def _packing(spec: RunSpec, found: Abilities, architecture: str, reasons: list[s
 
 
 def _ours(spec: RunSpec, found: Abilities) -> tuple[bool, bool]:
-    """Whether blocks, and the head, are nbtune's own; by rule where it was not tried."""
+    """Return whether blocks, and the head, are nbtune's own; by rule where it was not tried."""
     rule = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
     layers, head = found.takes("layers"), found.takes("head")
     return rule if layers is None else layers, spec.accelerate if head is None else head
 
 
 def _starts_from_another(spec: RunSpec) -> bool:
-    """The reference is what another run has learnt, and kept beside what is trained."""
+    """Return whether the reference is what another run has learnt, and kept beside what is trained."""
     return spec.start_from is not None and METHODS[spec.method].reference
 
 

@@ -127,7 +127,7 @@ class _Look:
 
 
 def _asked(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
-    """The verdict on some packs, with the model in the mode in which it was."""
+    """Return the verdict on some packs, with the model in the mode in which it was."""
     import torch
 
     training = look.model.training
@@ -173,7 +173,7 @@ def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
 
 
 def _like_itself(look: _Look, rows: Rows, truth: list[list[torch.Tensor]], detail: str) -> Claim:
-    """Whether a few documents of a pack say what they say alone."""
+    """Return whether a few documents of a pack say what they say alone."""
     chosen = [(row[k], b, k) for b, row in enumerate(rows) for k in range(len(row))][:_ALONE]
     apart = [look.alone(document) for document, _, _ in chosen]
     beside = [look.alone(document, chosen[i - 1][0]) for i, (document, _, _) in enumerate(chosen)]
@@ -191,12 +191,12 @@ def _with_others(rows: Rows, words: np.ndarray, which: Callable[[int], bool]) ->
 
 
 def _start(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """By how much a document's first tokens have moved."""
+    """Return by how much a document's first tokens have moved."""
     return float(median(_moved(ours[:_FIRST], theirs[:_FIRST])))
 
 
 def _stretches(ours: torch.Tensor, theirs: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """As many tokens at a time as `_start` looks at."""
+    """Return as many tokens at a time as `_start` looks at."""
     return zip(ours.split(_FIRST), theirs.split(_FIRST), strict=True)
 
 

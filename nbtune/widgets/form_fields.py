@@ -73,7 +73,7 @@ def _fields(part: type[BaseModel], prefix: str, of: str) -> Any:
 
 
 def _word(default: Any, kind: str) -> Any:
-    """A default as a choice among words has it."""
+    """Return a default as a choice among words has it."""
     return str(default).lower() if kind == "choice" and isinstance(default, bool) else default
 
 

@@ -69,7 +69,7 @@ def _inside_an_answer(template: ChatTemplate) -> set[int]:
 
 
 def trained_end(tokenizer: Any, spec: RunSpec) -> int | None:
-    """The token that ends an answer and is trained, as an answer of a word is prepared; None: none is trained.
+    """Return the token that ends an answer and is trained, as an answer of a word is prepared; None: none is trained.
 
     Args:
         tokenizer: with the template that is trained by; without one chats get a plain one.

@@ -77,7 +77,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
 
 
 def vocabulary_of(tokenizer: Any, rows: int, place: str) -> Vocabulary:
-    """A tokenizer of transformers as llama.cpp has it; arguments and errors as of `read_vocabulary`."""
+    """Return a tokenizer of transformers as llama.cpp has it; arguments and errors as of `read_vocabulary`."""
     _must_be_fast(tokenizer, place)
     body = json.loads(tokenizer.backend_tokenizer.to_str())
     kind = body["model"]["type"]

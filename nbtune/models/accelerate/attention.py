@@ -93,7 +93,7 @@ def attend(
     cap: float | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention, recorded for autograd if q, k, v are.
+    """Compute causal attention, recorded for autograd if q, k, v are.
 
     Args:
         q: `[B, S, Hq, D]`; k, v: `[B, S, Hk, D]`, any strides with a unit last one.
@@ -130,7 +130,7 @@ def attend(
 
 
 def _whole_rows(q: Tensor) -> Packing:
-    """Rows of q `[B, S, H, D]` as documents of one length."""
+    """Return rows of q `[B, S, H, D]` as documents of one length."""
     b, s = q.shape[:2]
     return Packing(torch.arange(0, b * s + 1, s, device=q.device, dtype=torch.int32), s)
 

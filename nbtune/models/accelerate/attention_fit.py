@@ -36,7 +36,7 @@ class Fit:
 
 
 def head_counts(parts: Parts) -> tuple[int, int, int]:
-    """(heads, key and value heads, size of a head).
+    """Return (heads, key and value heads, size of a head).
 
     Raises:
         LeftAlone: the widths do not make heads.
@@ -58,7 +58,7 @@ def head_counts(parts: Parts) -> tuple[int, int, int]:
 
 
 def boosts(parts: Parts, shape: tuple[int, int, int]) -> dict[nn.Module, float]:
-    """By how much which results are multiplied, so that the largest score is about `_LARGE`."""
+    """Return by how much which results are multiplied, so that the largest score is about `_LARGE`."""
     heads, kv, dim = shape
     if parts.q_norm is not None:
         assert parts.k_norm is not None
@@ -73,7 +73,7 @@ def boosts(parts: Parts, shape: tuple[int, int, int]) -> dict[nn.Module, float]:
 
 
 def fit_attention(layer: Layer, units: list[Unit], parts: Parts, call: Call) -> Fit:
-    """The attention that agrees best.
+    """Return the attention that agrees best.
 
     Args:
         layer: what is known so far: heads, norms, window.
@@ -119,14 +119,14 @@ def _told(attention: nn.Module) -> list[float]:
 
 
 def _caps(attention: nn.Module) -> list[float]:
-    """Numbers that are named like a cap; whether one is in use is asked of what the attention computes."""
+    """Return numbers that are named like a cap; whether one is in use is asked of what the attention computes."""
     held = {**vars(getattr(attention, "config", None) or nn.Module()), **vars(attention)}
     found = [float(v) for n, v in held.items() if isinstance(v, (int, float)) and v and _CAP.search(n)]
     return list(dict.fromkeys(v for v in found if v > 1))
 
 
 def _attention(layer: Layer, fit: Fit, qkv: Tensor, parts: Parts, now: dict[int, Unit], call: Call) -> Tensor:
-    """What the fit makes of q, k and v, `[T, Hq D]`."""
+    """Return what the fit makes of q, k and v, `[T, Hq D]`."""
     kind = replace(layer, by_groups=fit.by_groups, rotary=fit.rotary)
     q, k, v = (t.flatten(2, 3) if t.ndim == 5 else t for t in kind.split(qkv, (ROWS, TOKENS)))
     if parts.q_norm is not None and parts.k_norm is not None:
@@ -141,7 +141,7 @@ def _attention(layer: Layer, fit: Fit, qkv: Tensor, parts: Parts, now: dict[int,
 
 
 def _heads_of(now: dict[int, Unit], norm: Unit, like: Tensor) -> Tensor:
-    """What q's or k's norm gave, `[B, S, H, D]`: it has seen tokens first, or heads."""
+    """Return what q's or k's norm gave, `[B, S, H, D]`: it has seen tokens first, or heads."""
     unit = now[id(norm.module)]
     x, y = unit.x.reshape(-1).float().cpu(), unit.y.reshape(-1).float().cpu()
     b, t, h, d = like.shape

@@ -37,7 +37,7 @@ def attention_forward(
     packing: Packing | None,
     seed: Tensor | None,
 ) -> tuple[Tensor, Attention]:
-    """What attention adds to x `[T, H]`, before a norm behind it, and what the backward needs."""
+    """Return what attention adds to x `[T, H]`, before a norm behind it, and what the backward needs."""
     group, tokens = layer.qkv, x.shape[0]
     group.load()
     wide_x = wide(tokens, group.width_in, x)
@@ -69,7 +69,7 @@ def attention_forward(
 
 
 def _rows_of(norm: Norm, heads: Tensor) -> Tensor:
-    """q or k `[B, S, H, D]` as the norm sees it: by heads, or `[B, S, H D]`."""
+    """Return q or k `[B, S, H, D]` as the norm sees it: by heads, or `[B, S, H D]`."""
     assert norm.weight is not None
     return heads if norm.weight.shape[0] == heads.shape[-1] else heads.flatten(2)
 
@@ -89,7 +89,7 @@ def attention_backward(
     need_dx: bool,
     norms: NormGrads,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """dx `[T, H]` (None unless needed), and gradients of the linear layers.
+    """Return dx `[T, H]` (None unless needed), and gradients of the linear layers.
 
     Args:
         da: `[T, H]`, the gradient that passes by attention.
@@ -134,7 +134,7 @@ def _heads_backward(
     wide_dqkv: Tensor,
     norms: NormGrads,
 ) -> None:
-    """Writes the gradients of q, k and v, rotary and norms undone, to where the projection put q, k and v."""
+    """Write the gradients of q, k and v, rotary and norms undone, to where the projection put q, k and v."""
     dq, dk, dv = grads
     into = layer.split(wide_dqkv[:, : layer.qkv.outputs], (dq.shape[0], dq.shape[1]))
     plain = not layer.by_groups and layer.rotary == "half"

@@ -27,26 +27,26 @@ _CLIPS = re.compile(r"clip")
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
-    """The transformers model inside a peft wrapper, or the model itself."""
+    """Return the transformers model inside a peft wrapper, or the model itself."""
     inner: Any = getattr(model, "base_model", None)
     return inner.model if hasattr(model, "peft_config") and hasattr(inner, "model") else model
 
 
 def decoder(lm: nn.Module) -> nn.Module | None:
-    """The part of a causal language model that holds the list of layers, or None."""
+    """Return the part of a causal language model that holds the list of layers, or None."""
     inner = getattr(lm, getattr(lm, "base_model_prefix", "") or "model", None)
     places = (inner, getattr(inner, "decoder", None))
     return next((m for m in places if isinstance(m, nn.Module) and _layer_list(m) is not None), None)
 
 
 def _layer_list(inner: nn.Module) -> nn.ModuleList | None:
-    """Under whatever name it is there: the list that holds the most numbers."""
+    """Return, whatever its name is, the list that holds the most numbers."""
     lists = [child for child in inner.children() if isinstance(child, nn.ModuleList) and len(child)]
     return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=None)
 
 
 def decoder_layers(inner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of every decoder layer."""
+    """Yield (name, layer) of every decoder layer."""
     for i, layer in enumerate(_layer_list(inner) or ()):
         yield f"layers.{i}", layer
 
@@ -54,7 +54,7 @@ def decoder_layers(inner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def find_layer(
     layer: nn.Module, policy: MemoryPolicy, weights: Placement, call: Call, x: Tensor, window: int | None
 ) -> Layer:
-    """Reads a decoder layer: one attention, one MLP, and norms around them.
+    """Read a decoder layer: one attention, one MLP, and norms around them.
 
     Args:
         layer: a module of the model's list of layers.
@@ -112,7 +112,7 @@ def _norm(unit: Unit | None) -> Norm | None:
 
 
 def _refuse_what_is_hidden(layer: nn.Module) -> None:
-    """What no probe of a few tokens may show: masks of its own, and by their names dropout and clipping."""
+    """Refuse what no probe of a few tokens may show: masks of its own, and by their names dropout and clipping."""
     for name, table in layer.named_buffers():
         if table.dtype == torch.bool and table.ndim > 1 and not torch.equal(table, table.tril()):
             raise LeftAlone(f"it has a mask of its own ({name})")
@@ -131,7 +131,7 @@ def _refuse_what_is_hidden(layer: nn.Module) -> None:
 
 
 def _activation(layer: nn.Module, parts: Parts) -> tuple[str, list[Unit], bool]:
-    """(activation, gate and up in this order, whether there is a gate)."""
+    """Return (activation, gate and up in this order, whether there is a gate)."""
     h = parts.down.x
     acts = _named_activations(layer) or list(ACTIVATIONS)
     ys = [u.y for u in parts.up]
@@ -156,7 +156,8 @@ def _activation(layer: nn.Module, parts: Parts) -> tuple[str, list[Unit], bool]:
 
 
 def _named_activations(layer: nn.Module) -> list[str]:
-    """What its functions that are named like one compute: near 0, in 16 bits, gelu and its approximation look alike."""
+    """Return what its functions that are named like one compute: near 0, in 16 bits, gelu and its approximation look
+    alike."""
     x, found = torch.linspace(-6, 6, 257), []
     for module in layer.modules():
         for name, function in {**vars(module), **dict(module.named_children())}.items():

@@ -112,7 +112,7 @@ class Prepare:
         return args, {**kwargs, "attention_mask": stands_for}
 
     def done(self, *_: Any) -> None:
-        """What layers were told does not hold for another forward."""
+        """End what layers were told: it does not hold for another forward."""
         self.layers[0].told.packing = UNKNOWN
 
 

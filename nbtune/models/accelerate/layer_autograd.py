@@ -77,7 +77,7 @@ def _angles(cos: Tensor | None, sin: Tensor | None) -> Angles | None:
 
 
 def _once_more(ctx: Any, x: Tensor | None, angles: Angles | None) -> tuple[Tensor, Tensor, Attention, Mlp]:
-    """x, a, and what both halves had saved, computed again from x."""
+    """Compute x, a, and what both halves had saved, again from x."""
     layer: Layer = ctx.layer
     ha, post, behind, ticket = ctx.halves
     if ticket is not None:
@@ -94,7 +94,7 @@ def _once_more(ctx: Any, x: Tensor | None, angles: Angles | None) -> tuple[Tenso
 def _grad_of_attention(
     layer: Layer, x: Tensor, saved: Attention, dout: Tensor, wide_da: Tensor, norms: NormGrads
 ) -> Tensor:
-    """The gradient of what attention has added, in a buffer with room for LoRA's beside it."""
+    """Return the gradient of what attention has added, in a buffer with room for LoRA's beside it."""
     da, m = dout if layer.parallel else wide_da[:, : x.shape[1]], layer.residual
     if layer.post1 is None and m == 1.0 and not layer.parallel:
         return wide_da

@@ -30,7 +30,7 @@ class Call:
         return found if isinstance(found, tuple) and len(found) == 2 else None  # type: ignore[return-value]
 
     def slopes(self, heads: int) -> Tensor | None:
-        """ALiBi's, fp32 `[heads]`, of a bias that grows evenly with a key's place."""
+        """Return ALiBi's slopes, fp32 `[heads]`, of a bias that grows evenly with a key's place."""
         for value in self.kwargs.values():
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 3 and not len(value) % heads:
                 rows = value.double().reshape(-1, heads, *value.shape[1:])[0, :, 0]
@@ -42,7 +42,8 @@ class Call:
 
 
 def calls_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Call]:
-    """The call of each layer, for `ROWS` rows of `TOKENS` tokens; of those that the decoder does not come to, none.
+    """Return the call of each layer, for `ROWS` rows of `TOKENS` tokens; of those that the decoder does not come to,
+    none.
 
     Args:
         inner: the decoder, stock; its layers do not run.
@@ -53,7 +54,7 @@ def calls_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Call]:
 
 
 def marked(inner: nn.Module, layers: list[nn.Module], name: str) -> bool:
-    """Whether a mask of no elements, with an attribute `name`, comes to every layer as it is."""
+    """Return whether a mask of no elements, with an attribute `name`, comes to every layer as it is."""
     table: Any = inner.get_input_embeddings()  # type: ignore[operator]
     mask = torch.empty((0, 0, 0, 0), dtype=torch.bool, device=table.weight.device)
     setattr(mask, name, None)

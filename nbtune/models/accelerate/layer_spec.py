@@ -35,12 +35,12 @@ class Lane:
         self.last: Tensor | None = None
 
     def wide(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """A buffer that the layer before may find again."""
+        """Return a buffer that the layer before may find again."""
         self.last = wide(rows, columns, like)
         return self.last
 
     def take(self, grad: Tensor, columns: int) -> Tensor | None:
-        """The buffer in which `grad [T, H]` lies, if it is the last one and has so many columns."""
+        """Return the buffer in which `grad [T, H]` lies, if it is the last one and has so many columns."""
         last, self.last = self.last, None
         if last is None or last.shape != (grad.shape[0], columns) or grad.data_ptr() != last.data_ptr():
             return None
@@ -108,7 +108,7 @@ class Layer:
         return [self.qkv, self.out, self.gate_up, self.down]
 
     def intact(self) -> bool:
-        """Nobody moved, merged, switched off or sharded its weights since they were attached."""
+        """Return whether nobody moved, merged, switched off or sharded its weights since they were attached."""
         return not self.stock_only and all(g.intact() for g in self.groups())
 
     def norms(self) -> list[Norm]:
@@ -116,7 +116,7 @@ class Layer:
         return list({id(n): n for n in found if n is not None}.values())
 
     def refresh(self) -> None:
-        """Reads its parameters from the modules again, where these may have changed."""
+        """Read its parameters from the modules again, where these may have changed."""
         if self.sharded:
             for norm in self.norms():
                 norm.refresh()
@@ -125,11 +125,12 @@ class Layer:
                     m.refresh()
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained in the layer, in the order of `backward`'s gradients."""
+        """Return what is trained in the layer, in the order of `backward`'s gradients."""
         return [p for n in self.norms() for p in n.parameters()] + [p for g in self.groups() for p in g.parameters()]
 
     def split(self, qkv: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """q `[B, S, Hq, D]`, k and v `[B, S, Hk, D]` of `[T, (Hq + 2 Hk) D]`; by groups, q is `[B, S, Hk, g, D]`."""
+        """Return q `[B, S, Hq, D]`, k and v `[B, S, Hk, D]` of `[T, (Hq + 2 Hk) D]`; by groups, q is `[B, S, Hk, g,
+        D]`."""
         dim, each = self.head_dim, self.heads // self.kv_heads
         if not self.by_groups:
             q, k, v = qkv.split([self.heads * dim, *[self.kv_heads * dim] * 2], dim=1)
@@ -139,7 +140,7 @@ class Layer:
         return q, parts[..., each, :], parts[..., each + 1, :]
 
     def rotate(self, q: Tensor, k: Tensor, angles: Angles | None, *, inverse: bool = False) -> None:
-        """Turns q and k in place."""
+        """Turn q and k in place."""
         if self.rotary == "none" or angles is None:
             return
         cos, sin = angles

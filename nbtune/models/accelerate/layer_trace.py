@@ -80,7 +80,8 @@ def _rows(t: Tensor) -> Tensor:
 def run(
     module: nn.Module, stock: Callable[..., Any], call: Call, x: Tensor, boosts: dict[nn.Module, float] | None = None
 ) -> tuple[list[Unit], Any]:
-    """What the layer's norms and linear layers got and gave, in the order in which they ran, and what it returns.
+    """Return what the layer's norms and linear layers got and gave, in the order in which they ran, and what it
+    returns.
 
     Args:
         module: the layer; stock: its forward; call: how it is called.
@@ -124,7 +125,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def parts_of(module: nn.Module, stock: Callable[..., Any], call: Call, x: Tensor) -> Parts:
-    """The parts of a layer, found by what flows through them.
+    """Return the parts of a layer, found by what flows through them.
 
     Raises:
         LeftAlone: it is not one attention and one MLP with norms around them, and the reason.
@@ -156,7 +157,7 @@ def parts_of(module: nn.Module, stock: Callable[..., Any], call: Call, x: Tensor
 
 
 def _attention(module: nn.Module, units: list[Unit]) -> tuple[nn.Module, list[Unit]]:
-    """The child that is the attention, and its parts."""
+    """Return the child that is the attention, and its parts."""
     found = []
     for name, child in module.named_children():
         inside = [u for u in units if u.name.startswith(f"{name}.")]
@@ -168,7 +169,7 @@ def _attention(module: nn.Module, units: list[Unit]) -> tuple[nn.Module, list[Un
 
 
 def _place(parts: Parts, unit: Unit, x: Tensor, inside: bool) -> None:
-    """Puts a norm into its place."""
+    """Put a norm into its place."""
     if inside:
         for i, name in enumerate(("q_norm", "k_norm")):
             source = parts.qkv[i] if len(parts.qkv) == 3 else None
@@ -191,7 +192,7 @@ def _place(parts: Parts, unit: Unit, x: Tensor, inside: bool) -> None:
 
 
 def _is_of_heads(x: Tensor, y: Tensor) -> bool:
-    """x are the rows y, by heads or whole, tokens first or heads first."""
+    """Return whether x are the rows y, by heads or whole, tokens first or heads first."""
     if x.numel() != y.numel():
         return False
     if torch.equal(x.reshape(-1), y.reshape(-1)):
@@ -201,7 +202,7 @@ def _is_of_heads(x: Tensor, y: Tensor) -> bool:
 
 
 def _sums(parts: Parts, module: nn.Module, x: Tensor, out: Tensor) -> None:
-    """Finds what each half adds to what, and how often."""
+    """Find what each half adds to what, and how often."""
     z1 = parts.out.y if parts.post1 is None else parts.post1.y
     z2 = parts.down.y if parts.post2 is None else parts.post2.y
     if parts.pre1 is None and not same(parts.qkv[0].x, x):
@@ -221,7 +222,7 @@ def _sums(parts: Parts, module: nn.Module, x: Tensor, out: Tensor) -> None:
 
 
 def _factor(total: Tensor, base: Tensor, added: Tensor) -> float:
-    """m of total = base + m * added.
+    """Return m of total = base + m * added.
 
     Raises:
         LeftAlone: it is no such sum.
@@ -236,7 +237,7 @@ def _factor(total: Tensor, base: Tensor, added: Tensor) -> float:
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Its dropout layers let everything through."""
+    """Let its dropout layers let everything through."""
     dropping = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
     for m in dropping:
         m.eval()

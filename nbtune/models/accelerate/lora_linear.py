@@ -81,7 +81,8 @@ def member(module: nn.Module) -> Member:
 
 
 def _plain(base: Any) -> bool:
-    """A linear layer of whole numbers; one of transformers' own subclasses too: the probe sees what it computes."""
+    """Return a linear layer of whole numbers; one of transformers' own subclasses too: the probe
+    sees what it computes."""
     if type(base) is nn.Linear:
         return True
     return isinstance(base, nn.Linear) and base.weight.is_floating_point() and not hasattr(base.weight, "quant_state")

@@ -31,7 +31,8 @@ class Mlp:
 def mlp_forward(
     layer: Layer, x: Tensor, added: Tensor, attention: Attention, seed: Tensor | None, need_out: bool = True
 ) -> tuple[Tensor, Tensor | None, Mlp]:
-    """a (x itself in a parallel layer), out `[T, H]`, and what the backward needs, of x and what attention adds."""
+    """Return a (x itself in a parallel layer), out `[T, H]`, and what the backward needs, of x and
+    what attention adds."""
     group, down = layer.gate_up, layer.down
     group.load()
     wide_a = wide(x.shape[0], group.width_in, x)
@@ -58,7 +59,8 @@ def mlp_forward(
 
 
 def _sum(layer: Layer, x: Tensor, added: Tensor, saved: Attention, y: Tensor) -> tuple[Tensor, Stats | None]:
-    """a, which may lie where `added` did (it is nobody else's), and pre2's row numbers; the MLP's input goes into y."""
+    """Return a, which may lie where `added` did (it is nobody else's), and pre2's row numbers; the MLP's input goes
+    into y."""
     pre = layer.pre2
     if layer.parallel:
         a = x
@@ -76,7 +78,7 @@ def _sum(layer: Layer, x: Tensor, added: Tensor, saved: Attention, y: Tensor) ->
 
 
 def sum_again(layer: Layer, x: Tensor, saved: Attention) -> Tensor:
-    """a once more, where it was not kept."""
+    """Return a once more, where it was not kept."""
     if layer.parallel:
         return x
     assert layer.post1 is not None
@@ -85,7 +87,7 @@ def sum_again(layer: Layer, x: Tensor, saved: Attention) -> Tensor:
 
 
 def _gate_up(layer: Layer, wide_a: Tensor) -> Tensor:
-    """[gate up] `[T, 2 I]`, or up `[T, I]`, in a buffer with room for the LoRA of the way back."""
+    """Return [gate up] `[T, 2 I]`, or up `[T, I]`, in a buffer with room for the LoRA of the way back."""
     group = layer.gate_up
     both = wide(wide_a.shape[0], group.width_out, wide_a)
     group.forward(wide_a, both[:, : group.outputs])
@@ -101,8 +103,8 @@ def _halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor | None]:
 def mlp_backward(
     layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: NormGrads
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """da of dout `[T, H]`, and gradients of the linear layers. da has room for the LoRA of attention's output beside it
-    where it also is the gradient of what attention has added."""
+    """Return da of dout `[T, H]`, and gradients of the linear layers. da has room for the LoRA of attention's output
+    beside it where it also is the gradient of what attention has added."""
     group, down, tokens = layer.gate_up, layer.down, a.shape[0]
     again = saved.gate_up is None
     if again:
@@ -134,7 +136,7 @@ def mlp_backward(
 
 
 def _grad_of_down(layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: NormGrads) -> Tensor:
-    """The gradient of what the MLP has added, in a buffer with room for LoRA's beside it."""
+    """Return the gradient of what the MLP has added, in a buffer with room for LoRA's beside it."""
     down, m = layer.down, layer.residual
     if layer.post2 is not None:
         assert saved.added is not None
@@ -151,7 +153,7 @@ def _grad_of_down(layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: Norm
 
 
 def _activation_backward(layer: Layer, saved: Mlp, dh: Tensor, dha: Tensor | None) -> Partials | None:
-    """Turns gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
+    """Turn gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
     gate, up = _halves(layer, saved.gate_up)
     r = layer.down.rank
     if up is not None and dha is not None and saved.xa is not None and saved.seed is None:
@@ -166,7 +168,7 @@ def _activation_backward(layer: Layer, saved: Mlp, dh: Tensor, dha: Tensor | Non
 
 
 def _again(layer: Layer, a: Tensor, saved: Mlp) -> Tensor:
-    """[gate up] once more, from the saved numbers of rows and xA'."""
+    """Compute [gate up] once more, from the saved numbers of rows and xA'."""
     group = layer.gate_up
     wide_a = wide(a.shape[0], group.width_in, a)
     y = wide_a[:, : group.inputs]

@@ -19,7 +19,7 @@ class Source(NamedTuple):
 
 
 def seen(norm: Norm | None) -> bool:
-    """Whether what the norm gives is a product of x, of numbers of rows and of numbers of columns."""
+    """Return whether what the norm gives is a product of x, of numbers of rows and of numbers of columns."""
     return norm is not None and not norm.centred and norm.weight is not None
 
 
@@ -31,11 +31,11 @@ class NormGrads:
         self._made: dict[int, list[Tensor]] = {}
 
     def of(self, norm: Norm) -> list[Tensor | None]:
-        """Gradients of its `parameters()`."""
+        """Return gradients of its `parameters()`."""
         return self._made.get(id(norm)) or [None] * len(norm.parameters())  # type: ignore[return-value]
 
     def source(self, norm: Norm | None, x: Tensor, stats: Stats | None, group: LinearGroup) -> Source:
-        """What the group's linear layers have read, x `[T, K]` behind the norm."""
+        """Return what the group's linear layers have read, x `[T, K]` behind the norm."""
         if norm is None or not group.parameters():
             return Source(x)
         assert stats is not None
@@ -50,7 +50,7 @@ class NormGrads:
         dresidual: Tensor | None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """dx of dy behind the norm, or behind none, with `dresidual` added."""
+        """Return dx of dy behind the norm, or behind none, with `dresidual` added."""
         if norm is None:
             assert dresidual is not None
             return torch.add(dy, dresidual, out=out)

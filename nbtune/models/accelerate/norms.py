@@ -55,15 +55,15 @@ class Norm:
         return {"offset": self.offset, "cast_before_mul": self.cast}
 
     def refresh(self) -> None:
-        """Reads the weights from its module again."""
+        """Read the weights from its module again."""
         self.weight, self.bias = getattr(self.module, "weight", None), getattr(self.module, "bias", None)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained, in the order of `backward`'s gradients."""
+        """Return what is trained, in the order of `backward`'s gradients."""
         return [p for p in (self.weight, self.bias) if p is not None and p.requires_grad]
 
     def factor(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What a normalised row is multiplied with, `[H]`; made once for a frozen weight."""
+        """Return what a normalised row is multiplied with, `[H]`; made once for a frozen weight."""
         assert self.weight is not None
         made = self._factor
         known = (self.weight.data_ptr(), self.weight._version, dtype)
@@ -73,11 +73,11 @@ class Norm:
         return made[0]
 
     def _weight(self) -> Tensor | None:
-        """LayerNorm's, its offset added."""
+        """Return LayerNorm's weight, its offset added."""
         return self.weight if self.weight is None or not self.offset else self.factor(self.weight.dtype)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Stats]:
-        """y of x `[..., H]`."""
+        """Return y of x `[..., H]`."""
         if self.centred:
             y, mean, rstd = layer_norm(x, self._weight(), self.bias, self.eps, out=out)
             return y, Stats(rstd, mean)
@@ -85,14 +85,14 @@ class Norm:
         return y, Stats(rstd)
 
     def again(self, x: Tensor, stats: Stats, out: Tensor | None = None) -> Tensor:
-        """y once more."""
+        """Return y once more."""
         if self.centred:
             assert stats.mean is not None
             return layer_norm_apply(x, self._weight(), self.bias, stats.mean, stats.rstd, out=out)
         return rms_norm_apply(x, self.weight, stats.rstd, **self.how, out=out)
 
     def of_sum(self, x: Tensor, residual: Tensor, scale: float, out: Tensor) -> tuple[Tensor, Stats]:
-        """h = residual + scale * x, written over x, and y = norm(h) into `out`."""
+        """Return h = residual + scale * x, written over x, and y = norm(h) into `out`."""
         if self.centred:
             h = torch.add(residual, x, alpha=scale, out=x)
             return h, self.forward(h, out)[1]
@@ -100,7 +100,7 @@ class Norm:
         return h, Stats(rstd)
 
     def onto(self, x: Tensor, residual: Tensor, scale: float) -> tuple[Tensor, Stats]:
-        """residual + scale * norm(x)."""
+        """Return residual + scale * norm(x)."""
         if self.centred or scale != 1.0:
             y, stats = self.forward(x)
             return torch.add(residual, y, alpha=scale, out=y), stats
@@ -110,7 +110,7 @@ class Norm:
     def backward(
         self, dy: Tensor, x: Tensor, stats: Stats, *, dresidual: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """dx, with `dresidual` added, and the gradients of `parameters()`."""
+        """Return dx, with `dresidual` added, and the gradients of `parameters()`."""
         want = bool(self.parameters())
         if self.centred:
             assert stats.mean is not None
@@ -130,19 +130,19 @@ class Norm:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Relative error under which two ways to compute a block count as equal."""
+    """Return the relative error under which two ways to compute a block count as equal."""
     return {torch.float32: 2e-4, torch.float64: 1e-5, torch.float16: 6e-3}.get(dtype, 3e-2)
 
 
 def relative_error(x: Tensor, truth: Tensor) -> float:
-    """`|x - truth| / |truth|`, infinite where either is not finite."""
+    """Return `|x - truth| / |truth|`, infinite where either is not finite."""
     x, truth = x.detach().double(), truth.detach().double()
     error = ((x - truth).norm() / truth.norm().clamp(min=1e-30)).item()
     return error if error == error else float("inf")
 
 
 def find_norm(module: nn.Module | None, width: int, like: Tensor | None = None) -> Norm:
-    """A norm, with the arithmetic that agrees with the module's own.
+    """Return a norm, with the arithmetic that agrees with the module's own.
 
     Args:
         module: what is taken for a norm.

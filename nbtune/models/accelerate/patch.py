@@ -229,7 +229,7 @@ class _Layers:
         self._before(inner, list(modules))
 
     def _before(self, inner: nn.Module, modules: list[nn.Module]) -> None:
-        """What comes before the layers of each forward."""
+        """Prepare what comes before the layers of each forward."""
         layers = self.patch.layers
         whole = len(layers) == len(modules)
         if not layers:

@@ -24,7 +24,7 @@ class Inputs:
 
 
 def probe_inputs(hidden: int, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Makes tokens of a width."""
+    """Make tokens of a width."""
     generator = torch.Generator().manual_seed(1)
     # small, so that what a block adds is not hidden by the rounding of what passes by it
     x = (torch.randn(ROWS, TOKENS, hidden, generator=generator) / 32).to(device, dtype)
@@ -41,7 +41,7 @@ def probe_layer(
     calls: tuple[Call, Call],
     grads: bool,
 ) -> None:
-    """Runs both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
+    """Run both, without dropout; a zero B of the LoRA is filled for the while, or its A would not be tested.
 
     A layer with a window runs once more with that shortened, so that tokens reach beyond it.
 

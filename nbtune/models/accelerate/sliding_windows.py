@@ -67,7 +67,7 @@ def shortened(module: nn.Module, layers: Iterable[Layer] = ()) -> Iterator[None]
 
 
 def windows_of(inner: nn.Module, layers: list[nn.Module]) -> list[int | LeftAlone | None]:
-    """Of each layer: how many tokens it sees, itself included; None for all before it; or why that is not known.
+    """Return of each layer how many tokens it sees, itself included; None for all before it; or why that is not known.
 
     Args:
         inner: the decoder, stock; its layers do not run.
@@ -79,7 +79,7 @@ def windows_of(inner: nn.Module, layers: list[nn.Module]) -> list[int | LeftAlon
 
 
 def window_of(inner: nn.Module, call: Call | None) -> int | LeftAlone | None:
-    """The same of one layer, by how it is called while windows are short."""
+    """Return the same of one layer, by how it is called while windows are short."""
     if call is None:
         return LeftAlone("the decoder does not run it as others do")
     seen = _window_in(call.mask)
