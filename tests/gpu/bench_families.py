@@ -1,0 +1,128 @@
+"""One training step of a published shape, by nbtune or by stock transformers, on one GPU; prints a JSON line.
+
+    python tests/gpu/bench_families.py gemma2-9b nbtune
+    python tests/gpu/bench_families.py falcon-7b hf --steps 3
+
+Random weights, LoRA r = 16 on all linear layers, 4 rows of 2,048 tokens; nbtune's own step (recorded) beside a plain
+loop of stock transformers and peft that computes its layers again. Medians; the device is awaited after each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2-9b": ("gemma2", {
+        "hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000, "max_position_embeddings": 8192,
+        "sliding_window": 4096, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    }),
+    "falcon-7b": ("falcon", {
+        "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "vocab_size": 65024,
+    }),
+    "mpt-7b": ("mpt", {"d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048, "vocab_size": 50432}),
+    "neox-6.9b": ("gpt_neox", {
+        "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "vocab_size": 50432,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    }),
+    "olmo2-7b": ("olmo2", {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 100352,
+    }),
+    "llama-8b": ("llama", {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+    }),
+}  # fmt: skip
+
+
+def model_of(shape: str, device: torch.device) -> Any:
+    """A model of that shape with random weights and a LoRA."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig
+
+    from nbtune.models.loading import from_config
+
+    kind, fields = SHAPES[shape]
+    config = AutoConfig.for_model(kind, **fields, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    for name, value in list(vars(config).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    torch.manual_seed(0)
+    model = from_config(config, dtype=torch.bfloat16, device=device)
+    model.config.use_cache = False
+    lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, lora).train()
+
+
+def stepper(model: Any, who: str, policy: Any) -> tuple[Any, list[str]]:
+    """A function of ids that takes a step and returns its loss, and what was accelerated."""
+    if who == "nbtune":
+        from nbtune.models.accelerate import apply
+        from nbtune.models.cuda_graph_step import TrainStep
+
+        patch = apply(model, policy)
+        step = TrainStep(model, patch)
+
+        def ours(ids: Tensor) -> Tensor:
+            loss = step.accumulate({"input_ids": ids, "labels": ids}, first=True)
+            step.update(1e-4)
+            return loss
+
+        return ours, patch.report.lines()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+
+    def stock(ids: Tensor) -> Tensor:
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()  # type: ignore[no-any-return]
+
+    return stock, []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("who", choices=("nbtune", "hf"))
+    parser.add_argument("--policy", default="keep")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=3)
+    args = parser.parse_args()
+    device = torch.device("cuda", 0)
+    model = model_of(args.shape, device)
+    step, lines = stepper(model, args.who, args.policy)
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = model.config.vocab_size
+    batches = [torch.randint(3, vocabulary, (4, 2048), generator=generator).to(device) for _ in range(4)]
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    times, losses = [], []
+    for i in range(args.warmup + args.steps):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        loss = step(batches[i % 4])
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+        losses.append(round(float(loss), 4))
+    middle = sorted(times[args.warmup :])[args.steps // 2]
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    row = {"shape": args.shape, "impl": args.who, "policy": args.policy, "step_s": round(middle, 4)}
+    print(json.dumps({**row, "peak_gib": round(peak, 2), "losses": losses}), *lines, sep="\n    ")
+
+
+if __name__ == "__main__":
+    main()
