@@ -279,6 +279,7 @@ class _Engine:
             checkpoint_seconds=spec.checkpoint.minutes * 60,
             count=self.loss.count,
             agree=list if together is None else together.agree,
+            several=together is not None,
         )
         jobs = Jobs(
             save=self._save,

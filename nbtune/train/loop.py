@@ -65,7 +65,8 @@ class LoopOptions:
     """What the plan decided; `learning_rate` is the peak, `factor` the schedule over the 0-based step.
 
     `count` says what a micro-batch's loss is a sum over: trained tokens, or with preferences pairs
-    (`AnswerLoss.count`). `agree` adds numbers up over the processes that train together.
+    (`AnswerLoss.count`). `agree` adds numbers up over the processes that train together; of `several` each may have
+    another number of micro-batches, so that wishes are granted between steps only.
     """
 
     total_steps: int
@@ -76,6 +77,7 @@ class LoopOptions:
     checkpoint_seconds: float
     count: Callable[[Batch], float] = trained_weight
     agree: Callable[[Sequence[float]], Sequence[Any]] = list
+    several: bool = False
 
 
 @dataclass
@@ -169,6 +171,7 @@ class _Loop:
         self._next: Sequence[Batch] | None = None  # made while the device is at work
         self._memory, self._memory_at = memory_use(stepper.device), -math.inf
         self._saved_at, self._saved_step = time.monotonic(), progress.step
+        self._overdue = False
         self._began = Moment(stepper.device)
 
     def run(self) -> Literal["finished", "stopped"]:
@@ -195,7 +198,9 @@ class _Loop:
         progress, index = self.progress, self.progress.step
         micro_batches = self._next or self.batches.step(index)
         own = [sum(map(count, micro_batches)) for count in (self.options.count, trained_tokens, _tokens)]
-        counted, trained, tokens = self.options.agree(own)
+        late = time.monotonic() - self._saved_at > self.options.checkpoint_seconds
+        counted, trained, tokens, late_ones = self.options.agree([*own, late])
+        self._overdue = late_ones > 0  # by anybody's clock: all save, or none
         denominator = counted if counted > 0 else 1
         self.stepper.look_ahead(self._looking(micro_batches), step=index)
         for micro_step, batch in enumerate(self._looking(micro_batches)):
@@ -218,7 +223,9 @@ class _Loop:
     def _looking(self, micro_batches: Sequence[Batch]) -> Iterator[Batch]:
         """Yield the micro-batches, with a look at the wishes between two of them."""
         for micro_step, batch in enumerate(micro_batches):
-            if micro_step:
+            if micro_step and self.options.several:
+                self.jobs.between(self._while_answering)
+            elif micro_step:
                 self._look()
             yield batch
 
@@ -267,7 +274,7 @@ class _Loop:
             self._sample()
             self._restart_clock()
         due = options.checkpoint_every is not None and step % options.checkpoint_every == 0
-        if (due or time.monotonic() - self._saved_at > options.checkpoint_seconds) and not last:
+        if (due or self._overdue) and not last:
             self._flush()
             self._save()
             self._restart_clock()

@@ -91,3 +91,45 @@ def test_a_step_lasts_as_long_as_the_device_is_at_it_also_beside_evaluations(
     assert seconds == pytest.approx([max(STEP, launching)] * 7)
     evaluations = [e for e in said if isinstance(e, events.Eval)]
     assert sum(seconds) + EVALUATION * len(evaluations) == pytest.approx(device.host - began), "no second is lost"
+
+
+def test_several_processes_grant_wishes_between_steps_only() -> None:
+    """One of them may have fewer micro-batches: it would go on to the sums that the others have not come to."""
+    for several, accumulated in ((False, 1), (True, 3)):
+        device, control = SlowDevice(0.0), MemoryControl()
+
+        def agree(numbers: Any, control: MemoryControl = control) -> Any:
+            control.wish(mode="stop")  # is learnt of when all agree
+            return numbers
+
+        ended, _ = told(device, control, agree=agree, several=several)
+        assert ended == "stopped"
+        assert device.free_at - 100 == accumulated * STEP
+
+
+def test_a_checkpoint_is_due_by_the_clock_of_any_process() -> None:
+    """A checkpoint is checked by all of them: where one alone took its turn, its numbers would be added to a step's."""
+    control = MemoryControl()
+    _, saved = told(SlowDevice(0.0), control, agree=lambda own: [*own[:3], own[3] + 1], several=True)
+    assert saved == [1, 2]
+    _, saved = told(SlowDevice(0.0), control, agree=list, several=True)
+    assert saved == [2]
+
+
+def told(device: SlowDevice, control: MemoryControl, **options: Any) -> tuple[str, list[int]]:
+    """How two steps of three micro-batches ended, and the steps that were saved."""
+    batch = SimpleNamespace(num_tokens=10, num_trained=10, weight=10.0)
+    batches = SimpleNamespace(steps_per_epoch=4.0, step=lambda _: [batch] * 3)
+    said: list[events.Event] = []
+    jobs = loop.Jobs(
+        save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
+        evaluate=lambda look: None,
+        sample=lambda *_: (),
+        between=lambda *_: None,
+    )
+    cut = loop.LoopOptions(2, 1e-3, lambda _: 1.0, 100, None, 1e9, **options)
+    real = torch.ones(())
+    device.update = lambda learning_rate: (real, real, {})  # type: ignore[method-assign,assignment]
+    progress = loop.Progress()
+    ended = loop.train(device, batches, cut, jobs, progress=progress, emit=said.append, control=control)  # type: ignore[arg-type]
+    return ended, [event.step for event in said if isinstance(event, events.Checkpoint)]

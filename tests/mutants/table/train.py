@@ -387,4 +387,32 @@ TRAIN = (
         "row.format(name, value)",
         "planner/test_planner.py",
     ),
+    mutant(
+        "a-step-is-not-looked-ahead",
+        "train/loop.py",
+        "self.stepper.look_ahead(self._looking(micro_batches), step=index)",
+        "self.stepper.discard()",
+        "train/test_divided_steps.py",
+    ),
+    mutant(
+        "processes-compare-their-own-rows",
+        "train/distributed.py",
+        "self._gather = ranks.gather",
+        "self._gather = None",
+        "train/test_divided_steps.py",
+    ),
+    mutant(
+        "kto-compares-with-nothing",
+        "engine/engine.py",
+        "mismatch=self.method.mismatched,",
+        "mismatch=False,",
+        "engine/test_against_trl.py",
+    ),
+    mutant(
+        "a-step-is-timed-from-the-first",
+        "train/loop.py",
+        "self._began = told",
+        "self._began = self._began",
+        "train/test_loop.py",
+    ),
 )
