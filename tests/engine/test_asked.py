@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from nbtune import events
+from nbtune.store import checkpoints
 
 STILL = 1e-12
 TWINS = [{"prompt": "Who is there?", "completion": "Number four, captain, and all hands with him."}] * 2
@@ -119,3 +120,6 @@ def test_what_is_measured_counted_and_kept(start: Start) -> None:
     for counted in ("tokens", "trained_tokens"):
         assert kept[counted] == run.history[counted].sum()
     assert 0 < kept["trained_tokens"] < kept["tokens"]
+    (run.folder / "checkpoints/step-00000009").mkdir()  # of a process that was killed
+    assert checkpoints.latest(run.folder) == run.folder / "checkpoints/step-00000005"
+    assert run.saved_steps == [4, 5]

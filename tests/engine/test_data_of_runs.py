@@ -11,6 +11,7 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.data.prepare import prepare as preparing
+from nbtune.store.row_losses import MeasuredRows
 from tests.engine.conftest import SPEC
 
 
@@ -31,6 +32,12 @@ def test_held_out_rows_are_measured_source_by_source() -> None:
     assert [set(event.sources) for event in measured] == [{"some", "more"}] * 2
     for event in measured:
         assert min(event.sources.values()) < event.loss < max(event.sources.values())
+    measured_rows = MeasuredRows(run, base=False)
+    measured_rows.wait()
+    held = [row for row in measured_rows.sorted() if row.part == "eval"]
+    tokens = sum(row.trained for row in held)
+    assert measured[-1].tokens == tokens
+    assert measured[-1].loss == pytest.approx(sum(row.loss * row.trained for row in held) / tokens, abs=1e-3)
     alone = _run("one", rows, data="some", eval={"split": 0.2, "every": 3})
     assert all(not event.sources for event in alone.events() if isinstance(event, events.Eval))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -155,6 +156,16 @@ def test_a_row_counts_by_itself(method: Method) -> None:
 
     alone = [told([row])[0] for row in range(4)]
     assert (told([0, 1, 2, 3]) == pytest.approx(alone)) is not method.looks_ahead
+
+
+@pytest.mark.parametrize(("others", "distance"), [([-1.0, -2.0], 1.5), ([-5.0, -9.0], 0.0)])
+def test_kto_counts_from_how_far_the_model_is_from_its_reference(others: list[float], distance: float) -> None:
+    """Never from below it: z is the mean ratio of answers under other prompts, and at least 0."""
+    mismatched = answers(others, [-3.0, -3.0])
+    given = dataclasses.replace(answers([-1.0, -4.0], [-2.0, -2.0], [1.0, 0.0]), mismatched=mismatched)
+    loss = METHODS["kto"].loss(given, beta=0.5, good_weight=1.0, bad_weight=3.0)
+    gaps = torch.tensor([1.0 - distance, distance + 2.0])
+    torch.testing.assert_close(loss.detach(), torch.tensor([1.0, 3.0]) * (1 - torch.sigmoid(0.5 * gaps)))
 
 
 def test_a_file_and_its_method_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

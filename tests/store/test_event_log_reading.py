@@ -71,14 +71,16 @@ def test_a_line_that_is_not_whole_waits(tmp_path, small):
     path = tmp_path / "events.jsonl"
     write(path, [events.Step(step=1, loss=1.0)])
     line = events.to_line(events.Step(step=2, loss=1.0, tokens=5)).encode()
-    follower, latest = Follower(path), Latest(path)
+    follower, latest, reader = Follower(path), Latest(path), EventReader(path)
     with path.open("ab") as file:
         file.write(line[:20])
         file.flush()
         assert [event.step for event in everything(follower)] == [1]
+        assert [event.step for event in reader.read()] == [1]
         assert latest.of(events.Step).step == 1
         file.write(line[20:])
     assert [event.step for event in everything(follower)] == [2]
+    assert [event.step for event in reader.read()] == [1, 2]
     assert latest.of(events.Step).step == 2
 
 

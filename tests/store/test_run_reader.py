@@ -8,6 +8,9 @@ import sys
 import nbtune
 from nbtune import events
 from nbtune.export.exporter import Exporter
+from nbtune.spec import from_yaml
+from nbtune.store.event_log import add_event
+from nbtune.store.folder import create
 from nbtune.store.run_reader import RunReader, readable
 
 
@@ -39,3 +42,15 @@ def test_reading_a_run_loads_no_engine_and_nothing_that_trains(tmp_path):
 def test_the_handle_is_one_class_over_the_reader():
     assert nbtune.Run.__mro__[1:] == (RunReader, object)
     assert nbtune.Run.__module__ == "nbtune.run"
+
+
+def test_a_step_that_was_done_twice_is_shown_as_it_was_done_last(tmp_path):
+    """A run that was killed goes on from the checkpoint before, and the steps behind it are done again."""
+    folder = create(tmp_path, "demo", from_yaml("data: rows"))
+    for step, loss in ((1, 3.0), (2, 9.0), (3, 8.0), (2, 2.0)):
+        add_event(folder, events.Step(step=step, loss=loss))
+    add_event(folder, events.Eval(step=2, loss=7.0))
+    add_event(folder, events.Eval(step=2, loss=2.5))
+    history = RunReader(folder).history
+    assert history["loss"].to_dict() == {1: 3.0, 2: 2.0, 3: 8.0}
+    assert history["eval_loss"].dropna().to_dict() == {2: 2.5}

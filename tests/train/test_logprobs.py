@@ -34,6 +34,18 @@ def test_kto_is_compared_on_the_same_mismatched_rows() -> None:
         ]
 
 
+def test_in_a_pack_each_document_has_its_own_tokens_from_the_second_on() -> None:
+    """The first token is what predicts the second: it is its own document's, not the end of the one before."""
+    ids = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(6))
+    mask = torch.tensor([[1] * 6 + [0] * 3, [1] * 9])
+    alone, packed = (ours(ids, mask, mask.roll(1, 1) * mask, [1.0, 0.0], way) for way in (False, True))
+    assert tokens_of(packed).tolist() == tokens_of(alone).tolist() == [5.0, 8.0]
+    model = _model().eval()
+    with torch.no_grad():
+        found = [score_answers(model, batch, device=CPU)[0] for batch in (alone, packed)]
+    torch.testing.assert_close(*found)
+
+
 def test_accumulated_micro_batches_are_one_batch() -> None:
     ids = torch.randint(3, 97, (8, 9), generator=torch.Generator().manual_seed(5))
     mask, answer = torch.ones_like(ids), (torch.arange(9) > 3).expand(8, -1)

@@ -223,8 +223,8 @@ DATA = (
     mutant(
         "a-pairs-question-is-trained",
         "data/formats/preference_format.py",
-        '{**m, "train": False} if m["role"] == "assistant" else m for m in asked]',
-        "m for m in asked]",
+        '{**m, "train": False} if m["role"] == "assistant" else m',
+        "m",
         _PREFERENCE,
     ),
     mutant(

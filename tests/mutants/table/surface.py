@@ -137,15 +137,15 @@ SURFACE = (
     mutant(
         "a-key-may-stand-twice",
         "spec/yaml.py",
-        "            if here in lines:\n",
+        "            if key_path in lines:\n",
         "            if False:\n",
         "spec/test_yaml.py",
     ),
     mutant(
         "an-error-names-the-line-before",
         "spec/yaml.py",
-        "lines[here] = key.start_mark.line + first",
-        "lines[here] = key.start_mark.line + first - 1",
+        "] = key.start_mark.line + first",
+        "] = key.start_mark.line + first - 1",
         "spec/test_yaml.py",
     ),
     mutant(

@@ -181,8 +181,8 @@ TRAIN = (
         "store/checkpoints.py",
         '    stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))\n',
         "",
-        "engine/test_data_of_runs.py",
         "engine/test_preferences.py::test_a_stopped_run_goes_on_where_it_was",
+        "engine/test_full.py::test_a_stopped_run_in_bf16_goes_on_exactly",
     ),
     mutant(
         "moments-go-to-other-weights",
@@ -210,17 +210,14 @@ TRAIN = (
         "store/checkpoints.py",
         "return whole[max(whole)] if whole else None",
         "return whole[min(whole)] if whole else None",
-        "engine/test_wishes.py::test_a_run_goes_back_to_an_earlier_checkpoint",
-        "engine/test_data_of_runs.py",
+        f"{_ASKED}::test_what_is_measured_counted_and_kept",
     ),
     mutant(
         "a-half-written-checkpoint-is-taken",
         "store/checkpoints.py",
         'if (path / "progress.json").exists()}',
         "if path.is_dir()}",
-        "engine/test_lifecycle.py",
-        "faults/test_disk.py",
-        "store/test_run_reader.py",
+        f"{_ASKED}::test_what_is_measured_counted_and_kept",
     ),
     mutant(
         "one-checkpoint-more-is-kept",
@@ -299,8 +296,7 @@ TRAIN = (
         "methods/kto.py",
         "answers.mismatched.ratios.mean().clamp(min=0)",
         "answers.mismatched.ratios.mean() * 0",
-        _TRL,
-        "train/test_logprobs.py",
+        "methods/test_registry.py",
     ),
     mutant(
         "start-from-starts-anew",
@@ -319,7 +315,7 @@ TRAIN = (
     mutant(
         "packs-that-leak-are-trained",
         "engine/evaluation.py",
-        "        if not check.passed:\n",
+        "        if not passed:\n",
         "        if False:\n",
         "engine/test_packing_leaks.py",
     ),
