@@ -95,8 +95,8 @@ DATA = (
     mutant(
         "a-packs-weights-are-its-neighbours",
         "data/batching/collate.py",
-        'owner = np.searchsorted(begins, made.trained_rows.numpy(), side="right") - 1',
-        'owner = np.searchsorted(begins, made.trained_rows.numpy(), side="right") % len(begins)',
+        'trained_rows.numpy(), side="right") - 1',
+        'trained_rows.numpy(), side="right") % len(begins)',
         "train/test_row_weights.py",
     ),
     mutant(
@@ -194,16 +194,16 @@ DATA = (
     mutant(
         "answers-in-a-prompt-are-trained",
         "data/formats/sft_format.py",
-        'return Chat([{**m, "train": False} for m in before.messages] + after.messages, given)',
-        "return Chat(list(before.messages) + after.messages, given)",
+        '[{**m, "train": False} for m in before.messages]',
+        "list(before.messages)",
         _DETECT,
         "data/formats/test_published.py",
     ),
     mutant(
         "the-system-prompt-of-a-row-is-lost",
         "data/formats/sft_format.py",
-        "return messages_of(row.get(column), column, tools=given, system=optional(row, system), keys=keys)",
-        "return messages_of(row.get(column), column, tools=given, keys=keys)",
+        ", system=optional(row, system), keys=keys)",
+        ", keys=keys)",
         _DETECT,
     ),
     mutant(

@@ -187,8 +187,8 @@ TRAIN = (
     mutant(
         "moments-go-to-other-weights",
         "train/stepper.py",
-        "mine = {i: saved[place] for i, place",
-        "mine = {i: saved[i] for i, place",
+        "mine = {i: saved[key] for",
+        "mine = {i: saved[i] for",
         "train/test_optimizer.py",
     ),
     mutant(
