@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -70,6 +71,36 @@ def test_a_docstring_that_begins_with_a_noun_is_seen() -> None:
         'def f():\n    def g():\n        """[n] rows."""\n'
     )
     assert wordless(ast.parse(text)) == ["C.a: The rows.", "c: Writes them.", "d: Sum of", "f.g: [n] rows."]
+
+
+# -- what nothing reaches ------------------------------------------------------------------------------------------
+
+# Called by what they are handed to: IPython, PyYAML, Jinja.
+CALLED_BY_OTHERS = {
+    "load_ipython_extension", "unload_ipython_extension", "ignore_aliases", "visit_Concat", "call_binop",
+}  # fmt: skip
+
+
+def _is_called_by_name(path: Path, name: str) -> bool:
+    """A page's messages (`do_…`), and the commands of the table in a cell."""
+    return name.startswith(("do_", "__")) or (path.name == "magics.py" and name.startswith("_"))
+
+
+def test_a_function_is_named_by_more_than_its_tests() -> None:
+    """Somewhere in the product, its pages or its documents; what nothing reaches is taken out with its tests."""
+    texts = {path: path.read_text(encoding="utf-8") for path in sources(NBTUNE)}
+    times = Counter(word for text in texts.values() for word in re.findall(r"\w+", text))
+    folders = [REPO / "docs", REPO / "js" / "src", REPO / "example_notebooks"]
+    pages = [p for folder in folders for p in folder.rglob("*") if p.suffix in {".md", ".js", ".ipynb", ".py"}]
+    elsewhere = {word for p in [REPO / "README.md", *pages] for word in re.findall(r"\w+", p.read_text("utf-8"))}
+    unreached = [
+        f"{path.relative_to(REPO)}: {name}"
+        for path in texts
+        for name, function in _functions(parsed(path))
+        if times[function.name] == 1 and function.name not in elsewhere | CALLED_BY_OTHERS
+        if not function.decorator_list and not _is_called_by_name(path, function.name)
+    ]
+    assert unreached == []
 
 
 # -- examples ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from torch import nn
 
 from nbtune.models import load_tokenizer
 from nbtune.models.accelerate import apply
-from nbtune.models.accelerate.sliding_windows import has_windows, shortened, windows_of
+from nbtune.models.accelerate.layer_calls import calls_of
+from nbtune.models.accelerate.sliding_windows import has_windows, shortened, window_of
 from nbtune.models.memory_estimate import MEMORY_POLICIES
 from tests.models import test_accelerate
 from tests.models.test_accelerate import assert_equal, batch, loss_and_gradients, make
@@ -80,12 +81,19 @@ def test_a_window_longer_than_any_probe_is_found_too(monkeypatch: pytest.MonkeyP
     assert_equal(loss_and_gradients(model, b), stock, 1e-5)
 
 
+def windows_of(decoder: nn.Module) -> list[Any]:
+    layers = list(decoder.layers)  # type: ignore[arg-type]
+    with shortened(decoder):
+        calls = calls_of(decoder, layers)
+    return [window_of(decoder, calls.get(i)) for i in range(len(layers))]
+
+
 def test_windows_that_differ_are_told_apart_or_left_alone() -> None:
     """Two lengths, each shortened to the same: nobody can say which is the layer's."""
     model = make("mistral", None)
-    assert windows_of(model.model, list(model.model.layers)) == [WINDOW, WINDOW]
+    assert windows_of(model.model) == [WINDOW, WINDOW]
     model.model.layers[0].local_window = 40
-    reasons = windows_of(model.model, list(model.model.layers))
+    reasons = windows_of(model.model)
     assert all("[16, 40]" in str(reason) for reason in reasons)
     assert not any(n.startswith("layers") for n in apply(model).report.taken)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.layer_calls import TOKENS, Call, calls_of
+from nbtune.models.accelerate.layer_calls import TOKENS, Call
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lora_linear import LeftAlone
 
@@ -66,20 +66,13 @@ def shortened(module: nn.Module, layers: Iterable[Layer] = ()) -> Iterator[None]
             layer.window = window
 
 
-def windows_of(inner: nn.Module, layers: list[nn.Module]) -> list[int | LeftAlone | None]:
-    """Return of each layer how many tokens it sees, itself included; None for all before it; or why that is not known.
+def window_of(inner: nn.Module, call: Call | None) -> int | LeftAlone | None:
+    """Return how many tokens a layer sees, itself included; None for all before it; or why that is not known.
 
     Args:
-        inner: the decoder, stock; its layers do not run.
-        layers: of its list.
+        inner: the decoder, stock.
+        call: how the layer is called while windows are `shortened`.
     """
-    with shortened(inner):
-        calls = calls_of(inner, layers)
-    return [window_of(inner, calls.get(i)) for i in range(len(layers))]
-
-
-def window_of(inner: nn.Module, call: Call | None) -> int | LeftAlone | None:
-    """Return the same of one layer, by how it is called while windows are short."""
     if call is None:
         return LeftAlone("the decoder does not run it as others do")
     seen = _window_in(call.mask)
