@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.data.formats.values import is_missing, own_choice, text_of
+from nbtune.data.formats.values import CHOICES, is_missing, own_choice, text_of
 from nbtune.errors import DataError
 
 
@@ -104,7 +104,6 @@ def _json(text: str, column: str) -> Any:
         raise DataError(f"`{column}` is text that is not JSON: {error}", fix="write a list") from None
 
 
-_CHOICES = ("train", "training", "weight")
 _PLAIN_ROLES = frozenset(("system", "user", "assistant"))
 
 
@@ -130,9 +129,9 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
         rest["tool_calls"] = _listed(rest["tool_calls"], what)
     if content is None and not rest.get("tool_calls"):
         raise DataError(f"{what} ({role}) has no content", fix="write its text")
-    if not rest.keys().isdisjoint(_CHOICES):
+    if not rest.keys().isdisjoint(CHOICES):
         choice = own_choice(rest, what)
-        rest = {k: v for k, v in rest.items() if k not in _CHOICES} | ({} if choice is None else {"train": choice})
+        rest = {k: v for k, v in rest.items() if k not in CHOICES} | ({} if choice is None else {"train": choice})
     if isinstance(content, list):
         content, details = _parts(content, what)
         if details and all(not d["train"] for d in details) and sum(map(_size, details)) == len(content):

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from nbtune.errors import DataError
 
+CHOICES = ("train", "training", "weight")  # the keys of what says of itself whether it is trained
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _SCALARS = (bool, numbers.Number, Decimal, date, time, UUID)
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nbtune.data.template.tracked_str import concat
+from nbtune.data.template.tracked_str import Tracked, concat
 
 MOST_STEPS = 2_000_000  # of one rendering; a chat of 10,000 messages takes some ten thousand
 LONGEST = 1 << 26  # characters, or items, of one value
@@ -25,8 +26,8 @@ MOST_MADE = 1 << 30  # characters or items that one rendering makes in all
 SECONDS = 8.0  # of one rendering; ordinary ones take milliseconds
 _WIDE = ("center", "ljust", "rjust", "zfill", "expandtabs")
 _FORMAT = re.compile(r"\d{6}|\*")
+_OF_MAPPINGS = frozenset(dir({}))
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add,
     "*": operator.mul,
     "**": operator.pow,
     "%": operator.mod,
@@ -67,10 +68,36 @@ def _concat(pieces: Any) -> str:
     return concat(listed)
 
 
+class BoundedGenerator(CodeGenerator):
+    """Writes calls of our own as such: those of a template go through the sandbox, which takes its time."""
+
+    def visit_Call(self, node: Any, frame: Any, forward_caller: bool = False) -> None:
+        if isinstance(node.node, nodes.EnvironmentAttribute):
+            self.write("environment.step()")
+        elif isinstance(node.node, nodes.ExtensionAttribute) and forward_caller:
+            self.visit(node.node, frame)
+            self.write("(caller=caller)")
+        else:
+            super().visit_Call(node, frame, forward_caller=forward_caller)
+
+    def visit_Add(self, node: Any, frame: Any) -> None:
+        """Write `a + b + c` as one call."""
+        values = [node.right]
+        while isinstance(node.left, nodes.Add):
+            node = node.left
+            values.append(node.right)
+        self.write("environment.add((")
+        for value in (node.left, *reversed(values)):
+            self.visit(value, frame)
+            self.write(", ")
+        self.write("))")
+
+
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """A sandbox in which nothing goes on for ever; `bounded` begins a rendering."""
 
-    intercepted_binops = frozenset(_OPERATORS)  # also: not computed while a template is compiled
+    code_generator_class = BoundedGenerator
+    intercepted_binops = frozenset((*_OPERATORS, "+"))  # also: not computed while a template is compiled
 
     def __init__(self, **options: Any) -> None:
         self.concat = _concat  # type: ignore[method-assign]
@@ -89,6 +116,26 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         tree.set_environment(self)
         return tree
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, dict) and attribute in obj and attribute not in _OF_MAPPINGS:  # nearly all that is asked
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def add(self, values: tuple[Any, ...]) -> Any:
+        """Return the sum; each of its steps at most doubles what is there, and may be asked afterwards."""
+        for value in values:
+            if type(value) is not str and type(value) is not Tracked:
+                break
+        else:
+            text = concat(values)
+            _budget.make(len(text))
+            return text
+        made = values[0]
+        for value in values[1:]:
+            made = made + value
+            _budget.make(_size(made))
+        return made
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _check_operation(operator, left, right)
         return _OPERATORS[operator](left, right)
@@ -106,10 +153,7 @@ def _size(value: Any) -> int:
 
 def _check_operation(operation: str, left: Any, right: Any) -> None:
     numbers = isinstance(left, int) and isinstance(right, int)
-    if operation == "+":
-        if (size := _size(left) + _size(right)) > 1000:
-            _budget.make(size)
-    elif operation == "%":
+    if operation == "%":
         if isinstance(left, str) and _FORMAT.search(left):
             raise TemplateLimit("it asks for a text of great width")
     elif operation == "*":

@@ -14,16 +14,15 @@ from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
-from jinja2.compiler import CodeGenerator
 
-from nbtune.data.template.bounded import BoundedEnvironment, bounded
+from nbtune.data.template.bounded import BoundedEnvironment, BoundedGenerator, bounded
 from nbtune.data.template.left_out import REASONING, marked
 from nbtune.data.template.tracked_str import CALLS, OTHER, THOUGHT, Tracked, concat, joint, mark, plain, spans_of, track
 
 _PARTS = {"tool_calls": CALLS, **dict.fromkeys(REASONING, THOUGHT)}
 
 
-class _Generator(CodeGenerator):
+class _Generator(BoundedGenerator):
     """`a ~ b` through the environment's `concat`, as all other joining is."""
 
     def visit_Concat(self, node: Any, frame: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from nbtune.data.template.tracked_str import CALLS, NUMBER, OTHER, SAID, THOUGHT, Span, concat, track
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
+_BESIDES = frozenset(("tool_calls", *REASONING))
 _OPEN, _CLOSE = "<think>", "</think>"
 _SURE = 16  # characters of a message that are hardly in a text by chance
 
@@ -69,8 +70,14 @@ def left_out(
             if _says_something(message) and not _is_in(message, text):
                 only_calls = message.get("tool_calls") and not _says_something({**message, "tool_calls": None})
                 yield number, "calls" if only_calls else "message"
-        elif message["role"] == "assistant":
+        elif message["role"] == "assistant" and not _is_plain(message):
             yield from ((number, what) for what in _parts_without(message, kinds))
+
+
+def _is_plain(message: Mapping[str, Any]) -> bool:
+    """Tell whether it is one text and nothing else: nearly all messages are."""
+    content = message.get("content")
+    return isinstance(content, str) and _CLOSE not in content and message.keys().isdisjoint(_BESIDES)
 
 
 def _parts_without(message: Mapping[str, Any], kinds: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nbtune.data.formats.values import flag, is_missing, own_choice
+from nbtune.data.formats.values import CHOICES, flag, is_missing, own_choice
 from nbtune.data.template.chat_template import Rendered
 from nbtune.errors import DataError
 
@@ -154,11 +154,14 @@ def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:
 
 def asked_for(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
     """Return whether a message is of a role to train, or says of itself or of a part that it is to be trained."""
-    return _as_a_whole(message, roles) or any(
-        _says(detail) for detail in message.get("train_detail") or () if isinstance(detail, Mapping)
-    )
+    if len(message) == 2 and "content" in message:  # a role and what it says: nearly all messages
+        return message["role"] in roles
+    if _as_a_whole(message, roles):
+        return True
+    details = message.get("train_detail")
+    return bool(details) and any(_says(detail) for detail in details if isinstance(detail, Mapping))
 
 
 def _as_a_whole(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
-    choice = own_choice(message, "a message")
+    choice = None if message.keys().isdisjoint(CHOICES) else own_choice(message, "a message")
     return message["role"] in roles if choice is None else choice
