@@ -10,7 +10,7 @@ import nbtune
 from nbtune import data, models
 from nbtune.spec import from_yaml
 from tests.notebook.conftest import shell  # noqa: F401 — a fixture
-from tests.support.follow import followed
+from tests.support.follow import files_for_every, followed
 from tests.support.house import PAGE
 
 ROWS = [{"prompt": f"Question {k}?", "completion": f"Answer {k}."} for k in range(4)]
@@ -42,6 +42,24 @@ def test_a_row_goes_through_the_files_that_are_listed(tmp_path: Path) -> None:
     beginners = {"data/prepare/prepare.py", "data/prepare/shards.py", "data/sources/snapshot.py"}
     assert set(seen.on_the_way) - beginners == set(listed)
     assert len(listed) <= 9
+
+
+def test_what_a_row_asks_on_its_way_is_listed_too(tmp_path: Path) -> None:
+    """Counted strictly: every file of which a function runs once more for one row more."""
+    spec, tokenizer = from_yaml("data: rows\neval: {split: 0}"), models.load_tokenizer("nbtune/tiny")
+
+    sources = {}
+    for count in (1, 40, 80):
+        rows = [{"prompt": f"Question {k}?", "completion": f"Answer {k}."} for k in range(count)]
+        sources[count] = data.snapshot(data.resolve(spec.data, {"rows": rows}), tmp_path / str(count))
+
+    def prepare(count: int) -> None:
+        prepared = data.prepare_data(sources[count], tokenizer, spec=spec, max_len=128, seed=0)
+        data.BatchPlan(prepared.train, micro_batch_size=count, packing=True, sequence_len=64).step(0)
+
+    listed = {*_listed("A row, from its source to a packed batch"), *_listed("What a row asks on its way")}
+    by_the_step = {"data/batching/sampler.py"}
+    assert files_for_every(prepare) == listed - by_the_step
 
 
 def test_a_spec_goes_through_the_files_that_are_listed(shell: Any) -> None:  # noqa: F811

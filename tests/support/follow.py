@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -17,11 +18,13 @@ class Followed:
 
     Attributes:
         files: every file of nbtune of which a function ran, in the order of their first use.
+        calls: how often each function was called, as ``file:name``.
         ways: function -> the files on the call stack when it was called first, outermost first.
     """
 
     def __init__(self, *functions: str) -> None:
         self.files: dict[str, None] = {}
+        self.calls: Counter[str] = Counter()
         self.ways: dict[str, list[str]] = {}
         self._wanted = set(functions)
 
@@ -31,6 +34,7 @@ class Followed:
             return
         self.files[name] = None
         function = f"{name}:{frame.f_code.co_name}"
+        self.calls[function] += 1
         if function in self._wanted and function not in self.ways:
             stack: list[str] = []
             above: FrameType | None = frame
@@ -66,3 +70,15 @@ def followed(*functions: str) -> Iterator[Followed]:
     finally:
         sys.setprofile(before)
         threading.setprofile(None)
+
+
+def files_for_every(do: Callable[[int], Any]) -> set[str]:
+    """The files of which more functions are called for more things; `do` is given their number."""
+    counts = []
+    do(1)  # what is done once
+    for number in (40, 80):  # more than are looked at as a sample
+        with followed() as seen:
+            do(number)
+        counts.append(seen.calls)
+    few, many = counts
+    return {function.partition(":")[0] for function, count in many.items() if count >= few[function] + 40}
