@@ -57,7 +57,7 @@ def estimate(
     sequence_len: int,
     dtype: str,
     device: str,
-    accelerated: bool = True,
+    own_layers: float = 1.0,
     own_head: bool = True,
     starting_weights: bool = False,
 ) -> MemoryPlan:
@@ -69,7 +69,7 @@ def estimate(
         weights: of the blocks' frozen layers; embedding and head stay at 16 bit (32 on a CPU), on each device. Of
             layers that are streamed two are there at a time, of parted ones `_BORROWED` are there whole.
         activations: what blocks keep.
-        accelerated: nbtune's blocks; stock ones keep more per token.
+        own_layers: share of the layers that are nbtune's own; stock ones keep more a token, and stay on the device.
         own_head: nbtune's head, which makes the logits of some rows at a time; stock keeps those of all.
         starting_weights: what is trained is kept once more, as it was at the start, for a method's reference; while
             that is asked (and nothing is kept for a backward), the trained numbers wait in a second copy.
@@ -78,13 +78,14 @@ def estimate(
     trained = trainable_parameters(model, adapter)
     rest = max(0, model.parameters - model.block_parameters * model.num_layers)
     travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
+    travelling = int(travelling * own_layers)
     blocks = model.num_layers - travelling + min(travelling, 2)
     tokens = micro_batch_size * sequence_len
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width
     logits = min(tokens, _LOGIT_CHUNK) if own_head else tokens
     copies = 4 * trained * (2 if starting_weights else 1)
-    kept = _activations(model, activations, tokens, width, accelerated)
+    kept = _activations(model, activations, tokens, width, own_layers)
     if weights.eight_bit:  # one block's are there transposed, too
         frozen += block_bytes(model, weights)
     needs = MemoryPlan(
@@ -113,20 +114,18 @@ def block_bytes(model: ModelFacts, weights: Placement) -> int:
     return int(model.block_parameters * weights.bytes_a_weight)
 
 
-def _activations(model: ModelFacts, policy: MemoryPolicy, tokens: int, width: int, accelerated: bool) -> int:
+def _activations(model: ModelFacts, policy: MemoryPolicy, tokens: int, width: int, own_layers: float) -> int:
     hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
     attention = 3 * hidden + heads  # the block's input, attention's output, the second norm's input; q, k, v
     gated = 2 * model.intermediate_size
-    kept = {"keep": attention + gated, "selective": attention, "recompute": hidden, "offload": 0}[policy]
-    if not accelerated:  # every norm's, rotary's, activation's and cast's input is kept by autograd
-        kept += {
-            "keep": 6 * hidden + heads + 2 * model.intermediate_size,
-            "selective": 0,
-            "recompute": 0,
-            "offload": 0,
-        }[policy]
+    own = {"keep": attention + gated, "selective": attention, "recompute": hidden, "offload": 0}[policy]
+    # of stock ones every norm's, rotary's, activation's and cast's input is kept by autograd; where all are stock they
+    # can be computed again as a whole (`nbtune.models.factory.build`)
+    stock = attention + gated + 6 * hidden + heads + 2 * model.intermediate_size
+    stock = stock if policy == "keep" or own_layers else hidden
+    kept = own_layers * own + (1 - own_layers) * stock
     working = 4 * hidden + 2 * heads + 4 * model.intermediate_size  # the block that is being computed
-    return tokens * width * (kept * model.num_layers + working)
+    return int(tokens * width * (kept * model.num_layers + working))
 
 
 MemoryPolicy = Literal["keep", "selective", "recompute", "offload"]

@@ -32,7 +32,7 @@ class Setup:
     Args:
         weights: their format; where they are is what is searched for.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
-        accelerated, own_head: blocks, and head, are nbtune's own.
+        own_layers, own_head: what is nbtune's own, see `estimate`.
         devices: how many such devices share each step.
         starting_weights: see `estimate`.
     """
@@ -43,7 +43,7 @@ class Setup:
     weights: Placement
     dtype: str
     sequence_len: int
-    accelerated: bool = True
+    own_layers: float = 1.0
     own_head: bool = True
     devices: int = 1
     starting_weights: bool = False
@@ -60,7 +60,7 @@ class Setup:
             sequence_len=self.sequence_len,
             dtype=self.dtype,
             device=self.device.kind,
-            accelerated=self.accelerated,
+            own_layers=self.own_layers,
             own_head=self.own_head,
             starting_weights=self.starting_weights,
         )
@@ -127,7 +127,7 @@ def _may_travel(setup: Setup) -> bool:
     """Return whether they may: weights travel into nbtune's blocks on a GPU with memory of its own: frozen whole
     numbers that fit in RAM."""
     model, device = setup.model, setup.device
-    on_gpu = device.kind == "cuda" and not device.unified and setup.accelerated
+    on_gpu = device.kind == "cuda" and not device.unified and setup.own_layers > 0
     needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED * setup.devices
     return on_gpu and not setup.weights.quantised and setup.adapter.type == "lora" and needed <= device.ram
 

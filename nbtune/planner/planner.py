@@ -63,14 +63,12 @@ def make_plan(
             fix="write `activations: recompute`, or leave it out",
         )
     reasons: list[str] = []
-    weights = _weights(spec, device, dtype, reasons)
+    found = abilities or Abilities()
+    weights = _weights(spec, device, dtype, found, reasons)
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec, devices)
     tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
-    found = abilities or Abilities()
     packing = _packing(spec, found, model.architecture, reasons)
-    if weights.eight_bit and (refusal := needs_own_blocks(found.blocks)):
-        raise refusal
     setup = Setup(
         model, spec.adapter, device, weights, dtype, tokens, *_ours(spec, found), devices, _starts_from_another(spec)
     )
@@ -169,11 +167,11 @@ def _packing(spec: RunSpec, found: Abilities, architecture: str, reasons: list[s
     return bool(found.packing.holds)
 
 
-def _ours(spec: RunSpec, found: Abilities) -> tuple[bool, bool]:
-    """Return whether blocks, and the head, are nbtune's own; by rule where it was not tried."""
+def _ours(spec: RunSpec, found: Abilities) -> tuple[float, bool]:
+    """Return how many of the layers are nbtune's own, and whether the head is; by rule where it was not tried."""
     rule = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
-    layers, head = found.takes("layers"), found.takes("head")
-    return rule if layers is None else layers, spec.accelerate if head is None else head
+    share, head = found.share_of_layers(), found.takes("head")
+    return float(rule) if share is None else share, spec.accelerate if head is None else head
 
 
 def _starts_from_another(spec: RunSpec) -> bool:
@@ -181,7 +179,7 @@ def _starts_from_another(spec: RunSpec) -> bool:
     return spec.start_from is not None and METHODS[spec.method].reference
 
 
-def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str]) -> Placement:
+def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, found: Abilities, reasons: list[str]) -> Placement:
     """Return the format of frozen weights; where they are is decided by the memory there is."""
     wish = spec.placement
     weights = wish.on_device(fp32=dtype == "fp32")
@@ -192,20 +190,22 @@ def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, reasons: list[str])
     if weights.eight_bit and device.capability < (9, 0):
         raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
     if wish.home is Home.STREAMED:
-        _refuse_travel(spec, device)
+        _refuse_travel(spec, device, found)
+    if weights.eight_bit and (refusal := needs_own_blocks(found.blocks)):
+        raise refusal
     if wish.overruled_by(weights):
         reasons.append("16-bit weights were asked for, products are in fp32 here")
     return weights
 
 
-def _refuse_travel(spec: RunSpec, device: DeviceFacts) -> None:
+def _refuse_travel(spec: RunSpec, device: DeviceFacts, found: Abilities) -> None:
     """Raise a `PlanError` where weights cannot be streamed."""
     if device.kind != "cuda" or device.unified:
         raise PlanError(
             f"weights can only travel to a GPU with memory of its own, this is {device.name}",
             fix="write `weights: auto`",
         )
-    if spec.adapter.type != "lora" or not spec.accelerate:
+    if spec.adapter.type != "lora" or not spec.accelerate or found.share_of_layers() == 0:
         raise PlanError(
             "weights travel only beside a plain LoRA, into nbtune's own blocks",
             fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",

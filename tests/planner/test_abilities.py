@@ -20,7 +20,8 @@ LEFT = Blocks(what="layers", count=32, accelerated=False, why="its attention has
 def plan(blocks: tuple[Blocks, ...] = WHOLE, **fields: Any) -> Plan:
     found = Abilities(blocks=blocks)
     spec = {"data": "rows", "micro_batch_size": 2, "activations": "keep", **fields}
-    return make_plan(from_mapping(spec), LLAMA_8B, _data(), _card(500), abilities=found)
+    card = dataclasses.replace(_card(500), ram=2**40)
+    return make_plan(from_mapping(spec), LLAMA_8B, _data(), card, abilities=found)
 
 
 def test_blocks_and_a_head_that_are_left_alone_cost_their_memory() -> None:
@@ -32,6 +33,17 @@ def test_blocks_and_a_head_that_are_left_alone_cost_their_memory() -> None:
     assert headless.memory.activations == whole.memory.activations
     nothing = plan((Blocks(what="model", count=1, accelerated=False, why="it has no list of decoder layers"),))
     assert (nothing.memory.activations, nothing.memory.head) == (stock.memory.activations, headless.memory.head)
+
+
+def test_layers_that_are_left_alone_among_others_cost_their_share_and_stay() -> None:
+    some = Blocks(what="layers", count=24, accelerated=True)
+    mixed = (some, LEFT.model_copy(update={"count": 8}), *WHOLE[1:])
+    whole, part, stock = plan(), plan(mixed), plan((LEFT, *WHOLE[1:]))
+    assert whole.memory.activations < part.memory.activations < stock.memory.activations
+    streamed = [plan(blocks, weights="streamed").memory.weights for blocks in (WHOLE, mixed)]
+    assert streamed[0] < streamed[1] < whole.memory.weights
+    with pytest.raises(PlanError, match="into nbtune's own blocks"):
+        plan((LEFT, *WHOLE[1:]), weights="streamed")
 
 
 def test_the_starting_adapter_is_kept_beside_the_trained_one_where_a_method_compares_with_it() -> None:
