@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from nbtune.methods import METHODS, Method
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
+from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD
 
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`data:` — an entry", SourceSpec),
@@ -43,6 +44,12 @@ What `method` may be: one file each in nbtune/methods, whose head says the formu
 reference is the model that the run starts from: without its adapter, or with the one of `start_from`. `beta` is a key
 of the run; the other options have the values shown.
 """
+_NAMES_HEAD = """\
+## Names from elsewhere
+
+What TRL, transformers, peft, Axolotl, LLaMA-Factory and Unsloth call their settings. Where a name means exactly the
+same, it is taken, and written back as ours.
+"""
 
 
 def reference() -> str:
@@ -50,7 +57,17 @@ def reference() -> str:
     sections = [_HEAD, _table(RunSpec)]
     for title, part in _PARTS:
         sections += [f"## {title}\n\n{(part.__doc__ or '').strip()}\n", _table(part)]
-    return "\n".join([*sections, _METHODS_HEAD, _methods()])
+    return "\n".join([*sections, _METHODS_HEAD, _methods(), _NAMES_HEAD, _names()])
+
+
+def _names() -> str:
+    """Return the table of what others call things, a line an answer."""
+    rows = []
+    for table, lead in ((ALIASES, "taken for"), (INSTEAD, "write"), (ABSENT, "")):
+        for answer in dict.fromkeys(table.values()):
+            names = ", ".join(f"`{name}`" for name in table if table[name] == answer)
+            rows.append(f"| {names} | {f'{lead} `{answer}`' if lead else f'not there: {answer}'} |\n")
+    return "| elsewhere | here |\n|---|---|\n" + "".join(rows)
 
 
 def _methods() -> str:

@@ -5,7 +5,6 @@ A key with nothing behind it counts as unset. Nothing is templated.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nbtune.errors import NbtuneError, SpecError
+from nbtune.spec import familiar_names
 from nbtune.spec.model import RunSpec
+from nbtune.spec.peers_names import ALIASES
 from nbtune.spec.yaml_loader import BadYaml, Forbidden, compose, construct
 from nbtune.untrusted import shortened
 
@@ -54,9 +55,9 @@ def from_mapping(
     Raises:
         SpecError: as `from_yaml`.
     """
-    lines, body = lines or {}, dict(body)
+    body, lines = familiar_names.rename(body, lines or {})
     for key, value in (overrides or {}).items():
-        _put(body, key, value)
+        _put(body, ALIASES.get(key, key), value)
     _refuse_unknown(body, RunSpec, (), lines, name)
     body = _without_unset(body)
     if "data" not in body:
@@ -87,7 +88,7 @@ def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) ->
     except NbtuneError as error:
         keys = error.keys or ((error.place,) if error.place in RunSpec.model_fields else ())
         if text is not None and keys:
-            _, lines = _load(text, name, first_line)
+            _, lines = familiar_names.rename(*_load(text, name, first_line))
             line = _place(_as_written(keys, lines), lines, name)
             key = error.place if error.place not in RunSpec.model_fields and error.place != name else ""
             if line != name:
@@ -202,13 +203,8 @@ def _unknown(
     key: str, kind: type[BaseModel], path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: str
 ) -> SpecError:
     key = shortened(key)
-    near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
     inside = f" in `{shortened('.'.join(str(p) for p in path[:-1]))}`" if len(path) > 1 else ""
-    if near:
-        meant = kind.model_fields[near[0]]
-        fix = f"did you mean `{near[0]}`? ({meant.title}: {(meant.description or '').rstrip('.')})"
-    else:
-        fix = f"known keys: {', '.join(sorted(kind.model_fields))}"
+    fix = familiar_names.advice(key, kind)
     return SpecError(f"there is no key `{key}`{inside}", place=_place(path, lines, name), fix=fix)
 
 

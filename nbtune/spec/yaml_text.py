@@ -28,7 +28,8 @@ _Dumper.yaml_implicit_resolvers = {
 
 
 def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = '"' if "\n" in text and len(text) <= 200 else None
+    odd_breaks = any(mark in text for mark in "\r\x85\u2028\u2029")  # YAML reads each of them as an end of line
+    style = '"' if odd_breaks or ("\n" in text and len(text) <= 200) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -96,7 +96,7 @@ def test_flags_win_over_the_body() -> None:
         ("data: rows\nlearning_rate: .inf", 2, "`learning_rate`", "`learning_rate: 0.0002`"),
         ("data: rows\neval:\n  split: 2", 3, "`eval.split`", "`split: 0.1`"),
         ("data: rows\nadapter: qloro", 2, "`adapter.type`", "`type: lora`"),
-        ("data: rows\npacking: perhaps", 2, "`packing`", "`packing: True`"),
+        ("data: rows\npacking: perhaps", 2, "`packing`", "`packing: auto`"),
         ("data: rows\nsteps: 3\nsteps: 4", 3, "`steps` is there twice", "the first is on line 2"),
         ("data: rows\nsteps: [3", 2, "this is not YAML", ""),
         ("data: rows\nsamples: [Who?]", 2, "this is not YAML", "in quotes"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nbtune
@@ -53,6 +53,9 @@ def test_whatever_is_written_is_a_spec_or_a_short_sentence_with_a_place(text: st
 
 
 @given(PLAIN)
+@example("\x85")
+@example("a\u2028b")
+@example({"k": "\r"})
 def test_what_is_written_is_read_back_here_and_by_readers_of_yaml_1_1(value: object) -> None:
     text = dump(value)
     assert load(text) == value

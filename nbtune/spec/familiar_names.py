@@ -1,0 +1,101 @@
+"""The names of settings that people know from TRL, transformers, peft, Axolotl, LLaMA-Factory and Unsloth.
+
+A name that means exactly what one of ours does is taken for it, and written back as ours. Of the others it is said what
+to write instead, or why there is none. The tables are in `nbtune.spec.peers_names`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from nbtune.errors import SpecError
+from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
+
+Path = tuple[Any, ...]
+
+
+def rename(body: Mapping[str, Any], lines: Mapping[Path, int]) -> tuple[dict[str, Any], dict[Path, int]]:
+    """Return a spec's mapping under our names, and the lines of its keys likewise.
+
+    >>> rename({"data": "rows", "lora_r": 8, "max_steps": 5}, {})[0]
+    {'data': 'rows', 'adapter': {'r': 8}, 'steps': 5}
+
+    Raises:
+        SpecError: one setting stands there twice, under two names.
+    """
+    places = dict(lines)
+    ours = {key: value for key, value in body.items() if key not in ALIASES}
+    for part, value in list(ours.items()):
+        if isinstance(value, Mapping):
+            ours[part] = _renamed_part(str(part), value, places)
+    for key, value in body.items():
+        if key in ALIASES:
+            path = tuple(ALIASES[key].split("."))
+            _put(ours, path, value, key)
+            if (key,) in lines:
+                places[path] = lines[key,]
+    for key, words in VALUES.items():
+        value = ours.get(key)
+        if isinstance(value, str):
+            ours[key] = words.get(value, value)
+    return ours, places
+
+
+def _renamed_part(part: str, given: Mapping[str, Any], places: dict[Path, int]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = NESTED.get((part, key), key)
+        if name in found or (name != key and name in given):
+            raise _twice(f"{part}.{key}", f"{part}.{name}")
+        if name != key and (part, key) in places:
+            places[part, name] = places[part, key]
+        found[name] = value
+    return found
+
+
+def _put(body: dict[str, Any], path: Path, value: Any, key: str) -> None:
+    *parents, last = path
+    for part in parents:
+        inner = body.get(part)
+        if part == "adapter" and isinstance(inner, str):  # the short form `adapter: qlora`
+            inner = {"type": inner}
+        body[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        body = inner
+    if body.get(last) is not None:
+        raise _twice(key, ".".join(path))
+    body[last] = value
+
+
+def _twice(key: str, ours: str) -> SpecError:
+    return SpecError(f"`{key}` and `{ours}` are the same setting", place=key, fix="keep one of them")
+
+
+def advice(key: str, kind: type[BaseModel]) -> str:
+    """Return what to write instead of a key that is not there: what it is called here, why it is missing, or what is
+    spelt nearly so.
+
+    >>> from nbtune.spec import RunSpec
+    >>> advice("load_in_4bit", RunSpec)
+    'write `adapter: {type: qlora}`'
+
+    Args:
+        kind: the part of the spec in which it stood.
+    """
+    if key in INSTEAD:
+        return f"write `{INSTEAD[key]}`"
+    if key in ABSENT:
+        return f"leave it out: {ABSENT[key]}"
+    names = [*ALIASES, *INSTEAD, *ABSENT]
+    if not (near := difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.9)):
+        if familiar := difflib.get_close_matches(key, names, n=1, cutoff=0.88):
+            what = "write that" if familiar[0] in ALIASES else advice(familiar[0], kind)
+            return f"did you mean `{familiar[0]}`? Then {what}"
+        near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.75)
+    if near:
+        meant = kind.model_fields[near[0]]
+        return f"did you mean `{near[0]}`? ({meant.title}: {(meant.description or '').rstrip('.')})"
+    return f"known keys: {', '.join(sorted(kind.model_fields))}"

@@ -1,0 +1,100 @@
+"""Names that people bring along: taken for ours where they mean the same, answered in a line where not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from nbtune.errors import SpecError
+from nbtune.spec import RunSpec, from_mapping, from_yaml, to_yaml
+from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
+
+VALUE: dict[str, Any] = {
+    "model": "some/model", "steps": 7, "epochs": 2.0, "micro_batch_size": 2, "gradient_accumulation_steps": 3,
+    "batch_size": 6, "learning_rate": 1e-4, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "max_grad_norm": 0.5,
+    "optim": "adamw_8bit", "sequence_len": 128, "packing": True, "seed": 3, "adapter.r": 8, "adapter.alpha": 32.0,
+    "adapter.dropout": 0.1, "adapter.target_modules": ["q_proj"], "adapter.use_rslora": True, "checkpoint.every": 10,
+    "checkpoint.keep": 3, "eval.every": 20, "beta": 0.2, "adapter.type": "dora", "eval.max_rows": 9,
+}  # fmt: skip
+
+
+def body(path: str, **more: Any) -> dict[str, Any]:
+    return {"data": "rows", "method": "dpo", **more} if path == "beta" else {"data": "rows", **more}
+
+
+def test_there_are_many() -> None:
+    assert len(ALIASES) + len(NESTED) + len(INSTEAD) + len(ABSENT) >= 250
+    tables = [set(ALIASES), set(INSTEAD), set(ABSENT), set(RunSpec.model_fields)]
+    assert sum(map(len, tables)) == len(set().union(*tables))  # each name has one answer
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_equal_is_taken_and_written_back_in_our_words(name: str) -> None:
+    path = ALIASES[name]
+    spec = from_yaml(to_yaml(from_mapping(body(path, **{name: VALUE[path]}))))
+    assert spec == from_mapping(body(path), {path: VALUE[path]})
+    assert spec != from_mapping(body(path))
+    assert from_mapping(body(path), {name: VALUE[path]}) == spec
+    assert not re.search(rf"^{name}:", to_yaml(spec), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("part", "name"), NESTED)
+def test_an_equal_inside_of_a_part(part: str, name: str) -> None:
+    ours = NESTED[part, name]
+    value = VALUE[f"{part}.{ours}"]
+    assert from_mapping({"data": "rows", part: {name: value}}) == from_mapping({"data": "rows", part: {ours: value}})
+
+
+@pytest.mark.parametrize(("key", "word"), [(key, word) for key, words in VALUES.items() for word in words])
+def test_an_equal_value(key: str, word: str) -> None:
+    assert from_mapping({"data": "rows", key: word}) == from_mapping({"data": "rows", key: VALUES[key][word]})
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_what_is_to_be_written_instead_can_be_written(name: str) -> None:
+    with pytest.raises(SpecError, match=f"no key `{name}`") as error:
+        from_yaml(f"data: rows\n{name}: 1\n")
+    assert error.value.place == "line 2 of the cell"
+    written = re.fullmatch(r"write `(.*)`", error.value.fix)
+    assert written is not None, error.value.fix
+    key = written[1].split(":")[0]
+    spec = from_yaml(f"{written[1]}\n" if key == "data" else f"data: rows\n{written[1]}\n")
+    assert key in to_yaml(spec) or spec == from_yaml("data: rows")  # what is the default may stand there too
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_what_is_not_there_is_said_with_its_reason(name: str) -> None:
+    with pytest.raises(SpecError, match=f"no key `{name}`") as error:
+        from_yaml(f"data: rows\n{name}: 1\n")
+    assert error.value.fix == f"leave it out: {ABSENT[name]}"
+
+
+@pytest.mark.parametrize("key", ["lora_r", "r_lora", "qqq", "max_stpes", "num_train_epoch", "betas"])
+def test_a_hint_is_near_or_there_is_none(key: str) -> None:
+    if key in ALIASES:
+        return
+    with pytest.raises(SpecError) as error:
+        from_yaml(f"data: rows\n{key}: 1\n")
+    meant = {"max_stpes": "max_steps", "num_train_epoch": "num_train_epochs", "betas": "beta"}.get(key)
+    assert (f"did you mean `{meant}`" in error.value.fix) if meant else error.value.fix.startswith("known keys")
+
+
+def test_one_setting_under_two_names_is_refused() -> None:
+    for text in (
+        "max_steps: 3\nsteps: 4",
+        "lora_r: 8\nadapter: {r: 4}",
+        "lr: 1\nlearning_rate: 2",
+        "adapter: {r: 2, lora_r: 2}",
+    ):
+        with pytest.raises(SpecError, match="are the same setting"):
+            from_yaml(f"data: rows\n{text}\n")
+    assert from_yaml("data: rows\nadapter: qlora\nlora_r: 8\n").adapter.model_dump()["r"] == 8
+    assert from_yaml("data: rows\nmax_steps: 3\n", {"steps": 4}).steps == 4
+
+
+def test_an_error_about_the_value_has_the_line_of_what_was_written() -> None:
+    with pytest.raises(SpecError) as error:
+        from_yaml("data: rows\nmodel: x\nlora_r: many\n")
+    assert error.value.place == "line 3 of the cell"
