@@ -31,8 +31,17 @@ if TYPE_CHECKING:
 
 SNAPSHOT_ROWS = 512  # 45 KB
 DELTA_ROWS = 512
-LISTS = {"evals": 200, "notes": 30, "samples": 24, "exports": 20, "checkpoints": 30, "machine": 80, "abilities": 12}
-_THIN = ("evals", "machine")  # of these the old ones are thinned out, of others forgotten
+LISTS = {
+    "evals": 200,
+    "notes": 30,
+    "samples": 24,
+    "exports": 20,
+    "checkpoints": 30,
+    "machine": 80,
+    "metrics": 120,
+    "abilities": 12,
+}
+_THIN = ("evals", "machine", "metrics")  # of these the old ones are thinned out, of others forgotten
 
 
 @dataclass
@@ -88,8 +97,11 @@ class RunView:
             if self.columns is not None:
                 self.columns.add(row_of(self.series.next, event))
             self.series.add([event])
+            if event.metrics:
+                self._append("metrics", {"step": event.step, "values": _figures(event.metrics)})
         elif isinstance(event, ev.Eval):
-            self._append("evals", {"step": event.step, "loss": _rounded(event.loss), "best": event.best})
+            item = {"step": event.step, "loss": _rounded(event.loss), "best": event.best}
+            self._append("evals", {**item, "metrics": _figures(event.metrics)} if event.metrics else item)
             self._hint(self._hints.after_eval(self.lists["evals"]), event.time)
         elif isinstance(event, ev.Sample):
             answer = {"step": event.step, "prompt": clean(event.prompt, 200), "answer": clean(event.answer, 600)}
@@ -118,7 +130,7 @@ class RunView:
         self._hints.forget()
         if self.columns is not None:
             self.columns.cut(self.series.next)
-        for name in ("evals", "samples", "checkpoints", "machine"):
+        for name in ("evals", "samples", "checkpoints", "machine", "metrics"):
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
 
     def _checkpoint(self, event: ev.Checkpoint) -> None:
@@ -335,6 +347,11 @@ def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[st
     best = max((k for k, item in enumerate(items) if item.get("best")), default=len(items) - 1)
     stride = -(-len(items) // (limit - 2))
     return [item for k, item in enumerate(items) if k % stride == 0 or k in (best, len(items) - 1)]
+
+
+def _figures(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Return a method's figures for a page: a dozen of them at most, whatever the log says."""
+    return {clean(name, 40): _rounded(value) for name, value in list(metrics.items())[:12]}
 
 
 def _rounded(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -37,6 +38,21 @@ def test_a_delta_holds_what_is_new_and_moves_the_cursor():
     assert body["evals"] == {"i0": 0, "next": 1, "items": [{"step": 3, "loss": 1.5, "best": True}]}
     body, _ = view.delta(cursor)
     assert (body["rows"], "evals" in body) == (0, False)
+
+
+def test_what_a_method_tells_is_listed_in_bounds_and_goes_back_with_the_run():
+    figures = {"accuracy": 0.5, "margin": float("inf"), **{f"more {k}": 1.0 for k in range(20)}}
+    told_all = [dataclasses.replace(made_up_step(k), metrics=figures) for k in range(1, 1001)]
+    view = told([*told_all, ev.Eval(step=9, loss=1.0, metrics={"accuracy": 1})])
+    body, _ = view.snapshot()
+    items = body["metrics"]["items"]
+    assert len(items) <= 120
+    assert items[-1]["step"] == 1000
+    assert items[0]["values"].keys() == {"accuracy", "margin", *(f"more {k}" for k in range(10))}
+    assert items[0]["values"]["margin"] is None
+    assert body["evals"]["items"][0]["metrics"] == {"accuracy": 1}
+    view.add([made_up_step(10)])  # a method of another kind, or a run that tells nothing
+    assert [item["step"] for item in view.snapshot()[0]["metrics"]["items"] if item["step"] >= 10] == []
 
 
 def test_after_a_hundred_thousand_steps_updates_and_pictures_are_small():

@@ -12,6 +12,7 @@ import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
 import { Abilities, Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
 import { BusyChart, MemoryChart } from "./machine.js";
+import { figuresOf, MethodChart } from "./method.js";
 import { Store } from "./store.js";
 
 const SMALL = [
@@ -55,6 +56,7 @@ class View {
       stacked: new MemoryChart(),
       busy: new BusyChart(),
       busyCaption: el("figcaption"),
+      method: { shares: new MethodChart(), rewards: new MethodChart() },
       controls: new Controls(this.store),
       notes: new Notes(),
       samples: new Samples(),
@@ -78,6 +80,7 @@ class View {
         tile("memory", parts.memoryLabel), tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
       parts.loss.node, parts.noPlotly, this.options(),
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node, SMALL[k][0] === "memory" ? parts.stacked.node : null)),
+        ...Object.values(parts.method).map((chart) => el("figure", { hidden: true }, chart.caption, chart.node)),
         el("figure", { hidden: true }, parts.busyCaption, parts.busy.node)),
       parts.controls.node, parts.beside.node, parts.notes.node, parts.samples.node, parts.checkpoints.node,
       parts.memory.node, parts.abilities.node, parts.table.node);
@@ -220,7 +223,19 @@ class View {
       chart.update(plotly, store, theme, names[k], { unit, ceiling: chart.column === "memory" ? planned : 0 });
       chart.describe(text("chart.other", { name: names[k], value: number(rows.last(chart.column) / unit) }));
     });
+    this.paintMethod();
     this.paintBusy();
+  }
+
+  paintMethod() {
+    const { parts, store, theme, plotly } = this;
+    for (const [kind, names] of Object.entries(figuresOf(store.metrics))) {
+      const chart = parts.method[kind];
+      chart.node.parentNode.hidden = !names.length;
+      if (!names.length) continue;
+      if (chart.width < 100) chart.resize();
+      chart.update(plotly, store, theme, text(`metrics.${kind}`), names, kind === "shares");
+    }
   }
 
   paintBusy() {
@@ -266,7 +281,7 @@ class View {
   }
 
   charts() {
-    return [this.parts.loss, ...this.parts.small, this.parts.stacked, this.parts.busy];
+    return [this.parts.loss, ...this.parts.small, this.parts.stacked, this.parts.busy, ...Object.values(this.parts.method)];
   }
 }
 

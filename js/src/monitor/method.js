@@ -1,0 +1,65 @@
+// What a method tells besides the loss: shares (accuracy) and rewards, of steps and of held-out rows.
+
+import { el } from "../shared/dom.js";
+import { number } from "../shared/format.js";
+import { text } from "../shared/texts.js";
+import { base, Chart, line } from "./charts.js";
+import { mark, PARTS } from "./machine.js";
+
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+
+/** Names of the figures that a run tells, those that are shares apart from the others. */
+export function figuresOf(metrics) {
+  const names = [...new Set(metrics.flatMap((item) => Object.keys(item.values)))].slice(0, 12);
+  const shares = names.filter((name) => name.endsWith("accuracy"));
+  return { shares, rewards: names.filter((name) => !shares.includes(name)) };
+}
+
+/** A figure's words; of a method that came later its own name. */
+export function words(name) {
+  const key = `metric.${name}`;
+  const known = text(key);
+  return known === key ? name.replaceAll("_", " ") : known;
+}
+
+/** Some figures over steps, each a line, with diamonds where held-out rows were measured. */
+export class MethodChart extends Chart {
+  constructor() {
+    super("nbt-chart-small");
+    this.empty.textContent = "";
+    this.caption = el("figcaption");
+  }
+
+  /** The title, and which colour is which where there are several. */
+  name(title, names) {
+    const now = [title, ...names].join("\n");
+    if (now === this.named) return;
+    this.named = now;
+    const keys = names.length > 1 ? names.map((name, k) => el("small", {}, " ", mark(k), words(name))) : [];
+    this.caption.replaceChildren(title, ...keys);
+  }
+
+  /** @param {string[]} names @param {boolean} shares they lie between 0 and 1 */
+  update(plotly, { metrics, evals }, theme, title, names, shares) {
+    const lines = names.map((name, k) => {
+      const known = metrics.filter((item) => Number.isFinite(item.values[name]));
+      return { name, colour: PARTS[k % PARTS.length], dash: DASHES[k % DASHES.length], x: known.map((item) => item.step), y: known.map((item) => item.values[name]) };
+    });
+    const traces = lines.map((one) => line(words(one.name), one, one.colour, { width: 1.6, dash: one.dash }));
+    for (const { name, colour } of lines) {
+      const held = evals.filter((item) => Number.isFinite(item.metrics?.[name]));
+      if (!held.length) continue;
+      traces.push({
+        type: "scatter", mode: "markers", name: `${words(name)}, ${text("loss.eval")}`, x: held.map((item) => item.step), y: held.map((item) => item.metrics[name]),
+        marker: { color: colour, symbol: "diamond-open", size: 7 },
+      });
+    }
+    this.name(title, names);
+    this.describe(text("chart.metrics", { name: title, values: lines.map((one) => `${words(one.name)} ${number(one.y.at(-1))}`).join(", ") }));
+    const layout = base(theme, {
+      margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 },
+      yaxis: { nticks: 4, ...(shares ? { range: [-0.04, 1.04], autorange: false } : {}) }, hovermode: "x",
+    });
+    return this.draw(plotly, traces, layout, theme, lines[0]);
+  }
+}
