@@ -101,6 +101,9 @@ def test_merged_logits_are_the_adapters(kind: str, base: Path, tmp_path: Path) -
     file = export_merged(ExportSource(base, tmp_path / "adapter"), tmp_path / "merged", "float32", shard_bytes=100_000)
     assert difference(loaded(file.path), expected) < 2e-6
     assert len(list(file.path.glob("*.safetensors"))) > 1
+    stored = json.loads((file.path / "model.safetensors.index.json").read_text())["weight_map"]
+    config = json.loads((file.path / "config.json").read_text())  # transformers 4 ties whatever the files hold
+    assert config["tie_word_embeddings"] == ("lm_head.weight" not in stored)
     assert (file.path / "chat_template.jinja").is_file()
 
 

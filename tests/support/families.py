@@ -51,7 +51,14 @@ class Case:
 
 CASES = {
     "llama 2, codellama, yi": Case("LlamaConfig", SIZES, "sentencepiece"),
-    "llama 3, smollm, deepseek distilled": Case("LlamaConfig", {**SIZES, "tie_word_embeddings": True}),
+    "llama 3, smollm, deepseek distilled": Case(
+        "LlamaConfig",
+        {
+            **SIZES,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    ),
     "llama with biases": Case("LlamaConfig", {**SIZES, "attention_bias": True, "mlp_bias": True}),
     "llama with wide heads": Case("LlamaConfig", {**SIZES, "head_dim": 32}),
     "llama with linear scaling": Case(

@@ -140,7 +140,6 @@ EXPORT = (
         "export/gguf/rope.py",
         'writer.add_rope_freq_base(float(rope["rope_theta"]))',
         "writer.add_rope_freq_base(10000.0)",
-        _WRITER,
         f"{_FAMILY}::test_family[llama 3, smollm, deepseek distilled-200]",
     ),
     mutant(
