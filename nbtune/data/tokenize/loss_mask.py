@@ -158,8 +158,8 @@ def asked_for(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
         return message["role"] in roles
     if _as_a_whole(message, roles):
         return True
-    details = message.get("train_detail")
-    return bool(details) and any(_says(detail) for detail in details if isinstance(detail, Mapping))
+    details = message.get("train_detail") or ()
+    return any(_says(detail) for detail in details if isinstance(detail, Mapping))
 
 
 def _as_a_whole(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
