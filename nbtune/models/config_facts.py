@@ -39,6 +39,8 @@ class ModelFacts:
         targets: the names of the modules that the adapter is put onto, counted alike.
         linear: numbers in linear layers beside the head, counted alike: what 4 or 8 bits cover.
         stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
+        turns_at: tokens beyond which a row turns the angles of every row in its batch (long rotary factors); None: no
+            row does.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ModelFacts:
     linear: int | None = None
     stacked: int = 0
     targets: tuple[str, ...] = ()
+    turns_at: int | None = None
     experts_used: float = 1.0
 
     @property
@@ -186,6 +189,7 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
         weights_bytes=sum(n * _BYTES[d] for n, d in sizes) or parameters * width,
         dtype=dtype,
         experts_used=_share(get(*_CHOSEN), get(*_EXPERTS)),
+        turns_at=_turns_at(c),
     )
 
 
@@ -214,6 +218,15 @@ def _counted(model: str, name: str, value: Any) -> int:
 
 def _architecture(said: Any) -> str:
     return said[0] if isinstance(said, list) and said and isinstance(said[0], str) else "?"
+
+
+def _turns_at(c: dict[str, Any]) -> int | None:
+    """Return where transformers changes to the long factors: it looks at the longest row of a batch."""
+    rope = c.get("rope_parameters") or c.get("rope_scaling")
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return None
+    within = c.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    return within if isinstance(within, int) and within > 0 else None
 
 
 def _numel(shape: list[int]) -> int:

@@ -7,6 +7,7 @@ from nbtune.errors import PlanError
 from nbtune.models.abilities import needs_own_blocks
 from nbtune.models.adapter_targets import left_out_lines
 from nbtune.models.adapters import add_adapter
+from nbtune.models.causal_check import refuse_unless_causal
 from nbtune.models.config_facts import ModelFacts, model_facts
 from nbtune.models.loading import load_model, load_tokenizer, outline
 from nbtune.models.memory_estimate import MemoryPolicy
@@ -88,6 +89,10 @@ def build(
     tok = load_tokenizer(spec_model, trust_remote_code=trust_remote_code) if tokenizer else None
     first = torch.device("cpu") if weights.streams or weights.shards else device
     base = load_model(spec_model, dtype=dtype, device=first, weights=weights, trust_remote_code=trust_remote_code)
+    if torch.device(first) == torch.device(
+        device
+    ):  # where weights come piece by piece, blocks that are taken are causal
+        refuse_unless_causal(base, spec_model)
     apart = [] if adapter.type == "full" or adapter.target_modules != "all-linear" else left_out_lines(base)
     model: Any = add_adapter(base, adapter, seed=seed)
     built = Built(model, tok, facts)

@@ -215,7 +215,7 @@ def load_model(
         PlanError: ``nf4`` where bitsandbytes is not installed.
         HubError: see `resolve`.
     """
-    models = _transformers().AutoModelForCausalLM
+    library = _transformers()
 
     folder = resolve(model, trust_remote_code=trust_remote_code)
     if attention == "nbtune":
@@ -229,8 +229,10 @@ def load_model(
     if weights.four_bit:
         options["quantization_config"] = _four_bit(dtype)
     try:
+        config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        _refuse_unless_text(config, model)
         with _quiet():
-            loaded, info = models.from_pretrained(
+            loaded, info = library.AutoModelForCausalLM.from_pretrained(
                 folder,
                 device_map={"": _index(device)},
                 attn_implementation=attention,
@@ -276,10 +278,11 @@ def outline(
     configs = _transformers().AutoConfig
     try:
         config = configs.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        _refuse_unless_text(config, model)
         part = config.get_text_config()
         if layers is not None:
             part.num_hidden_layers = layers
-            if getattr(part, "layer_types", None):
+            if vars(part).get("layer_types"):  # some have it computed of the number
                 part.layer_types = part.layer_types[:layers]
         config.use_cache = False
         return from_config(config, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -298,6 +301,21 @@ def from_config(
         model = models.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     _keep_caps(model, None)
     return model  # type: ignore[no-any-return]
+
+
+def _refuse_unless_text(config: Any, model: str) -> None:
+    """Raise a SpecError where transformers has no class for the model that takes and gives nothing but text."""
+    library = _transformers()
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if own or type(config) in library.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    sees = config.get_text_config() is not config
+    raise SpecError(
+        f"{model} is a {config.model_type}, which transformers cannot load as a causal language model"
+        + (": it also sees or hears, and nbtune trains text" if sees else ""),
+        place="model",
+        fix="Name a model of text" + (" alone." if sees else "."),
+    )
 
 
 def _keep_layout(model: "PreTrainedModel") -> None:

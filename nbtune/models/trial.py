@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.errors import NbtuneError
 from nbtune.models.abilities import Blocks, grouped
 from nbtune.models.adapters import add_adapter
+from nbtune.models.causal_check import refuse_unless_causal
 from nbtune.models.miniature import miniature
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def try_small(model: str, adapter: AdapterSpec, *, accelerate: bool = True, trus
     """
     try:
         small = miniature(model, trust_remote_code=trust_remote_code)
+        refuse_unless_causal(small.model, model)
         made: Any = add_adapter(small.model, adapter, seed=0)
         if not accelerate:
             return Trial(made, blocks=(Blocks(what="model", count=1, accelerated=False, why="`accelerate` is off"),))

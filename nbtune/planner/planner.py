@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
 from nbtune.methods import METHODS
-from nbtune.models.abilities import Abilities, leaks, needs_own_blocks
+from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, trainable_parameters
 from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
 from nbtune.planner.learning_rate import rate_of
@@ -68,6 +68,8 @@ def make_plan(
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec, devices)
     tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
+    if model.turns_at is not None and min(sequence_len, data.longest) > model.turns_at:
+        found, micros = _apart(spec, model.turns_at, found, micros, reasons)
     packing = _packing(spec, found, model.architecture, reasons)
     setup = Setup(
         model, spec.adapter, device, weights, dtype, tokens, *_ours(spec, found), devices, _starts_from_another(spec)
@@ -249,6 +251,21 @@ def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
         return batch, [batch // spec.gradient_accumulation_steps]
     sizes = [size for size in range(batch, 0, -1) if batch % size == 0]
     return batch, [size for size in sizes if size <= -(-batch // devices)] or sizes[-1:]
+
+
+def _apart(
+    spec: RunSpec, turns_at: int, found: Abilities, micros: list[int], reasons: list[str]
+) -> tuple[Abilities, list[int]]:
+    """What holds where a long row changes what a model says of a short one beside it: no packs, and which micro-batches
+    may be tried."""
+    why = f"a row of more than {turns_at:,} tokens changes this model's rotary angles, for every row beside it"
+    found = found.model_copy(update={"packing": Claim(holds=False, words=why)})
+    alone = 1 in micros
+    if alone and METHODS[spec.method].group == 1:
+        reasons.append(f"{why}: a micro-batch is one row")
+    else:
+        reasons.append(f"{why}: losses differ a little from those of rows by themselves")
+    return found, [1] if alone else micros
 
 
 def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:

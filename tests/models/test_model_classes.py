@@ -6,6 +6,7 @@ and beyond every window. Where documents of a pack would see each other, packing
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 
 from nbtune.errors import SpecError
 from nbtune.models import model_facts
+from nbtune.models.accelerate import apply
 from nbtune.models.adapter_targets import left_out, targeted, targets_of
+from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec
 from tests.support.model_classes import CLASSES, LONG, SHORT, WINDOW, config_of, make
 from tests.support.run_alike import both, rows
@@ -41,11 +44,25 @@ def test_a_run_says_what_stock_says(name: str, tmp_path: Path) -> None:
     assert trained == truth.gradients.keys(), "an adapter that nothing goes through"
     check = ours.check(documents)
     if row.leaks or row.by_longest:
-        assert not check.holds, check.words
+        assert check.holds is False, check.words
         return
     assert check.holds, check.words
     close(ours.packed(documents).error(truth), "packed")
     assert ours.moved(documents) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("seed_oss", {"attention_dropout": 0.5}), ("phimoe", {"router_jitter_noise": 0.5, "input_jitter_noise": 0.5})],
+)
+def test_what_is_drawn_while_training_does_not_look_like_a_wrong_block(
+    name: str, drawn: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers are drawn on both sides of a comparison."""
+    row = CLASSES[name]
+    monkeypatch.setitem(CLASSES, name, dataclasses.replace(row, options={**row.options, **drawn}))
+    model = add_adapter(make(name), AdapterSpec(r=4), seed=0)
+    assert "head" in apply(model).report.taken
 
 
 def test_facts_of_a_config_file_are_what_its_class_says(tmp_path: Path) -> None:
@@ -59,6 +76,7 @@ def test_facts_of_a_config_file_are_what_its_class_says(tmp_path: Path) -> None:
             config, "num_attention_heads", getattr(config, "num_heads", 1)
         )  # a state-space model may have none
         assert facts.num_heads == heads, name
+        assert (facts.turns_at is not None) == CLASSES[name].by_longest, name
 
 
 def test_an_adapter_goes_onto_linear_layers_that_run_and_never_onto_a_router() -> None:

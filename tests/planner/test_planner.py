@@ -183,3 +183,23 @@ def test_markup_in_a_models_name_is_shown_as_text():
     shown = make_plan(from_mapping({"data": "rows"}), model, _data(), _card(80))._repr_html_()
     assert "<img" not in shown
     assert "&lt;img src=x" in shown
+
+
+def test_rows_that_turn_the_angles_of_others_are_kept_apart():
+    phi = dataclasses.replace(LLAMA_8B, turns_at=4096)
+
+    def plan(longest, **fields):
+        return make_plan(from_mapping({"data": "rows", **fields}), phi, _data(longest), _card(80))
+
+    assert plan(4096, batch_size=4).micro_batch_size == plan(9000, batch_size=4, sequence_len=4096).micro_batch_size > 1
+    long = plan(4097, batch_size=4)
+    assert (long.micro_batch_size, long.gradient_accumulation_steps) == (1, 4)
+    assert any("4,096 tokens changes" in reason and "one row" in reason for reason in long.reasons)
+    kept = plan(4097, micro_batch_size=2)
+    assert kept.micro_batch_size == 2
+    assert any("differ a little" in reason for reason in kept.reasons)
+    assert any("differ a little" in reason for reason in plan(4097, method="dpo").reasons)
+    with pytest.raises(PlanError, match="rotary angles"):
+        plan(4097, packing=True)
+    assert not plan(4097, packing="auto").packing
+    assert plan(9000, packing=True, sequence_len=4096).packing

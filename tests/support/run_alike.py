@@ -20,12 +20,11 @@ from torch import Tensor
 
 from nbtune.data.batching.collate import Batch, collate, pack
 from nbtune.data.prepare.dataset import Builder, Dataset
-from nbtune.events import Check
 from nbtune.methods import METHODS
 from nbtune.models import build
+from nbtune.models.abilities import Claim
 from nbtune.models.adapters import save_adapter
 from nbtune.spec import AdapterSpec
-from nbtune.train.inputs import model_inputs
 from nbtune.train.logprobs import score_answers
 from nbtune.train.loss import loss_of
 from nbtune.train.packing_check import packs_are_kept_apart
@@ -117,18 +116,17 @@ class Ours:
         """All rows in one sequence."""
         return self._numbers(self._pack(documents))
 
-    def check(self, documents: Rows) -> Check:
+    def check(self, documents: Rows) -> Claim:
         """What a run asks before the first step of packs."""
         return packs_are_kept_apart(self.model, dataset(documents), self._pack(documents), device=CPU, fused=self.fused)
 
     def moved(self, documents: Rows) -> float:
-        """By how much, of its size, a document's logits move at most when the others in its pack are changed."""
-        before = self._logits(documents)
-        worst = 0.0
+        """By how much, of its size, a document's log-probability moves when the others in its pack are changed."""
+        before, worst = self._scores(documents), 0.0
         for kept in range(len(documents)):
             others = rows([len(ids) for ids, _ in documents], seed=17)
             others[kept] = documents[kept]
-            worst = max(worst, _relative(self._logits(others)[kept], before[kept]))
+            worst = max(worst, float((self._scores(others)[kept] / before[kept] - 1).abs()))
         return worst
 
     def _pack(self, documents: Rows) -> Batch:
@@ -148,13 +146,8 @@ class Ours:
         return Numbers(total, logprobs, gradients)
 
     @torch.no_grad()
-    def _logits(self, documents: Rows) -> list[Tensor]:
-        inputs = model_inputs(self._pack(documents), CPU, fused=self.fused)
-        for name in ("labels", "loss_rows", "loss_labels", "loss_weights", "loss_only"):
-            inputs.pop(name, None)
-        logits = self.model(**inputs, use_cache=False).logits[0]
-        lengths = [len(ids) for ids, _ in documents]
-        return list(logits.split([*lengths, len(logits) - sum(lengths)]))[:-1]
+    def _scores(self, documents: Rows) -> Tensor:
+        return score_answers(self.model, self._pack(documents), device=CPU)[0]
 
 
 class Stock:
@@ -191,7 +184,3 @@ def _gradients(model: Any) -> dict[str, Tensor]:
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
-
-
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbtune.device.streams import fork_rng
 from nbtune.models.accelerate.layer_autograd import LayerFunction
 from nbtune.models.accelerate.layer_calls import ROWS, TOKENS, Call
 from nbtune.models.accelerate.layer_spec import Layer
@@ -131,7 +132,8 @@ def _tiny_loss(lm: Any) -> float:
     training = lm.training
     lm.train()
     try:
-        with without_dropout(lm):
+        with without_dropout(lm), fork_rng(device):
+            torch.manual_seed(3)  # what else is drawn (dropout of attention, a router's noise) is drawn alike each time
             return lm(input_ids=ids, labels=labels, use_cache=False).loss.item()
     finally:
         lm.train(training)
