@@ -7,7 +7,7 @@ sees the very tokens that it is to predict, and its loss goes to nothing while n
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
-from nbtune.models.accelerate.detect import tolerance
+from nbtune.models.accelerate.norms import tolerance
 
 if TYPE_CHECKING:
     from torch import nn
