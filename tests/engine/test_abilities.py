@@ -41,7 +41,7 @@ SETTINGS = {
     "falcon_h1": {"lm_head_multiplier": "0.5", "attention_in_multiplier": "1.5"},
 }  # fmt: skip
 WHOLE = {"llama", "mistral"}
-LEAK = {"gpt_oss", "bamba", "bloom", "falcon_h1"}
+LEAK = {"gpt_oss", "bamba", "falcon_h1"}  # bloom only where its blocks are stock
 GGUF = {"llama", "mistral", "mixtral", "gemma2"}
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": f"It is {a + b}."} for a in range(4) for b in range(3)]
 
@@ -85,7 +85,7 @@ def test_the_plan_says_what_the_run_finds_and_what_exports_do(family: str, folde
     assert said.model_dump(exclude=same) == found.model_dump(exclude=same)
     assert said.weights.holds
     assert found.weights.holds
-    assert (said.takes("layers") is True) == (family in WHOLE)
+    assert said.takes("layers") or family not in WHOLE
     assert said.packing.holds is (family not in LEAK), said.packing
     assert {k: said.settings[k] for k in SETTINGS.get(family, {})} == SETTINGS.get(family, {})
     assert not [event for event in run.events() if isinstance(event, events.Warning) and "plan" in event.message]
@@ -99,11 +99,11 @@ def test_the_plan_says_what_the_run_finds_and_what_exports_do(family: str, folde
     assert said.gguf.holds is (family in GGUF), said.gguf
 
 
-@pytest.mark.parametrize("family", sorted(LEAK))
+@pytest.mark.parametrize("family", [*sorted(LEAK), "bloom"])
 def test_packs_that_leak_are_refused_by_plan_and_run_in_one_sentence(
     family: str, folder_of: Any, tmp_path: Path
 ) -> None:
-    spec = spec_of(folder_of(family), family, packing=True, sequence_len=96)
+    spec = spec_of(folder_of(family), family, packing=True, sequence_len=96, accelerate=family in LEAK)
     with pytest.raises(PlanError, match="does not keep the rows of a pack apart") as planned:
         nbtune.plan(spec, rows={"rows": ROWS})
     run = nbtune.finetune(spec, name=family, rows={"rows": ROWS}, runs_dir=tmp_path)
