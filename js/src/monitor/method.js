@@ -35,8 +35,8 @@ export class MethodChart extends Chart {
     const now = [title, ...names].join("\n");
     if (now === this.named) return;
     this.named = now;
-    const keys = names.length > 1 ? names.map((name, k) => el("small", {}, " ", mark(k), words(name))) : [];
-    this.caption.replaceChildren(title, ...keys);
+    const keys = names.length > 1 ? names.map((name, k) => el("small", { style: "white-space:nowrap" }, mark(k), words(name))) : [];
+    this.caption.replaceChildren(title, ...keys.flatMap((key) => [" ", key]));
   }
 
   /** @param {string[]} names @param {boolean} shares they lie between 0 and 1 */
