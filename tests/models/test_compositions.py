@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nbtune.models.accelerate import Patch, apply
+from nbtune.spec import AdapterSpec
 from tests.models import test_accelerate
 from tests.models.test_accelerate import SIZES, assert_equal, batch, loss_and_gradients, make
 
@@ -38,20 +39,26 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "alibi": ("mpt", {**PLAIN, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}, "ALiBi"),
     "alibi by groups": ("bloom", {**PLAIN, "hidden_size": 64, "n_layer": 2, "n_head": 4}, "ALiBi"),
     "places at the bottom": ("gpt_bigcode", GPT, "plain gelu_tanh MLP"),
+    "weights that lie transposed": ("gpt2", GPT, "plain gelu_tanh MLP"),
     "places at the bottom, relu": ("opt", {**OPT, "max_position_embeddings": 128}, "plain relu MLP"),
     "some layers without angles": ("smollm3", {**SIZES, "num_hidden_layers": 4}, "silu MLP"),
 }
 LIMIT = 5e-5  # keys' gradients are small differences of large numbers; all others are nearer
 
 
-def model_of(case: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32) -> Any:
+def model_of(
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype = torch.float32,
+    adapter: AdapterSpec = test_accelerate.LORA,
+) -> Any:
     family, config, _ = CASES[case]
     still = dict.fromkeys(("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
     still |= {"residual_dropout": 0.0, "embedding_dropout": 0.0, "dropout": 0.0}
     known = {n: v for n, v in still.items() if n in _fields(family)}
     monkeypatch.setattr(test_accelerate, "SIZES", {})
     monkeypatch.setitem(test_accelerate.FAMILIES, family, ({**config, **known}, True))
-    return make(family, dtype=dtype)
+    return make(family, adapter, dtype)
 
 
 def _fields(family: str) -> set[str]:
@@ -95,6 +102,24 @@ def test_equals_stock(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal(loss_and_gradients(model, row), loss_and_gradients(model, *documents), LIMIT)
     patch.remove()
     assert loss_and_gradients(model, rows)[0] == pytest.approx(stock[1][0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "norms before and behind, capped",
+        "norms behind, of whole queries",
+        "parallel, one norm",
+        "one added to weights, relu2",
+        "weights that lie transposed",
+    ],
+)
+def test_full_fine_tuning(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(case, monkeypatch, adapter=AdapterSpec(type="full"))
+    stock = loss_and_gradients(model, batch())
+    patch = apply(model)
+    assert len(taken(patch)) == 2, patch.report.lines()
+    assert_equal(loss_and_gradients(model, batch()), stock, LIMIT)
 
 
 @pytest.mark.parametrize("case", ["norms before and behind, capped", "parallel, by groups, in part", "alibi"])

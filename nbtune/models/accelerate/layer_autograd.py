@@ -3,7 +3,8 @@
 `keep` saves x, [q k v] after the rotary, the attention's output and its log-sum-exp, a, and [gate up]: no product's
 input twice, no norm's or activation's output at all (they are memory-bound, and computed again). Where a norm stands
 behind a half, what that norm has read is kept (and no a, which is the sum of two others). `selective` drops [gate up],
-`recompute` everything but x and what a norm behind the MLP has read; `offload` parks these in pinned host memory.
+`recompute` everything but x; `offload` parks x in pinned host memory meanwhile, and what a norm behind the MLP has
+read beside it.
 """
 
 from typing import Any
@@ -38,10 +39,12 @@ class LayerFunction(torch.autograd.Function):
             ctx.save_for_backward(flat, None if layer.parallel or layer.post1 is not None else a, cos, sin)
             ctx.halves = (attention, mlp)
         else:
-            park = layer.offload.park if layer.policy == "offload" and layer.offload is not None else None
-            behind = mlp.added if mlp.added is None or park is None else park(mlp.added)  # fetched last
-            ctx.save_for_backward(None if park else flat, None, cos, sin)
-            ctx.halves = (mlp.ha, mlp.post, behind, park(flat) if park else None)
+            tickets, offload = None, layer.offload if layer.policy == "offload" else None
+            if offload is not None:  # what is fetched last is parked first
+                behind = None if mlp.added is None else (offload.park(mlp.added), mlp.post)
+                tickets = (offload.park(flat), behind)
+            ctx.save_for_backward(None if tickets else flat, None, cos, sin)
+            ctx.halves = (mlp.ha, tickets)
         return out.view(x.shape)
 
     @staticmethod
@@ -52,11 +55,11 @@ class LayerFunction(torch.autograd.Function):
             raise RuntimeError("an accelerated layer keeps its activations for one backward only")
         layer.refresh()
         angles = _angles(cos, sin)
-        if len(ctx.halves) == 4:
-            x, a, attention, mlp = _once_more(ctx, x, angles)
-        else:
+        if isinstance(ctx.halves[0], Attention):
             attention, mlp = ctx.halves
             a = sum_again(layer, x, attention) if a is None else a
+        else:
+            x, a, attention, mlp = _once_more(ctx, x, angles)
         ctx.halves = None
         norms = NormGrads()
         dout = dout.reshape(x.shape)
@@ -79,15 +82,19 @@ def _angles(cos: Tensor | None, sin: Tensor | None) -> Angles | None:
 def _once_more(ctx: Any, x: Tensor | None, angles: Angles | None) -> tuple[Tensor, Tensor, Attention, Mlp]:
     """Compute x, a, and what both halves had saved, again from x."""
     layer: Layer = ctx.layer
-    ha, post, behind, ticket = ctx.halves
-    if ticket is not None:
+    ha, tickets = ctx.halves
+    behind = None
+    if tickets is not None:
         assert layer.offload is not None
-        x = layer.offload.fetch(ticket)
-        behind = None if behind is None else layer.offload.fetch(behind)
+        x, behind = layer.offload.fetch(tickets[0]), tickets[1]
     assert x is not None
     added, attention = attention_forward(layer, x, ctx.shape, angles, ctx.packing, ctx.seed)
-    a, _, mlp = mlp_forward(layer, x, added, attention, ctx.seed, need_out=False)
-    mlp.ha, mlp.post, mlp.added = ha, post, behind
+    # what a norm behind the MLP has read takes down's product too, where it was not parked
+    again = layer.post2 is not None and behind is None
+    a, _, mlp = mlp_forward(layer, x, added, attention, ctx.seed, need_out=again)
+    mlp.ha = ha
+    if behind is not None:
+        mlp.added, mlp.post = layer.offload.fetch(behind[0]), behind[1]  # type: ignore[union-attr]
     return x, a, attention, mlp
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.layer_calls import Call
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_linear import LeftAlone, is_turned
 from nbtune.models.accelerate.norms import relative_error, tolerance
 
 _ATTENTION = re.compile(r"att", re.IGNORECASE)
@@ -55,7 +55,7 @@ class Parts:
 
 
 def _kind(module: nn.Module) -> Literal["linear", "norm"] | None:
-    if isinstance(module, nn.Linear) or hasattr(module, "base_layer"):
+    if isinstance(module, nn.Linear) or is_turned(module) or hasattr(module, "base_layer"):
         return "linear"
     own = list(module.parameters(recurse=False))
     leaf = not any(True for _ in module.children())

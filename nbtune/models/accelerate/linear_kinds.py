@@ -5,7 +5,7 @@ from torch import nn
 from nbtune.models.accelerate.cpu_offload import StreamedGroup
 from nbtune.models.accelerate.fp8_linear import Fp8Group
 from nbtune.models.accelerate.fsdp_linear import FsdpGroup
-from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, is_four_bit
+from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, is_four_bit, is_turned
 from nbtune.models.accelerate.nf4_linear import Nf4Group
 from nbtune.spec.placement import Placement
 
@@ -24,6 +24,9 @@ def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
         if weights.eight_bit or weights.streams or weights.shards:
             raise LeftAlone("its weights are 4-bit already: they cannot be fp8, streamed or parted")
         return Nf4Group(modules)
+    whole = not (weights.eight_bit or weights.streams or weights.shards)
+    if not whole and any(is_turned(getattr(m, "base_layer", m)) for m in modules):
+        raise LeftAlone("its weights lie transposed: they cannot be fp8, streamed or parted")
     if weights.eight_bit:
         return Fp8Group(modules)
     if weights.streams:

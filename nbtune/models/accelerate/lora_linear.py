@@ -52,6 +52,20 @@ class Member:
     def rank(self) -> int:
         return 0 if self.a is None else self.a.shape[0]
 
+    @property
+    def turned(self) -> bool:
+        """Whether its weights lie as `[K, O]` (GPT-2's Conv1D)."""
+        return is_turned(self.base)
+
+    @property
+    def rows(self) -> Tensor:
+        """Its frozen weights, `[O, K]`."""
+        return self.base.weight.t() if self.turned else self.base.weight
+
+    def put(self, rows: Tensor) -> None:
+        """Give it weights that lie as `[O, K]`."""
+        self.base.weight.data = rows.t() if self.turned else rows
+
 
 def member(module: nn.Module) -> Member:
     """Read one layer: a plain linear, or peft's LoRA around one.
@@ -59,19 +73,20 @@ def member(module: nn.Module) -> Member:
     Raises:
         LeftAlone: it is something else (quantised, DoRA, merged, several adapters).
     """
-    if _plain(module) or is_four_bit(module):
+    if _plain(module) or is_turned(module) or is_four_bit(module):
         return Member(module, module)  # type: ignore[arg-type]
     base = getattr(module, "base_layer", None)
     if not hasattr(module, "lora_A"):
         raise LeftAlone(f"a {type(module).__name__} is no plain linear layer")
-    if not _plain(base) and not is_four_bit(base):
+    if not _plain(base) and not is_turned(base) and not is_four_bit(base):
         raise LeftAlone(f"its frozen weights are a {type(base).__name__}")
     lora: Any = module
     active = [n for n in lora.active_adapters if n in lora.lora_A]
     if len(active) != 1 or lora.merged or lora.disable_adapters:
         raise LeftAlone("its adapter is merged, switched off, or one of several")
     (name,) = active
-    if lora.lora_variant or getattr(lora, "fan_in_fan_out", False) or lora.lora_bias.get(name):
+    turned = getattr(lora, "fan_in_fan_out", False)
+    if lora.lora_variant or turned != is_turned(base) or lora.lora_bias.get(name):
         raise LeftAlone("its adapter is a variant of LoRA (DoRA or the like)")
     drop = lora.lora_dropout[name]
     if type(drop) not in (nn.Identity, nn.Dropout):
@@ -86,6 +101,11 @@ def _plain(base: Any) -> bool:
     if type(base) is nn.Linear:
         return True
     return isinstance(base, nn.Linear) and base.weight.is_floating_point() and not hasattr(base.weight, "quant_state")
+
+
+def is_turned(base: Any) -> bool:
+    """Return whether it is transformers' linear layer whose weights lie as `[K, O]`."""
+    return type(base).__name__ == "Conv1D" and hasattr(base, "nf") and base.weight.is_floating_point()
 
 
 def is_four_bit(base: Any) -> bool:
@@ -120,8 +140,8 @@ class LinearGroup:
         self.members = [member(m) for m in modules]
         self._check()
         first = self.members[0].base
-        self.inputs = first.in_features
-        self.outs = [m.base.out_features for m in self.members]
+        self.inputs = self.members[0].rows.shape[1] if self.members[0].turned else first.in_features
+        self.outs = [m.rows.shape[0] if m.turned else m.base.out_features for m in self.members]
         self.outputs = sum(self.outs)
         self.ranks = [m.rank for m in self.members]
         self.rank = sum(self.ranks)
@@ -139,7 +159,8 @@ class LinearGroup:
             w = m.base.weight
             if is_four_bit(m.base):
                 raise LeftAlone("some of its linear layers are quantised, and some are not")
-            if w.dtype != first.weight.dtype or w.device != first.weight.device or w.shape[1] != first.in_features:
+            width = self.members[0].rows.shape[1]
+            if w.dtype != first.weight.dtype or w.device != first.weight.device or m.rows.shape[1] != width:
                 raise LeftAlone("its linear layers differ in dtype, device or width")
             if w.requires_grad != first.weight.requires_grad or (m.base.bias is None) != (first.bias is None):
                 raise LeftAlone("some of its linear layers are trained or biased, and some are not")
@@ -179,9 +200,9 @@ class LinearGroup:
         start = 0
         with torch.no_grad():
             for m in self.members:
-                rows = matrix[start : start + m.base.weight.shape[0], :k]
-                rows.copy_(m.base.weight)
-                m.base.weight.data = rows
+                rows = matrix[start : start + m.rows.shape[0], :k]
+                rows.copy_(m.rows)
+                m.put(rows)
                 start += rows.shape[0]
             if self.has_bias:
                 self.bias = torch.cat([m.base.bias.detach() for m in self.members])
@@ -346,7 +367,10 @@ class LinearGroup:
         if rows is not None and columns is not None and (self.full or (seed is not None and self.rank)):
             x = rms_norm_apply(x, columns, rows, cast_before_mul=False)
         if self.full:
-            grads: list[Tensor | None] = [torch.mm(d.t(), x) for d in dys]
+            turned = [m.turned for m in self.members]
+            grads: list[Tensor | None] = [
+                torch.mm(x.t(), d) if t else torch.mm(d.t(), x) for d, t in zip(dys, turned, strict=True)
+            ]
             biased = [m.base.bias is not None and m.base.bias.requires_grad for m in self.members]
             return grads + [d.float().sum(0).to(d.dtype) for d, b in zip(dys, biased, strict=True) if b]
         if not self.rank:
