@@ -71,7 +71,7 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
 
     from nbtune.models.accelerate.detect import causal_lm, decoder
     from nbtune.models.accelerate.lm_head import find_head
-    from nbtune.models.accelerate.lora_linear import LeftAlone
+    from nbtune.models.accelerate.lora_member import LeftAlone
 
     owners, count = _owners(batch), len(batch.examples)
     lm: Any = causal_lm(model)
@@ -108,7 +108,7 @@ def head_disagrees(model: torch.nn.Module) -> str | None:
     known."""
     from nbtune.models.accelerate.detect import causal_lm, decoder
     from nbtune.models.accelerate.lm_head import HeadDisagrees, find_head
-    from nbtune.models.accelerate.lora_linear import LeftAlone
+    from nbtune.models.accelerate.lora_member import LeftAlone
 
     lm = causal_lm(model)
     if decoder(lm) is None:

@@ -12,7 +12,7 @@ import nbtune
 from nbtune import events
 from nbtune.models.accelerate import apply
 from nbtune.models.accelerate.lm_head import find_head
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.train.logprobs import head_disagrees, score_answers
 from tests.methods.test_against_trl import ours
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer

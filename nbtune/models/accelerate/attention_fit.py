@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nbtune.models.accelerate.layer_calls import ROWS, TOKENS, Call
 from nbtune.models.accelerate.layer_spec import Layer, Rotary
 from nbtune.models.accelerate.layer_trace import Parts, Unit
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.norms import relative_error, tolerance
 
 _LARGE = 20.0  # the largest score: where a usual cap shows, and rounding does not hide it

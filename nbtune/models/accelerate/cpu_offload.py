@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.device import pinnable
-from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, wide
+from nbtune.models.accelerate.lora_linear import LinearGroup, wide
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
 _AHEAD = 4  # matrices: one layer

@@ -17,7 +17,7 @@ from nbtune.models.accelerate.layer_calls import Call
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.layer_trace import Parts, Unit, parts_of, run, without_dropout
 from nbtune.models.accelerate.linear_kinds import group_of
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.norms import Norm, find_norm, relative_error, tolerance
 from nbtune.models.memory_estimate import MemoryPolicy
 from nbtune.spec.placement import Placement

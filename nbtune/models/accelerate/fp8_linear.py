@@ -10,7 +10,7 @@ import torch
 from nbtune_kernels.fp8 import quantise_rows, scaled_product, transposed
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
 _MULTIPLE = 16  # of both sides of a matrix, on a GPU

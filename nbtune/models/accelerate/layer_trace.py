@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.layer_calls import Call
-from nbtune.models.accelerate.lora_linear import LeftAlone, is_turned
+from nbtune.models.accelerate.lora_member import LeftAlone, is_turned
 from nbtune.models.accelerate.norms import relative_error, tolerance
 
 _ATTENTION = re.compile(r"att", re.IGNORECASE)

@@ -5,7 +5,8 @@ from torch import nn
 from nbtune.models.accelerate.cpu_offload import StreamedGroup
 from nbtune.models.accelerate.fp8_linear import Fp8Group
 from nbtune.models.accelerate.fsdp_linear import FsdpGroup
-from nbtune.models.accelerate.lora_linear import LeftAlone, LinearGroup, is_four_bit, is_turned
+from nbtune.models.accelerate.lora_linear import LinearGroup
+from nbtune.models.accelerate.lora_member import LeftAlone, is_four_bit, is_turned
 from nbtune.models.accelerate.nf4_linear import Nf4Group
 from nbtune.spec.placement import Placement
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nbtune.device.streams import capturing
 from nbtune.models.accelerate.detect import decoder
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.norms import Norm, Stats, relative_error
 
 

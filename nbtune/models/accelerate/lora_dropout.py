@@ -18,7 +18,7 @@ from nbtune.models.accelerate.grad_sinks import GradJobs
 
 
 class DroppingLayer(Protocol):
-    """What is asked of a linear layer (`nbtune.models.accelerate.lora_linear.Member`)."""
+    """What is asked of a linear layer (`nbtune.models.accelerate.lora_member.Member`)."""
 
     module: nn.Module
     adapter: str

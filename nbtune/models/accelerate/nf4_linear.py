@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup, shared_matrix
 
 

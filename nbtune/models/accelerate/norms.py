@@ -19,7 +19,7 @@ from nbtune_kernels.layer_norm import reference as plain_layer_norm
 from nbtune_kernels.rms_norm import reference as plain_rms_norm
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 
 
 class Stats(NamedTuple):

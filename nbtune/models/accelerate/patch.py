@@ -18,7 +18,7 @@ from nbtune.models.accelerate.layer_placement import Mover, move_all_but, mover_
 from nbtune.models.accelerate.layer_spec import Lane, Layer, Told
 from nbtune.models.accelerate.lm_head import NormFunction, find_head
 from nbtune.models.accelerate.lora_dropout import Draws
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.lora_sync import LoraSync
 from nbtune.models.accelerate.norms import find_norm, tolerance
 from nbtune.models.accelerate.self_check import Inputs, probe_inputs, probe_layer, tiny_losses

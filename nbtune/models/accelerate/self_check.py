@@ -12,7 +12,7 @@ from nbtune.models.accelerate.layer_autograd import LayerFunction
 from nbtune.models.accelerate.layer_calls import ROWS, TOKENS, Call
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.layer_trace import without_dropout
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.norms import relative_error, tolerance
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened
 

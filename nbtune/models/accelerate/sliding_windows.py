@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.layer_calls import TOKENS, Call
 from nbtune.models.accelerate.layer_spec import Layer
-from nbtune.models.accelerate.lora_linear import LeftAlone
+from nbtune.models.accelerate.lora_member import LeftAlone
 
 _SHORT = 5  # tokens; less than a probe's, and no divisor of their number
 _WINDOW = re.compile(r"window|attention_chunk")
