@@ -17,6 +17,7 @@ CASES: dict[str, tuple[int, int, int, list[int], float, bool, int]] = {
     "alibi": (4, 4, 16, [17, 40], 0.0, True, 0),
     "alibi, capped, an empty document": (2, 2, 24, [33, 0, 9, 0], 3.0, True, 12),
     "a window shorter than a block": (2, 2, 16, [50], 0.0, False, 3),
+    "wide heads, whose sums are made apart": (2, 1, 200, [37, 5], 4.0, False, 0),
     "one token": (2, 1, 16, [1, 1, 34], 2.0, False, 0),
 }
 
