@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nbtune.cli import main
-from nbtune.cli.output import explain
+from nbtune.cli import _spread, main
+from nbtune.cli.output import explain, result, work
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +159,23 @@ def test_a_full_disk_is_no_bug_wherever_it_is_met(capsys: Any) -> None:
     said = capsys.readouterr().err
     assert "the disk is full" in said
     assert "bug" not in said
+
+
+def test_what_a_library_prints_is_no_result(capsys: Any) -> None:
+    with work():
+        print("loading weights: 100 %")
+    result({"loss": 1.5}, as_json=True, text="")
+    assert capsys.readouterr() == ('{"loss": 1.5}\n', "loading weights: 100 %\n")
+
+
+def test_numbers_that_json_has_no_word_for_are_texts(capsys: Any) -> None:
+    body = {"lost": float("nan"), "without bound": [float("inf"), -float("inf")], "usual": 0.5}
+    result(body, as_json=True, text="")
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert said == {"lost": "nan", "without bound": ["inf", "-inf"], "usual": 0.5}
+
+
+@pytest.mark.parametrize("types", [["q8_0,f16"], ["q8_0", "f16"], ["q8_0", "--gguf", "f16"]])
+def test_several_types_may_be_named_in_each_way(types: list[str]) -> None:
+    spread = _spread(["export", "--gguf", *types, "demo"])
+    assert spread == ["export", "--gguf", "q8_0", "--gguf", "f16", "demo"]

@@ -41,6 +41,14 @@ def test_a_hundred_thousand_steps_keep_extremes_counts_and_mean():
     assert (column["first"][1:] == column["first"][:-1] + column["count"][:-1]).all()
 
 
+def test_a_box_of_boxes_has_the_mean_of_all_its_steps():
+    series = Series()
+    series.add(steps([1, 1, 1, 1, 1, 1, 1, 1, 6, 6]))
+    once = merged(series.rows, 2)
+    assert once[COLUMNS.index("count")].tolist() == [8, 2]
+    assert merged(once, 1)[COLUMNS.index("loss")].tolist() == [2]
+
+
 def test_boxes_nest_so_that_old_ones_never_change():
     series = Series()
     series.add(steps(range(1000)))
