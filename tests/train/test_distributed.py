@@ -18,13 +18,13 @@ from nbtune.engine.engine import execute
 ROWS = [{"prompt": f"What is {i} and {i}?", "completion": f"It is {2 * i}, " + "indeed " * (i % 5)} for i in range(24)]
 
 
-def folder_of(runs: Path, **more: Any) -> Path:
+def folder_of(runs: Path, rows: list[dict[str, Any]] = ROWS, **more: Any) -> Path:
     """A run's folder before anything was trained: made by a run of one step, and emptied."""
     spec = {
         "model": "nbtune/tiny", "data": "rows", "steps": 1, "micro_batch_size": 2, "gradient_accumulation_steps": 2,
         "learning_rate": 1e-3, "eval": {"split": 0.1, "every": 3}, "max_grad_norm": 1.0, **more,
     }  # fmt: skip
-    folder = nbtune.finetune(spec, name="ranks", rows={"rows": ROWS}, runs_dir=runs).wait().folder
+    folder = nbtune.finetune(spec, name="ranks", rows={"rows": rows}, runs_dir=runs).wait().folder
     text = (folder / "spec.yaml").read_text()
     assert "\nsteps: 1\n" in text
     (folder / "spec.yaml").write_text(text.replace("\nsteps: 1\n", "\nsteps: 6\n"))
@@ -90,3 +90,20 @@ def test_a_process_without_a_row_scales_as_the_others(tmp_path: Path) -> None:
     ended = torchrun(two)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert [s["loss"] for s in said(two, "step")] == pytest.approx([s["loss"] for s in said(one, "step")], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_kto_compares_the_rows_of_all_processes(tmp_path: Path) -> None:
+    """Of a step and of an evaluation; the figures that it tells are theirs, too."""
+    judged = [{**row, "label": i % 3 > 0} for i, row in enumerate(ROWS)]
+    one = folder_of(tmp_path, judged, method="kto", beta=0.5, micro_batch_size=3, gradient_accumulation_steps=1)
+    two = tmp_path / "two"
+    shutil.copytree(one, two)
+    assert execute(one) == "finished"
+    ended = torchrun(two)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for kind in ("step", "eval"):
+        alone, together = said(one, kind), said(two, kind)
+        assert [s["loss"] for s in together] == pytest.approx([s["loss"] for s in alone], rel=2e-5)
+        for ours, theirs in zip(together, alone, strict=True):
+            assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4, abs=1e-4)
