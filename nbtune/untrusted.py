@@ -25,6 +25,7 @@ _LARGEST_NUMBER = 2**63
 SENTINEL = 10**40  # above transformers' "no limit", 10^30 as a float's nearest whole number, in tokenizers' files
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BREAKS = re.compile(r"[\t\n]")
+_PATH = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.\.?/)")
 
 
 class BadFile(ValueError):
@@ -58,6 +59,15 @@ def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     short = {9: "\\t", 10: "\\n", 13: "\\r"}.get(code)
     return short or (f"\\x{code:02x}" if code < 32 else f"\\u{code:04x}")  # the latter is also JSON's
+
+
+def is_machine_path(text: str) -> bool:
+    """Return whether `text` is a path of a machine: absolute, of somebody's home, or from a working folder on.
+
+    >>> is_machine_path("/home/ada/rows.jsonl"), is_machine_path("owner/set")
+    (True, False)
+    """
+    return len(text) > 1 and "\n" not in text and "{" not in text and bool(_PATH.match(text))
 
 
 def from_here(path: Path) -> str:

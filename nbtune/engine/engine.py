@@ -34,6 +34,7 @@ from nbtune.engine.warm_start import begin_with, reference_of
 from nbtune.errors import NbtuneError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
+from nbtune.models.tokenizer_files import save_tokenizer
 from nbtune.planner import Plan, make_plan
 from nbtune.planner.planner import DEFAULT_EPOCHS
 from nbtune.spec import RunSpec
@@ -178,7 +179,8 @@ class _Engine:
         self.built.tokenizer = tokenizer = data.speaking(tokenizer, spec, self.data.chat_template)
         if self.writes:
             still_there(folder)
-            tokenizer.save_pretrained(folder / "tokenizer")
+            base = models.resolve(spec.model, weights=False, trust_remote_code=spec.trust_remote_code)
+            save_tokenizer(tokenizer, Path(base), folder / "tokenizer")
         self._make_stepper(device)
 
     def _plan(self, facts: Any, tokenizer: Any, device: machine.DeviceFacts) -> Plan:

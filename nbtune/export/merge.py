@@ -26,7 +26,8 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
-from nbtune.export.source import TOKENIZER_FILES, ExportedFile, ExportSource, Progress, read_json
+from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
+from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
 from nbtune.spec.placement import Placement
 
 HEAD = "lm_head.weight"
@@ -247,22 +248,12 @@ def write_merged(
         config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
         config.pop("_name_or_path", None)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        copy_tokenizer(source, part)
+        copy_tokenizer(source.tokenizer_folder, part)
+        make_portable(part)
         generation = source.base / GENERATION
         if not write_generation(source, part) and generation.is_file():
             (part / GENERATION).write_bytes(generation.read_bytes())
     return ExportedFile(out, f"merged-{dtype}", folder_bytes(out), time.monotonic() - began, notes)
-
-
-def copy_tokenizer(source: ExportSource, out: Path) -> None:
-    """Copy the tokenizer's files and the chat template into `out`."""
-    for name in TOKENIZER_FILES:
-        path = source.tokenizer_folder / name
-        if path.is_file():
-            (out / name).write_bytes(path.read_bytes())
-    for template in (source.tokenizer_folder / "additional_chat_templates").glob("*.jinja"):
-        (out / template.parent.name).mkdir(exist_ok=True)
-        (out / template.parent.name / template.name).write_bytes(template.read_bytes())
 
 
 def generation_of(source: ExportSource) -> dict[str, Any] | None:

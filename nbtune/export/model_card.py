@@ -13,12 +13,11 @@ from typing import Any
 
 from nbtune.disk import gigabytes
 from nbtune.errors import HubError
-from nbtune.export.peft_export import is_machine_path
-from nbtune.export.source import ExportedFile, ExportSource, safe_name
+from nbtune.export.source import ExportedFile, ExportSource, base_name, is_on_hub, last_part, safe_name
 from nbtune.export.usage import usage
 from nbtune.spec.yaml_loader import BadYaml, load
 from nbtune.spec.yaml_text import dump
-from nbtune.untrusted import open_file
+from nbtune.untrusted import is_machine_path, open_file
 
 FILES_TO_COME = "(the files, their sizes and what each lost are written here when they are made)"
 """Stands in a card of GGUF files until there are some."""
@@ -138,7 +137,7 @@ def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: M
     from huggingface_hub import ModelCard
 
     facts = dict(facts or {})
-    base = _base_name(source)
+    base = base_name(source)
     stated = _stated(_base_card(source))
     data = _card_data(source, kind, facts, base, stated)
     body = _body(source, repo, kind, facts, base, stated)
@@ -149,7 +148,7 @@ def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: 
     """Return the card's head; a fact that is not known is left out."""
     from huggingface_hub import ModelCardData
 
-    on_hub = _is_on_hub(source)
+    on_hub = is_on_hub(source)
     licence = {"license": _line(facts["license"])} if facts.get("license") else _licence(stated)
     method = facts.get("method")
     return ModelCardData(
@@ -197,7 +196,7 @@ def _body(
         abilities=[(_line(what), _line(words)) for what, words in facts.get("abilities", [])],
         repo=repo,
         kind=kind,
-        local_base=not _is_on_hub(source) and base != "nbtune/tiny",
+        local_base=not is_on_hub(source) and base != "nbtune/tiny",
         use=use,
     )
 
@@ -246,23 +245,10 @@ def refuse_token(card: str) -> None:
 # --- what is known of base and data -----------------------------------------------------------------------------------
 
 
-def _is_on_hub(source: ExportSource) -> bool:
-    """Return whether the base is a model of the Hub, not a folder or the embedded one."""
-    name = source.base_id
-    local = name.startswith(("nbtune/", "./", "../", "~/")) or Path(name).is_dir() or Path(name) == source.base
-    return bool(_HUB_ID.match(name)) and not local
-
-
-def _base_name(source: ExportSource) -> str:
-    """Return what people call the base: its Hub id, or the name of its folder."""
-    is_public = _is_on_hub(source) or source.base_id == "nbtune/tiny"
-    return source.base_id if is_public else _last_part(source.base_id)
-
-
 def _base_card(source: ExportSource) -> Path | None:
     """Return the base's own card, where it lies beside its weights or in the Hub's cache."""
     beside = source.base / "README.md"
-    return beside if beside.is_file() or not _is_on_hub(source) else _cached_card(source.base_id, "model")
+    return beside if beside.is_file() or not is_on_hub(source) else _cached_card(source.base_id, "model")
 
 
 def _cached_card(name: str, repo_type: str) -> Path | None:
@@ -327,16 +313,11 @@ def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
             lines.append(f"{name} (licence: {licence})" if licence else f"{name} (licence: see its page)")
             ids.append(name)
         else:
-            lines.append(f"{_last_part(source.removeprefix('var:').removeprefix('file:'))} (the author's own rows)")
+            lines.append(f"{last_part(source.removeprefix('var:').removeprefix('file:'))} (the author's own rows)")
     return lines, ids
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
-
-
-def _last_part(path: str) -> str:
-    """Return the name at the end of a path, of whatever system."""
-    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 def _without_paths(spec: str) -> str:
@@ -356,7 +337,7 @@ def _shortened(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_shortened(item, key) for item in value]
     if isinstance(value, str) and key in _WITH_PATHS and is_machine_path(value.removeprefix("file:")):
-        return _last_part(value)
+        return last_part(value)
     return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 from nbtune.atomic_io import replace_folder
 from nbtune.disk import check_space, folder_bytes
 from nbtune.errors import ExportError
-from nbtune.export.merge import copy_tokenizer, write_generation
+from nbtune.export.merge import write_generation
 from nbtune.export.safetensors_reader import Weights
-from nbtune.export.source import ExportedFile, ExportSource, read_json
+from nbtune.export.source import ExportedFile, ExportSource, base_name, read_json
+from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
+from nbtune.untrusted import is_machine_path
 
 WEIGHTS = "adapter_model.safetensors"
-_PATH = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.\.?/)")
 
 
 def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) -> ExportedFile:
@@ -26,7 +26,7 @@ def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) 
     'adapter'
 
     Args:
-        source: `adapter` must be there; `base_id` is written as the base model's name.
+        source: `adapter` must be there; what people call the base is written into it as its name.
         out: the folder to make.
         card: the README.md (model card), or None for none.
 
@@ -43,15 +43,12 @@ def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) 
         numbers.must_be_finite()
     check_space(out, weights.stat().st_size, ExportError)
     with replace_folder(out, shared=True, marker="adapter_config.json", raises=ExportError) as part:
-        clean = without_machine_paths({**config, "base_model_name_or_path": source.base_id or None})
+        clean = {**without_machine_paths(config), "base_model_name_or_path": base_name(source)}
         (part / "adapter_config.json").write_text(json.dumps(clean, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _copy(weights, part / WEIGHTS)
-        copy_tokenizer(source, part)
+        copy_tokenizer(source.tokenizer_folder, part)
+        make_portable(part)
         write_generation(source, part)
-        tokenizer_config = part / "tokenizer_config.json"
-        if tokenizer_config.is_file():
-            clean = without_machine_paths(read_json(tokenizer_config))
-            tokenizer_config.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if card:
             (part / "README.md").write_text(card, encoding="utf-8")
     return ExportedFile(out, "adapter", folder_bytes(out), time.monotonic() - began)
@@ -75,15 +72,6 @@ def without_machine_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_machine_paths(item) for item in value]
     return None if isinstance(value, str) and is_machine_path(value) else value
-
-
-def is_machine_path(text: str) -> bool:
-    """Return whether `text` is a path of a machine: absolute, of somebody's home, or from a working folder on.
-
-    >>> is_machine_path("/home/ada/rows.jsonl"), is_machine_path("owner/set")
-    (True, False)
-    """
-    return len(text) > 1 and "\n" not in text and "{" not in text and bool(_PATH.match(text))
 
 
 def _copy(source: Path, target: Path) -> None:

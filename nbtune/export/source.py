@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +13,11 @@ from nbtune.export.file_quality import Quality
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import SENTINEL, BadFile, from_here, load
 
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_CACHED = re.compile(r"models--([\w.-]+)[\\/]snapshots[\\/]\w+$")
+
 Progress = Callable[[int, int, str], None]
 """Called with (bytes done, bytes in all, what is being written)."""
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 @dataclass(frozen=True)
@@ -89,6 +80,28 @@ class ExportedFile:
     def remarks(self) -> list[str]:
         """What a person should know of it: what was measured, and the notes."""
         return [*([self.quality.words()] if self.quality else []), *self.notes]
+
+
+def is_on_hub(source: ExportSource) -> bool:
+    """Return whether the base is a model of the Hub, not a folder or the embedded one."""
+    name = source.base_id
+    local = name.startswith(("nbtune/", "./", "../", "~/")) or Path(name).is_dir() or Path(name) == source.base
+    return bool(_HUB_ID.match(name)) and not local
+
+
+def base_name(source: ExportSource) -> str:
+    """Return what people call the base: its Hub id, or the name of its folder; never where that lies."""
+    if is_on_hub(source) or source.base_id == "nbtune/tiny":
+        return source.base_id
+    called = source.base_id or str(source.base.absolute())
+    if cached := _CACHED.search(called):  # a folder of the Hub's cache is called by its commit
+        return cached[1].replace("--", "/", 1)
+    return last_part(called)
+
+
+def last_part(path: str) -> str:
+    """Return the name at the end of a path, of whatever system."""
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -212,6 +212,25 @@ def test_the_exported_adapter_is_equal_and_knows_no_machine(base: Path, tmp_path
     assert torch.equal(logits(again), expected)
 
 
+def test_the_adapters_base_has_a_name_whatever_is_known_of_it(base: Path, tmp_path: Path) -> None:
+    """peft asks for `base_model_name_or_path`; a folder of somebody's machine is called by its own name."""
+    adapted(base, tmp_path / "adapter", target_modules=["q_proj"])
+    snapshot = tmp_path / "hub" / "models--owner--base-2" / "snapshots" / "0a1b2c"
+    shutil.copytree(base, snapshot)
+    for at, known, name in (
+        (base, "owner/base", "owner/base"),
+        (base, "", base.name),
+        (base, str(base), base.name),
+        (base, "C:\\\\ada\\\\models\\\\own", "own"),
+        (base, "~/models/own/", "own"),
+        (base, "nbtune/tiny", "nbtune/tiny"),
+        (snapshot, "", "owner/base-2"),
+    ):
+        source = ExportSource(at, tmp_path / "adapter", base_id=known)
+        out = export_adapter(source, tmp_path / "out").path
+        assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+
+
 def refused(source: ExportSource, out: Path) -> str:
     with pytest.raises(ExportError) as caught:
         export_merged(source, out)

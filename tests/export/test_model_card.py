@@ -115,6 +115,15 @@ def test_no_path_of_the_authors_machine_stands_in_it(run: Any, kind: str) -> Non
     assert ModelCard(card).data.base_model is None
 
 
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_the_tokenizer_that_leaves_is_the_bases_own(run: Any, kind: str, tmp_path: Path) -> None:
+    base, out = run.folder.parent.parent / "models" / "own-base", getattr(run.export, kind)(tmp_path / kind).path
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    if kind == "adapter":
+        assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "own-base"
+
+
 def test_what_is_pasted_answers(run: Any, tmp_path: Path) -> None:
     """The card's lines in a new Python, in a folder with the base beside it, and its command, which needs no run."""
     shutil.copytree(run.folder.parent.parent / "models" / "own-base", tmp_path / "own-base")
