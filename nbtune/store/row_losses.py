@@ -26,6 +26,7 @@ from nbtune.untrusted import parse
 if TYPE_CHECKING:
     from nbtune.data import Source
 
+PARTS = ("train", "eval")
 ORDERS = ("loss", "base", "learnt", "tokens", "row")
 _ASKED = 32  # rows at a time: a run that is at work is held up no longer than so many rows take
 _WINDOW = 512  # rows that are sorted by length, so that those asked together are alike
@@ -84,6 +85,7 @@ class MeasuredRows:
         base: ask the model without its adapter, too; None: where there is one.
         limit: of more rows so many are measured, evenly spread; None: all.
         again: measure also what is measured already.
+        parts: which rows: those it learns from, and those held out.
         told: called, in the measuring thread, when rows came in or the measuring ended.
     """
 
@@ -94,9 +96,11 @@ class MeasuredRows:
         base: bool | None = None,
         limit: int | None = 10_000,
         again: bool = False,
+        parts: Sequence[str] = PARTS,
         told: Callable[[], None] | None = None,
     ) -> None:
         self.run, self.limit, self.told = run, limit, told
+        self.parts = tuple(parts)
         self.base = run.spec.adapter.type != "full" if base is None else base
         self.file = Path(run.folder) / "losses.jsonl"
         self.rows: dict[tuple[str, int], RowLoss] = {}
@@ -229,7 +233,7 @@ class MeasuredRows:
             starts[source.name], at = at, at + len(source.rows)
         rows: list[tuple[str, Any, list[int]]] = []
         for part, dataset in (("train", prepared.train), ("eval", prepared.eval)):
-            if dataset is not None:
+            if dataset is not None and part in self.parts:
                 whole = dataset.whole()
                 rows += [(part, whole, examples) for examples in _by_row(whole, group)]
         self.in_all = len(rows)
@@ -271,7 +275,8 @@ class MeasuredRows:
         return old.base if old is not None and (old.mark, old.trained) == (row.mark, row.trained) else None
 
     def _write(self, rows: Sequence[RowLoss]) -> None:
-        lines = "".join(json.dumps(body) + "\n" for body in [{"in_all": self.in_all}, *map(_plain, rows)])
+        known = [{"in_all": self.in_all}] if self.parts == PARTS else []
+        lines = "".join(json.dumps(body) + "\n" for body in [*known, *map(_plain, rows)])
         try:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(lines)
@@ -288,7 +293,22 @@ class MeasuredRows:
     def _complete(self) -> bool:
         """Return whether all rows are known, as far as that can be said without reading the data."""
         self.total = self.in_all if self.limit is None else min(self.in_all, self.limit)
-        return not self._again and 0 < self.total <= self.done
+        return not self._again and self.parts == PARTS and 0 < self.total <= self.done
+
+
+def row_prompt(source: Source, number: int) -> list[dict[str, Any]] | None:
+    """Return the messages of a row before its last answer; None where it is no conversation, or cannot be read."""
+    from nbtune.data.formats.messages import Chat
+    from nbtune.data.prepare.row_pipeline import format_of
+
+    try:
+        read = format_of(source, source.rows, "skip").read(source.rows[number])
+    except NbtuneError:
+        return None
+    read = getattr(read, "rows", (read,))[0]
+    messages = list(read.messages) if isinstance(read, Chat) and not read.tools else []
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    return messages[:last] or None
 
 
 def row_text(source: Source, number: int) -> tuple[str, str]:

@@ -107,6 +107,15 @@ class RunHandle(Answers, Protocol):
     def export(self) -> Any:
         """What can be made of it: `nbtune.export.exporter.Exporter`."""
 
+    def monitor(self) -> Any:
+        """Give its live panel."""
+
+    def free(self) -> int:
+        """Drop the model that is kept for answers; return the bytes that came back."""
+
+    def snippet(self) -> str:
+        """Write the few lines that use the model elsewhere."""
+
     def model_card(self, repo_id: str, *, what: str = "adapter") -> str:
         """Write the card of a push, to be read first."""
 

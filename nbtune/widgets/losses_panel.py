@@ -300,12 +300,10 @@ class LossesPanel(Panel):
         return code
 
     def _go_on(self, steps: int | None) -> None:
-        from nbtune.widgets.monitor_panel import Monitor
-
         fields: dict[str, Any] = {"steps": steps} if steps else {}
         run = self.losses.go_on(**fields)
         self.losses.next = run
-        self._monitor = Monitor(run)
+        self._monitor = run.monitor()
         self.going = {"state": "begun", "name": clean(run.name, 200), "id": run.id, "model": self._monitor.model_id}
 
     def _not_begun(self, error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -12,9 +13,9 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED
 from nbtune.keepalive import heart
-from nbtune.spec.gguf_types import TYPES
+from nbtune.store import folder
 from nbtune.store.run_handle import RunHandle
-from nbtune.widgets.export_panel import make
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets.fallback import Shown
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.run_state import Cursor, Watched
@@ -30,7 +31,36 @@ def _chat(run: RunHandle) -> Panel:
     return Chat(run)
 
 
-BESIDE: dict[str, Callable[[RunHandle], Panel]] = {"chat": _chat}
+def _export(run: RunHandle) -> Panel:
+    from nbtune.widgets.export_panel import ExportPanel
+
+    return ExportPanel(run)
+
+
+def _losses(run: RunHandle) -> Panel:
+    from nbtune.widgets.losses_panel import Losses
+
+    return Losses(run).panel()
+
+
+def _compare(run: RunHandle) -> Panel:
+    """Beside the newest other runs of its folder that have come as far as a loss."""
+    from nbtune.widgets.compare_panel import Compare
+
+    others = (RunReader(path) for path in folder.all_folders(run.folder.parent) if path != run.folder)
+    some = list(itertools.islice((other for other in others if not other.trouble and other.step), BESIDES))
+    if not some:
+        raise NbtuneError("there is no other run to compare with", fix="start a second one")
+    return Compare([run, *some])
+
+
+BESIDES = 3  # other runs that a run is compared with
+BESIDE: dict[str, Callable[[RunHandle], Panel]] = {
+    "chat": _chat,
+    "export": _export,
+    "compare": _compare,
+    "losses": _losses,
+}
 """The panels that a monitor opens, by the name of their button."""
 
 
@@ -52,6 +82,7 @@ class Monitor(Panel):
     snapshot = traitlets.Dict().tag(sync=True)
     snapshot_rows = traitlets.Bytes().tag(sync=True)
     opened = traitlets.Dict().tag(sync=True)  # the panel that is shown in this one: its kind, and its model's id
+    finish = traitlets.Unicode("").tag(sync=True)  # the model of the card that says what a run came to
 
     def __init__(self, run: RunHandle) -> None:
         self.run = run
@@ -62,6 +93,7 @@ class Monitor(Panel):
         self._said = time.monotonic()
         self._over = threading.Event()
         self._beside: Panel | None = None
+        self._card: Panel | None = None
         self._seeing, self._pages = threading.RLock(), dict[str, bool]()
         self.view.delta(self._cursor)  # the first picture, sent with the opening, has all of it
         super().__init__()
@@ -99,13 +131,33 @@ class Monitor(Panel):
     def _see(self, page: str, seen: bool) -> None:
         with self._seeing:
             before, self._pages[page] = self.seen, seen
-            if self.seen == before:
-                return
-            if not self.seen:
+            turned = self.seen != before
+            if turned and not self.seen:
                 return self._watched.rest()
-            self._watched.catch_up()
-            self._watched.listen(self._tell)
-        self._tell()
+            if turned:
+                self._watched.catch_up()
+                self._watched.listen(self._tell)
+        if turned:
+            self._tell()
+        self._show_card()
+
+    def _show_card(self) -> None:
+        """Show what the run came to, as soon as somebody sees that it has ended."""
+        from nbtune.widgets.finish_panel import Finish
+
+        with self._seeing:
+            done = self.run.state in ("finished", "stopped") and bool(self.run.step)
+            if self._card is not None or not done or not any(self._pages.values()):
+                return
+            self._card = Finish(self.run, self.view)
+        self.finish = self._card.model_id
+
+    def _hide_card(self) -> None:
+        with self._seeing:
+            card, self._card = self._card, None
+        self.finish = ""
+        if card is not None:
+            card.close()
 
     def _keep(self) -> None:
         """Assign the picture at the end: a notebook run without a page stores assigned traits only."""
@@ -139,6 +191,7 @@ class Monitor(Panel):
                 self._watched.catch_up()
                 self.view.standing.look_again()
                 self._tell()
+                self._show_card()
             elif not self.seen:
                 self._watched.catch_up()  # little by little: whoever looks again need not wait for an hour's steps
             elif 0 < heart.seconds <= time.monotonic() - self._said:
@@ -184,18 +237,12 @@ class Monitor(Panel):
         self._work(lambda: self._resume(step))
 
     def _resume(self, step: int | None) -> None:
+        self._hide_card()
         self.run.resume(step=step)
         with self._seeing:
             if self.seen:
                 self._watched.listen(self._tell)
         self._start_heart()
-
-    def do_export(self, kind: str) -> None:
-        """Make a GGUF file of that type, or one of `MAKES`."""
-        if kind in TYPES:
-            self._work(lambda: self.run.export.gguf(kind))
-        else:
-            self._work(make(self.run, kind))
 
     def do_open(self, what: str) -> None:
         """Show a panel of `BESIDE` below; it is closed by `do_close`."""
@@ -216,11 +263,6 @@ class Monitor(Panel):
         if self._beside is not None:
             self._beside.close()
             self._beside = None
-
-    def do_push(self, repo: str, private: bool = True, what: str = "adapter") -> None:
-        """Upload with a model card."""
-        more = {} if what == "adapter" else {"what": what}
-        self._work(lambda: self.run.push_to_hub(repo, private=private, **more))
 
     def _work(self, work: Callable[[], Any]) -> None:
         """Work in the background; what the run says meanwhile is shown, though nobody pumps a run that has ended."""

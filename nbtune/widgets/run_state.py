@@ -37,7 +37,7 @@ LISTS = {
     "samples": 24,
     "exports": 20,
     "checkpoints": 30,
-    "machine": 80,
+    "machine": 48,
     "metrics": 120,
     "abilities": 12,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nbtune import events as ev
@@ -84,6 +85,7 @@ class RunStatus:
             "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
             "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
             "exportable": step > 0,
+            "asks": self._asks,
             "resumable": bool(state in ("stopped", "failed", "interrupted")),
             "error": self._error(state),
         }
@@ -92,6 +94,14 @@ class RunStatus:
         if self._plan is None:
             self._plan = self.run.plan  # read from a file each time, and it does not change
         return self._plan
+
+    @cached_property
+    def _asks(self) -> bool:
+        """Whether it has sample prompts."""
+        try:
+            return bool(self.run.spec.samples)
+        except (OSError, NbtuneError):  # a run whose spec cannot be read
+            return False
 
     def _state(self) -> str:
         last_state = self.last.state

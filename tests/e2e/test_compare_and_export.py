@@ -238,41 +238,23 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-def test_every_kind_from_the_monitors_own_button(notebook, lab):
-    cell = ONE.replace("ENVIRONMENT", "{}").replace("NAME", "box").replace("exporter(run)", "run.monitor()")
-    page = notebook([cell], width=900)
-    page.run(0)
-    panel = page.page.locator(".nbt-monitor")
-    panel.locator("[data-do=export]").click()
-    assert page.looks("monitor-export", ".nbt-monitor") == []
-    made = {"q8_0": "box-q8_0.gguf", "q4_k_m": "box-q4_k_m.gguf", "f16": "box-f16.gguf", "ollama": "exports/ollama"}
-    made |= {"merged": "exports/merged", "adapter": "exports/adapter", "adapter_gguf": "box-lora-f32.gguf"}
-    for kind, path in made.items():
-        if not panel.locator(f"[data-kind={kind}]").is_visible():
-            panel.locator("[data-do=export]").click()
-        panel.locator(f"[data-kind={kind}]").click()
-        panel.locator('.nbt-list li[data-level="good"]', has_text=path).wait_for()
-    exports = next((lab.root / "runs").glob("box-*")) / "exports"
-    for name in ("box-q8_0.gguf", "box-q4_k_m.gguf", "box-f16.gguf", "ollama/box-q8_0.gguf"):
-        with LlamaRunner(exports / name, library=llama_library(), n_ctx=64) as llama:
-            llama.use_adapter(exports / "box-lora-f32.gguf")
-            assert llama.logits(llama.tokenize([PROMPT])[0]).any()
-    _by_transformers(exports.parent / "adapter", exports, tolerance=0.02)
-
-
-@pytest.mark.slow
-def test_every_push_from_the_monitors_own_button(notebook, hub, tmp_path):
+def test_a_file_and_a_push_from_the_monitor_in_three_clicks_each(notebook, hub, lab, tmp_path):
     environment = repr(_logged_in(hub, tmp_path))
     cell = ONE.replace("ENVIRONMENT", environment).replace("NAME", "box").replace("exporter(run)", "run.monitor()")
     page = notebook([cell], width=900)
     page.run(0)
     panel = page.page.locator(".nbt-monitor")
-    wanted = {"adapter": "adapter_model.safetensors", "merged": "model.safetensors", "gguf": ".gguf"}
-    for what, file in wanted.items():
-        panel.locator("[data-do=push]").click()
-        panel.get_by_label("Repository").fill(f"ada/{what}")
-        panel.get_by_label("What to push").select_option(what)
-        panel.locator(".nbt-box button[type=submit]:visible").click()
-        panel.locator('.nbt-list li[data-level="good"]', has_text=f"/ada/{what}").wait_for()
-        assert any(name.endswith(file) for name in hub.files(f"ada/{what}"))
-        assert hub.repos[f"ada/{what}"].private
+    panel.locator("[data-do=export]").click()
+    box = panel.locator(".nbt-exportpanel")
+    box.get_by_role("button", name="Make GGUF").click()
+    box.locator("li", has_text="box-q8_0.gguf").wait_for()
+    exports = next((lab.root / "runs").glob("box-*")) / "exports"
+    with LlamaRunner(exports / "box-q8_0.gguf", library=llama_library(), n_ctx=64) as llama:
+        assert llama.logits(llama.tokenize([PROMPT])[0]).any()
+    panel.locator("[data-do=push]").click()
+    box.get_by_label("Repository").fill("ada/adapter")
+    box.get_by_role("button", name="Push", exact=True).click()
+    box.locator("li", has_text="/ada/adapter").wait_for()
+    assert any(name.endswith("adapter_model.safetensors") for name in hub.files("ada/adapter"))
+    assert hub.repos["ada/adapter"].private
+    assert page.looks("monitor-export", ".nbt-monitor") == []

@@ -178,6 +178,7 @@ def form(text: str) -> tuple[Any, list[str]]:
         raise ValueError(text)
 
     panel = form(plan, plan)
+    panel.checked = {"yaml": "", "error": None}
     panel.costs = {"state": "failed", "error": {"cause": clean(text, 600), "place": "", "fix": clean(text, 600)}}
     panel.values = {"model": clean(text, 600)}
     return panel, [clean(text, 600)]

@@ -77,9 +77,9 @@ def test_a_click_is_granted_while_a_cell_is_busy(notebook, lab, request, busy):
     watch.panel.locator("[data-do=checkpoint]").click()
     watch.panel.locator(".nbt-checkpoints").wait_for()
     watch.panel.locator("[data-do=export]").click()
-    watch.panel.locator("[data-kind=q8_0]").click()
+    watch.panel.locator(".nbt-exportpanel").get_by_role("button", name="Make GGUF").click()
     watch.click("stop", "stopping", "stopped")  # while something is exported, or just was
-    watch.panel.locator(".nbt-list li", has_text="q8_0.gguf").wait_for()
+    watch.panel.locator(".nbt-exportpanel li", has_text="q8_0.gguf").wait_for()
     stopping = next(e.time for e in watch.said(events.State) if e.state == "stopping")
     assert watch.said(events.Export)[0].time < stopping
     assert running.count() == 1

@@ -12,14 +12,14 @@ export class DataStep {
     this.form = form;
     const file = el("input", { type: "file", class: "nbt-sr", tabindex: -1, "aria-hidden": "true", onchange: () => this.upload(file.files[0]) });
     this.pick = el("button", { type: "button", class: "nbt-btn", onclick: () => file.click() }, text("form.upload"));
-    const offers = setup.data.slice(0, OFFERED).map(({ name, kind }) => el("button", { type: "button", class: "nbt-chip", title: text(`form.${kind}`), onclick: () => this.choose(name) }, name));
+    const offers = setup.data.slice(0, OFFERED).map(({ name, kind }) => el("button", { type: "button", class: "nbt-btn", title: text(`form.${kind}`), onclick: () => this.choose(name) }, name));
     this.about = el("p", { class: "nbt-soft", role: "status" });
     this.columns = el("div", { class: "nbt-fields" });
     this.rows = el("div", { class: "nbt-shown" });
     this.legend = el("small", {}, text("form.legend"));
     this.findings = el("ul", { class: "nbt-findings" });
     this.node = el("div", {},
-      el("div", { class: "nbt-drop" }, this.pick, el("span", { class: "nbt-soft" }, text("form.drop")), file),
+      el("div", { class: "nbt-row nbt-drop" }, this.pick, el("span", { class: "nbt-soft" }, text("form.drop")), file),
       form.fields.node("data"), el("div", { class: "nbt-row" }, ...offers),
       form.slots.data, this.about, this.columns, this.rows, this.legend, this.findings);
   }
@@ -41,7 +41,6 @@ export class DataStep {
   show(reading) {
     const { state, sources = [], shown = [], findings = [] } = reading;
     const fresh = state === "working" && !shown.length;
-    this.node.classList.toggle("nbt-waits", state === "working" && !fresh);
     this.legend.hidden = !shown.some((row) => row.stretches);
     setText(this.about, state === "known" ? this.words(reading) : fresh ? text("form.reading") : "");
     this.columns.replaceChildren(...sources.flatMap((source, k) => this.source(source, k, reading)));
@@ -72,7 +71,7 @@ export class DataStep {
 /** A row with what of it is trained; one that cannot be read yet shows its columns. */
 function row({ index, stretches, raw }) {
   const cells = raw?.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text", dir: "auto" }, value)));
-  const flags = (bits) => [bits & 1 && "nbt-on", bits & 4 && "nbt-soft"].filter(Boolean).join(" ") || null;
+  const flags = (bits) => (bits & 1 ? "nbt-tok nbt-on" : bits & 4 ? "nbt-soft" : null);
   return el("div", { class: "nbt-example", role: "group", "aria-label": text("form.row", { n: index + 1 }), dir: "auto" },
     ...(cells ? [el("table", {}, ...cells)] : (stretches ?? []).map(([said, bits]) => el("span", { class: flags(bits) }, said))));
 }

@@ -22,10 +22,10 @@ export class Fields {
       list = offered ? el("datalist", { id: `${id}-list` }, ...offered.map((value) => el("option", { value }))) : null;
       input = el("input", { id, type: "text", list: list?.id, placeholder: offered ? field.example : hint, spellcheck: "false", autocomplete: "off", oninput: this.changed });
     }
-    const chosen = el("span", { class: "nbt-chosen" });
+    const chosen = el("strong");
     const help = el("small", { id: `${id}-help` }, ...coded(field.help), chosen);
     setAttribute(input, "aria-describedby", help.id);
-    const label = el("label", { for: id }, field.title, field.unit && !field.title.toLowerCase().includes(field.unit) ? el("span", { class: "nbt-soft nbt-unit" }, field.unit) : null);
+    const label = el("label", { for: id }, field.title, field.unit && !field.title.toLowerCase().includes(field.unit) ? el("span", { class: "nbt-soft" }, ` (${field.unit})`) : null);
     return { input, chosen, node: el("div", { class: "nbt-field", "data-key": field.key }, label, input, help, list) };
   }
 

@@ -50,7 +50,7 @@ class View {
     this.bar = new InView("nbt-go");
     const step = (name, k, part) => {
       const id = freshId("step");
-      return el("div", { class: "nbt-step", role: "group", "aria-labelledby": id, "data-step": name }, el("h3", { id }, el("span", { class: "nbt-number" }, String(k)), text(`form.step.${name}`)), part.node);
+      return el("div", { class: "nbt-step", role: "group", "aria-labelledby": id, "data-step": name }, el("h3", { id }, el("span", { class: "nbt-nth" }, String(k)), text(`form.step.${name}`)), part.node);
     };
     this.root = el("section", { class: "nbt nbt-form", role: "region", "aria-label": text("form"), "data-lm-suppress-shortcuts": "true" },
       el("div", { class: "nbt-steps" }, step("data", 1, this.data), step("model", 2, this.models), step("train", 3, this.train)),

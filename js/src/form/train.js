@@ -19,7 +19,7 @@ export class TrainStep {
     ];
     this.meter = el("div", { class: "nbt-meter" }, el("div"));
     this.memory = el("p", { class: "nbt-soft" });
-    this.reasons = el("ul", { class: "nbt-reasons" });
+    this.reasons = el("ul", { class: "nbt-rules nbt-soft" });
     this.why = el("table");
     this.node = el("div", {}, this.presets(setup), form.slots.train, ...this.sliders.map((slider) => slider.node), this.meter, this.memory, this.reasons,
       el("details", {}, el("summary", {}, text("form.why")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.why)));

@@ -9,7 +9,7 @@ export class Beside {
     Object.assign(this, { model, close });
     this.host = el("div");
     this.nested = new Nested(model, this.host);
-    this.node = el("div", { class: "nbt-box", role: "group", hidden: true }, el("div", { class: "nbt-row" },
+    this.node = el("div", { class: "nbt-beside", role: "group", hidden: true }, el("div", { class: "nbt-row" },
       el("button", { type: "button", class: "nbt-btn", "data-do": "close", onclick: () => this.close() }, text("beside.close"))), this.host);
     this.node.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || event.defaultPrevented) return;

@@ -21,7 +21,7 @@ export class Chart {
   /** @param {{ x: ArrayLike<number>, y: ArrayLike<number> }} line what the plain picture shows */
   async draw(plotly, traces, layout, theme, line) {
     this.empty.hidden = line.x.length > 0;
-    if (!line.x.length) return;
+    if (!line.x.length || !this.node.clientWidth) return; // what is hidden is drawn when it is seen, in the size that it has then
     if (!plotly) return this.drawPlain(line, theme);
     this.plain?.remove();
     this.plain = null;
@@ -32,6 +32,7 @@ export class Chart {
   }
 
   resize() {
+    if (!this.node.clientWidth) return;
     this.width = Math.max(80, this.node.clientWidth);
     this.height = Math.max(60, this.node.clientHeight);
   }

@@ -2,6 +2,8 @@
 
 import { el, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, MISSING, number } from "../shared/format.js";
+import { insertCell } from "../shared/insert.js";
+import { Nested } from "../shared/nested.js";
 import { panel } from "../shared/panel.js";
 import { loadPlotly } from "../shared/plotly.js";
 import { smooth } from "../shared/rows.js";
@@ -30,6 +32,7 @@ class View {
       watchTheme(() => this.retheme()),
       this.watchSize(),
       () => store.listeners.delete(this.onChange),
+      this.watchFinish(),
     ];
     this.onChange = () => this.schedule();
     store.listeners.add(this.onChange);
@@ -49,7 +52,8 @@ class View {
       bar: el("div"),
       speech: el("div", { class: "nbt-sr", "aria-live": "polite" }),
       noPlotly: el("p", { class: "nbt-soft", hidden: true }, text("no_plotly")),
-      silent: el("p", { class: "nbt-warn", hidden: true }),
+      silent: el("div", { class: "nbt-row nbt-warn", hidden: true }, el("span"), el("button", { type: "button", class: "nbt-btn nbt-main", "data-do": "again", onclick: () => this.again() }, text("again"))),
+      finish: el("div", { hidden: true }),
       loss: new LossChart((low, high) => this.store.look(low, high)),
       small: SMALL.map(([column, colour]) => new SmallChart(column, colour)),
       captions: SMALL.map(() => el("figcaption")),
@@ -74,7 +78,7 @@ class View {
     this.root = el("section", { class: "nbt nbt-monitor", "data-lm-suppress-shortcuts": "true", role: "region" },
       el("div", { class: "nbt-head" }, parts.name, parts.state, parts.progress, parts.detail),
       el("div", { class: "nbt-bar", "aria-hidden": "true" }, parts.bar),
-      parts.speech, parts.silent,
+      parts.speech, parts.silent, parts.finish, parts.controls.node, parts.beside.node,
       el("div", { class: "nbt-tiles" },
         tile("loss", text("loss")), tile("eval", text("eval")), tile("speed", text("speed")),
         tile("memory", parts.memoryLabel), tile("elapsed", text("elapsed")), tile("eta", text("eta"))),
@@ -82,7 +86,7 @@ class View {
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node, SMALL[k][0] === "memory" ? parts.stacked.node : null)),
         ...Object.values(parts.method).map((chart) => el("figure", { hidden: true }, chart.caption, chart.node)),
         el("figure", { hidden: true }, parts.busyCaption, parts.busy.node)),
-      parts.controls.node, parts.beside.node, parts.notes.node, parts.samples.node, parts.checkpoints.node,
+      parts.notes.node, parts.samples.node, parts.checkpoints.node,
       parts.memory.node, parts.abilities.node, parts.table.node);
     return parts;
   }
@@ -99,11 +103,11 @@ class View {
   }
 
   watchSize() {
-    const resized = new ResizeObserver(() => {
-      for (const chart of this.charts()) chart.resize();
+    const resized = new ResizeObserver((entries) => {
+      for (const chart of this.charts()) if (entries.some(({ target }) => target === chart.node)) chart.resize();
       this.schedule();
     });
-    resized.observe(this.root);
+    for (const chart of this.charts()) resized.observe(chart.node); // also of one that was hidden
     const seen = new IntersectionObserver((entries) => {
       this.visible = entries.at(-1).isIntersecting;
       this.store.see(this, this.visible);
@@ -118,6 +122,28 @@ class View {
       document.removeEventListener("visibilitychange", turned);
       this.store.see(this, undefined);
     };
+  }
+
+  /** The card of a run that has ended: a widget of its own. */
+  watchFinish() {
+    const nested = new Nested(this.model, this.parts.finish);
+    const show = async () => {
+      const id = (this.model.get("finish") ?? "").replace("IPY_MODEL_", "");
+      this.parts.finish.hidden = !id;
+      if ((await nested.show(id)) === false) this.parts.finish.hidden = true;
+    };
+    this.model.on("change:finish", show);
+    show();
+    return () => {
+      this.model.off("change:finish", show);
+      nested.drop();
+    };
+  }
+
+  /** The kernel is gone: a cell that goes on in the one that is there now. */
+  async again() {
+    const code = `%load_ext nbtune\n%nbtune resume ${this.store.status.name}`;
+    if (!insertCell(this.model, this.root, code)) await navigator.clipboard.writeText(code);
   }
 
   retheme() {
@@ -170,7 +196,7 @@ class View {
     setText(parts.detail, status.detail ?? "");
     parts.bar.style.width = `${status.total ? (100 * status.step) / status.total : 0}%`;
     const best = evals.findLast((item) => item.best);
-    parts.tiles.loss.replaceChildren(number(smoothed.at(-1)));
+    parts.tiles.loss.replaceChildren(number(rows.last("loss")), el("small", {}, `${text("loss.smooth")} ${number(smoothed.at(-1))}`));
     parts.tiles.eval.replaceChildren(evals.length ? number(evals.at(-1).loss) : MISSING,
       best ? el("small", {}, `${text("loss.best")} ${number(best.loss)}`) : "");
     setText(parts.tiles.speed, number(rows.last("tokens_per_second"), 3));
@@ -191,6 +217,7 @@ class View {
     const { status } = this.store;
     const since = status.live && status.state !== "paused" ? (Date.now() - this.store.stamped) / 1000 : 0;
     setText(this.parts.tiles.elapsed, duration(status.elapsed + since));
+    this.parts.tiles.eta.parentNode.hidden = status.live === false;
     setText(this.parts.tiles.eta, status.live && status.eta !== null ? duration(Math.max(0, status.eta - since)) : MISSING);
   }
 
@@ -243,7 +270,6 @@ class View {
     const name = text(store.status.gpu ? "busy.gpu" : "busy.cpu");
     parts.busy.node.parentNode.hidden = !store.machine.some((item) => item.busy !== null);
     if (parts.busy.node.parentNode.hidden) return;
-    if (parts.busy.width < 100) parts.busy.resize();
     setText(parts.busyCaption, name);
     parts.busy.update(plotly, store, theme, name);
   }
@@ -267,7 +293,7 @@ class View {
     const quiet = (Date.now() - heard) / 1000;
     this.parts.silent.hidden = !(status.live && status.beat > 0 && quiet > Math.max(10, 2.5 * status.beat));
     if (!this.parts.silent.hidden) {
-      setText(this.parts.silent, text("silent", { time: duration(quiet), name: JSON.stringify(status.name) }));
+      setText(this.parts.silent.firstChild, text("silent", { time: duration(quiet) }));
     }
   }
 

@@ -1,5 +1,6 @@
 // What is said in words: notes, files, sample answers, and the numbers as a table.
 
+import { news } from "../shared/diff.js";
 import { el, setText } from "../shared/dom.js";
 import { bytes, MISSING, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
@@ -34,7 +35,7 @@ function exported({ kind, path, bytes: size, done, detail, time }) {
 export class Samples {
   constructor() {
     this.table = el("table");
-    this.node = el("details", { hidden: true }, el("summary", {}, text("samples")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+    this.node = el("div", { hidden: true }, el("h4", {}, text("samples")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
   }
 
   update({ samples }) {
@@ -49,8 +50,14 @@ export class Samples {
       el("tr", {}, el("th", { scope: "col" }, text("samples.prompt")), ...shown.map((step) => el("th", { scope: "col" }, head(step)))),
       ...[...new Set(samples.map((item) => item.prompt))].map((prompt) => el("tr", {},
         el("th", { scope: "row", class: "nbt-text", dir: "auto" }, prompt),
-        ...shown.map((step) => el("td", { class: "nbt-text", dir: "auto" }, answers.get(`${step} ${prompt}`) ?? "")))));
+        ...shown.map((step) => el("td", { class: "nbt-text", dir: "auto" }, ...answer(answers, shown[0], step, prompt))))));
   }
+}
+
+/** An answer; what the first one does not say is marked. */
+function answer(answers, first, step, prompt) {
+  const [before, after] = [first, step].map((each) => answers.get(`${each} ${prompt}`) ?? "");
+  return step === first ? [after] : news(before, after).map(([word, fresh]) => (fresh ? el("mark", {}, word) : word));
 }
 
 /** The checkpoints that are kept, each with the held-out loss it had; a run that has ended can go on from any of them. */

@@ -1,7 +1,12 @@
 // How the columns of a source are read: its format, and which column plays which role. The inspector's, and the form's.
 
 import { el, freshId } from "./dom.js";
-import { text } from "./texts.js";
+import { addTexts, text } from "./texts.js";
+
+addTexts({
+  en: { "column.format": "Read as", "column.none": "none" },
+  de: { "column.format": "Gelesen als", "column.none": "keine" },
+});
 
 /** A menu; a value that is not among the options is shown all the same. */
 export function choice(options, value, changed, props = {}) {

@@ -18,7 +18,7 @@ export function language(root = globalThis.document?.documentElement ?? {}) {
 }
 
 /**
- * text("left", { time: "3 s" }) → "3 s left". `{name}` is filled in; what is filled in stays text.
+ * text("step", { step: 3 }) → "step 3". `{name}` is filled in; what is filled in stays text.
  * @param {string} key
  * @param {Record<string, string | number>} [values]
  */

@@ -1,0 +1,69 @@
+"""What a run came to: base against tuned on held-out rows, with an interval; answers before and after; kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+import nbtune
+from nbtune.store.outcome import compared, measure, remembered
+from nbtune.store.row_losses import MeasuredRows, RowLoss
+
+
+def rows(learnt):
+    return [RowLoss("eval", "rows", k, k, f"r{k}", 9, 5, 3, 2.0 - each, 2.0) for k, each in enumerate(learnt)]
+
+
+def test_an_interval_holds_the_mean_and_is_said_of_eight_rows_or_more():
+    learnt = np.random.default_rng(1).normal(0.5, 0.3, 40)
+    found = compared(rows(learnt))
+    assert found.base - found.tuned == pytest.approx(learnt.mean())
+    assert found.low < learnt.mean() < found.high
+    width = 2 * 1.96 * learnt.std(ddof=1) / np.sqrt(40)  # of the normal distribution
+    assert found.high - found.low == pytest.approx(width, rel=0.15)
+    assert found.better == (learnt > 0).sum()
+    few = compared(rows(learnt[:7]))
+    assert (few.rows, few.low, few.high) == (7, None, None)
+    assert compared([]).base is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    told = [{"prompt": f"What is {k}?", "completion": f"It is {k}, sailor."} for k in range(60)]
+    fields = {"model": "nbtune/tiny", "steps": 4, "batch_size": 4, "eval": {"split": 0.2}}
+    made = nbtune.finetune(fields, data=told, runs_dir=tmp_path_factory.mktemp("runs"), name="came")
+    return made.wait()
+
+
+def test_held_out_rows_are_measured_and_asked_and_what_was_found_stays(run):
+    assert remembered(run) is None
+    told = []
+    found = measure(run, told.append)
+    assert told[-1] == found
+    assert [len(each.asked) for each in told] == [0, 1, 2]
+    assert (found.rows, found.step) == (12, 4)
+    whole = MeasuredRows(run).wait()  # those that were measured for the card do not hide the others
+    held = [row for row in whole.rows.values() if row.part == "eval"]
+    assert (len(held), whole.done) == (12, 60)
+    assert found.base == pytest.approx(np.mean([row.base for row in held]))
+    assert found.tuned == pytest.approx(np.mean([row.loss for row in held]))
+    for asked, row in zip(found.asked, sorted(held, key=lambda row: row.index), strict=False):
+        assert (asked.prompt, asked.wanted) == (f"What is {row.row}?", f"It is {row.row}, sailor.")
+        assert asked.base == run.generate(asked.prompt, base=True, max_new_tokens=96)
+        assert asked.tuned == run.generate(asked.prompt, max_new_tokens=96)
+        assert not asked.seen
+    assert remembered(run) == found
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "{}", '{"asked": 3}', '{"asked": [], "step": 4, "rows": "x"}', '{"asked": [{}]}']
+)
+def test_a_file_that_others_wrote_is_measured_anew(run, body):
+    file = run.folder / "outcome.json"
+    before = file.read_text()
+    file.write_text(body)
+    assert remembered(run) is None
+    file.write_text(json.dumps(json.loads(before) | {"step": 3}))  # of other weights
+    assert remembered(run) is None
+    file.write_text(before)
+    assert remembered(run) is not None
