@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nbtune.models.accelerate import Patch, apply
+from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec
 from tests.models import test_accelerate
 from tests.models.test_accelerate import SIZES, assert_equal, batch, loss_and_gradients, make
@@ -129,6 +130,16 @@ def test_bf16_is_taken_too(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     patch = apply(model)
     assert len(taken(patch)) == 2, patch.report.lines()
     assert loss_and_gradients(model, batch())[0] == pytest.approx(stock[0], rel=1e-2)
+
+
+def test_a_decoder_that_hands_its_layers_something_else_is_left_alone() -> None:
+    """Gemma 3n's layers get four streams at once."""
+    from tests.support import model_classes
+
+    model = add_adapter(model_classes.make("gemma3n_text"), test_accelerate.LORA, seed=0)
+    patch = apply(model)
+    assert not taken(patch)
+    assert "does not run it as others do" in patch.report.left["layers.0"]
 
 
 def test_weights_that_nobody_knows_keep_a_layer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

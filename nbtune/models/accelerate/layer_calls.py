@@ -63,11 +63,13 @@ def marked(inner: nn.Module, layers: list[nn.Module], name: str) -> bool:
 
 
 def _seen(inner: nn.Module, layers: list[nn.Module], more: dict[str, Any]) -> tuple[dict[int, Call], bool]:
+    tries = []
     for as_tuple in (False, True):  # which of the two a decoder takes from its layers shows in what the next one gets
         calls, right = _once(inner, layers, more, as_tuple)
         if right:
             return calls, as_tuple
-    return calls, True
+        tries.append((calls, as_tuple))
+    return max(tries, key=lambda made: len(made[0]))
 
 
 @torch.no_grad()
@@ -80,8 +82,10 @@ def _once(
     def passing(i: int) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal right
-            right = right and hidden_states.ndim == 3
-            calls[i] = Call(hidden_states, args, kwargs)
+            usual = isinstance(hidden_states, Tensor) and hidden_states.ndim == 3
+            right = right and usual
+            if usual:
+                calls[i] = Call(hidden_states, args, kwargs)
             return (hidden_states, None) if as_tuple else hidden_states
 
         return forward

@@ -210,7 +210,7 @@ class _Layers:
             if self.mover is not None:
                 self.mover.bring(module)
             try:
-                window = window_of(inner, short.get(i))
+                window = window_of(inner, short.get(i) if i in calls else None)
                 if isinstance(window, LeftAlone):
                     raise window
                 pair = (calls[i], short[i])
