@@ -27,12 +27,12 @@ def insert(file: Path, before: str, text: str) -> None:
 
 
 def changed(tree: Path) -> list[str]:
-    """What differs in the copy from the tree: files that were written by the recipe."""
+    """What differs in the copy from the tree, what is built apart: files that were written by the recipe."""
     found = []
     for package in PACKAGES:
         for path in sorted((tree / package).rglob("*")):
             ours = REPO / path.relative_to(tree)
-            if path.is_dir() or "__pycache__" in path.parts:
+            if path.is_dir() or {"__pycache__", "static"} & {*path.parts}:
                 continue
             if not ours.is_file() or ours.read_bytes() != path.read_bytes():
                 found.append(path.relative_to(tree).as_posix())
