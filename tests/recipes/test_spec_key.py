@@ -24,7 +24,7 @@ assert spec.note == "calmer" and from_yaml(to_yaml(spec)) == spec
 run = nbtune.finetune(spec).wait()
 assert run.state == "finished" and nbtune.attach(run.folder).spec.note == "calmer", run.error
 (field,) = [one for one in nbtune.form().setup["fields"] if one["key"] == "note"]
-assert field["help"] == "A word on why, kept with the run." and not field["first"]
+assert field["help"] == "A word on why, kept with the run."
 assert "| `note` ⋯ | **Note**. A word on why, kept with the run. |" in reference()
 assert "--note" in flags.finetune_parser("%%finetune").flags()
 try:
