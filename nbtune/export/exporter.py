@@ -52,10 +52,11 @@ class Exporter:
                 f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"
             )
         if spec.adapter.type == "full":
-            return ExportSource(base=adapter, name=run.name, base_id=spec.model)
+            return ExportSource(base=adapter, name=run.name, base_id=spec.model, method=spec.method)
         weights = PLAIN if run.plan is None else run.plan.weights
         base = models.resolve(spec.model)
-        return ExportSource(base=base, adapter=adapter, name=run.name, base_id=spec.model, weights=weights)
+        about: dict[str, Any] = {"name": run.name, "base_id": spec.model, "method": spec.method}
+        return ExportSource(base=base, adapter=adapter, weights=weights, **about)
 
     @property
     def can_verify(self) -> bool:

@@ -13,21 +13,21 @@ from typing import Any
 
 from nbtune.disk import gigabytes
 from nbtune.errors import HubError
+from nbtune.export.others_cards import Stated, stated_of_base, stated_of_data
 from nbtune.export.source import ExportedFile, ExportSource, base_name, is_on_hub, last_part, safe_name
 from nbtune.export.usage import usage
 from nbtune.spec.yaml_loader import BadYaml, load
 from nbtune.spec.yaml_text import dump
-from nbtune.untrusted import is_machine_path, open_file
+from nbtune.untrusted import is_machine_path
 
 FILES_TO_COME = "(the files, their sizes and what each lost are written here when they are made)"
 """Stands in a card of GGUF files until there are some."""
 
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|md|ya?ml|xlsx?|zip|gz|zst)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_LARGEST_CARD = 1 << 20  # bytes of somebody else's card that are read
 _WITH_PATHS = ("model", "data", "source", "start_from", "function", "chat_template", "template")  # keys of a spec
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
-_RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "finetune"}
+_RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
 _KIND_TAGS = {"adapter": ["lora"], "gguf": ["gguf"]}
 _FIGURES = (("loss", "training loss at the end"), ("eval_loss", "loss on held-out rows"))
 
@@ -130,32 +130,34 @@ def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: M
         kind: ``"adapter"``, ``"merged"`` or ``"gguf"``.
         facts: plain facts of the run, each optional: ``name``, ``spec`` (YAML), ``steps``, ``loss``, ``eval_loss``,
             ``method``, ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``language``
-            (by default what the cards of all data sets say), ``license`` (of the result; by default the base's),
-            ``base_license`` (by default what the base's own card says), ``figures`` (pairs), ``evals`` (pairs of step
-            and loss), ``files`` (lines), ``abilities`` (pairs), ``curve`` (a picture lies beside as loss.png).
+            (by default what the cards of all data sets say, or the base's), ``license`` (of the result; by default the
+            base's), ``base_license`` (by default what the base's own card says), ``figures`` (pairs), ``evals`` (pairs
+            of step and loss), ``files`` (lines), ``abilities`` (pairs), ``curve`` (a picture lies beside as loss.png).
     """
     from huggingface_hub import ModelCard
 
     facts = dict(facts or {})
     base = base_name(source)
-    stated = _stated(_base_card(source))
+    stated = stated_of_base(source)
     data = _card_data(source, kind, facts, base, stated)
     body = _body(source, repo, kind, facts, base, stated)
     return str(ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=body))
 
 
-def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: str, stated: Mapping[str, Any]) -> Any:
+def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: str, stated: Stated) -> Any:
     """Return the card's head; a fact that is not known is left out."""
     from huggingface_hub import ModelCardData
 
     on_hub = is_on_hub(source)
-    licence = {"license": _line(facts["license"])} if facts.get("license") else _licence(stated)
-    method = facts.get("method")
+    licence = {"license": _line(facts["license"])} if facts.get("license") else stated.licence
+    method, held_out = facts.get("method") or source.method, _held_out(facts)
     return ModelCardData(
-        language=facts.get("language") or _languages(facts) or None,
+        language=facts.get("language") or _languages(facts, stated) or None,
         license=licence.get("license"),
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
+        model_name=_line(facts.get("name") or source.name) if held_out else None,
+        eval_results=held_out,
         library_name=_LIBRARIES[kind],
         pipeline_tag="text-generation",
         tags=["nbtune", *_KIND_TAGS.get(kind, []), *([method] if method else [])],
@@ -165,15 +167,13 @@ def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: 
     )
 
 
-def _body(
-    source: ExportSource, repo: str, kind: str, facts: Mapping[str, Any], base: str, stated: Mapping[str, Any]
-) -> str:
+def _body(source: ExportSource, repo: str, kind: str, facts: Mapping[str, Any], base: str, stated: Stated) -> str:
     """Return the card's words."""
     import jinja2
 
     figures = [(name, _number(facts[key])) for key, name in _FIGURES if facts.get(key) is not None]
     evals = _some(facts.get("evals", []))
-    licence = _licence(stated)
+    licence = stated.licence
     own = licence.get("license_name", "other") if licence.get("license") == "other" else licence.get("license")
     prompts = [str(prompt) for prompt, _ in facts.get("samples", [])]
     use = usage(
@@ -245,57 +245,31 @@ def refuse_token(card: str) -> None:
 # --- what is known of base and data -----------------------------------------------------------------------------------
 
 
-def _base_card(source: ExportSource) -> Path | None:
-    """Return the base's own card, where it lies beside its weights or in the Hub's cache."""
-    beside = source.base / "README.md"
-    return beside if beside.is_file() or not is_on_hub(source) else _cached_card(source.base_id, "model")
-
-
-def _cached_card(name: str, repo_type: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(name, "README.md", repo_type=repo_type)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _stated(card: Path | None) -> dict[str, Any]:
-    """Return the head of somebody's card; {} where there is none, or none that can be read."""
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-
-    try:
-        if card is None:
-            return {}
-        with open_file(card) as file:
-            text = file.read(_LARGEST_CARD).decode("utf-8", errors="replace")
-        head = REGEX_YAML_BLOCK.match(text)
-        stated = load(head[2]) if head else None
-    except (OSError, ValueError):
-        return {}
-    return stated if isinstance(stated, dict) else {}
-
-
-def _licence(stated: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a card's head says of the licence, in huggingface_hub's words."""
-    licence = {key: stated.get(key) for key in ("license", "license_name", "license_link")}
-    words = {key: value for key, value in licence.items() if isinstance(value, str) and re.match(r"[\w.+:/-]+$", value)}
-    if not words.get("license_link", "https:").startswith("https:"):  # a file of the other repository
-        words.pop("license_link")
-    return words if "license" in words else {}
-
-
-def license_in(card: Path | None) -> str:
-    """Return the licence that a card (README.md of a model or data set) names, or nothing."""
-    return _licence(_stated(card)).get("license", "")
-
-
-def _languages(facts: Mapping[str, Any]) -> list[str]:
-    """Return the languages of the data, where every set of it is of the Hub and its card says them."""
+def _languages(facts: Mapping[str, Any], stated: Stated) -> list[str]:
+    """Return the languages of the data, where every set of it is of the Hub and its card says them; else the base's."""
     sets = list(facts.get("datasets", []))
-    known = [_stated(_cached_card(name, "dataset")).get("language") for name in sets]
+    known = [stated_of_data(name).languages for name in sets]
     if not sets or len(sets) != len(facts.get("data", [])) or not all(known):
-        return []
-    codes = [code for codes_of in known for code in (codes_of if isinstance(codes_of, list) else [codes_of])]
-    return list(dict.fromkeys(code for code in codes if isinstance(code, str)))
+        return stated.languages
+    return list(dict.fromkeys(code for codes in known for code in codes))
+
+
+def _held_out(facts: Mapping[str, Any]) -> Any:
+    """Return the loss on held-out rows as the Hub's catalogue of results takes it; None: it was not measured."""
+    from huggingface_hub import EvalResult
+
+    loss, sets = facts.get("eval_loss"), [one for one in facts.get("datasets", []) if _HUB_ID.match(one)]
+    if not isinstance(loss, float) or not math.isfinite(loss):
+        return None
+    result = EvalResult(
+        task_type="text-generation",
+        dataset_type=sets[0] if len(sets) == 1 else "own-rows",
+        dataset_name="held-out rows",
+        metric_type="loss",
+        metric_name="loss on held-out rows",
+        metric_value=float(_number(loss)),
+    )
+    return [result]
 
 
 def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -309,7 +283,7 @@ def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         if name.startswith("nbtune/"):
             lines.append(f"{name} (licence: apache-2.0)")
         elif _HUB_ID.match(name) and not source.startswith(("var:", "file:")) and not _FILE.search(name):
-            licence = license_in(_cached_card(name, "dataset"))
+            licence = stated_of_data(name).licence.get("license")
             lines.append(f"{name} (licence: {licence})" if licence else f"{name} (licence: see its page)")
             ids.append(name)
         else:

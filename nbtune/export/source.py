@@ -32,6 +32,7 @@ class ExportSource:
         tokenizer: folder of the tokenizer; by default the adapter's where it has one, else the base's.
         weights: the base's weights as the adapter was trained on them. Into rounded ones (``nf4``, ``fp8``) it is
             merged, and not into the original 16-bit weights.
+        method: what it was trained by, such as ``"sft"`` or ``"dpo"``.
     """
 
     base: Path
@@ -40,6 +41,7 @@ class ExportSource:
     base_id: str = ""
     tokenizer: Path | None = None
     weights: Placement = PLAIN
+    method: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", Path(self.base))

@@ -32,6 +32,7 @@ _FILES = (
 _KINDS = ("*.model", "*.tiktoken")  # sentencepiece's, by many names; Qwen's and others' ranks
 _OWN_CODE = "auto_map"  # a key of a tokenizer whose class lies beside it
 _OF_A_LOADING = ("is_local", "local_files_only", "_commit_hash")  # of the one before it was saved
+_INPUTS = ["input_ids", "attention_mask"]
 _PORTABLE_CLASS = "PreTrainedTokenizerFast"  # known to transformers 4 and 5: all is in tokenizer.json
 
 
@@ -75,6 +76,7 @@ def make_portable(folder: Path) -> None:
     mended = {key: value for key, value in config.items() if not _is_of_a_machine(key, value)}
     if str(mended.get("tokenizer_class")).endswith("Backend") and (folder / "tokenizer.json").is_file():
         mended["tokenizer_class"] = _PORTABLE_CLASS
+        mended.setdefault("model_input_names", _INPUTS)  # transformers 4 would add what no causal model takes
         mended.pop("backend", None)
     if isinstance(mended.get("extra_special_tokens"), list):  # transformers 4 wants a dict by this name
         mended.setdefault("additional_special_tokens", mended.pop("extra_special_tokens"))

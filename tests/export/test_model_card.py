@@ -15,7 +15,8 @@ from huggingface_hub import ModelCard
 
 import nbtune
 from nbtune.export import ExportSource, render_card
-from nbtune.export.model_card import data_lines, license_in
+from nbtune.export.model_card import data_lines
+from nbtune.export.others_cards import stated_in
 
 
 @pytest.mark.parametrize(
@@ -29,9 +30,9 @@ from nbtune.export.model_card import data_lines, license_in
 )
 def test_a_licence_is_what_the_card_says(text: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(text)
-    assert license_in(tmp_path / "README.md") == expected
-    assert license_in(tmp_path / "nothing.md") == ""
-    assert license_in(None) == ""
+    assert stated_in(tmp_path / "README.md").licence.get("license", "") == expected
+    assert not stated_in(tmp_path / "nothing.md").licence
+    assert not stated_in(None).licence
 
 
 def test_sources_of_the_data() -> None:
@@ -68,10 +69,26 @@ def test_everything_that_is_known_stands_in_it(tmp_path: Path) -> None:
         assert "ollama" in card
         head = ModelCard(card).data
         assert (head.base_model, head.license, head.pipeline_tag) == ("owner/base", "mit", "text-generation")
-        assert head.base_model_relation == ("adapter" if kind == "adapter" else "finetune")
+        assert head.base_model_relation == {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}[kind]
         assert head.datasets == ["owner/set"]
         assert {"nbtune", "dpo"} <= {*head.tags}
         assert head.language is None
+
+
+def test_the_head_says_how_well_it_does_and_in_which_language(tmp_path: Path) -> None:
+    """The Hub's own reader takes the loss on held-out rows for a result; what was not measured is no result."""
+    (tmp_path / "README.md").write_text("---\nlanguage:\n- en\n- fr\n---\n")
+    (tmp_path / "config.json").write_text('{"license": "bsd-3-clause"}')
+    source = ExportSource(tmp_path, base_id="owner/base", name="demo", method="dpo")
+    for sets, kind in (([], "own-rows"), (["owner/set"], "owner/set"), (["owner/set", "owner/two"], "own-rows")):
+        head = ModelCard(render_card(source, "ada/demo", facts={"eval_loss": 1.23456, "datasets": sets})).data
+        [result] = head.eval_results
+        assert (head.model_name, result.metric_type, result.metric_value) == ("demo", "loss", 1.235)
+        assert (result.task_type, result.dataset_type) == ("text-generation", kind)
+        assert (head.language, head.license) == (["en", "fr"], "bsd-3-clause")
+        assert "dpo" in head.tags
+    for nothing in ({}, {"eval_loss": None}, {"eval_loss": float("nan")}):
+        assert ModelCard(render_card(source, "ada/demo", facts=nothing)).data.eval_results is None
 
 
 def test_another_licence_of_the_base_keeps_its_name_and_address(tmp_path: Path) -> None:
@@ -87,7 +104,7 @@ def test_another_licence_of_the_base_keeps_its_name_and_address(tmp_path: Path) 
 @pytest.mark.parametrize("head", ["license: [", "license: {a: b}", "- a", "license: 'a b\tc'", "? " * 5000, "a: *x"])
 def test_the_head_of_a_strangers_card_is_data(head: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"---\n{head}\n---\n")
-    assert license_in(tmp_path / "README.md") == ""
+    assert not stated_in(tmp_path / "README.md").licence
     assert ModelCard(render_card(ExportSource(tmp_path, base_id="owner/base"), "ada/demo")).data.license is None
 
 

@@ -89,6 +89,7 @@ def test_what_transformers_5_wrote_can_be_read_by_transformers_4(tmp_path: Path)
     make_portable(tmp_path / "out")
     saved = config_of(tmp_path / "out")
     assert saved["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert saved["model_input_names"] == ["input_ids", "attention_mask"]  # generate() of transformers 4 refuses others
     assert saved["additional_special_tokens"] == ["/away"]
     assert not {*machine, "extra_special_tokens"} & {*saved}
     assert tokens.items() <= saved.items()

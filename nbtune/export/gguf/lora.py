@@ -15,10 +15,10 @@ from nbtune.atomic_io import replace_file
 from nbtune.disk import check_space
 from nbtune.errors import ExportError
 from nbtune.export.gguf.families import family_of
+from nbtune.export.gguf.general import Size, write_general
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.kquants import encode
 from nbtune.export.gguf.tensors import GgufTensor
-from nbtune.export.gguf.writer import general_name
 from nbtune.export.merge import MergedModel
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.peft_export import adapter_folder
@@ -78,8 +78,7 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     path = out / f"{safe_name(name or source.name)}-lora-{encoding.lower()}.gguf"
     check_space(out, sum(tensor.numel * 4 for tensor in pairs), ExportError)
     writer = GGUFWriter(None, family.arch)
-    writer.add_type("adapter")
-    writer.add_name(general_name(name or source.name))
+    write_general(writer, "adapter", source, name or source.name, Size(sum(tensor.numel for tensor in pairs)))
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", alpha)
     for tensor in pairs:

@@ -7,7 +7,6 @@ goes into it, and how it is encoded, is decided here.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from nbtune.atomic_io import replace_file
 from nbtune.disk import check_space
 from nbtune.errors import ExportError
 from nbtune.export.gguf.families import Family, family_of
+from nbtune.export.gguf.general import Size, write_general
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.kquants import encode, encoded_bytes, fitting
 from nbtune.export.gguf.tensors import GgufTensor
@@ -142,9 +142,10 @@ def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
     return Shape(config.layers, config.heads // config.kv_heads, experts, tied)
 
 
-def general_name(name: str) -> str:
-    """Return `name` for ``general.name``: "phi3" or "phi-3" in it tells llama.cpp of tokens that may not be there."""
-    return re.sub(r"phi-?3", "phi_3", name, flags=re.IGNORECASE)
+def _size(config: Config, family: Family, tensors: list[GgufTensor]) -> Size:
+    experts = sum(tensor.numel for tensor in tensors if "_exps." in tensor.name)
+    total = sum(tensor.numel for tensor in tensors)
+    return Size(total, experts, int(config.need("num_local_experts", "num_experts")) if family.moe else 0)
 
 
 def _open(
@@ -160,8 +161,7 @@ def _open(
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(None, family.arch)
-    writer.add_type("model")
-    writer.add_name(general_name(name))
+    write_general(writer, "model", model.source, name, _size(config, family, plan.tensors))
     writer.add_file_type(plan.kind.number)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     family.metadata(config, model, writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from nbtune.errors import ExportError
 from nbtune.export import ExportSource, LlamaRunner, export_adapter_gguf, export_gguf, export_ollama
 from nbtune.export.gguf import families
+from nbtune.export.gguf.general import general_name
 from nbtune.export.gguf.hf_config import Config
-from nbtune.export.gguf.writer import general_name
 from tests.support.llama import llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer, split, strings
 
@@ -254,6 +255,44 @@ def test_an_ollama_folder(tiny: Tiny, tmp_path: Path) -> None:
     assert text.startswith("FROM ./Demo-q8_0.gguf\n")
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert 'if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in text
+
+
+def test_a_file_says_where_it_comes_from(tiny: Tiny, tmp_path: Path) -> None:
+    """Names by the specification of GGUF; nothing of the machine, and nothing that nobody said."""
+    from gguf import GGUFReader, Keys
+
+    def general(path: Path) -> dict[str, Any]:
+        fields = GGUFReader(path).fields
+        return {key: field.contents() for key, field in fields.items() if key.startswith("general.")}
+
+    folder = tmp_path / "ada" / "own-base"
+    shutil.copytree(tiny.folder, folder)
+    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: [en, fr]\n---\n")
+    source = ExportSource(folder, name="demo", base_id="owner/Base-2-0.6B-Instruct", method="dpo")
+    [made] = export_gguf(source, ["q8_0"], tmp_path, "my demo")
+    keys = general(made.path)
+    numbers = sum(parameter.numel() for parameter in tiny.model.parameters())
+    expected = {
+        Keys.General.TYPE: "model",
+        Keys.General.NAME: "my demo",
+        Keys.General.BASENAME: "Base-2",
+        Keys.General.FINETUNE: "my-demo",
+        Keys.General.SIZE_LABEL: f"{numbers / 1e6:.1f}M",
+        Keys.General.LICENSE: "mit",
+        Keys.General.BASE_MODEL_COUNT: 1,
+        Keys.General.BASE_MODEL_NAME.format(id=0): "Base-2-0.6B-Instruct",
+        Keys.General.BASE_MODEL_ORGANIZATION.format(id=0): "owner",
+        Keys.General.BASE_MODEL_REPO_URL.format(id=0): "https://huggingface.co/owner/Base-2-0.6B-Instruct",
+        Keys.General.TAGS: ["nbtune", "dpo", "text-generation"],
+        Keys.General.LANGUAGES: ["en", "fr"],
+    }
+    assert {key: keys.get(key) for key in expected} == expected
+    (folder / "README.md").unlink()
+    [made] = export_gguf(ExportSource(folder, name="demo", base_id=str(folder)), ["q8_0"], tmp_path)
+    keys = general(made.path)
+    assert keys["general.base_model.0.name"] == "own-base"
+    assert not {"general.finetune", "general.license", "general.languages", "general.base_model.0.repo_url"} & {*keys}
+    assert str(tmp_path) not in str(keys)
 
 
 def test_the_embedded_model(tmp_path: Path) -> None:

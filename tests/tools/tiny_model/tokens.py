@@ -135,4 +135,5 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config.pop("backend", None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # it adds token_type_ids in transformers 4
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
