@@ -28,10 +28,10 @@ const chosen = (mapping) => Object.fromEntries(Object.entries(mapping).filter(([
  */
 export function columnPicker(source, formats, read) {
   const format = choice(formats.map((name) => [name, name]), source.format, (value) => read(value || null, {}));
-  const roles = Object.entries(source.mapping).map(([role, column]) => {
-    const columns = source.columns.map((name) => [name, name]);
-    const pick = choice(columns, column, (value) => read(source.format || null, chosen({ ...source.mapping, [role]: value })), { "aria-label": role });
-    return el("label", {}, role, pick);
-  });
+  // as the menus stand now: who is quick chooses the second before the first one's answer is there
+  const said = () => chosen(Object.fromEntries(picks.map(([role, pick]) => [role, pick.value])));
+  const picks = Object.entries(source.mapping).map(([role, column]) =>
+    [role, choice(source.columns.map((name) => [name, name]), column, () => read(source.format || null, said()), { "aria-label": role })]);
+  const roles = picks.map(([role, pick]) => el("label", {}, role, pick));
   return { format: el("label", {}, text("column.format"), format), roles };
 }
