@@ -23,6 +23,7 @@ from nbtune.atomic_io import replace_folder
 from nbtune.data.tokenize.terminators import with_ends
 from nbtune.disk import check_space, folder_bytes
 from nbtune.errors import ExportError
+from nbtune.export.config_file import with_older_names
 from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
@@ -245,7 +246,7 @@ def write_merged(
     check_space(out, total, ExportError)
     with replace_folder(out, shared=True, marker="config.json", raises=ExportError) as part:
         notes = _write_shards(model, entries, part, target, shard_bytes, total, progress)
-        config = {**model.config, "dtype": dtype, "torch_dtype": dtype}
+        config = {**with_older_names(model.config), "dtype": dtype, "torch_dtype": dtype}
         config.pop("_name_or_path", None)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_tokenizer(source.tokenizer_folder, part)

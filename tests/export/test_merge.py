@@ -182,7 +182,9 @@ def test_a_merged_model_keeps_the_bases_dtype(base: Path, tmp_path: Path, dtype:
     merged = load_file(made.path / "model.safetensors")
     short = str(dtype).removeprefix("torch.")
     assert made.type == f"merged-{short}"
-    assert json.loads((made.path / "config.json").read_text())["dtype"] == short
+    config = json.loads((made.path / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == short
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # transformers 4 reads the first
     same = [name for name in stored if "q_proj" not in name]
     assert all(torch.equal(merged[name], stored[name]) for name in same)
     assert all(tensor.dtype == dtype for tensor in merged.values())
