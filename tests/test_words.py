@@ -83,7 +83,7 @@ CALLED_BY_OTHERS = {
 
 def _is_called_by_name(path: Path, name: str) -> bool:
     """A page's messages (`do_…`), and the commands of the table in a cell."""
-    return name.startswith(("do_", "__")) or (path.name == "magics.py" and name.startswith("_"))
+    return name.startswith(("do_", "visit_", "__")) or (path.name == "magics.py" and name.startswith("_"))
 
 
 def test_a_function_is_named_by_more_than_its_tests() -> None:

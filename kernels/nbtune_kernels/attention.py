@@ -148,7 +148,9 @@ def _backward_torch(do, q, k, v, cu, slopes, scale, cap, window) -> tuple[Tensor
 
 
 def _by_kernels(q: Tensor) -> bool:
-    return use_triton(q) and tensor_cores(q)  # before sm_80 cuBLAS makes the products
+    # before sm_80 cuBLAS makes the products; those of wide heads in fp32, without tensor cores, compile for minutes
+    slow = q.dtype == torch.float32 and q.shape[2] > 128 and not INTERPRETED
+    return use_triton(q) and tensor_cores(q) and not slow
 
 
 # ---------------------------------------------------------------- ops

@@ -122,7 +122,7 @@ def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: M
     """Return the README.md of a repository. No path of this machine stands in it.
 
     >>> nbtune.export.render_card(nbtune.attach("demo").export.source(), "ada/demo").splitlines()[1]
-    'library_name: peft'
+    'language:'
 
     Args:
         source: what was exported.

@@ -95,7 +95,7 @@ class Abilities(BaseModel):
         return all(found) if found else None
 
     def share_of_layers(self) -> float | None:
-        """How many of the layers are accelerated, 0 to 1; None: it is not known."""
+        """Return the share of layers that are accelerated, 0 to 1; None: it is not known."""
         counts = [(one.accelerated, one.count) for one in self.blocks if one.what in ("layers", "model")]
         every = sum(count for _, count in counts)
         return sum(count for accelerated, count in counts if accelerated) / every if every else None

@@ -256,8 +256,8 @@ def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
 def _apart(
     spec: RunSpec, turns_at: int, found: Abilities, micros: list[int], reasons: list[str]
 ) -> tuple[Abilities, list[int]]:
-    """What holds where a long row changes what a model says of a short one beside it: no packs, and which micro-batches
-    may be tried."""
+    """Return what holds where a long row changes what a model says of a short one beside it: no packs, and which
+    micro-batches may be tried."""
     why = f"a row of more than {turns_at:,} tokens changes this model's rotary angles, for every row beside it"
     found = found.model_copy(update={"packing": Claim(holds=False, words=why)})
     alone = 1 in micros

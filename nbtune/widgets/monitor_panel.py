@@ -44,7 +44,7 @@ def _losses(run: RunHandle) -> Panel:
 
 
 def _compare(run: RunHandle) -> Panel:
-    """Beside the newest other runs of its folder that have come as far as a loss."""
+    """Compare it with the newest other runs of its folder that have come as far as a loss."""
     from nbtune.widgets.compare_panel import Compare
 
     others = (RunReader(path) for path in folder.all_folders(run.folder.parent) if path != run.folder)
