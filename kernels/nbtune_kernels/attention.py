@@ -77,7 +77,7 @@ def _common(q: Tensor, k: Tensor, slopes: Tensor | None, scale: float, cap: floa
     return {
         "window": window, "inner": inner, "outer": outer, "GROUP": q.shape[1] // k.shape[1], "CAP": bool(cap),
         "SLOPES": slopes is not None, "WINDOW": bool(window), "D": dim, "BD": max(16, next_power_of_2(dim)),
-        "APPROX": _NVIDIA and q.is_cuda and q.element_size() == 2 and compute_capability(q.device) >= 75,
+        "APPROX": _NVIDIA and q.is_cuda and q.dtype == torch.bfloat16 and compute_capability(q.device) >= 75,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32", **FUSED,
     }  # fmt: skip
 

@@ -5,7 +5,7 @@ from nbtune_kernels._runtime import jit, tl
 
 @jit
 def _tanh(x, APPROX: tl.constexpr):
-    if APPROX:  # one instruction, to 11 bits: more than 16-bit scores have
+    if APPROX:  # one instruction, to 11 bits: more than bf16 has
         return tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )  # fmt: skip

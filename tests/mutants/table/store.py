@@ -96,6 +96,21 @@ STORE = (
         _BAD,
     ),
     mutant(
+        "a-spec-consents-to-its-own-models-code",
+        "store/folder.py",
+        "    return remembered and consent.is_remembered(folder, code_subject(spec.model, model_code(spec.model)))\n",
+        "    return True\n",
+        f"{_TRUST}::test_a_models_own_code_is_not_run_because_its_spec_says_so",
+    ),
+    mutant(
+        "whatever-is-asked-for-is-allowed",
+        "data/sources/consent.py",
+        "    return _place(folder, subject).is_file()\n",
+        "    return True\n",
+        f"{_TRUST}::test_a_function_that_is_named_in_the_data_is_not_called",
+        f"{_TRUST}::test_data_outside_of_the_folder_is_not_read",
+    ),
+    mutant(
         "links-out-of-a-folder-are-followed",
         "untrusted.py",
         "        if not path.resolve().is_relative_to(real):\n",
