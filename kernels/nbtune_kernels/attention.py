@@ -54,18 +54,28 @@ def _wide(x: Tensor, heads: int) -> Tensor:
     return x.transpose(0, 1).repeat_interleave(heads // x.shape[1], 0)
 
 
+def _scores(
+    q: Tensor, k: Tensor, slopes: Tensor | None, scale: float, cap: float, window: int
+) -> tuple[Tensor, Tensor | None]:
+    """Scores `[Hq, L, L]` of one document, -inf where nothing is seen; and how steep the cap is there, None without."""
+    heads, at = q.shape[1], torch.arange(q.shape[0], device=q.device)
+    s, steep = (_wide(q, heads) @ _wide(k, heads).transpose(1, 2)) * scale, None
+    if cap:
+        bent = torch.tanh(s / cap)
+        s, steep = cap * bent, 1 - bent * bent
+    back = at[:, None] - at[None, :]
+    s = s if slopes is None else s - slopes.to(s.dtype)[:, None, None] * back
+    unseen = (back < 0) | (back >= window) if window else back < 0
+    return s.masked_fill(unseen, -torch.inf), steep
+
+
 def _of_document(
     q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, scale: float, cap: float, window: int
 ) -> tuple[Tensor, Tensor]:
     """o `[L, Hq, D]` and lse `[Hq, L]` of one document."""
-    heads, at = q.shape[1], torch.arange(q.shape[0], device=q.device)
-    s = (_wide(q, heads) @ _wide(k, heads).transpose(1, 2)) * scale
-    s = cap * torch.tanh(s / cap) if cap else s
-    back = at[:, None] - at[None, :]
-    s = s if slopes is None else s - slopes.to(s.dtype)[:, None, None] * back
-    s = s.masked_fill((back < 0) | (back >= window if window else torch.zeros_like(back, dtype=torch.bool)), -torch.inf)
+    s, _ = _scores(q, k, slopes, scale, cap, window)
     lse = s.logsumexp(-1)
-    return (torch.exp(s - lse[..., None]) @ _wide(v, heads)).transpose(0, 1), lse
+    return (torch.exp(s - lse[..., None]) @ _wide(v, q.shape[1])).transpose(0, 1), lse
 
 
 # ---------------------------------------------------------------- launches
@@ -137,13 +147,17 @@ def _forward_torch(q, k, v, cu, slopes, scale, cap, window) -> tuple[Tensor, Ten
 
 def _backward_torch(do, q, k, v, cu, slopes, scale, cap, window) -> tuple[Tensor, Tensor, Tensor]:
     made = tuple(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    heads, kv = q.shape[1], k.shape[1]
     for a, b in _spans(cu.tolist()):
-        with torch.enable_grad():
-            leaves = [t[a:b].detach().requires_grad_() for t in (q, k, v)]
-            o, _ = _of_document(leaves[0], leaves[1], leaves[2], slopes, scale, cap, window)
-            grads = torch.autograd.grad(o, leaves, do[a:b].to(o.dtype))
-        for place, grad in zip(made, grads, strict=True):
-            place[a:b] = grad
+        wide_q, wide_k, wide_v, wide_do = (_wide(t[a:b], heads) for t in (q, k, v, do))
+        s, steep = _scores(q[a:b], k[a:b], slopes, scale, cap, window)
+        p, dp = s.softmax(-1), wide_do @ wide_v.transpose(1, 2)
+        dt = p * (dp - (p * dp).sum(-1, keepdim=True)) * scale
+        dt = dt if steep is None else dt * steep
+        of_heads = (dt @ wide_k, dt.transpose(1, 2) @ wide_q, p.transpose(1, 2) @ wide_do)
+        for place, grad in zip(made, of_heads, strict=True):
+            shared = grad if place is made[0] else grad.unflatten(0, (kv, heads // kv)).sum(1)
+            place[a:b] = shared.transpose(0, 1)
     return made
 
 

@@ -32,7 +32,7 @@ class ExportSource:
         tokenizer: folder of the tokenizer; by default the adapter's where it has one, else the base's.
         weights: the base's weights as the adapter was trained on them. Into rounded ones (``nf4``, ``fp8``) it is
             merged, and not into the original 16-bit weights.
-        method: what it was trained by, such as ``"sft"`` or ``"dpo"``.
+        method: what it was trained by, such as ``"sft"``.
     """
 
     base: Path

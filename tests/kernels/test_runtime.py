@@ -111,6 +111,8 @@ def op_calls() -> list[tuple]:
     weight, seed = torch.randn(5, 8), torch.tensor(3)
     e = torch.empty_like
     head = [0.0, 1.0, 0.0, 0.0]
+    heads, bounds = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
+    scores = (bounds, None, 4, 0.3, 2.0, 0)
     return [
         ("rms_norm", (x, w, x.clone(), 1e-6, 0.0, True, 1.0, False, e(x), e(x), e(rstd))),
         ("rms_norm_apply", (x, w, rstd, 0.0, True, e(x))),
@@ -130,6 +132,8 @@ def op_calls() -> list[tuple]:
         ("embedding_backward", (x, rows, 5, 1.0, -1)),
         ("fp8_quantise", (x, w, x.to(torch.float8_e4m3fn), e(rstd))),
         ("fp8_transpose", (x.to(torch.float8_e4m3fn), torch.empty(8, 4, dtype=torch.float8_e4m3fn))),
+        ("scored_attention", (heads, heads.clone(), heads.clone(), *scores)),
+        ("scored_attention_backward", (*(heads.clone() for _ in range(5)), torch.randn(2, 4), *scores)),
         ("linear_cross_entropy", (x, weight, None, labels, rows, rstd, head, -100, 3, True, True)),
         ("linear_logprobs", (x, weight, None, labels, None, 0.0, 1.0, -100, 3)),
         (

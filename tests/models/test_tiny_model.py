@@ -207,11 +207,11 @@ def test_where_weights_wait_changes_no_loss(resident: int | None) -> None:
 
 
 def test_eight_bit_weights_are_refused_where_a_block_is_not_ours(tmp_path: Path) -> None:
-    make("gemma2", None).save_pretrained(tmp_path)
+    make("llama", None).save_pretrained(tmp_path)
     with pytest.raises(PlanError, match="8-bit"):
         build(
             str(tmp_path),
-            adapter=AdapterSpec(r=4),
+            adapter=AdapterSpec(type="dora", r=4),
             dtype=torch.float32,
             device="cpu",
             weights=Placement(format="fp8"),

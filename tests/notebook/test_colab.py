@@ -158,7 +158,7 @@ def test_the_form_plans_and_starts(kernel: Kernel) -> None:
     kernel.click(panel, "yaml", text=f"{BODY}steps: 2\n")
     kernel.until(lambda m: told(m, costs=lambda costs: costs["state"] == "known"))
     kernel.click(panel, "start", name="formed")
-    kernel.until(lambda m: told(m, child=lambda child: child.startswith("IPY_MODEL_")))
+    kernel.until(lambda m: told(m, monitors=lambda monitors: monitors[:1] and monitors[0].startswith("IPY_MODEL_")))
     assert kernel.value("run.name, run.wait().state") == "('formed', 'finished')"
 
 

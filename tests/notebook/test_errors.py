@@ -23,9 +23,9 @@ def run(shell: Any, capsys: Any, cell: str) -> str:
         ("%%finetune\ndata: rows\nstpes: 3\n", "line 3 of the cell", "no key `stpes`", "`steps`"),
         ("%%finetune\ndata: rows\nsteps: many\n", "line 3 of the cell", "`steps`", "steps: 200"),
         (
-            "%%finetune\ndata: rows\n\n# a comment\nadapter: {rank: 3}\n",
+            "%%finetune\ndata: rows\n\n# a comment\nadapter: {ranges: 3}\n",
             "line 5 of the cell",
-            "`rank` in `adapter`",
+            "`ranges` in `adapter`",
             "known keys",
         ),
         ("%%nbtune validate\ndata: rows\nstpes: 3\n", "line 3 of the cell", "no key `stpes`", "`steps`"),
