@@ -138,7 +138,7 @@ def test_it_reads_well_narrow_and_dark_and_shows_text_as_text(notebook):
     page.page.locator(f"{PANEL}[data-plotly=true]").wait_for()
     assert page.page.locator(f"{PANEL} img").count() == 0
     assert page.page.evaluate("() => window.hacked") is None
-    for summary in page.page.locator(f"{PANEL} summary").all():
+    for summary in page.page.locator(f"{PANEL} summary:visible").all():
         summary.click()
     panel = page.page.locator(PANEL)
     panel.locator("[data-do=drop]").click()
