@@ -28,8 +28,7 @@ def test_rate_sample_checkpoint_stop_now_and_back_to_a_checkpoint(notebook):
     expect(panel.locator(".nbt-list li", has_text="learning rate set to 1e-05")).to_be_visible()
     expect(panel.locator("code", has_text="run.set_learning_rate(0.00001)")).to_be_visible()
 
-    panel.locator("summary", has_text="Sample answers").click()
-    columns = panel.locator("details", has_text="Sample answers").locator("tr").first.locator("th")
+    columns = panel.locator("h4:text('Sample answers') + .nbt-scroll tr").first.locator("th")
     expect(columns).to_have_text(["Prompt", "base"])
     panel.get_by_role("button", name="Sample now").click()
     expect(columns).to_have_text(["Prompt", "base", re.compile(r"step \d+")])
