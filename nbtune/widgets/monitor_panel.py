@@ -113,6 +113,8 @@ class Monitor(Panel):
         """Stop listening and take the panel from the page; the run goes on."""
         self._over.set()
         self._watched.close()
+        if self._beside is not None:
+            self._beside.close()
         super().close()
 
     def _tell(self) -> None:
