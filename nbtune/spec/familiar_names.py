@@ -7,7 +7,7 @@ to write instead, or why there is none. The tables are in `nbtune.spec.peers_nam
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -34,15 +34,27 @@ def rename(body: Mapping[str, Any], lines: Mapping[Path, int]) -> tuple[dict[str
             ours[part] = _renamed_part(str(part), value, places)
     for key, value in body.items():
         if key in ALIASES:
-            path = tuple(ALIASES[key].split("."))
-            _put(ours, path, value, key)
+            path = path_of(key)
+            put(ours, path, value, once=key)
             if (key,) in lines:
                 places[path] = lines[key,]
-    for key, words in VALUES.items():
-        value = ours.get(key)
-        if isinstance(value, str):
-            ours[key] = words.get(value, value)
-    return ours, places
+    return {key: value_of((key,), value) for key, value in ours.items()}, places
+
+
+def path_of(key: str) -> tuple[str, ...]:
+    """Return our path of a dotted key, whoever's name it is.
+
+    >>> path_of("adapter.lora_r"), path_of("max_steps"), path_of("eval.split")
+    (('adapter', 'r'), ('steps',), ('eval', 'split'))
+    """
+    path = tuple(ALIASES.get(key, key).split("."))
+    name = NESTED.get((path[0], path[1])) if len(path) == 2 else None
+    return (path[0], name) if name else path
+
+
+def value_of(path: tuple[str, ...], value: Any) -> Any:
+    """Return our word for the value of a key of ours: ``adamw`` for torch's ``adamw_torch``."""
+    return VALUES.get(".".join(path), {}).get(value, value) if isinstance(value, str) else value
 
 
 def _renamed_part(part: str, given: Mapping[str, Any], places: dict[Path, int]) -> dict[str, Any]:
@@ -57,16 +69,26 @@ def _renamed_part(part: str, given: Mapping[str, Any], places: dict[Path, int]) 
     return found
 
 
-def _put(body: dict[str, Any], path: Path, value: Any, key: str) -> None:
+def put(body: dict[str, Any], path: Sequence[str], value: Any, *, once: str = "") -> None:
+    """Set the value at a path of keys; parts on the way that are words or specs become mappings.
+
+    Args:
+        once: the name under which it was written: another value that is there already is refused.
+
+    Raises:
+        SpecError: see `once`.
+    """
     *parents, last = path
     for part in parents:
         inner = body.get(part)
-        if part == "adapter" and isinstance(inner, str):  # the short form `adapter: qlora`
+        if isinstance(inner, str) and part == "adapter":  # the short form `adapter: qlora`
             inner = {"type": inner}
+        if isinstance(inner, BaseModel):
+            inner = inner.model_dump(exclude_unset=True)
         body[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         body = inner
-    if body.get(last) is not None:
-        raise _twice(key, ".".join(path))
+    if once and body.get(last) is not None:
+        raise _twice(once, ".".join(path))
     body[last] = value
 
 

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 from nbtune.errors import NbtuneError, SpecError
 from nbtune.spec import familiar_names
 from nbtune.spec.model import RunSpec
-from nbtune.spec.peers_names import ALIASES
 from nbtune.spec.yaml_loader import BadYaml, Forbidden, compose, construct
 from nbtune.untrusted import shortened
 
@@ -57,7 +56,8 @@ def from_mapping(
     """
     body, lines = familiar_names.rename(body, lines or {})
     for key, value in (overrides or {}).items():
-        _put(body, ALIASES.get(key, key), value)
+        path = familiar_names.path_of(key)
+        familiar_names.put(body, path, familiar_names.value_of(path, value))
     _refuse_unknown(body, RunSpec, (), lines, name)
     body = _without_unset(body)
     if "data" not in body:
@@ -154,19 +154,6 @@ def _note_lines(
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _note_lines(value, (*path, index), first, lines, name)
-
-
-def _put(body: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
-        inner = body.get(part)
-        if isinstance(inner, str) and part == "adapter":  # the short form `adapter: qlora`
-            inner = {"type": inner}
-        if isinstance(inner, BaseModel):
-            inner = inner.model_dump(exclude_unset=True)
-        body[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
-        body = inner
-    body[last] = value
 
 
 def _without_unset(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nbtune.errors import SpecError
-from nbtune.spec import RunSpec, from_mapping, from_yaml, to_yaml
+from nbtune.spec import AdapterSpec, RunSpec, from_mapping, from_yaml, to_yaml
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
 
 VALUE: dict[str, Any] = {
@@ -44,12 +44,15 @@ def test_an_equal_is_taken_and_written_back_in_our_words(name: str) -> None:
 def test_an_equal_inside_of_a_part(part: str, name: str) -> None:
     ours = NESTED[part, name]
     value = VALUE[f"{part}.{ours}"]
-    assert from_mapping({"data": "rows", part: {name: value}}) == from_mapping({"data": "rows", part: {ours: value}})
+    spec = from_mapping({"data": "rows", part: {ours: value}})
+    assert from_mapping({"data": "rows", part: {name: value}}) == spec
+    assert from_mapping({"data": "rows", part: {ours: "other"}}, {f"{part}.{name}": value}) == spec
 
 
 @pytest.mark.parametrize(("key", "word"), [(key, word) for key, words in VALUES.items() for word in words])
 def test_an_equal_value(key: str, word: str) -> None:
-    assert from_mapping({"data": "rows", key: word}) == from_mapping({"data": "rows", key: VALUES[key][word]})
+    spec = from_mapping({"data": "rows", key: VALUES[key][word]})
+    assert from_mapping({"data": "rows", key: word}) == from_mapping({"data": "rows"}, {key: word}) == spec
 
 
 @pytest.mark.parametrize("name", INSTEAD)
@@ -92,6 +95,13 @@ def test_one_setting_under_two_names_is_refused() -> None:
             from_yaml(f"data: rows\n{text}\n")
     assert from_yaml("data: rows\nadapter: qlora\nlora_r: 8\n").adapter.model_dump()["r"] == 8
     assert from_yaml("data: rows\nmax_steps: 3\n", {"steps": 4}).steps == 4
+
+
+def test_what_stands_beside_it_in_a_part_stays() -> None:
+    adapter = AdapterSpec(type="qlora", dropout=0.1)
+    spec = from_mapping({"data": "rows", "adapter": adapter, "lora_r": 8})
+    assert spec == from_mapping({"data": "rows", "adapter": adapter}, {"adapter.r": 8})
+    assert (spec.adapter.type, spec.adapter.r, spec.adapter.dropout) == ("qlora", 8, 0.1)
 
 
 def test_an_error_about_the_value_has_the_line_of_what_was_written() -> None:
