@@ -172,7 +172,7 @@ class Form(Panel):
 
     def _begin(self, spec: RunSpec, name: str) -> None:
         self.run = self._start(spec, name=name, rows=self.namespace)
-        self.monitors = [f"IPY_MODEL_{self.run.monitor().model_id}", *self.monitors]
+        self.monitors = [f"IPY_MODEL_{self.inside(self.run.monitor())}", *self.monitors]
 
     def _start_failed(self, error: BaseException) -> None:
         self.costs = {"state": "failed", "error": described(error, {}, self._titles)}

@@ -161,7 +161,6 @@ class LossesPanel(Panel):
         self.losses, self._told_at = losses, -math.inf
         self._by, self._lowest, self._count = "loss", False, PAGE
         self._inspector: Any = None
-        self._monitor: Any = None
         losses.told = self._hear_more
         super().__init__(status=self._status(), view=self._view(), changes=self._changes())
 
@@ -271,7 +270,7 @@ class LossesPanel(Panel):
             self._inspector = Inspector(self.losses.run, row=index)
         else:
             self._inspector.do_row(index)
-        self.opened = {"model": self._inspector.model_id, "index": index}
+        self.opened = {"model": self.inside(self._inspector), "index": index}
 
     def do_weight(self, mark: str, weight: float) -> str:
         """Set how often a row counts from now on: 0 leaves it out, 1 is as usual."""
@@ -303,8 +302,8 @@ class LossesPanel(Panel):
         fields: dict[str, Any] = {"steps": steps} if steps else {}
         run = self.losses.go_on(**fields)
         self.losses.next = run
-        self._monitor = run.monitor()
-        self.going = {"state": "begun", "name": clean(run.name, 200), "id": run.id, "model": self._monitor.model_id}
+        model = self.inside(run.monitor())
+        self.going = {"state": "begun", "name": clean(run.name, 200), "id": run.id, "model": model}
 
     def _not_begun(self, error: BaseException) -> None:
         self.going = {"state": "failed", "error": self.words(error)}

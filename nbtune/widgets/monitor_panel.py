@@ -113,8 +113,6 @@ class Monitor(Panel):
         """Stop listening and take the panel from the page; the run goes on."""
         self._over.set()
         self._watched.close()
-        if self._beside is not None:
-            self._beside.close()
         super().close()
 
     def _tell(self) -> None:
@@ -151,8 +149,8 @@ class Monitor(Panel):
             done = self.run.state in ("finished", "stopped") and bool(self.run.step)
             if self._card is not None or not done or not any(self._pages.values()):
                 return
-            self._card = Finish(self.run, self.view)
-        self.finish = self._card.model_id
+            card = self._card = Finish(self.run, self.view)
+        self.finish = self.inside(card)
 
     def _hide_card(self) -> None:
         with self._seeing:
@@ -257,7 +255,7 @@ class Monitor(Panel):
             self.do_close()
             self._beside = BESIDE[what](self.run)
         assert self._beside is not None
-        self.opened = {"what": what, "model": self._beside.model_id}
+        self.opened = {"what": what, "model": self.inside(self._beside)}
 
     def do_close(self) -> None:
         """Put the panel away that was opened."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import traitlets
 
 from nbtune.errors import NbtuneError
 from nbtune.widgets import fallback
@@ -44,6 +46,7 @@ class Panel(anywidget.AnyWidget):
     """
 
     panel = ""  # the name of its module in static/
+    _inside = traitlets.Instance(weakref.WeakSet, args=())  # ipywidgets keeps those that are open
 
     def __init__(self, **traits: Any) -> None:
         self._esm = asset(f"{self.panel}.js")
@@ -52,6 +55,20 @@ class Panel(anywidget.AnyWidget):
         super().__init__(_anywidget_id=_style_id(), **traits)
         self.on_msg(self._hear)
         _reply_anywhere(self.comm)
+
+    def close(self) -> None:
+        """Take the panel from the page, and the panels that are shown in it."""
+        super().close()
+        for panel in list(self._inside):
+            panel.close()
+
+    def inside(self, panel: Panel) -> str:
+        """Return the model of a panel that is shown in this one, and closed with it."""
+        model = str(panel.model_id)
+        self._inside.add(panel)
+        if self.comm is None:  # this one was closed while that one was made
+            panel.close()
+        return model
 
     def _hear(self, _widget: Any, content: Any, buffers: Any) -> None:
         kind = content.get("t") if isinstance(content, Mapping) else None

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from memory_run import MemoryRun
 
 import nbtune
 from nbtune.errors import PlanError, SpecError
 from nbtune.models.well_known import WELL_KNOWN
 from nbtune.spec import RunSpec, from_yaml, to_yaml
-from nbtune.widgets import form
+from nbtune.widgets import form, monitor
 from nbtune.widgets.form_errors import described
 from nbtune.widgets.form_fields import CARE, FIRST, GOALS, GROUPS, fields, preset
 from nbtune.widgets.form_models import judged, offers
@@ -260,15 +261,18 @@ def test_every_run_that_was_started_keeps_its_monitor(panel):
     started = []
 
     def start(spec, name, rows):
-        started.append(name)
-        return SimpleNamespace(monitor=lambda: SimpleNamespace(model_id=f"m-{name}"))
+        started.insert(0, monitor(MemoryRun(name)))
+        return SimpleNamespace(monitor=lambda: started[0])
 
     panel._start = start
     panel.do_check({"data": "rows"})
-    for name in ("one", "two"):
+    for count, name in enumerate(("one", "two"), 1):
         panel.do_start(name)
-        _until(panel, "monitors", lambda now, name=name: f"IPY_MODEL_m-{name}" in now)
-    assert panel.monitors == ["IPY_MODEL_m-two", "IPY_MODEL_m-one"]
+        _until(panel, "monitors", lambda now, count=count: len(now) == count)
+    assert [one.run.name for one in started] == ["two", "one"]
+    assert panel.monitors == [f"IPY_MODEL_{one.model_id}" for one in started]
+    panel.close()
+    assert [one.comm for one in started] == [None, None]
 
 
 def test_models_of_the_cache_say_what_they_need(tmp_path, monkeypatch):

@@ -69,6 +69,11 @@ def test_a_row_is_opened_with_its_tokens_losses(losses):
     assert sum(told) / len(told) == pytest.approx(row.loss, abs=1e-3)
     panel.do_close()
     assert panel.opened == {}
+    assert inspector.comm is None
+    panel._open(row.index)
+    inspector = panel._inspector
+    panel.close()
+    assert inspector.comm is None
 
 
 def test_a_runs_rows_are_inspected_from_its_folder(run):

@@ -216,6 +216,22 @@ def test_the_chat_opens_in_the_monitor_and_is_put_away(panel):
     assert widget._beside is None
 
 
+def test_a_monitor_that_is_closed_closes_what_is_shown_in_it_also_what_comes_later(panel):
+    run = MemoryRun(total_steps=30)
+    run.plan.parameters = 3_000_000_000
+    run.say(made_up_step(1), ev.State(state="stopped"))
+    widget = panel(run)
+    see(widget, True)
+    click(widget, "open", what="chat")
+    until(lambda: widget.finish and widget.opened)
+    inner = [widget._card, widget._beside]
+    assert all(one.comm for one in inner)
+    widget.close()
+    assert [one.comm for one in inner] == [None, None]
+    widget._open("export")
+    assert widget._beside.comm is None
+
+
 def test_a_monitor_opens_no_panel_that_there_is_not(panel):
     assert "'zip'" in click(panel(MemoryRun()), "open", what="zip")["error"]
 
