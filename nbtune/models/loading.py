@@ -228,7 +228,7 @@ def load_model(
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if weights.four_bit:
         options["quantization_config"] = _four_bit(dtype)
-    try:
+    with _refusing(model):
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
         with _quiet():
@@ -239,8 +239,6 @@ def load_model(
                 trust_remote_code=trust_remote_code,
                 **options,
             )
-    except Exception as e:
-        raise _not_loaded(model, e) from e
     check_loaded(loaded, info, folder, model)
     loaded.config.use_cache = False
     _keep_layout(loaded)
@@ -248,16 +246,21 @@ def load_model(
     return loaded
 
 
-def _not_loaded(model: str, error: Exception) -> Exception:
-    """Return what is said of a model that transformers cannot make: what it raises of damaged files is of any kind.
+@contextmanager
+def _refusing(model: str) -> "Iterator[None]":
+    """Say that a model cannot be loaded where transformers cannot make it: what it raises of damaged files is of any
+    kind.
 
     Memory that is not there, and what nbtune itself said, stay what they are.
     """
     import torch
 
-    if isinstance(error, NbtuneError | MemoryError | torch.OutOfMemoryError):
-        return error
-    return SpecError(f"{model} cannot be loaded: {_first_line(error)}", fix="Name a causal language model.")
+    try:
+        yield
+    except (NbtuneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        raise SpecError(f"{model} cannot be loaded: {_first_line(e)}", fix="Name a causal language model.") from e
 
 
 def outline(
@@ -276,7 +279,7 @@ def outline(
     """
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     configs = _transformers().AutoConfig
-    try:
+    with _refusing(model):
         config = configs.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
         part = config.get_text_config()
@@ -286,8 +289,6 @@ def outline(
                 part.layer_types = part.layer_types[:layers]
         config.use_cache = False
         return from_config(config, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    except Exception as e:
-        raise _not_loaded(model, e) from e
 
 
 def from_config(

@@ -75,6 +75,8 @@ def test_a_model_that_sees_and_has_no_class_for_text_is_refused_by_plan_and_run(
     with pytest.raises(SpecError) as run:
         built(tmp_path)
     assert str(planned.value) == str(run.value)
+    for refusal in (planned.value, run.value):
+        assert refusal.__cause__ is None  # its own cause: who goes from cause to cause would never end
 
 
 def test_of_a_model_that_also_sees_only_text_is_trained_and_that_is_said(tmp_path: Path) -> None:
