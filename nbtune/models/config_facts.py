@@ -1,6 +1,7 @@
 """What a model is, from its config and the headers of its weight files: no torch, no weights read."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ def model_facts(model: str) -> ModelFacts:
         HubError: the Hub could not be asked.
     """
     folder = resolve(model, weights=False)
-    config = _config(Path(folder), model)
-    return _from_config(model, config, headers_of(model))
+    facts = facts_by_config(model, _config(folder, model), _headers_in(folder, model))
+    return replace(facts, name=Path(model).name) if Path(model).is_dir() else facts
 
 
 def headers_of(model: str) -> dict[str, dict[str, Any]]:
@@ -119,8 +120,11 @@ def headers_of(model: str) -> dict[str, dict[str, Any]]:
     Raises:
         SpecError: a weight file is not whole.
     """
-    folder = resolve(model, weights=False)
-    return read_headers(Path(folder)) or ({} if Path(model).expanduser().is_dir() else _hub_headers(model, str(folder)))
+    return _headers_in(resolve(model, weights=False), model)
+
+
+def _headers_in(folder: Path, model: str) -> dict[str, dict[str, Any]]:
+    return read_headers(folder) or ({} if Path(model).expanduser().is_dir() else _hub_headers(model, str(folder)))
 
 
 def _config(folder: Path, model: str) -> dict[str, Any]:
@@ -152,7 +156,17 @@ def _hub_headers(model: str, snapshot: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any]]) -> ModelFacts:
+def facts_by_config(model: str, c: Mapping[str, Any], headers: Mapping[str, dict[str, Any]]) -> ModelFacts:
+    """Return the facts of a model whose ``config.json`` says `c`.
+
+    Args:
+        model: what people call it.
+        headers: see `headers_of`; without them its weights are reckoned, a Llama's.
+
+    Raises:
+        SpecError: it is no config of a causal language model.
+    """
+
     def get(*names: str) -> int | None:
         return next((_counted(model, n, c[n]) for n in names if c.get(n) is not None), None)
 
@@ -174,7 +188,7 @@ def _from_config(model: str, c: dict[str, Any], headers: dict[str, dict[str, Any
         dtype = _DTYPES.get(max(per, key=lambda d: per[d]), dtype)
     width = {"float32": 4, "float64": 8}.get(dtype, 2)
     return ModelFacts(
-        name=model if not Path(model).is_dir() else Path(model).name,
+        name=model,
         architecture=_architecture(c.get("architectures")),
         hidden_size=hidden,
         intermediate_size=inter,
@@ -220,7 +234,7 @@ def _architecture(said: Any) -> str:
     return said[0] if isinstance(said, list) and said and isinstance(said[0], str) else "?"
 
 
-def _turns_at(c: dict[str, Any]) -> int | None:
+def _turns_at(c: Mapping[str, Any]) -> int | None:
     """Return where transformers changes to the long factors: it looks at the longest row of a batch."""
     rope = c.get("rope_parameters") or c.get("rope_scaling")
     if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):

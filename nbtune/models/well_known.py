@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbtune.models.config_facts import ModelFacts
+from nbtune.models.config_facts import ModelFacts, facts_by_config
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,26 @@ class _Family:
 
 
 def _of(name: str, family: _Family, sizes: tuple[int, ...], *, tied: bool = True) -> WellKnown:
-    hidden, inner, layers, heads, kv, dim, vocab = sizes
-    block = hidden * dim * (2 * heads + 2 * kv) + 3 * hidden * inner + 2 * hidden
-    parameters = layers * block + hidden + vocab * hidden * (1 if tied else 2)
-    facts = ModelFacts(
-        name=name,
-        architecture=family.architecture,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv,
-        head_dim=dim,
-        vocab_size=vocab,
-        tied=tied,
-        parameters=parameters,
-        max_position=family.positions,
-        weights_bytes=2 * parameters,
-        dtype="bfloat16",
-    )
-    return WellKnown(name, family.licence, family.gated, facts)
+    config = {
+        **dict(zip(_SIZES, sizes, strict=True)),
+        "architectures": [family.architecture],
+        "max_position_embeddings": family.positions,
+        "tie_word_embeddings": tied,
+        "dtype": "bfloat16",
+    }
+    return WellKnown(name, family.licence, family.gated, facts_by_config(name, config, {}))
 
 
-# hidden, intermediate, layers, heads, key-value heads, head's width, vocabulary: each from its config.json
+# as each model's config.json has them
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
 _SMOL = _Family("apache-2.0", 8192, "LlamaForCausalLM")
 _QWEN = _Family("apache-2.0", 40960, "Qwen3ForCausalLM")
 _LLAMA_2 = _Family("llama3.2", 131072, "LlamaForCausalLM", gated=True)
