@@ -17,8 +17,8 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 # A config file spells what its class calls `num_hidden_layers` and `num_attention_heads` in its own way; some have only
 # the list of their layers' kinds.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "layers_block_type", "layer_types", "block_types")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 
 
@@ -202,7 +202,7 @@ def facts_by_config(model: str, c: Mapping[str, Any], headers: Mapping[str, dict
         max_position=get("max_position_embeddings", "n_positions", "max_seq_len") or 2048,
         weights_bytes=sum(n * _BYTES[d] for n, d in sizes) or parameters * width,
         dtype=dtype,
-        experts_used=_share(get(*_CHOSEN), get(*_EXPERTS)),
+        experts_used=_share(get(*CHOSEN), get(*EXPERTS)),
         turns_at=_turns_at(c),
     )
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nbtune.models.config_facts import CHOSEN, EXPERTS
 from nbtune.models.loading import from_config
 from nbtune.models.outline_facts import outlined
 
@@ -28,8 +29,6 @@ _WIDTH = re.compile(
 )
 _HEADS = re.compile(r"^(n_head|n_head_kv|(n|num|mamba|linear)_(.*_)?heads|(mamba_)?n_?groups)$")
 _KEYS = re.compile(r"key_value|kv")
-_EXPERTS = re.compile(r"^(num_local_experts|num_experts|n_routed_experts|moe_num_experts)$")
-_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
 _PLACE = re.compile(r"idx|index|layer_id")  # says which layer it is, not of what kind
 
 
@@ -160,7 +159,7 @@ def _smaller(config: Any, factor: int, depth: int) -> Any:
             setattr(part, name, value // factor if value % factor == 0 else -(-value // factor // 8) * 8)
         elif "vocab_size" in name:
             setattr(part, name, min(value, _VOCABULARY))
-        elif _EXPERTS.match(name):
+        elif name in EXPERTS:
             setattr(part, name, min(value, _few_experts(part)))
     part.num_hidden_layers = depth
     small.use_cache = False
@@ -169,6 +168,7 @@ def _smaller(config: Any, factor: int, depth: int) -> Any:
 
 def _few_experts(part: Any) -> int:
     """Return as many experts as leave a choice among them, in each of their groups."""
-    chosen = max((getattr(part, name, None) or 1 for name in _CHOSEN), default=1)
+    told = [getattr(part, name, None) or 1 for name in CHOSEN]  # a number, or one a layer
+    chosen = max(max(n) if isinstance(n, list) else n for n in told)
     groups = getattr(part, "n_group", None) or 1
     return max(4, 2 * chosen, 2 * groups)

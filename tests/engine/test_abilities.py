@@ -170,6 +170,15 @@ def test_a_plan_of_8b_parameters_needs_no_weights_and_little_memory(tmp_path: Pa
     assert config.hidden_size == 128 * config.num_attention_heads
 
 
+def test_a_small_copy_keeps_a_choice_where_each_layer_says_how_many_experts_it_takes(tmp_path: Path) -> None:
+    from nbtune.models.miniature import miniature
+    from tests.support.model_classes import make
+
+    make("hunyuan_v1_moe").config.save_pretrained(tmp_path)  # its moe_topk is a list
+    small: Any = miniature(str(tmp_path)).model.config
+    assert small.num_experts >= 4
+
+
 def test_what_was_not_tried_is_not_claimed() -> None:
     nothing = Abilities()
     assert nothing.takes("layers") is None

@@ -14,6 +14,7 @@ import nbtune
 from nbtune.errors import SpecError
 from nbtune.models import add_adapter, build, counted, model_facts
 from nbtune.models.adapter_targets import targets_of
+from nbtune.models.config_facts import facts_by_config
 from nbtune.models.loading import outline
 from nbtune.models.memory_estimate import trainable_parameters
 from nbtune.spec import AdapterSpec
@@ -52,6 +53,12 @@ def folder_of(name: str, place: Path) -> Path:
 def really_trained(place: Path, adapter: AdapterSpec) -> int:
     model = add_adapter(outline(str(place), dtype=torch.float32, device="cpu"), adapter, seed=0)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("chosen", [{"num_experts_per_tok": 2}, {"moe_topk": [2, 1]}, {"top_k_experts": 2}])
+def test_a_token_goes_through_a_share_of_the_experts(chosen: dict[str, Any]) -> None:
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_experts": 8, **chosen}
+    assert facts_by_config("mixture", config, {}).experts_used == 0.25
 
 
 @pytest.mark.parametrize("name", NAMES)
