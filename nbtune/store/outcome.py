@@ -6,8 +6,9 @@ It is measured once, when somebody looks, and kept in the run's folder (``outcom
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nbtune.atomic_io import write_json
 from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError
 from nbtune.events import Sample
-from nbtune.store.row_losses import MeasuredRows, RowLoss, row_prompt
+from nbtune.store.row_losses import MeasuredRows, RowLoss, row_prompt, row_text
 from nbtune.store.run_handle import RunHandle
 from nbtune.untrusted import BadFile, load
 
@@ -82,9 +83,10 @@ def measure(run: RunHandle, told: Callable[[Outcome], None]) -> Outcome:
     Raises:
         NbtuneError: there is no adapter, or the data is gone.
     """
+    step = run.step  # somebody may resume it meanwhile
     measured = MeasuredRows(run, limit=_MOST_ROWS, parts=("eval",)).wait()
     held = [row for row in measured.rows.values() if row.part == "eval" and math.isfinite(row.loss)]
-    found = replace(compared(held), step=run.step)
+    found = replace(compared(held), step=step)
     told(found)
     for asked in _asked(run, measured, held):
         found = replace(found, asked=(*found.asked, asked))
@@ -108,33 +110,31 @@ def compared(rows: Sequence[RowLoss]) -> Outcome:
     return replace(found, low=float(low), high=float(high))
 
 
-def _asked(run: RunHandle, measured: MeasuredRows, held: Sequence[RowLoss]) -> Any:
+def _asked(run: RunHandle, measured: MeasuredRows, held: Sequence[RowLoss]) -> Iterator[Asked]:
     """Yield answers of base and tuned: to the spec's prompts as the run has said them, else to held-out rows."""
     if told := _told(run):
         yield from told
         return
     if not measured.base:
         return  # every weight was trained: what it answered before is gone
-    for prompt, wanted, seen in _prompts(run, measured, held):
+    for prompt, wanted, seen in islice(_prompts(run, measured, held), _ASKED):
         base, tuned = (run.generate(prompt, base=which, max_new_tokens=_LENGTH) for which in (True, False))
         shown = prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
         yield Asked(shown, base, tuned, wanted, seen)
 
 
-def _prompts(run: RunHandle, measured: MeasuredRows, held: Sequence[RowLoss]) -> Any:
+def _prompts(run: RunHandle, measured: MeasuredRows, held: Sequence[RowLoss]) -> Iterator[tuple[Any, str, bool]]:
+    """Yield prompts, each with what its row says, and whether that was learnt."""
     if run.spec.samples:
-        yield from ((prompt, "", False) for prompt in run.spec.samples[:_ASKED])
+        yield from ((prompt, "", False) for prompt in run.spec.samples)
         return
     places = [(row.source, row.row) for row in sorted(held, key=lambda row: row.index)] or [
         (source.name, k) for source in measured.sources[:1] for k in range(min(_ASKED, len(source.rows)))
     ]
-    by_name, count = {source.name: source for source in measured.sources}, 0
+    by_name = {source.name: source for source in measured.sources}
     for name, number in places:
-        messages = row_prompt(by_name[name], number)
-        if messages is not None and count < _ASKED:
-            count += 1
-            row = RowLoss("", name, number, 0, "", 0, 0, 0, 0.0)
-            yield messages, measured.text(row)[1], not held
+        if (messages := row_prompt(by_name[name], number)) is not None:
+            yield messages, row_text(by_name[name], number)[1], not held
 
 
 def _told(run: RunHandle) -> list[Asked]:

@@ -67,3 +67,19 @@ def test_a_file_that_others_wrote_is_measured_anew(run, body):
     assert remembered(run) is None
     file.write_text(before)
     assert remembered(run) is not None
+
+
+def test_of_a_run_that_goes_on_meanwhile_the_weights_before_are_measured(run):
+    class GoesOn:
+        step = run.step
+
+        def __getattr__(self, name):
+            return getattr(run, name)
+
+        def row_losses(self, *rows, **options):
+            self.step += 1
+            return run.row_losses(*rows, **options)
+
+    (run.folder / "losses.jsonl").unlink(missing_ok=True)
+    moving = GoesOn()
+    assert measure(moving, lambda _: None).step == run.step < moving.step
