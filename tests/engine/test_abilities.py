@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.errors import ExportError, NbtuneError, PlanError, SpecError
-from nbtune.models import load_model, load_tokenizer
+from nbtune.models import load_model
 from nbtune.models.abilities import Abilities, Claim
+from tests.support.tiny_models import save_speaking
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -49,20 +51,10 @@ ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": f"It is {a + b}."} fo
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny random model of a family, as transformers saves it."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    made: dict[str, Path] = {}
-
+    @cache
     def find(family: str) -> Path:
-        if family not in made:
-            tokenizer, at = load_tokenizer("nbtune/tiny"), tmp_path_factory.mktemp(family)
-            torch.manual_seed(0)
-            config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], "vocab_size": len(tokenizer)})
-            AutoModelForCausalLM.from_config(config).save_pretrained(at)
-            tokenizer.save_pretrained(at)
-            made[family] = at
-        return made[family]
+        return save_speaking(family, tmp_path_factory.mktemp(family), **{**SIZES, **FAMILIES[family]})
 
     return find
 

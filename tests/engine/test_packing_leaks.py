@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.errors import PlanError
-from nbtune.models import load_tokenizer
+from tests.support.tiny_models import save_speaking
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -36,22 +37,11 @@ PAIRS = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "I do no
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny random model of a family, as transformers saves it."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    made: dict[str, Path] = {}
-
+    @cache
     def find(family: str) -> Path:
-        if family not in made:
-            tokenizer, at = load_tokenizer("nbtune/tiny"), tmp_path_factory.mktemp(family)
-            torch.manual_seed(0)
-            config = AutoConfig.for_model(
-                family, **{**SIZES, **(APART | OURS_APART | LEAK)[family], "vocab_size": len(tokenizer)}
-            )
-            AutoModelForCausalLM.from_config(config).save_pretrained(at)
-            tokenizer.save_pretrained(at)
-            made[family] = at
-        return made[family]
+        options = (APART | OURS_APART | LEAK)[family]
+        return save_speaking(family, tmp_path_factory.mktemp(family), **{**SIZES, **options})
 
     return find
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from nbtune.models import load_tokenizer
 from nbtune.models.accelerate import apply
 from nbtune.models.accelerate.layer_calls import calls_of
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened, window_of
 from nbtune.models.memory_estimate import MEMORY_POLICIES
 from tests.models import test_accelerate
 from tests.models.test_accelerate import assert_equal, batch, loss_and_gradients, make
+from tests.support.tiny_models import save_speaking
 
 WINDOW = 16
 SWITCHED = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1}
@@ -148,14 +148,8 @@ def test_shortening_reaches_every_holder_and_is_undone() -> None:
 @pytest.fixture(scope="module", params=["mistral", "phi3", "qwen2", "mixtral"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a window, its tokenizer that of the embedded one."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer, at = load_tokenizer("nbtune/tiny"), tmp_path_factory.mktemp(request.param)
-    sizes = {**test_accelerate.SIZES, **FAMILIES[request.param][0], "vocab_size": len(tokenizer)}
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **sizes)).save_pretrained(at)
-    tokenizer.save_pretrained(at)
-    return at
+    sizes = {**test_accelerate.SIZES, **FAMILIES[request.param][0]}
+    return save_speaking(request.param, tmp_path_factory.mktemp(request.param), **sizes)
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -11,26 +11,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import nbtune
 from nbtune.errors import NbtuneError, SpecError
-from nbtune.models import load_tokenizer, model_facts
+from nbtune.models import model_facts
 from nbtune.models.loading import load_model
 from nbtune.spec import Placement
 from tests.models.test_accelerate import FAMILIES, SIZES, make
 from tests.support.families import CASES
+from tests.support.tiny_models import save_speaking
 
 ROWS = [{"prompt": f"Say {i}", "completion": f"It is {i}."} for i in range(8)]
 
 
 def saved(folder: Path, family: str = "llama", **options: Any) -> Path:
-    tokenizer = load_tokenizer("nbtune/tiny")
-    config = AutoConfig.for_model(family, **{**SIZES, "vocab_size": len(tokenizer), **options})
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_speaking(family, folder, **{**SIZES, **options})
 
 
 @pytest.fixture(scope="module")

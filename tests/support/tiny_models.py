@@ -192,3 +192,18 @@ def save_model(config: Any, folder: Path, *, seed: int = 0, dtype: str = "float3
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(folder)
     return model.float()
+
+
+def save_speaking(kind: str, folder: Path, **options: Any) -> Path:
+    """A random model of a `model_type` with the embedded model's tokenizer, as transformers saves them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from nbtune.models import load_tokenizer
+
+    tokenizer = load_tokenizer("nbtune/tiny")
+    config = AutoConfig.for_model(kind, **{**options, "vocab_size": len(tokenizer)})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
