@@ -1,7 +1,7 @@
 // Builds the page's half of each panel into nbtune/widgets/static. `npm run build`, or `node build.mjs --watch`.
 //
-// One style serves all panels (style.mjs says why). A panel's module stays small (at most 60 KB: it is part of each widget's state). Plotly is a module of its own: it is
-// sent once per page as a message, gzipped, and never lies in a notebook.
+// One style serves all panels (style.mjs says why). A panel's module stays small (at most 60 KB: it is part of each widget's
+// state). Plotly is a module of its own: it is sent once per page as a message, gzipped, and never lies in a notebook.
 import { build, context } from "esbuild";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";

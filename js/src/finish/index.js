@@ -1,6 +1,6 @@
 // The card of a run that has ended: what it learnt, base against tuned on held-out rows, answers before and after.
 
-import { news } from "../shared/diff.js";
+import { marked } from "../shared/diff.js";
 import { el, setAttribute, setText } from "../shared/dom.js";
 import { number } from "../shared/format.js";
 import { panel } from "../shared/panel.js";
@@ -71,10 +71,9 @@ function words(outcome, state) {
 /** A prompt and its two answers; what is new in the second is marked. */
 function pair({ prompt, base, tuned, wanted, seen }) {
   const said = (key, ...words) => el("div", { class: "nbt-text", dir: "auto" }, el("small", {}, text(`finish.${key}`)), ...words);
-  const marked = news(base, tuned).map(([word, fresh]) => (fresh ? el("mark", {}, word) : word));
   return el("div", { class: "nbt-twin" },
     el("p", { class: "nbt-text", dir: "auto" }, el("strong", {}, prompt), seen ? el("small", {}, ` (${text("finish.seen")})`) : ""),
-    said("before", base), said("after", ...marked), wanted ? said("wanted", wanted) : "");
+    said("before", base), said("after", ...marked(base, tuned)), wanted ? said("wanted", wanted) : "");
 }
 
 export default panel((model, wishes) => new View(model, wishes));

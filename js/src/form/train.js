@@ -13,9 +13,9 @@ export class TrainStep {
   constructor(form, setup) {
     this.form = form;
     this.sliders = [
-      new Slider(form, "steps", { stops: (costs) => around(costs.steps, (value) => Math.max(1, Math.round(value))), also: "epochs", words: number, effect: (n, costs) => text("form.steps.effect", { time: duration((costs.seconds / costs.steps) * n), times: number((n * costs.batch) / Math.max(1, costs.train), 2) }) }),
-      new Slider(form, "adapter.r", { stops: () => RANKS, planned: 16, words: number, effect: (_, costs) => text("form.rank.effect", { n: count(costs.trainable), memory: bytes(costs.peak) }) }),
-      new Slider(form, "learning_rate", { stops: (costs) => around(costs.rate, (value) => Number(value.toPrecision(2))), words: (n) => number(n, 3), effect: (n, costs) => text(`form.rate.${n > 3 * costs.planned ? "high" : n < costs.planned / 3 ? "low" : "good"}`) }),
+      new Slider(form, "steps", { planned: (costs) => costs.steps, stops: (planned) => around(planned, (value) => Math.max(1, Math.round(value))), also: "epochs", words: number, effect: (n, costs) => text("form.steps.effect", { time: duration((costs.seconds / costs.steps) * n), times: number((n * costs.batch) / Math.max(1, costs.train), 2) }) }),
+      new Slider(form, "adapter.r", { planned: () => 16, stops: () => RANKS, words: number, effect: (_, costs) => text("form.rank.effect", { n: count(costs.trainable), memory: bytes(costs.peak) }) }),
+      new Slider(form, "learning_rate", { planned: (costs) => costs.rate, stops: (planned) => around(planned, (value) => Number(value.toPrecision(2))), words: (n) => number(n, 3), effect: (n, costs) => text(`form.rate.${n > 3 * costs.planned ? "high" : n < costs.planned / 3 ? "low" : "good"}`) }),
     ];
     this.meter = el("div", { class: "nbt-meter" }, el("div"));
     this.memory = el("p", { class: "nbt-soft" });
@@ -70,7 +70,6 @@ class Slider {
   }
 
   slide() {
-    this.held = true;
     this.set(this.stops[Number(this.range.value)]);
     this.tell(this.stops[Number(this.range.value)]);
   }
@@ -88,15 +87,14 @@ class Slider {
   }
 
   show(costs) {
-    const given = Number(this.form.fields.get(this.key)) || (this.key === "steps" ? costs.steps : 0);
-    const planned = this.how.planned ?? (this.key === "steps" ? costs.steps : costs.rate);
-    const own = this.form.fields.get(this.key) !== "";
+    const own = this.form.fields.get(this.key);
+    const planned = this.how.planned(costs);
     if (!own || !this.stops.length) {
-      this.stops = this.how.stops(costs);
+      this.stops = this.how.stops(planned);
       this.planned = planned;
     }
     this.costs = { ...costs, planned: this.planned };
-    const value = given || planned;
+    const value = Number(own) || planned;
     if (!this.stops.includes(value)) this.stops = [...this.stops, value].sort((a, b) => a - b);
     this.range.max = this.stops.length - 1;
     this.range.disabled = false;

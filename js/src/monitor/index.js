@@ -128,7 +128,7 @@ class View {
   watchFinish() {
     const nested = new Nested(this.model, this.parts.finish);
     const show = async () => {
-      const id = (this.model.get("finish") ?? "").replace("IPY_MODEL_", "");
+      const id = this.model.get("finish") ?? "";
       this.parts.finish.hidden = !id;
       if ((await nested.show(id)) === false) this.parts.finish.hidden = true;
     };

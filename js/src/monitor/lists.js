@@ -1,6 +1,6 @@
 // What is said in words: notes, files, sample answers, and the numbers as a table.
 
-import { news } from "../shared/diff.js";
+import { marked } from "../shared/diff.js";
 import { el, setText } from "../shared/dom.js";
 import { bytes, MISSING, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
@@ -57,7 +57,7 @@ export class Samples {
 /** An answer; what the first one does not say is marked. */
 function answer(answers, first, step, prompt) {
   const [before, after] = [first, step].map((each) => answers.get(`${each} ${prompt}`) ?? "");
-  return step === first ? [after] : news(before, after).map(([word, fresh]) => (fresh ? el("mark", {}, word) : word));
+  return step === first ? [after] : marked(before, after);
 }
 
 /** The checkpoints that are kept, each with the held-out loss it had; a run that has ended can go on from any of them. */

@@ -1,5 +1,7 @@
 // What differs between two answers, word by word.
 
+import { el } from "./dom.js";
+
 const MOST = 400; // words of each that are compared
 
 /** "a b" and "a c" → [["a", false], [" ", false], ["c", true]]: the second's words, and whether the first has them not. */
@@ -28,3 +30,6 @@ export function news(before, after) {
   }
   return found;
 }
+
+/** The second answer; what the first does not say is marked. */
+export const marked = (before, after) => news(before, after).map(([word, fresh]) => (fresh ? el("mark", {}, word) : word));
