@@ -70,7 +70,7 @@ def ask(
 
 
 def _leave(box: Path, name: str, *, answered: bool) -> None:
-    """Take a request and what was said to it away; a run that is at work on it is told so, and take away the rest."""
+    """Take a request and what was said to it away; a run that is at work on it is told so, and takes away the rest."""
     if not answered:
         try:
             (box / f"{name}.json").unlink()

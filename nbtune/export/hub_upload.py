@@ -290,7 +290,7 @@ class _Push:
         )
 
     def undo(self, error: BaseException) -> None:
-        """Take away a repository that was made here and stay empty, unless the same push may go on later."""
+        """Take away a repository that was made here and stays empty, unless the same push may go on later."""
         if self.made_here and not is_transient(error):
             with contextlib.suppress(Exception):  # the push's own error is what the user has to hear
                 self.api.delete_repo(self.repo, missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 from nbtune.disk import gigabytes
 from nbtune.errors import HubError
 from nbtune.export.others_cards import Stated, stated_of_base, stated_of_data
-from nbtune.export.source import ExportedFile, ExportSource, base_name, is_on_hub, last_part, safe_name
+from nbtune.export.source import HUB_ID, ExportedFile, ExportSource, base_name, is_on_hub, last_part, safe_name
 from nbtune.export.usage import usage
 from nbtune.spec.yaml_loader import BadYaml, load
 from nbtune.spec.yaml_text import dump
@@ -24,7 +24,6 @@ FILES_TO_COME = "(the files, their sizes and what each lost are written here whe
 """Stands in a card of GGUF files until there are some."""
 
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|md|ya?ml|xlsx?|zip|gz|zst)$", re.IGNORECASE)
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _WITH_PATHS = ("model", "data", "source", "start_from", "function", "chat_template", "template")  # keys of a spec
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 _RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
@@ -163,7 +162,7 @@ def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: 
         tags=["nbtune", *_KIND_TAGS.get(kind, []), *([method] if method else [])],
         base_model=base if on_hub else None,
         base_model_relation=_RELATIONS[kind] if on_hub else None,
-        datasets=[one for one in facts.get("datasets", []) if _HUB_ID.match(one)] or None,
+        datasets=[one for one in facts.get("datasets", []) if HUB_ID.match(one)] or None,
     )
 
 
@@ -258,7 +257,7 @@ def _held_out(facts: Mapping[str, Any]) -> Any:
     """Return the loss on held-out rows as the Hub's catalogue of results takes it; None: it was not measured."""
     from huggingface_hub import EvalResult
 
-    loss, sets = facts.get("eval_loss"), [one for one in facts.get("datasets", []) if _HUB_ID.match(one)]
+    loss, sets = facts.get("eval_loss"), [one for one in facts.get("datasets", []) if HUB_ID.match(one)]
     if not isinstance(loss, float) or not math.isfinite(loss):
         return None
     result = EvalResult(
@@ -282,7 +281,7 @@ def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         name = source.removeprefix("hub:")
         if name.startswith("nbtune/"):
             lines.append(f"{name} (licence: apache-2.0)")
-        elif _HUB_ID.match(name) and not source.startswith(("var:", "file:")) and not _FILE.search(name):
+        elif HUB_ID.match(name) and not source.startswith(("var:", "file:")) and not _FILE.search(name):
             licence = stated_of_data(name).licence.get("license")
             lines.append(f"{name} (licence: {licence})" if licence else f"{name} (licence: see its page)")
             ids.append(name)

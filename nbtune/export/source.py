@@ -13,7 +13,7 @@ from nbtune.export.file_quality import Quality
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import SENTINEL, BadFile, from_here, load
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _CACHED = re.compile(r"models--([\w.-]+)[\\/]snapshots[\\/]\w+$")
 
 Progress = Callable[[int, int, str], None]
@@ -88,7 +88,7 @@ def is_on_hub(source: ExportSource) -> bool:
     """Return whether the base is a model of the Hub, not a folder or the embedded one."""
     name = source.base_id
     local = name.startswith(("nbtune/", "./", "../", "~/")) or Path(name).is_dir() or Path(name) == source.base
-    return bool(_HUB_ID.match(name)) and not local
+    return bool(HUB_ID.match(name)) and not local
 
 
 def base_name(source: ExportSource) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import nbtune
 from nbtune.cli import main
 from nbtune.errors import NbtuneError
-from tests.fuzz.cases import Case, Silent
+from tests.fuzz.cases import BUG, Case, Silent
 from tests.fuzz.values import mangled, odd
 
 ROWS = [{"prompt": f"Say {k}", "completion": f"{k}, as you wish."} for k in range(6)]
@@ -77,7 +77,7 @@ def attempt(runs: Path, place: Path, doings: list[Callable[[Path, Path], None]])
         try:
             what(runs, place)
         except NbtuneError as error:
-            if "a bug in nbtune" in str(error):
+            if BUG in str(error):
                 raise
             errors.append(error)
     if errors:

@@ -52,10 +52,13 @@ def write_general(writer: Any, kind: str, source: ExportSource, name: str, size:
     if source.method or source.adapter is not None:  # else it is the base itself, in another format
         writer.add_finetune(safe_name(name))
     writer.add_size_label(size.label())
+    add = {
+        "license": writer.add_license,
+        "license_name": writer.add_license_name,
+        "license_link": writer.add_license_link,
+    }
     for key, value in stated.licence.items():
-        {"license": writer.add_license, "license_name": writer.add_license_name}.get(key, writer.add_license_link)(
-            value
-        )
+        add[key](value)
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, base.split("/")[-1])
     if is_on_hub(source):
