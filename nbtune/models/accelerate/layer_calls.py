@@ -49,8 +49,7 @@ def calls_of(inner: nn.Module, layers: list[nn.Module]) -> dict[int, Call]:
         inner: the decoder, stock; its layers do not run.
         layers: of its list.
     """
-    calls, _ = _seen(inner, layers, {})
-    return calls
+    return _seen(inner, layers, {})
 
 
 def marked(inner: nn.Module, layers: list[nn.Module], name: str) -> bool:
@@ -58,18 +57,18 @@ def marked(inner: nn.Module, layers: list[nn.Module], name: str) -> bool:
     table: Any = inner.get_input_embeddings()  # type: ignore[operator]
     mask = torch.empty((0, 0, 0, 0), dtype=torch.bool, device=table.weight.device)
     setattr(mask, name, None)
-    calls, _ = _seen(inner, layers, {"attention_mask": mask})
+    calls = _seen(inner, layers, {"attention_mask": mask})
     return len(calls) == len(layers) and all(hasattr(call.mask, name) for call in calls.values())
 
 
-def _seen(inner: nn.Module, layers: list[nn.Module], more: dict[str, Any]) -> tuple[dict[int, Call], bool]:
+def _seen(inner: nn.Module, layers: list[nn.Module], more: dict[str, Any]) -> dict[int, Call]:
     tries = []
     for as_tuple in (False, True):  # which of the two a decoder takes from its layers shows in what the next one gets
         calls, right = _once(inner, layers, more, as_tuple)
         if right:
-            return calls, as_tuple
-        tries.append((calls, as_tuple))
-    return max(tries, key=lambda made: len(made[0]))
+            return calls
+        tries.append(calls)
+    return max(tries, key=len)
 
 
 @torch.no_grad()

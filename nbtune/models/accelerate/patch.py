@@ -211,8 +211,6 @@ class _Layers:
                 self.mover.bring(module)
             try:
                 window = window_of(inner, short.get(i) if i in calls else None)
-                if isinstance(window, LeftAlone):
-                    raise window
                 pair = (calls[i], short[i])
                 inputs = self._inputs_like(calls[i].hidden)
                 placed = self.weights.of_layer(i, len(modules))

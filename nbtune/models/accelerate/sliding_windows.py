@@ -66,28 +66,37 @@ def shortened(module: nn.Module, layers: Iterable[Layer] = ()) -> Iterator[None]
             layer.window = window
 
 
-def window_of(inner: nn.Module, call: Call | None) -> int | LeftAlone | None:
-    """Return how many tokens a layer sees, itself included; None for all before it; or why that is not known.
+def window_of(inner: nn.Module, call: Call | None) -> int | None:
+    """Return how many tokens a layer sees, itself included; None for all before it.
 
     Args:
         inner: the decoder, stock.
         call: how the layer is called while windows are `shortened`.
+
+    Raises:
+        LeftAlone: that is not known, and why.
     """
     if call is None:
-        return LeftAlone("the decoder does not run it as others do")
+        raise LeftAlone("the decoder does not run it as others do")
     seen = _window_in(call.mask)
-    if not isinstance(seen, int):
-        return seen
+    if seen is None:
+        return None
     real = {value for _, _, value in _windows(inner) if min(value, _SHORT) == seen} or {seen}
-    return real.pop() if len(real) == 1 else LeftAlone(f"which of the windows {sorted(real)} is its, is unclear")
+    if len(real) > 1:
+        raise LeftAlone(f"which of the windows {sorted(real)} is its, is unclear")
+    return real.pop()
 
 
-def _window_in(mask: Any) -> int | LeftAlone | None:
-    """Return what a mask is: None for causal, the number of tokens of a window."""
+def _window_in(mask: Any) -> int | None:
+    """Return what a mask is: None for causal, the number of tokens of a window.
+
+    Raises:
+        LeftAlone: it is neither.
+    """
     if mask is None:
         return None  # sdpa's causal attention
     if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2:] != (TOKENS, TOKENS):
-        return LeftAlone("its mask is of another kind than attention's")
+        raise LeftAlone("its mask is of another kind than attention's")
     sees = (mask if mask.dtype == torch.bool else mask > -1).cpu()
     at = torch.arange(TOKENS)
     back = at[:, None] - at[None, :]
@@ -96,4 +105,4 @@ def _window_in(mask: Any) -> int | LeftAlone | None:
     for window in range(TOKENS, 0, -1):
         if torch.equal(sees, ((back >= 0) & (back < window)).expand_as(sees)):
             return None if window == TOKENS else window
-    return LeftAlone("its tokens see others than those before them, or those in a window")
+    raise LeftAlone("its tokens see others than those before them, or those in a window")
