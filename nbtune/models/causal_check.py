@@ -7,6 +7,7 @@ sees the very tokens that it is to predict, and its loss goes to nothing while n
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.accelerate.layer_trace import evaluating
 from nbtune.models.accelerate.norms import tolerance
 
 if TYPE_CHECKING:
@@ -31,14 +32,8 @@ def refuse_unless_causal(model: "nn.Module", name: str) -> None:
     generator = torch.Generator().manual_seed(11)
     ids = torch.randint(0, lm.config.get_text_config().vocab_size, (2, _TOKENS), generator=generator)
     ids[1, :_KEPT] = ids[0, :_KEPT]
-    modes = [(m, m.training) for m in lm.modules()]
-    lm.eval()
-    try:
-        with torch.no_grad():
-            logits = lm(input_ids=ids.to(next(lm.parameters()).device), use_cache=False).logits[:, :_KEPT]
-    finally:
-        for m, training in modes:
-            m.training = training
+    with evaluating(lm), torch.no_grad():
+        logits = lm(input_ids=ids.to(next(lm.parameters()).device), use_cache=False).logits[:, :_KEPT]
     kind = logits.dtype
     one, other = logits.float()
     moved = (one - other).norm(dim=-1) / one.norm(dim=-1).clamp(min=1e-12)

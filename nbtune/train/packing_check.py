@@ -130,22 +130,20 @@ def _asked(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
     """Return the verdict on some packs, with the model in the mode in which it was."""
     import torch
 
-    training = look.model.training
-    look.model.eval()
-    try:
-        with torch.no_grad():
-            return _compared(look, rows, words)
-    finally:
-        look.model.train(training)
+    from nbtune.models.accelerate.layer_trace import evaluating
+
+    with evaluating(look.model), torch.no_grad():
+        return _compared(look, rows, words)
 
 
 def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
     try:
         truth = look.packed(rows)
-        others = look.packed(_with_others(rows, words, lambda k: k % 2 == 0))
+        changed = _with_others(rows, words, lambda k: k % 2 == 0)
+        others = look.packed(changed)
         later = look.packed(_with_others(rows, words, lambda k: k > 0))
         joined = look.packed(rows, joined=True)
-        joined_others = look.packed(_with_others(rows, words, lambda k: k % 2 == 0), joined=True)
+        joined_others = look.packed(changed, joined=True)
     except NbtuneError:
         raise
     except Exception as error:  # whatever a family's code says of a pack, it cannot take one

@@ -246,3 +246,15 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for m in dropping:
             m.train()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let it evaluate; each of its parts is back in its own mode afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training

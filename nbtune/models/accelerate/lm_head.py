@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nbtune.device.streams import capturing
 from nbtune.models.accelerate.detect import decoder
+from nbtune.models.accelerate.layer_trace import evaluating
 from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.norms import Norm, Stats, relative_error
 
@@ -204,15 +205,12 @@ def _unlike_its_own(lm: Any, head: Head) -> str | None:
     wanted = torch.tensor(_SPREAD, device=weight.device).repeat(8).view(2, 16, 1)
     hidden = (hidden.float() * (wanted / largest)).to(weight.dtype)
     ids = (torch.arange(32) % weight.shape[0]).view(2, 16).to(next(lm.parameters()).device)
-    modes = [(m, m.training) for m in lm.modules()]
     handle = inner.register_forward_hook(partial(_instead, hidden))
-    lm.eval()  # nothing may be drawn: a run's own numbers would be others
     try:
-        theirs = lm(input_ids=ids, use_cache=False).logits
+        with evaluating(lm):  # nothing may be drawn: a run's own numbers would be others
+            theirs = lm(input_ids=ids, use_cache=False).logits
     finally:
         handle.remove()
-        for m, training in modes:
-            m.training = training
     ours = head.logits(hidden)
     if theirs.shape != ours.shape:
         return f"its logits are {tuple(theirs.shape)}, its head's {tuple(ours.shape)}"
