@@ -4,7 +4,6 @@ The model is built from its config with tensors that hold nothing (torch's devic
 and no memory, and counts what formulas guess wrong: experts, hybrids, shared layers, some of the target modules.
 """
 
-import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +37,7 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
     """
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     config = (Path(folder) / "config.json").read_text(encoding="utf-8")
-    trained, linear, stacked, targets = _count(str(folder), config, adapter.model_dump_json(), trust_remote_code)
+    trained, linear, stacked, targets = _count(str(folder), config, adapter, trust_remote_code)
     return replace(facts, trained=trained, linear=linear, stacked=stacked, targets=targets)
 
 
@@ -64,15 +63,12 @@ _Count = tuple[int | None, int | None, int, tuple[str, ...]]
 
 
 @lru_cache(maxsize=32)
-def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> _Count:
+def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: bool) -> _Count:
     """Return numbers that are trained, those in linear layers beside the head, those in stacks of matrices (experts),
     and the names of the modules that are trained."""
     import torch
     from torch import nn
 
-    from nbtune.spec import AdapterSpec
-
-    adapter_spec = AdapterSpec.model_validate(json.loads(adapter))
     try:
         model = _outlined(place, config, trust_remote_code)
     except SpecError:
@@ -83,14 +79,14 @@ def _count(place: str, config: str, adapter: str, trust_remote_code: bool) -> _C
     linear = sum(m.weight.numel() for _, m in linears(model) if m is not head)
     stacks = [m for m in model.modules() if not isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False) if p.dim() > 2)
-    if adapter_spec.type == "full":
+    if adapter.type == "full":
         return sum(p.numel() for p in model.parameters()), linear, stacked, ()
-    layers = targeted(model, adapter_spec)
+    layers = targeted(model, adapter)
     names = tuple(layers)
     if layers and all(type(layer) is nn.Linear for layer in layers.values()):  # without peft, which imports for seconds
-        ends = sum(adapter_spec.r * (m.in_features + m.out_features) for m in layers.values())
-        scales = sum(m.out_features for m in layers.values()) if adapter_spec.type == "dora" else 0
+        ends = sum(adapter.r * (m.in_features + m.out_features) for m in layers.values())
+        scales = sum(m.out_features for m in layers.values()) if adapter.type == "dora" else 0
         return ends + scales, linear, stacked, names
     own = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
-    adapted = add_adapter(own, adapter_spec, seed=0)
+    adapted = add_adapter(own, adapter, seed=0)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad), linear, stacked, names
