@@ -125,7 +125,7 @@ class Later(Moment):
         """Return the numbers; waits for the work that makes them, and for nothing after it."""
         if self._event is not None:
             self._event.synchronize()
-            return [float(value) for value in self._values.tolist()]
         numbers = [float(value) for value in self._values.tolist()]
-        self._at = time.perf_counter()
+        if self._event is None:
+            self._at = time.perf_counter()
         return numbers

@@ -114,9 +114,9 @@ def _norm(unit: Unit | None) -> Norm | None:
 def _refuse_what_is_hidden(layer: nn.Module) -> None:
     """Refuse what no probe of a few tokens may show: masks of its own, and by their names dropout and clipping."""
     for name, table in layer.named_buffers():
-        if table.dtype == torch.bool and table.ndim > 1 and not torch.equal(table, table.tril()):
-            raise LeftAlone(f"it has a mask of its own ({name})")
-        if table.dtype == torch.bool and table.ndim > 1 and not table[..., -1, :].all():
+        if table.dtype != torch.bool or table.ndim < 2:
+            continue
+        if not torch.equal(table, table.tril()) or not table[..., -1, :].all():
             raise LeftAlone(f"it has a mask of its own ({name})")
     for name, module in layer.named_modules():
         if "lora_dropout" in name.split("."):
