@@ -24,6 +24,18 @@ def _bend(t, inner, outer, CAP: tl.constexpr, APPROX: tl.constexpr):
 
 
 @jit
+def _scores(
+    rows, columns, i, j, inner, outer, slope,
+    CAP: tl.constexpr, SLOPES: tl.constexpr, APPROX: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores of each of `rows` with each of `columns`, of queries `i` and keys `j`, as `_bend` gives them."""
+    s, steep = _bend(tl.dot(rows, tl.trans(columns), input_precision=PRECISION), inner, outer, CAP, APPROX)
+    if SLOPES:
+        s -= slope * (i - j)
+    return s, steep
+
+
+@jit
 def _seen(i, j, length, window, WINDOW: tl.constexpr):
     keep = (i >= j) & (j < length)
     if WINDOW:
@@ -57,9 +69,7 @@ def _forward_blocks(
     for start in range(lo, hi, BN):
         j = start + tl.arange(0, BN)
         k = _tile(k_ptr, j, k_token, d, length, D, BD)
-        s, _steep = _bend(tl.dot(q, tl.trans(k), input_precision=PRECISION), inner, outer, CAP, APPROX)
-        if SLOPES:
-            s -= slope * (i[:, None] - j[None, :])
+        s, _steep = _scores(q, k, i[:, None], j[None, :], inner, outer, slope, CAP, SLOPES, APPROX, PRECISION)
         if MASK:
             s = tl.where(_seen(i[:, None], j[None, :], length, window, WINDOW), s, -1.0e30)
         new = tl.maximum(top, tl.max(s, 1))
@@ -137,9 +147,7 @@ def _keys_blocks(
         i = start + tl.arange(0, BM)
         q = _tile(q_ptr, i, q_token, d, length, D, BD)
         lse = tl.load(lse_ptr + i, i < length, other=1.0e30)
-        s, steep = _bend(tl.dot(k, tl.trans(q), input_precision=PRECISION), inner, outer, CAP, APPROX)
-        if SLOPES:
-            s -= slope * (i[None, :] - j[:, None])
+        s, steep = _scores(k, q, i[None, :], j[:, None], inner, outer, slope, CAP, SLOPES, APPROX, PRECISION)
         p = tl.exp2(s - lse[None, :])
         if MASK:
             p = tl.where(_seen(i[None, :], j[:, None], length, window, WINDOW), p, 0.0)
@@ -213,9 +221,7 @@ def _queries_blocks(
         j = start + tl.arange(0, BN)
         k = _tile(k_ptr, j, k_token, d, length, D, BD)
         v = _tile(v_ptr, j, v_token, d, length, D, BD)
-        s, steep = _bend(tl.dot(q, tl.trans(k), input_precision=PRECISION), inner, outer, CAP, APPROX)
-        if SLOPES:
-            s -= slope * (i[:, None] - j[None, :])
+        s, steep = _scores(q, k, i[:, None], j[None, :], inner, outer, slope, CAP, SLOPES, APPROX, PRECISION)
         p = tl.exp2(s - lse[:, None])
         if MASK:
             p = tl.where(_seen(i[:, None], j[None, :], length, window, WINDOW), p, 0.0)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from nbtune.errors import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from nbtune.spec import AdapterSpec
@@ -60,8 +62,12 @@ def targeted(model: "nn.Module", adapter: "AdapterSpec") -> "dict[str, nn.Module
     Raises:
         SpecError: see `targets_of`.
     """
-    names = targets_of(model, adapter)
-    return {name: module for name, module in model.named_modules() if any(_matches(name, each) for each in names)}
+    return modules_of(model, targets_of(model, adapter))
+
+
+def modules_of(model: "nn.Module", targets: "Sequence[str]") -> "dict[str, nn.Module]":
+    """Return the modules that peft takes such names (`targets_of`) for, by their own names."""
+    return {name: module for name, module in model.named_modules() if any(_matches(name, each) for each in targets)}
 
 
 def left_out(model: "nn.Module") -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
-from nbtune.models.adapter_targets import linear_names, targeted, targets_of
+from nbtune.models.adapter_targets import linear_names, modules_of, targets_of
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
     for p in model.parameters():
         p.requires_grad_(False)
     targets, known = targets_of(model, adapter), linear_names(model)
-    turned = all(type(m).__name__ == "Conv1D" for m in targeted(model, adapter).values())  # GPT-2's weights
+    turned = all(type(m).__name__ == "Conv1D" for m in modules_of(model, targets).values())  # GPT-2's weights
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
