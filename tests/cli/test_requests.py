@@ -38,7 +38,7 @@ def call(capfd: Any, *args: str) -> tuple[int, str, str]:
         ("steps: 3\n", [], "`data` is missing", "spec.yaml"),
         ("data: [\n", [], "not YAML", "of spec.yaml"),
         ("data: nbtune/town\n", ["--set", "steps"], "has no value", ""),
-        ("data: nbtune/town\n", ["--set", "adapter.rank=3"], "no key `rank` in `adapter`", ""),
+        ("data: nbtune/town\n", ["--set", "adapter.rang=3"], "no key `rang` in `adapter`", ""),
         ("data: nbtune/town\n", ["--restart", "--queue"], "exclude each other", ""),
         ("data: nowhere.jsonl\n", [], "nowhere.jsonl", ""),
     ],
