@@ -124,6 +124,20 @@ def open_file(path: Path) -> BufferedReader:
         raise
 
 
+def read_text(path: Path, largest: int = 4 << 20) -> str:
+    """Return the text of a regular file of at most so many bytes, in UTF-8.
+
+    Raises:
+        OSError: it is not there, cannot be read, is no file, or larger.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open_file(path) as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise OSError(f"{path.name} is larger than {largest >> 20} MiB")
+    return data.decode("utf-8")
+
+
 def load(path: Path, *, largest: int = LARGEST, number_below: int = _LARGEST_NUMBER) -> dict[str, Any]:
     """Return the object in a JSON file.
 

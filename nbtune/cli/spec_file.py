@@ -9,6 +9,7 @@ from typing import Any
 
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, from_yaml, parse_value, placing
+from nbtune.spec.yaml_loader import LARGEST
 from nbtune.store.folder import spec_to_run
 
 
@@ -39,7 +40,8 @@ def placed(path: Path) -> AbstractContextManager[None]:
 def text_of(path: Path) -> str:
     """Return the text of a file that a spec was asked from."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:  # a pipe may be one: `nbtune train <(…)`
+            return file.read(LARGEST + 1)  # the reader of YAML refuses what is longer
     except FileNotFoundError:
         raise SpecError(f"there is no file {str(path)!r}", fix="give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -18,7 +18,7 @@ from nbtune.export.source import HUB_ID, ExportedFile, ExportSource, base_name, 
 from nbtune.export.usage import usage
 from nbtune.spec.yaml_loader import BadYaml, load
 from nbtune.spec.yaml_text import dump
-from nbtune.untrusted import is_machine_path
+from nbtune.untrusted import is_machine_path, read_text
 
 FILES_TO_COME = "(the files, their sizes and what each lost are written here when they are made)"
 """Stands in a card of GGUF files until there are some."""
@@ -212,8 +212,8 @@ def own_card(text: str | Path | None) -> str | None:
     if text is None or (isinstance(text, str) and ("\n" in text or not text.endswith(".md"))):
         return text
     try:
-        return Path(text).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_text(Path(text).expanduser())
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: of an unknown user (~who)
         raise HubError("the model card cannot be read", place=str(text), fix="give its text, or a .md file.") from None
 
 

@@ -11,10 +11,8 @@ from typing import Any
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, is_on_hub, read_json
 from nbtune.models.loading import EMBEDDED
-from nbtune.spec.yaml_loader import load
-from nbtune.untrusted import open_file
+from nbtune.spec.yaml_loader import head_of_card, load
 
-_LARGEST = 1 << 20  # bytes of somebody else's card that are read
 _CODE = re.compile(r"[A-Za-z0-9-]{2,12}$")
 
 
@@ -75,15 +73,8 @@ def _cached_card(name: str, repo_type: str) -> Path | None:
 
 def _head(card: Path | None) -> dict[str, Any]:
     """Return the head of somebody's card; {} where there is none, or none that can be read."""
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-
     try:
-        if card is None:
-            return {}
-        with open_file(card) as file:
-            text = file.read(_LARGEST).decode("utf-8", errors="replace")
-        head = REGEX_YAML_BLOCK.match(text)
-        stated = load(head[2]) if head else None
+        stated = load(head_of_card(card)) if card is not None else None
     except (OSError, ValueError):
         return {}
     return stated if isinstance(stated, dict) else {}

@@ -108,11 +108,23 @@ class SourceSpec(Part):
     columns: dict[str, str] = field(
         {}, "Columns", "Which column plays which role, as role: column.", example={"prompt": "question"}, advanced=True
     )
-    split: str = field("train", "Split", "The split of a Hub dataset.", example="train", advanced=True)
+    split: str = field(
+        "train",
+        "Split",
+        "The split of a dataset of the Hub, a local folder or a DatasetDict.",
+        example="train",
+        advanced=True,
+    )
     revision: str | None = field(
         None, "Revision", "Branch, tag or commit of a Hub dataset.", example="main", advanced=True
     )
-    config: str | None = field(None, "Config", "Name of a Hub dataset's configuration.", example="en", advanced=True)
+    config: str | None = field(
+        None,
+        "Config",
+        "The configuration of a dataset of the Hub, or of a local folder whose README names some.",
+        example="en",
+        advanced=True,
+    )
     weight: float = field(
         1.0,
         "Weight",

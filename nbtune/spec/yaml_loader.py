@@ -8,16 +8,19 @@ text takes longer or more memory than its length allows. What is wrong is a `Bad
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nbtune.untrusted import shortened
+from nbtune.untrusted import open_file, shortened
 
 LARGEST = 1 << 19  # characters; the reader takes some seconds for them
 MOST = 100_000  # values and keys; likewise
 DEEPEST = 32  # lists and mappings inside each other; a spec has four
 _LONGEST_NUMBER = 50  # characters
+_LARGEST_CARD = 1 << 20  # bytes of somebody else's card that are read
+_HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?\n|)---[ \t]*(?:\r?\n|$)", re.DOTALL)
 _TAG = "tag:yaml.org,2002:"
 _WHOLE = re.compile(r"^[-+]?(?:[0-9]+(?:_[0-9]+)*|0o[0-7]+|0x[0-9a-fA-F]+)$")
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
@@ -163,3 +166,15 @@ def load(text: str) -> Any:
     """
     node = compose(text)
     return None if node is None else construct(node)
+
+
+def head_of_card(card: Path) -> str:
+    """Return the YAML text between the first two lines ``---`` of somebody's README; "" where it does not begin so.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    with open_file(card) as file:
+        text = file.read(_LARGEST_CARD).decode("utf-8-sig", errors="replace")
+    head = _HEAD.match(text)
+    return head[1] if head else ""

@@ -7,29 +7,27 @@ is guessed.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nbtune import hub_cache
 from nbtune.data.sources import row_function
+from nbtune.data.sources.dataset_folder import PACKED, files_of
 from nbtune.data.sources.files import SUFFIXES, read_files, read_head
-from nbtune.data.sources.rows import ListRows, Rows, Source, first_of, is_rows, rows_of
+from nbtune.data.sources.rows import ListRows, Rows, Source, first_of, is_rows, rows_of, split_of
+from nbtune.data.sources.walk import files_under, here, is_pattern, matching
 from nbtune.errors import DataError, HubError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, SourceSpec
+from nbtune.untrusted import read_text, shortened
 
 _PREFIX = re.compile(r"^(var|file|hub):(.+)$", re.DOTALL)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
 
 
 def resolve(
@@ -81,10 +79,10 @@ def with_template(spec: RunSpec, base_dir: Path | str = ".") -> RunSpec:
     template = spec.chat_template
     if template is None or "{" in template:
         return spec
-    path = Path(base_dir) / Path(template).expanduser()
     try:
-        return spec.model_copy(update={"chat_template": path.read_text(encoding="utf-8")})
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        text = read_text(Path(base_dir) / Path(template).expanduser())
+        return spec.model_copy(update={"chat_template": text})
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of an unknown user (~who)
         raise SpecError(
             f"`{template}` is neither a Jinja2 template nor a file that can be read",
             place="chat_template",
@@ -144,6 +142,10 @@ def _variable(spec: SourceSpec, name: str, namespace: Mapping[str, Any]) -> Sour
             place="data",
             fix="give a list of dicts, a DataFrame or a datasets.Dataset",
         )
+    value = split_of(value, spec.split, name)
+    if value is namespace[name] and str(getattr(value, "split", "")) != spec.split:
+        _check_no_part(spec, name, "a variable")
+    _check_no_part(spec.model_copy(update={"split": "train"}), name, "a variable")
     if type(value).__name__ == "IterableDataset":
         from nbtune.data.sources.stream import rows_of_stream
 
@@ -161,40 +163,49 @@ def _embedded(spec: SourceSpec, name: str) -> Source | None:
     if name not in builtin.SETS:
         names = ", ".join(sorted(builtin.SETS))
         raise DataError(f"nbtune has no set `{name}`", place="data", fix=f"there are {names}")
+    _check_no_part(spec, name, "nbtune's own set")
     file = builtin.path(name)
     return _of_files("set", spec, name, [file], name)
 
 
 def _matches_file(name: str, base: Path) -> bool:
-    try:
-        if any(c in name for c in "*?["):
-            return any(base.glob(name)) if not Path(name).is_absolute() else bool(_globbed(name, base))
-        return (base / Path(name).expanduser()).exists()
-    except (OSError, ValueError, NotImplementedError):
-        return False
-
-
-def _globbed(pattern: str, base: Path) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_absolute():
-        return sorted(p for p in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if p.is_file())
-    return sorted(p for p in base.glob(pattern) if p.is_file())
+    return here(name, base) is not None or (is_pattern(name) and bool(matching(name, base, name)))
 
 
 def _file(spec: SourceSpec, name: str, base: Path) -> Source:
     if _URL.match(name):
+        _check_no_part(spec, name, "an address")
         return _url(spec, name)
-    if any(c in name for c in "*?["):
-        files = _globbed(name, base)
-        if not files:
-            raise DataError(f"no file matches `{name}`", place="data", fix="check the pattern and the folder")
-        return _of_files("file", spec, name, files, name)
-    path = base / Path(name).expanduser()
-    if path.is_dir():
+    path = here(name, base)
+    matched = matching(name, base, name) if is_pattern(name) else []
+    if path is not None and [file for file in matched if file != path]:
+        raise SpecError(
+            f"`{name}` is a file's own name, and a pattern of {len(matched)} files",
+            place="data",
+            fix="write `[[]`, `[*]`, `[?]` for a character of the name, or a pattern of another form",
+        )
+    if path is not None and path.is_dir():
         return _folder(spec, name, path)
-    if not path.exists():
-        raise _nothing(name, {}, base)
-    return _of_files("file", spec, name, [path], Path(name).name)
+    _check_no_part(spec, name, "a file" if path is not None else "a pattern of files")
+    if path is not None:
+        return _of_files("file", spec, name, [path], path.name)
+    if matched:
+        return _of_files("file", spec, name, matched, name)
+    if is_pattern(name):
+        raise DataError(f"no file matches `{shortened(name)}`", place="data", fix="check the pattern and the folder")
+    raise _nothing(name, {}, base)
+
+
+def _check_no_part(spec: SourceSpec, name: str, what: str) -> None:
+    """Refuse keys that choose a part of a data set where there is none to choose from: its rows would all be taken.
+
+    Raises:
+        DataError: one is set.
+    """
+    said = {"split": spec.split if spec.split != "train" else None, "config": spec.config, "revision": spec.revision}
+    for key, value in said.items():
+        if value is not None:
+            raise DataError(f"{what} has no `{key}`, and `{value}` is asked for", place=name, fix=f"leave out `{key}`")
 
 
 def _of_files(kind: str, spec: SourceSpec, name: str, files: Sequence[Path], label: str) -> Source:
@@ -210,55 +221,13 @@ def _of_files(kind: str, spec: SourceSpec, name: str, files: Sequence[Path], lab
 
 
 def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():  # Dataset.save_to_disk
-        files = tuple(sorted(path.rglob("*.arrow")))
+    _check_no_part(spec.model_copy(update={"split": "train", "config": None}), name, "a local folder")
+    marks = ({"dataset_info.json", "state.json"}, {"dataset_dict.json"})  # of Dataset.save_to_disk, DatasetDict's
+    if any(all((path / mark).is_file() for mark in both) for both in marks):
+        files = tuple(file for file in files_under(path, name) if file.suffix == ".arrow")
+        _check_no_part(spec.model_copy(update={"split": "train"}), name, "a saved dataset")
         return Source(name, "file", spec, lambda: saved_dataset(path, name, spec.split), files)
-    ends = tuple(suffix + packed for suffix in SUFFIXES for packed in _PACKED)
-    files = tuple(sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(ends)))
-    files = tuple(p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
-    files = tuple(p for p in files if p.name.lower() != "readme.md")
-    if not files:
-        raise DataError(
-            f"the folder `{name}` holds no data files", place="data", fix=f"put {', '.join(SUFFIXES)} in it"
-        )
-    if spec.config is not None:
-        raise DataError(
-            f"the config `{spec.config}` of a local folder is not read", place=name, fix="name the files of it instead"
-        )
-    return _of_files("file", spec, name, _of_split(files, path, spec.split, name), name)
-
-
-def _of_split(files: Sequence[Path], folder: Path, split: str, name: str) -> Sequence[Path]:
-    """Return the files of a split, told by the names of files and folders as `datasets` does; all, where none names a
-    split.
-
-    Raises:
-        DataError: there is no such split, or a file beside those of the splits is of none.
-    """
-    split_of = {file: _split_of(file.relative_to(folder)) for file in files}
-    named = sorted({found for found in split_of.values() if found})
-    split_wanted = next((split_name for split_name, words in _SPLITS.items() if split in words), split)
-    if not named and split_wanted == "train":
-        return files
-    if split_wanted not in named:
-        choice = f"there are {', '.join(named)}" if named else "no name of a file or folder in it says a split"
-        raise DataError(f"there is no split `{split}` in the folder", place=name, fix=f"{choice}; or name the files")
-    if stray := [file.relative_to(folder).as_posix() for file in files if split_of[file] is None]:
-        raise DataError(
-            f"`{stray[0]}` is of none of the folder's splits ({', '.join(named)})",
-            place=name,
-            fix="name the files that are meant, or move it",
-        )
-    return tuple(file for file in files if split_of[file] == split_wanted)
-
-
-def _split_of(path: Path) -> str | None:
-    for part in reversed(path.parts):
-        words = re.split(r"[^a-z0-9]+", part.lower())
-        for split, names in _SPLITS.items():
-            if any(word in names for word in words):
-                return split
-    return None
+    return _of_files("file", spec, name, files_of(path, spec, name), name)
 
 
 def saved_dataset(path: Path, name: str, split: str) -> Rows:
@@ -266,11 +235,10 @@ def saved_dataset(path: Path, name: str, split: str) -> Rows:
     import datasets
 
     loaded = datasets.load_from_disk(str(path))
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise DataError(f"there is no split `{split}`", place=name, fix=f"there are {', '.join(loaded)}")
-        loaded = loaded[split]
-    return rows_of(loaded, name)
+    if isinstance(loaded, datasets.Dataset) and split not in ("train", str(loaded.split)):
+        cause = f"it is one saved split, and `{split}` is asked for"
+        raise DataError(cause, place=name, fix="leave out `split`")
+    return rows_of(split_of(loaded, split, name), name)
 
 
 def _url(spec: SourceSpec, name: str) -> Source:
@@ -354,8 +322,9 @@ def _nothing(name: str, namespace: Mapping[str, Any], base: Path | None) -> Data
     variables = [key for key, value in namespace.items() if not key.startswith("_") and is_rows(value)]
     near = difflib.get_close_matches(name, variables, n=1, cutoff=0.6)
     if base is not None and base.is_dir():
-        folder = (base / name).parent
-        files = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        folder, files = here(str(Path(name).parent), base), []
+        with suppress(OSError):  # no folder, or none that may be read
+            files = os.listdir(folder) if folder is not None else []
         near += difflib.get_close_matches(Path(name).name, files, n=1, cutoff=0.6)
     fix = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "check the name"
     if not near and variables:
@@ -366,6 +335,6 @@ def _nothing(name: str, namespace: Mapping[str, Any], base: Path | None) -> Data
             place="data",
             fix="give a list of dicts, a DataFrame or a datasets.Dataset",
         )
-    looks_like_file = name.lower().endswith(tuple(s + p for s in SUFFIXES for p in _PACKED)) or "/" in name
+    looks_like_file = name.lower().endswith(tuple(s + p for s in SUFFIXES for p in PACKED)) or "/" in name
     missing = "no file" if looks_like_file else "no variable, file or set"
-    return DataError(f"there is {missing} called `{name}`", place="data", fix=fix)
+    return DataError(f"there is {missing} called `{shortened(name)}`", place="data", fix=fix)

@@ -214,8 +214,6 @@ def rows_of(value: Any, name: str) -> Rows:
 def first_of(value: Any, count: int) -> Any:
     """Return the first `count` rows of a variable's value, as something that holds rows too."""
     kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
-    if kind == "datasets.DatasetDict":
-        return first_of(value["train"], count) if "train" in value else value
     if kind == "datasets.Dataset":
         return value.select(range(min(count, len(value))))
     if kind in ("pandas.DataFrame", "polars.DataFrame", "polars.LazyFrame"):
@@ -251,9 +249,20 @@ def _from_dataset(dataset: Any, name: str) -> Rows:
 
 
 def _from_dataset_dict(value: Any, name: str) -> Rows:
-    if "train" in value:
-        return _from_dataset(value["train"], name)
-    raise DataError(f"it has splits {sorted(value)}, none is called train", place=name, fix="give one of its splits")
+    return _from_dataset(split_of(value, "train", name), name)
+
+
+def split_of(value: Any, split: str, name: str) -> Any:
+    """Return the split of a `datasets.DatasetDict`; anything else as it is.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if type(value).__name__ != "DatasetDict":
+        return value
+    if split in value:
+        return value[split]
+    raise DataError(f"there is no split `{split}`", place=name, fix=f"there are {', '.join(map(str, value))} (`split`)")
 
 
 _CONVERTERS: dict[str, Callable[[Any, str], Rows]] = {

@@ -25,7 +25,7 @@ from nbtune.atomic_io import replace_file, write_text
 from nbtune.data.sources import consent, row_function
 from nbtune.data.sources.files import read_files
 from nbtune.data.sources.json_line import to_json
-from nbtune.data.sources.rows import ArrowRows, Rows, Source, is_rows, rows_of
+from nbtune.data.sources.rows import ArrowRows, Rows, Source, is_rows, rows_of, split_of
 from nbtune.errors import DataError
 from nbtune.folder_format import rows_version, stamp
 from nbtune.spec import SourceSpec
@@ -211,7 +211,8 @@ def _changed_name(entry: Mapping[str, Any], variables: Mapping[str, Any]) -> str
     if entry["kind"] != "variable" or not is_rows(value) or type(value).__name__ == "IterableDataset":
         return ""
     with tempfile.TemporaryDirectory() as folder:
-        written = _write(rows_of(value, name), Path(folder) / "rows", name)
+        rows = rows_of(split_of(value, entry["spec"].get("split", "train"), name), name)
+        written = _write(rows, Path(folder) / "rows", name)
         return "" if _hash(written) == entry["files"][0]["sha256"] else name
 
 
