@@ -126,8 +126,9 @@ def finetune(
         detach: train in a process of its own, which survives the kernel.
         first_line: number of the YAML's first line in what the user sees.
         fields: of the spec. `data` (and ``eval={"data": …}``) is a name, a source or a list of these; or rows
-            themselves: a list of dicts, a dict of columns, a DataFrame (pandas, polars), a `datasets.Dataset`. The
-            spec names them (``var:rows``), and the run keeps them in its folder.
+            themselves: a list of dicts, a dict of columns, a DataFrame (pandas, polars), a `datasets.Dataset` or
+            `IterableDataset`, an iterator, a function with `yield`. The spec names them (``var:rows``), and the run
+            keeps them in its folder.
     Raises:
         SpecError, DataError, HubError: before any work, with place and fix; nothing is left behind.
         TrainError: the name is in use by a run with another spec, or on other rows.

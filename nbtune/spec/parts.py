@@ -133,6 +133,15 @@ class SourceSpec(Part):
         gt=0,
         advanced=True,
     )
+    max_rows: int | None = field(
+        None,
+        "At most",
+        "The first so many rows are taken, of a stream no more are asked for; unset: all.",
+        example=10_000,
+        unit="rows",
+        ge=1,
+        advanced=True,
+    )
     template: str | None = field(
         None,
         "Row template",

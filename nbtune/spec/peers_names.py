@@ -121,6 +121,8 @@ INSTEAD = _table(
         dataset_dir media_dir
     = mix: {by: rows}
         mix_strategy interleave_probs dataset_probs
+    = data: {source: rows.jsonl, max_rows: 1000}
+        max_samples
     = data: {source: rows.jsonl, format: alpaca}
         path ds_type
     = eval: {split: 0.05}
@@ -234,7 +236,7 @@ ABSENT = _table(
     = a run goes on by `run.resume()` or `nbtune resume RUN`
         resume_from_checkpoint auto_resume_from_checkpoints
     = hand over fewer rows, as in `data=rows[:1000]`
-        max_samples dataset_shards shards
+        dataset_shards shards
     = a spec is one training; answers come by `run.chat()`
         do_train do_predict predict_with_generate
     = rows are prepared beside the training by as many processes as help

@@ -69,10 +69,10 @@ class Form(Panel):
         self.judged = verdicts
 
     def _setup(self, offered: list[form_models.Offer]) -> dict[str, Any]:
-        from nbtune.data.sources.rows import is_rows
+        from nbtune.data.sources.rows import is_rows, is_stream
 
         named = {k: v for k, v in (self.namespace or {}).items() if not k.startswith("_") and k not in ("In", "Out")}
-        rows = sorted(name for name, value in named.items() if is_rows(value) and len(value))
+        rows = sorted(name for name, value in named.items() if is_rows(value) and (is_stream(value) or len(value)))
         files = sorted(p.name for p in Path.cwd().glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
         body = {"fields": fields(), "goals": list(GOALS), "care": list(CARE), "groups": list(GROUPS)}
         body["models"] = [offer.name for offer in offered]

@@ -26,6 +26,7 @@ HELD: dict[str, Callable[[], Any]] = {
     "pandas": lambda: pd.DataFrame(ROWS),
     "polars": lambda: pl.DataFrame(ROWS),
     "dataset": lambda: datasets.Dataset.from_list(ROWS),
+    "iterator": lambda: (row for row in ROWS),
 }
 
 

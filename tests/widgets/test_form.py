@@ -57,7 +57,9 @@ class Planner:
 
 @pytest.fixture
 def panel():
-    made = form(Planner(), lambda spec, name, rows: None, {"rows": [{"text": "a"}], "n": 3, "Out": {}})
+    made = form(
+        Planner(), lambda spec, name, rows: None, {"rows": [{"text": "a"}], "n": 3, "Out": {}, "one_by_one": iter([])}
+    )
     yield made
     made.close()
 

@@ -1,7 +1,7 @@
 """Whether the rows are what the spec says, from the first of them: said at once, before a run is made.
 
-Only the heads of files are read. What the first rows cannot tell (a dataset of the Hub, a stream, an address) is left
-to the run.
+Only the heads of files and streams are read. What the first rows cannot tell (a dataset of the Hub, an address) is
+left to the run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def look(sources: Iterable[Source], spec: RunSpec) -> None:
 
 
 def _look_at(source: Source, spec: RunSpec) -> None:
-    rows = source.head(_ROWS)
+    rows = source.head(min(_ROWS, source.spec.max_rows or _ROWS))
     if rows is None:
         return
     if len(rows) == 0:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from nbtune.data.sources.rows import is_rows, is_table
+from nbtune.data.sources.rows import is_rows, is_stream, is_table
 from nbtune.errors import DataError, SpecError
 from nbtune.spec import RunSpec, SourceSpec, from_mapping, from_yaml
 
@@ -161,7 +161,7 @@ def _kind(entry: Any) -> str:
     other."""
     if isinstance(entry, str | os.PathLike):
         return "name"
-    if type(entry) is not dict and is_table(entry):
+    if type(entry) is not dict and (is_table(entry) or is_stream(entry)):
         return "rows"
     if isinstance(entry, Mapping):
         if _is_source(entry):
@@ -210,12 +210,7 @@ def _half(entry: Mapping[str, Any], place: str) -> SpecError:
 
 
 def _no_rows(value: Any, place: str) -> DataError:
-    if hasattr(value, "__next__"):
-        return DataError(
-            f"a {type(value).__name__} can be read only once", place=place, fix="make a list of it: list(…)"
-        )
-    return DataError(
-        f"a value of type {type(value).__name__} is not rows",
-        place=place,
-        fix="give a list of dicts, a dict of columns, a DataFrame, a datasets.Dataset, or a name",
-    )
+    fix = "give a list of dicts, a dict of columns, a DataFrame, a datasets.Dataset, an iterator of dicts, or a name"
+    if callable(value):
+        fix = "of functions, those with `yield` that want no arguments give rows; or call it"
+    return DataError(f"a value of type {type(value).__name__} is not rows", place=place, fix=fix)

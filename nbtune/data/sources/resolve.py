@@ -19,7 +19,7 @@ from nbtune import hub_cache
 from nbtune.data.sources import row_function
 from nbtune.data.sources.dataset_folder import PACKED, files_of
 from nbtune.data.sources.files import SUFFIXES, read_files, read_head
-from nbtune.data.sources.rows import ListRows, Rows, Source, first_of, is_rows, rows_of, split_of
+from nbtune.data.sources.rows import ListRows, Rows, Source, first_of, is_rows, is_stream, rows_of, split_of
 from nbtune.data.sources.walk import files_under, here, is_pattern, matching
 from nbtune.errors import DataError, HubError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, SourceSpec
@@ -140,16 +140,17 @@ def _variable(spec: SourceSpec, name: str, namespace: Mapping[str, Any]) -> Sour
         raise DataError(
             f"the variable `{name}` is a {type(value).__name__}, not rows",
             place="data",
-            fix="give a list of dicts, a DataFrame or a datasets.Dataset",
+            fix="give a list of dicts, a DataFrame, a datasets.Dataset, or a function with `yield`",
         )
     value = split_of(value, spec.split, name)
     if value is namespace[name] and str(getattr(value, "split", "")) != spec.split:
         _check_no_part(spec, name, "a variable")
     _check_no_part(spec.model_copy(update={"split": "train"}), name, "a variable")
-    if type(value).__name__ == "IterableDataset":
-        from nbtune.data.sources.stream import rows_of_stream
+    if is_stream(value):
+        from nbtune.data.sources.stream import spool_of
 
-        return Source(name, "variable", spec, lambda: rows_of_stream(value, name))
+        spool = spool_of(value, name)
+        return Source(name, "variable", spec, lambda: spool.rows(spec.max_rows), head=spool.head)
     return Source(
         name, "variable", spec, lambda: rows_of(value, name), head=lambda count: rows_of(first_of(value, count), name)
     )

@@ -6,10 +6,13 @@ polars, pyarrow and datasets are imported only for sources that need them.
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,7 +69,7 @@ class Source:
         Raises:
             DataError: the source is empty, or cannot be read.
         """
-        rows = self.load()
+        rows = self.raw
         if len(rows) == 0:
             raise DataError("there are no rows in it", place=self.name, fix="give at least one row")
         if self.change is not None:
@@ -75,8 +78,8 @@ class Source:
 
     @cached_property
     def raw(self) -> Rows:
-        """The rows as they are, before any function."""
-        return self.load()
+        """The rows as they are, before any function: the first `max_rows` of them, where the spec says so."""
+        return at_most(self.spec.max_rows, self.load())
 
 
 class ListRows:
@@ -106,7 +109,7 @@ class ArrowRows:
     BATCH = 512
 
     def __init__(self, table: Any, name: str) -> None:
-        self.table, self._name = table, name
+        self.table, self.name = table, name
         self._start, self._batch = 0, []  # type: tuple[int, list[Row]]
 
     def __len__(self) -> int:
@@ -140,7 +143,35 @@ class ArrowRows:
             yield from self.table.slice(start, self.BATCH).to_pylist()
 
     def place(self, index: int) -> str:
-        return f"{self._name}, row {index}"
+        return f"{self.name}, row {index}"
+
+
+class FirstRows:
+    """The first rows of others."""
+
+    def __init__(self, rows: Rows, count: int) -> None:
+        self._rows, self._count = rows, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return islice(self._rows, self._count)
+
+    def place(self, index: int) -> str:
+        return self._rows.place(index)
+
+
+def at_most(count: int | None, rows: Rows) -> Rows:
+    """Return the first `count` rows, or all."""
+    if count is None or len(rows) <= count:
+        return rows
+    return ArrowRows(rows.table.slice(0, count), rows.name) if isinstance(rows, ArrowRows) else FirstRows(rows, count)
 
 
 def _bytes_of(array: Any) -> Any:
@@ -178,12 +209,31 @@ def _as_row(value: Any, place: Callable[[], str]) -> Row:
 def is_table(value: Any) -> bool:
     """Return whether a value is a library's frame, table or dataset (nothing is imported to find out)."""
     kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
-    return kind in _CONVERTERS or kind == "datasets.IterableDataset"
+    return kind in _CONVERTERS
+
+
+def is_stream(value: Any) -> bool:
+    """Return whether a value gives rows one by one: an `IterableDataset`, a generator or another iterator, or a
+    function with `yield` that wants no arguments."""
+    if type(value).__name__ == "IterableDataset" and type(value).__module__.split(".")[0] == "datasets":
+        return True
+    if inspect.isgeneratorfunction(value):
+        return _wants_nothing(value)
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
+
+
+def _wants_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def is_rows(value: Any) -> bool:
-    """Return whether a variable's value can be read as rows (nothing is imported to find out)."""
-    if is_table(value):
+    """Return whether a variable's value can be read as rows, at once or one by one (nothing is imported to find
+    out)."""
+    if is_table(value) or is_stream(value):
         return True
     if isinstance(value, list | tuple):
         return all(isinstance(row, Mapping | str | list) for row in value[:8])

@@ -25,7 +25,7 @@ from nbtune.atomic_io import replace_file, write_text
 from nbtune.data.sources import consent, row_function
 from nbtune.data.sources.files import read_files
 from nbtune.data.sources.json_line import to_json
-from nbtune.data.sources.rows import ArrowRows, Rows, Source, is_rows, rows_of, split_of
+from nbtune.data.sources.rows import ArrowRows, Rows, Source, at_most, is_rows, is_stream, rows_of, split_of
 from nbtune.errors import DataError
 from nbtune.folder_format import rows_version, stamp
 from nbtune.spec import SourceSpec
@@ -208,11 +208,11 @@ def changed_rows(folder: Path | str, variables: Mapping[str, Any]) -> list[str]:
 def _changed_name(entry: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
     name = str(entry["spec"].get("source", "")).removeprefix("var:")
     value = variables.get(name)
-    if entry["kind"] != "variable" or not is_rows(value) or type(value).__name__ == "IterableDataset":
+    if entry["kind"] != "variable" or not is_rows(value) or is_stream(value):
         return ""
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_of(split_of(value, entry["spec"].get("split", "train"), name), name)
-        written = _write(rows, Path(folder) / "rows", name)
+        written = _write(at_most(entry["spec"].get("max_rows"), rows), Path(folder) / "rows", name)
         return "" if _hash(written) == entry["files"][0]["sha256"] else name
 
 

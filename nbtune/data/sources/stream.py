@@ -1,35 +1,99 @@
-"""Rows that come one by one (`datasets.IterableDataset`, generators): spooled to disk, then read by line.
+"""Rows that come one by one (`datasets.IterableDataset`, generators, other iterators): written down as they come.
 
 What does not fit into memory need not: a spool is a temporary jsonl file, read through a memory map, and gone with the
-process. It lies in the cache.
+process. It lies in the cache. It takes no more of a stream than somebody has asked for, and of one that can be read
+only once everybody gets the same rows: a plan before the run, and the run.
 """
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import json
 import shutil
+import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.files import read_file
 from nbtune.data.sources.json_line import to_json
-from nbtune.data.sources.rows import Rows
+from nbtune.data.sources.rows import ListRows, Rows
+from nbtune.errors import DataError
+
+_MOST_KEPT = 32
+_ONCE: dict[int, tuple[Spool, Any]] = {}  # of what can be read only once, by its id
 
 
-def rows_of_stream(stream: Iterable[Any], name: str) -> Rows:
-    """Return the rows of a stream, in its order.
+class Spool:
+    """A stream, as far as it was asked for.
 
-    Raises:
-        DataError: a value cannot be written down.
+    Args:
+        begin: returns what gives the rows.
+        name: what people call it.
     """
-    spool = workplace()
-    file = spool / "rows.jsonl"
-    with file.open("w", encoding="utf-8") as handle:
-        for index, row in enumerate(stream):
-            row = {"text": row} if isinstance(row, str) else row
-            handle.write((to_json(row, f"{name}, row {index}") if row else json.dumps(row)) + "\n")
-    rows = read_file(file, name)
-    weakref.finalize(rows, shutil.rmtree, spool, ignore_errors=True)
-    return rows
+
+    def __init__(self, begin: Callable[[], Iterator[Any]], name: str) -> None:
+        self._begin, self._name = begin, name
+        self._stream: Iterator[Any] | None = None
+        self._file = workplace() / "rows.jsonl"
+        self._count, self._ended, self._busy = 0, False, threading.Lock()
+        self._failed: DataError | None = None
+        weakref.finalize(self, shutil.rmtree, self._file.parent, ignore_errors=True)
+
+    def rows(self, most: int | None) -> Rows:
+        """Return at least the first `most` rows, or all.
+
+        Raises:
+            DataError: what gives them failed, or a value cannot be written down.
+        """
+        self._take(most)
+        return read_file(self._file, self._name)
+
+    def head(self, count: int) -> Rows:
+        """Return the first `count` rows, in memory."""
+        self._take(count)
+        with self._file.open(encoding="utf-8") as file:
+            return ListRows([json.loads(line) for line in itertools.islice(file, count)], self._name)
+
+    def _take(self, most: int | None) -> None:
+        with self._busy, self._file.open("a", encoding="utf-8") as file:
+            while not self._ended and (most is None or self._count < most):
+                row = self._next()
+                if self._ended:
+                    break
+                row = {"text": row} if isinstance(row, str) else row
+                file.write((to_json(row, f"{self._name}, row {self._count}") if row else json.dumps(row)) + "\n")
+                self._count += 1
+            if self._failed is not None:
+                raise self._failed
+
+    def _next(self) -> Any:
+        try:
+            if self._stream is None:
+                self._stream = iter(self._begin())
+            return next(self._stream)
+        except StopIteration:
+            self._ended = True
+        except Exception as error:  # noqa: BLE001 — the user's code may raise anything; the row says where
+            self._ended = True
+            self._failed = DataError(
+                f"`{self._name}` failed: {type(error).__name__}: {error}",
+                place=f"{self._name}, row {self._count}",
+                fix="mend what gives the rows; or take fewer: {source: …, max_rows: …}",
+            )
+            self._failed.__cause__ = error
+
+
+def spool_of(value: Any, name: str) -> Spool:
+    """Return the spool of a stream: anew of what can be read again, always the same of what cannot."""
+    if not isinstance(value, Iterator):
+        return Spool(value if inspect.isgeneratorfunction(value) else lambda: iter(value), name)
+    if (kept := _ONCE.get(id(value))) is not None:
+        return kept[0]
+    spool = Spool(lambda: value, name)
+    while len(_ONCE) >= _MOST_KEPT:
+        del _ONCE[next(iter(_ONCE))]
+    _ONCE[id(value)] = spool, value  # as long as it is held here its number is no other's
+    return spool

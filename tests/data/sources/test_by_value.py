@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,13 @@ from nbtune.spec import SourceSpec, from_yaml, to_yaml
 
 ROWS = [{"prompt": f"Hi {k}", "completion": "Ahoy!"} for k in range(4)]
 COLUMNS = {key: [row[key] for row in ROWS] for key in ROWS[0]}
-HOLDERS = {
+
+
+def _one_by_one(rows: list[dict[str, str]] = ROWS) -> Iterator[dict[str, str]]:
+    yield from rows
+
+
+HOLDERS: dict[str, Callable[[], Any]] = {
     "list": lambda: list(ROWS),
     "tuple": lambda: tuple(ROWS),
     "columns": lambda: dict(COLUMNS),
@@ -31,6 +40,9 @@ HOLDERS = {
     "dataset": lambda: datasets.Dataset.from_list(ROWS),
     "splits": lambda: datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
     "stream": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
+    "generator": lambda: functools.partial(_one_by_one, ROWS),
+    "iterator": lambda: _one_by_one(),
+    "map": lambda: map(dict, ROWS),
 }
 held = st.sampled_from(sorted(HOLDERS))
 listed = st.sampled_from(sorted({*HOLDERS} - {"columns"}))  # in a list that would be a row
@@ -115,9 +127,9 @@ REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
     "nothing": ([], DataError, "empty list"),
     "nothing in a source": ({"source": []}, DataError, "empty list"),
     "nothing in a list": ([ROWS, []], DataError, "empty list"),
-    "an iterator": (iter(ROWS), DataError, "only once"),
-    "a generator": ((row for row in ROWS), DataError, "only once"),
-    "a generator in a list": ([ROWS, (row for row in ROWS)], DataError, "only once"),
+    "a function that gives one row": (lambda: ROWS[0], DataError, "type function is not rows"),
+    "a generator that wants to know something": (lambda path: (yield path), DataError, "type function is not rows"),
+    "a file": (io.StringIO("{}"), DataError, "type StringIO is not rows"),
     "numbers": ([1, 2], DataError, "type int is not rows"),
     "a number": (3, DataError, "type int is not rows"),
     "a set": ({1, 2}, DataError, "type set is not rows"),
