@@ -70,8 +70,7 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
     from nbtune_kernels import linear_logprobs_of
 
     from nbtune.models.accelerate.detect import causal_lm, decoder
-    from nbtune.models.accelerate.lm_head import find_head
-    from nbtune.models.accelerate.lora_member import LeftAlone
+    from nbtune.models.accelerate.lm_head import find_head, has_head
 
     owners, count = _owners(batch), len(batch.examples)
     lm: Any = causal_lm(model)
@@ -80,14 +79,11 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
     inputs = model_inputs(batch, device, fused=True)
     for name in ("loss_rows", "loss_labels", "loss_weights", "loss_only"):
         inputs.pop(name, None)
-    try:
-        head = find_head(lm) if inner is not None else None
-    except LeftAlone:
-        head = None
-    if head is None or inner is None:
+    if inner is None or not has_head(lm):
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[rows].float()
         logprobs = logits.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels != -100)
     else:
+        head = find_head(lm)
         hidden = inner(**inputs, use_cache=False, return_dict=True).last_hidden_state
         logprobs, *_ = linear_logprobs_of(
             hidden, head.module.weight, labels, bias=head.module.bias, rows=rows, softcap=head.softcap,

@@ -115,15 +115,25 @@ class _Look:
 
     def _states(self, batch: Batch) -> torch.Tensor:
         from nbtune.models.accelerate.detect import causal_lm, decoder
+        from nbtune.models.accelerate.lm_head import has_head
         from nbtune.train.inputs import model_inputs
 
         inputs = model_inputs(batch, self.device, fused=self.fused)
         for name in ("labels", "loss_rows", "loss_labels", "loss_weights", "loss_only"):
             inputs.pop(name, None)
-        inner: Any = decoder(causal_lm(self.model))
+        lm = causal_lm(self.model)
+        inner: Any = decoder(lm)
         if inner is None:
             return self.model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
-        return inner(**inputs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
+        if self.fused and has_head(lm):  # as nbtune's own head asks
+            return inner(**inputs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
+        found: list[torch.Tensor] = []  # a model's own head may hand on less: Bloom's keeps where documents begin
+        handle = inner.register_forward_hook(lambda _module, _inputs, output: found.append(output[0]))
+        try:
+            self.model(**inputs, use_cache=False)
+        finally:
+            handle.remove()
+        return found[0]
 
 
 def _asked(look: _Look, rows: Rows, words: np.ndarray) -> Claim:

@@ -68,3 +68,25 @@ def test_a_leak_is_not_taken_for_rounding(family: str, dtype: torch.dtype, round
     assert not found.holds, found.words
     if dtype == torch.float32 or rounding == 0:
         assert found.holds is False, found.words
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["by tokens", "by answers"])
+@pytest.mark.parametrize("targets", [["query_key_value"], ["query_key_value", "lm_head"]])
+def test_the_model_is_asked_as_a_run_asks_it(targets: list[str], fused: bool) -> None:
+    """Bloom's own forward hands on nothing of a pack: with its layers accelerated, and an adapter on its head, what
+    the decoder says by itself is not what the run's loss is made of."""
+    from nbtune.models.accelerate import apply
+    from nbtune.models.adapters import add_adapter
+    from nbtune.spec import AdapterSpec
+
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(**{**SIZES, **LEAK["BloomConfig"], "tie_word_embeddings": False})
+    made: Any = add_adapter(
+        transformers.AutoModelForCausalLM.from_config(config), AdapterSpec(target_modules=targets), seed=0
+    )
+    patch = apply(made)
+    assert "layers.0" in patch.report.taken
+    own_head = "lm_head" not in targets
+    assert ("head" in patch.report.taken) == own_head
+    found = small_packs_are_kept_apart(Trial(made, patch), fused=fused or own_head)
+    assert found.holds is own_head, found.words

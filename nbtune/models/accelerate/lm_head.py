@@ -183,6 +183,15 @@ def find_head(lm: nn.Module) -> Head:
     return head
 
 
+def has_head(lm: nn.Module) -> bool:
+    """Return whether `find_head` finds the head of a causal language model."""
+    try:
+        find_head(lm)
+    except LeftAlone:
+        return False
+    return True
+
+
 class HeadDisagrees(LeftAlone):
     """Its logits are not what was read of the config."""
 
