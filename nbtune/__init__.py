@@ -23,6 +23,7 @@ _HOMES = {
     "attach": "nbtune.api",
     "finetune": "nbtune.api",
     "form": "nbtune.api",
+    "home": "nbtune.api",
     "inspect": "nbtune.api",
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
@@ -56,6 +57,7 @@ __all__ = [
     "attach",
     "finetune",
     "form",
+    "home",
     "inspect",
     "plan",
     "repeat",
@@ -65,7 +67,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtune.api import attach, finetune, form, inspect, plan, repeat, runs, validate
+    from nbtune.api import attach, finetune, form, home, inspect, plan, repeat, runs, validate
     from nbtune.planner import Plan
     from nbtune.run import Run
     from nbtune.spec import RunSpec

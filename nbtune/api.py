@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,6 +172,21 @@ def form(namespace: Mapping[str, Any] | None = None) -> Any:
     from nbtune import widgets
 
     return widgets.form(plan, finetune, namespace)
+
+
+def home(namespace: Mapping[str, Any] | None = None, runs_dir: str | Path | None = None) -> Any:
+    """Return all runs as one panel: to open, chat with, compare, resume, take home, delete; and the form for a new one.
+
+        nbtune.home(globals())
+
+    Args:
+        namespace: where the form finds rows by name.
+        runs_dir: where runs are; ``NBTUNE_RUNS`` or ``./runs`` by default.
+    """
+    from nbtune import widgets
+
+    root = run_folder.runs_root(runs_dir)
+    return widgets.home(attach, plan, partial(finetune, runs_dir=root), namespace, root)
 
 
 def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Any:

@@ -6,7 +6,7 @@ What is new is written beside, flushed, and renamed. A hidden name says what som
 |---|---|---|
 | ``.NAME.MARK.tmp`` | being written | `sweep`, by the one who owns the folder (a run's engine) |
 | ``.NAME.MARK.old`` | NAME, until the new one took its place | `sweep`; it is put back where NAME is missing |
-| ``.NAME.MARK.gone`` | being deleted | `sweep` |
+| ``.NAME.MARK.gone`` | being deleted | `sweep`; a run's folder: the next run that is deleted |
 | ``.NAME.part-PID-MARK`` | being written where nobody owns the folder (exports) | the next writer, if PID is gone |
 | ``.NAME.part-PID-MARK.old`` | NAME, there, until the new one took its place | the same; put back if NAME is missing |
 """

@@ -131,6 +131,11 @@ class Run(RunReader):
         self._model.launched = launch(self.folder, detach=detach, own_process=own_process)
         return self
 
+    def delete(self) -> None:
+        """Delete its folder with all that is in it; a run at work is refused. What was pushed stays."""
+        run_folder.delete(self.folder)
+        self._model.free()
+
     def wait(self, timeout: float | None = None) -> Run:
         """Wait until it has ended. An interrupt (Ctrl-C) stops the waiting, not the run.
 

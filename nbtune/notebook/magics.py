@@ -18,6 +18,7 @@ from nbtune.notebook import environment, flags, usage
 from nbtune.notebook.display import Table, losses_table, runs_table, say, show_plan
 from nbtune.notebook.display_run import follow, show_ended
 from nbtune.spec import from_mapping, from_yaml, placing, to_yaml
+from nbtune.store.folder import runs_root
 from nbtune.untrusted import from_here, harmless
 
 
@@ -66,8 +67,10 @@ class NbtuneMagics(Magics):
 
     @line_cell_magic
     def nbtune(self, line: str, cell: str | None = None) -> None:
-        """Handle runs from the keyboard; `%nbtune?` shows the text of `usage.nbtune_help`."""
+        """Show all runs; with a command, handle them from the keyboard. `%nbtune?` shows `usage.nbtune_help`."""
         name, _, rest = line.strip().partition(" ")
+        if not name and cell is None:
+            return self._home()
         if name in ("", "help", "--help"):
             return say(usage.nbtune_help())
         command = commands_of("cell").get(name)
@@ -140,6 +143,23 @@ class NbtuneMagics(Magics):
         if not runs:
             raise TrainError("there is no run yet", fix="start one: `%finetune` shows how")
         return next((run for run in runs if run.state not in ENDED), runs[0])
+
+    def _home(self) -> None:
+        """Show the panel of all runs; their table, and how to start one, where there is no page for it."""
+        runs_dir = self._runs_dir(None)
+        if environment.has_page(self.shell):
+            from nbtune.widgets import home
+
+            return display(home(self._handle, nbtune.plan, self._start, self.shell.user_ns, runs_root(runs_dir)))
+        display(runs_table(nbtune.runs(runs_dir=runs_dir)))
+        return say("`%finetune` shows how to start a run, `%nbtune?` what else there is.")
+
+    def _handle(self, path: Path) -> Any:
+        """Return the handle of a run that is opened with a click: `run` in the lines of code that the page shows."""
+        run = nbtune.attach(path)
+        if isinstance(self.shell.user_ns.get(self.variable), nbtune.Run | None):
+            self._keep(run)
+        return run
 
     def _runs(self, args: Any) -> None:
         display(runs_table(nbtune.runs(runs_dir=self._runs_dir(args.runs))))

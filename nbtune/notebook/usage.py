@@ -47,7 +47,8 @@ def finetune_help(prog: str = "%%finetune") -> str:
 
 def nbtune_help() -> str:
     """Return what `%nbtune?` shows."""
-    lines = ["Runs from the keyboard.", "", "Usage: %nbtune COMMAND … [flags]", ""]
+    lines = ["`%nbtune` alone shows all runs, to click on. From the keyboard:", ""]
+    lines += ["Usage: %nbtune COMMAND … [flags]", ""]
     for name, command in commands_of("cell").items():
         taken = [argument for argument in command.arguments("cell") if argument.dest not in _EVERYWHERE]
         words = [spelled(argument) for argument in taken if not argument.spellings]

@@ -17,11 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nbtune.atomic_io import write_json, write_text
+from nbtune.atomic_io import discard, write_json, write_text
+from nbtune.disk import disk_error
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.folder_format import plan_body, refuse_newer, stamp, version_of
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
+from nbtune.store.lock import Ownership, is_owned
 from nbtune.untrusted import BadFile, harmless, load, number, open_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -57,12 +59,12 @@ def create(root: Path, name: str, spec: RunSpec) -> Path:
         raise SpecError(f"{name!r} cannot be a run's name", fix="use letters, digits, '.', '_' and '-', at most 64")
     folder = root / f"{name}-{secrets.token_hex(3)}"
     # later than every run that is there, also after the clock was set back: the newest run of a name is this one
-    created = max([time.time(), *(_created(path) + 1e-3 for path in all_folders(root)[:1])])
+    now = max([time.time(), *(created(path) + 1e-3 for path in all_folders(root)[:1])])
     try:
         for part in ("data", "checkpoints", "exports"):
             (folder / part).mkdir(parents=True)
         write_text(folder / "spec.yaml", to_yaml(spec))
-        write_json(folder / "environment.json", {**stamp(), "name": name, "created": created, **_environment()})
+        write_json(folder / "environment.json", {**stamp(), "name": name, "created": now, **_environment()})
         write_text(folder / "train.py", _TRAIN_PY)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -233,20 +235,42 @@ def all_folders(root: Path) -> list[Path]:
         folders = [path for path in root.iterdir() if _is_run(path)]
     except OSError:  # it has vanished meanwhile, or may not be read
         return []
-    return sorted(folders, key=_created, reverse=True)
+    return sorted(folders, key=created, reverse=True)
 
 
 def _is_run(path: Path) -> bool:
+    if path.name.startswith("."):  # no run's name: a folder that is being deleted
+        return False
     try:
         return (path / "spec.yaml").is_file()
     except OSError:  # a folder that may not be entered is named, if it looks like a run's
         return _FOLDER.fullmatch(path.name) is not None
 
 
-def _created(folder: Path) -> float:
+def delete(folder: Path) -> None:
+    """Delete a run with all that was made of it; nobody ever sees it half deleted.
+
+    Raises:
+        TrainError: an engine works on it, or the disk refuses.
+    """
     try:
-        created = number(load(folder / "environment.json"), "created", 0.0)
-        return created if 0 <= created < _FAR else 0.0
+        if folder.is_symlink():  # what it leads to is somebody's own
+            return folder.unlink()
+        if is_owned(folder):
+            raise TrainError(f"the run `{name_of(folder)[0]}` is at work", fix="stop it first")
+        with Ownership(folder):  # nobody resumes it meanwhile
+            discard(folder)
+        for left in folder.parent.glob(".*.gone"):  # of a process that was killed meanwhile
+            shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(error, TrainError, "the run's folder cannot be deleted", place=folder.name) from error
+
+
+def created(folder: Path) -> float:
+    """Return when a run was made, in seconds since 1970; 0 where its folder does not say."""
+    try:
+        when = number(load(folder / "environment.json"), "created", 0.0)
+        return when if 0 <= when < _FAR else 0.0
     except (FileNotFoundError, BadFile):
         return 0.0
 

@@ -99,6 +99,9 @@ class RunHandle(Answers, Protocol):
     def resume(self, *, step: int | None = None) -> RunHandle:
         """Go on from a checkpoint."""
 
+    def delete(self) -> None:
+        """Delete its folder."""
+
     @property
     def go_on(self) -> Callable[..., RunHandle]:
         """Start a run that begins with what this one has learnt; as `nbtune.Run.go_on`."""

@@ -8,6 +8,7 @@ report(run)    a picture and a small HTML report, for nbconvert and GitHub
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from nbtune.widgets.compare_panel import Compare
     from nbtune.widgets.export_panel import ExportPanel
     from nbtune.widgets.form_panel import Form
+    from nbtune.widgets.home_panel import Home
     from nbtune.widgets.inspector_panel import Inspector
     from nbtune.widgets.losses_panel import Losses
     from nbtune.widgets.monitor_panel import Monitor
     from nbtune.widgets.run_report import Report
 
-__all__ = ["chat", "compare", "exporter", "figure", "form", "inspect", "losses", "monitor", "report"]
+__all__ = ["chat", "compare", "exporter", "figure", "form", "home", "inspect", "losses", "monitor", "report"]
 
 
 def monitor(run: RunHandle) -> Monitor:
@@ -91,6 +93,28 @@ def form(plan: Callable[..., Any], start: Callable[..., Any], namespace: Mapping
     from nbtune.widgets.form_panel import Form
 
     return Form(plan, start, namespace)
+
+
+def home(
+    attach: Callable[[Path], RunHandle],
+    plan: Callable[..., Any],
+    start: Callable[..., Any],
+    namespace: Mapping[str, Any] | None = None,
+    root: Path | None = None,
+) -> Home:
+    """Return the home: all runs of a folder, and the form for a new one.
+
+    >>> home(nbtune.attach, nbtune.plan, nbtune.finetune)
+    <Home: a panel of nbtune>
+
+    Args:
+        attach: ``attach(folder)`` returns the handle of a run, as `nbtune.attach` does.
+        plan, start, namespace: as of `form`.
+        root: the folder of runs; ``NBTUNE_RUNS`` or ``./runs`` by default.
+    """
+    from nbtune.widgets.home_panel import Home
+
+    return Home(attach, plan, start, namespace, root)
 
 
 def chat(run: RunHandle | AtStep, other: RunHandle | AtStep | None = None, *, system: str = "") -> Chat:

@@ -60,6 +60,11 @@ class Form(Panel):
         self.do_check(dict(first))
         self.in_background(lambda: self._judge(offered), lambda error: None)
 
+    @property
+    def filled(self) -> dict[str, Any]:
+        """What it is filled in with, by dotted key; nothing where that is no valid spec yet."""
+        return {} if self.spec is None else _flat(self.spec)
+
     def _judge(self, offered: list[form_models.Offer]) -> None:
         verdicts: list[dict[str, Any]] = []
         for one in form_models.judged(offered):

@@ -80,3 +80,10 @@ def test_the_handler_of_another_library_still_works(shell: Any, capsys: Any) -> 
     nbtune.notebook.load(shell)
     shell.run_cell("1 / 0")
     assert "divided" in capsys.readouterr().out
+
+
+def test_nbtune_alone_says_which_runs_there_are_where_there_is_no_page(shell: Any, capsys: Any) -> None:
+    shell.run_cell("%nbtune").raise_error()
+    said = capsys.readouterr().out
+    assert "No runs yet" in said
+    assert "`%finetune` shows how to start a run" in said

@@ -83,7 +83,7 @@ class View {
     const best = (evals) => evals.items.reduce((low, item) => (item.loss !== null && !(item.loss >= low) ? item.loss : low), undefined);
     this.table.replaceChildren(el("tr", {}, ...head), ...runs.map((run, k) => el("tr", {},
       el("th", { scope: "row", class: "nbt-text", style: "color:inherit" }, this.swatch(k), this.label(run, k)), el("td", { class: "nbt-whole" }, text(`state.${run.status.state}`)),
-      el("td", { class: "nbt-whole" }, `${number(run.status.step)} / ${number(run.status.total)}`), el("td", {}, number(run.smoothed.at(-1))),
+      el("td", { class: "nbt-whole" }, run.status.total ? `${number(run.status.step)} / ${number(run.status.total)}` : number(run.status.step)), el("td", {}, number(run.smoothed.at(-1))),
       el("td", {}, run.evals.items.length ? number(best(run.evals)) : MISSING))));
   }
 
