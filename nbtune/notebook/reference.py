@@ -23,7 +23,7 @@ Made from the code by `python -m nbtune.notebook.reference`; a test checks that 
 | | |
 |---|---|
 | `%%finetune [flags]` + YAML body | start a run; it trains in the background |
-| `%finetune` | the form (without a page: a cell to start from); with flags of the keys (`%finetune --data rows`) it starts a run |
+| `%finetune` | the form (without a page: a cell to start from); with flags (`%finetune --data rows`) a run |
 | `%nbtune` | all runs, to click on, and the form for a new one (without a page: their table) |
 | `%nbtune COMMAND [RUN]` | runs from the keyboard |
 | `%%finetune?`, `%nbtune?` | this text |
