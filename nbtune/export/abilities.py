@@ -15,9 +15,10 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.vocabulary import vocabulary_of
-from nbtune.export.merge import HEAD, embedding_name, not_in_base, refuse_quantised
+from nbtune.export.merge import HEAD, embedding_name, not_in_base, outline_of, refuse_quantised
 from nbtune.export.source import ExportSource, read_json
 from nbtune.models.abilities import Claim
+from nbtune.models.stored_names import pieces_of
 
 if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
@@ -33,7 +34,7 @@ def can_be_merged(place: Path, headers: Mapping[str, Any], adapter: AdapterSpec,
         place: the base's folder.
         headers: the entries of its safetensors files, by name.
         adapter: what is trained.
-        targets: the names of the modules that it is put onto.
+        targets: the names of the weights that it is put onto.
     """
     if adapter.type == "full":
         return Claim(holds=True, words="every weight is trained: nothing is left to merge")
@@ -43,9 +44,16 @@ def can_be_merged(place: Path, headers: Mapping[str, Any], adapter: AdapterSpec,
         refuse_quantised(read_json(place / "config.json"), str(place))
     except ExportError as error:
         return Claim(holds=False, words=error.cause)
-    if missing := [f"{name}.weight" for name in targets if not _is_there(f"{name}.weight", headers)]:
+    if (missing := _missing(targets, headers)) and (base := outline_of(place)) is not None:
+        stored = pieces_of(base, headers)
+        missing = [name for name in missing if not stored.get(name)]
+    if missing:
         return Claim(holds=False, words=not_in_base(missing))
-    return Claim(holds=True, words=f"{len(targets)} weights, all of which the base's files hold by these names")
+    return Claim(holds=True, words=f"{len(targets)} weights, all of which the base's files hold")
+
+
+def _missing(targets: Sequence[str], headers: Mapping[str, Any]) -> list[str]:
+    return [name for name in targets if not _is_there(name, headers)]
 
 
 def _is_there(name: str, headers: Mapping[str, Any]) -> bool:

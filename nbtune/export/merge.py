@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
+from nbtune.models.adapter_targets import linears
+from nbtune.models.outline_facts import outlined
+from nbtune.models.stored_names import pieces_of
 from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
 from nbtune.spec.placement import Placement
 
@@ -64,6 +68,10 @@ class MergedModel:
             self._attach(self.adapter)
 
     def _attach(self, adapter: AdapterFile) -> None:
+        other = adapter.config.get("target_parameters") or any(name not in self.base for name in adapter.targets)
+        base = outline_of(self.source.base) if other else None
+        if base is not None:
+            adapter.settle(base, self.base)
         if self._tied():
             self._keep_or_cut_tie(adapter)
         there = {*self.base, *self.names}
@@ -138,8 +146,21 @@ class MergedModel:
         return self._fp32(self.base.rows(self._stored(name), start, stop))
 
     def _is_linear(self, name: str) -> bool:
-        """Return whether training had this weight quantised: every matrix but the embedding and the head."""
+        """Return whether training had this weight quantised: those of linear layers but the head, and not experts,
+        which are stacked as they are loaded, nor what chooses among them."""
+        return name in self._linear if self._linear is not None else self._is_matrix(name)
+
+    def _is_matrix(self, name: str) -> bool:
         return name != self.embedding and name != HEAD and len(self.base.shape(self._stored(name))) == 2
+
+    @cached_property
+    def _linear(self) -> frozenset[str] | None:
+        if (model := outline_of(self.source.base)) is None:
+            return None
+        head = model.get_output_embeddings()
+        layers = [name for name, layer in linears(model) if layer is not head]
+        stored = pieces_of(model, self.base)
+        return frozenset(piece.name for name in layers for piece in stored.get(f"{name}.weight", ()))
 
     def _fp32(self, stored: torch.Tensor) -> torch.Tensor:
         return stored.to(self.device).float()
@@ -158,6 +179,14 @@ class MergedModel:
         step = rows_per_chunk(shape)
         for start in range(0, shape[0], step):
             yield self.rows(name, start, min(start + step, shape[0]))
+
+
+def outline_of(base: Path) -> Any:
+    """Return the base without its numbers, or None: its weights are what they are called."""
+    try:
+        return outlined(str(base))
+    except Exception:  # noqa: BLE001 — a model's own code may want numbers, a folder may be anybody's
+        return None
 
 
 def not_in_base(missing: Sequence[str]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch
 from nbtune.errors import ExportError
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import read_json
+from nbtune.models.stored_names import Piece, pieces_of
 
 _PREFIX = "base_model.model."
 # Starts that change the base itself before training: the adapter alone does not say what they changed.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+_WHOLE = Piece("")
 
 
 @dataclass
@@ -25,6 +30,8 @@ class Target:
 
     a, b: LoRA's factors; embedding: they are an embedding's (stored transposed); magnitude: DoRA's norms;
     full: the whole weight; delta: a bias to add (LoRA's own); tokens: the rows that `token_rows` replaces.
+    experts: how many matrices the factors are for, where they are for a stack of them (0: for one matrix).
+    turned: the stack holds its matrices as (in, out). piece: what of the weight they are for this is.
     """
 
     a: str = ""
@@ -36,6 +43,9 @@ class Target:
     token_rows: str = ""
     tokens: list[int] | None = None
     scale: float = 1.0
+    experts: int = 0
+    turned: bool = False
+    piece: Piece = _WHOLE
 
 
 class AdapterFile:
@@ -59,13 +69,36 @@ class AdapterFile:
         for name, target in self.targets.items():
             if target.a:
                 target.scale = self._scale(name, target)
-        self.lora_names = frozenset(name for name, target in self.targets.items() if target.a)
+
+    @property
+    def lora_names(self) -> frozenset[str]:
+        """The weights that have LoRA factors."""
+        return frozenset(name for name, target in self.targets.items() if target.a)
+
+    def settle(self, model: Any, names: Iterable[str]) -> None:
+        """Name each target as the base's files name it: what peft has of a stack becomes a target of each piece of it.
+
+        Args:
+            model: the base (its weights may hold nothing); names: of the weights in its files.
+        """
+        stored = pieces_of(model, names)
+        weights = dict(model.named_parameters())
+        ends = self.config.get("target_parameters") or ()
+        settled: dict[str, Target] = {}
+        for name, target in self.targets.items():
+            own, stack = _weight_of(name, model, ends)
+            if stack is not None:
+                target.experts, target.turned = weights[own].shape[0], bool(getattr(stack, "is_transposed", False))
+                target.scale = self._scale(f"{own}.weight", target)
+            for piece in stored.get(own) or [Piece(name)]:
+                settled[piece.name] = replace(target, piece=piece)
+        self.targets = settled
 
     def _refuse_unknown(self) -> None:
         kind = self.config.get("peft_type")
         if kind != "LORA":
             raise self._error(f"an adapter of type {kind!r} cannot be merged yet", "export the adapter instead.")
-        for key in ("layer_replication", "target_parameters", "use_qalora", "use_bdlora", "megatron_config"):
+        for key in ("layer_replication", "use_qalora", "use_bdlora", "megatron_config"):
             if self.config.get(key):
                 raise self._error(f"adapters with {key} cannot be merged yet", "export the adapter instead.")
         start = self.config.get("init_lora_weights")
@@ -120,7 +153,7 @@ class AdapterFile:
     def _scale(self, name: str, target: Target) -> float:
         """Return LoRA's factor: alpha/r, or alpha/√r for rsLoRA; alpha may be given by a pattern of the
         module's name."""
-        rank = self.weights.shape(target.a)[0]
+        rank = self.weights.shape(target.a)[0] // max(1, target.experts)
         alpha = float(self.config.get("lora_alpha") or 8)
         module = name.rpartition(".")[0]
         for pattern, value in (self.config.get("alpha_pattern") or {}).items():
@@ -134,8 +167,10 @@ class AdapterFile:
         target = self.targets[name]
         if not target.a:
             return
-        inner, outer = self.weights.shape(target.a)[1], self.weights.shape(target.b)[0]
-        turned = target.embedding or self.config.get("fan_in_fan_out")
+        inner, outer = self.weights.shape(target.a)[1], self.weights.shape(target.b)[0] // target.piece.parts
+        turned = target.embedding or self.config.get("fan_in_fan_out") or target.turned
+        if len(shape) > 2 and shape[0] == target.experts:
+            shape = shape[1:]
         if (inner, outer) != (shape if turned else shape[::-1]) and not (target.full and target.embedding):
             raise ExportError(
                 f"the adapter's factors for {name!r} are for a {outer}x{inner} weight, and the base's is {shape}",
@@ -145,9 +180,16 @@ class AdapterFile:
 
     def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
         """Return LoRA's A (r, in) and B (out, r) of a linear weight, fp32, unscaled; of an embedding (r, tokens), (dim,
-        r)."""
+        r); of a stack of experts (E, r, in), (E, out, r)."""
         target = self.targets[name]
-        return self._fp32(target.a, device), self._fp32(target.b, device)
+        a, b = self._fp32(target.a, device), self._fp32(target.b, device)
+        if target.experts:  # peft keeps an expert's rows of A together, and its columns of B apart
+            a = a.reshape(target.experts, -1, a.shape[1])
+            b = b.reshape(len(b), -1, target.experts).permute(2, 0, 1)
+        if (expert := target.piece.expert) is not None:
+            a, b = a[expert], b[expert]
+        rows = b.shape[-2] // target.piece.parts
+        return a, b[..., rows * target.piece.part : rows * (target.piece.part + 1), :]
 
     def _fp32(self, key: str, device: torch.device | str) -> torch.Tensor:
         return self.weights.get(key).to(device).float()
@@ -175,6 +217,9 @@ class AdapterFile:
 
     def _with_lora(self, name: str, target: Target, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         a, b = self.factors(name, rows.device)
+        if a.dim() > 2:
+            update = b[start:stop] @ a[start:stop]
+            return rows + target.scale * (update.transpose(1, 2) if target.turned else update)
         if target.embedding or self.config.get("fan_in_fan_out"):
             merged = rows + target.scale * (a[:, start:stop].T @ b.T)
             if target.magnitude:
@@ -185,3 +230,24 @@ class AdapterFile:
             norms = self._fp32(target.magnitude, rows.device).flatten()[start:stop]
             merged = merged * (norms / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1)
         return merged
+
+
+def _weight_of(name: str, model: Any, ends: Sequence[str]) -> tuple[str, Any]:
+    """Return which weight of the model an adapter's part is for, and the module that holds it, if it is a stack.
+
+    peft wraps a module once for each of its weights that are adapted, the first one innermost: that one's part has the
+    most `base_layer` in its name.
+    """
+    place = name.removesuffix(".weight")
+    depth = 0
+    while place.endswith(".base_layer"):
+        place, depth = place.removesuffix(".base_layer"), depth + 1
+    try:
+        module = model.get_submodule(place)
+    except AttributeError:
+        return name, None
+    own = [f"{place}.{at}" for at, p in module.named_parameters(recurse=False) if p.dim() > 2]
+    adapted = [at for at in own if any(at == end or at.endswith(f".{end}") for end in ends)]
+    if depth >= len(adapted):
+        return name, None
+    return adapted[len(adapted) - 1 - depth], module

@@ -1,12 +1,15 @@
-"""Which layers of a model an adapter goes onto, by the names that peft matches."""
+"""Which layers and stacks of experts an adapter goes onto, by the names that peft matches."""
 
 import inspect
 import re
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.experts.stacks import configs, expert_counts, stacked_weights
+from nbtune.spec.placement import PlacementWish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,48 +24,86 @@ _READ = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.clamp)")
 CHOOSES = "it chooses among experts"
 PAST = "the model hands its weight on, past an adapter"
 RENAMED = "peft takes its name for that of the experts, which are stacked and no linear layers"
+STACKED = "peft has neither DoRA nor dropout for the stacked weights of experts"
 ELSEWHERE = "it belongs to what sees or hears: only text is trained"
 
 
-def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
-    """Return the names of the adapter's layers. Each is some layer's: peft passes over one that is not, without a word.
+@dataclass(frozen=True)
+class Targets:
+    """What an adapter goes onto, by ends of names as peft matches them.
+
+    Args:
+        modules: of linear layers.
+        parameters: of weights that peft adapts by themselves (`target_parameters`): stacks of experts' matrices, and
+            layers whose names it takes for the experts'.
+    """
+
+    modules: list[str]
+    parameters: list[str]
+
+
+def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> Targets:
+    """Return the names of what the adapter goes onto. Each is something's: peft passes over others without a word.
 
     Raises:
-        SpecError: no layer has one of the names, or an adapter on it would be wrong.
+        SpecError: nothing has one of the names, or an adapter on it would be wrong.
     """
-    odd, names = left_out(model), _names(model)
+    odd, stacks = left_out(model, adapter), stacked_weights(model)
     if adapter.target_modules == "all-linear":
         head = _head(model)
-        linear = [name for name, m in linears(model) if m is not head and name not in odd]
-        if not linear:
-            raise SpecError("no linear layer of this model can have an adapter", fix="Write `adapter: full`.")
-        return _short(linear, names)
-    elsewhere = _elsewhere(model)
-    chosen: list[str] = []
-    for end in adapter.target_modules:
-        found = [name for name in names if _matches(name, end)]
-        if not found:
+        layers = [name for name, m in linears(model) if m is not head and name not in odd]
+        weights = [name for name in stacks if name not in odd]
+    else:
+        layers, weights = _named(model, adapter.target_modules, odd, stacks)
+    by_weight = _renamed(model, set(layers))
+    weights += [f"{name}.weight" for name in layers if name in by_weight]
+    modules = [name for name in layers if name not in by_weight]
+    if not modules and not weights:
+        raise SpecError("no linear layer of this model can have an adapter", fix="Write `adapter: full`.")
+    every = [name for name, _ in model.named_parameters()]
+    return Targets(_short(modules, _names(model)), _short(weights, every))
+
+
+def _named(
+    model: "nn.Module", ends: "Sequence[str]", odd: dict[str, str], stacks: "dict[str, nn.Parameter]"
+) -> tuple[list[str], list[str]]:
+    """Return the layers and the stacks that such ends of names are meant for; the name of what holds stacks is theirs.
+
+    Raises:
+        SpecError: see `targets_of`.
+    """
+    elsewhere, names = _elsewhere(model), _names(model)
+    layers, weights = [], []
+    for end in ends:
+        held = [name for name in stacks if _matches(name, end) or _matches(name.rpartition(".")[0], end)]
+        places = {name.rpartition(".")[0] for name in stacks}
+        found = [name for name in names if _matches(name, end) and name not in places]
+        if not found and not held:
             raise _unknown(model, end)
-        if reason := next((odd[name] for name in found if odd.get(name, ELSEWHERE) != ELSEWHERE), None):
+        if able := [name for name in found + held if odd.get(name) not in (RENAMED, STACKED)]:  # a name of both
+            found, held = [n for n in found if n in able], [n for n in held if n in able]
+        if reason := next((odd[name] for name in found + held if odd.get(name, ELSEWHERE) != ELSEWHERE), None):
             raise SpecError(
                 f"`{end}` cannot have an adapter: {reason}",
                 place="adapter.target_modules",
                 fix="Use all-linear, which leaves such layers out.",
             )
         of_text = [name for name in found if name not in elsewhere]
-        if not of_text:
+        if not of_text and not held:
             raise SpecError(f"`{end}` cannot have an adapter: {ELSEWHERE}", place="adapter.target_modules")
-        chosen += [end] if len(of_text) == len(found) else _short(of_text, names)
-    return list(dict.fromkeys(chosen))
+        layers += of_text
+        weights += held
+    return list(dict.fromkeys(layers)), list(dict.fromkeys(weights))
 
 
-def targeted(model: "nn.Module", adapter: "AdapterSpec") -> "dict[str, nn.Module]":
-    """Return the modules that an adapter goes onto, by their names.
-
-    Raises:
-        SpecError: see `targets_of`.
-    """
-    return modules_of(model, targets_of(model, adapter))
+def adapted_weights(model: "nn.Module", targets: Targets) -> "dict[str, nn.Parameter]":
+    """Return the weights that an adapter goes onto, by their names."""
+    whole = {f"{name}.weight" for name in modules_of(model, targets.modules)}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if name in whole or any(_matches(name, end) for end in targets.parameters)
+    }
 
 
 def modules_of(model: "nn.Module", targets: "Sequence[str]") -> "dict[str, nn.Module]":
@@ -70,22 +111,25 @@ def modules_of(model: "nn.Module", targets: "Sequence[str]") -> "dict[str, nn.Mo
     return {name: module for name, module in model.named_modules() if any(_matches(name, each) for each in targets)}
 
 
-def left_out(model: "nn.Module") -> dict[str, str]:
-    """Return the linear layers, the head apart, that `all-linear` leaves out, and why."""
+def left_out(model: "nn.Module", adapter: "AdapterSpec") -> dict[str, str]:
+    """Return the linear layers, the head apart, and the stacks of experts that `all-linear` leaves out, and why."""
     head = _head(model)
     candidates = {name for name, m in linears(model) if m is not head}
+    by_weight = not adapter.dropout and adapter.type != "dora"  # what peft does not do on weights by themselves
+    packed = PlacementWish.of_spec("auto", adapter.type).on_device().four_bit  # which have another shape
     reasons = {
-        RENAMED: _renamed(model, candidates),
+        RENAMED: set() if by_weight and not packed else _renamed(model, candidates),
         PAST: _read_past(model),
         CHOOSES: _routers(model),
         ELSEWHERE: _elsewhere(model),
     }
-    return {name: why for why, names in reasons.items() for name in sorted(names & candidates)}
+    odd = {name: why for why, names in reasons.items() for name in sorted(names & candidates)}
+    return odd if by_weight else {**odd, **dict.fromkeys(stacked_weights(model), STACKED)}
 
 
-def left_out_lines(model: "nn.Module") -> list[str]:
+def left_out_lines(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
     """Return what `all-linear` leaves out, for people: a line a reason."""
-    odd = left_out(model)
+    odd = left_out(model, adapter)
     lines = []
     for why in dict.fromkeys(odd.values()):
         names = [name for name in odd if odd[name] == why]
@@ -95,9 +139,10 @@ def left_out_lines(model: "nn.Module") -> list[str]:
 
 
 def linear_names(model: "nn.Module") -> list[str]:
-    """Return the last names of the layers that may have an adapter, for a message."""
-    odd = left_out(model)
-    return sorted({name.rsplit(".", 1)[-1] for name, _ in linears(model) if name not in odd})
+    """Return the last names of what may have an adapter, for a message."""
+    reasons = {**dict.fromkeys(_read_past(model)), **dict.fromkeys(_routers(model)), **dict.fromkeys(_elsewhere(model))}
+    names = [*(name for name, _ in linears(model)), *stacked_weights(model)]
+    return sorted({name.rsplit(".", 1)[-1] for name in names if name not in reasons})
 
 
 def _unknown(model: "nn.Module", wanted: str) -> SpecError:
@@ -148,26 +193,17 @@ def _short(wanted: list[str], names: list[str]) -> list[str]:
 
 def _routers(model: "nn.Module") -> set[str]:
     """Return what chooses among experts: called so, or called a gate and as wide as there are experts."""
-    counts = {v for config in _configs(model) for k, v in vars(config).items() if k.endswith("experts")}
+    counts = expert_counts(model)
     return {
         name for name, m in linears(model) if _ROUTER.search(name) and ("router" in name or m.weight.shape[0] in counts)
     }
 
 
-def _configs(model: "nn.Module") -> list[Any]:
-    """Return the model's config, and that of its text where this is another."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return []
-    text = config.get_text_config()
-    return [config] if text is config else [config, text]
-
-
 def _elsewhere(model: "nn.Module") -> set[str]:
     """Return modules of a model that also sees or hears which are none of its language model's."""
-    if len(configs := _configs(model)) < 2:
+    if len(found := configs(model)) < 2:
         return set()
-    text = type(configs[1])
+    text = type(found[1])
     named = [(name, m) for name, m in model.named_modules() if name]
     places = tuple(f"{name}." for name, m in named if type(getattr(m, "config", None)) is text)
     head = _head(model)

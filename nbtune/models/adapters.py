@@ -46,12 +46,14 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
     for p in model.parameters():
         p.requires_grad_(False)
     targets, known = targets_of(model, adapter), linear_names(model)
-    turned = all(type(m).__name__ == "Conv1D" for m in modules_of(model, targets).values())  # GPT-2's weights
+    layers = modules_of(model, targets.modules).values()
+    turned = bool(layers) and all(type(m).__name__ == "Conv1D" for m in layers)  # GPT-2's weights
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
-        target_modules=targets,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
         fan_in_fan_out=turned,
         use_rslora=adapter.use_rslora,
         use_dora=adapter.type == "dora",

@@ -37,7 +37,7 @@ class ModelFacts:
         dtype: of most weights on disk, in torch's spelling.
         trained: how many numbers the adapter trains, where that was counted (`nbtune.models.outline_facts`).
         experts_used: share of a mixture's experts that a token goes through.
-        targets: the names of the modules that the adapter is put onto, counted alike.
+        targets: the names of the weights that the adapter is put onto, counted alike.
         linear: numbers in linear layers beside the head, counted alike: what 4 or 8 bits cover.
         stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
         turns_at: tokens beyond which a row turns the angles of every row in its batch (long rotary factors); None: no

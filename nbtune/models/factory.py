@@ -93,7 +93,7 @@ def build(
         device
     ):  # where weights come piece by piece, blocks that are taken are causal
         refuse_unless_causal(base, spec_model)
-    apart = [] if adapter.type == "full" or adapter.target_modules != "all-linear" else left_out_lines(base)
+    apart = [] if adapter.type == "full" or adapter.target_modules != "all-linear" else left_out_lines(base, adapter)
     model: Any = add_adapter(base, adapter, seed=seed)
     built = Built(model, tok, facts)
     if accelerate:

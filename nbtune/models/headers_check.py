@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.models.abilities import Claim
+from nbtune.models.stored_names import Loading
 from nbtune.models.weight_checks import check_loaded, is_quantised
 
 if TYPE_CHECKING:
@@ -45,26 +46,21 @@ def weights_by_headers(whole: PreTrainedModel, headers: Mapping[str, Any], place
 
 def _told(whole: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return what loading would tell of missing, mismatched and unexpected weights."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(whole)
-    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-    converters = [one for one in mapping if isinstance(one, WeightConverter)]
-    wanted = whole.state_dict()
+    loading = Loading(whole)
+    wanted = loading.wanted
     found: dict[str, list[int] | None] = {}
     left: set[str] = set()
     for stored, entry in headers.items():
-        name, converted = rename_source_key(stored, renamings, converters, whole.base_model_prefix, wanted)
-        if name not in wanted and stored in wanted:
-            name, converted = stored, None
+        name, converted = loading.name_of(stored)
         if name in wanted:
             found[name] = None if converted else list(entry["shape"])
         else:
             left.add(name)
     shapes = [(n, s, wanted[n].shape) for n, s in found.items() if s is not None and s != list(wanted[n].shape)]
     missing = _without_ignored(set(wanted) - set(found) - _tied(whole, found), whole._keys_to_ignore_on_load_missing)
-    several = [_ending(target) for one in converters if len(one.target_patterns) > 1 for target in one.target_patterns]
+    several = [
+        _ending(target) for one in loading.converters if len(one.target_patterns) > 1 for target in one.target_patterns
+    ]
     return {
         "missing_keys": {name for name in missing if not any(name.endswith(end) for end in several)},
         "mismatched_keys": shapes,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
-from nbtune.models.adapter_targets import linears, targeted
+from nbtune.models.adapter_targets import adapted_weights, linears, modules_of, targets_of
 from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts
+from nbtune.models.experts.stacks import lora_numbers
 from nbtune.models.loading import outline, resolve
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ _Count = tuple[int | None, int | None, int, tuple[str, ...]]
 @lru_cache(maxsize=32)
 def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: bool) -> _Count:
     """Return numbers that are trained, those in linear layers beside the head, those in stacks of matrices (experts),
-    and the names of the modules that are trained."""
+    and the names of the weights that the adapter is put onto."""
     import torch
     from torch import nn
 
@@ -81,10 +82,11 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False) if p.dim() > 2)
     if adapter.type == "full":
         return sum(p.numel() for p in model.parameters()), linear, stacked, ()
-    layers = targeted(model, adapter)
-    names = tuple(layers)
-    if layers and all(type(layer) is nn.Linear for layer in layers.values()):  # without peft, which imports for seconds
-        ends = sum(adapter.r * (m.in_features + m.out_features) for m in layers.values())
+    targets = targets_of(model, adapter)
+    layers, weights = modules_of(model, targets.modules), adapted_weights(model, targets)
+    names = tuple(weights)
+    if all(type(layer) is nn.Linear for layer in layers.values()):  # without peft, which imports for seconds
+        ends = sum(lora_numbers(weight, adapter.r) for weight in weights.values())
         scales = sum(m.out_features for m in layers.values()) if adapter.type == "dora" else 0
         return ends + scales, linear, stacked, names
     own = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)

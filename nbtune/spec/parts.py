@@ -79,7 +79,7 @@ class AdapterSpec(Part):
     target_modules: Literal["all-linear"] | tuple[str, ...] = field(
         "all-linear",
         "Targets",
-        "Which linear layers get an adapter: all of the blocks', or names.",
+        "Which linear layers get an adapter: all of the blocks', a mixture's experts included, or names.",
         example=["q_proj", "v_proj"],
         advanced=True,
     )

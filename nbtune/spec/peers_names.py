@@ -155,6 +155,8 @@ INSTEAD = _table(
         use_peft peft_config lora_config lora peft lora_model_dir
     = adapter: {target_modules: all-linear}
         lora_target target_layers lora_target_linear
+    = adapter: {target_modules: [experts]}
+        target_parameters lora_target_parameters
     = weights: fp8
         fp8 load_in_fp8
     = dtype: bf16

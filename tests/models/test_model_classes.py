@@ -15,8 +15,9 @@ import torch
 from nbtune.errors import SpecError
 from nbtune.models import model_facts
 from nbtune.models.accelerate import apply
-from nbtune.models.adapter_targets import left_out, targeted, targets_of
+from nbtune.models.adapter_targets import adapted_weights, left_out, targets_of
 from nbtune.models.adapters import add_adapter
+from nbtune.models.experts.stacks import stacked_weights
 from nbtune.spec import AdapterSpec
 from tests.support.model_classes import CLASSES, LONG, SHORT, WINDOW, config_of, make
 from tests.support.run_alike import both, rows
@@ -84,7 +85,10 @@ def test_an_adapter_goes_onto_linear_layers_that_run_and_never_onto_a_router() -
     said: dict[str, set[str]] = {}
     for name in ("llama", "qwen3_moe", "llama4_text", "mamba", "deepseek_v3", "zamba2", "gemma3n_text", *SAMPLE):
         model = make(name)
-        odd, names = left_out(model), set(targeted(model, AdapterSpec()))
+        odd, stacks = left_out(model, AdapterSpec()), set(stacked_weights(model))
+        weights = set(adapted_weights(model, targets_of(model, AdapterSpec())))
+        assert stacks <= weights, name
+        names = {at.removesuffix(".weight") for at in weights - stacks}
         linear = {
             at for at, m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"
         }
@@ -95,7 +99,7 @@ def test_an_adapter_goes_onto_linear_layers_that_run_and_never_onto_a_router() -
     assert said["llama"] == said["qwen3_moe"] == set()
     assert said["phimoe"] == said["llama4_text"] == {"router: it chooses among experts"}
     assert {at.split(":")[0] for at in said["mamba"]} == {"x_proj", "dt_proj", "out_proj"}
-    assert {at.split(":")[0] for at in said["deepseek_v3"]} == {"gate_proj", "up_proj", "down_proj"}
+    assert said["deepseek_v3"] == set()  # its dense layers, called as experts once were, are adapted by their weights
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_token_goes_through_a_share_of_the_experts(chosen: dict[str, Any]) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_trained_is_counted(name: str, tmp_path: Path) -> None:
     place = folder_of(name, tmp_path)
-    layers = targets_of(outline(str(place), dtype=torch.float32, device="meta"), AdapterSpec())
+    layers = targets_of(outline(str(place), dtype=torch.float32, device="meta"), AdapterSpec()).modules
     some: list[Any] = ["all-linear", tuple(layers[:1]), tuple(layers[-2:]), ("lm_head", layers[0])]
     adapters = [AdapterSpec(r=3, type=kind, target_modules=each) for kind in ("lora", "dora") for each in some[:3]]
     adapters += [AdapterSpec(r=3, target_modules=some[3]), AdapterSpec(type="qlora", r=5), AdapterSpec(type="full")]

@@ -62,10 +62,12 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     from gguf import GGMLQuantizationType, GGUFWriter
 
     began = time.monotonic()
-    adapter = AdapterFile(adapter_folder(source))
+    adapter_folder(source)
+    model = MergedModel(source)  # checks that the adapter fits this base
+    adapter = model.adapter
+    assert adapter is not None
     _refuse(adapter)
     adapter.weights.must_be_finite()
-    model = MergedModel(source)  # checks that the adapter fits this base
     config = Config(model.config, str(source.base / "config.json"))
     family = family_of(config)
     alphas = {name: target.scale * adapter.weights.shape(target.a)[0] for name, target in adapter.targets.items()}

@@ -1,0 +1,87 @@
+"""What was learnt by experts leaves the house: merged into stacks and into single matrices, as stock computes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import nbtune
+from nbtune import events
+from nbtune.export import ExportSource
+from nbtune.export.merge import MergedModel, write_merged
+from nbtune.export.reference_model import reference_model
+from nbtune.models.adapters import save_adapter
+from nbtune.spec import AdapterSpec
+from nbtune.spec.placement import Placement
+from tests.models.experts.test_stacks import MIXTURES
+from tests.support.model_classes import save
+from tests.support.run_alike import Ours
+from tests.support.tiny_models import save_speaking
+
+SAMPLE = ("mixtral", "granitemoe", "gpt_oss")  # single matrices, renamed stacks, stacks that lie turned
+IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def trained(name: str, folder: Path, adapter: AdapterSpec) -> ExportSource:
+    """A base and an adapter on it whose numbers are no zeros."""
+    base = save_with_words(name, folder / "base")
+    return ExportSource(base, save_adapter(Ours(base, adapter, accelerate=False).model, folder / "adapter"), name="one")
+
+
+def save_with_words(name: str, folder: Path) -> Path:
+    from nbtune.models import load_tokenizer
+
+    load_tokenizer("nbtune/tiny").save_pretrained(save(name, folder))
+    return folder
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.slow) for n in MIXTURES])
+def test_a_merged_mixture_computes_what_base_and_adapter_do(name: str, tmp_path: Path) -> None:
+    source = trained(name, tmp_path, AdapterSpec(r=4, alpha=6, use_rslora=name == "gpt_oss"))
+    write_merged(source, tmp_path / "merged", "float32")
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32))
+    with reference_model(source) as model:
+        true = logits(model)
+        with model.disable_adapter():
+            assert float((logits(model) - true).abs().max()) > 0.1
+    assert float((merged - true).abs().max()) <= 1e-5 * float(true.max() - true.min())
+
+
+def test_experts_are_merged_as_they_were_trained_where_other_layers_have_4_bits(tmp_path: Path) -> None:
+    """Stacks, and what chooses among experts, are not rounded in training: merging must not, though files hold single
+    matrices."""
+    source = trained("mixtral", tmp_path, AdapterSpec(r=4, target_modules=("q_proj",)))
+    source = ExportSource(source.base, source.adapter, name="one", weights=Placement(format="nf4"))
+    merged = MergedModel(source)
+    same = [name for name in merged.names if torch.equal(merged.get(name), merged.base.get(name).float())]
+    others = {name.rpartition("self_attn.")[2] for name in merged.names if name not in same}
+    assert others == {f"{letter}_proj.weight" for letter in "qkvo"}
+
+
+def test_a_run_on_a_mixture_says_that_it_merges_and_does(tmp_path: Path) -> None:
+    options = {
+        "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    base = save_speaking("mixtral", tmp_path / "base", **options)
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(4)]
+    run = nbtune.finetune(
+        model=str(base), data=rows, steps=2, batch_size=2, adapter={"r": 2}, learning_rate=1e-2,
+        runs_dir=tmp_path / "runs",
+    ).wait()  # fmt: skip
+    said = dict(next(event for event in run.events() if isinstance(event, events.Abilities)).said)
+    assert said["merging"].startswith("can be merged")
+    merged = run.export.merged(tmp_path / "merged")
+    stock = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32)
+    with reference_model(run.export.source()) as true:
+        expected = logits(true)
+    assert float((logits(stock) - expected).abs().max()) <= 1e-5 * float(expected.max() - expected.min())
