@@ -24,6 +24,7 @@ from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
     from nbtune.data import Source
+    from nbtune.device import DeviceFacts
 
 Spec = RunSpec | Mapping[str, Any] | str | None
 
@@ -73,18 +74,28 @@ def _placing(spec: Spec, first_line: int) -> Any:
     return placing(spec if isinstance(spec, str) else None, first_line=first_line)
 
 
-def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any) -> Plan:
+def plan(
+    spec: Spec = None,
+    *,
+    machine: str | None = None,
+    rows: Mapping[str, Any] | None = None,
+    first_line: int = 1,
+    **fields: Any,
+) -> Plan:
     """Return what a run would cost, without loading the model.
 
         plan = nbtune.plan(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2)
 
     Args:
         spec, rows, first_line, fields: as in `finetune`.
+        machine: plan for one that is not here: ``t4``, ``colab``, ``rtx4090``, ``8xh100``, ``mac-32``, ``24GB`` …
+            (`nbtune.device.MACHINES`).
     Raises:
         NbtuneError: as `finetune`, before any work.
     """
     from nbtune import data, device, models
 
+    elsewhere = None if machine is None else device.machine(machine)
     run_spec, variables = spec_with_named_rows(spec, fields, rows, first_line)
     with _placing(spec, first_line):
         sources = _sources(run_spec, variables)
@@ -92,13 +103,27 @@ def plan(spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line
     with _placing(spec, first_line):
         facts = models.counted(models.model_facts(model), model, run_spec.adapter, trust_remote_code=trust)
     tokenizer = models.load_tokenizer(model, trust_remote_code=trust)
-    measured, chosen = data.measure(sources, tokenizer, run_spec), device.choose_cards(run_spec.gpus, run_spec.device)
-    where = device.describe(device.pick(run_spec.device, chosen[0] if isinstance(run_spec.gpus, tuple) else None))
+    measured = data.measure(sources, tokenizer, run_spec)
+    where, devices = _devices_here(run_spec) if elsewhere is None else _devices_there(elsewhere, run_spec)
     missing = models.missing_bytes(model, facts.weights_bytes)
     with _placing(spec, first_line):
         found = abilities.expected(run_spec, facts, tokenizer)
-        about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": len(chosen)}
+        about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": devices}
         return make_plan(run_spec, facts, measured, where, **about)
+
+
+def _devices_here(spec: RunSpec) -> tuple[DeviceFacts, int]:
+    """Return what a run trains on, and how many of them."""
+    from nbtune import device
+
+    chosen = device.choose_cards(spec.gpus, spec.device)
+    return device.describe(device.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None)), len(chosen)
+
+
+def _devices_there(where: DeviceFacts, spec: RunSpec) -> tuple[DeviceFacts, int]:
+    from nbtune import device
+
+    return where, device.shared_among(where, spec.gpus, spec.device)
 
 
 def finetune(

@@ -43,7 +43,7 @@ class Argument:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     many: Literal["", "words", "again"] = ""
-    offers: Literal["", "runs", "models", "sources", "gguf"] = ""
+    offers: Literal["", "runs", "models", "sources", "gguf", "machines"] = ""
     optional_in: tuple[Door, ...] = ()
     doors: tuple[Door, ...] = BOTH
     why: str = ""

@@ -41,6 +41,11 @@ SET = flag(
 )
 RUN = word("RUN", "Name (its newest run), id, or folder.", offers="runs", optional_in=CELL)
 RUNS = flag("--runs DIR", "Where runs are; by default NBTUNE_RUNS, or ./runs.", kind=Path)
+MACHINE = flag(
+    "--machine NAME",
+    "Plan for a machine that is not here: t4, colab, rtx4090, 8xh100, mac-32, 24GB …",
+    offers="machines",
+)
 JSON = switch("--json", "One JSON line a result on stdout.", doors=SHELL, why=_SHOWN)
 STAY = switch(
     "--wait", "Stay in the cell until the run has ended.", doors=CELL, why="in a shell the command waits by itself"
@@ -68,6 +73,7 @@ _TRAIN = Command(
         flag("--name", "What the run is called.", default="run", offers="runs"),
         STAY,
         switch("--dry-run", "Show the plan, train nothing."),
+        MACHINE,
         SET,
         switch("--restart", "Stop and save a living run of this name first."),
         switch("--queue", "Start when a living run of this name has ended."),
@@ -82,7 +88,7 @@ _PLAN = Command(
     function="nbtune.plan",
     code="nbtune.plan(SPEC)",
     body=True,
-    takes=(SPEC, SET, JSON),
+    takes=(SPEC, MACHINE, SET, JSON),
 )
 _VALIDATE = Command(
     name="validate",

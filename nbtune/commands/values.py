@@ -31,9 +31,18 @@ def offered(argument: Argument, namespace: Mapping[str, Any], runs_dir: Path | N
             return models()
         case "sources":
             return sources(namespace)
+        case "machines":
+            return machines()
         case "gguf":
             return list(TYPES)
     return []
+
+
+def machines() -> list[str]:
+    """Return the names of machines that a plan may be for."""
+    from nbtune.device import MACHINES
+
+    return list(MACHINES)
 
 
 def models() -> list[str]:

@@ -6,9 +6,11 @@ Everything that it reports is in bytes. torch is imported when a device is asked
 from nbtune.device.detect import DeviceFacts, choose_cards, describe, gpu_present, pick
 from nbtune.device.dtype import choose_dtype, torch_dtype
 from nbtune.device.limits import cpu_count, ram_available, ram_total
+from nbtune.device.machines import MACHINES, machine, shared_among
 from nbtune.device.memory import MemoryUse, empty_cache, memory_use, pinnable, reset_peak
 
 __all__ = [
+    "MACHINES",
     "DeviceFacts",
     "MemoryUse",
     "choose_cards",
@@ -17,11 +19,13 @@ __all__ = [
     "describe",
     "empty_cache",
     "gpu_present",
+    "machine",
     "memory_use",
     "pick",
     "pinnable",
     "ram_available",
     "ram_total",
     "reset_peak",
+    "shared_among",
     "torch_dtype",
 ]

@@ -25,7 +25,9 @@ _PROCESS = 2**29  # bytes that Python and torch take before there is a model
 class DeviceFacts:
     """What the planner needs to know of a device; `capability` is CUDA's (major, minor), (0, 0) elsewhere.
 
-    `ram` is what the host has free, for weights and activations that wait there; `count`: of such devices.
+    `ram` is what the host has free, for weights and activations that wait there; `count`: of such devices. `flops`
+    (achieved, 16-bit products a second) and `link` (bytes a second from the host) are those of a machine that is not
+    here (`nbtune.device.machine`); 0: as any of its kind.
     """
 
     kind: str
@@ -37,6 +39,8 @@ class DeviceFacts:
     unified: bool = False
     ram: int = 0
     count: int = 1
+    flops: float = 0.0
+    link: float = 0.0
 
 
 def pick(wanted: str = "auto", index: int | None = None) -> torch.device:

@@ -144,9 +144,9 @@ def _seconds(setup: Setup, way: Fit) -> float:
     """Return the seconds a token takes, up to a factor that all ways share."""
     model, tokens = setup.model, way.micro_batch_size * setup.sequence_len
     launches = 1 + 0.15 / (tokens / 512)  # small micro-batches waste launches
-    work = 4 * model.active_parameters * SLOWER[way.activations] * launches / _FLOPS
+    work = 4 * model.active_parameters * SLOWER[way.activations] * launches / (setup.device.flops or _FLOPS)
     if way.weights.resident is None:
         return work
     sent = 2 * (model.num_layers - way.weights.resident) * block_bytes(model, setup.weights)
-    longer, shorter = sorted((work, sent / _HOST_RATE / tokens), reverse=True)
+    longer, shorter = sorted((work, sent / (setup.device.link or _HOST_RATE) / tokens), reverse=True)
     return longer + 0.1 * shorter  # the shorter one hides behind the longer, nearly

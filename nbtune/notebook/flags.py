@@ -148,6 +148,7 @@ class Request:
     wait: bool = False
     detach: bool = False
     dry_run: bool = False
+    machine: str | None = None
     on_busy: Literal["attach", "restart", "queue"] = "attach"
     runs_dir: Path | None = None
     help: bool = False
@@ -208,6 +209,8 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
     if parsed.restart and parsed.queue:
         fix = "keep one"
         raise SpecError("`--restart` and `--queue` exclude each other", place=parser.place, fix=fix)
+    if parsed.machine is not None and not parsed.dry_run and not prog.endswith(" plan"):
+        raise SpecError("`--machine` is for a plan alone", place=parser.place, fix="`--dry-run`, or `%%nbtune plan`")
     values = vars(parsed)
     overrides = {
         key.removeprefix("key:"): parse_value(text)
@@ -224,6 +227,7 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
         wait=parsed.wait,
         detach=parsed.detach,
         dry_run=parsed.dry_run,
+        machine=parsed.machine,
         on_busy="restart" if parsed.restart else "queue" if parsed.queue else "attach",
         runs_dir=parsed.runs,
         help=parsed.help,

@@ -51,7 +51,7 @@ class NbtuneMagics(Magics):
         rows = self.shell.user_ns
         with placing(cell, first_line=2):
             if request.dry_run:
-                return show_plan(nbtune.plan(spec, rows=rows))
+                return show_plan(nbtune.plan(spec, rows=rows, machine=request.machine))
             run = nbtune.finetune(
                 spec,
                 name=request.name,
@@ -80,7 +80,7 @@ class NbtuneMagics(Magics):
                 place=f"`%nbtune {line.strip()}`",
                 fix=f"its commands: {', '.join(commands_of('cell'))}",
             )
-        action: Callable[[Any], None] | None = getattr(self, f"_{name}", None)
+        action: Callable[..., None] | None = getattr(self, f"_{name}", None)
         if not command.body:
             args = flags.parser(name).parse(rest)
             return self._call(command, args) if action is None else action(args)
@@ -88,7 +88,7 @@ class NbtuneMagics(Magics):
         with placing(cell, first_line=2):
             spec = self._spec(cell, request)
             if action is not None:
-                return action(spec)
+                return action(spec, request)
             return self._show(command.public_function()(spec, rows=self.shell.user_ns))
 
     # What finetune needs ---------------------------------------------------------------------------------------------
@@ -244,10 +244,10 @@ class NbtuneMagics(Magics):
             self.shell.user_ns["losses"] = losses
         display(losses)
 
-    def _plan(self, spec: Any) -> None:
-        show_plan(nbtune.plan(spec, rows=self.shell.user_ns))
+    def _plan(self, spec: Any, request: flags.Request) -> None:
+        show_plan(nbtune.plan(spec, rows=self.shell.user_ns, machine=request.machine))
 
-    def _validate(self, spec: Any) -> None:
+    def _validate(self, spec: Any, _request: flags.Request) -> None:
         nbtune.validate(spec, rows=self.shell.user_ns)
         say(f"{to_yaml(spec).rstrip()}\n# the cell is fine")
 

@@ -269,7 +269,7 @@ def _apart(
 
 
 def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:
-    rate = {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}[device.kind]  # achieved FLOP/s, until the first steps are measured
+    rate = device.flops or {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}[device.kind]  # FLOP/s, until steps are measured
     return 4 * model.active_parameters * SLOWER[activations] / rate
 
 

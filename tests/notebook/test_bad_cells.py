@@ -112,6 +112,7 @@ def test_commands_over_an_ended_run(shell: Any, capfd: Any) -> None:
         "%nbtune compare good good": "first loss",
         "%nbtune losses": "highest loss first",
         "%nbtune plan --data rows --steps 3": "memory",
+        "%nbtune plan --data rows --steps 3 --machine t4": "NVIDIA T4, fp16",
         "%finetune --data rows --steps 3 --dry-run": "memory",
         "%nbtune data rows": "examples to learn from",
         "%nbtune attach": "Run good: finished",
