@@ -274,7 +274,10 @@ class _Engine:
             total_steps=plan.total_steps,
             learning_rate=plan.learning_rate,
             factor=learning_rate_of(
-                spec.lr_scheduler_type, total_steps=plan.total_steps, warmup_ratio=spec.warmup_ratio
+                spec.lr_scheduler_type,
+                total_steps=plan.total_steps,
+                warmup_ratio=spec.warmup_ratio,
+                args=spec.schedule,
             ),
             eval_every=plan.eval_every,
             checkpoint_every=spec.checkpoint.every,

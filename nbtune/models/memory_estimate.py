@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from nbtune.spec.learning import OPTIMIZERS
+
 if TYPE_CHECKING:
     from nbtune.models.config_facts import ModelFacts
     from nbtune.spec import AdapterSpec, Placement
@@ -60,12 +62,13 @@ def estimate(
     own_layers: float = 1.0,
     own_head: bool = True,
     starting_weights: bool = False,
+    optimizer: str = "adamw",
 ) -> MemoryPlan:
     """Return the expected bytes on the training device.
 
     Args:
         model: plain facts; nothing is loaded.
-        adapter: what is trained; its numbers, gradients and Adam moments are fp32 (`nbtune.train.master_weights`).
+        adapter: what is trained; its numbers and gradients are fp32 (`nbtune.train.master_weights`).
         weights: of the blocks' frozen layers; embedding and head stay at 16 bit (32 on a CPU), on each device. Of
             layers that are streamed two are there at a time, of parted ones `_BORROWED` are there whole.
         activations: what blocks keep.
@@ -73,6 +76,7 @@ def estimate(
         own_head: nbtune's head, which makes the logits of some rows at a time; stock keeps those of all.
         starting_weights: what is trained is kept once more, as it was at the start, for a method's reference; while
             that is asked (and nothing is kept for a backward), the trained numbers wait in a second copy.
+        optimizer: of `nbtune.spec.learning.OPTIMIZERS`.
     """
     width = 4 if dtype == "fp32" else 2
     trained = trainable_parameters(model, adapter)
@@ -92,7 +96,7 @@ def estimate(
         weights=frozen,
         adapter=0 if adapter.type == "full" and width == 4 else copies,  # of 16-bit weights: fp32 copies
         gradients=trained * 4,
-        optimizer=trained * 8,
+        optimizer=int(trained * state_bytes(optimizer, model, adapter)),
         activations=max(kept, trained * 4) if starting_weights else kept,
         head=logits * model.vocab_size * (4 + width),
         reserve=_CUDA_CONTEXT if device == "cuda" else _PYTHON,
@@ -100,6 +104,22 @@ def estimate(
     # 8-bit weights come into memory as 16-bit ones first
     loading = 2 * model.block_parameters * model.num_layers + rest * width if weights.eight_bit else 0
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
+
+
+def state_bytes(optimizer: str, model: ModelFacts, adapter: AdapterSpec) -> float:
+    """Return the bytes of an optimizer's state for each trained number.
+
+    Adafactor has a number a row and one a column: most matrices of a LoRA have `r` of the one or the other. Muon has
+    one a number of the blocks' matrices, and AdamW's two for the rest.
+    """
+    known = OPTIMIZERS[optimizer].state_bytes
+    if known is not None:
+        return known
+    full = adapter.type == "full"
+    if optimizer == "adafactor":
+        return 4 * 2 / model.hidden_size if full else 4 / adapter.r
+    matrices = model.block_parameters * model.num_layers / max(1, model.parameters)
+    return 8 - 4 * min(1.0, matrices) if full else 4
 
 
 def frozen_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:

@@ -34,7 +34,7 @@ class Setup:
         dtype: ``bf16``, ``fp16`` or ``fp32``.
         own_layers, own_head: what is nbtune's own, see `estimate`.
         devices: how many such devices share each step.
-        starting_weights: see `estimate`.
+        starting_weights, optimizer: see `estimate`.
     """
 
     model: ModelFacts
@@ -47,6 +47,7 @@ class Setup:
     own_head: bool = True
     devices: int = 1
     starting_weights: bool = False
+    optimizer: str = "adamw"
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
         """Return one way, with the bytes that it needs on each device."""
@@ -63,6 +64,7 @@ class Setup:
             own_layers=self.own_layers,
             own_head=self.own_head,
             starting_weights=self.starting_weights,
+            optimizer=self.optimizer,
         )
         return Fit(policy, micro_batch_size, memory, weights)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _BASE, _WIDTH = 5e-4, 2000
 _EXPONENT, _QWEN = 0.781, 0.0775
 _NARROWEST = 256  # below it nothing was measured, and the rule would go on rising
+_OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
 _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
 
 
@@ -39,6 +40,8 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, 
     reason = f"{_BASE:g} × ({_WIDTH} / {width})^{exponent:g} by the model's hidden size"
     if spec.adapter.type == "full":
         rate, reason = rate / 10, f"{reason}; a tenth of it, because every weight is trained"
+    if "lion" in spec.optim:
+        rate, reason = rate * _OF_SIGNS, f"{reason}; a fifth of it for Lion, whose steps have one size"
     if share != 1:
         reason += f"; {_SAID.get(share, f'{share:g}')} of it for preferences"
     return float(f"{rate:.1e}"), reason

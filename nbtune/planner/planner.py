@@ -13,9 +13,10 @@ from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
 from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
-from nbtune.models.memory_estimate import frozen_bytes, trainable_parameters
+from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
 from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
 from nbtune.planner.learning_rate import rate_of
+from nbtune.planner.optimizers import check_optimizer
 from nbtune.planner.plan import Plan
 from nbtune.spec.parts import UNPACKED_ORDERS
 from nbtune.spec.placement import Home, Placement
@@ -71,9 +72,9 @@ def make_plan(
     if model.turns_at is not None and min(sequence_len, data.longest) > model.turns_at:
         found, micros = _apart(spec, model.turns_at, found, micros, reasons)
     packing = _packing(spec, found, model.architecture, reasons)
-    setup = Setup(
-        model, spec.adapter, device, weights, dtype, tokens, *_ours(spec, found), devices, _starts_from_another(spec)
-    )
+    check_optimizer(spec, device)
+    mine, start = _ours(spec, found), _starts_from_another(spec)
+    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim)
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
@@ -108,6 +109,7 @@ def make_plan(
             "experts": model.stacked,
         }
     )
+    state = state_bytes(spec.optim, model, spec.adapter)
     mean = data.tokens_total / max(1, data.rows)
     rate, why = rate_of(spec, model.architecture, model.hidden_size)
     return Plan(
@@ -136,7 +138,7 @@ def make_plan(
         eval_every=spec.eval.every or max(1, round(total_steps / 10)),
         memory=best.memory,
         available_bytes=device.free,
-        disk_bytes=trained * 12 * (spec.checkpoint.keep + 1) + trained * 8,
+        disk_bytes=int(trained * (4 + state)) * (spec.checkpoint.keep + 1) + trained * 8,
         download_bytes=download_bytes,
         seconds=total_steps
         * math.ceil(micro * accumulation / devices)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nbtune.methods import METHODS, how_they_learn, what_beta_is, without_reference
+from nbtune.spec.learning import OPTIMIZERS, SCHEDULES, OptimArgs, ScheduleArgs, check_learning
 from nbtune.spec.parts import (
     UNPACKED_ORDERS,
     AdapterSpec,
@@ -30,9 +31,11 @@ from nbtune.spec.placement import Home, PlacementWish
 from nbtune.spec.yaml_text import to_yaml
 
 if TYPE_CHECKING:
-    MethodName = str
+    MethodName = OptimizerName = ScheduleName = str
 else:
     MethodName = Literal[tuple(METHODS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
+    ScheduleName = Literal[tuple(SCHEDULES)]
 
 _MARK = re.compile(r"r[0-9a-f]{12}\Z")
 
@@ -116,8 +119,11 @@ class RunSpec(Part):
         example=2e-4,
         gt=0,
     )
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = field(
+    lr_scheduler_type: ScheduleName = field(
         "cosine", "Schedule", "How the learning rate falls.", example="cosine", advanced=True
+    )
+    schedule: ScheduleArgs = field(
+        ScheduleArgs(), "Schedule's numbers", "What the schedule is told.", example={"floor": 0.1}, advanced=True
     )
     warmup_ratio: float = field(
         0.03, "Warm-up", "Share of the steps in which the learning rate rises.", example=0.03, ge=0, le=1, advanced=True
@@ -128,8 +134,15 @@ class RunSpec(Part):
     max_grad_norm: float = field(
         1.0, "Clip at", "Gradients are scaled down to this norm; 0: not at all.", example=1.0, ge=0, advanced=True
     )
-    optim: Literal["adamw", "adamw_8bit"] = field(
-        "adamw", "Optimizer", "adamw, or with 8-bit state (bitsandbytes).", example="adamw", advanced=True
+    optim: OptimizerName = field(
+        "adamw",
+        "Optimizer",
+        "By what rule weights are changed; 8bit: with 8-bit state; paged: its state leaves a GPU that is full.",
+        example="adamw",
+        advanced=True,
+    )
+    optim_args: OptimArgs = field(
+        OptimArgs(), "Optimizer's numbers", "What the optimizer is told.", example={"beta2": 0.95}, advanced=True
     )
     train_on: Literal["answers", "last_answer", "all"] | tuple[str, ...] = field(
         "answers",
@@ -330,6 +343,7 @@ class RunSpec(Part):
                 f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"
             )
         self._method_fits()
+        check_learning(self.optim, self.optim_args, self.lr_scheduler_type, self.schedule, self.steps)
         if self.gpus != "all" and not _is_choice(self.gpus):
             raise ValueError("`gpus` is a number from 1 on, all, or a list of different GPUs' numbers, from 0 on")
         parted = self.placement.home is Home.SHARDED

@@ -42,6 +42,20 @@ ALIASES = _table(
         gradient_clipping clip_grad_norm gradient_clip_val grad_clip
     = optim
         optimizer
+    = optim_args.beta1
+        adam_beta1
+    = optim_args.beta2
+        adam_beta2
+    = optim_args.eps
+        adam_epsilon
+    = optim_args.lora_b_rate
+        loraplus_lr_ratio
+    = optim_args.embedding_rate
+        embedding_lr_scale
+    = schedule.warmup_steps
+        warmup_steps num_warmup_steps lr_warmup_steps
+    = schedule.floor
+        cosine_min_lr_ratio min_lr_rate min_lr_ratio
     = sequence_len
         max_seq_length max_length max_seq_len cutoff_len max_sequence_length sequence_length
     = packing
@@ -91,6 +105,18 @@ VALUES = {
             adamw_torch adamw_torch_fused adamw_hf adamw_apex_fused
         = adamw_8bit
             adamw_bnb_8bit adam8bit
+        = paged_adamw
+            paged_adamw_32bit
+        = lion
+            lion_32bit
+        = paged_lion
+            paged_lion_32bit
+        """
+    ),
+    "lr_scheduler_type": _table(
+        """
+        = warmup_stable_decay
+            wsd
         """
     ),
     "dtype": _table(
@@ -213,8 +239,10 @@ INSTEAD = _table(
         skip_bad_rows skip_prepare_dataset
     = start_from: demo
         adapter_name_or_path ref_adapter
-    = warmup_ratio: 0.03
-        warmup_steps num_warmup_steps
+    = schedule: {floor: 0.1}
+        lr_scheduler_kwargs min_lr lr_scheduler_args
+    = optim_args: {embedding_rate: 0.1}
+        embedding_lr loraplus_lr_embedding
     = trust_remote_code: true
         trust_remote_code_model remote_code
     = samples: ["Who are you?"]
@@ -246,10 +274,10 @@ ABSENT = _table(
         dataset_num_proc
     = rows are prepared beside the training by as many processes as help
         preprocessing_num_workers dataset_processes dataset_batch_size dataset_kwargs remove_unused_columns
-    = AdamW's are 0.9, 0.999 and 1e-8, as in torch
-        adam_beta1 adam_beta2 adam_epsilon adam_beta3
-    = there are four schedules, all but constant fall to 0: see lr_scheduler_type
-        cosine_min_lr_ratio lr_scheduler_kwargs min_lr cosine_constant_lr_ratio lr_quadratic_warmup relora_steps
+    = no optimizer here has a third beta
+        adam_beta3
+    = lr_scheduler_type names the schedules, `schedule: {…}` their numbers; there is no such one
+        cosine_constant_lr_ratio lr_quadratic_warmup relora_steps
     = noise on embeddings is not built
         neftune_noise_alpha noisy_embedding_alpha
     = smoothing is not built
@@ -260,8 +288,8 @@ ABSENT = _table(
         metric_for_best_model greater_is_better
     = only linear layers get an adapter; `adapter: full` trains everything
         modules_to_save lora_modules_to_save additional_target embeddings_to_train
-    = all weights have one rate
-        loraplus_lr_ratio loraplus_lr_embedding embedding_lr embedding_lr_scale vision_lr
+    = only text is trained
+        vision_lr
     = adapters begin as in the paper: A random, B zero
         init_lora_weights peft_init_lora_weights pissa_init pissa_iter pissa_convert loftq_config
         use_gradient_surgery

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nbtune.methods import METHODS, Method
+from nbtune.spec.learning import OptimArgs, ScheduleArgs
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD
@@ -24,6 +25,8 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`data:` — an entry", SourceSpec),
     ("`train_spans:` — a rule", SpanRule),
     ("`adapter:`", AdapterSpec),
+    ("`optim_args:`", OptimArgs),
+    ("`schedule:`", ScheduleArgs),
     ("`mix:`", MixSpec),
     ("`eval:`", EvalSpec),
     ("`checkpoint:`", CheckpointSpec),

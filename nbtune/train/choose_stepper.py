@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nbtune.models.parameter_kinds import parameter_kinds
 from nbtune.models.weight_decay import decays
 from nbtune.train.cuda_graph_stepper import FusedStepper, suits
 from nbtune.train.distributed import RankedFusedStepper, RankedStepper, Ranks
@@ -41,7 +42,12 @@ def choose_stepper(
     if fused and not plan.weights.shards and suits(built, spec, plan.dtype, device):
         record = FusedStepper if ranks is None else partial(RankedFusedStepper, ranks)
         return record(
-            built, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, seed=spec.seed, device=device
+            built,
+            weight_decay=spec.weight_decay,
+            max_grad_norm=spec.max_grad_norm,
+            seed=spec.seed,
+            device=device,
+            args=spec.optim_args,
         )
     make = Stepper if ranks is None else partial(RankedStepper, ranks)
     trained = [p for p in built.model.parameters() if p.requires_grad]
@@ -51,7 +57,14 @@ def choose_stepper(
     return make(
         built.model,
         loss,
-        make_optimizer(parameters, spec.optim, learning_rate=plan.learning_rate, weight_decay=decay),
+        make_optimizer(
+            parameters,
+            spec.optim,
+            learning_rate=plan.learning_rate,
+            weight_decay=decay,
+            args=spec.optim_args,
+            kinds=parameter_kinds(built.model),
+        ),
         max_grad_norm=spec.max_grad_norm,
         seed=spec.seed,
         device=device,

@@ -9,7 +9,9 @@ import torch
 
 from nbtune.device.streams import replayable
 from nbtune.models.cuda_graph_step import TrainStep
+from nbtune.spec.learning import OptimArgs
 from nbtune.train.inputs import model_inputs
+from nbtune.train.optimizer import adam
 from nbtune.train.stepper import Updated, seed_of
 
 if TYPE_CHECKING:
@@ -28,7 +30,12 @@ def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool
         dtype: the plan's.
     """
     patch = built.patch
-    ours = spec.optim == "adamw" and dtype != "fp16" and (spec.adapter.type != "full" or dtype == "fp32")
+    ours = (
+        spec.optim == "adamw"
+        and spec.optim_args.one_rate
+        and dtype != "fp16"
+        and (spec.adapter.type != "full" or dtype == "fp32")
+    )
     if not ours or not replayable(device) or patch is None or not patch.layers:
         return False
     return patch.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
@@ -42,16 +49,25 @@ class FusedStepper:
         weight_decay: AdamW's.
         max_grad_norm: 0 for no clipping.
         seed: with the step and micro-step it decides what a LoRA's dropout drops, so that a resumed run drops the same.
+        args: AdamW's betas and epsilon.
     """
 
     scaled = False
 
     def __init__(
-        self, built: Built, *, weight_decay: float, max_grad_norm: float, device: torch.device, seed: int = 0
+        self,
+        built: Built,
+        *,
+        weight_decay: float,
+        max_grad_norm: float,
+        device: torch.device,
+        seed: int = 0,
+        args: OptimArgs | None = None,
     ) -> None:
         self.device, self._seed = device, seed
         limit = max_grad_norm or _NO_CLIPPING
-        self._step = TrainStep(built.model, built.patch, weight_decay=weight_decay, max_grad_norm=limit)
+        told = adam(args or OptimArgs())
+        self._step = TrainStep(built.model, built.patch, weight_decay=weight_decay, max_grad_norm=limit, **told)
         self._sum: torch.Tensor | None = None
 
     def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:

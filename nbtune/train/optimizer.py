@@ -1,14 +1,32 @@
-"""The optimizer of a run, from a library."""
+"""The optimizer of a run, from a library.
+
+`nbtune.spec.learning.OPTIMIZERS` has their names, and what each can be told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import TrainError
+from nbtune.spec.learning import OptimArgs
 
 if TYPE_CHECKING:
     import torch
+
+Group = dict[str, Any]
+_BITSANDBYTES = {
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "lion": "Lion",
+    "lion_8bit": "Lion8bit",
+    "paged_lion": "PagedLion",
+    "paged_lion_8bit": "PagedLion8bit",
+}
+_BY_MUON = "by_muon"  # of a group
+SHARE = "share"
+"""Of a group: its learning rate as a multiple of the step's (`nbtune.train.stepper.Stepper.update`)."""
 
 
 def make_optimizer(
@@ -17,28 +35,102 @@ def make_optimizer(
     *,
     learning_rate: float,
     weight_decay: float | Sequence[float],
+    args: OptimArgs | None = None,
+    kinds: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
-    """Make AdamW.
+    """Make the optimizer of that name.
 
     Args:
         parameters: what is trained.
-        name: ``adamw``, or ``adamw_8bit`` (bitsandbytes).
+        name: of `nbtune.spec.learning.OPTIMIZERS`.
         weight_decay: one number, or one a parameter (`nbtune.models.weight_decay`).
+        args: what it is told besides.
+        kinds: what each parameter is (`nbtune.models.parameter_kinds`), for rates of their own, and for Muon.
 
     Raises:
         TrainError: nothing is trained.
     """
-    import torch
-
     if not parameters:
         raise TrainError("nothing in the model is trained", fix="choose an adapter")
+    args = args or OptimArgs()
     each = [weight_decay] * len(parameters) if isinstance(weight_decay, int | float) else weight_decay
-    by_decay: dict[float, list[torch.nn.Parameter]] = {}
-    for parameter, decay in zip(parameters, each, strict=True):
-        by_decay.setdefault(decay, []).append(parameter)
-    groups = [{"params": some, "weight_decay": decay} for decay, some in by_decay.items()]
-    if name == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
+    kinds = kinds or ["matrix"] * len(parameters)
+    rates = {"lora_b": args.lora_b_rate, "embedding": args.embedding_rate, "head": args.head_rate}
+    groups: dict[Any, Group] = {}
+    for parameter, decay, kind in zip(parameters, each, kinds, strict=True):
+        share = rates.get(kind, 1.0)
+        by_muon = name == "muon" and kind in ("matrix", "lora_b")
+        new: Group = {"params": [], "weight_decay": decay, SHARE: share, _BY_MUON: by_muon}
+        groups.setdefault((decay, share, by_muon), new)["params"].append(parameter)
+    return _made(name, [*groups.values()], learning_rate, args, device=parameters[0].device.type)
 
-        return AdamW8bit(groups, lr=learning_rate)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=parameters[0].device.type in ("cuda", "cpu"))
+
+def _made(name: str, groups: list[Group], rate: float, args: OptimArgs, *, device: str) -> torch.optim.Optimizer:
+    import torch
+
+    fused = device in ("cuda", "cpu")
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, fused=fused, **adam(args))
+    if name == "muon":
+        return _muon(groups, rate, args, fused=fused)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
+    import bitsandbytes.optim as library
+
+    told: Group = {"betas": _betas(args, 0.99)} if "lion" in name else adam(args)
+    return getattr(library, _BITSANDBYTES[name])(groups, lr=rate, **told)  # type: ignore[no-any-return]
+
+
+def _betas(args: OptimArgs, second: float) -> tuple[float, float]:
+    return (0.9 if args.beta1 is None else args.beta1, second if args.beta2 is None else args.beta2)
+
+
+def adam(args: OptimArgs) -> Group:
+    """Return AdamW's betas and epsilon."""
+    return {"betas": _betas(args, 0.999), "eps": 1e-8 if args.eps is None else args.eps}
+
+
+def _muon(groups: list[Group], rate: float, args: OptimArgs, *, fused: bool) -> torch.optim.Optimizer:
+    """Make Muon for the matrices (Jordan 2024), its steps as large as AdamW's (Liu et al. 2025, "Muon is scalable for
+    LLM training", section 2.2: one learning rate for both); AdamW for the rest."""
+    import torch
+
+    class MuonAndAdamW(torch.optim.Optimizer):
+        """Both as one: they share the groups and the state, whose parts each changes alone."""
+
+        def __init__(self) -> None:
+            super().__init__(groups, {"lr": rate})
+            momentum = 0.95 if args.momentum is None else args.momentum
+            self._parts: dict[bool, torch.optim.Optimizer] = {}
+            if some := self._of(by_muon=True):
+                muon = torch.optim.Muon(some, lr=rate, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+                self._parts[True] = muon
+            if others := self._of(by_muon=False):
+                self._parts[False] = torch.optim.AdamW(others, lr=rate, fused=fused, **adam(args))
+            self._share()
+
+        def _of(self, *, by_muon: bool) -> list[Group]:
+            return [group for group in self.param_groups if group[_BY_MUON] == by_muon]
+
+        def _share(self) -> None:
+            for by_muon, part in self._parts.items():
+                part.state, part.param_groups = self.state, self._of(by_muon=by_muon)
+
+        def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+            super().load_state_dict(dict(state_dict))
+            self._share()
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            assert closure is None, "gradients are there already"
+            for part in self._parts.values():
+                part.step()
+
+    return MuonAndAdamW()
+
+
+def rates(optimizer: torch.optim.Optimizer) -> Iterable[tuple[Group, float]]:
+    """Return each group with the multiple of the learning rate that it has."""
+    return ((group, group.get(SHARE, 1.0)) for group in optimizer.param_groups)

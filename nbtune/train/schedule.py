@@ -4,24 +4,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+from nbtune.spec.learning import ScheduleArgs
+
+_FIRST, _LAST = 1 / 25, 1 / 25 / 1e4  # of one cycle, as torch's
 
 
-def learning_rate_of(name: str, *, total_steps: int, warmup_ratio: float) -> Callable[[int], float]:
+def learning_rate_of(
+    name: str, *, total_steps: int, warmup_ratio: float, args: ScheduleArgs | None = None
+) -> Callable[[int], float]:
     """Return a function of the 0-based step that gives the factor for the peak learning rate.
 
     Args:
-        name: ``linear``, ``cosine``, ``constant`` or ``constant_with_warmup``, with the meaning they have in
-            `transformers.get_scheduler`.
+        name: of `nbtune.spec.learning.SCHEDULES`, with its meaning in `transformers.get_scheduler`; ``one_cycle`` as
+            `torch.optim.lr_scheduler.OneCycleLR`.
         total_steps: optimizer steps of the whole run.
         warmup_ratio: share of them in which the factor rises from 0 to 1.
+        args: what the schedule is told besides.
     """
+    args = args or ScheduleArgs()
+    warmup = math.ceil(total_steps * warmup_ratio) if args.warmup_steps is None else args.warmup_steps
+    if name == "one_cycle":
+        return lambda step: _one_cycle(step, total_steps, warmup)
     import torch
     from transformers import get_scheduler
 
     parameter = torch.nn.Parameter(torch.zeros(()))
-    warmup = math.ceil(total_steps * warmup_ratio)
+    kind, told = _as_transformers_has_it(name, args, total_steps, warmup)
     schedule = get_scheduler(
-        name, torch.optim.SGD([parameter], lr=1.0), num_warmup_steps=warmup, num_training_steps=total_steps
+        kind,
+        torch.optim.SGD([parameter], lr=1.0),
+        num_warmup_steps=warmup,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=told,
     )
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
     return lambda step: float(factor(step))
+
+
+def _as_transformers_has_it(name: str, args: ScheduleArgs, total: int, warmup: int) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options; the peak is 1 there, so that a floor is a rate."""
+    floor = args.floor or 0.0
+    match name:
+        case "cosine" if floor:
+            return "cosine_with_min_lr", {"min_lr_rate": floor}
+        case "linear" if floor:
+            return "polynomial", {"lr_end": floor, "power": 1.0}
+        case "polynomial":
+            return name, {"lr_end": floor, "power": 1.0 if args.power is None else args.power}
+        case "cosine_with_restarts":
+            return name, {"num_cycles": args.cycles or 1}
+        case "inverse_sqrt":
+            return name, {"timescale": args.timescale}
+        case "warmup_stable_decay":
+            falls = min(math.ceil(total * (args.decay_share or 0.1)), total - warmup)
+            return name, {
+                "num_decay_steps": falls, "decay_type": args.decay or "cosine", "min_lr_ratio": floor
+            }  # fmt: skip
+    return name, {}
+
+
+def _one_cycle(step: int, total: int, warmup: int) -> float:
+    """Return a half cosine up from a 25th to 1, and one down to a 250,000th (Smith 2018, as torch has it)."""
+    peak = warmup - 1.0  # the last step of the rise
+    if step <= peak:
+        return _between(_FIRST, 1.0, step / peak if peak else 1.0)
+    return _between(1.0, _LAST, (step - peak) / (total - 1 - peak))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

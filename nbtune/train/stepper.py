@@ -10,6 +10,7 @@ import torch
 
 from nbtune.device.streams import fork_rng
 from nbtune.train.look_ahead import joined
+from nbtune.train.optimizer import rates
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
@@ -44,7 +45,7 @@ class Stepper:
     Args:
         model: what is trained; parameters with `requires_grad` are updated.
         loss: of a model and a batch, see `nbtune.train.loss`.
-        optimizer: over those parameters, or their `masters`; its learning rate is set at each update.
+        optimizer: over those parameters, or their `masters`; its learning rates are set at each update.
         max_grad_norm: 0 for no clipping.
         seed: with the step and micro-step it decides every random draw (dropout), so that a resumed run draws the same.
         scaled: scale the loss up, for gradients that fp16 would round to zero; a step whose gradients overflowed is
@@ -110,8 +111,8 @@ class Stepper:
         limit = self._max_grad_norm or float("inf")
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, share in rates(self.optimizer):
+            group["lr"] = learning_rate * share
         self.scaler.step(self.optimizer)
         self.scaler.update()
         loss, figures = self._sum, self._figures

@@ -6,6 +6,7 @@ asked for. Nothing of nbtune's is rebuilt here: what decides a step stands in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def theirs(
     accumulation: int,
     dropout: float = 0.0,
     full: bool = False,
+    lora: dict[str, Any] | None = None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     **more: Any,
 ) -> Trained:
     """What TRL makes of them; what a micro-step draws is decided as nbtune does, by step and micro-step."""
@@ -97,17 +100,17 @@ def theirs(
 
     base = AutoModelForCausalLM.from_pretrained(resolve("nbtune/tiny"), dtype=torch.float32)
     torch.manual_seed(SEED)
-    lora = LoraConfig(
-        r=4, lora_alpha=12, lora_dropout=dropout, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
-    )
-    model = base if full else get_peft_model(base, lora)
+    asked = {"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "bias": "none", **(lora or {})}
+    model = base if full else get_peft_model(base, LoraConfig(lora_dropout=dropout, task_type="CAUSAL_LM", **asked))
     tokenizer = load_tokenizer("nbtune/tiny")
     tokenizer.chat_template = TEMPLATE
     options = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation, **COMMON, **more}
     config = getattr(trl, f"{kind}Config")(output_dir=str(tmp_path / "trl"), **options)
     said = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
     chats = [{k: [{"role": said[k], "content": v}] if k in said else v for k, v in row.items()} for row in given]
-    trainer = Watched(model, args=config, train_dataset=Dataset.from_list(chats), processing_class=tokenizer)
+    made = (None if optimizer is None else optimizer(model), None)
+    data = Dataset.from_list(chats)
+    trainer = Watched(model, args=config, train_dataset=data, processing_class=tokenizer, optimizers=made)
     trainer.train()
     losses = [sum(parts[i : i + accumulation]) for i in range(0, len(parts), accumulation)]
     trained = trainer.model.state_dict() if full else get_peft_model_state_dict(trainer.model, adapter_name="default")

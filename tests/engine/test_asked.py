@@ -73,6 +73,18 @@ def test_the_rate_rises_and_falls_as_transformers_does(start: Start, kind: str, 
     assert list(run.history["learning_rate"]) == pytest.approx([1e-3 * factor for factor in factors])
 
 
+KNOBS: list[dict[str, Any]] = [
+    {"optim": "lion"}, {"optim_args": {"beta1": 0.5}}, {"optim_args": {"lora_b_rate": 4}},
+    {"schedule": {"floor": 0.5}},
+]  # fmt: skip
+
+
+def test_each_knob_of_learning_does_something(start: Start) -> None:
+    """Three steps with it end elsewhere than without, and than with any other."""
+    ended = [trained(start(f"knob-{k}", **{**ONE, "steps": 3}, **knob)) for k, knob in enumerate([{}, *KNOBS])]
+    assert all(apart(a, b) > 1e-4 for k, a in enumerate(ended) for b in ended[:k])
+
+
 def test_each_micro_step_and_each_step_drops_something_else(start: Start) -> None:
     """Of one row again and again: with the same mask all gradients would be the same, and so would be their mean."""
     more = {"rows": TWINS, "adapter": {"type": "lora", "r": 4, "dropout": 0.5}, "learning_rate": STILL}

@@ -42,6 +42,12 @@ def test_a_wider_model_never_gets_a_higher_rate_and_a_narrow_one_none_without_bo
     assert 0 < rates[1] <= rates[0] <= 2.5e-3
 
 
+def test_lion_gets_less() -> None:
+    plan = _plan(4096, optim="lion_8bit")
+    assert plan.learning_rate == pytest.approx(_plan(4096).learning_rate / 5, rel=0.05)
+    assert "Lion" in plan.learning_rate_reason
+
+
 @pytest.mark.parametrize("hidden", [256, 2048, 4096])
 def test_full_training_gets_a_tenth_and_preferences_less_than_answers(hidden):
     lora = _plan(hidden).learning_rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from transformers.trainer import Trainer
 
 from nbtune.models.adapters import add_adapter
 from nbtune.models.cuda_graph_step import TrainStep
+from nbtune.models.parameter_kinds import parameter_kinds
 from nbtune.models.weight_decay import decays
 from nbtune.spec import AdapterSpec
+from nbtune.spec.learning import OPTIMIZERS, OptimArgs
 from nbtune.train.loss import LossOutput, TokenLoss
 from nbtune.train.master_weights import Masters
-from nbtune.train.optimizer import make_optimizer
+from nbtune.train.optimizer import make_optimizer, rates
 from nbtune.train.stepper import Stepper
 from tests.support.families import CASES, SIZES
 
@@ -115,3 +118,54 @@ def test_a_checkpoint_with_one_group_of_before_opens() -> None:
     second.load_state_dict({"optimizer": first.optimizer.state_dict(), "scaler": {}})
     for p, q in zip(first._parameters, second._parameters, strict=True):
         assert torch.equal(first.optimizer.state[p]["exp_avg"], second.optimizer.state[q]["exp_avg"])
+
+
+WIDE = {**SIZES, "hidden_size": 128, "intermediate_size": 128}  # a matrix has 4,096 numbers or more: 8-bit state
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("name", [name for name, kind in OPTIMIZERS.items() if not kind.paged])
+def test_a_run_goes_on_exactly_with_each_optimizer(tmp_path: Path, name: str, kind: str) -> None:
+    """Through the file of a checkpoint, which nobody's code is read from; with rates of their own."""
+
+    def made() -> Stepper:
+        model = add_adapter(tiny("LlamaConfig", WIDE), AdapterSpec(type=kind, r=32), seed=0)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        args = OptimArgs(lora_b_rate=4, embedding_rate=0.5, head_rate=0.25)
+        about: dict[str, Any] = {"weight_decay": decays(model, DECAY), "args": args, "kinds": parameter_kinds(model)}
+        optimizer = make_optimizer(trained, name, learning_rate=0.0, **about)
+        return Stepper(model, Imitation(), optimizer, max_grad_norm=1.0, seed=1, device=CPU)
+
+    first, second = made(), made()
+    steps(first, range(3))
+    torch.save(first.state_dict(), tmp_path / "optimizer.pt")
+    second.model.load_state_dict(first.model.state_dict())
+    second.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    steps(first, range(3, 6))
+    steps(second, range(3, 6))
+    assert all(map(torch.equal, first._parameters, second._parameters))
+
+
+def test_each_kind_of_parameter_has_its_rate() -> None:
+    model = full(tiny("LlamaConfig", {**SIZES, "tie_word_embeddings": False}))
+    kinds = parameter_kinds(model)
+    assert [kinds.count(kind) for kind in ("embedding", "head", "lora_b")] == [1, 1, 0]
+    args = OptimArgs(embedding_rate=0.5, head_rate=0.25)
+    about: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": 0.0, "kinds": kinds, "args": args}
+    optimizer = make_optimizer(list(model.parameters()), "adamw", **about)
+    found = {id(p): share for group, share in rates(optimizer) for p in group["params"]}
+    assert found.pop(id(model.get_input_embeddings().weight)) == 0.5
+    assert found.pop(id(model.get_output_embeddings().weight)) == 0.25
+    assert set(found.values()) == {1.0}
+
+
+def test_a_tied_head_is_the_embedding_and_muon_takes_the_blocks_matrices_alone() -> None:
+    model = full(tiny("LlamaConfig", {**SIZES, "tie_word_embeddings": True}))
+    kinds = parameter_kinds(model)
+    assert (kinds.count("embedding"), kinds.count("head")) == (1, 0)
+    optimizer = make_optimizer(list(model.parameters()), "muon", learning_rate=0.1, weight_decay=0.0, kinds=kinds)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    by_muon = {name for name, p in model.named_parameters() if "momentum_buffer" in optimizer.state[p]}
+    assert by_muon == {name for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name}

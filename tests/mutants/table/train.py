@@ -9,8 +9,8 @@ TRAIN = (
     mutant(
         "no-weight-decay",
         "train/choose_stepper.py",
-        "learning_rate=plan.learning_rate, weight_decay=decay)",
-        "learning_rate=plan.learning_rate, weight_decay=0.0)",
+        "            weight_decay=decay,\n",
+        "            weight_decay=0.0,\n",
         f"{_ASKED}::test_weights_decay_as_asked",
     ),
     mutant(
@@ -58,9 +58,44 @@ TRAIN = (
     mutant(
         "every-schedule-is-a-cosine",
         "engine/engine.py",
-        "                spec.lr_scheduler_type, total_steps",
-        '                "cosine", total_steps',
+        "                spec.lr_scheduler_type,\n",
+        '                "cosine",\n',
         f"{_ASKED}::test_the_rate_rises_and_falls_as_transformers_does",
+    ),
+    mutant(
+        "the-schedules-numbers-are-not-passed-on",
+        "engine/engine.py",
+        "                args=spec.schedule,\n",
+        "                args=None,\n",
+        f"{_ASKED}::test_each_knob_of_learning_does_something",
+    ),
+    mutant(
+        "the-optimizers-numbers-are-not-passed-on",
+        "train/choose_stepper.py",
+        "            args=spec.optim_args,\n            kinds",
+        "            args=None,\n            kinds",
+        f"{_ASKED}::test_each_knob_of_learning_does_something",
+    ),
+    mutant(
+        "all-groups-have-one-rate",
+        "train/stepper.py",
+        'group["lr"] = learning_rate * share',
+        'group["lr"] = learning_rate',
+        f"{_ASKED}::test_each_knob_of_learning_does_something",
+    ),
+    mutant(
+        "every-optimizer-is-adamw",
+        "train/choose_stepper.py",
+        "            spec.optim,\n",
+        '            "adamw",\n',
+        f"{_ASKED}::test_each_knob_of_learning_does_something",
+    ),
+    mutant(
+        "muon-takes-embeddings-too",
+        "train/optimizer.py",
+        'name == "muon" and kind in ("matrix", "lora_b")',
+        'name == "muon" and parameter.dim() == 2',
+        "train/test_optimizer.py",
     ),
     mutant(
         "the-rate-is-a-step-ahead",
@@ -329,8 +364,8 @@ TRAIN = (
     mutant(
         "half-of-the-optimizer-is-planned",
         "models/memory_estimate.py",
-        "optimizer=trained * 8",
-        "optimizer=trained * 4",
+        "optimizer=int(trained * state_bytes(optimizer, model, adapter)),",
+        "optimizer=int(trained * state_bytes(optimizer, model, adapter)) // 2,",
         "models/test_memory_estimate.py",
     ),
     mutant(

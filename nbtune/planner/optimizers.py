@@ -1,0 +1,58 @@
+"""Whether a machine has what a spec's optimizer needs, and whether its rates are somebody's: said before any work."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from nbtune.errors import PlanError
+from nbtune.spec.learning import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from nbtune.device import DeviceFacts
+    from nbtune.spec import RunSpec
+
+
+def check_optimizer(spec: RunSpec, device: DeviceFacts) -> None:
+    """Refuse an optimizer that is not to be had here, and a rate for what is not trained.
+
+    Raises:
+        PlanError: see above.
+    """
+    name, kind = spec.optim, OPTIMIZERS[spec.optim]
+    if kind.library == "bitsandbytes" and device.kind == "mps":
+        raise _missing(name, "is bitsandbytes', which does not run on Apple GPUs", "write `optim: adamw`, or adafactor")
+    if kind.library == "bitsandbytes" and find_spec("bitsandbytes") is None:
+        raise _missing(
+            name, "is bitsandbytes', which is not installed", "`pip install bitsandbytes`, or write `optim: adamw`"
+        )
+    if kind.paged and device.kind != "cuda":
+        raise _missing(
+            name,
+            f"moves its state out of a GPU's memory, and {device.name} is none",
+            f"write `optim: {name.removeprefix('paged_')}`",
+        )
+    if name == "muon":
+        import torch
+
+        if not hasattr(torch.optim, "Muon"):
+            raise _missing(name, f"is in torch from 2.9 on, this is {torch.__version__}", "write `optim: adamw`")
+    _rates_are_somebodys(spec)
+
+
+def _missing(name: str, why: str, fix: str) -> PlanError:
+    return PlanError(f"optimizer `{name}` {why}", place="optim", fix=fix)
+
+
+def _rates_are_somebodys(spec: RunSpec) -> None:
+    args, full = spec.optim_args, spec.adapter.type == "full"
+    idle = {"lora_b_rate": "has no LoRA"} if full else {}
+    if not full:
+        idle = {"embedding_rate": "trains no embeddings", "head_rate": "does not train the head"}
+    for name, why in idle.items():
+        if getattr(args, name) != 1:
+            raise PlanError(
+                f"`{name}` changes nothing: adapter `{spec.adapter.type}` {why}",
+                place=f"optim_args.{name}",
+                fix="drop it",
+            )
