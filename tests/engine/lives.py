@@ -100,14 +100,6 @@ def _live(asked: dict[str, Any]) -> None:
 
 def main() -> None:
     """Fork a life for each line of standard input, and say its pid."""
-    import ipykernel.kernelapp  # noqa: F401
-    import peft  # noqa: F401
-    import torch  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import nbtune.cli.app  # noqa: F401
-    import nbtune.engine.engine  # noqa: F401
-    import nbtune.notebook  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: they leave no zombie
     for line in iter(sys.stdin.readline, ""):

@@ -1,4 +1,4 @@
-"""kill -9 of a command line, of a notebook's kernel and of a worker, with one and with two processes, at random moments:
+"""kill -9 of a command line, of a kernel and of a worker, with one process and with two, at random moments:
 
 nothing of it lives on, no step that was saved is lost, and the rest of the run equals one that was never killed.
 `NBTUNE_TEST_KILLS=3 python -m pytest -s tests/engine/test_kills.py -m slow` is a short one.
