@@ -15,12 +15,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 MARK = "NBTUNE_TEST_LIFE"
+IMPORTED = ("ipykernel.kernelapp", "peft", "torch", "transformers.models.llama.modeling_llama", "nbtune.cli.app",
+            "nbtune.engine.engine", "nbtune.notebook")  # fmt: skip
 
 
 class Lives:
@@ -100,7 +103,8 @@ def _live(asked: dict[str, Any]) -> None:
 
 def main() -> None:
     """Fork a life for each line of standard input, and say its pid."""
-
+    for name in IMPORTED:
+        import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: they leave no zombie
     for line in iter(sys.stdin.readline, ""):
         pid = os.fork()
