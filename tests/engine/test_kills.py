@@ -35,7 +35,7 @@ steps: 4000
 batch_size: 2
 learning_rate: 1e-3
 adapter: {r: 4, dropout: 0.1}
-checkpoint: {every: 2}
+checkpoint: {every: 1}
 eval: {split: 0}
 device: cpu
 """
@@ -58,7 +58,7 @@ class Killed:
         self.lives, self.door, self.processes, self.place, self.chance = lives, door, processes, place, chance
         self.runs, self.mark, self.client = place / "runs", f"{chance.random():.17f}", None
         self.preparing = 3.0 if processes == 1 else 20.0  # seconds until the first step, about
-        self.saved, self.slow, self.late = 0, 0.0, 0
+        self.saved, self.saves, self.slow, self.late, self.pid = 0, 0, 0.0, 0, -1
         text = SPEC + f"gpus: {processes}\n"
         (place / "spec.yaml").write_text(text)
 
@@ -72,12 +72,13 @@ class Killed:
     def once(self) -> None:
         """One life and its end."""
         before = 0 if self.run is None else len(self.run.events())
-        pid = self._begin()
+        pid = self.pid = self._begin()
         began = time.monotonic()
-        if self.chance.random() < 1 / 3:
+        moment = self.chance.choice(["at any time", "after a step", "after a checkpoint"])
+        if moment == "at any time":
             self._wait_seconds(pid, self.chance.uniform(0, self.preparing))
         else:
-            self._wait_step(pid, before)
+            self._wait_for(events.Step if moment == "after a step" else events.Checkpoint, pid, before)
             self.preparing = time.monotonic() - began
             self._wait_seconds(pid, self.chance.uniform(0, 1.5))
         self._kill(pid)
@@ -133,11 +134,16 @@ class Killed:
             self._alive(pid)
             time.sleep(0.01)
 
-    def _wait_step(self, pid: int, before: int) -> None:
-        """Wait until it has done a new step."""
-        while not (self.run and any(isinstance(e, events.Step) for e in self.run.events()[before:])):
+    def _wait_for(self, kind: type, pid: int, before: int) -> None:
+        """Wait until it has told of a new step, or of a checkpoint."""
+        while not (self.run and any(isinstance(e, kind) for e in self.run.events()[before:])):
             self._alive(pid)
             time.sleep(0.05)
+
+    def close(self) -> None:
+        """End what still lives."""
+        for process in family(self.pid, self.mark):
+            process.kill()
 
     def _kill(self, pid: int) -> None:
         whole = family(pid, self.mark)
@@ -161,6 +167,7 @@ class Killed:
         assert not is_owned(run.folder), "the lock of a dead process blocks"
         assert run.state in ("interrupted", "stopped"), run.events()[-1]
         new = run.events()[before:]
+        self.saves += sum(isinstance(event, events.Checkpoint) for event in new)
         began = next((event.step for event in new if isinstance(event, events.Step)), None)
         assert began in (None, self.saved + 1), f"saved at {self.saved}, went on at {began}"
         told = max((event.step for event in run.events() if isinstance(event, events.Checkpoint)), default=0)
@@ -207,9 +214,11 @@ def _kill_over_and_over(lives: Lives, door: str, processes: int, kills: int, tmp
     except BaseException:
         print(f"seed {seed}", file=sys.stderr)
         raise
+    finally:
+        killed.close()
     print(
-        f"{door}, {processes} processes: {number} kills, {run.step} steps, nothing left after {killed.slow:.1f} s "
-        f"at most ({killed.late} times over {GONE:.0f} s)",
+        f"{door}, {processes} processes: {number} kills, {run.step} steps, {killed.saves} saved; nothing is left "
+        f"after {killed.slow:.1f} s at most ({killed.late} times over {GONE:.0f} s)",
         file=sys.stderr,
     )
 

@@ -90,11 +90,22 @@ def tools_of(value: Any) -> list[dict[str, Any]] | None:
     if isinstance(listed, list | tuple):
         listed = [_json(tool, "tools") if isinstance(tool, str) else tool for tool in listed]
         if all(isinstance(tool, Mapping) for tool in listed):
-            return [dict(tool) for tool in listed]
+            return [_tool(tool) for tool in listed]
     raise DataError(
         f"`tools` is {value!r:.40}, not a list of definitions",
         fix='write [{"type": "function", "function": {"name": …}}], or say which column it is: `columns: {tools: …}`',
     )
+
+
+def _tool(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a definition as templates know it, `{"type": "function", "function": …}`, its parameters as a mapping: it
+    may be the function alone, and they JSON text."""
+    bare = "function" not in given and "name" in given and given.get("type") in (None, "function")
+    tool = {"type": "function", "function": {k: v for k, v in given.items() if k != "type"}} if bare else dict(given)
+    function = tool.get("function")
+    if isinstance(function, Mapping) and isinstance(function.get("parameters"), str):
+        tool["function"] = {**function, "parameters": _json(function["parameters"], "parameters of a tool")}
+    return tool
 
 
 def _json(text: str, column: str) -> Any:
@@ -133,6 +144,11 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
         choice = own_choice(rest, what)
         rest = {k: v for k, v in rest.items() if k not in CHOICES} | ({} if choice is None else {"train": choice})
     if isinstance(content, list):
+        content = _taken_apart(content, rest, what)
+    if thought := next((key for key in KEYS if isinstance(rest.get(key), list)), None):
+        rest[thought], said = _parts(rest[thought], f"the thoughts of {what}")
+        rest |= {"thought_detail": said} if said else {}
+    if isinstance(content, list):
         content, details = _parts(content, what)
         if details and all(not d["train"] for d in details) and sum(map(_size, details)) == len(content):
             rest["train"] = False
@@ -161,6 +177,29 @@ def _calls(content: Any, what: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
 
 
+def _taken_apart(content: list[Any], rest: dict[str, Any], what: str) -> list[Any]:
+    """Return the parts of a content that are text; calls and thoughts among them (LLaMA-Factory's) go where others have
+    them: into `rest`."""
+    texts: list[Any] = []
+    for number, part in enumerate(content):
+        kind, name = part.get("type") if isinstance(part, Mapping) else None, f"part {number} of {what}"
+        if kind == "tool_call":
+            if own_choice(part, name) is not None:
+                raise DataError(f"{name} is a call that says whether it is trained", fix="let its message say it")
+            rest["tool_calls"] = [*rest.get("tool_calls", ()), *_calls(part.get("value", part.get("text")), name)]
+        elif kind in ("reasoning", "thinking"):
+            said = next(
+                (part[key] for key in (kind, "text", "content", "value") if not is_missing(part.get(key))), None
+            )
+            rest.setdefault(KEYS[0], [])
+            if not isinstance(rest[KEYS[0]], list):
+                raise DataError(f"{what} has thoughts in two places", fix="write them once")
+            rest[KEYS[0]].append({**part, "type": "text", "text": said})
+        else:
+            texts.append(part)
+    return texts
+
+
 def _parts(content: list[Any], what: str) -> tuple[str, list[dict[str, Any]]]:
     """Return the text of content parts, and the `train_detail` of those that say whether they are trained; other parts
     than text are for models that see and hear."""
@@ -185,7 +224,10 @@ def _size(detail: Mapping[str, Any]) -> int:
 
 
 KEYS = ("reasoning_content", "thinking", "reasoning")
-_BLOCK = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_TAGS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<reasoning>", "</reasoning>"),
+         ("<|begin_of_thought|>", "<|end_of_thought|>"))  # fmt: skip
+_BLOCKS = [re.compile(rf"\s*{re.escape(start)}(.*?){re.escape(end)}\s*", re.DOTALL) for start, end in _TAGS]
+_ANSWER = re.compile(r"<\|begin_of_solution\|>(.*?)\n*<\|end_of_solution\|>\s*", re.DOTALL)  # behind a thought
 
 
 def told_apart(messages: Sequence[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
@@ -195,10 +237,19 @@ def told_apart(messages: Sequence[dict[str, Any]], policy: str) -> list[dict[str
 
 def _apart(message: dict[str, Any], policy: str) -> dict[str, Any]:
     content = message.get("content")
-    block = _BLOCK.match(content) if isinstance(content, str) else None
+    thought, said = _thought(content) if isinstance(content, str) else (None, content)
     if policy == "drop":
-        kept = {key: value for key, value in message.items() if key not in KEYS}
-        return {**kept, "content": content[block.end() :]} if block and content is not None else kept
-    if block is None or content is None or any(message.get(key) for key in KEYS):
+        kept = {key: value for key, value in message.items() if key not in (*KEYS, "thought_detail")}
+        return kept if thought is None else {**kept, "content": said}
+    if thought is None or any(message.get(key) for key in KEYS):
         return message
-    return {**message, "content": content[block.end() :], "reasoning_content": block[1].strip("\n")}
+    return {**message, "content": said, "reasoning_content": thought.strip("\n")}
+
+
+def _thought(content: str) -> tuple[str | None, str]:
+    """Return the thought that an answer begins with, None if it does with none, and the rest."""
+    block = next((found for block in _BLOCKS if (found := block.match(content))), None)
+    if block is None:
+        return None, content
+    answer = _ANSWER.fullmatch(content, block.end())
+    return block[1], answer[1] if answer else content[block.end() :]

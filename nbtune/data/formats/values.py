@@ -11,7 +11,7 @@ from uuid import UUID
 
 from nbtune.errors import DataError
 
-CHOICES = ("train", "training", "weight")  # the keys of what says of itself whether it is trained
+CHOICES = ("train", "training", "weight", "loss_weight")  # the keys of what says of itself whether it is trained
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _SCALARS = (bool, numbers.Number, Decimal, date, time, UUID)
 
@@ -68,8 +68,7 @@ def flag(value: Any, what: str) -> bool:
 
 
 def own_choice(holder: Mapping[str, Any], what: str) -> bool | None:
-    """Return what a message or a part of one says of its own training by `train`, `training` or `weight`; None:
-    nothing.
+    """Return what a message or a part of one says of its own training by one of `CHOICES`; None: nothing.
 
     A weight of 1 is what a message has anyway: it says nothing.
 
@@ -79,16 +78,17 @@ def own_choice(holder: Mapping[str, Any], what: str) -> bool | None:
     for key in ("train", "training"):
         if not is_missing(holder.get(key)):
             return flag(holder[key], f"`{key}` of {what}")
-    weight = holder.get("weight")
-    if is_missing(weight):
+    name = next((key for key in ("weight", "loss_weight") if not is_missing(holder.get(key))), None)
+    if name is None:
         return None
+    weight = holder[name]
     try:
         number = float(weight)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = -1.0
     if number not in (0, 1):
         raise DataError(
-            f"`weight` of {what} is {weight!r:.40}: a message is trained (1) or not (0)",
+            f"`{name}` of {what} is {weight!r:.40}: a message is trained (1) or not (0)",
             fix="write 0 or 1; how often the losses of a whole row count is said by `row_weights`",
         )
     return None if number else False

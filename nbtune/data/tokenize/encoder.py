@@ -215,8 +215,10 @@ class Encoder:
         return job
 
     def _parts_job(self, row: Parts) -> Job:
-        text, trained, spans = "", [], []
+        text, trained, spans, bos = "", [], [], self.tokenizer.bos_token
         for piece, learnt in row.parts:
+            if bos and self.bos and not text and row.data is None and not row.raw:
+                piece = piece.removeprefix(bos)  # the tokenizer's own stands before it
             if piece:
                 spans.append((len(text), len(text) + len(piece), 0))
                 if learnt or self.train_on == "all":
@@ -224,7 +226,6 @@ class Encoder:
             text += piece
         if row.data is not None:
             spans = [(start, end, 0) for start, end in row.data]
-        bos = self.tokenizer.bos_token
         return Job(text, spans, trained, row.raw, not row.raw and not (bos and text.startswith(bos)), row.ends)
 
     def _finish(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nbtune.data.formats.messages import KEYS
 from nbtune.data.formats.values import CHOICES, flag, is_missing, own_choice
 from nbtune.data.template.chat_template import Rendered
 from nbtune.errors import DataError
@@ -45,8 +46,7 @@ def wanted(
     for number, (start, end, tag) in enumerate(kept):
         if terminators == "none" or (terminators == "last" and number < len(kept) - 1):
             end = _before_end(rendered.text, start, end, ends)
-        details = messages[tag].get("train_detail") if tag >= 0 else None
-        if not details:
+        if tag < 0 or not _details(messages[tag]):
             stretches.append((start, end))
         elif _as_a_whole(messages[tag], roles):
             stretches += _without(start, end, _chosen(rendered, messages[tag], tag, train=False))
@@ -88,11 +88,27 @@ def _other_ends(rendered: Rendered, ends: Sequence[str]) -> list[Stretch]:
     return stretches
 
 
+def _details(message: Mapping[str, Any]) -> list[Any]:
+    """Return what is said of single stretches of a message, and of its thoughts."""
+    return [*(message.get("train_detail") or ()), *(message.get("thought_detail") or ())]
+
+
 def _chosen(rendered: Rendered, message: Mapping[str, Any], tag: int, *, train: bool) -> list[Stretch]:
     """Return the stretches of the text that a message's `train_detail` trains, or leaves out: a list of {begin_offset,
-    end_offset (inclusive), train}, counted in the characters of its content."""
-    content, ranges = message.get("content"), []
-    for detail in message["train_detail"]:
+    end_offset (inclusive), train}, counted in the characters of its content; and those of its thoughts."""
+    stretches = []
+    if message.get("train_detail"):
+        stretches += _of_details(rendered, message.get("content"), message["train_detail"], tag, train)
+    if message.get("thought_detail"):
+        thought = next(message[key] for key in KEYS if message.get(key))
+        if any(rendered.text[start:end] in thought for start, end, t in rendered.spans if t == tag):  # it is shown
+            stretches += _of_details(rendered, thought, message["thought_detail"], tag, train)
+    return sorted(stretches)
+
+
+def _of_details(rendered: Rendered, content: Any, details: Sequence[Any], tag: int, train: bool) -> list[Stretch]:
+    ranges = []
+    for detail in details:
         begin, end = (detail.get(key) if isinstance(detail, dict) else None for key in ("begin_offset", "end_offset"))
         if not isinstance(content, str) or not isinstance(begin, int) or not isinstance(end, int):
             raise DataError("`train_detail` needs begin_offset and end_offset", fix="count characters of the content")
@@ -136,8 +152,8 @@ def _only(rendered: Rendered, message: Mapping[str, Any], tag: int, end: int) ->
     """Return what a message that is not trained as a whole has of trained parts; the end of its turn if its last part
     is."""
     stretches = _chosen(rendered, message, tag, train=True)
-    last = max((detail["end_offset"] for detail in message["train_detail"] if _says(detail)), default=-1)
-    if stretches and last + 1 >= len(message["content"].rstrip()):
+    last = max((detail["end_offset"] for detail in message.get("train_detail") or () if _says(detail)), default=-1)
+    if stretches and last + 1 >= len((message["content"] or "").rstrip()) > 0:
         stretches[-1] = stretches[-1][0], max(stretches[-1][1], end)
     return stretches
 
@@ -158,8 +174,7 @@ def asked_for(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
         return message["role"] in roles
     if _as_a_whole(message, roles):
         return True
-    details = message.get("train_detail") or ()
-    return any(_says(detail) for detail in details if isinstance(detail, Mapping))
+    return any(_says(detail) for detail in _details(message) if isinstance(detail, Mapping))
 
 
 def _as_a_whole(message: Mapping[str, Any], roles: Sequence[str]) -> bool:

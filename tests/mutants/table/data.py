@@ -20,7 +20,7 @@ DATA = (
         "data/tokenize/loss_mask.py",
         'kept = kept[-1:] if train_on == "last_answer" else kept',
         "kept = list(kept)",
-        "data/formats/test_published.py",
+        "conformance/test_published.py",
     ),
     mutant(
         "ends-of-turns-always-trained",
@@ -34,7 +34,7 @@ DATA = (
         "data/tokenize/loss_mask.py",
         'if terminators == "all":',
         'if terminators == "each":',
-        "data/formats/test_published.py",
+        "conformance/test_published.py",
     ),
     mutant(
         "a-detail-ends-one-character-early",
@@ -197,7 +197,7 @@ DATA = (
         '[{**m, "train": False} for m in before.messages]',
         "list(before.messages)",
         _DETECT,
-        "data/formats/test_published.py",
+        "conformance/test_published.py",
     ),
     mutant(
         "the-system-prompt-of-a-row-is-lost",
