@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,27 @@ class Lives:
         return int(self._process.stdout.readline())
 
 
-def family(pid: int, mark: str) -> list[psutil.Process]:
-    """Return what lives of a life: itself, and every process that it or its children have started."""
-    found = []
+def family(pid: int, mark: str, known: Iterable[psutil.Process] = ()) -> list[psutil.Process]:
+    """Return what lives of a life: itself, and every process that it or its children have started.
+
+    Args:
+        known: who was seen before: a process that is about to be gone tells no environment any more.
+    """
+    found = {process for process in known if _lives(process)}
     for process in psutil.process_iter():
         try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
             if process.pid == pid or process.environ().get(MARK) == mark:
-                found.append(process)
+                found |= {process} if _lives(process) else set()
         except psutil.Error:
             continue
-    return found
+    return sorted(found, key=lambda process: process.pid)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False
 
 
 def _cli(words: list[str]) -> Any:

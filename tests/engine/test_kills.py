@@ -150,12 +150,15 @@ class Killed:
         victims = whole if self.door == "worker" else [process for process in whole if process.pid == pid]
         os.kill(self.chance.choice(victims).pid, signal.SIGKILL)
         killed = time.monotonic()
-        while (left := family(pid, self.mark)) and time.monotonic() - killed < PATIENCE:
+        while (left := family(pid, self.mark, whole)) and time.monotonic() - killed < PATIENCE:
+            whole = left
             time.sleep(0.05)
         if self.client is not None:
             self.client.stop_channels()
             self.client = None
         took = time.monotonic() - killed
+        time.sleep(0.3)  # one that was about to be started has its name by now
+        left = left or family(pid, self.mark)
         self.slow, self.late = max(self.slow, took), self.late + (took > GONE)
         assert not left, [process.cmdline() for process in left]
 
