@@ -6,6 +6,7 @@ sentence what is wrong with a file; it never waits (for a pipe), never takes all
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -80,7 +81,8 @@ def from_here(path: Path) -> str:
 
 
 def refuse_links(root: Path, *parts: str, error: type[NbtuneError]) -> None:
-    """Refuse a folder with a link that leads out of it: what it leads to is somebody's own, and would be copied.
+    """Refuse a folder with a link that leads out of it (what it leads to is somebody's own, and would be copied, or
+    written to), and one with a pipe or a device (which would be waited for).
 
     Args:
         root: the folder.
@@ -88,24 +90,50 @@ def refuse_links(root: Path, *parts: str, error: type[NbtuneError]) -> None:
         error: the caller's kind of error.
 
     Raises:
-        NbtuneError: of that kind; names the first such link.
+        NbtuneError: of that kind; names the first such link or pipe.
     """
     real = root.resolve()
-    for path in (path for part in parts or ("",) for path in _links(root / part)):
+    for path in (path for part in parts or ("",) for path in _odd(root / part)):
+        place = harmless(path.relative_to(root.parent), line=True)
+        if not path.is_symlink():
+            raise error("this is a pipe or a device, no file", place=place, fix="delete it")
         if not path.resolve().is_relative_to(real):
             raise error(
                 "this link leads out of its folder, and is not followed",
-                place=harmless(path.relative_to(root.parent), line=True),
+                place=place,
                 fix="put the file itself there, if it is yours",
             )
 
 
-def _links(top: Path) -> Iterator[Path]:
-    if top.is_symlink():
-        yield top
+def _odd(top: Path) -> Iterator[Path]:
+    """Yield the links, and what is neither a file nor a folder."""
+    if not top.is_dir() or top.is_symlink():
+        if top.is_symlink() or (top.exists() and not top.is_file()):
+            yield top
         return
     for folder, folders, files in os.walk(top, followlinks=False):
-        yield from (path for name in (*folders, *files) if (path := Path(folder) / name).is_symlink())
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            if path.is_symlink() or not (path.is_dir() or path.is_file() or not path.exists()):
+                yield path
+
+
+def open_to_append(path: Path) -> int:
+    """Return the descriptor of a regular file, made where it is missing, at whose end is written: no link is followed,
+    and no pipe waited for.
+
+    Raises:
+        OSError: it cannot be written, or is something else.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    more = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC")  # not every system has all of them
+    for name in more:
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags, 0o644)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
 
 
 def open_file(path: Path) -> BufferedReader:

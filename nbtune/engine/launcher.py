@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import os
 import sys
 import threading
 import weakref
@@ -23,9 +24,10 @@ from nbtune.engine.lone_worker import WITH_PARENT
 from nbtune.errors import TrainError
 from nbtune.store import checkpoints, control
 from nbtune.store.event_log import EventWriter
-from nbtune.store.folder import spec_to_run
+from nbtune.store.folder import refuse_outside, spec_to_run
 from nbtune.store.lock import STARTING, Ownership
 from nbtune.train.mean_loss import NumbersLost
+from nbtune.untrusted import open_to_append
 
 if TYPE_CHECKING:
     from nbtune.models import Built
@@ -115,7 +117,7 @@ class Launched:
         arguments: list[str | Path] = ["-m", "nbtune.engine", self.folder]
         if not self.detached:
             arguments.append(WITH_PARENT)
-        with (self.folder / "worker.log").open("ab") as log:
+        with os.fdopen(open_to_append(self.folder / "worker.log"), "ab") as log:
             process = ChildProcess(arguments, output=log, detached=self.detached, own_session=True)
         code = process.wait()
         process.stop()  # it has ended: what is left is our end of its standard input
@@ -181,6 +183,7 @@ def _load(folder: Path) -> Built:
     quiet_libraries()
     from nbtune import device, models
 
+    refuse_outside(folder, error=TrainError)
     spec, last = spec_to_run(folder), checkpoints.latest(folder)
     if last is None:
         raise TrainError(

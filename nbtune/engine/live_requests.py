@@ -130,7 +130,7 @@ class Asked:
 def answer_requests(folder: Path, answer: Callable[[dict[str, Any], Asked], dict[str, Any]]) -> None:
     """Answer what waits in the box: `answer` maps a request, and who asked, to a JSON-able mapping."""
     box = folder / "requests"
-    if not box.exists():
+    if not box.is_dir() or box.is_symlink():  # a link leads anywhere, and what is answered is deleted
         return
     for path in sorted(box.glob("*.json")):
         if path.name.endswith(".answer.json") or path.name.startswith("."):

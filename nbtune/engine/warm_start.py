@@ -82,10 +82,9 @@ def reference_of(folder: Path, method: Method, model: torch.nn.Module) -> Starti
         return None
     from nbtune.train.reference import StartingWeights
 
-    weights = checkpoints.weights_in(file)
-    if not checkpoints.fit(weights, model):
+    if not checkpoints.fit(checkpoints.shapes_in(file), model):
         raise _others(folder)
-    return StartingWeights(model, weights)
+    return StartingWeights(model, checkpoints.weights_in(file))
 
 
 def _others(folder: Path) -> TrainError:

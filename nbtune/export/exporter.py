@@ -15,6 +15,7 @@ from nbtune.events import Export
 from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.source import ExportedFile, ExportSource, Progress
 from nbtune.store.event_log import add_event
+from nbtune.store.folder import refuse_outside
 from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Exporter:
 
         run, spec = self._run, self._run.spec
         adapter = run.folder / "adapter"
-        refuse_links(run.folder, "adapter", "checkpoints", "data", "tokenizer", error=ExportError)
+        refuse_outside(run.folder, error=ExportError)
         if not adapter.is_dir():
             raise TrainError(
                 f"the run `{run.name}` has nothing to export yet", fix="let it train until its first checkpoint"

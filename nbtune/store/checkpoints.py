@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -72,10 +73,11 @@ def weights_of(folder: Path, step: int | None, model: torch.nn.Module) -> Iterat
     if step not in saved:
         fix = f"there are {', '.join(map(str, saved))}" if saved else "let it train until its first checkpoint"
         raise TrainError(f"there is no checkpoint of step {step}", place=folder.name, fix=fix)
-    weights = weights_in(file)
-    mine = {name: parameter for name, parameter in model.named_parameters() if name in weights}
-    if len(mine) != len(weights):
+    told = shapes_in(file)
+    mine = {n: p for n, p in model.named_parameters() if tuple(p.shape) == told.get(n)}
+    if len(mine) != len(told):
         raise TrainError("the checkpoint was made with another adapter or model", place=folder.name)
+    weights = weights_in(file)
     now = {name: parameter.detach().clone() for name, parameter in mine.items()}
     with torch.no_grad():
         try:
@@ -219,9 +221,9 @@ def put_back(file: Path, model: torch.nn.Module) -> bool:
     """Put saved weights into all that is trained; False, and nothing done, if they are of another model or adapter."""
     import torch
 
-    weights = weights_in(file)
-    if not fit(weights, model):
+    if not fit(shapes_in(file), model):  # before any of it is read: a header may tell of any size
         return False
+    weights = weights_in(file)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -235,12 +237,31 @@ def weights_in(file: Path) -> dict[str, torch.Tensor]:
     Raises:
         TrainError: it is not there, or not whole.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _whole_weights(file):
         return load_file(file)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights of a file that a run saved, by its header.
+
+    Raises:
+        TrainError: as `weights_in`.
+    """
+    from safetensors import safe_open
+
+    with _whole_weights(file), safe_open(file, framework="pt") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 — no mapping
+
+
+@contextmanager
+def _whole_weights(file: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:  # the last: no room to map it
         raise TrainError(
             f"its weights cannot be read: {str(error).splitlines()[0][:160]}",
             place=f"{file.parent.name}/{file.name}",
@@ -248,10 +269,22 @@ def weights_in(file: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def fit(weights: Mapping[str, torch.Tensor], model: torch.nn.Module) -> bool:
-    """Return whether saved weights are those of all that is trained."""
-    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return mine.keys() == weights.keys() and all(weights[name].shape == p.shape for name, p in mine.items())
+def _refuse_packed(file: Path) -> None:
+    """Refuse what torch never writes, and would unpack into any amount of memory."""
+    try:
+        with zipfile.ZipFile(file) as entries:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return  # torch says what is wrong with it
+    if packed:
+        raise TrainError(
+            f"{file.name} is packed, and no run packs it", place=file.parent.name, fix="resume from an earlier step"
+        )
+
+
+def fit(shapes: Mapping[str, tuple[int, ...]], model: torch.nn.Module) -> bool:
+    """Return whether saved weights of these shapes are those of all that is trained."""
+    return shapes == {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
@@ -275,6 +308,7 @@ def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Pro
     import torch
 
     load_weights(checkpoint, built.model)
+    _refuse_packed(checkpoint / "optimizer.pt")
     stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     body = read_json(checkpoint / "progress.json") or {}
     fields = {key: value for key, value in body.items() if key in Progress.__dataclass_fields__ and value is not None}

@@ -19,7 +19,7 @@ from typing import Any
 from nbtune import events
 from nbtune.disk import DISK_ERRORS
 from nbtune.folder_format import refuse_newer
-from nbtune.untrusted import open_file
+from nbtune.untrusted import open_file, open_to_append
 
 _PIECE = 2**21  # bytes that are read at once: some 7,000 steps
 _BLOCK = 2**16  # bytes, when looking from the end
@@ -281,7 +281,7 @@ class EventWriter:
 
     def __init__(self, path: Path, *, owner: bool = True) -> None:
         self._lock, self._torn = threading.Lock(), False
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._fd = open_to_append(path)
         if owner:
             _cut_torn_line(path)
         else:
@@ -321,7 +321,7 @@ def add_event(folder: Path, event: events.Event) -> None:
     try:
         writer = EventWriter(folder / "events.jsonl", owner=False)
     except OSError as error:
-        if error.errno in DISK_ERRORS:
+        if error.errno in (*DISK_ERRORS, errno.ELOOP, errno.ENXIO, errno.EINVAL):  # no file: a link, a pipe
             return
         raise
     try:

@@ -24,7 +24,7 @@ from nbtune.folder_format import plan_body, refuse_newer, stamp, version_of
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.store.lock import Ownership, is_owned
-from nbtune.untrusted import BadFile, harmless, load, number, open_file
+from nbtune.untrusted import BadFile, harmless, load, number, open_file, refuse_links
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FOLDER = re.compile(r".+-[0-9a-f]{6}")
@@ -189,6 +189,21 @@ def plan_of(body: dict[str, Any], folder: Path) -> Plan:
         raise TrainError(
             f"plan.json: it is no plan ({why})", place=harmless(folder.name, line=True), fix=fix
         ) from error
+
+
+def refuse_outside(folder: Path, *, error: type[NbtuneError]) -> None:
+    """Refuse, before any work, a folder that leads elsewhere: what is written into it would be written there, what is
+    swept away in it would be swept away there. Its exports apart, which are looked at when there are some to write.
+
+    Raises:
+        NbtuneError: of that kind.
+    """
+    try:
+        parts = sorted(name for name in os.listdir(folder) if name != "exports")
+    except OSError:
+        return  # it is gone, or may not be read: whoever opens it says so
+    if parts:
+        refuse_links(folder, *parts, error=error)
 
 
 def trouble(folder: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,9 +20,9 @@ import numpy as np
 from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.methods import METHODS
-from nbtune.store.folder import spec_to_run
+from nbtune.store.folder import refuse_outside, spec_to_run
 from nbtune.store.run_handle import RunHandle
-from nbtune.untrusted import parse
+from nbtune.untrusted import open_file, open_to_append, parse
 
 if TYPE_CHECKING:
     from nbtune.data import Source
@@ -224,6 +225,7 @@ class MeasuredRows:
         from nbtune import data, models
         from nbtune.data.prepare.row_weights import mark_of
 
+        refuse_outside(self.run.folder, error=TrainError)
         spec = spec_to_run(self.run.folder)
         tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
         max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
@@ -278,8 +280,8 @@ class MeasuredRows:
         known = [{"in_all": self.in_all}] if self.parts == PARTS else []
         lines = "".join(json.dumps(body) + "\n" for body in [*known, *map(_plain, rows)])
         try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(lines)
+            with os.fdopen(open_to_append(self.file), "ab") as file:
+                file.write(lines.encode())
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
@@ -378,7 +380,8 @@ def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
     rows: dict[tuple[str, int], RowLoss] = {}
     in_all, names = 0, {field.name for field in fields(RowLoss)}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with open_file(file) as opened:
+            lines = opened.read().decode().splitlines()
     except (OSError, ValueError):
         return rows, in_all
     for line in lines:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nbtune.errors import TrainError
 from nbtune.spec import RunSpec
 from nbtune.store.folder import (
     code_is_allowed,
     code_subject,
     find,
     model_code,
+    refuse_outside,
     runs_root,
     spec_to_run,
     written_spec,
@@ -22,7 +24,7 @@ from nbtune.untrusted import harmless
 
 
 def check(folder: Path, *, code: bool = True) -> None:
-    """Refuse, before any work, a folder that would run what is not allowed.
+    """Refuse, before any work, a folder that would run what is not allowed, or that leads out of itself.
 
     Args:
         code: also the model's own.
@@ -30,6 +32,7 @@ def check(folder: Path, *, code: bool = True) -> None:
     Raises:
         TrainError, DataError: it is not.
     """
+    refuse_outside(folder, error=TrainError)
     if code:
         spec_to_run(folder)
     wishes = _of_data(folder)

@@ -9,6 +9,7 @@ It is made of events.jsonl alone and can be deleted at any time. One panel write
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nbtune.atomic_io import read_json, try_lock, write_json
+from nbtune.untrusted import open_to_append
 from nbtune.widgets.metrics import COLUMNS, merged
 
 FEW = 10_000  # steps that need no file: reading their events takes a moment
@@ -85,7 +87,7 @@ class Columns:
             if self._mine():
                 # Until the next `save` the files have less than state.json says: they are not used, but made anew.
                 for level in range(_LEVELS):
-                    with self._file(level).open("ab") as file:
+                    with os.fdopen(open_to_append(self._file(level)), "ab") as file:
                         file.truncate(self.length // _BOX**level * _ROW)
 
     def save(self, state: Callable[[], dict[str, Any]], *, all_of_it: bool = False) -> bool:
@@ -113,7 +115,7 @@ class Columns:
             self._append(level, first, _boxes(below))
 
     def _append(self, level: int, at: int, rows: np.ndarray) -> None:
-        with self._file(level).open("ab") as file:
+        with os.fdopen(open_to_append(self._file(level)), "ab") as file:
             file.truncate(at * _ROW)
             file.write(np.ascontiguousarray(rows, dtype="<f8").tobytes())
 
@@ -121,9 +123,11 @@ class Columns:
         """Return whether this is the one that writes: ask for the lock until it has it."""
         if self._lock is not None:
             return True
+        if self.folder.is_symlink():  # it is not nbtune's, and leads anywhere
+            return False
         try:
             self.folder.mkdir(exist_ok=True)
-            file = (self.folder / "lock").open("ab")
+            file = os.fdopen(open_to_append(self.folder / "lock"), "ab")
         except OSError:
             return False
         if not try_lock(file):
