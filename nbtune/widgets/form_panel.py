@@ -74,7 +74,7 @@ class Form(Panel):
         self.judged = verdicts
 
     def _setup(self, offered: list[form_models.Offer]) -> dict[str, Any]:
-        from nbtune.data.sources.rows import is_rows, is_stream
+        from nbtune.data.sources.variables import is_rows, is_stream
 
         named = {k: v for k, v in (self.namespace or {}).items() if not k.startswith("_") and k not in ("In", "Out")}
         rows = sorted(name for name, value in named.items() if is_rows(value) and (is_stream(value) or len(value)))

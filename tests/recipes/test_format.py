@@ -12,7 +12,8 @@ TRANSCRIPT = '''\
 from __future__ import annotations
 
 from nbtune.data.formats.messages import Chat
-from nbtune.data.formats.reader import Columns, Format, Reader, Row
+from nbtune.data.formats.reader import Columns, Format, Reader
+from nbtune.data.formats.values import Row
 from nbtune.errors import DataError
 
 

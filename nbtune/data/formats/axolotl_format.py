@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbtune.data.formats.messages import Chat
-from nbtune.data.formats.reader import Columns, Format, Reader, Row, optional, string, there
+from nbtune.data.formats.reader import Columns, Format, Reader, there
+from nbtune.data.formats.values import Row, optional, string
 from nbtune.errors import DataError
 
 

@@ -23,7 +23,6 @@ from nbtune.data.formats.reader import (
     Columns,
     Format,
     Reader,
-    Row,
     chat_column,
     is_sharegpt,
     missing,
@@ -31,7 +30,7 @@ from nbtune.data.formats.reader import (
 )
 from nbtune.data.formats.sft_format import of_what_is_there
 from nbtune.data.formats.unread import unread
-from nbtune.data.formats.values import without_missing
+from nbtune.data.formats.values import Row, without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 

@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 from jinja2 import meta
 
-from nbtune.data.formats.reader import Format, Parts, Row, missing, near
-from nbtune.data.formats.values import without_missing
+from nbtune.data.formats.reader import Format, Parts, missing, near
+from nbtune.data.formats.values import Row, without_missing
 from nbtune.data.template.bounded import bounded
 from nbtune.data.template.environment import compiled, make_environment, tracked
 from nbtune.data.template.tracked_str import MARK, OTHER, plain, spans_of

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
-from nbtune.data.formats.reader import Columns, Format, Parts, Reader, Row, optional, string, there
+from nbtune.data.formats.reader import Columns, Format, Parts, Reader, there
+from nbtune.data.formats.values import Row, optional, string
 from nbtune.errors import DataError
 
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}

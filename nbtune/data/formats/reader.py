@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.data.formats.values import is_missing, text_of
+from nbtune.data.formats.values import Row, is_missing
 from nbtune.errors import DataError, SpecError
 from nbtune.methods import METHODS
-
-Row = Mapping[str, Any]
 
 CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns")
 PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input", "user", "article")
@@ -180,34 +178,6 @@ def chat_column(columns: Columns) -> str | None:
 def is_sharegpt(column: str, sample: Sequence[Row]) -> bool:
     """Return whether its messages are spelled `from` and `value`."""
     return any("from" in message for row in sample for message in row.get(column) or () if isinstance(message, Mapping))
-
-
-def string(row: Row, column: str, role: str) -> str:
-    """Return the text of a column.
-
-    Raises:
-        DataError: it is missing, or no text.
-    """
-    value = row.get(column)
-    if type(value) is str:
-        return value
-    if is_missing(value):
-        raise DataError(f"`{column}` is missing", fix=f"give every row its {role}")
-    return text_of(value, f"`{column}`")
-
-
-def optional(row: Row, column: str | None) -> str:
-    """Return the text of a column, "" if there is none.
-
-    Raises:
-        DataError: something stands in it that is no text.
-    """
-    value = row.get(column) if column else None
-    if type(value) is str:
-        return value
-    if is_missing(value) or (isinstance(value, list | tuple | Mapping) and not value):
-        return ""
-    return text_of(value, f"`{column}`", "write it as text, or say with `template` how a row reads")
 
 
 def there(mapping: Mapping[str, str | None]) -> dict[str, str]:

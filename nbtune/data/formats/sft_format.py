@@ -15,14 +15,11 @@ from nbtune.data.formats.reader import (
     Format,
     Parts,
     Reader,
-    Row,
     chat_column,
     is_sharegpt,
-    optional,
-    string,
     there,
 )
-from nbtune.data.formats.values import flag, is_missing, text_of, without_missing
+from nbtune.data.formats.values import Row, flag, is_missing, optional, string, text_of, without_missing
 from nbtune.errors import DataError
 
 _ALPACA_TEXT = (

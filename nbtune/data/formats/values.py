@@ -1,4 +1,4 @@
-"""Single values of rows: what is missing, what is text, what is a yes or no. Whatever is none of these is refused."""
+"""What a row holds: the text of a column, what is missing, a yes or no. Whatever is none of these is refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from uuid import UUID
 
 from nbtune.errors import DataError
 
+Row = Mapping[str, Any]
 CHOICES = ("train", "training", "weight", "loss_weight")  # the keys of what says of itself whether it is trained
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _SCALARS = (bool, numbers.Number, Decimal, date, time, UUID)
@@ -25,7 +26,7 @@ def is_missing(value: Any) -> bool:
     return type(value).__name__ in ("NAType", "NaTType") or (_is_scalar_of_numpy(value) and bool(value != value))
 
 
-def without_missing(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_missing(row: Row) -> Row:
     """Make None of every value of a row that is missing."""
     if any(type(value) is not str and value is not None and is_missing(value) for value in row.values()):
         return {key: None if is_missing(value) else value for key, value in row.items()}
@@ -48,6 +49,34 @@ def text_of(value: Any, what: str, fix: str = "write text, or say which column i
     if isinstance(value, _SCALARS):
         return str(value)
     raise DataError(f"{what} is a {type(value).__name__}, not text", fix=fix)
+
+
+def string(row: Row, column: str, role: str) -> str:
+    """Return the text of a column.
+
+    Raises:
+        DataError: it is missing, or no text.
+    """
+    value = row.get(column)
+    if type(value) is str:
+        return value
+    if is_missing(value):
+        raise DataError(f"`{column}` is missing", fix=f"give every row its {role}")
+    return text_of(value, f"`{column}`")
+
+
+def optional(row: Row, column: str | None) -> str:
+    """Return the text of a column, "" if there is none.
+
+    Raises:
+        DataError: something stands in it that is no text.
+    """
+    value = row.get(column) if column else None
+    if type(value) is str:
+        return value
+    if is_missing(value) or (isinstance(value, list | tuple | Mapping) and not value):
+        return ""
+    return text_of(value, f"`{column}`", "write it as text, or say with `template` how a row reads")
 
 
 def flag(value: Any, what: str) -> bool:

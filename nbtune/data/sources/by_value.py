@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from nbtune.data.sources.rows import is_rows, is_stream, is_table
+from nbtune.data.sources.variables import is_rows, is_stream, is_table
 from nbtune.errors import DataError, SpecError
 from nbtune.spec import RunSpec, SourceSpec, from_mapping, from_yaml
 

@@ -6,152 +6,18 @@ jsonl is indexed by line and parsed when a row is asked for; parquet is memory-m
 
 from __future__ import annotations
 
-import json
 import os
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbtune.data.sources.compression import COMPRESSIONS, errors_of, first_bytes, unpack
-from nbtune.data.sources.rows import ArrowRows, ListRows, Row, Rows, _as_row
+from nbtune.data.sources.rows import ArrowRows, ChainRows, LineRows, ListRows, Pages, Row, Rows, parse_json
+from nbtune.data.sources.variables import is_rows, rows_of
 from nbtune.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
-_LONGEST_ROW = 64 << 20  # bytes; tokenizing takes some fifty times of it
-_BLOCK = 1 << 20  # bytes that are searched for line breaks at a time
-
-
-class LineRows:
-    """Rows of a jsonl text: where every line begins and ends; a line is read and parsed when it is asked for.
-
-    Args:
-        data: the text's bytes, or an open big file (`Pages`).
-    """
-
-    def __init__(self, data: Any, name: str) -> None:
-        import numpy as np
-
-        self._data, self._name = data, name
-        start = 3 if data[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
-        ends = np.append(_line_breaks(data), len(data)) if len(data) else np.zeros(0, np.int64)
-        starts = np.concatenate([[start], ends[:-1] + 1]) if len(ends) else ends
-        short = np.flatnonzero(ends - starts < 3)
-        blank = [i for i in short.tolist() if not bytes(data[int(starts[i]) : int(ends[i])]).strip()]
-        self._lines = np.delete(np.arange(len(ends)), blank)
-        self._starts, self._ends = starts[self._lines], ends[self._lines]
-
-    def longest(self, count: int) -> list[int]:
-        """Return the numbers of the rows of most bytes."""
-        import numpy as np
-
-        sizes = self._ends - self._starts
-        count = min(count, len(sizes))
-        return [int(i) for i in np.argpartition(sizes, len(sizes) - count)[len(sizes) - count :]] if count else []
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index: int) -> Row:
-        if self._ends[index] - self._starts[index] > _LONGEST_ROW:
-            cause = f"the row has more than {_LONGEST_ROW >> 20} MiB"
-            raise DataError(cause, place=self.place(index), fix="write one row a line, or make rows of its parts")
-        raw = bytes(self._data[int(self._starts[index]) : int(self._ends[index])])
-        return _as_row(_parse(raw, lambda: self.place(index)), lambda: self.place(index))
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(len(self)))
-
-    def place(self, index: int) -> str:
-        return f"{self._name}, line {int(self._lines[index]) + 1}"
-
-
-class Pages:
-    """The bytes of a big file, read where they are asked for: a memory map would count every page as memory."""
-
-    def __init__(self, file: Path) -> None:
-        self._fd = os.open(file, os.O_RDONLY)
-        self._size = file.stat().st_size
-        weakref.finalize(self, os.close, self._fd)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(self._size)
-        found, missing = os.pread(self._fd, stop - start, start), 1
-        while len(found) < stop - start and missing:  # a call reads at most 2 GiB
-            more = os.pread(self._fd, stop - start - len(found), start + len(found))
-            found, missing = found + more, len(more)
-        return found
-
-    def __bytes__(self) -> bytes:
-        return self[0 : self._size]
-
-    def into(self, buffer: bytearray, at: int) -> int:
-        """Read bytes from `at` on into a buffer; return how many."""
-        if hasattr(os, "preadv"):
-            return os.preadv(self._fd, [buffer], at)
-        part = self[at : at + len(buffer)]
-        buffer[: len(part)] = part
-        return len(part)
-
-
-def _line_breaks(data: Any) -> Any:
-    """Return where the line breaks are; int64. A megabyte at a time, which stays in the processor's cache."""
-    import numpy as np
-
-    buffer, breaks, at = bytearray(_BLOCK), [], 0
-    view, hits = np.frombuffer(buffer, np.uint8), np.empty(_BLOCK, bool)
-    while at < len(data):
-        if isinstance(data, Pages):
-            count = data.into(buffer, at)
-            part = view[:count]
-        else:
-            count = min(_BLOCK, len(data) - at)
-            part = np.frombuffer(data, np.uint8, count, at)
-        if not count:
-            break  # the file has become shorter
-        np.equal(part, 10, out=hits[:count])
-        breaks.append(np.flatnonzero(hits[:count]) + at)
-        at += count
-    return np.concatenate(breaks)
-
-
-class ChainRows:
-    """Rows of several files, one after another."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self._parts, self._starts = parts, [0]
-        for part in parts:
-            self._starts.append(self._starts[-1] + len(part))
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def _find(self, index: int) -> tuple[Rows, int]:
-        from bisect import bisect_right
-
-        part = bisect_right(self._starts, index) - 1
-        return self._parts[part], index - self._starts[part]
-
-    def longest(self, count: int) -> list[int]:
-        """Return the numbers of some rows of most bytes, the first of each file among them."""
-        each, parts = -(-count // len(self._parts)), zip(self._parts, self._starts, strict=False)
-        return [at + row for part, at in parts if hasattr(part, "longest") for row in part.longest(each)]
-
-    def __getitem__(self, index: int) -> Row:
-        part, inner = self._find(index)
-        return part[inner]
-
-    def __iter__(self) -> Iterator[Row]:
-        for part in self._parts:
-            yield from part
-
-    def place(self, index: int) -> str:
-        part, inner = self._find(index)
-        return part.place(inner)
 
 
 def read_files(files: Sequence[Path], name: str) -> Rows:
@@ -273,32 +139,12 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
 
 
-def _parse(raw: bytes, place: Any) -> Any:
-    try:
-        return json.loads(raw)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"it is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",
-            place=place(),
-            fix="save the file as UTF-8",
-        ) from None
-    except RecursionError:
-        raise DataError("it is nested too deeply", place=place(), fix="flatten the row") from None
-    except ValueError as error:
-        shown = raw[:40].decode(errors="replace")
-        raise DataError(
-            f"this is not JSON: {getattr(error, 'msg', error)} (it starts {shown!r})",
-            place=place(),
-            fix="write one JSON object a line",
-        ) from None
-
-
 def _read_json(data: Any, name: str) -> Rows:
     raw = bytes(data)
     if not raw.strip():
         return ListRows([], name)
     try:
-        value = _parse(raw, lambda: name)
+        value = parse_json(raw, lambda: name)
     except DataError as error:
         lines = LineRows(raw, name)  # jsonl under the name .json is common
         if len(lines) > 1 and raw.lstrip()[:1] == b"{":
@@ -314,8 +160,6 @@ def _read_json(data: Any, name: str) -> Rows:
                 value = value[key]
                 break
         else:
-            from nbtune.data.sources.rows import is_rows, rows_of
-
             columns = is_rows(value) and not any(
                 isinstance(v, list) and v and isinstance(v[0], dict) for v in value.values()
             )

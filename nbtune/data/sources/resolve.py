@@ -19,7 +19,8 @@ from nbtune import hub_cache
 from nbtune.data.sources import row_function
 from nbtune.data.sources.dataset_folder import PACKED, files_of
 from nbtune.data.sources.files import SUFFIXES, read_files, read_head
-from nbtune.data.sources.rows import ListRows, Rows, Source, first_of, is_rows, is_stream, rows_of, split_of
+from nbtune.data.sources.rows import ListRows, Rows, Source
+from nbtune.data.sources.variables import first_of, is_rows, is_stream, rows_of, split_of
 from nbtune.data.sources.walk import files_under, here, is_pattern, matching
 from nbtune.errors import DataError, HubError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, SourceSpec

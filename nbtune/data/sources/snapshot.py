@@ -25,7 +25,8 @@ from nbtune.atomic_io import replace_file, write_text
 from nbtune.data.sources import consent, row_function
 from nbtune.data.sources.files import read_files
 from nbtune.data.sources.json_line import to_json
-from nbtune.data.sources.rows import ArrowRows, Rows, Source, at_most, is_rows, is_stream, rows_of, split_of
+from nbtune.data.sources.rows import ArrowRows, Rows, Source, at_most
+from nbtune.data.sources.variables import is_rows, is_stream, rows_of, split_of
 from nbtune.errors import DataError
 from nbtune.folder_format import rows_version, stamp
 from nbtune.spec import SourceSpec

@@ -12,7 +12,7 @@ import pytest
 
 from nbtune.data.formats.detect import detect
 from nbtune.data.formats.reader import Parts
-from nbtune.data.sources.rows import rows_of
+from nbtune.data.sources.variables import rows_of
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 

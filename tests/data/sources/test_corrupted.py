@@ -147,14 +147,14 @@ def test_a_very_long_line() -> None:
 def test_pipes_bombs_and_giant_rows_are_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gzip
 
-    from nbtune.data.sources import compression, files
+    from nbtune.data.sources import compression, files, rows
 
     os.mkfifo(tmp_path / "a.jsonl")
     (tmp_path / "b.jsonl.xz").write_bytes(b"junk")
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b" " * 200_000))
     (tmp_path / "d.jsonl").write_bytes(b'{"a": "' + b"x" * 100 + b'"}')
     monkeypatch.setattr(compression, "_ALWAYS", 1000)
-    monkeypatch.setattr(files, "_LONGEST_ROW", 50)
+    monkeypatch.setattr(rows, "_LONGEST_ROW", 50)
     said = {"a.jsonl": "a pipe", "b.jsonl.xz": "broken", "c.jsonl.gz": "times its own size", "d.jsonl": "the row has"}
     for name, words in said.items():
         with pytest.raises(DataError, match=words):

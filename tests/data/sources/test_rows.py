@@ -13,7 +13,7 @@ import pytest
 
 from nbtune.data import Source, open_snapshot, resolve, snapshot
 from nbtune.data.sources.files import read_file
-from nbtune.data.sources.rows import is_rows, rows_of
+from nbtune.data.sources.variables import is_rows, rows_of
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import nbtune
 from nbtune.data import open_snapshot, resolve, snapshot
-from nbtune.data.sources.rows import is_rows
 from nbtune.data.sources.snapshot import changed_rows
+from nbtune.data.sources.variables import is_rows
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 

@@ -1,0 +1,133 @@
+"""Values of variables as rows: lists, dicts of columns, and the frames, tables and datasets of other libraries.
+
+A library is told by the name of a value's type, so none is imported to find out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nbtune.data.sources.rows import ArrowRows, ListRows, Rows
+from nbtune.errors import DataError
+
+
+def is_table(value: Any) -> bool:
+    """Return whether a value is a library's frame, table or dataset (nothing is imported to find out)."""
+    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    return kind in _CONVERTERS
+
+
+def is_stream(value: Any) -> bool:
+    """Return whether a value gives rows one by one: an `IterableDataset`, a generator or another iterator, or a
+    function with `yield` that wants no arguments."""
+    if type(value).__name__ == "IterableDataset" and type(value).__module__.split(".")[0] == "datasets":
+        return True
+    if inspect.isgeneratorfunction(value):
+        return _wants_nothing(value)
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
+
+
+def _wants_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def is_rows(value: Any) -> bool:
+    """Return whether a variable's value can be read as rows, at once or one by one (nothing is imported to find
+    out)."""
+    if is_table(value) or is_stream(value):
+        return True
+    if isinstance(value, list | tuple):
+        return all(isinstance(row, Mapping | str | list) for row in value[:8])
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, list | tuple) for v in value.values())
+
+
+def rows_of(value: Any, name: str) -> Rows:
+    """Return the rows of a variable: list of dicts or strings, dict of columns, pandas or polars frame, pyarrow table,
+    `datasets.Dataset`.
+
+    Raises:
+        DataError: it is something else.
+    """
+    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    if kind in _CONVERTERS:
+        return _CONVERTERS[kind](value, name)
+    if isinstance(value, Mapping):
+        return _from_columns(value, name)
+    if isinstance(value, list | tuple):
+        return ListRows(value, name)
+    raise DataError(
+        f"it is a {type(value).__name__}, not rows",
+        place=name,
+        fix="give a list of dicts, a DataFrame, a datasets.Dataset, or a file's name",
+    )
+
+
+def first_of(value: Any, count: int) -> Any:
+    """Return the first `count` rows of a variable's value, as something that holds rows too."""
+    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    if kind == "datasets.Dataset":
+        return value.select(range(min(count, len(value))))
+    if kind in ("pandas.DataFrame", "polars.DataFrame", "polars.LazyFrame"):
+        return value.head(count)
+    if kind == "pyarrow.Table":
+        return value.slice(0, count)
+    if isinstance(value, Mapping):
+        return value  # columns, whose lengths are compared
+    return value[:count]
+
+
+def _from_columns(value: Mapping[str, Any], name: str) -> Rows:
+    lengths = {key: len(column) for key, column in value.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"its columns have different lengths: {lengths}", place=name, fix="give every row every column")
+    return ListRows([dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)], name)
+
+
+def _from_pandas(frame: Any, name: str) -> Rows:
+    import pyarrow
+
+    frame = frame.rename(columns=str)
+    try:
+        return ArrowRows(pyarrow.Table.from_pandas(frame, preserve_index=False), name)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, pyarrow.ArrowNotImplementedError):  # columns of mixed types
+        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return ListRows(records, name)
+
+
+def _from_dataset(dataset: Any, name: str) -> Rows:
+    table = dataset.with_format("arrow")[:] if dataset._indices is not None else dataset.data.table
+    return ArrowRows(table, name)
+
+
+def _from_dataset_dict(value: Any, name: str) -> Rows:
+    return _from_dataset(split_of(value, "train", name), name)
+
+
+def split_of(value: Any, split: str, name: str) -> Any:
+    """Return the split of a `datasets.DatasetDict`; anything else as it is.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if type(value).__name__ != "DatasetDict":
+        return value
+    if split in value:
+        return value[split]
+    raise DataError(f"there is no split `{split}`", place=name, fix=f"there are {', '.join(map(str, value))} (`split`)")
+
+
+_CONVERTERS: dict[str, Callable[[Any, str], Rows]] = {
+    "pandas.DataFrame": _from_pandas,
+    "polars.DataFrame": lambda frame, name: ArrowRows(frame.to_arrow(), name),
+    "polars.LazyFrame": lambda frame, name: ArrowRows(frame.collect().to_arrow(), name),
+    "pyarrow.Table": ArrowRows,
+    "datasets.Dataset": _from_dataset,
+    "datasets.DatasetDict": _from_dataset_dict,
+}
