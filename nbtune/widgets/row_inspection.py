@@ -262,7 +262,7 @@ class Inspection:
         return shown | {"rendered": clean(jobs[0].text, _CHARACTERS), "tokens": tokens, "more": more, **counts}
 
     def _tokens(self, ids: list[int], trained: list[bool], encoder: Any) -> list[list[Any]]:
-        ends = set(encoder.template.terminators) if encoder.template is not None else {self.tokenizer.eos_token}
+        ends = set(encoder.template.turns.terminators) if encoder.template is not None else {self.tokenizer.eos_token}
         special, shown = set(self.tokenizer.all_special_ids), []
         for number, is_trained in zip(ids, trained, strict=True):
             text = self.tokenizer.decode([number])

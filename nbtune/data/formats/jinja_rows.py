@@ -14,8 +14,7 @@ from jinja2 import meta
 
 from nbtune.data.formats.reader import Format, Parts, missing, near
 from nbtune.data.formats.values import Row, without_missing
-from nbtune.data.template.bounded import bounded
-from nbtune.data.template.environment import compiled, make_environment, tracked
+from nbtune.data.template.environment import bounded, compiled, make_environment, tracked
 from nbtune.data.template.tracked_str import MARK, OTHER, plain, spans_of
 from nbtune.errors import DataError, SpecError
 

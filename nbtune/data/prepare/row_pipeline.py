@@ -107,7 +107,7 @@ class Reader:
                     )
                 template = ChatTemplate(self.tokenizer)
                 self.chat_template, self.report.template = template.template, template.template
-                self.report.terminator = template.terminator
+                self.report.terminator = template.turns.terminator
             self._encoders[chats] = Encoder.of_spec(self.tokenizer, template, self.spec)
         return self._encoders[chats]
 

@@ -209,6 +209,32 @@ def joint(tags: set[int]) -> int:
     return made
 
 
+def joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans in order, those that touch as one."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if joined and joined[-1][1] >= start:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def without_kinds(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Return the spans of data in order, with plain numbers of messages; what belongs to one and
+    touches is one span."""
+    if all(tag <= NUMBER for _, _, tag in spans):
+        return tuple(sorted(spans))
+    joined: list[Span] = []
+    for start, end, tag in sorted(spans):
+        number = tag & NUMBER if tag >= 0 else tag
+        if joined and joined[-1][2] == number and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], end, number
+        else:
+            joined.append((start, end, number))
+    return tuple(joined)
+
+
 def _whole(text: str, *origins: str) -> str:
     """Return `text`, all of it data if any of its origins holds data."""
     for origin in origins:

@@ -208,7 +208,7 @@ class Encoder:
             chat.messages,  # `train_detail` counts in what was written
             train_on=self.train_on,
             terminators=self.terminators,
-            ends=(*self.template.terminators, self.template.calls_end),
+            ends=(*self.template.turns.terminators, self.template.turns.calls_end),
         )
         job = Job(rendered.text, rendered.spans, stretches, False, False, False)
         job.left_out = frozenset(what for _, what in rendered.left_out)

@@ -47,7 +47,7 @@ def ends_of(tokenizer: Any) -> Ends:
         template = ChatTemplate(tokenizer)
     except DataError:  # nothing was trained by such a template, and nothing is known of it
         return _ends(own, Controls(tokenizer))
-    ended = (template.controls.last_in(text) for text in (*template.terminators, template.calls_end))
+    ended = (template.controls.last_in(text) for text in (*template.turns.terminators, template.turns.calls_end))
     inside = _inside_an_answer(template)
     return _ends([*own, *(id_ for id_ in ended if id_ is not None and id_ not in inside)], template.controls)
 
@@ -59,7 +59,7 @@ def _ends(stops: Sequence[int], controls: Controls) -> Ends:
 def _inside_an_answer(template: ChatTemplate) -> set[int]:
     """Return what ends a message but no answer: gpt-oss ends a thought as it ends a question, and then goes on."""
     thinking = dict.fromkeys(KEYS, _THOUGHT)
-    messages = [template.message("user", _ASKED), template.message("assistant", _SAID) | thinking]
+    messages = [template.turns.message("user", _ASKED), template.turns.message("assistant", _SAID) | thinking]
     try:
         text = template.render(messages).text
     except DataError:
@@ -79,7 +79,7 @@ def trained_end(tokenizer: Any, spec: RunSpec) -> int | None:
         DataError: such a chat cannot be rendered.
     """
     template = ChatTemplate(tokenizer, None if template_text(tokenizer) else PLAIN_TEMPLATE)
-    chat = Chat([template.message("user", _ASKED), template.message("assistant", _SAID)])
+    chat = Chat([template.turns.message("user", _ASKED), template.turns.message("assistant", _SAID)])
     (found,) = Encoder.of_spec(tokenizer, template, spec).encode([chat])
     if isinstance(found, DataError):
         raise found

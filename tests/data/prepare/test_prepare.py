@@ -133,7 +133,7 @@ def test_a_base_model_gets_a_plain_template_and_says_so() -> None:
     assert fast.decode(example.input_ids) == "<s>### User:\nask 0\n\n### Assistant:\nsay 0 word end</s>\n\n"
     assert fast.decode([t for t in example.labels if t != -100]) == "say 0 word end</s>"
     spec = from_mapping({"data": "rows"})
-    assert ChatTemplate(nbtune.data.speaking(fast, spec, prepared.chat_template)).header == "### Assistant:\n"
+    assert ChatTemplate(nbtune.data.speaking(fast, spec, prepared.chat_template)).turns.header == "### Assistant:\n"
 
 
 def test_the_callers_tokenizer_stays_as_it_is() -> None:
@@ -240,7 +240,7 @@ def test_no_answer_ends_is_refused() -> None:
         "{% endif %}{% endif %}{% endfor %}"
     )
     fast = tokenizer(template)
-    assert ChatTemplate(fast).appended == "<|im_end|>"
+    assert ChatTemplate(fast).turns.appended == "<|im_end|>"
     assert prepare(chats(2), fast=fast).report.used == 2  # the terminator is appended
 
 

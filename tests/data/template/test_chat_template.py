@@ -39,7 +39,7 @@ def _cases(
         thinking = k % 2 == 1 and not plain
         messages = conversation(rng, system=k % 4 != 0, tools=tools is not None, thinking=thinking)
         theirs: list[Any] = messages
-        if template.as_parts:
+        if template.turns.as_parts:
             theirs = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         try:
             text = template.tokenizer.apply_chat_template(theirs, tools=tools, tokenize=False)
@@ -59,7 +59,7 @@ def _check(name: str, kind: str, count: int, seed: int) -> None:
     assert len(cases) == count
     for messages, theirs, tools, text in cases:
         rendered = template.render(messages, tools)
-        assert rendered.text == text + template.appended
+        assert rendered.text == text + template.turns.appended
         result = encoder.encode([Chat(messages, tools)])[0]
         if any(what in ("message", "calls") for _, what in rendered.left_out):  # OLMo's knows no system prompt
             assert isinstance(result, DataError)
@@ -133,7 +133,7 @@ def test_masks_found_without_marks_are_those_of_the_marked_twin(name: str) -> No
 
 def _header_tokens(fast: Any, template: ChatTemplate, ids: Any, expected: Any, ours: Any) -> list[bool]:
     """Tokens of a header (what a generation prompt already holds) that a twin counts as written by the model."""
-    header = fast(template.header, add_special_tokens=False)["input_ids"] if template.header else []
+    header = fast(template.turns.header, add_special_tokens=False)["input_ids"] if template.turns.header else []
     found = [False] * len(ids)
     for start in range(len(ids) - len(header) + 1):
         if header and ids[start : start + len(header)].tolist() == header:
@@ -146,7 +146,7 @@ def test_what_is_found_in_a_template() -> None:
     found = {}
     for name in ("chatml", "llama2", "llama3", "gemma", "phi3", "gptoss", "glm4moe", "deepseek_r1_distill", "vicuna"):
         template = ChatTemplate(tokenizer(templates()[name]))
-        found[name] = template.header, template.terminators
+        found[name] = template.turns.header, template.turns.terminators
     assert found == {
         "chatml": ("<|im_start|>assistant\n", ("<|im_end|>",)),
         "llama2": ("", (" </s>",)),
@@ -175,7 +175,7 @@ def test_the_opener_of_a_next_turn_is_not_trained(begin: str, preamble: str, sai
     text = OPENING.replace("{{ bos_token }}", begin).replace("<|SAID|>", said)
     fast = tokenizer(text.replace("<|OPEN|><|SYSTEM|>Be kind.<|CLOSE|>", preamble))
     template = ChatTemplate(fast)
-    assert template.terminators == (f"{said}<|CLOSE|>",)
+    assert template.turns.terminators == (f"{said}<|CLOSE|>",)
     encoder = Encoder(fast, template)
     asked, answer = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "It is 4."}
     ids, trained = encoder.encode([Chat([asked, answer] * 2)])[0]  # type: ignore[misc]
@@ -186,7 +186,7 @@ def test_the_opener_of_a_next_turn_is_not_trained(begin: str, preamble: str, sai
 def test_an_end_that_begins_sequences_too_is_an_end() -> None:
     """Nothing of `<|im_end|></s>` is taken for an opener where `</s>` stands before the first turn."""
     both = CHATML.replace("<|im_end|>", "<|im_end|></s>")
-    assert ChatTemplate(tokenizer("</s>" + both)).terminators == ("<|im_end|></s>",)
+    assert ChatTemplate(tokenizer("</s>" + both)).turns.terminators == ("<|im_end|></s>",)
 
 
 def test_a_template_without_a_terminator_is_refused() -> None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbtune.data.formats.jinja_rows import template_format
-from nbtune.data.template import bounded
-from nbtune.data.template.environment import compile_template, render
+from nbtune.data.template import environment
+from nbtune.data.template.chat_template import render
+from nbtune.data.template.environment import compile_template
 from nbtune.errors import DataError, NbtuneError
 
 NESTED = (
@@ -47,7 +48,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("template", ENDLESS)
 def test_what_would_not_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "MOST_STEPS", 20_000)
+    monkeypatch.setattr(environment, "MOST_STEPS", 20_000)
     with pytest.raises((jinja2.TemplateError, OverflowError)):
         render(template, [{"role": "user", "content": "hi"}])
 
