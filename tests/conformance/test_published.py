@@ -18,7 +18,7 @@ import nbtune.data
 from nbtune.data import resolve
 from nbtune.spec import from_mapping
 from tests.data.making import templates, tokenizer
-from tests.data.tokenize.test_word_cache import LLAMA3
+from tests.data.tokenize.test_byte_level import LLAMA3
 
 WORDS = {
     **{"system": 9125, "user": 882, "assistant": 78191, "ĊĊ": 271, "hello": 15339, "good": 19045, "bye": 29474},

@@ -118,7 +118,7 @@ class ChatTemplate:
         self.controls = Controls(tokenizer, extra=self.turns.tokens(controls))
 
     def _text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        return plain(render(self.template, messages, **options, **self.variables))
+        return plain(render_text(self.template, messages, **options, **self.variables))
 
     @cached_property
     def arguments(self) -> str:
@@ -138,7 +138,7 @@ class ChatTemplate:
         if self.turns.as_parts:
             messages = [self.turns.in_parts(message) for message in messages]
         try:
-            text = render(self.template, messages, tools=tools, **self.variables)
+            text = render_text(self.template, messages, tools=tools, **self.variables)
         except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(
                 f"the chat template refuses the row: {error}", fix=_refusal(str(error), messages)
@@ -237,7 +237,7 @@ def _refusal(reason: str, messages: Sequence[Mapping[str, Any]]) -> str:
     return f"the row's roles are {roles}; check what the template expects"
 
 
-def render(
+def render_text(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     *,

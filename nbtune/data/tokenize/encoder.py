@@ -14,9 +14,9 @@ from nbtune.data.formats.messages import Chat, told_apart
 from nbtune.data.formats.reader import Parts
 from nbtune.data.template.chat_template import ChatTemplate, Rendered
 from nbtune.data.template.tracked_str import Span
+from nbtune.data.tokenize.byte_level import ByteLengths, BytePlaces, Words, covered
 from nbtune.data.tokenize.loss_mask import wanted
-from nbtune.data.tokenize.offsets import ByteLengths, BytePlaces, OffsetPlaces, covered
-from nbtune.data.tokenize.word_cache import Words
+from nbtune.data.tokenize.offsets import OffsetPlaces, Offsets
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec, SpanRule
 
@@ -151,7 +151,7 @@ class Encoder:
     def _by_controls(self, job: Job) -> tuple[np.ndarray, OffsetPlaces]:
         """Return ids and places of a text whose data looks like control tokens."""
         ids, offsets = self.controls.encode(job.text, job.spans)
-        return np.array(ids, np.int32), OffsetPlaces(_Offsets(offsets), len(ids))
+        return np.array(ids, np.int32), OffsetPlaces(Offsets(offsets), len(ids))
 
     def text_of(self, job: Job, first: int, last: int) -> str:
         """Return what the tokens first..last stand for (half-open, as `encode` counts them), in whole characters."""
@@ -268,19 +268,6 @@ def _refuse_holes(rendered: Rendered, messages: Sequence[dict[str, Any]]) -> Non
                 f"the chat template leaves out the tool calls of message {number}",
                 fix="use a model whose template knows tools, or set a `chat_template` that does",
             )
-
-
-class _Offsets:
-    """`char_to_token` and `token_to_chars` of plain offsets."""
-
-    def __init__(self, offsets: list[tuple[int, int]]) -> None:
-        self.offsets = offsets
-
-    def char_to_token(self, position: int) -> int | None:
-        return next((i for i, (s, e) in enumerate(self.offsets) if s <= position < e), None)
-
-    def token_to_chars(self, index: int) -> tuple[int, int]:
-        return self.offsets[index]
 
 
 class _Same:

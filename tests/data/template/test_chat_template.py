@@ -232,8 +232,8 @@ def test_the_text_of_a_conversation_is_rendered_once(monkeypatch: pytest.MonkeyP
 
     template = ChatTemplate(tokenizer(CHATML))
     calls = []
-    render = chat.render
-    monkeypatch.setattr(chat, "render", lambda *a, **k: calls.append(1) or render(*a, **k))
+    render = chat.render_text
+    monkeypatch.setattr(chat, "render_text", lambda *a, **k: calls.append(1) or render(*a, **k))
     turns = [{"role": r, "content": "x"} for r in ("user", "assistant")] * 8
     rendered = template.render(turns)
     assert len(calls) == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nbtune.data.formats.jinja_rows import template_format
 from nbtune.data.template import environment
-from nbtune.data.template.chat_template import render
+from nbtune.data.template.chat_template import render_text
 from nbtune.data.template.environment import compile_template
 from nbtune.errors import DataError, NbtuneError
 
@@ -50,7 +50,7 @@ BROKEN = [
 def test_what_would_not_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "MOST_STEPS", 20_000)
     with pytest.raises((jinja2.TemplateError, OverflowError)):
-        render(template, [{"role": "user", "content": "hi"}])
+        render_text(template, [{"role": "user", "content": "hi"}])
 
 
 @pytest.mark.parametrize("template", [*ENDLESS[8:], *BROKEN])
@@ -69,7 +69,7 @@ def test_a_template_that_is_nested_too_deeply_is_a_broken_one(depth: int, pieces
 
 def test_a_long_chat_is_rendered() -> None:
     template = "{% for m in messages %}{{ '<' + m.role + '>' + m.content ~ '</s>' }}{% endfor %}"
-    assert render(template, [{"role": "user", "content": "hi" * 50}] * 10_000).count("</s>") == 10_000
+    assert render_text(template, [{"role": "user", "content": "hi" * 50}] * 10_000).count("</s>") == 10_000
 
 
 PIECES = [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from nbtune.data.tokenize.word_cache import Words
+from nbtune.data.tokenize.byte_level import Words
 from tests.support.tiny_models import corpus
 
 LLAMA3 = (
