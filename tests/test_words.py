@@ -20,16 +20,17 @@ from tests.support.house import NBTUNE, REPO, module_name, parsed, sources
 
 # Each is the imperative of a verb; of what is a noun as well, "Sum of …" is none.
 _VERBS = (
-    "Add Allow Answer Append Ask Assign Beat Begin Bring Build Call Change Check Clip Close Commit Compare Complete "
-    "Compute Copy Count Create Cut Delete Do Draw Drop End Explain Fill Find Fine-tune Finish Forget Give Go Hand "
-    "Handle Hear Heed Hide Hold Join Judge Keep Learn Leave Lend Let Listen Load Look Make Measure Meet Move Name "
-    "Notice Order Overwrite Pack Part Place Prepare Print Push Put Quiet Raise Read Record Refuse Register Release "
-    "Remove Render Reorder Repeat Replace Reserve Reshape Restart Return Run Sample Save Say Seal See Send Set Settle "
-    "Share Shorten Show Silence Sleep Split Stack Start Stop Sum Take Tell Throw Tokenise Train Treat Try Turn Undo "
-    "Upload Use Vote Wait Work Write Yield"
+    "Add Allow Answer Append Ask Assign Attend Beat Begin Bring Build Call Change Check Clip Close Commit Compare "
+    "Complete Compute Copy Count Create Cut Delete Do Draw Drop End Explain Fill Find Fine-tune Finish Forget Give Go "
+    "Hand Handle Hear Heed Hide Hold Join Judge Keep Learn Leave Lend Let Listen Load Look Make Measure Meet Move "
+    "Multiply Name Normalise Notice Order Overwrite Pack Part Place Prepare Print Push Put Quiet Raise Read Record "
+    "Refuse Register Release Remove Render Reorder Repeat Replace Reserve Reshape Restart Return Rotate Round Run "
+    "Sample Save Say Scatter Seal See Send Set Settle Share Shorten Show Silence Sleep Split Stack Start Stop Sum "
+    "Take Tell Throw Tokenise Train Treat Try Turn Undo Upload Use View Vote Wait Work Write Yield"
 )
 VERBS = set(_VERBS.split())
-NOUNS_TOO = {"Copy", "Cut", "Draw", "Name", "Place", "Report", "Set", "Share", "Show", "Step", "Sum", "Work"}
+NOUNS_TOO = {"Copy", "Cut", "Draw", "Name", "Place", "Report", "Set", "Share", "Show", "Step", "Sum", "View", "Work"}
+KERNELS = REPO / "kernels" / "nbtune_kernels"
 
 
 def _functions(node: ast.AST, within: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -60,7 +61,11 @@ def wordless(tree: ast.Module) -> list[str]:
 
 
 def test_a_docstring_begins_with_a_verb() -> None:
-    found = {f"{path.relative_to(REPO)}: {one}" for path in sources(NBTUNE) for one in wordless(parsed(path))}
+    found = {
+        f"{path.relative_to(REPO)}: {one}"
+        for path in [*sources(NBTUNE), *sources(KERNELS)]
+        for one in wordless(parsed(path))
+    }
     assert found == set(), "begin with a verb in the imperative: Return, Read, Write, Refuse, …"
 
 
@@ -71,6 +76,68 @@ def test_a_docstring_that_begins_with_a_noun_is_seen() -> None:
         'def f():\n    def g():\n        """[n] rows."""\n'
     )
     assert wordless(ast.parse(text)) == ["C.a: The rows.", "c: Writes them.", "d: Sum of", "f.g: [n] rows."]
+
+
+# -- what it gives and what it raises ------------------------------------------------------------------------------
+
+DOORS = {"cli", "notebook", "widgets", "commands"}  # what is called there is said by the commands
+
+
+def _raised(node: ast.AST) -> Iterator[str]:
+    """The names of the exceptions that a function raises itself, those apart that it catches again."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            continue
+        inside = set(_raised(child))
+        if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call):
+            inside.add(ast.unparse(child.exc.func))
+        if isinstance(child, ast.Try):
+            inside -= {name for handler in child.handlers for name in re.findall(r"\w+", _caught(handler))}
+        yield from inside
+
+
+def _caught(handler: ast.ExceptHandler) -> str:
+    return ast.unparse(handler.type) if handler.type is not None else ""
+
+
+def silent_about_errors(tree: ast.Module) -> list[str]:
+    """Public functions with a docstring that does not say what they raise."""
+    return [
+        name
+        for name, function in _functions(tree)
+        if (text := ast.get_docstring(function)) and not any(part.startswith("_") for part in name.split("."))
+        if "Raise" not in text
+        if any(error[0].isupper() and error not in text for error in _raised(function))
+    ]
+
+
+def test_a_function_says_what_it_raises() -> None:
+    rooms = [path for path in sources(NBTUNE) if path.relative_to(NBTUNE).parts[0] not in DOORS]
+    paths = [path for path in (*rooms, *sources(KERNELS)) if path.name != "_llama_process.py"]  # it answers with them
+    silent = {f"{path.relative_to(REPO)}: {name}" for path in paths for name in silent_about_errors(parsed(path))}
+    assert silent == set(), "add `Raises:`, with when"
+
+
+def test_an_error_that_is_not_said_is_seen() -> None:
+    text = (
+        'def a():\n    """Read."""\n    raise DataError("x")\n'
+        'def b():\n    """Read.\n\n    Raises:\n        DataError: none.\n    """\n    raise DataError("x")\n'
+        'def c():\n    """Read."""\n    try:\n        raise ValueError("x")\n    except ValueError:\n        pass\n'
+        'def d():\n    """Read."""\n    def inside():\n        raise DataError("x")\n'
+    )
+    assert silent_about_errors(ast.parse(text)) == ["a"]
+
+
+def test_a_kernel_says_shapes() -> None:
+    import nbtune_kernels
+
+    texts = {
+        name: inspect.getdoc(value) or ""
+        for name in nbtune_kernels.__all__
+        if inspect.isroutine(value := getattr(nbtune_kernels, name))
+    }
+    assert len(texts) > 20
+    assert [name for name, text in texts.items() if not re.search(r"`?\[|any shape", text)] == []
 
 
 # -- what nothing reaches ------------------------------------------------------------------------------------------

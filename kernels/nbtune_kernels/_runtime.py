@@ -30,7 +30,7 @@ except ImportError:  # macOS, Windows: every op has its plain-torch path
 
         @staticmethod
         def constexpr(value: Any) -> Any:
-            """A constant of a kernel is itself: the kernel is never called."""
+            """Return a kernel's constant as it is: the kernel is never called."""
             return value
 
     triton = None
@@ -44,7 +44,8 @@ _LIB = torch.library.Library("nbtune", "FRAGMENT")
 
 
 def jit(fn: Callable) -> Any:
-    """`triton.jit` where Triton is installed; elsewhere the function itself (which then is never called)."""
+    """Return `triton.jit` of a function where Triton is installed; elsewhere the function itself (never called
+    then)."""
     if triton is None:
         return fn
     if COMPILE_ONLY and not INTERPRETED:
@@ -56,12 +57,12 @@ def jit(fn: Callable) -> Any:
 
 @jit
 def row_start(row, inner, outer_stride, inner_stride):
-    """Offset of a row (int64) under a `Rows` layout."""
+    """Return the offset of a row (int64) under a `Rows` layout."""
     return (row // inner) * outer_stride + (row % inner) * inner_stride
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """True if kernels run for this tensor: on CUDA (and ROCm), or under Triton's interpreter."""
+    """Return whether kernels run for this tensor: on CUDA (and ROCm), or under Triton's interpreter."""
     return HAS_TRITON and (tensor.is_cuda or INTERPRETED)
 
 
@@ -89,7 +90,11 @@ def rows(x: Tensor) -> Tensor:
 
 
 def flat_rows(x: Tensor, *, written: bool = False) -> Tensor:
-    """`[rows, H]` with one row stride and a unit last one; copied if there is no such view, refused if written to."""
+    """Return `[..., H]` as `[rows, H]` with one row stride and a unit last one, copied if there is no such view.
+
+    Raises:
+        ValueError: there is none, and it is to be `written`.
+    """
     if written:
         x = x if x.dim() == 2 else x.view(-1, x.shape[-1])
         if x.stride(1) != 1 and x.shape[1] > 1:
@@ -109,9 +114,13 @@ class Rows(NamedTuple):
 
 
 def row_layout(x: Tensor, *, written: bool = False) -> Rows:
-    """Rows of `x [..., H]` as two nested strides, which covers slices of packed buffers and heads inside them.
+    """Return the rows of `x [..., H]` as two nested strides, which covers slices of packed buffers and heads inside
+    them.
 
-    A tensor that has no such layout is copied, or refused if it is to be written.
+    A tensor that has no such layout is copied.
+
+    Raises:
+        ValueError: it has none, and is to be `written`.
     """
     width = x.shape[-1]
     if x.is_contiguous():
@@ -136,28 +145,29 @@ def row_layout(x: Tensor, *, written: bool = False) -> Rows:
 
 
 def fresh(x: Tensor) -> Tensor:
-    """An uninitialised contiguous tensor of x's shape, dtype and device."""
+    """Make an uninitialised contiguous tensor of x's shape, dtype and device."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def row_stats(x: Tensor) -> Tensor:
-    """An uninitialised fp32 number for each row of `x [..., H]`."""
+    """Make an uninitialised fp32 number for each row of `x [..., H]`: `[rows]`."""
     return torch.empty(x.shape[:-1].numel(), dtype=torch.float32, device=x.device)
 
 
 def next_power_of_2(n: int) -> int:
-    """Smallest power of two that is >= n."""
+    """Return the smallest power of two that is >= n."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
 @functools.cache
 def compute_capability(device: torch.device) -> int:
-    """`90` for Hopper, `75` for a T4; 0 where there is no NVIDIA GPU (the interpreter, ROCm): default parameters."""
+    """Return `90` for Hopper, `75` for a T4; 0 where there is no NVIDIA GPU (the interpreter, ROCm): default
+    parameters."""
     if device.type != "cuda" or torch.version.hip is not None:
         return 0
     major, minor = torch.cuda.get_device_capability(device)
@@ -165,11 +175,12 @@ def compute_capability(device: torch.device) -> int:
 
 
 def tensor_cores(tensor: Tensor) -> bool:
-    """Whether `tl.dot` runs on tensor cores: before sm_80 Triton makes scalar products of it (interpreter: always)."""
+    """Return whether `tl.dot` runs on tensor cores: before sm_80 Triton makes scalar products of it (interpreter:
+    always)."""
     return (INTERPRETED and not tensor.is_cuda) or compute_capability(tensor.device) >= 80
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of the device; 4 where there is none (the interpreter)."""
+    """Count the streaming multiprocessors of the device; 4 where there is none (the interpreter)."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -19,7 +19,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
 
 
 def reference(gate: Tensor, up: Tensor | None, act: str = "silu") -> Tensor:
-    """Stock arithmetic in gate's dtype, differentiable by autograd."""
+    """Compute act(gate) up by stock arithmetic in gate's dtype, `[..., I]`; differentiable by autograd."""
     f = torch.nn.functional
     a = {
         "silu": f.silu,
@@ -36,7 +36,7 @@ def reference(gate: Tensor, up: Tensor | None, act: str = "silu") -> Tensor:
 
 @jit
 def _act(g, ACT: tl.constexpr):
-    """act(g) and act'(g) in fp32."""
+    """Return act(g) and act'(g) in fp32."""
     if ACT == "silu":
         s = tl.sigmoid(g)
         a = g * s
@@ -124,7 +124,7 @@ def _launch_backward(dh, gate, up, act, out_h, out_dgate, out_dup) -> None:
 
 
 def _act_and_slope(g: Tensor, act: str) -> tuple[Tensor, Tensor]:
-    """act(g) and act'(g) in fp32."""
+    """Return act(g) and act'(g) in fp32."""
     if act == "gelu":
         phi = 0.5 * (1 + torch.erf(g * math.sqrt(0.5)))
         return g * phi, phi + g * torch.exp(-0.5 * g * g) * (1 / math.sqrt(2 * math.pi))
@@ -186,12 +186,15 @@ def _check(act: str) -> None:
 
 
 def act_mul(gate: Tensor, up: Tensor | None, *, act: str = "silu", out: Tensor | None = None) -> Tensor:
-    """`act(gate) * up`, computed in fp32 and rounded once.
+    """Compute `act(gate) * up` in fp32, rounded once to gate's dtype.
 
     Args:
         gate, up: `[..., I]`, may be the strided halves of one `[..., 2I]` buffer; up may be None (a plain activation).
         act: one of `ACTIVATIONS`.
         out: where h goes (may be gate or up itself).
+
+    Raises:
+        ValueError: the activation is none of them.
     """
     _check(act)
     out = fresh(gate) if out is None else out
@@ -210,7 +213,7 @@ def act_mul_backward(
     out_dgate: Tensor | None = None,
     out_dup: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """h again, and the gradients of gate and up.
+    """Compute h again, and the gradients of gate and up, in gate's dtype.
 
     Args:
         dh, gate, up: `[..., I]`, rows at any stride.
@@ -220,6 +223,9 @@ def act_mul_backward(
 
     Returns:
         h, dgate, dup. Without buffers dgate and dup are the halves of one fresh `[..., 2I]` buffer.
+
+    Raises:
+        ValueError: the activation is none of `ACTIVATIONS`.
     """
     _check(act)
     if out_dgate is None:

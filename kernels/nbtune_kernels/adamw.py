@@ -34,7 +34,10 @@ def reference(
     clip: Tensor | None = None,
     copies: Sequence[Tensor] | None = None,
 ) -> None:
-    """One step in plain torch, in place; the truth for the kernel and the path on a CPU."""
+    """Do one step in plain torch, in place; the truth for the kernel and the path on a CPU.
+
+    `lr` and `step` are fp32 scalars `[]`, each tensor has the shape of its parameter.
+    """
     b1, b2 = betas
     t = step.to(torch.float32)
     c1, c2 = (-torch.expm1(t * math.log(b)) if b else torch.ones_like(t) for b in betas)
@@ -54,7 +57,7 @@ def reference(
 
 @jit
 def _bias_correction(t, log_beta):
-    """1 - beta^t without cancellation: in fp32, 1 - 0.999 is off by 5e-5."""
+    """Compute 1 - beta^t without cancellation: in fp32, 1 - 0.999 is off by 5e-5."""
     x = t * log_beta
     series = -x * (1 + x * (0.5 + x * (0.16666667 + x * 0.041666668)))
     return tl.where(x > -0.03125, series, 1 - tl.exp(x))
@@ -73,7 +76,8 @@ def _adamw_kernel(
     P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, CLIP: tl.constexpr, COPY: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`address[5, tensors]`: params, grads, exp_avgs, exp_avg_sqs, copies; `factor[2, tensors]`: lr scale, decay."""
+    """Do one step of chunks; `address[5, tensors]`: params, grads, exp_avgs, exp_avg_sqs, copies; `factor[2, tensors]`:
+    lr scale, decay."""
     index = tl.load(tensor_ptr + tl.program_id(0))
     size = tl.load(size_ptr + index)
     if ALIGNED:
@@ -158,7 +162,11 @@ class FusedAdamW:
         self.set_grads(grads)
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
-        """Name the gradient buffers (again): needed when they have moved. Copies a few kilobytes to the device."""
+        """Name the gradient buffers (again): needed when they have moved. Copies a few kilobytes to the device.
+
+        Raises:
+            ValueError: one is of another shape or dtype than its parameter, or not contiguous.
+        """
         self.grads = [g.detach() for g in grads]
         groups = [self.params, self.grads, self.copies or []]
         for tensors in groups:
@@ -190,7 +198,7 @@ class FusedAdamW:
         self._parts = torch.empty(len(chunks), dtype=torch.float32, device=self.device)
 
     def grad_norm(self) -> Tensor:
-        """Euclidean norm of all gradients, an fp32 device scalar (the same bits each time)."""
+        """Return the Euclidean norm of all gradients, an fp32 scalar `[]` on the device (the same bits each time)."""
         if not use_triton(self.params[0]):
             return torch.stack([g.float().square().sum() for g in self.grads]).sum().sqrt()
         _square_kernel[(self._parts.shape[0],)](
@@ -202,12 +210,12 @@ class FusedAdamW:
 
     @staticmethod
     def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-        """`min(1, max_norm / norm)` on the device."""
+        """Return `min(1, max_norm / norm)`, fp32 `[]` on the device."""
         return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
     @torch.no_grad()
     def step(self, lr: Tensor, *, clip: Tensor | None = None) -> None:
-        """Count one step and update: `lr` and `clip` are fp32 scalars on the device."""
+        """Count one step and update: `lr` and `clip` are fp32 scalars `[]` on the device."""
         self.step_count += 1
         if use_triton(self.params[0]):
             self._launch(lr, clip)
@@ -229,7 +237,7 @@ class FusedAdamW:
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors by name, for a checkpoint."""
+        """Return the tensors by name, for a checkpoint."""
         return {"step": self.step_count, "exp_avgs": self.exp_avgs, "exp_avg_sqs": self.exp_avg_sqs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

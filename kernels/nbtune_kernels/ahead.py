@@ -23,7 +23,7 @@ class CompileOnly(JITFunction):  # type: ignore[misc]
     """A kernel whose launches only order its compilation."""
 
     def run(self, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        """Orders the variant that these arguments need, unless it was ordered before."""
+        """Order the variant that these arguments need, unless it was ordered before."""
         fixed = {p.num for p in self.params if p.is_constexpr}
         given = tuple(arg if i in fixed else _kind(arg) for i, arg in enumerate(args))
         varying = {p.name for p in self.params if not p.is_constexpr}
@@ -43,7 +43,7 @@ class CompileOnly(JITFunction):  # type: ignore[misc]
 
 
 def _kind(value: Any) -> Any:
-    """What Triton looks at of an argument."""
+    """Return what Triton looks at of an argument."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, int) and not isinstance(value, bool):
@@ -52,6 +52,6 @@ def _kind(value: Any) -> Any:
 
 
 def finish() -> tuple[int, list[BaseException]]:
-    """Waits for all that was ordered: how many variants there are, and what went wrong with some."""
+    """Wait for all that was ordered; return how many variants there are, and what went wrong with some."""
     errors = [job.exception() for job in list(_ORDERED.values())]
     return len(errors), [e for e in errors if e is not None]

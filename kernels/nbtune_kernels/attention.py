@@ -38,7 +38,7 @@ _LOG2E = 1.4426950408889634
 def reference(
     q: Tensor, k: Tensor, v: Tensor, cu: Tensor, slopes: Tensor | None, scale: float, cap: float, window: int
 ) -> Tensor:
-    """`[N, Hq, D]`, by whole scores of each document in fp32 (fp64 of fp64), differentiable by autograd."""
+    """Compute `[N, Hq, D]` by whole scores of each document in fp32 (fp64 of fp64), differentiable by autograd."""
     bounds = cu.tolist()
     out = [_of_document(q[a:b], k[a:b], v[a:b], slopes, scale, cap, window)[0] for a, b in _spans(bounds)]
     return torch.cat(out).to(q.dtype)
@@ -49,7 +49,7 @@ def _spans(bounds: list[int]) -> list[tuple[int, int]]:
 
 
 def _wide(x: Tensor, heads: int) -> Tensor:
-    """`[H, L, D]` of `[L, Hk, D]`, in at least fp32, each head as often as it is used."""
+    """Return `[H, L, D]` of `[L, Hk, D]`, in at least fp32, each head as often as it is used."""
     x = x if x.dtype == torch.float64 else x.float()
     return x.transpose(0, 1).repeat_interleave(heads // x.shape[1], 0)
 
@@ -57,7 +57,8 @@ def _wide(x: Tensor, heads: int) -> Tensor:
 def _scores(
     q: Tensor, k: Tensor, slopes: Tensor | None, scale: float, cap: float, window: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Scores `[Hq, L, L]` of one document, -inf where nothing is seen; and how steep the cap is there, None without."""
+    """Return scores `[Hq, L, L]` of one document, -inf where nothing is seen; and how steep the cap is there, None
+    without."""
     heads, at = q.shape[1], torch.arange(q.shape[0], device=q.device)
     s, steep = (_wide(q, heads) @ _wide(k, heads).transpose(1, 2)) * scale, None
     if cap:
@@ -72,7 +73,7 @@ def _scores(
 def _of_document(
     q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None, scale: float, cap: float, window: int
 ) -> tuple[Tensor, Tensor]:
-    """o `[L, Hq, D]` and lse `[Hq, L]` of one document."""
+    """Return o `[L, Hq, D]` and lse `[Hq, L]` of one document."""
     s, _ = _scores(q, k, slopes, scale, cap, window)
     lse = s.logsumexp(-1)
     return (torch.exp(s - lse[..., None]) @ _wide(v, q.shape[1])).transpose(0, 1), lse
@@ -222,7 +223,7 @@ def scored_attention(
     slopes: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """Causal attention of documents, recorded for autograd.
+    """Attend within documents, causally; recorded for autograd.
 
     Args:
         q: `[N, Hq, D]`; k, v: `[N, Hk, D]`, Hk a divisor of Hq; any strides with a unit last one.
@@ -235,6 +236,9 @@ def scored_attention(
 
     Returns:
         `[N, Hq, D]`, contiguous.
+
+    Raises:
+        ValueError: q, k and v are not heads of one size, or Hk divides Hq not.
     """
     if q.shape[1] % k.shape[1] or k.shape != v.shape or q.shape[2] != k.shape[2]:
         raise ValueError(f"shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)} are no heads of one size")

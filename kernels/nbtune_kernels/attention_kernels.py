@@ -15,7 +15,7 @@ def _tanh(x, APPROX: tl.constexpr):
 
 @jit
 def _bend(t, inner, outer, CAP: tl.constexpr, APPROX: tl.constexpr):
-    """Scores in units of log 2, and how steep the cap is there."""
+    """Return scores in units of log 2, and how steep the cap is there."""
     if CAP:
         th = _tanh(t * inner, APPROX)
         return th * outer, 1 - th * th
@@ -28,7 +28,7 @@ def _scores(
     rows, columns, i, j, inner, outer, slope,
     CAP: tl.constexpr, SLOPES: tl.constexpr, APPROX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scores of each of `rows` with each of `columns`, of queries `i` and keys `j`, as `_bend` gives them."""
+    """Return scores of each of `rows` with each of `columns`, of queries `i` and keys `j`, as `_bend` gives them."""
     s, steep = _bend(tl.dot(rows, tl.trans(columns), input_precision=PRECISION), inner, outer, CAP, APPROX)
     if SLOPES:
         s -= slope * (i - j)
@@ -45,7 +45,7 @@ def _seen(i, j, length, window, WINDOW: tl.constexpr):
 
 @jit
 def _tile(ptr, row, token, d, length, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of one head, `[rows, BD]`; what is outside is 0."""
+    """Load rows of one head, `[rows, BD]`; what is outside is 0."""
     keep = (row < length)[:, None]
     if D != BD:
         keep = keep & (d < D)[None, :]

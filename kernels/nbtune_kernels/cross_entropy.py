@@ -34,13 +34,13 @@ class Head(NamedTuple):
 
 
 def transform(logits: Tensor, head: Head) -> Tensor:
-    """Scaled and soft-capped logits in fp32."""
+    """Return scaled and soft-capped logits in fp32, `[M, V]`."""
     z = logits.float() * head.logit_scale
     return head.softcap * torch.tanh(z / head.softcap) if head.softcap else z
 
 
 def reference(logits: Tensor, labels: Tensor, head: Head = Head()) -> Tensor:  # noqa: B008 (immutable)
-    """Loss of each row, `[M]` fp32, differentiable by autograd."""
+    """Compute the loss of each row, `[M]` fp32, differentiable by autograd."""
     z = transform(logits, head)
     kept = labels != head.ignore_index
     y = labels.where(kept, 0)
@@ -59,7 +59,7 @@ class RowStats(NamedTuple):
 
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> "RowStats":
-        """Uninitialised."""
+        """Make uninitialised ones, fp32 `[rows]` each."""
         return cls(*(torch.empty(rows, dtype=torch.float32, device=device) for _ in range(4)))
 
 
@@ -73,7 +73,7 @@ class RowStats(NamedTuple):
 
 @jit
 def _add(u, factor, top, total, weighted, plain, SMOOTH: tl.constexpr):
-    """One more tile `u [LANES, 8]` of a row in the running statistics `[LANES]`; top is in units of u.
+    """Add one more tile `u [LANES, 8]` of a row to the running statistics `[LANES]`; top is in units of u.
 
     total is the sum of `e = 2^g` with `g = (u - top) factor`, weighted that of `e g`.
     """
@@ -89,7 +89,7 @@ def _add(u, factor, top, total, weighted, plain, SMOOTH: tl.constexpr):
 
 @jit
 def _fade(top, new, factor, total, weighted):
-    """The sums with a higher top."""
+    """Return the sums with a higher top."""
     shift = (top - new) * factor
     fade = tl.exp2(shift)
     return total * fade, (weighted + total * shift) * fade

@@ -20,7 +20,7 @@ from nbtune_kernels.tables import launch
 
 @jit
 def bend(raw, inner, SOFTCAP: tl.constexpr):
-    """u: the logit itself, or tanh(scale * logit / softcap)."""
+    """Return u: the logit itself, or tanh(scale * logit / softcap)."""
     u = raw.to(tl.float32)
     if SOFTCAP:
         u = 2 * tl.sigmoid(u * inner) - 1
@@ -29,7 +29,7 @@ def bend(raw, inner, SOFTCAP: tl.constexpr):
 
 @jit
 def slope(u, factor, lse2, high, uniform, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr):
-    """Gradient of a row but for its label: `high * softmax - uniform`, both times the row's coefficient."""
+    """Return the gradient of a row but for its label: `high * softmax - uniform`, both times the row's coefficient."""
     d = high * tl.exp2(u * factor - lse2)
     if SMOOTH:
         d -= uniform
@@ -40,7 +40,7 @@ def slope(u, factor, lse2, high, uniform, SOFTCAP: tl.constexpr, SMOOTH: tl.cons
 
 @jit
 def _halves(pair, KIND: tl.constexpr, inner, SOFTCAP: tl.constexpr):
-    """The two 16-bit logits of a 32-bit word, bent. Words are kept, since unpacked logits take twice the registers."""
+    """Return the two 16-bit logits of a 32-bit word, bent. Words are kept: unpacked logits take twice the registers."""
     if KIND.is_bf16():
         first = (pair << 16).to(tl.float32, bitcast=True)
         second = (pair & -65536).to(tl.float32, bitcast=True)
@@ -52,7 +52,7 @@ def _halves(pair, KIND: tl.constexpr, inner, SOFTCAP: tl.constexpr):
 
 @jit
 def _weighted(pair, KIND: tl.constexpr, inner, factor, top, SOFTCAP: tl.constexpr):
-    """The weighted sum of a part whose logits may be -inf: they add nothing."""
+    """Return the weighted sum of a part whose logits may be -inf: they add nothing."""
     a, b = _halves(pair, KIND, inner, SOFTCAP)
     ga = tl.maximum(a * factor - top, -1.0e30)
     gb = tl.maximum(b * factor - top, -1.0e30)
@@ -61,7 +61,7 @@ def _weighted(pair, KIND: tl.constexpr, inner, factor, top, SOFTCAP: tl.constexp
 
 @jit
 def _merge(top1, total1, weighted1, top2, total2, weighted2):
-    """Two parts of a row as one; tops are exponents of 2, total is the sum of `e = 2^g`, weighted that of `e g`."""
+    """Join two parts of a row; tops are exponents of 2, total is the sum of `e = 2^g`, weighted that of `e g`."""
     top = tl.maximum(top1, top2)
     down1 = top1 - top
     down2 = top2 - top
@@ -73,7 +73,7 @@ def _merge(top1, total1, weighted1, top2, total2, weighted2):
 
 @jit
 def _word(high, low):
-    """Two fp32 numbers in one word, of which the last bit says that it is there."""
+    """Put two fp32 numbers into one word, of which the last bit says that it is there."""
     word = high.to(tl.int32, bitcast=True).to(tl.int64) << 32
     return word | (low.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF) | 1
 
@@ -90,7 +90,7 @@ def _low(word):
 
 @jit
 def _exchange(words, part, parts, top, total, weighted, plain, SLOTS: tl.constexpr):
-    """The row's top, total, weighted and plain sums, from those of its parts, in the order of the parts.
+    """Return the row's top, total, weighted and plain sums, from those of its parts, in the order of the parts.
 
     A word is written and read at once, so nothing else has to be ordered.
     """
@@ -196,7 +196,7 @@ def _block(logits: Tensor) -> int:
 
 
 def can_share(logits: Tensor) -> bool:
-    """Whether rows can be shared: 16-bit logits in pairs, and a card that runs all programs of a row at once."""
+    """Return whether rows can be shared: 16-bit logits in pairs, and a card that runs all programs of a row at once."""
     paired = logits.shape[1] % 2 == 0 and logits.stride(0) % 2 == 0 and logits.storage_offset() % 2 == 0
     table = launch("cross_entropy_shared", compute_capability(logits.device))
     if logits.element_size() != 2 or not paired or not table["block"]:
@@ -206,7 +206,7 @@ def can_share(logits: Tensor) -> bool:
 
 
 def launch_shared(logits: Tensor, labels: Tensor, coef: Tensor, head, out) -> None:
-    """Losses and statistics to `out`, gradients over `logits [M, V]`: see cross_entropy.cross_entropy_rows_."""
+    """Write losses and statistics to `out`, gradients over `logits [M, V]`: see cross_entropy.cross_entropy_rows_."""
     m, vocabulary = logits.shape
     block = _block(logits)
     parts = cdiv(vocabulary, block)

@@ -19,7 +19,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a * b for 32-bit values held in int64."""
+    """Return the high and low 32 bits of a * b for 32-bit values held in int64."""
     al, ah, bl, bh = a & 0xFFFF, a >> 16, b & 0xFFFF, b >> 16
     low = al * bl
     mid = ah * bl + (low >> 16)
@@ -28,7 +28,7 @@ def _mulhilo(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(seed: Tensor, counter: Tensor, stream: int) -> Tensor:
-    """The four 32-bit words `[4, n]` (as int64) of Philox4x32-7 for int64 counters `[n]`."""
+    """Return the four 32-bit words `[4, n]` (as int64) of Philox4x32-7 for int64 counters `[n]`."""
     seed = seed.to(torch.int64).reshape(())
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1 = counter & _MASK, (counter >> 32) & _MASK
@@ -42,7 +42,7 @@ def philox(seed: Tensor, counter: Tensor, stream: int) -> Tensor:
 
 
 def dropout_mask(shape: tuple[int, ...] | torch.Size, p: float, seed: Tensor, stream: int = 0) -> Tensor:
-    """The mask itself (bool, True = kept), on seed's device: give it to another implementation to compare."""
+    """Return the mask itself, bool `[*shape]`, True = kept, on seed's device: for another implementation to compare."""
     n = torch.Size(shape).numel()
     words = philox(seed, torch.arange(cdiv(n, 8), device=seed.device), stream)
     halves = torch.stack((words & 0xFFFF, words >> 16), 1).view(8, -1).t()
@@ -54,7 +54,7 @@ def _threshold(p: float) -> int:
 
 
 def reference(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
-    """`torch.nn.functional.dropout` with the mask of `dropout_mask`; differentiable."""
+    """Do as `torch.nn.functional.dropout` on `x [...]`, with the mask of `dropout_mask`; differentiable."""
     return torch.where(dropout_mask(x.shape, p, seed, stream), x * (1 / (1 - p)), torch.zeros((), dtype=x.dtype))
 
 
@@ -100,6 +100,9 @@ def dropout(x: Tensor, p: float, seed: Tensor, *, stream: int = 0, onto: Tensor 
         seed: int64, one element, on x's device (so a captured CUDA graph draws a new mask when it is changed).
         stream: `0 <= stream < 2^31`; modules that share a seed take different ones.
         onto: contiguous, of x's shape and dtype: the result is added to it, in fp32 and with one rounding.
+
+    Raises:
+        ValueError: p is no such probability, or x cannot be added onto `onto`.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout probability must be in [0, 1), not {p}")

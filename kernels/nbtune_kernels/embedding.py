@@ -13,7 +13,7 @@ from nbtune_kernels.tables import launch
 
 
 def reference(ids: Tensor, weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Stock arithmetic, differentiable by autograd."""
+    """Compute `[..., H]` by stock arithmetic, differentiable by autograd."""
     y = torch.nn.functional.embedding(ids, weight)
     return y if scale == 1.0 else y * scale
 
@@ -70,10 +70,11 @@ def _embedding_backward(dy, ids, vocabulary, scale, padding):
 
 
 def embedding(ids: Tensor, weight: Tensor, *, scale: float = 1.0) -> Tensor:
-    """Rows of `weight [V, H]` at `ids [...]`, times `scale` (Gemma's sqrt(H), rounded to the weight's dtype first)."""
+    """Return the rows of `weight [V, H]` at int `ids [...]`, `[..., H]` in its dtype, times `scale` (Gemma's sqrt(H),
+    rounded to that dtype first)."""
     return _embedding(ids, weight, scale)
 
 
 def embedding_backward(dy: Tensor, ids: Tensor, vocabulary: int, *, scale: float = 1.0, padding: int = -1) -> Tensor:
-    """`[V, H]` fp32 gradient of the table from `dy [..., H]`; rows of id `padding` get none."""
+    """Compute the gradient of the table, `[V, H]` fp32, from `dy [..., H]`; rows of id `padding` get none."""
     return _embedding_backward(dy, ids, vocabulary, scale, padding)

@@ -18,7 +18,7 @@ _TILE = 64
 
 
 def reference(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What `quantise_rows` does, in plain torch."""
+    """Do what `quantise_rows` does, in plain torch: e4m3 `[T, K]` and fp32 `[T]`."""
     value = x.float() if columns is None else x.float() * columns
     top = value.abs().amax(-1)
     scale = torch.where(top > 0, top / LARGEST, torch.ones_like(top))
@@ -41,7 +41,7 @@ def _quantise_kernel(x_ptr, columns_ptr, q_ptr, scale_ptr, width, stride, COLUMN
 
 @jit
 def _transpose_kernel(x_ptr, out_ptr, rows, columns, TILE: tl.constexpr):
-    """Bytes: what they mean does not matter."""
+    """Move bytes: what they mean does not matter."""
     r = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
     c = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     x = tl.load(x_ptr + r[:, None] * columns + c[None, :], (r[:, None] < rows) & (c[None, :] < columns), other=0)
@@ -75,7 +75,7 @@ def _transpose(x, out):
 
 
 def quantise_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x, times a factor for each column, as 8-bit numbers and a scale for each row.
+    """Round x, times a factor for each column, to 8-bit numbers with a scale for each row.
 
     Args:
         x: `[T, K]`, unit inner stride.
@@ -92,7 +92,7 @@ def quantise_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
 
 
 def transposed(x: Tensor, out: Tensor) -> Tensor:
-    """Writes x' into `out`; x: one-byte numbers `[O, K]`, contiguous; out: `[K, O]`, contiguous."""
+    """Write x' into `out`; x: one-byte numbers `[O, K]`, contiguous; out: `[K, O]`, contiguous."""
     _transpose(x, out)
     return out
 
@@ -100,7 +100,7 @@ def transposed(x: Tensor, out: Tensor) -> Tensor:
 def scaled_product(
     q: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, bias: Tensor | None = None
 ) -> Tensor:
-    """(q scale)(weight weight_scale)' + bias, `[T, O]` in dtype; the sum is in fp32.
+    """Multiply: (q scale)(weight weight_scale)' + bias, `[T, O]` in dtype; the sum is in fp32.
 
     Args:
         q: e4m3 `[T, K]`; scale: fp32 `[T]`.

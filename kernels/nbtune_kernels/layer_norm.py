@@ -28,7 +28,7 @@ from nbtune_kernels.tables import launch, stages_for, warps_for
 
 
 def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Stock arithmetic, differentiable by autograd."""
+    """Normalise `x [..., H]` by stock arithmetic, differentiable by autograd."""
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
@@ -202,7 +202,8 @@ def layer_norm(
 def layer_norm_apply(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, *, out: Tensor | None = None
 ) -> Tensor:
-    """y again, from x and the saved statistics."""
+    """Compute y again, `[..., H]` in x's dtype, from x and the saved statistics (fp32 `[rows]`): the forward pass's
+    bits."""
     y = fresh(x) if out is None else out
     _layer_norm_apply(x, weight, bias, mean, rstd, y)
     return y
@@ -219,7 +220,8 @@ def layer_norm_backward(
     dresidual: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradient of `layer_norm`: dx (with `dresidual` added), and dweight, dbias in weight's dtype or None.
+    """Compute the gradient of `layer_norm`: dx `[..., H]` in x's dtype (with `dresidual` added), dweight, dbias `[H]`
+    in weight's dtype or None.
 
     `out` is where dx goes; it may be `dy` or `dresidual` itself.
     """

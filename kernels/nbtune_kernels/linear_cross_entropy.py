@@ -28,7 +28,7 @@ def reference(
     token_weights: Tensor | None = None,
     head: Head = Head(),  # noqa: B008 (immutable)
 ) -> Tensor:
-    """The loss by stock arithmetic on whole logits, differentiable by autograd."""
+    """Compute the loss (a scalar `[]`) by stock arithmetic on whole logits, differentiable by autograd."""
     logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
     losses = cross_entropy.reference(logits, labels.reshape(-1), head)
     return (losses if token_weights is None else losses * token_weights.reshape(-1)).sum() * scale
@@ -52,7 +52,8 @@ class LinearCrossEntropy(NamedTuple):
 
 
 def chunk_rows(count: int, vocabulary: int, itemsize: int, device: torch.device) -> int:
-    """Rows of logits held at once: 512 MiB of them on a GPU (where larger products run no faster), 32 MiB on a CPU."""
+    """Return how many rows of logits are held at once: 512 MiB of them on a GPU (where larger products run no faster),
+    32 MiB on a CPU."""
     budget = 2**29 if device.type != "cpu" else 2**25
     limit = max(1, budget // (vocabulary * itemsize))
     if limit >= count:
@@ -74,7 +75,7 @@ class Chunk(NamedTuple):
 def chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, count: int, chunk: int
 ) -> Iterator[Chunk]:
-    """Logits of `count` rows, some at a time, in one buffer that is written over again and again."""
+    """Yield the logits `[chunk, V]` of `count` rows, some at a time, in one buffer that is written over."""
     vocabulary = weight.shape[0]
     size = chunk or chunk_rows(count, vocabulary, hidden.element_size(), hidden.device)
     pitch = cdiv(vocabulary, 64) * 64 if hidden.is_cuda else vocabulary  # rows that start at 128 bytes
@@ -174,7 +175,7 @@ def _flat(hidden: Tensor) -> Tensor:
 
 
 def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
-    """fp32 on the device; a number is filled in there, a copy from the host would wait."""
+    """Return an fp32 scalar on the device; a number is filled in there, a copy from the host would wait."""
     if isinstance(value, Tensor):
         return value.to(device=device, dtype=torch.float32)
     return torch.full((), value, dtype=torch.float32, device=device)
@@ -199,7 +200,7 @@ def linear_cross_entropy(
     need_dweight: bool = False,
     chunk: int = 0,
 ) -> LinearCrossEntropy:
-    """Loss of a linear head, with its gradients, without whole logits. Nothing here waits for the device.
+    """Compute the loss of a linear head, with its gradients, without whole logits. Nothing here waits for the device.
 
     Args:
         hidden: `[..., H]`, flattened to N rows.
@@ -243,7 +244,7 @@ def _times_kernel(x_ptr, factor_ptr, y_ptr, n, BLOCK: tl.constexpr):
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:
-    """x times an fp32 scalar on the device, multiplied in fp32 (which torch would round to x's dtype first)."""
+    """Multiply x by an fp32 scalar on the device, in fp32 (which torch would round to x's dtype first)."""
     if not use_triton(x):
         return (x.float() * factor).to(x.dtype)
     x = x.contiguous()
@@ -282,5 +283,8 @@ class _Differentiable(torch.autograd.Function):
 def linear_cross_entropy_loss(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`linear_cross_entropy` for autograd: (loss, losses, entropy, correct); options as there, without `need_*`."""
+    """Do as `linear_cross_entropy`, for autograd: (loss `[]`, losses `[M]`, entropy `[]`, correct `[]`).
+
+    Options as there, without `need_*`.
+    """
     return _Differentiable.apply(hidden, weight, bias, labels, dict(options))

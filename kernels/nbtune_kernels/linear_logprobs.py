@@ -20,7 +20,7 @@ from nbtune_kernels.linear_cross_entropy import _fake_gradients, _flat, _Gradien
 def reference(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, head: Head | None = None
 ) -> Tensor:
-    """`[N]` fp32 by stock arithmetic on whole logits, differentiable by autograd; 0 where ignored."""
+    """Compute `[N]` fp32 by stock arithmetic on whole logits, differentiable by autograd; 0 where ignored."""
     return -cross_entropy.reference(
         torch.nn.functional.linear(_flat(hidden), weight, bias), labels.reshape(-1), head or Head()
     )
@@ -85,7 +85,8 @@ def linear_logprobs(
     ignore_index: int = -100,
     chunk: int = 0,
 ) -> LinearLogprobs:
-    """Log-probability of each label; arguments as in `linear_cross_entropy` (temperature t: `logit_scale=1/t`)."""
+    """Compute the log-probability of each label, fp32 `[N]`; arguments as in `linear_cross_entropy` (temperature t:
+    `logit_scale=1/t`)."""
     return LinearLogprobs(
         *_linear_logprobs(
             _flat(hidden), weight, bias, labels.reshape(-1), rows, softcap or 0.0, logit_scale, ignore_index, chunk
@@ -109,7 +110,8 @@ def linear_logprobs_backward(
     need_dhidden: bool = True,
     need_dweight: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dhidden (hidden's shape), dweight, dbias (None where not wanted) from `dlogprobs [M]` and the forward's lse."""
+    """Compute dhidden (hidden's shape), dweight, dbias (None where not wanted) from `dlogprobs [M]` and the forward's
+    lse."""
     dh, dw, db = _linear_logprobs_backward(
         dlogprobs.reshape(-1), lse, _flat(hidden), weight, bias, labels.reshape(-1), rows, softcap or 0.0, logit_scale,
         ignore_index, chunk, need_dhidden, need_dweight,
@@ -144,5 +146,6 @@ class _Differentiable(torch.autograd.Function):
 def linear_logprobs_of(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`linear_logprobs` for autograd: (logprobs, entropy, correct); options: rows, softcap, logit_scale, chunk, ..."""
+    """Do as `linear_logprobs`, for autograd: (logprobs, entropy, correct), each `[M]`; options: rows, softcap,
+    logit_scale, chunk, ..."""
     return _Differentiable.apply(hidden, weight, bias, labels, options)

@@ -32,13 +32,13 @@ from nbtune_kernels.tables import launch
 
 
 def reference(x: Tensor, w: Tensor, a: Tensor, b: Tensor, scaling: float, bias: Tensor | None = None) -> Tensor:
-    """peft's arithmetic for one projection (no dropout), differentiable by autograd."""
+    """Do peft's arithmetic for one projection, `x [..., H] -> [..., O]` (no dropout), differentiable by autograd."""
     y = torch.nn.functional.linear(x, w, bias)
     return y + torch.nn.functional.linear(torch.nn.functional.linear(x.to(a.dtype), a), b).to(y.dtype) * scaling
 
 
 def uses_kernel(name: str, wide: Sequence[Tensor], ranks: Sequence[int]) -> bool:
-    """Whether Triton makes the product: never where `tl.dot` would run without tensor cores."""
+    """Return whether Triton makes the product: never where `tl.dot` would run without tensor cores."""
     first = wide[0]
     if not use_triton(first) or not tensor_cores(first) or any(t.dtype != first.dtype for t in wide):
         return False
@@ -51,7 +51,7 @@ def uses_kernel(name: str, wide: Sequence[Tensor], ranks: Sequence[int]) -> bool
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for operands of any float dtypes; fp32 out of 16-bit ones on a GPU (scaled fp16 gradients overflow)."""
+    """Multiply a @ b of any float dtypes; fp32 out of 16-bit ones on a GPU (scaled fp16 gradients overflow)."""
     common = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(common), b.to(common)
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and common.itemsize == 2 else a @ b
@@ -111,7 +111,8 @@ def _grouped_tn(us, vs, scales, outs, transposed, accumulate, columns):
 
 
 def lora_xa(x: Tensor, a: Tensor, *, out: Tensor | None = None, also: Tensor | None = None) -> Tensor:
-    """`x [..., H] @ a [R, H]^T -> [..., R]` in x's dtype. `out`, and `also` for the same, may be strided slices."""
+    """Compute `x [..., H] @ a [R, H]^T -> [..., R]` in x's dtype. `out`, and `also` for the same, may be strided
+    slices."""
     if out is None:
         out = torch.empty((*x.shape[:-1], a.shape[0]), dtype=x.dtype, device=x.device)
     _lora_xa(x, a, out, also)
@@ -119,14 +120,15 @@ def lora_xa(x: Tensor, a: Tensor, *, out: Tensor | None = None, also: Tensor | N
 
 
 def lora_add_(y: Tensor, xa: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """`y [T, O] += scaling * xa [T, r] @ b [O, r]^T` in place (cuBLAS, beta = 1); y and xa may be column slices."""
+    """Add in place: `y [T, O] += scaling * xa [T, r] @ b [O, r]^T` (cuBLAS, beta = 1); y and xa may be column
+    slices."""
     return y.addmm_(xa, b.to(y.dtype).t(), alpha=scaling)
 
 
 def lora_dxa(
     dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], *, out: Tensor | None = None
 ) -> Tensor:
-    """`[scalings[i] * dys[i] @ bs[i]]` side by side: `[..., R]` in dy's dtype.
+    """Compute `[scalings[i] * dys[i] @ bs[i]]` side by side: `[..., R]` in dy's dtype.
 
     Args:
         dys: `[..., O_i]` each, may be column slices of one buffer.
@@ -154,7 +156,7 @@ def lora_grads(
     out_dbs: Sequence[Tensor] | None = None,
     accumulate: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of the stacked A `[R, H]` and of each B `[O_i, r_i]`, in one grouped launch.
+    """Compute the gradients of the stacked A `[R, H]` and of each B `[O_i, r_i]`, in one grouped launch.
 
     Args:
         x: `[..., H]`, the shared input; xa: `[..., R]` from `lora_xa`; dxa: `[..., R]` from `lora_dxa` (scaled).
@@ -165,6 +167,9 @@ def lora_grads(
 
     Returns:
         dA, [dB_i].
+
+    Raises:
+        ValueError: `accumulate` without buffers.
     """
     dtype = dtype or x.dtype
     if accumulate and (out_da is None or out_dbs is None):
@@ -194,7 +199,8 @@ def grouped_tn(
     accumulate: bool = False,
     columns: Sequence[Tensor | None] | None = None,
 ) -> None:
-    """`outs[i] = scales[i] * us[i]^T vs[i]` (or its transpose) for skinny `us[i] [..., r]` and wide `vs[i] [..., N]`.
+    """Compute `outs[i] = scales[i] * us[i]^T vs[i]` (or its transpose) for skinny `us[i] [..., r]` and wide `vs[i]
+    [..., N]`.
 
     The outs are 2-D with any strides and any float dtype. Up to four groups share a launch. `columns[i]` (fp32 `[N]` or
     None) is multiplied onto each row of the product.

@@ -34,7 +34,7 @@ def _row_product(
     rank, scale,
     PAD: tl.constexpr, ALSO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`out[t, :rank] = scale * sum_k x[t, k] w[k, :rank]` for BLOCK_T rows; w is addressed by (k, r) strides.
+    """Compute `out[t, :rank] = scale * sum_k x[t, k] w[k, :rank]` for BLOCK_T rows; w is addressed by (k, r) strides.
 
     ALSO: and the same to `also`.
     """
@@ -113,7 +113,7 @@ def _tn_tile(
     u_ptr, v_ptr, part_ptr, u_stride, v_stride, block, split, rows_per_split, n_rows, width, rank,
     PAD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Partial `u^T v` of BLOCK_N columns over one slice of rows, to `part[split, rank, width]`."""
+    """Write the partial `u^T v` of BLOCK_N columns over one slice of rows to `part[split, rank, width]`."""
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     r = tl.arange(0, PAD)
     t = tl.arange(0, BLOCK_T)
@@ -141,7 +141,8 @@ def _tn_kernel(
     P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr, P3: tl.constexpr, N: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Programs (block, split); blocks below e0 belong to group 0, below e1 to group 1, ...; o1.. are part offsets."""
+    """Run programs (block, split); blocks below e0 belong to group 0, below e1 to group 1, ...; o1.. are part
+    offsets."""
     block = tl.program_id(0)
     split = tl.program_id(1)
     if block < e0:
@@ -173,7 +174,7 @@ def _sum_tile(
     part_ptr, out_ptr, column_ptr, r_stride, n_stride, scale, block, rank, width, splits,
     PAD: tl.constexpr, ADD: tl.constexpr, COLUMN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`out[r, n] (+)= scale * column[n] * sum over splits` for BLOCK columns; the strides say how `out` lies."""
+    """Write `out[r, n] (+)= scale * column[n] * sum over splits` for BLOCK columns; the strides say how `out` lies."""
     n = block * BLOCK + tl.arange(0, BLOCK)[None, :]
     r = tl.arange(0, PAD)[:, None]
     mask = (r < rank) & (n < width)
@@ -211,7 +212,7 @@ def _sum_kernel(
 
 
 def _precision(x: Tensor) -> str:
-    """fp32 operands (the interpreter, tests) are multiplied as fp32, not as tf32."""
+    """Return how `tl.dot` multiplies: fp32 operands (the interpreter, tests) as fp32, not as tf32."""
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
@@ -220,7 +221,7 @@ def _four(values: Sequence) -> list:
 
 
 def launch_xa(x: Tensor, a: Tensor, out: Tensor, also: Tensor | None = None) -> None:
-    """`out [T, R] = x [T, H] @ a [R, H]^T`, and the same to `also`."""
+    """Compute `out [T, R] = x [T, H] @ a [R, H]^T`, and write the same to `also`."""
     capability = compute_capability(x.device)
     table = launch("lora_xa", capability)
     n, rank = x.shape[0], a.shape[0]
@@ -234,7 +235,7 @@ def launch_xa(x: Tensor, a: Tensor, out: Tensor, also: Tensor | None = None) -> 
 
 
 def launch_dxa(dys: Sequence[Tensor], bs: Sequence[Tensor], scalings: Sequence[float], out: Tensor) -> None:
-    """`out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side."""
+    """Compute `out [T, R]`: `scalings[i] * dys[i] [T, O_i] @ bs[i] [O_i, r_i]` side by side."""
     capability = compute_capability(out.device)
     table = launch("lora_dxa", capability)
     bs = [b if b.stride(1) == 1 else b.contiguous() for b in bs]
@@ -299,7 +300,7 @@ def launch_tn(
     accumulate: bool,
     columns: Sequence[Tensor | None] = (None,) * GROUPS,
 ) -> None:
-    """`outs[i] = scales[i] * us[i]^T vs[i] * columns[i]`, or its transpose, for at most `GROUPS` groups."""
+    """Compute `outs[i] = scales[i] * us[i]^T vs[i] * columns[i]`, or its transpose, for at most `GROUPS` groups."""
     device, n_rows, groups = vs[0].device, vs[0].shape[0], len(vs)
     capability = compute_capability(device)
     table = launch("grouped_tn", capability)

@@ -38,7 +38,7 @@ from nbtune_kernels.tables import launch, stages_for, warps_for
 def reference(
     x: Tensor, weight: Tensor | None, eps: float, offset: float = 0.0, cast_before_mul: bool = True
 ) -> Tensor:
-    """Stock Hugging Face arithmetic, differentiable by autograd: the truth the kernels are tested against."""
+    """Normalise `x [..., H]` by stock Hugging Face arithmetic, differentiable: the truth for the kernels."""
     n = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
     if weight is None:
         return n.to(x.dtype)
@@ -52,7 +52,7 @@ def reference(
 
 @jit
 def _cells(row, cols, inner, outer, step, FLAT: tl.constexpr):
-    """Offsets of a program's rows: one row is a vector, several are a tile."""
+    """Return the offsets of a program's rows: one row is a vector, several are a tile."""
     start = row_start(row, inner, outer, step)
     if FLAT:
         return start + cols
@@ -140,7 +140,7 @@ def _backward_kernel(
 
 
 def _tile(width: int) -> tuple[int, int]:
-    """Rows and columns of a program: one wide row, or several narrow ones (the q and k norms of heads)."""
+    """Return rows and columns of a program: one wide row, or several narrow ones (the q and k norms of heads)."""
     block_h = next_power_of_2(width)
     return max(1, 2048 // block_h), block_h
 
@@ -290,7 +290,7 @@ def add_rms_norm(
     out: Tensor | None = None,
     out_residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`h = residual + scale * x`, then RMSNorm of h, in one pass.
+    """Add, then normalise: `h = residual + scale * x`, then RMSNorm of h, in one pass; all `[..., H]`.
 
     `scale` is Granite's residual multiplier. `out_residual` may be `residual` or `x` itself (in place).
     The backward pass of both is `rms_norm_backward(dy, h, ..., dresidual=dh)`: its result is the gradient of the
@@ -314,7 +314,13 @@ def rms_norm_add(
     cast_before_mul: bool = True,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`residual + rms_norm(x)` (Gemma 2's and OLMo 2's post-norms). `out` may be `residual`. Returns z, rstd."""
+    """Normalise, then add: `residual + rms_norm(x)` (Gemma 2's and OLMo 2's post-norms), `[..., H]`.
+
+    `out` may be `residual`.
+
+    Returns:
+        z in x's dtype, and rstd `[rows]` in fp32.
+    """
     z, rstd = fresh(x) if out is None else out, row_stats(x)
     _rms_norm(x, weight, residual, eps, offset, cast_before_mul, 1.0, True, z, None, rstd)
     return z, rstd
@@ -329,7 +335,7 @@ def rms_norm_apply(
     cast_before_mul: bool = True,
     out: Tensor | None = None,
 ) -> Tensor:
-    """y again, from x and the saved rstd `[rows]`: the forward pass's bits. For blocks that do not keep y."""
+    """Compute y again, from x and the saved rstd `[rows]`: the forward pass's bits. For blocks that do not keep y."""
     y = fresh(x) if out is None else out
     _rms_norm_apply(x, weight, rstd, offset, cast_before_mul, y)
     return y
@@ -347,7 +353,7 @@ def rms_norm_backward(
     dresidual: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradient of `rms_norm`.
+    """Compute the gradient of `rms_norm`, `[..., H]`.
 
     Args:
         dy, x: `[..., H]`; x is what was normalised (h after a residual add).

@@ -16,7 +16,7 @@ from nbtune_kernels.tables import launch
 
 
 def reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, rotary_dim: int | None = None) -> Tensor:
-    """Stock Hugging Face arithmetic for `x [B, S, heads, D]` and `cos, sin [B or 1, S, R]`, differentiable."""
+    """Rotate `x [B, S, heads, D]` by `cos, sin [B or 1, S, R]` with stock Hugging Face arithmetic, differentiable."""
     r = rotary_dim or x.shape[-1]
     turn, rest = x[..., :r], x[..., r:]
     if interleaved:
@@ -105,7 +105,7 @@ def _launch(q, k, cos, sin, r, interleaved, inverse, out) -> None:
 
 
 def _angles(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:
-    """`[B or 1, S, R or R/2]` -> the R/2 distinct values, fp32."""
+    """Return the R/2 distinct values of `[B or 1, S, R or R/2]`, fp32."""
     if t.shape[-1] == rotary_dim:
         t = t[..., ::2] if interleaved else t[..., : rotary_dim // 2]
     return t.float()
@@ -124,7 +124,7 @@ def _rotate_torch(x: Tensor, cos: Tensor, sin: Tensor, r: int, interleaved: bool
 
 
 def _rotate(q, k, cos, sin, r, interleaved, inverse, out) -> None:
-    """`out`: where q and k go; k may be None, and then there is nothing for it."""
+    """Rotate into `out`, where q and k go; k may be None, and then there is nothing for it."""
     if use_triton(q):
         return _launch(q, k, cos, sin, r, interleaved, inverse, out)
     _rotate_torch(q, cos, sin, r, interleaved, inverse, out[0])
@@ -180,6 +180,9 @@ def rope(
 
     Returns:
         The rotated q and k (contiguous unless in place).
+
+    Raises:
+        ValueError: cos has angles for another `rotary_dim`, or q or k no unit last stride.
     """
     r = rotary_dim or q.shape[-1]
     if cos.shape[-1] not in (r, r // 2):

@@ -58,7 +58,8 @@ TABLE: dict[tuple[str, int], dict[str, Any]] = {
 
 
 def own_file() -> Path | None:
-    """Entries measured on this machine: `$NBTUNE_KERNEL_TABLE` (empty: none), or a file in the user's cache folder."""
+    """Return the file of entries measured on this machine: `$NBTUNE_KERNEL_TABLE` (empty: none), or one in the user's
+    cache folder."""
     named = os.environ.get("NBTUNE_KERNEL_TABLE")
     if named is not None:
         return Path(named) if named else None
@@ -67,7 +68,7 @@ def own_file() -> Path | None:
 
 @functools.cache
 def _own() -> dict[tuple[str, int], dict[str, Any]]:
-    """`{"90": {"rms_norm": {"per_warp": 512}}}` as a table; what this version does not know is left out."""
+    """Read `{"90": {"rms_norm": {"per_warp": 512}}}` as a table; what this version does not know is left out."""
     path = own_file()
     try:
         text = path.read_text() if path else "{}"
@@ -87,7 +88,8 @@ def _own() -> dict[tuple[str, int], dict[str, Any]]:
 
 @functools.cache
 def launch(op: str, capability: int) -> dict[str, Any]:
-    """Parameters of `op` on a device of that compute capability (0: the interpreter). Shared: not to be changed."""
+    """Return the parameters of `op` on a device of that compute capability (0: the interpreter). Shared: not to be
+    changed."""
     known = [arch for name, arch in TABLE if name == op and arch <= capability]
     return {**DEFAULT[op], **(TABLE[op, max(known)] if known else {}), **_own().get((op, capability), {})}
 
@@ -98,7 +100,8 @@ SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
 
 @functools.cache
 def stages_for(op: str, capability: int, size: int) -> int:
-    """Stages of a pipelined loop whose stage holds so many bytes: the table's, or as many as fit the card."""
+    """Return the stages of a pipelined loop whose stage holds so many bytes: the table's, or as many as fit the
+    card."""
     wanted: int = launch(op, capability)["stages"]
     if capability == 0:
         return wanted
@@ -127,7 +130,7 @@ _ATTENTION = {
 
 @functools.cache
 def attention_tiles(kernel: str, row: int, capability: int) -> dict[str, int]:
-    """BM, BN, warps and stages of attention's `kernel` for heads of `row` bytes. Shared: not to be changed."""
+    """Return BM, BN, warps and stages of attention's `kernel` for heads of `row` bytes. Shared: not to be changed."""
     if capability == 0:
         return {"BM": 32, "BN": 16, "num_warps": 4, "num_stages": 1}
     known = [arch for arch in SHARED if arch <= capability]
@@ -143,7 +146,7 @@ def attention_tiles(kernel: str, row: int, capability: int) -> dict[str, int]:
 
 @functools.cache
 def warps_for(op: str, capability: int, elements: int) -> int:
-    """Warps of a row kernel whose program holds so many elements."""
+    """Return the warps of a row kernel whose program holds so many elements."""
     table = launch(op, capability)
     warps = 1
     while warps * table["per_warp"] < elements and warps < table["max_warps"]:

@@ -38,7 +38,11 @@ def placed(path: Path) -> AbstractContextManager[None]:
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a file that a spec was asked from."""
+    """Return the text of a file that a spec was asked from.
+
+    Raises:
+        SpecError: there is none, or it is no text.
+    """
     try:
         with path.open(encoding="utf-8") as file:  # a pipe may be one: `nbtune train <(…)`
             return file.read(LARGEST + 1)  # the reader of YAML refuses what is longer

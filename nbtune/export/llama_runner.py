@@ -73,7 +73,11 @@ class LlamaRunner:
             raise
 
     def ask(self, what: str, **arguments: Any) -> Any:
-        """Send one request to the child; see ``_llama_process.py``."""
+        """Send one request to the child; see ``_llama_process.py``.
+
+        Raises:
+            ExportError: it is closed, or llama.cpp fails or dies of it.
+        """
         if self._closed:
             raise ExportError("this llama.cpp runner is closed", fix="open another.")
         try:
@@ -108,7 +112,7 @@ class LlamaRunner:
         return self.ask("detokenize", tokens=tokens)
 
     def logits(self, tokens: list[int]) -> np.ndarray:
-        """Return the logits after each token: (len(tokens), vocabulary), fp32."""
+        """Return the logits after each token, fp32 [tokens, vocabulary]."""
         self.ask("logits", tokens=[int(t) for t in tokens])
         return np.frombuffer(self._raw, dtype=np.float32).reshape(len(tokens), -1)
 

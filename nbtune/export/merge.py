@@ -166,7 +166,7 @@ class MergedModel:
         return stored.to(self.device).float()
 
     def get(self, name: str) -> torch.Tensor:
-        """Return a whole merged tensor, fp32."""
+        """Return a whole merged tensor, fp32, of the shape that it has in the checkpoint."""
         shape = self.shape(name)
         return self.rows(name, 0, shape[0] if shape else 1)
 
@@ -203,7 +203,11 @@ def embedding_name(base: Iterable[str]) -> str | None:
 
 
 def rounded(weight: torch.Tensor, placement: Placement) -> torch.Tensor:
-    """Return what a quantised base computes with: quantised as it was for training, and decoded again, fp32."""
+    """Return what a quantised base computes with: quantised as it was for training, and decoded again; fp32.
+
+    Raises:
+        ExportError: that is done by bitsandbytes, which is not here.
+    """
     if placement.eight_bit:
         from nbtune_kernels.fp8 import reference
 

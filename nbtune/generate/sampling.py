@@ -136,7 +136,11 @@ def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = 
 
 
 def without_adapter(model: Any, adapter: bool) -> AbstractContextManager[Any]:
-    """Return the model without its adapter, where `adapter` is False."""
+    """Return the model without its adapter, where `adapter` is False.
+
+    Raises:
+        TrainError: it has none: all its weights were trained.
+    """
     if adapter:
         return nullcontext()
     if not hasattr(model, "disable_adapter"):

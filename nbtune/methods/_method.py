@@ -50,23 +50,23 @@ class Answers:
 
     @property
     def count(self) -> Tensor:
-        """How many answers these are, each as often as it counts."""
+        """How many answers these are, each as often as it counts; a scalar []."""
         return self.tokens.new_tensor(float(len(self.tokens))) if self.weights is None else self.weights.sum()
 
     @property
     def all_tokens(self) -> Tensor:
-        """Σ |y|, each as often as it counts."""
+        """Σ |y|, each as often as it counts; a scalar []."""
         return (self.tokens if self.weights is None else self.tokens * self.weights).sum()
 
     @property
     def ratios(self) -> Tensor:
-        """r(x, y) = log π(y | x) - log π_ref(y | x)."""
+        """r(x, y) = log π(y | x) - log π_ref(y | x); fp32 [answers]."""
         assert self.reference is not None, "the method does not say `reference=True`"
         return self.logprobs - self.reference
 
     @property
     def means(self) -> Tensor:
-        """log π(y | x) a token."""
+        """log π(y | x) a token; fp32 [answers]."""
         return self.logprobs / self.tokens.clamp(min=1)
 
     def every_second(self, first: int) -> Answers:

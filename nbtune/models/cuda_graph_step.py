@@ -75,7 +75,7 @@ class TrainStep:
         return [*([] if self._flat is None else [self._flat]), *(p.grad for p in self._plain if p.grad is not None)]
 
     def accumulate(self, inputs: dict[str, Any], *, first: bool = True, seed: int | None = None) -> Tensor:
-        """Run forward and backward of one micro-batch; return its loss (a scalar on the device).
+        """Run forward and backward of one micro-batch; return its loss (an fp32 scalar [] on the device).
 
         Args:
             inputs: the model's keyword arguments.
@@ -101,7 +101,7 @@ class TrainStep:
         return value.pin_memory() if waits else value
 
     def update(self, lr: float) -> Tensor:
-        """Clip and update; return the gradient norm before clipping (0 without clipping)."""
+        """Clip and update; return the gradient norm before clipping, fp32 [] on the device (0 without clipping)."""
         self.lr.fill_(lr)
         return self._run(("update",), {}, lambda _: self._update()).clone()
 

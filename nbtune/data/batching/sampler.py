@@ -144,7 +144,7 @@ class BatchPlan:
         return -(-dataset.planned_tokens // int(self.sequence_len * 0.995))
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the bins of an epoch in their order, int64."""
+        """Return the bins of an epoch in their order, int64 [bins]."""
         if self._order[0] != epoch:
             self._order = epoch, self._drawn(epoch)
         return self._order[1]

@@ -92,7 +92,7 @@ class Dataset:
         return None if self.value_of is None else float(self.value_of[index])
 
     def steps(self, index: int) -> np.ndarray | None:
-        """Return `token_values` of an example; None where no steps are judged."""
+        """Return `token_values` of an example, float32 [n]; None where no steps are judged."""
         if self.token_values is None:
             return None
         return self.token_values[self.starts[index] : self.starts[index + 1]]
@@ -107,7 +107,7 @@ class Dataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per example, int64."""
+        """Tokens per example, int64 [examples]."""
         return np.diff(self.starts)
 
     @property

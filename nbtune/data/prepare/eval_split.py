@@ -23,7 +23,7 @@ _SHARE, _FEW = 0.05, 40  # what is held out where nothing is asked for, and of h
 
 
 def first_of_rows(data: Dataset) -> np.ndarray:
-    """Return the numbers of the examples that begin a row, int64: the examples of a row stand together."""
+    """Return the numbers of the examples that begin a row, int64 [rows]: the examples of a row stand together."""
     keys = data.source_of.astype(np.int64) * (1 << 40) + data.row_of
     return np.flatnonzero(np.diff(keys, prepend=-1))
 

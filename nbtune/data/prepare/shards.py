@@ -82,7 +82,7 @@ class Shard:
 
 
 def arrival(recipe: Recipe) -> np.ndarray:
-    """Return the order in which rows are first seen: their numbers, counted through all sources, int64."""
+    """Return the order in which rows are first seen: their numbers, counted through all sources, int64 [rows]."""
     rows = sum(recipe.counts)
     return np.random.default_rng([recipe.seed, 11]).permutation(rows) if recipe.arrives else np.arange(rows)
 

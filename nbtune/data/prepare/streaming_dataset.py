@@ -162,7 +162,7 @@ class Arriving:
         return part.steps(inner)
 
     def lengths_of(self, first: int, last: int) -> np.ndarray:
-        """Return the tokens per example first..last, int64; they must be there."""
+        """Return the tokens per example first..last, int64 [last - first]; they must be there."""
         lengths = []
         while first < last:
             part, inner = self._find(first)

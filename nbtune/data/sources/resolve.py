@@ -233,7 +233,11 @@ def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
 
 
 def saved_dataset(path: Path, name: str, split: str) -> Rows:
-    """Return the rows that `Dataset.save_to_disk` (or `DatasetDict.save_to_disk`) left in a folder."""
+    """Return the rows that `Dataset.save_to_disk` (or `DatasetDict.save_to_disk`) left in a folder.
+
+    Raises:
+        DataError: it has no such split.
+    """
     import datasets
 
     loaded = datasets.load_from_disk(str(path))

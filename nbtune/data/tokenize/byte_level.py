@@ -274,7 +274,7 @@ class ByteLengths:
             self.table[id_] = len(content.encode())
 
     def places(self, text: str, ids: np.ndarray) -> BytePlaces | None:
-        """Return the places of a text's tokens; None if the tokens do not stand for exactly this text's bytes."""
+        """Return the places of a text's tokens (int32 [n]); None if they do not stand for exactly this text's bytes."""
         sizes = self.table[ids]
         size = len(text) if text.isascii() else len(text.encode())
         return BytePlaces(text, sizes) if len(ids) and int(sizes.sum()) == size else None

@@ -102,8 +102,8 @@ class Encoder:
         return [self._job(row) for row in rows]
 
     def tokenise(self, jobs: Sequence[Job | DataError]) -> list[tuple[np.ndarray, Any] | None]:
-        """Return ids and places of the texts, None for errors and suspicious rows; the second step. Nearly all of it
-        runs outside Python's lock, where another thread calls this."""
+        """Return ids (int32 [n]) and places of the texts, None for errors and suspicious rows; the second step. Nearly
+        all of it runs outside Python's lock, where another thread calls this."""
         tokens: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
         plain = [i for i, job in enumerate(jobs) if isinstance(job, Job) and (job.raw or not self._forged(job))]
         texts = {i: jobs[i].text for i in plain}  # type: ignore[union-attr]
@@ -137,7 +137,7 @@ class Encoder:
     def label(
         self, jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
     ) -> list[tuple[np.ndarray, np.ndarray] | DataError]:
-        """Return ids and masks: the third step."""
+        """Return ids (int32 [n]) and masks (bool [n]), or what is wrong with a row: the third step."""
         masks = self._masks(jobs, tokens)
         results: list[tuple[np.ndarray, np.ndarray] | DataError] = []
         for number, (job, found) in enumerate(zip(jobs, tokens, strict=True)):

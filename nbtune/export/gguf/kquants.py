@@ -310,7 +310,7 @@ def encode(
     """Return `rows` as the bytes of `encoding`.
 
     Args:
-        rows: fp32 on any device, the last dimension is a row.
+        rows: fp32 [..., columns] on any device, the last dimension is a row.
         weights: (columns,) of the squared errors (an importance matrix), for K-quants and iq4, or None.
         pool: threads to share the work, or None.
     """

@@ -37,6 +37,9 @@ def attention(
 
     Returns:
         `[B, S, Hq, D]`, and no weights.
+
+    Raises:
+        ValueError: documents are packed, and something is done to their scores.
     """
     told = kwargs.get("cu_seq_lens_q") is not None and attention_mask is None
     packing = packing_of(None, kwargs) if told else getattr(attention_mask, "nbtune_packing", None)

@@ -25,7 +25,7 @@ class Call:
 
     @property
     def angles(self) -> tuple[Tensor, Tensor] | None:
-        """cos and sin of a rotary embedding that layers share."""
+        """cos and sin [batch, tokens, rotary] of a rotary embedding that layers share."""
         found = self.kwargs.get("position_embeddings")
         return found if isinstance(found, tuple) and len(found) == 2 else None  # type: ignore[return-value]
 

@@ -75,6 +75,9 @@ def mover_of(weights: Placement, device: torch.device | None) -> Mover | None:
     Args:
         weights: of the whole model.
         device: where the work is done. Parted weights without one are parted by the caller.
+
+    Raises:
+        ValueError: the weights are streamed, and there is none.
     """
     if weights.streams:
         if device is None:

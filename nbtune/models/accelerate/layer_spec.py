@@ -35,7 +35,7 @@ class Lane:
         self.last: Tensor | None = None
 
     def wide(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """Return a buffer that the layer before may find again."""
+        """Return a buffer [rows, columns] of like's dtype that the layer before may find again."""
         self.last = wide(rows, columns, like)
         return self.last
 
@@ -140,7 +140,7 @@ class Layer:
         return q, parts[..., each, :], parts[..., each + 1, :]
 
     def rotate(self, q: Tensor, k: Tensor, angles: Angles | None, *, inverse: bool = False) -> None:
-        """Turn q and k in place."""
+        """Turn q [B, S, heads, D] and k in place, by cos and sin; `inverse`: back."""
         if self.rotary == "none" or angles is None:
             return
         cos, sin = angles

@@ -87,6 +87,9 @@ def run(
         module: the layer; stock: its forward; call: how it is called.
         x: its input, `[B, S, H]`.
         boosts: by how much the results of some of its parts are multiplied, so that attention's scores are large.
+
+    Raises:
+        LeftAlone: it cannot be called so.
     """
     seen: list[Unit] = []
 

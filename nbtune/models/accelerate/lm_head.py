@@ -45,7 +45,8 @@ class Head:
     logit_scale: float
 
     def loss(self, hidden: Tensor, targets: "LossInputs", num_items: Tensor | float | None) -> Tensor:
-        """Return summed cross-entropy over the trained rows, divided by `num_items` (their number when None)."""
+        """Return summed cross-entropy over the trained rows of hidden [..., H], divided by `num_items` (their number
+        when None); an fp32 scalar."""
         count: Any = targets.count if num_items is None else num_items
         if isinstance(count, Tensor):
             scale = count.float().clamp(min=1.0).reciprocal()
@@ -80,7 +81,7 @@ class Head:
         return torch.dot(losses, targets.weights)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the model's logits, in fp32."""
+        """Return the model's logits of hidden [..., H], fp32 [..., V]."""
         logits: Tensor = self.module(hidden).float()
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale

@@ -92,7 +92,7 @@ class Norm:
         return rms_norm_apply(x, self.weight, stats.rstd, **self.how, out=out)
 
     def of_sum(self, x: Tensor, residual: Tensor, scale: float, out: Tensor) -> tuple[Tensor, Stats]:
-        """Return h = residual + scale * x, written over x, and y = norm(h) into `out`."""
+        """Return h = residual + scale * x [..., H], written over x, and y = norm(h) into `out`."""
         if self.centred:
             h = torch.add(residual, x, alpha=scale, out=x)
             return h, self.forward(h, out)[1]
@@ -100,7 +100,7 @@ class Norm:
         return h, Stats(rstd)
 
     def onto(self, x: Tensor, residual: Tensor, scale: float) -> tuple[Tensor, Stats]:
-        """Return residual + scale * norm(x)."""
+        """Return residual + scale * norm(x), [..., H], and the statistics."""
         if self.centred or scale != 1.0:
             y, stats = self.forward(x)
             return torch.add(residual, y, alpha=scale, out=y), stats
@@ -110,7 +110,7 @@ class Norm:
     def backward(
         self, dy: Tensor, x: Tensor, stats: Stats, *, dresidual: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return dx, with `dresidual` added, and the gradients of `parameters()`."""
+        """Return dx [..., H], with `dresidual` added, and the gradients of `parameters()`."""
         want = bool(self.parameters())
         if self.centred:
             assert stats.mean is not None
