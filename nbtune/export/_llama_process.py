@@ -62,7 +62,9 @@ def put(raw: Any, word: int, value: int) -> None:
 
 
 class Llama:
-    """llama.cpp's library, and the one model that is loaded."""
+    """llama.cpp's library, and the one model that is loaded; `requests` are the methods that the parent may ask for."""
+
+    requests: tuple[str, ...] = ("load", "detokenize", "greedy")
 
     def __init__(self, folder: str) -> None:
         self.log: list[str] = []
@@ -77,11 +79,10 @@ class Llama:
         self.lib.llama_backend_init()
         self.model: Any = None
         self.context: Any = None
-        self.adapter: Any = None
 
     def _declare(self) -> None:
         lib, p, i32 = self.lib, ctypes.c_void_p, ctypes.c_int32
-        for kind in ("model", "context", "model_quantize"):
+        for kind in ("model", "context"):
             function = getattr(lib, f"llama_{kind}_default_params")
             function.restype, function.argtypes = Opaque, []
         signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -108,13 +109,15 @@ class Llama:
             "llama_batch_free": (None, [Batch]),
             "llama_decode": (i32, [p, Batch]),
             "llama_set_n_threads": (None, [p, i32, i32]),
-            "llama_adapter_lora_init": (p, [p, ctypes.c_char_p]),
-            "llama_model_quantize": (ctypes.c_uint32, [ctypes.c_char_p, ctypes.c_char_p, p]),
             "llama_tokenize": (i32, [p, ctypes.c_char_p, i32, p, i32, ctypes.c_bool, ctypes.c_bool]),
             "llama_detokenize": (i32, [p, p, i32, ctypes.c_char_p, i32, ctypes.c_bool, ctypes.c_bool]),
         }
+        self.declare(signatures)
+
+    def declare(self, signatures: dict[str, tuple[Any, list[Any]]]) -> None:
+        """Say what functions of the library return and take, by their names."""
         for name, (result, arguments) in signatures.items():
-            function = getattr(lib, name)
+            function = getattr(self.lib, name)
             function.restype, function.argtypes = result, arguments
 
     def _on_log(self, level: int, text: bytes, _data: Any) -> None:
@@ -231,44 +234,6 @@ class Llama:
             row, at = self.decode([token], at, False)[0], at + 1
         return answer
 
-    def use_adapter(self, path: str, scale: float) -> None:
-        adapter = self.lib.llama_adapter_lora_init(self.model, path.encode())
-        if not adapter:
-            raise RuntimeError("llama.cpp does not load this adapter: " + " | ".join(self.log[-4:]))
-        have, scales = (ctypes.c_void_p * 1)(adapter), (ctypes.c_float * 1)(scale)
-        function = self.lib.llama_set_adapters_lora
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-        if function(self.context, have, 1, scales):
-            raise RuntimeError("llama.cpp does not use this adapter")
-
-    def quantize(self, source: str, target: str, ftype: int, pure: bool, threads: int) -> None:
-        params = self.lib.llama_model_quantize_default_params()
-        flags = list(params.raw[16:20])  # allow_requantize, quantize_output_tensor, only_copy, pure
-        if words(params.raw)[0] != 0 or flags != [0, 1, 0, 0]:
-            raise RuntimeError(f"this llama.cpp's quantize parameters are not the ones known here ({flags})")
-        put(params.raw, 0, threads)
-        put(params.raw, 1, ftype)
-        params.raw[19] = int(pure)
-        status = self.lib.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
-        if status:
-            raise RuntimeError(f"llama_model_quantize answered {status}: " + " | ".join(self.log[-4:]))
-
-    def quantize_rows(
-        self, kind: int, source: str, rows: int, columns: int, target: str, weights: list[float] | None = None
-    ) -> int:
-        """Send `rows` x `columns` fp32 of a raw file through ggml's quantiser into a raw file; return the bytes."""
-        with open(source, "rb") as file:
-            data = file.read()
-        out = ctypes.create_string_buffer(len(data) + 1024)
-        function = self.base.ggml_quantize_chunk
-        p, i64 = ctypes.c_void_p, ctypes.c_int64
-        function.restype, function.argtypes = ctypes.c_size_t, [ctypes.c_int, p, p, i64, i64, i64, p]
-        weigh = (ctypes.c_float * columns)(*weights) if weights else None
-        count = function(kind, data, out, 0, rows, columns, weigh)
-        with open(target, "wb") as file:
-            file.write(out.raw[:count])
-        return int(count)
-
     def close(self) -> None:
         if self.context:
             self.lib.llama_free(self.context)
@@ -286,7 +251,7 @@ def answer(llama: Llama, request: dict[str, Any]) -> tuple[Any, bytes]:
     if function == "tokenize":
         texts = request.pop("texts")
         return [llama.tokenize(text, **request) for text in texts], b""
-    if function not in ("load", "detokenize", "greedy", "use_adapter", "quantize", "quantize_rows"):
+    if function not in llama.requests:
         raise RuntimeError(f"unknown request {function!r}")
     return getattr(llama, function)(**request), b""
 
@@ -306,13 +271,13 @@ def requests() -> Iterator[dict[str, Any]]:
         yield json.loads(waiting.get())
 
 
-def main() -> None:
+def main(library: type[Llama] = Llama) -> None:
     """Answer requests for as long as the parent wants it (`nbtune.child_process` is the other end)."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the library prints must not get between the answers
     asked = requests()
     try:
-        llama = Llama(sys.argv[1])
+        llama = library(sys.argv[1])
         ready: dict[str, Any] = {"ok": True, "result": "ready", "bytes": 0}
     except (OSError, AttributeError, RuntimeError) as error:
         ready = {"ok": False, "error": f"llama.cpp's library cannot be used: {error}", "bytes": 0}

@@ -13,7 +13,7 @@ import importlib.util
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class LlamaRunner:
     """llama.cpp in a child process, with one GGUF loaded.
 
     Args:
-        gguf: the file to load, or None to load none (for quantising).
+        gguf: the file to load, or None to load none.
         library: folder of the shared libraries; by default `find_llama`'s.
         n_ctx: tokens of context.
         threads: CPU threads.
@@ -53,6 +53,8 @@ class LlamaRunner:
         ExportError: there is no runner; it does not load the file; it crashed.
     """
 
+    child: ClassVar[Path] = Path(__file__).with_name("_llama_process.py")
+
     def __init__(
         self, gguf: Path | None = None, *, library: Path | None = None, n_ctx: int = 512, threads: int = 1
     ) -> None:
@@ -60,8 +62,7 @@ class LlamaRunner:
         if folder is None:
             raise no_llama()
         self.gguf = gguf
-        child = Path(__file__).with_name("_llama_process.py")
-        self._process = ChildProcess(["-I", child, folder])
+        self._process = ChildProcess(["-I", self.child, folder])
         self._closed = False
         self.info: dict[str, Any] = {}
         try:
@@ -119,10 +120,6 @@ class LlamaRunner:
     def greedy(self, tokens: list[int], count: int) -> list[int]:
         """Return at most `count` tokens after `tokens`, the likeliest at each place, up to and with an end token."""
         return self.ask("greedy", tokens=[int(t) for t in tokens], count=count)
-
-    def use_adapter(self, gguf: Path, scale: float = 1.0) -> None:
-        """Put a LoRA GGUF onto the loaded model."""
-        self.ask("use_adapter", path=str(gguf), scale=scale)
 
     def close(self) -> None:
         """End the child."""

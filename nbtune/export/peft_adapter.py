@@ -70,11 +70,6 @@ class AdapterFile:
             if target.a:
                 target.scale = self._scale(name, target)
 
-    @property
-    def lora_names(self) -> frozenset[str]:
-        """The weights that have LoRA factors."""
-        return frozenset(name for name, target in self.targets.items() if target.a)
-
     def settle(self, model: Any, names: Iterable[str]) -> None:
         """Name each target as the base's files name it: what peft has of a stack becomes a target of each piece of it.
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from nbtune.export import LlamaRunner
 from tests.support.fake_hub import TOKEN, FakeHub, client_environment, run_client
-from tests.support.llama import llama_library
+from tests.support.llama import LlamaOracle, llama_library
 
 pytestmark = pytest.mark.browser
 
@@ -101,10 +100,10 @@ def test_every_kind_of_export_by_a_click_and_opened_by_what_it_is_for(clicked, l
 
     expected = _by_transformers(at.folder / "adapter", exports)
     for kind, most in (("f32", 2e-3), ("q8_0", 1.0), ("q4_k_m", 8.0)):
-        with LlamaRunner(exports / f"all-{kind}.gguf", library=llama_library(), n_ctx=64) as llama:
+        with LlamaOracle(exports / f"all-{kind}.gguf", library=llama_library(), n_ctx=64) as llama:
             ids = llama.tokenize([PROMPT])[0]
             assert abs(llama.logits(ids)[:, : expected.shape[1]] - expected).max() < most
-    with LlamaRunner(_base_gguf(exports), library=llama_library(), n_ctx=64) as llama:
+    with LlamaOracle(_base_gguf(exports), library=llama_library(), n_ctx=64) as llama:
         assert abs(llama.logits(ids)[:, : expected.shape[1]] - expected).max() > 0.05
         llama.use_adapter(exports / "all-lora-f32.gguf")
         assert abs(llama.logits(ids)[:, : expected.shape[1]] - expected).max() < 2e-3
@@ -113,7 +112,7 @@ def test_every_kind_of_export_by_a_click_and_opened_by_what_it_is_for(clicked, l
     named = next(line.split()[1] for line in modelfile.splitlines() if line.startswith("FROM "))
     assert "TEMPLATE" in modelfile
     assert "PARAMETER stop" in modelfile
-    with LlamaRunner(ollama / named, library=llama_library(), n_ctx=64) as llama:
+    with LlamaOracle(ollama / named, library=llama_library(), n_ctx=64) as llama:
         assert llama.greedy(ids, 4)
 
 
@@ -208,7 +207,7 @@ def test_pushes_by_a_click_with_the_card_read_and_changed(clicked, lab, hub, tmp
     assert not hub.repos["ada/files"].private
     assert "perplexity" in sent["README.md"].decode()
     (tmp_path / "sent.gguf").write_bytes(sent["pushed-q8_0.gguf"])
-    with LlamaRunner(tmp_path / "sent.gguf", library=llama_library(), n_ctx=64) as llama:
+    with LlamaOracle(tmp_path / "sent.gguf", library=llama_library(), n_ctx=64) as llama:
         assert llama.tokenize([PROMPT])
 
     at.page.save()
@@ -249,7 +248,7 @@ def test_a_file_and_a_push_from_the_monitor_in_three_clicks_each(notebook, hub, 
     box.get_by_role("button", name="Make GGUF").click()
     box.locator("li", has_text="box-q8_0.gguf").wait_for()
     exports = next((lab.root / "runs").glob("box-*")) / "exports"
-    with LlamaRunner(exports / "box-q8_0.gguf", library=llama_library(), n_ctx=64) as llama:
+    with LlamaOracle(exports / "box-q8_0.gguf", library=llama_library(), n_ctx=64) as llama:
         assert llama.logits(llama.tokenize([PROMPT])[0]).any()
     panel.locator("[data-do=push]").click()
     box.get_by_label("Repository").fill("ada/adapter")

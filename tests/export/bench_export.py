@@ -138,12 +138,11 @@ def measured(base: Path, adapter: Path, out: Path, kind: str, device: str | None
 
 def quantise(source: Path, target: Path, kind: str, threads: int) -> tuple[float, float]:
     """Seconds and seconds of CPU that llama.cpp's own quantiser takes."""
-    from nbtune.export import LlamaRunner
     from nbtune.spec.gguf_types import TYPES
-    from tests.support.llama import llama_library
+    from tests.support.llama import LlamaOracle, llama_library
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with LlamaRunner(library=llama_library()) as llama:
+    with LlamaOracle(library=llama_library()) as llama:
         began = time.perf_counter()
         number = TYPES[kind].number
         llama.ask("quantize", source=str(source), target=str(target), ftype=number, pure=False, threads=threads)

@@ -13,13 +13,13 @@ import pytest
 import nbtune
 from nbtune.errors import HubError
 from nbtune.events import Export
-from nbtune.export import LlamaRunner, exporter
+from nbtune.export import exporter
 from nbtune.export.exporter import Exporter
 from nbtune.export.hub_upload import check_push, push_folder
 from nbtune.export.model_card import FILES_TO_COME
 from nbtune.widgets.export_panel import ExportPanel
 from tests.support.fake_hub import TOKEN, FakeHub, Repo
-from tests.support.llama import llama_library
+from tests.support.llama import LlamaOracle, llama_library
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
 
@@ -45,12 +45,12 @@ def test_the_adapter_as_gguf_changes_the_base_in_llama_cpp_as_merging_does(run: 
     assert adapter.path == run.folder / "exports" / "demo-lora-f32.gguf"
     base = nbtune.export.export_gguf(nbtune.export.ExportSource(run.export.source().base), ["f32"], tmp_path)[0]
     merged = run.export.gguf("f32", out=tmp_path, verify=False)[0]
-    with LlamaRunner(base.path, library=llama_library(), n_ctx=64) as llama:
+    with LlamaOracle(base.path, library=llama_library(), n_ctx=64) as llama:
         row = llama.tokenize(["Who are you, 3?"])[0]
         before = llama.logits(row)
         llama.use_adapter(adapter.path)
         after = llama.logits(row)
-    with LlamaRunner(merged.path, library=llama_library(), n_ctx=64) as llama:
+    with LlamaOracle(merged.path, library=llama_library(), n_ctx=64) as llama:
         assert abs(after - llama.logits(row)).max() < 2e-3
     assert abs(after - before).max() > 0.05
 

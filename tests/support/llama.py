@@ -12,10 +12,20 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from nbtune.export.llama_runner import find_llama
+from nbtune.export.llama_runner import LlamaRunner, find_llama
 
 VERSION = "3.22.1"
 PACKAGE = f"@node-llama-cpp/linux-x64@{VERSION}"
+
+
+class LlamaOracle(LlamaRunner):
+    """llama.cpp with what only tests ask of it (`llama_child.py`): `ask("quantize", …)`, `ask("quantize_rows", …)`."""
+
+    child = Path(__file__).with_name("llama_child.py")
+
+    def use_adapter(self, gguf: Path, scale: float = 1.0) -> None:
+        """Put a LoRA GGUF onto the loaded model."""
+        self.ask("use_adapter", path=str(gguf), scale=scale)
 
 
 def cache_folder() -> Path:

@@ -15,9 +15,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Kind
 
-from nbtune.export import LlamaRunner
 from nbtune.export.gguf.kquants import ENCODERS, encode
-from tests.support.llama import VERSION, llama_library
+from tests.support.llama import VERSION, LlamaOracle, llama_library
 
 KINDS = {"gaussian": "Gaussian", "heavy": "heavy-tailed", "outliers": "outlier channels"}
 EQUAL = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -39,7 +38,7 @@ def weights(kind: str) -> np.ndarray:
 
 
 def theirs(
-    llama: LlamaRunner, x: np.ndarray, name: str, folder: Path, importance: np.ndarray | None = None
+    llama: LlamaOracle, x: np.ndarray, name: str, folder: Path, importance: np.ndarray | None = None
 ) -> np.ndarray:
     x.tofile(folder / "in")
     arguments: dict[str, Any] = {"kind": int(Kind[name]), "source": str(folder / "in"), "target": str(folder / "out")}
@@ -68,7 +67,7 @@ class Compared:
     equal_blocks: float
 
 
-def compare(llama: LlamaRunner, x: np.ndarray, name: str, folder: Path) -> Compared:
+def compare(llama: LlamaOracle, x: np.ndarray, name: str, folder: Path) -> Compared:
     """Both encoders on the rows of `x`, (rows, columns) fp32."""
     other = theirs(llama, x, name, folder)
     size = GGML_QUANT_SIZES[Kind[name]][1]
@@ -98,7 +97,7 @@ Written by `python -m tests.support.quantised`; `tests/export/gguf/test_kquants.
 def main() -> None:
     """Measure every encoding, and write the page."""
     rows = []
-    with LlamaRunner(library=llama_library()) as llama, tempfile.TemporaryDirectory() as temporary:
+    with LlamaOracle(library=llama_library()) as llama, tempfile.TemporaryDirectory() as temporary:
         for name in NAMES:
             seen = [compare(llama, weights(kind), name, Path(temporary)) for kind in KINDS]
             ratios = " | ".join(f"{one.ours / one.theirs:.4f}" for one in seen)

@@ -31,11 +31,6 @@ class DataFacts(BaseModel):
     notes: tuple[str, ...] = ()
 
     @property
-    def mean_length(self) -> float:
-        """Tokens per example."""
-        return self.tokens_total / self.rows if self.rows else 0.0
-
-    @property
     def trained_share(self) -> float:
         """Trained tokens / tokens, 0..1."""
         return self.trained_tokens / self.tokens_total if self.tokens_total else 0.0

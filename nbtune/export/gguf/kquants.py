@@ -25,7 +25,6 @@ from torch import Tensor
 
 from nbtune.export.gguf import block_layout
 
-QK = 256
 # What takes the place of an encoding whose blocks of 256 do not divide a row.
 _SMALLER = {
     "Q2_K": "Q4_0",

@@ -90,7 +90,7 @@ def vocabulary_of(tokenizer: Any, rows: int, place: str) -> Vocabulary:
     else:
         _sentencepiece(vocabulary, body, place)
         _check_merging(vocabulary, tokenizer, place)
-    _specials(vocabulary, tokenizer, body)
+    _specials(vocabulary, tokenizer)
     return vocabulary
 
 
@@ -219,7 +219,7 @@ def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
     return [step]
 
 
-def _specials(vocabulary: Vocabulary, tokenizer: Any, body: dict[str, Any]) -> None:
+def _specials(vocabulary: Vocabulary, tokenizer: Any) -> None:
     """Read special ids, what is put around a text, the chat template and the token that ends a turn in it."""
     for kind in ("bos", "eos", "unk", "pad"):
         token = getattr(tokenizer, f"{kind}_token_id", None)

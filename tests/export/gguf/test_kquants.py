@@ -11,23 +11,23 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from nbtune.export import ExportSource, LlamaRunner, export_gguf
+from nbtune.export import ExportSource, export_gguf
 from nbtune.export.gguf.kquants import ENCODERS
 from nbtune.spec.gguf_types import TYPES
-from tests.support.llama import llama_library
+from tests.support.llama import LlamaOracle, llama_library
 from tests.support.quantised import COLUMNS, EQUAL, KINDS, NAMES, compare, loss, ours, theirs, weights
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[LlamaRunner]:
-    with LlamaRunner(library=llama_library()) as runner:
+def llama() -> Iterator[LlamaOracle]:
+    with LlamaOracle(library=llama_library()) as runner:
         yield runner
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_no_more_is_lost_than_by_llama_cpp(name: str, kind: str, llama: LlamaRunner, tmp_path: Path) -> None:
+def test_no_more_is_lost_than_by_llama_cpp(name: str, kind: str, llama: LlamaOracle, tmp_path: Path) -> None:
     x = weights(kind)
     if name.startswith("IQ"):
         x = x[:16]  # llama.cpp's own is slow
@@ -43,7 +43,7 @@ def test_the_page_names_every_encoding(repo: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ENCODERS if n not in ("IQ4_NL", "IQ4_XS")])
-def test_importance_is_heeded(name: str, llama: LlamaRunner, tmp_path: Path) -> None:
+def test_importance_is_heeded(name: str, llama: LlamaOracle, tmp_path: Path) -> None:
     x = weights("gaussian")
     importance = np.random.default_rng(5).chisquare(1, COLUMNS).astype(np.float32)
     got = loss(x, ours(x, name, importance), importance)
@@ -94,7 +94,7 @@ def encodings(path: Path) -> dict[str, str]:
 
 
 def test_mixes_are_the_usual_ones_and_llama_cpp_runs_them(
-    model: tuple[str, Path, Any], llama: LlamaRunner, tmp_path: Path
+    model: tuple[str, Path, Any], llama: LlamaOracle, tmp_path: Path
 ) -> None:
     name, folder, torch_model = model
     kinds = [kind for kind in TYPES if kind not in ("f16", "bf16")]
@@ -104,7 +104,7 @@ def test_mixes_are_the_usual_ones_and_llama_cpp_runs_them(
         expected = torch_model(torch.tensor([tokens])).logits[0].numpy()
     off: dict[str, float] = {}
     for kind in kinds:
-        with LlamaRunner(made[kind], library=llama_library()) as runner:
+        with LlamaOracle(made[kind], library=llama_library()) as runner:
             off[kind] = float(np.abs(runner.logits(tokens) - expected).mean())
     assert max(off.values()) < 2 * off["q2_k"]
     before = np.inf
@@ -139,5 +139,5 @@ def test_rows_of_an_odd_length_are_told(tmp_path: Path) -> None:
     file = export_gguf(ExportSource(tmp_path / "model"), ["q4_k_m"], tmp_path)[0]
     assert "rows of 288, 96 values" in file.notes[0]
     assert "Q4_K became Q5_0" in file.notes[0]
-    with LlamaRunner(file.path, library=llama_library()) as runner:
+    with LlamaOracle(file.path, library=llama_library()) as runner:
         assert runner.logits([1, 2, 3]).shape == (3, len(tokenizer))

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from nbtune.errors import ExportError
-from nbtune.export import ExportSource, LlamaRunner, export_adapter_gguf, export_gguf, export_ollama
+from nbtune.export import ExportSource, export_adapter_gguf, export_gguf, export_ollama
 from nbtune.export.gguf import families
 from nbtune.export.gguf.general import general_name
 from nbtune.export.gguf.hf_config import Config
-from tests.support.llama import llama_library
+from tests.support.llama import LlamaOracle, llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer, split, strings
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<tool_call>")
@@ -77,8 +77,8 @@ def files(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return {file.type: file.path for file in made}
 
 
-def runner(path: Path | None = None) -> LlamaRunner:
-    return LlamaRunner(path, library=llama_library())
+def runner(path: Path | None = None) -> LlamaOracle:
+    return LlamaOracle(path, library=llama_library())
 
 
 def difference(got: np.ndarray, expected: np.ndarray) -> float:
