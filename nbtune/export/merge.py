@@ -33,7 +33,6 @@ from nbtune.models.adapter_targets import linears
 from nbtune.models.outline_facts import outlined
 from nbtune.models.stored_names import pieces_of
 from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
-from nbtune.spec.placement import Placement
 
 HEAD = "lm_head.weight"
 GENERATION = "generation_config.json"
@@ -141,6 +140,8 @@ class MergedModel:
     def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         if self.source.weights.quantised and self._is_linear(name):
             if self._rounded[0] != name:  # as a whole: the scales' own scales are of the whole tensor
+                from nbtune.models.accelerate.linear_kinds import rounded
+
                 self._rounded = (name, rounded(self.base.get(name).to(self.device), self.source.weights))
             return self._rounded[1][start:stop]
         return self._fp32(self.base.rows(self._stored(name), start, stop))
@@ -200,28 +201,6 @@ def embedding_name(base: Iterable[str]) -> str | None:
         if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "tok_embeddings.weight")):
             return name
     return None
-
-
-def rounded(weight: torch.Tensor, placement: Placement) -> torch.Tensor:
-    """Return what a quantised base computes with: quantised as it was for training, and decoded again; fp32.
-
-    Raises:
-        ExportError: that is done by bitsandbytes, which is not here.
-    """
-    if placement.eight_bit:
-        from nbtune_kernels.fp8 import reference
-
-        codes, scales = reference(weight)
-        return codes.float() * scales[:, None]
-    try:
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-    except ImportError:
-        raise ExportError(
-            "this adapter was trained on a 4-bit base, which needs bitsandbytes to be made again",
-            fix="pip install bitsandbytes, or export the adapter instead.",
-        ) from None
-    packed, state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
-    return dequantize_4bit(packed, state).reshape(weight.shape).float()
 
 
 def refuse_quantised(config: dict[str, Any], place: str) -> None:

@@ -16,7 +16,6 @@ import torch
 
 from nbtune.disk import gigabytes
 from nbtune.errors import DataError
-from nbtune.export.merge import rounded
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.source import ExportSource
 from nbtune.methods import METHODS
@@ -105,6 +104,8 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
 
 def _round_linears(model: Any, weights: Placement) -> None:
     """Give every linear weight but the head's the values that a base quantised for training computes with."""
+    from nbtune.models.accelerate.linear_kinds import rounded
+
     head = model.get_output_embeddings()
     with torch.no_grad():
         for module in model.modules():

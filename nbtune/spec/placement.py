@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,9 +21,32 @@ from nbtune.errors import SpecError
 
 Format = Literal["16bit", "32bit", "fp8", "nf4"]
 
-_BITS: dict[Format, int] = {"32bit": 32, "16bit": 16, "fp8": 8, "nf4": 4}
-_BYTES: dict[Format, float] = {"32bit": 4.0, "16bit": 2.0, "fp8": 1.0, "nf4": 0.53}  # of nf4 with its scales
-_WORDS: dict[Format, str] = {"32bit": "32 bits", "16bit": "16 bits", "fp8": "fp8", "nf4": "nf4"}
+
+class WeightFormat(NamedTuple):
+    """What is known of a format of weights.
+
+    Attributes:
+        bits: of one weight.
+        bytes: of one weight, its share of the scales included.
+        words: what people call it.
+        rounded: when it is made of 16-bit weights: ``loading`` (by bitsandbytes), ``layer`` by layer as a model is
+            accelerated; "": nothing is rounded.
+    """
+
+    bits: int
+    bytes: float
+    words: str
+    rounded: Literal["", "loading", "layer"] = ""
+
+
+FORMATS: dict[Format, WeightFormat] = {
+    "32bit": WeightFormat(32, 4.0, "32 bits"),
+    "16bit": WeightFormat(16, 2.0, "16 bits"),
+    "fp8": WeightFormat(8, 1.0, "fp8", "layer"),
+    "nf4": WeightFormat(4, 0.53, "nf4", "loading"),
+}
+"""All there are. A spec's `weights` may be any but 32 bits; how layers compute with a rounded one, and how an export
+rounds as they do, is in ``nbtune/models/accelerate/FORMAT_linear.py``."""
 
 
 class Home(Enum):
@@ -62,27 +85,27 @@ class Placement(BaseModel):
     @property
     def bits(self) -> int:
         """Bits of one weight."""
-        return _BITS[self.format]
+        return FORMATS[self.format].bits
 
     @property
     def bytes_a_weight(self) -> float:
         """Bytes of one weight, its share of the scales included."""
-        return _BYTES[self.format]
+        return FORMATS[self.format].bytes
 
     @property
     def quantised(self) -> bool:
         """Whether the model that is trained has rounded weights."""
-        return self.bits < 16
+        return bool(FORMATS[self.format].rounded)
 
     @property
     def four_bit(self) -> bool:
         """Whether bitsandbytes rounds them while they are loaded."""
-        return self.bits == 4
+        return FORMATS[self.format].rounded == "loading"
 
     @property
     def eight_bit(self) -> bool:
         """Whether they are loaded in 16 bits, and rounded layer by layer as a model is accelerated."""
-        return self.bits == 8
+        return FORMATS[self.format].rounded == "layer"
 
     @property
     def streams(self) -> bool:
@@ -138,7 +161,7 @@ class Placement(BaseModel):
         >>> Placement(resident=12).words(layers=32)
         '16 bits, 12 of 32 layers resident, the rest streamed'
         """
-        name = _WORDS[self.format]
+        name = FORMATS[self.format].words
         if self.shards:
             return f"{name}, each of {self.parts} keeps a part and borrows the others' layer by layer"
         if self.resident is None:
@@ -192,7 +215,7 @@ class PlacementWish:
     @property
     def is_of_frozen_weights(self) -> bool:
         """Whether it can only be had of weights that are not trained."""
-        return self.home is not None or (self.format is not None and _BITS[self.format] < 16)
+        return self.home is not None or (self.format is not None and bool(FORMATS[self.format].rounded))
 
     def on_device(self, *, fp32: bool = False) -> Placement:
         """Return its format, on the device, whatever home it asks for.
@@ -200,7 +223,7 @@ class PlacementWish:
         Args:
             fp32: products are in 32 bits, and weights that are not rounded with them.
         """
-        whole = self.format is None or _BITS[self.format] == 16
+        whole = self.format is None or not FORMATS[self.format].rounded
         return Placement(format=("32bit" if fp32 else "16bit") if whole else self.format)  # type: ignore[arg-type]
 
     def overruled_by(self, placement: Placement) -> bool:
@@ -208,15 +231,13 @@ class PlacementWish:
         return self.format is not None and self.format != placement.format
 
 
-_SPEC_KEYS = {
+_SPEC_KEYS: dict[str, PlacementWish] = {
     "auto": PlacementWish(),
-    "16bit": PlacementWish("16bit"),
-    "fp8": PlacementWish("fp8"),
-    "nf4": PlacementWish("nf4"),
+    **{name: PlacementWish(name) for name in FORMATS if name != "32bit"},
     "streamed": PlacementWish(None, Home.STREAMED),
     "sharded": PlacementWish(None, Home.SHARDED),
 }
-_QUANTS: dict[str, Format | None] = {"none": None, "nf4": "nf4", "fp8": "fp8"}
+_QUANTS: dict[str, Format | None] = {"none": None, **{n: n for n, kind in FORMATS.items() if kind.rounded}}
 _RESIDENCES = {"auto": None, "resident": Home.DEVICE, "streamed": Home.STREAMED}
 
 

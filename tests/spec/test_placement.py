@@ -16,6 +16,7 @@ from nbtune.folder_format import plan_body
 from nbtune.spec import Placement, RunSpec
 from nbtune.spec import placement as module
 from nbtune.spec.placement import Format, Home, PlacementWish
+from tests.support.house import NBTUNE
 
 FORMATS = get_args(Format)
 placements = st.one_of(
@@ -57,8 +58,17 @@ def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
         Placement(**wrong)
 
 
+def test_a_format_has_one_entry_and_the_file_of_its_layers() -> None:
+    assert set(module.FORMATS) == set(FORMATS)
+    rounded = {name for name, known in module.FORMATS.items() if known.rounded}
+    assert rounded == {name for name, known in module.FORMATS.items() if known.bits < 16}
+    files = {name: NBTUNE / "models" / "accelerate" / f"{name}_linear.py" for name in rounded}
+    assert [name for name, file in files.items() if "def rounded(" not in file.read_text(encoding="utf-8")] == []
+
+
 def test_the_specs_words_are_understood_all_of_them() -> None:
     words = get_args(RunSpec.model_fields["weights"].annotation)
+    assert {*words} == {*module._SPEC_KEYS} > {*FORMATS} - {"32bit"}
     wishes = {word: PlacementWish.of_spec(word, "lora") for word in words}
     assert {word for word, wish in wishes.items() if wish.is_of_frozen_weights} == {*words} - {"auto", "16bit"}
     assert {word: wish.home for word, wish in wishes.items() if wish.home} == {
@@ -76,7 +86,7 @@ def test_the_specs_words_are_understood_all_of_them() -> None:
 def test_the_words_of_load_trainable() -> None:
     assert PlacementWish.of_words("none", "auto") == PlacementWish()
     assert PlacementWish.of_words("nf4", "resident") == PlacementWish("nf4", Home.DEVICE)
-    for quant, weights, fix in (("int8", "auto", "none, nf4 or fp8"), ("none", "here", "auto, resident or streamed")):
+    for quant, weights, fix in (("int8", "auto", "none, fp8 or nf4"), ("none", "here", "auto, resident or streamed")):
         with pytest.raises(SpecError) as caught:
             PlacementWish.of_words(quant, weights)
         assert fix in caught.value.fix

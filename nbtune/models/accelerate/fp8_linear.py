@@ -7,7 +7,7 @@ before. LoRA stays in 16 bits beside them. The model that is trained is the one 
 from typing import Any
 
 import torch
-from nbtune_kernels.fp8 import quantise_rows, scaled_product, transposed
+from nbtune_kernels.fp8 import quantise_rows, reference, scaled_product, transposed
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.lora_member import LeftAlone
@@ -111,3 +111,9 @@ class Fp8Group(EdgedGroup):
         if key not in self._shared:
             self._shared[key] = torch.empty((self.inputs, self.outputs), dtype=self.codes.dtype, device=self.device)
         return transposed(self.codes, self._shared[key])
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """Return what layers compute with instead of `weight [out, in]`: quantised and decoded again, fp32."""
+    codes, scales = reference(weight)
+    return codes.float() * scales[:, None]

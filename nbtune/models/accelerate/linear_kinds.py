@@ -1,13 +1,12 @@
-"""Which kind of group fits linear layers: by what their frozen weights are, and by where these live."""
+"""Which kind of group fits linear layers, by what their frozen weights are and where these live; and how they round."""
 
-from torch import nn
+from torch import Tensor, nn
 
+from nbtune.models.accelerate import fp8_linear, nf4_linear
 from nbtune.models.accelerate.cpu_offload import StreamedGroup
-from nbtune.models.accelerate.fp8_linear import Fp8Group
 from nbtune.models.accelerate.fsdp_linear import FsdpGroup
 from nbtune.models.accelerate.lora_linear import LinearGroup
 from nbtune.models.accelerate.lora_member import LeftAlone, is_four_bit, is_turned
-from nbtune.models.accelerate.nf4_linear import Nf4Group
 from nbtune.spec.placement import Placement
 
 
@@ -24,12 +23,21 @@ def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
     if all(is_four_bit(getattr(m, "base_layer", m)) for m in modules):
         if weights.eight_bit or weights.streams or weights.shards:
             raise LeftAlone("its weights are 4-bit already: they cannot be fp8, streamed or parted")
-        return Nf4Group(modules)
+        return nf4_linear.Nf4Group(modules)
     whole = not (weights.eight_bit or weights.streams or weights.shards)
     if not whole and any(is_turned(getattr(m, "base_layer", m)) for m in modules):
         raise LeftAlone("its weights lie transposed: they cannot be fp8, streamed or parted")
     if weights.eight_bit:
-        return Fp8Group(modules)
+        return fp8_linear.Fp8Group(modules)
     if weights.streams:
         return StreamedGroup(modules)
     return FsdpGroup(modules) if weights.shards else LinearGroup(modules)
+
+
+def rounded(weight: Tensor, weights: Placement) -> Tensor:
+    """Return what layers compute with in training instead of `weight [out, in]`, which is not rounded; fp32.
+
+    Raises:
+        ExportError: what rounds it is not installed.
+    """
+    return fp8_linear.rounded(weight) if weights.eight_bit else nf4_linear.rounded(weight)

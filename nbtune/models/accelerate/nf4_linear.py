@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbtune.errors import ExportError
 from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup, shared_matrix
 
@@ -51,3 +52,20 @@ class Nf4Group(EdgedGroup):
             self.matrix[start : start + width, :k].copy_(dequantize_4bit(weight.data, weight.quant_state))
             start += width
         self.write_edges()
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """Return what layers compute with instead of `weight [out, in]`: quantised and decoded again, fp32.
+
+    Raises:
+        ExportError: that is done by bitsandbytes, which is not here.
+    """
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    except ImportError:
+        raise ExportError(
+            "this adapter was trained on a 4-bit base, which needs bitsandbytes to be made again",
+            fix="pip install bitsandbytes, or export the adapter instead.",
+        ) from None
+    packed, state = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    return dequantize_4bit(packed, state).reshape(weight.shape).float()
