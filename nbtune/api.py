@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbtune.data.sources.by_value import spec_with_named_rows
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import abilities, warm_start
+from nbtune.engine import abilities, objects, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.errors import TrainError
 from nbtune.planner import Plan, make_plan
@@ -54,11 +53,17 @@ def validate(
         SpecError, DataError: with the line of a YAML text, what was wrong, and what to write instead.
     """
 
-    run_spec, variables = spec_with_named_rows(spec, fields, rows, first_line)
+    run_spec, variables = _named(spec, fields, rows, first_line)
     with _placing(spec, first_line):
+        objects.Objects.of(run_spec, variables)
         _sources(run_spec, variables)
     _count_processes(run_spec)
     return run_spec
+
+
+def _named(spec: Spec, fields: dict[str, Any], rows: Any, first_line: int) -> tuple[RunSpec, Mapping[str, Any]]:
+    with _placing(spec, first_line):
+        return objects.named(spec, fields, rows, first_line)
 
 
 def _count_processes(spec: RunSpec) -> None:
@@ -93,23 +98,32 @@ def plan(
     Raises:
         NbtuneError: as `finetune`, before any work.
     """
-    from nbtune import data, device, models
+    from nbtune import device
 
     elsewhere = None if machine is None else device.machine(machine)
-    run_spec, variables = spec_with_named_rows(spec, fields, rows, first_line)
+    asked, variables = _named(spec, fields, rows, first_line)
     with _placing(spec, first_line):
-        sources = _sources(run_spec, variables)
+        sources, things = _sources(asked, variables), objects.Objects.of(asked, variables)
+    with things.described() as run_spec:
+        if elsewhere is not None:  # a model that was handed over lies here: there it need not
+            run_spec = run_spec.model_copy(update={"device": asked.device, "dtype": asked.dtype})
+        with _placing(spec, first_line):
+            return _planned(run_spec, sources, elsewhere)
+
+
+def _planned(run_spec: RunSpec, sources: list[Source], elsewhere: DeviceFacts | None) -> Plan:
+    from nbtune import data, models
+
     model, trust = run_spec.model, run_spec.trust_remote_code
-    with _placing(spec, first_line):
-        facts = models.counted(models.model_facts(model), model, run_spec.adapter, trust_remote_code=trust)
-    tokenizer = models.load_tokenizer(model, trust_remote_code=trust)
+    facts = models.counted(models.model_facts(model), model, run_spec.adapter, trust_remote_code=trust)
+    objects.check_vocabulary(run_spec)
+    tokenizer = models.load_tokenizer(run_spec.speaks, trust_remote_code=trust)
     measured = data.measure(sources, tokenizer, run_spec)
     where, devices = _devices_here(run_spec) if elsewhere is None else _devices_there(elsewhere, run_spec)
     missing = models.missing_bytes(model, facts.weights_bytes)
-    with _placing(spec, first_line):
-        found = abilities.expected(run_spec, facts, tokenizer)
-        about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": devices}
-        return make_plan(run_spec, facts, measured, where, **about)
+    found = abilities.expected(run_spec, facts, tokenizer)
+    about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": devices}
+    return make_plan(run_spec, facts, measured, where, **about)
 
 
 def _devices_here(spec: RunSpec) -> tuple[DeviceFacts, int]:
@@ -117,7 +131,8 @@ def _devices_here(spec: RunSpec) -> tuple[DeviceFacts, int]:
     from nbtune import device
 
     chosen = device.choose_cards(spec.gpus, spec.device)
-    return device.describe(device.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None)), len(chosen)
+    where = device.describe(device.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None))
+    return objects.credited(where, spec), len(chosen)
 
 
 def _devices_there(where: DeviceFacts, spec: RunSpec) -> tuple[DeviceFacts, int]:
@@ -151,27 +166,33 @@ def finetune(
             restart it with this spec, or queue behind it.
         detach: train in a process of its own, which survives the kernel.
         first_line: number of the YAML's first line in what the user sees.
-        fields: of the spec. `data` (and ``eval={"data": …}``) is a name, a source or a list of these; or rows
-            themselves: a list of dicts, a dict of columns, a DataFrame (pandas, polars), a `datasets.Dataset` or
-            `IterableDataset`, an iterator, a function with `yield`. The spec names them (``var:rows``), and the run
-            keeps them in its folder.
+        fields: of the spec. `model` and `tokenizer` may be loaded ones, of transformers or peft: they train, and stay
+            as they are (docs/how-to/objects.md). `data` (and ``eval={"data": …}``) is a name, a source or a list of
+            these; or rows themselves: a list of dicts, a dict of columns, a DataFrame (pandas, polars), a
+            `datasets.Dataset` or `IterableDataset`, an iterator, a function with `yield`. The spec names all of them
+            (``var:rows``), and the run keeps rows in its folder.
     Raises:
         SpecError, DataError, HubError: before any work, with place and fix; nothing is left behind.
         TrainError: the name is in use by a run with another spec, or on other rows.
     """
     from nbtune import data, models
 
-    given, variables = spec_with_named_rows(spec, fields, rows, first_line)
-    run_spec = with_template(warm_start.portable(given))
+    given, variables = _named(spec, fields, rows, first_line)
+    with _placing(spec, first_line):
+        things = objects.Objects.of(given, variables, detach=detach)
+    run_spec = with_template(warm_start.portable(things.spec))
     root = run_folder.runs_root(runs_dir)
     busy = next((run for run in runs(root) if run.name == name and run.alive), None)
     if busy is not None and on_busy == "attach":
         warm_start.check_same(busy.folder, run_spec, variables)
+        things.check_same(busy.folder)
         return busy
     with _placing(spec, first_line):
         sources = _sources(run_spec, variables)
     _count_processes(run_spec)
-    models.resolve(run_spec.model, weights=False, trust_remote_code=run_spec.trust_remote_code)
+    with _placing(spec, first_line), things.described() as local:
+        models.resolve(local.model, weights=False, trust_remote_code=local.trust_remote_code)
+        objects.check_vocabulary(local)
     older = run_folder.find(run_spec.start_from, root) if run_spec.start_from is not None else None
     if older is not None:
         warm_start.check(older, run_spec)
@@ -180,7 +201,9 @@ def finetune(
 
     def fill(made: Path) -> None:
         data.snapshot(sources, made / "data")
+        things.keep(made)
         if older is not None:
+            objects.same_base(older, made)
             warm_start.take_along(older, made)
 
     return begin(root, name, run_spec, fill, detach=detach)
@@ -247,6 +270,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
 
     def fill(made: Path) -> None:
         copy_snapshot(old / "data", made / "data")
+        objects.take_along(old, made)
         if (old / "start").exists():
             refuse_links(old, "start", error=TrainError)
             shutil.copytree(old / "start", made / "start", dirs_exist_ok=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.disk import disk_error
-from nbtune.engine import warm_start
+from nbtune.engine import objects, warm_start
 from nbtune.engine.failures import still_there
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
@@ -122,6 +122,7 @@ class Run(RunReader):
         run_consent.check(self.folder)
         if self.alive:
             raise TrainError(f"the run `{self.name}` is at work", fix="`unpause` it if it is paused")
+        objects.check_there(self.folder, detach=detach)
         if step is not None:
             checkpoints.go_back(self.folder, step)
         elif self.state == "finished":
@@ -195,6 +196,7 @@ class Run(RunReader):
 
         def fill(made: Path) -> None:
             copy_snapshot(self.folder / "data", made / "data")
+            objects.take_along(self.folder, made)
             warm_start.take_along(self.folder, made)
 
         return begin(self.folder.parent, name or self.name, spec_to_run, fill, detach=detach)
@@ -388,6 +390,7 @@ def begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *,
         fill(run)
         if spec.trust_remote_code:  # this user says it, here and now: what resumes this run later may know
             run_consent.allow_code(run, spec)
+        objects.check_there(run, detach=detach)
     except (NbtuneError, OSError) as error:
         shutil.rmtree(run, ignore_errors=True)
         if isinstance(error, NbtuneError):

@@ -133,7 +133,7 @@ def examine_rows(spec: RunSpec, namespace: Mapping[str, Any] | None = None) -> R
     from nbtune import data, models
 
     sources = data.resolve(spec.data, namespace, base_dir=Path.cwd())
-    tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+    tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
     max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
     options = {"spec": spec, "max_len": max_len, "seed": spec.seed, "on_error": "skip", "work_here": True}
     return Rows(data.prepare_data(sources, tokenizer, **options).whole(), tokenizer)

@@ -8,6 +8,7 @@ from typing import Any
 
 from nbtune import hub_cache
 from nbtune.commands.command import Argument
+from nbtune.models.handed_over import is_model, is_tokenizer
 from nbtune.spec.gguf_types import TYPES
 
 _EMBEDDED = ("nbtune/tiny",)
@@ -28,7 +29,7 @@ def offered(argument: Argument, namespace: Mapping[str, Any], runs_dir: Path | N
         case "runs":
             return _runs(runs_dir)
         case "models":
-            return models()
+            return models(namespace)
         case "sources":
             return sources(namespace)
         case "machines":
@@ -45,9 +46,15 @@ def machines() -> list[str]:
     return list(MACHINES)
 
 
-def models() -> list[str]:
-    """Return nbtune's own model, and those in the Hub's cache."""
-    return [*_EMBEDDED, *hub_cache.cached("model")]
+def models(namespace: Mapping[str, Any]) -> list[str]:
+    """Return variables that hold a model, nbtune's own, and those in the Hub's cache."""
+    mine = [name for name, value in namespace.items() if not name.startswith("_") and is_model(value)]
+    return [*mine, *_EMBEDDED, *hub_cache.cached("model")]
+
+
+def tokenizers(namespace: Mapping[str, Any]) -> list[str]:
+    """Return variables that hold a tokenizer."""
+    return [name for name, value in namespace.items() if not name.startswith("_") and is_tokenizer(value)]
 
 
 def sources(namespace: Mapping[str, Any]) -> list[str]:

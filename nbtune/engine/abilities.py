@@ -35,12 +35,13 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     from nbtune.export.abilities import can_be_merged, can_be_written_as_gguf
     from nbtune.generate.stops import stops_where_answers_end
     from nbtune.models.config_facts import headers_of
+    from nbtune.models.handed_over import is_absent
     from nbtune.models.loading import resolve
     from nbtune.models.weight_checks import check_files
 
     trust = spec.trust_remote_code
     folder = Path(resolve(spec.model, weights=False, trust_remote_code=trust))
-    if Path(spec.model).expanduser().is_dir():
+    if Path(spec.model).expanduser().is_dir() and not is_absent(folder):
         check_files(folder, spec.model)
     headers = headers_of(spec.model)
     config = (folder / "config.json").read_text(encoding="utf-8")

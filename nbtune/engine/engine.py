@@ -29,11 +29,13 @@ from nbtune.engine.failures import for_people, reserve, room_for, still_there
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
+from nbtune.engine.objects import credited
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with, reference_of
 from nbtune.errors import NbtuneError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
+from nbtune.models.loading import tokenizer_folder
 from nbtune.models.tokenizer_files import save_tokenizer
 from nbtune.planner import Plan, make_plan
 from nbtune.planner.planner import DEFAULT_EPOCHS
@@ -140,8 +142,9 @@ class _Engine:
             where = self.ranks.poorest(where)
             if not self.writes:
                 self.ranks.wait()  # the first has its tokens and its plan
+        where = credited(where, spec)
         facts = models.model_facts(spec.model)
-        tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
         max_len = facts.row_tokens(spec.sequence_len)
         sources = data.open_snapshot(folder / "data")
         self.data: Prepared = data.prepare_data(
@@ -179,8 +182,8 @@ class _Engine:
         self.built.tokenizer = tokenizer = data.speaking(tokenizer, spec, self.data.chat_template)
         if self.writes:
             still_there(folder)
-            base = models.resolve(spec.model, weights=False, trust_remote_code=spec.trust_remote_code)
-            save_tokenizer(tokenizer, Path(base), folder / "tokenizer")
+            base = tokenizer_folder(spec.speaks, trust_remote_code=spec.trust_remote_code)
+            save_tokenizer(tokenizer, base, folder / "tokenizer")
         self._make_stepper(device)
 
     def _plan(self, facts: Any, tokenizer: Any, device: machine.DeviceFacts) -> Plan:

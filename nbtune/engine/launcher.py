@@ -22,9 +22,10 @@ from nbtune.engine.distributed_launcher import SEE_LOG, said_its_end
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.lone_worker import WITH_PARENT
 from nbtune.errors import TrainError
+from nbtune.models import handed_over
 from nbtune.store import checkpoints, control
 from nbtune.store.event_log import EventWriter
-from nbtune.store.folder import refuse_outside, spec_to_run
+from nbtune.store.folder import OWN_MODEL, refuse_outside, spec_to_run
 from nbtune.store.lock import STARTING, Ownership
 from nbtune.train.mean_loss import NumbersLost
 from nbtune.untrusted import open_to_append
@@ -68,6 +69,8 @@ class Launched:
     """A run's thread, what it failed of, and its model for as long as somebody holds this."""
 
     def __init__(self, folder: Path, *, detach: bool = False, own_process: bool = False) -> None:
+        self.given = handed_over.lent(folder / OWN_MODEL)  # held, so that it is there as long as this
+        own_process = own_process and self.given is None
         self.folder, self.detached, self.own_process = folder, detach, detach or own_process
         self.error: BaseException | None = None
         self._built: Built | None = None
@@ -151,7 +154,7 @@ class Launched:
         """Drop the model; the bytes that came back."""
         from nbtune import device
 
-        built, self._built = self._built, None
+        built, self._built, self.given = self._built, None, None
         if built is None:
             return 0
         where = next(built.model.parameters()).device
@@ -200,7 +203,9 @@ def _load(folder: Path) -> Built:
         seed=spec.seed,
         accelerate=False,
         trust_remote_code=spec.trust_remote_code,
+        tokenizer=False,
     )
+    built.tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
     checkpoints.load_weights(last, built.model)
     built.model.eval()
     _speak_as_trained(built, folder, spec)

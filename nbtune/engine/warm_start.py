@@ -104,7 +104,11 @@ def portable(spec: RunSpec) -> RunSpec:
     held = spec.eval.data and spec.eval.data.model_copy(update={"source": short(spec.eval.data.source)})
     measured = spec.eval.model_copy(update={"data": held})
     start = spec.start_from and short(spec.start_from)
-    return spec.model_copy(update={"model": short(model), "data": sources, "eval": measured, "start_from": start})
+    tokenizer = spec.tokenizer
+    if tokenizer is not None:
+        tokenizer = short(str(Path(tokenizer).absolute()) if Path(tokenizer).is_dir() else tokenizer)
+    changes = {"model": short(model), "tokenizer": tokenizer, "data": sources, "eval": measured, "start_from": start}
+    return spec.model_copy(update=changes)
 
 
 def check_same(folder: Path, spec: RunSpec, variables: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from nbtune.events import Export
 from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.source import ExportedFile, ExportSource, Progress
 from nbtune.store.event_log import add_event
-from nbtune.store.folder import refuse_outside
+from nbtune.store.folder import placed, refuse_outside
 from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
@@ -36,13 +36,17 @@ class Exporter:
         kinds = 'gguf("q8_0", …), merged(), adapter(), adapter_gguf(), ollama()'
         return f"<what can be made of {self._run.name}: {kinds}>"
 
-    def source(self) -> ExportSource:
+    def source(self, *, weights: bool = True) -> ExportSource:
         """Return base and adapter as `nbtune.export` takes them.
+
+        Args:
+            weights: the base's are needed: of a model that was handed over they are written down now.
 
         Raises:
             TrainError: nothing was trained yet.
         """
         from nbtune import models
+        from nbtune.models import handed_over
         from nbtune.spec.placement import PLAIN
 
         run, spec = self._run, self._run.spec
@@ -54,10 +58,12 @@ class Exporter:
             )
         if spec.adapter.type == "full":
             return ExportSource(base=adapter, name=run.name, base_id=spec.model, method=spec.method)
-        weights = PLAIN if run.plan is None else run.plan.weights
-        base = models.resolve(spec.model)
+        kept = PLAIN if run.plan is None else run.plan.weights
+        base = models.resolve(placed(spec, run.folder).model, weights=weights)
+        if weights and handed_over.is_absent(base):
+            handed_over.write_weights(base)
         about: dict[str, Any] = {"name": run.name, "base_id": spec.model, "method": spec.method}
-        return ExportSource(base=base, adapter=adapter, weights=weights, **about)
+        return ExportSource(base=base, adapter=adapter, weights=kept, **about)
 
     @property
     def can_verify(self) -> bool:
@@ -69,7 +75,7 @@ class Exporter:
         from nbtune.export.peft_export import export_adapter
 
         with self._said("adapter") as said:
-            return said.made(export_adapter(self.source(), self._out(out, "adapter")))
+            return said.made(export_adapter(self.source(weights=False), self._out(out, "adapter")))
 
     def adapter_gguf(self, out: str | Path | None = None) -> ExportedFile:
         """Write the adapter as GGUF, for llama.cpp's ``--lora`` and Ollama's ``ADAPTER``.

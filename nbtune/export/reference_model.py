@@ -56,7 +56,7 @@ def held_rows(folder: Path, *, limit: int = _ROWS) -> HeldRows:
     from nbtune.store.folder import spec_to_run
 
     spec = spec_to_run(folder)
-    tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+    tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
     prepared = data.prepare_data(
         data.open_snapshot(folder / "data"),
         tokenizer,

@@ -88,12 +88,14 @@ def build(
     facts = model_facts(spec_model)
     tok = load_tokenizer(spec_model, trust_remote_code=trust_remote_code) if tokenizer else None
     first = torch.device("cpu") if weights.streams or weights.shards else device
-    base = load_model(spec_model, dtype=dtype, device=first, weights=weights, trust_remote_code=trust_remote_code)
+    full = adapter.type == "full"
+    how: dict[str, Any] = {"weights": weights, "trust_remote_code": trust_remote_code, "own_weights": full}
+    base = load_model(spec_model, dtype=dtype, device=first, **how)
     if torch.device(first) == torch.device(
         device
     ):  # where weights come piece by piece, blocks that are taken are causal
         refuse_unless_causal(base, spec_model)
-    apart = [] if adapter.type == "full" or adapter.target_modules != "all-linear" else left_out_lines(base, adapter)
+    apart = [] if full or adapter.target_modules != "all-linear" else left_out_lines(base, adapter)
     model: Any = add_adapter(base, adapter, seed=seed)
     built = Built(model, tok, facts)
     if accelerate:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune import hub_cache
 from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
+from nbtune.models import handed_over
+from nbtune.models.progress_bars import hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import shortened
@@ -162,7 +164,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
         SpecError, HubError: see `resolve`; SpecError also when the folder holds no tokenizer.
     """
     tokenizers = _transformers().AutoTokenizer
-    folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    folder = tokenizer_folder(model, trust_remote_code=trust_remote_code)
     try:
         loaded = tokenizers.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         if loaded.model_max_length < 1:
@@ -170,6 +172,18 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
         return loaded
     except Exception as e:  # whatever a damaged file makes transformers and tokenizers raise
         raise SpecError(_no_tokenizer(model, Path(folder), e), fix="Name a model that has one.") from e
+
+
+def tokenizer_folder(model: str, *, trust_remote_code: bool = False) -> Path:
+    """Return the folder that holds a tokenizer's files: a model's, or one of nothing else.
+
+    Raises:
+        SpecError, HubError: see `resolve`.
+    """
+    folder = Path(model).expanduser()
+    if any((folder / name).is_file() for name in ("tokenizer_config.json", *_TOKENIZER_FILES)):
+        return folder
+    return resolve(model, weights=False, trust_remote_code=trust_remote_code)
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -193,6 +207,7 @@ def load_model(
     weights: Placement = PLAIN,
     trust_remote_code: bool = False,
     attention: str | None = None,
+    own_weights: bool = False,
 ) -> "PreTrainedModel":
     """Return the causal language model, its weights read straight onto the device.
 
@@ -209,6 +224,7 @@ def load_model(
         trust_remote_code: let the model's own Python run.
         attention: transformers' name of the attention implementation, or ``nbtune`` for ours; unset: its own choice,
             sdpa where there is one.
+        own_weights: of a model that was handed over a copy of the weights, since all of them are trained.
 
     Raises:
         SpecError: no causal language model, no safetensors, or weights that are missing, left over, or not whole.
@@ -222,6 +238,8 @@ def load_model(
         from nbtune.models.accelerate.hf_attention import register
 
         register()
+    if handed_over.is_absent(folder):
+        return _prepared(handed_over.twin(folder, shared=not own_weights), attention)
     check_files(folder, model)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     # other shapes are refused below, by name
@@ -231,7 +249,7 @@ def load_model(
     with _refusing(model):
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
-        with _quiet():
+        with hidden_bars():
             loaded, info = library.AutoModelForCausalLM.from_pretrained(
                 folder,
                 device_map={"": _index(device)},
@@ -240,6 +258,10 @@ def load_model(
                 **options,
             )
     check_loaded(loaded, info, folder, model)
+    return _prepared(loaded, attention)
+
+
+def _prepared(loaded: "PreTrainedModel", attention: str | None) -> "PreTrainedModel":
     loaded.config.use_cache = False
     _keep_layout(loaded)
     _keep_caps(loaded, attention)
@@ -334,20 +356,6 @@ def _keep_caps(model: "PreTrainedModel", attention: str | None) -> None:
     config = model.config.get_text_config()
     if attention is None and getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
-
-
-@contextmanager
-def _quiet() -> "Iterator[None]":
-    """Silence transformers' progress bar: a run's thread never prints."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _four_bit(dtype: "torch.dtype") -> Any:

@@ -46,6 +46,11 @@ def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stated = _config_of(base)
+    if not (base / "config.json").exists():  # nothing but a tokenizer, of one's own: not a byte of it is changed
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+        if tokenizer.chat_template != _template_of(base, stated or {}):
+            _put_template(folder, tokenizer.chat_template, stated or {})
+        return
     if stated is None:  # its class finds it by other files than these: only that class knows which
         tokenizer.save_pretrained(folder)
     else:

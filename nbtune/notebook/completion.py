@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nbtune.commands import COMMANDS, Argument, commands_of
-from nbtune.commands.values import models, offered, sources
+from nbtune.commands.values import models, offered, sources, tokenizers
 from nbtune.errors import NbtuneError
 from nbtune.notebook import flags
 from nbtune.spec import RunSpec
@@ -171,7 +171,9 @@ def _where(above: list[str], before: str) -> tuple[type[BaseModel] | None, str, 
 
 def _values(key: str, info: Any, namespace: Mapping[str, Any]) -> list[str]:
     if key == "model":
-        return models()
+        return models(namespace)
+    if key == "tokenizer":
+        return tokenizers(namespace)
     if key == "data" or key.endswith(("eval.data", ".source")) or key == "source":
         return sources(namespace)
     words = flags.choices(info.annotation)

@@ -63,9 +63,17 @@ class RunSpec(Part):
     model: str = field(
         "nbtune/tiny",
         "Model",
-        "The base: a Hub id, a folder, or nbtune/tiny, the embedded one.",
+        "The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.",
         example="meta-llama/Llama-3.2-1B-Instruct",
         min_length=1,
+    )
+    tokenizer: str | None = field(
+        None,
+        "Tokenizer",
+        "Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.",
+        example="my_tokenizer",
+        min_length=1,
+        advanced=True,
     )
     data: Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources)] = Field(
         title="Data",
@@ -295,6 +303,11 @@ class RunSpec(Part):
 
     def _as_yaml(self) -> str:
         return to_yaml(self).rstrip()
+
+    @property
+    def speaks(self) -> str:
+        """Whose tokenizer is used: a Hub id or a folder."""
+        return self.tokenizer or self.model
 
     @property
     def placement(self) -> PlacementWish:

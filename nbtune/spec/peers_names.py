@@ -147,6 +147,8 @@ INSTEAD = _table(
         dataset_dir media_dir
     = mix: {by: rows}
         mix_strategy interleave_probs dataset_probs
+    = tokenizer: my_tokenizer
+        tokenizer_config tokenizer_name processing_class tokenizer_name_or_path
     = data: {source: rows.jsonl, max_rows: 1000}
         max_samples
     = data: {source: rows.jsonl, format: alpaca}
@@ -306,8 +308,8 @@ ABSENT = _table(
     = the vocabulary stays as it is
         special_tokens tokens resize_token_embeddings_to_32x resize_vocab new_special_tokens add_tokens
     = the model's own tokenizer is taken
-        tokenizer_type tokenizer_use_fast tokenizer_legacy tokenizer_config use_fast_tokenizer
-        split_special_tokens tokenizer_name
+        tokenizer_type tokenizer_use_fast tokenizer_legacy use_fast_tokenizer
+        split_special_tokens
     = batches are padded as the kernels like it, and padding is never trained
         padding pad_to_sequence_len pad_to_multiple_of padding_side pad_token pad_sequences
     = positions stay those of the model

@@ -14,7 +14,7 @@ from nbtune.atomic_io import read_json, write_text
 from nbtune.errors import SpecError, TrainError
 from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
-from nbtune.store.folder import name_of, plan_of, read_spec
+from nbtune.store.folder import VARIABLE, name_of, plan_of, read_spec
 from nbtune.untrusted import from_here
 
 _SCRIPT = '''\
@@ -31,7 +31,7 @@ if __name__ == "__main__":
 _REPEAT = '''\
 """{head}
 
-Its rows went through a Python function of a notebook, which only the run's folder has. It was asked for with:
+Its {what} of a notebook, which only the run has. It was asked for with:
 
 {spec}"""
 
@@ -57,9 +57,9 @@ def as_script(folder: Path) -> str:
     working folder on."""
     called = re.sub(r"[^\w.-]", "_", folder.name)  # anybody may have named it, and this becomes a part of a program
     head, text = f"Trains {called} again: same rows, same losses.", as_yaml(folder)
-    if _needs_folder(read_spec(folder)):
+    if what := _needs_run(read_spec(folder)):
         shown = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-        return _REPEAT.format(head=head, spec=shown, folder=from_here(folder))
+        return _REPEAT.format(head=head, what=what, spec=shown, folder=from_here(folder))
     return _SCRIPT.format(head=head, spec=_literal(text), name=name_of(folder)[0])
 
 
@@ -69,13 +69,16 @@ def as_snippet(folder: Path) -> str:
     own = "import nbtune\n" if model == "nbtune/tiny" else ""
     base = 'nbtune.models.resolve("nbtune/tiny")' if own else repr(model)
     name, ends = "", ""
+    loaded = f"AutoModelForCausalLM.from_pretrained({base})"
+    if model.startswith(VARIABLE):
+        loaded = f"{model.removeprefix(VARIABLE)}  # as it was handed over"
     if (folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
         name = ", GenerationConfig"
         ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter!r})"
     return (
         f"{own}from peft import PeftModel\n"
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{name}\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({base})\n"
+        f"base = {loaded}\n"
         f"model = PeftModel.from_pretrained(base, {adapter!r})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r}){ends}"
     )
@@ -136,9 +139,14 @@ def _as_file(source: SourceSpec, entry: dict[str, Any], folder: Path) -> SourceS
     return source.model_copy(update={"source": f"file:{path}"})
 
 
-def _needs_folder(spec: RunSpec) -> bool:
+def _needs_run(spec: RunSpec) -> str:
+    """Return what of a run's notebook no spec can say, in words; nothing where there is no such thing."""
+    for key in ("model", "tokenizer"):
+        if str(getattr(spec, key)).startswith(VARIABLE):
+            return f"{key} was an object"
     eval_data = [spec.eval.data] if spec.eval.data is not None else []
-    return any(source.function is not None and ":" not in source.function for source in [*spec.data, *eval_data])
+    own = any(source.function is not None and ":" not in source.function for source in [*spec.data, *eval_data])
+    return "rows went through a Python function" if own else ""
 
 
 def _literal(text: str) -> str:

@@ -26,6 +26,8 @@ from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.store.lock import Ownership, is_owned
 from nbtune.untrusted import BadFile, harmless, load, number, open_file, refuse_links
 
+OWN_MODEL, OWN_TOKENIZER = "model", "own_tokenizer"  # what a run keeps of objects that were handed over
+VARIABLE = "var:"  # before the name of one in the spec
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FOLDER = re.compile(r".+-[0-9a-f]{6}")
 _FAR = 2.0**40  # seconds: a folder that says it was made later would be the newest for ever
@@ -121,7 +123,15 @@ def spec_to_run(folder: Path) -> RunSpec:
             place=harmless(folder.name, line=True),
             fix=_how(folder),
         )
-    return read_spec(folder)
+    return placed(read_spec(folder), folder)
+
+
+def placed(spec: RunSpec, folder: Path) -> RunSpec:
+    """Return the spec with the folder's own places in place of the names of a model and a tokenizer that were handed
+    over."""
+    own = {"model": OWN_MODEL, "tokenizer": OWN_TOKENIZER}
+    changes = {k: str(folder / place) for k, place in own.items() if str(getattr(spec, k)).startswith(VARIABLE)}
+    return spec.model_copy(update=changes) if changes else spec
 
 
 def code_is_allowed(folder: Path, spec: RunSpec) -> bool:

@@ -227,7 +227,7 @@ class MeasuredRows:
 
         refuse_outside(self.run.folder, error=TrainError)
         spec = spec_to_run(self.run.folder)
-        tokenizer = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
+        tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
         max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
         prepared = data.prepare_data(self.sources, tokenizer, spec=spec, max_len=max_len, seed=spec.seed).whole()
         group, starts, at = METHODS[spec.method].group, {}, 0

@@ -15,7 +15,7 @@ GROUPS = ("learning", "adapter", "data", "memory", "watching")
 _GROUP_OF = {
     **dict.fromkeys(("adapter", "method", "beta", "start_from"), "adapter"),
     **dict.fromkeys(("data", "train_on", "train_spans", "row_weights", "overflow", "thinking", "terminators"), "data"),
-    **dict.fromkeys(("chat_template", "on_error", "mix", "order", "sequence_len", "packing"), "data"),
+    **dict.fromkeys(("tokenizer", "chat_template", "on_error", "mix", "order", "sequence_len", "packing"), "data"),
     **dict.fromkeys(("dtype", "device", "gpus", "weights", "activations", "accelerate", "micro_batch_size"), "memory"),
     **dict.fromkeys(("eval", "checkpoint", "samples"), "watching"),
 }

@@ -10,9 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nbtune.engine import objects
 from nbtune.errors import DataError, NbtuneError
 from nbtune.methods import METHODS
-from nbtune.spec import RunSpec, SourceSpec, from_mapping
+from nbtune.spec import RunSpec, SourceSpec
+from nbtune.store.folder import placed
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean, without_home
 
@@ -44,24 +46,23 @@ class Inspection:
         self.spec, self.namespace = spec, namespace
         self._given = sources
         self.sources = data.resolve(spec.data, namespace, base_dir=Path.cwd()) if sources is None else list(sources)
-        loaded = models.load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-        self.tokenizer = data.speaking(loaded, spec)
-        self.max_len = models.model_facts(spec.model).row_tokens(spec.sequence_len)
+        with objects.Objects.of(spec, namespace or {}).described() as local:
+            loaded = models.load_tokenizer(local.speaks, trust_remote_code=local.trust_remote_code)
+            self.tokenizer = data.speaking(loaded, spec)
+            self.max_len = models.model_facts(local.model).row_tokens(spec.sequence_len)
 
     @classmethod
     def of(cls, rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Inspection:
         """Make one of anything that `data` may be (names, sources, rows themselves), of a spec's, or of a run's."""
         from nbtune import data
-        from nbtune.data.sources.by_value import name_rows
 
         if isinstance(rows, RunReader):
-            return cls(rows.spec, namespace, data.open_snapshot(rows.folder / "data"))
+            return cls(placed(rows.spec, rows.folder), namespace, data.open_snapshot(rows.folder / "data"))
         if isinstance(rows, RunSpec):
-            return cls(rows, namespace)
+            return cls(*objects.named(rows, {}, namespace))
         if isinstance(rows, Mapping) and "data" in rows and all(key in RunSpec.model_fields for key in rows):
             rows, fields = rows["data"], {**rows, **fields}
-        fields_named, variables = name_rows({**fields, "data": rows}, namespace)
-        return cls(from_mapping(fields_named), variables)
+        return cls(*objects.named(None, {**fields, "data": rows}, namespace))
 
     def with_reading(self, *, source: int = 0, format: str | None, columns: dict[str, str]) -> Inspection:
         """Return the same rows, one source read otherwise."""
