@@ -83,8 +83,8 @@ def train(given: Any) -> None:
     if given.dry_run:
         return plan(given)
     with request():
-        if given.machine is not None:
-            raise SpecError("`--machine` is for a plan: this trains here", fix="add `--dry-run`")
+        if given.machine is not None or given.table:
+            raise SpecError("`--machine` and `--table` are for a plan: this trains here", fix="add `--dry-run`")
         if given.restart and given.queue:
             raise SpecError("`--restart` and `--queue` exclude each other", fix="keep one")
         spec = spec_of(given.spec, given.set)
@@ -103,6 +103,9 @@ def plan(given: Any) -> None:
         spec = spec_of(given.spec, given.set)
         with placed(given.spec):
             plan_made = nbtune.plan(spec, machine=given.machine)
+    if given.table:
+        ways = plan_made.table()
+        return result({"ways": [vars(way) for way in ways]}, as_json=given.json, text=str(ways))
     result(plan_made.model_dump(mode="json"), as_json=given.json, text=plan_made.explain())
 
 

@@ -46,6 +46,7 @@ MACHINE = flag(
     "Plan for a machine that is not here: t4, colab, rtx4090, 8xh100, mac-32, 24GB …",
     offers="machines",
 )
+TABLE = switch("--table", "What fits: lengths, rows at once, 16 or 4 bits, each with its memory and its speed.")
 JSON = switch("--json", "One JSON line a result on stdout.", doors=SHELL, why=_SHOWN)
 STAY = switch(
     "--wait", "Stay in the cell until the run has ended.", doors=CELL, why="in a shell the command waits by itself"
@@ -74,6 +75,7 @@ _TRAIN = Command(
         STAY,
         switch("--dry-run", "Show the plan, train nothing."),
         MACHINE,
+        TABLE,
         SET,
         switch("--restart", "Stop and save a living run of this name first."),
         switch("--queue", "Start when a living run of this name has ended."),
@@ -88,7 +90,7 @@ _PLAN = Command(
     function="nbtune.plan",
     code="nbtune.plan(SPEC)",
     body=True,
-    takes=(SPEC, MACHINE, SET, JSON),
+    takes=(SPEC, MACHINE, TABLE, SET, JSON),
 )
 _VALIDATE = Command(
     name="validate",

@@ -149,6 +149,7 @@ class Request:
     detach: bool = False
     dry_run: bool = False
     machine: str | None = None
+    table: bool = False
     on_busy: Literal["attach", "restart", "queue"] = "attach"
     runs_dir: Path | None = None
     help: bool = False
@@ -209,8 +210,10 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
     if parsed.restart and parsed.queue:
         fix = "keep one"
         raise SpecError("`--restart` and `--queue` exclude each other", place=parser.place, fix=fix)
-    if parsed.machine is not None and not parsed.dry_run and not prog.endswith(" plan"):
-        raise SpecError("`--machine` is for a plan alone", place=parser.place, fix="`--dry-run`, or `%%nbtune plan`")
+    if (parsed.machine is not None or parsed.table) and not parsed.dry_run and not prog.endswith(" plan"):
+        raise SpecError(
+            "`--machine` and `--table` are for a plan alone", place=parser.place, fix="`--dry-run`, or `%%nbtune plan`"
+        )
     values = vars(parsed)
     overrides = {
         key.removeprefix("key:"): parse_value(text)
@@ -228,6 +231,7 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
         detach=parsed.detach,
         dry_run=parsed.dry_run,
         machine=parsed.machine,
+        table=parsed.table,
         on_busy="restart" if parsed.restart else "queue" if parsed.queue else "attach",
         runs_dir=parsed.runs,
         help=parsed.help,

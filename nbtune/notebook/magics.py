@@ -51,7 +51,7 @@ class NbtuneMagics(Magics):
         rows = self.shell.user_ns
         with placing(cell, first_line=2):
             if request.dry_run:
-                return show_plan(nbtune.plan(spec, rows=rows, machine=request.machine))
+                return self._plan(spec, request)
             run = nbtune.finetune(
                 spec,
                 name=request.name,
@@ -245,7 +245,10 @@ class NbtuneMagics(Magics):
         display(losses)
 
     def _plan(self, spec: Any, request: flags.Request) -> None:
-        show_plan(nbtune.plan(spec, rows=self.shell.user_ns, machine=request.machine))
+        plan = nbtune.plan(spec, rows=self.shell.user_ns, machine=request.machine)
+        if request.table:
+            return display(plan.table())
+        show_plan(plan)
 
     def _validate(self, spec: Any, _request: flags.Request) -> None:
         nbtune.validate(spec, rows=self.shell.user_ns)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +12,9 @@ from nbtune.errors import PlanError
 from nbtune.models.abilities import Abilities
 from nbtune.models.memory_estimate import MemoryPlan
 from nbtune.spec.placement import Placement
+
+if TYPE_CHECKING:
+    from nbtune.planner.ways import Ways
 
 _GIB = 2**30
 _BYTES_A_SECOND = 12_500_000  # 100 Mbit/s, for the time of a download that nobody has measured yet
@@ -73,6 +77,27 @@ class Plan(BaseModel):
             )
         weights = self.weights.parted(count) if self.weights.shards else self.weights
         return self.model_copy(update={"gpus": count, "weights": weights})
+
+    def with_ways(self, reckon: Callable[[], Ways]) -> Plan:
+        """Return this plan, which can say what else would fit; kept beside its fields, which alone are compared and
+        written."""
+        self.__dict__["_reckon"] = reckon
+        return self
+
+    def table(self) -> Ways:
+        """Return what fits: lengths × micro-batches × 16 or 4 bits, each with its memory and its speed.
+
+        >>> ways = nbtune.plan(data=[{"prompt": "Hi", "completion": "Ahoy!"}] * 8, steps=2, machine="t4").table()
+        >>> ways[0].adapter, ways[0].micro_batch_size, ways[0].fits
+        ('lora', 1, True)
+
+        Raises:
+            PlanError: this plan was read from a run's folder, which has no facts of the model.
+        """
+        if "_reckon" not in self.__dict__:
+            raise PlanError("this plan was read from a file", fix="`nbtune.plan(spec).table()` reckons it again")
+        ways: Ways = self.__dict__["_reckon"]()
+        return ways
 
     def rows_of_explanation(self) -> list[tuple[str, str]]:
         """Return (what, value) pairs, in the order a person asks for them."""

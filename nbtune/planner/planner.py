@@ -7,6 +7,7 @@ fastest that fits. If nothing fits, the error names the nearest change that woul
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nbtune.device import DeviceFacts, choose_dtype
@@ -14,17 +15,17 @@ from nbtune.errors import PlanError
 from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
-from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
+from nbtune.models.memory_search import Fit, Setup, fit
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer
 from nbtune.planner.plan import Plan
+from nbtune.planner.ways import reckon, seconds_a_token
 from nbtune.spec.parts import UNPACKED_ORDERS
 from nbtune.spec.placement import Home, Placement
 
 if TYPE_CHECKING:
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.models.config_facts import ModelFacts
-    from nbtune.models.memory_estimate import MemoryPolicy
     from nbtune.spec import RunSpec
 
 _DEFAULT_BATCH = 8
@@ -112,7 +113,7 @@ def make_plan(
     state = state_bytes(spec.optim, model, spec.adapter)
     mean = data.tokens_total / max(1, data.rows)
     rate, why = rate_of(spec, model.architecture, model.hidden_size)
-    return Plan(
+    plan = Plan(
         model=model.name,
         architecture=model.architecture,
         hidden_size=model.hidden_size,
@@ -143,10 +144,11 @@ def make_plan(
         seconds=total_steps
         * math.ceil(micro * accumulation / devices)
         * min(mean, sequence_len)
-        * _seconds_a_token(model, device, best.activations),
+        * seconds_a_token(model, device, best.activations),
         abilities=found,
         reasons=tuple(reasons),
     )
+    return plan.with_ways(partial(reckon, setup, METHODS[spec.method].group))
 
 
 def _packing(spec: RunSpec, found: Abilities, architecture: str, reasons: list[str]) -> bool:
@@ -268,11 +270,6 @@ def _apart(
     else:
         reasons.append(f"{why}: losses differ a little from those of rows by themselves")
     return found, [1] if alone else micros
-
-
-def _seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:
-    rate = device.flops or {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}[device.kind]  # FLOP/s, until steps are measured
-    return 4 * model.active_parameters * SLOWER[activations] / rate
 
 
 def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Placement) -> PlanError:

@@ -7,7 +7,7 @@ What each needs of memory and of a machine stands here too, for the plan; `nbtun
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel
 
@@ -36,7 +36,7 @@ class OptimizerKind:
     paged: bool = False
 
 
-_BNB = "bitsandbytes"
+_BNB: Final = "bitsandbytes"
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "adamw": OptimizerKind("AdamW", 8),
     "adamw_8bit": OptimizerKind("AdamW with 8-bit state", 2 * _EIGHT_BITS, _BNB),

@@ -31,7 +31,9 @@ from nbtune.spec.placement import Home, PlacementWish
 from nbtune.spec.yaml_text import to_yaml
 
 if TYPE_CHECKING:
-    MethodName = OptimizerName = ScheduleName = str
+    MethodName = str
+    OptimizerName = str
+    ScheduleName = str
 else:
     MethodName = Literal[tuple(METHODS)]
     OptimizerName = Literal[tuple(OPTIMIZERS)]

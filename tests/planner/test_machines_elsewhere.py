@@ -72,3 +72,29 @@ def test_the_shell_plans_for_it_and_never_trains_for_it(tmp_path, monkeypatch, c
     assert main(["train", "spec.yaml", "--machine", "colab"]) == 2
     assert "--dry-run" in capfd.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plans_table_says_what_fits_and_is_neither_compared_nor_written(tmp_path, monkeypatch, capfd) -> None:
+    spec = from_mapping({"data": "rows", "sequence_len": 3000, "steps": 100})
+    plan = make_plan(spec, LLAMA_8B, _data(), machine("24GB"))
+    ways = plan.table()
+    assert {way.adapter for way in ways} == {"lora", "qlora"}
+    assert {3000, 512, 8192} <= {way.sequence_len for way in ways} <= {*range(LLAMA_8B.max_position + 1)}
+    for way in ways:
+        assert way.fits == (way.bytes <= 0.92 * plan.available_bytes)
+    mine = [way for way in ways if (way.adapter, way.sequence_len) == ("lora", 3000)]
+    chosen = next(way for way in mine if way.micro_batch_size == plan.micro_batch_size)
+    assert (chosen.fits, chosen.bytes, chosen.activations) == (True, plan.peak_bytes, plan.activations)
+    for adapter in ("lora", "qlora"):  # what needs more memory fits no better
+        sizes = [w.bytes for w in ways if w.adapter == adapter and not w.fits]
+        assert not sizes or min(sizes) > 0.92 * plan.available_bytes
+    read = nbtune.planner.Plan.model_validate_json(plan.model_dump_json())
+    assert read == plan
+    with pytest.raises(PlanError, match="from a file"):
+        read.table()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text("data: nbtune/town\nsteps: 2\n")
+    assert main(["plan", "spec.yaml", "--machine", "t4", "--table"]) == 0
+    assert "on NVIDIA T4 (14.4 GiB free):" in capfd.readouterr().out
+    assert main(["plan", "spec.yaml", "--machine", "2xt4", "--set", "gpus=all", "--table", "--json"]) == 0
+    assert '"micro_batch_size": 8' in capfd.readouterr().out
