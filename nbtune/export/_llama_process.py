@@ -47,7 +47,7 @@ LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def find(folder: str, stem: str) -> str:
     """Return the path of ``lib<stem>.so`` (or .dylib, .dll, with a version in its name) in `folder`."""
     for pattern in (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll", f"lib{stem}.*"):
-        hits = sorted(glob.glob(os.path.join(folder, pattern)), key=len)
+        hits = sorted(glob.glob(os.path.join(glob.escape(folder), pattern)), key=len)
         if hits:
             return hits[0]
     raise FileNotFoundError(f"no lib{stem} in {folder}")

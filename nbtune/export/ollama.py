@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.atomic_io import replace_folder
+from nbtune.data.tokenize.terminators import ends_of
 from nbtune.disk import folder_bytes
 from nbtune.errors import ExportError
-from nbtune.export.gguf.vocabulary import load_tokenizer, turn_end
+from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.gguf.writer import write_gguf
 from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
 
@@ -125,12 +126,8 @@ def derive_template(tokenizer: Any, *, drop_start: str = "") -> TurnTemplate | N
 
 
 def stops_of(tokenizer: Any) -> list[str]:
-    """Return the texts at which an answer ends: the end token, and what the chat template writes after an answer."""
-    stops = [tokenizer.eos_token] if tokenizer.eos_token else []
-    end = turn_end(tokenizer) if tokenizer.chat_template else None
-    if end is not None:
-        stops.append(tokenizer.convert_ids_to_tokens(end))
-    return list(dict.fromkeys(stops))
+    """Return the texts at which an answer ends: the end of text, and what ends a trained answer."""
+    return [str(tokenizer.convert_ids_to_tokens(end)) for end in ends_of(tokenizer).stops]
 
 
 def modelfile(gguf: str, tokenizer: Any) -> tuple[str, tuple[str, ...]]:

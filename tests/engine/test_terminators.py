@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import nbtune
 from nbtune import events
+from nbtune.export.llama_runner import LlamaRunner
+from tests.support.llama import llama_library
 from tests.support.tiny_models import CHATML, byte_level, save_model, save_tokenizer
 
 ASKED, SAID = "Who was at his door?", "the cat"
@@ -113,6 +115,20 @@ def test_stock_transformers_stops_there_after_merging(run, kind, tmp_path):
     new = said[0, ids.shape[1] :].tolist()
     assert new[-1] == end_of(kind, tokenizer)
     assert tokenizer.decode(new[:-1]).strip() == SAID
+
+
+def test_llama_cpp_stops_there(run, kind, tmp_path):
+    [file] = run.export.gguf("f16", out=tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
+    with LlamaRunner(file.path, library=llama_library()) as llama:
+        assert set(llama.info["ends"]) >= {tokenizer.eos_token_id, end_of(kind, tokenizer)}
+        asked = ASKED
+        if tokenizer.chat_template:
+            chat = [{"role": "user", "content": ASKED}]
+            asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        said = llama.greedy(llama.tokenize([asked])[0], 24)
+    assert said[-1] == end_of(kind, tokenizer)
+    assert tokenizer.decode(said[:-1]).strip() == SAID
 
 
 @pytest.mark.parametrize("what", ["merged", "adapter", "of the run"])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nbtune.data.tokenize.terminators import ends_of
 from nbtune.errors import ExportError
 from nbtune.export.gguf.pretokenizers import NEARLY, pre_of
 from nbtune.export.gguf.sentencepiece import first_difference
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-_SENTINEL = "nbtune-answer"
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Vocabulary:
         tokens, types: one for each row of the embedding.
         scores: SentencePiece-like only: −rank of the merge that makes the token.
         merges: byte-level only: ``"left right"``.
-        ids: bos, eos, unk, pad, eot where there are such.
+        ids: bos, eos, unk, pad where there are such; eot and eom: what else ends an answer.
         add_bos, add_eos: whether text gets them by itself.
         space_prefix: SentencePiece-like only: a space is put before the text.
         template: the chat template (Jinja), or None.
@@ -220,7 +221,7 @@ def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 
 
 def _specials(vocabulary: Vocabulary, tokenizer: Any) -> None:
-    """Read special ids, what is put around a text, the chat template and the token that ends a turn in it."""
+    """Read special ids, what is put around a text, the chat template and what ends an answer in it."""
     for kind in ("bos", "eos", "unk", "pad"):
         token = getattr(tokenizer, f"{kind}_token_id", None)
         if token is not None and token < len(vocabulary.tokens):
@@ -234,10 +235,20 @@ def _specials(vocabulary: Vocabulary, tokenizer: Any) -> None:
     if isinstance(template, dict):
         template = template.get("default")
     vocabulary.template = _plain_template(template) if template else None
-    if template:
-        end = turn_end(tokenizer)
-        if end is not None and end != vocabulary.ids.get("eos"):
-            vocabulary.ids["eot"] = end
+    _ends(vocabulary, ends_of(tokenizer).stops)
+
+
+def _ends(vocabulary: Vocabulary, stops: Sequence[int]) -> None:
+    """Name what ends an answer in the three keys at which llama.cpp stops, whatever kind of token it is."""
+    ids = vocabulary.ids
+    ends = [end for end in stops if end < len(vocabulary.tokens) and end != ids.get("eos")]
+    if "eos" not in ids:  # without it llama.cpp takes a number of its own, of an ordinary token
+        ids.update({"eos": ends.pop(0)} if ends else {"eos": ids["bos"]} if "bos" in ids else {})
+    if "eos" not in ids:
+        vocabulary.notes.append("the tokenizer has no end of text: llama.cpp stops at a token of its own choice")
+    ids.update(zip(("eot", "eom"), ends, strict=False))
+    for end in ends[2:]:
+        vocabulary.notes.append(f"llama.cpp does not stop at {vocabulary.tokens[end]!r}, with which answers may end")
 
 
 def _plain_template(template: str) -> str:
@@ -245,22 +256,3 @@ def _plain_template(template: str) -> str:
     same."""
     template = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", template)
     return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", template)
-
-
-def turn_end(tokenizer: Any) -> int | None:
-    """Return the special token that the chat template writes after an answer, or None."""
-    import jinja2
-
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
-    try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-    except (jinja2.TemplateError, ValueError, TypeError):
-        return None
-    tail = text.rpartition(_SENTINEL)[2]
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
-        if token in special:
-            return int(token)
-        if tokenizer.decode([token]).strip():
-            return None
-    return None
