@@ -1,6 +1,6 @@
 """Does a tuned model stop at its answers' end wherever it is taken? Asked of a real model, 20 prompts each.
 
-    python tests/tools/stops.py MODEL [--also FOLDER] [--steps 30] [--threads 2]
+    python tests/tools/stops.py MODEL [--also FOLDER] [--steps 30] [--threads 1]
 
 MODEL is a folder with a chat template (such as SmolLM2-135M-Instruct). It is trained three times: with another
 template, whose end of turn is not the tokenizer's; with that template on a copy that has none; and on a copy that has
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--also", type=Path)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     import torch
 
@@ -101,7 +101,7 @@ def taken(model: Path, template: str | None, asked: Any, folder: Path) -> Any:
     run.free()
     for place, path in (("transformers", None), ("transformers of --also", asked.also)):
         if place == "transformers" or path is not None:
-            version, answers = _asked_elsewhere(merged, path)
+            version, answers = _asked_elsewhere(merged, path, asked.threads)
             yield f"transformers {version}", (sum(_stopped(ids, end) for ids, _ in answers), answers[0][1])
     from nbtune.export.llama_runner import LlamaRunner
     from tests.support.llama import llama_library
@@ -117,8 +117,8 @@ def _stopped(ids: list[int], end: int) -> bool:
     return 1 < len(ids) < MOST and ids[-1] == end
 
 
-def _asked_elsewhere(merged: Path, path: Path | None) -> tuple[str, list[tuple[list[int], str]]]:
-    environ = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
+def _asked_elsewhere(merged: Path, path: Path | None, threads: int) -> tuple[str, list[tuple[list[int], str]]]:
+    environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if path is not None:
         environ["PYTHONPATH"] = f"{path}{os.pathsep}{environ.get('PYTHONPATH', '')}"
     done = subprocess.run([sys.executable, __file__, "ask", merged], env=environ, capture_output=True, text=True)

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from nbtune.errors import ExportError
-from nbtune.export.gguf.vocabulary import BYTE, CONTROL, UNUSED, USER_DEFINED, read_vocabulary
+from nbtune.export.gguf.vocabulary import BYTE, CONTROL, UNUSED, USER_DEFINED, read_vocabulary, vocabulary_of
 from tests.support.tiny_models import CHATML, byte_level, save_tokenizer, sentencepiece_like
 
 
@@ -109,3 +109,17 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
     save_tokenizer(byte_level(), tmp_path)
     with pytest.raises(ExportError, match="only 400 embeddings"):
         read_vocabulary(tmp_path, 400)
+
+
+def test_every_end_of_an_answer_has_a_key_of_llama_cpp(tmp_path: Path) -> None:
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<turn>{% endfor %}"
+    tokens = byte_level()
+    tokens.add_tokens([AddedToken("<turn>", special=False, normalized=False)])
+    with_eos = save_tokenizer(tokens, tmp_path / "a", eos="<|end_of_text|>", template=turns)
+    found = read_vocabulary(tmp_path / "a", len(with_eos))
+    assert found.ids["eot"] == found.tokens.index("<turn>")  # no special token, and trained all the same
+    without = save_tokenizer(tokens, tmp_path / "b", template=turns)
+    without.eos_token = None
+    found = vocabulary_of(without, len(without), "b")
+    assert found.ids["eos"] == found.tokens.index("<turn>")
+    assert "eot" not in found.ids
