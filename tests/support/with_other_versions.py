@@ -35,6 +35,7 @@ def main() -> None:
         _exports(run, Path(folder))
         _methods()
         _panels(shell, run)
+        os.chdir("/")  # IPython looks at the folder when it ends
     print("all", flush=True)
 
 
@@ -118,8 +119,8 @@ def _methods() -> None:
 def _panels(shell: Any, run: Any) -> None:
     from nbtune.spec import from_yaml
 
-    for line in ("%finetune", "%nbtune plan", "%nbtune runs", "%nbtune monitor first", "%nbtune chat first"):
-        _run(shell, line if line != "%nbtune plan" else f"%%finetune --plan\n{CELL}")
+    for cell in ("%finetune", f"%%nbtune plan\n{CELL}", "%nbtune runs", "%nbtune monitor first", "%nbtune chat first"):
+        _run(shell, cell)
     assert from_yaml(CELL).steps == 3
     assert run.export.table is not None
     _done("panels")

@@ -160,7 +160,7 @@ EXPORT = (
     mutant(
         "a-turn-does-not-end",
         "export/gguf/vocabulary.py",
-        'vocabulary.ids["eot"] = end',
+        'ids.update(zip(("eot", "eom"), ends, strict=False))',
         "pass",
         "export/gguf/test_vocabulary.py",
     ),
