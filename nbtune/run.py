@@ -251,15 +251,13 @@ class Run(RunReader):
     def row_losses(
         self, rows: Sequence[tuple[Sequence[int], Sequence[bool]]], *, base: bool = False, timeout: float = 120.0
     ) -> tuple[list[float], int]:
-        """Say the loss of each row, summed over its trained tokens, and the step of the weights that were asked.
-
-        Args:
-            rows: each one's tokens, and which of them are trained.
-            base, timeout: as of `generate`.
-        Raises:
-            TrainError: as `generate`.
-        """
+        """Say the loss of each row (its tokens, and which of them are trained), summed over trained tokens, and the
+        step of the weights that were asked; `base`, `timeout` and errors are as of `generate`."""
         return self._model.row_losses(rows, base=base, timeout=timeout)
+
+    def score(self, texts: Sequence[str | Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
+        """Return what a reward model (a reward) or a classifier (a probability a label) says of texts, or messages."""
+        return self._model.scores(texts)
 
     def at(self, step: int) -> AtStep:
         """Return the run as it was at a checkpoint: to ask, and to compare in a chat."""

@@ -32,7 +32,7 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     Raises:
         SpecError: a run would refuse the model's weights, or its adapter; as it would.
     """
-    from nbtune.export.abilities import can_be_merged, can_be_written_as_gguf
+    from nbtune.export.abilities import NO_SCORES, can_be_merged, can_be_written_as_gguf
     from nbtune.generate.stops import stops_where_answers_end
     from nbtune.models.config_facts import headers_of
     from nbtune.models.handed_over import is_absent
@@ -49,6 +49,13 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     blocks, packing = _tried(*asked, accelerate=spec.accelerate, trust_remote_code=trust)
     merging = can_be_merged(folder, headers, spec.adapter, facts.targets)
     settings, weights = _outlined(spec, headers, folder)
+    if METHODS[spec.method].head:  # merged it is a model of transformers, and no text comes out of it
+        unspoken = Claim(words="it gives scores, no answers")
+        told = Claim(holds=False, words=NO_SCORES)
+        return Abilities(
+            blocks=blocks, settings=settings, weights=weights, packing=packing, merging=merging, gguf=told,
+            ends=unspoken,
+        )  # fmt: skip
     return Abilities(
         blocks=blocks,
         settings=settings,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbtune import device as machine
 from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
+from nbtune.data.prepare.labels import labels_of, with_labels
 from nbtune.engine import abilities, distributed_launcher
 from nbtune.engine.evaluation import Measuring
 from nbtune.engine.failures import for_people, reserve, room_for, still_there
@@ -35,11 +36,13 @@ from nbtune.engine.warm_start import begin_with, reference_of
 from nbtune.errors import NbtuneError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
+from nbtune.models.heads import Head, with_outputs
 from nbtune.models.loading import tokenizer_folder
 from nbtune.models.tokenizer_files import save_tokenizer
 from nbtune.planner import Plan, make_plan
 from nbtune.planner.planner import DEFAULT_EPOCHS
 from nbtune.spec import RunSpec
+from nbtune.spec.loss_options import options_of
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl
 from nbtune.store.event_log import EventWriter
@@ -147,6 +150,7 @@ class _Engine:
         tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
         max_len = facts.row_tokens(spec.sequence_len)
         sources = data.open_snapshot(folder / "data")
+        spec = self.spec = with_labels(spec, sources)
         self.data: Prepared = data.prepare_data(
             sources,
             tokenizer,
@@ -176,6 +180,7 @@ class _Engine:
             trust_remote_code=spec.trust_remote_code,
             weights=self.plan.weights,
             tokenizer=False,
+            head=self.head,
         )
         if checkpoints.latest(folder) is None:
             begin_with(folder, self.built.model)
@@ -185,6 +190,11 @@ class _Engine:
             base = tokenizer_folder(spec.speaks, trust_remote_code=spec.trust_remote_code)
             save_tokenizer(tokenizer, base, folder / "tokenizer")
         self._make_stepper(device)
+
+    @property
+    def head(self) -> Head | None:
+        """What the method wants in place of the model's own head; None: nothing."""
+        return Head(self.method.head, labels_of(self.spec)) if self.method.head else None
 
     def _plan(self, facts: Any, tokenizer: Any, device: machine.DeviceFacts) -> Plan:
         """Return the plan, and with it `self.batches`."""
@@ -202,6 +212,7 @@ class _Engine:
         spec = self.spec
         missing = missing_bytes(spec.model, facts.weights_bytes)
         facts = counted(facts, spec.model, spec.adapter, trust_remote_code=spec.trust_remote_code)
+        facts = with_outputs(facts, self.head)
         found = abilities.expected(spec, facts, tokenizer)
         about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": self.count}
         plan = make_plan(spec, facts, self.data.facts, device, **about)
@@ -247,14 +258,15 @@ class _Engine:
 
         model, patch = self.built.model, self.built.patch
         model.train()
-        if not self.method.by_tokens and (why := head_disagrees(model)):
+        if not (self.method.by_tokens or self.method.head) and (why := head_disagrees(model)):
             self.emit(
                 events.Warning(message=f"log-probabilities take all of the model's logits, and their memory: {why}")
             )
         fused = patch is not None and "head" in patch.report.taken and self.method.by_tokens
         self.fused = fused or not self.method.by_tokens  # whole answers are asked for as the fused head asks
         start = reference_of(self.folder, self.method, model)
-        loss = loss_of(self.method, beta=self.spec.beta, fused=fused, start=start)
+        outputs = len(labels_of(self.spec)) or 1
+        loss = loss_of(self.method, options=options_of(self.spec), fused=fused, start=start, outputs=outputs)
         self.loss: Loss = UnlessIdle(loss) if self.plan.weights.shards else loss
         self.stepper = choose_stepper(
             self.built, self.loss, spec=self.spec, plan=self.plan, device=device, ranks=self.ranks, fused=fused

@@ -62,7 +62,8 @@ class Measuring:
             PlanError: the documents of the first pack do not leave each other alone, in this model.
         """
         packing = self._first_pack(batches, emit, fused=fused) if self.plan.packing else None
-        asks = not self.plan.weights.shards  # an answer of parted weights needs all processes
+        # an answer of parted weights needs all processes, and a head of scores gives none
+        asks = not self.plan.weights.shards and not METHODS[self.spec.method].head
         found, worse = abilities.confirmed(self.plan.abilities, self.built, self.spec, packing=packing, ask=asks)
         emit(found.event())
         for message in worse:
@@ -102,13 +103,16 @@ class Measuring:
             for name, rows in of_sources.items()
         }
         whole = overall([*found.values()])
+        metrics = {name: mean for name, mean in whole.metrics.items() if math.isfinite(mean)}
+        if METHODS[self.spec.method].perplexity and math.isfinite(whole.loss):
+            metrics["perplexity"] = math.exp(min(whole.loss, 50.0))
         several = {name: one.loss for name, one in found.items() if one.counted and math.isfinite(one.loss)}
         return HeldOut(
             whole.loss,
             whole.tokens,
             time.perf_counter() - began,
             sources=several if len(several) > 1 else {},
-            metrics={name: mean for name, mean in whole.metrics.items() if math.isfinite(mean)},
+            metrics=metrics,
         )
 
     def _share(self, rows: list[int], group: int, look: Look) -> Iterator[Batch]:

@@ -194,6 +194,8 @@ def _load(folder: Path) -> Built:
         )
     where = device.pick(spec.device)
     dtype, _ = device.choose_dtype(spec.dtype, device.describe(where))
+    from nbtune.models.heads import read_head
+
     built = models.build(
         spec.model,
         adapter=spec.adapter,
@@ -204,6 +206,7 @@ def _load(folder: Path) -> Built:
         accelerate=False,
         trust_remote_code=spec.trust_remote_code,
         tokenizer=False,
+        head=read_head(folder / "adapter"),
     )
     built.tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
     checkpoints.load_weights(last, built.model)

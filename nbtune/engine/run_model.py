@@ -17,7 +17,9 @@ from nbtune.engine.launcher import Launched
 from nbtune.engine.live_requests import ask
 from nbtune.errors import TrainError
 from nbtune.generate.sampling import Token
+from nbtune.methods import METHODS
 from nbtune.store import checkpoints
+from nbtune.store.folder import read_spec
 from nbtune.store.lock import is_owned
 from nbtune.store.run_handle import RunHandle
 
@@ -54,6 +56,7 @@ class RunModel:
         """Answer a prompt; `options` are those of `nbtune.generate.sampling.answer`. See `nbtune.Run.generate`."""
         from nbtune.generate import sampling
 
+        self._must_speak()
         options |= {"adapter": not base}
         said: list[str] = []
 
@@ -90,6 +93,7 @@ class RunModel:
         """Say how little each token was expected. See `nbtune.Run.token_losses`."""
         from nbtune.generate import sampling
 
+        self._must_speak()
         if self.alive:
             request = {"ids": [int(number) for number in ids], "adapter": not base, "at": step}
             answer = self._ask(request, timeout=timeout)
@@ -104,6 +108,7 @@ class RunModel:
         """Say the loss of each row, and the step of the weights that were asked. See `nbtune.Run.row_losses`."""
         from nbtune.train.row_loss import row_losses
 
+        self._must_speak()
         if self.alive:
             texts = [[[int(number) for number in ids], [int(flag) for flag in trained]] for ids, trained in rows]
             try:
@@ -115,6 +120,32 @@ class RunModel:
                     raise  # else it has ended just now: its model is asked here
         with self._model_for_myself(None) as built:
             return row_losses(built.model, rows, adapter=not base), max(checkpoints.steps(self.folder), default=0)
+
+    def scores(self, texts: Sequence[str | Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
+        """Say the scores of texts. See `nbtune.Run.score`.
+
+        Raises:
+            TrainError: the run learnt no scores of texts, or is at work.
+        """
+        from nbtune.engine.scoring import score
+
+        if read_spec(self.folder).method not in [name for name, method in METHODS.items() if method.head == "text"]:
+            raise TrainError(
+                f"the run `{self.folder.name}` learnt no scores of texts",
+                fix=f"train one by {' or '.join(name for name, one in METHODS.items() if one.head == 'text')}",
+            )
+        if self.alive:
+            raise TrainError("the model is at work", fix="wait until the run has ended: `run.wait()`")
+        with self._model_for_myself(None) as built:
+            return score(built, texts)
+
+    def _must_speak(self) -> None:
+        method = METHODS[read_spec(self.folder).method]
+        if method.head:
+            raise TrainError(
+                f"a model of method `{method.name}` gives scores: it writes no answers, and texts have no loss for it",
+                fix="ask `run.score([…])`" if method.head == "text" else "load its folder with transformers",
+            )
 
     def loaded(self) -> Any:
         """Give the model and its tokenizer (`nbtune.models.Built`), loaded if they are not in memory.

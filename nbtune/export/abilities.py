@@ -23,6 +23,7 @@ from nbtune.models.stored_names import pieces_of
 if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
 
+NO_SCORES = "GGUF has no place for a head of scores: export it merged, for transformers"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _UNREAD = "the headers of its weight files could not be read"
 

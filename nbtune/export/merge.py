@@ -8,6 +8,7 @@ A tensor is made some rows at a time, so that memory stays small however big the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
@@ -30,6 +31,7 @@ from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
 from nbtune.models.adapter_targets import linears
+from nbtune.models.heads import SCORE, Head, read_head
 from nbtune.models.outline_facts import outlined
 from nbtune.models.stored_names import pieces_of
 from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
@@ -62,12 +64,25 @@ class MergedModel:
         self._rounded: tuple[str, torch.Tensor] = ("", torch.empty(0))
         self.adapter = AdapterFile(source.adapter) if source.adapter else None
         self.embedding = embedding_name(self.base)
+        self.head = read_head(source.adapter or source.base)
         self.names = [name for name in self.base if self.base.dtype(name) in ("F64", "F32", "F16", "BF16")]
+        if self.head is not None:
+            self._take_head(self.head)
         if self.adapter:
             self._attach(self.adapter)
 
+    def _take_head(self, head: Head) -> None:
+        """Put the scores in place of the base's own head, and say so in the config."""
+        self.names = [name for name in self.names if name != HEAD]
+        trained = self.adapter.targets if self.adapter else {}
+        self.names += [name for name in trained if name.startswith(f"{SCORE}.") and name not in self.names]
+        with contextlib.suppress(ExportError):
+            pad = load_tokenizer(self.source.tokenizer_folder).pad_token_id
+            self.config = head.config(self.config, pad)
+
     def _attach(self, adapter: AdapterFile) -> None:
-        other = adapter.config.get("target_parameters") or any(name not in self.base for name in adapter.targets)
+        there = {*self.base, *self.names}
+        other = adapter.config.get("target_parameters") or any(name not in there for name in adapter.targets)
         base = outline_of(self.source.base) if other else None
         if base is not None:
             adapter.settle(base, self.base)
@@ -81,7 +96,7 @@ class MergedModel:
                 fix="give the base model that the adapter was trained on.",
             )
         for name in adapter.targets:
-            adapter.check_shape(name, self._base_shape(name))
+            adapter.check_shape(name, self.shape(name) if self.head else self._base_shape(name))
         if self.embedding:
             text = self.config.get("text_config", self.config)
             text["vocab_size"] = self.shape(self.embedding)[0]

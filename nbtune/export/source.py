@@ -10,6 +10,7 @@ from typing import Any
 
 from nbtune.errors import ExportError
 from nbtune.export.file_quality import Quality
+from nbtune.models.heads import names, read_head
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import SENTINEL, BadFile, from_here, load
 
@@ -99,6 +100,20 @@ def base_name(source: ExportSource) -> str:
     if cached := _CACHED.search(called):  # a folder of the Hub's cache is called by its commit
         return cached[1].replace("--", "/", 1)
     return last_part(called)
+
+
+def must_write_text(source: ExportSource) -> None:
+    """Refuse a reward model or a classifier where only text can come out.
+
+    Raises:
+        ExportError: it is one.
+    """
+    head = read_head(source.adapter or source.base)
+    if head is not None:
+        raise ExportError(
+            f"{source.name!r} gives scores ({names(head.labels)}), and a GGUF file has no place for their head",
+            fix=f"export it merged, which is loaded by transformers' AutoModel{head.suffix}.",
+        )
 
 
 def last_part(path: str) -> str:

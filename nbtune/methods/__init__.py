@@ -24,6 +24,7 @@ __all__ = [
     "Method",
     "RowKind",
     "how_they_learn",
+    "loss_types",
     "what_beta_is",
     "without_reference",
 ]
@@ -43,10 +44,19 @@ def _discover() -> Mapping[str, Method]:
 METHODS = _discover()
 
 
+def loss_types() -> list[str]:
+    """Return the names of all losses that some method can be asked for.
+
+    >>> loss_types()[:3]
+    ['sigmoid', 'hinge', 'robust']
+    """
+    return [*dict.fromkeys(name for method in METHODS.values() for name in method.loss_types)]
+
+
 def without_reference() -> list[str]:
     """Return the names of the methods that judge answers and compare with no other model.
 
     >>> without_reference()
-    ['orpo', 'simpo']
+    ['cpo', 'orpo', 'simpo']
     """
-    return [name for name, method in METHODS.items() if not method.by_tokens and not method.reference]
+    return [name for name, method in METHODS.items() if not (method.by_tokens or method.reference or method.head)]

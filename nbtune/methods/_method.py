@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -11,9 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Loss = Callable[..., Tensor] | Literal["cross_entropy"]
-    Metrics = Callable[..., dict[str, Tensor]]
+    Metrics = Callable[..., Mapping[str, Tensor | tuple[Tensor, Tensor]]]
 
-RowKind = Literal["sft", "pairs", "feedback", "stepwise", "prompts"]
+RowKind = Literal["sft", "pairs", "feedback", "stepwise", "labelled", "texts", "prompts"]
+OfHead = Literal["", "text", "token"]
 OfStep = Literal["", "tokens", "answers"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
 
@@ -31,6 +33,8 @@ class Answers:
         weights: how often each counts; None: each once.
         mismatched: all prompts of the optimizer step, each with another row's answer, without gradients; None for
             methods that do not ask for them, and where there is no other row.
+        scores: what a trained head says of each, `[N, labels]`; None for methods without one. N are texts, or all
+            judged tokens (`Method.head`).
         step: all answers of the optimizer step, over micro-batches and processes, without gradients; what
             `Method.of_step` does not ask for is NaN. See `of_step`.
     """
@@ -42,6 +46,19 @@ class Answers:
     weights: Tensor | None = None
     mismatched: Answers | None = None
     step: Answers | None = None
+    scores: Tensor | None = None
+
+    @property
+    def reward(self) -> Tensor:
+        """What a head with one output says of each, `[N]`."""
+        assert self.scores is not None, "the method has no head"
+        return self.scores[:, 0]
+
+    @property
+    def classes(self) -> Tensor:
+        """The number of each one's label, int64 `[N]`."""
+        assert self.values is not None, "nothing was judged"
+        return self.values.long()
 
     @property
     def of_step(self) -> Answers:
@@ -63,6 +80,12 @@ class Answers:
         """r(x, y) = log π(y | x) - log π_ref(y | x); fp32 [answers]."""
         assert self.reference is not None, "the method does not say `reference=True`"
         return self.logprobs - self.reference
+
+    @property
+    def good(self) -> Tensor:
+        """Which answers were judged good, bool `[N]`."""
+        assert self.values is not None, "answers of pairs are not judged one by one"
+        return self.values > 0.5
 
     @property
     def means(self) -> Tensor:
@@ -99,7 +122,10 @@ class Method:
         loss: a pure function of what `nbtune.train` computes, never of a model. Of pairs
             ``loss(better, worse, **options)``, a loss a pair `[P]`; of other judged rows ``loss(answers, **options)``,
             a loss an answer `[N]`. Or the name of a loss of single tokens, which the model's head computes.
-        options: the loss's options with their defaults; `beta` is a key of the spec.
+        options: the loss's options with their defaults; `beta` is a key of the spec, the others are in its `loss`
+            part (`nbtune.spec.loss_options`), ``loss_type`` as its `type`.
+        loss_types: the losses that ``loss_type`` may name, each with those of the options that are something to it;
+            empty: there is one, which takes all.
         learning_rate_share: of the rate for imitation, what the planner takes where the spec leaves it open.
         reference: the loss compares with the model that the run starts from (`Answers.reference`), which is there
             because only an adapter is trained.
@@ -108,8 +134,13 @@ class Method:
             not matter how a step is divided: their ``tokens``, which cost nothing, or the ``answers`` with all that is
             known of them, which costs a forward of each without gradients.
         least_batch: rows that a step must have to say anything.
+        head: what is trained beside the adapter: a linear layer on the last hidden state, of each ``text``'s last token
+            or of each judged ``token``, in place of the model's own head. Its scores are `Answers.scores`.
+        labels: what its outputs are called; empty: as the rows' labels are (`nbtune.data.prepare.labels`).
+        perplexity: of held-out rows the perplexity is told besides the loss.
         metrics: named figures to watch, of the loss's arguments and like the loss one a pair `[P]` or an answer `[N]`,
-            NaN where it has none; a step's is the mean of the others.
+            NaN where it has none; a step's is the mean of the others. A figure that is a ratio of sums gives both, of
+            each; of several that are called ``f1:…`` the mean is shown.
     """
 
     name: str
@@ -118,12 +149,16 @@ class Method:
     rows: RowKind
     loss: Loss
     columns: str = ""
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float | str] = field(default_factory=dict)
+    loss_types: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     learning_rate_share: float = 1.0
     reference: bool = False
     mismatched: bool = False
     of_step: OfStep = ""
     least_batch: int = 1
+    head: OfHead = ""
+    labels: tuple[str, ...] = ()
+    perplexity: bool = False
     metrics: Metrics | None = None
 
     @property

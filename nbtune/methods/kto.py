@@ -17,18 +17,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def loss(answers: Answers, *, beta: float, good_weight: float, bad_weight: float) -> Tensor:
+def loss(answers: Answers, *, beta: float, desirable_weight: float, undesirable_weight: float) -> Tensor:
     """Return a loss an answer, `[N]`."""
     import torch
 
-    good, z = _good(answers), _distance(answers)
+    good, z = answers.good, _distance(answers)
     gap = torch.where(good, answers.ratios - z, z - answers.ratios)
-    return torch.where(good, good_weight, bad_weight) * (1 - torch.sigmoid(beta * gap))
-
-
-def _good(answers: Answers) -> Tensor:
-    assert answers.values is not None
-    return answers.values > 0.5
+    return torch.where(good, desirable_weight, undesirable_weight) * (1 - torch.sigmoid(beta * gap))
 
 
 def _distance(answers: Answers) -> Tensor:
@@ -38,9 +33,9 @@ def _distance(answers: Answers) -> Tensor:
     return answers.mismatched.ratios.mean().clamp(min=0)
 
 
-def metrics(answers: Answers, *, beta: float, good_weight: float, bad_weight: float) -> dict[str, Tensor]:
+def metrics(answers: Answers, *, beta: float, **_: float | str) -> dict[str, Tensor]:
     """Return the figures of the rewards β r."""
-    return judged(beta * answers.ratios, _good(answers))
+    return judged(beta * answers.ratios, answers.good)
 
 
 METHOD = Method(
@@ -50,7 +45,7 @@ METHOD = Method(
     columns="prompt, completion, label",
     rows="feedback",
     loss=loss,
-    options={"beta": 0.1, "good_weight": 1.0, "bad_weight": 1.0},
+    options={"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
     learning_rate_share=1 / 10,
     reference=True,
     mismatched=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbtune.methods._measures import compared
+from nbtune.methods._measures import compared, imitated
 from nbtune.methods._method import Answers, Method
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ def loss(better: Answers, worse: Answers, *, beta: float) -> Tensor:
     from torch.nn.functional import logsigmoid
 
     odds = [a.means - _log1mexp(a.means) for a in (better, worse)]
-    of_step = better.of_step
-    imitation = -better.logprobs * (of_step.count / of_step.all_tokens.clamp(min=1e-6))
-    return imitation - beta * logsigmoid(odds[0] - odds[1])
+    return imitated(better) - beta * logsigmoid(odds[0] - odds[1])
 
 
 def _log1mexp(x: Tensor) -> Tensor:

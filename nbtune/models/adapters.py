@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
 from nbtune.models.adapter_targets import linear_names, modules_of, targets_of
+from nbtune.models.heads import SCORE, Head, head_of, write_head
 
 if TYPE_CHECKING:
     import torch
@@ -97,8 +98,9 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> P
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     peft_config = getattr(model, "peft_config", None)
+    scores = head_of(model)
     if peft_config is None:
-        model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        _save_whole(model, folder, scores)
         return folder
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -106,13 +108,37 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> P
     # peft's own save_pretrained writes a README with this machine's paths, and asks the Hub about the base
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: value.detach().contiguous().cpu() for name, value in state.items()}
+    if scores is not None:
+        named = scores[1].named_parameters()
+        tensors |= {f"base_model.model.{SCORE}.{n}": p.detach().contiguous().cpu() for n, p in named}
+        write_head(scores[0], folder)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = peft_config["default"].to_dict()
+    if scores is not None:
+        config |= {"task_type": scores[0].task, "modules_to_save": [SCORE]}
     config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")
     config["inference_mode"] = True
     text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n")
     return folder
+
+
+def _save_whole(model: "nn.Module", folder: Path, scores: "tuple[Head, nn.Module] | None") -> None:
+    """Write every weight; with a head of scores what transformers loads by the name of such a model."""
+    if scores is None:
+        model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        return
+    own = model.get_output_embeddings()  # type: ignore[operator]
+    mute = {id(p) for p in own.parameters()} if own is not None else set()
+    mute -= {id(p) for p in model.get_input_embeddings().parameters()}  # type: ignore[operator]
+    left_out = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in mute}
+    left_out |= {"lm_head.weight"}
+    state = {name: value for name, value in model.state_dict().items() if name not in left_out}
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written = scores[0].config(config, None)
+    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    write_head(scores[0], folder)
 
 
 def _public_name(name: str) -> str:

@@ -9,6 +9,7 @@ from nbtune.models.adapter_targets import left_out_lines
 from nbtune.models.adapters import add_adapter
 from nbtune.models.causal_check import refuse_unless_causal
 from nbtune.models.config_facts import ModelFacts, model_facts
+from nbtune.models.heads import Head, add_head
 from nbtune.models.loading import load_model, load_tokenizer, outline
 from nbtune.models.memory_estimate import MemoryPolicy
 from nbtune.models.trial import blocks_of
@@ -53,6 +54,7 @@ def build(
     trust_remote_code: bool = False,
     weights: Placement | None = None,
     tokenizer: bool = True,
+    head: Head | None = None,
 ) -> Built:
     """Load a model, put its adapter on, and make its forward fast.
 
@@ -72,6 +74,7 @@ def build(
         trust_remote_code: let the model's own Python run.
         weights: format and home of what is frozen; unset: on the device, as the adapter and `dtype` say.
         tokenizer: also load it.
+        head: of scores, in place of its own.
 
     Raises:
         SpecError, HubError, PlanError: see `load_model` and `add_adapter`; PlanError also for weights that cannot stay
@@ -113,6 +116,8 @@ def build(
 
             shard(model, torch.device(device))
     built.report += apart
+    if head is not None:
+        add_head(model, head, seed=seed)
     if policy != "keep" and (built.patch is None or not built.patch.layers):
         # blocks that are all transformers' own know one policy besides keeping: each is computed again as a whole
         newer = getattr(model, "activation_checkpointing_enable", None)  # its newer name

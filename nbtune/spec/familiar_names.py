@@ -81,7 +81,7 @@ def put(body: dict[str, Any], path: Sequence[str], value: Any, *, once: str = ""
     *parents, last = path
     for part in parents:
         inner = body.get(part)
-        if isinstance(inner, str) and part == "adapter":  # the short form `adapter: qlora`
+        if isinstance(inner, str) and part in ("adapter", "loss"):  # the short form `adapter: qlora`
             inner = {"type": inner}
         if isinstance(inner, BaseModel):
             inner = inner.model_dump(exclude_unset=True)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from nbtune.methods import METHODS, how_they_learn, what_beta_is, without_reference
+from nbtune.methods import METHODS, how_they_learn, what_beta_is
 from nbtune.spec.learning import OPTIMIZERS, SCHEDULES, OptimArgs, ScheduleArgs, check_learning
+from nbtune.spec.loss_options import LossSpec, loss_from_word, must_fit
 from nbtune.spec.parts import (
     UNPACKED_ORDERS,
     AdapterSpec,
@@ -86,6 +87,20 @@ class RunSpec(Part):
     )
     method: MethodName = field("sft", "Method", how_they_learn(METHODS.values()), example="sft")
     beta: float | None = field(None, "Beta", what_beta_is(METHODS.values()), example=0.1, gt=0, advanced=True)
+    loss: Annotated[LossSpec, BeforeValidator(loss_from_word)] = field(
+        LossSpec(),
+        "Loss",
+        "Which of the method's losses, and its options.",
+        example={"type": "hinge"},
+        advanced=True,
+    )
+    labels: tuple[str, ...] = field(
+        (),
+        "Labels",
+        "What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.",
+        example=["cat", "dog"],
+        advanced=True,
+    )
     adapter: Annotated[AdapterSpec, BeforeValidator(adapter_from_word)] = field(
         AdapterSpec(), "Adapter", "What is trained.", example={"type": "lora", "r": 16}
     )
@@ -323,22 +338,6 @@ class RunSpec(Part):
             raise ValueError(f"`{odd[0]}` is no row's mark: that is r and twelve digits, as `run.losses()` tells them")
         return value
 
-    def _method_fits(self) -> None:
-        method = METHODS[self.method]
-        if self.beta is not None and "beta" not in method.options:
-            first = next(name for name, other in METHODS.items() if "beta" in other.options)
-            raise ValueError(f"`beta` is of methods that learn preferences: drop it, or set `method: {first}`")
-        if self.adapter.type == "full" and method.reference:
-            raise ValueError(
-                f"method `{self.method}` compares with the model without its adapter, and adapter `full` has none: "
-                f"use lora, or the method {' or '.join(without_reference())}"
-            )
-        batch = self.batch_size or (self.micro_batch_size or 0) * (self.gradient_accumulation_steps or 1)
-        if batch and batch < method.least_batch and self.packing is not True:
-            raise ValueError(
-                f"method `{self.method}` compares the answers of a step: set batch_size to {method.least_batch} or more"
-            )
-
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunSpec:
         if self.steps is not None and self.epochs is not None:
@@ -357,7 +356,7 @@ class RunSpec(Part):
             raise ValueError(
                 f"`packing` puts rows together as they fit, so `order: {self.order}` cannot be kept: drop one"
             )
-        self._method_fits()
+        must_fit(self)
         check_learning(self.optim, self.optim_args, self.lr_scheduler_type, self.schedule, self.steps)
         if self.gpus != "all" and not _is_choice(self.gpus):
             raise ValueError("`gpus` is a number from 1 on, all, or a list of different GPUs' numbers, from 0 on")

@@ -63,7 +63,23 @@ ALIASES = _table(
     = seed
         random_state random_seed
     = beta
-        dpo_beta pref_beta rl_beta
+        dpo_beta pref_beta rl_beta kto_beta cpo_beta simpo_beta
+    = loss.type
+        loss_type pref_loss dpo_loss_type
+    = loss.label_smoothing
+        dpo_label_smoothing cdpo_label_smoothing cpo_label_smoothing
+    = loss.center_rewards
+        center_rewards_coefficient
+    = loss.rpo_alpha
+        rpo_alpha
+    = loss.cpo_alpha
+        cpo_alpha
+    = loss.gamma
+        simpo_gamma
+    = loss.desirable_weight
+        desirable_weight kto_desirable_weight
+    = loss.undesirable_weight
+        undesirable_weight kto_undesirable_weight
     = adapter.r
         lora_r lora_rank rank
     = adapter.alpha
@@ -163,14 +179,8 @@ INSTEAD = _table(
         save_strategy saves_per_epoch
     = method: dpo
         stage rl training_type train_type finetuning_stage
-    = method: ipo
-        pref_loss loss_type
-    = method: simpo
-        simpo_gamma cpo_alpha
     = method: orpo
         orpo_alpha lambda_orpo
-    = method: kto
-        kto_desirable_weight kto_undesirable_weight desirable_weight undesirable_weight
     = adapter: {type: qlora}
         load_in_4bit qlora quantization_bit quantization_method bnb_4bit_quant_type bnb_4bit_compute_dtype
     = adapter: {type: qlora}
@@ -283,7 +293,7 @@ ABSENT = _table(
     = noise on embeddings is not built
         neftune_noise_alpha noisy_embedding_alpha
     = smoothing is not built
-        label_smoothing_factor label_smoothing cdpo_label_smoothing
+        label_smoothing_factor label_smoothing
     = stopping early is not built; the checkpoint with the lowest held-out loss is kept beside the last ones
         early_stopping_patience early_stopping early_stopping_threshold load_best_model_at_end
     = the held-out loss decides which checkpoint is the best
@@ -329,7 +339,7 @@ ABSENT = _table(
         top_p vllm use_vllm vllm_mode
     = the reference is the model without its adapter (or what `start_from` names), and costs no memory
         ref_model precompute_ref_log_probs precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha
-        reference_free rpo_alpha
+        reference_free
     = losses are means of trained tokens over the whole step, and rates are events
         average_tokens_across_devices include_tokens_per_second include_num_input_tokens_seen
         auto_find_batch_size

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from nbtune.methods import METHODS, Method
 from nbtune.spec.learning import OptimArgs, ScheduleArgs
+from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD
@@ -24,6 +25,7 @@ from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`data:` — an entry", SourceSpec),
     ("`train_spans:` — a rule", SpanRule),
+    ("`loss:`", LossSpec),
     ("`adapter:`", AdapterSpec),
     ("`optim_args:`", OptimArgs),
     ("`schedule:`", ScheduleArgs),
@@ -45,7 +47,7 @@ _METHODS_HEAD = """\
 
 What `method` may be: one file each in nbtune/methods, whose head says the formula and where it comes from. The
 reference is the model that the run starts from: without its adapter, or with the one of `start_from`. `beta` is a key
-of the run; the other options have the values shown.
+of the run, the other options are keys of its `loss`, which have the values shown where they are unset.
 """
 _NAMES_HEAD = """\
 ## Names from elsewhere
@@ -86,11 +88,20 @@ def _method(method: Method) -> str:
         f"**{method.title}**: {method.sentence}",
         method.columns or "any that a format reads",
         "yes: needs an adapter" if method.reference else "no",
-        ", ".join(f"{name} {value:g}" for name, value in method.options.items()) or "none",
+        _options(method) or "none",
         "as the plan chooses" if share == 1 else f"{share:g} of it",
         "" if least == 1 else f"≥ {least}",
     ]
     return f"| {' | '.join(cells)} |\n"
+
+
+def _options(method: Method) -> str:
+    """Return a method's options with their defaults, and the losses among which `loss.type` chooses."""
+    kinds, said = ", ".join(method.loss_types), []
+    for name, value in method.options.items():
+        shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
+        said.append(f"type {shown} (of {kinds})" if name == "loss_type" else f"{name} {shown}")
+    return ", ".join(said)
 
 
 def _table(part: type[BaseModel]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from nbtune import events
 from nbtune.device import MemoryUse, memory_use
 from nbtune.device.streams import Later, Moment
-from nbtune.train.mean_loss import no_number, trained_tokens, trained_weight
+from nbtune.train.mean_loss import no_number, shown, trained_tokens, trained_weight
 
 if TYPE_CHECKING:
     import torch
@@ -250,7 +250,7 @@ class _Loop:
                 memory_allocated=memory.allocated,
                 memory_reserved=memory.reserved,
                 memory_peak=memory.peak,
-                metrics={k: v for k, v in zip(done.figures, figures, strict=True) if math.isfinite(v)},
+                metrics=shown(dict(zip(done.figures, figures, strict=True))),
             )
         )
         overflowed = self.stepper.scaled and not math.isfinite(norm)

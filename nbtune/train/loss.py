@@ -1,6 +1,6 @@
 """Losses as the loop calls them, of a model and a batch: each made from a `nbtune.methods.Method`.
 
-    loss = loss_of(METHODS[spec.method], beta=spec.beta)
+    loss = loss_of(METHODS[spec.method], options=options_of(spec))
     loss(model, batch, denominator=loss.count(batch), device=device).loss.backward()
 
 Where the denominator is the sum of `count` over a step's micro-batches, and a loss that `looks_ahead` is given what it
@@ -23,6 +23,7 @@ from nbtune.train.inputs import model_inputs
 from nbtune.train.logprobs import answers_of
 from nbtune.train.look_ahead import survey
 from nbtune.train.reference import StartingWeights
+from nbtune.train.scores import judged, scores_of
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
@@ -76,18 +77,23 @@ class LossOutput:
 
 
 def loss_of(
-    method: Method, *, beta: float | None = None, fused: bool = False, start: StartingWeights | None = None
+    method: Method,
+    *,
+    options: Mapping[str, float | str] | None = None,
+    fused: bool = False,
+    start: StartingWeights | None = None,
+    outputs: int = 1,
 ) -> TokenLoss | AnswerLoss:
     """Return the loss of a method.
 
     Args:
-        beta: instead of the method's own.
+        options: instead of the method's own, as `nbtune.spec.loss_options.options_of` reads them.
         fused: see `TokenLoss`.
-        start: see `AnswerLoss`.
+        start, outputs: see `AnswerLoss`.
     """
     if method.by_tokens:
         return TokenLoss(fused)
-    return AnswerLoss(method, {} if beta is None else {"beta": beta}, start)
+    return AnswerLoss(method, options or {}, start, outputs)
 
 
 @dataclass(frozen=True)
@@ -146,19 +152,22 @@ class AnswerLoss:
     Args:
         options: instead of the method's own, such as ``beta``.
         start: what the run started with, where that is not the base; a method's reference is the model with it.
+        outputs: of the head, for methods with one.
     """
 
     method: Method
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float | str] = field(default_factory=dict)
     start: StartingWeights | None = None
+    outputs: int = 1
 
     @cached_property
     def figures(self) -> tuple[str, ...]:
         """Ask the method, with two answers that nobody gave, what it tells besides the loss."""
         made_up = torch.full((2,), -1.0)
-        return tuple(self._figures(Answers(made_up, -made_up, reference=made_up, values=torch.tensor([1.0, 0.0]))))
+        judged_so, scores = torch.tensor([1.0, 0.0]), torch.zeros(2, self.outputs)
+        return tuple(self._figures(Answers(made_up, -made_up, reference=made_up, values=judged_so, scores=scores)))
 
-    def _figures(self, answers: Answers) -> dict[str, torch.Tensor]:
+    def _figures(self, answers: Answers) -> Mapping[str, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]:
         if self.method.metrics is None:
             return {}
         return self.method.metrics(*self.method.sides(answers.detached()), **{**self.method.options, **self.options})
@@ -176,6 +185,9 @@ class AnswerLoss:
         """Return what the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they
         count."""
         every = self.method.group
+        if self.method.head == "token":
+            places, _, weights = judged(batch, self.method)
+            return len(places) if weights is None else float(weights.double().sum())
         if batch.example_weights is not None:
             return float(batch.example_weights[::every].double().sum())
         return len(batch.examples) // every
@@ -200,8 +212,11 @@ class AnswerLoss:
         method, options = self.method, {**self.method.options, **self.options}
         if step is None and self.looks_ahead:
             step = self.survey(model, batch, device=device)
-        others = None if step is None else step.mismatched
-        answers = answers_of(model, batch, method, device=device, start=self.start, mismatched=others, step=step)
+        if method.head:
+            answers = scores_of(model, batch, method, device=device)
+        else:
+            others = None if step is None else step.mismatched
+            answers = answers_of(model, batch, method, device=device, start=self.start, mismatched=others, step=step)
         assert not isinstance(method.loss, str)
         each = method.loss(*method.sides(answers), **options)
         if answers.weights is not None:
@@ -211,11 +226,13 @@ class AnswerLoss:
     def _sums(self, answers: Answers) -> torch.Tensor | None:
         if not self.figures:
             return None
-        told = self._figures(answers)
-        values = torch.stack([told[name] for name in self.figures])
-        there = (~values.isnan()).float()
-        counts = there if answers.weights is None else there * answers.weights[:: self.method.group]
-        return torch.stack([(values.nan_to_num() * counts).sum(1), counts.sum(1)])
+        found = self._figures(answers)
+        told = [found[name] for name in self.figures]
+        ratios = [one if isinstance(one, tuple) else (one.nan_to_num(), (~one.isnan()).float()) for one in told]
+        values, counts = (torch.stack([one[k] for one in ratios]) for k in (0, 1))
+        if answers.weights is not None:
+            values, counts = (part * answers.weights[:: self.method.group] for part in (values, counts))
+        return torch.stack([values.sum(1), counts.sum(1)])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,20 @@ class Measured:
     @property
     def metrics(self) -> dict[str, float]:
         """The means of the figures that some row has."""
-        return {name: total / count for name, (total, count) in self.figures.items() if count}
+        return shown({name: total / count for name, (total, count) in self.figures.items() if count})
+
+
+def shown(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures as they are told: those of one name with several parts (``f1:0``, ``f1:1``) as their mean.
+
+    >>> shown({"accuracy": 0.5, "f1:0": 0.25, "f1:1": 0.75})
+    {'accuracy': 0.5, 'f1': 0.5}
+    """
+    parts: dict[str, list[float]] = {}
+    for name, value in figures.items():
+        if math.isfinite(value):
+            parts.setdefault(name.partition(":")[0], []).append(value)
+    return {name: sum(values) / len(values) for name, values in parts.items()}
 
 
 def overall(parts: Sequence[Measured]) -> Measured:

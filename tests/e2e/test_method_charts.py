@@ -36,9 +36,7 @@ def test_accuracy_and_rewards_are_drawn_where_a_method_tells_them(notebook):
     expect(rewards).to_be_hidden()
 
     page.run(1)
-    expect(shares.locator(".nbt-chart")).to_have_attribute(
-        "aria-label", "Accuracy over steps. Now pairs in the right order 0.9994."
-    )
+    expect(shares.locator(".nbt-chart")).to_have_attribute("aria-label", "Accuracy over steps. Now accuracy 0.9994.")
     expect(rewards.locator(".nbt-chart")).to_have_attribute(
         "aria-label", re.compile(r"Rewards over steps\. Now margin 3\.419, chosen 1\.49, rejected .1\.929\.")
     )

@@ -154,6 +154,23 @@ def test_simpo(tokenizer: Any, tmp_path: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["sigmoid", "hinge"])
+def test_cpo(kind: str, tokenizer: Any, tmp_path: Any) -> None:
+    from datasets import Dataset
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    given = {"loss_type": kind, "cpo_alpha": 0.6, "beta": 0.4}
+    config = CPOConfig(output_dir=str(tmp_path), gradient_checkpointing=False, **given, **COMMON)
+    trainer = CPOTrainer(_model(), args=config, train_dataset=Dataset.from_list(rows()), processing_class=tokenizer)
+    b = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    truth, metrics = trainer.get_batch_loss_metrics(trainer.model, b, "train")
+    batch, loss = _concatenated(trainer, b), AnswerLoss(METHODS["cpo"], given)
+    assert_same(loss, batch, truth, trainer.model, steps=4)
+    assert_same_figures(loss, batch, metrics)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_orpo_but_for_the_prompts_tokens(tokenizer: Any, tmp_path: Any) -> None:
     """TRL imitates prompts too: the rest is compared by itself."""
     from datasets import Dataset
@@ -191,6 +208,6 @@ def test_kto(tokenizer: Any, tmp_path: Any) -> None:
     else:  # trl 1.0
         answer = b["completion_labels"] != -100
         batch = ours(b["completion_input_ids"], b["completion_attention_mask"], answer, labels)
-    loss = AnswerLoss(METHODS["kto"], {"beta": 0.3, "good_weight": 1.5, "bad_weight": 0.5})
+    loss = AnswerLoss(METHODS["kto"], {"beta": 0.3, **weights})
     assert_same(loss, batch, truth, trainer.model, steps=4)
     assert_same_figures(loss, batch, trainer._metrics["train"])

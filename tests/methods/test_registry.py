@@ -21,8 +21,8 @@ from nbtune.spec import RunSpec, from_mapping
 from nbtune.spec.reference import reference
 
 REPO = Path(__file__).resolve().parents[2]
-PAIRWISE = [method for method in METHODS.values() if method.pairwise]
-OF_ANSWERS = [method for method in METHODS.values() if not method.by_tokens]
+PAIRWISE = [method for method in METHODS.values() if method.pairwise and not method.head]
+OF_ANSWERS = [method for method in METHODS.values() if not (method.by_tokens or method.head)]
 numbers = st.floats(-60, -0.5)
 
 
@@ -54,7 +54,7 @@ def test_every_reader_knows_every_method(method: Method) -> None:
     spec = from_mapping({"data": "rows", "method": method.name})
     assert spec.method == method.name
     assert method.rows in _KINDS.keys() & {*ROW_KINDS}
-    assert method.by_tokens or method.rows in {"pairs", "feedback"}, "what the loop asks of a model for it"
+    assert method.by_tokens or method.head or method.rows in {"pairs", "feedback"}, "what a model is asked for it"
     assert 0 < method.learning_rate_share <= 1
     assert f"`{method.name}`" in reference().partition("## Methods")[2]
     for field in ("method", "beta"):
@@ -62,7 +62,7 @@ def test_every_reader_knows_every_method(method: Method) -> None:
 
 
 def test_every_kind_of_judged_rows_has_a_format() -> None:
-    assert {reader.name for reader in JUDGED} == {"preference", *ROW_KINDS} - {"sft", "pairs"}
+    assert {reader.name for reader in JUDGED} == {"preference", *ROW_KINDS} - {"sft", "pairs", "texts", "labelled"}
     assert _KINDS.keys() == {*ROW_KINDS}
 
 
@@ -134,9 +134,6 @@ def test_good_answers_become_likelier_and_bad_ones_less_likely(
         assert told == pytest.approx(rewards, abs=1e-3)
 
 
-BESIDE_OTHERS = {"kto", "orpo"}  # kto compares with the others' mean, orpo imitates over all their tokens
-
-
 @pytest.mark.parametrize("method", OF_ANSWERS, ids=lambda method: method.name)
 def test_a_row_counts_by_itself(method: Method) -> None:
     """A row's loss is the same beside others, but for the methods of whose formula the others are a part."""
@@ -163,7 +160,7 @@ def test_kto_counts_from_how_far_the_model_is_from_its_reference(others: list[fl
     """Never from below it: z is the mean ratio of answers under other prompts, and at least 0."""
     mismatched = answers(others, [-3.0, -3.0])
     given = dataclasses.replace(answers([-1.0, -4.0], [-2.0, -2.0], [1.0, 0.0]), mismatched=mismatched)
-    loss = METHODS["kto"].loss(given, beta=0.5, good_weight=1.0, bad_weight=3.0)
+    loss = METHODS["kto"].loss(given, beta=0.5, desirable_weight=1.0, undesirable_weight=3.0)
     gaps = torch.tensor([1.0 - distance, distance + 2.0])
     torch.testing.assert_close(loss.detach(), torch.tensor([1.0, 3.0]) * (1 - torch.sigmoid(0.5 * gaps)))
 

@@ -19,11 +19,16 @@ VALUE: dict[str, Any] = {
     "optim_args.embedding_rate": 0.1, "schedule.warmup_steps": 2, "schedule.floor": 0.1,
     "adapter.dropout": 0.1, "adapter.target_modules": ["q_proj"], "adapter.use_rslora": True, "checkpoint.every": 10,
     "checkpoint.keep": 3, "eval.every": 20, "beta": 0.2, "adapter.type": "dora", "eval.max_rows": 9,
+    "loss.type": "robust", "loss.label_smoothing": 0.1, "loss.rpo_alpha": 0.5, "loss.cpo_alpha": 0.5, "loss.gamma": 0.7,
+    "loss.desirable_weight": 1.5, "loss.undesirable_weight": 0.5,
 }  # fmt: skip
+METHOD = {"loss.cpo_alpha": "cpo", "loss.gamma": "simpo"}
+METHOD |= dict.fromkeys(("beta", "loss.type", "loss.label_smoothing", "loss.rpo_alpha"), "dpo")
+METHOD |= dict.fromkeys(("loss.desirable_weight", "loss.undesirable_weight"), "kto")
 
 
 def body(path: str, **more: Any) -> dict[str, Any]:
-    return {"data": "rows", "method": "dpo", **more} if path == "beta" else {"data": "rows", **more}
+    return {"data": "rows", "method": METHOD.get(path, "sft"), **more}
 
 
 def test_there_are_many() -> None:

@@ -32,8 +32,10 @@ def test_a_field_says_what_it_is(part: type[BaseModel], name: str, field: FieldI
     others = {} if name == "data" or part is not RunSpec else {"data": "rows"}
     if part is SourceSpec and name != "source":
         others = {"source": "rows"}
-    if name == "beta":
+    if name in ("beta", "loss"):
         others["method"] = "dpo"
+    if name == "labels":
+        others["method"] = "classification"
     part.model_validate({name: example, **others})  # an example is one that is taken
     assert part.model_fields[name].json_schema_extra is None or "advanced" in part.model_fields[name].json_schema_extra  # type: ignore[operator]
 

@@ -170,6 +170,7 @@ EXAMPLES: dict[str, tuple[Rows, dict[str, Any]]] = {
     ),
     "preference-plain": (pairs(2), {"method": "orpo", "source": {"format": "preference:plain"}}),
     "feedback": (feedback(3), {"method": "kto"}),
+    "labelled": ([{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(3)], {"method": "classification"}),
     "feedback-messages": (
         [{"messages": _OPINION, "label": True}, {"messages": _OPINION, "label": False}],
         {"method": "kto", "source": {"format": "feedback"}},

@@ -1,4 +1,4 @@
-// What a method tells besides the loss: shares (accuracy) and rewards, of steps and of held-out rows.
+// What a method tells besides the loss: shares (accuracy, F1), rewards and perplexity, of steps and of held-out rows.
 
 import { el } from "../shared/dom.js";
 import { number } from "../shared/format.js";
@@ -11,7 +11,7 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 /** Names of the figures that a run tells, those that are shares apart from the others. */
 export function figuresOf(metrics) {
   const names = [...new Set(metrics.flatMap((item) => Object.keys(item.values)))].slice(0, 12);
-  const shares = names.filter((name) => name.endsWith("accuracy"));
+  const shares = names.filter((name) => /(accuracy|f1)$/.test(name));
   return { shares, rewards: names.filter((name) => !shares.includes(name)) };
 }
 

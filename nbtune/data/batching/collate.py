@@ -30,9 +30,11 @@ class Batch:
         trained_rows: int64 [R], flat positions (b·S + s) whose next token has a loss, padded with 0 to a bucket.
         trained_labels: int64 [R], the next tokens there; -100 in the padding.
         examples: int64, the dataset's numbers of what is in it.
-        values: float32 [examples], what was judged of each: 1 better or good, 0 worse or bad; None for other rows.
+        values: float32 [examples], what was judged of each: 1 better (and its margin) or good, 0 worse or bad, or the
+            number of its label; None for other rows.
             Pairs stand side by side: better, worse, better, worse, …
         token_values: float32 [B, S], NaN but at the last token of a judged step; None for other rows.
+        ends: int64 [examples], the flat position of each one's last token; None for rows that judge nothing.
         idle_pass: nothing in it counts: it goes through the model because other processes' batches do.
         loss_weights: float32 [R], how often the loss of each of `trained_labels` counts; None: each once.
         example_weights: float32 [examples], likewise.
@@ -52,6 +54,7 @@ class Batch:
     examples: tuple[int, ...] = ()
     values: Any = None
     token_values: Any = None
+    ends: Any = None
     idle_pass: bool = False
     loss_weights: Any = None
     example_weights: Any = None
@@ -192,7 +195,9 @@ def _judged(batch: Batch, dataset: Dataset | Arriving, places: list[tuple[int, i
     values = [dataset.value(example) for example in batch.examples]
     if None in values:
         return batch
-    batch = replace(batch, values=_tensor(np.array(values, np.float32)))
+    width = batch.input_ids.shape[1]
+    ends = [row * width + at + len(dataset.arrays(example)[0]) - 1 for example, row, at in places]
+    batch = replace(batch, values=_tensor(np.array(values, np.float32)), ends=_tensor(np.array(ends, np.int64)))
     per_token = np.full(tuple(batch.input_ids.shape), np.nan, np.float32)
     for example, row, at in places:
         steps = dataset.steps(example)

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from nbtune.data.formats.aliases import PEERS, judged_name
 from nbtune.data.formats.column_names import what_to_say
 from nbtune.data.formats.jinja_rows import template_format
+from nbtune.data.formats.labelled_format import LABELS
 from nbtune.data.formats.reader import (
     ANSWERS,
     PROMPTS,
@@ -78,7 +79,7 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
                 raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
     given = {role: column for role, column in usual.items() if column in columns} | dict(spec.columns)
     named_columns = Columns(columns, [without_missing(row) for row in sample], given, place, style)
-    name = name or _guess(named_columns)
+    name = name or _guess(named_columns, kind)
     if name is None:
         shown = ", ".join(f"`{c}`" for c in columns[:12]) or "none"
         raise DataError(
@@ -116,8 +117,10 @@ def _is_chat(name: str | None, columns: Sequence[str], sample: Sequence[Row], sp
     return chat_column(Columns(columns, sample, spec.columns, "")) is not None
 
 
-def _guess(columns: Columns) -> str | None:
+def _guess(columns: Columns, kind: str) -> str | None:
     roles = set(columns.given)
+    if kind == "labelled" and {*LABELS} & ({name.lower() for name in columns.names} | roles):
+        return "labelled"
     for name, needed in (
         ("messages", {"messages"}),
         ("preference", {"chosen", "rejected"}),

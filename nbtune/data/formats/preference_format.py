@@ -5,13 +5,14 @@ Such a row becomes `Several`: texts that belong together, each with what was jud
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
 from nbtune.data.formats.reader import Columns, Format, Parts, Reader, there
-from nbtune.data.formats.values import Row, optional, string
+from nbtune.data.formats.values import Row, is_missing, optional, string
 from nbtune.errors import DataError
 
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
@@ -20,24 +21,44 @@ _ASK = ("prompt", "instruction", "question", "query", "input")
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """What becomes of one row: texts, and a value each (1 better or good, 0 worse or bad).
+    """What becomes of one row: texts, and a value each (1 better or good, 0 worse or bad; of a better one with the
+    margin by which it is, if the row says it).
 
     `steps`: for each stretch of the (only) text that is trained, whether it is right; none for other kinds.
+    `label`: what the (only) text is called.
     """
 
     rows: tuple[Chat | Parts, ...]
     values: tuple[float, ...]
     steps: tuple[bool, ...] = ()
+    label: str | None = None
+
+    def judged(self, labels: Sequence[str]) -> tuple[float, ...]:
+        """Return what was judged of each text: of one with a label its number; 0 where nobody has named the labels yet,
+        because only lengths are asked.
+
+        Raises:
+            DataError: its label is none of those.
+        """
+        if self.label is None:
+            return self.values
+        if labels and self.label not in labels:
+            raise DataError(
+                f"its label {self.label!r:.60} is none of {', '.join(labels[:8])}{' …' * (len(labels) > 8)}",
+                fix="correct it, or name it among `labels`",
+            )
+        return (float(labels.index(self.label)) if labels else 0.0,)
 
 
 def pairs_format(columns: Columns) -> Format:
     """Return a better and a worse answer: `prompt`, `chosen`, `rejected`, each text or messages; without `prompt` what
-    both conversations begin with; Axolotl's `chosen_response` and LLaMA-Factory's `conversations` too."""
+    both conversations begin with; Axolotl's `chosen_response` and LLaMA-Factory's `conversations` too. `margin`: by how
+    much the one is better, for a reward model."""
     chosen = columns.need("chosen", ("chosen", "chosen_response"))
     rejected = columns.need("rejected", ("rejected", "rejected_response"))
     prompt = columns.may("prompt", (*_ASK, "conversations", "messages"))
     system, tools, more = columns.system, columns.may("tools", ("tools",)), columns.may("input", ("input",))
-    more = None if more == prompt else more
+    more, margin = None if more == prompt else more, columns.may("margin", ("margin",))
     keys, plain = Keys.of(columns.given), columns.style == "plain"
 
     def read(row: Row) -> Several:
@@ -48,9 +69,10 @@ def pairs_format(columns: Columns) -> Format:
             question = _instructed(question, optional(row, system)) if question else question
         answers = [_behind(question, answer) for answer in answers]
         texts = [_joined(question, answer, row.get(tools) if tools else None, plain) for answer in answers]
-        return Several(tuple(texts), (1.0, 0.0))
+        return Several(tuple(texts), (1.0 + _margin(row, margin), 0.0))
 
     mapping = there({"prompt": prompt, "chosen": chosen, "rejected": rejected, "system": system, "tools": tools})
+    mapping |= there({"margin": margin})
     return Format(f"preference{':plain' * plain}", mapping, read, "pairs")
 
 
@@ -178,6 +200,16 @@ def _joined(
     return Chat(
         [{**m, "train": False} if m["role"] == "assistant" else m for m in question] + list(answer), tools_of(tools)
     )
+
+
+def _margin(row: Row, column: str | None) -> float:
+    """Return by how much the better answer is better; 0 where nobody says."""
+    value = row.get(column) if column else None
+    if is_missing(value):
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise DataError(f"`{column}` is {value!r:.40}, not a number from 0 on", fix="write by how much it is better")
+    return float(value)
 
 
 def _truth(value: Any, column: str) -> bool:

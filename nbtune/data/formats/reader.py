@@ -27,12 +27,15 @@ _KINDS = {
     "pairs": "pairs of a better and a worse answer",
     "feedback": "answers judged good or bad",
     "stepwise": "steps judged one by one",
+    "labelled": "texts with a label",
+    "texts": "texts",
     "prompts": "prompts without answers",
 }
 _TO_IMITATE = {  # what makes rows of a kind such that imitation learns from them
     "pairs": "give the better answers (`chosen`) alone, as rows with the columns `prompt, completion`",
     "feedback": "keep the good ones, and say `format: prompt-completion`",
     "stepwise": "join the steps of good solutions into one `completion`",
+    "labelled": "say `format: text`, where the label is not to be learnt, or make the label an answer (`completion`)",
     "prompts": "give every row an answer (`completion`)",
 }
 
@@ -61,8 +64,8 @@ class Format:
         name: `messages`, `alpaca`, …
         mapping: role → column.
         read: a row as `Chat` or `Parts` (rows that judge: as `preference.Several`); raises DataError without a place.
-        kind: what can learn from it: `sft`, `pairs`, `feedback`, `stepwise`, `prompts`
-            (`nbtune.methods.ROW_KINDS`).
+        kind: what can learn from it (`nbtune.methods.ROW_KINDS`).
+        whole: rows to imitate that have no questions: texts.
         unread: a warning that names columns which say something and are not read, "" if there are none.
     """
 
@@ -71,6 +74,7 @@ class Format:
     read: Callable[[Row], Any]
     kind: str = "sft"
     unread: str = ""
+    whole: bool = False
 
     def check(self, kind: str, place: str) -> None:
         """Refuse rows of a kind that is not wanted.
@@ -78,7 +82,7 @@ class Format:
         Raises:
             DataError: they are not; with what to do.
         """
-        if kind == self.kind:
+        if kind == self.kind or (kind == "texts" and self.whole):
             return
         what, able = _KINDS[self.kind], [f"`{name}`" for name, method in METHODS.items() if method.rows == self.kind]
         other = f", or choose a method that learns from these: {', '.join(able)}" if able else ""

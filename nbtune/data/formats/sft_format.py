@@ -136,7 +136,7 @@ def text_format(columns: Columns) -> Format:
     def read(row: Row) -> Parts:
         return Parts(((string(row, column, "text"), True),), windows=True)
 
-    return Format("text", {"text": column}, read)
+    return Format("text", {"text": column}, read, whole=True)
 
 
 def segments_format(columns: Columns) -> Format:

@@ -178,6 +178,7 @@ class Reader:
                     self._fate(source, index, "dropped", f"`{source.spec.function}` left it out")
                     continue
                 row = form.read(given)
+                values = row.judged(self.spec.labels) if isinstance(row, Several) else ()
             except DataError as error:
                 self._refuse(source, index, rows, error)
                 continue
@@ -189,7 +190,7 @@ class Reader:
                 continue
             if isinstance(row, Several):
                 last = len(texts) - 1
-                read += [_Piece(index, t, i == last, row.values[i], row.steps, weight) for i, t in enumerate(texts)]
+                read += [_Piece(index, t, i == last, values[i], row.steps, weight) for i, t in enumerate(texts)]
             else:
                 read.append(_Piece(index, row, weight=weight))
             self._look(texts[0])

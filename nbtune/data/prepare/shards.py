@@ -26,7 +26,17 @@ from nbtune.folder_format import FORMAT
 from nbtune.spec import RunSpec, SourceSpec
 
 # The keys of a spec that decide what the tokens are.
-READ = {"train_on", "train_spans", "eval", "thinking", "terminators", "chat_template", "method", "row_weights"}
+READ = {
+    "train_on",
+    "train_spans",
+    "eval",
+    "thinking",
+    "terminators",
+    "chat_template",
+    "method",
+    "row_weights",
+    "labels",
+}
 
 
 @dataclass(frozen=True)

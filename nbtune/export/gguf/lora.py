@@ -22,7 +22,7 @@ from nbtune.export.gguf.tensors import GgufTensor
 from nbtune.export.merge import MergedModel
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.peft_export import adapter_folder
-from nbtune.export.source import ExportedFile, ExportSource, safe_name
+from nbtune.export.source import ExportedFile, ExportSource, must_write_text, safe_name
 
 
 class _Factors:
@@ -62,6 +62,7 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     from gguf import GGMLQuantizationType, GGUFWriter
 
     began = time.monotonic()
+    must_write_text(source)
     adapter_folder(source)
     model = MergedModel(source)  # checks that the adapter fits this base
     adapter = model.adapter

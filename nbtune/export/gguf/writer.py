@@ -26,7 +26,7 @@ from nbtune.export.gguf.kquants import encode, encoded_bytes, fitting
 from nbtune.export.gguf.tensors import GgufTensor
 from nbtune.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from nbtune.export.merge import MergedModel
-from nbtune.export.source import ExportedFile, ExportSource, Progress, safe_name
+from nbtune.export.source import ExportedFile, ExportSource, Progress, must_write_text, safe_name
 from nbtune.spec.gguf_types import FileType, Shape, type_named
 
 T = TypeVar("T")
@@ -66,6 +66,7 @@ def write_gguf(
         ExportError: a family, tokenizer or type that is not known (before any work), or no space on the disk.
     """
     began = time.monotonic()
+    must_write_text(source)
     kinds = list({kind.name: kind for kind in map(type_named, types)}.values())
     if not kinds:
         raise ExportError("no GGUF type was asked for", fix="name at least one, such as q8_0.")

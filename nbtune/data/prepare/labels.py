@@ -1,0 +1,62 @@
+"""The labels of rows that have them, by name: as the spec says, or all that the rows know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nbtune.data.formats.labelled_format import label_of
+from nbtune.data.prepare.row_pipeline import format_of
+from nbtune.data.sources.rows import Source
+from nbtune.errors import DataError
+from nbtune.methods import METHODS
+from nbtune.spec import RunSpec
+
+_MOST = 1000
+
+
+def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
+    """Return a spec that names its labels, in the order of their numbers.
+
+    Labels that are all whole numbers are in their order, others in that of the alphabet. A method whose head has
+    outputs of its own names, or none, gets them from there.
+
+    Args:
+        sources: all rows are looked at; those to evaluate on do not decide.
+    Raises:
+        DataError: rows have one label, or so many that they are none.
+    """
+    method = METHODS[spec.method]
+    if method.rows != "labelled" or spec.labels:
+        return spec
+    found: set[str] = set()
+    for source in sources:
+        if source.role != "train":
+            continue
+        form = format_of(source, source.rows, spec.on_error, method.rows)
+        form.check(method.rows, source.name)
+        for index in range(len(source.rows)):
+            try:
+                row = source.rows[index]
+                found |= set() if row is None else {label_of(row.get(form.mapping["label"]), form.mapping["label"])}
+            except DataError:
+                continue  # whoever reads the row says so, or leaves it out
+        if len(found) > _MOST:
+            column = form.mapping["label"]
+            raise DataError(
+                f"`{column}` has more than {_MOST} different values: that are no labels",
+                place=source.name,
+                fix="name the column that has them: `columns: {label: …}`",
+            )
+    if len(found) < 2:
+        raise DataError(
+            f"all rows have the same label ({''.join(found) or 'none'}): there is nothing to tell apart",
+            place="data",
+            fix="give rows of each label, or name all labels: `labels: [one, other]`",
+        )
+    numbers = all(label.lstrip("-").isdigit() for label in found)
+    return spec.model_copy(update={"labels": tuple(sorted(found, key=int if numbers else str))})
+
+
+def labels_of(spec: RunSpec) -> tuple[str, ...]:
+    """Return what the outputs of a method's head are called; none of a method without one."""
+    return METHODS[spec.method].labels or spec.labels

@@ -1,0 +1,56 @@
+"""What a trained reward model or classifier says of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbtune.models import Built
+
+_AT_ONCE = 16
+
+
+def score(built: Built, texts: Sequence[str | Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
+    """Return of each text its outputs by name: a reward as it is, of several labels their probabilities.
+
+    Args:
+        built: a model with a head of texts, and its tokenizer.
+        texts: each a text, or messages, which are rendered by the chat template.
+    """
+    import torch
+
+    from nbtune.models.heads import head_of
+
+    found = head_of(built.model)
+    assert found is not None, "the model has no head"
+    training, told = built.model.training, []
+    built.model.eval()
+    try:
+        with torch.no_grad():
+            for first in range(0, len(texts), _AT_ONCE):
+                outputs = _scores(built, texts[first : first + _AT_ONCE], found[1])
+                told += (outputs if outputs.shape[1] == 1 else outputs.softmax(-1)).tolist()
+    finally:
+        built.model.train(training)
+    return [dict(zip(found[0].labels, each, strict=True)) for each in told]
+
+
+def _scores(built: Built, texts: Sequence[Any], head: Any) -> Any:
+    import torch
+
+    from nbtune.models.accelerate.detect import causal_lm, decoder
+
+    tokenizer: Any = built.tokenizer
+    rows = [
+        tokenizer(text).input_ids
+        if isinstance(text, str)
+        else tokenizer.apply_chat_template(list(text), tokenize=True, return_dict=True)["input_ids"]
+        for text in texts
+    ]
+    wide, device = max(map(len, rows)), next(built.model.parameters()).device
+    ids = torch.tensor([row + [0] * (wide - len(row)) for row in rows], device=device)
+    ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+    inner: Any = decoder(causal_lm(built.model))  # padded on the right, which nothing before it sees
+    hidden = inner(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+    return head(hidden[torch.arange(len(rows), device=device), ends].float())

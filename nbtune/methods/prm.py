@@ -1,0 +1,44 @@
+"""A process reward model: which steps of a solution are right (Uesato et al. 2022, arXiv 2211.14275; Lightman et al.
+2023, arXiv 2305.20050).
+
+    loss = -log p(right or wrong | the problem and all steps so far)      of each step
+
+p the softmax of the head's two outputs at the line break that ends a step. The mean is over all steps of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nbtune.methods._measures import recognised
+from nbtune.methods._method import Answers, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def loss(answers: Answers) -> Tensor:
+    """Return a loss a step, `[N]`."""
+    from torch.nn.functional import cross_entropy
+
+    assert answers.scores is not None
+    return cross_entropy(answers.scores, answers.classes, reduction="none")
+
+
+def metrics(answers: Answers) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+    """Return how many steps are judged right, and F1."""
+    assert answers.scores is not None
+    return recognised(answers.scores, answers.classes)
+
+
+METHOD = Method(
+    name="prm",
+    title="Process reward model",
+    sentence="judge each step of a solution",
+    columns="prompt, completions, labels",
+    rows="stepwise",
+    loss=loss,
+    head="token",
+    labels=("wrong", "right"),
+    metrics=metrics,
+)

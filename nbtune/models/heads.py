@@ -1,0 +1,134 @@
+"""A head of scores in place of a model's own: what a reward model and a classifier end with.
+
+It is a linear layer on the last hidden state, under the name that transformers gives it (`score`), so that what is
+saved is what ``AutoModelForSequenceClassification`` (or ``…TokenClassification``) loads. The model's own head stays
+beside it, frozen and unasked: so all that is known of a causal language model holds of this one too.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nbtune.atomic_io import read_json, write_json
+from nbtune.errors import SpecError
+from nbtune.models.config_facts import ModelFacts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCORE, FILE = "score", "head.json"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is put onto a model.
+
+    Args:
+        of: a ``text``, whose last token is asked, or each judged ``token``.
+        labels: what its outputs are called.
+    """
+
+    of: Literal["text", "token"]
+    labels: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """What peft calls a model with it."""
+        return "SEQ_CLS" if self.of == "text" else "TOKEN_CLS"
+
+    @property
+    def suffix(self) -> str:
+        """What transformers calls a model with it, behind its family."""
+        return "ForSequenceClassification" if self.of == "text" else "ForTokenClassification"
+
+    def config(self, base: dict[str, Any], pad: int | None) -> dict[str, Any]:
+        """Return a base's config as that of the model with this head.
+
+        Args:
+            pad: the token that rows are padded with: transformers looks for the last one that is another.
+        """
+        written = dict(base)
+        families = [str(name).partition("For")[0] for name in base.get("architectures") or []]
+        written["architectures"] = [f"{name}{self.suffix}" for name in families[:1]]
+        written["id2label"] = {str(number): label for number, label in enumerate(self.labels)}
+        written["label2id"] = {label: number for number, label in enumerate(self.labels)}
+        written |= {"classifier_dropout": 0.0, "tie_word_embeddings": False}
+        if written.get("pad_token_id") is None and pad is not None:
+            written["pad_token_id"] = pad
+        return written
+
+
+def add_head(model: "nn.Module", head: Head, *, seed: int) -> None:
+    """Put a head onto a model with its adapter; it is trained.
+
+    Args:
+        model: of `nbtune.models.add_adapter`.
+        seed: of its first numbers, which are as small as the model's own were.
+
+    Raises:
+        SpecError: the model does not tell its last hidden state.
+    """
+    import torch
+
+    from nbtune.models.accelerate.detect import causal_lm, decoder
+
+    lm: Any = causal_lm(model)
+    if decoder(lm) is None:
+        raise SpecError(
+            f"{type(lm).__name__} does not tell its last hidden state, which scores are made of",
+            place="model",
+            fix="name a model of another family, or a method that learns texts",
+        )
+    config = lm.config.get_text_config()
+    wide: int = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
+    biased = head.of == "token"  # as transformers has it
+    score = torch.nn.Linear(wide, len(head.labels), bias=biased, dtype=torch.float32)
+    spread = float(getattr(config, "initializer_range", None) or 0.02)
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        score.weight.copy_(torch.randn(score.weight.shape, generator=chance) * spread)
+        if biased:
+            score.bias.zero_()
+    own = lm.get_output_embeddings()
+    if own is not None and own.weight is not lm.get_input_embeddings().weight:
+        own.requires_grad_(False)
+    lm.add_module(SCORE, score.to(next(lm.parameters()).device))
+    lm.nbtune_head = head
+
+
+def with_outputs(facts: ModelFacts, head: Head | None) -> ModelFacts:
+    """Return a model's facts with a head's numbers counted among what is trained."""
+    if head is None or facts.trained is None:
+        return facts
+    each = facts.hidden_size + (head.of == "token")
+    return replace(facts, trained=facts.trained + each * len(head.labels))
+
+
+def head_of(model: "nn.Module") -> "tuple[Head, nn.Module] | None":
+    """Return a model's head and its layer; None: it has its own."""
+    from nbtune.models.accelerate.detect import causal_lm
+
+    lm: Any = causal_lm(model)
+    head = getattr(lm, "nbtune_head", None)
+    return None if head is None else (head, getattr(lm, SCORE))
+
+
+def write_head(head: Head, folder: Path) -> None:
+    """Write beside an adapter, or a whole model, what its outputs are called."""
+    write_json(folder / FILE, {"of": head.of, "labels": list(head.labels)})
+
+
+def read_head(folder: Path) -> Head | None:
+    """Return what a folder of a trained model says of its head; None: it has none."""
+    try:
+        body = read_json(folder / FILE)
+        return None if body is None else Head(body["of"], tuple(map(str, body["labels"])))
+    except (ValueError, KeyError, TypeError, json.JSONDecodeError):
+        return None
+
+
+def names(labels: Sequence[str], most: int = 6) -> str:
+    """Return some labels, for people."""
+    return ", ".join(labels[:most]) + (" …" if len(labels) > most else "")

@@ -1,0 +1,208 @@
+"""Reward models and classifiers, from rows through `nbtune.finetune` to transformers' own classes.
+
+A learning rate of 1e-12 leaves the weights where they were, so that what a run's first step says can be computed anew,
+by transformers' models of these names on what the run has saved.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, logsigmoid
+
+import nbtune
+from nbtune import events
+from nbtune.errors import DataError, ExportError, SpecError, TrainError
+
+STILL: dict[str, Any] = {"steps": 1, "learning_rate": 1e-12, "order": "given", "dtype": "fp32", "device": "cpu"}
+PAIRS = [
+    {"prompt": f"Who is number {i}?", "chosen": f"Aye, {'and more ' * i}{i}", "rejected": "Nobody", "margin": 0.25 * i}
+    for i in range(4)
+]
+TEXTS = [
+    {"text": f"It was {'very ' * (i % 4)}{word}.", "label": word} for i, word in enumerate(["bad", "good", "so"] * 2)
+]
+STEPS = [
+    {"prompt": f"What is {i} plus 3?", "completions": [f"{i} + 3 is {i + 3}"] * (1 + i), "labels": [True] * i + [False]}
+    for i in range(4)
+]
+ROWS = {"reward": PAIRS, "classification": TEXTS, "prm": STEPS}
+
+
+def asked(run: Any, kind: str) -> tuple[Any, Any]:
+    """The run's model by transformers and peft alone, in fp32, and the tokenizer saved with it."""
+    import transformers
+    from peft import PeftModel
+
+    labels = json.loads((run.folder / "adapter" / "head.json").read_text(encoding="utf-8"))["labels"]
+    load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
+    base = load(nbtune.models.resolve("nbtune/tiny"), num_labels=len(labels), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, run.folder / "adapter").eval()
+    return model, transformers.AutoTokenizer.from_pretrained(run.folder / "adapter")
+
+
+def last(model: Any, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids])).logits[0]
+
+
+@pytest.mark.parametrize("center", [None, 0.1])
+def test_a_reward_models_first_loss(start: Any, center: float | None) -> None:
+    loss = {} if center is None else {"center_rewards": center}
+    run = start(rows=PAIRS, method="reward", loss=loss, batch_size=4, micro_batch_size=2, **STILL).wait()
+    model, tokenizer = asked(run, "SequenceClassification")
+    expected = []
+    for row in PAIRS:
+        r = []
+        for side in ("chosen", "rejected"):
+            chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+            ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+            r.append(last(model, ids)[0])
+        expected.append(-logsigmoid(r[0] - r[1] - row["margin"]) + (center or 0) * (r[0] + r[1]) ** 2)
+    assert run.history["loss"].iloc[0] == pytest.approx(float(sum(expected) / 4), rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_classifiers_first_loss(start: Any, packing: bool) -> None:
+    sizes = {"packing": True, "sequence_len": 128, "batch_size": 1} if packing else {"batch_size": 6}
+    run = start(rows=TEXTS, method="classification", **sizes, **STILL).wait()
+    model, tokenizer = asked(run, "SequenceClassification")
+    logits = torch.stack([last(model, tokenizer(row["text"]).input_ids) for row in TEXTS])
+    classes = torch.tensor([["bad", "good", "so"].index(row["label"]) for row in TEXTS])
+    assert run.history["loss"].iloc[0] == pytest.approx(float(cross_entropy(logits, classes)), rel=1e-5)
+    figures = run.latest(events.Step).metrics
+    assert figures["accuracy"] == pytest.approx(float((logits.argmax(-1) == classes).float().mean()))
+    found = logits.argmax(-1)
+    f1 = [2 * sum((found == k) & (classes == k)) / (sum(found == k) + sum(classes == k)) for k in range(3)]
+    assert figures["f1"] == pytest.approx(float(sum(f1)) / 3, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trls_reward_trainer_says_the_same(start: Any, tmp_path: Any) -> None:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    run = start(rows=PAIRS, method="reward", loss={"center_rewards": 0.1}, batch_size=4, **STILL).wait()
+    model, tokenizer = asked(run, "SequenceClassification")
+    asks = [[{"role": "user", "content": row["prompt"]}] for row in PAIRS]
+    told: list[dict[str, Any]] = []
+    for ask, row in zip(asks, PAIRS, strict=True):
+        sides = {k: [*ask, {"role": "assistant", "content": row[k]}] for k in ("chosen", "rejected")}
+        told.append({**sides, "margin": row["margin"]})
+    config = RewardConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, bf16=False, use_cpu=True, report_to="none",
+        disable_tqdm=True, gradient_checkpointing=False, center_rewards_coefficient=0.1, max_steps=1,
+    )  # fmt: skip
+    trainer = RewardTrainer(model, args=config, train_dataset=Dataset.from_list(told), processing_class=tokenizer)
+    loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    assert run.history["loss"].iloc[0] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_process_reward_models_first_loss(start: Any) -> None:
+    """Of all steps of the batch alike, however many a row has."""
+    run = start(rows=STEPS, method="prm", batch_size=4, micro_batch_size=1, **STILL).wait()
+    model, tokenizer = asked(run, "TokenClassification")
+    logits, truths = [], []
+    for row in STEPS:
+        text = row["prompt"]
+        for step, right in zip(row["completions"], row["labels"], strict=True):
+            text += f"{step}\n"
+            logits.append(last(model, tokenizer(text).input_ids)[-1])
+            truths.append(int(right))
+    expected = cross_entropy(torch.stack(logits), torch.tensor(truths))
+    assert run.history["loss"].iloc[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_it_is_saved_as_transformers_loads_it(start: Any, tmp_path: Any) -> None:
+    """Merged, and scored by the run itself; GGUF, answers and sample prompts are refused in a sentence."""
+    from transformers import AutoModelForSequenceClassification
+
+    run = start(rows=TEXTS, method="classification", steps=2, eval={"split": 0}).wait()
+    out = tmp_path / "merged"
+    run.export.merged(out, dtype="float32")
+    model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32).eval()
+    assert model.config.id2label == {0: "bad", 1: "good", 2: "so"}
+    _, tokenizer = asked(run, "SequenceClassification")
+    tokens = tokenizer(["It was good.", "So it was, very very bad"], return_tensors="pt", padding=True)
+    found = run.score(["It was good.", "So it was, very very bad"])
+    for told, expected in zip(found, model(**tokens).logits.softmax(-1).tolist(), strict=True):
+        assert list(told.values()) == pytest.approx(expected, abs=2e-3)
+    with pytest.raises(ExportError, match="a GGUF file has no place"):
+        run.export.gguf("q8_0")
+    with pytest.raises(TrainError, match="writes no answers"):
+        run.generate("Hello")
+    assert dict(run.plan.abilities.rows())["GGUF"].startswith("cannot be written")
+    with pytest.raises(SpecError, match="drop `samples`"):
+        start(rows=TEXTS, method="classification", samples=["Hi"])
+
+
+def test_all_weights_of_a_classifier(start: Any, tmp_path: Any) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    run = start(rows=TEXTS, method="classification", steps=2, adapter={"type": "full"}).wait()
+    run.export.merged(tmp_path / "merged", dtype="float32")
+    for folder in (run.folder / "adapter", tmp_path / "merged"):
+        model, told = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        assert not told["missing_keys"] | told["unexpected_keys"]
+        assert model.config.num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "said"),
+    [
+        ([{"text": "a b", "label": "x"}] * 3, {}, "all rows have the same label"),
+        ([{"text": "a b", "label": "x"}, {"text": "b c"}], {"labels": ["x", "y"]}, "`label` is missing"),
+        ([{"text": "a b", "label": "z"}, {"text": "b", "label": "x"}], {"labels": ["x", "y"]}, "none of x, y"),
+        ([{"text": "a b", "label": [1]}, {"text": "b c", "label": "x"}], {"labels": ["x", "y"]}, "not a label"),
+    ],
+)
+def test_labels_that_are_none(start: Any, rows: Any, fields: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        start(rows=rows, method="classification", steps=1, **fields).wait()
+
+
+def test_a_run_of_scores_goes_on_where_it_was(start: Any) -> None:
+    run = start(rows=TEXTS, method="classification", steps=3, batch_size=2, checkpoint={"every": 1}, seed=4).wait()
+    whole = run.history["loss"].tolist()
+    again = start(rows=TEXTS, method="classification", steps=3, batch_size=2, checkpoint={"every": 1}, seed=4, name="b")
+    again.wait()
+    assert again.history["loss"].tolist() == whole
+    again.resume(step=2).wait()
+    assert again.history["loss"].tolist() == pytest.approx(whole, rel=1e-6)
+
+
+GOOD, BAD = ("great", "lovely", "fine", "superb"), ("awful", "nasty", "poor", "dreadful")
+
+
+def said(chance: random.Random, good: bool) -> str:
+    thing = chance.choice(["ship", "meal", "song", "crew", "rope", "map", "wind"])
+    time = chance.choice(["today", "again", "indeed", "at noon", "last year"])
+    return f"The {thing} was {chance.choice(GOOD if good else BAD)} {time}, number {chance.randrange(1000)}."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("method", ["reward", "classification", "prm"])
+def test_a_known_answer_is_reached(start: Any, method: str, seed: int) -> None:
+    """Of 60 held-out rows 95 % are ranked, named or judged right."""
+    chance = random.Random(seed)
+    if method == "reward":
+        rows: Any = [
+            {"prompt": "How was it?", "chosen": said(chance, True), "rejected": said(chance, False)} for _ in range(200)
+        ]
+    elif method == "classification":
+        rows = [{"text": said(chance, k % 2 == 1), "label": "good" if k % 2 else "bad"} for k in range(260)]
+    else:
+        rows = []
+        for _ in range(200):
+            right = [chance.random() < 0.5 for _ in range(3)]
+            rows.append({"prompt": "Praise.", "completions": [said(chance, one) for one in right], "labels": right})
+    run = start(
+        rows=rows, method=method, steps=60, batch_size=16, seed=seed, learning_rate=2e-3, eval={"split": 0.3}
+    ).wait()
+    told = run.latest(events.Eval).metrics
+    assert told["accuracy"] >= 0.95
+    assert told.get("f1", 1.0) >= 0.95
