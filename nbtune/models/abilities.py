@@ -129,6 +129,8 @@ class Abilities(BaseModel):
 
 def _counted(blocks: Blocks) -> str:
     layers = "1 layer" if blocks.count == 1 else f"{blocks.count} layers"
+    if blocks.what == "experts":
+        return f"the experts of {layers}"
     return layers if blocks.what == "layers" else f"the {blocks.what}"
 
 

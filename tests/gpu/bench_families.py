@@ -2,9 +2,11 @@
 
     python tests/gpu/bench_families.py gemma2-9b nbtune
     python tests/gpu/bench_families.py falcon-7b hf --steps 3
+    python tests/gpu/bench_families.py qwen3-30b-a3b-8 nbtune --no-graphs
 
-Random weights, LoRA r = 16 on all linear layers, 4 rows of 2,048 tokens; nbtune's own step (recorded) beside a plain
-loop of stock transformers and peft that computes its layers again. Medians; the device is awaited after each step.
+Random weights, LoRA r = 16 on all linear layers and experts, 4 rows of 2,048 tokens; nbtune's own step (recorded)
+beside a plain loop of stock transformers and peft that computes its layers again. Medians; the device is awaited after
+each step.
 """
 
 from __future__ import annotations
@@ -38,6 +40,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 32, "vocab_size": 100352,
     }),
+    "qwen3-30b-a3b-8": ("qwen3_moe", {  # 8 of its 48 layers; LoRA on the experts too: 107 M
+        "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": 8,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
+        "num_experts_per_tok": 8, "norm_topk_prob": True, "vocab_size": 151936, "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }),
     "llama-8b": ("llama", {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
@@ -47,10 +55,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def model_of(shape: str, device: torch.device) -> Any:
     """A model of that shape with random weights and a LoRA."""
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig
 
+    from nbtune.models.adapters import add_adapter
     from nbtune.models.loading import from_config
+    from nbtune.spec import AdapterSpec
 
     kind, fields = SHAPES[shape]
     config = AutoConfig.for_model(kind, **fields, bos_token_id=0, eos_token_id=1, pad_token_id=2)
@@ -60,18 +69,17 @@ def model_of(shape: str, device: torch.device) -> Any:
     torch.manual_seed(0)
     model = from_config(config, dtype=torch.bfloat16, device=device)
     model.config.use_cache = False
-    lora = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, lora).train()
+    return add_adapter(model, AdapterSpec(r=16), seed=0).train()  # peft's own modules
 
 
-def stepper(model: Any, who: str, policy: Any) -> tuple[Any, list[str]]:
+def stepper(model: Any, who: str, policy: Any, graphs: bool = True) -> tuple[Any, list[str]]:
     """A function of ids that takes a step and returns its loss, and what was accelerated."""
     if who == "nbtune":
         from nbtune.models.accelerate import apply
         from nbtune.models.cuda_graph_step import TrainStep
 
         patch = apply(model, policy)
-        step = TrainStep(model, patch)
+        step = TrainStep(model, patch, graphs=graphs)
 
         def ours(ids: Tensor) -> Tensor:
             loss = step.accumulate({"input_ids": ids, "labels": ids}, first=True)
@@ -98,12 +106,15 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("who", choices=("nbtune", "hf"))
     parser.add_argument("--policy", default="keep")
+    parser.add_argument(
+        "--no-graphs", dest="graphs", action="store_false", help="launch each kernel, as for stock layers"
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=3)
     args = parser.parse_args()
     device = torch.device("cuda", 0)
     model = model_of(args.shape, device)
-    step, lines = stepper(model, args.who, args.policy)
+    step, lines = stepper(model, args.who, args.policy, args.graphs)
     generator = torch.Generator().manual_seed(1)
     vocabulary = model.config.vocab_size
     batches = [torch.randint(3, vocabulary, (4, 2048), generator=generator).to(device) for _ in range(4)]

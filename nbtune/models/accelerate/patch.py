@@ -12,6 +12,7 @@ from nbtune.device import empty_cache
 from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_of
 from nbtune.models.accelerate.detect import causal_lm, decoder, decoder_layers, find_layer
+from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, words
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
 from nbtune.models.accelerate.layer_calls import Call, calls_of, marked
 from nbtune.models.accelerate.layer_placement import Mover, move_all_but, mover_of
@@ -155,6 +156,8 @@ def apply(
             stock = tiny_losses(lm)
     _take_norm(inner, patch)
     _take_head(lm, inner, patch)
+    if not weights.shards:
+        _take_experts(inner, patch, believe)
     ours = tiny_losses(lm, patch.layers) if patch.undo else stock
     limit = max(tolerance(_dtype(lm)), _ROUNDED_LOSS if weights.eight_bit else 0.0)
     for is_, true in zip(ours, stock, strict=True):
@@ -294,7 +297,22 @@ def _describe(layer: Layer) -> str:
     return f"{shape}, {kind}{layer.act} MLP of {layer.down.inputs}{side}, {trained}, stacked"
 
 
-# ---------------------------------------------------------------- norm and head
+# ---------------------------------------------------------------- experts, norm and head
+
+
+def _take_experts(inner: nn.Module, patch: Patch, believe: bool) -> None:
+    """Put products by groups onto the experts of layers that are left as they are."""
+    probe = Probe()
+    for name, layer in decoder_layers(inner):
+        if name in patch.report.taken:
+            continue
+        place = name.replace("layers", "experts")
+        for outer, block in experts_of(layer, probe, believe):
+            if isinstance(block, str):
+                patch.report.left[place] = block
+                continue
+            patch.replace(outer, experts_forward(outer, block))
+            patch.report.taken[place] = words(block)
 
 
 def _take_norm(inner: nn.Module, patch: Patch) -> None:

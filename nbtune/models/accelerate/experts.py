@@ -1,0 +1,108 @@
+"""Puts nbtune's products by groups in the place of experts that compute the same, compared on a few tokens."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbtune.models.accelerate.norms import relative_error, tolerance
+from nbtune.models.experts.block import Experts
+from nbtune.models.experts.find import experts_in, is_switched_on, stock_of
+
+_TOKENS = 24
+
+
+class Probe:
+    """Compares experts with their stock forward; of modules that are alike, outputs of each and gradients of one."""
+
+    def __init__(self) -> None:
+        self._seen: set[Any] = set()
+
+    def disagrees(self, outer: nn.Module, block: Experts) -> str:
+        """Return by how much they differ, or "": they agree."""
+        like = block.up.weight
+        x, index, weights, grad = _inputs(block, like)
+        kind = (type(outer), block.act, like.shape, block.down.weight.shape, len(block.parameters()))
+        with _filled(block), torch.enable_grad():
+            runs = []
+            for run in (outer.forward, block):
+                of = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
+                try:
+                    out = run(of[0], index, of[1])
+                except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as e:
+                    return f"it could not be run by itself ({type(e).__name__})"
+                wanted = [] if kind in self._seen else [*of, *block.parameters()]
+                runs.append([out, *(torch.autograd.grad(out, wanted, grad) if wanted else ())])
+        for number, (true, ours) in enumerate(zip(*runs, strict=True)):
+            error = relative_error(ours, true)
+            if not error <= tolerance(like.dtype):
+                what = f"gradient {number - 1}" if number else "its output"
+                return f"the probe disagrees: {what} is off by {error:.1e} of its size"
+        self._seen.add(kind)
+        return ""
+
+
+def experts_forward(outer: Any, block: Experts) -> Callable[..., Tensor]:
+    """Return the forward to put onto the module: stock where its adapter is switched off."""
+    stock = outer.forward
+    signature = inspect.signature(stock_of(outer).forward)
+
+    def forward(*args: Any, **named: Any) -> Tensor:
+        hidden, index, weights = signature.bind(*args, **named).args
+        if not is_switched_on(outer) or hidden.dim() != 2 or hidden.dtype != block.up.weight.dtype:
+            return stock(*args, **named)  # type: ignore[no-any-return]
+        return block(hidden, index, weights)
+
+    return forward
+
+
+def words(block: Experts) -> str:
+    """Return what was taken, for people."""
+    ranks = [len(s.parameters()[0]) // len(s.weight) for s in (block.up, block.down) if s.lora is not None]
+    trained = f"LoRA of rank {max(ranks)}" if ranks else "frozen"
+    return f"{len(block.up.weight)} experts of {block.down.matrices.shape[2]}, products by groups, {trained}"
+
+
+def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> list[tuple[nn.Module, Experts | str]]:
+    """Return each module of experts of a layer, with its block, or with the reason why it is left alone.
+
+    Args:
+        believe: take what is understood without a comparison.
+    """
+    found: list[tuple[nn.Module, Experts | str]] = []
+    for _, outer, block in experts_in(layer):
+        reason = block if isinstance(block, str) else "" if believe else probe.disagrees(outer, block)
+        found.append((outer, reason or block))
+    return found
+
+
+def _inputs(block: Experts, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return hidden states, a choice of two experts (or the only one) a token, its weights, and an output's gradient."""
+    generator = torch.Generator().manual_seed(1)
+    experts, hidden = len(like), block.up.matrices.shape[2]
+    scores = torch.rand(_TOKENS, experts, generator=generator)
+    weights, index = scores.topk(min(2, experts))
+    x, grad = (torch.randn(_TOKENS, hidden, generator=generator) for _ in range(2))
+    made = (x, weights, grad)
+    x, weights, grad = (t.to(like.device, like.dtype) for t in made)
+    return x, index.to(like.device), weights, grad
+
+
+@contextmanager
+def _filled(block: Experts) -> Iterator[None]:
+    """Fill LoRA's B, zero at the start, with random numbers for a while."""
+    every = block.parameters()[1::2]
+    kept = [b.detach().clone() for b in every]
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for b in every:
+            b.copy_(torch.randn(b.shape, generator=generator) * 0.02)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, before in zip(every, kept, strict=True):
+                b.copy_(before)
