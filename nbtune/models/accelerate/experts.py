@@ -80,7 +80,7 @@ def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> list[tuple[nn.M
 
 
 def _inputs(block: Experts, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return hidden states, a choice of two experts (or the only one) a token, its weights, and an output's gradient."""
+    """Return hidden states, two experts (or the only one) for each token, their weights, and a gradient."""
     generator = torch.Generator().manual_seed(1)
     experts, hidden = len(like), block.up.matrices.shape[2]
     scores = torch.rand(_TOKENS, experts, generator=generator)
