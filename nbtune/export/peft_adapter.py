@@ -148,7 +148,7 @@ class AdapterFile:
     def _scale(self, name: str, target: Target) -> float:
         """Return LoRA's factor: alpha/r, or alpha/√r for rsLoRA; alpha may be given by a pattern of the
         module's name."""
-        rank = self.weights.shape(target.a)[0] // max(1, target.experts)
+        rank = self._rank(target)
         alpha = float(self.config.get("lora_alpha") or 8)
         module = name.rpartition(".")[0]
         for pattern, value in (self.config.get("alpha_pattern") or {}).items():
@@ -156,6 +156,13 @@ class AdapterFile:
                 alpha = float(value)
                 break
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def rank(self, name: str) -> int:
+        """Return the inner size of the factors for a weight."""
+        return self._rank(self.targets[name])
+
+    def _rank(self, target: Target) -> int:
+        return self.weights.shape(target.a)[0] // max(1, target.experts)
 
     def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise ExportError unless this adapter's part for `name` fits a weight of `shape`."""

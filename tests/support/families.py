@@ -73,6 +73,36 @@ CASES = {
     ),
     "qwen3": Case("Qwen3Config", {**SIZES, "head_dim": 32}, "qwen2"),
     "qwen3 moe": Case("Qwen3MoeConfig", {**SIZES, **EXPERTS, "num_experts": 4, "norm_topk_prob": True}, "qwen2"),
+    "olmoe": Case(
+        "OlmoeConfig",
+        {**SIZES, "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2},
+        "dbrx",
+    ),
+    "granite moe": Case(
+        "GraniteMoeConfig",
+        {
+            **SIZES,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+        "digits",
+    ),
+    "gpt-oss": Case(
+        "GptOssConfig",
+        {
+            **SIZES,
+            "head_dim": 32,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_parameters": YARN,
+        },
+        "llama3",
+    ),
     "phi 1, 2": Case("PhiConfig", {**SIZES, "num_key_value_heads": 4, "partial_rotary_factor": 0.5}, "gpt2"),
     "phi 3": Case("Phi3Config", {**SIZES, "pad_token_id": 0}, "sentencepiece"),
     "phi 3 long": Case(
@@ -227,7 +257,7 @@ the last column is the difference from transformers *with that GELU*: what the t
 
 Written by `python -m tests.support.families`; `tests/export/gguf/test_families.py` checks the same.
 A family that is not here is refused before any work, and so is a config that llama.cpp would run otherwise.
-llama.cpp runs the sliding windows of Gemma only. Of other families (Mistral, Mixtral, Phi-3, Qwen with
+llama.cpp runs the sliding windows of Gemma and gpt-oss only. Of other families (Mistral, Mixtral, Phi-3, Qwen with
 `use_sliding_window`) the file's context ends where the window does, and the export says so: up to there the numbers are
 the same. A window of less than 256 tokens is refused.
 """

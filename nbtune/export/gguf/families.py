@@ -15,24 +15,14 @@ from typing import Any
 import torch
 
 from nbtune.errors import ExportError
+from nbtune.export.gguf.experts import is_stack, single_expert, split_stack
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.rope import rope_metadata, rope_tensors
-from nbtune.export.gguf.tensors import GgufTensor, half_of_fused, mapped, permuted, plain, stacked
+from nbtune.export.gguf.tensors import GgufTensor, mapped, permuted, plain, stacked
 from nbtune.export.merge import MergedModel
 
-_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 # Buffers that old checkpoints hold, and that are computed.
 _COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
-_EXPERT = re.compile(r"^(?P<start>.*\.)experts\.(?P<index>\d+)\.(?P<kind>\w+)\.weight$")
-_FUSED_EXPERTS = re.compile(r"^(?P<start>.*\.)experts\.(?P<kind>gate_up_proj|down_proj)$")
-_EXPERT_KINDS = {
-    "w1": "ffn_gate_exps",
-    "w2": "ffn_down_exps",
-    "w3": "ffn_up_exps",
-    "gate_proj": "ffn_gate_exps",
-    "down_proj": "ffn_down_exps",
-    "up_proj": "ffn_up_exps",
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class Family:
         norm_plus_one: norms are stored as w, and computed with 1 + w.
         layer_norm: norms are LayerNorms (their epsilon has another key).
         change: weights that need a family's own treatment: the family's function of (model, config, source, name).
-        moe: experts are stacked.
+        moe: experts are stacked. in_turn: their stacks lie turned, with gates and ups in turn.
         window, unsaid_window: whether its layers see a window of the text, see `Config.window`.
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
@@ -61,6 +51,7 @@ class Family:
     layer_norm: bool = False
     change: Callable[[MergedModel, Config, str, str], GgufTensor | None] | None = None
     moe: bool = False
+    in_turn: bool = False
     window: str = ""
     unsaid_window: int = 0
     windows: bool = False
@@ -103,12 +94,18 @@ class Family:
 
     def notes(self, config: Config) -> tuple[str, ...]:
         """Return what a person should know of the file."""
-        if (tokens := self.context(config)) == config.context:
-            return ()
-        return (
-            f"its context is {tokens} tokens, not {config.context}: the model has a sliding window of {tokens}, which "
-            f"llama.cpp's {self.arch!r} does not run",
-        )
+        notes = []
+        if config.rope().get("truncate") is False:
+            notes.append(
+                "llama.cpp rounds where its rotary scaling begins and ends, and the model does not: far into a text it "
+                "turns some angles otherwise, as it does for everybody's files of this family"
+            )
+        if (tokens := self.context(config)) != config.context:
+            notes.append(
+                f"its context is {tokens} tokens, not {config.context}: the model has a sliding window of {tokens}, "
+                f"which llama.cpp's {self.arch!r} does not run"
+            )
+        return tuple(notes)
 
     def tensors(self, config: Config, model: MergedModel) -> list[GgufTensor]:
         """Return the file's tensors, in order.
@@ -125,11 +122,8 @@ class Family:
         for source in model.names:
             if _COMPUTED.search(source) or (config.tied and source == "lm_head.weight"):
                 continue
-            expert = _EXPERT.match(source)
-            if self.moe and expert and expert["kind"] in _EXPERT_KINDS:
-                block = _LAYER.search(source)
-                key = f"blk.{block[1] if block else 0}.{_EXPERT_KINDS[expert['kind']]}.weight"
-                experts.setdefault(key, {})[int(expert["index"])] = source
+            if self.moe and (expert := single_expert(source)):
+                experts.setdefault(expert[0], {})[expert[1]] = source
                 continue
             made += self._one(config, model, names, source)
         made += [stacked(model, [found[i] for i in sorted(found)], key) for key, found in experts.items()]
@@ -137,16 +131,8 @@ class Family:
         return sorted(made, key=_order)
 
     def _one(self, config: Config, model: MergedModel, names: Any, source: str) -> list[GgufTensor]:
-        fused = _FUSED_EXPERTS.match(source)
-        if self.moe and fused:
-            block = _LAYER.search(source)
-            start = f"blk.{block[1] if block else 0}"
-            if fused["kind"] == "down_proj":
-                return [plain(model, source, f"{start}.ffn_down_exps.weight")]
-            return [
-                half_of_fused(model, source, f"{start}.ffn_gate_exps.weight", second=False),
-                half_of_fused(model, source, f"{start}.ffn_up_exps.weight", second=True),
-            ]
+        if self.moe and is_stack(source):
+            return split_stack(model, source, in_turn=self.in_turn)
         name = self._name(names, source)
         if name is None:
             raise ExportError(
@@ -232,6 +218,25 @@ def _change_qwen2_moe(model: MergedModel, config: Config, source: str, name: str
     if name.endswith("ffn_gate_inp_shexp.weight"):
         return mapped(model, source, name, lambda weight: weight.flatten(), shape=(config.hidden,))
     return None
+
+
+def _check_olmoe(config: Config) -> None:
+    _check_llama(config)
+    _refuse(config, bool(config.get("norm_topk_prob")), "norm_topk_prob is on")
+    _refuse(config, config.kv_heads != config.heads, "several queries share a key")
+    _refuse(config, config.get("clip_qkv") is not None, "it clips queries, keys and values")
+
+
+def _check_gpt_oss(config: Config) -> None:
+    gate = float(config.get("swiglu_alpha", default=1.702)), float(config.get("swiglu_limit", default=7.0))
+    _refuse(config, gate != (1.702, 7.0), "its gate's alpha and limit are not 1.702 and 7")
+    usual = ["full_attention" if i % 2 else "sliding_attention" for i in range(config.layers)]
+    _refuse(config, list(config.get("layer_types", default=usual)) != usual, "its windows are not every other layer's")
+
+
+def _extra_gpt_oss(config: Config, writer: Any) -> None:
+    writer.add_sliding_window(int(config.need("sliding_window")))
+    writer.add_expert_feed_forward_length(int(config.need("intermediate_size")))
 
 
 def _check_gemma(config: Config) -> None:
@@ -338,11 +343,22 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family("gemma2", check=_check_gemma_scale, extra=_extra_gemma2, norm_plus_one=True, windows=True),
     "gemma3_text": Family("gemma3", check=_check_gemma3, extra=_extra_gemma3, norm_plus_one=True, windows=True),
     "granite": Family("granite", check=_check_llama, extra=_extra_granite, permute=True),
+    "granitemoe": Family("granitemoe", check=_check_llama, extra=_extra_granite, permute=True, moe=True),
+    "gpt_oss": Family(
+        "gpt-oss",
+        check=_check_gpt_oss,
+        extra=_extra_gpt_oss,
+        moe=True,
+        in_turn=True,
+        windows=True,
+        names={r"model\.layers\.(\d+)\.self_attn\.sinks": r"blk.\1.attn_sinks.weight"},
+    ),
     "llama": LLAMA,
     "mistral": replace(LLAMA, window="always", unsaid_window=4096),
     "mixtral": replace(LLAMA, moe=True, window="always"),
     "mpt": Family("mpt", check=_check_mpt, extra=_extra_mpt, layer_norm=True, rope=False),
     "olmo2": Family("olmo2", check=_check_llama),
+    "olmoe": Family("olmoe", check=_check_olmoe, moe=True),
     "phi": Family("phi2", check=_check_phi, layer_norm=True),
     "phi3": Family("phi3", check=_check_llama, extra=_sliding, window="always"),
     "qwen2": Family("qwen2", check=_check_llama, **_SWITCHED),

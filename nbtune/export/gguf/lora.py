@@ -14,6 +14,7 @@ import torch
 from nbtune.atomic_io import replace_file
 from nbtune.disk import check_space
 from nbtune.errors import ExportError
+from nbtune.export.gguf.experts import is_stack, single_factors
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.general import Size, write_general
 from nbtune.export.gguf.hf_config import Config
@@ -28,9 +29,16 @@ from nbtune.export.source import ExportedFile, ExportSource, must_write_text, sa
 class _Factors:
     """One side (A or B) of every LoRA pair, under the base weights' names: what a family takes for a model."""
 
-    def __init__(self, source: ExportSource, adapter: AdapterFile, side: int, scales: dict[str, float]) -> None:
-        self.source, self.names = source, sorted(scales)
-        self._tensors = {name: adapter.factors(name)[side] * (scales[name] if side else 1.0) for name in scales}
+    def __init__(
+        self, source: ExportSource, adapter: AdapterFile, side: int, scales: dict[str, float], in_turn: bool
+    ) -> None:
+        self.source = source
+        self._tensors: dict[str, torch.Tensor] = {}
+        for name, scale in scales.items():
+            pair = adapter.factors(name)
+            parts = single_factors(name, *pair, in_turn=in_turn) if is_stack(name) else {name: pair}
+            self._tensors |= {at: found[side] * (scale if side else 1.0) for at, found in parts.items()}
+        self.names = sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
@@ -71,12 +79,12 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     adapter.weights.must_be_finite()
     config = Config(model.config, str(source.base / "config.json"))
     family = family_of(config)
-    alphas = {name: target.scale * adapter.weights.shape(target.a)[0] for name, target in adapter.targets.items()}
+    alphas = {name: target.scale * adapter.rank(name) for name, target in adapter.targets.items()}
     alpha = next(iter(alphas.values()))
     scales = {name: value / alpha for name, value in alphas.items()}
-    b = family.tensors(config, _Factors(source, adapter, 1, scales))  # type: ignore[arg-type]
+    b = family.tensors(config, _Factors(source, adapter, 1, scales, family.in_turn))  # type: ignore[arg-type]
     plain = dataclasses.replace(family, permute=False, change=None)
-    a = plain.tensors(config, _Factors(source, adapter, 0, scales))  # type: ignore[arg-type]
+    a = plain.tensors(config, _Factors(source, adapter, 0, scales, family.in_turn))  # type: ignore[arg-type]
     pairs = _pairs(a, b)
     path = out / f"{safe_name(name or source.name)}-lora-{encoding.lower()}.gguf"
     check_space(out, sum(tensor.numel * 4 for tensor in pairs), ExportError)

@@ -48,7 +48,8 @@ def _refuse_odd_yarn(config: Config, rope: dict[str, Any]) -> None:
     usual = {"beta_fast": 32, "beta_slow": 1}
     odd = [key for key, value in usual.items() if rope.get(key) not in (None, value)]
     odd += [key for key in ("mscale", "mscale_all_dim", "attention_factor") if rope.get(key) is not None]
-    if odd or rope.get("truncate") is False:
+    untruncated = rope.get("truncate") is False and config.model_type != "gpt_oss"  # of which a note speaks
+    if odd or untruncated:
         raise ExportError(
             f"yarn scaling with its own {', '.join(odd) or 'truncate'} is not known",
             place=config.place,

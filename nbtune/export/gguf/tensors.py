@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from nbtune.export.merge import MergedModel
-from nbtune.export.safetensors_reader import rows_per_chunk
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,20 +78,6 @@ def stacked(model: MergedModel, sources: list[str], name: str) -> GgufTensor:
             yield from model.chunks(source)
 
     return GgufTensor(name, (len(sources), *model.shape(sources[0])), chunks)
-
-
-def half_of_fused(model: MergedModel, source: str, name: str, second: bool) -> GgufTensor:
-    """Return the gate (first) or up (second) half of experts' fused weight (experts, 2·rows, columns)."""
-    experts, both, columns = model.shape(source)
-    rows = both // 2
-
-    def chunks() -> Iterator[torch.Tensor]:
-        step = rows_per_chunk((experts, both, columns))
-        for start in range(0, experts, step):
-            part = model.rows(source, start, min(start + step, experts))
-            yield part[:, rows:] if second else part[:, :rows]
-
-    return GgufTensor(name, (experts, rows, columns), chunks)
 
 
 def constant(name: str, values: torch.Tensor) -> GgufTensor:

@@ -95,6 +95,8 @@ def test_caps_of_logits_are_those_of_the_config(
         ("LlamaConfig", {"hidden_act": "gelu"}, "the activation is not silu"),
         ("Gemma2Config", {"query_pre_attn_scalar": 17, "head_dim": 32}, "query_pre_attn_scalar"),
         ("Qwen3MoeConfig", {**EXPERTS, "num_experts": 4, "norm_topk_prob": False}, "norm_topk_prob is off"),
+        ("OlmoeConfig", {"num_key_value_heads": 4, "num_experts": 4, "clip_qkv": 8.0}, "it clips queries"),
+        ("GptOssConfig", {"num_local_experts": 4, "swiglu_limit": 5.0}, "alpha and limit"),
         ("FalconConfig", {"alibi": True, "num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64}, "ALiBi"),
     ],
 )
@@ -108,6 +110,19 @@ def test_a_config_that_llama_cpp_would_run_otherwise_is_refused(
     save_model(made, tmp_path / "model")
     with pytest.raises(ExportError, match=words):
         export_gguf(ExportSource(tmp_path / "model", tokenizer=folder), ["f32"], tmp_path / "out")
+
+
+def test_an_angle_that_llama_cpp_rounds_is_said(tmp_path: Path, tokenizers: Callable[[str], tuple[Path, Any]]) -> None:
+    """gpt-oss as it is published: `truncate` is off, and llama.cpp does not know that."""
+    from transformers import GptOssConfig
+
+    case = CASES["gpt-oss"]
+    folder, tokenizer = tokenizers(case.tokenizer)
+    rope = {**case.options["rope_parameters"], "truncate": False}
+    config = GptOssConfig(vocab_size=len(tokenizer), **{**case.options, "rope_parameters": rope})
+    save_model(config, tmp_path / "model")
+    file = export_gguf(ExportSource(tmp_path / "model", tokenizer=folder), ["f32"], tmp_path)[0]
+    assert any("rotary scaling" in note for note in file.notes)
 
 
 WINDOWED: dict[str, dict[str, Any]] = {
