@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def grouped_rows(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Multiply each row with its group's matrix.
+    """Return each row times its group's matrix.
 
     Args:
         x: `[S, K]`, sorted by group.

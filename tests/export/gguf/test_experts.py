@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from nbtune.export import ExportSource, LlamaRunner, export_adapter_gguf, export_gguf
+from nbtune.export import ExportSource, export_adapter_gguf, export_gguf
 from nbtune.models.adapters import add_adapter, save_adapter
 from nbtune.spec import AdapterSpec
 from tests.support.families import CASES, LIMIT, family_tokenizer
-from tests.support.llama import llama_library
+from tests.support.llama import LlamaOracle, llama_library
 from tests.support.tiny_models import save_model
 
 SAMPLE = ("mixtral", "gpt-oss")
@@ -21,7 +21,7 @@ MIXTURES = (*SAMPLE, "granite moe", "olmoe", "qwen3 moe")
 
 
 def logits(path: Path, tokens: list[int], adapter: Path | None = None) -> np.ndarray:
-    with LlamaRunner(path, library=llama_library(), n_ctx=64) as llama:
+    with LlamaOracle(path, library=llama_library(), n_ctx=64) as llama:
         if adapter is not None:
             llama.use_adapter(adapter)
         return llama.logits(tokens)
