@@ -11,8 +11,8 @@ from nbtune.widgets.row_inspection import Inspection
 from nbtune.widgets.sanitize import clean
 
 SHOWN = 3
-_READ_BY = ("model", "tokenizer", "data", "method", "sequence_len", "eval", "seed", "trust_remote_code")
-_READ_BY += ("chat_template",)
+_OF_MODEL = ("model", "tokenizer", "trust_remote_code", "chat_template")
+_READ_BY = (*_OF_MODEL, "data", "method", "sequence_len", "eval", "seed")
 _MASKED_BY = ("train_on", "train_spans", "overflow", "thinking", "terminators", "on_error")
 _SUMMARY = ("rows", "examined", "sources", "findings", "tokens", "trained_tokens", "longest", "max_len", "train_on")
 
