@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from nbtune.disk import disk_errors
 from nbtune.errors import ExportError, HubError, NbtuneError, TrainError
 from nbtune.events import Export
 from nbtune.export.llama_runner import find_llama, no_llama
+from nbtune.export.saying import CANCELLED, ExportCancelled, Said, ShouldStop
 from nbtune.export.source import ExportedFile, ExportSource, Progress
 from nbtune.store.event_log import add_event
 from nbtune.store.folder import placed, refuse_outside
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.store.run_reader import RunReader
-
-_OFTEN = 1.0  # seconds between two events of an export's progress
 
 
 class Exporter:
@@ -88,11 +86,16 @@ class Exporter:
         with self._said("adapter gguf") as said:
             return said.made(write_lora_gguf(self.source(), self._out(out), self._run.name))
 
-    def merged(self, out: str | Path | None = None, *, dtype: str = "auto") -> ExportedFile:
-        """Write base and adapter as a transformers folder; `dtype` auto (the base's), bfloat16, float16 or float32."""
+    def merged(
+        self, out: str | Path | None = None, *, dtype: str = "auto", should_stop: ShouldStop | None = None
+    ) -> ExportedFile:
+        """Write base and adapter as a transformers folder; `dtype` auto (the base's), bfloat16, float16 or float32.
+
+        `should_stop` is asked while it is written: then nothing stays (`ExportCancelled`).
+        """
         from nbtune.export.merge import write_merged
 
-        with self._said("merged") as said:
+        with self._said("merged", should_stop=should_stop) as said:
             return said.made(write_merged(self.source(), self._out(out, "merged"), dtype, progress=said.progress))
 
     def gguf(
@@ -102,6 +105,7 @@ class Exporter:
         progress: Progress | None = None,
         importance: bool = False,
         verify: bool | None = None,
+        should_stop: ShouldStop | None = None,
     ) -> list[ExportedFile]:
         """Write GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named.
 
@@ -113,7 +117,9 @@ class Exporter:
             verify: let llama.cpp read the run's held-out rows with each file, and compare it with the trained model:
                 same tokens, perplexity, answers. None: where there is a llama.cpp and memory for the model. What was
                 found is each file's `quality`, and in the table of exports.
+            should_stop: asked between tensors: then no file stays. A whole file stays, also where it is not compared.
         Raises:
+            ExportCancelled: `should_stop` said so.
             ExportError: the model cannot be exported so; with verify=True also: it cannot be compared.
             DataError: the run's rows are gone, where they are needed.
         """
@@ -121,20 +127,23 @@ class Exporter:
 
         _need_llama(verify)
         wanted = list(types) or ["q8_0"]
-        with self._said(f"gguf {' '.join(wanted)}", progress) as said:
+        with self._said(f"gguf {' '.join(wanted)}", progress, should_stop=should_stop) as said:
             source = self.source()
             felt = self._felt(source) if importance else None
+            said.go_on()
             where, name = self._out(out), self._run.name
             files = write_gguf(source, wanted, where, name, importance=felt, progress=said.progress)
             for file in files:
                 said.made(file)
-        return self._judged(files, source, verify)
+        return self._judged(files, source, verify, should_stop=should_stop)
 
-    def ollama(self, type: str = "q8_0", out: str | Path | None = None) -> ExportedFile:
-        """Write a folder that `ollama create` takes: GGUF, Modelfile and the commands."""
+    def ollama(
+        self, type: str = "q8_0", out: str | Path | None = None, *, should_stop: ShouldStop | None = None
+    ) -> ExportedFile:
+        """Write a folder that `ollama create` takes: GGUF, Modelfile and the commands; `should_stop` as of `gguf`."""
         from nbtune.export.ollama import export_ollama
 
-        with self._said("ollama") as said:
+        with self._said("ollama", should_stop=should_stop) as said:
             return said.made(export_ollama(self.source(), self._out(out, "ollama"), type, progress=said.progress))
 
     def card(self, repo_id: str, what: str, facts: Mapping[str, Any]) -> str:
@@ -155,18 +164,20 @@ class Exporter:
         types: Sequence[str] = ("q8_0",),
         importance: bool = False,
         verify: bool | None = None,
+        should_stop: ShouldStop | None = None,
         **options: Any,
     ) -> str:
         """Push, see ``run.push_to_hub``; `facts` are of the card that is written where none is given."""
         from nbtune.export.hub_upload import check_push
 
         _need_llama(verify)
-        with self._said("push", path=repo_id) as said:
+        with self._said("push", path=repo_id, should_stop=should_stop) as said:
             source = self.source()
             check_push(repo_id, private=private, create_pr=bool(options.get("create_pr")))
             felt = self._felt(source) if importance and what == "gguf" else None
+            said.go_on()
             told = {"progress": said.progress, "importance": felt, **options}
-            judge = lambda files: self._judged(files, source, verify, tell=False)  # noqa: E731
+            judge = lambda files: self._judged(files, source, verify, tell=False, should_stop=should_stop)  # noqa: E731
             url = push(
                 source, repo_id, what=what, types=types, private=private, card=facts(), text=card, judge=judge, **told
             )
@@ -180,11 +191,17 @@ class Exporter:
         return held_importance(source, held_rows(self._run.folder))
 
     def _judged(
-        self, files: list[ExportedFile], source: ExportSource, verify: bool | None, *, tell: bool = True
+        self,
+        files: list[ExportedFile],
+        source: ExportSource,
+        verify: bool | None,
+        *,
+        tell: bool = True,
+        should_stop: ShouldStop | None = None,
     ) -> list[ExportedFile]:
         from nbtune.export.verification import prove_run
 
-        if verify is False:
+        if verify is False or (should_stop is not None and should_stop()):
             return files
         prompts, told = list(self._run.spec.samples)[:3], self._tell if tell else None
         return prove_run(files, source, self._run.folder, prompts=prompts, must=bool(verify), told=told)
@@ -196,12 +213,17 @@ class Exporter:
         return self._run.folder / "exports" / name
 
     @contextmanager
-    def _said(self, kind: str, progress: Progress | None = None, path: str = "") -> Iterator[_Said]:
+    def _said(
+        self, kind: str, progress: Progress | None = None, path: str = "", should_stop: ShouldStop | None = None
+    ) -> Iterator[Said]:
         """Say as events that something is being made, how far it is, and what went wrong with it."""
         self._log(Export(kind=kind, path=path, done=0.0))
         try:
             with disk_errors(ExportError, place=path or kind):
-                yield _Said(self, kind, path, progress)
+                yield Said(self._log, self._tell, kind, path, progress, should_stop)
+        except ExportCancelled:
+            self._log(Export(kind=kind, path=path, detail=CANCELLED))
+            raise
         except NbtuneError as error:
             self._log(Export(kind=kind, path=path, detail=str(error)))
             raise
@@ -222,27 +244,6 @@ class Exporter:
             kind=file.type, path=shown, bytes=file.bytes, seconds=file.seconds, detail=detail, quality=figures
         )
         self._log(event)
-
-
-class _Said:
-    """Say the events of one export."""
-
-    def __init__(self, exporter: Exporter, kind: str, path: str, also: Progress | None) -> None:
-        self._exporter, self._kind, self._path, self._also = exporter, kind, path, also
-        self._last = time.monotonic()
-
-    def made(self, file: ExportedFile) -> ExportedFile:
-        self._exporter._tell(file)
-        return file
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        if self._also:
-            self._also(done, total, what)
-        now = time.monotonic()
-        if now - self._last < _OFTEN:
-            return
-        self._last, share = now, min(done / max(total, 1), 0.999)
-        self._exporter._log(Export(kind=self._kind, path=self._path, done=share))
 
 
 def take_home(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.child_process import ChildDied, ChildProcess, ChildSilent, ParentProcess
-from nbtune.errors import HubError
+from nbtune.errors import HubError, NbtuneError
 from nbtune.export.hub_errors import explain, is_transient, retry_after, status_of
 from nbtune.untrusted import refuse_links
 
@@ -94,6 +94,17 @@ def check_push(repo_id: str, *, private: bool = True, create_pr: bool = False, p
     _done(_upload({**request, "attempts": 3, "wait": 1.0, "files": []}, patience, _untold, _untold), repo_id)
 
 
+def account(patience: float = 10.0) -> str:
+    """Return the name of the account that is logged in.
+
+    Raises:
+        HubError: nobody is, or the Hub did not answer.
+    """
+    _need_login()
+    request = {"repo_id": "who", "private": True, "revision": None, "create_pr": False, "only": "who"}
+    return _done(_upload({**request, "attempts": 1, "wait": 1.0, "files": []}, patience, _untold, _untold), "the Hub")
+
+
 def _need_login() -> None:
     if not _with_token({})["token"]:
         raise HubError("you are not logged in to the Hub", fix="run `hf auth login`, or set HF_TOKEN, and push again.")
@@ -141,7 +152,7 @@ def _upload(
 
     Whatever happens here, an interrupt too, the child has ended afterwards.
     """
-    at = "start"
+    at, made = "start", ""
     environment = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
     with ChildProcess(["-m", __name__], environment=environment) as child:
         try:
@@ -152,6 +163,7 @@ def _upload(
                     return body
                 if "waiting" in body:
                     on_wait(body["waiting"], body["step"])
+                made = body.get("made", made)
                 if "progress" in body:
                     done, total, at = body["progress"]
                     progress(done, total, at)
@@ -159,6 +171,11 @@ def _upload(
             cause = f"the Hub stopped answering for {patience:.0f} seconds at {at}"
         except ChildDied as death:
             cause = f"the upload's process ended at {at} (exit status {death.code})"
+        except NbtuneError:  # whoever is told of the progress wants it no more
+            child.stop()
+            if made:
+                _upload({**request, "repo_id": made, "files": [], "only": "forget"}, patience, _untold, _untold)
+            raise
     return {"error": {"cause": cause, "fix": _AGAIN}}
 
 
@@ -222,6 +239,7 @@ class _Push:
         try:
             url = self.api.create_repo(self.request["repo_id"], private=private)
             self.made_here = True
+            self.say({"made": str(url.repo_id)})
             return str(url.repo_id)
         except HfHubHTTPError as error:
             if status_of(error) != 409:
@@ -295,6 +313,16 @@ class _Push:
             with contextlib.suppress(Exception):  # the push's own error is what the user has to hear
                 self.api.delete_repo(self.repo, missing_ok=True)
 
+    def who(self) -> str:
+        """Return whose the token is."""
+        return str(self.api.whoami()["name"])
+
+    def forget(self) -> str:
+        """Take away the repository that a cancelled push made, if nothing was committed into it."""
+        if not {*self.api.list_repo_files(self.repo)} - {".gitattributes"}:
+            self.api.delete_repo(self.repo, missing_ok=True)
+        return self.repo
+
 
 class _Bars(io.TextIOBase):
     """Standard error while huggingface_hub draws its bars there: each that moves is told, none is shown."""
@@ -322,7 +350,8 @@ def _main() -> None:
     parent = ParentProcess()
     push = _Push(next(parent.messages()), parent.say)
     try:
-        last: dict[str, Any] = {"url": push.run() if push.request["files"] else push.check()}
+        work = push.run if push.request["files"] else getattr(push, push.request.get("only", "check"))
+        last: dict[str, Any] = {"url": work()}
     except _Refused as refused:
         last = {"error": {"cause": refused.args[0], "fix": refused.args[1]}}
     except Exception as error:  # noqa: BLE001 (a process of its own: every error becomes a sentence)

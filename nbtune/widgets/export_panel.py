@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import traitlets
 
 from nbtune.atomic_io import write_text
 from nbtune.errors import NbtuneError
+from nbtune.export.saying import ExportCancelled
 from nbtune.planner import fits_in
 from nbtune.spec.gguf_types import TYPES
 from nbtune.store.run_handle import RunHandle
@@ -22,6 +25,7 @@ from nbtune.widgets.sanitize import clean
 _SPEED = {"F32": 130e6, "F16": 130e6, "BF16": 70e6, "Q8_0": 130e6}  # parameters a second, one thread, by encoding
 _SLOW = 20e6  # K-quants search for their scales
 MAKES = ("adapter", "adapter_gguf", "merged", "ollama")
+LONG = ("merged", "ollama")  # what can be cancelled
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 WATCH = 0.5
 _CARD = 400_000  # characters
@@ -40,12 +44,15 @@ class ExportPanel(Panel):
     files = traitlets.List().tag(sync=True)
     notes = traitlets.List().tag(sync=True)
     working = traitlets.Unicode("").tag(sync=True)
+    cancelled = traitlets.Bool(False).tag(sync=True)  # how the one before ended
     llama = traitlets.Bool(False).tag(sync=True)
     card = traitlets.Dict().tag(sync=True)
     card_file = traitlets.Unicode("").tag(sync=True)
+    account = traitlets.Unicode("").tag(sync=True)  # whose the Hub's token is, once somebody wants to push
+    colab = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, run: RunHandle) -> None:
-        self.run, self._watched = run, Watched(run)
+        self.run, self._watched, self._wanted_no_more = run, Watched(run), threading.Event()
         self.view = self._watched.view
         parameters = int(getattr(run.plan, "parameters", 0) or 0)
         self._card_path = Path(run.folder) / "exports" / "card.md"
@@ -53,6 +60,7 @@ class ExportPanel(Panel):
             run_name=self.view.status()["name"],
             choices=choices(parameters),
             card_file=clean(from_here(self._card_path), 400),
+            colab="google.colab" in sys.modules,
             llama=bool(getattr(run.export, "can_verify", False)),
             **self._lists(),
         )
@@ -66,8 +74,44 @@ class ExportPanel(Panel):
     def _lists(self) -> dict[str, Any]:
         with self.view.lock:
             notes = [note for note in self.view.lists["notes"] if note["level"] == "error"]
-            files = [{**file, "fits": fits_in(file["bytes"])} for file in self.view.lists["exports"]]
+            files = [
+                {**file, **self._here(file), "fits": fits_in(file["bytes"])} for file in self.view.lists["exports"]
+            ]
             return {"files": files, "notes": notes[-5:]}
+
+    def _here(self, file: dict[str, Any]) -> dict[str, Any]:
+        """Return where a file that is made lies, seen from the working folder, and whether it is a folder."""
+        path = Path(self.run.folder) / file["path"]
+        if file["done"] < 1 or "://" in file["path"] or not path.exists():
+            return {"here": "", "folder": False}
+        return {"here": clean(_from_working_folder(path), 600), "folder": path.is_dir()}
+
+    def do_download(self, path: str) -> None:
+        """Let Colab's page download a file of the list: its notebooks have no address for files.
+
+        Raises:
+            NbtuneError: this is not Colab, or it is none of the files.
+        """
+        if not self.colab or path not in [file["here"] for file in self.files]:
+            raise NbtuneError("this page downloads by its own links")
+        from google.colab import files
+
+        files.download(path)
+
+    def do_who(self) -> None:
+        """Look whose the Hub's token is: the name before a repository's."""
+
+        def look() -> None:
+            from nbtune.export.hub_upload import account
+
+            self.account = clean(account(), 100)
+
+        if not self.account:
+            self.in_background(look, lambda error: None)  # a push says what is wrong with it
+
+    def do_cancel(self) -> None:
+        """Leave what is being made; nothing half done stays."""
+        self._wanted_no_more.set()
 
     def _show(self) -> None:
         lists = self._lists()
@@ -76,13 +120,13 @@ class ExportPanel(Panel):
 
     def do_gguf(self, types: list[str], importance: bool = False, verify: bool = True) -> None:
         """Make GGUF files of these types."""
-        options = _options(importance=importance, verify=verify)
+        options: dict[str, Any] = {**_options(importance=importance, verify=verify), **self._until()}
         types_asked = _types(types)
         self._work("gguf", lambda: self.run.export.gguf(*types_asked, **options))
 
     def do_make(self, what: str, kind: str = "") -> None:
         """Make one of `MAKES`; `kind` is a merged model's dtype, or the type of Ollama's file."""
-        self._work(what, make(self.run, what, kind))
+        self._work(what, make(self.run, what, kind, **(self._until() if what in LONG else {})))
 
     def do_card(self, repo: str, what: str = "adapter") -> None:
         """Send the model card of such a push as `card`."""
@@ -113,19 +157,25 @@ class ExportPanel(Panel):
                 self._card_path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(self._card_path, card)
                 more["card"] = self._card_path
-            self.run.push_to_hub(repo, what=what, private=private, **more)
+            self.run.push_to_hub(repo, what=what, private=private, **more, **self._until())
 
         self._work("push", push)
 
+    def _until(self) -> dict[str, Callable[[], bool]]:
+        return {"should_stop": self._wanted_no_more.is_set}
+
     def _work(self, name: str, work: Callable[[], Any]) -> None:
         if self.working:
-            raise NbtuneError(f"{self.working} is still being made", fix="wait for it")
-        self.working = name
+            raise NbtuneError(f"{self.working} is still being made", fix="wait for it, or cancel it")
+        self._wanted_no_more.clear()
+        self.cancelled, self.working = False, name
         done = threading.Event()
 
         def body() -> None:
             try:
                 work()
+            except ExportCancelled:
+                self.cancelled = True
             finally:
                 done.set()
 
@@ -150,7 +200,7 @@ class ExportPanel(Panel):
         self._show()
 
 
-def make(run: RunHandle, what: str, kind: str = "") -> Callable[[], Any]:
+def make(run: RunHandle, what: str, kind: str = "", **more: Any) -> Callable[[], Any]:
     """Return what makes one of `MAKES` of a run.
 
     Raises:
@@ -160,7 +210,14 @@ def make(run: RunHandle, what: str, kind: str = "") -> Callable[[], Any]:
     if what not in MAKES or (kind and kind not in choices_known):
         raise NbtuneError(f"this panel cannot make {f'{what} {kind}'.strip()!r}")
     options = {} if not kind else {"dtype": kind} if what == "merged" else {"type": kind}
-    return lambda: getattr(run.export, what)(**options)
+    return lambda: getattr(run.export, what)(**options, **more)
+
+
+def _from_working_folder(path: Path) -> str:
+    try:
+        return Path(os.path.relpath(path)).as_posix()
+    except ValueError:  # Windows: on another drive
+        return path.as_posix()
 
 
 def _types(names: list[str]) -> list[str]:

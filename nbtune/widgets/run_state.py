@@ -18,6 +18,7 @@ import numpy as np
 
 from nbtune import events as ev
 from nbtune.errors import NbtuneError
+from nbtune.export.saying import CANCELLED
 from nbtune.store.event_log import Mark
 from nbtune.widgets.alerts import Hints
 from nbtune.widgets.metrics import Series, merged, row_of
@@ -151,6 +152,9 @@ class RunView:
 
     def _export(self, event: ev.Export) -> None:
         failed = not event.path or (event.kind == "push" and event.detail)
+        if event.done >= 1 and failed and event.detail == CANCELLED:
+            self._drop_unfinished()
+            return
         if event.done >= 1 and failed:  # a panel that asked for it may know why already
             last_note = self.lists["notes"][-1:]
             if not (last_note and last_note[0]["message"].rpartition(": ")[2] in clean(event.detail)):

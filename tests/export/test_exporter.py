@@ -15,8 +15,9 @@ from nbtune.errors import HubError
 from nbtune.events import Export
 from nbtune.export import exporter
 from nbtune.export.exporter import Exporter
-from nbtune.export.hub_upload import check_push, push_folder
+from nbtune.export.hub_upload import account, check_push, push_folder
 from nbtune.export.model_card import FILES_TO_COME
+from nbtune.export.saying import CANCELLED, ExportCancelled
 from nbtune.widgets.export_panel import ExportPanel
 from tests.support.fake_hub import TOKEN, FakeHub, Repo
 from tests.support.llama import LlamaOracle, llama_library
@@ -137,3 +138,34 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_exported(
         run.push_to_hub(repo, what="gguf", types=("no such type",))  # the export would say so
     assert {method for method, _, _ in hub.requests} <= {"GET"}
     assert not list(run.folder.glob(".push-*"))
+
+
+@pytest.mark.parametrize("kind", ["gguf", "merged", "ollama"])
+def test_an_export_that_is_cancelled_leaves_nothing_and_is_no_error(run: Any, tmp_path: Path, kind: str) -> None:
+    asked: list[int] = []
+
+    def enough() -> bool:  # some tensors are written by then
+        asked.append(1)
+        return len(asked) > 5
+
+    with pytest.raises(ExportCancelled):
+        getattr(run.export, kind)(out=tmp_path / "out", should_stop=enough)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == []
+    assert len(asked) == 6
+    assert run.events()[-1].detail == CANCELLED
+
+
+def test_a_push_that_is_cancelled_leaves_no_repository(run: Any, hub: FakeHub) -> None:
+    with pytest.raises(ExportCancelled):
+        run.push_to_hub("ada/left", should_stop=lambda: "ada/left" in hub.repos)
+    assert hub.repos == {}
+    assert run.events()[-1].detail == CANCELLED
+    hub.repos["ada/mine"] = Repo(private=True)
+    with pytest.raises(ExportCancelled):
+        run.push_to_hub("ada/mine", should_stop=lambda: any("preupload" in path for _, path, _ in hub.requests))
+    assert "ada/mine" in hub.repos  # it was there before
+
+
+def test_a_panel_knows_whose_the_token_is(hub: FakeHub) -> None:
+    assert account() == "ada"

@@ -168,7 +168,7 @@ class MemoryRun:
         self._wish("resume" if step is None else f"resume {step}")
         return self.go(pause=0.01)
 
-    def push_to_hub(self, repo_id: str, what: str = "adapter", private: bool = True) -> str:
+    def push_to_hub(self, repo_id: str, what: str = "adapter", private: bool = True, **options: Any) -> str:
         self._wish(f"push {repo_id} {private}")
         self.say(ev.Export(kind="push", path=repo_id, done=0.0))
         self.say(ev.Export(kind="push", path=f"https://huggingface.co/{repo_id}"))
@@ -179,7 +179,7 @@ class _Export:
     def __init__(self, run: MemoryRun) -> None:
         self.run = run
 
-    def gguf(self, *kinds: str) -> None:
+    def gguf(self, *kinds: str, **options: Any) -> None:
         if "f16" in kinds:
             raise TrainError("no room for the f16 file", place="exports", fix="free 3 GB")
         for done in (0.3, 0.7, 1.0):

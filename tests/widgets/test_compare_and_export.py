@@ -10,6 +10,7 @@ from memory_run import MemoryRun, made_up_step
 
 from nbtune import events as ev
 from nbtune.errors import ExportError, NbtuneError
+from nbtune.export.saying import CANCELLED, ExportCancelled
 from nbtune.spec import RunSpec
 from nbtune.widgets import compare, exporter
 from nbtune.widgets.compare_panel import differences
@@ -73,7 +74,7 @@ def test_a_file_appears_and_a_second_click_meanwhile_is_refused():
     try:
         going, go_on = threading.Event(), threading.Event()
         whole = made.export.gguf
-        made.export.gguf = lambda *types: (going.set(), go_on.wait(10), whole(*types))
+        made.export.gguf = lambda *types, **options: (going.set(), go_on.wait(10), whole(*types))
         panel.do_gguf(["q8_0"])
         assert going.wait(5)
         with pytest.raises(NbtuneError, match="still being made"):
@@ -88,7 +89,7 @@ def test_a_file_appears_and_a_second_click_meanwhile_is_refused():
 def test_a_failed_export_is_told_once():
     made = run("a")
 
-    def fail(*types):
+    def fail(*types, **options):
         made.say(ev.Export(kind="gguf", done=0.0))
         error = ExportError("no room", place="exports", fix="free 3 GB")
         made.say(ev.Export(kind="gguf", detail=str(error)))
@@ -149,7 +150,7 @@ def test_each_click_calls_what_its_line_of_code_says(tmp_path):
     made.folder = tmp_path
 
     def note(name):
-        return lambda *types, **options: calls.append((name, types, options))
+        return lambda *types, should_stop=None, **options: calls.append((name, types, options))
 
     for name in ("gguf", "adapter", "adapter_gguf", "merged", "ollama"):
         setattr(made.export, name, note(name))
@@ -186,3 +187,47 @@ def test_each_click_calls_what_its_line_of_code_says(tmp_path):
         wait_for(panel, "card", lambda card: card.get("text") == "# me/a merged")
     finally:
         panel.close()
+
+
+def test_what_is_being_made_can_be_cancelled_and_that_is_no_error():
+    made = run("a")
+    asked = threading.Event()
+
+    def gguf(*types, should_stop):
+        made.say(ev.Export(kind="gguf q8_0", done=0.3))
+        asked.set()
+        while not should_stop():
+            threading.Event().wait(0.01)
+        made.say(ev.Export(kind="gguf q8_0", detail=CANCELLED))
+        raise ExportCancelled(CANCELLED)
+
+    made.export.gguf = gguf
+    panel = exporter(made)
+    try:
+        panel.do_gguf(["q8_0"])
+        assert asked.wait(5)
+        panel.do_cancel()
+        wait_for(panel, "working", lambda working: working == "")
+        assert panel.cancelled
+        assert (panel.files, panel.notes) == ([], [])
+        made.export.gguf = lambda *types, should_stop: should_stop() and pytest.fail("still cancelled")
+        panel.do_gguf(["q8_0"])
+        wait_for(panel, "working", lambda working: working == "")
+        assert not panel.cancelled
+    finally:
+        panel.close()
+
+
+def test_a_file_says_where_it_lies_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = run("a")
+    (tmp_path / made.folder / "exports" / "adapter").mkdir(parents=True)
+    (tmp_path / made.folder / "exports" / "demo-q8_0.gguf").write_bytes(b"x")
+    for path in ("exports/demo-q8_0.gguf", "exports/adapter", "exports/gone.gguf", "https://huggingface.co/me/a"):
+        made.say(ev.Export(kind="x", path=path, bytes=1))
+    panel = exporter(made)
+    found = {file["path"]: (file["here"], file["folder"]) for file in panel.files}
+    panel.close()
+    assert found["exports/demo-q8_0.gguf"] == (f"{made.folder.as_posix()}/exports/demo-q8_0.gguf", False)
+    assert found["exports/adapter"] == (f"{made.folder.as_posix()}/exports/adapter", True)
+    assert found["exports/gone.gguf"] == found["https://huggingface.co/me/a"] == ("", False)

@@ -5,6 +5,7 @@ import { bytes, guess, MISSING } from "../shared/format.js";
 import { panel } from "../shared/panel.js";
 import { text } from "../shared/texts.js";
 import { followTheme } from "../shared/theme.js";
+import { Files } from "./files.js";
 import { opened, Push } from "./push.js";
 import "./texts.js";
 
@@ -21,6 +22,9 @@ class View {
     this.cardCame = () => this.push.take(model.get("card"));
     for (const name of LISTENED) model.on(`change:${name}`, this.changed);
     model.on("change:card", this.cardCame);
+    this.whoCame = () => this.push.greet(model.get("account"), model.get("run_name"));
+    model.on("change:account", this.whoCame);
+    this.whoCame();
     opened(this.push, model.get("card"));
     this.cardCame();
     this.show();
@@ -36,7 +40,8 @@ class View {
     this.said = el("span", { class: "nbt-text", role: "status" });
     this.code = el("code");
     this.codeLine = el("div", { class: "nbt-row nbt-soft nbt-code", hidden: true }, text("code"), this.code);
-    this.list = el("ul", { class: "nbt-files" });
+    this.files = new Files(this.model, this.wishes);
+    this.cancel = this.button("cancel", () => this.leave());
     this.push = new Push(this.model, (...wish) => this.do(...wish), () => this.types(), (words) => this.say(words, true));
     this.buttons = [
       this.button("export.make", () => this.gguf()),
@@ -56,7 +61,7 @@ class View {
       el("div", { class: "nbt-row" }, this.more, el("label", {}, this.importance, text("export.importance")), el("label", {}, this.verify, text("export.verify")), llama),
       el("div", { class: "nbt-row" }, gguf),
       el("div", { class: "nbt-row" }, adapter, adapterGguf, el("span", { class: "nbt-pair" }, merged, this.dtype), el("span", { class: "nbt-pair" }, ollama, this.ollama)),
-      this.push.node, this.said, this.codeLine, this.list);
+      el("div", { class: "nbt-row" }, this.said, this.cancel), this.codeLine, this.files.node, this.push.node);
   }
 
   button(key, onclick) {
@@ -110,10 +115,10 @@ class View {
   }
 
   async do(what, values, code) {
-    setText(this.code, code);
-    this.codeLine.hidden = false;
+    if (code !== null) setText(this.code, code);
+    this.codeLine.hidden = !this.code.textContent;
     const { error } = await this.wishes.ask(what, values);
-    this.say(error ?? "", Boolean(error));
+    this.say(error ?? (what === "cancel" ? text("export.cancelling") : ""), Boolean(error));
   }
 
   show() {
@@ -121,17 +126,26 @@ class View {
     for (const button of this.buttons) button.disabled = Boolean(working);
     if (!this.picked.size) this.buttons[0].disabled = true;
     for (const row of this.rows) fill(row, files.findLast((file) => file.kind === row.choice.type && file.done >= 1));
-    const notes = this.model.get("notes").map((note) => [note.time, el("li", { "data-level": "error", class: "nbt-text" }, note.message,
-      note.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: note.fix })) : null)]);
-    const made = files.map((file) => [file.time, el("li", { class: "nbt-text" },
-      file.done < 1 ? text("export.making", { kind: file.kind, done: Math.round(100 * file.done) }) : [file.kind, file.path, file.bytes ? bytes(file.bytes) : "", file.detail].filter(Boolean).join(" · "))]);
-    this.list.replaceChildren(...[...notes, ...made].sort((a, b) => b[0] - a[0]).map(([, node]) => node));
+    if (this.cancel.hidden !== !working) this.cancel.disabled = false;
+    this.cancel.hidden = !working;
+    this.files.show(files, this.model.get("notes"));
+    if (!working && this.leaving) {
+      this.leaving = false;
+      this.say(this.model.get("cancelled") ? text("export.cancelled") : "");
+    }
+  }
+
+  /** Cancels what is being made, at its next tensor or file. */
+  leave() {
+    this.leaving = this.cancel.disabled = true;
+    this.do("cancel", {}, null);
   }
 
   destroy() {
     this.endTheme();
     for (const name of LISTENED) this.model.off(`change:${name}`, this.changed);
     this.model.off("change:card", this.cardCame);
+    this.model.off("change:account", this.whoCame);
   }
 }
 

@@ -16,7 +16,7 @@ export class Push {
    */
   constructor(model, wish, types, complain) {
     Object.assign(this, { model, wish, types, complain });
-    this.repo = el("input", { type: "text", placeholder: text("push.example"), spellcheck: "false", autocomplete: "off", size: 22, onchange: () => this.stale() });
+    this.repo = el("input", { type: "text", placeholder: text("push.example"), spellcheck: "false", autocomplete: "off", size: 22, oninput: () => { this.typed = true; }, onchange: () => this.stale(), onfocus: () => this.wish("who", {}, null) });
     this.what = el("select", { onchange: () => this.stale() }, ...["adapter", "merged", "gguf"].map((value) => el("option", { value }, text(value === "gguf" ? "push.picked" : `push.${value}`))));
     this.secret = el("input", { type: "checkbox", checked: true });
     this.branch = el("input", { type: "text", spellcheck: "false", autocomplete: "off", size: 10 });
@@ -28,6 +28,11 @@ export class Push {
     this.node = el("form", { class: "nbt-box", onsubmit: (event) => this.submit(event) }, el("h4", {}, text("export.push")),
       el("div", { class: "nbt-row" }, field("push.repo", this.repo), field("export.what", this.what), tick("push.private", this.secret)),
       el("div", { class: "nbt-row" }, field("push.branch", this.branch), tick("push.pr", this.request), this.opener, this.go), this.card.node);
+  }
+
+  /** The account and the run's name are most often what is wanted. */
+  greet(account, run) {
+    if (account && !this.typed && !this.repo.value) this.repo.value = `${account}/${run.replace(/[^\w.-]+/g, "-").replace(/^[-.]+|[-.]+$/g, "") || "model"}`;
   }
 
   name() {

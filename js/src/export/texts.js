@@ -45,6 +45,10 @@ addTexts({
     "export.push": "Push to the Hub, with a model card",
     "export.what": "What",
     "export.making": "{kind}: {done} %",
+    "export.download": "Download",
+    "export.show": "Show folder",
+    "export.cancelling": "Cancelling…",
+    "export.cancelled": "Cancelled: nothing half-made is left.",
   },
   de: {
     "export.of": "{name} mitnehmen",
@@ -90,5 +94,9 @@ addTexts({
     "export.push": "Auf den Hub laden, mit Modellkarte",
     "export.what": "Was",
     "export.making": "{kind}: {done} %",
+    "export.download": "Herunterladen",
+    "export.show": "Ordner zeigen",
+    "export.cancelling": "Wird abgebrochen…",
+    "export.cancelled": "Abgebrochen: nichts Halbes bleibt liegen.",
   },
 });

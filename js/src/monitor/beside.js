@@ -21,9 +21,10 @@ export class Beside {
     this.show();
   }
 
-  /** @param {boolean} focus the next one that is shown was asked for here */
-  expect(focus = true) {
+  /** @param {string} focus the next one that is shown was asked for here, and which of its fields gets the cursor */
+  expect(focus = "textarea, input") {
     this.focus = focus;
+    if (this.nested.id) this.enter(0); // it is open already
   }
 
   async show() {
@@ -37,10 +38,10 @@ export class Beside {
 
   /** Puts the cursor into what was asked for, once it is there: a widget in another one is drawn in its own time. */
   enter(frames = 120) {
-    const field = this.host.querySelector("textarea, input");
     if (!this.focus || !this.nested.id) return;
+    const field = this.host.querySelector(this.focus);
     if (!field && frames) return requestAnimationFrame(() => this.enter(frames - 1));
-    this.focus = false;
+    this.focus = "";
     (field ?? this.node.querySelector("button")).focus();
   }
 

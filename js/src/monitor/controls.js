@@ -80,7 +80,7 @@ export class Controls {
 
   /** Opens a panel below the buttons, and puts the cursor into it. */
   open(what, code, opener = what) {
-    this.beside.expect();
+    this.beside.expect(opener === "push" ? ".nbt-exportpanel form input" : undefined);
     this.opener = this[opener];
     return this.do("open", code, { what });
   }
