@@ -217,12 +217,26 @@ class _Pieces:
         return Token(number, now[len(before) :], loss, shown)
 
     def name(self, number: int) -> str:
-        """Return a token by itself; a part of a character by its name in the vocabulary."""
+        """Return a token by itself; a part of a character as its bytes, such as ``‹C3›``."""
         text = str(self.tokenizer.decode([number]))
-        return str(self.tokenizer.convert_ids_to_tokens(number)) if "\ufffd" in text or not text else text
+        return as_bytes(str(self.tokenizer.convert_ids_to_tokens(number))) if "\ufffd" in text or not text else text
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def as_bytes(name: str) -> str:
+    """Return a token's name in a byte-level vocabulary, where each byte has a letter of its own, as hexadecimal bytes.
+
+    >>> as_bytes("ÃŁ"), as_bytes("<0xC3>")
+    ('‹C3 9F›', '<0xC3>')
+    """
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]  # the bytes that stand for themselves
+    letters = {chr(byte): byte for byte in own}
+    letters |= {chr(256 + k): byte for k, byte in enumerate(byte for byte in range(256) if byte not in own)}
+    if not name or any(letter not in letters for letter in name) or name.isascii():
+        return name
+    return f"‹{' '.join(f'{letters[letter]:02X}' for letter in name)}›"
 
 
 def _inputs(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict[str, Any]]) -> torch.Tensor:

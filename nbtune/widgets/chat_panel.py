@@ -41,6 +41,7 @@ class _Turn:
     answers: list[str | None] = field(default_factory=lambda: [None, None])
     errors: list[str] = field(default_factory=lambda: ["", ""])
     tokens: list[list[list[Any]]] = field(default_factory=lambda: [[], []])
+    limit: int = 0  # tokens
     vote: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -54,11 +55,18 @@ class _Turn:
             "answers": [None if answer is None else clean(answer, _SHOWN) for answer in answers],
             "errors": [self.errors[side] for side in self.order],
             "tokens": [len(self.tokens[side]) for side in self.order],
+            "limit": self.limit,
+            "cut": [self._is_cut(side) for side in self.order],
             "order": None if hidden else self.order,
             "blind": self.blind,
             "vote": self.vote,
             "stopped": self.stop.is_set(),
         }
+
+    def _is_cut(self, side: int) -> bool:
+        """Whether an answer came to its limit, and not to an end of its own."""
+        tokens = self.tokens[side]
+        return self.answers[side] is not None and len(tokens) >= self.limit and not tokens[-1][3]
 
 
 class Chat(Panel):
@@ -110,7 +118,7 @@ class Chat(Panel):
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def do_ask(self, prompt: str, max_new_tokens: int = 128, temperature: float = 0.0) -> None:
+    def do_ask(self, prompt: str, max_new_tokens: int = 512, temperature: float = 0.0) -> None:
         """Ask both with the same seed; each token comes as it is made."""
         if self.busy:
             raise NbtuneError("an answer is still being written", fix="wait for it, or stop it")
@@ -118,10 +126,11 @@ class Chat(Panel):
         if not prompt.strip():
             raise NbtuneError("there is nothing to answer")
         turn = _Turn(next(self._numbers), prompt, random.sample((0, 1), 2) if self.blind else [0, 1], self.blind)
+        turn.limit = max(1, int(max_new_tokens))
         self.busy = True
         self._whole.append(turn)
         self._show()
-        options = {"max_new_tokens": int(max_new_tokens), "temperature": float(temperature), "seed": turn.number}
+        options = {"max_new_tokens": turn.limit, "temperature": float(temperature), "seed": turn.number}
         turn.asked = [self._conversation(side, turn.blind) for side in (0, 1)]
         self.in_background(lambda: self._answer(turn, options), lambda error: self._failed(turn, error))
 

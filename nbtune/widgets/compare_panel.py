@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +13,7 @@ import traitlets
 from nbtune.errors import NbtuneError
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
+from nbtune.untrusted import open_file
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean, without_home
@@ -33,6 +36,7 @@ class Compare(Panel):
     specs = traitlets.List().tag(sync=True)
     pictures = traitlets.List().tag(sync=True)
     columns = traitlets.List().tag(sync=True)
+    apart = traitlets.Bool(False).tag(sync=True)  # their losses are of different tokens
 
     def __init__(self, runs: Iterable[RunReader | RunHandle]) -> None:
         self._changed, self._over = threading.Event(), threading.Event()
@@ -42,7 +46,7 @@ class Compare(Panel):
             raise NbtuneError(f"{len(self.runs)} runs cannot be compared", fix=f"name two to {MOST} runs")
         self._watched = [Watched(run) for run in self.runs]
         self._changed.set()
-        super().__init__(specs=differences(self.runs))
+        super().__init__(specs=differences(self.runs), apart=of_different_tokens(self.runs))
         for watched in self._watched:
             watched.listen(self._changed.set)
         threading.Thread(target=self._tell, name="nbtune-compare", daemon=True).start()
@@ -74,6 +78,28 @@ class Compare(Panel):
             self._changed.clear()
             if not self._over.is_set():
                 self.pictures, self.columns = self._pictures()
+
+
+def of_different_tokens(runs: Sequence[RunReader | RunHandle]) -> bool:
+    """Return whether the runs cut text into different tokens: a loss a token of one says nothing beside another's.
+
+    Runs of one model are alike; of several the vocabularies are compared, where the runs have kept them.
+    """
+    models = {run.spec.model for run in runs}
+    return len(models) > 1 and len({_vocabulary(run) for run in runs}) > 1
+
+
+def _vocabulary(run: RunReader | RunHandle) -> str:
+    """Return what is another for another vocabulary; a run without one is by its model's name."""
+    for folder in ("adapter", "tokenizer"):
+        try:
+            with open_file(run.folder / folder / "tokenizer.json") as file:
+                body = json.load(file)
+            told = {"model": body["model"], "normalizer": body.get("normalizer"), "cut": body.get("pre_tokenizer")}
+            return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        except (OSError, LookupError, TypeError, ValueError, RecursionError):
+            continue
+    return f"model {run.spec.model}"
 
 
 def differences(runs: Sequence[RunReader | RunHandle]) -> list[list[str]]:

@@ -23,7 +23,8 @@ SEARCHED = 200_000
 COUNTED = 300  # first rows in which a rule's matches are counted
 LONGEST_RULE = 2000  # characters
 TOKENS = 4096  # of one row that are sent to the page
-TRAINED, TERMINATOR, SPECIAL = 1, 2, 4
+TRAINED, TERMINATOR, SPECIAL, JOINED = 1, 2, 4, 8
+_PARTS = 12  # tokens that may share characters
 _CHARACTERS = 20_000
 
 
@@ -239,7 +240,8 @@ class Inspection:
         return clean(without_home("\n".join(lines)))
 
     def row(self, index: int) -> dict[str, Any]:
-        """Return a row: raw (JSON), rendered, and tokens as [id, text, flags] (1 trained, 2 terminator, 4 special).
+        """Return a row: raw (JSON), rendered, and tokens as [id, text, flags] (1 trained, 2 terminator, 4 special,
+        8: goes on with the character of the token before).
 
         Raises:
             IndexError: there is no such row.
@@ -264,13 +266,13 @@ class Inspection:
 
     def _tokens(self, ids: list[int], trained: list[bool], encoder: Any) -> list[list[Any]]:
         ends = set(encoder.template.turns.terminators) if encoder.template is not None else {self.tokenizer.eos_token}
-        special, shown = set(self.tokenizer.all_special_ids), []
-        for number, is_trained in zip(ids, trained, strict=True):
-            text = self.tokenizer.decode([number])
-            if "\ufffd" in text:  # a part of a character
-                text = self.tokenizer.convert_ids_to_tokens(number)
-            flags = TRAINED * is_trained + TERMINATOR * (text in ends) + SPECIAL * (number in special)
-            shown.append([number, clean(text, 200), flags])
+        special, shown, at = set(self.tokenizer.all_special_ids), [], 0
+        while at < len(ids):
+            text, count = _whole_characters(self.tokenizer, ids, at)
+            for k in range(at, at + count):
+                flags = TRAINED * trained[k] + TERMINATOR * (text in ends) + SPECIAL * (ids[k] in special)
+                shown.append([ids[k], clean(text, 200) if k == at else "", flags | JOINED * (k > at)])
+            at += count
         return shown
 
     def raw(self, index: int) -> dict[str, Any]:
@@ -317,6 +319,17 @@ class Inspection:
             if needle in json.dumps(source.rows[number], ensure_ascii=False, default=str).casefold():
                 return index
         return None
+
+
+def _whole_characters(tokenizer: Any, ids: Sequence[int], at: int) -> tuple[str, int]:
+    """Return the text from a token on, and how many tokens it takes until its characters are whole: mostly one."""
+    alone = str(tokenizer.decode([ids[at]]))
+    if "\ufffd" in alone:
+        for count in range(2, min(_PARTS, len(ids) - at) + 1):
+            text = str(tokenizer.decode(ids[at : at + count]))
+            if "\ufffd" not in text:
+                return text, count
+    return alone, 1
 
 
 def _by_origin(text: str, at: int, spans: Sequence[Any], flags: int) -> list[list[Any]]:

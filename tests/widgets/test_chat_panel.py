@@ -68,8 +68,21 @@ def test_both_answer_and_remember_their_own_answers(panel, talker):
     assert base
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert messages[2]["content"] == "base 2"
-    assert options == {"max_new_tokens": 128, "temperature": 0.0, "seed": 1}
+    assert options == {"max_new_tokens": 512, "temperature": 0.0, "seed": 1}
     assert talker.asked[-1][2] == options  # the same seed for both
+
+
+def test_an_answer_that_came_to_its_limit_says_so(panel):
+    assert ask(panel, "hi")["cut"] == [False, False]  # it ended by itself, with its third token
+    done = threading.Event()
+    panel.observe(lambda change: change["new"] or done.set(), "busy")
+    panel.do_ask("hi", max_new_tokens=3)
+    assert done.wait(5)
+    assert panel.turns[-1]["cut"] == [False, False]
+    panel._whole[-1].limit = 2
+    for tokens in panel._whole[-1].tokens:
+        del tokens[2:]  # as it would have been
+    assert panel._whole[-1].shown()["cut"] == [True, True]
 
 
 def test_a_blind_vote_hides_who_is_who_and_becomes_a_preference(panel):

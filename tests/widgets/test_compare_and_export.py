@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
@@ -13,7 +14,7 @@ from nbtune.errors import ExportError, NbtuneError
 from nbtune.export.saying import CANCELLED, ExportCancelled
 from nbtune.spec import RunSpec
 from nbtune.widgets import compare, exporter
-from nbtune.widgets.compare_panel import differences
+from nbtune.widgets.compare_panel import differences, of_different_tokens
 from nbtune.widgets.export_panel import choices
 from nbtune.widgets.metrics import COLUMNS
 
@@ -36,6 +37,23 @@ def test_what_specs_differ_in_is_a_table():
     runs = [run("a"), run("b", adapter={"type": "dora", "r": 8}, learning_rate=1e-4)]
     table = {row[0]: row[1:] for row in differences(runs)}
     assert table == {"adapter.type": ["lora", "dora"], "adapter.r": ["16", "8"], "learning_rate": ["", "0.0001"]}
+
+
+def test_losses_of_different_tokens_are_told_apart(tmp_path):
+    runs = [run(name, model=model) for name, model in (("a", "org/small"), ("b", "org/large"))]
+    for each in runs:
+        each.folder = tmp_path / each.name
+        (each.folder / "adapter").mkdir(parents=True)
+        (each.folder / "adapter" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 1}}, "added": 1}))
+    assert not of_different_tokens([runs[0], runs[0]])
+    assert not of_different_tokens(runs)  # two models with one vocabulary
+    (runs[1].folder / "adapter" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 2}}}))
+    assert of_different_tokens(runs)
+    (runs[1].folder / "adapter" / "tokenizer.json").write_text("[" * 100_000)  # as anybody may write it
+    assert of_different_tokens(runs)
+    panel = compare(runs)
+    assert panel.apart
+    panel.close()
 
 
 def test_a_comparison_opens_with_all_and_follows_the_living():

@@ -11,7 +11,7 @@ import nbtune
 from nbtune import data, models
 from nbtune.errors import NbtuneError
 from nbtune.widgets import inspect
-from nbtune.widgets.row_inspection import SPECIAL, TERMINATOR, TOKENS, TRAINED, Inspection
+from nbtune.widgets.row_inspection import JOINED, SPECIAL, TERMINATOR, TOKENS, TRAINED, Inspection
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Captain Tune {k}."} for k in range(120)]
 
@@ -52,6 +52,20 @@ def test_the_terminator_of_an_answer_is_trained_and_marked(inspection):
     assert trained_text(row) == "Captain Tune 0.<|im_end|>"
     ends = [flags for _, text, flags in row["tokens"] if text == "<|im_end|>"]
     assert ends == [TERMINATOR | SPECIAL, TRAINED | TERMINATOR | SPECIAL]
+
+
+def test_the_tokens_of_one_character_are_shown_as_that_character():
+    said = "Grüße, 你好 👩‍👩‍👧 عربى"
+    row = Inspection.of([{"prompt": "Hi", "completion": said}]).row(0)
+    tokens = row["tokens"]
+    assert said in "".join(text for _, text, _ in tokens)
+    assert "\ufffd" not in "".join(text for _, text, _ in tokens)
+    joined = [k for k, (_, _, flags) in enumerate(tokens) if flags & JOINED]
+    assert joined
+    assert all(tokens[k][1] == "" for k in joined)
+    assert all(
+        tokens[k][2] & TRAINED == tokens[k - 1][2] & TRAINED for k in joined
+    )  # a character is trained as a whole
 
 
 def test_search_goes_around_both_ways(inspection):

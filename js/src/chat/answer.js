@@ -3,6 +3,7 @@
 
 import { el, setAttribute, setText } from "../shared/dom.js";
 import { number } from "../shared/format.js";
+import { isMarkdown, markdown } from "../shared/markdown.js";
 import { text } from "../shared/texts.js";
 
 const MOVES = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -1e9, End: 1e9 };
@@ -27,7 +28,9 @@ export class Answer {
     this.near = el("div", { class: "nbt-near" });
     this.detail = el("div", { class: "nbt-toldtoken", hidden: true }, this.told, this.near);
     this.table = el("details", { class: "nbt-tokentable", hidden: true, ontoggle: () => this.fill() }, el("summary", {}, text("chat.table")));
-    this.node = el("div", { class: "nbt-answer" }, this.name, this.body, this.detail, this.table);
+    this.limit = el("small", { hidden: true });
+    this.raw = el("button", { type: "button", class: "nbt-btn", "aria-pressed": "false", hidden: true, onclick: () => this.turnRaw() }, text("chat.raw"));
+    this.node = el("div", { class: "nbt-answer" }, el("div", { class: "nbt-row" }, this.name, this.raw), this.body, this.limit, this.detail, this.table);
   }
 
   /** @param state the turn as the kernel tells it */
@@ -41,6 +44,8 @@ export class Answer {
     setAttribute(this.body, "aria-label", text("chat.answer_of", { name }));
     setAttribute(this.body, "aria-busy", String(!this.over));
     this.body.classList.toggle("nbt-bad", Boolean(error));
+    this.limit.hidden = !state.cut?.[this.place];
+    setText(this.limit, text("chat.cut", { n: number(state.limit ?? 0) }));
     if (error) this.plain(error);
     else this.grow();
     if (secret && !this.hidden && this.here !== null) this.tell(this.here);
@@ -50,6 +55,9 @@ export class Answer {
   grow() {
     const tokens = this.answers.of(this.turn, this.place);
     const answer = this.state.answers[this.place];
+    this.raw.hidden = !(this.over && answer && isMarkdown(answer));
+    if (!this.raw.hidden && this.raw.getAttribute("aria-pressed") === "false") return this.formatted(answer);
+    this.body.classList.remove("nbt-card");
     if (!tokens.length) return this.plain(answer === null ? (this.state.stopped ? text("chat.stopped") : text("chat.thinking")) : answer || "∅", answer === null);
     if (!this.spans.length) this.body.replaceChildren();
     this.body.classList.remove("nbt-soft");
@@ -61,6 +69,26 @@ export class Answer {
     this.body.append(...fresh);
     this.table.hidden = !this.over || this.hidden;
     if (this.table.open) this.fill();
+  }
+
+  /** As Markdown; its tokens are a click away. */
+  formatted(answer) {
+    if (this.written !== answer) this.body.replaceChildren(...markdown(answer));
+    this.written = answer;
+    this.body.classList.remove("nbt-soft");
+    this.body.classList.add("nbt-card");
+    this.spans = [];
+    this.here = null;
+    this.table.hidden = this.hidden || !this.answers.of(this.turn, this.place).length;
+  }
+
+  turnRaw() {
+    const raw = this.raw.getAttribute("aria-pressed") !== "true";
+    this.raw.setAttribute("aria-pressed", String(raw));
+    this.written = undefined;
+    this.detail.hidden = true;
+    this.grow();
+    this.wake();
   }
 
   plain(words, soft = false) {

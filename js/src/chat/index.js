@@ -33,7 +33,7 @@ class View {
     this.prompt = el("textarea", { rows: 2, "aria-label": text("chat.prompt"), placeholder: text("chat.prompt"), onkeydown: (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.ask(); }
     } });
-    this.length = el("input", { type: "number", value: 64, min: 1, max: 4096 });
+    this.length = el("input", { type: "number", value: 512, min: 1, max: 16384 });
     this.heat = el("input", { type: "number", value: 0, min: 0, max: 2, step: 0.1 });
     this.blind = el("input", { type: "checkbox", onchange: () => this.do("blind", { on: this.blind.checked }) });
     this.send = el("button", { type: "submit", class: "nbt-btn nbt-main" }, text("chat.send"));
@@ -63,7 +63,7 @@ class View {
   async ask() {
     const prompt = this.prompt.value;
     if (!prompt.trim() || this.model.get("busy")) return;
-    const { error } = await this.do("ask", { prompt, max_new_tokens: Number(this.length.value) || 64, temperature: Number(this.heat.value) || 0 });
+    const { error } = await this.do("ask", { prompt, max_new_tokens: Number(this.length.value) || 512, temperature: Number(this.heat.value) || 0 });
     if (!error && this.prompt.value === prompt) this.prompt.value = "";
   }
 

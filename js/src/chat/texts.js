@@ -34,6 +34,8 @@ addTexts({
     "chat.a": "A",
     "chat.b": "B",
     "chat.neither": "neither",
+    "chat.raw": "Tokens",
+    "chat.cut": "Cut at {n} tokens. “Tokens at most” below allows more.",
   },
   de: {
     "chat": "Gespräch",
@@ -68,5 +70,7 @@ addTexts({
     "chat.a": "A",
     "chat.b": "B",
     "chat.neither": "keine",
+    "chat.raw": "Tokens",
+    "chat.cut": "Nach {n} Tokens abgeschnitten. „Höchstens Tokens“ unten erlaubt mehr.",
   },
 });

@@ -32,11 +32,12 @@ class View {
 
   build() {
     this.chart = new Chart("nbt-chart-compare");
+    this.apart = el("p", { class: "nbt-next", role: "note", hidden: !this.model.get("apart") }, text("compare.apart"));
     this.table = el("table");
     this.specs = el("div", { class: "nbt-scroll", tabindex: 0 });
     const slider = el("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: this.smoothing, oninput: () => { this.smoothing = Number(slider.value); this.schedule(); } });
     this.root = el("section", { class: "nbt nbt-compare", role: "region", "aria-label": text("compare"), "data-lm-suppress-shortcuts": "true" },
-      this.chart.node, el("label", { class: "nbt-soft" }, text("compare.smoothing"), slider),
+      el("h4", {}, text("compare.title")), this.apart, this.chart.node, el("label", { class: "nbt-soft" }, text("compare.smoothing"), slider),
       el("div", { class: "nbt-scroll", tabindex: 0 }, this.table), el("h4", {}, text("compare.specs")), this.specs);
   }
 
@@ -62,9 +63,12 @@ class View {
     });
     const traces = runs.map((run, k) => {
       const { color, dash } = this.look(k);
-      return line(run.status.name, { x: run.step, y: run.smoothed }, color, { width: 2, dash: dash[0] });
+      return { ...line(this.label(run, k), { x: run.step, y: run.smoothed }, color, { width: 2, dash: dash[0] }), hovertemplate: "%{y:.4g}" };
     });
-    const layout = base(this.theme, { showlegend: false, hovermode: "x unified", xaxis: { title: { text: text("table.step"), standoff: 4 } } });
+    const title = (key) => ({ text: text(key), standoff: 4 });
+    const layout = base(this.theme, { showlegend: false, hovermode: "x unified", xaxis: { title: title("table.step"), hoverformat: ",d" }, yaxis: { title: title("compare.axis") } });
+    layout.hoverlabel = { ...layout.hoverlabel, namelength: 40 };
+    layout.margin = { ...layout.margin, l: 62 };
     const longest = runs.reduce((a, b) => (b.step.length > a.step.length ? b : a));
     this.chart.draw(this.plotly, traces, layout, this.theme, { x: longest.step, y: longest.smoothed });
     this.chart.describe(text("compare.chart", { n: runs.length }));

@@ -12,6 +12,9 @@ addTexts({
     "compare.specs": "What differs",
     "compare.same": "The specs are the same.",
     "compare.key": "Key",
+    "compare.title": "Loss over steps",
+    "compare.axis": "Loss, smoothed",
+    "compare.apart": "These runs cut text into different tokens: their losses are not of the same thing, and the lower one need not be the better model. Compare answers in the chat.",
   },
   de: {
     "compare": "Läufe vergleichen",
@@ -24,5 +27,8 @@ addTexts({
     "compare.specs": "Was verschieden ist",
     "compare.same": "Die Spezifikationen sind gleich.",
     "compare.key": "Schlüssel",
+    "compare.title": "Verlust über die Schritte",
+    "compare.axis": "Verlust, geglättet",
+    "compare.apart": "Diese Läufe zerlegen Text in verschiedene Tokens: ihre Verluste messen nicht dasselbe, und der niedrigere muss nicht das bessere Modell sein. Antworten lassen sich im Gespräch vergleichen.",
   },
 });

@@ -2,7 +2,7 @@
 
 import { el, setText } from "../shared/dom.js";
 import { text } from "../shared/texts.js";
-import { markdown } from "./markdown.js";
+import { markdown } from "../shared/markdown.js";
 
 export class Card {
   /** @param {() => void} ask asks the kernel for the card of what the form says now */
@@ -44,7 +44,7 @@ export class Card {
     this.shown.hidden = editing;
     this.look.setAttribute("aria-pressed", String(!editing));
     this.edit.setAttribute("aria-pressed", String(editing));
-    if (!editing) this.shown.replaceChildren(...markdown(this.area.value));
+    if (!editing) this.shown.replaceChildren(...markdown(this.area.value, { front: true }));
     this.say();
   }
 

@@ -5,7 +5,7 @@ import { el, setAttribute, setText } from "../shared/dom.js";
 import { number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 
-const [TRAINED, TERMINATOR, SPECIAL] = [1, 2, 4];
+const [TRAINED, TERMINATOR, SPECIAL, JOINED] = [1, 2, 4, 8];
 const MOVES = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, PageDown: 40, PageUp: -40, Home: -1e9, End: 1e9 };
 const SHOWN = 80; // characters of a selection that are told
 
@@ -30,8 +30,8 @@ export class TokenPage {
     if (!same) this.here = this.anchor = this.end = undefined;
     this.page.replaceChildren(...this.items.map(([, shown, flags], k) => el("span", {
       "data-k": k,
-      class: ["nbt-tok", flags & TRAINED && "nbt-on", flags & TERMINATOR && "nbt-end", flags & SPECIAL && "nbt-special"].filter(Boolean).join(" "),
-    }, visible(shown))));
+      class: ["nbt-tok", flags & TRAINED && "nbt-on", flags & TERMINATOR && "nbt-end", flags & SPECIAL && "nbt-special", flags & JOINED && "nbt-joined"].filter(Boolean).join(" "),
+    }, flags & JOINED ? "" : visible(shown))));
     if (!same) this.page.scrollTop = 0;
     setText(this.more, row.more ? text("inspect.more", { n: number(row.more) }) : "");
     this.mark();
@@ -82,16 +82,27 @@ export class TokenPage {
     this.page.children[to].scrollIntoView({ block: "nearest" });
   }
 
+  /** The first of the tokens that make up the characters of a token together, and how many they are. */
+  parts(k) {
+    let [first, end] = [k, k + 1];
+    while (first > 0 && this.items[first][2] & JOINED) first -= 1;
+    while (end < this.items.length && this.items[end][2] & JOINED) end += 1;
+    return [first, end - first];
+  }
+
   tell(k) {
     if (this.here !== undefined) this.page.children[this.here]?.classList.remove("nbt-here");
     this.here = k;
     this.page.children[k].classList.add("nbt-here");
-    const [id, shown, flags] = this.items[k];
+    const [id, own, flags] = this.items[k];
+    const [begin, parts] = this.parts(k);
+    const shown = parts > 1 ? this.items[begin][1] : own;
     const what = [flags & TRAINED ? "trained" : "untrained", flags & TERMINATOR && "terminator", flags & SPECIAL && "special"];
     const loss = this.losses?.[k];
     const words = [text("inspect.token", {
       k, id, text: JSON.stringify(shown), what: what.filter(Boolean).map((key) => text(`inspect.${key}`)).join(", "),
     })];
+    if (parts > 1) words.push(text("inspect.part", { k: k - begin + 1, n: parts }));
     if (typeof loss === "number") words.push(text("inspect.loss", { loss: number(loss, 3), share: `${number(100 * Math.exp(-loss), 2)} %` }));
     const [first, last] = this.span ?? [0, 0];
     if (last > first) {
