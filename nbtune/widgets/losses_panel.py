@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from html import escape
 from typing import Any
@@ -161,8 +162,10 @@ class LossesPanel(Panel):
         self.losses, self._told_at = losses, -math.inf
         self._by, self._lowest, self._count = "loss", False, PAGE
         self._inspector: Any = None
-        losses.told = self._hear_more
+        self._telling = threading.Lock()
         super().__init__(status=self._status(), view=self._view(), changes=self._changes())
+        losses.told = self._hear_more
+        self._tell()  # the measuring may have ended meanwhile
 
     def _hear_more(self) -> None:
         """Tell the page, not too often, that something was measured."""
@@ -172,7 +175,7 @@ class LossesPanel(Panel):
             self._tell()
 
     def _tell(self) -> None:
-        with self.hold_sync():
+        with self._telling, self.hold_sync():  # what was looked at first is told first
             self.status, self.view, self.changes = self._status(), self._view(), self._changes()
 
     def _status(self) -> dict[str, Any]:

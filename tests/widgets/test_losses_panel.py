@@ -3,7 +3,7 @@
 import pytest
 
 import nbtune
-from nbtune.widgets.losses_panel import PAGE
+from nbtune.widgets.losses_panel import PAGE, LossesPanel
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,22 @@ def test_the_panel_shows_a_page_of_rows_and_sorts(losses):
     panel.do_more()
     assert len(panel.view["rows"]) == 30
     assert panel.view["more"] == 0
+
+
+class Late(LossesPanel):
+    """One that is opened so slowly that the measuring has ended when it is there."""
+
+    def _status(self):
+        body = super()._status()
+        self.losses.wait()
+        return body
+
+
+def test_a_measuring_that_ends_while_its_panel_is_opened_is_told(run):
+    panel = Late(run.losses(again=True))
+    assert panel.status["busy"] is False
+    assert panel.status["done"] == len(panel.view["rows"]) + panel.view["more"] == 30
+    panel.close()
 
 
 def test_a_row_is_opened_with_its_tokens_losses(losses):
