@@ -58,4 +58,4 @@ def losses_table(runs: list[Any]) -> str:
         facts = run_facts(run)
         losses = [facts[name] for name in ("first_loss", "loss", "eval_loss")]
         rows.append((run.name, run.state, f"{run.step:,}", *("" if loss is None else f"{loss:.4f}" for loss in losses)))
-    return table(("name", "state", "step", "first loss", "loss", "eval loss"), rows)
+    return table(("name", "state", "step", "first loss", "loss", "held-out loss"), rows)

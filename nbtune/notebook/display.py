@@ -94,4 +94,4 @@ def losses_table(runs: Iterable[Any]) -> Table:
         losses = [f"{loss:.4f}" if loss is not None else "" for loss in (progress.first_loss, progress.loss)]
         evaluated = f"{progress.eval_loss:.4f}" if progress.eval_loss is not None else ""
         rows.append((run.name, run.state, f"{progress.step:,}", *losses, evaluated))
-    return Table(("name", "state", "step", "first loss", "loss", "eval loss"), rows, empty="")
+    return Table(("name", "state", "step", "first loss", "loss", "held-out loss"), rows, empty="")

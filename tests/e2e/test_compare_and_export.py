@@ -92,7 +92,7 @@ def test_every_kind_of_export_by_a_click_and_opened_by_what_it_is_for(clicked, l
         expect(row).to_contain_text("KL")
     at.click("Adapter", "run.export.adapter()", "exports/adapter")
     at.click("Adapter as GGUF", "run.export.adapter_gguf()", "all-lora-f32.gguf")
-    at.panel.get_by_label("Numbers of the merged model").select_option("float32")
+    at.panel.get_by_label("Number format of the merged model").select_option("float32")
     at.click("Merged model", 'run.export.merged(dtype="float32")', "exports/merged")
     at.panel.get_by_label("Type of Ollama's file").select_option("q4_k_m")
     at.click("Ollama folder", 'run.export.ollama("q4_k_m")', "exports/ollama")
