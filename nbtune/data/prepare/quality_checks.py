@@ -104,7 +104,8 @@ def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
     leaked = {pair[k] for pair in pairs for k in (0, 1) if pair[0][0] != pair[1][0] and pair[k][0] == 1}
     if leaked and held is not None:
         sentences.append(
-            f"{len(leaked)} of {len(held)} held-out rows are nearly the same as a training row: the held-out loss looks better than it is"
+            f"{len(leaked)} of {len(held)} held-out rows are nearly the same as a training row: "
+            "the held-out loss looks better than it is"
         )
     lengths = train.lengths
     middle = float(np.median(lengths))
