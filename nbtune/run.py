@@ -316,7 +316,11 @@ class Run(RunReader):
             "steps": self.step,
             "loss": float(history["loss"].iloc[-1]) if len(history) else None,
             "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
-            "samples": [(e.prompt, e.answer) for e in self.events() if isinstance(e, Sample) and e.step == self.step],
+            "samples": [  # its own prompts': what was asked of held-out rows is nobody else's business
+                (e.prompt, e.answer)
+                for e in self.events()
+                if isinstance(e, Sample) and e.step == self.step and e.prompt in self.spec.samples
+            ],
             "abilities": self.plan.abilities.known() if self.plan is not None else [],
             "evals": [(e.step, e.loss) for e in self.events() if isinstance(e, Eval)],
             "data": data,

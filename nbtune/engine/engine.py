@@ -27,6 +27,7 @@ from nbtune.data.prepare.labels import labels_of, with_labels
 from nbtune.engine import abilities, distributed_launcher
 from nbtune.engine.evaluation import Measuring
 from nbtune.engine.failures import for_people, reserve, room_for, still_there
+from nbtune.engine.held_prompts import HeldPrompts
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
@@ -284,7 +285,8 @@ class _Engine:
         plan, spec = self.plan, self.spec
         together = None if self.ranks is None else RankedControl(self.ranks, self.control)
         given = self.data, self.built, self.loss, self.stepper.device, self.ranks, together
-        measuring = self.measuring = Measuring(spec, plan, *given)
+        held = HeldPrompts(self.folder, self.data, lambda: self.control.look().sample) if together is None else None
+        measuring = self.measuring = Measuring(spec, plan, *given, held_prompts=held)
         options = LoopOptions(
             total_steps=plan.total_steps,
             learning_rate=plan.learning_rate,

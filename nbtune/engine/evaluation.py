@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nbtune.data import BatchPlan, Prepared
     from nbtune.data.batching.collate import Batch
+    from nbtune.engine.held_prompts import HeldPrompts
     from nbtune.models import Built
     from nbtune.planner import Plan
     from nbtune.spec import RunSpec
@@ -42,6 +43,7 @@ class Measuring:
 
     Args:
         ranks, together: of several processes.
+        held_prompts: what is asked where the spec has no sample prompts; of one process only.
     """
 
     spec: RunSpec
@@ -52,6 +54,7 @@ class Measuring:
     device: torch.device
     ranks: Ranks | None = None
     together: RankedControl | None = None
+    held_prompts: HeldPrompts | None = None
 
     def confirmed(self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool) -> Abilities:
         """Say what the loaded model can do, and a warning for what the plan expected otherwise.
@@ -176,6 +179,8 @@ class Measuring:
             look()
             return False
 
+        if not self.spec.samples and self.held_prompts is not None:
+            yield from self.held_prompts.answers(model, tokenizer, step, go_on)
         for prompt in self.spec.samples:
             answer = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
             yield events.Sample(step=step, prompt=prompt, answer=answer)

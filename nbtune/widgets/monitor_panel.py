@@ -225,8 +225,8 @@ class Monitor(Panel):
         self.run.checkpoint()
 
     def do_sample(self) -> None:
-        if not self.run.spec.samples:
-            raise NbtuneError("the spec has no sample prompts", fix="add `samples: [a question, …]`")
+        if not self.view.standing.asks:
+            raise NbtuneError("there are no prompts to ask", fix="add `samples: [a question, …]`, or hold rows out")
         self.run.sample()
 
     def do_rate(self, rate: float) -> None:

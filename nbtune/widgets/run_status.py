@@ -34,7 +34,7 @@ class RunStatus:
         self._clock = _Clock()
         self._plan: Any = None
         self._parts: list[str] = []
-        self._alive_until = 0.0
+        self._alive_until, self._held = 0.0, False
 
     def see(self, event: ev.Event) -> None:
         """Take in what happened, in order."""
@@ -44,6 +44,8 @@ class RunStatus:
             self._seconds = event.seconds if not self._seconds else 0.9 * self._seconds + 0.1 * event.seconds
         elif isinstance(event, ev.State):
             self.last = event
+        elif isinstance(event, ev.Eval):
+            self._held = True
         elif isinstance(event, ev.Device):
             self._parts = [clean(name, 40) for name in event.parts]  # a run's are always the same
 
@@ -55,6 +57,7 @@ class RunStatus:
             "clock": asdict(self._clock),
             "totals": asdict(self.totals),
             "parts": self._parts,
+            "held": self._held,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -62,6 +65,7 @@ class RunStatus:
         last = ev.from_line(state["last"])
         assert isinstance(last, ev.State)
         self.last, self._seconds, self._parts = last, state["seconds"], state.get("parts", [])
+        self._held = bool(state.get("held"))
         self._clock, self.totals = _Clock(**state["clock"]), Totals(**state["totals"])
 
     def now(self, step: int) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class RunStatus:
             "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
             "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
             "exportable": step > 0,
-            "asks": self._asks,
+            "asks": self.asks,
             "resumable": bool(state in ("stopped", "failed", "interrupted")),
             "error": self._error(state),
         }
@@ -95,9 +99,13 @@ class RunStatus:
             self._plan = self.run.plan  # read from a file each time, and it does not change
         return self._plan
 
+    @property
+    def asks(self) -> bool:
+        """Whether it can be asked for samples: it has prompts of its own, or held-out rows, as was seen."""
+        return self._held or self._has_prompts
+
     @cached_property
-    def _asks(self) -> bool:
-        """Whether it has sample prompts."""
+    def _has_prompts(self) -> bool:
         try:
             return bool(self.run.spec.samples)
         except (OSError, NbtuneError):  # a run whose spec cannot be read

@@ -1,0 +1,84 @@
+"""Questions of held-out rows, for a run whose spec has no sample prompts: asked now and then while it trains.
+
+Beside the first answers stand the base's, so that the change is seen. What is asked by default must not cost a run
+much, nor end it: it is asked at most once a minute, and no more after an answer that failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune import events
+from nbtune.errors import NbtuneError
+from nbtune.generate import sampling
+
+if TYPE_CHECKING:
+    from nbtune.data import Prepared
+
+OFTEN = 60.0  # seconds between two times that nobody asked for
+_ASKED = 2
+_LOOKED = 16  # rows among which they are found
+_LONGEST = 4000  # characters
+_TOKENS = 64
+
+
+class HeldPrompts:
+    """Ask two held-out rows.
+
+    Args:
+        folder: the run's.
+        data: its rows.
+        wished: how often samples were wished until now.
+    """
+
+    def __init__(self, folder: Path, data: Prepared, wished: Callable[[], int]) -> None:
+        self._folder, self._data, self._wished = folder, data, wished
+        self._granted, self._asked_at = wished(), time.monotonic()
+        self._prompts: list[list[dict[str, Any]]] | None = None
+        self._based = self._failed = False
+
+    def answers(
+        self, model: Any, tokenizer: Any, step: int, should_stop: Callable[[], bool]
+    ) -> Iterator[events.Sample]:
+        """Yield answers where they are due or wished; the first time the base's, too, as of step 0."""
+        wished, now = self._wished(), time.monotonic()
+        if self._failed or (wished == self._granted and now - self._asked_at < OFTEN):
+            return
+        self._granted = wished
+        try:
+            for messages in self._found():
+                how: dict[str, Any] = {"max_new_tokens": _TOKENS, "should_stop": should_stop}
+                asked = str(messages[-1]["content"])
+                if not self._based and step and hasattr(model, "disable_adapter"):
+                    base = sampling.answer(model, tokenizer, messages, adapter=False, **how)
+                    yield events.Sample(step=0, prompt=asked, answer=base)
+                answer = sampling.answer(model, tokenizer, messages, **how)
+                yield events.Sample(step=step, prompt=asked, answer=answer)
+            self._based = True
+        except (NbtuneError, RuntimeError, ValueError, TypeError):  # it was nobody's wish
+            self._failed = True
+        self._asked_at = time.monotonic()
+
+    def _found(self) -> list[list[dict[str, Any]]]:
+        if self._prompts is None:
+            self._prompts = self._look()
+        return self._prompts
+
+    def _look(self) -> list[list[dict[str, Any]]]:
+        from nbtune import data
+        from nbtune.store.row_losses import row_prompt
+
+        held, found = self._data.eval, list[list[dict[str, Any]]]()
+        if held is None:
+            return found
+        sources = {source.name: source for source in data.open_snapshot(self._folder / "data")}
+        for index in held.some(_LOOKED):
+            messages = row_prompt(sources[held.source_name(index)], held[index].row)
+            if messages and isinstance(said := messages[-1].get("content"), str) and 0 < len(said) <= _LONGEST:
+                found.append(messages)
+            if len(found) == _ASKED:
+                break
+        return found

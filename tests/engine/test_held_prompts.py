@@ -1,0 +1,76 @@
+"""Held-out rows that are asked while a run without sample prompts trains."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+import nbtune
+from nbtune.engine import held_prompts
+from nbtune.events import Sample, Step
+
+ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Ahoy, {k}! I am Captain Tune."} for k in range(48)]
+SPEC: dict[str, Any] = {"model": "nbtune/tiny", "data": "rows", "batch_size": 4, "eval": {"split": 0.2, "every": 4}}
+
+
+def trained(tmp_path: Any, name: str, **more: Any) -> Any:
+    return nbtune.finetune({**SPEC, "steps": 8, **more}, name=name, rows={"rows": ROWS}, runs_dir=tmp_path).wait()
+
+
+def samples(run: Any) -> list[Sample]:
+    return [event for event in run.events() if isinstance(event, Sample)]
+
+
+def losses(run: Any) -> list[float]:
+    return [event.loss for event in run.events() if isinstance(event, Step)]
+
+
+def test_a_short_run_is_not_held_up_and_a_longer_one_is_asked_before_and_after(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = trained(tmp_path, "quick")
+    assert samples(quick) == []
+    monkeypatch.setattr(held_prompts, "OFTEN", 0.0)
+    asked = trained(tmp_path, "asked")
+    found = samples(asked)
+    prompts = {sample.prompt for sample in found}
+    assert len(prompts) == 2
+    assert prompts <= {row["prompt"] for row in ROWS}
+    assert sorted({sample.step for sample in found}) == [0, 4, 8]
+    assert losses(asked) == losses(quick)  # nothing is drawn from the training's random numbers
+    assert asked.facts_for_card(draw=False)["samples"] == []  # rows are nobody else's business
+    own = trained(tmp_path, "own", samples=["Hello?"])
+    assert {sample.prompt for sample in samples(own)} == {"Hello?"}
+
+
+def test_they_are_asked_when_somebody_wishes(tmp_path: Any) -> None:
+    run = nbtune.finetune({**SPEC, "steps": 4000}, rows={"rows": ROWS}, runs_dir=tmp_path)
+    stepped, answered = threading.Event(), threading.Event()
+
+    def told(events: list[Any], _: int) -> None:
+        if any(isinstance(event, Step) for event in events):
+            stepped.set()
+        if any(isinstance(event, Sample) and event.step for event in events):
+            answered.set()
+
+    done = run.subscribe(told)
+    try:
+        assert stepped.wait(60)
+        run.sample()
+        assert answered.wait(60)
+    finally:
+        run.stop(wait=True)
+        done()
+    assert {sample.step == 0 for sample in samples(run)} == {True, False}
+
+
+def test_an_answer_that_fails_does_not_end_the_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise RuntimeError("no room for the cache")
+
+    monkeypatch.setattr(held_prompts, "OFTEN", 0.0)
+    monkeypatch.setattr(held_prompts.sampling, "answer", fail)
+    run = trained(tmp_path, "mute")
+    assert (run.state, samples(run)) == ("finished", [])
