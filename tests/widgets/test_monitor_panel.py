@@ -97,7 +97,7 @@ def test_plotly_goes_as_a_message_and_never_into_the_state(panel):
     content, buffers = next((c, b) for c, b in widget.comm.custom() if c["t"] == "plotly")
     assert content == {"t": "plotly"}
     assert 200_000 < len(buffers[0]) < 500_000
-    assert sum(len(str(value)) for value in widget.get_state().values()) < 64_000
+    assert sum(len(str(value)) for value in widget.get_state().values()) < 66_000
 
 
 def test_buttons_set_wishes_and_are_answered(panel):
