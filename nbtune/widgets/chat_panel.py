@@ -64,7 +64,7 @@ class _Turn:
         }
 
     def _is_cut(self, side: int) -> bool:
-        """Whether an answer came to its limit, and not to an end of its own."""
+        """Return whether an answer came to its limit, and not to an end of its own."""
         tokens = self.tokens[side]
         return self.answers[side] is not None and len(tokens) >= self.limit and not tokens[-1][3]
 
