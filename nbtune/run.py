@@ -19,7 +19,7 @@ from nbtune.engine.failures import still_there
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError, SpecError, TrainError
-from nbtune.events import Eval, Event, Sample, State, Step
+from nbtune.events import Eval, Event, State, Step
 from nbtune.export.exporter import Exporter
 from nbtune.spec import RunSpec, from_mapping
 from nbtune.store import checkpoints, control, run_consent
@@ -304,7 +304,7 @@ class Run(RunReader):
     def facts_for_card(self, *, draw: bool = True) -> dict[str, Any]:
         """Return what the model card tells of this run; without `draw`, of the curve only that there is one."""
         from nbtune import widgets
-        from nbtune.export.model_card import data_lines
+        from nbtune.export.model_card import data_lines, samples_of
 
         history = self.history
         evals = history["eval_loss"].dropna()
@@ -316,11 +316,7 @@ class Run(RunReader):
             "steps": self.step,
             "loss": float(history["loss"].iloc[-1]) if len(history) else None,
             "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
-            "samples": [  # its own prompts': what was asked of held-out rows is nobody else's business
-                (e.prompt, e.answer)
-                for e in self.events()
-                if isinstance(e, Sample) and e.step == self.step and e.prompt in self.spec.samples
-            ],
+            "samples": samples_of(self.events(), self.step, self.spec.samples),
             "abilities": self.plan.abilities.known() if self.plan is not None else [],
             "evals": [(e.step, e.loss) for e in self.events() if isinstance(e, Eval)],
             "data": data,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nbtune.disk import gigabytes
 from nbtune.errors import HubError
+from nbtune.events import Sample
 from nbtune.export.others_cards import Stated, stated_of_base, stated_of_data
 from nbtune.export.source import HUB_ID, ExportedFile, ExportSource, base_name, is_on_hub, last_part, safe_name
 from nbtune.export.usage import usage
@@ -269,6 +270,12 @@ def _held_out(facts: Mapping[str, Any]) -> Any:
         metric_value=float(_number(loss)),
     )
     return [result]
+
+
+def samples_of(said: Iterable[Any], step: int, prompts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the answers to a run's own prompts at a step: what held-out rows were asked is nobody else's business."""
+    samples = [event for event in said if isinstance(event, Sample) and event.step == step]
+    return [(sample.prompt, sample.answer) for sample in samples if sample.prompt in prompts]
 
 
 def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
