@@ -98,14 +98,14 @@ class Rows:
         reason, input_ids, labels (-100 where nothing is trained) and text; a dropped row has no tokens."""
         fates = {(source, row): (status, reason) for source, row, status, reason in self.report.fates}
         parts = [(self.prepared.train, "used"), (self.prepared.eval, "held out")]
-        found: list[tuple[str, int, int, int]] = []  # source, row, which part, which example
+        entries: list[tuple[str, int, int, int]] = []  # source, row, which part, which example
         for number, (part, _) in enumerate(parts):
             if part is not None:
                 places = zip(part.source_of.tolist(), part.row_of.tolist(), strict=True)
-                found += [(part.sources[s], row, number, i) for i, (s, row) in enumerate(places)]
-        rows_there = {place[:2] for place in found}
-        found += [(*place, -1, -1) for place in fates if place not in rows_there]
-        for source, row, number, index in sorted(found):
+                entries += [(part.sources[s], row, number, i) for i, (s, row) in enumerate(places)]
+        rows_there = {place[:2] for place in entries}
+        entries += [(*place, -1, -1) for place in fates if place not in rows_there]
+        for source, row, number, index in sorted(entries):
             part, status = parts[number] if number >= 0 else (None, "dropped")
             example = part[index] if part is not None else None
             fate, reason = fates.get((source, row), (status, ""))

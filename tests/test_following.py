@@ -28,7 +28,7 @@ def test_a_row_goes_through_the_files_that_are_listed(tmp_path: Path) -> None:
         "data/sources/rows.py:__getitem__",
         "data/formats/sft_format.py:read",
         "data/template/chat_template.py:render",
-        "data/tokenize/loss_mask.py:wanted",
+        "data/tokenize/loss_mask.py:trained_stretches",
         "data/prepare/dataset.py:add",
         "data/batching/collate.py:pack",
     )

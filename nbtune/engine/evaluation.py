@@ -67,22 +67,22 @@ class Measuring:
         packing = self._first_pack(batches, emit, fused=fused) if self.plan.packing else None
         # an answer of parted weights needs all processes, and a head of scores gives none
         asks = not self.plan.weights.shards and not METHODS[self.spec.method].head
-        found, worse = abilities.confirmed(self.plan.abilities, self.built, self.spec, packing=packing, ask=asks)
-        emit(found.event())
+        confirmed, worse = abilities.confirmed(self.plan.abilities, self.built, self.spec, packing=packing, ask=asks)
+        emit(confirmed.event())
         for message in worse:
             emit(events.Warning(message=message))
-        return found
+        return confirmed
 
     def _first_pack(self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool) -> Claim:
         from nbtune.train.packing_check import packs_are_kept_apart
 
         data, first = self.data.train, batches.step(0)[0]
-        found = packs_are_kept_apart(self.built.model, data, first, device=self.device, fused=fused)
-        passed = found.holds is not False
-        emit(events.Check(name="packed equals unpacked", passed=passed, detail=found.words))
+        claim = packs_are_kept_apart(self.built.model, data, first, device=self.device, fused=fused)
+        passed = claim.holds is not False
+        emit(events.Check(name="packed equals unpacked", passed=passed, detail=claim.words))
         if not passed:
-            raise leaks(self.plan.architecture, found.words)
-        return found
+            raise leaks(self.plan.architecture, claim.words)
+        return claim
 
     def evaluate(self, look: Look) -> HeldOut | None:
         """Return what is found of the held-out rows; None where there are none.
@@ -101,15 +101,15 @@ class Measuring:
         for row in held.some(self.spec.eval.max_rows, group):
             of_sources.setdefault(held.source_name(row), []).append(row)
         model, everybody = self.built.model, self._everybody()
-        found = {
+        losses = {
             name: mean_loss(model, self.loss, partial(self._share, rows, group, look), **everybody)
             for name, rows in of_sources.items()
         }
-        whole = overall([*found.values()])
+        whole = overall([*losses.values()])
         metrics = {name: mean for name, mean in whole.metrics.items() if math.isfinite(mean)}
         if METHODS[self.spec.method].perplexity and math.isfinite(whole.loss):
             metrics["perplexity"] = math.exp(min(whole.loss, 50.0))
-        several = {name: one.loss for name, one in found.items() if one.counted and math.isfinite(one.loss)}
+        several = {name: one.loss for name, one in losses.items() if one.counted and math.isfinite(one.loss)}
         return HeldOut(
             whole.loss,
             whole.tokens,
@@ -159,8 +159,8 @@ class Measuring:
         if step == 0:
             return
         first = batches.step(step - 1)[:1]
-        found = mean_loss(self.built.model, self.loss, lambda: first, count=lambda _: 1.0, **self._everybody())
-        if found.tokens and not math.isfinite(found.loss):
+        mean = mean_loss(self.built.model, self.loss, lambda: first, count=lambda _: 1.0, **self._everybody())
+        if mean.tokens and not math.isfinite(mean.loss):
             raise no_number("the loss after the last step", step)
 
     def samples(self, step: int, look: Look) -> Iterator[events.Sample]:

@@ -144,10 +144,10 @@ def verify_gguf(
         ExportError: there is no llama.cpp, it does not load the file, or no text is longer than one token.
     """
     tokenizer = load_tokenizer(source.tokenizer_folder)
-    found = [tokenizer(text, add_special_tokens=True)["input_ids"][:_CONTEXT] for text in texts]
-    found += [list(row)[:_CONTEXT] for row in rows]
-    found = [row for row in found if len(row) > 1]
-    if not found:
+    sequences = [tokenizer(text, add_special_tokens=True)["input_ids"][:_CONTEXT] for text in texts]
+    sequences += [list(row)[:_CONTEXT] for row in rows]
+    sequences = [row for row in sequences if len(row) > 1]
+    if not sequences:
         raise ExportError("there is no text to compare by", fix="give rows of more than one token.")
     with contextlib.ExitStack() as stack:
         if model is None:
@@ -156,7 +156,7 @@ def verify_gguf(
             LlamaRunner(file.path, library=library, n_ctx=_CONTEXT + answer_tokens, threads=threads)
         )
         same = _same_tokens(llama, tokenizer, texts) and _same_rendered(llama, tokenizer, rows)
-        compared = [_compare(llama.logits(row), _logits(model, row), row) for row in found]
+        compared = [_compare(llama.logits(row), _logits(model, row), row) for row in sequences]
         answers = tuple(_answers(llama, model, tokenizer, prompt, answer_tokens) for prompt in prompts)
     sums = np.sum(compared, axis=0)
     count = int(sums[0])

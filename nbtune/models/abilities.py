@@ -91,8 +91,8 @@ class Abilities(BaseModel):
 
     def takes(self, what: str) -> bool | None:
         """Return whether all blocks of a kind are accelerated; None: it is not known."""
-        found = [blocks.accelerated for blocks in self.blocks if blocks.what in (what, "model")]
-        return all(found) if found else None
+        accelerated = [blocks.accelerated for blocks in self.blocks if blocks.what in (what, "model")]
+        return all(accelerated) if accelerated else None
 
     def share_of_layers(self) -> float | None:
         """Return the share of layers that are accelerated, 0 to 1; None: it is not known."""
@@ -167,14 +167,14 @@ def settings_of(config: Any) -> dict[str, str]:
     """
     part = config.get_text_config() if hasattr(config, "get_text_config") else config
     off = not getattr(part, "use_sliding_window", True)
-    found = {}
+    figures = {}
     for name, value in sorted(vars(part).items()):
         if name.startswith("_") or not _SETTING.search(name) or _NOT.search(name):
             continue
         if isinstance(value, bool) or not _tells(value) or (off and "window" in name):
             continue
-        found[name] = ", ".join(f"{one:g}" for one in value) if isinstance(value, list | tuple) else f"{value:g}"
-    return found
+        figures[name] = ", ".join(f"{one:g}" for one in value) if isinstance(value, list | tuple) else f"{value:g}"
+    return figures
 
 
 def _tells(value: Any) -> bool:

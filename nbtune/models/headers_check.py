@@ -48,16 +48,18 @@ def _told(whole: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return what loading would tell of missing, mismatched and unexpected weights."""
     loading = Loading(whole)
     wanted = loading.wanted
-    found: dict[str, list[int] | None] = {}
+    present: dict[str, list[int] | None] = {}
     left: set[str] = set()
     for stored, entry in headers.items():
         name, converted = loading.name_of(stored)
         if name in wanted:
-            found[name] = None if converted else list(entry["shape"])
+            present[name] = None if converted else list(entry["shape"])
         else:
             left.add(name)
-    shapes = [(n, s, wanted[n].shape) for n, s in found.items() if s is not None and s != list(wanted[n].shape)]
-    missing = _without_ignored(set(wanted) - set(found) - _tied(whole, found), whole._keys_to_ignore_on_load_missing)
+    shapes = [(n, s, wanted[n].shape) for n, s in present.items() if s is not None and s != list(wanted[n].shape)]
+    missing = _without_ignored(
+        set(wanted) - set(present) - _tied(whole, present), whole._keys_to_ignore_on_load_missing
+    )
     several = [
         _ending(target) for one in loading.converters if len(one.target_patterns) > 1 for target in one.target_patterns
     ]
@@ -68,9 +70,9 @@ def _told(whole: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tied(whole: Any, found: Mapping[str, Any]) -> set[str]:
+def _tied(whole: Any, stored: Mapping[str, Any]) -> set[str]:
     """Return weights that are others of the files: a head that is the embedding."""
-    return {name for name, source in whole.all_tied_weights_keys.items() if source in found}
+    return {name for name, source in whole.all_tied_weights_keys.items() if source in stored}
 
 
 def _without_ignored(names: set[str], patterns: Any) -> set[str]:

@@ -33,12 +33,12 @@ def pieces_of(model: Any, names: Iterable[str]) -> dict[str, list[Piece]]:
         names: of all weights in its files. What is made otherwise than by stacking and joining is passed over.
     """
     loading = Loading(model)
-    found: dict[str, list[tuple[str, Any]]] = {}
+    by_key: dict[str, list[tuple[str, Any]]] = {}
     for name in names:
         key, pattern = loading.name_of(name)
-        found.setdefault(key, []).append((name, pattern))
+        by_key.setdefault(key, []).append((name, pattern))
     by_pattern = {pattern: c for c in loading.converters for pattern in c.source_patterns}
-    return {key: _parts(held, by_pattern) for key, held in found.items()}
+    return {key: _parts(held, by_pattern) for key, held in by_key.items()}
 
 
 class Loading:

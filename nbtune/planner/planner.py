@@ -65,16 +65,16 @@ def make_plan(
             fix="write `activations: recompute`, or leave it out",
         )
     reasons: list[str] = []
-    found = abilities or Abilities()
-    weights = _weights(spec, device, dtype, found, reasons)
+    abilities = abilities or Abilities()
+    weights = _weights(spec, device, dtype, abilities, reasons)
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec, devices)
     tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
     if model.turns_at is not None and min(sequence_len, data.longest) > model.turns_at:
-        found, micros = _apart(spec, model.turns_at, found, micros, reasons)
-    packing = _packing(spec, found, model.architecture, reasons)
+        abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
+    packing = _packing(spec, abilities, model.architecture, reasons)
     check_optimizer(spec, device)
-    mine, start = _ours(spec, found), _starts_from_another(spec)
+    mine, start = _ours(spec, abilities), _starts_from_another(spec)
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim)
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
@@ -102,7 +102,7 @@ def make_plan(
     if spec.steps is None and spec.epochs is None:
         reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
     trained = trainable_parameters(model, spec.adapter)
-    found = found.model_copy(
+    abilities = abilities.model_copy(
         update={
             "trained": trained if model.trained is not None else 0,  # else it is an estimate
             "frozen_bytes": 0 if spec.adapter.type == "full" else frozen_bytes(model, best.weights, dtype),
@@ -145,38 +145,38 @@ def make_plan(
         * math.ceil(micro * accumulation / devices)
         * min(mean, sequence_len)
         * seconds_a_token(model, device, best.activations),
-        abilities=found,
+        abilities=abilities,
         reasons=tuple(reasons),
     )
     return plan.with_ways(partial(reckon, setup, METHODS[spec.method].group))
 
 
-def _packing(spec: RunSpec, found: Abilities, architecture: str, reasons: list[str]) -> bool:
+def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: list[str]) -> bool:
     """Return whether rows share sequences: as asked, or where that is safe.
 
     Raises:
         PlanError: it was asked for by name, and the model would see one row in another.
     """
-    if spec.packing is True and found.packing.holds is False:
-        raise leaks(architecture, found.packing.words)
+    if spec.packing is True and abilities.packing.holds is False:
+        raise leaks(architecture, abilities.packing.words)
     if spec.packing != "auto":
         return spec.packing
     if spec.order in UNPACKED_ORDERS:
         reasons.append(f"rows are not packed: `order: {spec.order}` could not be kept")
         return False
-    if found.packing.holds:
-        reasons.append(f"rows are packed, which is safe with {architecture}: {found.packing.words}")
-    elif found.packing.holds is None:
+    if abilities.packing.holds:
+        reasons.append(f"rows are packed, which is safe with {architecture}: {abilities.packing.words}")
+    elif abilities.packing.holds is None:
         reasons.append(f"rows are not packed: whether {architecture} keeps them apart is not known")
     else:
-        reasons.append(f"rows are not packed: {leaks(architecture, found.packing.words).cause}")
-    return bool(found.packing.holds)
+        reasons.append(f"rows are not packed: {leaks(architecture, abilities.packing.words).cause}")
+    return bool(abilities.packing.holds)
 
 
-def _ours(spec: RunSpec, found: Abilities) -> tuple[float, bool]:
+def _ours(spec: RunSpec, abilities: Abilities) -> tuple[float, bool]:
     """Return how many of the layers are nbtune's own, and whether the head is; by rule where it was not tried."""
     rule = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
-    share, head = found.share_of_layers(), found.takes("head")
+    share, head = abilities.share_of_layers(), abilities.takes("head")
     return float(rule) if share is None else share, spec.accelerate if head is None else head
 
 
@@ -185,7 +185,7 @@ def _starts_from_another(spec: RunSpec) -> bool:
     return spec.start_from is not None and METHODS[spec.method].reference
 
 
-def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, found: Abilities, reasons: list[str]) -> Placement:
+def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, abilities: Abilities, reasons: list[str]) -> Placement:
     """Return the format of frozen weights; where they are is decided by the memory there is."""
     wish = spec.placement
     weights = wish.on_device(fp32=dtype == "fp32")
@@ -196,22 +196,22 @@ def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, found: Abilities, r
     if weights.eight_bit and device.capability < (9, 0):
         raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
     if wish.home is Home.STREAMED:
-        _refuse_travel(spec, device, found)
-    if weights.eight_bit and (refusal := needs_own_blocks(found.blocks)):
+        _refuse_travel(spec, device, abilities)
+    if weights.eight_bit and (refusal := needs_own_blocks(abilities.blocks)):
         raise refusal
     if wish.overruled_by(weights):
         reasons.append("16-bit weights were asked for, products are in fp32 here")
     return weights
 
 
-def _refuse_travel(spec: RunSpec, device: DeviceFacts, found: Abilities) -> None:
+def _refuse_travel(spec: RunSpec, device: DeviceFacts, abilities: Abilities) -> None:
     """Raise a `PlanError` where weights cannot be streamed."""
     if device.kind != "cuda" or device.unified:
         raise PlanError(
             f"weights can only travel to a GPU with memory of its own, this is {device.name}",
             fix="write `weights: auto`",
         )
-    if spec.adapter.type != "lora" or not spec.accelerate or found.share_of_layers() == 0:
+    if spec.adapter.type != "lora" or not spec.accelerate or abilities.share_of_layers() == 0:
         raise PlanError(
             "weights travel only beside a plain LoRA, into nbtune's own blocks",
             fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",
@@ -258,18 +258,18 @@ def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
 
 
 def _apart(
-    spec: RunSpec, turns_at: int, found: Abilities, micros: list[int], reasons: list[str]
+    spec: RunSpec, turns_at: int, abilities: Abilities, micros: list[int], reasons: list[str]
 ) -> tuple[Abilities, list[int]]:
     """Return what holds where a long row changes what a model says of a short one beside it: no packs, and which
     micro-batches may be tried."""
     why = f"a row of more than {turns_at:,} tokens changes this model's rotary angles, for every row beside it"
-    found = found.model_copy(update={"packing": Claim(holds=False, words=why)})
+    abilities = abilities.model_copy(update={"packing": Claim(holds=False, words=why)})
     alone = 1 in micros
     if alone and METHODS[spec.method].group == 1:
         reasons.append(f"{why}: a micro-batch is one row")
     else:
         reasons.append(f"{why}: losses differ a little from those of rows by themselves")
-    return found, [1] if alone else micros
+    return abilities, [1] if alone else micros
 
 
 def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Placement) -> PlanError:

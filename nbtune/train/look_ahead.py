@@ -62,8 +62,8 @@ def joined(parts: Sequence[Answers | None], device: torch.device, gather: Gather
     mine = _joined(parts)
     if gather is None:
         return mine
-    found = _joined(gather(None if mine is None else mine.to("cpu")))
-    return None if found is None else found.to(device)
+    survey = _joined(gather(None if mine is None else mine.to("cpu")))
+    return None if survey is None else survey.to(device)
 
 
 def _joined(parts: Sequence[Answers | None]) -> Answers | None:

@@ -253,8 +253,8 @@ class UnlessIdle:
 
     def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> Answers | None:
         """See `Loss`."""
-        found = self.of.survey(model, batch, device=device)
-        return None if batch.idle_pass else found
+        survey = self.of.survey(model, batch, device=device)
+        return None if batch.idle_pass else survey
 
     def count(self, batch: Batch) -> float:
         """See `Loss`."""
@@ -270,5 +270,5 @@ class UnlessIdle:
         step: Answers | None = None,
     ) -> LossOutput:
         """See `Loss`."""
-        found = self.of(model, batch, denominator=denominator, device=device, step=step)
-        return LossOutput(found.loss * 0.0) if batch.idle_pass else found
+        output = self.of(model, batch, denominator=denominator, device=device, step=step)
+        return LossOutput(output.loss * 0.0) if batch.idle_pass else output

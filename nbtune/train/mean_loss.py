@@ -127,8 +127,8 @@ def mean_loss(
     model.eval()
     try:
         with torch.no_grad():
-            found = [loss.survey(model, batch, device=device) for batch in batches()] if loss.looks_ahead else []
-            step = joined(found, device, gather) if loss.looks_ahead else None
+            surveys = [loss.survey(model, batch, device=device) for batch in batches()] if loss.looks_ahead else []
+            step = joined(surveys, device, gather) if loss.looks_ahead else None
             for batch in batches():
                 if batch.num_trained or batch.idle_pass:
                     part = loss(model, batch, denominator=1, device=device, step=step)

@@ -78,11 +78,11 @@ def small_packs_are_kept_apart(trial: Trial, *, fused: bool = False) -> Claim:
     random = np.random.default_rng(0)
     rows = [[random.choice(words, length) for length in lengths] for lengths in _SMALL]
     look = _Look(model, torch.device("cpu"), fused, max(map(sum, _SMALL)))
-    found = _asked(look, rows, words)
-    if found.holds and has_windows(model):
+    claim = _asked(look, rows, words)
+    if claim.holds and has_windows(model):
         with shortened(model, trial.layers):
-            found = _asked(look, rows, words)
-    return found
+            claim = _asked(look, rows, words)
+    return claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +127,13 @@ class _Look:
             return self.model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
         if self.fused and has_head(lm):  # as nbtune's own head asks
             return inner(**inputs, use_cache=False, return_dict=True).last_hidden_state  # type: ignore[no-any-return]
-        found: list[torch.Tensor] = []  # a model's own head may hand on less: Bloom's keeps where documents begin
-        handle = inner.register_forward_hook(lambda _module, _inputs, output: found.append(output[0]))
+        hidden: list[torch.Tensor] = []  # a model's own head may hand on less: Bloom's keeps where documents begin
+        handle = inner.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[0]))
         try:
             self.model(**inputs, use_cache=False)
         finally:
             handle.remove()
-        return found[0]
+        return hidden[0]
 
 
 def _asked(look: _Look, rows: Rows, words: np.ndarray) -> Claim:

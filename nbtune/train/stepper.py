@@ -91,11 +91,11 @@ class Stepper:
         """Ask what the loss wants to know of all of a step's micro-batches, before the first of them."""
         if not self._loss.looks_ahead:
             return
-        found = []
+        surveys = []
         for micro_step, batch in enumerate(batches):
             with self._drawing(step, micro_step):  # as when its gradients are taken
-                found.append(self._loss.survey(self.model, batch, device=self.device))
-        self._of_step = joined(found, self.device, self._gather)
+                surveys.append(self._loss.survey(self.model, batch, device=self.device))
+        self._of_step = joined(surveys, self.device, self._gather)
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""

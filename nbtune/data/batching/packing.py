@@ -65,7 +65,7 @@ def in_windows(lengths: np.ndarray, kinds: np.ndarray, capacity: int, count: int
     """
     sizes, taken = lengths.tolist(), np.zeros(len(lengths), bool)
     shares = np.bincount(kinds) / max(len(kinds), 1)
-    found: list[list[int]] = []
+    packed: list[list[int]] = []
     at = 0
     while at < len(sizes):
         window, tokens, end = [], 0, at
@@ -80,8 +80,8 @@ def in_windows(lengths: np.ndarray, kinds: np.ndarray, capacity: int, count: int
             bins += [] if taken[at] else [[at]]
             at += 1
         _fill(bins, range(at, min(len(sizes), at + len(window) // 2 + 16)), lengths, kinds, shares, capacity, taken)
-        found += bins
-    return found
+        packed += bins
+    return packed
 
 
 def _fitted(window: list[int], lengths: np.ndarray, capacity: int, count: int) -> list[list[int]]:

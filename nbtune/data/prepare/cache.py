@@ -36,19 +36,19 @@ def key_of(sources: Sequence[Source], tokenizer: Any, options: Mapping[str, Any]
     variables that are not in a snapshot)."""
     if not all(source.files and (source.change is None or source.change_digest) for source in sources):
         return None
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for source in sources:
         meaning = source.spec.model_dump(mode="json", exclude={"source"})
-        found.update(json.dumps([source.name, source.role, meaning, source.change_digest], sort_keys=True).encode())
+        hashed.update(json.dumps([source.name, source.role, meaning, source.change_digest], sort_keys=True).encode())
         digests = source.digests or [_content_of(file, "sha256").hex() for file in source.files]
         for file, digest in zip(source.files, digests, strict=True):
-            found.update(file.suffix.encode() + bytes.fromhex(digest))
-    found.update(tokenizer.backend_tokenizer.to_str().encode())
+            hashed.update(file.suffix.encode() + bytes.fromhex(digest))
+    hashed.update(tokenizer.backend_tokenizer.to_str().encode())
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
     template = tokenizer.chat_template
-    found.update(json.dumps([special, template, dict(options)], sort_keys=True, default=str).encode())
-    found.update(_code())
-    return found.hexdigest()
+    hashed.update(json.dumps([special, template, dict(options)], sort_keys=True, default=str).encode())
+    hashed.update(_code())
+    return hashed.hexdigest()
 
 
 def load(key: str) -> Prepared | None:

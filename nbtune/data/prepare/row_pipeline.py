@@ -23,7 +23,7 @@ from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.rows import ArrowRows, Rows, Source
 from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.tokenize.encoder import Encoder, Job
-from nbtune.data.tokenize.loss_mask import asked_for
+from nbtune.data.tokenize.loss_mask import is_trained
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
@@ -375,7 +375,7 @@ def is_empty(row: Chat | Parts, train_on: str | Sequence[str] = "answers") -> bo
     if isinstance(row, Parts):
         return not any(text.strip() for text, wanted in row.parts if wanted)
     roles = ("assistant",) if isinstance(train_on, str) else train_on
-    heard = [m for m in row.messages if m["role"] in roles or asked_for(m, roles)]
+    heard = [m for m in row.messages if m["role"] in roles or is_trained(m, roles)]
     return not any(_says_something(m) for m in heard)
 
 

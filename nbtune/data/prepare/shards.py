@@ -69,12 +69,12 @@ class Recipe:
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """The shards: stretches of the order of arrival."""
-        rows, found, at = sum(self.counts), [], 0
+        rows, ranges, at = sum(self.counts), [], 0
         size = rows if self.whole else self.first
         while at < rows:
-            found.append((at, min(at + size, rows)))
+            ranges.append((at, min(at + size, rows)))
             at, size = at + size, min(size * 2, self.most)
-        return found
+        return ranges
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Recipe:

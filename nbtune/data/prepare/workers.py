@@ -81,19 +81,19 @@ class Crew:
             with self._changed:
                 self._at = number
                 self._changed.notify_all()
-                found = self._done.pop(number, None)
+                outcome = self._done.pop(number, None)
                 mine = None
-                if found is None and (self._work_here or not self._up):
+                if outcome is None and (self._work_here or not self._up):
                     mine = self._take()
-                if found is None and mine is None:
+                if outcome is None and mine is None:
                     self._changed.wait()
                     continue
             if mine is not None:
                 self._put(mine, self._prepare(mine))
-            elif isinstance(found, Shard):
-                return found
-            elif found is not None:
-                raise found
+            elif isinstance(outcome, Shard):
+                return outcome
+            elif outcome is not None:
+                raise outcome
 
     def _prepare(self, number: int) -> Shard | BaseException:
         try:
@@ -110,9 +110,9 @@ class Crew:
             return self._next - 1
         return None
 
-    def _put(self, number: int, found: Shard | BaseException) -> None:
+    def _put(self, number: int, outcome: Shard | BaseException) -> None:
         with self._changed:
-            self._done[number] = found
+            self._done[number] = outcome
             self._changed.notify_all()
 
     def _hire(self, wanted: int, recipe: Recipe, tokenizer: Any) -> None:
@@ -156,8 +156,8 @@ class Crew:
                 child.say({"shard": number})
                 error = child.hear().body.get("error")
                 assert self._folder is not None
-                found = DataError(**error) if error else read_shard(self._folder, number, self._sources)
-                self._put(number, found)
+                outcome = DataError(**error) if error else read_shard(self._folder, number, self._sources)
+                self._put(number, outcome)
                 number = None
         except (ChildDied, OSError, ValueError):
             pass  # it died while it was spoken to, or what it wrote cannot be read

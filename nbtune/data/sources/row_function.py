@@ -58,8 +58,8 @@ class ChangedRows:
 
     def longest(self, count: int) -> list[int]:
         """Return the numbers of the rows of most bytes before they are changed; none where that is not known."""
-        found = getattr(self._rows, "longest", None)
-        return [] if found is None else found(count)
+        longest = getattr(self._rows, "longest", None)
+        return [] if longest is None else longest(count)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))

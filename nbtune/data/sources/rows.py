@@ -162,11 +162,11 @@ class Pages:
 
     def __getitem__(self, part: slice) -> bytes:
         start, stop, _ = part.indices(self._size)
-        found, missing = os.pread(self._fd, stop - start, start), 1
-        while len(found) < stop - start and missing:  # a call reads at most 2 GiB
-            more = os.pread(self._fd, stop - start - len(found), start + len(found))
-            found, missing = found + more, len(more)
-        return found
+        data, missing = os.pread(self._fd, stop - start, start), 1
+        while len(data) < stop - start and missing:  # a call reads at most 2 GiB
+            more = os.pread(self._fd, stop - start - len(data), start + len(data))
+            data, missing = data + more, len(more)
+        return data
 
     def __bytes__(self) -> bytes:
         return self[0 : self._size]

@@ -229,8 +229,8 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
     if entry["kind"] in ("hub", "set") or not entry.get("files"):
         prefix = "hub:" if entry["kind"] == "hub" and not spec.source.startswith("hub:") else ""
         plain = spec.model_copy(update={"source": prefix + spec.source, "function": None})
-        found = resolve([plain], base_dir=folder)[0]
-        return Source(entry["name"], entry["kind"], spec, found.load, role=role, **more)
+        resolved = resolve([plain], base_dir=folder)[0]
+        return Source(entry["name"], entry["kind"], spec, resolved.load, role=role, **more)
     files = [folder / record["path"] for record in entry["files"]]
     for file, record in zip(files, entry["files"], strict=True):
         if not file.exists():

@@ -60,17 +60,17 @@ class Words:
         if self._late is not None and self._late.search(text):
             return None
         pieces = self._cut.split(text) if self._cut is not None else [text]
-        known, find, found = self._known, self._find, []
+        known, find, encoded = self._known, self._find, []
         for number, piece in enumerate(pieces):
             if number % 2:
-                found.append(self._added[piece])
+                encoded.append(self._added[piece])
             elif piece:
                 words = find(piece)
                 self._looked += len(words)
-                found.append(b"".join(map(known.__getitem__, words)))
+                encoded.append(b"".join(map(known.__getitem__, words)))
         if self._looked > 100_000:
             self._take_stock()
-        return np.frombuffer(b"".join(found), np.int32)
+        return np.frombuffer(b"".join(encoded), np.int32)
 
     def _take_stock(self) -> None:
         if self._known.new > self._looked * 0.4:

@@ -15,7 +15,7 @@ from nbtune.data.formats.reader import Parts
 from nbtune.data.template.chat_template import ChatTemplate, Rendered
 from nbtune.data.template.tracked_str import Span
 from nbtune.data.tokenize.byte_level import ByteLengths, BytePlaces, Words, covered
-from nbtune.data.tokenize.loss_mask import wanted
+from nbtune.data.tokenize.loss_mask import trained_stretches
 from nbtune.data.tokenize.offsets import OffsetPlaces, Offsets
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec, SpanRule
@@ -140,11 +140,11 @@ class Encoder:
         """Return ids (int32 [n]) and masks (bool [n]), or what is wrong with a row: the third step."""
         masks = self._masks(jobs, tokens)
         results: list[tuple[np.ndarray, np.ndarray] | DataError] = []
-        for number, (job, found) in enumerate(zip(jobs, tokens, strict=True)):
+        for number, (job, tokenised) in enumerate(zip(jobs, tokens, strict=True)):
             if isinstance(job, DataError):
                 results.append(job)
                 continue
-            ids_of_job, places = found or self._by_controls(job)
+            ids_of_job, places = tokenised or self._by_controls(job)
             results.append(self._finish(job, ids_of_job, places, masks.get(number)))
         return results
 
@@ -166,7 +166,7 @@ class Encoder:
         jobs: Sequence[Job | DataError], tokens: Sequence[tuple[np.ndarray, Any] | None]
     ) -> dict[int, np.ndarray]:
         """Return what is trained of the ASCII texts whose tokens say their bytes: all at once."""
-        quick = [i for i, found in enumerate(tokens) if found is not None and type(found[1]) is BytePlaces]
+        quick = [i for i, tokenised in enumerate(tokens) if tokenised is not None and type(tokenised[1]) is BytePlaces]
         quick = [i for i in quick if tokens[i][1].ascii]  # type: ignore[index]
         if not quick:
             return {}
@@ -203,7 +203,7 @@ class Encoder:
         _refuse_holes(rendered, messages)
         self.chats += 1
         self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
-        stretches = wanted(
+        stretches = trained_stretches(
             rendered,
             chat.messages,  # `train_detail` counts in what was written
             train_on=self.train_on,

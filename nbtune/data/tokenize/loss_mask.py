@@ -13,7 +13,7 @@ from nbtune.errors import DataError
 Stretch = tuple[int, int]
 
 
-def wanted(
+def trained_stretches(
     rendered: Rendered,
     messages: Sequence[Mapping[str, Any]],
     *,
@@ -36,7 +36,7 @@ def wanted(
     if train_on == "all":
         return [(0, len(rendered.text))]
     roles = ("assistant",) if isinstance(train_on, str) else train_on
-    heard = {i for i, message in enumerate(messages) if asked_for(message, roles)}
+    heard = {i for i, message in enumerate(messages) if is_trained(message, roles)}
     kept = [span for span in rendered.trained if span[2] in heard or (span[2] < 0 and "assistant" in roles)]
     others = {i for i in heard if messages[i]["role"] != "assistant"}
     if others:
@@ -168,7 +168,7 @@ def _without(start: int, end: int, holes: Sequence[Stretch]) -> list[Stretch]:
     return [*kept, (start, end)] if start < end else kept
 
 
-def asked_for(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
+def is_trained(message: Mapping[str, Any], roles: Sequence[str]) -> bool:
     """Return whether a message is of a role to train, or says of itself or of a part that it is to be trained."""
     if len(message) == 2 and "content" in message:  # a role and what it says: nearly all messages
         return message["role"] in roles

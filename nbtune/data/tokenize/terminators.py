@@ -1,8 +1,9 @@
 """Where a tuned model's answers end, as token ids: what every generation after training has to stop at.
 
-What ends a trained answer is what the tokenizer's chat template writes behind one, and of plain text the tokenizer's
-own end; the base's configuration knows neither where the template is of one's own. The tokenizer is kept in the run's
-folder with the template it was trained by, so that a run that was made long ago says its ends, too.
+What ends a trained answer is what the tokenizer's chat template writes behind one (found out in
+`nbtune.data.template.turns`), and of plain text the tokenizer's own end; the base's configuration knows neither where
+the template is of one's own. The tokenizer is kept in the run's folder with the template it was trained by, so that a
+run that was made long ago says its ends, too.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ def trained_end(tokenizer: Any, spec: RunSpec) -> int | None:
     """
     template = ChatTemplate(tokenizer, None if template_text(tokenizer) else PLAIN_TEMPLATE)
     chat = Chat([template.turns.message("user", _ASKED), template.turns.message("assistant", _SAID)])
-    (found,) = Encoder.of_spec(tokenizer, template, spec).encode([chat])
-    if isinstance(found, DataError):
-        raise found
-    ids, trained = found
+    (encoded,) = Encoder.of_spec(tokenizer, template, spec).encode([chat])
+    if isinstance(encoded, DataError):
+        raise encoded
+    ids, trained = encoded
     last = [int(id_) for id_, learnt in zip(ids, trained, strict=True) if learnt][-1:]
     controls = {*template.controls.ids.values(), tokenizer.eos_token_id}
     return last[0] if last and last[0] in controls else None
