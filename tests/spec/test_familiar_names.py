@@ -20,9 +20,9 @@ VALUE: dict[str, Any] = {
     "adapter.dropout": 0.1, "adapter.target_modules": ["q_proj"], "adapter.use_rslora": True, "checkpoint.every": 10,
     "checkpoint.keep": 3, "eval.every": 20, "beta": 0.2, "adapter.type": "dora", "eval.max_rows": 9,
     "loss.type": "robust", "loss.label_smoothing": 0.1, "loss.rpo_alpha": 0.5, "loss.cpo_alpha": 0.5, "loss.gamma": 0.7,
-    "loss.desirable_weight": 1.5, "loss.undesirable_weight": 0.5,
+    "loss.desirable_weight": 1.5, "loss.center_rewards": 0.02, "loss.undesirable_weight": 0.5,
 }  # fmt: skip
-METHOD = {"loss.cpo_alpha": "cpo", "loss.gamma": "simpo"}
+METHOD = {"loss.cpo_alpha": "cpo", "loss.gamma": "simpo", "loss.center_rewards": "reward"}
 METHOD |= dict.fromkeys(("beta", "loss.type", "loss.label_smoothing", "loss.rpo_alpha"), "dpo")
 METHOD |= dict.fromkeys(("loss.desirable_weight", "loss.undesirable_weight"), "kto")
 
