@@ -32,8 +32,9 @@ from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
 from nbtune.engine.objects import credited
+from nbtune.engine.run_loss import loss_of_run, without_teacher
 from nbtune.engine.telemetry import Gauge
-from nbtune.engine.warm_start import begin_with, reference_of
+from nbtune.engine.warm_start import begin_with
 from nbtune.errors import NbtuneError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
@@ -43,7 +44,6 @@ from nbtune.models.tokenizer_files import save_tokenizer
 from nbtune.planner import Plan, make_plan
 from nbtune.planner.planner import DEFAULT_EPOCHS
 from nbtune.spec import RunSpec
-from nbtune.spec.loss_options import options_of
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl
 from nbtune.store.event_log import EventWriter
@@ -146,7 +146,7 @@ class _Engine:
             where = self.ranks.poorest(where)
             if not self.writes:
                 self.ranks.wait()  # the first has its tokens and its plan
-        where = credited(where, spec)
+        where = without_teacher(spec, credited(where, spec))
         facts = models.model_facts(spec.model)
         tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
         max_len = facts.row_tokens(spec.sequence_len)
@@ -255,7 +255,6 @@ class _Engine:
         from nbtune.train.choose_stepper import choose_stepper
         from nbtune.train.logprobs import head_disagrees
         from nbtune.train.loop import Progress
-        from nbtune.train.loss import UnlessIdle, loss_of
 
         model, patch = self.built.model, self.built.patch
         model.train()
@@ -263,12 +262,10 @@ class _Engine:
             self.emit(
                 events.Warning(message=f"log-probabilities take all of the model's logits, and their memory: {why}")
             )
-        fused = patch is not None and "head" in patch.report.taken and self.method.by_tokens
+        whole = self.method.by_tokens and not self.method.teacher
+        fused = patch is not None and "head" in patch.report.taken and whole
         self.fused = fused or not self.method.by_tokens  # whole answers are asked for as the fused head asks
-        start = reference_of(self.folder, self.method, model)
-        outputs = len(labels_of(self.spec)) or 1
-        loss = loss_of(self.method, options=options_of(self.spec), fused=fused, start=start, outputs=outputs)
-        self.loss: Loss = UnlessIdle(loss) if self.plan.weights.shards else loss
+        self.loss: Loss = loss_of_run(self.folder, self.spec, self.plan, self.built, device, fused=fused)
         self.stepper = choose_stepper(
             self.built, self.loss, spec=self.spec, plan=self.plan, device=device, ranks=self.ranks, fused=fused
         )

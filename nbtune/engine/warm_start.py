@@ -99,7 +99,7 @@ def portable(spec: RunSpec) -> RunSpec:
     def short(text: str) -> str:
         return "~" + text[len(home) :].replace(os.sep, "/") if text.startswith(home + os.sep) else text
 
-    model = str(Path(spec.model).absolute()) if Path(spec.model).is_dir() else spec.model
+    model, teacher = (str(Path(m).absolute()) if m and Path(m).is_dir() else m for m in (spec.model, spec.teacher))
     sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
     held = spec.eval.data and spec.eval.data.model_copy(update={"source": short(spec.eval.data.source)})
     measured = spec.eval.model_copy(update={"data": held})
@@ -107,8 +107,14 @@ def portable(spec: RunSpec) -> RunSpec:
     tokenizer = spec.tokenizer
     if tokenizer is not None:
         tokenizer = short(str(Path(tokenizer).absolute()) if Path(tokenizer).is_dir() else tokenizer)
-    changes = {"model": short(model), "tokenizer": tokenizer, "data": sources, "eval": measured, "start_from": start}
-    return spec.model_copy(update=changes)
+    changes = {
+        "model": short(model or ""),
+        "tokenizer": tokenizer,
+        "data": sources,
+        "eval": measured,
+        "start_from": start,
+    }
+    return spec.model_copy(update={**changes, "teacher": teacher and short(teacher)})
 
 
 def check_same(folder: Path, spec: RunSpec, variables: Mapping[str, Any]) -> None:

@@ -137,6 +137,7 @@ class Method:
         head: what is trained beside the adapter: a linear layer on the last hidden state, of each ``text``'s last token
             or of each judged ``token``, in place of the model's own head. Its scores are `Answers.scores`.
         labels: what its outputs are called; empty: as the rows' labels are (`nbtune.data.prepare.labels`).
+        teacher: the loss also asks another model, `teacher` in the spec (`nbtune.train.distillation`).
         perplexity: of held-out rows the perplexity is told besides the loss.
         metrics: named figures to watch, of the loss's arguments and like the loss one a pair `[P]` or an answer `[N]`,
             NaN where it has none; a step's is the mean of the others. A figure that is a ratio of sums gives both, of
@@ -158,6 +159,7 @@ class Method:
     least_batch: int = 1
     head: OfHead = ""
     labels: tuple[str, ...] = ()
+    teacher: bool = False
     perplexity: bool = False
     metrics: Metrics | None = None
 

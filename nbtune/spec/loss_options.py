@@ -86,6 +86,24 @@ class LossSpec(Part):
         None, "Weight of bad answers", "How much the loss of bad answers counts.", example=1.33, gt=0, advanced=True
     )
 
+    temperature: float | None = field(
+        None,
+        "Temperature",
+        "Of distill: above 1 what the teacher holds unlikely counts more.",
+        example=2.0,
+        gt=0,
+        advanced=True,
+    )
+    alpha: float | None = field(
+        None,
+        "Share of the rows",
+        "Of distill: how much the rows' own tokens count beside what the teacher says of them.",
+        example=0.5,
+        ge=0,
+        le=1,
+        advanced=True,
+    )
+
     @property
     def options(self) -> dict[str, float | str]:
         """What is set, by the names of the loss's arguments."""
@@ -109,6 +127,12 @@ def must_fit(spec: RunSpec) -> None:
         raise ValueError(f"`beta` is of methods that learn preferences: drop it, or set `method: {first}`")
     for key in spec.loss.model_dump(exclude_none=True):
         _must_take(method, key, spec.loss)
+    if method.teacher != (spec.teacher is not None):
+        raise ValueError(
+            f"method `{spec.method}` learns from a teacher: name it, `teacher: org/name`"
+            if method.teacher
+            else f"`teacher` is nothing to method `{spec.method}`: drop it"
+        )
     if method.head and spec.samples:
         raise ValueError(f"method `{spec.method}` gives scores and writes no answers: drop `samples`")
     if spec.labels and (method.rows != "labelled" or len({*spec.labels}) < max(2, len(spec.labels))):

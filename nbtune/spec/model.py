@@ -94,6 +94,14 @@ class RunSpec(Part):
         example={"type": "hinge"},
         advanced=True,
     )
+    teacher: str | None = field(
+        None,
+        "Teacher",
+        "Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.",
+        example="nbtune/tiny",
+        min_length=1,
+        advanced=True,
+    )
     labels: tuple[str, ...] = field(
         (),
         "Labels",

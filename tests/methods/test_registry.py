@@ -33,6 +33,11 @@ def answers(logprobs: list[float], reference: list[float], values: list[float] |
     return Answers(one, torch.full_like(one, 5), torch.tensor(reference), judged)
 
 
+def of_teacher(method: Method) -> dict[str, str]:
+    """What a spec must also say of a method with a teacher."""
+    return {"teacher": "nbtune/tiny"} if method.teacher else {}
+
+
 def test_no_method_is_named_outside_of_its_room() -> None:
     """Data formats of other tools apart, which have such names as well."""
     names = re.compile(rf"[\"'](?:{'|'.join(METHODS.keys() - {'sft'})})[\"']")
@@ -51,7 +56,7 @@ def test_asking_the_registry_costs_no_torch() -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_reader_knows_every_method(method: Method) -> None:
-    spec = from_mapping({"data": "rows", "method": method.name})
+    spec = from_mapping({"data": "rows", "method": method.name, **of_teacher(method)})
     assert spec.method == method.name
     assert method.rows in _KINDS.keys() & {*ROW_KINDS}
     assert method.by_tokens or method.head or method.rows in {"pairs", "feedback"}, "what a model is asked for it"
@@ -68,7 +73,7 @@ def test_every_kind_of_judged_rows_has_a_format() -> None:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_what_does_not_go_with_a_method_is_said(method: Method) -> None:
-    body = {"data": "rows", "method": method.name}
+    body = {"data": "rows", "method": method.name, **of_teacher(method)}
     for fields, refused in (
         ({"beta": 0.3}, "beta" not in method.options),
         ({"adapter": "full"}, method.reference),

@@ -34,6 +34,8 @@ def test_a_field_says_what_it_is(part: type[BaseModel], name: str, field: FieldI
         others = {"source": "rows"}
     if name in ("beta", "loss"):
         others["method"] = "dpo"
+    if name == "teacher":
+        others["method"] = "distill"
     if name == "labels":
         others["method"] = "classification"
     part.model_validate({name: example, **others})  # an example is one that is taken

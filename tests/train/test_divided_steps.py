@@ -44,7 +44,8 @@ CENTRED = Method(
     name="centred", title="", sentence="", rows="feedback", loss=centred, options={"beta": 0.5}, reference=True,
     of_step="answers",
 )  # fmt: skip
-ALL = {**METHODS, "centred": CENTRED}
+ALL = {name: method for name, method in METHODS.items() if not method.teacher} | {"centred": CENTRED}
+# (what a teacher says is divided in tests/engine/test_distillation.py)
 
 
 def rows_of(method: Method) -> Dataset:

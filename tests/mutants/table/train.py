@@ -278,9 +278,9 @@ TRAIN = (
     ),
     mutant(
         "beta-is-not-passed-on",
-        "engine/engine.py",
-        "options=options_of(self.spec), fused",
-        "fused",
+        "engine/run_loss.py",
+        "options=options, fused=fused",
+        "fused=fused",
         f"{_ASKED}::test_beta_is_the_methods",
     ),
     mutant(
@@ -289,6 +289,20 @@ TRAIN = (
         "**spec.loss.options}",
         "}",
         "methods/test_pair_losses.py::test_dpos_family",
+    ),
+    mutant(
+        "the-teacher-is-the-student",
+        "train/distillation.py",
+        "taught = _logits(self.teacher, batch",
+        "taught = _logits(model, batch",
+        "engine/test_distillation.py::test_the_first_loss_is_the_papers",
+    ),
+    mutant(
+        "a-reward-has-no-margin",
+        "methods/reward.py",
+        "better.reward - worse.reward - margin",
+        "better.reward - worse.reward",
+        "engine/test_heads.py::test_a_reward_models_first_loss",
     ),
     mutant(
         "bco-shifts-by-all-answers-alike",

@@ -1,0 +1,95 @@
+"""The loss of a run, with all that it asks besides the model: what the run starts from, or a frozen teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.data.prepare.labels import labels_of
+from nbtune.device import DeviceFacts, torch_dtype
+from nbtune.engine.warm_start import reference_of
+from nbtune.errors import PlanError, SpecError
+from nbtune.methods import METHODS
+from nbtune.spec import RunSpec
+from nbtune.spec.loss_options import options_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbtune.models import Built
+    from nbtune.planner import Plan
+    from nbtune.train.loss import Loss
+
+
+def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: torch.device, *, fused: bool) -> Loss:
+    """Return the loss that a run's spec asks for.
+
+    Args:
+        folder: the run's.
+        built: its model, with tokenizer and adapter.
+        fused: the model's head is nbtune's own, see `nbtune.train.loss.TokenLoss`.
+
+    Raises:
+        TrainError: it starts from weights of another model.
+        SpecError: see `load_teacher`.
+    """
+    from nbtune.train.distillation import DistillationLoss
+    from nbtune.train.loss import UnlessIdle, loss_of
+
+    method, options = METHODS[spec.method], options_of(spec)
+    teacher = load_teacher(spec, built.tokenizer, dtype=torch_dtype(plan.dtype), device=device)
+    loss: Loss
+    if teacher is not None:
+        loss = DistillationLoss(teacher, {**method.options, **options})
+    else:
+        start, outputs = reference_of(folder, method, built.model), len(labels_of(spec)) or 1
+        loss = loss_of(method, options=options, fused=fused, start=start, outputs=outputs)
+    return UnlessIdle(loss) if plan.weights.shards else loss
+
+
+def without_teacher(spec: RunSpec, device: DeviceFacts) -> DeviceFacts:
+    """Return what a device has free beside the teacher; without one all that it has.
+
+    Raises:
+        PlanError: it does not fit.
+    """
+    if spec.teacher is None:
+        return device
+    from nbtune.models import model_facts
+
+    need = model_facts(spec.teacher).weights_bytes
+    if need >= device.free:
+        raise PlanError(
+            f"the teacher {spec.teacher} takes {need / 2**30:.1f} GiB, and {device.free / 2**30:.1f} GiB are free",
+            place="teacher",
+            fix="name a smaller one",
+        )
+    return replace(device, free=device.free - need)
+
+
+def load_teacher(spec: RunSpec, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module | None:
+    """Return the teacher, ready to be asked; None: the method has none.
+
+    Args:
+        tokenizer: of the model that is trained.
+
+    Raises:
+        SpecError: it has another vocabulary, or cannot be loaded.
+    """
+    if spec.teacher is None:
+        return None
+    from nbtune.models import load_model, load_tokenizer
+
+    theirs = load_tokenizer(spec.teacher, trust_remote_code=spec.trust_remote_code).get_vocab()
+    if theirs != tokenizer.get_vocab():
+        raise SpecError(
+            f"the teacher {spec.teacher} has another vocabulary than {spec.model}: what it says of a token is of "
+            "another one here",
+            place="teacher",
+            fix="name a teacher of the same family",
+        )
+    teacher: torch.nn.Module = load_model(
+        spec.teacher, dtype=dtype, device=device, trust_remote_code=spec.trust_remote_code
+    )
+    return teacher.eval().requires_grad_(False)
