@@ -160,11 +160,26 @@ def test_a_run_of_one_process_opens_no_port(start, until):
 
 
 @pytest.mark.slow
-def test_several_listen_on_the_loopback_only(start, until):
-    run = start(steps=5000, **TWO)
-    until(run, is_at_work)
-    for worker in workers(run).values():
-        assert set(listening(worker)) == {"127.0.0.1"}
+@pytest.mark.parametrize(
+    ("fields", "ports"),
+    [
+        ({"detach": True}, set()),
+        (TWO, {"127.0.0.1"}),
+        ({**TWO, "weights": "sharded"}, {"127.0.0.1"}),
+        ({**TWO, "detach": True}, {"127.0.0.1"}),
+    ],
+    ids=["detached", "two", "sharded", "two detached"],
+)
+def test_what_listens_does_so_on_the_loopback_only_and_ends_with_the_run(start, until, fields, ports):
+    before = sorted(listening(psutil.Process()))
+    run = start(steps=5000, **fields)
+    until(run, is_at_work, timeout=400)
+    children = psutil.Process().children(recursive=True)
+    assert {address for child in children for address in listening(child)} == ports
+    run.stop(wait=True)
+    psutil.wait_procs(children, timeout=60)
+    assert sorted(listening(psutil.Process())) == before
+    assert not psutil.Process().children(recursive=True)
 
 
 ASKS = """
