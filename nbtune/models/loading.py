@@ -5,11 +5,9 @@ Weights come from safetensors unless the spec trusts the model's own code; nothi
 
 import importlib
 import json
-import stat
 import sys
 import threading
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from nbtune import hub_cache
 from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
 from nbtune.models import handed_over
 from nbtune.models.progress_bars import hidden_bars
-from nbtune.models.weight_checks import check_files, check_loaded
+from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import shortened
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = "nbtune/tiny"
 _IMPORTING = threading.Lock()
-_LARGEST_TEXT = 1 << 30  # bytes of a config, a tokenizer or a template; the largest tokenizers have some ten millions
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md"]  # which names the licence
 
 
@@ -59,28 +56,11 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
             raise SpecError(
                 f"the folder {model} holds no config.json", fix="Name the folder that save_pretrained made."
             )
-        _refuse_odd(folder)
+        refuse_odd_files(folder, texts=_SMALL)
         return folder
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
         raise SpecError(f"there is no model folder {model}", fix="Check the path, or name a Hub id such as org/name.")
     return _shared(model) or _download(model, weights, trust_remote_code)
-
-
-def _refuse_odd(folder: Path) -> None:
-    """Refuse a folder whose files libraries would wait for, or read into all memory.
-
-    Raises:
-        SpecError: a pipe or a device is in it, or a text file larger than any model's.
-    """
-    for path in sorted(folder.iterdir()):
-        try:
-            about = path.stat()
-        except OSError:
-            continue  # a link to nothing: whoever needs it says so
-        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
-            raise SpecError("this is a pipe or a device, no file", place=str(path), fix="Delete it.")
-        if about.st_size > _LARGEST_TEXT and any(fnmatch(path.name, pattern) for pattern in _SMALL):
-            raise SpecError(f"the file has {about.st_size:,} bytes", place=str(path), fix="Download the model again.")
 
 
 def _shared(model: str) -> Path | None:

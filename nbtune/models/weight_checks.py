@@ -6,8 +6,10 @@ Training would go on upon another model than the one that was named. The files' 
 
 import json
 import re
+import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from nbtune.errors import SpecError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_LARGEST_TEXT = 1 << 30  # bytes of a config, a tokenizer or a template; the largest tokenizers have some ten millions
 _AGAIN = "Download or copy the model again."
 _SAVE = "Save it with safetensors: nbtune opens no pickles."
 _POINTER = b"version https://git-lfs"
@@ -148,6 +151,25 @@ def _counts(name: str, loaded: "PreTrainedModel") -> bool:
         return name.startswith("lm_head.") or name.startswith(f"{loaded.base_model_prefix}.")
     ahead = getattr(text, "num_nextn_predict_layers", None)  # blocks that guess further tokens, for serving
     return not (ahead and int(block[1]) >= text.num_hidden_layers)
+
+
+def refuse_odd_files(folder: Path, *, texts: Sequence[str]) -> None:
+    """Refuse a folder whose files libraries would wait for, or read into all memory.
+
+    Args:
+        texts: patterns of the names of those that are read whole.
+    Raises:
+        SpecError: a pipe or a device is in it, or a text file larger than any model's.
+    """
+    for path in sorted(folder.iterdir()):
+        try:
+            about = path.stat()
+        except OSError:
+            continue  # a link to nothing: whoever needs it says so
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise SpecError("this is a pipe or a device, no file", place=str(path), fix="Delete it.")
+        if about.st_size > _LARGEST_TEXT and any(fnmatch(path.name, pattern) for pattern in texts):
+            raise SpecError(f"the file has {about.st_size:,} bytes", place=str(path), fix="Download the model again.")
 
 
 def is_quantised(folder: Path) -> bool:
