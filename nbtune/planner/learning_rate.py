@@ -3,11 +3,13 @@
 One rate for all models is wrong for most of them: what an 8B model learns well with leaves a model of ten million
 parameters where it was. The numbers of the rule for adapters are a calibration that tinker-cookbook published
 (`hyperparam_utils`; exponents fitted on Llama and on Qwen models), as is the tenth for training without an adapter;
-docs/explanation/learning-rate.md says how they compare with what was measured later.
+docs/explanation/learning-rate.md says how they compare with what was measured later, docs/explanation/defaults.md how
+they do on the embedded model.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from nbtune.methods import METHODS
@@ -20,16 +22,19 @@ _BASE, _WIDTH = 5e-4, 2000
 _EXPONENT, _QWEN = 0.781, 0.0775
 _NARROWEST = 256  # below it nothing was measured, and the rule would go on rising
 _OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
+_LONG = 600  # steps from which on the rule holds as it is; a shorter run learns more of each
+_NARROW_SHORT, _WIDE_SHORT = 4.0, 1.5  # how much more at most
 _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
 
 
-def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, str]:
+def rate_of(spec: RunSpec, architecture: str, hidden_size: int, steps: int) -> tuple[float, str]:
     """Return the peak of the schedule and the reason for it: what the spec says, or two digits of the rule.
 
     Args:
         spec: its `learning_rate`, `adapter` and `method` count.
         architecture: transformers' class name, such as ``LlamaForCausalLM``.
         hidden_size: of the model, in numbers per token.
+        steps: of the run.
     """
     if spec.learning_rate is not None:
         return spec.learning_rate, "as asked"
@@ -40,6 +45,8 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, 
     reason = f"{_BASE:g} × ({_WIDTH} / {width})^{exponent:g} by the model's hidden size"
     if spec.adapter.type == "full":
         rate, reason = rate / 10, f"{reason}; a tenth of it, because every weight is trained"
+    elif share == 1 and (more := _for_few(steps, width)) > 1:
+        rate, reason = rate * more, f"{reason}; {more:.2g} times that, since {steps:,} steps are few"
     if "lion" in spec.optim:
         rate, reason = rate * _OF_SIGNS, f"{reason}; a fifth of it for Lion, whose steps have one size"
     if share != 1:
@@ -47,8 +54,18 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int) -> tuple[float, 
     return float(f"{rate:.1e}"), reason
 
 
+def _for_few(steps: int, width: int) -> float:
+    """Return what the rate of adapters is multiplied by in a short run: up to 4 where that was measured, else 1.5.
+
+    docs/explanation/defaults.md has the measurements, and where the 1.5 comes from.
+    """
+    most = max(_WIDE_SHORT, _NARROW_SHORT * (_NARROWEST / width) ** 2)
+    return max(1.0, min(math.sqrt(_LONG / min(steps, _LONG)), most))
+
+
 def with_its_rate(spec: RunSpec, plan: Plan) -> RunSpec:
     """Return the spec to repeat a run with: with the rate that its plan chose, where today's rule chooses another."""
-    if spec.learning_rate is not None or plan.learning_rate == rate_of(spec, plan.architecture, plan.hidden_size)[0]:
+    about = plan.architecture, plan.hidden_size, plan.total_steps
+    if spec.learning_rate is not None or plan.learning_rate == rate_of(spec, *about)[0]:
         return spec
     return spec.model_copy(update={"learning_rate": plan.learning_rate})

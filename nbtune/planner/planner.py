@@ -112,7 +112,7 @@ def make_plan(
     )
     state = state_bytes(spec.optim, model, spec.adapter)
     mean = data.tokens_total / max(1, data.rows)
-    rate, why = rate_of(spec, model.architecture, model.hidden_size)
+    rate, why = rate_of(spec, model.architecture, model.hidden_size, total_steps)
     plan = Plan(
         model=model.name,
         architecture=model.architecture,

@@ -10,6 +10,7 @@ import nbtune
 from nbtune import events
 from nbtune.spec import from_yaml
 
+SHORT = 1e-2  # of the embedded model, in so few steps
 UNSET: dict[str, Any] = {"learning_rate": None, "lr_scheduler_type": "constant", "warmup_ratio": 0}
 
 
@@ -34,9 +35,9 @@ def _as_before_the_rule(folder: Path) -> None:
 def test_what_the_plan_chose_is_trained_with_and_repeated(start: Any, tmp_path: Path) -> None:
     run = start(**UNSET, steps=4).wait()
     assert run.spec.learning_rate is None
-    assert (run.plan.learning_rate, _rates(run)) == (2.5e-3, {2.5e-3})
+    assert (run.plan.learning_rate, _rates(run)) == (SHORT, {SHORT})
     where = {"runs_dir": tmp_path / "again"}
-    written = start(**{**UNSET, "learning_rate": 2.5e-3}, steps=4, name="written").wait()
+    written = start(**{**UNSET, "learning_rate": SHORT}, steps=4, name="written").wait()
     again = [nbtune.finetune(from_yaml(run.yaml()), **where).wait(), nbtune.repeat(run.folder, **where).wait()]
     assert "learning_rate" not in run.yaml()
     assert [_losses(one) for one in [written, *again]] == [_losses(run)] * 3
@@ -46,7 +47,7 @@ def test_an_older_run_keeps_the_rate_it_had(start: Any, tmp_path: Path) -> None:
     run = start(**UNSET, steps=6, checkpoint={"every": 2, "keep": 9}).wait()
     _as_before_the_rule(run.folder)
     run.resume(step=4).wait()
-    assert list(run.history.learning_rate) == [2.5e-3] * 4 + [2e-4] * 2
+    assert list(run.history.learning_rate) == [SHORT] * 4 + [2e-4] * 2
     assert from_yaml(run.yaml()).learning_rate == 2e-4
     assert "learning_rate: 0.0002" in run.script()
     again = nbtune.repeat(run.folder, runs_dir=tmp_path / "again").wait()

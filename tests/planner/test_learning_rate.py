@@ -17,7 +17,7 @@ from tests.planner.test_planner import LLAMA_8B, _card, _data
 
 def _plan(hidden=4096, architecture="LlamaForCausalLM", **fields):
     model = dataclasses.replace(LLAMA_8B, hidden_size=hidden, architecture=architecture)
-    spec = from_mapping({"data": "rows", "steps": 9, **fields})
+    spec = from_mapping({"data": "rows", "steps": 600, **fields})
     return make_plan(spec, model, _data(64), _card(10**6))
 
 
@@ -65,6 +65,22 @@ def test_full_training_gets_a_tenth_and_preferences_less_than_answers(hidden):
 def test_a_written_rate_is_taken_as_it_stands(rate, method):
     plan = _plan(method=method, learning_rate=rate)
     assert (plan.learning_rate, plan.learning_rate_reason) == (rate, "as asked")
+
+
+@given(hidden=st.integers(1, 20_000), steps=st.integers(1, 2000), more=st.integers(1, 2000))
+def test_a_shorter_run_of_an_adapter_learns_more_of_each_step_within_bounds(hidden, steps, more):
+    short, long, whole = (_plan(hidden, steps=count) for count in (steps, steps + more, 600))
+    assert whole.learning_rate <= max(long.learning_rate, whole.learning_rate) <= short.learning_rate
+    assert short.learning_rate <= 4.1 * whole.learning_rate
+    assert ("steps are few" in short.learning_rate_reason) == (steps < 600)
+    for other in ({"adapter": "full"}, {"method": "dpo"}):
+        assert _plan(hidden, steps=steps, **other).learning_rate == _plan(hidden, **other).learning_rate
+
+
+def test_a_wide_model_s_short_runs_stay_careful():
+    assert _plan(256, steps=40).learning_rate == 9.6e-3
+    for hidden in (576, 2048, 8192):
+        assert _plan(hidden, steps=40).learning_rate == pytest.approx(1.5 * _plan(hidden).learning_rate, rel=0.05)
 
 
 def test_text_page_and_file_say_the_rate_with_its_reason():
