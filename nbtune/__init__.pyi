@@ -32,6 +32,7 @@ from nbtune.run import Run as Run
 from nbtune.spec import RunSpec as RunSpec
 from nbtune.spec.learning import OptimArgs
 from nbtune.spec.learning import ScheduleArgs
+from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.parts import AdapterSpec
 from nbtune.spec.parts import CheckpointSpec
 from nbtune.spec.parts import EvalSpec
@@ -60,6 +61,17 @@ class _Eval(TypedDict, total=False):
     data: Any
     every: int | None
     max_rows: int
+
+class _Loss(TypedDict, total=False):
+    type: Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None
+    label_smoothing: float | None
+    rpo_alpha: float | None
+    center_rewards: float | None
+    cpo_alpha: float | None
+    length_normalized: bool | None
+    gamma: float | None
+    desirable_weight: float | None
+    undesirable_weight: float | None
 
 class _Mix(TypedDict, total=False):
     by: Literal['rows', 'tokens', 'times']
@@ -109,8 +121,10 @@ def validate(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['sft', 'dpo', 'ipo', 'orpo', 'simpo', 'kto'] = 'sft',
+    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
+    loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
@@ -156,8 +170,10 @@ def validate(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; dpo, ipo, orpo, simpo: prefer the better of two answers (rows with prompt, chosen, rejected); kto: from answers that are good or bad (rows with prompt, completion, label).
-        beta: Beta. How strongly preferences pull (not with sft); unset: 0.1, for simpo 2.
+        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        loss: Loss. Which of the method's losses, and its options.
+        labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
         epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
@@ -208,8 +224,10 @@ def plan(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['sft', 'dpo', 'ipo', 'orpo', 'simpo', 'kto'] = 'sft',
+    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
+    loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
@@ -255,8 +273,10 @@ def plan(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; dpo, ipo, orpo, simpo: prefer the better of two answers (rows with prompt, chosen, rejected); kto: from answers that are good or bad (rows with prompt, completion, label).
-        beta: Beta. How strongly preferences pull (not with sft); unset: 0.1, for simpo 2.
+        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        loss: Loss. Which of the method's losses, and its options.
+        labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
         epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
@@ -310,8 +330,10 @@ def finetune(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['sft', 'dpo', 'ipo', 'orpo', 'simpo', 'kto'] = 'sft',
+    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
+    loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
@@ -357,8 +379,10 @@ def finetune(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; dpo, ipo, orpo, simpo: prefer the better of two answers (rows with prompt, chosen, rejected); kto: from answers that are good or bad (rows with prompt, completion, label).
-        beta: Beta. How strongly preferences pull (not with sft); unset: 0.1, for simpo 2.
+        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        loss: Loss. Which of the method's losses, and its options.
+        labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
         epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
@@ -406,8 +430,10 @@ def inspect(
     *,
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
-    method: Literal['sft', 'dpo', 'ipo', 'orpo', 'simpo', 'kto'] = 'sft',
+    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
+    loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
@@ -455,8 +481,10 @@ def inspect(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; dpo, ipo, orpo, simpo: prefer the better of two answers (rows with prompt, chosen, rejected); kto: from answers that are good or bad (rows with prompt, completion, label).
-        beta: Beta. How strongly preferences pull (not with sft); unset: 0.1, for simpo 2.
+        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        loss: Loss. Which of the method's losses, and its options.
+        labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
         epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.

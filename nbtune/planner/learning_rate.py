@@ -45,7 +45,7 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int, steps: int) -> t
     reason = f"{_BASE:g} × ({_WIDTH} / {width})^{exponent:g} by the model's hidden size"
     if spec.adapter.type == "full":
         rate, reason = rate / 10, f"{reason}; a tenth of it, because every weight is trained"
-    elif share == 1 and (more := _for_few(steps, width)) > 1:
+    elif share == 1 and METHODS[spec.method].by_tokens and (more := _for_few(steps, width)) > 1:
         rate, reason = rate * more, f"{reason}; {more:.2g} times that, since {steps:,} steps are few"
     if "lion" in spec.optim:
         rate, reason = rate * _OF_SIGNS, f"{reason}; a fifth of it for Lion, whose steps have one size"
