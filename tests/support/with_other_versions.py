@@ -119,7 +119,7 @@ def _methods() -> None:
 def _panels(shell: Any, run: Any) -> None:
     from nbtune.spec import from_yaml
 
-    for cell in ("%finetune", f"%%nbtune plan\n{CELL}", "%nbtune runs", "%nbtune monitor first", "%nbtune chat first"):
+    for cell in ("%finetune", f"%%nbtune plan\n{CELL}", "%nbtune runs", "%nbtune attach first", "%nbtune chat first"):
         _run(shell, cell)
     assert from_yaml(CELL).steps == 3
     assert run.export.table is not None
