@@ -72,6 +72,8 @@ class _Loss(TypedDict, total=False):
     gamma: float | None
     desirable_weight: float | None
     undesirable_weight: float | None
+    temperature: float | None
+    alpha: float | None
 
 class _Mix(TypedDict, total=False):
     by: Literal['rows', 'tokens', 'times']
@@ -121,9 +123,10 @@ def validate(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    teacher: str | None = None,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -170,9 +173,10 @@ def validate(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
         loss: Loss. Which of the method's losses, and its options.
+        teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
@@ -224,9 +228,10 @@ def plan(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    teacher: str | None = None,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -273,9 +278,10 @@ def plan(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
         loss: Loss. Which of the method's losses, and its options.
+        teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
@@ -330,9 +336,10 @@ def finetune(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    teacher: str | None = None,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -379,9 +386,10 @@ def finetune(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
         loss: Loss. Which of the method's losses, and its options.
+        teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
@@ -430,9 +438,10 @@ def inspect(
     *,
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
-    method: Literal['sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    teacher: str | None = None,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -481,9 +490,10 @@ def inspect(
         model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
         loss: Loss. Which of the method's losses, and its options.
+        teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
