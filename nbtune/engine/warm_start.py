@@ -37,7 +37,7 @@ def check(old: Path, spec: RunSpec) -> None:
     same += [
         (f"adapter.{key}", getattr(theirs.adapter, key), getattr(spec.adapter, key))
         for key in type(spec.adapter).model_fields
-        if key != "dropout"
+        if key not in ("dropout", "init_lora_weights")
     ]
     for key, was, wanted in same:
         if was != wanted:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.adapter_patterns import check_patterns, check_saved, in_layers
 from nbtune.models.experts.stacks import configs, expert_counts, stacked_weights
 from nbtune.spec.placement import PlacementWish
 
@@ -53,8 +54,15 @@ def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> Targets:
         head = _head(model)
         layers = [name for name, m in linears(model) if m is not head and name not in odd]
         weights = [name for name in stacks if name not in odd]
+    elif isinstance(adapter.target_modules, str):
+        layers, weights = _matched(model, adapter.target_modules, odd), []
     else:
         layers, weights = _named(model, adapter.target_modules, odd, stacks)
+    if adapter.layers_to_transform:
+        inside = in_layers([*layers, *weights], adapter.layers_to_transform)
+        layers, weights = [n for n in layers if n in inside], [n for n in weights if n in inside]
+    check_patterns([*layers, *weights], adapter)
+    check_saved(model, _names(model), adapter)
     by_weight = _renamed(model, set(layers))
     weights += [f"{name}.weight" for name in layers if name in by_weight]
     modules = [name for name in layers if name not in by_weight]
@@ -62,6 +70,23 @@ def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> Targets:
         raise SpecError("no linear layer of this model can have an adapter", fix="Write `adapter: full`.")
     every = [name for name, _ in model.named_parameters()]
     return Targets(_short(modules, _names(model)), _short(weights, every))
+
+
+def _matched(model: "nn.Module", pattern: str, odd: dict[str, str]) -> list[str]:
+    """Return the linear layers whose whole names are matched.
+
+    Raises:
+        SpecError: there is none, or an adapter on one would be wrong.
+    """
+    found = [name for name, _ in linears(model) if re.fullmatch(pattern, name)]
+    place = "adapter.target_modules"
+    if reason := next((odd[name] for name in found if name in odd), None):
+        raise SpecError(f"`{pattern}` matches what cannot have an adapter: {reason}", place=place)
+    if found:
+        return found
+    names = linear_names(model)
+    fix = f"Write target_modules: [{pattern}]." if pattern in names else f"Such names end in: {', '.join(names)}."
+    raise SpecError(f"no linear layer's whole name is matched by `{pattern}`", place=place, fix=fix)
 
 
 def _named(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.adapter_patterns import unfrozen
 from nbtune.models.adapter_targets import linear_names, modules_of, targets_of
 from nbtune.models.heads import SCORE, Head, head_of, write_head
 
@@ -39,8 +40,9 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
     import torch
 
     if adapter.type == "full":
-        for p in model.parameters():
-            p.requires_grad_(p.is_floating_point())
+        wanted = unfrozen(model, adapter)
+        for name, p in model.named_parameters():
+            p.requires_grad_(name in wanted)
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -58,6 +60,10 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
         fan_in_fan_out=turned,
         use_rslora=adapter.use_rslora,
         use_dora=adapter.type == "dora",
+        rank_pattern=dict(adapter.rank_pattern),
+        alpha_pattern=dict(adapter.alpha_pattern),
+        init_lora_weights=True if adapter.init_lora_weights == "default" else adapter.init_lora_weights,
+        modules_to_save=list(adapter.modules_to_save) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )

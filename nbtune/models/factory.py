@@ -147,7 +147,7 @@ def sketch(
     from nbtune.models.accelerate import apply
 
     base = outline(spec_model, layers=1, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    model: Any = add_adapter(base, adapter, seed=0)
+    model: Any = add_adapter(base, adapter.anywhere, seed=0)
     built = Built(model, None, model_facts(spec_model))
     built.patch = apply(model, policy, weights=weights.on_device(), believe=True)
     return built

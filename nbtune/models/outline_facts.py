@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.adapter_patterns import unfrozen
 from nbtune.models.adapter_targets import adapted_weights, linears, modules_of, targets_of
 from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts
@@ -81,14 +82,16 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     stacks = [m for m in model.modules() if not isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False) if p.dim() > 2)
     if adapter.type == "full":
-        return sum(p.numel() for p in model.parameters()), linear, stacked, ()
+        whole = dict(model.named_parameters())
+        return sum(whole[name].numel() for name in unfrozen(model, adapter)), linear, stacked, ()
     targets = targets_of(model, adapter)
     layers, weights = modules_of(model, targets.modules), adapted_weights(model, targets)
     names = tuple(weights)
-    if all(type(layer) is nn.Linear for layer in layers.values()):  # without peft, which imports for seconds
+    linears_alone = all(type(layer) is nn.Linear for layer in layers.values())
+    if linears_alone and adapter.same_everywhere:  # without peft, which imports for seconds
         ends = sum(lora_numbers(weight, adapter.r) for weight in weights.values())
         scales = sum(m.out_features for m in layers.values()) if adapter.type == "dora" else 0
         return ends + scales, linear, stacked, names
     own = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
-    adapted = add_adapter(own, adapter, seed=0)
+    adapted = add_adapter(own, adapter.model_copy(update={"init_lora_weights": "default"}), seed=0)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad), linear, stacked, names

@@ -55,7 +55,7 @@ def try_small(model: str, adapter: AdapterSpec, *, accelerate: bool = True, trus
     try:
         small = miniature(model, trust_remote_code=trust_remote_code)
         refuse_unless_causal(small.model, model)
-        made: Any = add_adapter(small.model, adapter, seed=0)
+        made: Any = add_adapter(small.model, adapter.anywhere, seed=0)
         if not accelerate:
             return Trial(made, blocks=(Blocks(what="model", count=1, accelerated=False, why="`accelerate` is off"),))
         from nbtune.models.accelerate import apply

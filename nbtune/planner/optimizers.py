@@ -47,7 +47,7 @@ def _missing(name: str, why: str, fix: str) -> PlanError:
 def _rates_are_somebodys(spec: RunSpec) -> None:
     args, full = spec.optim_args, spec.adapter.type == "full"
     idle = {"lora_b_rate": "has no LoRA"} if full else {}
-    if not full:
+    if not full and not spec.adapter.modules_to_save:
         idle = {"embedding_rate": "trains no embeddings", "head_rate": "does not train the head"}
     for name, why in idle.items():
         if getattr(args, name) != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -76,11 +76,46 @@ class AdapterSpec(Part):
     dropout: float = field(
         0.0, "Dropout", "Share of the adapter's inputs dropped while training.", example=0.05, ge=0, lt=1, advanced=True
     )
-    target_modules: Literal["all-linear"] | tuple[str, ...] = field(
+    target_modules: Literal["all-linear"] | tuple[str, ...] | str = field(
         "all-linear",
         "Targets",
-        "Which linear layers get an adapter: all of the blocks', a mixture's experts included, or names.",
+        "Which linear layers get an adapter: all of the blocks', a mixture's experts included; a list of names; or a "
+        "regular expression of whole names.",
         example=["q_proj", "v_proj"],
+        advanced=True,
+    )
+    layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] = field(
+        (), "Layers", "Numbers of the layers that get an adapter, from 0 on; unset: all.", example=[0, 1], advanced=True
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = field(
+        {},
+        "Ranks by name",
+        "Ranks of some layers instead of `r`, by names or regular expressions of their ends.",
+        example={"down_proj": 64},
+        advanced=True,
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = field(
+        {}, "Alphas by name", "Likewise, instead of `alpha`.", example={"down_proj": 64}, advanced=True
+    )
+    init_lora_weights: Literal["default", "gaussian", "orthogonal"] = field(
+        "default",
+        "First values",
+        "Of LoRA's A: Kaiming's, or normal ones; B is zero. orthogonal: both, of orthogonal rows.",
+        example="gaussian",
+        advanced=True,
+    )
+    modules_to_save: tuple[str, ...] = field(
+        (),
+        "Trained whole",
+        "Modules that are trained whole beside the adapter and saved with it, such as the head.",
+        example=["lm_head"],
+        advanced=True,
+    )
+    unfrozen_parameters: tuple[str, ...] = field(
+        (),
+        "Unfrozen",
+        "Of adapter `full`: regular expressions of how the names of trained weights begin; unset: all are.",
+        example=["lm_head", r"model\.layers\.(2|3)\."],
         advanced=True,
     )
     use_rslora: bool = field(
@@ -91,6 +126,37 @@ class AdapterSpec(Part):
     def lora_alpha(self) -> float:
         """`alpha`, or its default `r`."""
         return float(self.r) if self.alpha is None else self.alpha
+
+    @property
+    def same_everywhere(self) -> bool:
+        """Whether nothing but one rank's factors is trained, or every weight."""
+        return not (self.rank_pattern or self.modules_to_save or self.unfrozen_parameters)
+
+    @property
+    def anywhere(self) -> AdapterSpec:
+        """The same without what is said of single layers: for a copy of a model that has fewer."""
+        alike: dict[str, Any] = {"layers_to_transform": (), "rank_pattern": {}, "alpha_pattern": {}}
+        if isinstance(self.target_modules, str):
+            alike["target_modules"] = "all-linear"
+        return self.model_copy(update={**alike, "unfrozen_parameters": ()})
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdapterSpec:
+        patterns = [*self.rank_pattern, *self.alpha_pattern, *self.unfrozen_parameters]
+        for pattern in patterns if isinstance(self.target_modules, tuple) else [*patterns, self.target_modules]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"`{pattern}` is no regular expression: {error}") from None
+        whole = ("unfrozen_parameters",)
+        parts = ("layers_to_transform", "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights")
+        for name in parts if self.type == "full" else whole:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`adapter.{name}` changes nothing of adapter `{self.type}`: drop it")
+        return self
 
 
 class SourceSpec(Part):

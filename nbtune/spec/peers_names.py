@@ -88,6 +88,18 @@ ALIASES = _table(
         lora_dropout
     = adapter.target_modules
         lora_target_modules target_modules
+    = adapter.layers_to_transform
+        layers_to_transform peft_layers_to_transform
+    = adapter.rank_pattern
+        rank_pattern
+    = adapter.alpha_pattern
+        alpha_pattern
+    = adapter.init_lora_weights
+        init_lora_weights peft_init_lora_weights
+    = adapter.modules_to_save
+        modules_to_save lora_modules_to_save additional_target
+    = adapter.unfrozen_parameters
+        unfrozen_parameters
     = adapter.use_rslora
         use_rslora peft_use_rslora lora_use_rslora
     = checkpoint.every
@@ -187,6 +199,8 @@ INSTEAD = _table(
         bnb_4bit_use_double_quant double_quantization quantization_config bnb_config
     = adapter: {type: dora}
         use_dora peft_use_dora lora_use_dora
+    = adapter: {type: full, unfrozen_parameters: [lm_head]}
+        freeze_trainable_layers freeze_extra_modules num_layer_trainable freeze_trainable_modules
     = adapter: {type: full}
         full_finetuning finetuning_type
     = adapter: {type: lora, r: 16}
@@ -298,21 +312,18 @@ ABSENT = _table(
         early_stopping_patience early_stopping early_stopping_threshold load_best_model_at_end
     = the held-out loss decides which checkpoint is the best
         metric_for_best_model greater_is_better
-    = only linear layers get an adapter; `adapter: full` trains everything
-        modules_to_save lora_modules_to_save additional_target embeddings_to_train
-    = only text is trained
-        vision_lr
-    = adapters begin as in the paper: A random, B zero
-        init_lora_weights peft_init_lora_weights pissa_init pissa_iter pissa_convert loftq_config
-        use_gradient_surgery
-    = an adapter has one rank; `adapter: {target_modules: [q_proj]}` says where
-        layers_to_transform peft_layers_to_transform layers_pattern rank_pattern alpha_pattern
-        unfrozen_parameters
+    = single tokens' embeddings are not trained alone; `adapter: {modules_to_save: [embed_tokens]}` trains all
+        embeddings_to_train trainable_token_indices
+    = a start that changes the base too (PiSSA, LoftQ) is not there: its adapter alone would not fit the base
+        pissa_init pissa_iter pissa_convert loftq_config use_gradient_surgery
+    = layers are found by their numbers
+        layers_pattern
     = an adapter has no bias, and knows the layers' layout by itself
         lora_bias bias fan_in_fan_out task_type lora_fan_in_fan_out r_pattern inference_mode
-    = parts of the weights alone are not trained
-        freeze_trainable_layers freeze_extra_modules freeze_vision_tower num_layer_trainable use_galore
-        galore_rank use_badam badam_mode use_apollo apollo_rank
+    = `adapter: {type: full, unfrozen_parameters: […]}` trains some of the weights; which ones does not change
+        use_galore galore_rank use_badam badam_mode use_apollo apollo_rank
+    = only text is trained
+        freeze_vision_tower vision_lr
     = frozen weights have 16, 8 (fp8) or 4 bits; there is no int8
         load_in_8bit llm_int8_threshold llm_int8_skip_modules int8_quantization
     = the vocabulary stays as it is

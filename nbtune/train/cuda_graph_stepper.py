@@ -31,14 +31,16 @@ def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool
     """
     patch = built.patch
     ours = (
-        spec.optim == "adamw"
-        and spec.optim_args.one_rate
-        and dtype != "fp16"
-        and (spec.adapter.type != "full" or dtype == "fp32")
+        spec.optim == "adamw" and spec.optim_args.one_rate and dtype != "fp16" and (dtype == "fp32" or not _whole(spec))
     )
     if not ours or not replayable(device) or patch is None or not patch.layers:
         return False
     return patch.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
+
+
+def _whole(spec: RunSpec) -> bool:
+    """Return whether some of the model's own weights are trained, of which fp32 copies are needed."""
+    return spec.adapter.type == "full" or bool(spec.adapter.modules_to_save)
 
 
 class FusedStepper:

@@ -18,6 +18,9 @@ VALUE: dict[str, Any] = {
     "optim_args.beta1": 0.8, "optim_args.beta2": 0.95, "optim_args.eps": 1e-6, "optim_args.lora_b_rate": 16.0,
     "optim_args.embedding_rate": 0.1, "schedule.warmup_steps": 2, "schedule.floor": 0.1,
     "adapter.dropout": 0.1, "adapter.target_modules": ["q_proj"], "adapter.use_rslora": True, "checkpoint.every": 10,
+    "adapter.layers_to_transform": [0], "adapter.rank_pattern": {"q_proj": 4}, "adapter.alpha_pattern": {"q_proj": 4},
+    "adapter.init_lora_weights": "gaussian", "adapter.modules_to_save": ["lm_head"],
+    "adapter.unfrozen_parameters": ["lm_head"],
     "checkpoint.keep": 3, "eval.every": 20, "beta": 0.2, "adapter.type": "dora", "eval.max_rows": 9,
     "loss.type": "robust", "loss.label_smoothing": 0.1, "loss.rpo_alpha": 0.5, "loss.cpo_alpha": 0.5, "loss.gamma": 0.7,
     "loss.desirable_weight": 1.5, "loss.center_rewards": 0.02, "loss.undesirable_weight": 0.5,
@@ -28,7 +31,8 @@ METHOD |= dict.fromkeys(("loss.desirable_weight", "loss.undesirable_weight"), "k
 
 
 def body(path: str, **more: Any) -> dict[str, Any]:
-    return {"data": "rows", "method": METHOD.get(path, "sft"), **more}
+    full = {"adapter": "full"} if path == "adapter.unfrozen_parameters" else {}
+    return {"data": "rows", "method": METHOD.get(path, "sft"), **full, **more}
 
 
 def test_there_are_many() -> None:

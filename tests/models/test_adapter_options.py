@@ -1,0 +1,99 @@
+"""Each option of an adapter is peft's own: the same weights are trained, with the same gradients, and counted so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from nbtune.errors import SpecError
+from nbtune.models import build, counted, model_facts
+from nbtune.models.adapters import add_adapter
+from nbtune.spec import AdapterSpec
+from tests.support.families import SIZES
+from tests.train.test_optimizer import tiny
+
+IDS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+UNTIED = {**SIZES, "tie_word_embeddings": False}
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "regex": ({"target_modules": r".*\.1\.self_attn\.(q|v)_proj"}, {"target_modules": r".*\.1\.self_attn\.(q|v)_proj"}),
+    "layers": ({"layers_to_transform": [1]}, {"layers_to_transform": [1]}),
+    "layers of names": ({"layers_to_transform": [0], "target_modules": ["q_proj", "down_proj"]},
+                        {"layers_to_transform": [0], "target_modules": ["q_proj", "down_proj"]}),
+    "ranks": ({"rank_pattern": {"q_proj": 2, "1.mlp.down_proj": 8}},
+              {"rank_pattern": {"q_proj": 2, "1.mlp.down_proj": 8}}),
+    "alphas": ({"alpha_pattern": {"(q|k)_proj": 16}, "use_rslora": True},
+               {"alpha_pattern": {"(q|k)_proj": 16}, "use_rslora": True}),
+    "gaussian": ({"init_lora_weights": "gaussian"}, {"init_lora_weights": "gaussian"}),
+    "orthogonal": ({"init_lora_weights": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
+    "head and embeddings": ({"modules_to_save": ["lm_head", "embed_tokens"]},
+                            {"modules_to_save": ["lm_head", "embed_tokens"]}),
+}  # fmt: skip
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize(("mine", "theirs"), OPTIONS.values(), ids=OPTIONS)
+def test_it_is_pefts(tmp_path: Path, mine: dict[str, Any], theirs: dict[str, Any], accelerate: bool) -> None:
+    """Loss and gradients to 1e-6 of their size, through the very function by which a run builds its model."""
+    tiny("LlamaConfig", UNTIED).save_pretrained(tmp_path / "base")
+    adapter = AdapterSpec(r=4, alpha=8, **mine)
+    about: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "accelerate": accelerate, "tokenizer": False}
+    built = build(str(tmp_path / "base"), adapter=adapter, seed=3, **about)
+    base = tiny("LlamaConfig", UNTIED)
+    torch.manual_seed(3)
+    asked = {"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **theirs}
+    found, truth = gradients(built.model.train()), gradients(get_peft_model(base, LoraConfig(**asked)).train())
+    assert found.keys() == truth.keys()
+    for name, value in truth.items():
+        assert float((found[name] - value).norm()) <= 2e-5 * float(value.norm()) + 1e-9, name
+    trained = sum(p.numel() for p in truth.values())
+    assert counted(model_facts(str(tmp_path / "base")), str(tmp_path / "base"), adapter).trained == trained
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+def test_full_training_of_some_weights_leaves_the_others(tmp_path: Path, accelerate: bool) -> None:
+    tiny("LlamaConfig", UNTIED).save_pretrained(tmp_path / "base")
+    wanted = ["lm_head", r"model\.layers\.1\.(mlp|input_layernorm)"]
+    adapter = AdapterSpec(type="full", unfrozen_parameters=wanted)
+    about: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "accelerate": accelerate, "tokenizer": False}
+    built = build(str(tmp_path / "base"), adapter=adapter, **about)
+    base = tiny("LlamaConfig", UNTIED)
+    found, truth = gradients(built.model), gradients(base)
+    assert {"lm_head.weight", "model.layers.1.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"} <= set(
+        found
+    )
+    assert len(found) == 5
+    for name, value in found.items():
+        assert float((truth[name] - value).norm()) <= 2e-5 * float(value.norm()), name
+    facts = counted(model_facts(str(tmp_path / "base")), str(tmp_path / "base"), adapter)
+    assert facts.trained == sum(value.numel() for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"target_modules": "q_proj"}, "no linear layer's whole name"),
+        ({"layers_to_transform": [7]}, "no layer 7"),
+        ({"rank_pattern": {"qproj": 2}}, "`qproj` matches none"),
+        ({"modules_to_save": ["head"]}, "no module of this model is called `head`"),
+        ({"type": "full", "unfrozen_parameters": ["layers"]}, "no weight's name begins"),
+    ],
+)
+def test_what_reaches_nothing_is_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(SpecError, match=why):
+        add_adapter(tiny("LlamaConfig", UNTIED), AdapterSpec(**options), seed=0)
+
+
+def test_a_tied_head_is_not_trained_apart() -> None:
+    model = tiny("LlamaConfig", {**SIZES, "tie_word_embeddings": True})
+    with pytest.raises(SpecError, match="embedding and head at once"):
+        add_adapter(model, AdapterSpec(modules_to_save=("lm_head",)), seed=0)
