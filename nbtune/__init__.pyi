@@ -48,7 +48,13 @@ class _Adapter(TypedDict, total=False):
     r: int
     alpha: float | None
     dropout: float
-    target_modules: Literal['all-linear'] | list[str] | tuple[str, ...]
+    target_modules: Literal['all-linear'] | list[str] | tuple[str, ...] | str
+    layers_to_transform: list[int] | tuple[int, ...]
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    init_lora_weights: Literal['default', 'gaussian', 'orthogonal']
+    modules_to_save: list[str] | tuple[str, ...]
+    unfrozen_parameters: list[str] | tuple[str, ...]
     use_rslora: bool
 
 class _Checkpoint(TypedDict, total=False):

@@ -32,6 +32,8 @@ def test_a_field_says_what_it_is(part: type[BaseModel], name: str, field: FieldI
     others = {} if name == "data" or part is not RunSpec else {"data": "rows"}
     if part is SourceSpec and name != "source":
         others = {"source": "rows"}
+    if name == "unfrozen_parameters":
+        others["type"] = "full"
     if name in ("beta", "loss"):
         others["method"] = "dpo"
     if name == "teacher":
