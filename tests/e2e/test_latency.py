@@ -7,7 +7,6 @@ machine that is half of what it would measure.)
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
@@ -19,8 +18,7 @@ from nbtune.store.event_log import EventReader
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PANEL = ".nbt-monitor"
-# Seconds beside the 1 s that were promised: of a machine that many share a process gets its turn so much later.
-SLACK = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+SLACK = 1.0  # seconds beside the 1 s that were promised: the machine is shared
 CELL = """import nbtune
 rows = [{"prompt": f"Who are you, {i}?", "completion": "Ahoy! I am Captain Tune."} for i in range(400)]
 run = nbtune.finetune(data="rows", rows=globals(), steps=20000, name="NAME", batch_size=2, eval=EVAL)
