@@ -260,8 +260,8 @@ def _refuse(model: Any, spec: RunSpec, detach: bool) -> None:
         raise SpecError("a model that is handed over trains where it is, and cannot be detached", fix=_SAVE)
     if spec.gpus != 1:
         raise SpecError(f"a model that is handed over trains where it is: not on `gpus: {spec.gpus}`", fix=_SAVE)
-    if spec.weights not in ("auto", "16bit") or spec.adapter.type == "qlora":
-        asked = "adapter `qlora`" if spec.adapter.type == "qlora" else f"weights `{spec.weights}`"
+    if spec.placement.is_of_frozen_weights:
+        asked = f"adapter `{spec.adapter.type}`" if spec.weights == "auto" else f"weights `{spec.weights}`"
         raise SpecError(f"a model that is handed over keeps its weights as they are: no {asked}", fix=_SAVE)
     if getattr(base, "is_quantized", False) or hasattr(base.config, "quantization_config"):
         fix = "write `model:` with its Hub id or folder, and `adapter: qlora`"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
-from nbtune.spec.placement import Placement, PlacementWish
+from nbtune.spec.placement import BY_FORMAT, Placement, PlacementWish
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -108,9 +108,7 @@ def reckon(setup: Setup, group: int) -> Ways:
 def _kinds(setup: Setup) -> list[tuple[str, Setup]]:
     """Return the kinds that are worth a look: the one that was asked for; LoRA in 16 and in 4 bits where it may be."""
     asked = setup.adapter.type
-    names = [asked]
-    if asked in ("lora", "qlora") and setup.device.kind == "cuda":
-        names = ["lora", "qlora"]
+    names = BY_FORMAT if asked in BY_FORMAT and setup.device.kind == "cuda" else (asked,)
     found: list[tuple[str, Setup]] = []
     for name in names:
         adapter = setup.adapter.model_copy(update={"type": name})

@@ -174,6 +174,9 @@ class Placement(BaseModel):
         return self.words()
 
 
+BY_FORMAT = ("lora", "qlora")
+"""Kinds of adapter that differ in the format of the frozen weights alone."""
+
 PLAIN = Placement()
 """In 16 bits on the device; of a model that was loaded in 32, as it is."""
 

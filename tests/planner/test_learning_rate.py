@@ -17,7 +17,8 @@ from tests.planner.test_planner import LLAMA_8B, _card, _data
 
 def _plan(hidden=4096, architecture="LlamaForCausalLM", **fields):
     model = dataclasses.replace(LLAMA_8B, hidden_size=hidden, architecture=architecture)
-    spec = from_mapping({"data": "rows", "steps": 600, **fields})
+    needed = {"teacher": "nbtune/tiny"} if fields.get("method") == "distill" else {}
+    spec = from_mapping({"data": "rows", "steps": 600, **needed, **fields})
     return make_plan(spec, model, _data(64), _card(10**6))
 
 
