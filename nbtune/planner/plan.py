@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from nbtune.errors import PlanError
 from nbtune.models.abilities import Abilities
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _BYTES_A_SECOND = 12_500_000  # 100 Mbit/s, for the time of a download that nobody has measured yet
+
+
+@dataclass(eq=False)
+class _Beside:
+    """What a plan has beside its fields, which alone are compared and written: plans of the same fields are equal."""
+
+    reckon: Callable[[], Ways] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Beside)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Plan(BaseModel):
@@ -58,6 +71,7 @@ class Plan(BaseModel):
     seconds: float
     abilities: Abilities = Abilities()
     reasons: tuple[str, ...] = ()
+    _beside: _Beside = PrivateAttr(default_factory=_Beside)
 
     @property
     def peak_bytes(self) -> int:
@@ -79,9 +93,8 @@ class Plan(BaseModel):
         return self.model_copy(update={"gpus": count, "weights": weights})
 
     def with_ways(self, reckon: Callable[[], Ways]) -> Plan:
-        """Return this plan, which can say what else would fit; kept beside its fields, which alone are compared and
-        written."""
-        self.__dict__["_reckon"] = reckon
+        """Return this plan, which can say what else would fit."""
+        self._beside.reckon = reckon
         return self
 
     def table(self) -> Ways:
@@ -94,10 +107,9 @@ class Plan(BaseModel):
         Raises:
             PlanError: this plan was read from a run's folder, which has no facts of the model.
         """
-        if "_reckon" not in self.__dict__:
+        if self._beside.reckon is None:
             raise PlanError("this plan was read from a file", fix="`nbtune.plan(spec).table()` reckons it again")
-        ways: Ways = self.__dict__["_reckon"]()
-        return ways
+        return self._beside.reckon()
 
     def rows_of_explanation(self) -> list[tuple[str, str]]:
         """Return (what, value) pairs, in the order a person asks for them."""

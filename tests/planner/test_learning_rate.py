@@ -15,10 +15,14 @@ from nbtune.spec import from_mapping
 from tests.planner.test_planner import LLAMA_8B, _card, _data
 
 
+def _needed(method="sft"):
+    """What a method's spec must say."""
+    return {"teacher": "nbtune/tiny"} if METHODS[method].teacher else {}
+
+
 def _plan(hidden=4096, architecture="LlamaForCausalLM", **fields):
     model = dataclasses.replace(LLAMA_8B, hidden_size=hidden, architecture=architecture)
-    needed = {"teacher": "nbtune/tiny"} if fields.get("method") == "distill" else {}
-    spec = from_mapping({"data": "rows", "steps": 600, **needed, **fields})
+    spec = from_mapping({"data": "rows", "steps": 600, **_needed(fields.get("method", "sft")), **fields})
     return make_plan(spec, model, _data(64), _card(10**6))
 
 
@@ -94,7 +98,7 @@ def test_text_page_and_file_say_the_rate_with_its_reason():
 
 @given(hidden=st.integers(1, 20_000), method=st.sampled_from(list(METHODS)), rate=st.none() | st.floats(1e-9, 1))
 def test_a_plan_of_today_changes_nothing_in_the_spec_that_repeats_it(hidden, method, rate):
-    spec = from_mapping({"data": "rows", "method": method, "learning_rate": rate})
+    spec = from_mapping({"data": "rows", "method": method, "learning_rate": rate, **_needed(method)})
     assert with_its_rate(spec, _plan(hidden, method=method, learning_rate=rate)) == spec
 
 
