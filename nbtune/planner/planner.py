@@ -236,7 +236,8 @@ def _of_devices(spec: RunSpec, device: DeviceFacts, devices: int, batch: int) ->
         return [f"one of {device.count} GPUs is used: `gpus: all` shares each step among them"]
     if batch < devices:
         return [f"{devices - batch} of {devices} GPUs have nothing to do: a step has {batch} rows, raise `batch_size`"]
-    return [f"each GPU takes its share of a step's {batch} rows: losses are those of one GPU"] * (devices > 1)
+    drawn = ", but for what dropout draws" if spec.adapter.dropout else ""
+    return [f"each GPU takes its share of a step's {batch} rows: losses are those of one GPU{drawn}"] * (devices > 1)
 
 
 def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:

@@ -203,3 +203,12 @@ def test_rows_that_turn_the_angles_of_others_are_kept_apart():
         plan(4097, packing=True)
     assert not plan(4097, packing="auto").packing
     assert plan(9000, packing=True, sequence_len=4096).packing
+
+
+def test_what_several_gpus_promise_leaves_out_what_dropout_draws() -> None:
+    specs = {p: from_mapping({"data": "rows", "adapter": {"dropout": p}}) for p in (0.0, 0.1)}
+    plans = {p: make_plan(spec, LLAMA_8B, _data(), _card(80, (9, 0)), devices=2) for p, spec in specs.items()}
+    said = {p: "".join(plan.reasons) for p, plan in plans.items()}
+    assert "losses are those of one GPU" in said[0.0]
+    assert "but for what dropout draws" in said[0.1]
+    assert "but for" not in said[0.0]
