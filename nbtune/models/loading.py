@@ -182,6 +182,8 @@ def tokenizer_folder(model: str, *, trust_remote_code: bool = False) -> Path:
         SpecError, HubError: see `resolve`.
     """
     folder = Path(model).expanduser()
+    if folder.is_dir():
+        refuse_odd_files(folder, texts=_SMALL)
     if any((folder / name).is_file() for name in ("tokenizer_config.json", *_TOKENIZER_FILES)):
         return folder
     return resolve(model, weights=False, trust_remote_code=trust_remote_code)

@@ -205,7 +205,7 @@ def test_a_run_is_held_from_elsewhere_and_goes_on(folder: Path, capfd: Any) -> N
 def test_losses_of_runs_beside_each_other(demo: dict[str, Any], capfd: Any) -> None:
     code, lines, err = call(capfd, "compare", "demo", demo["id"])
     assert code == 0, err
-    assert lines[0].split() == ["name", "state", "step", "first", "loss", "loss", "eval", "loss"]
+    assert lines[0].split() == ["name", "state", "step", "first", "loss", "loss", "held-out", "loss"]
     assert [f"{demo['loss']:.4f}" in line for line in lines[-2:]] == [True, True]
     code, lines, _ = call(capfd, "compare", "demo", demo["id"], "--json")
     assert [json.loads(line) for line in lines] == [demo, demo]

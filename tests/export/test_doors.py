@@ -105,7 +105,7 @@ def test_no_kind_of_export_and_no_option_of_a_push_is_forgotten() -> None:
         assert export_flags <= {argument.dest for argument in COMMANDS["export"].arguments(door)}
 
     taken = {*inspect.signature(Exporter.push).parameters, *inspect.signature(push_folder).parameters}
-    taken -= {"self", "repo_id", "facts", "options", "folder", "progress", "on_wait"}
+    taken -= {"self", "repo_id", "facts", "options", "folder", "progress", "on_wait", "should_stop"}
     taken -= {"attempts", "wait", "patience"}  # of the connection
     renamed = {"private": "public", "types": "gguf", "revision": "branch", "create_pr": "pr"}
     for door in DOORS:
