@@ -79,6 +79,7 @@ next(parent.messages())
     assert child.hear(60) == ({"second": 2}, b"")
     child.say({})
     assert child.wait(60) == 0
+    child.stop()  # all that it said was read: its end alone does not say so
     assert child.last_words == "another program, too"
 
 

@@ -17,6 +17,7 @@ from nbtune.events import Sample
 from nbtune.export.others_cards import Stated, stated_of_base, stated_of_data
 from nbtune.export.source import HUB_ID, ExportedFile, ExportSource, base_name, is_on_hub, last_part, safe_name
 from nbtune.export.usage import usage
+from nbtune.models.heads import read_head
 from nbtune.spec.yaml_loader import BadYaml, load
 from nbtune.spec.yaml_text import dump
 from nbtune.untrusted import is_machine_path, read_text
@@ -83,7 +84,7 @@ Of the base with its adapter, before the first step:
 transformers and peft{% if local_base %} (the base is no model of the Hub: give its folder){% endif %}:
 
 {{ use.adapter | fenced("python") }}
-
+{% if use.commands %}
 llama.cpp and Ollama want a GGUF file, which nbtune makes of the merged model:
 
 {{ use.merge | fenced("python") }}
@@ -92,18 +93,18 @@ llama.cpp and Ollama want a GGUF file, which nbtune makes of the merged model:
 nbtune export ./{{ use.file }} --gguf q8_0 --ollama --out .
 {{ use.commands }}
 ```
-{% elif kind == "merged" %}
+{% endif %}{% elif kind == "merged" %}
 transformers:
 
 {{ use.merged | fenced("python") }}
-
+{% if use.commands %}
 llama.cpp and Ollama want a GGUF file, which nbtune makes of it:
 
 ```sh
 nbtune export {{ repo }} --gguf q8_0 --ollama --out .
 {{ use.commands }}
 ```
-{% else %}
+{% endif %}{% else %}
 llama.cpp:
 
 ```sh
@@ -150,7 +151,7 @@ def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: 
 
     on_hub = is_on_hub(source)
     licence = {"license": _line(facts["license"])} if facts.get("license") else stated.licence
-    method, held_out = facts.get("method") or source.method, _held_out(facts)
+    method, held_out = facts.get("method") or source.method, _held_out(facts, _task(source))
     return ModelCardData(
         language=facts.get("language") or _languages(facts, stated) or None,
         license=licence.get("license"),
@@ -159,7 +160,7 @@ def _card_data(source: ExportSource, kind: str, facts: Mapping[str, Any], base: 
         model_name=_line(facts.get("name") or source.name) if held_out else None,
         eval_results=held_out,
         library_name=_LIBRARIES[kind],
-        pipeline_tag="text-generation",
+        pipeline_tag=_task(source),
         tags=["nbtune", *_KIND_TAGS.get(kind, []), *([method] if method else [])],
         base_model=base if on_hub else None,
         base_model_relation=_RELATIONS[kind] if on_hub else None,
@@ -254,7 +255,13 @@ def _languages(facts: Mapping[str, Any], stated: Stated) -> list[str]:
     return list(dict.fromkeys(code for codes in known for code in codes))
 
 
-def _held_out(facts: Mapping[str, Any]) -> Any:
+def _task(source: ExportSource) -> str:
+    """Return the Hub's word for what the model does."""
+    head = read_head(source.adapter or source.base)
+    return "text-generation" if head is None else f"{head.of}-classification"
+
+
+def _held_out(facts: Mapping[str, Any], task: str) -> Any:
     """Return the loss on held-out rows as the Hub's catalogue of results takes it; None: it was not measured."""
     from huggingface_hub import EvalResult
 
@@ -262,7 +269,7 @@ def _held_out(facts: Mapping[str, Any]) -> Any:
     if not isinstance(loss, float) or not math.isfinite(loss):
         return None
     result = EvalResult(
-        task_type="text-generation",
+        task_type=task,
         dataset_type=sets[0] if len(sets) == 1 else "own-rows",
         dataset_name="held-out rows",
         metric_type="loss",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
+from nbtune.models.heads import Head, read_head
 
 _GGUF_COMMANDS = """\
 llama-cli -m {file}-q8_0.gguf -cnv
@@ -45,6 +46,25 @@ from transformers import pipeline
 write = pipeline("text-generation", "{repo}")
 print(write({prompt}, max_new_tokens=200)[0]["generated_text"])"""
 
+_HEAD_INPUTS = """\
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+{inputs}
+print(model(**inputs).logits, model.config.id2label)"""
+
+_HEAD_ADAPTER = """\
+{imports}from peft import PeftModel
+from transformers import {model}, AutoTokenizer
+
+base = {model}.from_pretrained({base}, num_labels={labels}, dtype="auto")
+model = PeftModel.from_pretrained(base, "{repo}").eval()
+"""
+
+_HEAD_MERGED = """\
+from transformers import {model}, AutoTokenizer
+
+model = {model}.from_pretrained("{repo}", dtype="auto").eval()
+"""
+
 _MERGE = """\
 model.merge_and_unload().save_pretrained("{file}")
 tokenizer.save_pretrained("{file}")"""
@@ -58,7 +78,7 @@ class Usage:
         adapter: Python that loads base and adapter, and answers.
         merge: Python after `adapter` that saves the merged model as the folder `file`.
         merged: Python that loads the merged model of the repository, and answers.
-        commands: of llama.cpp and Ollama, for GGUF files called `file`.
+        commands: of llama.cpp and Ollama, for GGUF files called `file`; empty where there can be none.
         file: what folder and files are called.
     """
 
@@ -84,12 +104,17 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
     chat, ends = _is_chat(source), generation_of(source) is not None
     asked = json.dumps(prompt or ("Hello" if chat else "Once upon a time"), ensure_ascii=False)
     embedded = base == "nbtune/tiny"
+    imports = "import nbtune\n" if embedded else ""
+    loaded = (
+        f'nbtune.models.resolve("{base}")' if embedded else json.dumps(base or "THE-BASE-MODEL", ensure_ascii=False)
+    )
+    head = read_head(source.adapter or source.base)
+    if head is not None:
+        return _of_scores(head, imports, loaded, repo, asked, file)
     adapter = _ADAPTER.format(
-        imports="import nbtune\n" if embedded else "",
+        imports=imports,
         more=", GenerationConfig" if ends else "",
-        base=f'nbtune.models.resolve("{base}")'
-        if embedded
-        else json.dumps(base or "THE-BASE-MODEL", ensure_ascii=False),
+        base=loaded,
         repo=repo,
         ends=_ENDS.format(repo=repo) if ends else "",
         inputs=_CHAT.format(prompt=asked) if chat else f'inputs = tokenizer({asked}, return_tensors="pt")',
@@ -101,6 +126,19 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
         commands=_GGUF_COMMANDS.format(file=file, model=file.lower()),
         file=file,
     )
+
+
+def _of_scores(head: Head, imports: str, base: str, repo: str, asked: str, file: str) -> Usage:
+    """Return the lines that let a reward model or a classifier score a text: it writes none."""
+    told = {
+        "repo": repo,
+        "model": f"AutoModel{head.suffix}",
+        "inputs": f'inputs = tokenizer({asked}, return_tensors="pt")',
+    }
+    told |= {"imports": imports, "base": base, "labels": str(len(head.labels))}
+    asks = _HEAD_INPUTS.format(**told)
+    merged = _HEAD_MERGED.format(**told) + asks
+    return Usage(_HEAD_ADAPTER.format(**told) + asks, _MERGE.format(file=file), merged, commands="", file=file)
 
 
 def _is_chat(source: ExportSource) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nbtune.atomic_io import read_json, write_text
 from nbtune.errors import SpecError, TrainError
+from nbtune.models.heads import read_head
 from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
 from nbtune.store.folder import VARIABLE, name_of, plan_of, read_spec
@@ -69,7 +70,9 @@ def as_snippet(folder: Path) -> str:
     own = "import nbtune\n" if model == "nbtune/tiny" else ""
     base = 'nbtune.models.resolve("nbtune/tiny")' if own else repr(model)
     name, ends = "", ""
-    loaded = f"AutoModelForCausalLM.from_pretrained({base})"
+    head = read_head(folder / "adapter")
+    kind = "AutoModelForCausalLM" if head is None else f"AutoModel{head.suffix}"
+    loaded = f"{kind}.from_pretrained({base}{'' if head is None else f', num_labels={len(head.labels)}'})"
     if model.startswith(VARIABLE):
         loaded = f"{model.removeprefix(VARIABLE)}  # as it was handed over"
     if (folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
@@ -77,7 +80,7 @@ def as_snippet(folder: Path) -> str:
         ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter!r})"
     return (
         f"{own}from peft import PeftModel\n"
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{name}\n\n"
+        f"from transformers import {kind}, AutoTokenizer{name}\n\n"
         f"base = {loaded}\n"
         f"model = PeftModel.from_pretrained(base, {adapter!r})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r}){ends}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -206,3 +208,29 @@ def test_a_known_answer_is_reached(start: Any, method: str, seed: int) -> None:
     told = run.latest(events.Eval).metrics
     assert told["accuracy"] >= 0.95
     assert told.get("f1", 1.0) >= 0.95
+
+
+def test_what_is_pasted_of_a_reward_model_scores(start: Any) -> None:
+    """Its card and its lines of code say what it is, and are no writer's."""
+    from huggingface_hub import ModelCard
+
+    from nbtune.export import render_card
+
+    run = start(rows=PAIRS, method="reward", steps=2).wait()
+    source = run.export.source()
+    for kind in ("adapter", "merged"):
+        card = render_card(source, str(run.folder / "adapter"), kind, {"eval_loss": 0.5, "method": "reward"})
+        data = ModelCard(card).data
+        assert (data.pipeline_tag, data.eval_results[0].task_type) == ("text-classification", "text-classification")
+        for word in ("gguf", "ollama", "CausalLM", "generate("):
+            assert word.lower() not in card.lower().replace("text-generation", "")
+    pasted = card_block(render_card(source, str(run.folder / "adapter"), "adapter"))
+    said = subprocess.run([sys.executable, "-c", pasted], capture_output=True, text=True, check=True).stdout
+    assert "tensor([[" in said
+    assert "AutoModelForSequenceClassification" in run.snippet()
+    subprocess.run([sys.executable, "-c", run.snippet()], check=True, cwd=run.folder.parents[1])
+
+
+def card_block(card: str) -> str:
+    """The first lines of Python in a card."""
+    return card.split("```python\n", 1)[1].split("\n```", 1)[0]
