@@ -392,6 +392,4 @@ def main(folder: Path, *, with_parent: bool = False) -> int:
         if isinstance(error, NbtuneError):
             return 1
         raise
-    if ranks is not None:
-        ranks.leave()
-    return 0
+    return 0 if ranks is None else ranks.leave()

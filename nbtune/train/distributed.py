@@ -11,12 +11,13 @@ buffer costs little. Only process 0 owns the run's folder, saves and answers.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -86,9 +87,13 @@ class Ranks:
         """Return of all processes' devices the one with least memory."""
         return min(self.gather(facts), key=lambda one: one.free)
 
-    def leave(self) -> None:
-        """Leave the group, after the last word."""
+    def leave(self) -> NoReturn:
+        """Leave the group after the last word, and end this process, well, before its interpreter is taken apart: a
+        thread of gloo that still holds tensors then would want Python and abort (PyTorch's pull request 179291)."""
         dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class RankedControl:
