@@ -20,9 +20,9 @@ def compared(better: Tensor, worse: Tensor) -> dict[str, Tensor]:
     }
 
 
-def judged(rewards: Tensor, good: Tensor) -> dict[str, Tensor]:
-    """Return the rewards `[N]` of good answers, and of bad ones."""
-    kinds = {"reward_good": good, "reward_bad": ~good}
+def judged(answers: Answers, *, beta: float, **_: float | str) -> dict[str, Tensor]:
+    """Return the rewards β r `[N]` of good answers, and of bad ones."""
+    rewards, kinds = beta * answers.ratios, {"reward_good": answers.good, "reward_bad": ~answers.good}
     return {name: rewards.masked_fill(~kind, float("nan")) for name, kind in kinds.items()}
 
 
@@ -32,14 +32,15 @@ def imitated(answers: Answers) -> Tensor:
     return -answers.logprobs * (of_step.count / of_step.all_tokens.clamp(min=1e-6))
 
 
-def recognised(scores: Tensor, classes: Tensor) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+def recognised(answers: Answers, **_: float | str) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
     """Return of answers `[N]` whether the likeliest label is theirs, and each label's F1 as a ratio of sums.
 
     F1 of a label is 2 · right / (said + there), so that it can be added up over micro-batches and steps.
     """
-    said = scores.argmax(-1)
+    assert answers.scores is not None
+    said, classes = answers.scores.argmax(-1), answers.classes
     figures: dict[str, Tensor | tuple[Tensor, Tensor]] = {"accuracy": (said == classes).float()}
-    for label in range(scores.shape[1]):
+    for label in range(answers.scores.shape[1]):
         here, there = said == label, classes == label
         figures[f"f1:{label}"] = 2.0 * (here & there), here.float() + there.float()
     return figures

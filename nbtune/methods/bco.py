@@ -41,11 +41,6 @@ def _shift(step: Answers, beta: float) -> Tensor:
     return (of_kinds * found).sum() / found.sum().clamp(min=1)
 
 
-def metrics(answers: Answers, *, beta: float, **_: float | str) -> dict[str, Tensor]:
-    """Return the figures of the rewards β r."""
-    return judged(beta * answers.ratios, answers.good)
-
-
 METHOD = Method(
     name="bco",
     title="Binary classifier optimization",
@@ -58,5 +53,5 @@ METHOD = Method(
     reference=True,
     of_step="answers",
     least_batch=2,  # whose answers are compared
-    metrics=metrics,
+    metrics=judged,
 )

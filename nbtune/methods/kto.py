@@ -33,11 +33,6 @@ def _distance(answers: Answers) -> Tensor:
     return answers.mismatched.ratios.mean().clamp(min=0)
 
 
-def metrics(answers: Answers, *, beta: float, **_: float | str) -> dict[str, Tensor]:
-    """Return the figures of the rewards β r."""
-    return judged(beta * answers.ratios, answers.good)
-
-
 METHOD = Method(
     name="kto",
     title="Kahneman-Tversky optimization",
@@ -50,5 +45,5 @@ METHOD = Method(
     reference=True,
     mismatched=True,
     least_batch=2,  # whose answers are compared
-    metrics=metrics,
+    metrics=judged,
 )

@@ -25,12 +25,6 @@ def loss(answers: Answers) -> Tensor:
     return cross_entropy(answers.scores, answers.classes, reduction="none")
 
 
-def metrics(answers: Answers) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
-    """Return how many steps are judged right, and F1."""
-    assert answers.scores is not None
-    return recognised(answers.scores, answers.classes)
-
-
 METHOD = Method(
     name="prm",
     title="Process reward model",
@@ -40,5 +34,5 @@ METHOD = Method(
     loss=loss,
     head="token",
     labels=("wrong", "right"),
-    metrics=metrics,
+    metrics=recognised,
 )
