@@ -14,7 +14,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.files import read_file
@@ -59,31 +59,46 @@ class Spool:
 
     def _take(self, most: int | None) -> None:
         with self._busy, self._file.open("a", encoding="utf-8") as file:
-            while not self._ended and (most is None or self._count < most):
-                row = self._next()
-                if self._ended:
-                    break
-                row = {"text": row} if isinstance(row, str) else row
-                file.write((to_json(row, f"{self._name}, row {self._count}") if row else json.dumps(row)) + "\n")
-                self._count += 1
-            if self._failed is not None:
+            while not self._ended and self._wants_more(most):
+                self._take_one(file)
+            if self._failed is not None and self._wants_more(most):
                 raise self._failed
 
-    def _next(self) -> Any:
+    def _wants_more(self, most: int | None) -> bool:
+        return most is None or self._count < most
+
+    def _take_one(self, file: IO[str]) -> None:
+        """Write down the next row. Where it cannot be had, or not be written, the stream has ended: nobody gets what
+        comes behind it as if nothing were missing."""
+        place = f"{self._name}, row {self._count}"
         try:
             if self._stream is None:
                 self._stream = iter(self._begin())
-            return next(self._stream)
+            row = next(self._stream)
         except StopIteration:
             self._ended = True
-        except Exception as error:  # noqa: BLE001 — the user's code may raise anything; the row says where
-            self._ended = True
-            self._failed = DataError(
-                f"`{self._name}` failed: {type(error).__name__}: {error}",
-                place=f"{self._name}, row {self._count}",
-                fix="mend what gives the rows; or take fewer: {source: …, max_rows: …}",
-            )
-            self._failed.__cause__ = error
+            return
+        except BaseException as error:  # the user's code may raise anything, and be interrupted; the row says where
+            self._ended, self._failed = True, self._breakage(error, place)
+            if isinstance(error, Exception):
+                return
+            raise
+        try:
+            row = {"text": row} if isinstance(row, str) else row
+            file.write((to_json(row, place) if row else json.dumps(row)) + "\n")
+        except DataError as error:
+            self._ended, self._failed = True, error
+            return
+        self._count += 1
+
+    def _breakage(self, error: BaseException, place: str) -> DataError:
+        failed = DataError(
+            f"`{self._name}` failed: {type(error).__name__}: {error}",
+            place=place,
+            fix="mend what gives the rows; or take fewer: {source: …, max_rows: …}",
+        )
+        failed.__cause__ = error
+        return failed
 
 
 def spool_of(value: Any, name: str) -> Spool:

@@ -121,6 +121,43 @@ def test_a_stream_that_breaks_says_where_and_goes_on_saying_so() -> None:
     assert list(bounded.rows) == [_row(0)]
 
 
+def _given(stream: Iterator[Any], **more: Any) -> list[Any]:
+    (source,) = resolve([SourceSpec(source="stream", **more)], {"stream": stream})
+    return list(source.rows)
+
+
+def test_of_an_iterator_that_broke_the_rows_before_are_there() -> None:
+    def breaking() -> Iterator[dict[str, str]]:
+        yield from (_row(number) for number in range(3))
+        raise OSError("the line is dead")
+
+    once = breaking()
+    for _ in range(2):
+        with pytest.raises(DataError, match="`stream` failed: OSError: the line is dead"):
+            _given(once)
+    assert _given(once, max_rows=3) == [_row(0), _row(1), _row(2)]
+
+
+def test_a_row_that_cannot_be_written_down_is_not_passed_over() -> None:
+    stream = iter([_row(0), {"prompt": object()}, _row(2)])
+    for _ in range(2):
+        with pytest.raises(DataError, match="stream, row 1"):
+            _given(stream)
+    assert _given(stream, max_rows=1) == [_row(0)]
+
+
+def test_an_interrupted_stream_does_not_look_as_if_it_had_ended() -> None:
+    def slow() -> Iterator[dict[str, str]]:
+        yield _row(0)
+        raise KeyboardInterrupt
+
+    stream = slow()
+    with pytest.raises(KeyboardInterrupt):
+        _given(stream)
+    with pytest.raises(DataError, match="`stream` failed: KeyboardInterrupt"):
+        _given(stream)
+
+
 def test_files_and_functions_that_want_something_are_no_streams(tmp_path: Any) -> None:
     with (tmp_path / "x").open("w+") as file:
         assert not is_rows(file)
