@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from nbtune.data.formats.labelled_format import label_of
@@ -12,6 +13,7 @@ from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 
 _MOST = 1000
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
@@ -34,14 +36,14 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
             continue
         form = format_of(source, source.rows, spec.on_error, method.rows)
         form.check(method.rows, source.name)
+        column = form.mapping["label"]
         for index in range(len(source.rows)):
             try:
                 row = source.rows[index]
-                found |= set() if row is None else {label_of(row.get(form.mapping["label"]), form.mapping["label"])}
+                found |= set() if row is None else {label_of(row.get(column), column)}
             except DataError:
                 continue  # whoever reads the row says so, or leaves it out
         if len(found) > _MOST:
-            column = form.mapping["label"]
             raise DataError(
                 f"`{column}` has more than {_MOST} different values: that are no labels",
                 place=source.name,
@@ -53,8 +55,10 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
             place="data",
             fix="give rows of each label, or name all labels: `labels: [one, other]`",
         )
-    numbers = all(label.lstrip("-").isdigit() for label in found)
-    return spec.model_copy(update={"labels": tuple(sorted(found, key=int if numbers else str))})
+    labels = sorted(found)  # stable: of 1 and 01, too, every process has the same order
+    if all(map(_NUMBER.fullmatch, labels)):
+        labels.sort(key=int)
+    return spec.model_copy(update={"labels": tuple(labels)})
 
 
 def labels_of(spec: RunSpec) -> tuple[str, ...]:
