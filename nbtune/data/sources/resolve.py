@@ -144,9 +144,8 @@ def _variable(spec: SourceSpec, name: str, namespace: Mapping[str, Any]) -> Sour
             fix="give a list of dicts, a DataFrame, a datasets.Dataset, or a function with `yield`",
         )
     value = split_of(value, spec.split, name)
-    if value is namespace[name] and str(getattr(value, "split", "")) != spec.split:
-        _check_no_part(spec, name, "a variable")
-    _check_no_part(spec.model_copy(update={"split": "train"}), name, "a variable")
+    chosen = value is not namespace[name] or str(getattr(value, "split", "")) == spec.split
+    _check_no_part(spec, name, "a variable", but=("split",) if chosen else ())
     if is_stream(value):
         from nbtune.data.sources.stream import spool_of
 
@@ -198,15 +197,18 @@ def _file(spec: SourceSpec, name: str, base: Path) -> Source:
     raise _nothing(name, {}, base)
 
 
-def _check_no_part(spec: SourceSpec, name: str, what: str) -> None:
+def _check_no_part(spec: SourceSpec, name: str, what: str, *, but: Sequence[str] = ()) -> None:
     """Refuse keys that choose a part of a data set where there is none to choose from: its rows would all be taken.
+
+    Args:
+        but: those that do choose here.
 
     Raises:
         DataError: one is set.
     """
     said = {"split": spec.split if spec.split != "train" else None, "config": spec.config, "revision": spec.revision}
     for key, value in said.items():
-        if value is not None:
+        if value is not None and key not in but:
             raise DataError(f"{what} has no `{key}`, and `{value}` is asked for", place=name, fix=f"leave out `{key}`")
 
 
@@ -223,11 +225,11 @@ def _of_files(kind: str, spec: SourceSpec, name: str, files: Sequence[Path], lab
 
 
 def _folder(spec: SourceSpec, name: str, path: Path) -> Source:
-    _check_no_part(spec.model_copy(update={"split": "train", "config": None}), name, "a local folder")
+    _check_no_part(spec, name, "a local folder", but=("split", "config"))
     marks = ({"dataset_info.json", "state.json"}, {"dataset_dict.json"})  # of Dataset.save_to_disk, DatasetDict's
     if any(all((path / mark).is_file() for mark in both) for both in marks):
         files = tuple(file for file in files_under(path, name) if file.suffix == ".arrow")
-        _check_no_part(spec.model_copy(update={"split": "train"}), name, "a saved dataset")
+        _check_no_part(spec, name, "a saved dataset", but=("split",))
         return Source(name, "file", spec, lambda: saved_dataset(path, name, spec.split), files)
     return _of_files("file", spec, name, files_of(path, spec, name), name)
 

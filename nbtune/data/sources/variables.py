@@ -16,14 +16,18 @@ from nbtune.errors import DataError
 
 def is_table(value: Any) -> bool:
     """Return whether a value is a library's frame, table or dataset (nothing is imported to find out)."""
-    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
-    return kind in _CONVERTERS
+    return _kind(value) in _CONVERTERS
+
+
+def _kind(value: Any) -> str:
+    """Return the name of a value's type, behind that of its library."""
+    return f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
 
 
 def is_stream(value: Any) -> bool:
     """Return whether a value gives rows one by one: an `IterableDataset`, a generator or another iterator, or a
     function with `yield` that wants no arguments."""
-    if type(value).__name__ == "IterableDataset" and type(value).__module__.split(".")[0] == "datasets":
+    if _kind(value) == "datasets.IterableDataset":
         return True
     if inspect.isgeneratorfunction(value):
         return _wants_nothing(value)
@@ -55,7 +59,7 @@ def rows_of(value: Any, name: str) -> Rows:
     Raises:
         DataError: it is something else.
     """
-    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    kind = _kind(value)
     if kind in _CONVERTERS:
         return _CONVERTERS[kind](value, name)
     if isinstance(value, Mapping):
@@ -71,7 +75,7 @@ def rows_of(value: Any, name: str) -> Rows:
 
 def first_of(value: Any, count: int) -> Any:
     """Return the first `count` rows of a variable's value, as something that holds rows too."""
-    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    kind = _kind(value)
     if kind == "datasets.Dataset":
         return value.select(range(min(count, len(value))))
     if kind in ("pandas.DataFrame", "polars.DataFrame", "polars.LazyFrame"):
