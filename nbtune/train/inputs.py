@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _DOCUMENTS, _LENGTHS = 64, 512  # the number of a pack's documents, and the longest, are rounded up to multiples
 
 
-def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> dict[str, Any]:
+def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False, labels: bool = True) -> dict[str, Any]:
     """Return the keyword arguments of the model's forward for a batch, on the device.
 
     Args:
@@ -22,12 +22,13 @@ def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> 
             `labels` (that would wait for the device). Rows are padded on the right, where no real token sees the
             padding, and none of it is trained: so no mask is sent, which would have to be looked at. How a pack is
             divided is rounded up, so that few shapes come about.
+        labels: False: nothing of what is trained, for whoever asks for logits or hidden states and not for the loss.
     """
     tensors = {"input_ids": batch.input_ids, "attention_mask": None if fused else batch.attention_mask}
-    if fused:
+    if fused and labels:
         tensors |= {"loss_rows": batch.trained_rows, "loss_labels": batch.trained_labels}
         tensors["loss_weights"] = batch.loss_weights
-    else:
+    elif labels:
         tensors["labels"] = batch.labels
     longest = batch.max_seqlen or 0
     if batch.cu_seqlens is not None:
@@ -38,7 +39,7 @@ def model_inputs(batch: Batch, device: torch.device, *, fused: bool = False) -> 
     if batch.cu_seqlens is not None:
         inputs["cu_seq_lens_k"] = inputs["cu_seq_lens_q"]
         inputs |= {"max_length_q": longest, "max_length_k": longest}
-    if fused:
+    if fused and labels:
         inputs["loss_only"] = True
     return inputs
 

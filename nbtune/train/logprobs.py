@@ -76,9 +76,7 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
     lm: Any = causal_lm(model)
     inner, labels = decoder(lm), send(batch.trained_labels, device)
     rows, owner = send(batch.trained_rows, device), send(owners, device)
-    inputs = model_inputs(batch, device, fused=True)
-    for name in ("loss_rows", "loss_labels", "loss_weights", "loss_only"):
-        inputs.pop(name, None)
+    inputs = model_inputs(batch, device, fused=True, labels=False)
     if inner is None or not has_head(lm):
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[rows].float()
         logprobs = logits.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels != -100)

@@ -96,17 +96,10 @@ def loss_of(
     return AnswerLoss(method, options or {}, start, outputs)
 
 
-@dataclass(frozen=True)
-class TokenLoss:
-    """Cross-entropy of the trained tokens: Σ −w log p(label) / denominator, w the weight of the label's row.
-
-    Args:
-        fused: the model's head is nbtune's own, see `model_inputs`.
-    """
+class OfTokens:
+    """What the losses of single tokens have in common: see `Loss`."""
 
     looks_ahead: ClassVar[bool] = False
-    figures: ClassVar[tuple[str, ...]] = ()
-    fused: bool = False
 
     def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> None:
         """Ask nothing: a token's loss depends on no other row."""
@@ -115,6 +108,24 @@ class TokenLoss:
         """Return what the losses of an optimizer step are divided by the sum of: trained tokens, as often as they
         count."""
         return batch.weight
+
+
+def trained_logits(model: torch.nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
+    """Return fp32 logits `[R, vocabulary]` of what predicts `batch.trained_labels`."""
+    logits: torch.Tensor = model(**model_inputs(batch, device, labels=False), use_cache=False).logits
+    return logits.flatten(0, 1)[send(batch.trained_rows, device)].float()
+
+
+@dataclass(frozen=True)
+class TokenLoss(OfTokens):
+    """Cross-entropy of the trained tokens: Σ −w log p(label) / denominator, w the weight of the label's row.
+
+    Args:
+        fused: the model's head is nbtune's own, see `model_inputs`.
+    """
+
+    figures: ClassVar[tuple[str, ...]] = ()
+    fused: bool = False
 
     def __call__(
         self,
@@ -133,15 +144,11 @@ class TokenLoss:
             denominator: the sum of `count` over the optimizer step, so that accumulated micro-batches equal one.
             device: where the model is.
         """
-        inputs = model_inputs(batch, device, fused=self.fused)
         if batch.loss_weights is None or self.fused:
+            inputs = model_inputs(batch, device, fused=self.fused)
             return LossOutput(loss=model(**inputs, num_items_in_batch=denominator, use_cache=False).loss)
-        del inputs["labels"]
-        rows, labels, weights = (
-            send(t, device) for t in (batch.trained_rows, batch.trained_labels, batch.loss_weights)
-        )
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[rows].float()
-        losses = cross_entropy(logits, labels, ignore_index=-100, reduction="none")
+        labels, weights = send(batch.trained_labels, device), send(batch.loss_weights, device)
+        losses = cross_entropy(trained_logits(model, batch, device), labels, ignore_index=-100, reduction="none")
         return LossOutput(loss=torch.dot(losses, weights) / denominator)
 
 

@@ -118,9 +118,7 @@ class _Look:
         from nbtune.models.accelerate.lm_head import has_head
         from nbtune.train.inputs import model_inputs
 
-        inputs = model_inputs(batch, self.device, fused=self.fused)
-        for name in ("labels", "loss_rows", "loss_labels", "loss_weights", "loss_only"):
-            inputs.pop(name, None)
+        inputs = model_inputs(batch, self.device, fused=self.fused, labels=False)
         lm = causal_lm(self.model)
         inner: Any = decoder(lm)
         if inner is None:

@@ -29,9 +29,7 @@ def scores_of(model: torch.nn.Module, batch: Batch, method: Method, *, device: t
     assert inner is not None, "a head is put only onto a model that tells its last hidden state"
     assert found is not None, "the model has no head"
     places, values, weights = (None if one is None else send(one, device) for one in judged(batch, method))
-    inputs = model_inputs(batch, device, fused=True)
-    for name in ("loss_rows", "loss_labels", "loss_weights", "loss_only"):
-        inputs.pop(name, None)
+    inputs = model_inputs(batch, device, fused=True, labels=False)
     hidden = inner(**inputs, use_cache=False, return_dict=True).last_hidden_state.flatten(0, 1)
     scores = found[1](hidden[places].float())
     nothing = torch.zeros(len(scores), device=device)

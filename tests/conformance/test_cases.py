@@ -145,6 +145,7 @@ def test_a_case_of_theirs(case: dict[str, Any], name: str) -> None:
         else:
             assert [fast.decode(e.input_ids) for e in examples] == [fast.decode(ids) for ids, _ in right]
             assert [(e.input_ids, e.labels) for e in examples] == right
+    assert len(examples) >= max(len(case.get("ends", [])), len(case.get("trained", [])))
     for example, text in zip(examples, case.get("ends", []), strict=False):
         ids, labels = ids_and_labels(text, fast)
         assert (example.input_ids[-len(ids) :], example.labels[-len(ids) :]) == (ids, labels)

@@ -100,6 +100,15 @@ class BoundedGenerator(CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_Concat(self, node: Any, frame: Any) -> None:
+        """Write `a ~ b` through the environment's `concat`, as all other joining is."""
+        self.write("concat((")
+        for argument in node.nodes:
+            self.write("str(")
+            self.visit(argument, frame)
+            self.write("), ")
+        self.write("))")
+
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
     """A sandbox in which nothing goes on for ever; `bounded` begins a rendering."""
@@ -107,9 +116,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     code_generator_class = BoundedGenerator
     intercepted_binops = frozenset((*_OPERATORS, "+"))  # also: not computed while a template is compiled
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self) -> None:
         self.concat = _concat  # type: ignore[method-assign]
-        super().__init__(**options)
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         self.step = _budget.step
         self.globals.pop("lipsum", None)
         for name in ("center", "replace"):
@@ -200,18 +209,6 @@ def _asked_first(name: str, made_by: Callable[..., Any]) -> Callable[..., Any]:
     return asking
 
 
-class _Generator(BoundedGenerator):
-    """`a ~ b` through the environment's `concat`, as all other joining is."""
-
-    def visit_Concat(self, node: Any, frame: Any) -> None:
-        self.write("concat((")
-        for argument in node.nodes:
-            self.write("str(")
-            self.visit(argument, frame)
-            self.write("), ")
-        self.write("))")
-
-
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}…{% endgeneration %}``: what the assistant wrote."""
 
@@ -225,13 +222,6 @@ class _Generation(jinja2.ext.Extension):
 
     def _marked(self, caller: Any) -> str:
         return mark(caller())
-
-
-class _Environment(BoundedEnvironment):
-    code_generator_class = _Generator
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
 
 
 class _Dict:
@@ -329,7 +319,7 @@ def compiled(environment: BoundedEnvironment, template: str) -> jinja2.Template:
 
 def make_environment() -> BoundedEnvironment:
     """Make transformers' environment for chat templates, whose texts remember where they came from."""
-    environment = _Environment()
+    environment = BoundedEnvironment()
     environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent)
     environment.globals.update(raise_exception=_raise, strftime_now=_now, dict=_Dict())
     return environment

@@ -321,8 +321,8 @@ TRAIN = (
     mutant(
         "the-teacher-is-the-student",
         "train/distillation.py",
-        "taught = _logits(self.teacher, batch",
-        "taught = _logits(model, batch",
+        "taught = trained_logits(self.teacher, batch",
+        "taught = trained_logits(model, batch",
         "engine/test_distillation.py::test_the_first_loss_is_the_papers",
     ),
     mutant(
