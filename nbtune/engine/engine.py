@@ -282,7 +282,8 @@ class _Engine:
         plan, spec = self.plan, self.spec
         together = None if self.ranks is None else RankedControl(self.ranks, self.control)
         given = self.data, self.built, self.loss, self.stepper.device, self.ranks, together
-        held = HeldPrompts(self.folder, self.data, lambda: self.control.look().sample) if together is None else None
+        speaks = together is None and not self.method.head  # several processes do not answer, a head gives scores
+        held = HeldPrompts(self.folder, self.data, lambda: self.control.look().sample) if speaks else None
         measuring = self.measuring = Measuring(spec, plan, *given, held_prompts=held)
         options = LoopOptions(
             total_steps=plan.total_steps,

@@ -74,3 +74,12 @@ def test_an_answer_that_fails_does_not_end_the_run(tmp_path: Any, monkeypatch: p
     monkeypatch.setattr(held_prompts.sampling, "answer", fail)
     run = trained(tmp_path, "mute")
     assert (run.state, samples(run)) == ("finished", [])
+
+
+def test_a_model_that_gives_scores_is_asked_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_prompts, "OFTEN", 0.0)
+    pairs = [{"prompt": f"Who are you, {k}?", "chosen": f"Captain Tune, {k}.", "rejected": "Nobody."} for k in range(8)]
+    for method, heard in (("reward", False), ("orpo", True)):
+        spec = {**SPEC, "method": method, "steps": 1, "batch_size": 2, "eval": {"split": 0.5}}
+        run = nbtune.finetune(spec, name=method, rows={"rows": pairs}, runs_dir=tmp_path).wait()
+        assert bool(samples(run)) is heard, method
