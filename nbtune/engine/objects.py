@@ -29,7 +29,11 @@ from nbtune.untrusted import refuse_links
 
 _KINDS = {"model": (is_model, "a model of transformers or peft"), "tokenizer": (is_tokenizer, "a tokenizer")}
 _SAVE = 'save it (`model.save_pretrained("my-model")`) and write `model: my-model`'
-_NOT_OURS = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "target_parameters")
+_NOT_OURS = (  # of peft's LoraConfig: what is learnt beside A and B, or where they are added in another way
+    "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "target_parameters", "lora_bias",
+    "trainable_token_indices", "alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora",
+    "arrow_config", "kasa_config", "monteclora_config", "megatron_config",
+)  # fmt: skip
 
 
 def named(

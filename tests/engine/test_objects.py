@@ -27,9 +27,9 @@ def _stock(dtype: torch.dtype = torch.float32) -> Any:
     return AutoModelForCausalLM.from_pretrained(nbtune.models.resolve("nbtune/tiny"), dtype=dtype)
 
 
-def _with_a_lora() -> Any:
+def _with_a_lora(**more: Any) -> Any:
     torch.manual_seed(3)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", **more)
     model = get_peft_model(_stock(), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -111,6 +111,16 @@ def test_a_peft_model_goes_on_with_what_it_has_learnt() -> None:
         nbtune.validate(FIELDS, model=model, adapter={"r": 8})
     with pytest.raises(SpecError, match="begins with what it has learnt"):
         nbtune.validate(FIELDS, model=model, start_from="demo")
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
+@pytest.mark.parametrize(
+    "more", [{"lora_bias": True}, {"trainable_token_indices": [1]}, {"alora_invocation_tokens": [5]}], ids=str
+)
+def test_a_peft_model_that_has_learnt_more_than_a_plain_lora_is_refused(more: dict[str, Any]) -> None:
+    """What is no A and no B would be left behind, or act otherwise, without a word."""
+    with pytest.raises(SpecError, match=f"one plain LoRA are trained on; it has {next(iter(more))}"):
+        nbtune.validate(FIELDS, model=_with_a_lora(**more))
 
 
 def test_preferences_are_measured_against_what_the_peft_model_had_learnt() -> None:
