@@ -64,6 +64,7 @@ class AdapterFile:
         self._refuse_unknown()
         self.weights = Weights(folder, "adapter_model")
         self.targets: dict[str, Target] = {}
+        self._pairs: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
         for key in self.weights:
             self._sort(key)
         for name, target in self.targets.items():
@@ -184,7 +185,7 @@ class AdapterFile:
         """Return LoRA's A (r, in) and B (out, r) of a linear weight, fp32, unscaled; of an embedding (r, tokens), (dim,
         r); of a stack of experts (E, r, in), (E, out, r)."""
         target = self.targets[name]
-        a, b = self._fp32(target.a, device), self._fp32(target.b, device)
+        a, b = self._pair(target, device)
         if target.experts:  # peft keeps an expert's rows of A together, and its columns of B apart
             a = a.reshape(target.experts, -1, a.shape[1])
             b = b.reshape(len(b), -1, target.experts).permute(2, 0, 1)
@@ -192,6 +193,16 @@ class AdapterFile:
             a, b = a[expert], b[expert]
         rows = b.shape[-2] // target.piece.parts
         return a, b[..., rows * target.piece.part : rows * (target.piece.part + 1), :]
+
+    def _pair(self, target: Target, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return A and B as they lie in the file, kept until others are asked for: a stack's are asked for once for
+        each expert, a large weight's once for each chunk."""
+        key = target.a, str(device)
+        if key not in self._pairs:
+            while len(self._pairs) > 1:  # in a layer's files matrices of its two stacks take turns
+                del self._pairs[next(iter(self._pairs))]
+            self._pairs[key] = self._fp32(target.a, device), self._fp32(target.b, device)
+        return self._pairs[key]
 
     def _fp32(self, key: str, device: torch.device | str) -> torch.Tensor:
         return self.weights.get(key).to(device).float()
@@ -229,7 +240,8 @@ class AdapterFile:
             return merged
         merged = rows + target.scale * (b[start:stop] @ a)
         if target.magnitude:
-            norms = self._fp32(target.magnitude, rows.device).flatten()[start:stop]
+            norms = self._fp32(target.magnitude, rows.device).flatten()
+            norms = norms.chunk(target.piece.parts)[target.piece.part][start:stop]
             merged = merged * (norms / torch.linalg.vector_norm(merged, dim=1)).unsqueeze(1)
         return merged
 

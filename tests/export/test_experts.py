@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import nbtune
 from nbtune import events
 from nbtune.export import ExportSource
 from nbtune.export.merge import MergedModel, write_merged
+from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.reference_model import reference_model
 from nbtune.models.adapters import save_adapter
+from nbtune.models.stored_names import Piece
 from nbtune.spec import AdapterSpec
 from nbtune.spec.placement import Placement
 from tests.models.experts.test_stacks import MIXTURES
@@ -65,6 +68,36 @@ def test_experts_are_merged_as_they_were_trained_where_other_layers_have_4_bits(
     same = [name for name in merged.names if torch.equal(merged.get(name), merged.base.get(name).float())]
     others = {name.rpartition("self_attn.")[2] for name in merged.names if name not in same}
     assert others == {f"{letter}_proj.weight" for letter in "qkvo"}
+
+
+def test_factors_of_a_stack_are_read_once_however_many_experts_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = MergedModel(trained("mixtral", tmp_path, AdapterSpec(r=2)))
+    assert merged.adapter is not None
+    read: list[str] = []
+    true = merged.adapter.weights.get
+    monkeypatch.setattr(merged.adapter.weights, "get", lambda key: read.append(key) or true(key))
+    for name in merged.names:
+        merged.get(name)
+    assert sorted(read) == sorted(set(read))
+    assert len(read) > 8
+
+
+def test_norms_of_a_joined_weight_are_parted_as_its_rows_are(tmp_path: Path) -> None:
+    """DoRA on gates and ups in one matrix, which the base's files hold as two."""
+    base = save_with_words("llama", tmp_path / "base")
+    adapter = AdapterSpec(type="dora", r=2, target_modules=("up_proj",))
+    folder = save_adapter(Ours(base, adapter, accelerate=False).model, tmp_path / "adapter")
+    file = AdapterFile(folder)
+    name, target = next(iter(file.targets.items()))
+    numbers = MergedModel(ExportSource(base, None, name="one")).get(name)
+    half = len(numbers) // 2
+    whole = file.add(name, numbers, 0, len(numbers))
+    for part in (0, 1):
+        file.targets[name] = replace(target, piece=Piece(name, part=part, parts=2))
+        rows = slice(half * part, half * (part + 1))
+        assert torch.allclose(file.add(name, numbers[rows], 0, half), whole[rows])
 
 
 def test_a_run_on_a_mixture_says_that_it_merges_and_does(tmp_path: Path) -> None:
