@@ -1,13 +1,16 @@
 """Questions of held-out rows, for a run whose spec has no sample prompts: asked now and then while it trains.
 
 Beside the first answers stand the base's, so that the change is seen. What is asked by default must not cost a run
-much, nor end it: it is asked at most once a minute, and no more after an answer that failed.
+much, nor end it: it is asked at most once a minute, an answer is left where it takes long (a word of streamed weights
+may take seconds), and none is wanted any more after one that failed.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from nbtune.data import Prepared
 
 OFTEN = 60.0  # seconds between two times that nobody asked for
+LONG = 2.0  # seconds after which an answer that nobody asked for ends
 _ASKED = 2
 _LOOKED = 16  # rows among which they are found
 _LONGEST = 4000  # characters
@@ -47,16 +51,15 @@ class HeldPrompts:
         wished, now = self._wished(), time.monotonic()
         if self._failed or (wished == self._granted and now - self._asked_at < OFTEN):
             return
+        longest = LONG if wished == self._granted else math.inf
         self._granted = wished
         try:
             for messages in self._found():
-                how: dict[str, Any] = {"max_new_tokens": _TOKENS, "should_stop": should_stop}
+                ask = partial(_ask, model, tokenizer, messages, longest, should_stop)
                 asked = str(messages[-1]["content"])
                 if not self._based and step and hasattr(model, "disable_adapter"):
-                    base = sampling.answer(model, tokenizer, messages, adapter=False, **how)
-                    yield events.Sample(step=0, prompt=asked, answer=base)
-                answer = sampling.answer(model, tokenizer, messages, **how)
-                yield events.Sample(step=step, prompt=asked, answer=answer)
+                    yield events.Sample(step=0, prompt=asked, answer=ask(adapter=False))
+                yield events.Sample(step=step, prompt=asked, answer=ask())
             self._based = True
         except (NbtuneError, RuntimeError, ValueError, TypeError):  # it was nobody's wish
             self._failed = True
@@ -82,3 +85,17 @@ class HeldPrompts:
             if len(found) == _ASKED:
                 break
         return found
+
+
+def _ask(
+    model: Any,
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    longest: float,
+    should_stop: Callable[[], bool],
+    adapter: bool = True,
+) -> str:
+    """Return an answer, or what of it was said in so many seconds."""
+    end = time.monotonic() + longest
+    how: dict[str, Any] = {"should_stop": lambda: should_stop() or time.monotonic() >= end, "adapter": adapter}
+    return sampling.answer(model, tokenizer, messages, max_new_tokens=_TOKENS, **how)

@@ -41,11 +41,17 @@ def test_a_short_run_is_not_held_up_and_a_longer_one_is_asked_before_and_after(
     assert sorted({sample.step for sample in found}) == [0, 4, 8]
     assert losses(asked) == losses(quick)  # nothing is drawn from the training's random numbers
     assert asked.facts_for_card(draw=False)["samples"] == []  # rows are nobody else's business
+    monkeypatch.setattr(held_prompts, "LONG", 0.0)
+    slow = samples(trained(tmp_path, "slow"))
+    assert {sample.prompt for sample in slow} == prompts
+    assert all(len(sample.answer.split()) <= 1 for sample in slow), "an answer that takes long is left"
+    assert any(len(sample.answer.split()) > 1 for sample in found)
     own = trained(tmp_path, "own", samples=["Hello?"])
     assert {sample.prompt for sample in samples(own)} == {"Hello?"}
 
 
-def test_they_are_asked_when_somebody_wishes(tmp_path: Any) -> None:
+def test_they_are_asked_when_somebody_wishes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_prompts, "LONG", 0.0)
     run = nbtune.finetune({**SPEC, "steps": 4000}, rows={"rows": ROWS}, runs_dir=tmp_path)
     stepped, answered = threading.Event(), threading.Event()
 
@@ -64,6 +70,7 @@ def test_they_are_asked_when_somebody_wishes(tmp_path: Any) -> None:
         run.stop(wait=True)
         done()
     assert {sample.step == 0 for sample in samples(run)} == {True, False}
+    assert any(len(sample.answer.split()) > 1 for sample in samples(run)), "who asks may wait"
 
 
 def test_an_answer_that_fails_does_not_end_the_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
