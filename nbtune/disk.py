@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +42,15 @@ def gigabytes(count: int) -> str:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files under `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Return the bytes of all files under `folder`; what links lead to, and what vanishes meanwhile, is not in it."""
+    return sum(_file_bytes(os.path.join(where, name)) for where, _, names in os.walk(folder) for name in names)
+
+
+def _file_bytes(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
 
 
 def free_bytes(path: Path) -> int:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nbtune.disk import folder_bytes
 from nbtune.store import folder
 from nbtune.store.run_reader import RunReader, readable
-from nbtune.widgets.run_state import Watched
+from nbtune.widgets.run_state import RunView, Watched
 from nbtune.widgets.sanitize import clean, without_home
 
 LISTED = 300  # the newest ones; what a page gets of each has some 300 bytes
@@ -31,6 +31,7 @@ class Overview:
     def __init__(self, root: Path) -> None:
         self.root, self.found = root, 0  # how many runs there are
         self._known: dict[str, tuple[_Mark, dict[str, Any]]] = {}
+        self._followed: dict[str, Watched] = {}  # those that live: their logs are read on, not from the start
         self._looking = threading.Lock()
 
     def look(self, told: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -39,11 +40,13 @@ class Overview:
             paths = folder.all_folders(self.root)
             self.found = len(paths)
             paths = paths[:LISTED]
-            self._known = {path.name: self._known[path.name] for path in paths if path.name in self._known}
+            names = {path.name for path in paths}
+            self._known = {name: known for name, known in self._known.items() if name in names}
+            self._followed = {name: watched for name, watched in self._followed.items() if name in names}
             changed = [path for path in paths if self._has_changed(path)]
             told(self._shown(paths))
             for k, path in enumerate(changed, 1):
-                self._known[path.name][1].update(_measured(path))
+                self._known[path.name][1].update(self._measured(path))
                 if k % _AT_ONCE == 0:
                     told(self._shown(paths))
             told(self._shown(paths))
@@ -64,6 +67,23 @@ class Overview:
         self._known[path.name] = (mark, {**before, **name, "created": folder.created(path), **body})
         return True
 
+    def _measured(self, path: Path) -> dict[str, Any]:
+        """Return a run's line, its last and best loss, and its bytes."""
+        body: dict[str, Any] = {"line": [], "loss": None, "best": None, "bytes": folder_bytes(path)}
+        found, _ = readable(RunReader(path), self._losses)
+        return body | (found or {})
+
+    def _losses(self, run: RunReader) -> dict[str, Any]:
+        watched = self._followed.pop(run.folder.name, None)
+        if watched is None:
+            watched = Watched(run)
+        else:
+            watched.catch_up()
+        if run.alive:
+            self._followed[run.folder.name] = watched
+        watched.close()  # its columns: until the next look another one may write them
+        return _said(watched.view)
+
     def _shown(self, paths: list[Path]) -> list[dict[str, Any]]:
         return [dict(self._known[path.name][1]) for path in paths]
 
@@ -83,20 +103,9 @@ def _facts(run: RunReader) -> dict[str, Any]:
     return {"state": run.state, "step": run.step, "total": run.total_steps, **about}
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    """Return a run's line, its last and best loss, and its bytes."""
-    body: dict[str, Any] = {"line": [], "loss": None, "best": None, "bytes": size(path)}
-    found, _ = readable(RunReader(path), _losses)
-    return body | (found or {})
-
-
-def _losses(run: RunReader) -> dict[str, Any]:
-    watched = Watched(run)
-    try:
-        losses = [float(loss) for loss in watched.view.series.column("loss")]
-        evals = [item["loss"] for item in watched.view.lists["evals"] if item["loss"] is not None]
-    finally:
-        watched.close()
+def _said(view: RunView) -> dict[str, Any]:
+    losses = [float(loss) for loss in view.series.column("loss")]
+    evals = [item["loss"] for item in view.lists["evals"] if item["loss"] is not None]
     finite = [loss for loss in losses if math.isfinite(loss)]
     return {
         "line": line(losses),
@@ -116,17 +125,3 @@ def line(losses: list[float], points: int = POINTS) -> list[int]:
     means = [sum(part) / len(part) for part in parts if part]
     low, high = min(means, default=0.0), max(means, default=0.0)
     return [round(100 * (mean - low) / (high - low)) if high > low else 50 for mean in means]
-
-
-def size(path: Path) -> int:
-    """Return the bytes of what lies in a folder; what links lead to is not in it."""
-    return sum(_sizes(path))
-
-
-def _sizes(path: Path) -> Iterator[int]:
-    for where, _, names in os.walk(path):
-        for name in names:
-            try:
-                yield os.lstat(os.path.join(where, name)).st_size
-            except OSError:  # it has vanished meanwhile
-                continue

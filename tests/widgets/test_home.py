@@ -17,6 +17,7 @@ from nbtune.store import folder
 from nbtune.store.event_log import EventWriter
 from nbtune.store.lock import Ownership
 from nbtune.widgets import home
+from nbtune.widgets.run_state import RunView
 from nbtune.widgets.runs_overview import LISTED, Overview, line
 
 SPEC = RunSpec(data="rows", steps=20)
@@ -89,13 +90,34 @@ def test_what_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     overview, told = Overview(tmp_path), []
     overview.look(told.append)
     read = []
-    monkeypatch.setattr("nbtune.widgets.runs_overview._measured", lambda path: read.append(path.name) or {})
+    monkeypatch.setattr(Overview, "_measured", lambda _, path: read.append(path.name) or {})
     overview.look(told.append)
     assert read == []
     EventWriter(path / "events.jsonl", owner=False)(ev.State(state="finished", step=12))
     overview.look(told.append)
     assert read == [path.name]
     assert told[-1][0]["state"] == "finished"
+
+
+def test_of_a_run_at_work_only_what_is_new_is_read(tmp_path, monkeypatch):
+    path = made(tmp_path, "a", *said("running")[:-1])
+    overview, told, read = Overview(tmp_path), [], []
+    add = RunView.add
+    monkeypatch.setattr(RunView, "add", lambda view, events: read.append(len(events)) or add(view, events))
+    writer = EventWriter(path / "events.jsonl", owner=False)
+    with Ownership(path):
+        overview.look(told.append)
+        writer(made_up_step(13, 20))
+        overview.look(told.append)
+        writer(ev.Eval(step=13, loss=0.5, best=True))
+        overview.look(told.append)
+    assert read == [14, 1, 1]
+    writer(ev.State(state="finished", step=13))
+    overview.look(told.append)
+    fresh = []
+    Overview(tmp_path).look(fresh.append)
+    assert told[-1] == fresh[-1]
+    assert (told[-1][0]["step"], told[-1][0]["best"]) == (13, 0.5)
 
 
 def test_of_very_many_the_newest_are_listed_and_all_are_counted(tmp_path):
