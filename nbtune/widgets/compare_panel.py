@@ -11,6 +11,7 @@ from typing import Any
 import traitlets
 
 from nbtune.errors import NbtuneError
+from nbtune.store.folder import placed
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
 from nbtune.untrusted import open_file
@@ -83,14 +84,18 @@ class Compare(Panel):
 def of_different_tokens(runs: Sequence[RunReader | RunHandle]) -> bool:
     """Return whether the runs cut text into different tokens: a loss a token of one says nothing beside another's.
 
-    Runs of one model are alike; of several the vocabularies are compared, where the runs have kept them.
+    Runs that speak by one tokenizer are alike; of several the vocabularies are compared, where the runs have kept them.
     """
-    models = {run.spec.model for run in runs}
-    return len(models) > 1 and len({_vocabulary(run) for run in runs}) > 1
+    speaking: dict[str, list[RunReader | RunHandle]] = {}
+    for run in runs:
+        speaking.setdefault(placed(run.spec, run.folder).speaks, []).append(run)
+    if len(speaking) == 1:
+        return False
+    return len({next(filter(None, map(_vocabulary, group)), name) for name, group in speaking.items()}) > 1
 
 
 def _vocabulary(run: RunReader | RunHandle) -> str:
-    """Return what is another for another vocabulary; a run without one is by its model's name."""
+    """Return what is another for another vocabulary; nothing where the run has kept none."""
     for folder in ("adapter", "tokenizer"):
         try:
             with open_file(run.folder / folder / "tokenizer.json") as file:
@@ -99,7 +104,7 @@ def _vocabulary(run: RunReader | RunHandle) -> str:
             return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         except (OSError, LookupError, TypeError, ValueError, RecursionError):
             continue
-    return f"model {run.spec.model}"
+    return ""
 
 
 def differences(runs: Sequence[RunReader | RunHandle]) -> list[list[str]]:

@@ -56,6 +56,19 @@ def test_losses_of_different_tokens_are_told_apart(tmp_path):
     panel.close()
 
 
+@pytest.mark.parametrize("fields", [{"tokenizer": "org/other"}, {"model": "var:mine"}])
+def test_runs_of_one_name_may_have_different_tokens(tmp_path, fields):
+    """Those of one model with a tokenizer of their own, and those of two objects that had one variable's name."""
+    runs = [run("a", model=fields.get("model", "org/small")), run("b", **{"model": "org/small", **fields})]
+    for each, vocabulary in zip(runs, ({"x": 1}, {"x": 2}), strict=True):
+        each.folder = tmp_path / each.name
+        (each.folder / "adapter").mkdir(parents=True)
+        (each.folder / "adapter" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    assert of_different_tokens(runs)
+    (runs[0].folder / "adapter" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 2}}}))
+    assert not of_different_tokens(runs)
+
+
 def test_a_comparison_opens_with_all_and_follows_the_living():
     first, second = run("a", 20), run("b", 5)
     panel = compare([first, second])
