@@ -25,6 +25,7 @@ from nbtune import train as train
 from nbtune import widgets as widgets
 from nbtune.api import attach as attach
 from nbtune.api import form as form
+from nbtune.api import home as home
 from nbtune.api import repeat as repeat
 from nbtune.api import runs as runs
 from nbtune.planner import Plan as Plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,18 @@ from pathlib import Path
 import jedi
 import pytest
 
+import nbtune
 from nbtune.spec import RunSpec
 from tests.support.stub import PAGE, stub
 
 
 def test_it_says_what_the_spec_says_today() -> None:
     assert PAGE.read_text(encoding="utf-8") == stub(), "`make docs` writes it anew"
+
+
+def test_it_has_every_public_name() -> None:
+    said = set(re.findall(r"^(?:from \S+ import \w+ as |def )(\w+)|^(\w+): ", stub(), re.MULTILINE))
+    assert not set(nbtune.__all__) - {name for names in said for name in names}
 
 
 @pytest.mark.parametrize("function", ["finetune", "plan", "validate", "inspect"])

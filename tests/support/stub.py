@@ -23,7 +23,6 @@ from nbtune.spec import RunSpec
 
 PAGE = Path(nbtune.__file__).with_suffix(".pyi")
 _FUNCTIONS = (api.validate, api.plan, api.finetune, api.inspect)
-_OTHERS = ("attach", "form", "repeat", "runs")
 _OBJECTS = {
     "model": "str | PathLike[str] | Module",
     "tokenizer": "str | PathLike[str] | PreTrainedTokenizerBase | None",
@@ -45,9 +44,9 @@ from transformers import PreTrainedTokenizerBase
 
 def stub() -> str:
     """Return the text of the stub."""
-    homes = {name: home for name, home in sorted(nbtune._HOMES.items()) if home != "nbtune.api"}
+    spelled_out = {function.__name__ for function in _FUNCTIONS}
+    homes = {name: home for name, home in nbtune._HOMES.items() if name not in spelled_out}
     imports = [f"from nbtune import {room} as {room}" for room in (*nbtune._ROOMS, "widgets")]
-    imports += [f"from nbtune.api import {name} as {name}" for name in _OTHERS]
     imports += [f"from {home} import {name} as {name}" for name, home in homes.items()]
     parts = {part.__name__: part for info in RunSpec.model_fields.values() for part in _parts(info.annotation)}
     imports += [f"from {part.__module__} import {name}" for name, part in parts.items()]
