@@ -119,26 +119,22 @@ def _planned(run_spec: RunSpec, sources: list[Source], elsewhere: DeviceFacts | 
     objects.check_vocabulary(run_spec)
     tokenizer = models.load_tokenizer(run_spec.speaks, trust_remote_code=trust)
     measured = data.measure(sources, tokenizer, run_spec)
-    where, devices = _devices_here(run_spec) if elsewhere is None else _devices_there(elsewhere, run_spec)
+    where, devices = _devices(run_spec, elsewhere)
     missing = models.missing_bytes(model, facts.weights_bytes)
     found = abilities.expected(run_spec, facts, tokenizer)
     about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": devices}
     return make_plan(run_spec, facts, measured, where, **about)
 
 
-def _devices_here(spec: RunSpec) -> tuple[DeviceFacts, int]:
-    """Return what a run trains on, and how many of them."""
+def _devices(spec: RunSpec, elsewhere: DeviceFacts | None) -> tuple[DeviceFacts, int]:
+    """Return what a run trains on, here or on a machine that is not here, and how many of them."""
     from nbtune import device
 
+    if elsewhere is not None:
+        return elsewhere, device.shared_among(elsewhere, spec.gpus, spec.device)
     chosen = device.choose_cards(spec.gpus, spec.device)
     where = device.describe(device.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None))
     return objects.credited(where, spec), len(chosen)
-
-
-def _devices_there(where: DeviceFacts, spec: RunSpec) -> tuple[DeviceFacts, int]:
-    from nbtune import device
-
-    return where, device.shared_among(where, spec.gpus, spec.device)
 
 
 def finetune(
