@@ -7,28 +7,19 @@ two steps, which keep their extremes, so that a picture of a million steps has t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from nbtune.events import Step
 
-COLUMNS = (
-    "first",
-    "count",
-    "step",
-    "loss",
-    "loss_min",
-    "loss_max",
-    "learning_rate",
-    "grad_norm",
-    "tokens_per_second",
-    "memory",
-    "time",
-)
-_FIRST, _COUNT, _STEP = 0, 1, 2
-_MEAN = ("loss", "tokens_per_second")
-_MAX = ("loss_max", "grad_norm", "memory")
+# what a row holds, and which number stands for several of a column; the page's half reads this file, too
+_MERGED: dict[str, str] = json.loads(Path(__file__).with_name("columns.json").read_text(encoding="utf-8"))
+COLUMNS = tuple(_MERGED)
+_FIRST, _COUNT, _STEP = map(COLUMNS.index, ("first", "count", "step"))
+_REDUCED = {"sum": np.add, "min": np.fmin, "max": np.fmax}
 
 
 class Series:
@@ -110,15 +101,13 @@ def merged(rows: np.ndarray, limit: int, group: int = 0) -> np.ndarray:
     counts = np.add.reduceat(rows[_COUNT], starts)
     ends = np.append(starts[1:], rows.shape[1]) - 1
     out = rows[:, ends].copy()
-    out[_FIRST], out[_COUNT] = rows[_FIRST, starts], counts
-    for name in _MEAN:
-        k = COLUMNS.index(name)
-        out[k] = np.add.reduceat(rows[k] * rows[_COUNT], starts) / counts
-    for name in _MAX:
-        k = COLUMNS.index(name)
-        out[k] = np.fmax.reduceat(rows[k], starts)
-    low = COLUMNS.index("loss_min")
-    out[low] = np.fmin.reduceat(rows[low], starts)
+    for k, way in enumerate(_MERGED.values()):
+        if way == "first":
+            out[k] = rows[k, starts]
+        elif way == "mean":
+            out[k] = np.add.reduceat(rows[k] * rows[_COUNT], starts) / counts
+        elif way != "last":
+            out[k] = _REDUCED[way].reduceat(rows[k], starts)
     return out
 
 

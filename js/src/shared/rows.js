@@ -3,20 +3,20 @@
 // A row stands for `count` steps in a row, from raw index `first`. The kernel sends rows of one step each, or, for what
 // is long ago, merged ones that keep their extremes. nbtune/widgets/metrics.py is the same in Python.
 
-export const COLUMNS = [
-  "first",
-  "count",
-  "step",
-  "loss",
-  "loss_min",
-  "loss_max",
-  "learning_rate",
-  "grad_norm",
-  "tokens_per_second",
-  "memory",
-  "time",
-];
-const [FIRST, COUNT] = [0, 1];
+import MERGED from "../../../nbtune/widgets/columns.json" with { type: "json" };
+
+export const COLUMNS = Object.keys(MERGED);
+const [FIRST, COUNT] = ["first", "count"].map((name) => COLUMNS.indexOf(name));
+// what stands for two numbers of a column, which are of so many steps
+const MERGING = {
+  first: (before) => before,
+  last: (_, after) => after,
+  sum: (before, after) => before + after,
+  min: (before, after) => Math.min(before, after),
+  max: (before, after) => Math.max(before, after),
+  mean: (before, after, a, b) => (before * a + after * b) / (a + b),
+};
+const MERGES = Object.values(MERGED).map((way) => MERGING[way]);
 export const LIMIT = 2048; // more than a chart has pixels
 
 export class Rows {
@@ -107,21 +107,19 @@ export class Rows {
     while (this.next / width > limit) width *= 2;
     let to = -1;
     let box = -1;
-    const c = Object.fromEntries(COLUMNS.map((name, k) => [name, this.columns[k]]));
+    const [first, count] = [this.columns[FIRST], this.columns[COUNT]];
     for (let i = 0; i < this.length; i += 1) {
-      const mine = Math.floor(c.first[i] / width);
+      const mine = Math.floor(first[i] / width);
       if (mine !== box) {
         to += 1;
         box = mine;
         for (const values of this.columns) values[to] = values[i];
         continue;
       }
-      const [a, b] = [c.count[to], c.count[i]];
-      for (const name of ["loss", "tokens_per_second"]) c[name][to] = (c[name][to] * a + c[name][i] * b) / (a + b);
-      c.loss_min[to] = Math.min(c.loss_min[to], c.loss_min[i]);
-      for (const name of ["loss_max", "grad_norm", "memory"]) c[name][to] = Math.max(c[name][to], c[name][i]);
-      for (const name of ["step", "learning_rate", "time"]) c[name][to] = c[name][i];
-      c.count[to] = a + b;
+      const [a, b] = [count[to], count[i]];
+      this.columns.forEach((values, k) => {
+        values[to] = MERGES[k](values[to], values[i], a, b);
+      });
     }
     this.length = to + 1;
   }
