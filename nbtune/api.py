@@ -12,6 +12,7 @@ from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.engine import abilities, objects, warm_start
 from nbtune.engine.launcher import launched_on
+from nbtune.engine.run_loss import head_of_run, without_teacher
 from nbtune.errors import TrainError
 from nbtune.planner import Plan, make_plan
 from nbtune.run import Run, begin
@@ -113,9 +114,11 @@ def plan(
 
 def _planned(run_spec: RunSpec, sources: list[Source], elsewhere: DeviceFacts | None) -> Plan:
     from nbtune import data, models
+    from nbtune.models.heads import with_outputs
 
     model, trust = run_spec.model, run_spec.trust_remote_code
     facts = models.counted(models.model_facts(model), model, run_spec.adapter, trust_remote_code=trust)
+    facts = with_outputs(facts, head_of_run(run_spec))
     objects.check_vocabulary(run_spec)
     tokenizer = models.load_tokenizer(run_spec.speaks, trust_remote_code=trust)
     measured = data.measure(sources, tokenizer, run_spec)
@@ -123,7 +126,7 @@ def _planned(run_spec: RunSpec, sources: list[Source], elsewhere: DeviceFacts | 
     missing = models.missing_bytes(model, facts.weights_bytes)
     found = abilities.expected(run_spec, facts, tokenizer)
     about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": devices}
-    return make_plan(run_spec, facts, measured, where, **about)
+    return make_plan(run_spec, facts, measured, without_teacher(run_spec, where), **about)
 
 
 def _devices(spec: RunSpec, elsewhere: DeviceFacts | None) -> tuple[DeviceFacts, int]:

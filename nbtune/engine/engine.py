@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbtune import device as machine
 from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
-from nbtune.data.prepare.labels import labels_of, with_labels
+from nbtune.data.prepare.labels import with_labels
 from nbtune.engine import abilities, distributed_launcher
 from nbtune.engine.evaluation import Measuring
 from nbtune.engine.failures import for_people, reserve, room_for, still_there
@@ -32,13 +32,13 @@ from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
 from nbtune.engine.objects import credited
-from nbtune.engine.run_loss import loss_of_run, without_teacher
+from nbtune.engine.run_loss import head_of_run, loss_of_run, without_teacher
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with
 from nbtune.errors import NbtuneError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
-from nbtune.models.heads import Head, with_outputs
+from nbtune.models.heads import with_outputs
 from nbtune.models.loading import tokenizer_folder
 from nbtune.models.tokenizer_files import save_tokenizer
 from nbtune.planner import Plan, make_plan
@@ -181,7 +181,7 @@ class _Engine:
             trust_remote_code=spec.trust_remote_code,
             weights=self.plan.weights,
             tokenizer=False,
-            head=self.head,
+            head=head_of_run(spec),
         )
         if checkpoints.latest(folder) is None:
             begin_with(folder, self.built.model)
@@ -191,11 +191,6 @@ class _Engine:
             base = tokenizer_folder(spec.speaks, trust_remote_code=spec.trust_remote_code)
             save_tokenizer(tokenizer, base, folder / "tokenizer")
         self._make_stepper(device)
-
-    @property
-    def head(self) -> Head | None:
-        """What the method wants in place of the model's own head; None: nothing."""
-        return Head(self.method.head, labels_of(self.spec)) if self.method.head else None
 
     def _plan(self, facts: Any, tokenizer: Any, device: machine.DeviceFacts) -> Plan:
         """Return the plan, and with it `self.batches`."""
@@ -213,7 +208,7 @@ class _Engine:
         spec = self.spec
         missing = missing_bytes(spec.model, facts.weights_bytes)
         facts = counted(facts, spec.model, spec.adapter, trust_remote_code=spec.trust_remote_code)
-        facts = with_outputs(facts, self.head)
+        facts = with_outputs(facts, head_of_run(spec))
         found = abilities.expected(spec, facts, tokenizer)
         about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": self.count}
         plan = make_plan(spec, facts, self.data.facts, device, **about)
@@ -283,7 +278,8 @@ class _Engine:
         together = None if self.ranks is None else RankedControl(self.ranks, self.control)
         given = self.data, self.built, self.loss, self.stepper.device, self.ranks, together
         speaks = together is None and not self.method.head  # several processes do not answer, a head gives scores
-        held = HeldPrompts(self.folder, self.data, lambda: self.control.look().sample) if speaks else None
+        wished, unasked = lambda: self.control.look().sample, not plan.weights.streams  # each token fetches all layers
+        held = HeldPrompts(self.folder, self.data, wished, unasked=unasked) if speaks else None
         measuring = self.measuring = Measuring(spec, plan, *given, held_prompts=held)
         options = LoopOptions(
             total_steps=plan.total_steps,

@@ -1,8 +1,8 @@
 """Questions of held-out rows, for a run whose spec has no sample prompts: asked now and then while it trains.
 
 Beside the first answers stand the base's, so that the change is seen. What is asked by default must not cost a run
-much, nor end it: it is asked at most once a minute, an answer is left where it takes long (a word of streamed weights
-may take seconds), and none is wanted any more after one that failed.
+much, nor end it: it is asked at most once a minute (of weights that travel for each word only where somebody wishes
+it), an answer is left where it takes long, and none is wanted any more after one that failed.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class HeldPrompts:
         folder: the run's.
         data: its rows.
         wished: how often samples were wished until now.
+        unasked: they are also asked where nobody wishes it.
     """
 
-    def __init__(self, folder: Path, data: Prepared, wished: Callable[[], int]) -> None:
-        self._folder, self._data, self._wished = folder, data, wished
+    def __init__(self, folder: Path, data: Prepared, wished: Callable[[], int], *, unasked: bool = True) -> None:
+        self._folder, self._data, self._wished, self._unasked = folder, data, wished, unasked
         self._granted, self._asked_at = wished(), time.monotonic()
         self._prompts: list[list[dict[str, Any]]] | None = None
         self._based = self._failed = False
@@ -49,7 +50,8 @@ class HeldPrompts:
     ) -> Iterator[events.Sample]:
         """Yield answers where they are due or wished; the first time the base's, too, as of step 0."""
         wished, now = self._wished(), time.monotonic()
-        if self._failed or (wished == self._granted and now - self._asked_at < OFTEN):
+        due = self._unasked and now - self._asked_at >= OFTEN
+        if self._failed or (wished == self._granted and not due):
             return
         longest = LONG if wished == self._granted else math.inf
         self._granted = wished

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from nbtune.models import Built
+    from nbtune.models.heads import Head
     from nbtune.planner import Plan
     from nbtune.train.loss import Loss
 
@@ -46,6 +47,15 @@ def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: t
         start, outputs = reference_of(folder, method, built.model), len(labels_of(spec)) or 1
         loss = loss_of(method, options=options, fused=fused, start=start, outputs=outputs)
     return UnlessIdle(loss) if plan.weights.shards else loss
+
+
+def head_of_run(spec: RunSpec) -> Head | None:
+    """Return what a run's method wants in place of the model's own head; None: nothing. Of labels that are still to be
+    found in the rows there are two at least."""
+    from nbtune.models.heads import Head
+
+    head = METHODS[spec.method].head
+    return Head(head, labels_of(spec) or ("0", "1")) if head else None
 
 
 def without_teacher(spec: RunSpec, device: DeviceFacts) -> DeviceFacts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
-from nbtune.spec.placement import BY_FORMAT, Placement, PlacementWish
+from nbtune.spec.placement import BY_FORMAT, PlacementWish
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -19,6 +19,7 @@ _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _MICROS = (1, 2, 4, 8)
 _RATES = {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}  # achieved FLOP/s, until the first steps are measured
 _COLUMNS = ("adapter", "tokens a row", "rows at once", "fits", "memory", "tokens/s", "activations", "frozen weights")
+_SPEEDS = "tokens/s by arithmetic alone, not measured: 4 bits as fast as 16, weights that travel as those at rest"
 
 
 def seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:
@@ -74,7 +75,7 @@ class Ways(Sequence[Way]):
         rows = [_COLUMNS, *(way.cells() for way in self)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([f"on {self.where}:", *lines])
+        return "\n".join([self._title(), *lines])
 
     __repr__ = __str__
 
@@ -83,7 +84,10 @@ class Ways(Sequence[Way]):
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         body = "".join(row(way.cells(), "td") for way in self)
-        return f"<table><caption>on {html.escape(self.where)}</caption>{row(_COLUMNS, 'th')}{body}</table>"
+        return f"<table><caption>{html.escape(self._title())}</caption>{row(_COLUMNS, 'th')}{body}</table>"
+
+    def _title(self) -> str:
+        return f"on {self.where}: {_SPEEDS}"
 
 
 def reckon(setup: Setup, group: int) -> Ways:
@@ -108,15 +112,14 @@ def reckon(setup: Setup, group: int) -> Ways:
 def _kinds(setup: Setup) -> list[tuple[str, Setup]]:
     """Return the kinds that are worth a look: the one that was asked for; LoRA in 16 and in 4 bits where it may be."""
     asked = setup.adapter.type
-    names = BY_FORMAT if asked in BY_FORMAT and setup.device.kind == "cuda" else (asked,)
-    found: list[tuple[str, Setup]] = []
-    for name in names:
-        adapter = setup.adapter.model_copy(update={"type": name})
-        wish = PlacementWish.of_spec("auto", name)
-        same = name == asked
-        weights: Placement = setup.weights if same else wish.on_device(fp32=setup.dtype == "fp32")
-        found.append((name, replace(setup, adapter=adapter, weights=weights)))
-    return found
+    if asked not in BY_FORMAT or setup.device.kind != "cuda":
+        return [(asked, setup)]
+    return [(name, setup if name == asked else _of_type(setup, name)) for name in BY_FORMAT]
+
+
+def _of_type(setup: Setup, adapter: str) -> Setup:
+    weights = PlacementWish.of_spec("auto", adapter).on_device(fp32=setup.dtype == "fp32")
+    return replace(setup, adapter=setup.adapter.model_copy(update={"type": adapter}), weights=weights)
 
 
 def _way(setup: Setup, length: int, micro: int, name: str) -> Way:

@@ -51,6 +51,18 @@ def last(model: Any, ids: list[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([ids])).logits[0]
 
 
+def test_a_plan_counts_the_head_as_the_run_does(start: Any) -> None:
+    rank = nbtune.plan(data=[{"text": "Ahoy!"}] * 4, steps=1).trainable_parameters
+    more = {"reward": {}, "prm": {}, "classification": {"labels": ["bad", "good", "so"]}}
+    found = {
+        m: nbtune.plan(data=ROWS[m], method=m, steps=1, **given).trainable_parameters - rank
+        for m, given in more.items()
+    }
+    assert found == {"reward": 256, "prm": 2 * 257, "classification": 3 * 256}
+    run = start(rows=PAIRS, method="reward", batch_size=4, **STILL).wait()
+    assert run.plan.trainable_parameters == rank + 256
+
+
 @pytest.mark.parametrize("center", [None, 0.1])
 def test_a_reward_models_first_loss(start: Any, center: float | None) -> None:
     loss = {} if center is None else {"center_rewards": center}

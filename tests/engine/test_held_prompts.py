@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
 import pytest
+import torch
 
 import nbtune
 from nbtune.engine import held_prompts
@@ -33,6 +35,7 @@ def test_a_short_run_is_not_held_up_and_a_longer_one_is_asked_before_and_after(
     quick = trained(tmp_path, "quick")
     assert samples(quick) == []
     monkeypatch.setattr(held_prompts, "OFTEN", 0.0)
+    monkeypatch.setattr(held_prompts, "LONG", math.inf)
     asked = trained(tmp_path, "asked")
     found = samples(asked)
     prompts = {sample.prompt for sample in found}
@@ -71,6 +74,20 @@ def test_they_are_asked_when_somebody_wishes(tmp_path: Any, monkeypatch: pytest.
         done()
     assert {sample.step == 0 for sample in samples(run)} == {True, False}
     assert any(len(sample.answer.split()) > 1 for sample in samples(run)), "who asks may wait"
+
+
+def test_where_each_token_is_dear_they_are_asked_on_wish_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_prompts, "OFTEN", 0.0)
+    monkeypatch.setattr(held_prompts, "LONG", 0.0)
+    spec, tokenizer = nbtune.validate(SPEC, rows={"rows": ROWS}), nbtune.models.load_tokenizer("nbtune/tiny")
+    sources = nbtune.data.resolve(spec.data, {"rows": ROWS})
+    data = nbtune.data.prepare_data(sources, tokenizer, spec=spec, max_len=256)
+    model, wishes = nbtune.models.load_model("nbtune/tiny", dtype=torch.float32, device="cpu"), [0]
+    for unasked, due in ((True, True), (False, False)):
+        held = held_prompts.HeldPrompts(tmp_path, data, lambda: wishes[0], unasked=unasked)
+        assert bool(list(held.answers(model, tokenizer, 4, lambda: False))) is due
+    wishes[0] += 1
+    assert len(list(held.answers(model, tokenizer, 4, lambda: True))) == 2
 
 
 def test_an_answer_that_fails_does_not_end_the_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,11 @@ def test_the_machine_decides_precision_format_and_time() -> None:
         make_plan(spec, LLAMA_8B, _data(), machine("mac-32"))
 
 
+def test_a_plan_leaves_room_for_the_teacher_as_the_run_does() -> None:
+    plan = nbtune.plan(data=ROWS, method="distill", teacher="nbtune/tiny", steps=2, machine="t4")
+    assert plan.available_bytes == machine("t4").free - nbtune.models.model_facts("nbtune/tiny").weights_bytes
+
+
 def test_the_shell_plans_for_it_and_never_trains_for_it(tmp_path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.yaml").write_text("data: nbtune/town\nsteps: 2\n")
@@ -95,6 +100,9 @@ def test_a_plans_table_says_what_fits_and_is_neither_compared_nor_written(tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.yaml").write_text("data: nbtune/town\nsteps: 2\n")
     assert main(["plan", "spec.yaml", "--machine", "t4", "--table"]) == 0
-    assert "on NVIDIA T4 (14.4 GiB free):" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "on NVIDIA T4 (14.4 GiB free):" in out
+    assert "not measured" in out
+    assert "not measured" in ways._repr_html_()
     assert main(["plan", "spec.yaml", "--machine", "2xt4", "--set", "gpus=all", "--table", "--json"]) == 0
     assert '"micro_batch_size": 8' in capfd.readouterr().out
