@@ -80,8 +80,8 @@ def test_where_each_token_is_dear_they_are_asked_on_wish_alone(tmp_path: Any, mo
     monkeypatch.setattr(held_prompts, "OFTEN", 0.0)
     monkeypatch.setattr(held_prompts, "LONG", 0.0)
     spec, tokenizer = nbtune.validate(SPEC, rows={"rows": ROWS}), nbtune.models.load_tokenizer("nbtune/tiny")
-    sources = nbtune.data.resolve(spec.data, {"rows": ROWS})
-    data = nbtune.data.prepare_data(sources, tokenizer, spec=spec, max_len=256)
+    sources = nbtune.data.snapshot(nbtune.data.resolve(spec.data, {"rows": ROWS}), tmp_path / "data")
+    data = nbtune.data.prepare_data(sources, tokenizer, spec=spec, max_len=256, seed=0)
     model, wishes = nbtune.models.load_model("nbtune/tiny", dtype=torch.float32, device="cpu"), [0]
     for unasked, due in ((True, True), (False, False)):
         held = held_prompts.HeldPrompts(tmp_path, data, lambda: wishes[0], unasked=unasked)
