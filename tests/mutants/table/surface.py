@@ -50,10 +50,10 @@ SURFACE = (
         "widgets/test_sanitize.py",
     ),
     mutant(
-        "peaks-are-averaged-away",
+        "peaks-are-merged-away",
         "widgets/metrics.py",
-        "out[k] = np.fmax.reduceat(rows[k], starts)",
-        "out[k] = np.add.reduceat(rows[k] * rows[_COUNT], starts) / counts",
+        '"max": np.fmax}',
+        '"max": np.fmin}',
         _METRICS,
     ),
     mutant(
