@@ -37,6 +37,7 @@ from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.parts import AdapterSpec
 from nbtune.spec.parts import CheckpointSpec
 from nbtune.spec.parts import EvalSpec
+from nbtune.spec.parts import MemorySpec
 from nbtune.spec.parts import MixSpec
 from nbtune.spec.parts import SourceSpec
 from nbtune.spec.parts import SpanRule
@@ -81,6 +82,10 @@ class _Loss(TypedDict, total=False):
     undesirable_weight: float | None
     temperature: float | None
     alpha: float | None
+
+class _Memory(TypedDict, total=False):
+    vram_gib: float | None
+    ram_gib: float | None
 
 class _Mix(TypedDict, total=False):
     by: Literal['rows', 'tokens', 'times']
@@ -168,6 +173,7 @@ def validate(
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
+    memory: _Memory | MemorySpec = ...,
     eval: _Eval | EvalSpec = ...,
     checkpoint: _Checkpoint | CheckpointSpec = ...,
     samples: list[str] | tuple[str, ...] = ...,
@@ -218,6 +224,7 @@ def validate(
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
+        memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
         checkpoint: Checkpoints. When the run is saved.
         samples: Sample prompts. Asked before, while and after it trains, to see the change.
@@ -273,6 +280,7 @@ def plan(
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
+    memory: _Memory | MemorySpec = ...,
     eval: _Eval | EvalSpec = ...,
     checkpoint: _Checkpoint | CheckpointSpec = ...,
     samples: list[str] | tuple[str, ...] = ...,
@@ -323,6 +331,7 @@ def plan(
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
+        memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
         checkpoint: Checkpoints. When the run is saved.
         samples: Sample prompts. Asked before, while and after it trains, to see the change.
@@ -381,6 +390,7 @@ def finetune(
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
+    memory: _Memory | MemorySpec = ...,
     eval: _Eval | EvalSpec = ...,
     checkpoint: _Checkpoint | CheckpointSpec = ...,
     samples: list[str] | tuple[str, ...] = ...,
@@ -431,6 +441,7 @@ def finetune(
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
+        memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
         checkpoint: Checkpoints. When the run is saved.
         samples: Sample prompts. Asked before, while and after it trains, to see the change.
@@ -483,6 +494,7 @@ def inspect(
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
+    memory: _Memory | MemorySpec = ...,
     eval: _Eval | EvalSpec = ...,
     checkpoint: _Checkpoint | CheckpointSpec = ...,
     samples: list[str] | tuple[str, ...] = ...,
@@ -535,6 +547,7 @@ def inspect(
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
+        memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
         checkpoint: Checkpoints. When the run is saved.
         samples: Sample prompts. Asked before, while and after it trains, to see the change.

@@ -134,9 +134,10 @@ def _devices(spec: RunSpec, elsewhere: DeviceFacts | None) -> tuple[DeviceFacts,
     from nbtune import device
 
     if elsewhere is not None:
-        return elsewhere, device.shared_among(elsewhere, spec.gpus, spec.device)
+        return elsewhere.capped(**spec.memory.model_dump()), device.shared_among(elsewhere, spec.gpus, spec.device)
     chosen = device.choose_cards(spec.gpus, spec.device)
-    where = device.describe(device.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None))
+    found = device.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None)
+    where = device.describe(found, **spec.memory.model_dump())
     return objects.credited(where, spec), len(chosen)
 
 

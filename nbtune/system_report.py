@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune import device as machine
 from nbtune import hub_cache
+from nbtune.device.limits import share_in_words
 from nbtune.disk import free_bytes
 from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
@@ -142,10 +143,10 @@ def examine_rows(spec: RunSpec, namespace: Mapping[str, Any] | None = None) -> R
 def _machine() -> Iterator[Finding]:
     python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield Finding("machine", "ok", python)
-    cores, visible = machine.cpu_count(), os.cpu_count() or 1
-    limited = f" (of {visible} in the machine: the container's limit counts)" if cores < visible else ""
-    ram = f"{_gib(machine.ram_available())} of {_gib(machine.ram_total())} RAM free"
-    yield Finding("cores and RAM", "ok", f"{cores} cores{limited}, {ram}")
+    try:
+        yield Finding("cores and RAM", "ok", share_in_words())
+    except NbtuneError as error:
+        yield Finding("cores and RAM", "problem", str(error).splitlines()[0], error.fix or "")
 
 
 def _device() -> Iterator[Finding]:

@@ -7,7 +7,14 @@ from nbtune.device.detect import DeviceFacts, choose_cards, describe, gpu_presen
 from nbtune.device.dtype import choose_dtype, torch_dtype
 from nbtune.device.limits import cpu_count, ram_available, ram_total
 from nbtune.device.machines import MACHINES, machine, shared_among
-from nbtune.device.memory import MemoryUse, empty_cache, memory_use, pinnable, reset_peak
+from nbtune.device.memory import (
+    MemoryUse,
+    empty_cache,
+    memory_use,
+    pinnable,
+    reset_peak,
+    within_limits,
+)
 
 __all__ = [
     "MACHINES",
@@ -28,4 +35,5 @@ __all__ = [
     "reset_peak",
     "shared_among",
     "torch_dtype",
+    "within_limits",
 ]

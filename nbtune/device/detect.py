@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from nbtune.device.limits import cpu_count, ram_available, ram_total
+from nbtune.device.limits import (
+    SPEC_RAM,
+    SPEC_VRAM,
+    core_limit,
+    cpu_count,
+    ram_available,
+    ram_held,
+    ram_limit,
+    ram_total,
+    threads_wished,
+    visible_cores,
+    vram_limits,
+)
+from nbtune.device.memory import allocator_limit
+from nbtune.device.site_file import smallest
 from nbtune.errors import PlanError
 
 if TYPE_CHECKING:
@@ -28,6 +41,10 @@ class DeviceFacts:
     `ram` is what the host has free, for weights and activations that wait there; `count`: of such devices. `flops`
     (achieved, 16-bit products a second) and `link` (bytes a second from the host) are those of a machine that is not
     here (`nbtune.device.machine`); 0: as any of its kind.
+
+    `cap` is what the process may take at most of `total`, which it is then, too (0: nothing limits it), and `cap_why`
+    whose limit that is; `held` what it has of the host's memory already; `cores` how many it may use (0: not known),
+    `cores_why` why these are not all that it sees, and `threads` how many each process was told to take (0: nothing).
     """
 
     kind: str
@@ -41,6 +58,22 @@ class DeviceFacts:
     count: int = 1
     flops: float = 0.0
     link: float = 0.0
+    cap: int = 0
+    cap_why: str = ""
+    held: int = 0
+    cores: int = 0
+    cores_why: str = ""
+    threads: int = 0
+
+    def capped(self, *, vram_gib: float | None = None, ram_gib: float | None = None) -> DeviceFacts:
+        """Return a machine that is not here, with a spec's limits."""
+        asked = vram_gib if self.kind == "cuda" else min((x for x in (vram_gib, ram_gib) if x), default=None)
+        ram = min(self.ram, int(ram_gib * 2**30)) if ram_gib and self.kind == "cuda" else self.ram
+        if asked is None or asked * 2**30 >= self.total:
+            return replace(self, ram=ram)
+        cap = int(asked * 2**30)
+        why = SPEC_VRAM if asked == vram_gib else SPEC_RAM
+        return replace(self, total=cap, free=min(self.free, cap), ram=ram, cap=cap, cap_why=why)
 
 
 def pick(wanted: str = "auto", index: int | None = None) -> torch.device:
@@ -72,29 +105,46 @@ def pick(wanted: str = "auto", index: int | None = None) -> torch.device:
     return torch.device("cpu")
 
 
-def describe(device: torch.device) -> DeviceFacts:
-    """Return name, memory (bytes) and abilities of a device; `NBTUNE_VRAM_GIB` lowers what a GPU seems to have.
+def describe(device: torch.device, *, vram_gib: float | None = None, ram_gib: float | None = None) -> DeviceFacts:
+    """Return name, memory (bytes) and abilities of a device, within all limits there are: a spec's, `NBTUNE_VRAM_GIB`,
+    `NBTUNE_RAM_GIB`, those of a container (cgroup) and of the machine's owner, torch's memory fraction.
 
     >>> nbtune.device.describe(nbtune.device.pick("cpu")).kind
     'cpu'
+
+    Args:
+        vram_gib, ram_gib: of a spec.
+    Raises:
+        PlanError: one of the limits is no number.
     """
     import torch
 
+    limit, cores = core_limit(), cpu_count()
+    why = f"{limit.why}, {visible_cores()} cores are visible" if limit else ""
+    host: dict[str, Any] = {"cores": cores, "cores_why": why, "threads": threads_wished()}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        cap = os.environ.get("NBTUNE_VRAM_GIB")
-        if cap:
-            limit = int(float(cap) * 2**30)
-            free, total = max(0, min(free, limit - torch.cuda.memory_reserved(device))), min(total, limit)
+        most = smallest(*vram_limits(vram_gib), allocator_limit(device))
+        if most and most.value < total:
+            total, free = most.value, max(0, min(free, most.value - torch.cuda.memory_reserved(device)))
+            host |= {"cap": most.value, "cap_why": most.why}
         capability = torch.cuda.get_device_capability(device)
         bf16 = capability >= (8, 0) or rocm()
         name = torch.cuda.get_device_name(device)
-        count = torch.cuda.device_count()
-        return DeviceFacts("cuda", name, total, free, capability, bf16, ram=ram_available(), count=count)
-    if device.type == "mps":
-        return DeviceFacts("mps", "Apple GPU", ram_total(), ram_available(), bf16=True, unified=True)
+        host |= {"ram": ram_available(ram_gib), "count": torch.cuda.device_count()}
+        return DeviceFacts("cuda", name, total, free, capability, bf16, **host)
+    mps = device.type == "mps"
+    gpus = vram_limits(vram_gib) if mps else []
+    most = smallest(ram_limit(ram_gib), *gpus)
+    total, free = ram_total(), min([ram_available(ram_gib), *(one.value - ram_held() for one in gpus)])
+    if most and most.value <= total:
+        total = most.value
+        host |= {"cap": most.value, "cap_why": most.why}
+    host["held"] = ram_held()
+    if mps:
+        return DeviceFacts("mps", "Apple GPU", total, max(0, free), bf16=True, unified=True, **host)
     name = platform.processor() or platform.machine() or "CPU"
-    return DeviceFacts("cpu", f"CPU ({name}, {cpu_count()} cores)", ram_total(), ram_available(), bf16=False)
+    return DeviceFacts("cpu", f"CPU ({name}, {cores} cores)", total, max(0, free), bf16=False, **host)
 
 
 def rocm() -> bool:

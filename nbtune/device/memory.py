@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from nbtune.device.site_file import Limit
 
 if TYPE_CHECKING:
     import torch
 
+    from nbtune.device.detect import DeviceFacts
+
 _PINNED_PROBE = 64 * 2**20  # bytes
+# what a process takes of a card beside torch's allocator: CUDA's context and its libraries' (0.84 and 0.85 GiB were
+# measured on an H200, docs/bench/2026-11-24-h200-nbtune.jsonl)
+_BESIDE = int(0.85 * 2**30)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,71 @@ def empty_cache(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def allocator_limit(device: torch.device) -> Limit | None:
+    """Return what torch's allocator is held to on a GPU, and what the process takes beside it; None: to nothing."""
+    import torch
+
+    asked = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # from torch 2.8 on
+    fraction = 1.0 if asked is None else float(asked(device))
+    if fraction >= 1:
+        return None
+    return Limit(int(fraction * torch.cuda.mem_get_info(device)[1]) + _BESIDE, "torch's memory fraction")
+
+
+@contextlib.contextmanager
+def within_limits(device: torch.device, facts: DeviceFacts, processes: int = 1) -> Iterator[None]:
+    """Hold this process to what limits it, of a GPU's memory and of the cores: see `kept_within`, `threads_within`.
+
+    >>> place = nbtune.device.pick("cpu")
+    >>> with nbtune.device.within_limits(place, nbtune.device.describe(place)):
+    ...     pass
+
+    Args:
+        facts: of `describe`.
+        processes: that share the cores.
+    """
+    threads = max(1, facts.cores // processes) if facts.cores else 0
+    with kept_within(device, facts.cap), threads_within(threads):
+        yield
+
+
+@contextlib.contextmanager
+def kept_within(device: torch.device, cap: int) -> Iterator[None]:
+    """Hold this process to so many bytes of a GPU while it loads and works: torch's allocator has what is left beside a
+    CUDA context, and refuses more. 0, or a device without such an allocator: nothing is done."""
+    if device.type != "cuda" or not cap:
+        yield
+        return
+    import torch
+
+    total = torch.cuda.mem_get_info(device)[1]
+    asked = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    before = 1.0 if asked is None else float(asked(device))
+    own = max(cap - _BESIDE, cap // 4)
+    torch.cuda.set_per_process_memory_fraction(min(before, own / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+@contextlib.contextmanager
+def threads_within(count: int) -> Iterator[None]:
+    """Let torch work by at most so many threads (0: as many as it has); it takes as many as it sees cores, also where
+    a container has a share of one."""
+    import torch
+
+    before = torch.get_num_threads()
+    if not 0 < count < before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

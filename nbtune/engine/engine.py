@@ -84,7 +84,7 @@ def execute(
             try:
                 emit(events.State(state="preparing"))
                 engine = _Engine(folder, emit, owner, ranks)
-                with engine.rehearsal:
+                with engine.rehearsal, engine.limits:
                     engine.prepare()
                     if keep is not None:
                         keep(engine.built)
@@ -110,8 +110,9 @@ def follow(folder: Path, ranks: Ranks) -> None:
     """Do the run together with the first process, which alone writes into the folder."""
     quiet_libraries()
     engine = _Engine(folder, lambda _: None, None, ranks)
-    engine.prepare()
-    engine.train()
+    with engine.limits:
+        engine.prepare()
+        engine.train()
 
 
 class _Engine:
@@ -132,7 +133,7 @@ class _Engine:
         self.writes, self.count = ranks is None or ranks.first, 1 if ranks is None else ranks.count
         self.spec: RunSpec = spec_to_run(folder)
         self.method = METHODS[self.spec.method]
-        self.control = FileControl(folder)
+        self.control, self.limits = FileControl(folder), contextlib.ExitStack()
         self.rehearsal = Rehearsal.begin(self.spec) if ranks is None else Rehearsal(self.spec)
 
     def prepare(self) -> None:
@@ -141,11 +142,12 @@ class _Engine:
 
         spec, folder = self.spec, self.folder
         device = machine.pick(spec.device)
-        where = machine.describe(device)
+        where = machine.describe(device, **spec.memory.model_dump())
         if self.ranks is not None:
             where = self.ranks.poorest(where)
             if not self.writes:
                 self.ranks.wait()  # the first has its tokens and its plan
+        self.limits.enter_context(machine.within_limits(device, where, self.count))
         where = without_teacher(spec, credited(where, spec))
         facts = models.model_facts(spec.model)
         tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)

@@ -193,7 +193,7 @@ def _load(folder: Path) -> Built:
             f"the run `{folder.name}` has nothing trained yet", fix="let it train until its first checkpoint"
         )
     where = device.pick(spec.device)
-    dtype, _ = device.choose_dtype(spec.dtype, device.describe(where))
+    dtype, _ = device.choose_dtype(spec.dtype, device.describe(where, **spec.memory.model_dump()))
     from nbtune.models.heads import read_head
 
     built = models.build(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
 _CUDA_CONTEXT = 600 * 2**20
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
-_PYTHON = 700 * 2**20  # a process with torch and transformers loaded
+PYTHON = 700 * 2**20  # a process with torch and transformers loaded
 
 
 class MemoryPlan(BaseModel):
@@ -99,7 +99,7 @@ def estimate(
         optimizer=int(trained * state_bytes(optimizer, model, adapter)),
         activations=max(kept, trained * 4) if starting_weights else kept,
         head=logits * model.vocab_size * (4 + width),
-        reserve=_CUDA_CONTEXT if device == "cuda" else _PYTHON,
+        reserve=_CUDA_CONTEXT if device == "cuda" else PYTHON,
     )
     # 8-bit weights come into memory as 16-bit ones first
     loading = 2 * model.block_parameters * model.num_layers + rest * width if weights.eight_bit else 0

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from nbtune.models.memory_estimate import MemoryPlan, MemoryPolicy, block_bytes, estimate
+from nbtune.models.memory_estimate import PYTHON, MemoryPlan, MemoryPolicy, block_bytes, estimate
 from nbtune.spec.placement import Home, Placement
 
 if TYPE_CHECKING:
@@ -19,10 +19,23 @@ if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
 
 SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
+_HARD = 0.9  # of a limit of RAM: a process that passes a container's is killed
 SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
 _PINNED = 1.25  # of the weights' size: pinned memory comes in powers of two
 _HOST_RATE = 45e9  # bytes a second from pinned memory; 52e9 were measured on an H200
 _FLOPS = 3.5e14  # in bf16, for the balance between arithmetic and transfers only
+
+
+def available(device: DeviceFacts) -> int:
+    """Return the bytes that a run may have: what is free, and what this process has already of what any process takes
+    (`estimate` counts that whole)."""
+    return max(device.free, min(device.total, device.free + min(device.held, PYTHON)))
+
+
+def room(device: DeviceFacts) -> float:
+    """Return the bytes that a plan spends at most."""
+    most = available(device) * SPENDABLE
+    return min(most, device.cap * _HARD) if device.cap and device.kind != "cuda" else most
 
 
 @dataclass(frozen=True)
@@ -101,16 +114,16 @@ def fit(
     policies = policies if activations == "auto" else (activations,)  # type: ignore[assignment]
     sizes = list(micro_batch_sizes)
     both = [(p, m) for p in policies for m in sizes]
-    room = setup.device.free * SPENDABLE
+    most = room(setup.device)
     ways = [setup.way(p, m) for p, m in both] if home in (None, Home.DEVICE) else []
-    fitting = [way for way in ways if way.memory.total <= room]
+    fitting = [way for way in ways if way.memory.total <= most]
     if not fitting and home in (None, Home.SHARDED) and _may_be_parted(setup):
         parted = [setup.way(p, m, setup.weights.parted(setup.devices)) for p, m in both]
-        fitting = [way for way in parted if way.memory.total <= room]
+        fitting = [way for way in parted if way.memory.total <= most]
         ways += parted
     if not fitting and home in (None, Home.STREAMED) and _may_travel(setup):
-        travelling = [_travelling(setup, p, m, room, forced=home is Home.STREAMED) for p, m in both]
-        fitting = [way for way in travelling if way.memory.total <= room]
+        travelling = [_travelling(setup, p, m, most, forced=home is Home.STREAMED) for p, m in both]
+        fitting = [way for way in travelling if way.memory.total <= most]
         ways += travelling
     best = min(fitting, key=lambda way: _seconds(setup, way), default=None)
     return best, min(ways or [setup.way(p, m) for p, m in both], key=_bytes)
@@ -134,10 +147,10 @@ def _may_travel(setup: Setup) -> bool:
     return on_gpu and not setup.weights.quantised and setup.adapter.type == "lora" and needed <= device.ram
 
 
-def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, room: float, *, forced: bool) -> Fit:
+def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, most: float, *, forced: bool) -> Fit:
     """Return the way with as many resident layers as there is room for."""
     least = setup.way(policy, micro, setup.weights.streamed())
-    spare = int((room - least.memory.total) // block_bytes(setup.model, setup.weights))
+    spare = int((most - least.memory.total) // block_bytes(setup.model, setup.weights))
     resident = 0 if forced else max(0, min(spare, setup.model.num_layers - 1))
     return setup.way(policy, micro, setup.weights.streamed(resident))
 

@@ -36,7 +36,8 @@ class _Beside:
 class Plan(BaseModel):
     """How a run will be done. Made by `nbtune.plan(spec)`; the run keeps it as ``plan.json``.
 
-    Bytes and seconds throughout. `seconds` is a guess until the first steps were measured.
+    Bytes and seconds throughout. `seconds` is a guess until the first steps were measured; `threads`: of each process,
+    0 where that is not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +56,7 @@ class Plan(BaseModel):
     weights: Placement
     num_layers: int
     gpus: int = 1
+    threads: int = 0
     activations: Literal["keep", "selective", "recompute", "offload"]
     packing: bool
     sequence_len: int
@@ -117,11 +119,12 @@ class Plan(BaseModel):
         batch = f"{self.micro_batch_size} rows × {self.gradient_accumulation_steps} accumulated"
         many, each = self.gpus > 1, " on each" if self.gpus > 1 else ""
         shared = f", shared by {self.gpus} {'processes' if self.device == 'cpu' else 'GPUs'}" if many else ""
+        threads = f"; {self.threads} thread{'s' if self.threads != 1 else ''}{each}" if self.threads else ""
         parts = ", ".join(f"{k} {_size(v)}" for k, v in self.memory.model_dump().items() if v >= 2**20)
         rows = [
             ("model", f"{self.model} ({self.architecture}), trains {trained}"),
             ("rows", f"{self.rows:,} to train on, {self.eval_rows:,} held out"),
-            ("device", f"{f'{self.gpus} × ' * many}{self.device_name}, {self.dtype}: {self.dtype_reason}"),
+            ("device", f"{f'{self.gpus} × ' * many}{self.device_name}, {self.dtype}: {self.dtype_reason}{threads}"),
             ("batch", f"{batch}{shared}, up to {self.sequence_len:,} tokens{', packed' if self.packing else ''}"),
             ("steps", f"{self.total_steps:,}, measured every {self.eval_every:,}"),
             ("learning rate", self.explained_rate()),

@@ -15,7 +15,7 @@ from nbtune.errors import PlanError
 from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
-from nbtune.models.memory_search import Fit, Setup, fit
+from nbtune.models.memory_search import Fit, Setup, available, fit
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer
 from nbtune.planner.plan import Plan
@@ -82,7 +82,7 @@ def make_plan(
     best, smallest = fit(setup, micros, activations=spec.activations, home=home)
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)
-    reasons += _of_devices(spec, device, devices, batch)
+    reasons += _of_devices(spec, device, devices, batch) + _of_limits(device)
     micro = best.micro_batch_size
     if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
@@ -128,6 +128,7 @@ def make_plan(
         weights=best.weights,
         num_layers=model.num_layers,
         gpus=devices,
+        threads=_threads(device, devices),
         activations=best.activations,
         packing=packing,
         sequence_len=sequence_len,
@@ -138,7 +139,7 @@ def make_plan(
         learning_rate_reason=why,
         eval_every=spec.eval.every or max(1, round(total_steps / 10)),
         memory=best.memory,
-        available_bytes=device.free,
+        available_bytes=available(device),
         disk_bytes=int(trained * (4 + state)) * (spec.checkpoint.keep + 1) + trained * 8,
         download_bytes=download_bytes,
         seconds=total_steps
@@ -240,6 +241,18 @@ def _of_devices(spec: RunSpec, device: DeviceFacts, devices: int, batch: int) ->
     return [f"each GPU takes its share of a step's {batch} rows: losses are those of one GPU{drawn}"] * (devices > 1)
 
 
+def _threads(device: DeviceFacts, processes: int) -> int:
+    share = max(1, device.cores // processes) if device.cores else 0
+    return min(share, device.threads) if device.threads else share
+
+
+def _of_limits(device: DeviceFacts) -> list[str]:
+    """Return what keeps the process from all that the machine has, and whose limit it is."""
+    memory = f"of memory at most {device.cap / 2**30:.1f} GiB are taken: {device.cap_why}"
+    cores = f"{device.cores} core{'s are' if device.cores > 1 else ' is'} used: {device.cores_why}"
+    return [memory] * bool(device.cap) + [cores] * bool(device.cores_why)
+
+
 def _batch(spec: RunSpec, devices: int) -> tuple[int, list[int]]:
     """Return the effective batch and the micro-batches that may be tried, none larger than a device's share of the
     batch."""
@@ -283,8 +296,9 @@ def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Pl
         fix = "leave `micro_batch_size` out, so that the plan can choose"
     else:
         fix = "write a shorter `sequence_len`, or take a smaller model"
+    within = f", within {device.cap / 2**30:.1f} GiB by {device.cap_why}" if device.cap else ""
     return PlanError(
         f"it does not fit: the smallest way (activations {policy}, micro-batch {micro}) needs {need / 2**30:.1f} GiB, "
-        f"{device.name} has {device.free / 2**30:.1f} GiB free",
+        f"{device.name} has {available(device) / 2**30:.1f} GiB free{within}",
         fix=fix,
     )

@@ -1,7 +1,7 @@
 """What the user asked for: `RunSpec` and its parts, YAML in and out with line numbers."""
 
 from nbtune.spec.model import RunSpec
-from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
+from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MemorySpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.placement import Placement
 from nbtune.spec.yaml import from_mapping, from_yaml, placing
 from nbtune.spec.yaml_text import parse_value, to_yaml
@@ -10,6 +10,7 @@ __all__ = [
     "AdapterSpec",
     "CheckpointSpec",
     "EvalSpec",
+    "MemorySpec",
     "MixSpec",
     "Placement",
     "RunSpec",

@@ -21,6 +21,7 @@ from nbtune.spec.parts import (
     AdapterSpec,
     CheckpointSpec,
     EvalSpec,
+    MemorySpec,
     MixSpec,
     Part,
     SourceSpec,
@@ -296,6 +297,9 @@ class RunSpec(Part):
         "Kept, or computed again, or moved to RAM; auto: the fastest that fits.",
         example="auto",
         advanced=True,
+    )
+    memory: MemorySpec = field(
+        MemorySpec(), "Memory", "How much of it a run may take.", example={"vram_gib": 8}, advanced=True
     )
     eval: EvalSpec = field(
         EvalSpec(), "Evaluation", "What is held out, and how often it is measured.", example={"split": 0.1}

@@ -332,3 +332,26 @@ class CheckpointSpec(Part):
     )
     minutes: float = field(5.0, "Minutes", "Save at least so often.", example=5, unit="minutes", gt=0, advanced=True)
     keep: int = field(2, "Keep", "How many checkpoints stay on disk.", example=2, ge=1, advanced=True)
+
+
+class MemorySpec(Part):
+    """How much a run may take, whatever is free; a container's limits and the machine's own hold besides."""
+
+    vram_gib: float | None = field(
+        None,
+        "Of a GPU",
+        "Most of each GPU's memory, all that the process takes; kept while it loads and trains. NBTUNE_VRAM_GIB, too.",
+        example=8,
+        unit="GiB",
+        gt=0,
+        advanced=True,
+    )
+    ram_gib: float | None = field(
+        None,
+        "Of the host",
+        "Most of the host's memory that is planned with. NBTUNE_RAM_GIB, too.",
+        example=16,
+        unit="GiB",
+        gt=0,
+        advanced=True,
+    )
