@@ -132,6 +132,9 @@ def test_every_key_of_the_plan_may_be_missing_or_have_company(made: Path, folder
         if key == "abilities" and got is not None:  # a plan without them says that nothing was tried
             assert got.abilities == Abilities()
             got = got.model_copy(update={"abilities": plan.abilities})
+        if key == "threads" and got is not None:  # nor how many it works by
+            assert got.threads == 0
+            got = got.model_copy(update={"threads": plan.threads})
         assert got is None or got == plan, key  # refused, or a default that says the same
         assert "demo" in repr(run)
         assert _tried(run.script) or True
