@@ -65,7 +65,9 @@ class Parser(argparse.ArgumentParser):
         self._line = line.strip()
         values, unknown = self.parse_known_args(split(line, self.place))
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0].replace("_", "-"), self.flags(), n=1, cutoff=0.5)
+            word = unknown[0].split("=")[0].replace("_", "-")
+            like = 0.5 if word.startswith("-") else 0.7  # a bare word is a name rather than a flag
+            near = difflib.get_close_matches(word, self.flags(), n=1, cutoff=like)
             fix = f"did you mean `{near[0]}`?" if near else f"its flags: {', '.join(self.flags()) or 'none'}"
             kind = "flag" if unknown[0].startswith("-") else "argument"
             raise SpecError(f"`{self.prog}` has no {kind} `{unknown[0]}`", place=self.place, fix=fix)
