@@ -441,8 +441,8 @@ TRAIN = (
     mutant(
         "a-plan-takes-twice-the-memory",
         "models/memory_search.py",
-        "fitting = [way for way in ways if way.memory.total <= room]",
-        "fitting = [way for way in ways if way.memory.total <= 2 * room]",
+        "fitting = [way for way in ways if way.memory.total <= most]",
+        "fitting = [way for way in ways if way.memory.total <= 2 * most]",
         "planner/test_planner.py",
         "models/test_memory_search.py",
     ),
