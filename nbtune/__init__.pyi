@@ -68,11 +68,15 @@ class _Eval(TypedDict, total=False):
     split: float | None
     data: Any
     every: int | None
+    patience: int | None
+    threshold: float
+    load_best: bool
     max_rows: int
 
 class _Loss(TypedDict, total=False):
     type: Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None
     label_smoothing: float | None
+    z_loss: float | None
     rpo_alpha: float | None
     center_rewards: float | None
     cpo_alpha: float | None
@@ -155,6 +159,7 @@ def validate(
     max_grad_norm: float = 1.0,
     optim: Literal['adamw', 'adamw_8bit', 'paged_adamw', 'paged_adamw_8bit', 'adafactor', 'lion', 'lion_8bit', 'paged_lion', 'paged_lion_8bit', 'muon'] = 'adamw',
     optim_args: _OptimArgs | OptimArgs = ...,
+    neftune_noise_alpha: float = 0.0,
     train_on: Literal['answers', 'last_answer', 'all'] | list[str] | tuple[str, ...] = 'answers',
     train_spans: list[_SpanRule | SpanRule] | tuple[_SpanRule | SpanRule, ...] = ...,
     row_weights: Mapping[str, float] = ...,
@@ -206,6 +211,7 @@ def validate(
         max_grad_norm: Clip at. Gradients are scaled down to this norm; 0: not at all.
         optim: Optimizer. By what rule weights are changed; 8bit: with 8-bit state; paged: its state leaves a GPU that is full.
         optim_args: Optimizer's numbers. What the optimizer is told.
+        neftune_noise_alpha: NEFTune. Noise on token embeddings while it trains, uniform within alpha / √(length × width); 0: none.
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
@@ -262,6 +268,7 @@ def plan(
     max_grad_norm: float = 1.0,
     optim: Literal['adamw', 'adamw_8bit', 'paged_adamw', 'paged_adamw_8bit', 'adafactor', 'lion', 'lion_8bit', 'paged_lion', 'paged_lion_8bit', 'muon'] = 'adamw',
     optim_args: _OptimArgs | OptimArgs = ...,
+    neftune_noise_alpha: float = 0.0,
     train_on: Literal['answers', 'last_answer', 'all'] | list[str] | tuple[str, ...] = 'answers',
     train_spans: list[_SpanRule | SpanRule] | tuple[_SpanRule | SpanRule, ...] = ...,
     row_weights: Mapping[str, float] = ...,
@@ -313,6 +320,7 @@ def plan(
         max_grad_norm: Clip at. Gradients are scaled down to this norm; 0: not at all.
         optim: Optimizer. By what rule weights are changed; 8bit: with 8-bit state; paged: its state leaves a GPU that is full.
         optim_args: Optimizer's numbers. What the optimizer is told.
+        neftune_noise_alpha: NEFTune. Noise on token embeddings while it trains, uniform within alpha / √(length × width); 0: none.
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
@@ -372,6 +380,7 @@ def finetune(
     max_grad_norm: float = 1.0,
     optim: Literal['adamw', 'adamw_8bit', 'paged_adamw', 'paged_adamw_8bit', 'adafactor', 'lion', 'lion_8bit', 'paged_lion', 'paged_lion_8bit', 'muon'] = 'adamw',
     optim_args: _OptimArgs | OptimArgs = ...,
+    neftune_noise_alpha: float = 0.0,
     train_on: Literal['answers', 'last_answer', 'all'] | list[str] | tuple[str, ...] = 'answers',
     train_spans: list[_SpanRule | SpanRule] | tuple[_SpanRule | SpanRule, ...] = ...,
     row_weights: Mapping[str, float] = ...,
@@ -423,6 +432,7 @@ def finetune(
         max_grad_norm: Clip at. Gradients are scaled down to this norm; 0: not at all.
         optim: Optimizer. By what rule weights are changed; 8bit: with 8-bit state; paged: its state leaves a GPU that is full.
         optim_args: Optimizer's numbers. What the optimizer is told.
+        neftune_noise_alpha: NEFTune. Noise on token embeddings while it trains, uniform within alpha / √(length × width); 0: none.
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
@@ -476,6 +486,7 @@ def inspect(
     max_grad_norm: float = 1.0,
     optim: Literal['adamw', 'adamw_8bit', 'paged_adamw', 'paged_adamw_8bit', 'adafactor', 'lion', 'lion_8bit', 'paged_lion', 'paged_lion_8bit', 'muon'] = 'adamw',
     optim_args: _OptimArgs | OptimArgs = ...,
+    neftune_noise_alpha: float = 0.0,
     train_on: Literal['answers', 'last_answer', 'all'] | list[str] | tuple[str, ...] = 'answers',
     train_spans: list[_SpanRule | SpanRule] | tuple[_SpanRule | SpanRule, ...] = ...,
     row_weights: Mapping[str, float] = ...,
@@ -529,6 +540,7 @@ def inspect(
         max_grad_norm: Clip at. Gradients are scaled down to this norm; 0: not at all.
         optim: Optimizer. By what rule weights are changed; 8bit: with 8-bit state; paged: its state leaves a GPU that is full.
         optim_args: Optimizer's numbers. What the optimizer is told.
+        neftune_noise_alpha: NEFTune. Noise on token embeddings while it trains, uniform within alpha / √(length × width); 0: none.
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.

@@ -25,6 +25,7 @@ from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
 from nbtune.data.prepare.labels import with_labels
 from nbtune.engine import abilities, distributed_launcher
+from nbtune.engine.best_weights import stopping_of
 from nbtune.engine.evaluation import Measuring
 from nbtune.engine.failures import for_people, reserve, room_for, still_there
 from nbtune.engine.held_prompts import HeldPrompts
@@ -250,6 +251,7 @@ class _Engine:
 
     def _make_stepper(self, device: torch.device) -> None:
         from nbtune.train.choose_stepper import choose_stepper
+        from nbtune.train.embedding_noise import add_noise
         from nbtune.train.logprobs import head_disagrees
         from nbtune.train.loop import Progress
 
@@ -263,6 +265,7 @@ class _Engine:
         fused = patch is not None and "head" in patch.report.taken and whole
         self.fused = fused or not self.method.by_tokens  # whole answers are asked for as the fused head asks
         self.loss: Loss = loss_of_run(self.folder, self.spec, self.plan, self.built, device, fused=fused)
+        add_noise(model, self.spec.neftune_noise_alpha)
         self.stepper = choose_stepper(
             self.built, self.loss, spec=self.spec, plan=self.plan, device=device, ranks=self.ranks, fused=fused
         )
@@ -298,13 +301,9 @@ class _Engine:
             count=self.loss.count,
             agree=list if together is None else together.agree,
             several=together is not None,
+            stopping=stopping_of(spec, self.folder, self.built.model, self.stepper, writes=self.writes),
         )
-        jobs = Jobs(
-            save=self._save,
-            evaluate=measuring.evaluate,
-            sample=measuring.samples,
-            between=self._between,
-        )
+        jobs = Jobs(save=self._save, evaluate=measuring.evaluate, sample=measuring.samples, between=self._between)
         if self.progress.step == 0 and (self.writes or plan.weights.shards):  # whose model needs all processes
             self._confirm()
         control = together or self.control

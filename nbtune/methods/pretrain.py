@@ -17,5 +17,6 @@ METHOD = Method(
     columns="text",
     rows="texts",
     loss="cross_entropy",
+    options={"label_smoothing": 0.0, "z_loss": 0.0},
     perplexity=True,
 )

@@ -15,4 +15,5 @@ METHOD = Method(
     sentence="imitate the answers",
     rows="sft",
     loss="cross_entropy",
+    options={"label_smoothing": 0.0, "z_loss": 0.0},
 )

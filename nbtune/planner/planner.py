@@ -20,6 +20,7 @@ from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer
 from nbtune.planner.plan import Plan
 from nbtune.planner.ways import reckon, seconds_a_token
+from nbtune.spec.loss_options import takes_logits
 from nbtune.spec.parts import UNPACKED_ORDERS
 from nbtune.spec.placement import Home, Placement
 
@@ -74,6 +75,12 @@ def make_plan(
         abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
     packing = _packing(spec, abilities, model.architecture, reasons)
     check_optimizer(spec, device)
+    if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):
+        raise PlanError(
+            "nothing is held out, by which the best weights could be known",
+            place="eval",
+            fix="write `eval: {split: 0.1}`, or drop `patience` and `load_best`",
+        )
     mine, start = _ours(spec, abilities), _starts_from_another(spec)
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim)
     home = spec.placement.home
@@ -178,6 +185,8 @@ def _ours(spec: RunSpec, abilities: Abilities) -> tuple[float, bool]:
     """Return how many of the layers are nbtune's own, and whether the head is; by rule where it was not tried."""
     rule = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
     share, head = abilities.share_of_layers(), abilities.takes("head")
+    if takes_logits(spec):
+        head = False  # whose loss is more than cross-entropy
     return float(rule) if share is None else share, spec.accelerate if head is None else head
 
 

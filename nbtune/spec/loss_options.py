@@ -39,10 +39,19 @@ class LossSpec(Part):
     label_smoothing: float | None = field(
         None,
         "Label smoothing",
-        "The share of pairs that may be the wrong way round, or of labels that may be wrong.",
+        "The share of pairs that may be the wrong way round, of labels that may be wrong, or of each trained token "
+        "that all tokens have in common.",
         example=0.1,
         ge=0,
         lt=0.5,
+        advanced=True,
+    )
+    z_loss: float | None = field(
+        None,
+        "Z-loss",
+        "Weight of the squared logarithm of the softmax's denominator, which keeps logits small.",
+        example=1e-4,
+        ge=0,
         advanced=True,
     )
     rpo_alpha: float | None = field(
@@ -113,6 +122,11 @@ class LossSpec(Part):
 def options_of(spec: RunSpec) -> dict[str, float | str]:
     """Return what a spec says of its method's loss instead of the method's own."""
     return {**({} if spec.beta is None else {"beta": spec.beta}), **spec.loss.options}
+
+
+def takes_logits(spec: RunSpec) -> bool:
+    """Return whether the loss of tokens is more than cross-entropy, and takes whole logits."""
+    return METHODS[spec.method].by_tokens and bool(spec.loss.label_smoothing or spec.loss.z_loss)
 
 
 def must_fit(spec: RunSpec) -> None:

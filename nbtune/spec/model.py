@@ -178,6 +178,14 @@ class RunSpec(Part):
     optim_args: OptimArgs = field(
         OptimArgs(), "Optimizer's numbers", "What the optimizer is told.", example={"beta2": 0.95}, advanced=True
     )
+    neftune_noise_alpha: float = field(
+        0.0,
+        "NEFTune",
+        "Noise on token embeddings while it trains, uniform within alpha / √(length × width); 0: none.",
+        example=5.0,
+        ge=0,
+        advanced=True,
+    )
     train_on: Literal["answers", "last_answer", "all"] | tuple[str, ...] = field(
         "answers",
         "Train on",

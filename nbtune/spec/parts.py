@@ -310,6 +310,24 @@ class EvalSpec(Part):
         ge=1,
         advanced=True,
     )
+    patience: int | None = field(
+        None,
+        "Patience",
+        "Stop when the held-out loss has not fallen at so many evaluations in a row; unset: train to the end.",
+        example=3,
+        ge=1,
+        advanced=True,
+    )
+    threshold: float = field(
+        0.0, "Threshold", "A loss has fallen when it did by more than this.", example=0.01, ge=0, advanced=True
+    )
+    load_best: bool = field(
+        False,
+        "Load the best",
+        "End with the weights whose held-out loss was lowest, not with the last ones.",
+        example=True,
+        advanced=True,
+    )
     max_rows: int = field(256, "At most", "Rows measured at a time.", example=256, unit="rows", ge=1, advanced=True)
 
     @field_validator("data", mode="before")

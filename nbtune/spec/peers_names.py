@@ -67,7 +67,9 @@ ALIASES = _table(
     = loss.type
         loss_type pref_loss dpo_loss_type
     = loss.label_smoothing
-        dpo_label_smoothing cdpo_label_smoothing cpo_label_smoothing
+        dpo_label_smoothing cdpo_label_smoothing cpo_label_smoothing label_smoothing_factor label_smoothing
+    = loss.z_loss
+        z_loss
     = loss.center_rewards
         center_rewards_coefficient
     = loss.rpo_alpha
@@ -108,6 +110,14 @@ ALIASES = _table(
         save_total_limit saves_to_keep
     = eval.every
         eval_steps
+    = eval.patience
+        early_stopping_patience
+    = eval.threshold
+        early_stopping_threshold
+    = eval.load_best
+        load_best_model_at_end
+    = neftune_noise_alpha
+        noisy_embedding_alpha neftune_alpha
     """
 )
 # inside of a part: (part, name) → its own name
@@ -185,6 +195,8 @@ INSTEAD = _table(
         val_set_size val_size test_size validation_split dataset_test_size eval_split_ratio
     = eval: {every: 50}
         eval_strategy evaluation_strategy evals_per_epoch do_eval
+    = eval: {patience: 3}
+        early_stopping early_stopping_steps
     = eval: {max_rows: 256}
         eval_max_samples max_eval_samples eval_sample_count
     = checkpoint: {every: 100}
@@ -304,12 +316,6 @@ ABSENT = _table(
         adam_beta3
     = lr_scheduler_type names the schedules, `schedule: {…}` their numbers; there is no such one
         cosine_constant_lr_ratio lr_quadratic_warmup relora_steps
-    = noise on embeddings is not built
-        neftune_noise_alpha noisy_embedding_alpha
-    = smoothing is not built
-        label_smoothing_factor label_smoothing
-    = stopping early is not built; the checkpoint with the lowest held-out loss is kept beside the last ones
-        early_stopping_patience early_stopping early_stopping_threshold load_best_model_at_end
     = the held-out loss decides which checkpoint is the best
         metric_for_best_model greater_is_better
     = single tokens' embeddings are not trained alone; `adapter: {modules_to_save: [embed_tokens]}` trains all

@@ -178,7 +178,7 @@ def _write(fresh: Path, built: Built, stepper: Stepper | FusedStepper, progress:
     with (fresh / "optimizer.pt").open("wb") as file, _Recorder(file) as recorder:
         torch.save(stepper.state_dict(), recorder)
     body = asdict(progress)
-    body["best_eval"] = None if math.isinf(progress.best_eval) else progress.best_eval
+    body |= {key: None for key in ("best_eval", "fell_to") if math.isinf(body[key])}
     write_json(fresh / "progress.json", body)
 
 

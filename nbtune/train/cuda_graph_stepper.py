@@ -10,6 +10,7 @@ import torch
 from nbtune.device.streams import replayable
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec.learning import OptimArgs
+from nbtune.spec.loss_options import takes_logits
 from nbtune.train.inputs import model_inputs
 from nbtune.train.optimizer import adam
 from nbtune.train.stepper import Updated, seed_of
@@ -33,6 +34,8 @@ def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool
     ours = (
         spec.optim == "adamw" and spec.optim_args.one_rate and dtype != "fp16" and (dtype == "fp32" or not _whole(spec))
     )
+    if takes_logits(spec) or spec.neftune_noise_alpha:
+        return False
     if not ours or not replayable(device) or patch is None or not patch.layers:
         return False
     return patch.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
@@ -90,6 +93,9 @@ class FusedStepper:
         assert self._sum is not None, "no micro-batch was accumulated"
         norm, loss, self._sum = self._step.update(learning_rate), self._sum, None
         return Updated(loss, norm, {})
+
+    def take_weights(self) -> None:
+        """See `Stepper.take_weights`: there are no others."""
 
     def discard(self) -> None:
         """See `Stepper.discard`."""

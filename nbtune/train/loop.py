@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nbtune import events
 from nbtune.device import MemoryUse, memory_use
 from nbtune.device.streams import Later, Moment
+from nbtune.train.early_stopping import EarlyStopping
 from nbtune.train.mean_loss import no_number, shown, trained_tokens, trained_weight
 
 if TYPE_CHECKING:
@@ -78,16 +79,21 @@ class LoopOptions:
     count: Callable[[Batch], float] = trained_weight
     agree: Callable[[Sequence[float]], Sequence[Any]] = list
     several: bool = False
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
 
 @dataclass
 class Progress:
-    """Where a run is; saved in each checkpoint. `step` counts finished optimizer steps."""
+    """Where a run is; saved in each checkpoint. `step` counts finished optimizer steps, `stale` the evaluations since
+    the held-out loss last fell, `best_step` is that of the lowest."""
 
     step: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     best_eval: float = math.inf
+    best_step: int = 0
+    fell_to: float = math.inf
+    stale: int = 0
     learning_rate: float | None = None
 
 
@@ -179,7 +185,7 @@ class _Loop:
         try:
             if self.progress.step == 0:
                 self._sample()
-            while self.progress.step < self.options.total_steps:
+            while self.progress.step < self.options.total_steps and not self.options.stopping.in_vain(self.progress):
                 self._look()
                 self._step()
                 self._after_step()
@@ -191,6 +197,9 @@ class _Loop:
                 self._save()
             return "stopped"
         self._flush()
+        for said in self.options.stopping.end(self.progress, self.options.total_steps):
+            self.emit(said)
+            self._saved_step = -1  # with other weights, perhaps
         self._save()
         return "finished"
 
@@ -283,8 +292,7 @@ class _Loop:
         held = self.jobs.evaluate(self._look_within)
         if held is None:
             return
-        best = held.loss < self.progress.best_eval
-        self.progress.best_eval = min(held.loss, self.progress.best_eval)
+        best = self.options.stopping.remember(self.progress, held.loss)
         self.emit(events.Eval(step=self.progress.step, best=best, **vars(held)))
         if held.tokens and not math.isfinite(held.loss):
             raise no_number("the loss of the held-out rows", self.progress.step)

@@ -92,7 +92,8 @@ def loss_of(
         start, outputs: see `AnswerLoss`.
     """
     if method.by_tokens:
-        return TokenLoss(fused)
+        told = {**method.options, **(options or {})}
+        return TokenLoss(fused, float(told.get("label_smoothing", 0)), float(told.get("z_loss", 0)))
     return AnswerLoss(method, options or {}, start, outputs)
 
 
@@ -120,12 +121,19 @@ def trained_logits(model: torch.nn.Module, batch: Batch, device: torch.device) -
 class TokenLoss(OfTokens):
     """Cross-entropy of the trained tokens: Σ −w log p(label) / denominator, w the weight of the label's row.
 
+    What is added to it is for training: a model in evaluation mode is asked for the plain one, so that held-out losses
+    can be compared.
+
     Args:
         fused: the model's head is nbtune's own, see `model_inputs`.
+        smoothing: of each target so much is shared among all tokens (Szegedy et al. 2016, section 7).
+        z_loss: so much of log² Σ exp(logits) is added (Chowdhery et al. 2022, "PaLM", section 5).
     """
 
     figures: ClassVar[tuple[str, ...]] = ()
     fused: bool = False
+    smoothing: float = 0.0
+    z_loss: float = 0.0
 
     def __call__(
         self,
@@ -144,12 +152,18 @@ class TokenLoss(OfTokens):
             denominator: the sum of `count` over the optimizer step, so that accumulated micro-batches equal one.
             device: where the model is.
         """
-        if batch.loss_weights is None or self.fused:
+        more = model.training and (self.smoothing > 0 or self.z_loss > 0)
+        if not more and (self.fused or batch.loss_weights is None):
             inputs = model_inputs(batch, device, fused=self.fused)
             return LossOutput(loss=model(**inputs, num_items_in_batch=denominator, use_cache=False).loss)
-        labels, weights = send(batch.trained_labels, device), send(batch.loss_weights, device)
-        losses = cross_entropy(trained_logits(model, batch, device), labels, ignore_index=-100, reduction="none")
-        return LossOutput(loss=torch.dot(losses, weights) / denominator)
+        labels, smoothing = send(batch.trained_labels, device), self.smoothing if more else 0.0
+        logits = trained_logits(model, batch, device)
+        losses = cross_entropy(logits, labels, ignore_index=-100, reduction="none", label_smoothing=smoothing)
+        if more and self.z_loss:
+            losses = losses + self.z_loss * logits.logsumexp(-1).square() * (labels != -100)
+        if batch.loss_weights is None:
+            return LossOutput(loss=losses.sum() / denominator)
+        return LossOutput(loss=torch.dot(losses, send(batch.loss_weights, device)) / denominator)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from nbtune.device.streams import fork_rng
+from nbtune.train.embedding_noise import noisy
 from nbtune.train.look_ahead import joined
 from nbtune.train.optimizer import rates
 
@@ -76,7 +77,7 @@ class Stepper:
         self._parameters = trained if masters is None else masters.parameters
         places = {id(p): i for i, p in enumerate(self._parameters)}
         self._place = [places[id(p)] for group in optimizer.param_groups for p in group["params"]]
-        self._random = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+        self._random = noisy(model) or any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._sum: torch.Tensor | None = None
         self._figures: torch.Tensor | None = None
         self._of_step: Answers | None = None
@@ -120,6 +121,11 @@ class Stepper:
         if figures is None:
             return Updated(loss, norm, {})
         return Updated(loss, norm, dict(zip(self._loss.figures, (figures[0] / figures[1]).unbind(), strict=True)))
+
+    def take_weights(self) -> None:
+        """Go on from the model's weights, which somebody else has changed."""
+        if self._masters is not None:
+            self._masters.load_state_dict(None)
 
     def discard(self) -> None:
         """Forget the gradients of an unfinished step."""

@@ -75,7 +75,8 @@ def test_the_rate_rises_and_falls_as_transformers_does(start: Start, kind: str, 
 
 KNOBS: list[dict[str, Any]] = [
     {"optim": "lion"}, {"optim_args": {"beta1": 0.5}}, {"optim_args": {"lora_b_rate": 4}},
-    {"schedule": {"floor": 0.5}},
+    {"schedule": {"floor": 0.5}}, {"loss": {"label_smoothing": 0.2}}, {"loss": {"z_loss": 0.1}},
+    {"neftune_noise_alpha": 5},
 ]  # fmt: skip
 
 

@@ -119,6 +119,34 @@ TRAIN = (
         "models/test_adapter_options.py",
     ),
     mutant(
+        "nothing-is-added-to-the-loss",
+        "train/loss.py",
+        "told = {**method.options, **(options or {})}",
+        "told = method.options",
+        f"{_ASKED}::test_each_knob_of_learning_does_something",
+    ),
+    mutant(
+        "no-noise-on-embeddings",
+        "engine/engine.py",
+        "add_noise(model, self.spec.neftune_noise_alpha)",
+        "add_noise(model, 0.0)",
+        f"{_ASKED}::test_each_knob_of_learning_does_something",
+    ),
+    mutant(
+        "patience-has-no-end",
+        "train/early_stopping.py",
+        "progress.stale >= self.patience",
+        "progress.stale >= 10**9",
+        "engine/test_early_stopping.py",
+    ),
+    mutant(
+        "the-best-weights-are-not-put-back",
+        "train/early_stopping.py",
+        "best not in (0, step) and",
+        "best in (0, step) and",
+        "engine/test_early_stopping.py",
+    ),
+    mutant(
         "muon-takes-embeddings-too",
         "train/optimizer.py",
         'name == "muon" and kind in ("matrix", "lora_b")',
@@ -198,9 +226,9 @@ TRAIN = (
     ),
     mutant(
         "the-best-is-the-worst",
-        "train/loop.py",
-        "best = held.loss < self.progress.best_eval",
-        "best = held.loss > self.progress.best_eval",
+        "train/early_stopping.py",
+        "if not loss < progress.best_eval:",
+        "if not loss > progress.best_eval:",
         f"{_ASKED}::test_what_is_measured_counted_and_kept",
     ),
     mutant(
@@ -342,8 +370,8 @@ TRAIN = (
     mutant(
         "row-weights-weigh-nothing",
         "train/loss.py",
-        "if batch.loss_weights is None or self.fused:",
-        "if True:",
+        "if not more and (self.fused or batch.loss_weights is None):",
+        "if not more:",
         "train/test_row_weights.py",
     ),
     mutant(
