@@ -28,6 +28,7 @@ _HOMES = {
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
     "runs": "nbtune.api",
+    "submit": "nbtune.api",
     "trust": "nbtune.store.run_consent",
     "validate": "nbtune.api",
 }
@@ -62,12 +63,13 @@ __all__ = [
     "plan",
     "repeat",
     "runs",
+    "submit",
     "trust",
     "validate",
 ]
 
 if TYPE_CHECKING:
-    from nbtune.api import attach, finetune, form, home, inspect, plan, repeat, runs, validate
+    from nbtune.api import attach, finetune, form, home, inspect, plan, repeat, runs, submit, validate
     from nbtune.planner import Plan
     from nbtune.run import Run
     from nbtune.spec import RunSpec

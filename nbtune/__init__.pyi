@@ -460,6 +460,113 @@ def finetune(
     """
 
 
+def submit(
+    spec: RunSpec | Mapping[str, Any] | str | None = None,
+    *,
+    slurm: str | Mapping[str, Any],
+    name: str = 'run',
+    rows: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = None,
+    first_line: int = 1,
+    model: str | PathLike[str] | Module = 'nbtune/tiny',
+    tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
+    data: Any = ...,
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    beta: float | None = None,
+    loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
+    teacher: str | None = None,
+    labels: list[str] | tuple[str, ...] = ...,
+    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
+    steps: int | None = None,
+    epochs: float | None = None,
+    sequence_len: int | None = None,
+    batch_size: int | None = None,
+    micro_batch_size: int | None = None,
+    gradient_accumulation_steps: int | None = None,
+    learning_rate: float | None = None,
+    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle'] = 'cosine',
+    schedule: _ScheduleArgs | ScheduleArgs = ...,
+    warmup_ratio: float = 0.03,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    optim: Literal['adamw', 'adamw_8bit', 'paged_adamw', 'paged_adamw_8bit', 'adafactor', 'lion', 'lion_8bit', 'paged_lion', 'paged_lion_8bit', 'muon'] = 'adamw',
+    optim_args: _OptimArgs | OptimArgs = ...,
+    train_on: Literal['answers', 'last_answer', 'all'] | list[str] | tuple[str, ...] = 'answers',
+    train_spans: list[_SpanRule | SpanRule] | tuple[_SpanRule | SpanRule, ...] = ...,
+    row_weights: Mapping[str, float] = ...,
+    start_from: str | None = None,
+    overflow: Literal['truncate_right', 'truncate_left', 'split', 'drop', 'raise'] = 'truncate_right',
+    thinking: Literal['keep', 'split', 'drop'] = 'keep',
+    terminators: Literal['all', 'turn', 'last', 'none'] = 'turn',
+    chat_template: str | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
+    mix: _Mix | MixSpec = ...,
+    order: Literal['shuffled', 'bucketed', 'given', 'in_turn', 'short_first'] = 'shuffled',
+    packing: Literal['auto'] | bool = False,
+    seed: int = 42,
+    dtype: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto',
+    device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto',
+    gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
+    weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
+    activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
+    eval: _Eval | EvalSpec = ...,
+    checkpoint: _Checkpoint | CheckpointSpec = ...,
+    samples: list[str] | tuple[str, ...] = ...,
+    accelerate: bool = True,
+    trust_remote_code: bool = False,
+) -> Run:
+    """Train as a job of Slurm: write its file into the run's folder, and give it to `sbatch`, where that is.
+
+    Keys of a run:
+        model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
+        tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
+        data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        loss: Loss. Which of the method's losses, and its options.
+        teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
+        labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
+        adapter: Adapter. What is trained.
+        steps: Steps. Optimizer steps; excludes `epochs`.
+        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
+        sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
+        batch_size: Batch size. Rows per optimizer step; unset: 8.
+        micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
+        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of batch_size, micro_batch_size and this give the third.
+        learning_rate: Learning rate. Its peak; unset: by the model's hidden size, for LoRA 0.0025 at 256 and 0.00029 at 4096; a tenth of it where every weight is trained, and for preferences.
+        lr_scheduler_type: Schedule. How the learning rate falls.
+        schedule: Schedule's numbers. What the schedule is told.
+        warmup_ratio: Warm-up. Share of the steps in which the learning rate rises.
+        weight_decay: Weight decay. AdamW's decay; norms and biases have none.
+        max_grad_norm: Clip at. Gradients are scaled down to this norm; 0: not at all.
+        optim: Optimizer. By what rule weights are changed; 8bit: with 8-bit state; paged: its state leaves a GPU that is full.
+        optim_args: Optimizer's numbers. What the optimizer is told.
+        train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
+        train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
+        row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
+        start_from: Start from. A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.
+        overflow: Too long chats. What happens to a chat of more tokens than `sequence_len`: cut, split between its turns, dropped, or refused.
+        thinking: Thoughts. Of answers that think first: keep them as they are, split <think> blocks off as the template's reasoning, or drop them.
+        terminators: End of a turn. Which ends of turns are trained: those of trained answers, of all turns, of the last answer only, or none.
+        chat_template: Chat template. Your own, as Jinja2 text or the file that holds it; unset: the model's.
+        on_error: Broken rows. A row that cannot be read is an error, or left out and reported.
+        mix: Mix. How several sources become one stream of rows.
+        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.
+        packing: Packing. Several short rows share a sequence, without seeing each other; auto: where the model is found to keep them apart.
+        seed: Seed. Same seed, same run.
+        dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
+        device: Device. Where it trains.
+        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
+        activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
+        eval: Evaluation. What is held out, and how often it is measured.
+        checkpoint: Checkpoints. When the run is saved.
+        samples: Sample prompts. Asked before, while and after it trains, to see the change.
+        accelerate: Acceleration. Use nbtune's own kernels where a block agrees with stock.
+        trust_remote_code: Remote code. Run Python code that comes with the model. Only for authors you trust.
+    """
+
+
 def inspect(
     rows: Any,
     namespace: Mapping[str, Any] | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import abilities, objects, warm_start
+from nbtune.engine import abilities, objects, slurm, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.engine.run_loss import head_of_run, without_teacher
 from nbtune.errors import TrainError
@@ -175,38 +175,101 @@ def finetune(
         SpecError, DataError, HubError: before any work, with place and fix; nothing is left behind.
         TrainError: the name is in use by a run with another spec, or on other rows.
     """
-    from nbtune import data, models
+    asked = _Asked(spec, rows, first_line, fields, detach)
+    return asked.start(name, run_folder.runs_root(runs_dir), on_busy)
 
-    given, variables = _named(spec, fields, rows, first_line)
-    with _placing(spec, first_line):
-        things = objects.Objects.of(given, variables, detach=detach)
-    run_spec = with_template(warm_start.portable(things.spec))
-    root = run_folder.runs_root(runs_dir)
-    busy = next((run for run in runs(root) if run.name == name and run.alive), None)
-    if busy is not None and on_busy == "attach":
-        warm_start.check_same(busy.folder, run_spec, variables)
-        things.check_same(busy.folder)
-        return busy
-    with _placing(spec, first_line):
-        sources = _sources(run_spec, variables)
-    _count_processes(run_spec)
-    with _placing(spec, first_line), things.described() as local:
-        models.resolve(local.model, weights=False, trust_remote_code=local.trust_remote_code)
-        objects.check_vocabulary(local)
-    older = run_folder.find(run_spec.start_from, root) if run_spec.start_from is not None else None
-    if older is not None:
-        warm_start.check(older, run_spec)
-    if busy is not None and on_busy == "restart":
-        busy.stop(wait=True)
 
-    def fill(made: Path) -> None:
-        data.snapshot(sources, made / "data")
-        things.keep(made)
+def submit(
+    spec: Spec = None,
+    *,
+    slurm: str | Mapping[str, Any],
+    name: str = "run",
+    rows: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = None,
+    first_line: int = 1,
+    **fields: Any,
+) -> Run:
+    """Train as a job of Slurm: write its file into the run's folder, and give it to `sbatch`, where that is.
+
+        run = nbtune.submit(data=[{"prompt": "Hi", "completion": "Ahoy!"}], device="cpu", steps=2, slurm="nodes=1")
+
+    Args:
+        spec, name, rows, first_line, fields: as in `finetune`. The machine that asks needs no GPU.
+        slurm: what to ask for: ``"partition=gpu,nodes=2,gpus=8"``, or a mapping; `gpus` are those of a node.
+        runs_dir: as in `finetune`; all nodes must see it.
+    Returns:
+        the run; without `sbatch` its last word says what to do.
+    Raises:
+        SpecError: an option of the job is not known, or what is no such value; else as `finetune`.
+        TrainError: Slurm refuses the job.
+    """
+    asked = _Asked(spec, rows, first_line, fields, True)
+    return asked.start(name, run_folder.runs_root(runs_dir), "attach", job_of(asked.spec, slurm))
+
+
+def job_of(spec: RunSpec, asked: str | Mapping[str, Any] | list[str]) -> slurm.Job:
+    """Return the job that options mean for a spec; see `submit`."""
+    return slurm.Job.of(asked, spec)
+
+
+def job_file(spec: RunSpec, asked: str | list[str], *, name: str = "run", runs_dir: str | Path | None = None) -> str:
+    """Return the file that `submit` would give to `sbatch`; nothing is written.
+
+    Args:
+        spec: the run's.
+        asked: the options of the job.
+        name, runs_dir: as in `submit`.
+    """
+    return slurm.script(run_folder.runs_root(runs_dir) / f"{name}-000000", spec, job_of(spec, asked))
+
+
+class _Asked:
+    """A request for a run: a spec, and the things that it names.
+
+    Args:
+        spec, rows, first_line, fields, detach: as in `finetune`.
+    """
+
+    def __init__(self, spec: Spec, rows: Any, first_line: int, fields: dict[str, Any], detach: bool) -> None:
+        given, self.variables = _named(spec, fields, rows, first_line)
+        self.detach = detach
+        self._places = partial(_placing, spec, first_line)
+        with self._places():
+            self.things = objects.Objects.of(given, self.variables, detach=detach)
+        self.spec = with_template(warm_start.portable(self.things.spec))
+
+    def start(
+        self, name: str, root: Path, on_busy: Literal["attach", "restart", "queue"], job: slurm.Job | None = None
+    ) -> Run:
+        """Start the run here, or as a job, once all of it was looked at; or attach to the one that works."""
+        from nbtune import data, models
+
+        busy = next((run for run in runs(root) if run.name == name and run.alive), None)
+        if busy is not None and on_busy == "attach":
+            warm_start.check_same(busy.folder, self.spec, self.variables)
+            self.things.check_same(busy.folder)
+            return busy
+        with self._places():
+            sources = _sources(self.spec, self.variables)
+        if job is None:
+            _count_processes(self.spec)
+        with self._places(), self.things.described() as local:
+            models.resolve(local.model, weights=False, trust_remote_code=local.trust_remote_code)
+            objects.check_vocabulary(local)
+        older = run_folder.find(self.spec.start_from, root) if self.spec.start_from is not None else None
         if older is not None:
-            objects.same_base(older, made)
-            warm_start.take_along(older, made)
+            warm_start.check(older, self.spec)
+        if busy is not None and on_busy == "restart":
+            busy.stop(wait=True)
 
-    return begin(root, name, run_spec, fill, detach=detach)
+        def fill(made: Path) -> None:
+            data.snapshot(sources, made / "data")
+            self.things.keep(made)
+            if older is not None:
+                objects.same_base(older, made)
+                warm_start.take_along(older, made)
+
+        return begin(root, name, self.spec, fill, detach=self.detach, job=job)
 
 
 def form(namespace: Mapping[str, Any] | None = None) -> Any:

@@ -6,16 +6,15 @@ So a handle works the same whether the run lives in this process, in another one
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.disk import disk_error
-from nbtune.engine import objects, warm_start
+from nbtune.engine import objects, slurm, warm_start
 from nbtune.engine.failures import still_there
+from nbtune.engine.folder import made
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError, SpecError, TrainError
@@ -86,6 +85,7 @@ class Run(RunReader):
             wait: return when it has ended.
         """
         self._wish(mode="stop" if save else "drop")
+        slurm.withdraw(self.folder)
         if wait:
             self._join(None)
 
@@ -108,7 +108,7 @@ class Run(RunReader):
         self._wish(learning_rate=float(learning_rate))
 
     def resume(self, *, step: int | None = None, detach: bool = False, own_process: bool = False) -> Run:
-        """Go on from the last checkpoint, or from the one of `step`, in the same folder.
+        """Go on from the last checkpoint, or from the one of `step`, in the same folder; Slurm's run as a job.
 
         Args:
             step: of an earlier checkpoint; later ones are set aside in ``checkpoints/aside``.
@@ -129,7 +129,10 @@ class Run(RunReader):
             raise TrainError(f"the run `{self.name}` is finished", fix="start a new one with more steps")
         control.wish(self.folder, mode="run")
         self.say(State(state="queued", step=self.step, total_steps=self.total_steps))
-        self._model.launched = launch(self.folder, detach=detach, own_process=own_process)
+        if self.submitted:
+            slurm.send(self.folder)
+        else:
+            self._model.launched = launch(self.folder, detach=detach, own_process=own_process)
         return self
 
     def delete(self) -> None:
@@ -381,17 +384,15 @@ class Run(RunReader):
         printer.text(repr(self) if printer.indentation or len(printer.stack) > 1 else words(self, self.latest(Step)))
 
 
-def begin(root: Path, name: str, spec: RunSpec, fill: Callable[[Path], None], *, detach: bool = False) -> Run:
-    """Make a run's folder, put in what `fill` does, and start it; a folder that cannot be filled goes again."""
-    run = run_folder.create(root, name, spec)
-    try:
-        fill(run)
-        if spec.trust_remote_code:  # this user says it, here and now: what resumes this run later may know
-            run_consent.allow_code(run, spec)
-        objects.check_there(run, detach=detach)
-    except (NbtuneError, OSError) as error:
-        shutil.rmtree(run, ignore_errors=True)
-        if isinstance(error, NbtuneError):
-            raise
-        raise disk_error(error, TrainError, "the rows could not be written down", place=root.name) from error
-    return Run(run, launch(run, detach=detach, own_process=needs_own_process(spec)))
+def begin(
+    root: Path,
+    name: str,
+    spec: RunSpec,
+    fill: Callable[[Path], None],
+    *,
+    detach: bool = False,
+    job: slurm.Job | None = None,
+) -> Run:
+    """Start a run in a new folder that `fill` fills; `job`: Slurm does."""
+    folder = made(root, name, spec, fill, detach=detach, job=job)
+    return Run(folder, None if job else launch(folder, detach=detach, own_process=needs_own_process(spec)))

@@ -16,7 +16,7 @@ import nbtune
 from nbtune.cli.listing import list_runs, losses_table, run_facts
 from nbtune.cli.output import following, request, result, say, shown, table, watch_losses, work
 from nbtune.cli.spec_file import placed, spec_of
-from nbtune.cli.wait import done, until_begun, until_ended
+from nbtune.cli.wait import done, submitted, until_begun, until_ended
 from nbtune.commands import Command
 from nbtune.errors import SpecError
 from nbtune.events import ENDED
@@ -109,6 +109,22 @@ def plan(given: Any) -> None:
     result(plan_made.model_dump(mode="json"), as_json=given.json, text=plan_made.explain())
 
 
+def submit(given: Any) -> None:
+    """Give the run to Slurm, or show what it would be given."""
+    from nbtune.api import job_file
+
+    with work(), request():
+        spec = spec_of(given.spec, given.set)
+        if given.print:
+            text = job_file(spec, given.slurm, name=given.name, runs_dir=given.runs)
+        else:
+            with placed(given.spec):
+                run = nbtune.submit(spec, slurm=",".join(given.slurm), name=given.name, runs_dir=given.runs)
+    if given.print:
+        return result({"file": text}, as_json=given.json, text=text.rstrip("\n"))
+    submitted(run, given.json)
+
+
 def validate(given: Any) -> None:
     """Show the spec as it was understood."""
     from nbtune.spec import to_yaml
@@ -154,6 +170,8 @@ def resume(given: Any) -> None:
     with work():
         with request():
             run = nbtune.attach(given.run, given.runs).resume(detach=given.detach)
+        if run.submitted:
+            return submitted(run, given.json)
         until_begun(run) if given.detach else until_ended(run)
     done(run, given.json, detached=given.detach)
 
@@ -330,7 +348,7 @@ def cache(given: Any) -> None:
 ACTIONS: dict[str, Callable[[Any], None]] = {
     action.__name__: action
     for action in (
-        *(train, plan, validate, runs, trust, resume, attach, chat, losses, compare),
+        *(train, plan, submit, validate, runs, trust, resume, attach, chat, losses, compare),
         *(export, push, script, data, doctor, cache),
     )
 }

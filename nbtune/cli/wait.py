@@ -13,7 +13,7 @@ import typer
 
 from nbtune.cli.listing import run_facts
 from nbtune.cli.output import following, result, say
-from nbtune.events import ENDED
+from nbtune.events import ENDED, State
 
 
 def until_ended(run: Any) -> None:
@@ -85,3 +85,16 @@ def done(run: Any, as_json: bool, *, detached: bool = False) -> None:
     else:
         say(f"  → `nbtune resume {run.name}` goes on")
         raise typer.Exit(1)
+
+
+def submitted(run: Any, as_json: bool) -> None:
+    """Say where a run is that was given to Slurm.
+
+    Raises:
+        typer.Exit: with 1, if it waits for somebody to send it.
+    """
+    detail = run.latest(State).detail
+    result(run_facts(run), as_json=as_json, text=f"{run.name} is {run.state}: {detail}")
+    if run.state in ENDED:
+        raise typer.Exit(1)
+    say(f"  → `nbtune attach {run.name}` watches it, `nbtune stop {run.name}` stops and saves")

@@ -92,6 +92,29 @@ _PLAN = Command(
     body=True,
     takes=(SPEC, MACHINE, TABLE, SET, JSON),
 )
+_SUBMIT = Command(
+    name="submit",
+    sentence="Train as a job of Slurm, on one machine or several.",
+    in_shell="The job's file stays in the run's folder; where there is no `sbatch`, what to do is said.",
+    in_cell="Its monitor comes up, and `run` is its handle.",
+    function="nbtune.submit",
+    code="nbtune.submit(SPEC, slurm=OPTIONS)",
+    body=True,
+    takes=(
+        SPEC,
+        flag(
+            "--slurm OPTIONS",
+            "What to ask for: partition=gpu,nodes=2,gpus=8 (those of a node), time, account, mem, cpus …",
+            many="again",
+        ),
+        switch("--print", "Print the job's file, write and send nothing."),
+        flag("--name", "What the run is called.", default="run", offers="runs"),
+        STAY,
+        SET,
+        RUNS,
+        JSON,
+    ),
+)
 _VALIDATE = Command(
     name="validate",
     sentence="Whether a spec can be meant: its keys and values, and the first rows of its data. Loads no model.",
@@ -322,7 +345,7 @@ _CACHE = Command(
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(_TRAIN, _PLAN, _VALIDATE),
+        *(_TRAIN, _PLAN, _SUBMIT, _VALIDATE),
         *(_RUNS, _TRUST, _RESUME, _STOP, _PAUSE, _UNPAUSE, _ATTACH, _CHAT, _LOSSES, _COMPARE),
         *(_EXPORT, _PUSH, _SCRIPT),
         *(_DATA, _DOCTOR, _CACHE),

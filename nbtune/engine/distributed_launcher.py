@@ -6,12 +6,14 @@ The worker that was started looks at the spec, and where several devices are wan
 waits. When one of them fails the others are ended, since they would wait for it for ever; what it failed of is said in
 the run's folder. They meet through a file, and talk over the loopback, where each listens on a port (gloo's, without a
 password). When this process is gone they end, too; when those who started *it* are killed the run stops and is saved,
-unless it was detached (`nbtune.engine.lone_worker`). Under `torchrun` all this is torchrun's work.
+unless it was detached (`nbtune.engine.lone_worker`). Under `torchrun` all this is torchrun's work; several machines
+compare what they see before they begin (`meet`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import sys
@@ -20,15 +22,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbtune import events
 from nbtune.child_process import ChildProcess, end_with_parent, exit_sentence
 from nbtune.errors import NbtuneError
-from nbtune.store.event_log import EventReader, EventWriter
+from nbtune.store.event_log import EventReader, EventWriter, add_event
 from nbtune.store.folder import read_spec
+
+if TYPE_CHECKING:
+    from nbtune.train.distributed import Ranks
 
 WITNESS = 3  # exit code of a process that ends because another one has
 MEETING = "NBTUNE_MEETING"  # in a worker's environment: the folder where those of one run meet
+AGENT = "NBTUNE_AGENT"  # in a worker's environment: the process of `nbtune.engine.node` that has started torchrun
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # in that of torchrun's: where a worker says what it failed of
 SEE_LOG = "; worker.log has its last words"  # of a process that ended without a reason
 
 _GRACE = 10.0  # seconds in which the first process may say why it ends, too
@@ -141,18 +149,49 @@ def said_its_end(folder: Path) -> bool:
 
 
 def left_word(error: BaseException, folder: Path) -> None:
-    """Leave for `supervise` what a process that may not write into the folder failed of."""
+    """Leave what a process that may not write into the folder failed of: for `supervise`, or for torchrun."""
     from nbtune.engine.failures import for_people
 
-    meeting = os.environ.get(MEETING)
-    if meeting:
-        explained = for_people(error, folder)
-        detail = str(explained or f"a bug in nbtune or a library: {error!r}"[:500])
-        with contextlib.suppress(OSError):
+    explained = for_people(error, folder)
+    detail = str(explained or f"a bug in nbtune or a library: {error!r}"[:500])
+    with contextlib.suppress(OSError):
+        if meeting := os.environ.get(MEETING):
             (Path(meeting) / f"{os.environ['RANK']}.txt").write_text(detail, encoding="utf-8")
+        elif told := os.environ.get(_ERROR_FILE):
+            message = {"message": detail, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(told).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 def stay_with_parent() -> None:
-    """End this process as soon as the one that has started it is gone: its end of our standard input closes then."""
+    """End this process as soon as the one that has started it is gone: its end of our standard input closes then, or
+    (torchrun gives none) it is our parent no more."""
     if MEETING in os.environ:
         end_with_parent(code=1)
+    elif os.environ.get(AGENT, "").isdigit():
+        threading.Thread(target=_stay_with, args=(os.getppid(),), name="nbtune-parent", daemon=True).start()
+
+
+def _stay_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def meet(folder: Path, ranks: Ranks) -> bool:
+    """Compare what the processes of several machines see; False: they cannot train together, and the first has said
+    why."""
+    from nbtune.engine import alike
+
+    seen = ranks.gather(alike.look(folder))
+    try:
+        words = alike.differences(seen)
+    except NbtuneError as error:
+        if ranks.first:
+            sys.stderr.write(f"{error}\n")
+            if folder.is_dir():
+                refuse(folder, error)
+        return False
+    if ranks.first:
+        for sentence in words:
+            add_event(folder, events.Warning(message=sentence))
+    return True

@@ -376,8 +376,11 @@ def main(folder: Path, *, with_parent: bool = False) -> int:
     from nbtune.train.distributed import Ranks
 
     distributed_launcher.stay_with_parent()
-    ranks = Ranks.join(os.environ.get(distributed_launcher.MEETING))
+    meeting = os.environ.get(distributed_launcher.MEETING)
+    ranks = Ranks.join(meeting)
     try:
+        if ranks is not None and meeting is None and not distributed_launcher.meet(folder, ranks):
+            return 1
         if ranks is None or ranks.first:
             execute(folder, ranks=ranks)
         else:

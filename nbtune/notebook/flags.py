@@ -155,6 +155,8 @@ class Request:
     on_busy: Literal["attach", "restart", "queue"] = "attach"
     runs_dir: Path | None = None
     help: bool = False
+    slurm: tuple[str, ...] = ()
+    print: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -187,7 +189,8 @@ def parser(name: str) -> Parser:
 def finetune_parser(prog: str = "%%finetune") -> Parser:
     """Return the parser of `%%finetune`: its own flags, then one for each of RunSpec's fields."""
     made = Parser(prog=prog, usage=prog.replace("%", "%%"))
-    for argument in COMMANDS["train"].arguments("cell"):
+    own = COMMANDS[prog.rpartition(" ")[2]].arguments("cell") if " " in prog else []
+    for argument in {argument.dest: argument for argument in (*COMMANDS["train"].arguments("cell"), *own)}.values():
         made.take(argument)
     made.add_argument("--help", action="store_true")
     for name, info in RunSpec.model_fields.items():
@@ -237,5 +240,7 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
         on_busy="restart" if parsed.restart else "queue" if parsed.queue else "attach",
         runs_dir=parsed.runs,
         help=parsed.help,
+        slurm=tuple(getattr(parsed, "slurm", ())),
+        print=getattr(parsed, "print", False),
         overrides=overrides,
     )

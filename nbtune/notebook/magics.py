@@ -13,7 +13,7 @@ from traitlets import Enum, Float, Unicode
 import nbtune
 from nbtune.commands import Command, commands_of
 from nbtune.errors import SpecError, TrainError
-from nbtune.events import ENDED
+from nbtune.events import ENDED, State
 from nbtune.notebook import environment, flags, usage
 from nbtune.notebook.display import Table, losses_table, runs_table, say, show_plan
 from nbtune.notebook.display_run import follow, show_ended
@@ -249,6 +249,19 @@ class NbtuneMagics(Magics):
         if request.table:
             return display(plan.table())
         show_plan(plan)
+
+    def _submit(self, spec: Any, request: flags.Request) -> None:
+        runs_dir = self._runs_dir(request.runs_dir)
+        if request.print:
+            from nbtune.api import job_file
+
+            return say(job_file(spec, list(request.slurm), name=request.name, runs_dir=runs_dir).rstrip())
+        rows, options = self.shell.user_ns, ",".join(request.slurm)
+        run = nbtune.submit(spec, slurm=options, name=request.name, rows=rows, runs_dir=runs_dir)
+        self._keep(run)
+        if run.state in ENDED:
+            return say(f"{run.name} is {run.state}: {run.latest(State).detail}")
+        return follow(run, self.shell, asked=request.wait, setting=self.wait)
 
     def _validate(self, spec: Any, _request: flags.Request) -> None:
         nbtune.validate(spec, rows=self.shell.user_ns)

@@ -23,6 +23,7 @@ from typing import Any
 from nbtune.atomic_io import create_file, hidden, read_json
 from nbtune.disk import disk_error
 from nbtune.errors import TrainError
+from nbtune.store import batch_job
 
 STARTING = "starting.json"
 _BEAT = 10.0  # seconds between two touches of the lock
@@ -122,6 +123,11 @@ class Ownership:
                     return
 
 
+def lock_for_job(folder: Path, number: str) -> dict[str, str]:
+    """Return what a lock says of a job of Slurm, which works on the run sooner or later."""
+    return {**_of_folder(folder), batch_job.JOB: number}
+
+
 def is_owned(folder: Path) -> bool:
     """Return whether a living engine works on the folder, or is about to."""
     try:
@@ -135,16 +141,25 @@ def _is_held(path: Path) -> bool:
     if owner is None:
         # without links the file is made first and written next: an empty one is young, or its maker was killed
         return _silence(path) < 5
+    if batch_job.JOB in owner:
+        number = batch_job.number_of(path)
+        return number is not None and not _is_a_copy(owner, path) and batch_job.is_there(number)
     machine = _here()
     if any(owner[key] != value for key, value in machine.items() if key in owner):
         return _silence(path) < _SILENT
-    if owner.keys() >= {"path", "inode"} and all(owner[key] != value for key, value in _of_folder(path.parent).items()):
-        return False  # the folder is a copy, made while the run was at work where it came from
+    if _is_a_copy(owner, path):
+        return False
     if type(owner.get("pid")) is not int:
         return False
     if owner.get("pid") == os.getpid() and owner.get("started") == _started(os.getpid()):
         return owner.get("token") in _LIVE
     return _started(owner.get("pid", -1)) == owner.get("started")
+
+
+def _is_a_copy(owner: dict[str, Any], path: Path) -> bool:
+    """Return whether the folder was copied while the run was at work where it came from."""
+    mine = _of_folder(path.parent)
+    return owner.keys() >= mine.keys() and all(owner[key] != value for key, value in mine.items())
 
 
 @functools.cache
@@ -222,6 +237,8 @@ def _clock_of(folder: Path) -> float:
 
 def _who(path: Path) -> str:
     owner = read_json(path) or {}
+    if batch_job.JOB in owner:
+        return f"job {owner[batch_job.JOB]} of Slurm"
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
 
 

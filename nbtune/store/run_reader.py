@@ -20,6 +20,7 @@ from nbtune.folder_format import is_newer
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
+from nbtune.store.batch_job import JOB_FILE
 from nbtune.store.event_log import EventReader, Follower, Latest, Mark, Pump
 from nbtune.store.folder import name_of, plan_of, read_spec, trouble
 from nbtune.store.lock import is_owned
@@ -66,6 +67,11 @@ class RunReader:
     def alive(self) -> bool:
         """Whether an engine works on it, or waits to."""
         return is_owned(self.folder)
+
+    @property
+    def submitted(self) -> bool:
+        """Whether it is a job of Slurm's."""
+        return (self.folder / JOB_FILE).is_file()
 
     @property
     def state(self) -> str:

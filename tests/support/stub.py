@@ -22,7 +22,7 @@ from nbtune import api
 from nbtune.spec import RunSpec
 
 PAGE = Path(nbtune.__file__).with_suffix(".pyi")
-_FUNCTIONS = (api.validate, api.plan, api.finetune, api.inspect)
+_FUNCTIONS = (api.validate, api.plan, api.finetune, api.submit, api.inspect)
 _OBJECTS = {
     "model": "str | PathLike[str] | Module",
     "tokenizer": "str | PathLike[str] | PreTrainedTokenizerBase | None",
