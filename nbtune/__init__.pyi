@@ -464,6 +464,7 @@ def submit(
     spec: RunSpec | Mapping[str, Any] | str | None = None,
     *,
     slurm: str | Mapping[str, Any],
+    send: bool = True,
     name: str = 'run',
     rows: Mapping[str, Any] | None = None,
     runs_dir: str | Path | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -183,6 +184,7 @@ def submit(
     spec: Spec = None,
     *,
     slurm: str | Mapping[str, Any],
+    send: bool = True,
     name: str = "run",
     rows: Mapping[str, Any] | None = None,
     runs_dir: str | Path | None = None,
@@ -191,11 +193,13 @@ def submit(
 ) -> Run:
     """Train as a job of Slurm: write its file into the run's folder, and give it to `sbatch`, where that is.
 
-        run = nbtune.submit(data=[{"prompt": "Hi", "completion": "Ahoy!"}], device="cpu", steps=2, slurm="nodes=1")
+        rows = [{"prompt": "Hi", "completion": "Ahoy!"}]
+        run = nbtune.submit(data=rows, device="cpu", steps=2, slurm="partition=debug,nodes=2", send=False)
 
     Args:
         spec, name, rows, first_line, fields: as in `finetune`. The machine that asks needs no GPU.
         slurm: what to ask for: ``"partition=gpu,nodes=2,gpus=8"``, or a mapping; `gpus` are those of a node.
+        send: False leaves that to you: `sbatch` with the file, or torchrun with the folder.
         runs_dir: as in `finetune`; all nodes must see it.
     Returns:
         the run; without `sbatch` its last word says what to do.
@@ -204,7 +208,8 @@ def submit(
         TrainError: Slurm refuses the job.
     """
     asked = _Asked(spec, rows, first_line, fields, True)
-    return asked.start(name, run_folder.runs_root(runs_dir), "attach", job_of(asked.spec, slurm))
+    job = replace(job_of(asked.spec, slurm), sent=send)
+    return asked.start(name, run_folder.runs_root(runs_dir), "attach", job)
 
 
 def job_of(spec: RunSpec, asked: str | Mapping[str, Any] | list[str]) -> slurm.Job:

@@ -116,13 +116,14 @@ def submit(given: Any) -> None:
     with work(), request():
         spec = spec_of(given.spec, given.set)
         if given.print:
-            text = job_file(spec, given.slurm, name=given.name, runs_dir=given.runs)
+            text = job_file(spec, given.slurm or [], name=given.name, runs_dir=given.runs)
         else:
             with placed(given.spec):
-                run = nbtune.submit(spec, slurm=",".join(given.slurm), name=given.name, runs_dir=given.runs)
+                options, where = ",".join(given.slurm or []), {"name": given.name, "runs_dir": given.runs}
+                run = nbtune.submit(spec, slurm=options, send=not given.unsent, **where)
     if given.print:
         return result({"file": text}, as_json=given.json, text=text.rstrip("\n"))
-    submitted(run, given.json)
+    submitted(run, given.json, sent=not given.unsent)
 
 
 def validate(given: Any) -> None:

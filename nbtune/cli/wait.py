@@ -87,14 +87,14 @@ def done(run: Any, as_json: bool, *, detached: bool = False) -> None:
         raise typer.Exit(1)
 
 
-def submitted(run: Any, as_json: bool) -> None:
+def submitted(run: Any, as_json: bool, *, sent: bool = True) -> None:
     """Say where a run is that was given to Slurm.
 
     Raises:
-        typer.Exit: with 1, if it waits for somebody to send it.
+        typer.Exit: if it waits for somebody to send it; with 1, if that was not asked for.
     """
     detail = run.latest(State).detail
     result(run_facts(run), as_json=as_json, text=f"{run.name} is {run.state}: {detail}")
     if run.state in ENDED:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if sent else 0)
     say(f"  → `nbtune attach {run.name}` watches it, `nbtune stop {run.name}` stops and saves")

@@ -108,6 +108,7 @@ _SUBMIT = Command(
             many="again",
         ),
         switch("--print", "Print the job's file, write and send nothing."),
+        switch("--unsent", "Make the run's folder with the job's file in it, and leave the sending to you."),
         flag("--name", "What the run is called.", default="run", offers="runs"),
         STAY,
         SET,

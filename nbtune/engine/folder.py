@@ -33,7 +33,7 @@ def made(
         objects.check_there(run, detach=detach)
         if job is not None:
             slurm.keep(run, spec, job)
-            slurm.send(run)
+            slurm.send(run) if job.sent else slurm.hold(run, "as you asked")
     except (NbtuneError, OSError) as error:
         shutil.rmtree(run, ignore_errors=True)
         if isinstance(error, NbtuneError):

@@ -56,10 +56,12 @@ class Job:
     Args:
         options: as a person writes them, each of its name's shape.
         processes: on each node; as many GPUs, unless the run is on the CPU.
+        sent: it is given to Slurm at once.
     """
 
     options: Mapping[str, str]
     processes: int
+    sent: bool = True
 
     @classmethod
     def of(cls, given: str | Mapping[str, Any] | list[str], spec: RunSpec) -> Job:
@@ -185,6 +187,12 @@ def keep(folder: Path, spec: RunSpec, job: Job) -> None:
     write_text(folder / JOB_FILE, script(folder, spec, job))
 
 
+def hold(folder: Path, why: str) -> None:
+    """Say that the run waits for somebody to send it, and how."""
+    line = f"sbatch {shlex.quote(os.path.relpath(folder / JOB_FILE))}"
+    add_event(folder, events.State(state="stopped", detail=f"not sent, {why}: {line}"))
+
+
 def send(folder: Path) -> str | None:
     """Give the run's job to Slurm and return its number; None where there is no `sbatch`: the run says what to do.
 
@@ -193,9 +201,7 @@ def send(folder: Path) -> str | None:
     """
     sbatch = shutil.which("sbatch")
     if sbatch is None:
-        add_event(
-            folder, events.State(state="stopped", detail=f"not sent, there is no `sbatch` here: {by_hand(folder)}")
-        )
+        hold(folder, "there is no `sbatch` here")
         return None
     log = str(folder / "slurm-").replace("%", "%%") + "%j.log"
     command = [sbatch, "--parsable", f"--output={log}", str(folder / JOB_FILE)]
@@ -214,11 +220,6 @@ def send(folder: Path) -> str | None:
     write_json(folder / STARTING, lock_for_job(folder, number))
     add_event(folder, events.State(state="queued", detail=f"job {number} of Slurm"))
     return number
-
-
-def by_hand(folder: Path) -> str:
-    """Return the line that sends a run's job where `sbatch` is."""
-    return f"sbatch {shlex.quote(os.path.relpath(folder / JOB_FILE))}"
 
 
 def withdraw(folder: Path) -> None:

@@ -157,6 +157,7 @@ class Request:
     help: bool = False
     slurm: tuple[str, ...] = ()
     print: bool = False
+    unsent: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -240,7 +241,8 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
         on_busy="restart" if parsed.restart else "queue" if parsed.queue else "attach",
         runs_dir=parsed.runs,
         help=parsed.help,
-        slurm=tuple(getattr(parsed, "slurm", ())),
+        slurm=tuple(getattr(parsed, "slurm", None) or ()),
         print=getattr(parsed, "print", False),
+        unsent=getattr(parsed, "unsent", False),
         overrides=overrides,
     )

@@ -256,8 +256,8 @@ class NbtuneMagics(Magics):
             from nbtune.api import job_file
 
             return say(job_file(spec, list(request.slurm), name=request.name, runs_dir=runs_dir).rstrip())
-        rows, options = self.shell.user_ns, ",".join(request.slurm)
-        run = nbtune.submit(spec, slurm=options, name=request.name, rows=rows, runs_dir=runs_dir)
+        how: dict[str, Any] = {"slurm": ",".join(request.slurm), "send": not request.unsent, "name": request.name}
+        run = nbtune.submit(spec, rows=self.shell.user_ns, runs_dir=runs_dir, **how)
         self._keep(run)
         if run.state in ENDED:
             return say(f"{run.name} is {run.state}: {run.latest(State).detail}")

@@ -200,6 +200,8 @@ def test_where_there_is_no_sbatch_what_to_do_is_said(tmp_path, monkeypatch, capf
     out = capfd.readouterr().out
     assert "there is no `sbatch` here: sbatch runs/demo-" in out
     assert nbtune.attach("demo", tmp_path / "runs").state == "stopped"
+    assert main(["submit", "demo.yaml", "--name", "held", "--unsent"]) == 0
+    assert "not sent, as you asked: sbatch runs/held-" in capfd.readouterr().out
 
 
 def test_a_job_that_slurm_refuses_leaves_nothing(queue, tmp_path) -> None:
