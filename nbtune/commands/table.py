@@ -16,7 +16,7 @@ def commands_of(door: Door) -> dict[str, Command]:
     """Return the commands of a door by name, in the order of the table; in a cell those of `%nbtune`.
 
     >>> list(commands_of("cell"))[:3]
-    ['plan', 'validate', 'runs']
+    ['plan', 'submit', 'validate']
     """
     return {
         name: command
