@@ -55,8 +55,8 @@ STORE = (
     mutant(
         "a-copied-folder-is-owned",
         "store/lock.py",
-        "        return False  # the folder is a copy",
-        "        pass  # the folder is a copy",
+        "    if _is_a_copy(owner, path):\n        return False",
+        "    if _is_a_copy(owner, path):\n        pass",
         _LOCK,
     ),
     mutant(
