@@ -193,7 +193,7 @@ def _body(source: ExportSource, repo: str, kind: str, facts: Mapping[str, Any], 
         evals=[(step, _number(loss), _number(math.exp(min(loss, 50.0)))) for step, loss in evals],
         files=[_line(line) for line in facts.get("files", [])],
         samples=list(facts.get("samples", []))[:8],
-        spec=_without_paths(facts.get("spec") or ""),
+        spec=without_paths(facts.get("spec") or ""),
         abilities=[(_line(what), _line(words)) for what, words in facts.get("abilities", [])],
         repo=repo,
         kind=kind,
@@ -307,7 +307,7 @@ def data_lines(sources: Sequence[str]) -> tuple[list[str], list[str]]:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _without_paths(spec: str) -> str:
+def without_paths(spec: str) -> str:
     """Return a spec's YAML with the names of files and folders in place of paths of the author's machine."""
     try:
         body = load(spec)
