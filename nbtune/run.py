@@ -281,7 +281,7 @@ class Run(RunReader):
     @property
     def export(self) -> Exporter:
         """Take it home: ``run.export.gguf("q8_0")``, ``.merged()``, ``.adapter()``, ``.ollama()``."""
-        return Exporter(self)
+        return Exporter(self, self._draw)
 
     def push_to_hub(
         self, repo_id: str, *, what: str = "adapter", private: bool = True, card: str | Path | None = None, **more: Any
@@ -347,6 +347,26 @@ class Run(RunReader):
         from nbtune import widgets
 
         return widgets.figure(self)
+
+    def html(self, path: str | Path | None = None, *, rows: int = 3, losses: bool = True) -> Path:
+        """Write a page that shows this run without a kernel and without the network; return where it is.
+
+        It has the charts, the answers step by step, some rows with what was trained, the plan beside what was measured,
+        and the spec. It is made to be shown to others: rows of the data are in it, unless `rows` is 0.
+
+        Args:
+            path: of the file; by default ``exports/NAME.html`` in the run's folder.
+            rows: so many rows are shown, token by token.
+            losses: how little the model expects their tokens is asked of it, where it is there.
+        Raises:
+            ExportError: it cannot be written, or would have more than 5 MB.
+        """
+        return self.export.html(path, rows=rows, losses=losses).path
+
+    def _draw(self, path: Path, **how: Any) -> None:
+        from nbtune.widgets.replay import write_replay
+
+        write_replay(self, path, **how)
 
     def monitor(self) -> Any:
         """Return the live panel."""

@@ -244,13 +244,18 @@ def export(given: Any) -> None:
     kinds: dict[str, Any] = {"gguf": given.gguf or (), "adapter": given.adapter, "adapter_gguf": given.adapter_gguf}
     kinds["merged"] = given.dtype if given.merged else ""
     kinds["ollama"] = given.ollama_type if given.ollama else ""
+    kinds["html"] = given.html
     if not any(kinds.values()):
         with request():
-            raise SpecError("nothing to export was named", fix="add --gguf q8_0, --merged, --adapter or --ollama")
+            raise SpecError(
+                "nothing to export was named", fix="add --gguf q8_0, --merged, --adapter, --ollama or --html"
+            )
     with work():
         with request():
             exporter = _exporter(given.run, [*(given.gguf or []), given.ollama_type], given.runs)
-        files = take_home(exporter, out=given.out, importance=given.importance, verify=given.verify, **kinds)
+        files = take_home(
+            exporter, out=given.out, rows=given.rows, importance=given.importance, verify=given.verify, **kinds
+        )
     for file in files:
         facts = {"path": shown(file.path), "type": file.type, "bytes": file.bytes, "notes": list(file.notes)}
         facts["quality"] = file.quality.facts() if file.quality else None

@@ -255,6 +255,8 @@ _EXPORT = Command(
         switch("--adapter-gguf", "The adapter for llama.cpp's --lora and Ollama's ADAPTER."),
         switch("--ollama", "A GGUF file with its Modelfile."),
         flag("--ollama-type TYPE", "Type of Ollama's file.", offers="gguf", default="q8_0"),
+        switch("--html", "A page that shows the run without a kernel, to be shown to others."),
+        flag("--rows N", "So many rows of the data are in that page.", kind=int, default=3, minimum=0),
         flag("--out DIR", "By default exports/ in the run's folder.", kind=Path),
         IMPORTANCE,
         VERIFY,

@@ -49,6 +49,14 @@ class BaseModelExporter:
 
         return export.export_adapter(self._source, out or Path("exports/adapter"))
 
+    def html(self, out: Path | None = None, *, rows: int = 3) -> Any:
+        """Refuse, too.
+
+        Raises:
+            ExportError: always.
+        """
+        raise ExportError("a page shows a run, and a model has none", fix="export a run.")
+
     def adapter_gguf(self, out: Path | None = None) -> Any:
         """Refuse, too."""
         from nbtune import export

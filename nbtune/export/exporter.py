@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,18 @@ if TYPE_CHECKING:
 
 
 class Exporter:
-    """Make what can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns it."""
+    """Make what can be made of a run; each writes into ``<run>/exports`` unless told otherwise, and returns it.
 
-    def __init__(self, run: RunReader) -> None:
-        self._run = run
+    Args:
+        run: the run.
+        draw: writes its page into a file, see `html`.
+    """
+
+    def __init__(self, run: RunReader, draw: Callable[..., Any] | None = None) -> None:
+        self._run, self._draw = run, draw
 
     def __repr__(self) -> str:
-        kinds = 'gguf("q8_0", …), merged(), adapter(), adapter_gguf(), ollama()'
+        kinds = 'gguf("q8_0", …), merged(), adapter(), adapter_gguf(), ollama(), html()'
         return f"<what can be made of {self._run.name}: {kinds}>"
 
     def source(self, *, weights: bool = True) -> ExportSource:
@@ -146,6 +152,27 @@ class Exporter:
         with self._said("ollama", should_stop=should_stop) as said:
             return said.made(export_ollama(self.source(), self._out(out, "ollama"), type, progress=said.progress))
 
+    def html(self, out: str | Path | None = None, *, rows: int = 3, losses: bool = True) -> ExportedFile:
+        """Write a page that shows the run without a kernel, see `nbtune.Run.html`.
+
+        Args:
+            out: a file (its name has an ending), or the folder in which it is called ``NAME.html``.
+            rows, losses: see `nbtune.Run.html`.
+        Raises:
+            ExportError: see there; or this exporter is of a run that is only read.
+        """
+        if self._draw is None:
+            raise ExportError("a page is drawn by the run itself", fix=f'`nbtune.attach("{self._run.name}").html()`')
+        place = self._out(out)
+        path = place if place.suffix in (".html", ".htm") else place / f"{self._run.name}.html"
+        begin = time.monotonic()
+        with self._said("html", path=path.name) as said:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._draw(path, rows=rows, losses=losses)
+            notes = (f"holds {rows} row{'s' * (rows > 1)} of the data",) if rows else ()
+            seconds = time.monotonic() - begin
+            return said.made(ExportedFile(path, "html", path.stat().st_size, seconds, notes))
+
     def card(self, repo_id: str, what: str, facts: Mapping[str, Any]) -> str:
         """Return the model card of a push, before there are files to name."""
         from nbtune.export.model_card import FILES_TO_COME, render_card
@@ -254,6 +281,8 @@ def take_home(
     adapter_gguf: bool = False,
     merged: str = "",
     ollama: str = "",
+    html: bool = False,
+    rows: int = 3,
     out: str | Path | None = None,
     importance: bool = False,
     verify: bool | None = None,
@@ -269,6 +298,7 @@ def take_home(
         adapter, adapter_gguf: whether to make these.
         merged: the dtype of a merged model; none is made without it.
         ollama: the type of Ollama's file, alike.
+        html: whether a page is made that shows the run, with so many `rows` of its data.
         out: where it goes: as it is for one kind, with a folder for each that is a folder for several.
         importance, verify: of the GGUF files, see `Exporter.gguf`.
     """
@@ -276,12 +306,14 @@ def take_home(
 
     for kind in (*gguf, *([ollama] if ollama else [])):
         type_named(kind)  # refused before any work
-    several = sum((adapter, bool(merged), bool(ollama), bool(gguf) or adapter_gguf)) > 1
+    several = sum((html, adapter, bool(merged), bool(ollama), bool(gguf) or adapter_gguf)) > 1
 
     def place(name: str) -> Path | None:
         return None if out is None else Path(out).expanduser() / (name if several else "")
 
     files: list[ExportedFile] = []
+    if html:
+        files.append(exporter.html(out=place(""), rows=rows))
     if adapter:
         files.append(exporter.adapter(out=place("adapter")))
     if adapter_gguf:

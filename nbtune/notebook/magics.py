@@ -359,6 +359,7 @@ def _exported(exporter: Any, args: Any) -> list[Any]:
 
     kinds = {"adapter": args.adapter, "adapter_gguf": args.adapter_gguf, "gguf": args.gguf}
     kinds |= {"merged": args.dtype if args.merged else "", "ollama": args.ollama_type if args.ollama else ""}
+    kinds["html"] = args.html
     if not any(kinds.values()):
         kinds["gguf"] = ["q8_0"]
-    return take_home(exporter, out=args.out, importance=args.importance, verify=args.verify, **kinds)
+    return take_home(exporter, out=args.out, rows=args.rows, importance=args.importance, verify=args.verify, **kinds)

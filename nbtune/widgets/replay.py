@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ from nbtune import events as ev
 from nbtune.atomic_io import write_text
 from nbtune.errors import ExportError, NbtuneError
 from nbtune.export.model_card import without_paths
-from nbtune.version import __version__
 from nbtune.widgets.panel import STATIC, asset
 from nbtune.widgets.run_report import Report
 from nbtune.widgets.sanitize import clean, without_home
@@ -39,11 +38,17 @@ _PAGE = """<!doctype html>
 <meta name="generator" content="nbtune {version}">
 <title>{title}</title>
 <style>{style}
-:root {{ color-scheme: light dark; --foreground: CanvasText; --background: Canvas; }}
-body {{ margin: 0; background: Canvas; color: CanvasText; font: 14px/1.45 system-ui, sans-serif; }}
-main {{ max-width: 1080px; margin: 0 auto; padding: 16px; display: grid; gap: 14px; grid-template-columns: minmax(0, 1fr); }}
+:root {{ color-scheme: light dark; }}
+:root {{ --foreground: #1f1f1f; --background: #ffffff; --border: #d0d0d0; --muted: #f3f3f3; }}
+:root {{ --muted-foreground: #5c5c5c; }}
+@media (prefers-color-scheme: dark) {{
+:root {{ --foreground: #ececec; --background: #161616; --border: #444444; --muted: #262626; }}
+:root {{ --muted-foreground: #a8a8a8; }}
+}}
+body {{ margin: 0; background: var(--background); color: var(--foreground); font: 14px/1.45 system-ui, sans-serif; }}
+main {{ max-width: 1080px; margin: 0 auto; padding: 16px; }}
+main, #nbtune-replay {{ display: grid; gap: 14px; grid-template-columns: minmax(0, 1fr); }}
 h1 {{ font-size: 1.3em; margin: 0; overflow-wrap: anywhere; }}
-#nbtune-replay {{ display: grid; gap: 14px; grid-template-columns: minmax(0, 1fr); }}
 #nbtune-replay h2 {{ font-size: 1.05em; margin: 0 0 8px; }}
 #nbtune-replay > p {{ margin: 0; }}
 #nbtune-replay pre {{ margin: 0; max-height: 420px; overflow: auto; }}
@@ -72,7 +77,9 @@ def write_replay(run: Run, path: Path, *, rows: int = 3, losses: bool = True) ->
     """
     page = render(kept_of(run, rows=rows, losses=losses), title=f"Run {clean(run.name, 200)}", words=Report(run).title)
     if len(page.encode()) > MOST_BYTES:
-        raise ExportError(f"the page would have {len(page.encode()) / 2**20:.1f} MB, of at most 5", fix="show fewer rows")
+        raise ExportError(
+            f"the page would have {len(page.encode()) / 2**20:.1f} MB, of at most 5", fix="show fewer rows"
+        )
     write_text(path, page)
     return path
 
@@ -85,6 +92,8 @@ def render(kept: dict[str, Any], *, title: str, words: str) -> str:
         title: of the page.
         words: what stands there where scripts are off.
     """
+    from nbtune import __version__
+
     module = asset("replay.js")
     digest = base64.b64encode(hashlib.sha256(module.encode()).digest()).decode()
     allowed = {
@@ -112,13 +121,14 @@ def kept_of(run: Run, *, rows: int, losses: bool) -> dict[str, Any]:
     report = Report(run)
     picture, steps = report.view.snapshot()
     picture["samples"]["items"] = []  # they have a part of their own
+    picture["exports"]["items"] = [item for item in picture["exports"]["items"] if item["done"] >= 1]  # not this one
     picture["status"] |= {"live": False, "beat": 0, "resumable": False}
     plan = run.plan
     why = "" if plan is None else "\n".join(f"{name}: {value}" for name, value in plan.rows_of_explanation())
     return {
         "snapshot": picture,
         "steps": base64.b64encode(steps).decode(),
-        "samples": _samples(run.latest_of(ev.Sample)) if hasattr(run, "latest_of") else _samples(_said(run)),
+        "samples": _samples(run) if rows or run.spec.samples else [],  # else they are held-out rows
         "rows": _rows(run, rows, losses) if rows else [],
         "plan": _planned(report, plan),
         "why": clean(without_home(why), 20_000),
@@ -127,12 +137,9 @@ def kept_of(run: Run, *, rows: int, losses: bool) -> dict[str, Any]:
     }
 
 
-def _said(run: Run) -> list[ev.Sample]:
-    return [event for events, _ in run.pieces() for event in events if isinstance(event, ev.Sample)]
-
-
-def _samples(said: Sequence[ev.Sample]) -> list[dict[str, Any]]:
+def _samples(run: Run) -> list[dict[str, Any]]:
     """Return answers of at most so many steps, evenly picked, the first and the last among them."""
+    said = [event for events, _ in run.pieces() for event in events if isinstance(event, ev.Sample)]
     steps = sorted({sample.step for sample in said})
     if len(steps) > _STEPS:
         steps = [steps[round(k * (len(steps) - 1) / (_STEPS - 1))] for k in range(_STEPS)]
@@ -154,20 +161,22 @@ def _rows(run: Run, count: int, losses: bool) -> list[dict[str, Any]]:
         found = [inspection.row(k) for k in range(min(count, len(inspection)))]
     except NbtuneError:
         return []
-    shown = []
+    shown: list[dict[str, Any]] = []
     for k, row in enumerate(found):
         tokens = row["tokens"][:_TOKENS]
-        row = {**row, "tokens": tokens, "more": row.get("more", 0) + len(row["tokens"]) - len(tokens)}
-        if losses and tokens:
-            row["losses"] = _losses(lambda k=k: run.token_losses(inspection.ids(k)))[:_TOKENS]  # type: ignore[misc]
-        shown.append({name: row[name] for name in ("index", "place", "tokens", "more", "losses") if name in row})
-    return [row for row in shown if row["tokens"]]
+        if not tokens:
+            continue
+        more = row.get("more", 0) + len(row["tokens"]) - len(tokens)
+        shown.append({"index": k, "place": row["place"], "tokens": tokens, "more": more})
+        if losses:
+            shown[-1]["losses"] = _losses(run, inspection.ids(k))[:_TOKENS]
+    return shown
 
 
-def _losses(ask: Callable[[], list[float | None]]) -> list[float | None]:
-    """Return what is asked for; nothing where the model is not there, or the run gives no losses."""
+def _losses(run: Run, ids: Sequence[int]) -> list[float | None]:
+    """Return how little a text's tokens were expected; nothing where the model is not there, or tells nothing."""
     try:
-        return [None if loss is None or loss != loss else round(float(loss), 3) for loss in ask()]
+        return [None if loss is None or loss != loss else round(float(loss), 3) for loss in run.token_losses(ids)]
     except (NbtuneError, OSError, RuntimeError):
         return []
 

@@ -83,11 +83,11 @@ function rows(kept) {
     const most = Math.max(1e-6, ...losses.filter(Number.isFinite));
     for (const [n, node] of [...page.page.children].entries()) {
       if (!Number.isFinite(losses[n])) continue;
-      node.style.background = `color-mix(in srgb, var(--nbt-warn) ${Math.round((60 * losses[n]) / most)}%, transparent)`;
+      node.style.background = `color-mix(in srgb, var(--nbt-warn) ${Math.round((45 * losses[n]) / most)}%, transparent)`;
+      node.style.color = "var(--nbt-fg)";
     }
-    const name = `${text("replay.row")} ${row.place}`;
     const shade = losses.some(Number.isFinite) ? el("p", { class: "nbt-soft" }, text("replay.losses")) : null;
-    return el("details", k === 0 ? { open: true } : {}, el("summary", { class: "nbt-text" }, name), page.node, shade);
+    return el("details", k === 0 ? { open: true } : {}, el("summary", { class: "nbt-text", dir: "auto" }, row.place), page.node, shade);
   });
 }
 
