@@ -18,12 +18,13 @@ from nbtune import events as ev
 from nbtune.atomic_io import write_text
 from nbtune.errors import ExportError, NbtuneError
 from nbtune.export.model_card import without_paths
+from nbtune.store.export_script import as_yaml
 from nbtune.widgets.panel import STATIC, asset
 from nbtune.widgets.run_report import Report
 from nbtune.widgets.sanitize import clean, without_home
 
 if TYPE_CHECKING:
-    from nbtune.run import Run
+    from nbtune.store.run_handle import RunHandle
 
 MOST_BYTES = 5 * 2**20
 _STEPS, _PROMPTS = 40, 8  # of the answers
@@ -64,7 +65,7 @@ h1 {{ font-size: 1.3em; margin: 0; overflow-wrap: anywhere; }}
 """
 
 
-def write_replay(run: Run, path: Path, *, rows: int = 3, losses: bool = True) -> Path:
+def write_replay(run: RunHandle, path: Path, *, rows: int = 3, losses: bool = True) -> Path:
     """Write the file, see `nbtune.Run.html`; return where it is.
 
     Args:
@@ -116,7 +117,7 @@ def render(kept: dict[str, Any], *, title: str, words: str) -> str:
     )
 
 
-def kept_of(run: Run, *, rows: int, losses: bool) -> dict[str, Any]:
+def kept_of(run: RunHandle, *, rows: int, losses: bool) -> dict[str, Any]:
     """Return what the page is told: JSON of bounded size, without paths of this machine."""
     report = Report(run)
     picture, steps = report.view.snapshot()
@@ -132,12 +133,12 @@ def kept_of(run: Run, *, rows: int, losses: bool) -> dict[str, Any]:
         "rows": _rows(run, rows, losses) if rows else [],
         "plan": _planned(report, plan),
         "why": clean(without_home(why), 20_000),
-        "spec": clean(without_paths(run.yaml()), 20_000),
+        "spec": clean(without_paths(as_yaml(run.folder)), 20_000),
         "use": report.snippet,
     }
 
 
-def _samples(run: Run) -> list[dict[str, Any]]:
+def _samples(run: RunHandle) -> list[dict[str, Any]]:
     """Return answers of at most so many steps, evenly picked, the first and the last among them."""
     said = [event for events, _ in run.pieces() for event in events if isinstance(event, ev.Sample)]
     steps = sorted({sample.step for sample in said})
@@ -151,7 +152,7 @@ def _samples(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(run: Run, count: int, losses: bool) -> list[dict[str, Any]]:
+def _rows(run: RunHandle, count: int, losses: bool) -> list[dict[str, Any]]:
     """Return some rows as the inspector's page takes them, the first ones of the run's own rows; none where they cannot
     be read any more."""
     from nbtune.widgets.row_inspection import Inspection
@@ -173,7 +174,7 @@ def _rows(run: Run, count: int, losses: bool) -> list[dict[str, Any]]:
     return shown
 
 
-def _losses(run: Run, ids: Sequence[int]) -> list[float | None]:
+def _losses(run: RunHandle, ids: Sequence[int]) -> list[float | None]:
     """Return how little a text's tokens were expected; nothing where the model is not there, or tells nothing."""
     try:
         return [None if loss is None or loss != loss else round(float(loss), 3) for loss in run.token_losses(ids)]
