@@ -18,7 +18,7 @@ from nbtune.engine.folder import made
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError, SpecError, TrainError
-from nbtune.events import Eval, Event, State, Step
+from nbtune.events import Event, State, Step
 from nbtune.export.exporter import Exporter
 from nbtune.spec import RunSpec, from_mapping
 from nbtune.store import checkpoints, control, run_consent
@@ -306,26 +306,9 @@ class Run(RunReader):
 
     def facts_for_card(self, *, draw: bool = True) -> dict[str, Any]:
         """Return what the model card tells of this run; without `draw`, of the curve only that there is one."""
-        from nbtune import widgets
-        from nbtune.export.model_card import data_lines, samples_of
+        from nbtune.widgets.run_report import facts_for_card
 
-        history = self.history
-        evals = history["eval_loss"].dropna()
-        data, datasets = data_lines([source.source for source in self.spec.data])
-        return {
-            "name": self.name,
-            "spec": (self.folder / "spec.yaml").read_text(encoding="utf-8"),
-            "method": self.spec.method,
-            "steps": self.step,
-            "loss": float(history["loss"].iloc[-1]) if len(history) else None,
-            "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
-            "samples": samples_of(self.events(), self.step, self.spec.samples),
-            "abilities": self.plan.abilities.known() if self.plan is not None else [],
-            "evals": [(e.step, e.loss) for e in self.events() if isinstance(e, Eval)],
-            "data": data,
-            "datasets": datasets,
-            "curve": (widgets.report(self).png() if draw else True) if len(history) else None,
-        }
+        return facts_for_card(self, draw=draw)
 
     def snippet(self) -> str:
         """Write the few lines that use the model elsewhere."""

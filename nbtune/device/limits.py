@@ -82,8 +82,8 @@ def ram_limit(asked: float | None = None) -> Limit | None:
         asked: GiB, of a spec.
     """
     groups = [Limit(limit, _CONTAINER) for group in _groups("memory") if (limit := _most_bytes(group))]
-    limit = smallest(*groups, *_own_limits(asked))
-    return limit if limit and limit.value < _memory().total else None
+    least = smallest(*groups, *_own_limits(asked))
+    return least if least and least.value < _memory().total else None
 
 
 def ram_available(asked: float | None = None) -> int:

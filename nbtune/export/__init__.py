@@ -24,7 +24,7 @@ _HOMES = {
     "held_importance": "importance_matrix",
     "held_rows": "reference_model",
     "render_card": "model_card",
-    "take_home": "exporter",
+    "take_home": "several_kinds",
 }
 _NAMES = {"export_adapter_gguf": "write_lora_gguf", "export_gguf": "write_gguf", "export_merged": "write_merged"}
 
@@ -44,7 +44,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtune.export.exporter import take_home
     from nbtune.export.gguf.lora import write_lora_gguf as export_adapter_gguf
     from nbtune.export.gguf.writer import write_gguf as export_gguf
     from nbtune.export.importance_matrix import held_importance
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from nbtune.export.ollama import export_ollama
     from nbtune.export.peft_export import export_adapter
     from nbtune.export.reference_model import held_rows
+    from nbtune.export.several_kinds import take_home
     from nbtune.export.source import ExportedFile, ExportSource
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.events import Eval
+from nbtune.export.model_card import data_lines, samples_of
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.run_figure import COLOURS, smooth
@@ -152,6 +154,27 @@ class Report:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         lines = [self.title, *(f"  {name}: {value}" for name, value in self.facts()), self.snippet]
         return {"text/html": self.html(), "image/png": self.png(), "text/plain": "\n".join(lines).rstrip()}
+
+
+def facts_for_card(run: RunReader, *, draw: bool = True) -> dict[str, Any]:
+    """Return what the model card tells of a run; without `draw`, of the curve only that there is one."""
+    history = run.history
+    evals = history["eval_loss"].dropna()
+    data, datasets = data_lines([source.source for source in run.spec.data])
+    return {
+        "name": run.name,
+        "spec": (run.folder / "spec.yaml").read_text(encoding="utf-8"),
+        "method": run.spec.method,
+        "steps": run.step,
+        "loss": float(history["loss"].iloc[-1]) if len(history) else None,
+        "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
+        "samples": samples_of(run.events(), run.step, run.spec.samples),
+        "abilities": run.plan.abilities.known() if run.plan is not None else [],
+        "evals": [(e.step, e.loss) for e in run.events() if isinstance(e, Eval)],
+        "data": data,
+        "datasets": datasets,
+        "curve": (Report(run).png() if draw else True) if len(history) else None,
+    }
 
 
 def _cells(tag: str, texts: tuple[str, ...]) -> str:
