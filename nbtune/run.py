@@ -332,17 +332,11 @@ class Run(RunReader):
         return widgets.figure(self)
 
     def html(self, path: str | Path | None = None, *, rows: int = 3, losses: bool = True) -> Path:
-        """Write a page that shows this run without a kernel and without the network; return where it is.
-
-        It has the charts, the answers step by step, some rows with what was trained, the plan beside what was measured,
-        and the spec. It is made to be shown to others: rows of the data are in it, unless `rows` is 0.
+        """Write a page that shows this run to others, without a kernel and a network; return where it is.
 
         Args:
             path: of the file; by default ``exports/NAME.html`` in the run's folder.
-            rows: so many rows are shown, token by token.
-            losses: how little the model expects their tokens is asked of it, where it is there.
-        Raises:
-            ExportError: it cannot be written, or would have more than 5 MB.
+            rows, losses: so many rows of the data are in it, and how little the model expects their tokens.
         """
         return self.export.html(path, rows=rows, losses=losses).path
 
