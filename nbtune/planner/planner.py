@@ -22,7 +22,7 @@ from nbtune.planner.plan import Plan
 from nbtune.planner.ways import reckon, seconds_a_token
 from nbtune.spec.loss_options import takes_logits
 from nbtune.spec.parts import UNPACKED_ORDERS
-from nbtune.spec.placement import Home, Placement
+from nbtune.spec.placement import FORMATS, Home, Placement
 
 if TYPE_CHECKING:
     from nbtune.data.prepare.stats import DataFacts
@@ -203,8 +203,10 @@ def _weights(spec: RunSpec, device: DeviceFacts, dtype: str, abilities: Abilitie
         raise PlanError(
             "4-bit weights need bitsandbytes, which does not run on Apple GPUs", fix="write `adapter: lora`"
         )
-    if weights.eight_bit and device.capability < (9, 0):
-        raise PlanError(f"fp8 products need a Hopper card or later, this is {device.name}", fix="write `weights: auto`")
+    least = FORMATS[weights.format]
+    if device.capability < least.capability:
+        what = f"{weights.format} products need {least.card}, this is {device.name}"
+        raise PlanError(what, fix="write `weights: auto`")
     if wish.home is Home.STREAMED:
         _refuse_travel(spec, device, abilities)
     if weights.eight_bit and (refusal := needs_own_blocks(abilities.blocks)):

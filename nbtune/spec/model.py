@@ -29,7 +29,7 @@ from nbtune.spec.parts import (
     adapter_from_word,
     field,
 )
-from nbtune.spec.placement import Home, PlacementWish
+from nbtune.spec.placement import Home, PlacementWish, WeightsKey
 from nbtune.spec.yaml_text import to_yaml
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class RunSpec(Part):
         example=2,
         advanced=True,
     )
-    weights: Literal["auto", "16bit", "fp8", "nf4", "streamed", "sharded"] = field(
+    weights: WeightsKey = field(
         "auto",
         "Frozen weights",
         "How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, "

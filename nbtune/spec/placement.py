@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from nbtune.errors import SpecError
 
 Format = Literal["16bit", "32bit", "fp8", "nf4"]
+WeightsKey = Literal["auto", "16bit", "fp8", "nf4", "streamed", "sharded"]
+"""What a spec's `weights` may be: a format other than 32 bits, or a home."""
 
 
 class WeightFormat(NamedTuple):
@@ -31,22 +33,26 @@ class WeightFormat(NamedTuple):
         words: what people call it.
         rounded: when it is made of 16-bit weights: ``loading`` (by bitsandbytes), ``layer`` by layer as a model is
             accelerated; "": nothing is rounded.
+        capability: the least compute capability of a GPU that multiplies by it; (0, 0): every device does.
+        card: the same in words.
     """
 
     bits: int
     bytes: float
     words: str
     rounded: Literal["", "loading", "layer"] = ""
+    capability: tuple[int, int] = (0, 0)
+    card: str = ""
 
 
 FORMATS: dict[Format, WeightFormat] = {
     "32bit": WeightFormat(32, 4.0, "32 bits"),
     "16bit": WeightFormat(16, 2.0, "16 bits"),
-    "fp8": WeightFormat(8, 1.0, "fp8", "layer"),
+    "fp8": WeightFormat(8, 1.0, "fp8", "layer", (9, 0), "a Hopper card or later"),
     "nf4": WeightFormat(4, 0.53, "nf4", "loading"),
 }
-"""All there are. A spec's `weights` may be any but 32 bits; how layers compute with a rounded one, and how an export
-rounds as they do, is in ``nbtune/models/accelerate/FORMAT_linear.py``."""
+"""All there are. How layers compute with a rounded one, and how an export rounds as they do, is in
+``nbtune/models/accelerate/FORMAT_linear.py``, as ``GROUP`` and ``rounded``."""
 
 
 class Home(Enum):

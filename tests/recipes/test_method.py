@@ -43,14 +43,51 @@ METHOD = Method(
     learning_rate_share=1 / 5,
 )
 '''
+FOCAL = '''\
+"""Text classification that looks at hard texts (Lin et al. 2017, arXiv 1708.02002).
+
+    loss = -(1 - p)^γ log p      p = p(label | text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nbtune.methods._measures import recognised
+from nbtune.methods._method import Answers, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def loss(answers: Answers, *, gamma: float) -> Tensor:
+    """Return a loss a text, `[N]`."""
+    assert answers.scores is not None
+    likely = answers.scores.log_softmax(-1).gather(1, answers.classes[:, None])[:, 0]
+    return -((1 - likely.exp()) ** gamma) * likely
+
+
+METHOD = Method(
+    name="focal",
+    title="Focal classification",
+    sentence="name a text's label, above all where that is hard",
+    columns="text, label",
+    rows="labelled",
+    loss=loss,
+    options={"gamma": 2.0},
+    head="text",
+    metrics=recognised,
+)
+'''
 SPEC = "data: nbtune/preferences\nmethod: hinge\nsteps: 2\nbatch_size: 2\npacking: true\ndevice: cpu\n"
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of both packages, with one file more."""
+    """A copy of both packages, with a file more for each of two methods."""
     root = copy_tree(tmp_path_factory.mktemp("tree"))
-    (root / "nbtune" / "methods" / "hinge.py").write_text(HINGE, encoding="utf-8")
+    for name, text in (("hinge", HINGE), ("focal", FOCAL)):
+        (root / "nbtune" / "methods" / f"{name}.py").write_text(text, encoding="utf-8")
     (root / "spec.yaml").write_text(SPEC, encoding="utf-8")
     return root
 
@@ -81,7 +118,24 @@ for more, error in (({"data": [{"text": "hi"}]}, DataError), ({"beta": -1}, Spec
     raise AssertionError(more)
 """
     python(tree, "-c", code)
-    assert changed(tree) == ["nbtune/methods/hinge.py"]
+    assert changed(tree) == ["nbtune/methods/focal.py", "nbtune/methods/hinge.py"]
+
+
+def test_a_method_that_gives_scores_trains_a_head_of_its_own(tree: Path) -> None:
+    code = """
+import json, nbtune
+
+rows = [{"text": f"It was {word}, {k}.", "label": word} for k in range(4) for word in ("bad", "good", "so")]
+spec = {"data": rows, "steps": 1, "batch_size": 6, "device": "cpu", "eval": {"split": 0}}
+known = nbtune.finetune(method="classification", **spec).wait()
+plain = nbtune.finetune(method="focal", loss={"gamma": 0}, **spec).wait()
+hard = nbtune.finetune(method="focal", **spec).wait()
+first = [run.history["loss"].iloc[0] for run in (known, plain, hard)]
+assert abs(first[0] - first[1]) < 1e-5 and first[2] < first[1], first
+assert json.loads((hard.folder / "adapter/head.json").read_text())["labels"] == ["bad", "good", "so"]
+assert hard.plan.trainable_parameters == known.plan.trainable_parameters
+"""
+    python(tree, "-c", code)
 
 
 def test_form_help_and_reference_know_it(tree: Path) -> None:

@@ -113,6 +113,9 @@ class Fp8Group(EdgedGroup):
         return transposed(self.codes, self._shared[key])
 
 
+GROUP = Fp8Group
+
+
 def rounded(weight: Tensor) -> Tensor:
     """Return what layers compute with instead of `weight [out, in]`: quantised and decoded again, fp32."""
     codes, scales = reference(weight)

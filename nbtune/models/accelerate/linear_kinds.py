@@ -1,8 +1,11 @@
 """Which kind of group fits linear layers, by what their frozen weights are and where these live; and how they round."""
 
+from importlib import import_module
+from typing import Any
+
 from torch import Tensor, nn
 
-from nbtune.models.accelerate import fp8_linear, nf4_linear
+from nbtune.models.accelerate import nf4_linear
 from nbtune.models.accelerate.cpu_offload import StreamedGroup
 from nbtune.models.accelerate.fsdp_linear import FsdpGroup
 from nbtune.models.accelerate.lora_linear import LinearGroup
@@ -23,12 +26,12 @@ def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
     if all(is_four_bit(getattr(m, "base_layer", m)) for m in modules):
         if weights.eight_bit or weights.streams or weights.shards:
             raise LeftAlone("its weights are 4-bit already: they cannot be fp8, streamed or parted")
-        return nf4_linear.Nf4Group(modules)
+        return nf4_linear.GROUP(modules)
     whole = not (weights.eight_bit or weights.streams or weights.shards)
     if not whole and any(is_turned(getattr(m, "base_layer", m)) for m in modules):
         raise LeftAlone("its weights lie transposed: they cannot be fp8, streamed or parted")
     if weights.eight_bit:
-        return fp8_linear.Fp8Group(modules)
+        return _layers_of(weights.format).GROUP(modules)  # type: ignore[no-any-return]
     if weights.streams:
         return StreamedGroup(modules)
     return FsdpGroup(modules) if weights.shards else LinearGroup(modules)
@@ -40,4 +43,9 @@ def rounded(weight: Tensor, weights: Placement) -> Tensor:
     Raises:
         ExportError: what rounds it is not installed.
     """
-    return fp8_linear.rounded(weight) if weights.eight_bit else nf4_linear.rounded(weight)
+    return _layers_of(weights.format).rounded(weight)  # type: ignore[no-any-return]
+
+
+def _layers_of(name: str) -> Any:
+    """Return the file of a rounded format's layers."""
+    return import_module(f"nbtune.models.accelerate.{name}_linear")

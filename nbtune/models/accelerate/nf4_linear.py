@@ -54,6 +54,9 @@ class Nf4Group(EdgedGroup):
         self.write_edges()
 
 
+GROUP = Nf4Group
+
+
 def rounded(weight: Tensor) -> Tensor:
     """Return what layers compute with instead of `weight [out, in]`: quantised and decoded again, fp32.
 
