@@ -20,9 +20,9 @@ def check_optimizer(spec: RunSpec, device: DeviceFacts) -> None:
         PlanError: see above.
     """
     name, kind = spec.optim, OPTIMIZERS[spec.optim]
-    if kind.library == "bitsandbytes" and device.kind == "mps":
+    if kind.library == "bitsandbytes.optim" and device.kind == "mps":
         raise _missing(name, "is bitsandbytes', which does not run on Apple GPUs", "write `optim: adamw`, or adafactor")
-    if kind.library == "bitsandbytes" and find_spec("bitsandbytes") is None:
+    if kind.library == "bitsandbytes.optim" and find_spec("bitsandbytes") is None:
         raise _missing(
             name, "is bitsandbytes', which is not installed", "`pip install bitsandbytes`, or write `optim: adamw`"
         )

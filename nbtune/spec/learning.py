@@ -6,8 +6,10 @@ What each needs of memory and of a machine stands here too, for the plan; `nbtun
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -24,29 +26,46 @@ class OptimizerKind:
     Args:
         words: what it is, for people.
         state_bytes: of a trained number's state; None: `nbtune.models.memory_estimate.state_bytes` says how many.
-        library: where it comes from.
+        named: its class; "": `nbtune.train.optimizer` makes it of several.
+        library: where that comes from.
         reads: which fields of `OptimArgs` change it.
+        told: what its class is told in every run.
+        beta2: its second beta, where `OptimArgs` leaves it open.
         paged: its state moves to the host's memory when a GPU is full.
     """
 
     words: str
     state_bytes: float | None
-    library: Literal["torch", "transformers", "bitsandbytes"] = "torch"
+    named: str = ""
+    library: Literal["torch.optim", "transformers.optimization", "bitsandbytes.optim"] = "torch.optim"
     reads: tuple[str, ...] = _ADAM
+    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    beta2: float = 0.999
     paged: bool = False
 
 
-_BNB: Final = "bitsandbytes"
+def _bnb(words: str, state_bytes: float, named: str) -> OptimizerKind:
+    lion: Any = {"reads": ("beta1", "beta2"), "beta2": 0.99} if "Lion" in named else {}
+    return OptimizerKind(words, state_bytes, named, "bitsandbytes.optim", paged=named.startswith("Paged"), **lion)
+
+
 OPTIMIZERS: dict[str, OptimizerKind] = {
-    "adamw": OptimizerKind("AdamW", 8),
-    "adamw_8bit": OptimizerKind("AdamW with 8-bit state", 2 * _EIGHT_BITS, _BNB),
-    "paged_adamw": OptimizerKind("AdamW whose state leaves a full GPU", 8, _BNB, paged=True),
-    "paged_adamw_8bit": OptimizerKind("both", 2 * _EIGHT_BITS, _BNB, paged=True),
-    "adafactor": OptimizerKind("keeps sums of rows and columns in place of a number's own", None, "transformers", ()),
-    "lion": OptimizerKind("goes by the signs of its averages", 4, _BNB, ("beta1", "beta2")),
-    "lion_8bit": OptimizerKind("with 8-bit state", _EIGHT_BITS, _BNB, ("beta1", "beta2")),
-    "paged_lion": OptimizerKind("whose state leaves a full GPU", 4, _BNB, ("beta1", "beta2"), paged=True),
-    "paged_lion_8bit": OptimizerKind("both", _EIGHT_BITS, _BNB, ("beta1", "beta2"), paged=True),
+    "adamw": OptimizerKind("AdamW", 8, "AdamW"),
+    "adamw_8bit": _bnb("AdamW with 8-bit state", 2 * _EIGHT_BITS, "AdamW8bit"),
+    "paged_adamw": _bnb("AdamW whose state leaves a full GPU", 8, "PagedAdamW"),
+    "paged_adamw_8bit": _bnb("both", 2 * _EIGHT_BITS, "PagedAdamW8bit"),
+    "adafactor": OptimizerKind(
+        "keeps sums of rows and columns in place of a number's own",
+        None,
+        "Adafactor",
+        "transformers.optimization",
+        reads=(),
+        told={"scale_parameter": False, "relative_step": False},
+    ),
+    "lion": _bnb("goes by the signs of its averages", 4, "Lion"),
+    "lion_8bit": _bnb("with 8-bit state", _EIGHT_BITS, "Lion8bit"),
+    "paged_lion": _bnb("whose state leaves a full GPU", 4, "PagedLion"),
+    "paged_lion_8bit": _bnb("both", _EIGHT_BITS, "PagedLion8bit"),
     "muon": OptimizerKind(
         "orthogonal steps for the blocks' matrices, AdamW for the rest", None, reads=(*_ADAM, "momentum")
     ),

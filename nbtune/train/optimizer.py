@@ -6,24 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import TrainError
-from nbtune.spec.learning import OptimArgs
+from nbtune.spec.learning import OPTIMIZERS, OptimArgs
 
 if TYPE_CHECKING:
     import torch
 
 Group = dict[str, Any]
-_BITSANDBYTES = {
-    "adamw_8bit": "AdamW8bit",
-    "paged_adamw": "PagedAdamW",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-    "lion": "Lion",
-    "lion_8bit": "Lion8bit",
-    "paged_lion": "PagedLion",
-    "paged_lion_8bit": "PagedLion8bit",
-}
 _BY_MUON = "by_muon"  # of a group
 SHARE = "share"
 """Of a group: its learning rate as a multiple of the step's (`nbtune.train.stepper.Stepper.update`)."""
@@ -66,21 +58,16 @@ def make_optimizer(
 
 
 def _made(name: str, groups: list[Group], rate: float, args: OptimArgs, *, device: str) -> torch.optim.Optimizer:
-    import torch
-
-    fused = device in ("cuda", "cpu")
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, fused=fused, **adam(args))
+    kind, fused = OPTIMIZERS[name], device in ("cuda", "cpu")
     if name == "muon":
         return _muon(groups, rate, args, fused=fused)
-    if name == "adafactor":
-        from transformers.optimization import Adafactor
-
-        return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
-    import bitsandbytes.optim as library
-
-    told: Group = {"betas": _betas(args, 0.99)} if "lion" in name else adam(args)
-    return getattr(library, _BITSANDBYTES[name])(groups, lr=rate, **told)  # type: ignore[no-any-return]
+    made_by: Any = getattr(import_module(kind.library), kind.named)
+    told: Group = {"betas": _betas(args, kind.beta2)} if "beta1" in kind.reads else {}
+    if "eps" in kind.reads:
+        told["eps"] = _eps(args)
+    if name == "adamw":
+        told["fused"] = fused
+    return made_by(groups, lr=rate, **kind.told, **told)  # type: ignore[no-any-return]
 
 
 def _betas(args: OptimArgs, second: float) -> tuple[float, float]:
@@ -89,7 +76,11 @@ def _betas(args: OptimArgs, second: float) -> tuple[float, float]:
 
 def adam(args: OptimArgs) -> Group:
     """Return AdamW's betas and epsilon."""
-    return {"betas": _betas(args, 0.999), "eps": 1e-8 if args.eps is None else args.eps}
+    return {"betas": _betas(args, OPTIMIZERS["adamw"].beta2), "eps": _eps(args)}
+
+
+def _eps(args: OptimArgs) -> float:
+    return 1e-8 if args.eps is None else args.eps
 
 
 def _muon(groups: list[Group], rate: float, args: OptimArgs, *, fused: bool) -> torch.optim.Optimizer:
