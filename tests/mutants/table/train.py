@@ -22,9 +22,9 @@ TRAIN = (
     ),
     mutant(
         "decay-is-part-of-the-gradient",
-        "train/optimizer.py",
-        "return torch.optim.AdamW(groups,",
-        "return torch.optim.Adam(groups,",
+        "spec/learning.py",
+        'OptimizerKind("AdamW", 8, "AdamW")',
+        'OptimizerKind("AdamW", 8, "Adam")',
         f"{_ASKED}::test_weights_decay_as_asked",
     ),
     mutant(
