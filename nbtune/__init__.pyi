@@ -54,7 +54,7 @@ class _Adapter(TypedDict, total=False):
     layers_to_transform: list[int] | tuple[int, ...]
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
-    init_lora_weights: Literal['default', 'gaussian', 'orthogonal']
+    init_lora_weights: Literal['default', 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_4', 'pissa_niter_16', 'olora', 'loftq']
     modules_to_save: list[str] | tuple[str, ...]
     unfrozen_parameters: list[str] | tuple[str, ...]
     use_rslora: bool
@@ -492,6 +492,7 @@ def submit(
     max_grad_norm: float = 1.0,
     optim: Literal['adamw', 'adamw_8bit', 'paged_adamw', 'paged_adamw_8bit', 'adafactor', 'lion', 'lion_8bit', 'paged_lion', 'paged_lion_8bit', 'muon'] = 'adamw',
     optim_args: _OptimArgs | OptimArgs = ...,
+    neftune_noise_alpha: float = 0.0,
     train_on: Literal['answers', 'last_answer', 'all'] | list[str] | tuple[str, ...] = 'answers',
     train_spans: list[_SpanRule | SpanRule] | tuple[_SpanRule | SpanRule, ...] = ...,
     row_weights: Mapping[str, float] = ...,
@@ -510,6 +511,7 @@ def submit(
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
+    memory: _Memory | MemorySpec = ...,
     eval: _Eval | EvalSpec = ...,
     checkpoint: _Checkpoint | CheckpointSpec = ...,
     samples: list[str] | tuple[str, ...] = ...,
@@ -542,6 +544,7 @@ def submit(
         max_grad_norm: Clip at. Gradients are scaled down to this norm; 0: not at all.
         optim: Optimizer. By what rule weights are changed; 8bit: with 8-bit state; paged: its state leaves a GPU that is full.
         optim_args: Optimizer's numbers. What the optimizer is told.
+        neftune_noise_alpha: NEFTune. Noise on token embeddings while it trains, uniform within alpha / √(length × width); 0: none.
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
@@ -560,6 +563,7 @@ def submit(
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
+        memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
         checkpoint: Checkpoints. When the run is saved.
         samples: Sample prompts. Asked before, while and after it trains, to see the change.

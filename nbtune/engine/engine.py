@@ -39,6 +39,7 @@ from nbtune.engine.warm_start import begin_with
 from nbtune.errors import NbtuneError
 from nbtune.generate import sampling
 from nbtune.methods import METHODS
+from nbtune.models.first_values import keep_first_values, kept_in
 from nbtune.models.heads import with_outputs
 from nbtune.models.loading import tokenizer_folder
 from nbtune.models.tokenizer_files import save_tokenizer
@@ -185,7 +186,9 @@ class _Engine:
             weights=self.plan.weights,
             tokenizer=False,
             head=head_of_run(spec),
+            first_values=kept_in(folder),
         )
+        keep_first_values(self.built.model, folder, writes=self.writes)
         if checkpoints.latest(folder) is None:
             begin_with(folder, self.built.model)
         self.built.tokenizer = tokenizer = data.speaking(tokenizer, spec, self.data.chat_template)

@@ -194,6 +194,7 @@ def _load(folder: Path) -> Built:
         )
     where = device.pick(spec.device)
     dtype, _ = device.choose_dtype(spec.dtype, device.describe(where, **spec.memory.model_dump()))
+    from nbtune.models.first_values import kept_in
     from nbtune.models.heads import read_head
 
     built = models.build(
@@ -207,6 +208,7 @@ def _load(folder: Path) -> Built:
         trust_remote_code=spec.trust_remote_code,
         tokenizer=False,
         head=read_head(folder / "adapter"),
+        first_values=kept_in(folder),
     )
     built.tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
     checkpoints.load_weights(last, built.model)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.data.sources.snapshot import changed_rows
 from nbtune.errors import SpecError, TrainError
+from nbtune.models.first_values import FILE as FIRST_VALUES
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.folder import name_of, read_spec
@@ -39,6 +40,8 @@ def check(old: Path, spec: RunSpec) -> None:
         for key in type(spec.adapter).model_fields
         if key not in ("dropout", "init_lora_weights")
     ]
+    if theirs.adapter.changes_base or spec.adapter.changes_base:  # what is trained stands beside another base
+        same.append(("adapter.init_lora_weights", theirs.adapter.init_lora_weights, spec.adapter.init_lora_weights))
     for key, was, wanted in same:
         if was != wanted:
             raise SpecError(
@@ -54,6 +57,9 @@ def take_along(old: Path, folder: Path) -> None:
     """Copy what the run in `old` has learnt into a new run's folder, which then needs the other no more."""
     last = checkpoints.latest(old)
     assert last is not None
+    if (old / FIRST_VALUES).exists():
+        refuse_links(old, FIRST_VALUES, error=TrainError)
+        shutil.copyfile(old / FIRST_VALUES, folder / FIRST_VALUES)
     refuse_links(old, last.relative_to(old).as_posix(), error=TrainError)
     (folder / "start").mkdir(exist_ok=True)
     shutil.copyfile(last / checkpoints.WEIGHTS, folder / "start" / checkpoints.WEIGHTS)

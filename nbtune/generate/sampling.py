@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.data.tokenize.terminators import Ends, end_ids, ends_of
 from nbtune.errors import TrainError
+from nbtune.models.first_values import as_the_base
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,7 @@ def without_adapter(model: Any, adapter: bool) -> AbstractContextManager[Any]:
             "every weight of this model was trained, so its base is not in memory",
             fix="compare with a checkpoint, or with another run",
         )
-    return model.disable_adapter()  # type: ignore[no-any-return]
+    return as_the_base(model)
 
 
 class _Chooser:

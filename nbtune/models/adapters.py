@@ -1,12 +1,15 @@
 """What is trained: a LoRA beside frozen weights (by peft, so that its files open everywhere), or every weight."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
 from nbtune.models.adapter_patterns import unfrozen
 from nbtune.models.adapter_targets import linear_names, modules_of, targets_of
+from nbtune.models.first_values import beside_the_base, remember, take_out
+from nbtune.models.first_values import check as check_first_values
 from nbtune.models.heads import SCORE, Head, head_of, write_head
 
 if TYPE_CHECKING:
@@ -16,7 +19,9 @@ if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
 
 
-def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn.Module":
+def add_adapter(
+    model: "nn.Module", adapter: "AdapterSpec", *, seed: int, first_values: Path | None = None
+) -> "nn.Module":
     """Put the adapter onto the model and freeze what is not trained.
 
     >>> model = nbtune.models.load_model("nbtune/tiny", dtype=nbtune.device.torch_dtype("fp32"), device="cpu")
@@ -30,6 +35,8 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
         model: a transformers causal language model.
         adapter: the spec's adapter; ``full`` trains every weight as it is.
         seed: of the adapter's first values.
+        first_values: of a run that has begun, where they are taken out of the base; see
+            `nbtune.models.first_values`.
 
     Returns:
         A peft model, or for ``full`` the very model.
@@ -44,16 +51,18 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
         for name, p in model.named_parameters():
             p.requires_grad_(name in wanted)
         return model
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     for p in model.parameters():
         p.requires_grad_(False)
     targets, known = targets_of(model, adapter), linear_names(model)
+    check_first_values(model, adapter, targets)
     layers = modules_of(model, targets.modules).values()
     turned = bool(layers) and all(type(m).__name__ == "Conv1D" for m in layers)  # GPT-2's weights
-    config = LoraConfig(
+    config = _config(
+        adapter,
         r=adapter.r,
-        lora_alpha=adapter.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=adapter.lora_alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets.modules,
         target_parameters=targets.parameters or None,
@@ -62,7 +71,7 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
         use_dora=adapter.type == "dora",
         rank_pattern=dict(adapter.rank_pattern),
         alpha_pattern=dict(adapter.alpha_pattern),
-        init_lora_weights=True if adapter.init_lora_weights == "default" else adapter.init_lora_weights,
+        init_lora_weights=_first_values(adapter, known=first_values is not None),
         modules_to_save=list(adapter.modules_to_save) or None,
         bias="none",
         task_type="CAUSAL_LM",
@@ -70,13 +79,33 @@ def add_adapter(model: "nn.Module", adapter: "AdapterSpec", *, seed: int) -> "nn
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config)  # type: ignore[arg-type]
+            made = get_peft_model(model, config)  # type: ignore[arg-type]
         except ValueError as e:
             raise SpecError(
                 f"the adapter cannot go onto this model: {str(e).splitlines()[0][:160]}",
                 place="adapter.target_modules",
                 fix=f"Use all-linear, or some of: {', '.join(known)}.",
             ) from e
+    if adapter.changes_base:
+        take_out(made, first_values) if first_values is not None else remember(made)
+    return made
+
+
+def _config(adapter: "AdapterSpec", **fields: Any) -> Any:
+    """Return peft's config. It warns of first values with rsLoRA and patterns, which its own conversion of what is
+    saved does not manage; ours does (`nbtune.models.first_values.beside_the_base`)."""
+    from peft import LoraConfig
+
+    with warnings.catch_warnings():
+        if adapter.changes_base:
+            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")
+        return LoraConfig(**fields)
+
+
+def _first_values(adapter: "AdapterSpec", *, known: bool) -> Any:
+    """Return what peft calls them; such as are known already are put in afterwards."""
+    asked = adapter.init_lora_weights
+    return True if asked in ("default", "loftq") or (known and adapter.changes_base) else asked
 
 
 def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parameter]]":
@@ -118,8 +147,8 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> P
         named = scores[1].named_parameters()
         tensors |= {f"base_model.model.{SCORE}.{n}": p.detach().contiguous().cpu() for n, p in named}
         write_head(scores[0], folder)
+    tensors, config = beside_the_base(model, tensors, peft_config["default"].to_dict())
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = peft_config["default"].to_dict()
     if scores is not None:
         config |= {"task_type": scores[0].task, "modules_to_save": [SCORE]}
     config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")

@@ -1,6 +1,7 @@
 """The one way in which a run, and everything that wants what a run has, gets its model."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import PlanError
@@ -9,6 +10,7 @@ from nbtune.models.adapter_targets import left_out_lines
 from nbtune.models.adapters import add_adapter
 from nbtune.models.causal_check import refuse_unless_causal
 from nbtune.models.config_facts import ModelFacts, model_facts
+from nbtune.models.first_values import loftq
 from nbtune.models.heads import Head, add_head
 from nbtune.models.loading import load_model, load_tokenizer, outline
 from nbtune.models.memory_estimate import MemoryPolicy
@@ -55,6 +57,7 @@ def build(
     weights: Placement | None = None,
     tokenizer: bool = True,
     head: Head | None = None,
+    first_values: Path | None = None,
 ) -> Built:
     """Load a model, put its adapter on, and make its forward fast.
 
@@ -75,6 +78,7 @@ def build(
         weights: format and home of what is frozen; unset: on the device, as the adapter and `dtype` say.
         tokenizer: also load it.
         head: of scores, in place of its own.
+        first_values: see `add_adapter`.
 
     Raises:
         SpecError, HubError, PlanError: see `load_model` and `add_adapter`; PlanError also for weights that cannot stay
@@ -99,7 +103,9 @@ def build(
     ):  # where weights come piece by piece, blocks that are taken are causal
         refuse_unless_causal(base, spec_model)
     apart = [] if full or adapter.target_modules != "all-linear" else left_out_lines(base, adapter)
-    model: Any = add_adapter(base, adapter, seed=seed)
+    model: Any = add_adapter(base, adapter, seed=seed, first_values=first_values)
+    if adapter.init_lora_weights == "loftq":
+        loftq(model, spec_model)
     built = Built(model, tok, facts)
     if accelerate:
         from nbtune.models.accelerate import apply

@@ -15,6 +15,7 @@ from nbtune.models.adapter_targets import adapted_weights, linears, modules_of, 
 from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts
 from nbtune.models.experts.stacks import lora_numbers
+from nbtune.models.first_values import check as check_first_values
 from nbtune.models.loading import outline, resolve
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
         whole = dict(model.named_parameters())
         return sum(whole[name].numel() for name in unfrozen(model, adapter)), linear, stacked, ()
     targets = targets_of(model, adapter)
+    check_first_values(model, adapter, targets)
     layers, weights = modules_of(model, targets.modules), adapted_weights(model, targets)
     names = tuple(weights)
     linears_alone = all(type(layer) is nn.Linear for layer in layers.values())

@@ -385,6 +385,11 @@ class RunSpec(Part):
             raise ValueError("weights `sharded` are parted among several GPUs: set `gpus: all`, or how many")
         if parted and self.placement.on_device().quantised:
             raise ValueError("4-bit weights are not parted among GPUs: drop `weights: sharded`, or use adapter `lora`")
+        if self.adapter.changes_base and self.placement.on_device().quantised:
+            first = self.adapter.init_lora_weights
+            raise ValueError(
+                f"`weights: {self.weights}` would round what first values `{first}` leave: drop one of them"
+            )
         if self.adapter.type == "full" and self.placement.is_of_frozen_weights:
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
         return self

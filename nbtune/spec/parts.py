@@ -97,10 +97,14 @@ class AdapterSpec(Part):
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = field(
         {}, "Alphas by name", "Likewise, instead of `alpha`.", example={"down_proj": 64}, advanced=True
     )
-    init_lora_weights: Literal["default", "gaussian", "orthogonal"] = field(
+    init_lora_weights: Literal[
+        "default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "loftq"
+    ] = field(
         "default",
         "First values",
-        "Of LoRA's A: Kaiming's, or normal ones; B is zero. orthogonal: both, of orthogonal rows.",
+        "Of LoRA's A: Kaiming's, or normal ones; B is zero. orthogonal: both, of orthogonal rows; pissa, olora: the "
+        "weights' own largest directions, which are taken out of them (niter: found faster); loftq, of qlora: what "
+        "4 bits lost.",
         example="gaussian",
         advanced=True,
     )
@@ -128,6 +132,11 @@ class AdapterSpec(Part):
         return float(self.r) if self.alpha is None else self.alpha
 
     @property
+    def changes_base(self) -> bool:
+        """Whether the first values are taken out of the base's weights."""
+        return self.init_lora_weights.startswith(("pissa", "olora"))
+
+    @property
     def same_everywhere(self) -> bool:
         """Whether nothing but one rank's factors is trained, or every weight."""
         return not (self.rank_pattern or self.modules_to_save or self.unfrozen_parameters)
@@ -136,6 +145,7 @@ class AdapterSpec(Part):
     def anywhere(self) -> AdapterSpec:
         """The same without what is said of single layers: for a copy of a model that has fewer."""
         alike: dict[str, Any] = {"layers_to_transform": (), "rank_pattern": {}, "alpha_pattern": {}}
+        alike["init_lora_weights"] = "default"
         if isinstance(self.target_modules, str):
             alike["target_modules"] = "all-linear"
         return self.model_copy(update={**alike, "unfrozen_parameters": ()})
@@ -156,6 +166,15 @@ class AdapterSpec(Part):
         for name in parts if self.type == "full" else whole:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"`adapter.{name}` changes nothing of adapter `{self.type}`: drop it")
+        if self.changes_base and self.type != "lora":
+            raise ValueError(
+                f"first values `{self.init_lora_weights}` are taken out of 16-bit weights, and adapter `{self.type}` "
+                "has others beside: write `adapter: {type: lora}`, or drop `init_lora_weights`"
+            )
+        if self.init_lora_weights == "loftq" and self.type != "qlora":
+            raise ValueError("first values `loftq` are what 4 bits lost: write `adapter: {type: qlora}`, or drop them")
+        if self.init_lora_weights == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
+            raise ValueError("first values `orthogonal` want an even rank")
         return self
 
 

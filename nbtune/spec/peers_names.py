@@ -211,6 +211,10 @@ INSTEAD = _table(
         bnb_4bit_use_double_quant double_quantization quantization_config bnb_config
     = adapter: {type: dora}
         use_dora peft_use_dora lora_use_dora
+    = adapter: {init_lora_weights: pissa}
+        pissa_init
+    = adapter: {type: qlora, init_lora_weights: loftq}
+        loftq_config
     = adapter: {type: full, unfrozen_parameters: [lm_head]}
         freeze_trainable_layers freeze_extra_modules num_layer_trainable freeze_trainable_modules
     = adapter: {type: full}
@@ -320,8 +324,8 @@ ABSENT = _table(
         metric_for_best_model greater_is_better
     = single tokens' embeddings are not trained alone; `adapter: {modules_to_save: [embed_tokens]}` trains all
         embeddings_to_train trainable_token_indices
-    = a start that changes the base too (PiSSA, LoftQ) is not there: its adapter alone would not fit the base
-        pissa_init pissa_iter pissa_convert loftq_config use_gradient_surgery
+    = `adapter: {init_lora_weights: pissa_niter_16}` has its iterations; what is saved always fits the base
+        pissa_iter pissa_convert use_gradient_surgery
     = layers are found by their numbers
         layers_pattern
     = an adapter has no bias, and knows the layers' layout by itself

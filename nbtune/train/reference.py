@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nbtune.errors import TrainError
 from nbtune.methods import without_reference
+from nbtune.models.first_values import as_the_base
 
 
 class StartingWeights:
@@ -65,4 +66,4 @@ def in_place_of(model: Any, start: StartingWeights | None) -> AbstractContextMan
             "this method compares with a reference model, which is the model without its adapter",
             fix=f"write `adapter: lora`, or a method without a reference ({', '.join(without_reference())})",
         )
-    return model.disable_adapter()  # type: ignore[no-any-return]
+    return as_the_base(model)

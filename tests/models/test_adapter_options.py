@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from nbtune.errors import SpecError
 from nbtune.models import build, counted, model_facts
-from nbtune.models.adapters import add_adapter
+from nbtune.models.adapters import add_adapter, save_adapter
+from nbtune.models.first_values import as_the_base
 from nbtune.spec import AdapterSpec
 from tests.support.families import SIZES
 from tests.train.test_optimizer import tiny
@@ -30,6 +32,9 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                {"alpha_pattern": {"(q|k)_proj": 16}, "use_rslora": True}),
     "gaussian": ({"init_lora_weights": "gaussian"}, {"init_lora_weights": "gaussian"}),
     "orthogonal": ({"init_lora_weights": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
+    "pissa": ({"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa"}),
+    "olora": ({"init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}, "use_rslora": True},
+              {"init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}, "use_rslora": True}),
     "head and embeddings": ({"modules_to_save": ["lm_head", "embed_tokens"]},
                             {"modules_to_save": ["lm_head", "embed_tokens"]}),
 }  # fmt: skip
@@ -40,6 +45,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA")  # peft's, of its own conversion
 @pytest.mark.parametrize("accelerate", [False, True])
 @pytest.mark.parametrize(("mine", "theirs"), OPTIONS.values(), ids=OPTIONS)
 def test_it_is_pefts(tmp_path: Path, mine: dict[str, Any], theirs: dict[str, Any], accelerate: bool) -> None:
@@ -81,6 +87,7 @@ def test_full_training_of_some_weights_leaves_the_others(tmp_path: Path, acceler
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        ({"r": 64, "init_lora_weights": "pissa"}, "only 32 directions"),
         ({"target_modules": "q_proj"}, "no linear layer's whole name"),
         ({"layers_to_transform": [7]}, "no layer 7"),
         ({"rank_pattern": {"qproj": 2}}, "`qproj` matches none"),
@@ -93,7 +100,52 @@ def test_what_reaches_nothing_is_refused(options: dict[str, Any], why: str) -> N
         add_adapter(tiny("LlamaConfig", UNTIED), AdapterSpec(**options), seed=0)
 
 
+def test_loftq_begins_with_what_four_bits_lost(tmp_path: Path) -> None:
+    """As much of it as the rank can hold: what is left has the singular values that are not in it."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    whole = tiny("LlamaConfig", UNTIED)
+    whole.save_pretrained(tmp_path / "base")
+    adapter = AdapterSpec(type="qlora", r=4, alpha=8, init_lora_weights="loftq", target_modules=("q_proj",))
+    about: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "accelerate": False, "tokenizer": False}
+    built: Any = build(str(tmp_path / "base"), adapter=adapter, **about).model
+    layer = built.get_base_model().model.layers[1].self_attn.q_proj
+    kept = layer.get_base_layer().weight
+    rounded = functional.dequantize_4bit(kept.data, kept.quant_state).float()
+    lost = whole.model.layers[1].self_attn.q_proj.weight.detach() - rounded
+    begun = 2 * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
+    rest = torch.linalg.svdvals(lost)[4:].square().sum()
+    assert float((lost - begun).square().sum()) == pytest.approx(float(rest), rel=1e-4)
+    assert float(rest) < 0.9 * float(lost.square().sum())
+
+
 def test_a_tied_head_is_not_trained_apart() -> None:
     model = tiny("LlamaConfig", {**SIZES, "tie_word_embeddings": True})
     with pytest.raises(SpecError, match="embedding and head at once"):
         add_adapter(model, AdapterSpec(modules_to_save=("lm_head",)), seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*changes the base weights of the model")  # of its own conversion, too
+@pytest.mark.parametrize("more", [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora", "use_rslora": True}])
+def test_what_is_taken_out_of_the_base_is_saved_as_peft_converts_it(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Of twice the rank, so that it fits the base from which nothing was taken; without the adapter it is that base."""
+    patterns = {} if "use_rslora" in more else {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"down_proj": 3.0}}
+    options: dict[str, Any] = {"r": 4, **patterns, **more}
+    model: Any = add_adapter(tiny("LlamaConfig", UNTIED), AdapterSpec(alpha=8, **options), seed=0)
+    model.peft_config["default"].init_lora_weights = True  # else peft begins anew as it opens the copy
+    model.save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(p.requires_grad * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+        with as_the_base(model):
+            base = model(input_ids=IDS).logits
+        torch.testing.assert_close(base, tiny("LlamaConfig", UNTIED)(input_ids=IDS).logits, rtol=1e-5, atol=1e-5)
+    save_adapter(model, tmp_path / "mine")
+    model.peft_config["default"].init_lora_weights = more["init_lora_weights"]
+    model.save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    found, truth = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("mine", "theirs"))
+    assert found.keys() == truth.keys()
+    for name, value in truth.items():
+        torch.testing.assert_close(found[name], value)
+    told = [LoraConfig.from_pretrained(tmp_path / who) for who in ("mine", "theirs")]
+    for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"):
+        assert getattr(told[0], key) == pytest.approx(getattr(told[1], key)), key

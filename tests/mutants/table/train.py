@@ -147,6 +147,13 @@ TRAIN = (
         "engine/test_early_stopping.py",
     ),
     mutant(
+        "what-was-taken-out-of-the-base-is-not-given-back",
+        "models/first_values.py",
+        "(start if a else -start)",
+        "start",
+        "models/test_adapter_options.py",
+    ),
+    mutant(
         "muon-takes-embeddings-too",
         "train/optimizer.py",
         'name == "muon" and kind in ("matrix", "lora_b")',

@@ -1,0 +1,240 @@
+"""First values of a LoRA that are taken out of the base: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024).
+
+    W = W' + s B₀ A₀        W' is frozen, B and A are trained from B₀ and A₀ on
+
+What a run trains beside is W', which no file holds. So B₀ and A₀ are kept: by them W' is made again to the bit, the
+base is asked, and what is saved fits the base that everybody has: s (B A − B₀ A₀), a LoRA of twice the rank.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.atomic_io import replace_file
+from nbtune.errors import SpecError, TrainError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from nbtune.models.adapter_targets import Targets
+    from nbtune.spec import AdapterSpec
+
+FILE = "first_values.safetensors"  # in a run's folder
+_PLACE = "adapter.init_lora_weights"
+
+
+class FirstValues:
+    """What a model's LoRA began with, where that was taken out of its base.
+
+    Args:
+        tensors: by the names of its parameters; kept on the CPU.
+    """
+
+    def __init__(self, tensors: "Mapping[str, torch.Tensor]") -> None:
+        self.tensors = dict(tensors)
+
+    @contextmanager
+    def put_in(self, model: "nn.Module") -> Iterator[None]:
+        """Make a model the base that it was, without dropout and gradients, for as long as this lasts."""
+        import torch
+
+        dropping = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
+        mine = {name: p for name, p in model.named_parameters() if name in self.tensors}
+        now = {name: p.detach().clone() for name, p in mine.items()}
+        with torch.no_grad():
+            try:
+                for name, p in mine.items():
+                    p.copy_(self.tensors[name])
+                for module in dropping:
+                    module.eval()
+                yield
+            finally:
+                for name, p in mine.items():
+                    p.copy_(now[name])
+                for module in dropping:
+                    module.train()
+
+    def save(self, folder: Path) -> None:
+        """Write them into a run's folder."""
+        from safetensors.torch import save_file
+
+        with replace_file(folder / FILE) as fresh:
+            save_file(self.tensors, fresh)
+
+
+def check(model: "nn.Module", adapter: "AdapterSpec", targets: "Targets") -> None:
+    """Refuse layers that have no such values.
+
+    Raises:
+        SpecError: they are experts' stacks, or narrower than the rank.
+    """
+    from nbtune.models.adapter_targets import adapted_weights
+
+    if not adapter.changes_base:
+        return
+    if targets.parameters:
+        raise SpecError(
+            f"experts' stacked weights have no first values `{adapter.init_lora_weights}`",
+            place=_PLACE,
+            fix="Name other layers, as in target_modules: [q_proj, v_proj], or drop init_lora_weights.",
+        )
+    most = max([adapter.r, *adapter.rank_pattern.values()])
+    for name, weight in adapted_weights(model, targets).items():
+        if min(weight.shape) < most:
+            raise SpecError(
+                f"`{name}` has only {min(weight.shape)} directions, and the rank is {most}",
+                place=_PLACE,
+                fix="Lower the rank, or drop init_lora_weights.",
+            )
+
+
+def remember(model: Any) -> None:
+    """Keep what a model begins with, of whose base that was just taken."""
+    kept = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if ".lora_" in name}
+    model.nbtune_first_values = FirstValues(kept)
+
+
+def take_out(model: Any, file: Path) -> None:
+    """Do what the first of a run's processes did: take kept values out of a model's base.
+
+    Raises:
+        TrainError: they are of another model.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import load_file
+
+    first = FirstValues(load_file(file))
+    mine = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    if {n: p.shape for n, p in mine.items()} != {n: t.shape for n, t in first.tensors.items()}:
+        raise TrainError("its first values are of another model or adapter", place=f"{file.parent.name}/{file.name}")
+    with torch.no_grad():
+        for name, p in mine.items():
+            p.copy_(first.tensors[name])
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and "default" in module.lora_A:
+                _subtract(module)
+    model.nbtune_first_values = first
+
+
+def _subtract(layer: Any) -> None:
+    """Take B A out of a layer's weight as peft does: in fp32, rounded once."""
+    import torch
+
+    weight, a, b = layer.get_base_layer().weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    whole = weight.data.to(torch.float32)
+    whole = whole.T if layer.fan_in_fan_out else whole
+    rest = whole - layer.scaling["default"] * b @ a
+    weight.data = (rest.T if layer.fan_in_fan_out else rest).to(weight.dtype).contiguous()
+
+
+def loftq(model: Any, name: str) -> None:
+    """Let a LoRA on 4-bit weights begin with what rounding took from them (Li et al. 2023, "LoftQ", one step: the
+    4-bit weights stay those of the base, so that nothing need be kept of it).
+
+    Args:
+        name: ``nbtune/tiny``, a folder, or a Hub id, whose files hold the weights as they were.
+
+    Raises:
+        SpecError: they are not under the names that the model has them by.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from peft.tuners.lora import LoraLayer
+
+    layers = {path: m for path, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    with torch.no_grad():
+        for path, weight in _as_stored(model.get_base_model(), name, [f"{path}.weight" for path in layers]):
+            module: Any = layers[path.removesuffix(".weight")]
+            kept = module.get_base_layer().weight
+            rounded = dequantize_4bit(kept.data, kept.quant_state).float()
+            lost = weight.to(rounded) - rounded
+            u, s, vh = torch.linalg.svd(lost, full_matrices=False)
+            rank, root = module.r["default"], (s / module.scaling["default"]).sqrt()
+            module.lora_A["default"].weight.copy_(root[:rank, None] * vh[:rank])
+            module.lora_B["default"].weight.copy_(u[:, :rank] * root[:rank])
+
+
+def _as_stored(model: Any, name: str, wanted: list[str]) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Yield weights of a model's files by their names in the model."""
+    from safetensors import safe_open
+
+    from nbtune.models.loading import resolve
+    from nbtune.models.stored_names import Loading
+
+    loading, left = Loading(model), set(wanted)
+    for file in sorted(resolve(name).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for stored in opened.keys():  # noqa: SIM118 — no mapping
+                path, converted = loading.name_of(stored)
+                if converted is None and path in left:
+                    left.discard(path)
+                    yield path, opened.get_tensor(stored)
+    if left:
+        raise SpecError(
+            f"the weight `{min(left)}` is not in the model's files as it is, so what rounding took is not known",
+            place=_PLACE,
+            fix="Drop init_lora_weights.",
+        )
+
+
+def kept_in(folder: Path) -> Path | None:
+    """Return the file of a run's first values; None: it has none."""
+    file = folder / FILE
+    return file if file.exists() else None
+
+
+def keep_first_values(model: Any, folder: Path, *, writes: bool) -> None:
+    """Write a model's into its run's folder, where it has some that are not there yet.
+
+    Args:
+        writes: this process owns the folder.
+    """
+    first = first_values_of(model)
+    if first is not None and writes and kept_in(folder) is None:
+        first.save(folder)
+
+
+def first_values_of(model: Any) -> FirstValues | None:
+    """Return what was taken out of a model's base; None: nothing."""
+    return getattr(model, "nbtune_first_values", None)
+
+
+def as_the_base(model: Any) -> AbstractContextManager[Any]:
+    """Make a model with an adapter its base, for as long as this lasts."""
+    first = first_values_of(model)
+    return model.disable_adapter() if first is None else first.put_in(model)  # type: ignore[no-any-return]
+
+
+def beside_the_base(
+    model: Any, tensors: "dict[str, torch.Tensor]", config: dict[str, Any]
+) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+    """Return an adapter's file and config as they fit the base from which nothing was taken (peft does it likewise,
+    with `path_initial_model_for_weight_conversion`).
+
+    Args:
+        tensors: as peft names them, without the adapter's name.
+        config: its adapter_config.
+    """
+    import torch
+
+    first = first_values_of(model)
+    if first is None:
+        return tensors, config
+    begun = {name.replace(".default.", "."): value for name, value in first.tensors.items()}
+    joined = dict(tensors)
+    for name, start in begun.items():
+        now = tensors[name]
+        a = ".lora_A." in name
+        joined[name] = torch.cat([now, (start if a else -start).to(now)], dim=0 if a else 1).contiguous()
+    alpha = 2**0.5 if config["use_rslora"] else 2  # s stays alpha / r, or alpha / √r
+    twice = {
+        "r": config["r"] * 2,
+        "lora_alpha": config["lora_alpha"] * alpha,
+        "rank_pattern": {name: rank * 2 for name, rank in config["rank_pattern"].items()},
+        "alpha_pattern": {name: each * alpha for name, each in config["alpha_pattern"].items()},
+        "init_lora_weights": True,
+    }
+    return joined, {**config, **twice}
