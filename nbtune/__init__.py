@@ -31,6 +31,7 @@ _HOMES = {
     "submit": "nbtune.api",
     "trust": "nbtune.store.run_consent",
     "validate": "nbtune.api",
+    "watch": "nbtune.api",
 }
 
 _ROOMS = (
@@ -66,10 +67,11 @@ __all__ = [
     "submit",
     "trust",
     "validate",
+    "watch",
 ]
 
 if TYPE_CHECKING:
-    from nbtune.api import attach, finetune, form, home, inspect, plan, repeat, runs, submit, validate
+    from nbtune.api import attach, finetune, form, home, inspect, plan, repeat, runs, submit, validate, watch
     from nbtune.planner import Plan
     from nbtune.run import Run
     from nbtune.spec import RunSpec

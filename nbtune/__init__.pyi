@@ -28,6 +28,7 @@ from nbtune.api import form as form
 from nbtune.api import home as home
 from nbtune.api import repeat as repeat
 from nbtune.api import runs as runs
+from nbtune.api import watch as watch
 from nbtune.planner import Plan as Plan
 from nbtune.run import Run as Run
 from nbtune.spec import RunSpec as RunSpec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -366,6 +366,39 @@ def attach(which: str | Path, runs_dir: str | Path | None = None) -> Run:
         TrainError: there is none.
     """
     return _handle(run_folder.find(which, run_folder.runs_root(runs_dir)))
+
+
+def watch(
+    trainer: Any, name: str | None = None, runs_dir: str | Path | None = None, *, samples: Sequence[str] = ()
+) -> Run | None:
+    """Show what another library's trainer does as a run, from its next `train()` on: a line before that call.
+
+        nbtune.watch(trainer, "mine")
+        trainer.train()
+
+    Nothing of the trainer is changed: a callback is added to it, its losses are what they would be. A second `train()`
+    is a second run of the name; one that goes on from a checkpoint of the trainer's goes on in the same folder.
+
+    Args:
+        trainer: of transformers, TRL or Unsloth (any `transformers.Trainer`).
+        name: the run's; its class's by default.
+        runs_dir: where runs are kept; ``NBTUNE_RUNS`` or ``./runs`` by default.
+        samples: prompts to ask before, at each evaluation and at the end; by default two of the trainer's rows are
+            asked now and then.
+    Returns:
+        its handle; None in all processes but the first of several.
+    Raises:
+        SpecError: it is no trainer, or the name cannot be a folder's.
+        TrainError: no run can be kept there.
+    """
+    from nbtune import widgets
+    from nbtune.engine.watching import watched
+
+    def show(folder: Path) -> Any:
+        return widgets.beside_trainer(_handle(folder))
+
+    folder = watched(trainer, name, run_folder.runs_root(runs_dir), tuple(samples), show)
+    return None if folder is None else _handle(folder)
 
 
 def _handle(path: Path) -> Run:

@@ -2,7 +2,7 @@
 
 >>> from nbtune.events import State, Step
 >>> progress = Progress()
->>> progress.add([State(state="running", total_steps=200), Step(step=50, loss=0.5, seconds=0.1)])
+>>> progress.add([State(state="running", step=49, total_steps=200), Step(step=50, loss=0.5, seconds=0.1)])
 >>> progress.line()
 'running · step 50/200 · loss 0.5000 · 0:15 left'
 """
@@ -28,7 +28,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.state, self.detail = "", ""
-        self.step, self.total_steps = 0, 0
+        self.step, self.total_steps, self._at = 0, 0, -1
         self.first_loss: float | None = None
         self.loss: float | None = None
         self.eval_loss: float | None = None
@@ -43,6 +43,7 @@ class Progress:
                 self._take_step(event)
             elif isinstance(event, State):
                 self.state, self.detail = event.state, event.detail
+                self._at = event.step if event.state == "running" else self._at
                 self.total_steps = event.total_steps or self.total_steps
             elif isinstance(event, Eval):
                 self.eval_loss = event.loss
@@ -50,11 +51,13 @@ class Progress:
                 self.warnings.append(event)
 
     def _take_step(self, event: Step) -> None:
-        self.step, self.loss = event.step, event.loss
+        made = max(1, event.step - self._at) if self._at >= 0 else 1  # another trainer says every tenth step, or so
+        self._at = self.step = event.step
+        self.loss = event.loss
         self.first_loss = event.loss if self.first_loss is None else self.first_loss
         self.tokens_per_second = event.tokens_per_second
         if event.seconds > 0:
-            self._seconds.append(event.seconds)
+            self._seconds.append(event.seconds / made)
 
     @property
     def ended(self) -> bool:

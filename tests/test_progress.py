@@ -31,3 +31,9 @@ def test_an_ended_run_has_no_time_left_and_keeps_its_losses() -> None:
     assert (progress.first_loss, progress.loss, progress.eval_loss) == (3.0, 1.0, 2.5)
     assert progress.line() == "finished · step 2/2 · loss 1.0000 · eval 2.5000"
     assert [warning.message for warning in progress.warnings] == ["it is cold"]
+
+
+def test_steps_of_which_only_each_tenth_is_said_are_reckoned_as_ten() -> None:
+    progress = Progress()
+    progress.add([State(state="running", total_steps=100), *(Step(step=k, loss=1.0, seconds=20.0) for k in (10, 20))])
+    assert progress.seconds_left == pytest.approx(160.0)

@@ -150,7 +150,9 @@ CALLED_BY_OTHERS = {
 
 
 def _is_called_by_name(path: Path, name: str) -> bool:
-    """A page's messages (`do_…`), and the commands of the table in a cell."""
+    """A page's messages (`do_…`), the commands of the table in a cell, and what a trainer tells its callbacks."""
+    if path.name == "trainer_callback.py" and name.startswith("on_"):
+        return True
     return name.startswith(("do_", "visit_", "_repr_", "__")) or (path.name == "magics.py" and name.startswith("_"))
 
 

@@ -11,7 +11,6 @@ notebook. Wishes come through ``control.json``, answers go out as events.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import traceback
@@ -25,6 +24,7 @@ from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
 from nbtune.data.prepare.labels import with_labels
 from nbtune.engine import abilities, distributed_launcher
+from nbtune.engine.answering import answered
 from nbtune.engine.best_weights import stopping_of
 from nbtune.engine.evaluation import Measuring
 from nbtune.engine.failures import for_people, reserve, room_for, still_there
@@ -37,7 +37,6 @@ from nbtune.engine.run_loss import head_of_run, loss_of_run, without_teacher
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with
 from nbtune.errors import NbtuneError
-from nbtune.generate import sampling
 from nbtune.methods import METHODS
 from nbtune.models.first_values import keep_first_values, kept_in
 from nbtune.models.heads import with_outputs
@@ -337,25 +336,12 @@ class _Engine:
     def _answer(self, request: dict[str, Any], asked: Asked, *, within: Callable[[Wishes], bool]) -> dict[str, Any]:
         """Answer what `generate`, `token_losses` and `row_losses` of `nbtune.Run` ask of a run that is at work;
         `within` is given the wishes between two tokens, and may end the answer."""
-        from nbtune.train.row_loss import row_losses
-
-        model, tokenizer = self.built.model, self.built.tokenizer
-        assert tokenizer is not None
+        assert self.built.tokenizer is not None
         if self.plan.weights.shards:
             return {"error": f"the model is parted among {self.count} devices while it trains: ask when it has ended"}
-        try:
-            saved = request.pop("at", None)
-            with checkpoints.weights_of(self.folder, saved, model):
-                if "rows" in request:
-                    return {"losses": row_losses(model, **request), "step": self.progress.step}
-                if "ids" in request:
-                    return {"losses": sampling.token_losses(model, **request), "step": self.progress.step}
-                told = (lambda token: asked.say(dataclasses.asdict(token))) if request.pop("tell", False) else None
-                gone = lambda: within(self.control.look()) or asked.gone()  # noqa: E731
-                said = sampling.answer(model, tokenizer, told=told, should_stop=gone, **request)
-            return {"answer": said, "step": self.progress.step}
-        except Exception as error:  # noqa: BLE001 — a bad question must not end the run; whoever asked is told
-            return {"error": str(error) if isinstance(error, NbtuneError) else f"{type(error).__name__}: {error}"}
+        about: dict[str, Any] = {"folder": self.folder, "step": self.progress.step}
+        ends = lambda: within(self.control.look())  # noqa: E731
+        return answered(self.built.model, self.built.tokenizer, request, asked, ends=ends, **about)
 
 
 def main(folder: Path, *, with_parent: bool = False) -> int:

@@ -23,7 +23,7 @@ from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.lone_worker import WITH_PARENT
 from nbtune.errors import TrainError
 from nbtune.models import handed_over
-from nbtune.store import checkpoints, control
+from nbtune.store import checkpoints, control, foreign
 from nbtune.store.event_log import EventWriter
 from nbtune.store.folder import OWN_MODEL, refuse_outside, spec_to_run
 from nbtune.store.lock import STARTING, Ownership
@@ -186,6 +186,10 @@ def _load(folder: Path) -> Built:
     quiet_libraries()
     from nbtune import device, models
 
+    if foreign.of(folder) is not None:
+        from nbtune.engine import foreign_model
+
+        return foreign_model.load(folder)
     refuse_outside(folder, error=TrainError)
     spec, last = spec_to_run(folder), checkpoints.latest(folder)
     if last is None:

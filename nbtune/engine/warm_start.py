@@ -15,7 +15,7 @@ from nbtune.data.sources.snapshot import changed_rows
 from nbtune.errors import SpecError, TrainError
 from nbtune.models.first_values import FILE as FIRST_VALUES
 from nbtune.spec import RunSpec
-from nbtune.store import checkpoints
+from nbtune.store import checkpoints, foreign
 from nbtune.store.folder import name_of, read_spec
 from nbtune.untrusted import refuse_links
 
@@ -31,8 +31,9 @@ def check(old: Path, spec: RunSpec) -> None:
 
     Raises:
         SpecError: another model, or another adapter.
-        TrainError: nothing was saved yet.
+        TrainError: nothing was saved yet, or another trainer made it.
     """
+    foreign.refuse(old, "begin with what it learnt")
     theirs = read_spec(old)
     same = [("model", theirs.model, spec.model)]
     same += [

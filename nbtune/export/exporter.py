@@ -15,6 +15,7 @@ from nbtune.events import Export
 from nbtune.export.llama_runner import find_llama, no_llama
 from nbtune.export.saying import CANCELLED, ExportCancelled, Said, ShouldStop
 from nbtune.export.source import ExportedFile, ExportSource, Progress
+from nbtune.store import foreign
 from nbtune.store.event_log import add_event
 from nbtune.store.folder import placed, refuse_outside
 from nbtune.untrusted import refuse_links
@@ -177,7 +178,7 @@ class Exporter:
         """Return the model card of a push, before there are files to name."""
         from nbtune.export.model_card import FILES_TO_COME, render_card
 
-        told = dict(facts) | ({"files": [FILES_TO_COME]} if what == "gguf" else {})
+        told = self._named(facts) | ({"files": [FILES_TO_COME]} if what == "gguf" else {})
         return render_card(self.source(), repo_id, what, told)
 
     def push(
@@ -206,10 +207,23 @@ class Exporter:
             told = {"progress": said.progress, "importance": felt, **options}
             judge = lambda files: self._judged(files, source, verify, tell=False, should_stop=should_stop)  # noqa: E731
             url = push(
-                source, repo_id, what=what, types=types, private=private, card=facts(), text=card, judge=judge, **told
+                source,
+                repo_id,
+                what=what,
+                types=types,
+                private=private,
+                card=self._named(facts()),
+                text=card,
+                judge=judge,
+                **told,
             )
             self._log(Export(kind="push", path=url))
         return url
+
+    def _named(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a card's facts, with whose run it is where another trainer made it."""
+        other = foreign.of(self._run.folder)
+        return {**facts, **({"trainer": other.words} if other is not None else {})}
 
     def _felt(self, source: ExportSource) -> Any:
         from nbtune.export.importance_matrix import held_importance

@@ -36,7 +36,7 @@ _TEMPLATE = """\
 # {{ name }}
 
 {% if base %}A fine-tune of `{{ base }}`{% else %}A fine-tuned model{% endif %}
-{%- if base_license %} (licence of the base: {{ base_license }}){% endif %}, made with nbtune
+{%- if base_license %} (licence of the base: {{ base_license }}){% endif %}, {{ maker }}
 {%- if steps %} in {{ steps }} steps{% endif %}.
 {% if curve %}
 ![loss](loss.png)
@@ -184,6 +184,7 @@ def _body(source: ExportSource, repo: str, kind: str, facts: Mapping[str, Any], 
     environment.filters["fenced"] = _fenced
     return environment.from_string(_TEMPLATE).render(
         name=_line(facts.get("name") or source.name),
+        maker=f"trained by {_line(facts['trainer'])}" if facts.get("trainer") else "made with nbtune",
         base=_line(base),
         base_license=_line(facts.get("base_license") or own or ""),
         steps=facts.get("steps"),

@@ -113,7 +113,7 @@ def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parame
     return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
 
-def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> Path:
+def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "", adapter: str = "default") -> Path:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``; for full training the whole model.
 
     >>> fp32, adapter = nbtune.device.torch_dtype("fp32"), nbtune.spec.AdapterSpec(r=4)
@@ -126,6 +126,7 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> P
         folder: where; made if missing.
         base: what the config calls the base model: a Hub id or a plain name. A machine's path never gets into the
             file: a folder is written as its last part.
+        adapter: which of the model's.
 
     Returns:
         The folder.
@@ -141,13 +142,13 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "") -> P
     from safetensors.torch import save_file
 
     # peft's own save_pretrained writes a README with this machine's paths, and asks the Hub about the base
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
     tensors = {name: value.detach().contiguous().cpu() for name, value in state.items()}
     if scores is not None:
         named = scores[1].named_parameters()
         tensors |= {f"base_model.model.{SCORE}.{n}": p.detach().contiguous().cpu() for n, p in named}
         write_head(scores[0], folder)
-    tensors, config = beside_the_base(model, tensors, peft_config["default"].to_dict())
+    tensors, config = beside_the_base(model, tensors, peft_config[adapter].to_dict())
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if scores is not None:
         config |= {"task_type": scores[0].task, "modules_to_save": [SCORE]}

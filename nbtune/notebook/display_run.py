@@ -18,10 +18,10 @@ from IPython.display import display
 from nbtune.errors import NbtuneError
 from nbtune.events import ENDED, Event
 from nbtune.notebook import environment
-from nbtune.notebook.comm_pump import Pump
 from nbtune.notebook.display import Note, say
 from nbtune.progress import Progress
 from nbtune.untrusted import from_here
+from nbtune.widgets.comm_pump import Pump
 
 _EVERY = 0.5  # seconds between two updates of the waiting line
 _PUMP_EVERY = 0.1  # seconds until a click is heard by a waiting cell

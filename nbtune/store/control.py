@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from nbtune.atomic_io import read_json, write_json
 from nbtune.disk import disk_error
 from nbtune.errors import TrainError
+from nbtune.store import foreign
 from nbtune.train.control import Wishes
 
 _LOOK_EVERY = 0.05  # seconds between looks at the disk
@@ -29,8 +30,10 @@ def wish(folder: Path, **changes: Any) -> None:
     """Change some of the wishes; `checkpoint=True` and `sample=True` count up.
 
     Raises:
-        TrainError: the folder cannot be written.
+        TrainError: the folder cannot be written; or another trainer's schedule is to be changed.
     """
+    if "learning_rate" in changes:
+        foreign.refuse(folder, "set its learning rate")
     with _WRITING:
         now = _read(folder / "control.json")
         for counter in ("checkpoint", "sample"):

@@ -15,6 +15,7 @@ from nbtune.errors import SpecError, TrainError
 from nbtune.models.heads import read_head
 from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
+from nbtune.store import foreign
 from nbtune.store.folder import VARIABLE, name_of, plan_of, read_spec
 from nbtune.untrusted import from_here
 
@@ -56,6 +57,7 @@ def spec_to_repeat(folder: Path) -> RunSpec:
 def as_script(folder: Path) -> str:
     """Return Python that trains a run again: same spec, same rows, same losses. Paths are from the
     working folder on."""
+    foreign.refuse(folder, "write a script that trains it again")
     called = re.sub(r"[^\w.-]", "_", folder.name)  # anybody may have named it, and this becomes a part of a program
     head, text = f"Trains {called} again: same rows, same losses.", as_yaml(folder)
     if what := _needs_run(read_spec(folder)):

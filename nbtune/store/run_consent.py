@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nbtune.errors import TrainError
 from nbtune.spec import RunSpec
+from nbtune.store import foreign
 from nbtune.store.folder import (
     code_is_allowed,
     code_subject,
@@ -30,9 +31,10 @@ def check(folder: Path, *, code: bool = True) -> None:
         code: also the model's own.
 
     Raises:
-        TrainError, DataError: it is not.
+        TrainError, DataError: it is not; or another trainer made it.
     """
     refuse_outside(folder, error=TrainError)
+    foreign.refuse(folder, "train it")
     if code:
         spec_to_run(folder)
     wishes = _of_data(folder)

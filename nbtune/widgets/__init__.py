@@ -26,8 +26,21 @@ if TYPE_CHECKING:
     from nbtune.widgets.losses_panel import Losses
     from nbtune.widgets.monitor_panel import Monitor
     from nbtune.widgets.run_report import Report
+    from nbtune.widgets.trainer_display import BesideTrainer
 
-__all__ = ["chat", "compare", "exporter", "figure", "form", "home", "inspect", "losses", "monitor", "report"]
+__all__ = [
+    "beside_trainer",
+    "chat",
+    "compare",
+    "exporter",
+    "figure",
+    "form",
+    "home",
+    "inspect",
+    "losses",
+    "monitor",
+    "report",
+]
 
 
 def monitor(run: RunHandle) -> Monitor:
@@ -39,6 +52,17 @@ def monitor(run: RunHandle) -> Monitor:
     from nbtune.widgets.monitor_panel import Monitor
 
     return Monitor(run)
+
+
+def beside_trainer(run: RunHandle) -> BesideTrainer:
+    """Show a run below the cell whose trainer makes it; what comes back is called at each step, and with True at the
+    end.
+
+    >>> beside_trainer(nbtune.attach("demo"))(True)
+    """
+    from nbtune.widgets.trainer_display import BesideTrainer
+
+    return BesideTrainer(run)
 
 
 def figure(run: RunReader) -> go.Figure:

@@ -354,8 +354,10 @@ def _few(items: list[dict[str, Any]], limit: int, *, thin: bool) -> list[dict[st
 
 
 def _figures(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Return a method's figures for a page: a dozen of them at most, whatever the log says."""
-    return {clean(name, 40): _rounded(value) for name, value in list(metrics.items())[:12]}
+    """Return a method's figures for a page: a dozen of them at most, whatever the log says; not those of a watched
+    trainer that have no name of ours, and so no chart to stand in."""
+    named = [(name, value) for name, value in metrics.items() if "/" not in name]
+    return {clean(name, 40): _rounded(value) for name, value in named[:12]}
 
 
 def _rounded(value: float) -> float | None:

@@ -31,6 +31,7 @@ class RunStatus:
         self.last = ev.State(state="queued", time=0.0)
         self.totals = Totals()
         self._seconds = 0.0  # a step, as a running mean
+        self._at = -1  # the step that was said last; -1: not known
         self._clock = _Clock()
         self._plan: Any = None
         self._parts: list[str] = []
@@ -41,9 +42,13 @@ class RunStatus:
         self._clock.see(event)
         if isinstance(event, ev.Step):
             self.totals.add(event)
-            self._seconds = event.seconds if not self._seconds else 0.9 * self._seconds + 0.1 * event.seconds
+            made = max(1, event.step - self._at) if self._at >= 0 else 1  # another trainer says every tenth, or so
+            seconds = event.seconds / made
+            self._seconds = seconds if not self._seconds else 0.9 * self._seconds + 0.1 * seconds
+            self._at = event.step
         elif isinstance(event, ev.State):
             self.last = event
+            self._at = event.step if event.state == "running" else self._at
         elif isinstance(event, ev.Eval):
             self._held = True
         elif isinstance(event, ev.Device):
@@ -54,6 +59,7 @@ class RunStatus:
         return {
             "last": ev.to_line(self.last),
             "seconds": self._seconds,
+            "at": self._at,
             "clock": asdict(self._clock),
             "totals": asdict(self.totals),
             "parts": self._parts,
@@ -65,7 +71,7 @@ class RunStatus:
         last = ev.from_line(state["last"])
         assert isinstance(last, ev.State)
         self.last, self._seconds, self._parts = last, state["seconds"], state.get("parts", [])
-        self._held = bool(state.get("held"))
+        self._held, self._at = bool(state.get("held")), int(state.get("at", -1))
         self._clock, self.totals = _Clock(**state["clock"]), Totals(**state["totals"])
 
     def now(self, step: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class View {
       stacked: new MemoryChart(),
       busy: new BusyChart(),
       busyCaption: el("figcaption"),
-      method: { shares: new MethodChart(), rewards: new MethodChart() },
+      method: { shares: new MethodChart(), rewards: new MethodChart(), lengths: new MethodChart(), spread: new MethodChart() },
       controls: new Controls(this.store),
       notes: new Notes(),
       samples: new Samples(),

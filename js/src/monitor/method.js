@@ -1,4 +1,5 @@
-// What a method tells besides the loss: shares (accuracy, F1), rewards and perplexity, of steps and of held-out rows.
+// What a method tells besides the loss: shares (accuracy, F1), rewards and perplexity, lengths of answers, how far
+// their distribution is spread or has moved; of steps and of held-out rows.
 
 import { el } from "../shared/dom.js";
 import { number } from "../shared/format.js";
@@ -8,11 +9,18 @@ import { mark, PARTS } from "./machine.js";
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 
-/** Names of the figures that a run tells, those that are shares apart from the others. */
+/** Names of the figures that a run tells, by what can share an axis. */
 export function figuresOf(metrics) {
   const names = [...new Set(metrics.flatMap((item) => Object.keys(item.values)))].slice(0, 12);
-  const shares = names.filter((name) => /(accuracy|f1)$/.test(name));
-  return { shares, rewards: names.filter((name) => !shares.includes(name)) };
+  const kinds = { shares: [], rewards: [], lengths: [], spread: [] };
+  for (const name of names) kinds[kindOf(name)].push(name);
+  return kinds;
+}
+
+function kindOf(name) {
+  if (/(accuracy|f1|^cut)$/.test(name)) return "shares";
+  if (name === "length") return "lengths";
+  return ["kl", "entropy"].includes(name) ? "spread" : "rewards";
 }
 
 /** A figure's words; of a method that came later its own name. */

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune import untrusted
-from nbtune.atomic_io import replace_file, write_text
+from nbtune.atomic_io import replace_file, write_json, write_text
 from nbtune.data.sources import consent, row_function
 from nbtune.data.sources.files import read_files
 from nbtune.data.sources.json_line import to_json
@@ -32,6 +32,7 @@ from nbtune.folder_format import rows_version, stamp
 from nbtune.spec import SourceSpec
 
 _INDEX = "sources.json"
+_ABSENT = "absent.json"  # why there is no snapshot
 
 
 def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
@@ -129,11 +130,28 @@ def copy_snapshot(old: Path, new: Path) -> None:
             consent.remember(new, _meaning(entry), _said(entry, new))
 
 
+def leave_out(folder: Path, why: str) -> None:
+    """Write down, in place of a snapshot, why there is none."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder / _ABSENT, {"why": why})
+
+
+def _absent(folder: Path) -> DataError:
+    try:
+        why = untrusted.load(folder / _ABSENT).get("why")
+    except (OSError, untrusted.BadFile):
+        why = None
+    place = untrusted.harmless(folder.parent.name, line=True)
+    if isinstance(why, str) and why:
+        return DataError(untrusted.shortened(why, 200), place=place, fix="it is for runs that nbtune trains")
+    return DataError("there is no snapshot of the data here", place=str(folder), fix="start the run anew")
+
+
 def _entries(folder: Path) -> list[dict[str, Any]]:
     try:
         entries = untrusted.load(folder / _INDEX).get("sources")
     except FileNotFoundError as error:
-        raise DataError("there is no snapshot of the data here", place=str(folder), fix="start the run anew") from error
+        raise _absent(folder) from error
     except untrusted.BadFile as error:
         raise _damaged(folder, str(error)) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -1,0 +1,355 @@
+"""A trainer of transformers or TRL as a run: its callback writes the run's folder, and hears wishes.
+
+Nothing of the trainer is replaced. Where a figure is not said, it is not there: a trainer says its loss every
+`logging_steps`; the last step's is asked for, so that the run's end is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from nbtune import device as machine
+from nbtune import events
+from nbtune.atomic_io import write_json
+from nbtune.engine import foreign_facts, foreign_model
+from nbtune.engine.answering import answered
+from nbtune.engine.failures import for_people
+from nbtune.engine.live_requests import answer_requests
+from nbtune.engine.stack_watch import StackWatch, calling_frame
+from nbtune.engine.telemetry import Gauge
+from nbtune.engine.trainer_prompts import TrainerPrompts
+from nbtune.errors import NbtuneError
+from nbtune.store.control import FileControl
+from nbtune.store.event_log import EventWriter, add_event
+from nbtune.store.folder import delete
+from nbtune.store.lock import Ownership
+
+SELDOM = 10  # steps between two losses, beyond which it is said how to see each one
+
+
+class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
+    """Write a run's folder while a trainer trains; a second training gets a folder of its own.
+
+    Args:
+        trainer: any `transformers.Trainer`.
+        samples: prompts to ask.
+        make: makes a run's folder, described.
+        show: shows the run of a folder; what it returns is called at each step, and with True at the end.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        samples: tuple[str, ...],
+        make: Callable[[], Path],
+        show: Callable[[Path], Callable[[bool], None]],
+    ) -> None:
+        self._trainer, self._samples, self._make, self._show = weakref.ref(trainer), samples, make, show
+        self._session: _Session | None = None
+        self.folder = make()
+        add_event(self.folder, events.State(state="queued", detail="waits for its trainer"))
+        self._waiting: contextlib.ExitStack | None = _owned(self.folder)
+        self._never = weakref.finalize(self, _forget, self.folder, self._waiting)
+        self.shown = show(self.folder)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begin a run, or go on with it."""
+        trainer = self._trainer()
+        if trainer is None or not state.is_world_process_zero:
+            return
+        if self._session is not None:
+            self._session.given_up()
+        self._never.detach()
+        held, self._waiting = self._waiting, None
+        if held is None and state.global_step == 0:  # a second training of the same trainer
+            self.folder = self._make()
+            self.shown = self._show(self.folder)
+        held = _owned(self.folder) if held is None else held
+        self._session = _Session(self.folder, held, trainer, self._samples, self.shown, state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begin to count its time."""
+        if self._session is not None:
+            self._session.step_began()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Hear wishes."""
+        if self._session is not None:
+            self._session.between(state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Hear wishes; of the last step a figure is asked for."""
+        if self._session is not None:
+            self._session.step_ended()
+            self._session.between(state, control)
+            if state.global_step >= state.max_steps or control.should_training_stop:
+                control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Say what it logs."""
+        if self._session is not None and logs and "loss" in logs:
+            self._session.step(state, logs)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
+        """Say what it measured."""
+        if self._session is not None and metrics:
+            self._session.evaluated(state, metrics)
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Keep the adapter, as it is now."""
+        if self._session is not None and self._session.has_adapter:
+            self._session.save(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """End the run, with its model in its folder."""
+        if self._session is not None:
+            self._session.ended(state)
+            self._session = None
+
+
+class _Session:
+    """One training, written down."""
+
+    def __init__(
+        self,
+        folder: Path,
+        held: contextlib.ExitStack,
+        trainer: Any,
+        samples: tuple[str, ...],
+        shown: Callable[[bool], None],
+        state: Any,
+    ) -> None:
+        self.folder, self._held, self._trainer, self._shown = folder, held, weakref.ref(trainer), shown
+        writer = EventWriter(folder / "events.jsonl")
+        self._held.callback(writer.close)
+        self._foreign = foreign_facts.whose(trainer)
+        model = trainer.model
+        self._device = next(model.parameters()).device
+        self.emit: Callable[[events.Event], None] = self._held.enter_context(Gauge(writer, model, self._device))
+        self.has_adapter = bool(getattr(model, "peft_config", None))
+        self._alone = int(getattr(trainer.args, "world_size", 1)) == 1
+        rows = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+        self._prompts, self._control = TrainerPrompts(samples, rows), FileControl(folder)
+        wishes = self._control.look()
+        self._saves, self._sampled, self._asked_to_stop = wishes.checkpoint, wishes.sample, ""
+        self._seconds, self._began, self._tokens = 0.0, None, self._tokens_seen(state, {})
+        self._step, self._total, self._best = int(state.global_step), int(state.max_steps), math.inf
+        self._sources: dict[int, dict[str, float]] = {}
+        self._said_so = False
+        self._describe(trainer, samples, state)
+        if samples:
+            self._ask(0)
+        self._watch = StackWatch(calling_frame(), self._left, f"nbtune-watch-{folder.name}")
+
+    _began: float | None
+
+    def _describe(self, trainer: Any, samples: tuple[str, ...], state: Any) -> None:
+        machine.reset_peak(self._device)
+        detail = f"trained by {self._foreign.words}"
+        if self._step:
+            detail += f", which goes on from step {self._step}"
+        plan = foreign_facts.plan_of_trainer(trainer, foreign_facts.spec_of(trainer, samples), self._total)
+        write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
+        self.emit(events.State(state="running", step=self._step, total_steps=self._total, detail=detail))
+        if int(getattr(state, "logging_steps", 0) or 0) > SELDOM:
+            cause = f"its trainer says a loss every {state.logging_steps} steps"
+            self.emit(
+                events.Warning(message="few points in the chart", cause=cause, fix="`logging_steps=1` in its arguments")
+            )
+
+    # --- what it says -------------------------------------------------------------------------------------------------
+
+    def step_began(self) -> None:
+        self._began = time.monotonic()
+
+    def step_ended(self) -> None:
+        if self._began is not None:
+            self._seconds, self._began = self._seconds + time.monotonic() - self._began, None
+
+    def step(self, state: Any, logs: dict[str, Any]) -> None:
+        """Say a step, with the seconds and tokens since the one before."""
+        self._step = int(state.global_step)
+        use, seen = machine.memory_use(self._device), self._tokens_seen(state, logs)
+        tokens, seconds = max(0, seen - self._tokens), self._seconds
+        self._tokens, self._seconds = seen, 0.0
+        numbers = {key: foreign_facts.number_of(logs.get(key)) for key in ("loss", "learning_rate", "grad_norm")}
+        self.emit(
+            events.Step(
+                step=self._step,
+                loss=math.nan if numbers["loss"] is None else numbers["loss"],
+                learning_rate=numbers["learning_rate"] or 0.0,
+                grad_norm=numbers["grad_norm"] or 0.0,
+                tokens=tokens,
+                tokens_per_second=tokens / seconds if seconds else 0.0,
+                seconds=seconds,
+                epoch=float(state.epoch or 0.0),
+                memory_allocated=use.allocated,
+                memory_reserved=use.reserved,
+                memory_peak=use.peak,
+                metrics=foreign_facts.figures(logs),
+            )
+        )
+
+    @staticmethod
+    def _tokens_seen(state: Any, logs: dict[str, Any]) -> int:
+        return int(foreign_facts.number_of(logs.get("num_tokens")) or getattr(state, "num_input_tokens_seen", 0) or 0)
+
+    def evaluated(self, state: Any, metrics: dict[str, Any]) -> None:
+        """Say an evaluation; of several sets the mean of their losses, and each."""
+        step = int(state.global_step)
+        name = next((key for key in metrics if key.endswith("_loss")), "")
+        loss = foreign_facts.number_of(metrics.get(name))
+        prefix = name.removesuffix("loss") or "eval_"
+        of_step = self._sources.setdefault(step, {})
+        if loss is not None and name != "eval_loss":
+            of_step[prefix.removeprefix("eval_").removesuffix("_")] = loss
+            loss = sum(of_step.values()) / len(of_step)
+        best = loss is not None and loss < self._best
+        self._best = min(self._best, loss) if loss is not None and not math.isnan(loss) else self._best
+        told: dict[str, Any] = {"metrics": foreign_facts.figures(metrics, prefix), "sources": dict(of_step)}
+        seconds = foreign_facts.number_of(metrics.get(f"{prefix}runtime")) or 0.0
+        self.emit(events.Eval(step=step, loss=math.nan if loss is None else loss, seconds=seconds, best=best, **told))
+        if self._prompts.due(evaluated=True):
+            self._ask(step)
+
+    # --- what it is told ----------------------------------------------------------------------------------------------
+
+    def between(self, state: Any, control: Any) -> None:
+        """Hear what is wished, and answer what is asked, between two micro-steps."""
+        self._shown(False)
+        wishes = self._control.look()
+        if wishes.mode == "pause":
+            self._pause(state)
+            wishes = self._control.look()
+        if wishes.ends and not self._asked_to_stop:
+            self._asked_to_stop = wishes.mode
+            control.should_training_stop = True
+            self.emit(events.State(state="stopping", step=self._step, total_steps=self._total))
+        if wishes.checkpoint != self._saves:
+            self._saves, control.should_save = wishes.checkpoint, True
+        if wishes.sample != self._sampled or self._prompts.due():
+            self._sampled = wishes.sample
+            self._ask(int(state.global_step))
+        self._answer(state)
+
+    def _pause(self, state: Any) -> None:
+        about: dict[str, Any] = {"step": int(state.global_step), "total_steps": self._total}
+        self.emit(events.State(state="paused", **about))
+        while self._control.look().mode == "pause":
+            self._shown(False)
+            self._answer(state)
+            self._control.wait(0.05)
+        self.emit(events.State(state="running", detail=f"trained by {self._foreign.words}", **about))
+
+    def _answer(self, state: Any) -> None:
+        trainer = self._trainer()
+        if trainer is None or not self._alone:
+            return
+        about: dict[str, Any] = {"folder": self.folder, "step": int(state.global_step)}
+        answer = partial(
+            answered, trainer.model, tokenizer_of(trainer), ends=lambda: self._control.look().ends, **about
+        )
+        answer_requests(self.folder, answer)
+
+    def _ask(self, step: int) -> None:
+        trainer = self._trainer()
+        if trainer is None or not self._alone or tokenizer_of(trainer) is None:
+            return
+        for sample in self._prompts.answers(
+            trainer.model, tokenizer_of(trainer), step, lambda: self._control.look().ends
+        ):
+            self.emit(sample)
+
+    # --- its end ------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """Keep the model in the folder, where there is room; what keeps it from that is said once."""
+        trainer = self._trainer()
+        if trainer is None:
+            return
+        why = foreign_model.why_not(trainer.model, trainer, self.folder)
+        try:
+            if not why:
+                base = foreign_facts.model_name(trainer.model)
+                foreign_model.save(trainer.model, tokenizer_of(trainer), self.folder, base)
+        except (NbtuneError, RuntimeError, ValueError, TypeError) as error:  # its training is not ours to end
+            why = str(error)[:300]
+        if why and not self._said_so:
+            self._said_so = True
+            fix = "what its trainer saves lies where its arguments say (`output_dir`)"
+            self.emit(events.Warning(message="the model is not kept with the run", cause=why, fix=fix, step=step))
+
+    def ended(self, state: Any) -> None:
+        """Write the end of a training that has come to it."""
+        self._watch.leave()
+        step = int(state.global_step)
+        if self._asked_to_stop != "drop":
+            self.save(step)
+        if self._prompts.due(evaluated=True):
+            self._ask(step)
+        stopped = bool(self._asked_to_stop) and step < self._total
+        self._close("stopped" if stopped else "finished", f"trained by {self._foreign.words}")
+
+    def given_up(self) -> None:
+        """Write the end of a training that another one of the same trainer follows."""
+        self._watch.join()
+        self._close("failed", "its trainer began again, before it had come to its end")
+
+    def _left(self, error: BaseException | None) -> None:
+        """Write the end of a training that was left by an exception; in the watch's thread."""
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.save(self._step)
+            self._close("stopped", f"interrupted; trained by {self._foreign.words}")
+        elif error is None:
+            self._close("failed", "its `train()` was left by an exception that was caught elsewhere")
+        else:
+            told = for_people(error, self.folder)
+            self._close("failed", str(told) if told is not None else f"{type(error).__name__}: {error}"[:500])
+
+    def _close(self, ended: str, detail: str) -> None:
+        if self._held is _CLOSED:
+            return
+        held, self._held = self._held, _CLOSED
+        with contextlib.suppress(OSError):  # the disk is full, or the folder was deleted
+            self.emit(events.State(state=ended, step=self._step, total_steps=self._total, detail=detail))
+        held.close()
+        self._shown(True)
+
+
+_CLOSED = contextlib.ExitStack()
+
+
+def _owned(folder: Path) -> contextlib.ExitStack:
+    held = contextlib.ExitStack()
+    held.enter_context(Ownership(folder))
+    return held
+
+
+def _forget(folder: Path, held: contextlib.ExitStack) -> None:
+    """Take the folder away of a trainer that never trained."""
+    held.close()
+    with contextlib.suppress(OSError, NbtuneError):
+        delete(folder)
+
+
+def tokenizer_of(trainer: Any) -> Any:
+    """Return a trainer's tokenizer, also the one in its processor; None where it has none."""
+    processing = getattr(trainer, "processing_class", None)
+    inner = getattr(processing, "tokenizer", None)
+    one = inner if hasattr(inner, "apply_chat_template") else processing
+    return one if hasattr(one, "get_vocab") else None
+
+
+def watched_by(trainer: Any) -> WatchedTrainer | None:
+    """Return the callback that watches a trainer already."""
+    callbacks = getattr(getattr(trainer, "callback_handler", None), "callbacks", [])
+    return next((one for one in callbacks if isinstance(one, WatchedTrainer)), None)

@@ -1,0 +1,104 @@
+"""Questions of a trainer's own rows, asked now and then while it trains, as `nbtune.engine.held_prompts` does in ours.
+
+What nobody asked for must not cost: at most once a minute, and less than half a percent of the time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from nbtune import events
+from nbtune.errors import NbtuneError
+from nbtune.generate import sampling
+
+OFTEN = 60.0  # seconds between two times that nobody asked for
+_SHARE = 0.005  # of the time
+_ASKED, _LOOKED = 2, 16
+_LONGEST = 4000  # characters
+_TOKENS = 64
+_COLUMNS = ("messages", "conversations", "prompt")
+
+
+class TrainerPrompts:
+    """Ask some prompts.
+
+    Args:
+        samples: what the user wants to be asked, before, at each evaluation and at the end; none: two of the rows.
+        rows: the trainer's held-out rows, or those that it learns from.
+    """
+
+    def __init__(self, samples: tuple[str, ...], rows: Any) -> None:
+        self._samples, self._rows = samples, rows
+        self._found: list[Any] | None = list(samples) or None
+        self._began = self._asked_at = time.monotonic()
+        self._spent, self._last = 0.0, 0.0
+        self._failed, self._based = False, bool(samples)  # the user's are asked before anything is learnt
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompts: texts, or messages."""
+        if self._found is None:
+            self._found = list(islice(_prompts(self._rows), _ASKED))
+        return self._found
+
+    def due(self, *, evaluated: bool = False) -> bool:
+        """Return whether they are to be asked now, without anybody's wish."""
+        if self._failed:
+            return False
+        if self._samples:
+            return evaluated
+        now = time.monotonic()
+        cheap = self._spent + self._last <= _SHARE * (now - self._began)
+        return now - self._asked_at >= OFTEN and cheap
+
+    def answers(self, model: Any, tokenizer: Any, step: int, ends: Callable[[], bool]) -> Iterator[events.Sample]:
+        """Yield the answers; with them, once, what the base says to rows (as of step 0)."""
+        began = time.monotonic()
+        how: dict[str, Any] = {"max_new_tokens": _TOKENS, "should_stop": ends}
+        try:
+            for prompt in self.prompts:
+                asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+                if not self._based and step and hasattr(model, "disable_adapter"):
+                    base = sampling.answer(model, tokenizer, prompt, adapter=False, **how)
+                    yield events.Sample(step=0, prompt=asked, answer=base)
+                answer = sampling.answer(model, tokenizer, prompt, **how)
+                yield events.Sample(step=step, prompt=asked, answer=answer)
+            self._based = True
+        except (NbtuneError, RuntimeError, ValueError, TypeError, AttributeError, KeyError):  # no model that writes
+            self._failed = True
+        self._asked_at = time.monotonic()
+        self._last = self._asked_at - began
+        self._spent += self._last
+
+
+def _prompts(rows: Any) -> Iterator[Any]:
+    """Yield what some rows ask: messages, or a text."""
+    if isinstance(rows, Mapping):
+        rows = next(iter(rows.values()), None)
+    for row in islice(_first(rows), _LOOKED):
+        prompt = _prompt_of(row)
+        if prompt and len(prompt if isinstance(prompt, str) else str(prompt[-1]["content"])) <= _LONGEST:
+            yield prompt
+
+
+def _first(rows: Any) -> Iterable[Any]:
+    """Return rows that can be read again: of a stream none, whose first rows would be gone."""
+    return (
+        (rows[k] for k in range(min(_LOOKED, len(rows)))) if hasattr(rows, "__getitem__") and rows is not None else ()
+    )
+
+
+def _prompt_of(row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        return None
+    value = next((row[name] for name in _COLUMNS if row.get(name)), None)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) and "role" in one for one in value):
+        return None
+    messages = [{key: one[key] for key in ("role", "content")} for one in value if isinstance(one.get("content"), str)]
+    last = max((k for k, one in enumerate(messages) if one["role"] == "assistant"), default=len(messages))
+    return messages[:last] if len(messages) == len(value) else None
