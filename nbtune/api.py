@@ -381,22 +381,18 @@ def watch(
 
     Args:
         trainer: of transformers, TRL or Unsloth (any `transformers.Trainer`).
-        name: the run's; its class's by default.
-        runs_dir: where runs are kept; ``NBTUNE_RUNS`` or ``./runs`` by default.
+        name, runs_dir: as in `finetune`; the trainer's class by default.
         samples: prompts to ask before, at each evaluation and at the end; by default two of the trainer's rows are
             asked now and then.
     Returns:
         its handle; None in all processes but the first of several.
     Raises:
-        SpecError: it is no trainer, or the name cannot be a folder's.
-        TrainError: no run can be kept there.
+        SpecError, TrainError: it is no trainer, or no run can be kept there by that name.
     """
     from nbtune import widgets
     from nbtune.engine.watching import watched
 
-    def show(folder: Path) -> Any:
-        return widgets.beside_trainer(_handle(folder))
-
+    show = lambda made: widgets.beside_trainer(_handle(made))  # noqa: E731
     folder = watched(trainer, name, run_folder.runs_root(runs_dir), tuple(samples), show)
     return None if folder is None else _handle(folder)
 
