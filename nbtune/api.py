@@ -382,10 +382,9 @@ def watch(
     Args:
         trainer: of transformers, TRL or Unsloth (any `transformers.Trainer`).
         name, runs_dir: as in `finetune`; the trainer's class by default.
-        samples: prompts to ask before, at each evaluation and at the end; by default two of the trainer's rows are
-            asked now and then.
+        samples: prompts to ask before, at evaluations and at the end; by default two of its rows now and then.
     Returns:
-        its handle; None in all processes but the first of several.
+        its handle; None in all processes but the first.
     Raises:
         SpecError, TrainError: it is no trainer, or no run can be kept there by that name.
     """
