@@ -43,6 +43,7 @@ from nbtune.models.heads import with_outputs
 from nbtune.models.loading import tokenizer_folder
 from nbtune.models.tokenizer_files import save_tokenizer
 from nbtune.planner import Plan, make_plan
+from nbtune.planner.optimizers import check_warmup
 from nbtune.planner.planner import DEFAULT_EPOCHS
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
@@ -222,6 +223,7 @@ class _Engine:
         if self.spec.steps is None:  # how many sequences the packs make is known only now
             steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)
             plan = plan.model_copy(update={"total_steps": steps})
+            check_warmup(spec, steps)
         write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
         return plan
 

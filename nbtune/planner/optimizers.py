@@ -40,6 +40,21 @@ def check_optimizer(spec: RunSpec, device: DeviceFacts) -> None:
     _rates_are_somebodys(spec)
 
 
+def check_warmup(spec: RunSpec, total_steps: int) -> None:
+    """Refuse a warm-up that is asked for in steps, and lasts as long as the run: its rate would never be reached.
+
+    Raises:
+        PlanError: see above.
+    """
+    asked = spec.schedule.warmup_steps
+    if asked and asked >= total_steps:
+        raise PlanError(
+            f"a warm-up of {asked:,} steps does not end within this run, which has {total_steps:,}",
+            place="schedule.warmup_steps",
+            fix="take fewer, or drop it: `warmup_ratio` is a share of the steps",
+        )
+
+
 def _missing(name: str, why: str, fix: str) -> PlanError:
     return PlanError(f"optimizer `{name}` {why}", place="optim", fix=fix)
 

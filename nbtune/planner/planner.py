@@ -17,7 +17,7 @@ from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
 from nbtune.models.memory_search import Fit, Setup, available, fit
 from nbtune.planner.learning_rate import rate_of
-from nbtune.planner.optimizers import check_optimizer
+from nbtune.planner.optimizers import check_optimizer, check_warmup
 from nbtune.planner.plan import Plan
 from nbtune.planner.ways import reckon, seconds_a_token
 from nbtune.spec.loss_options import takes_logits
@@ -106,6 +106,7 @@ def make_plan(
     total_steps = spec.steps or max(
         1, math.ceil((spec.epochs or DEFAULT_EPOCHS) * math.ceil(data.rows / (micro * accumulation)))
     )
+    check_warmup(spec, total_steps)
     if spec.steps is None and spec.epochs is None:
         reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
     trained = trainable_parameters(model, spec.adapter)

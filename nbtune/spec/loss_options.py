@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 else:
     LossType = Literal[tuple(loss_types())]
 
+_OF_TOKENS = ("train_on", "train_spans", "terminators")  # which tokens have a loss
 _OTHER_NAMES = {"type": "loss_type"}  # of an option where it is the loss's argument
 
 
@@ -149,6 +150,8 @@ def must_fit(spec: RunSpec) -> None:
         )
     if method.head and spec.samples:
         raise ValueError(f"method `{spec.method}` gives scores and writes no answers: drop `samples`")
+    if method.head and (key := next((key for key in _OF_TOKENS if key in spec.model_fields_set), None)):
+        raise ValueError(f"method `{spec.method}` learns from scores, not from tokens: drop `{key}`")
     if spec.labels and (method.rows != "labelled" or len({*spec.labels}) < max(2, len(spec.labels))):
         raise ValueError(
             f"`labels` is nothing to method `{spec.method}`: drop it"

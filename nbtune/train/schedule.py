@@ -20,11 +20,12 @@ def learning_rate_of(
         name: of `nbtune.spec.learning.SCHEDULES`, with its meaning in `transformers.get_scheduler`; ``one_cycle`` as
             `torch.optim.lr_scheduler.OneCycleLR`.
         total_steps: optimizer steps of the whole run.
-        warmup_ratio: share of them in which the factor rises from 0 to 1.
+        warmup_ratio: share of them in which the factor rises from 0 to 1; the last step is never one of these.
         args: what the schedule is told besides.
     """
     args = args or ScheduleArgs()
     warmup = math.ceil(total_steps * warmup_ratio) if args.warmup_steps is None else args.warmup_steps
+    warmup = min(warmup, max(total_steps - 1, 0))  # a warm-up of all steps, as of a run of one, would train nothing
     if name == "one_cycle":
         return lambda step: _one_cycle(step, total_steps, warmup)
     import torch
@@ -67,6 +68,8 @@ def _as_transformers_has_it(name: str, args: ScheduleArgs, total: int, warmup: i
 
 def _one_cycle(step: int, total: int, warmup: int) -> float:
     """Return a half cosine up from a 25th to 1, and one down to a 250,000th (Smith 2018, as torch has it)."""
+    if total == 1:
+        return 1.0
     peak = warmup - 1.0  # the last step of the rise
     if step <= peak:
         return _between(_FIRST, 1.0, step / peak if peak else 1.0)

@@ -49,3 +49,11 @@ def test_bitsandbytes_does_not_run_on_apple() -> None:
 def test_a_rate_of_what_is_not_trained_is_refused(adapter: str, rate: str) -> None:
     with pytest.raises(PlanError, match=f"`{rate}` changes nothing"):
         planned(adapter=adapter, optim_args={rate: 2})
+
+
+def test_a_warm_up_that_lasts_as_long_as_the_run_is_refused_also_where_epochs_say_how_long() -> None:
+    rows = _data().rows
+    asked = {"steps": None, "epochs": 1, "batch_size": 8}
+    assert planned(schedule={"warmup_steps": 1}, **asked).total_steps == -(-rows // 8)
+    with pytest.raises(PlanError, match="a warm-up of 100,000 steps does not end within this run"):
+        planned(schedule={"warmup_steps": 100_000}, **asked)

@@ -76,6 +76,14 @@ def test_the_peak_is_reached_and_never_passed(name: str) -> None:
     assert min(found) >= 0
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("steps", "share"), [(1, 0.03), (1, 0.0), (1, 1.0), (2, 0.03), (2, 1.0), (9, 1.0)])
+def test_no_run_is_so_short_that_nothing_is_learnt(name: str, steps: int, share: float) -> None:
+    """A warm-up of all steps never ends: the rate of a run of one step was 0."""
+    factor = learning_rate_of(name, total_steps=steps, warmup_ratio=share)
+    assert max(factor(step) for step in range(steps)) == pytest.approx(1.0, rel=0.3 if name == "one_cycle" else 1e-3)
+
+
 @pytest.mark.parametrize(
     ("written", "why"),
     [

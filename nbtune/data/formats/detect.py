@@ -17,8 +17,10 @@ from nbtune.data.formats.aliases import PEERS, judged_name
 from nbtune.data.formats.column_names import what_to_say
 from nbtune.data.formats.jinja_rows import template_format
 from nbtune.data.formats.labelled_format import LABELS
+from nbtune.data.formats.preference_format import JUDGED, JUDGED_ANSWERS
 from nbtune.data.formats.reader import (
     ANSWERS,
+    CHATS,
     PROMPTS,
     TEXTS,
     Columns,
@@ -121,6 +123,10 @@ def _guess(columns: Columns, kind: str) -> str | None:
     roles = set(columns.given)
     if kind == "labelled" and {*LABELS} & ({name.lower() for name in columns.names} | roles):
         return "labelled"
+    if kind == "feedback" and columns.may("label", JUDGED) and columns.may("completion", (*JUDGED_ANSWERS, *CHATS)):
+        return "feedback"  # whatever spells its label: a row says what is none
+    if kind == "texts" and columns.may("text", TEXTS):
+        return "text"
     for name, needed in (
         ("messages", {"messages"}),
         ("preference", {"chosen", "rejected"}),

@@ -12,10 +12,11 @@ from typing import Any
 
 from nbtune.data.formats.messages import Chat, Keys, messages_of, tools_of
 from nbtune.data.formats.reader import Columns, Format, Parts, Reader, there
-from nbtune.data.formats.values import Row, is_missing, optional, string
+from nbtune.data.formats.values import Row, is_missing, optional, plainly, string
 from nbtune.errors import DataError
 
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
+JUDGED, JUDGED_ANSWERS = ("label", "kto_tag", "rating"), ("completion", "response", "output", "answer")
 _ASK = ("prompt", "instruction", "question", "query", "input")
 
 
@@ -78,8 +79,8 @@ def pairs_format(columns: Columns) -> Format:
 
 def feedback_format(columns: Columns) -> Format:
     """Return an answer and whether it is good: `prompt`, `completion`, `label`; messages whose last one is judged."""
-    label = columns.need("label", ("label", "kto_tag", "rating"))
-    answer = columns.may("completion", ("completion", "response", "output", "answer"))
+    label = columns.need("label", JUDGED)
+    answer = columns.may("completion", JUDGED_ANSWERS)
     prompt = columns.may("prompt", (*_ASK, "messages", "conversations"))
     if prompt is None and answer is None:
         prompt = columns.need("prompt", _ASK)
@@ -204,7 +205,7 @@ def _joined(
 
 def _margin(row: Row, column: str | None) -> float:
     """Return by how much the better answer is better; 0 where nobody says."""
-    value = row.get(column) if column else None
+    value = plainly(row.get(column)) if column else None
     if is_missing(value):
         return 0.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
@@ -213,6 +214,7 @@ def _margin(row: Row, column: str | None) -> float:
 
 
 def _truth(value: Any, column: str) -> bool:
+    value = plainly(value)
     word = str(value).strip().lower()
     if isinstance(value, bool) or value in (0, 1, -1):
         return value > 0 if not isinstance(value, bool) else value

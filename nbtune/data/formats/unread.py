@@ -9,7 +9,7 @@ from typing import Any
 from nbtune.data.formats.values import is_missing
 
 _MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
-_SAID = frozenset(("history", "context", "system", "system_prompt", "chat_template_kwargs"))
+_SAID = frozenset(("history", "context", "system", "system_prompt", "tools", "chat_template_kwargs"))
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
 
 

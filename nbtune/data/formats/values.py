@@ -44,8 +44,7 @@ def text_of(value: Any, what: str, fix: str = "write text, or say which column i
     if is_missing(value):
         raise DataError(f"{what} is missing", fix="write its text")
     if _is_scalar_of_numpy(value):
-        value = value.item()
-        return value if isinstance(value, str) else text_of(value, what, fix)
+        return text_of(value.item(), what, fix)
     if isinstance(value, _SCALARS):
         return str(value)
     raise DataError(f"{what} is a {type(value).__name__}, not text", fix=fix)
@@ -87,7 +86,7 @@ def flag(value: Any, what: str) -> bool:
     """
     if isinstance(value, bool):
         return value
-    plain = value.item() if _is_scalar_of_numpy(value) else value
+    plain = plainly(value)
     if isinstance(plain, int | float) and plain in (0, 1):
         return bool(plain)
     word = plain.strip().lower() if isinstance(plain, str) else ""
@@ -121,6 +120,11 @@ def own_choice(holder: Mapping[str, Any], what: str) -> bool | None:
             fix="write 0 or 1; how often the losses of a whole row count is said by `row_weights`",
         )
     return None if number else False
+
+
+def plainly(value: Any) -> Any:
+    """Return a number, truth or text of numpy's as Python's own, anything else as it is."""
+    return value.item() if _is_scalar_of_numpy(value) else value
 
 
 def _is_scalar_of_numpy(value: Any) -> bool:

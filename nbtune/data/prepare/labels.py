@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from nbtune.data.formats.labelled_format import label_of
@@ -64,3 +65,12 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
 def labels_of(spec: RunSpec) -> tuple[str, ...]:
     """Return what the outputs of a method's head are called; none of a method without one."""
     return METHODS[spec.method].labels or spec.labels
+
+
+def much_alike(labels: Sequence[str]) -> str:
+    """Return a warning that names labels which differ only in the case of letters; "" if there are none."""
+    spelled = defaultdict(list)
+    for label in labels:
+        spelled[label.casefold()].append(label)
+    twice = [f"`{names[0]}` and `{names[1]}`" for names in spelled.values() if len(names) > 1]
+    return f"{', '.join(twice[:3])} are two labels: spell them alike, if they mean the same" if twice else ""

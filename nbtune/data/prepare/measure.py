@@ -107,7 +107,11 @@ def _sizes(
             if isinstance(row, Several) and row.steps:  # their labels stand at line breaks
                 read += row.rows
             else:
-                read += [text for text in (row.rows if isinstance(row, Several) else (row,)) if not is_empty(text)]
+                read += [
+                    text
+                    for text in (row.rows if isinstance(row, Several) else (row,))
+                    if not is_empty(text, spec.train_on)
+                ]
         except DataError as error:
             if on_error == "raise":
                 raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None

@@ -22,9 +22,9 @@ import numpy as np
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import HoldOut
-from nbtune.data.prepare.labels import with_labels
+from nbtune.data.prepare.labels import much_alike, with_labels
 from nbtune.data.prepare.measure import exact_facts, measure
-from nbtune.data.prepare.quality_checks import Oddities, diagnose
+from nbtune.data.prepare.quality_checks import Oddities, diagnose, one_sided
 from nbtune.data.prepare.report import Prepared, Report, SourceReport, conclude, nothing_left
 from nbtune.data.prepare.row_pipeline import Overflow, Reader, format_of, speaking
 from nbtune.data.prepare.row_weights import unmatched, without_dropped
@@ -183,6 +183,11 @@ class _Preparation:
             self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(source.rows)))
             self.report.rows += len(source.rows)
             self.report.warnings += [f"{source.name}: {form.unread}"] if form.unread else []
+            if "margin" in form.mapping and not METHODS[self.recipe.spec.method].head:
+                margin, method = form.mapping["margin"], self.recipe.spec.method
+                self.report.warnings.append(
+                    f"{source.name}: `{margin}` is for reward models: {method} does not read it"
+                )
 
     def _sampled(self) -> DataFacts:
         """Return what is planned with before all rows are known: a sample, with the rows of most bytes in it.
@@ -302,11 +307,13 @@ class _Preparation:
             report.warnings.append("no rows are held out: they are too few, or all are duplicates of others")
         report.warnings += self.oddities.warnings()
         report.warnings += unmatched(self.recipe.spec, self.matched)
+        if alike := much_alike(self.recipe.spec.labels):
+            report.warnings.append(alike)
         order = {source.name: number for number, source in enumerate(report.sources)}
         report.fates.sort(key=lambda fate: (order.get(fate[0], 0), fate[1]))
         train, held = self._settle()
         conclude(report, train, held)
-        report.warnings += diagnose(train, held)
+        report.warnings += diagnose(train, held) + one_sided(train, self.recipe.kind)
         facts = self.facts or exact_facts(report, train, METHODS[self.recipe.spec.method].group)
         prepared = self._kept(Prepared(train, held, report, facts, self.chat_template))
         self.arriving.finish(prepared.train.whole())

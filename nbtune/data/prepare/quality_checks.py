@@ -115,6 +115,19 @@ def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
     return sentences
 
 
+def one_sided(train: Dataset, kind: str) -> list[str]:
+    """Return a sentence where all that is judged is judged alike, so that there is nothing to tell apart."""
+    if kind not in ("feedback", "stepwise"):
+        return []
+    values = train.value_of if kind == "feedback" else train.token_values
+    judged = np.zeros(0) if values is None else values[~np.isnan(values)]
+    if not len(judged) or judged.min() != judged.max():
+        return []
+    what, words = ("answers", ("bad", "good")) if kind == "feedback" else ("steps", ("wrong", "right"))
+    alike, other = words[int(judged[0])], words[1 - int(judged[0])]
+    return [f"all {what} are judged {alike}: without {other} ones beside them there is nothing to tell apart"]
+
+
 def near_duplicates(datasets: Sequence[Dataset]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Return pairs ((dataset, example), (dataset, example)) whose runs of 5 tokens are mostly the same (Jaccard ≥ 0.8,
     by MinHash, so with some slack); of each group of such examples every one is paired with the first."""

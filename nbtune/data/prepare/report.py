@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.data.prepare.streaming_dataset import Arriving
 
+NO_WEIGHT, BY_FUNCTION = "its weight in `row_weights` is 0", "left it out"
+"""Reasons, or how they end, that are the spec's own wish."""
+
 
 @dataclass
 class SourceReport:
@@ -53,6 +56,17 @@ class Report:
     def count(self, status: str) -> int:
         """Return how many rows have a status of `cut`, `split`, `dropped`."""
         return sum(fate[2] == status for fate in self.fates)
+
+    def left_out(self) -> str:
+        """Return a warning that counts the rows which were dropped, with the reasons; not those that the spec itself
+        leaves out. "": there are none."""
+        reasons = Counter(reason for *_, status, reason in self.fates if status == "dropped")
+        counted = [(reason, n) for reason, n in reasons.most_common() if not reason.endswith((NO_WEIGHT, BY_FUNCTION))]
+        if not counted:
+            return ""
+        shown = "; ".join(f"{n:,}: {reason}" for reason, n in counted[:3]) + " …" * (len(counted) > 3)
+        gone = sum(n for _, n in counted)
+        return f"{gone:,} of {self.rows:,} rows {'is' if gone == 1 else 'are'} left out ({shown})"
 
     @property
     def trained_share(self) -> float:
@@ -138,6 +152,8 @@ def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
         )
     if report.duplicates > report.rows * 0.1:
         report.warnings.append(f"{report.duplicates} rows repeat another one")
+    if left_out := report.left_out():
+        report.warnings.append(left_out)
     cut = report.count("cut")
     if cut:
         report.warnings.append(f"{cut} rows were cut: their ends, with the token that ends an answer, are not learnt")

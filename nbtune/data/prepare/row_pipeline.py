@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from nbtune.data.formats.messages import Chat
 from nbtune.data.formats.preference_format import Several
 from nbtune.data.formats.reader import Format, Parts
 from nbtune.data.prepare.dataset import Builder, Dataset
+from nbtune.data.prepare.pieces import Piece, Whole
 from nbtune.data.prepare.quality_checks import Oddities
-from nbtune.data.prepare.report import Report
+from nbtune.data.prepare.report import BY_FUNCTION, Report
 from nbtune.data.prepare.row_weights import mark_of
 from nbtune.data.prepare.split_chat import split_chat
 from nbtune.data.sources.resolve import with_template
@@ -34,49 +35,15 @@ CHUNK = 512
 Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]
 
 
-class _Piece(NamedTuple):
-    """A text of the row of that number; `last` of the row's texts, `value` and `steps` as judged, `weight` as a spec's
-    `row_weights` say (None where there are none)."""
-
-    number: int
-    row: Chat | Parts
-    last: bool = True
-    value: float | None = None
-    steps: tuple[bool, ...] = ()
-    weight: float | None = None
-
-
 @dataclass(slots=True)
 class _Chunk:
     """Rows on their way: read and rendered, and soon tokenised."""
 
     source: int
-    rows: list[_Piece]
+    rows: list[Piece]
     jobs: list[Job | DataError]
     encoder: Encoder
     tokens: Future[list[Any]]
-
-
-class _Whole(NamedTuple):
-    """A text of a row that judges, as tokens."""
-
-    ids: np.ndarray
-    trained: np.ndarray
-    piece: _Piece
-
-    def at_most(self, count: int, left: bool) -> _Whole:
-        part = slice(max(0, len(self.ids) - count), None) if left else slice(0, count)
-        return self._replace(ids=self.ids[part], trained=self.trained[part])
-
-    def token_values(self) -> np.ndarray | None:
-        """Return, for steps, the label of each at its last token, NaN elsewhere; float32 [n]."""
-        steps = self.piece.steps
-        if not steps:
-            return None
-        values = np.full(len(self.ids), np.nan, np.float32)
-        ends = np.flatnonzero(self.trained & ~np.append(self.trained[1:], False))
-        values[ends] = np.asarray(steps, np.float32)[: len(ends)]
-        return values
 
 
 class Reader:
@@ -168,14 +135,14 @@ class Reader:
             self._formats[number].check(self.kind, source.name)
         return self._formats[number]
 
-    def _read_rows(self, source: Source, rows: Rows, form: Format, indices: Sequence[int]) -> list[_Piece]:
-        read: list[_Piece] = []
+    def _read_rows(self, source: Source, rows: Rows, form: Format, indices: Sequence[int]) -> list[Piece]:
+        read: list[Piece] = []
         fetched = rows.many(indices) if isinstance(rows, ArrowRows) else None
         for number, index in enumerate(indices):
             try:
                 given = rows[index] if fetched is None else fetched[number]
                 if given is None:
-                    self._fate(source, index, "dropped", f"`{source.spec.function}` left it out")
+                    self._fate(source, index, "dropped", f"`{source.spec.function}` {BY_FUNCTION}")
                     continue
                 row = form.read(given)
                 values = row.judged(self.spec.labels) if isinstance(row, Several) else ()
@@ -190,9 +157,9 @@ class Reader:
                 continue
             if isinstance(row, Several):
                 last = len(texts) - 1
-                read += [_Piece(index, t, i == last, values[i], row.steps, weight) for i, t in enumerate(texts)]
+                read += [Piece(index, t, i == last, values[i], row.steps, weight) for i, t in enumerate(texts)]
             else:
-                read.append(_Piece(index, row, weight=weight))
+                read.append(Piece(index, row, weight=weight))
             self._look(texts[0])
         return read
 
@@ -213,7 +180,7 @@ class Reader:
         elif not row.raw:
             self.oddities.see_text(text for text, _ in row.parts)
 
-    def _look_at_holes(self, read: Sequence[_Piece], jobs: Sequence[Job | DataError]) -> None:
+    def _look_at_holes(self, read: Sequence[Piece], jobs: Sequence[Job | DataError]) -> None:
         left = {
             (piece.number, what)
             for piece, job in zip(read, jobs, strict=True)
@@ -224,13 +191,14 @@ class Reader:
 
     def _finish(self, builder: Builder, source: Source, chunk: _Chunk) -> None:
         results = chunk.encoder.label(chunk.jobs, chunk.tokens.result())
-        together: list[_Whole] = []
+        together: list[Whole] = []
         broken: DataError | None = None
         for piece, result in zip(chunk.rows, results, strict=True):
-            if isinstance(result, DataError):
-                broken = broken or result
+            whole = result if isinstance(result, DataError) else Whole.of(*result, piece)
+            if isinstance(whole, DataError):
+                broken = broken or whole
             else:
-                together.append(_Whole(*result, piece))
+                together.append(whole)
             if not piece.last:
                 continue
             if broken is not None:
@@ -242,7 +210,7 @@ class Reader:
             together, broken = [], None
         builder.seal()
 
-    def _keep_together(self, builder: Builder, number: int, source: Source, texts: Sequence[_Whole]) -> None:
+    def _keep_together(self, builder: Builder, number: int, source: Source, texts: Sequence[Whole]) -> None:
         """Keep all texts of a row that judges, or none."""
         index = texts[0].piece.number
         cut = max(len(whole.ids) for whole in texts) > self.max_len
@@ -253,14 +221,17 @@ class Reader:
             return
         left = self.overflow == "truncate_left"
         kept = [whole.at_most(self.max_len, left) for whole in texts]
-        if not all(whole.trained[1:].any() for whole in kept):
+        if not all(whole.says(self.kind) for whole in kept):
             self._fate(source, index, "dropped", "nothing is left of an answer" if cut else "no token would be trained")
+            return
+        if kept[0].same_as(kept[1:]):
+            within = f" within {self.max_len} tokens" if not texts[0].same_as(texts[1:]) else ""
+            self._fate(source, index, "dropped", f"both answers are the same{within}: neither is better")
             return
         if cut:
             self._fate(source, index, "cut", f"longer than {self.max_len} tokens")
         for whole in kept:
-            judged, weight = whole.token_values(), whole.piece.weight
-            builder.add(whole.ids, whole.trained, number, index, whole.piece.value, judged, weight)
+            builder.add(whole.ids, whole.trained, number, index, whole.piece.value, whole.judged, whole.piece.weight)
 
     def _too_long(self, source: Source, index: int, count: int) -> DataError:
         return DataError(
@@ -274,7 +245,7 @@ class Reader:
         builder: Builder,
         number: int,
         source: Source,
-        piece: _Piece,
+        piece: Piece,
         ids: np.ndarray,
         trained: np.ndarray,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nbtune.data.prepare.dataset import Dataset
-from nbtune.data.prepare.report import Report
+from nbtune.data.prepare.report import NO_WEIGHT, Report
 from nbtune.spec import RunSpec
 
 
@@ -27,7 +27,7 @@ def without_dropped(dataset: Dataset, report: Report, *, weighted: bool = True) 
     stay = dataset.weight_of > 0
     gone = np.flatnonzero(~stay)
     rows = dict.fromkeys((dataset.source_name(i), int(dataset.row_of[i])) for i in gone.tolist())
-    report.fates += [(source, row, "dropped", "its weight in `row_weights` is 0") for source, row in rows]
+    report.fates += [(source, row, "dropped", NO_WEIGHT) for source, row in rows]
     left = dataset.take(np.flatnonzero(stay)) if len(gone) else dataset
     if not weighted:
         left = left if left is not dataset else dataset.take(np.arange(len(dataset)))

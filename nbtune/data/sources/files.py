@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.data.sources.compression import COMPRESSIONS, errors_of, first_bytes, unpack
-from nbtune.data.sources.rows import ArrowRows, ChainRows, LineRows, ListRows, Pages, Row, Rows, parse_json
+from nbtune.data.sources.rows import (
+    ArrowRows,
+    ChainRows,
+    LineRows,
+    ListRows,
+    Pages,
+    Row,
+    Rows,
+    parse_json,
+    refuse_twins,
+)
 from nbtune.data.sources.variables import is_rows, rows_of
 from nbtune.errors import DataError
 
@@ -183,6 +193,7 @@ def _read_csv(text: str, suffix: str, name: str, at_most: int | None = None) -> 
         header = next(reader, None)
         if header is None:
             return ListRows([], name)
+        refuse_twins(header, name)
         for cells in reader:
             if len(rows) == at_most:
                 break
@@ -215,6 +226,7 @@ def _read_table(file: Path, suffix: str, packed: str, name: str) -> Rows:
     source: Any = pyarrow.BufferReader(unpack(file, packed, name)) if packed else str(file)
     try:
         if suffix == ".parquet":
+            refuse_twins(pyarrow.parquet.read_schema(source).names, name)
             return ArrowRows(pyarrow.parquet.read_table(source, memory_map=not packed), name)
         mapped = source if packed else pyarrow.memory_map(source)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -236,12 +237,24 @@ class ChainRows:
         return part.place(inner)
 
 
+def refuse_twins(columns: Sequence[str], name: str) -> None:
+    """Refuse columns of one name, of which only the last one would be read.
+
+    Raises:
+        DataError: with the name.
+    """
+    twins = [column for column, count in Counter(filter(None, columns)).items() if count > 1]
+    if twins:
+        raise DataError(f"several of its columns are called {twins[0]!r:.60}", place=name, fix="rename them")
+
+
 class ArrowRows:
     """Rows of a pyarrow table (memory-mapped where the file allows), decoded a batch at a time."""
 
     BATCH = 512
 
     def __init__(self, table: Any, name: str) -> None:
+        refuse_twins(table.column_names, name)
         self.table, self.name = table, name
         self._start, self._batch = 0, []  # type: tuple[int, list[Row]]
 

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from nbtune.data.sources.rows import ArrowRows, ListRows, Rows
+from nbtune.data.sources.rows import ArrowRows, ListRows, Rows, refuse_twins
 from nbtune.errors import DataError
 
 
@@ -98,9 +98,13 @@ def _from_pandas(frame: Any, name: str) -> Rows:
     import pyarrow
 
     frame = frame.rename(columns=str)
+    refuse_twins(list(frame.columns), name)
+    for column, kind in frame.dtypes.items():
+        if str(kind).startswith("period"):  # Arrow has a period's number: 2020-03 would be 602
+            frame = frame.assign(**{str(column): frame[column].astype(object).map(str, na_action="ignore")})
     try:
         return ArrowRows(pyarrow.Table.from_pandas(frame, preserve_index=False), name)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, pyarrow.ArrowNotImplementedError):  # columns of mixed types
+    except (pyarrow.ArrowException, TypeError, OverflowError):  # columns of mixed types, sparse ones, huge numbers
         records = frame.astype(object).where(frame.notna(), None).to_dict("records")
         return ListRows(records, name)
 

@@ -289,3 +289,30 @@ def test_a_value_that_cannot_be_written_down_is_named() -> None:
     with pytest.raises(DataError, match="cannot be written") as caught:
         snapshot(resolve([SourceSpec(source="r")], {"r": [{"a": 1}, {"a": object()}]}), Path("run"))
     assert caught.value.place == "r, row 1"
+
+
+@pytest.mark.parametrize("kind", ["csv", "pandas", "arrow", "parquet"])
+def test_two_columns_of_one_name_are_refused_for_only_one_would_be_read(kind: str) -> None:
+    import pandas
+    import pyarrow
+    import pyarrow.parquet
+
+    names = ["prompt", "completion", "completion"]
+    Path("twins.csv").write_text("prompt,completion,completion\na,b,c\n", encoding="utf-8")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=names)
+    pyarrow.parquet.write_table(table, "twins.parquet")
+    given: Any = {"pandas": pandas.DataFrame([["a", "b", "c"]], columns=names), "arrow": table}.get(kind)
+    with pytest.raises(DataError, match="several of its columns are called 'completion'"):
+        list(read_file(Path(f"twins.{kind}"), "f") if given is None else rows_of(given, "f"))
+    Path("blank.csv").write_text("prompt,completion,,\na,b,,\n", encoding="utf-8")  # as spreadsheets write it
+    assert next(iter(read_file(Path("blank.csv"), "f")))["completion"] == "b"
+
+
+def test_frames_whose_columns_arrow_has_otherwise_are_read_as_they_are_shown() -> None:
+    import pandas
+
+    months = pandas.Series([*pandas.period_range("2020-03", periods=2, freq="M"), pandas.NaT], dtype="period[M]")
+    assert [row["m"] for row in rows_of(pandas.DataFrame({"m": months}), "f")] == ["2020-03", "2020-04", None]
+    sparse = pandas.DataFrame({"n": pandas.arrays.SparseArray([0, 0, 2])})
+    assert [row["n"] for row in rows_of(sparse, "f")] == [0, 0, 2]
+    assert [row["n"] for row in rows_of(pandas.DataFrame({"n": [2**70, 1]}), "f")] == [2**70, 1]
