@@ -187,7 +187,11 @@ class NbtuneMagics(Magics):
             display(value)
 
     def _resume(self, args: Any) -> None:
-        run = self._run(args).resume(detach=args.detach)
+        run = self._run(args)
+        if run.alive:  # in a process of its own, whose kernel may have gone
+            say(f"{run.name} is at work.")
+        else:
+            run.resume(detach=args.detach)
         self._keep(run)
         follow(run, self.shell, asked=args.wait, setting=self.wait)
 

@@ -1,43 +1,16 @@
-"""Somebody who only clicks, in a real JupyterLab: from a CSV with columns of one's own to a model that is asked, taken
-home, pushed (to a Hub of the test's own), trained again, compared, and trained on without its worst row.
-
-Nothing is typed but the file's name in the browser's dialog, and the question to the model. Each click is counted.
-"""
+"""Somebody who only clicks, in a real JupyterLab (the parts of the walk: walk.py). Each click is counted."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
+import walk
 from playwright.sync_api import expect
 
-from tests.support.fake_hub import TOKEN, FakeHub, client_environment
+from tests.support.fake_hub import FakeHub
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-CSV = "Kundenfrage,Antwort\n" + "".join(
-    f'"Wie lange dauert Lieferung {k}?","Lieferung {k} dauert zwei Tage."\n' for k in range(60)
-)
-BEGIN = "import os, tempfile\nos.environ.update(ENVIRONMENT)\n%load_ext nbtune\n%nbtune"
-
-
-class Clicks:
-    """Clicks, and counts them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, where: Any) -> None:
-        where.click()
-        self.count += 1
-
-    def since(self) -> int:
-        """How many there were since this was asked last."""
-        count, self.count = self.count, 0
-        return count
 
 
 @pytest.fixture
@@ -46,104 +19,36 @@ def hub() -> Iterator[FakeHub]:
         yield served
 
 
-@pytest.fixture
-def environment(hub: FakeHub, tmp_path: Path) -> dict[str, str]:
-    """Of a kernel whose user is logged in, with a folder of runs of its own."""
-    home = tmp_path / "hub-home"
-    (home / "hf").mkdir(parents=True)
-    (home / "hf" / "token").write_text(TOKEN)
-    wanted = client_environment(hub, home, None)
-    wanted = {key: value for key, value in wanted.items() if key.startswith("HF_")}
-    return {**wanted, "HF_HUB_OFFLINE": "0", "NBTUNE_RUNS": "walk-runs"}
-
-
-def test_from_a_csv_to_a_model_that_is_taken_home_by_clicks_alone(notebook, lab, hub, environment, tmp_path):
-    page = notebook([BEGIN.replace("ENVIRONMENT", repr(environment))], width=1400)
-    click = Clicks()
-    file = tmp_path / "kunden.csv"
-    file.write_text(CSV)
+def test_from_a_csv_to_a_model_that_is_taken_home_by_clicks_alone(notebook, lab, hub, tmp_path):
+    variables = walk.environment(hub, tmp_path)
+    page = notebook([walk.first_cell(variables)], width=1400)
+    click = walk.Clicks()
     page.page.locator(".jp-CodeCell").first.click()
     click(page.page.get_by_role("button", name="Run this cell and advance").first)
     home = page.page.locator(".nbt-home")
-
-    # a new run: rows, their columns, a model, Start
-    click(home.get_by_role("button", name="New run"))
-    form = home.locator(".nbt-form")
-    with page.page.expect_file_chooser() as chooser:
-        click(form.get_by_role("button", name="Choose a file…"))
-    chooser.value.set_files(str(file))
-    click.count += 2  # the file, and "Open"
-    click(form.get_by_role("button", name="Use Kundenfrage → prompt, Antwort → completion"))
-    expect(form.locator(".nbt-example .nbt-on")).to_have_count(6)  # the masks of three rows
-    click(form.locator(".nbt-pick[data-model='nbtune/tiny']"))
-    start = form.get_by_role("button", name="Start")
-    expect(start).to_be_enabled()
-    expect(start).to_be_in_viewport()
-    click(start)
+    form = walk.new_run(page, home, tmp_path / "kunden.csv", click)
     assert click.since() <= 12
     monitor = form.locator(".nbt-monitor").first
-    monitor.locator('.nbt-state[data-state="finished"]').wait_for()
+    monitor.locator(walk.FINISHED).wait_for()
     page.picture("clicks-finished", home)
 
-    # asked
-    click(monitor.locator("[data-do=chat]"))
-    chat = monitor.locator(".nbt-chatpanel")
-    chat.get_by_label("Ask both…").fill("Wie lange dauert Lieferung 7?")
-    click(chat.get_by_role("button", name="Ask"))
-    expect(chat.get_by_role("button", name="Ask")).to_be_enabled()
-    expect(chat.locator(".nbt-answer")).to_have_count(2)
-    expect(chat.get_by_text("thinking…")).to_have_count(0)
+    walk.ask(monitor, click)
     assert click.since() <= 2
 
-    # a GGUF by a link
-    click(monitor.locator("[data-do=export]"))
-    export = monitor.locator(".nbt-exportpanel")
-    click(export.get_by_role("button", name="Make GGUF"))
-    link = export.get_by_role("link", name="Download").first
-    link.wait_for()
-    with page.page.expect_download() as download:
-        click(link)
+    got = walk.download_gguf(page, monitor, tmp_path, click)
     assert click.since() <= 3
-    got = tmp_path / "got.gguf"
-    download.value.save_as(got)
-    made = next((lab.root / "walk-runs").glob("run-*/exports/*.gguf"))
-    assert got.read_bytes() == made.read_bytes()
-    assert got.read_bytes()[:4] == b"GGUF"
+    made = next((lab.root / variables["NBTUNE_RUNS"]).glob("run-*/exports/*.gguf"))
+    assert got == made.read_bytes()
+    assert got[:4] == b"GGUF"
     assert page.looks("clicks-export", ".nbt-exportpanel") == []
 
-    # pushed: the account and the run's name stand there already
-    click(monitor.locator("[data-do=push]"))
-    expect(export.get_by_label("Repository")).to_be_focused()
-    expect(export.get_by_label("Repository")).to_have_value("ada/run")
-    click(export.get_by_role("button", name="Push", exact=True))
-    expect(export.locator(".nbt-files a", has_text="/ada/run")).to_be_visible()
+    walk.push(monitor, hub, click)
     assert click.since() <= 3
-    assert "adapter_model.safetensors" in hub.files("ada/run")
-    assert hub.repos["ada/run"].private
-
-    # a second run of the same form, compared with the first
-    click(start)
-    second = form.locator(".nbt-monitor").first
-    expect(form.locator('.nbt-monitor .nbt-state[data-state="finished"]')).to_have_count(2)
-    expect(second.locator(".nbt-head .nbt-name")).to_have_text("run-2")
-    click(second.locator("[data-do=compare]"))
-    expect(second.locator(".nbt-compare[data-plotly=true] .scatterlayer .trace")).to_have_count(2)
-    expect(second.get_by_role("note")).to_be_hidden()  # one model: the same tokens
+    second = walk.second_run(form, click)
     assert click.since() <= 2
-
-    # its worst row is left out, and it goes on
-    click(second.locator("[data-do=losses]"))
-    losses = second.locator(".nbt-losses")
-    expect(losses).to_have_attribute("data-busy", "false")
-    click(losses.locator("tbody tr [data-act=drop]").first)
-    click(losses.get_by_role("button", name="Continue with this"))
-    expect(losses.locator('.nbt-monitor .nbt-state[data-state="finished"]')).to_be_visible()
+    walk.without_the_worst(second, click)
     assert click.since() <= 3
-
-    # all three are at home
-    click(home.get_by_role("button", name="All runs"))
-    expect(home.locator("tbody .nbt-state", has_text="finished")).to_have_count(3)
-    expect(home.locator("tbody tr").first.get_by_text(re.compile("best held-out"))).to_be_visible()
+    walk.at_home(home, 3, click)
     page.picture("clicks-home", home)
 
 

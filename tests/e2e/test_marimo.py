@@ -127,13 +127,13 @@ def test_a_monitor_draws_and_its_buttons_reach_the_run(marimo: Any, dark: bool) 
     panel.locator(".js-plotly-plot .scatterlayer path").first.wait_for()
     pause = panel.get_by_role("button", name="Pause")
     pause.click()
-    expect(panel.get_by_role("button", name="Resume")).to_be_visible()
+    expect(panel.get_by_role("button", name="Continue")).to_be_visible()
     (run,) = page.runs()
     assert run.state == "paused"
     held = run.step
     assert panel.evaluate("(node) => node.classList.contains('nbt-dark')") == dark
     page.picture(f"marimo-monitor-{'dark' if dark else 'light'}")
-    panel.get_by_role("button", name="Resume").click()
+    panel.get_by_role("button", name="Continue").click()
     expect(pause).to_be_visible()
     page.page.wait_for_timeout(500)
     panel.get_by_role("button", name="Stop and save").click()

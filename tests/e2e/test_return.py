@@ -88,7 +88,7 @@ def test_a_minute_away_and_a_kernel_that_was_restarted(notebook, lab, browser):
     wait_points(again, seen + 3)  # and goes on
 
     again.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
-    again.page.locator(f"{PANEL} .nbt-warn", has_text="was restarted").wait_for()
+    again.page.locator(f"{PANEL} .nbt-warn", has_text="has ended").wait_for()
     again.run(2)
     expect(again.cell(2)).to_contain_text("%nbtune resume")
     tab.page.close()

@@ -9,6 +9,7 @@ import { loadPlotly } from "../shared/plotly.js";
 import { smooth } from "../shared/rows.js";
 import { text } from "../shared/texts.js";
 import { readTheme, watchTheme } from "../shared/theme.js";
+import { tell } from "../shared/wishes.js";
 import { Beside } from "./beside.js";
 import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
@@ -143,7 +144,10 @@ class View {
   /** The kernel is gone: a cell that goes on in the one that is there now. */
   async again() {
     const code = `%load_ext nbtune\n%nbtune resume ${this.store.status.name}`;
-    if (!insertCell(this.model, this.root, code)) await navigator.clipboard.writeText(code);
+    const inserted = insertCell(this.model, this.root, code);
+    if (!inserted) await navigator.clipboard.writeText(code);
+    this.said = text(inserted ? "again.inserted" : "again.copied");
+    this.tick();
   }
 
   retheme() {
@@ -291,10 +295,13 @@ class View {
     this.paintClock();
     const { status, heard } = this.store;
     const quiet = (Date.now() - heard) / 1000;
-    this.parts.silent.hidden = !(status.live && status.beat > 0 && quiet > Math.max(10, 2.5 * status.beat));
-    if (!this.parts.silent.hidden) {
-      setText(this.parts.silent.firstChild, text("silent", { time: duration(quiet) }));
-    }
+    const silent = status.live && status.beat > 0 && quiet > Math.max(10, 2.5 * status.beat);
+    const gone = silent && (this.gone || !tell(this.model, { t: "hello" }));
+    this.gone = gone;
+    this.parts.silent.hidden = !silent;
+    this.parts.controls.node.hidden = gone; // one thing is to be done
+    if (!silent) this.said = "";
+    else setText(this.parts.silent.firstChild, this.said || (gone ? text("silent.gone") : text("silent", { time: duration(quiet) })));
   }
 
   destroy() {

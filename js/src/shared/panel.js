@@ -1,6 +1,7 @@
 // How a panel comes up. anywidget hands different proxies of the model to initialize and render: what the views of one
 // model share is made once, here.
 
+import { keepFocus } from "./keepfocus.js";
 import { tell, Wishes } from "./wishes.js";
 
 /**
@@ -15,10 +16,12 @@ export const panel = (makeView, makeShared = () => new Wishes()) => () => {
     render({ model, el: host }) {
       const view = makeView(model, shared);
       host.append(view.root);
+      const endFocus = keepFocus(host);
       host.addEventListener("keydown", keep);
       host.addEventListener("beforeinput", own, true);
       tell(model, { t: "hello" }); // the page can show panels: no need of the text instead
       return () => {
+        endFocus();
         host.removeEventListener("keydown", keep);
         host.removeEventListener("beforeinput", own, true);
         view.destroy();
