@@ -112,8 +112,8 @@ class Keys:
 # By which key a node is reached from where the focus is.
 _TOWARDS = """(node) => {
     const here = document.activeElement;
-    const before = here && here !== document.body && here.compareDocumentPosition(node) & Node.DOCUMENT_POSITION_PRECEDING;
-    return before && !here.contains(node) && !node.contains(here) ? "Shift+Tab" : "Tab";
+    const before = here && here.compareDocumentPosition(node) & Node.DOCUMENT_POSITION_PRECEDING;
+    return before && here !== document.body && !here.contains(node) && !node.contains(here) ? "Shift+Tab" : "Tab";
 }"""
 # What is wrong with the focus, where it is in a panel: nobody sees it, or it is lost.
 _UNSEEN = """() => {
