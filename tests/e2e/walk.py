@@ -1,8 +1,8 @@
 """The walk of somebody new, in parts: from a CSV with columns of one's own to a model that is asked, taken home, pushed
 (to a Hub of the test's own), trained again, compared, and trained on without its worst row.
 
-Each part takes a hand that does what is to be done: a mouse (`Clicks`), or a keyboard (`Keys`). Nothing is typed but the
-file's name in the browser's dialog, and the question to the model.
+Each part takes a hand that does what is to be done: a mouse (`Clicks`), or a keyboard (`Keys`). Only the file's name is
+typed, in the browser's dialog, and the question to the model.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Keys:
         self.page.keyboard.type(words)
 
     def to(self, where: Any) -> None:
-        """Goes there by Tab, or by Shift+Tab where it lies before; from where the focus was left, which was not lost."""
+        """Goes there by Tab, or by Shift+Tab where it lies before; the focus was not lost before."""
         expect(where).to_be_enabled()
         if self.count:
             self.page.wait_for_function("() => document.activeElement?.closest('.nbt')", timeout=10_000)
@@ -89,7 +89,7 @@ class Keys:
         raise AssertionError(f"{key} does not lead to {where}")
 
     def through(self, panel: Any, key: str = "Tab") -> int:
-        """Goes through a panel, leaves it and comes back: how many stops it has, each later (or earlier) than the last."""
+        """Goes through a panel, leaves it and comes back; returns its stops, which are in order."""
         panel.evaluate(_ENTER, key != "Tab")
         for stops in range(self.MOST):
             wrong = self.page.evaluate(_UNSEEN)
