@@ -47,9 +47,11 @@ def machines() -> list[str]:
 
 
 def models(namespace: Mapping[str, Any]) -> list[str]:
-    """Return variables that hold a model, nbtune's own, and those in the Hub's cache."""
+    """Return variables that hold a model, nbtune's own, GGUF files, and those in the Hub's cache."""
+    from nbtune.models.gguf_file.found import gguf_files
+
     mine = [name for name, value in namespace.items() if not name.startswith("_") and is_model(value)]
-    return [*mine, *_EMBEDDED, *hub_cache.cached("model")]
+    return [*mine, *_EMBEDDED, *gguf_files(), *hub_cache.cached("model")]
 
 
 def tokenizers(namespace: Mapping[str, Any]) -> list[str]:

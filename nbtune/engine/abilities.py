@@ -84,6 +84,7 @@ def _tried(
 
 def _outlined(spec: RunSpec, headers: dict[str, Any], place: Path) -> tuple[dict[str, str], Claim]:
     """Return the config's settings, and whether the weights will all be there."""
+    from nbtune.models.gguf_file.decoded import said_of
     from nbtune.models.headers_check import weights_by_headers
     from nbtune.models.outline_facts import outlined
 
@@ -93,7 +94,10 @@ def _outlined(spec: RunSpec, headers: dict[str, Any], place: Path) -> tuple[dict
         raise
     except Exception as error:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
         return {}, Claim(words=f"it cannot be outlined without numbers ({type(error).__name__})")
-    return settings_of(whole.config), weights_by_headers(whole, headers, place, spec.model)
+    weights = weights_by_headers(whole, headers, place, spec.model)
+    if origin := said_of(place):
+        weights = weights.model_copy(update={"words": f"{weights.words}; {origin}"})
+    return settings_of(whole.config), weights
 
 
 def confirmed(

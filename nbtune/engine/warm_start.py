@@ -100,13 +100,13 @@ def _others(folder: Path) -> TrainError:
 
 def portable(spec: RunSpec) -> RunSpec:
     """Return the spec with the home folder written as ``~`` (a run folder can be shared), and a
-    model's folder in full."""
+    model's folder or file in full."""
     home = str(Path.home())
 
     def short(text: str) -> str:
         return "~" + text[len(home) :].replace(os.sep, "/") if text.startswith(home + os.sep) else text
 
-    model, teacher = (str(Path(m).absolute()) if m and Path(m).is_dir() else m for m in (spec.model, spec.teacher))
+    model, teacher = (str(Path(m).absolute()) if m and Path(m).exists() else m for m in (spec.model, spec.teacher))
     sources = tuple(source.model_copy(update={"source": short(source.source)}) for source in spec.data)
     held = spec.eval.data and spec.eval.data.model_copy(update={"source": short(spec.eval.data.source)})
     measured = spec.eval.model_copy(update={"data": held})

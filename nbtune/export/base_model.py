@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from nbtune.errors import ExportError, NbtuneError, TrainError
 
 
 def exporter_of(which: str, find_run: Callable[[str], Any]) -> Any:
-    """Return what exports a run, or else a model's folder or Hub id.
+    """Return what exports a run, or else a model's folder, GGUF file or Hub id.
 
     Args:
         which: name of one or the other.
@@ -22,7 +23,8 @@ def exporter_of(which: str, find_run: Callable[[str], Any]) -> Any:
     try:
         return find_run(which).export
     except TrainError as no_run:
-        if "/" not in which and not (Path(which) / "config.json").is_file():
+        is_model = (Path(which) / "config.json").is_file() or which.lower().endswith(".gguf")
+        if "/" not in which and not is_model:
             raise
         try:
             return BaseModelExporter(which)
@@ -39,7 +41,7 @@ class BaseModelExporter:
 
         self._source = ExportSource(
             base=models.resolve(model),
-            name=model.rstrip("/").split("/")[-1],
+            name=re.sub(r"\.gguf$", "", model.rstrip("/").split("/")[-1], flags=re.IGNORECASE),
             base_id="" if Path(model).is_dir() else model,
         )
 

@@ -88,7 +88,8 @@ class ExportedFile:
 def is_on_hub(source: ExportSource) -> bool:
     """Return whether the base is a model of the Hub, not a folder or the embedded one."""
     name = source.base_id
-    local = name.startswith(("nbtune/", "./", "../", "~/")) or Path(name).is_dir() or Path(name) == source.base
+    a_path = name.startswith(("nbtune/", "./", "../", "~/")) or name.lower().endswith(".gguf")
+    local = a_path or Path(name).exists() or Path(name) == source.base
     return bool(HUB_ID.match(name)) and not local
 
 

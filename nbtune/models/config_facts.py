@@ -8,6 +8,7 @@ from typing import Any
 
 from nbtune.errors import SpecError
 from nbtune.models import handed_over
+from nbtune.models.gguf_file import decoded
 from nbtune.models.loading import resolve
 from nbtune.models.weight_checks import read_headers
 from nbtune.untrusted import SENTINEL, BadFile, load, shortened
@@ -109,7 +110,7 @@ def model_facts(model: str) -> ModelFacts:
     folder = resolve(model, weights=False)
     facts = facts_by_config(model, _config(folder, model), _headers_in(folder, model))
     called = handed_over.name_of(folder) or Path(model).name
-    return replace(facts, name=called) if Path(model).is_dir() else facts
+    return replace(facts, name=called) if Path(model).expanduser().exists() else facts
 
 
 def headers_of(model: str) -> dict[str, dict[str, Any]]:
@@ -126,8 +127,8 @@ def headers_of(model: str) -> dict[str, dict[str, Any]]:
 
 
 def _headers_in(folder: Path, model: str) -> dict[str, dict[str, Any]]:
-    found = read_headers(folder) or handed_over.headers(folder)
-    return found or ({} if Path(model).expanduser().is_dir() else _hub_headers(model, str(folder)))
+    found = read_headers(folder) or handed_over.headers(folder) or decoded.headers(folder)
+    return found or ({} if Path(model).expanduser().exists() else _hub_headers(model, str(folder)))
 
 
 def _config(folder: Path, model: str) -> dict[str, Any]:

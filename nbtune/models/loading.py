@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune import hub_cache
 from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
 from nbtune.models import handed_over
+from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
 from nbtune.models.progress_bars import hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
 from nbtune.spec.placement import PLAIN, Placement
@@ -38,7 +39,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
     True
 
     Args:
-        model: ``nbtune/tiny``, a folder, or a Hub id.
+        model: ``nbtune/tiny``, a folder, a GGUF file, or a Hub id.
         weights: also the weight files, not only config and tokenizer.
         trust_remote_code: also the model's Python files.
 
@@ -53,11 +54,13 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise SpecError(
-                f"the folder {model} holds no config.json", fix="Name the folder that save_pretrained made."
-            )
+            inside = gguf_in(folder)
+            fix = f"Name the file in it: {model}/{inside}." if inside else "Name the folder that save_pretrained made."
+            raise SpecError(f"the folder {model} holds no config.json", fix=fix)
         refuse_odd_files(folder, texts=_SMALL)
         return folder
+    if (file := gguf_of(model)) is not None:
+        return folder_of(file, weights=weights)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
         raise SpecError(f"there is no model folder {model}", fix="Check the path, or name a Hub id such as org/name.")
     return _shared(model) or _download(model, weights, trust_remote_code)
@@ -116,24 +119,27 @@ def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
             fix="Check the network, name a folder, or use the embedded model nbtune/tiny.",
         ) from e
     if not (folder / "config.json").is_file():
-        raise SpecError(f"{model} holds no config.json", fix="Name a model in transformers' format (not a GGUF).")
+        raise SpecError(
+            f"{model} holds no config.json",
+            fix="Name a model in transformers' format; of one in GGUF download a file, and name that.",
+        )
     if weights and not any(folder.glob("*.safetensors")):
         raise SpecError(f"{model} has no safetensors weights", fix="Ask its owner for them: nbtune opens no pickles.")
     return folder
 
 
 def missing_bytes(model: str, weights_bytes: int) -> int:
-    """Return the bytes that must still be downloaded: 0 for the embedded model, a folder, or a model whose weights are
-    cached.
+    """Return the bytes that must still be downloaded: 0 for the embedded model, a folder, a GGUF file, or a model whose
+    weights are cached.
 
     >>> nbtune.models.missing_bytes("nbtune/tiny", 5_771_776)
     0
 
     Args:
-        model: ``nbtune/tiny``, a folder, or a Hub id.
+        model: ``nbtune/tiny``, a folder, a GGUF file, or a Hub id.
         weights_bytes: size of all its weights; counted whole as long as one shard is missing.
     """
-    if model == EMBEDDED or Path(model).expanduser().is_dir():
+    if model == EMBEDDED or Path(model).expanduser().exists():
         return 0
     own = hub_cache.snapshot(hub_cache.user_cache(), "model", model)
     folders = [*([own] if own is not None else []), *hub_cache.shared_snapshot("model", model)]
@@ -158,7 +164,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
     [1823, 4]
 
     Args:
-        model: ``nbtune/tiny``, a folder, or a Hub id.
+        model: ``nbtune/tiny``, a folder, a GGUF file, or a Hub id.
         trust_remote_code: let the model's own Python run.
 
     Raises:
@@ -219,7 +225,7 @@ def load_model(
     256
 
     Args:
-        model: ``nbtune/tiny``, a folder, or a Hub id.
+        model: ``nbtune/tiny``, a folder, a GGUF file, or a Hub id.
         dtype: of the weights in memory.
         device: where they go.
         weights: the format of what is frozen; ``nf4`` is with double quantisation, by bitsandbytes. What other formats

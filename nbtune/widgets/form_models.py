@@ -11,6 +11,7 @@ from typing import Any, Literal
 from nbtune import hub_cache
 from nbtune.errors import NbtuneError, PlanError
 from nbtune.models.config_facts import ModelFacts, model_facts
+from nbtune.models.gguf_file.found import facts_of_file, gguf_files
 from nbtune.models.well_known import WELL_KNOWN
 from nbtune.spec import RunSpec, from_mapping
 from nbtune.widgets.sanitize import clean
@@ -39,7 +40,7 @@ class Offer:
 
 
 def offers() -> list[Offer]:
-    """Return the models of the caches, the well-known ones, and the embedded one, which is a toy."""
+    """Return the models of the caches, GGUF files, the well-known ones, and the embedded one, which is a toy."""
     well_known = {model.name: model for model in WELL_KNOWN}
     here = []
     for name in hub_cache.cached("model"):
@@ -48,7 +49,8 @@ def offers() -> list[Offer]:
             licence = more.licence if more is not None else _licence(folder)
             here.append(Offer(name, "here", licence, place=str(folder)))
     others = [Offer(model.name, "known", model.licence, model.gated, model.facts) for model in well_known.values()]
-    return [Offer(TOY, "toy", "apache-2.0", place=TOY), *here, *others]
+    files = [Offer(name, "here", place=name) for name in gguf_files()]
+    return [Offer(TOY, "toy", "apache-2.0", place=TOY), *here, *files, *others]
 
 
 def judged(offered: list[Offer]) -> Iterator[dict[str, Any]]:
@@ -71,7 +73,8 @@ def judged(offered: list[Offer]) -> Iterator[dict[str, Any]]:
     )
     for offer in offered:
         try:
-            facts = offer.facts or model_facts(offer.place)
+            by_file = facts_of_file if offer.place.lower().endswith(".gguf") else model_facts
+            facts = offer.facts or by_file(offer.place)
         except (NbtuneError, OSError, KeyError, ValueError):  # half downloaded, or no language model: not for this list
             continue
         found: dict[str, Any] = {"name": clean(offer.name, 200), "origin": offer.origin, "licence": offer.licence}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from nbtune.export import ExportSource, LlamaRunner, export_gguf
-from nbtune.export.gguf.pretokenizers import CL100K, QWEN2
+from nbtune.models.gguf_file.pretokenizers import CL100K, QWEN2
 from tests.support.llama import VERSION, llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer, sentencepiece_like, split, strings
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from nbtune.data.tokenize.terminators import ends_of
 from nbtune.errors import ExportError
-from nbtune.export.gguf.pretokenizers import NEARLY, pre_of
 from nbtune.export.gguf.sentencepiece import first_difference
+from nbtune.models.gguf_file.pretokenizers import NEARLY, pre_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from nbtune.errors import ExportError
 from nbtune.export import ExportSource, LlamaRunner, export_gguf
-from nbtune.export.gguf.pretokenizers import KNOWN, NEARLY, pre_of
+from nbtune.models.gguf_file.pretokenizers import KNOWN, NEARLY, pre_of
 from tests.support.llama import llama_library
 from tests.support.tiny_models import corpus, save_model, save_tokenizer, strings
 

@@ -43,7 +43,7 @@ class Tiny:
 def make_tiny(folder: Path, **changes: Any) -> Tiny:
     from transformers import LlamaConfig
 
-    from nbtune.export.gguf.pretokenizers import QWEN2
+    from nbtune.models.gguf_file.pretokenizers import QWEN2
 
     tokenizer = save_tokenizer(byte_level([split(QWEN2)]), folder)
     config = LlamaConfig(

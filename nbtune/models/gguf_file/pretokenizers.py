@@ -9,9 +9,11 @@ Each entry was checked against llama.cpp itself: see ``tests/export/gguf/test_pr
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nbtune.errors import ExportError
+from nbtune.models.gguf_file.header import refused
 
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _TAIL
@@ -119,3 +121,53 @@ def pre_of(tokenizer: dict[str, Any], place: str) -> str:
             fix="export the merged safetensors or the adapter; a GGUF would read text as other tokens.",
         )
     return name
+
+
+# What llama.cpp's other names split by, too.
+_ALIASES = {
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "falcon3": "llama-bpe",
+    "deepseek-r1-qwen": "qwen2",
+    "stablelm2": "qwen2",
+    "hunyuan": "qwen2",
+    "phi-2": "gpt-2",
+    "mpt": "gpt-2",
+    "olmo": "gpt-2",
+    "starcoder": "smollm",
+    "refact": "smollm",
+    "command-r": "smollm",
+    "exaone": "smollm",
+    "smaug-bpe": "dbrx",
+}
+
+
+def splitting_of(name: str, place: Path) -> tuple[Any, bool]:
+    """Return the splitting steps that a name of llama.cpp stands for, and whether whole words skip the merges.
+
+    Raises:
+        SpecError: the name is not known.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    asked = _ALIASES.get(name, name)
+    found = next((key for key, called in KNOWN.items() if called == asked), None)
+    if found is None:
+        raise refused(
+            place,
+            f"its tokenizer splits text by {name[:40]!r}, which is not known here"
+            if name != "default"
+            else "it does not say how its tokenizer splits text (tokenizer.ggml.pre)",
+            "Take a newer file of the model, or name its Hub id.",
+        )
+    made: list[Any] = []
+    for kind, *more in found[0]:
+        if kind == "Split":
+            made.append(pre_tokenizers.Split(Regex(more[0]), "isolated"))
+        elif kind == "Digits":
+            made.append(pre_tokenizers.Digits(more[0] == "each"))
+        elif kind == "Punctuation":
+            made.append(pre_tokenizers.Punctuation(more[0].lower()))
+        else:
+            made.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="regex" in more))
+    return (made[0] if len(made) == 1 else pre_tokenizers.Sequence(made)), found[1]

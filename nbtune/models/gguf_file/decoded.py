@@ -1,0 +1,232 @@
+"""The folder that a GGUF file becomes: config and tokenizer at once, the weights when somebody wants their numbers.
+
+It lies in nbtune's cache under ``gguf/``, called by what is in the file, and is made once. Of the weights a few rows at
+a time are in memory, so that a file larger than the memory is decoded as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nbtune.atomic_io import hidden, publish_folder, replace_file, try_lock
+from nbtune.data.sources.cache_folder import cache_folder
+from nbtune.disk import disk_errors, free_bytes, gigabytes
+from nbtune.errors import DataError, SpecError
+from nbtune.models.gguf_file.configs import Architecture, config_of
+from nbtune.models.gguf_file.header import GgufHeader, is_gguf, parts_of, read_header, refused
+from nbtune.models.gguf_file.tensors import Weight, main_dtype, weights_of
+from nbtune.models.gguf_file.vocabulary import GgufVocabulary, check_as_loaded
+from nbtune.untrusted import from_here
+
+ABOUT = "gguf.json"  # what marks such a folder: the weights' headers, and where they come from
+WEIGHTS = "model.safetensors"
+_FORM = 1  # of what is written: another one is decoded anew
+_SAMPLES, _SAMPLE = 64, 4096
+_MARGIN = 64 << 20  # bytes of disk
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_OLDER = re.compile(r"\.(?:bin|pt|pth|ckpt|safetensors|onnx)$", re.IGNORECASE)
+
+
+def gguf_of(model: str) -> Path | None:
+    """Return the file that a spec's model names, where it is (or is called) a GGUF file; None: it is something else.
+
+    Raises:
+        SpecError: it is a file of another kind, or there is no such GGUF file.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return None
+    if path.exists():
+        if is_gguf(path):
+            return path
+        what = "weights alone" if _OLDER.search(path.name) else "a file, and no GGUF file"
+        raise SpecError(f"{model} is {what}", fix="Name a folder with config.json, a .gguf file, or a Hub id.")
+    if path.suffix.lower() != ".gguf":
+        return None
+    if len(path.parts) == 3 and not path.is_absolute() and not model.startswith("."):
+        owner, name, file = path.parts
+        fix = f"Check the path; a file of the Hub comes with `hf download {owner}/{name} {file} --local-dir .`."
+    else:
+        fix = "Check the path."
+    raise SpecError(f"there is no file {model}", fix=fix)
+
+
+def gguf_in(folder: Path) -> str:
+    """Return the name of a GGUF file in a folder, ready for a sentence; "" where there is none."""
+    found = sorted(path.name for path in folder.glob("*.gguf"))
+    return found[0] if found else ""
+
+
+def folder_of(path: Path, *, weights: bool) -> Path:
+    """Return the folder of a GGUF file, made where it is not there yet.
+
+    Args:
+        path: the file, or a part of it.
+        weights: also its weights, decoded.
+
+    Raises:
+        SpecError: the file is damaged, or of an architecture or tokenizer that is not read; or there is no disk for it.
+        DataError: the cache cannot be written.
+    """
+    parts = parts_of(path)
+    folder = cache_folder() / "gguf" / _key(tuple((str(part), *_state(part)) for part in parts))
+    if (folder / WEIGHTS).is_file() or ((folder / ABOUT).is_file() and not weights):
+        return folder
+    with disk_errors(DataError, place=str(folder)), _alone(folder):
+        if not (folder / ABOUT).is_file():
+            _describe(read_header(path), folder)
+        if weights and not (folder / WEIGHTS).is_file():
+            _decode(path, folder)
+    return folder
+
+
+def headers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the headers of the weights that a folder has, or will have once they are decoded; {}: it is of no GGUF
+    file."""
+    about = _about(folder)
+    return about["headers"] if about else {}
+
+
+def said_of(folder: Path) -> str:
+    """Return what a plan says of the weights' origin; "" where they are of no GGUF file."""
+    about = _about(folder)
+    if not about:
+        return ""
+    there = (folder / WEIGHTS).is_file()
+    kinds, size = ", ".join(about["encodings"]), gigabytes(about["bytes"])
+    where = from_here(folder)
+    if there:
+        return f"decoded from {about['file']} ({kinds}): {size} in {where}"
+    return f"to be decoded from {about['file']} ({kinds}), once, a few rows in memory: {size} in {where}"
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return None
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise refused(path, f"it cannot be read ({error.strerror or error})", "Check the path.") from None
+    return about.st_size, about.st_mtime_ns
+
+
+@lru_cache(maxsize=32)
+def _key(parts: tuple[tuple[str, int, int], ...]) -> str:
+    """Return a name for what is in a file: of its first bytes, its size, and samples of all of it."""
+    digest = hashlib.sha256(f"{_FORM}".encode())
+    for name, size, _ in parts:
+        digest.update(f"|{size}|".encode())
+        with Path(name).open("rb") as file:
+            digest.update(file.read(_SAMPLE * _SAMPLES))
+            for i in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE) * i // max(1, _SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time make a folder; the others wait, and find it made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("ab") as lock:
+        while not try_lock(lock):
+            time.sleep(0.2)
+        yield
+
+
+def _outline(header: GgufHeader) -> tuple[Any, Architecture]:
+    """Return the model of a file without its numbers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config, architecture = config_of(header)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32), architecture
+    except Exception as error:  # whatever a model's class has against a stranger's numbers
+        raise refused(header.place, f"its keys describe no model ({type(error).__name__})") from error
+
+
+def _describe(header: GgufHeader, folder: Path) -> None:
+    """Write config, tokenizer, and what the weights will be."""
+    outline, architecture = _outline(header)
+    weights = weights_of(header, outline, architecture)
+    vocabulary = GgufVocabulary(header, outline.config.vocab_size)
+    fresh = hidden(folder, "tmp")
+    fresh.mkdir()
+    try:
+        _write_config(outline, vocabulary, main_dtype(header), fresh)
+        vocabulary.save(fresh, outline.config.max_position_embeddings)
+        check_as_loaded(header, fresh)
+        about = {
+            "file": header.place.name,
+            "encodings": sorted({stored.encoding for stored in header.tensors.values() if len(stored.shape) > 1}),
+            "bytes": sum(weight.bytes for weight in weights),
+            "headers": {weight.name: {"dtype": weight.dtype, "shape": list(weight.shape)} for weight in weights},
+        }
+        (fresh / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        publish_folder(fresh, folder, ABOUT)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_config(outline: Any, vocabulary: GgufVocabulary, dtype: str, folder: Path) -> None:
+    config, ids, ends = outline.config, vocabulary.ids, vocabulary.ends()
+    config.architectures = [type(outline).__name__]
+    config.dtype = _DTYPES[dtype]
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = ids["bos"], ids["eos"], ids["pad"]
+    config.save_pretrained(folder)
+    generation = {"bos_token_id": ids["bos"], "eos_token_id": ends or None, "pad_token_id": ids["pad"]}
+    kept = {key: value for key, value in generation.items() if value is not None}
+    (folder / "generation_config.json").write_text(json.dumps(kept, indent=2), encoding="utf-8")
+
+
+def _decode(path: Path, folder: Path) -> None:
+    header = read_header(path)
+    outline, architecture = _outline(header)
+    weights = weights_of(header, outline, architecture)
+    size = sum(weight.bytes for weight in weights)
+    if size + _MARGIN > (free := free_bytes(folder)):
+        raise SpecError(
+            f"{path.name} becomes {gigabytes(size)} of decoded weights, and {gigabytes(free)} are free",
+            place=str(folder),
+            fix="Set NBTUNE_CACHE to a folder on a disk that has room.",
+        )
+    with replace_file(folder / WEIGHTS, shared=True) as beside:
+        _write_weights(weights, beside)
+
+
+def _write_weights(weights: list[Weight], path: Path) -> None:
+    """Write a safetensors file (https://github.com/huggingface/safetensors#format) from front to back."""
+    import torch
+
+    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for weight in weights:
+        entries[weight.name] = {
+            "dtype": weight.dtype, "shape": list(weight.shape), "data_offsets": [at, at + weight.bytes],
+        }  # fmt: skip
+        at += weight.bytes
+    head = json.dumps(entries).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for weight in weights:
+            for piece in weight.pieces():
+                made = torch.from_numpy(piece).to(kinds[weight.dtype]).contiguous()
+                file.write(made.view(torch.uint8).numpy().data)

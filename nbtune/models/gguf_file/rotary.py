@@ -1,0 +1,98 @@
+"""Rotary scaling, as a GGUF file's keys and tensors of factors tell of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nbtune.models.gguf_file.header import GgufHeader, refused
+from nbtune.models.gguf_file.numbers import values
+
+_FACTORS = "rope_freqs.weight"
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+TENSORS = (_FACTORS, _LONG, _SHORT)
+_USUAL = ((1.0, 4.0),)  # where Llama 3.1's scaling begins and ends
+_NEAR = 1e-3
+
+
+def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: float = 10000.0) -> dict[str, Any]:
+    """Return transformers' rotary parameters.
+
+    Args:
+        header: of the file.
+        head_dim: width of a head.
+        context: tokens that the model was made for.
+        unsaid: the base where the file says none.
+
+    Raises:
+        SpecError: a scaling that transformers has no equal for.
+    """
+    arch = header.arch
+    theta, turned = header.real(f"{arch}.rope.freq_base", unsaid), header.whole(f"{arch}.rope.dimension_count", 0)
+    out: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    turned = turned or head_dim
+    if turned != head_dim:
+        out["partial_rotary_factor"] = turned / max(head_dim, 1)
+    kind = header.text(f"{arch}.rope.scaling.type", "none")
+    factor = header.real(f"{arch}.rope.scaling.factor", header.real(f"{arch}.rope.scale_linear", 1.0))
+    original = header.whole(f"{arch}.rope.scaling.original_context_length", context)
+    if _FACTORS in header.tensors:
+        return {**out, **_llama3(header, theta, turned)}
+    if _LONG in header.tensors and _SHORT in header.tensors:
+        return {**out, **_longrope(header, turned, original, context)}
+    if kind in ("none", "linear"):
+        return out if factor == 1.0 else {**out, "rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        return {**out, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    raise refused(header.place, f"its rotary scaling {kind[:40]!r} is not known")
+
+
+def _longrope(header: GgufHeader, turned: int, original: int, context: int) -> dict[str, Any]:
+    long, short = (_factors(header, name, turned).tolist() for name in (_LONG, _SHORT))
+    scale = context / max(original, 1)
+    usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 and original > 1 else 1.0
+    return {
+        "rope_type": "longrope",
+        "long_factor": long,
+        "short_factor": short,
+        "factor": scale,
+        "original_max_position_embeddings": original,
+        "attention_factor": header.real(f"{header.arch}.rope.scaling.attn_factor", usual),
+    }
+
+
+def _llama3(header: GgufHeader, theta: float, turned: int) -> dict[str, Any]:
+    """Find the numbers of Llama 3.1's scaling by the divisors that they make."""
+    found = _factors(header, _FACTORS, turned)
+    factor = float(found.max())
+    for low, high in _USUAL:
+        for original in (2**power for power in range(4, 21)):
+            made = llama3_divisors(theta, turned, factor, (low, high), original)
+            if np.abs(made / found - 1).max() < _NEAR:
+                if factor == 1.0:
+                    return {}
+                ends = {"low_freq_factor": low, "high_freq_factor": high}
+                return {
+                    "rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original, **ends,
+                }  # fmt: skip
+    raise refused(header.place, "its rotary factors are of no scaling that transformers has", "Name its Hub id.")
+
+
+def llama3_divisors(theta: float, dim: int, factor: float, ends: tuple[float, float], original: int) -> Any:
+    """Return by what Llama 3.1's scaling divides each frequency, (dim / 2,)."""
+    low, high = ends
+    waves = 2 * math.pi * theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    blend = np.clip((original / waves - low) / (high - low), 0, 1)
+    return 1 / ((1 - blend) / factor + blend)
+
+
+def _factors(header: GgufHeader, name: str, turned: int) -> Any:
+    stored = header.tensors[name]
+    if stored.shape != (turned // 2,):
+        raise refused(header.place, f"{name} has the shape {list(stored.shape)} where {turned // 2} factors belong")
+    found = values(stored).reshape(-1).astype(np.float64)
+    if not (found > 0).all():
+        raise refused(header.place, f"{name} holds factors that are not above 0")
+    return found

@@ -1,0 +1,193 @@
+"""A GGUF file's tokenizer as a tokenizer.json, with its special tokens, its chat template, and what ends an answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nbtune.models.gguf_file.header import GgufHeader, refused
+from nbtune.models.gguf_file.pretokenizers import splitting_of
+
+_KEY = "tokenizer.ggml."
+_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
+_IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_UNSAID = {"bos": 1, "eos": 2, "unk": 0}  # SentencePiece's
+# What llama.cpp stops at by the token's text, whatever ids the file names.
+_ENDS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
+    "<|end_of_text|>", "<EOT>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
+
+# With which llama.cpp puts the beginning before a text where the file does not say.
+_BEGIN_UNSAID = ("llama3", "llama-v3", "llama-bpe", "falcon3", "tekken")
+_NORMALISED = ("qwen2", "qwen35", "deepseek-r1-qwen")  # Qwen's own tokenizers bring text into NFC first
+
+
+class GgufVocabulary:
+    """The tokens of a file, checked.
+
+    Raises:
+        SpecError: there are none, or they are of a kind that is not read here.
+    """
+
+    def __init__(self, header: GgufHeader, rows: int) -> None:
+        self.header = header
+        self.tokens: list[str] = header.items(_KEY + "tokens", str)
+        kinds = header.items(_KEY + "token_type", int) or [_NORMAL] * len(self.tokens)
+        self.model = header.text(_KEY + "model")
+        if not self.tokens:
+            raise refused(header.place, "it holds no tokenizer", "Name a file that has one, or set `tokenizer`.")
+        if len(self.tokens) > rows or len(kinds) != len(self.tokens):
+            raise refused(
+                header.place,
+                f"it has {len(self.tokens):,} tokens, {len(kinds):,} kinds of them, and {rows:,} embeddings",
+            )
+        if self.model not in ("gpt2", "llama"):
+            raise refused(
+                header.place, f"its tokenizer is a {self.model[:40]!r}, which is not read", "Name its Hub id instead."
+            )
+        while kinds and kinds[-1] == _UNUSED:  # rows that fill the embedding up
+            kinds.pop()
+        self.kinds = kinds
+        self.ids = {kind: self._id(kind) for kind in _IDS}
+
+    def _id(self, kind: str) -> int | None:
+        unsaid = _UNSAID.get(kind) if self.model == "llama" else None
+        found = self.header.metadata.get(f"{_KEY}{_IDS[kind]}_token_id", unsaid)
+        if kind == "unk" and self.model == "gpt2":  # bytes are never unknown, and llama.cpp asks for none
+            return None
+        is_id = isinstance(found, int) and not isinstance(found, bool) and 0 <= found < len(self.kinds)
+        return found if is_id else None
+
+    def ends(self) -> list[int]:
+        """Return the ids at which llama.cpp stops: end of text first."""
+        named = [self.header.metadata.get(f"{_KEY}{kind}_token_id") for kind in ("eos", "eot", "eom")]
+        ids = [i for i in named if isinstance(i, int) and 0 <= i < len(self.kinds)]
+        texts = {text: i for i, text in enumerate(self.tokens[: len(self.kinds)]) if self.kinds[i] in (_CONTROL, _USER)}
+        return list(dict.fromkeys([*ids, *(texts[text] for text in _ENDS if text in texts)]))
+
+    def save(self, folder: Path, context: int) -> None:
+        """Write tokenizer.json, its config and the chat template into a folder."""
+        try:
+            tokenizer = self._byte_level() if self.model == "gpt2" else self._sentencepiece()
+            self._add(tokenizer)
+            tokenizer.save(str(folder / "tokenizer.json"))
+        except Exception as error:
+            if type(error).__module__.startswith("nbtune"):
+                raise
+            raise refused(self.header.place, f"its tokenizer cannot be built ({str(error)[:120]})") from error
+        named = {f"{kind}_token": self.tokens[i] for kind, i in self.ids.items() if i is not None}
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": context,
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+            **named,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2, ensure_ascii=False), encoding="utf-8")
+        template = self.header.text("tokenizer.chat_template")
+        if template.strip():
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+    def _byte_level(self) -> Any:
+        from tokenizers import Tokenizer, decoders, models, normalizers
+
+        pre, ignore_merges = splitting_of(self.header.text(_KEY + "pre", "default"), self.header.place)
+        merges = [_pair(merge) for merge in self.header.items(_KEY + "merges", str)]
+        known = self._known()
+        pairs = [(a, b) for a, b in merges if a in known and b in known and a + b in known]
+        tokenizer = Tokenizer(models.BPE(vocab=known, merges=pairs, ignore_merges=ignore_merges, fuse_unk=False))
+        tokenizer.pre_tokenizer = pre
+        if self.header.text(_KEY + "pre") in _NORMALISED:
+            tokenizer.normalizer = normalizers.NFC()
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
+    def _known(self) -> dict[str, int]:
+        known: dict[str, int] = {}
+        for i, text in enumerate(self.tokens[: len(self.kinds)]):
+            known.setdefault(text, i)
+        return known
+
+    def _sentencepiece(self) -> Any:
+        from tokenizers import Tokenizer, decoders, models, normalizers
+
+        known = self._known()
+        unknown = self.tokens[self.ids["unk"]] if self.ids["unk"] is not None else None
+        model = models.BPE(
+            vocab=known, merges=self._merges(known), unk_token=unknown, fuse_unk=True, byte_fallback=True
+        )
+        tokenizer = Tokenizer(model)
+        prefix = self.header.flag(_KEY + "add_space_prefix", True)
+        first = [normalizers.Prepend("▁")] if prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
+        last = [decoders.Strip(" ", 1, 0)] if prefix else []
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *last]
+        )
+        return tokenizer
+
+    def _merges(self, known: dict[str, int]) -> list[tuple[str, str]]:
+        """Return all ways to join two tokens into a third, the best-scored third first."""
+        scores = self.header.items(_KEY + "scores", float)
+        if len(scores) != len(self.tokens):
+            raise refused(self.header.place, f"it has {len(self.tokens):,} tokens and {len(scores):,} scores of them")
+        ways = []
+        for text, i in known.items():
+            if self.kinds[i] != _NORMAL or len(text) > 256:
+                continue
+            for at in range(1, len(text)):
+                left, right = text[:at], text[at:]
+                if left in known and right in known:
+                    ways.append((-scores[i], i, known[left], known[right], left, right))
+        return [(left, right) for *_, left, right in sorted(ways)]
+
+    def _add(self, tokenizer: Any) -> None:
+        """Mark control and user-defined tokens, and say what is put around a text."""
+        from tokenizers import AddedToken, processors
+
+        for special, kind in ((True, _CONTROL), (False, _USER)):
+            found = [text for text, i in self._known().items() if self.kinds[i] == kind and text]
+            found += [self.tokens[i] for k, i in self.ids.items() if special and i is not None and k != "pad"]
+            added = [AddedToken(text, special=special, normalized=False) for text in dict.fromkeys(found)]
+            (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
+        begins = self.header.text(_KEY + "pre") in _BEGIN_UNSAID or self.model == "llama"
+        around = ["$A"]
+        wanted = {"bos": self.header.flag(_KEY + "add_bos_token", begins)}
+        wanted["eos"] = self.header.flag(_KEY + "add_eos_token", False)
+        used = {kind: self.ids[kind] for kind, on in wanted.items() if on and self.ids[kind] is not None}
+        if not used:
+            return
+        texts = {kind: self.tokens[i] for kind, i in used.items() if i is not None}
+        around = [*([texts["bos"]] if "bos" in texts else []), "$A", *([texts["eos"]] if "eos" in texts else [])]
+        pairs = [(texts[kind], i) for kind, i in used.items() if i is not None]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=around, pair=[*around, *(part.replace("$A", "$B") for part in around)], special_tokens=pairs
+        )
+
+
+def check_as_loaded(header: GgufHeader, folder: Path) -> None:
+    """See that transformers reads text as the tokenizer.json in a folder says: for some kinds of models it puts a
+    splitting of its own in its place.
+
+    Raises:
+        SpecError: it does, and text would become other tokens than llama.cpp makes of it.
+    """
+    from transformers import AutoTokenizer
+
+    written = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    read = json.loads(loaded.backend_tokenizer.to_str())
+    if any(written[part] != read[part] for part in ("pre_tokenizer", "normalizer")):
+        kind = header.text(_KEY + "pre", "default")
+        raise refused(
+            header.place,
+            f"transformers reads text otherwise for its architecture than its tokenizer ({kind[:40]!r}) does",
+            "Name the model's Hub id or its folder of safetensors instead.",
+        )
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    return left, right
