@@ -189,7 +189,7 @@ def validate(
     """Return whether a request can be meant: its keys and values, and the first rows of its data. Loads nothing else.
 
     Keys of a run:
-        model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
+        model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
         method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
@@ -298,7 +298,7 @@ def plan(
     """Return what a run would cost, without loading the model.
 
     Keys of a run:
-        model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
+        model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
         method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
@@ -410,7 +410,7 @@ def finetune(
     """Train in the background, and return at once.
 
     Keys of a run:
-        model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
+        model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
         method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
@@ -630,7 +630,7 @@ def inspect(
     """Return what of some rows is trained, token by token; fields of the spec as in `finetune`.
 
     Keys of a run:
-        model: Model. The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.
+        model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
         method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).

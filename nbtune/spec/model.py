@@ -67,7 +67,7 @@ class RunSpec(Part):
     model: str = field(
         "nbtune/tiny",
         "Model",
-        "The base: a Hub id, a folder, nbtune/tiny (the embedded one), or a loaded model of this notebook by name.",
+        "The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.",
         example="meta-llama/Llama-3.2-1B-Instruct",
         min_length=1,
     )

@@ -177,7 +177,7 @@ def _llama(keys: Keys) -> dict[str, Any]:
 
 
 def _windowless(keys: Keys) -> dict[str, Any]:
-    """Qwen's: their windows are switched off, and llama.cpp runs none."""
+    """Switch Qwen's windows off: llama.cpp runs none."""
     return {"use_sliding_window": False}
 
 
@@ -232,7 +232,7 @@ def _gemma(keys: Keys) -> dict[str, Any]:
 
 
 def _gemma_scale(keys: Keys, wide: int) -> dict[str, Any]:
-    """By which queries are scaled: the largest model's are by the width that a head would have."""
+    """Return how queries are scaled: the largest model's are by the width that a head would have."""
     apart = keys.layers == wide
     scalar = keys.hidden // keys.whole("attention.head_count") if apart else keys.head_dim
     return {**_gemma(keys), "query_pre_attn_scalar": scalar}

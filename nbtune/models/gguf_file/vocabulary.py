@@ -144,7 +144,7 @@ class GgufVocabulary:
         return [(left, right) for *_, left, right in sorted(ways)]
 
     def _add(self, tokenizer: Any) -> None:
-        """Mark control and user-defined tokens, and say what is put around a text."""
+        """Put control and user-defined tokens in, and what stands around a text."""
         from tokenizers import AddedToken, processors
 
         for special, kind in ((True, _CONTROL), (False, _USER)):
