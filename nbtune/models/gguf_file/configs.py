@@ -177,7 +177,7 @@ def _llama(keys: Keys) -> dict[str, Any]:
 
 
 def _windowless(keys: Keys) -> dict[str, Any]:
-    """Switch Qwen's windows off: llama.cpp runs none."""
+    """Turn Qwen's windows off: llama.cpp runs none."""
     return {"use_sliding_window": False}
 
 
