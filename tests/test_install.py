@@ -62,7 +62,7 @@ def test_what_is_installed_here_is_enough(wheel: Path, outside: dict[str, str], 
 
 
 @pytest.mark.parametrize("platform", ["aarch64-apple-darwin", "x86_64-pc-windows-msvc", "aarch64-unknown-linux-gnu"])
-@pytest.mark.parametrize("python", ["3.11", "3.13"])
+@pytest.mark.parametrize("python", ["3.11", "3.13", "3.14"])
 def test_every_platform_has_its_wheels(platform: str, python: str, outside: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
     options = ["--python-platform", platform, "--python-version", python, "--only-binary", ":all:"]
     command = [_uv(), "pip", "compile", "--quiet", *options, REPO / "pyproject.toml", "-o", tmp_path / "all.txt"]
