@@ -216,7 +216,7 @@ def validate(
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
-        start_from: Start from. A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.
+        start_from: Start from. A run (name, id or folder) of the same model and adapter, or the folder of any LoRA that peft wrote: what it has learnt is what this one begins with.
         overflow: Too long chats. What happens to a chat of more tokens than `sequence_len`: cut, split between its turns, dropped, or refused.
         thinking: Thoughts. Of answers that think first: keep them as they are, split <think> blocks off as the template's reasoning, or drop them.
         terminators: End of a turn. Which ends of turns are trained: those of trained answers, of all turns, of the last answer only, or none.
@@ -325,7 +325,7 @@ def plan(
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
-        start_from: Start from. A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.
+        start_from: Start from. A run (name, id or folder) of the same model and adapter, or the folder of any LoRA that peft wrote: what it has learnt is what this one begins with.
         overflow: Too long chats. What happens to a chat of more tokens than `sequence_len`: cut, split between its turns, dropped, or refused.
         thinking: Thoughts. Of answers that think first: keep them as they are, split <think> blocks off as the template's reasoning, or drop them.
         terminators: End of a turn. Which ends of turns are trained: those of trained answers, of all turns, of the last answer only, or none.
@@ -437,7 +437,7 @@ def finetune(
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
-        start_from: Start from. A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.
+        start_from: Start from. A run (name, id or folder) of the same model and adapter, or the folder of any LoRA that peft wrote: what it has learnt is what this one begins with.
         overflow: Too long chats. What happens to a chat of more tokens than `sequence_len`: cut, split between its turns, dropped, or refused.
         thinking: Thoughts. Of answers that think first: keep them as they are, split <think> blocks off as the template's reasoning, or drop them.
         terminators: End of a turn. Which ends of turns are trained: those of trained answers, of all turns, of the last answer only, or none.
@@ -549,7 +549,7 @@ def submit(
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
-        start_from: Start from. A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.
+        start_from: Start from. A run (name, id or folder) of the same model and adapter, or the folder of any LoRA that peft wrote: what it has learnt is what this one begins with.
         overflow: Too long chats. What happens to a chat of more tokens than `sequence_len`: cut, split between its turns, dropped, or refused.
         thinking: Thoughts. Of answers that think first: keep them as they are, split <think> blocks off as the template's reasoning, or drop them.
         terminators: End of a turn. Which ends of turns are trained: those of trained answers, of all turns, of the last answer only, or none.
@@ -657,7 +657,7 @@ def inspect(
         train_on: Train on. Which tokens have a loss: the assistant's turns with their terminator, only the last of them, or everything; or a list of roles.
         train_spans: Spans. Texts whose tokens are trained or not, whatever `train_on` says; where several match, the last one counts.
         row_weights: Row weights. How often the losses of single rows count, by the rows' marks (`run.losses()` tells them): 0 leaves a row out, 2 counts it twice.
-        start_from: Start from. A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.
+        start_from: Start from. A run (name, id or folder) of the same model and adapter, or the folder of any LoRA that peft wrote: what it has learnt is what this one begins with.
         overflow: Too long chats. What happens to a chat of more tokens than `sequence_len`: cut, split between its turns, dropped, or refused.
         thinking: Thoughts. Of answers that think first: keep them as they are, split <think> blocks off as the template's reasoning, or drop them.
         terminators: End of a turn. Which ends of turns are trained: those of trained answers, of all turns, of the last answer only, or none.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,17 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import abilities, objects, slurm, warm_start
+from nbtune.engine import abilities, objects, peft_start, slurm, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.engine.run_loss import head_of_run, without_teacher
-from nbtune.errors import TrainError
 from nbtune.planner import Plan, make_plan
 from nbtune.run import Run, begin
 from nbtune.spec import RunSpec, placing
 from nbtune.store import folder as run_folder
 from nbtune.store import run_consent
 from nbtune.store.export_script import spec_to_repeat
-from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
     from nbtune.data import Source
@@ -261,7 +258,8 @@ class _Asked:
         with self._places(), self.things.described() as local:
             models.resolve(local.model, weights=False, trust_remote_code=local.trust_remote_code)
             objects.check_vocabulary(local)
-        older = run_folder.find(self.spec.start_from, root) if self.spec.start_from is not None else None
+        theirs = peft_start.folder_of(self.spec)
+        older = run_folder.find(self.spec.start_from, root) if self.spec.start_from and theirs is None else None
         if older is not None:
             warm_start.check(older, self.spec)
         if busy is not None and on_busy == "restart":
@@ -273,6 +271,8 @@ class _Asked:
             if older is not None:
                 objects.same_base(older, made)
                 warm_start.take_along(older, made)
+            if theirs is not None:
+                peft_start.take_along(theirs, made)
 
         return begin(root, name, self.spec, fill, detach=self.detach, job=job)
 
@@ -339,9 +339,7 @@ def repeat(which: str | Path, *, name: str | None = None, runs_dir: str | Path |
     def fill(made: Path) -> None:
         copy_snapshot(old / "data", made / "data")
         objects.take_along(old, made)
-        if (old / "start").exists():
-            refuse_links(old, "start", error=TrainError)
-            shutil.copytree(old / "start", made / "start", dirs_exist_ok=True)
+        warm_start.same_beginning(old, made)
 
     return begin(root, name or run_folder.name_of(old)[0], spec_to_repeat(old), fill)
 

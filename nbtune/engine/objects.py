@@ -19,6 +19,7 @@ from typing import Any
 from nbtune import hub_cache
 from nbtune.data.sources.by_value import spec_with_named_rows
 from nbtune.device import DeviceFacts
+from nbtune.engine import peft_start
 from nbtune.errors import SpecError, TrainError
 from nbtune.models import handed_over
 from nbtune.models.handed_over import is_model, is_peft, is_tokenizer
@@ -155,7 +156,7 @@ class Objects:
             spec = _as_it_lies(model, _with_its_adapter(model, spec))
             if spec.tokenizer is None:
                 spec = spec.model_copy(update={"tokenizer": _its_tokenizer(model)})
-        return cls(spec, model, tokenizer)
+        return cls(peft_start.with_its_adapter(spec), model, tokenizer)
 
     @contextmanager
     def described(self) -> Iterator[RunSpec]:

@@ -66,6 +66,15 @@ def take_along(old: Path, folder: Path) -> None:
     shutil.copyfile(last / checkpoints.WEIGHTS, folder / "start" / checkpoints.WEIGHTS)
 
 
+def same_beginning(old: Path, made: Path) -> None:
+    """Give a new run's folder what the run in `old` began with."""
+    refuse_links(old, "start", FIRST_VALUES, error=TrainError)
+    if (old / "start").exists():
+        shutil.copytree(old / "start", made / "start", dirs_exist_ok=True)
+    if (old / FIRST_VALUES).exists():
+        shutil.copyfile(old / FIRST_VALUES, made / FIRST_VALUES)
+
+
 def begin_with(folder: Path, model: torch.nn.Module) -> None:
     """Put what was taken along into a model that has learnt nothing yet; without any nothing happens.
 

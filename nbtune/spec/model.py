@@ -212,7 +212,8 @@ class RunSpec(Part):
     start_from: str | None = field(
         None,
         "Start from",
-        "A run (name, id or folder) of the same model and adapter: what it has learnt is what this one begins with.",
+        "A run (name, id or folder) of the same model and adapter, or the folder of any LoRA that peft wrote: what it "
+        "has learnt is what this one begins with.",
         example="demo",
         min_length=1,
         advanced=True,

@@ -220,7 +220,7 @@ INSTEAD = _table(
     = adapter: {type: full}
         full_finetuning finetuning_type
     = adapter: {type: lora, r: 16}
-        use_peft peft_config lora_config lora peft lora_model_dir
+        use_peft peft_config lora_config lora peft
     = adapter: {target_modules: all-linear}
         lora_target target_layers lora_target_linear
     = adapter: {target_modules: [experts]}
@@ -280,7 +280,7 @@ INSTEAD = _table(
     = on_error: skip
         skip_bad_rows skip_prepare_dataset
     = start_from: demo
-        adapter_name_or_path ref_adapter
+        adapter_name_or_path lora_model_dir ref_adapter
     = schedule: {floor: 0.1}
         lr_scheduler_kwargs min_lr lr_scheduler_args
     = optim_args: {embedding_rate: 0.1}

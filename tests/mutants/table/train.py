@@ -154,6 +154,13 @@ TRAIN = (
         "models/test_adapter_options.py",
     ),
     mutant(
+        "their-rank-is-not-asked-for",
+        "engine/peft_start.py",
+        '        if key not in ("dropout", "init_lora_weights") and getattr',
+        "        if False and getattr",
+        "engine/test_peft_start.py",
+    ),
+    mutant(
         "muon-takes-embeddings-too",
         "train/optimizer.py",
         'name == "muon" and kind in ("matrix", "lora_b")',
