@@ -369,11 +369,12 @@ def restart_needed() -> list[str]:
 
 
 def cached() -> list[Cached]:
-    """Return what the Hub's cache and that of prepared data hold, biggest first."""
+    """Return what the Hub's cache and those of prepared data and decoded GGUF files hold, biggest first."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     from nbtune.data.prepare import cache as prepared
+    from nbtune.models.gguf_file.decoded import decoded_files
 
     try:
         repos = list(scan_cache_dir(hub_cache.user_cache()).repos)
@@ -381,6 +382,7 @@ def cached() -> list[Cached]:
         repos = []
     entries = [Cached(repo.repo_type, repo.repo_id, repo.size_on_disk) for repo in repos]
     entries += [Cached("prepared", key[:16], size) for key, size, _ in prepared.entries()]
+    entries += [Cached("decoded", name, size) for name, size in decoded_files()]
     return sorted(entries, key=lambda entry: -entry.bytes)
 
 

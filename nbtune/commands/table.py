@@ -331,8 +331,8 @@ _DOCTOR = Command(
 )
 _CACHE = Command(
     name="cache",
-    sentence="What lies in the caches: models and data sets of the Hub, prepared data. Only prepared data is ever "
-    "pruned.",
+    sentence="What lies in the caches: models and data sets of the Hub, decoded GGUF files, prepared data. Only "
+    "prepared data is ever pruned.",
     function="nbtune.system_report.cached",
     takes=(
         flag(

@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nbtune.atomic_io import hidden, publish_folder, replace_file, try_lock
 from nbtune.data.sources.cache_folder import cache_folder
-from nbtune.disk import disk_errors, free_bytes, gigabytes
+from nbtune.disk import disk_errors, folder_bytes, free_bytes, gigabytes
 from nbtune.errors import DataError, SpecError
 from nbtune.models.gguf_file.configs import Architecture, config_of
 from nbtune.models.gguf_file.header import GgufHeader, is_gguf, parts_of, read_header, refused
 from nbtune.models.gguf_file.tensors import Weight, main_dtype, weights_of
 from nbtune.models.gguf_file.vocabulary import GgufVocabulary, check_as_loaded
-from nbtune.untrusted import from_here
+from nbtune.untrusted import from_here, open_file
 
 ABOUT = "gguf.json"  # what marks such a folder: the weights' headers, and where they come from
 WEIGHTS = "model.safetensors"
 _FORM = 1  # of what is written: another one is decoded anew
 _SAMPLES, _SAMPLE = 64, 4096
+_PATIENCE = 60.0  # seconds without a byte written
 _MARGIN = 64 << 20  # bytes of disk
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _OLDER = re.compile(r"\.(?:bin|pt|pth|ckpt|safetensors|onnx)$", re.IGNORECASE)
@@ -109,6 +113,12 @@ def said_of(folder: Path) -> str:
     return f"to be decoded from {about['file']} ({kinds}), once, a few rows in memory: {size} in {where}"
 
 
+def decoded_files() -> list[tuple[str, int]]:
+    """Return (name of the file, bytes) of each decoded one that the cache holds."""
+    folders = [path.parent for path in (cache_folder() / "gguf").glob(f"*/{ABOUT}")]
+    return [(about["file"], folder_bytes(folder)) for folder in folders if (about := _about(folder))]
+
+
 def _about(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / ABOUT).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
@@ -118,7 +128,8 @@ def _about(folder: Path) -> dict[str, Any] | None:
 
 def _state(path: Path) -> tuple[int, int]:
     try:
-        about = path.stat()
+        with open_file(path) as file:  # neither waits for a pipe nor reads from a device
+            about = os.fstat(file.fileno())
     except OSError as error:
         raise refused(path, f"it cannot be read ({error.strerror or error})", "Check the path.") from None
     return about.st_size, about.st_mtime_ns
@@ -140,12 +151,25 @@ def _key(parts: tuple[tuple[str, int, int], ...]) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a folder; the others wait, and find it made."""
+    """Let one process at a time make a folder; the others wait, and find it made.
+
+    Where nothing is written for a while, the disk may have no locks: then it is made twice, and one of both stays.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("ab") as lock:
-        while not try_lock(lock):
+        began = time.time()
+        while not try_lock(lock) and time.time() - max(began, _last_write(folder)) < _PATIENCE:
             time.sleep(0.2)
         yield
+
+
+def _last_write(folder: Path) -> float:
+    """Return when something was written into a folder last; 0 where it is not there."""
+    times = [0.0]
+    for path in (*folder.glob("*"), *folder.glob(".*")):
+        with suppress(OSError):  # it has just got its name
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _outline(header: GgufHeader) -> tuple[Any, Architecture]:
@@ -224,9 +248,27 @@ def _write_weights(weights: list[Weight], path: Path) -> None:
         at += weight.bytes
     head = json.dumps(entries).encode()
     head += b" " * (-len(head) % 8)
+    jobs = ((job, kinds[weight.dtype]) for weight in weights for job in weight.jobs())
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for weight in weights:
-            for piece in weight.pieces():
-                made = torch.from_numpy(piece).to(kinds[weight.dtype]).contiguous()
-                file.write(made.view(torch.uint8).numpy().data)
+        for piece, dtype in _several_at_once(jobs, torch.get_num_threads()):
+            made = torch.from_numpy(piece).to(dtype).contiguous()
+            file.write(made.view(torch.uint8).numpy().data)
+
+
+def _several_at_once(jobs: Iterator[tuple[Callable[[], Any], Any]], threads: int) -> Iterator[tuple[Any, Any]]:
+    """Yield what jobs make, in their order, each with what came with it; a few are done ahead."""
+    coming: deque[tuple[Future[Any], Any]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="nbtune-decode") as pool:
+        try:
+            for job, beside in jobs:
+                coming.append((pool.submit(job), beside))
+                if len(coming) > threads:
+                    first, its = coming.popleft()
+                    yield first.result(), its
+            while coming:
+                first, its = coming.popleft()
+                yield first.result(), its
+        finally:
+            for future, _ in coming:
+                future.cancel()

@@ -8,7 +8,7 @@ import numpy as np
 
 from nbtune.models.gguf_file.header import Stored, refused
 
-ROOM = 1 << 25  # numbers decoded at a time: 128 MiB as fp32, and some times that while they are
+ROOM = 1 << 21  # numbers that a thread decodes at a time: 8 MiB as fp32, and some times that while they are
 
 
 def can_decode(encoding: str) -> bool:

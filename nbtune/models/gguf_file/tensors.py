@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,10 @@ _OLDER_NAMES = {
     "mixtral": (".mlp.", ".block_sparse_moe."),
     "granitemoe": ("_moe.router.weight", "_moe.router.layer.weight"),
 }
-_WITHOUT_MEANING = re.compile(r"(?:^|\.)(?:rope_freqs|attn_rot_embd|rope_factors_(?:long|short))\.weight$")
+# Of no matter for text: computed angles, and what Ollama's files see and hear with.
+_WITHOUT_MEANING = re.compile(
+    r"(?:^|\.)(?:rope_freqs|attn_rot_embd|rope_factors_(?:long|short))\.weight$|^(?:v|a|mm)\."
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,12 @@ class Part:
     stored: Stored
     start: int
     count: int
+
+    def jobs(self) -> Iterator[Callable[[], Any]]:
+        """Yield what makes them in fp32, some at a time."""
+        step = max(1, ROOM // self.stored.shape[-1])
+        for start in range(self.start, self.start + self.count, step):
+            yield partial(values, self.stored, start, min(step, self.start + self.count - start))
 
 
 @dataclass(frozen=True)
@@ -64,18 +74,19 @@ class Weight:
         """Of its numbers."""
         return int(np.prod(self.shape, dtype=np.int64)) * (4 if self.dtype == "F32" else 2)
 
-    def pieces(self) -> Iterator[Any]:
-        """Yield its numbers in fp32, some rows at a time; a changed one as a whole."""
-        if self.change is not None:
-            step = self.together or len(self.parts)
-            for at in range(0, len(self.parts), step):
-                some = self.parts[at : at + step]
-                yield self.change(np.concatenate([values(part.stored, part.start, part.count) for part in some]))
+    def jobs(self) -> Iterator[Callable[[], Any]]:
+        """Yield what makes its numbers in fp32, some rows after the other; a changed one's are made as a whole."""
+        if self.change is None:
+            for part in self.parts:
+                yield from part.jobs()
             return
-        for part in self.parts:
-            step = max(1, ROOM // part.stored.shape[-1])
-            for start in range(part.start, part.start + part.count, step):
-                yield values(part.stored, start, min(step, part.start + part.count - start))
+        step = self.together or len(self.parts)
+        for at in range(0, len(self.parts), step):
+            yield partial(_changed, self.change, self.parts[at : at + step])
+
+
+def _changed(change: Change, parts: tuple[Part, ...]) -> Any:
+    return change(np.concatenate([job() for part in parts for job in part.jobs()]))
 
 
 def main_dtype(header: GgufHeader) -> str:
