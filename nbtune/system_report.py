@@ -382,8 +382,7 @@ def cached() -> list[Cached]:
         repos = []
     entries = [Cached(repo.repo_type, repo.repo_id, repo.size_on_disk) for repo in repos]
     entries += [Cached("prepared", key[:16], size) for key, size, _ in prepared.entries()]
-    entries += [Cached("decoded", name, size) for name, size in decoded_files()]
-    return sorted(entries, key=lambda entry: -entry.bytes)
+    return sorted(entries + [Cached("decoded", *found) for found in decoded_files()], key=lambda entry: -entry.bytes)
 
 
 def _runs_root() -> Path:
