@@ -23,30 +23,20 @@ from nbtune.store.foreign import Foreign
 if TYPE_CHECKING:
     import torch
 
-_METHODS = {
-    "GRPOTrainer": "grpo",
-    "RLOOTrainer": "rloo",
-    "DPOTrainer": "dpo",
-    "KTOTrainer": "kto",
-    "ORPOTrainer": "orpo",
-    "CPOTrainer": "cpo",
-    "BCOTrainer": "bco",
-    "RewardTrainer": "reward",
-    "PRMTrainer": "prm",
-}
-_CALLED = {  # what trainers call a figure: what ours is called
-    "rewards/accuracies": "accuracy",
-    "mean_token_accuracy": "token_accuracy",
-    "rewards/margins": "margin",
-    "rewards/chosen": "reward_chosen",
-    "rewards/rejected": "reward_rejected",
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "completions/mean_length": "length",
-    "completions/clipped_ratio": "cut",
-    "kl": "kl",
-    "entropy": "entropy",
-}
+_NAMES = """
+rewards/accuracies accuracy
+mean_token_accuracy token_accuracy
+rewards/margins margin
+rewards/chosen reward_chosen
+rewards/rejected reward_rejected
+reward reward
+reward_std reward_std
+completions/mean_length length
+completions/clipped_ratio cut
+kl kl
+entropy entropy
+"""
+_CALLED: dict[str, str] = dict(line.split() for line in _NAMES.strip().splitlines())  # theirs: ours
 _NOT_FIGURES = frozenset(
     ("loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "num_input_tokens_seen", "step_time", "runtime")
 )
@@ -103,10 +93,12 @@ def figures(logs: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def method_of(trainer: Any) -> str:
     """Return which of our methods it comes closest to; of what has none, imitation."""
-    if type(trainer.model).__name__.endswith("ForSequenceClassification"):
-        return "classification" if type(trainer).__name__ != "RewardTrainer" else "reward"
-    names = [_METHODS[kind.__name__] for kind in type(trainer).__mro__ if kind.__name__ in _METHODS]
-    return next((name for name in names if name in METHODS), "sft")
+    kinds = {kind.__name__ for kind in type(trainer).__mro__}
+    scores = type(handed_over.within(trainer.model)).__name__.endswith("ForSequenceClassification")
+    for name, method in METHODS.items():
+        if method.trainer in kinds or (scores and method.rows == "labelled"):
+            return name
+    return "sft"
 
 
 def model_name(model: Any) -> str:

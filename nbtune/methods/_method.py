@@ -142,6 +142,7 @@ class Method:
         metrics: named figures to watch, of the loss's arguments and like the loss one a pair `[P]` or an answer `[N]`,
             NaN where it has none; a step's is the mean of the others. A figure that is a ratio of sums gives both, of
             each; of several that are called ``f1:…`` the mean is shown.
+        trainer: the class of TRL's that does the same, by which a run that is watched is known.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Method:
     teacher: bool = False
     perplexity: bool = False
     metrics: Metrics | None = None
+    trainer: str = ""
 
     @property
     def by_tokens(self) -> bool:

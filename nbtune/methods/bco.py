@@ -54,4 +54,5 @@ METHOD = Method(
     of_step="answers",
     least_batch=2,  # whose answers are compared
     metrics=judged,
+    trainer="BCOTrainer",
 )

@@ -43,4 +43,5 @@ METHOD = Method(
     learning_rate_share=1 / 10,
     of_step="tokens",
     metrics=metrics,
+    trainer="CPOTrainer",
 )

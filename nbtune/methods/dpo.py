@@ -67,4 +67,5 @@ METHOD = Method(
     learning_rate_share=1 / 10,
     reference=True,
     metrics=metrics,
+    trainer="DPOTrainer",
 )

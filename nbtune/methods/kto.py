@@ -46,4 +46,5 @@ METHOD = Method(
     mismatched=True,
     least_batch=2,  # whose answers are compared
     metrics=judged,
+    trainer="KTOTrainer",
 )

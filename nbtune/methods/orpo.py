@@ -48,4 +48,5 @@ METHOD = Method(
     learning_rate_share=1 / 4,  # it also imitates; the others compare, and overshoot long before
     of_step="tokens",
     metrics=metrics,
+    trainer="ORPOTrainer",
 )

@@ -35,4 +35,5 @@ METHOD = Method(
     head="token",
     labels=("wrong", "right"),
     metrics=recognised,
+    trainer="PRMTrainer",
 )

@@ -45,4 +45,5 @@ METHOD = Method(
     head="text",
     labels=("reward",),
     metrics=metrics,
+    trainer="RewardTrainer",
 )
