@@ -32,10 +32,10 @@ from nbtune.api import watch as watch
 from nbtune.planner import Plan as Plan
 from nbtune.run import Run as Run
 from nbtune.spec import RunSpec as RunSpec
+from nbtune.spec.adapter import AdapterSpec
 from nbtune.spec.learning import OptimArgs
 from nbtune.spec.learning import ScheduleArgs
 from nbtune.spec.loss_options import LossSpec
-from nbtune.spec.parts import AdapterSpec
 from nbtune.spec.parts import CheckpointSpec
 from nbtune.spec.parts import EvalSpec
 from nbtune.spec.parts import MemorySpec
@@ -57,6 +57,7 @@ class _Adapter(TypedDict, total=False):
     alpha_pattern: Mapping[str, float]
     init_lora_weights: Literal['default', 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_4', 'pissa_niter_16', 'olora', 'loftq']
     modules_to_save: list[str] | tuple[str, ...]
+    trainable_token_indices: list[int] | tuple[int, ...]
     unfrozen_parameters: list[str] | tuple[str, ...]
     use_rslora: bool
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 _OTHERS = (  # what is learnt beside A and B, or added in another way
-    "lora_bias", "trainable_token_indices", "alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora",
+    "lora_bias", "alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora",
     "arrow_config", "kasa_config", "monteclora_config", "megatron_config", "exclude_modules", "layers_pattern",
 )  # fmt: skip
 _OF_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
@@ -72,6 +72,9 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(first, str) and first.lower().startswith(_OF_THE_BASE):
         fix = "save it with peft's path_initial_model_for_weight_conversion, which makes it a plain LoRA"
         raise SpecError(f"first values `{first}` were taken out of its base", place=f"{folder.name}/{CONFIG}", fix=fix)
+    tokens = config.get("trainable_token_indices") or ()
+    if isinstance(tokens, dict):
+        raise _refused(folder, f"it trains tokens of {', '.join(map(str, tokens))}")
     targets, layers = config.get("target_modules"), config.get("layers_to_transform")
     if not isinstance(targets, str):
         targets = sorted({*(targets or ()), *(config.get("target_parameters") or ())})
@@ -85,6 +88,7 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "rank_pattern": config.get("rank_pattern") or {},
         "alpha_pattern": config.get("alpha_pattern") or {},
         "modules_to_save": config.get("modules_to_save") or (),
+        "trainable_token_indices": tokens,
     }
 
 
@@ -110,6 +114,8 @@ def _name(name: str, saved: tuple[str, ...], folder: Path) -> str:
     for end in (".lora_A.weight", ".lora_B.weight"):
         if name.endswith(end):
             return f"{name.removesuffix('.weight')}.default.weight"
+    if name.endswith(".trainable_tokens_delta"):
+        return f"{name}.default"
     if name.endswith(".lora_magnitude_vector"):
         return f"{name}.default.weight"
     module, _, kind = name.rpartition(".")

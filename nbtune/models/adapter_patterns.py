@@ -74,6 +74,23 @@ def check_saved(model: Any, names: Iterable[str], adapter: "AdapterSpec") -> Non
             )
 
 
+def check_tokens(model: Any, adapter: "AdapterSpec") -> None:
+    """Refuse to train embeddings of tokens that are not there, or that are trained anyway.
+
+    Raises:
+        SpecError: see above.
+    """
+    if not adapter.trainable_token_indices:
+        return
+    place, embedding = "adapter.trainable_token_indices", model.get_input_embeddings()
+    most = embedding.weight.shape[0]
+    if (last := max(adapter.trainable_token_indices)) >= most:
+        raise SpecError(f"there is no token {last}", place=place, fix=f"Tokens have the numbers 0 to {most - 1}.")
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    if any(name == end or name.endswith(f".{end}") for end in adapter.modules_to_save):
+        raise SpecError(f"all of `{name}` is trained already", place=place, fix="Drop one of both.")
+
+
 def unfrozen(model: "nn.Module", adapter: "AdapterSpec") -> set[str]:
     """Return the names of the weights that `adapter: full` trains.
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
-from nbtune.models.adapter_patterns import check_patterns, check_saved, in_layers
+from nbtune.models.adapter_patterns import check_patterns, check_saved, check_tokens, in_layers
 from nbtune.models.experts.stacks import configs, expert_counts, stacked_weights
 from nbtune.spec.placement import PlacementWish
 
@@ -63,6 +63,7 @@ def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> Targets:
         layers, weights = [n for n in layers if n in inside], [n for n in weights if n in inside]
     check_patterns([*layers, *weights], adapter)
     check_saved(model, _names(model), adapter)
+    check_tokens(model, adapter)
     by_weight = _renamed(model, set(layers))
     weights += [f"{name}.weight" for name in layers if name in by_weight]
     modules = [name for name in layers if name not in by_weight]

@@ -73,6 +73,7 @@ def add_adapter(
         alpha_pattern=dict(adapter.alpha_pattern),
         init_lora_weights=_first_values(adapter, known=first_values is not None),
         modules_to_save=list(adapter.modules_to_save) or None,
+        trainable_token_indices=list(adapter.trainable_token_indices) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -29,7 +29,7 @@ class FirstValues:
     """What a model's LoRA began with, where that was taken out of its base.
 
     Args:
-        tensors: by the names of its parameters; kept on the CPU.
+        tensors: by the names of all that is trained; kept on the CPU.
     """
 
     def __init__(self, tensors: "Mapping[str, torch.Tensor]") -> None:
@@ -92,7 +92,7 @@ def check(model: "nn.Module", adapter: "AdapterSpec", targets: "Targets") -> Non
 
 def remember(model: Any) -> None:
     """Keep what a model begins with, of whose base that was just taken."""
-    kept = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if ".lora_" in name}
+    kept = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
     model.nbtune_first_values = FirstValues(kept)
 
 
@@ -107,7 +107,7 @@ def take_out(model: Any, file: Path) -> None:
     from safetensors.torch import load_file
 
     first = FirstValues(load_file(file))
-    mine = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {n: p.shape for n, p in mine.items()} != {n: t.shape for n, t in first.tensors.items()}:
         raise TrainError("its first values are of another model or adapter", place=f"{file.parent.name}/{file.name}")
     with torch.no_grad():
@@ -223,7 +223,7 @@ def beside_the_base(
     first = first_values_of(model)
     if first is None:
         return tensors, config
-    begun = {name.replace(".default.", "."): value for name, value in first.tensors.items()}
+    begun = {n.replace(".default.", "."): value for n, value in first.tensors.items() if ".lora_" in n}
     joined = dict(tensors)
     for name, start in begun.items():
         now = tensors[name]

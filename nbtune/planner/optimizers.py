@@ -63,7 +63,9 @@ def _rates_are_somebodys(spec: RunSpec) -> None:
     args, full = spec.optim_args, spec.adapter.type == "full"
     idle = {"lora_b_rate": "has no LoRA"} if full else {}
     if not full and not spec.adapter.modules_to_save:
-        idle = {"embedding_rate": "trains no embeddings", "head_rate": "does not train the head"}
+        idle = {"head_rate": "does not train the head"}
+        if not spec.adapter.trainable_token_indices:
+            idle["embedding_rate"] = "trains no embeddings"
     for name, why in idle.items():
         if getattr(args, name) != 1:
             raise PlanError(

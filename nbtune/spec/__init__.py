@@ -1,7 +1,8 @@
 """What the user asked for: `RunSpec` and its parts, YAML in and out with line numbers."""
 
+from nbtune.spec.adapter import AdapterSpec
 from nbtune.spec.model import RunSpec
-from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MemorySpec, MixSpec, SourceSpec, SpanRule
+from nbtune.spec.parts import CheckpointSpec, EvalSpec, MemorySpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.placement import Placement
 from nbtune.spec.yaml import from_mapping, from_yaml, placing
 from nbtune.spec.yaml_text import parse_value, to_yaml

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nbtune.methods import METHODS, how_they_learn, what_beta_is
+from nbtune.spec.adapter import AdapterSpec, adapter_from_word
 from nbtune.spec.learning import OPTIMIZERS, SCHEDULES, OptimArgs, ScheduleArgs, check_learning
 from nbtune.spec.loss_options import LossSpec, loss_from_word, must_fit
 from nbtune.spec.parts import (
     UNPACKED_ORDERS,
-    AdapterSpec,
     CheckpointSpec,
     EvalSpec,
     MemorySpec,
@@ -26,7 +26,6 @@ from nbtune.spec.parts import (
     Part,
     SourceSpec,
     SpanRule,
-    adapter_from_word,
     field,
 )
 from nbtune.spec.placement import Home, PlacementWish, WeightsKey

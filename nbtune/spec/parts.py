@@ -1,9 +1,9 @@
-"""The parts of a `RunSpec`: adapter, source, mix, evaluation, checkpoints; and what all of them have in common."""
+"""The parts of a `RunSpec`: source, mix, evaluation, checkpoints; and what all of them have in common."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -45,137 +45,6 @@ class Part(BaseModel):
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """Return what is not at its default: a spec has some fifty fields."""
         return [(key, getattr(self, key)) for key in self.model_dump(exclude_defaults=True)]
-
-
-def adapter_from_word(value: Any) -> Any:
-    """Read ``adapter: lora`` as ``adapter: {type: lora}``."""
-    return {"type": value} if isinstance(value, str) else value
-
-
-class AdapterSpec(Part):
-    """What is trained: a low-rank adapter beside frozen weights, or every weight (`full`)."""
-
-    type: Literal["lora", "qlora", "dora", "full"] = field(
-        "lora",
-        "Kind",
-        "lora: 16-bit frozen weights; qlora: 4-bit frozen weights; dora: LoRA with a learnt magnitude; "
-        "full: every weight is trained.",
-        example="lora",
-    )
-    r: int = field(
-        16, "Rank", "Inner size of the adapter: higher learns more and costs more.", example=16, ge=1, le=1024
-    )
-    alpha: float | None = field(
-        None,
-        "Alpha",
-        "The adapter's output is scaled by alpha / r; unset: equal to r.",
-        example=16,
-        gt=0,
-        advanced=True,
-    )
-    dropout: float = field(
-        0.0, "Dropout", "Share of the adapter's inputs dropped while training.", example=0.05, ge=0, lt=1, advanced=True
-    )
-    target_modules: Literal["all-linear"] | tuple[str, ...] | str = field(
-        "all-linear",
-        "Targets",
-        "Which linear layers get an adapter: all of the blocks', a mixture's experts included; a list of names; or a "
-        "regular expression of whole names.",
-        example=["q_proj", "v_proj"],
-        advanced=True,
-    )
-    layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] = field(
-        (), "Layers", "Numbers of the layers that get an adapter, from 0 on; unset: all.", example=[0, 1], advanced=True
-    )
-    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = field(
-        {},
-        "Ranks by name",
-        "Ranks of some layers instead of `r`, by names or regular expressions of their ends.",
-        example={"down_proj": 64},
-        advanced=True,
-    )
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = field(
-        {}, "Alphas by name", "Likewise, instead of `alpha`.", example={"down_proj": 64}, advanced=True
-    )
-    init_lora_weights: Literal[
-        "default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "loftq"
-    ] = field(
-        "default",
-        "First values",
-        "Of LoRA's A: Kaiming's, or normal ones; B is zero. orthogonal: both, of orthogonal rows; pissa, olora: the "
-        "weights' own largest directions, which are taken out of them (niter: found faster); loftq, of qlora: what "
-        "4 bits lost.",
-        example="gaussian",
-        advanced=True,
-    )
-    modules_to_save: tuple[str, ...] = field(
-        (),
-        "Trained whole",
-        "Modules that are trained whole beside the adapter and saved with it, such as the head.",
-        example=["lm_head"],
-        advanced=True,
-    )
-    unfrozen_parameters: tuple[str, ...] = field(
-        (),
-        "Unfrozen",
-        "Of adapter `full`: regular expressions of how the names of trained weights begin; unset: all are.",
-        example=["lm_head", r"model\.layers\.(2|3)\."],
-        advanced=True,
-    )
-    use_rslora: bool = field(
-        False, "rsLoRA", "Scale by alpha / sqrt(r), steadier at high ranks.", example=False, advanced=True
-    )
-
-    @property
-    def lora_alpha(self) -> float:
-        """`alpha`, or its default `r`."""
-        return float(self.r) if self.alpha is None else self.alpha
-
-    @property
-    def changes_base(self) -> bool:
-        """Whether the first values are taken out of the base's weights."""
-        return self.init_lora_weights.startswith(("pissa", "olora"))
-
-    @property
-    def same_everywhere(self) -> bool:
-        """Whether nothing but one rank's factors is trained, or every weight."""
-        return not (self.rank_pattern or self.modules_to_save or self.unfrozen_parameters)
-
-    @property
-    def anywhere(self) -> AdapterSpec:
-        """The same without what is said of single layers: for a copy of a model that has fewer."""
-        alike: dict[str, Any] = {"layers_to_transform": (), "rank_pattern": {}, "alpha_pattern": {}}
-        alike["init_lora_weights"] = "default"
-        if isinstance(self.target_modules, str):
-            alike["target_modules"] = "all-linear"
-        return self.model_copy(update={**alike, "unfrozen_parameters": ()})
-
-    def __hash__(self) -> int:
-        return hash(self.model_dump_json())
-
-    @model_validator(mode="after")
-    def _fits(self) -> AdapterSpec:
-        patterns = [*self.rank_pattern, *self.alpha_pattern, *self.unfrozen_parameters]
-        for pattern in patterns if isinstance(self.target_modules, tuple) else [*patterns, self.target_modules]:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"`{pattern}` is no regular expression: {error}") from None
-        whole = ("unfrozen_parameters",)
-        parts = ("layers_to_transform", "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights")
-        for name in parts if self.type == "full" else whole:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"`adapter.{name}` changes nothing of adapter `{self.type}`: drop it")
-        if self.changes_base and self.type != "lora":
-            raise ValueError(
-                f"first values `{self.init_lora_weights}` are taken out of 16-bit weights, and adapter `{self.type}` "
-                "has others beside: write `adapter: {type: lora}`, or drop `init_lora_weights`"
-            )
-        if self.init_lora_weights == "loftq" and self.type != "qlora":
-            raise ValueError("first values `loftq` are what 4 bits lost: write `adapter: {type: qlora}`, or drop them")
-        if self.init_lora_weights == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
-            raise ValueError("first values `orthogonal` want an even rank")
-        return self
 
 
 class SourceSpec(Part):

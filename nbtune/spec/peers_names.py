@@ -100,6 +100,8 @@ ALIASES = _table(
         init_lora_weights peft_init_lora_weights
     = adapter.modules_to_save
         modules_to_save lora_modules_to_save additional_target
+    = adapter.trainable_token_indices
+        trainable_token_indices peft_trainable_token_indices
     = adapter.unfrozen_parameters
         unfrozen_parameters
     = adapter.use_rslora
@@ -322,8 +324,8 @@ ABSENT = _table(
         cosine_constant_lr_ratio lr_quadratic_warmup relora_steps
     = the held-out loss decides which checkpoint is the best
         metric_for_best_model greater_is_better
-    = single tokens' embeddings are not trained alone; `adapter: {modules_to_save: [embed_tokens]}` trains all
-        embeddings_to_train trainable_token_indices
+    = `adapter: {trainable_token_indices: [2, 3]}` trains single tokens' embeddings, by their numbers
+        embeddings_to_train
     = `adapter: {init_lora_weights: pissa_niter_16}` has its iterations; what is saved always fits the base
         pissa_iter pissa_convert use_gradient_surgery
     = layers are found by their numbers

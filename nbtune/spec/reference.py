@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nbtune.methods import METHODS, Method
+from nbtune.spec.adapter import AdapterSpec
 from nbtune.spec.learning import OptimArgs, ScheduleArgs
 from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.model import RunSpec
-from nbtune.spec.parts import AdapterSpec, CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
+from nbtune.spec.parts import CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD
 
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (

@@ -43,7 +43,8 @@ def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool
 
 def _whole(spec: RunSpec) -> bool:
     """Return whether some of the model's own weights are trained, of which fp32 copies are needed."""
-    return spec.adapter.type == "full" or bool(spec.adapter.modules_to_save)
+    adapter = spec.adapter
+    return adapter.type == "full" or bool(adapter.modules_to_save or adapter.trainable_token_indices)
 
 
 class FusedStepper:

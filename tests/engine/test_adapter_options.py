@@ -20,8 +20,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "layers_to_transform": [1], "init_lora_weights": "gaussian", "modules_to_save": ["lm_head", "embed_tokens"],
     },
     "pissa": {"type": "lora", "r": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]},
+    "tokens": {"type": "lora", "r": 2, "trainable_token_indices": [7, 9], "target_modules": ["q_proj"]},
     "full": {"type": "full", "unfrozen_parameters": [r"model\.layers\.1\.", "lm_head"]},
 }  # fmt: skip
+
+
+RATES: dict[str, dict[str, float]] = {"pissa": {}, "tokens": {"embedding_rate": 0.5}}
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +34,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_speaking("llama", folder, **{**SIZES, "tie_word_embeddings": False}))
 
 
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tied")
+    return str(save_speaking("llama", folder, **{**SIZES, "tie_word_embeddings": True}))
+
+
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_a_run_of_it_is_planned_resumed_opened_and_merged(start: Any, base: str, tmp_path: Path, kind: str) -> None:
+def test_a_run_of_it_is_planned_resumed_opened_and_merged(
+    start: Any, base: str, tied: str, tmp_path: Path, kind: str
+) -> None:
+    base = tied if kind == "tokens" else base
     about: dict[str, Any] = {
         "model": base, "adapter": OPTIONS[kind], "steps": 4, "batch_size": 2, "learning_rate": 1e-2,
-        "optim_args": {} if kind == "pissa" else {"embedding_rate": 0.5, "head_rate": 0.5},
+        "optim_args": RATES.get(kind, {"embedding_rate": 0.5, "head_rate": 0.5}),
         "checkpoint": {"every": 2, "keep": 9},
     }  # fmt: skip
     run = start(**about).wait()

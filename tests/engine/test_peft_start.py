@@ -22,7 +22,8 @@ THEIRS: dict[str, dict[str, Any]] = {
     "ranks": {"r": 4, "lora_alpha": 12, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 5},
               "target_modules": ["q_proj", "v_proj", "down_proj"], "use_rslora": True, "layers_to_transform": [1],
               "modules_to_save": ["lm_head"]},
-    "dora": {"r": 3, "use_dora": True, "target_modules": r".*\.0\.mlp\.(up|down)_proj"},
+    "dora": {"r": 3, "use_dora": True, "trainable_token_indices": [5, 7],
+             "target_modules": r".*\.0\.mlp\.(up|down)_proj"},
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pissa": ({"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa"}),
     "olora": ({"init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}, "use_rslora": True},
               {"init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}, "use_rslora": True}),
+    "tokens": ({"trainable_token_indices": [7, 9]}, {"trainable_token_indices": [7, 9]}),
     "head and embeddings": ({"modules_to_save": ["lm_head", "embed_tokens"]},
                             {"modules_to_save": ["lm_head", "embed_tokens"]}),
 }  # fmt: skip
@@ -91,6 +92,8 @@ def test_full_training_of_some_weights_leaves_the_others(tmp_path: Path, acceler
         ({"target_modules": "q_proj"}, "no linear layer's whole name"),
         ({"layers_to_transform": [7]}, "no layer 7"),
         ({"rank_pattern": {"qproj": 2}}, "`qproj` matches none"),
+        ({"trainable_token_indices": [300]}, "no token 300"),
+        ({"trainable_token_indices": [7], "modules_to_save": ["embed_tokens"]}, "is trained already"),
         ({"modules_to_save": ["head"]}, "no module of this model is called `head`"),
         ({"type": "full", "unfrozen_parameters": ["layers"]}, "no weight's name begins"),
     ],
