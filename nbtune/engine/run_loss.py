@@ -94,8 +94,8 @@ def load_teacher(spec: RunSpec, tokenizer: Any, *, dtype: torch.dtype, device: t
     theirs = load_tokenizer(spec.teacher, trust_remote_code=spec.trust_remote_code).get_vocab()
     if theirs != tokenizer.get_vocab():
         raise SpecError(
-            f"the teacher {spec.teacher} has another vocabulary than {spec.model}: what it says of a token is of "
-            "another one here",
+            f"the teacher {spec.teacher} has another vocabulary than {spec.model}, and can "
+            "only teach a model that has its own",
             place="teacher",
             fix="name a teacher of the same family",
         )

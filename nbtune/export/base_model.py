@@ -57,7 +57,7 @@ class BaseModelExporter:
         Raises:
             ExportError: always.
         """
-        raise ExportError("a page shows a run, and a model has none", fix="export a run.")
+        raise ExportError("a page shows how a run went, and this is a model without a run", fix="export a run.")
 
     def adapter_gguf(self, out: Path | None = None) -> Any:
         """Refuse, too."""
@@ -83,7 +83,7 @@ class BaseModelExporter:
 
         if importance or verify:
             wanted = "--importance" if importance else "--verify"
-            raise ExportError(f"{wanted} wants rows to judge by, and a model has none", fix="export a run.")
+            raise ExportError(f"{wanted} needs rows to measure on, and a model alone has none", fix="export a run.")
         return list(export.export_gguf(self._source, list(types), out or Path("exports")))
 
     def ollama(self, type: str = "q8_0", out: Path | None = None) -> Any:

@@ -191,7 +191,7 @@ def finite(name: str, tensor: torch.Tensor, place: str) -> torch.Tensor:
     """
     if not bool(tensor.isfinite().all()):
         raise ExportError(
-            f"the weight {name!r} is no number in places",
+            f"the weight {name!r} holds NaN or infinity",
             place=place,
             fix="train again with a lower `learning_rate`, or go back to an earlier checkpoint.",
         )

@@ -77,7 +77,7 @@ def make_plan(
     check_optimizer(spec, device)
     if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):
         raise PlanError(
-            "nothing is held out, by which the best weights could be known",
+            "no rows are held out, so the best weights cannot be told from the last ones",
             place="eval",
             fix="write `eval: {split: 0.1}`, or drop `patience` and `load_best`",
         )
@@ -221,12 +221,12 @@ def _refuse_travel(spec: RunSpec, device: DeviceFacts, abilities: Abilities) -> 
     """Raise a `PlanError` where weights cannot be streamed."""
     if device.kind != "cuda" or device.unified:
         raise PlanError(
-            f"weights can only travel to a GPU with memory of its own, this is {device.name}",
+            f"weights can only be streamed to a GPU with memory of its own, and this is {device.name}",
             fix="write `weights: auto`",
         )
     if spec.adapter.type != "lora" or not spec.accelerate or abilities.share_of_layers() == 0:
         raise PlanError(
-            "weights travel only beside a plain LoRA, into nbtune's own blocks",
+            "weights are streamed only beside a plain LoRA, into nbtune's own blocks",
             fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",
         )
 

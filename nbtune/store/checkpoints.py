@@ -278,7 +278,9 @@ def _refuse_packed(file: Path) -> None:
         return  # torch says what is wrong with it
     if packed:
         raise TrainError(
-            f"{file.name} is packed, and no run packs it", place=file.parent.name, fix="resume from an earlier step"
+            f"{file.name} is compressed, and nbtune writes none that are",
+            place=file.parent.name,
+            fix="resume from an earlier step",
         )
 
 

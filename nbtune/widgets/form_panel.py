@@ -239,12 +239,13 @@ def _put(body: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _flat(spec: RunSpec) -> dict[str, Any]:
-    """Return what a spec sets, by dotted key; lists and sources as the YAML has them."""
+    """Return what a spec sets, by dotted key; lists, sources and mappings that are one field as the YAML has them."""
     from nbtune.spec.yaml_loader import load
 
     flat: dict[str, Any] = {}
+    whole = {field["key"] for field in fields()}
     for key, value in (load(to_yaml(spec)) or {}).items():
-        if isinstance(value, dict) and key != "data":
+        if isinstance(value, dict) and key not in whole:
             flat |= {f"{key}.{inner}": each for inner, each in value.items()}
         else:
             flat[key] = value

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from tests.support.fake_hub import FakeHub
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

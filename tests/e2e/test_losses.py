@@ -27,7 +27,7 @@ def test_rows_are_sorted_and_opened_in_the_inspector(notebook):
     page.run(0)
     panel, keys = page.page.locator(".nbt-losses").first, page.page.keyboard
     expect(panel).to_have_attribute("data-busy", "false")
-    expect(panel.get_by_text("60 of 60 rows · weights after step 6")).to_be_visible()
+    expect(panel.get_by_text("60 of 60 rows · measured after step 6")).to_be_visible()
     page.run(1)
     highest, lowest = page.output(1).split()
     rows = panel.locator("tbody tr")
@@ -83,14 +83,14 @@ def test_rows_are_sorted_and_opened_in_the_inspector(notebook):
     expect(rows.nth(1).locator(".nbt-wanted")).to_have_text("× 4")
     panel.get_by_role("button", name="Undo", exact=True).click()
     expect(rows.nth(1).locator(".nbt-wanted")).to_have_text("× 2")
-    expect(panel.get_by_text("1 left out, 1 counted otherwise")).to_be_visible()
+    expect(panel.get_by_text("1 left out, 1 weighted")).to_be_visible()
     assert page.looks("losses-wanted", ".nbt-losses") == []
 
     # and on from here: the new run's monitor comes up below
     panel.get_by_label("Steps").fill("3")
     panel.get_by_role("button", name="Show the code").click()
     expect(code).to_contain_text(f'.go_on(row_weights={{"{first}": 0, "{second}": 2}}, steps=3)')
-    panel.get_by_role("button", name="Continue with this").click()
+    panel.get_by_role("button", name="Train on with these changes").click()
     expect(panel.get_by_text(re.compile(r"The run known \(\w+\) goes on from these weights"))).to_be_visible()
     expect(panel.locator(".nbt-monitor")).to_be_visible()
     page.run(2)

@@ -57,8 +57,8 @@ def test_memory_by_component_and_the_devices_share_are_drawn(notebook):
     assert page.looks("monitor-machine", PANEL) == []
 
 
-PARTS = ["weights", "adapter", "gradients and optimizer", "activations and head", "kept ready"]
+PARTS = ["weights", "adapter", "gradients and optimizer", "activations and head", "reserved by PyTorch"]
 WORDS = (
     "VRAM (GiB) over steps. Now 19.0 GiB, planned 20.0 GiB: weights 15.0 GiB, adapter 128 MiB, "
-    "gradients and optimizer 384 MiB, activations and head 3.0 GiB, kept ready 512 MiB."
+    "gradients and optimizer 384 MiB, activations and head 3.0 GiB, reserved by PyTorch 512 MiB."
 )

@@ -21,8 +21,9 @@ PANELS = {
     "export": ("exporter(run)", ".nbt-exportpanel"),
     "compare": ("compare([run, run])", ".nbt-compare"),
     "losses": ("run.losses()", ".nbt-losses"),
+    "home": ("nbtune.home(globals())", ".nbt-home"),
 }
-FILLED = {"Start", "Chat", "Ask", "Make GGUF", "Push", "Continue with this"}  # the primary buttons
+FILLED = {"New run", "Start", "Chat", "Ask", "Make GGUF", "Push", "Train on with these changes"}  # the primary buttons
 
 # Each visible button of the panels: its words, and the contrast of its text with what is behind it (WCAG 2). A canvas
 # reads any colour that CSS can write; what is see-through lets the ancestors' colour through.
@@ -58,7 +59,7 @@ CONTRASTS = """() => {
 @pytest.mark.parametrize("order", [list(PANELS), list(reversed(PANELS))], ids=["forwards", "backwards"])
 def test_no_button_loses_its_words(notebook: Any, order: list[str]) -> None:
     page = notebook([BEGIN, *(PANELS[name][0] for name in order)], width=1000)
-    page.page.set_viewport_size({"width": 1000, "height": 5200})  # cells that are out of sight have no node
+    page.page.set_viewport_size({"width": 1000, "height": 6000})  # cells that are out of sight have no node
     page.run(0)
     for k, name in enumerate(order, 1):
         page.run(k)

@@ -202,7 +202,7 @@ def test_a_click_reaches_python_and_its_answer_the_page(webview: Any) -> None:
     assert view.panel.spec.data[0].source == "rows"
     view.until(lambda: view.page.locator(".nbt-form[data-costs=known]").count() == 1)
     rate = view.page.locator("[data-key=learning_rate]")
-    assert "Here: 0.01: 0.0005 × (2000 / 256)^0.781" in rate.text_content()
+    assert "The plan chose 0.01: 0.0005 × (2000 / 256)^0.781" in rate.text_content()
     view.page.screenshot(path=str(ARTIFACTS / "vscode-form-planned.png"), full_page=True)
 
 

@@ -238,7 +238,7 @@ def without_the_worst(monitor: Any, hand: Clicks | Keys) -> None:
     losses = monitor.locator(".nbt-losses")
     expect(losses).to_have_attribute("data-busy", "false")
     hand(losses.locator("tbody tr [data-act=drop]").first)
-    hand(losses.get_by_role("button", name="Continue with this"))
+    hand(losses.get_by_role("button", name="Train on with these changes"))
     expect(losses.locator(f".nbt-monitor {FINISHED}")).to_be_visible()
 
 

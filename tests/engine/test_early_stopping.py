@@ -36,5 +36,5 @@ def test_it_ends_with_the_best_weights(start: Start) -> None:
 
 def test_nothing_held_out_is_refused_by_the_plan() -> None:
     for wish in ({"patience": 2}, {"load_best": True}):
-        with pytest.raises(PlanError, match="nothing is held out"):
+        with pytest.raises(PlanError, match="no rows are held out"):
             nbtune.plan(data=ROWS, eval={"split": 0, **wish}, steps=2, device="cpu")

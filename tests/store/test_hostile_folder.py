@@ -128,7 +128,7 @@ def test_a_checkpoint_that_unpacks_into_gigabytes_is_refused(stranger):  # noqa:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed, packed.open("archive/data/0", "w") as entry:
         for _ in range(64):
             entry.write(bytes(1 << 20))
-    with pytest.raises(TrainError, match=r"optimizer\.pt is packed"):
+    with pytest.raises(TrainError, match=r"optimizer\.pt is compressed"):
         nbtune.attach(stranger).resume().wait()
 
 

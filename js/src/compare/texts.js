@@ -14,7 +14,7 @@ addTexts({
     "compare.key": "Key",
     "compare.title": "Loss over steps",
     "compare.axis": "Loss, smoothed",
-    "compare.apart": "These runs cut text into different tokens: their losses are not of the same thing, and the lower one need not be the better model. Compare answers in the chat.",
+    "compare.apart": "These runs have different tokenizers, so their losses cannot be compared: a lower one need not be a better model. Compare their answers in the chat.",
   },
   de: {
     "compare": "Läufe vergleichen",

@@ -64,8 +64,10 @@ function words(outcome, state) {
   if (base === null) return "";
   const short = (value) => number(value, 3);
   const head = text("finish.rows", { n, base: short(base), tuned: short(tuned) });
-  const about = { n, better, lower: short(base - tuned), low: short(low), high: short(high) };
-  return `${head}: ${text(low === null ? "finish.few" : "finish.lower", about)}`;
+  // of what is said to be higher, the interval is of how much higher
+  const worse = tuned > base, [from, to] = worse && low !== null ? [-high, -low] : [low, high];
+  const about = { n, better, lower: short(base - tuned), higher: short(tuned - base), low: short(from), high: short(to) };
+  return `${head}: ${text(`finish.${low === null ? (worse ? "few.higher" : "few") : worse ? "higher" : "lower"}`, about)}`;
 }
 
 /** A prompt and its two answers; what is new in the second is marked. */

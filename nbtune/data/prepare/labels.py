@@ -46,7 +46,7 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
                 continue  # whoever reads the row says so, or leaves it out
         if len(found) > _MOST:
             raise DataError(
-                f"`{column}` has more than {_MOST} different values: that are no labels",
+                f"`{column}` has more than {_MOST} different values: too many to be labels",
                 place=source.name,
                 fix="name the column that has them: `columns: {label: …}`",
             )
