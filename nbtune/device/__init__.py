@@ -10,6 +10,7 @@ from nbtune.device.machines import MACHINES, machine, shared_among
 from nbtune.device.memory import (
     MemoryUse,
     empty_cache,
+    is_out_of_memory,
     memory_use,
     pinnable,
     reset_peak,
@@ -26,6 +27,7 @@ __all__ = [
     "describe",
     "empty_cache",
     "gpu_present",
+    "is_out_of_memory",
     "machine",
     "memory_use",
     "pick",

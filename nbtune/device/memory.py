@@ -150,6 +150,27 @@ def threads_within(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was no memory, of whichever device and library.
+
+    >>> nbtune.device.is_out_of_memory(MemoryError())
+    True
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "STATUS_ALLOC_FAILED",
+)
+
+
 @functools.cache
 def pinnable() -> bool:
     """Return whether this machine pins RAM for its GPU, found out by pinning some: WSL and tight containers may refuse.

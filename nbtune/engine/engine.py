@@ -34,6 +34,7 @@ from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
 from nbtune.engine.objects import credited
 from nbtune.engine.run_loss import head_of_run, loss_of_run, without_teacher
+from nbtune.engine.short_of_memory import give_up
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with
 from nbtune.errors import NbtuneError
@@ -307,7 +308,8 @@ class _Engine:
             several=together is not None,
             stopping=stopping_of(spec, self.folder, self.built.model, self.stepper, writes=self.writes),
         )
-        jobs = Jobs(save=self._save, evaluate=measuring.evaluate, sample=measuring.samples, between=self._between)
+        less = None if plan.weights.shards else partial(give_up, self)  # parts of weights are lent in step
+        jobs = Jobs(self._save, measuring.evaluate, measuring.samples, self._between, less)
         if self.progress.step == 0 and (self.writes or plan.weights.shards):  # whose model needs all processes
             self._confirm()
         control = together or self.control

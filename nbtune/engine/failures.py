@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nbtune.device import is_out_of_memory
 from nbtune.disk import DISK_ERRORS, disk_error, free_bytes
 from nbtune.errors import NbtuneError, PlanError, TrainError
 
@@ -35,7 +36,7 @@ def for_people(error: BaseException, folder: Path) -> NbtuneError | None:
         return _gone(folder)
     if isinstance(error, NbtuneError):
         return error
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error):
+    if is_out_of_memory(error):
         return PlanError(
             "there was not enough memory after all",
             fix="set a smaller `micro_batch_size` or `sequence_len`, or `activations: recompute`; then resume",

@@ -16,7 +16,7 @@ from nbtune_kernels import FusedAdamW
 from torch import Tensor, nn
 
 from nbtune.device import describe, memory_use, pinnable
-from nbtune.device.streams import record, replayable, send
+from nbtune.device.streams import record, replayable, send, synchronize
 from nbtune.models.accelerate.grad_sinks import Sink
 from nbtune.models.weight_decay import decays
 
@@ -99,6 +99,13 @@ class TrainStep:
         # a copy from pageable memory waits for all that was launched before; one from pinned memory does not
         waits = replayable(self.device) and value.device.type == "cpu" and not value.is_pinned() and pinnable()
         return value.pin_memory() if waits else value
+
+    def forget_recordings(self) -> None:
+        """Give back the memory of all recordings: shapes are going to be others, or memory was short."""
+        synchronize(self.device)
+        self._recorded.clear()
+        self._seen.clear()
+        self._pool, self._roomy = None, None
 
     def update(self, lr: float) -> Tensor:
         """Clip and update; return the gradient norm before clipping, fp32 [] on the device (0 without clipping)."""

@@ -125,11 +125,15 @@ def build(
     if head is not None:
         add_head(model, head, seed=seed)
     if policy != "keep" and (built.patch is None or not built.patch.layers):
-        # blocks that are all transformers' own know one policy besides keeping: each is computed again as a whole
-        newer = getattr(model, "activation_checkpointing_enable", None)  # its newer name
-        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        recompute_stock(model)
         built.report.append("activations: blocks are computed again by transformers' own means")
     return built
+
+
+def recompute_stock(model: Any) -> None:
+    """Let blocks that are all transformers' own be computed again as a whole: their one policy besides keeping."""
+    newer = getattr(model, "activation_checkpointing_enable", None)  # its newer name
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def sketch(

@@ -102,6 +102,10 @@ class FusedStepper:
         """See `Stepper.discard`."""
         self._sum = None
 
+    def forget_recordings(self) -> None:
+        """See `TrainStep.forget_recordings`."""
+        self._step.forget_recordings()
+
     def _number(self, micro_step: int) -> int:
         """Return which micro-batch of the step that is."""
         return micro_step

@@ -11,54 +11,21 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune import events
 from nbtune.device import MemoryUse, memory_use
 from nbtune.device.streams import Later, Moment
+from nbtune.train.attempt import Attempt
 from nbtune.train.early_stopping import EarlyStopping
 from nbtune.train.mean_loss import no_number, shown, trained_tokens, trained_weight
 
 if TYPE_CHECKING:
-    import torch
-
     from nbtune.data.batching.collate import Batch
     from nbtune.train.control import Control, Wishes
+    from nbtune.train.loop_parts import Batches, Stepper
     from nbtune.train.mean_loss import HeldOut
     from nbtune.train.stepper import Updated
-
-
-class Stepper(Protocol):
-    """One optimizer step on a model; see `nbtune.train.stepper.Stepper`, which is one."""
-
-    device: torch.device
-
-    @property
-    def scaled(self) -> bool:
-        """Whether gradients may overflow without anything being wrong."""
-
-    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
-        """Ask what the loss wants to know of all of a step's micro-batches, before the first of them."""
-
-    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
-        """Add one micro-batch's gradients."""
-
-    def update(self, learning_rate: float) -> Updated:
-        """Clip and update; return what the step tells, scalars still on the device."""
-
-    def discard(self) -> None:
-        """Forget the gradients of an unfinished step."""
-
-
-class Batches(Protocol):
-    """The micro-batches of any optimizer step: a pure function of the step, which makes resuming exact."""
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Optimizer steps in which every row is seen once."""
-
-    def step(self, index: int) -> Sequence[Batch]:
-        """Return the micro-batches of the 0-based optimizer step `index`."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +73,15 @@ class Jobs:
     `between` is called at every micro-step boundary (requests to the live model are answered there), with a function to
     call with the wishes between two tokens of an answer: it says whether the answer has to end. `evaluate` and `sample`
     are given a function to call between their batches and tokens: a stop or a pause does not wait for their end.
+    `give_up` makes a run need less memory, after so many finished steps, and returns what is to be said of it, or
+    raises where nothing is left to give up. None: memory that is short ends the run.
     """
 
     save: Callable[[Progress], events.Checkpoint]
     evaluate: Callable[[Callable[[], None]], HeldOut | None]
     sample: Callable[[int, Callable[[], None]], Iterable[events.Sample]]
     between: Callable[[Callable[[Wishes], bool]], None]
+    give_up: Callable[[int], events.Event] | None = None
 
 
 def _tokens(batch: Batch) -> int:
@@ -211,12 +181,10 @@ class _Loop:
         counted, trained, tokens, late_ones = self.options.agree([*own, late])
         self._overdue = late_ones > 0  # by anybody's clock: all save, or none
         denominator = counted if counted > 0 else 1
-        self.stepper.look_ahead(self._looking(micro_batches), step=index)
-        for micro_step, batch in enumerate(self._looking(micro_batches)):
-            self.stepper.accumulate(batch, denominator=denominator, step=index, micro_step=micro_step)
-        peak = progress.learning_rate if progress.learning_rate is not None else self.options.learning_rate
-        learning_rate = peak * self.options.factor(index)
-        loss, norm, figures = self.stepper.update(learning_rate)
+        while (updated := self._updated(micro_batches, denominator, index)) is None:
+            micro_batches = self.batches.step(index)  # the same rows, fewer at once
+        loss, norm, figures = updated
+        learning_rate = self._rate(index)
         told = Later(loss, norm, *figures.values())
         progress.step, progress.tokens = index + 1, progress.tokens + tokens
         progress.trained_tokens += trained
@@ -228,6 +196,33 @@ class _Loop:
         self._began = told
         if not self._late:
             self._flush()
+
+    def _rate(self, index: int) -> float:
+        peak = self.progress.learning_rate if self.progress.learning_rate is not None else self.options.learning_rate
+        return peak * self.options.factor(index)
+
+    def _updated(self, micro_batches: Sequence[Batch], denominator: float, index: int) -> Updated | None:
+        """Do a step, and return what it tells; None: memory was short, nothing has changed, and it may be tried again
+        with what was given up."""
+        if self.jobs.give_up is None:
+            self._accumulate(micro_batches, denominator, index)
+            return self.stepper.update(self._rate(index))
+        updated = None
+        with Attempt() as attempt:
+            self._accumulate(micro_batches, denominator, index)
+            if not self.options.several:
+                updated = self.stepper.update(self._rate(index))
+        if self.options.several and not self.options.agree([attempt.short])[0]:
+            return self.stepper.update(self._rate(index))
+        if updated is None:  # here, or in another process
+            self.stepper.discard()
+            self.emit(self.jobs.give_up(self.progress.step))
+        return updated
+
+    def _accumulate(self, micro_batches: Sequence[Batch], denominator: float, index: int) -> None:
+        self.stepper.look_ahead(self._looking(micro_batches), step=index)
+        for micro_step, batch in enumerate(self._looking(micro_batches)):
+            self.stepper.accumulate(batch, denominator=denominator, step=index, micro_step=micro_step)
 
     def _looking(self, micro_batches: Sequence[Batch]) -> Iterator[Batch]:
         """Yield the micro-batches, with a look at the wishes between two of them."""
@@ -289,7 +284,14 @@ class _Loop:
             self._restart_clock()
 
     def _evaluate(self) -> None:
-        held = self.jobs.evaluate(self._look_within)
+        held = None
+        with Attempt() as attempt:
+            held = self.jobs.evaluate(self._look_within)
+        if attempt.short and (self.jobs.give_up is None or self.options.several):
+            raise MemoryError
+        if attempt.short and self.jobs.give_up is not None:
+            self.emit(self.jobs.give_up(self.progress.step))
+            return self._evaluate()
         if held is None:
             return
         best = self.options.stopping.remember(self.progress, held.loss)

@@ -34,6 +34,14 @@ def no_number(what: str, step: int) -> NumbersLost:
     )
 
 
+def torn_update() -> NumbersLost:
+    """Return the error of a run whose memory was short while its weights were changed: some are, and some are not."""
+    return NumbersLost(
+        "memory was short in the middle of an update: some weights have changed, and some have not",
+        fix="resume it: it goes on from its last checkpoint; with an `optim` of less state, as adafactor, it may fit",
+    )
+
+
 def trained_tokens(batch: Batch) -> int:
     """Return what most losses are a mean over."""
     return batch.num_trained

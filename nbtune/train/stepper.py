@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from nbtune.device.streams import fork_rng
+from nbtune.train.attempt import Attempt, counts_versions, versions
 from nbtune.train.embedding_noise import noisy
 from nbtune.train.look_ahead import joined
+from nbtune.train.mean_loss import torn_update
 from nbtune.train.optimizer import rates
 
 if TYPE_CHECKING:
@@ -92,11 +94,14 @@ class Stepper:
         """Ask what the loss wants to know of all of a step's micro-batches, before the first of them."""
         if not self._loss.looks_ahead:
             return
-        surveys = []
-        for micro_step, batch in enumerate(batches):
-            with self._drawing(step, micro_step):  # as when its gradients are taken
-                surveys.append(self._loss.survey(self.model, batch, device=self.device))
-        self._of_step = joined(surveys, self.device, self._gather)
+        surveys: list[Answers | None] = []
+        with Attempt() as attempt:
+            for micro_step, batch in enumerate(batches):
+                with self._drawing(step, micro_step):  # as when its gradients are taken
+                    surveys.append(self._loss.survey(self.model, batch, device=self.device))
+        self._of_step = joined(surveys, self.device, self._gather)  # other processes wait for it, whatever was short
+        if attempt.short:
+            raise MemoryError
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
@@ -114,7 +119,7 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         for group, share in rates(self.optimizer):
             group["lr"] = learning_rate * share
-        self.scaler.step(self.optimizer)
+        self._step()
         self.scaler.update()
         loss, figures = self._sum, self._figures
         self.discard()
@@ -127,10 +132,32 @@ class Stepper:
         if self._masters is not None:
             self._masters.load_state_dict(None)
 
+    def _step(self) -> None:
+        """Let the optimizer change the weights: all of them or, where memory was short before the first, none.
+
+        Raises:
+            TrainError: it was short after that.
+        """
+        before, fresh = versions(self.optimizer), not self.optimizer.state
+        with Attempt() as attempt:
+            self.scaler.step(self.optimizer)
+        if not attempt.short:
+            return
+        if versions(self.optimizer)[: len(before)] != before or not counts_versions(self.optimizer):
+            raise torn_update()
+        if fresh:  # some of it may be half made
+            self.optimizer.state.clear()
+        if self.scaled:
+            self.scaler.update(self.scaler.get_scale())  # else it remembers that gradients were unscaled
+        raise MemoryError
+
     def discard(self) -> None:
         """Forget the gradients of an unfinished step."""
         self.optimizer.zero_grad(set_to_none=True)
         self._sum = self._figures = self._of_step = None
+
+    def forget_recordings(self) -> None:
+        """Do nothing: nothing is recorded."""
 
     @contextmanager
     def _drawing(self, step: int, micro_step: int) -> Iterator[None]:

@@ -7,6 +7,7 @@ Adam would divide by gradients that are next to nothing.
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,12 +67,34 @@ def rows_of(method: Method) -> Dataset:
     return builder.build()
 
 
-def learnt(method: Method, micro: int, packed: bool, ranks: Ranks | None = None) -> dict[str, Any]:
+class Short:
+    """Says that memory is short when it is called for the n-th time, by a forward, or in the middle of a backward."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def watch(self, model: torch.nn.Module) -> None:
+        model.register_forward_pre_hook(self)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self)
+
+
+def learnt(
+    method: Method, micro: int, packed: bool, ranks: Ranks | None = None, *, short: Short | None = None
+) -> dict[str, Any]:
     """Losses and figures of some steps, and the weights after them."""
     torch.manual_seed(0)
     model, outputs = _model().train(), len(method.labels) or 3
     if method.head:
         add_head(model, Head(method.head, tuple("abc"[:outputs])), seed=3)
+    if short is not None:
+        short.watch(model)
     loss = loss_of(method, outputs=outputs)
     parameters = [p for p in model.parameters() if p.requires_grad]
     make = Stepper if ranks is None else lambda *a, **k: RankedStepper(ranks, *a, **k)
@@ -86,17 +109,26 @@ def learnt(method: Method, micro: int, packed: bool, ranks: Ranks | None = None)
     )  # fmt: skip
     said: list[events.Event] = []
     agree: Any = list if together is None else together.agree
-    options = LoopOptions(STEPS, RATE, lambda _: 1.0, 10**9, None, 1e9, count=loss.count, agree=agree)
+    options = LoopOptions(
+        STEPS, RATE, lambda _: 1.0, 10**9, None, 1e9, count=loss.count, agree=agree, several=ranks is not None
+    )
+
+    def give_up(step: int) -> events.Warning:
+        batches.divide(max(1, batches.micro_batch_size // 2))
+        return events.Warning(message="short", step=step)
+
     jobs = Jobs(
         save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
         evaluate=lambda look: None,
         sample=lambda step, look: [],
         between=lambda _: None,
+        give_up=give_up,
     )
     train(stepper, batches, options, jobs, progress=Progress(), emit=said.append, control=together or control)
     told = [event for event in said if isinstance(event, events.Step)]
     losses, figures = [event.loss for event in told], [event.metrics for event in told]
-    return {"losses": losses, "figures": figures, "weights": [p.detach().clone() for p in parameters]}
+    gave_up = sum(isinstance(event, events.Warning) for event in said)
+    return {"losses": losses, "figures": figures, "weights": [p.detach().clone() for p in parameters], "short": gave_up}
 
 
 def cases() -> Iterator[tuple[str, bool]]:
@@ -129,9 +161,24 @@ def test_micro_batches(whole: Any, name: str, packed: bool) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_processes(whole: Any, tmp_path: Path, packed: bool) -> None:
-    """Two of them, once for all methods: with a micro-batch and a part of one each, or a pack at a time."""
+@pytest.mark.parametrize("name", ALL)
+def test_memory_that_was_short(whole: Any, name: str, packed: bool) -> None:
+    """Somewhere in the second step: it is done again in smaller parts, and nothing of the first try is left."""
+    counted = Short(0)
+    learnt(ALL[name], 8, packed, short=counted)
+    at = random.Random(f"{name} {packed}").randint(counted.calls // 2 + 1, counted.calls)
+    found = learnt(ALL[name], 8, packed, short=Short(at))
+    assert found["short"] == 1
+    same(found, whole[name, packed])
+
+
+@pytest.mark.parametrize("short", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_processes(whole: Any, tmp_path: Path, packed: bool, short: int) -> None:
+    """Two of them, once for all methods: with a micro-batch and a part of one each, or a pack at a time; `short`: the
+    memory of one of them is, and all do the step again."""
     environment = {**os.environ, "WORLD_SIZE": "2", "MEETING": str(tmp_path), "PACKED": "1" * packed}
+    environment |= {"SHORT": str(short)}
     both = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.train.test_divided_steps"], env={**environment, "RANK": str(rank)}
@@ -143,6 +190,7 @@ def test_processes(whole: Any, tmp_path: Path, packed: bool) -> None:
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found.keys() == ALL.keys()
         for name, steps in found.items():
+            assert steps["short"] == short
             same(steps, whole[name, packed])
 
 
@@ -151,7 +199,10 @@ def _together() -> None:
     ranks = Ranks.join(str(folder))
     assert ranks is not None
     packed = bool(os.environ["PACKED"])
-    found = {name: learnt(method, 1 if packed else 3, packed, ranks) for name, method in ALL.items()}
+    micro, found = 1 if packed else 3, {}
+    for number, (name, method) in enumerate(ALL.items()):  # another place in each: in the first forward, in a backward
+        short = Short(1 + 3 * number) if os.environ["SHORT"] == "1" and ranks.rank == 1 else None
+        found[name] = learnt(method, micro, packed, ranks, short=short)
     torch.save(found, folder / f"{ranks.rank}.pt")
     ranks.leave()
 

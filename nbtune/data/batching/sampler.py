@@ -177,6 +177,11 @@ class BatchPlan:
             batches += [self._batch(chosen, [0]).idle() for _ in range(missing)]
         return batches
 
+    def divide(self, micro_batch_size: int) -> None:
+        """Let fewer sequences go through the model at once from now on; steps have the same ones."""
+        rows = self.micro_batch_size * self.gradient_accumulation_steps
+        self.micro_batch_size, self.gradient_accumulation_steps = micro_batch_size, -(-rows // micro_batch_size)
+
     def _sequences(self, k: int) -> list[list[int]]:
         """Return the examples of each sequence of step k, of all processes."""
         per_step = self._per_step

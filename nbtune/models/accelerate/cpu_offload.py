@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.device import pinnable
+from nbtune.device.streams import synchronize
 from nbtune.models.accelerate.lora_linear import LinearGroup, wide
 from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
@@ -47,6 +48,12 @@ class Traffic:
         self._loads = self._first = 0
         self._seen: list[StreamedGroup] = []
         self._order: list[StreamedGroup] = []
+
+    def reset(self) -> None:
+        """Forget what was on its way: the step that wanted it was broken off."""
+        synchronize(self.device)
+        self._places.clear()
+        self._seen, self._order = [], []
 
     def begin(self) -> None:
         """Begin a forward: what was loaded since the last one is what will be loaded now."""

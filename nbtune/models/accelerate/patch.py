@@ -67,6 +67,14 @@ class Patch:
         for layer in self.layers:
             layer.policy, layer.offload = policy, offload
 
+    def reset(self, policy: MemoryPolicy) -> None:
+        """Forget what a forward and backward that were broken off have left behind, and set what blocks keep."""
+        if self.traffic is not None:
+            self.traffic.reset()
+        for layer in self.layers:
+            layer.lane.last = None
+        self.set_policy(policy)
+
     @property
     def traffic(self) -> Traffic | None:
         """The transfers of weights that live in the host's memory; None where all are on the device."""
