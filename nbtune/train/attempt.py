@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import traceback
 from types import TracebackType
-
-import torch
+from typing import TYPE_CHECKING
 
 from nbtune.device import is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Attempt:
@@ -39,9 +41,7 @@ class Attempt:
 def versions(optimizer: torch.optim.Optimizer) -> list[int]:
     """Return how often each tensor that an optimizer works on was written to."""
     parameters = [p._version for group in optimizer.param_groups for p in group["params"]]
-    states = [
-        value._version for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
-    ]
+    states = [one._version for state in optimizer.state.values() for one in state.values() if hasattr(one, "_version")]
     return parameters + states
 
 
