@@ -170,8 +170,8 @@ TRAIN = (
     mutant(
         "the-rate-is-a-step-ahead",
         "train/loop.py",
-        "learning_rate = peak * self.options.factor(index)",
-        "learning_rate = peak * self.options.factor(index + 1)",
+        "return peak * self.options.factor(index)",
+        "return peak * self.options.factor(index + 1)",
         f"{_ASKED}::test_the_rate_rises_and_falls_as_transformers_does",
     ),
     mutant(
