@@ -73,6 +73,7 @@ MACHINES: dict[str, Machine] = {
 """Name → machine. Card names hold without their dashes, too."""
 
 _NAMES = {re.sub(r"[^a-z0-9]", "", name): name for name in MACHINES} | {"a100": "a100-80", "v100": "v100-16"}
+_SMALLEST = 1  # GB of a card
 _USABLE = 0.7  # of a Mac's memory: the system and other programs have the rest
 _ACHIEVED = 0.4  # of what makers promise
 
@@ -91,15 +92,15 @@ def machine(name: str) -> DeviceFacts:
     Raises:
         PlanError: there is none of that name.
     """
-    text = name.strip().lower()
-    many = re.fullmatch(r"(\d{1,4})\s*[x×]\s*(.+)", text)
+    text = str(name).strip().lower()
+    many = re.fullmatch(r"([0-9]{1,4})\s*[x×]\s*(.+)", text)
     count, text = (int(many[1]), many[2]) if many else (0, text)
-    size = re.fullmatch(r"(\d{1,4}(?:\.\d+)?)\s*(?:gb|gib|g)", text)
-    if size and float(size[1]) > 0:
+    size = re.fullmatch(r"([0-9]{1,4}(?:\.[0-9]+)?)\s*(?:gb|gib|g)", text)
+    if size and float(size[1]) >= _SMALLEST:
         found = Machine(f"a card with {size[1]} GB", float(size[1]), (8, 6), 70, 24)
     else:
         key = re.sub(r"[^a-z0-9]", "", text).removeprefix("nvidia").removeprefix("geforce")
-        if key not in _NAMES or (many and count == 0):
+        if key not in _NAMES or (many and not _is_had_in_numbers(_NAMES[key], count)):
             near = [_NAMES[word] for word in get_close_matches(key, _NAMES, n=3, cutoff=0.5)]
             raise PlanError(
                 f"there is no machine `{name}` to plan for"[:120],
@@ -109,6 +110,10 @@ def machine(name: str) -> DeviceFacts:
             )
         found = MACHINES[_NAMES[key]]
     return _facts(replace(found, count=count or found.count))
+
+
+def _is_had_in_numbers(name: str, count: int) -> bool:
+    return count == 1 or (count > 1 and MACHINES[name].kind == "cuda" and MACHINES[name].count == 1)
 
 
 def shared_among(facts: DeviceFacts, gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> int:

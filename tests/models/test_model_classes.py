@@ -66,6 +66,22 @@ def test_what_is_drawn_while_training_does_not_look_like_a_wrong_block(
     assert "head" in apply(model).report.taken
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "granitemoe"])
+def test_a_loss_with_the_balance_of_routers_in_it_is_the_models_own_and_the_rest_is_accelerated(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**CLASSES[name].options, "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    monkeypatch.setitem(CLASSES, name, dataclasses.replace(CLASSES[name], options=options))
+    model = add_adapter(make(name), AdapterSpec(r=4), seed=0)
+    asked = {"input_ids": torch.arange(3, 23)[None], "labels": torch.arange(3, 23)[None]}
+    stock = model(**asked)
+    report = apply(model).report
+    assert "output_router_logits" in report.left["head"]
+    assert {"norm", "experts.0", "experts.1"} <= report.taken.keys()
+    assert model(**asked).loss.item() == pytest.approx(stock.loss.item(), rel=1e-6)
+    assert stock.aux_loss.item() > 0
+
+
 def test_facts_of_a_config_file_are_what_its_class_says(tmp_path: Path) -> None:
     for name in CLASSES:
         config = config_of(name)

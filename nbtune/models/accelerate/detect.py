@@ -51,6 +51,11 @@ def decoder_layers(inner: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield f"layers.{i}", layer
 
 
+def balances_routers(lm: Any) -> bool:
+    """Tell whether the model's own loss has a part for how evenly its routers choose, as its config may ask for."""
+    return bool(getattr(lm.config.get_text_config(), "output_router_logits", False))
+
+
 def find_layer(
     layer: nn.Module, policy: MemoryPolicy, weights: Placement, call: Call, x: Tensor, window: int | None
 ) -> Layer:

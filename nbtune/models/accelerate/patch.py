@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nbtune.device import empty_cache
 from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_of
-from nbtune.models.accelerate.detect import causal_lm, decoder, decoder_layers, find_layer
+from nbtune.models.accelerate.detect import balances_routers, causal_lm, decoder, decoder_layers, find_layer
 from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, words
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
 from nbtune.models.accelerate.layer_calls import Call, calls_of, marked
@@ -349,6 +349,9 @@ def _take_head(lm: nn.Module, inner: nn.Module, patch: Patch) -> None:
         head = find_head(lm)
     except LeftAlone as e:
         patch.report.left["head"] = str(e)
+        return
+    if balances_routers(lm):
+        patch.report.left["head"] = "its config's `output_router_logits` adds to the loss how evenly experts are chosen"
         return
     patch.replace(lm, lm_forward(lm, inner, head), whole=False)
     patch.report.taken["head"] = "cross-entropy of trained rows in chunks, no logits"
