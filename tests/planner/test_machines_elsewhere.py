@@ -36,8 +36,25 @@ def test_several_of_a_machine_and_a_size() -> None:
     assert nbtune.plan(data=ROWS, steps=2, gpus="all", machine="kaggle").gpus == 2
 
 
-@pytest.mark.parametrize("name", ["", "h", "rtx 9999", "0xh100", "0GB", "cluster", "9" * 400, "t4\x1b[31m", "１２GB", "0.0001GB", "8xmac-32", "2xkaggle", 5])
-def test_a_machine_that_nobody_has_is_refused_in_a_sentence(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "h",
+        "rtx 9999",
+        "0xh100",
+        "0GB",
+        "cluster",
+        "9" * 400,
+        "t4\x1b[31m",
+        "１２GB",
+        "0.0001GB",
+        "8xmac-32",
+        "2xkaggle",
+        5,
+    ],
+)
+def test_a_machine_that_nobody_has_is_refused_in_a_sentence(name: Any) -> None:
     with pytest.raises(PlanError) as caught:
         nbtune.plan(data=ROWS, steps=2, machine=name)
     assert len(caught.value.cause) < 160
