@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec
+from nbtune.spec.placement import BY_FORMAT
 from nbtune.store import checkpoints
 from nbtune.untrusted import BadFile, load
 
@@ -45,8 +46,8 @@ def with_its_adapter(spec: RunSpec) -> RunSpec:
         raise _refused(folder, f"its {CONFIG} cannot be used: {' '.join(str(error).split())[:200]}") from error
     asked = spec.adapter.model_dump(exclude_unset=True)
     wish = asked.pop("type", None)
-    if wish == "qlora" and mine["type"] == "lora":
-        adapter = adapter.model_copy(update={"type": "qlora"})
+    if {wish, mine["type"]} == {*BY_FORMAT}:
+        adapter = adapter.model_copy(update={"type": wish})
     elif wish not in (None, mine["type"]):
         asked["type"] = wish
     for key, value in asked.items():

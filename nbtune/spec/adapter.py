@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from nbtune.spec.parts import Part, field
+from nbtune.spec.placement import PlacementWish
 
 
 def adapter_from_word(value: Any) -> Any:
@@ -147,7 +148,7 @@ class AdapterSpec(Part):
                 f"first values `{self.init_lora_weights}` are taken out of 16-bit weights, and adapter `{self.type}` "
                 "has others beside: write `adapter: {type: lora}`, or drop `init_lora_weights`"
             )
-        if self.init_lora_weights == "loftq" and self.type != "qlora":
+        if self.init_lora_weights == "loftq" and not PlacementWish.of_spec("auto", self.type).on_device().four_bit:
             raise ValueError("first values `loftq` are what 4 bits lost: write `adapter: {type: qlora}`, or drop them")
         if self.init_lora_weights == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
             raise ValueError("first values `orthogonal` want an even rank")
