@@ -325,9 +325,11 @@ class _Engine:
 
     def _save(self, progress: Progress) -> events.Checkpoint:
         self.measuring.must_be_sound(progress.step, self.batches)
-        if not self.writes:
+        parted = self.plan.weights.shards and self.spec.adapter.type == "full"  # what is trained: all have a part
+        if not (self.writes or parted):
             return events.Checkpoint(step=progress.step, folder="")
-        return checkpoints.save(self.folder, self.built, self.stepper, progress, keep=self.spec.checkpoint.keep)
+        how: dict[str, Any] = {"keep": self.spec.checkpoint.keep, "ranks": self.ranks if parted else None}
+        return checkpoints.save(self.folder, self.built, self.stepper, progress, **how)
 
     def _between(self, within: Callable[[Wishes], bool]) -> None:
         if self.progress.step > self.began_at:

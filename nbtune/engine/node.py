@@ -9,6 +9,7 @@ the processes end when this one is killed.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import os
 import socket
@@ -35,19 +36,20 @@ def main(arguments: list[str]) -> int:
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import parse_args, run
 
     folder = Path(arguments[0]).absolute()
     os.environ[AGENT] = str(os.getpid())
     try:
-        asked = parse_args([*arguments[1:], "-m", "nbtune.engine", str(folder)])
+        asked = parse_args([*_by_address(arguments), *arguments[1:], "-m", "nbtune.engine", str(folder)])
         run(asked)
     except ChildFailedError as error:
         _say(folder, *_first(error.failures))
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RendezvousError, RuntimeError, OSError, ValueError) as error:
         words = " ".join(str(error).split())[:200]
         _add(folder, "failed", f"{_here()} does not meet the others at {_meeting(arguments)}: {words}")
         sys.stderr.write(f"{_here()} does not meet the others: {words}\n")
@@ -60,6 +62,24 @@ def _meeting(arguments: list[str]) -> str:
         if word in ("--rdzv-endpoint", "--rdzv_endpoint"):
             return value
     return next((word.partition("=")[2] for word in arguments if word.startswith("--rdzv-endpoint=")), "their endpoint")
+
+
+def _by_address(arguments: list[str]) -> list[str]:
+    """Return what tells torchrun, which goes by names of machines, that the endpoint is an address of this one, and by
+    which address the others reach it."""
+    address = _meeting(arguments).rpartition(":")[0].strip("[]")
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    if given & {"--rdzv-conf", "--local-addr"}:
+        return []
+    try:
+        if ipaddress.ip_address(address).is_loopback:
+            return []
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing: the way there is chosen
+            own = str(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return []
+    return ["--local-addr", own, *(["--rdzv-conf", "is_host=true"] if own == address else [])]
 
 
 def _here() -> str:

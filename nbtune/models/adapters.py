@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,14 @@ def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parame
     return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
 
-def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "", adapter: str = "default") -> Path:
+def save_adapter(
+    model: "nn.Module",
+    folder: str | Path,
+    *,
+    base: str = "",
+    adapter: str = "default",
+    trained: "Mapping[str, torch.Tensor] | None" = None,
+) -> Path:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``; for full training the whole model.
 
     >>> fp32, adapter = nbtune.device.torch_dtype("fp32"), nbtune.spec.AdapterSpec(r=4)
@@ -128,6 +136,7 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "", adap
         base: what the config calls the base model: a Hub id or a plain name. A machine's path never gets into the
             file: a folder is written as its last part.
         adapter: which of the model's.
+        trained: whole weights by name, in place of the model's own: these may be parted among processes.
 
     Returns:
         The folder.
@@ -137,7 +146,7 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "", adap
     peft_config = getattr(model, "peft_config", None)
     scores = head_of(model)
     if peft_config is None:
-        _save_whole(model, folder, scores)
+        _save_whole(model, folder, scores, trained or {})
         return folder
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -160,17 +169,22 @@ def save_adapter(model: "nn.Module", folder: str | Path, *, base: str = "", adap
     return folder
 
 
-def _save_whole(model: "nn.Module", folder: Path, scores: "tuple[Head, nn.Module] | None") -> None:
+def _save_whole(
+    model: "nn.Module", folder: Path, scores: "tuple[Head, nn.Module] | None", trained: "Mapping[str, torch.Tensor]"
+) -> None:
     """Write every weight; with a head of scores what transformers loads by the name of such a model."""
     if scores is None:
-        model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+        parted = any(hasattr(p, "placements") for p in model.parameters())
+        state = {"state_dict": {**model.state_dict(), **trained}} if parted else {}
+        model.save_pretrained(folder, safe_serialization=True, **state)  # type: ignore[operator]
         return
     own = model.get_output_embeddings()  # type: ignore[operator]
     mute = {id(p) for p in own.parameters()} if own is not None else set()
     mute -= {id(p) for p in model.get_input_embeddings().parameters()}  # type: ignore[operator]
     left_out = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in mute}
     left_out |= {"lm_head.weight"}
-    state = {name: value for name, value in model.state_dict().items() if name not in left_out}
+    whole = {name: trained.get(name, value) for name, value in model.state_dict().items()}
+    state = {name: value for name, value in whole.items() if name not in left_out}
     model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written = scores[0].config(config, None)

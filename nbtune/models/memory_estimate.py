@@ -79,7 +79,7 @@ def estimate(
         optimizer: of `nbtune.spec.learning.OPTIMIZERS`.
     """
     width = 4 if dtype == "fp32" else 2
-    trained = trainable_parameters(model, adapter)
+    trained = _trained_here(model, adapter, weights)
     rest = max(0, model.parameters - model.block_parameters * model.num_layers)
     travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
     travelling = int(travelling * own_layers)
@@ -104,6 +104,15 @@ def estimate(
     # 8-bit weights come into memory as 16-bit ones first
     loading = 2 * model.block_parameters * model.num_layers + rest * width if weights.eight_bit else 0
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
+
+
+def _trained_here(model: ModelFacts, adapter: AdapterSpec, weights: Placement) -> int:
+    """Return how many numbers a device trains: of blocks that are parted its part."""
+    trained = trainable_parameters(model, adapter)
+    if adapter.type != "full" or not weights.shards:
+        return trained
+    blocks = min(trained, model.block_parameters * model.num_layers)
+    return trained - blocks + -(-blocks // weights.parts)
 
 
 def state_bytes(optimizer: str, model: ModelFacts, adapter: AdapterSpec) -> float:

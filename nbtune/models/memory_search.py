@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
+from nbtune.errors import PlanError
 from nbtune.models.memory_estimate import PYTHON, MemoryPlan, MemoryPolicy, block_bytes, estimate
 from nbtune.spec.placement import Home, Placement
 
@@ -36,6 +37,10 @@ def room(device: DeviceFacts) -> float:
     """Return the bytes that a plan spends at most."""
     most = available(device) * SPENDABLE
     return min(most, device.cap * _HARD) if device.cap and device.kind != "cuda" else most
+
+
+BY_NUMBER = ("adamw", "lion", "paged_adamw", "paged_lion")
+"""Optimizers that look at each number by itself, so that a part of a weight is as good as all of it."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,24 @@ def _bytes(way: Fit) -> int:
 
 
 def _may_be_parted(setup: Setup) -> bool:
-    """Return whether frozen weights of whole numbers are to be parted among several devices."""
-    return setup.devices > 1 and not setup.weights.quantised and setup.adapter.type in ("lora", "dora")
+    """Return whether weights of whole numbers are to be parted among several devices."""
+    return setup.devices > 1 and not setup.weights.quantised and not_parted(setup) is None
+
+
+def not_parted(setup: Setup) -> PlanError | None:
+    """Return why weights are not to be parted among devices, where that is so."""
+    if setup.adapter.type == "qlora":
+        return PlanError("4-bit weights are not parted among GPUs", fix="write `adapter: lora`, or drop `weights`")
+    if setup.adapter.type != "full":
+        return None
+    if setup.optimizer not in BY_NUMBER:
+        cause = f"`optim: {setup.optimizer}` looks at more than one number at a time, of which each GPU has a part"
+        return PlanError(cause, fix=f"write `optim: {BY_NUMBER[0]}`, or drop `weights: sharded`")
+    if setup.dtype == "fp16":
+        return PlanError(
+            "full training in fp16 is not parted among GPUs", fix="write `dtype: bf16`, or `adapter: lora`"
+        )
+    return None
 
 
 def _may_travel(setup: Setup) -> bool:

@@ -15,7 +15,7 @@ from nbtune.errors import PlanError
 from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
-from nbtune.models.memory_search import Fit, Setup, available, fit
+from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer, check_warmup
 from nbtune.planner.plan import Plan
@@ -86,6 +86,8 @@ def make_plan(
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
+    if home is Home.SHARDED and (refusal := not_parted(setup)):
+        raise refusal
     best, smallest = fit(setup, micros, activations=spec.activations, home=home)
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)
@@ -99,7 +101,8 @@ def make_plan(
             f"{32 if dtype == 'fp32' else 16}"
         )
     if best.weights.shards and home is None:
-        reasons.append(f"frozen weights are parted: all of them would not fit into {device.free / 2**30:.1f} GiB")
+        what = "weights, gradients and optimizer" if spec.adapter.type == "full" else "frozen weights"
+        reasons.append(f"{what} are parted: all of them would not fit into {device.free / 2**30:.1f} GiB")
     if best.weights.streams and home is None:
         reasons.append(f"frozen weights travel: all of them would not fit into {device.free / 2**30:.1f} GiB")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))

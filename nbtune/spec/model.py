@@ -295,7 +295,8 @@ class RunSpec(Part):
         "auto",
         "Frozen weights",
         "How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, "
-        "each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).",
+        "each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is "
+        "trained, too.",
         example="auto",
         advanced=True,
     )
@@ -390,6 +391,6 @@ class RunSpec(Part):
             raise ValueError(
                 f"`weights: {self.weights}` would round what first values `{first}` leave: drop one of them"
             )
-        if self.adapter.type == "full" and self.placement.is_of_frozen_weights:
+        if self.adapter.type == "full" and self.placement.is_of_frozen_weights and not parted:
             raise ValueError(f"weights `{self.weights}` are frozen, but adapter `full` trains them: use lora or qlora")
         return self

@@ -1,6 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
 checkpoints/step-00000120/  trainable.safetensors  optimizer.pt  progress.json
+                            in place of optimizer.pt optimizer/, of weights that are parted (`parted_state`)
 adapter/                    what other tools load, renewed with each checkpoint
 """
 
@@ -21,14 +22,19 @@ from nbtune import events
 from nbtune.atomic_io import discard, read_json, replace_folder, write_json
 from nbtune.disk import disk_error
 from nbtune.errors import TrainError
+from nbtune.store import parted_state
 from nbtune.train.loop import Progress
+from nbtune.train.parted import gathered, mine, part_of
 
 if TYPE_CHECKING:
     import torch
 
     from nbtune.models import Built
     from nbtune.train.cuda_graph_stepper import FusedStepper
+    from nbtune.train.distributed import Ranks
     from nbtune.train.stepper import Stepper
+
+    Weights = dict[str, torch.Tensor]
 
 _STEP = re.compile(r"step-(\d{1,18})")
 WEIGHTS = "trainable.safetensors"  # of a checkpoint
@@ -111,46 +117,63 @@ def go_back(folder: Path, step: int) -> None:
 
 
 def save(
-    folder: Path, built: Built, stepper: Stepper | FusedStepper, progress: Progress, *, keep: int
+    folder: Path,
+    built: Built,
+    stepper: Stepper | FusedStepper,
+    progress: Progress,
+    *,
+    keep: int,
+    ranks: Ranks | None = None,
 ) -> events.Checkpoint:
     """Write a checkpoint and the adapter, whole or not at all; the oldest beyond `keep` go.
 
+    Args:
+        keep: how many stay.
+        ranks: what is trained is parted among these processes, all of which call this; the first writes all but the
+            optimizer's state.
     Raises:
         TrainError: the disk is full, or not writable; or a weight is no number. The checkpoint before is still there.
     """
     from nbtune.models import save_adapter
 
-    _refuse_broken(built.model, progress.step)
+    named = [(name, p) for name, p in built.model.named_parameters() if p.requires_grad]
+    weights = gathered(named, keep=ranks is None or ranks.first)
+    if ranks is not None and not ranks.first:
+        parted_state.write(Path(ranks.gather(None)[0]), built, stepper)
+        return events.Checkpoint(step=progress.step, folder="")
+    _refuse_broken(weights, progress.step)
     target = folder / "checkpoints" / f"step-{progress.step:08d}"
     try:
         with _disk_errors(), replace_folder(target) as fresh:
-            _write(fresh, built, stepper, progress)
+            if ranks is not None:
+                ranks.gather(str(fresh))  # the others learn where
+                parted_state.write(fresh, built, stepper)
+            _write(fresh, weights, None if ranks is not None else stepper, progress)
         with _disk_errors(), replace_folder(folder / "adapter") as fresh:
             shutil.copytree(folder / "tokenizer", fresh, dirs_exist_ok=True)
-            save_adapter(built.model, fresh, base=built.facts.name)
+            save_adapter(built.model, fresh, base=built.facts.name, trained=weights)
             _write_ends(built, fresh)
     except OSError as error:
         raise disk_error(error, TrainError, "the checkpoint could not be written", place=folder.name) from error
     for _, old in sorted(_all(folder).items())[:-keep]:
         with suppress(OSError):
             discard(old)
-    size = sum(file.stat().st_size for file in target.iterdir())
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return events.Checkpoint(step=progress.step, folder=target.relative_to(folder).as_posix(), bytes=size)
 
 
-def _refuse_broken(model: torch.nn.Module, step: int) -> None:
+def _refuse_broken(weights: Mapping[str, torch.Tensor], step: int) -> None:
     """Raise a `TrainError` for trained weights that hold NaN or infinity, or whose squares in fp32 do: nobody could go
     on from them, or use them."""
     import torch
 
     from nbtune.train.mean_loss import no_number
 
-    trained = [(name, parameter.detach()) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trained:
+    if not weights:
         return
-    norms = [torch.linalg.vector_norm(parameter, dtype=torch.float32) for _, parameter in trained]
-    sound = torch.stack(norms).isfinite().tolist()  # one wait for the device
-    broken = [name for (name, _), good in zip(trained, sound, strict=True) if not good]
+    norms = [torch.linalg.vector_norm(weight, dtype=torch.float32) for weight in weights.values()]
+    sound = torch.stack(norms).isfinite().tolist()
+    broken = [name for name, good in zip(weights, sound, strict=True) if not good]
     if broken:
         others = f" and {len(broken) - 1} more" if broken[1:] else ""
         raise no_number(f"the norm of the weight {broken[0]}{others}", step)
@@ -169,14 +192,14 @@ def _write_ends(built: Built, fresh: Path) -> None:
         write_json(fresh / "generation_config.json", body)
 
 
-def _write(fresh: Path, built: Built, stepper: Stepper | FusedStepper, progress: Progress) -> None:
+def _write(fresh: Path, weights: Weights, stepper: Stepper | FusedStepper | None, progress: Progress) -> None:
     import torch
     from safetensors.torch import save_file
 
-    weights = {name: p.detach().cpu().contiguous() for name, p in built.model.named_parameters() if p.requires_grad}
     save_file(weights, fresh / WEIGHTS)
-    with (fresh / "optimizer.pt").open("wb") as file, _Recorder(file) as recorder:
-        torch.save(stepper.state_dict(), recorder)
+    if stepper is not None:
+        with (fresh / "optimizer.pt").open("wb") as file, _Recorder(file) as recorder:
+            torch.save(stepper.state_dict(), recorder)
     body = asdict(progress)
     body |= {key: None for key in ("best_eval", "fell_to") if math.isinf(body[key])}
     write_json(fresh / "progress.json", body)
@@ -227,7 +250,7 @@ def put_back(file: Path, model: torch.nn.Module) -> bool:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(weights[name])
+                mine(parameter).copy_(part_of(weights[name], parameter))
     return True
 
 
@@ -310,8 +333,11 @@ def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Pro
     import torch
 
     load_weights(checkpoint, built.model)
-    _refuse_packed(checkpoint / "optimizer.pt")
-    stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
+    if (checkpoint / parted_state.FOLDER).is_dir():
+        parted_state.read(checkpoint, built, stepper)
+    else:
+        _refuse_packed(checkpoint / "optimizer.pt")
+        stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     body = read_json(checkpoint / "progress.json") or {}
     fields = {key: value for key, value in body.items() if key in Progress.__dataclass_fields__ and value is not None}
     if any(type(value) not in (int, float) for value in fields.values()) or type(fields.get("step")) is not int:

@@ -26,6 +26,7 @@ from nbtune import device as machine
 from nbtune.device.detect import claim, collectives
 from nbtune.train.control import OtherIsGone, Wishes
 from nbtune.train.cuda_graph_stepper import FusedStepper
+from nbtune.train.parted import norm_of
 from nbtune.train.stepper import Stepper, Updated
 
 if TYPE_CHECKING:
@@ -181,9 +182,25 @@ class RankedStepper(_Ranked, Stepper):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         told = [self._sum.float().reshape(1)] + ([] if self._figures is None else [self._figures.flatten()])
-        total = _add_up([p.grad for p in self._parameters if p.grad is not None], torch.cat(told))
+        whole, _ = self._gradients()  # of parts FSDP2 has done so
+        total = _add_up(whole, torch.cat(told))
         self._sum, self._figures = total[0], total[1:].view(2, -1) if names else None
         return super().update(learning_rate)
+
+    def _gradients(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the gradients of what each process has whole, and of its parts of the rest."""
+        parted = set() if self._masters is None else {id(p) for p in self._masters.parted}
+        named = [(id(p) in parted, p.grad) for p in self._parameters if p.grad is not None]
+        return [g for part, g in named if not part], [g for part, g in named if part]
+
+    def _clip(self, limit: float) -> torch.Tensor:
+        whole, parts = self._gradients()
+        if not parts:
+            return super()._clip(limit)
+        with _noticing():
+            norm = norm_of(whole, parts)
+        torch._foreach_mul_([*whole, *parts], (limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
 
 class RankedFusedStepper(_Ranked, FusedStepper):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbtune.train.parted import is_parted, mine
+
 
 class Masters:
     """fp32 copies of parameters; `parameters` are for the optimizer, in the order given.
@@ -21,19 +23,25 @@ class Masters:
     Their gradients are those of the model, which keeps none of its own. Without this object the model is as it was.
 
     Args:
-        trained: 16-bit parameters of a model; those of another type stand for themselves.
+        trained: 16-bit parameters of a model; those of another type stand for themselves. Of those that are parted
+            among processes, this one's part does; `parted` are these.
     """
 
     def __init__(self, trained: Sequence[nn.Parameter]) -> None:
-        self.parameters = [nn.Parameter(p.detach().float()) if _short(p) else p for p in trained]
-        self._pairs = [(p, m) for p, m in zip(trained, self.parameters, strict=True) if m is not p]
-        self._hooks = [p.register_post_accumulate_grad_hook(_handing_to(m)) for p, m in self._pairs]
+        needed = [is_copied(p) or is_parted(p) for p in trained]
+        self.parameters = [
+            nn.Parameter(mine(p.detach()).float()) if wanted else p for p, wanted in zip(trained, needed, strict=True)
+        ]
+        pairs = [(p, m) for p, m in zip(trained, self.parameters, strict=True) if m is not p]
+        self.parted = [m for p, m in pairs if is_parted(p)]
+        self._pairs = [(p, m) for p, m in pairs if is_copied(p)]  # of others the memory is one
+        self._hooks = [p.register_post_accumulate_grad_hook(_handing_to(m)) for p, m in pairs]
         weakref.finalize(self, _remove, self._hooks)
 
     @staticmethod
     def needed(trained: Sequence[nn.Parameter]) -> bool:
-        """Return whether any of them is a 16-bit number."""
-        return any(map(_short, trained))
+        """Return whether any of them is a 16-bit number, or parted."""
+        return any(is_copied(p) or is_parted(p) for p in trained)
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Write the weights after each of its steps."""
@@ -46,16 +54,19 @@ class Masters:
     @torch.no_grad()
     def load_state_dict(self, values: Sequence[Tensor] | None) -> None:
         """Take the values over; without any, those of the model's weights."""
-        for (parameter, master), value in zip(self._pairs, values or [p for p, _ in self._pairs], strict=True):
+        for (parameter, master), value in zip(self._pairs, values or [mine(p) for p, _ in self._pairs], strict=True):
             master.copy_(value)
-            parameter.copy_(master)
+            mine(parameter).copy_(master)
 
     @torch.no_grad()
     def _write(self) -> None:
-        torch._foreach_copy_([p for p, _ in self._pairs], [m for _, m in self._pairs])
+        if not self._pairs:
+            return
+        torch._foreach_copy_([mine(p) for p, _ in self._pairs], [m for _, m in self._pairs])
 
 
-def _short(parameter: nn.Parameter) -> bool:
+def is_copied(parameter: nn.Parameter) -> bool:
+    """Return whether the optimizer works on a copy of it."""
     return parameter.dtype in (torch.bfloat16, torch.float16)
 
 
@@ -64,10 +75,11 @@ def _handing_to(master: nn.Parameter) -> Callable[[Tensor], None]:
 
     def hand_over(parameter: Tensor) -> None:
         assert parameter.grad is not None
+        gradient = mine(parameter.grad)
         if master.grad is None:
-            master.grad = parameter.grad.float()
+            master.grad = gradient.float()
         else:
-            master.grad += parameter.grad
+            master.grad += gradient
         parameter.grad = None
 
     return hand_over

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nbtune.errors import TrainError
 from nbtune.methods import without_reference
 from nbtune.models.first_values import as_the_base
+from nbtune.train.parted import mine, part_of
 
 
 class StartingWeights:
@@ -31,8 +32,8 @@ class StartingWeights:
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert trained.keys() == weights.keys(), "weights of another model or adapter"
-        self._trained = list(trained.values())
-        self._start = [weights[name].to(p.device, p.dtype) for name, p in trained.items()]
+        self._trained = [mine(p.detach()) for p in trained.values()]
+        self._start = [part_of(weights[name], p).to(mine(p).device, p.dtype) for name, p in trained.items()]
 
     @contextmanager
     def put_in(self, model: nn.Module) -> Iterator[None]:

@@ -116,7 +116,7 @@ class Stepper:
         assert self._sum is not None, "no micro-batch was accumulated"
         limit = self._max_grad_norm or float("inf")
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        norm = self._clip(limit)
         for group, share in rates(self.optimizer):
             group["lr"] = learning_rate * share
         self._step()
@@ -150,6 +150,10 @@ class Stepper:
         if self.scaled:
             self.scaler.update(self.scaler.get_scale())  # else it remembers that gradients were unscaled
         raise MemoryError
+
+    def _clip(self, limit: float) -> torch.Tensor:
+        """Scale gradients down whose norm is larger; return the norm."""
+        return torch.nn.utils.clip_grad_norm_(self._parameters, limit)
 
     def discard(self) -> None:
         """Forget the gradients of an unfinished step."""

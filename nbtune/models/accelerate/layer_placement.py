@@ -38,18 +38,30 @@ class Mover:
 
 @dataclass
 class Sharder(Mover):
-    """Parts the frozen weights of layers among the processes that train together (FSDP2).
+    """Parts the weights of layers among the processes that train together (FSDP2).
 
-    What is trained stays whole on each, so that gradients, optimizer and checkpoints are those of a run whose weights
-    are not parted; embedding and head stay whole too: both are needed all through a step.
+    What an adapter trains stays whole on each, so that gradients, optimizer and checkpoints are those of a run whose
+    weights are not parted; embedding and head stay whole too: both are needed all through a step. In full training a
+    layer's weights are parted with their gradients, which are summed up in fp32 (`nbtune.train.parted`).
+
+    Args:
+        trained: what is trained is parted, too.
     """
 
-    def settle(self, module: nn.Module) -> None:
-        """Part a layer's frozen weights."""
-        from torch.distributed.fsdp import fully_shard
+    trained: bool = False
 
-        trained = {p for p in module.parameters() if p.requires_grad}
-        fully_shard(module, mesh=self._mesh(), reshard_after_forward=True, ignored_params=trained)
+    def settle(self, module: nn.Module) -> None:
+        """Part a layer's weights."""
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        whole = set() if self.trained else {p for p in module.parameters() if p.requires_grad}
+        how: dict[str, Any] = {"mesh": self._mesh(), "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
+        parted: Any = fully_shard(module, reshard_after_forward=True, ignored_params=whole, **how)
+        parted = parted if hasattr(parted, "reshard") else module  # torch 2.8 and 2.9 give nothing back
+        newer = getattr(parted, "set_gradient_divide_factor", None)
+        (newer or parted.set_reduce_scatter_divide_factor)(1.0)  # a step's loss is divided by all tokens already
+        if hasattr(parted, "set_force_sum_reduction_for_comms"):  # gloo cannot do what is done by default
+            parted.set_force_sum_reduction_for_comms(True)
 
     def finish(self, inner: nn.Module) -> None:
         """Let the decoder around the layers bring each one's weights in while the one before works.
@@ -69,12 +81,13 @@ class Sharder(Mover):
         return dist.device_mesh.init_device_mesh(self.device.type, (dist.get_world_size(),))
 
 
-def mover_of(weights: Placement, device: torch.device | None) -> Mover | None:
+def mover_of(weights: Placement, device: torch.device | None, model: nn.Module) -> Mover | None:
     """Return what brings layers to the device; None for a model that is where it belongs.
 
     Args:
         weights: of the whole model.
         device: where the work is done. Parted weights without one are parted by the caller.
+        model: with or without an adapter.
 
     Raises:
         ValueError: the weights are streamed, and there is none.
@@ -83,16 +96,21 @@ def mover_of(weights: Placement, device: torch.device | None) -> Mover | None:
         if device is None:
             raise ValueError("weights that are streamed want a device to go to")
         return Mover(device)
-    return Sharder(device) if weights.shards and device is not None else None
+    return Sharder(device, _is_trained(model)) if weights.shards and device is not None else None
+
+
+def _is_trained(model: nn.Module) -> bool:
+    """Return whether the model itself is trained, and no adapter."""
+    return not hasattr(model, "peft_config")
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Bring a model that is not accelerated to the device, and part its layers' frozen weights.
+    """Bring a model that is not accelerated to the device, and part its layers' weights.
 
     Raises:
         PlanError: it has no layers to be parted.
     """
-    lm, sharder = causal_lm(model), Sharder(device)
+    lm, sharder = causal_lm(model), Sharder(device, _is_trained(model))
     inner = decoder(lm)
     layers = [] if inner is None else [module for _, module in decoder_layers(inner)]
     move_all_but(model, layers, device)

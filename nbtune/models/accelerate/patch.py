@@ -144,7 +144,7 @@ def apply(
     """
     if policy not in MEMORY_POLICIES:
         raise ValueError(f"unknown memory policy {policy!r}; known: {', '.join(MEMORY_POLICIES)}")
-    mover = mover_of(weights, device)
+    mover = mover_of(weights, device, model)
     patch = Patch(Report(), policy)
     lm = causal_lm(model)
     inner = decoder(lm)
@@ -217,6 +217,8 @@ class _Layers:
         if has_windows(inner):
             with shortened(inner):
                 short = calls_of(inner, list(modules))
+        # asked before any layer is parted: a layer that runs before the decoder around it is parted would be a model
+        masks_pass = marked(inner, list(modules), "nbtune_packing")
         for i, (name, module) in enumerate(zip(names, modules, strict=True)):
             if self.mover is not None:
                 self.mover.bring(module)
@@ -235,12 +237,11 @@ class _Layers:
                 self.mover.settle(module)
             if i % 4 == 3 and name in self.patch.report.taken:
                 empty_cache(layer.qkv.device)  # the weights' old places are too small for the stacks to come
-        self._before(inner, list(modules))
+        self._before(inner, len(self.patch.layers) == len(modules), masks_pass)
 
-    def _before(self, inner: nn.Module, modules: list[nn.Module]) -> None:
+    def _before(self, inner: nn.Module, whole: bool, masks_pass: bool) -> None:
         """Prepare what comes before the layers of each forward."""
         layers = self.patch.layers
-        whole = len(layers) == len(modules)
         if not layers:
             return
         if not whole and getattr(inner.config, "_attn_implementation", None) != "sdpa":
@@ -248,7 +249,7 @@ class _Layers:
             self.patch.report.left.update(dict.fromkeys(self.patch.report.taken, "some other layers are left alone"))
             self.patch.report.taken.clear()
             return
-        hook = Prepare(list(layers), whole, whole and marked(inner, modules, "nbtune_packing"))
+        hook = Prepare(list(layers), whole, whole and masks_pass)
         self.patch.undo.append(inner.register_forward_pre_hook(hook, with_kwargs=True).remove)
         self.patch.undo.append(inner.register_forward_hook(hook.done, always_call=True).remove)
 
