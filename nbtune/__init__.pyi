@@ -230,7 +230,7 @@ def validate(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
-        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
+        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
@@ -339,7 +339,7 @@ def plan(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
-        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
+        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
@@ -451,7 +451,7 @@ def finetune(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
-        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
+        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
@@ -563,7 +563,7 @@ def submit(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
-        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
+        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.
@@ -671,7 +671,7 @@ def inspect(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
-        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2).
+        weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
         eval: Evaluation. What is held out, and how often it is measured.

@@ -306,8 +306,8 @@ TRAIN = (
     mutant(
         "only-the-last-micro-batch-counts-in-16-bits",
         "train/master_weights.py",
-        "master.grad += parameter.grad",
-        "master.grad = parameter.grad.float()",
+        "master.grad += gradient",
+        "master.grad = gradient.float()",
         "train/test_master_weights.py",
     ),
     mutant(
