@@ -334,7 +334,7 @@ TRAIN = (
     mutant(
         "broken-weights-are-saved",
         "store/checkpoints.py",
-        "    _refuse_broken(built.model, progress.step)\n",
+        "    _refuse_broken(weights, progress.step)\n",
         "",
         "engine/test_non_finite.py::test_a_last_step_that_loses_them_is_a_failure",
         "engine/test_non_finite.py::test_the_last_good_checkpoint_stays_and_can_be_used",
