@@ -152,7 +152,7 @@ class Stepper:
         raise MemoryError
 
     def _clip(self, limit: float) -> torch.Tensor:
-        """Scale gradients down whose norm is larger; return the norm."""
+        """Return the norm of the gradients, which are scaled down where it is larger."""
         return torch.nn.utils.clip_grad_norm_(self._parameters, limit)
 
     def discard(self) -> None:

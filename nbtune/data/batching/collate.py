@@ -63,6 +63,8 @@ class Batch:
     @property
     def weight(self) -> float:
         """What a loss over the batch's trained tokens is a mean over: their number, each as often as it counts."""
+        if self.idle_pass:
+            return 0
         return self.num_trained if self.loss_weights is None else float(self.loss_weights.double().sum())
 
     def to(self, device: Any, *, non_blocking: bool = True) -> Batch:
@@ -102,12 +104,11 @@ class Batch:
         return replace(batch, example_weights=self.example_weights)
 
     def idle(self) -> Batch:
-        """Return the same shapes with nothing to learn: for a process that must do as many passes as the others."""
-        labels, targets = self.labels.clone().fill_(IGNORED), self.trained_labels.clone().fill_(IGNORED)
-        nothing: dict[str, Any] = {"num_tokens": 0, "num_trained": 0, "idle_pass": True}
-        if self.loss_weights is not None:
-            nothing["loss_weights"] = self.loss_weights.clone().zero_()
-        return replace(self, labels=labels, trained_labels=targets, **nothing)
+        """Return the same rows, of which nothing is learnt: for a process that must do as many passes as the others.
+
+        They keep their labels: a mean over no token at all is no number, and no number times 0 is none either.
+        """
+        return replace(self, num_tokens=0, num_trained=0, idle_pass=True)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory, for quick copies to a GPU."""
