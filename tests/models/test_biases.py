@@ -1,0 +1,48 @@
+"""Large biases of q, k and v, as Qwen2.5 has, make a 16-bit gradient noisy, stock's as ours: it is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from nbtune.models.accelerate import apply, patch
+from nbtune.models.adapters import add_adapter
+from nbtune.spec import AdapterSpec
+
+
+def _model(dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=256, intermediate_size=512, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=512, max_position_embeddings=512,
+        )
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    return add_adapter(model.to(dtype), AdapterSpec(r=8), seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_with_large_biases_is_taken(dtype: torch.dtype) -> None:
+    assert "layers.0" in apply(_model(dtype)).report.taken
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.2])
+def test_a_block_that_computes_something_else_is_left_alone_however_noisy_it_is(
+    monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    find = patch.find_layer
+
+    def wrong(*args: Any) -> Any:
+        layer = find(*args)
+        layer.scale *= factor
+        return layer
+
+    monkeypatch.setattr(patch, "find_layer", wrong)
+    report = apply(_model(torch.bfloat16)).report
+    assert "the probe disagrees" in report.left["layers.0"]
