@@ -20,6 +20,7 @@ from typing import Any
 from nbtune.widgets.sanitize import without_home
 
 PATIENCE = 3.5  # seconds for a page to say hello
+LATE = 600.0  # seconds in which a page that is slow may still say it, of a panel that has nothing to go on with
 EVERY = 1.0  # seconds between two updates of the text
 PICTURE_EVERY = 4.0
 _NEEDED = {"anywidget": "anywidget", "@jupyter-widgets/jupyterlab-manager": "ipywidgets"}
@@ -93,7 +94,7 @@ def _wait(said_hello: threading.Event, look: Callable[[bool], tuple[Shown, bool]
         handle.update(Shown(f"{shown.text}\n\n{advice}", shown.png))
         if said_hello.wait(EVERY):
             break
-    if said_hello.is_set():
+    if said_hello.wait(LATE):  # a page that was slow shows the panel all the same
         handle.update(Shown(""))
 
 

@@ -1,5 +1,5 @@
-"""The same walk (walk.py) as others take it: by keyboard alone, with a reload or a killed kernel in the middle, in
-Notebook 7, and with the versions that Colab brings along."""
+"""The same walk (walk.py) as others take it: by keyboard alone, with a reload or a killed kernel in the middle, and in
+Notebook 7."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import walk
 from lab import Browser, Lab
 from playwright.sync_api import expect
 
-from tests.notebook.hosted import environment
 from tests.support.fake_hub import FakeHub
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]  # each is a dozen waits
@@ -104,33 +103,27 @@ def test_the_kernel_is_killed_in_the_middle(notebook, hub, tmp_path, by):
         expect(page.cell(1)).to_contain_text("%nbtune resume run")
         page.run(1)
         resumed = page.cell(1).locator(".nbt-monitor")
+    expect(resumed.locator(".nbt-list li", has_text="nearly the same as another one")).to_have_count(1)  # said once
     walk.stop(resumed, click)
     walk.ask(resumed, click)
     assert walk.download_gguf(page, resumed, tmp_path, click)[:4] == b"GGUF"
 
 
-@pytest.fixture(scope="module", params=["notebook 7", "colab's versions"])
-def another(request, tmp_path_factory: pytest.TempPathFactory, outside_environ: dict[str, str]) -> Iterator[Lab]:
-    """Notebook 7, and a kernel of the versions that Colab pins behind this JupyterLab: Colab's own page is not here."""
-    here = tmp_path_factory.mktemp("another")
-    if request.param == "notebook 7":
-        with Lab(here, app="notebook") as lab:
-            yield lab
-    else:
-        with Lab(here, kernel=str(environment(outside_environ))) as lab:
-            yield lab
+def test_in_notebook_7(browser: Browser, hub: FakeHub, tmp_path: Path) -> None:
+    with Lab(tmp_path / "notebook", app="notebook") as lab:
+        _walk(lab, browser, hub, tmp_path)
 
 
-def test_elsewhere(another: Lab, browser: Browser, hub: FakeHub, tmp_path: Path) -> None:
-    page = browser.open(another, [walk.first_cell(walk.environment(hub, tmp_path))], width=1400)
+def _walk(lab: Lab, browser: Browser, hub: FakeHub, tmp_path: Path) -> None:
+    page = browser.open(lab, [walk.first_cell(walk.environment(hub, tmp_path))], width=1400)
     click = walk.Clicks()
     page.run(0)
     home = page.page.locator(".nbt-home")
     form = walk.new_run(page, home, tmp_path / "kunden.csv", click)
     form.locator(".nbt-monitor").first.locator(walk.FINISHED).wait_for()
     walk.take_home(page, form, hub, tmp_path, click)
-    page.picture(f"walk-{another.app}{'-colab' if another.kernel else ''}", home)
+    page.picture(f"walk-{lab.app}", home)
     walk.at_home(home, 3, click)
     assert page.complaints == []
     page.close()
-    another.stop_kernels()
+    lab.stop_kernels()

@@ -14,7 +14,8 @@ export class Notes {
   }
 
   update({ notes, exports, status }) {
-    const items = [...(status.error ? [status.error] : []), ...exports.map(exported), ...notes].sort((a, b) => b.time - a.time);
+    const said = new Map(notes.map((note) => [JSON.stringify([note.message, note.cause, note.fix]), note])); // a resumed run says some again
+    const items = [...(status.error ? [status.error] : []), ...exports.map(exported), ...said.values()].sort((a, b) => b.time - a.time);
     const seen = JSON.stringify(items);
     if (seen === this.seen) return;
     this.seen = seen;
