@@ -187,7 +187,8 @@ def _like_itself(look: _Look, rows: Rows, truth: list[list[torch.Tensor]], detai
     differs = [(k, median(_moved(truth[b][k], found))) for (_, b, k), found in zip(chosen, apart, strict=True)]
     first, behind = (max((d for k, d in differs if (k > 0) == after), default=0.0) for after in (False, True))
     kind = str(apart[0].dtype).removeprefix("torch.")
-    alike = max(_ALIKE.get(kind, 1e-1), _MARGIN * spread)
+    usual = _ALIKE.get(kind, 1e-1)  # rows of a batch that change each other by more than rounding are no measure
+    alike = max(usual, min(_MARGIN * spread, _MARGIN * usual))
     detail += f", and differs by {max(first, behind):.1e} from itself alone"
     return Claim(holds=first <= alike and behind <= max(alike, _MARGIN * first), words=detail)
 
