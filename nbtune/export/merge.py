@@ -37,6 +37,13 @@ from nbtune.models.stored_names import pieces_of
 from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
 
 HEAD = "lm_head.weight"
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "word_embeddings.weight",
+    "wte.weight",
+    "tok_embeddings.weight",
+    "embed_in.weight",
+)
 GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16", "fp16": "float16", "f16": "float16"}
@@ -213,7 +220,7 @@ def not_in_base(missing: Sequence[str]) -> str:
 def embedding_name(base: Iterable[str]) -> str | None:
     """Return which of a model's weights is the embedding of its tokens."""
     for name in base:
-        if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "tok_embeddings.weight")):
+        if name.endswith(_EMBEDDINGS):
             return name
     return None
 

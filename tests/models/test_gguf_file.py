@@ -19,7 +19,7 @@ from nbtune import models
 from nbtune.errors import SpecError
 from nbtune.export import ExportSource, export_gguf
 from nbtune.export.gguf.families import FAMILIES
-from nbtune.models.gguf_file.configs import ARCHITECTURES
+from nbtune.models.gguf_file.architectures import ARCHITECTURES
 from nbtune.models.gguf_file.header import read_header
 from nbtune.models.gguf_file.numbers import values
 from nbtune.models.gguf_file.pretokenizers import _ALIASES

@@ -152,6 +152,23 @@ CASES = {
         "digits",
     ),
     "smollm 3": Case("SmolLM3Config", {**SIZES, "num_hidden_layers": 5, "pad_token_id": 0}, "llama3"),
+    "arcee": Case("ArceeConfig", SIZES),
+    "bloom": Case("BloomConfig", {"hidden_size": 64, "n_layer": 2, "n_head": 4}, "gpt2"),
+    "cohere, command-r": Case("CohereConfig", {**SIZES, "logit_scale": 0.25}),
+    "cohere 2": Case(
+        "Cohere2Config", {**SIZES, "num_hidden_layers": 5, "logit_scale": 0.25, "sliding_window": 8, "head_dim": 16}
+    ),
+    "ernie 4.5": Case("Ernie4_5Config", {**SIZES, "head_dim": 32}),
+    "exaone 4": Case("Exaone4Config", {**SIZES, "sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "glm 4": Case("Glm4Config", {**SIZES, "head_dim": 16, "pad_token_id": 0}),
+    "gpt-2": Case("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}, "gpt2"),
+    "gpt-neox, pythia": Case("GPTNeoXConfig", {**SIZES, "num_key_value_heads": 4}, "gpt2"),
+    "nemotron": Case("NemotronConfig", {**SIZES, "head_dim": 16}),
+    "olmo": Case("OlmoConfig", SIZES, "gpt2"),
+    "olmo 3": Case("Olmo3Config", {**SIZES, "num_hidden_layers": 5, "sliding_window": 8}, "dbrx"),
+    "seed-oss": Case("SeedOssConfig", {**SIZES, "head_dim": 32}),
+    "stablelm": Case("StableLmConfig", SIZES, "gpt2"),
+    "starcoder 2": Case("Starcoder2Config", SIZES, "gpt2"),
 }
 
 

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from nbtune.errors import ExportError
+from nbtune.export.gguf import single_families as single
 from nbtune.export.gguf.experts import is_stack, single_expert, split_stack
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.rope import rope_metadata, rope_tensors
@@ -72,7 +71,7 @@ class Family:
             writer.add_value_length(config.head_dim)
         if self.layer_norm:
             writer.add_layer_norm_eps(
-                float(config.get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", default=1e-5))
+                float(config.get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", default=1e-5))
             )
         else:
             writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps", default=1e-6)))
@@ -164,190 +163,26 @@ def _order(tensor: GgufTensor) -> tuple[int, int, str]:
     return (2 if tensor.name.startswith("output") else 0, 0, tensor.name)
 
 
-def _refuse(config: Config, wrong: bool, what: str) -> None:
-    if wrong:
-        raise ExportError(
-            f"{config.model_type}: {what}, and llama.cpp does not run that",
-            place=config.place,
-            fix="export the merged safetensors or the adapter instead.",
-        )
-
-
-# --- what single families need ------------------------------------------------------------------------------------
-
-
 _SHORTEST = 256  # tokens of context with which a file is of some use
-
-
-def _check_llama(config: Config) -> None:
-    _refuse(config, config.get("hidden_act", default="silu") != "silu", "the activation is not silu")
-
-
-def _sliding(config: Config, writer: Any) -> None:
-    if config.get("sliding_window"):
-        writer.add_sliding_window(int(config.get("sliding_window")))
-
-
-def _check_qwen2_moe(config: Config) -> None:
-    _check_llama(config)
-    _refuse(config, bool(config.get("norm_topk_prob")), "norm_topk_prob is on")
-    _refuse(
-        config,
-        config.get("decoder_sparse_step", default=1) != 1 or bool(config.get("mlp_only_layers")),
-        "some layers are dense",
-    )
-
-
-def _check_qwen3_moe(config: Config) -> None:
-    _check_llama(config)
-    _refuse(config, not config.get("norm_topk_prob"), "norm_topk_prob is off")
-    _refuse(
-        config,
-        config.get("decoder_sparse_step", default=1) != 1 or bool(config.get("mlp_only_layers")),
-        "some layers are dense",
-    )
-
-
-def _extra_moe(config: Config, writer: Any) -> None:
-    writer.add_expert_feed_forward_length(int(config.need("moe_intermediate_size")))
-    if config.get("shared_expert_intermediate_size"):
-        writer.add_expert_shared_feed_forward_length(int(config.get("shared_expert_intermediate_size")))
-
-
-def _change_qwen2_moe(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
-    if name.endswith("ffn_gate_inp_shexp.weight"):
-        return mapped(model, source, name, lambda weight: weight.flatten(), shape=(config.hidden,))
-    return None
-
-
-def _check_olmoe(config: Config) -> None:
-    _check_llama(config)
-    _refuse(config, bool(config.get("norm_topk_prob")), "norm_topk_prob is on")
-    _refuse(config, config.kv_heads != config.heads, "several queries share a key")
-    _refuse(config, config.get("clip_qkv") is not None, "it clips queries, keys and values")
-
-
-def _check_gpt_oss(config: Config) -> None:
-    gate = float(config.get("swiglu_alpha", default=1.702)), float(config.get("swiglu_limit", default=7.0))
-    _refuse(config, gate != (1.702, 7.0), "its gate's alpha and limit are not 1.702 and 7")
-    usual = ["full_attention" if i % 2 else "sliding_attention" for i in range(config.layers)]
-    _refuse(config, list(config.get("layer_types", default=usual)) != usual, "its windows are not every other layer's")
-
-
-def _extra_gpt_oss(config: Config, writer: Any) -> None:
-    writer.add_sliding_window(int(config.need("sliding_window")))
-    writer.add_expert_feed_forward_length(int(config.need("intermediate_size")))
-
-
-def _check_gemma(config: Config) -> None:
-    act = config.get("hidden_activation", "hidden_act", default="gelu_pytorch_tanh")
-    _refuse(config, act not in ("gelu_pytorch_tanh", "gelu"), f"the activation is {act!r}")
-
-
-def _check_gemma_scale(config: Config) -> None:
-    _check_gemma(config)
-    scalar = config.get("query_pre_attn_scalar", default=config.head_dim)
-    _refuse(
-        config,
-        scalar != config.head_dim and config.layers not in (46, 62),
-        "query_pre_attn_scalar is not the head's width",
-    )
-
-
-def _extra_gemma2(config: Config, writer: Any) -> None:
-    writer.add_attn_logit_softcapping(float(config.get("attn_logit_softcapping", default=50.0)))
-    writer.add_final_logit_softcapping(float(config.get("final_logit_softcapping", default=30.0)))
-    writer.add_sliding_window(int(config.need("sliding_window")))
-
-
-def _check_gemma3(config: Config) -> None:
-    _check_gemma_scale(config)
-    _refuse(
-        config, bool(config.get("attn_logit_softcapping") or config.get("final_logit_softcapping")), "it caps logits"
-    )
-    kinds = config.get("layer_types")
-    usual = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(config.layers)]
-    _refuse(config, bool(kinds) and list(kinds) != usual, "its global layers are not every sixth")
-    local = float(config.rope("sliding_attention")["rope_theta"]) if config.get("rope_parameters") else 10000.0
-    local = float(config.get("rope_local_base_freq", default=local))
-    _refuse(config, local != 10000.0, "its local layers' rotary base is not 10000")
-
-
-def _extra_gemma3(config: Config, writer: Any) -> None:
-    writer.add_sliding_window(int(config.need("sliding_window")))
-
-
-def _check_phi(config: Config) -> None:
-    _refuse(config, bool(config.get("qk_layernorm")), "it normalises queries and keys")
-
-
-def _check_falcon(config: Config) -> None:
-    _refuse(config, bool(config.get("alibi")), "it uses ALiBi")
-    _refuse(config, bool(config.get("bias")), "its linear layers have biases")
-    _refuse(config, not config.get("parallel_attn", default=True), "attention and MLP are not parallel")
-
-
-def _extra_falcon(config: Config, writer: Any) -> None:
-    writer.add_tensor_data_layout("jploski")
-
-
-def _change_falcon(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
-    """Reorder Falcon's newer layout, q…, k, v by key head, into all q, all k, all v."""
-    if "attn_qkv" not in name or not config.get("new_decoder_architecture"):
-        return None
-    groups, per, dim = config.kv_heads, config.heads // config.kv_heads, config.head_dim
-
-    def regroup(weight: torch.Tensor) -> torch.Tensor:
-        parts = weight.reshape(groups, per + 2, dim, -1)
-        q, k, v = parts[:, :per], parts[:, per : per + 1], parts[:, per + 1 :]
-        return torch.cat([p.reshape(-1, weight.shape[1]) for p in (q, k, v)])
-
-    return mapped(model, source, name, regroup)
-
-
-def _mpt(config: Config, key: str, default: Any) -> Any:
-    return (config.get("attn_config", default={}) or {}).get(key, default)
-
-
-def _check_mpt(config: Config) -> None:
-    _refuse(config, not config.get("no_bias", default=True), "its linear layers have biases")
-    _refuse(config, bool(_mpt(config, "qk_ln", False)), "it normalises queries and keys")
-    _refuse(config, not _mpt(config, "alibi", True), "it does not use ALiBi")
-
-
-def _extra_mpt(config: Config, writer: Any) -> None:
-    writer.add_max_alibi_bias(float(_mpt(config, "alibi_bias_max", 8)))
-    if _mpt(config, "clip_qkv", None) is not None:
-        writer.add_clamp_kqv(float(_mpt(config, "clip_qkv", 0.0)))
-
-
-def _extra_granite(config: Config, writer: Any) -> None:
-    writer.add_attention_scale(float(config.need("attention_multiplier")))
-    writer.add_embedding_scale(float(config.need("embedding_multiplier")))
-    writer.add_residual_scale(float(config.need("residual_multiplier")))
-    writer.add_logit_scale(float(config.need("logits_scaling")))
-
-
-def _check_smollm3(config: Config) -> None:
-    _check_llama(config)
-    rotated = config.get("no_rope_layers")
-    usual = [int((i + 1) % 4 != 0) for i in range(config.layers)]
-    _refuse(config, bool(rotated) and list(rotated) != usual, "its layers without rotary are not every fourth")
-
-
 _SWITCHED: dict[str, Any] = {"window": "switched", "unsaid_window": 4096}
-LLAMA = Family("llama", check=_check_llama, permute=True)
+LLAMA = Family("llama", check=single.check_llama, permute=True)
 FAMILIES: dict[str, Family] = {
-    "falcon": Family("falcon", check=_check_falcon, extra=_extra_falcon, layer_norm=True, change=_change_falcon),
-    "gemma": Family("gemma", check=_check_gemma, norm_plus_one=True),
-    "gemma2": Family("gemma2", check=_check_gemma_scale, extra=_extra_gemma2, norm_plus_one=True, windows=True),
-    "gemma3_text": Family("gemma3", check=_check_gemma3, extra=_extra_gemma3, norm_plus_one=True, windows=True),
-    "granite": Family("granite", check=_check_llama, extra=_extra_granite, permute=True),
-    "granitemoe": Family("granitemoe", check=_check_llama, extra=_extra_granite, permute=True, moe=True),
+    "falcon": Family(
+        "falcon", check=single.check_falcon, extra=single.extra_falcon, layer_norm=True, change=single.change_falcon
+    ),
+    "gemma": Family("gemma", check=single.check_gemma, norm_plus_one=True),
+    "gemma2": Family(
+        "gemma2", check=single.check_gemma_scale, extra=single.extra_gemma2, norm_plus_one=True, windows=True
+    ),
+    "gemma3_text": Family(
+        "gemma3", check=single.check_gemma3, extra=single.extra_gemma3, norm_plus_one=True, windows=True
+    ),
+    "granite": Family("granite", check=single.check_llama, extra=single.extra_granite, permute=True),
+    "granitemoe": Family("granitemoe", check=single.check_llama, extra=single.extra_granite, permute=True, moe=True),
     "gpt_oss": Family(
         "gpt-oss",
-        check=_check_gpt_oss,
-        extra=_extra_gpt_oss,
+        check=single.check_gpt_oss,
+        extra=single.extra_gpt_oss,
         moe=True,
         in_turn=True,
         windows=True,
@@ -356,18 +191,49 @@ FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": replace(LLAMA, window="always", unsaid_window=4096),
     "mixtral": replace(LLAMA, moe=True, window="always"),
-    "mpt": Family("mpt", check=_check_mpt, extra=_extra_mpt, layer_norm=True, rope=False),
-    "olmo2": Family("olmo2", check=_check_llama),
-    "olmoe": Family("olmoe", check=_check_olmoe, moe=True),
-    "phi": Family("phi2", check=_check_phi, layer_norm=True),
-    "phi3": Family("phi3", check=_check_llama, extra=_sliding, window="always"),
-    "qwen2": Family("qwen2", check=_check_llama, **_SWITCHED),
+    "mpt": Family("mpt", check=single.check_mpt, extra=single.extra_mpt, layer_norm=True, rope=False),
+    "olmo2": Family("olmo2", check=single.check_llama),
+    "olmoe": Family("olmoe", check=single.check_olmoe, moe=True),
+    "phi": Family("phi2", check=single.check_phi, layer_norm=True),
+    "phi3": Family("phi3", check=single.check_llama, extra=single.sliding, window="always"),
+    "qwen2": Family("qwen2", check=single.check_llama, **_SWITCHED),
     "qwen2_moe": Family(
-        "qwen2moe", check=_check_qwen2_moe, extra=_extra_moe, change=_change_qwen2_moe, moe=True, **_SWITCHED
+        "qwen2moe",
+        check=single.check_qwen2_moe,
+        extra=single.extra_moe,
+        change=single.change_qwen2_moe,
+        moe=True,
+        **_SWITCHED,
     ),
-    "qwen3": Family("qwen3", check=_check_llama, **_SWITCHED),
-    "qwen3_moe": Family("qwen3moe", check=_check_qwen3_moe, extra=_extra_moe, moe=True, **_SWITCHED),
-    "smollm3": Family("smollm3", check=_check_smollm3, permute=True, window="switched"),
+    "qwen3": Family("qwen3", check=single.check_llama, **_SWITCHED),
+    "qwen3_moe": Family("qwen3moe", check=single.check_qwen3_moe, extra=single.extra_moe, moe=True, **_SWITCHED),
+    "smollm3": Family("smollm3", check=single.check_smollm3, permute=True, window="switched"),
+    "arcee": Family("arcee", check=single.check_relu2, permute=True),
+    "bloom": Family(
+        "bloom",
+        change=single.change_by_head,
+        layer_norm=True,
+        rope=False,
+        names={
+            r"transformer\.h\.(\d+)\.post_attention_layernorm\.(weight|bias)": r"blk.\1.ffn_norm.\2",
+            r"transformer\.word_embeddings_layernorm\.(weight|bias)": r"token_embd_norm.\1",
+        },
+    ),
+    "cohere": Family("command-r", check=single.check_cohere, extra=single.extra_logit_scale, layer_norm=True),
+    "cohere2": Family("cohere2", check=single.check_cohere2, extra=single.extra_cohere2, layer_norm=True, windows=True),
+    "ernie4_5": Family("ernie4_5", check=single.check_llama),
+    "exaone4": Family("exaone4", check=single.check_exaone4, extra=single.sliding, windows=True),
+    "glm4": Family("glm4", check=single.check_llama),
+    "gpt2": Family("gpt2", check=single.check_gpt2, change=single.change_conv1d, layer_norm=True, rope=False),
+    "gpt_neox": Family(
+        "gptneox", check=single.check_neox, extra=single.extra_parallel, change=single.change_by_head, layer_norm=True
+    ),
+    "nemotron": Family("nemotron", check=single.check_relu2, layer_norm=True, norm_plus_one=True),
+    "olmo": Family("olmo", check=single.check_llama, extra=single.extra_olmo, layer_norm=True, permute=True),
+    "olmo3": Family("olmo2", check=single.check_olmo3, extra=single.sliding, windows=True),
+    "seed_oss": Family("seed_oss", check=single.check_llama),
+    "stablelm": Family("stablelm", check=single.check_stablelm, extra=single.extra_parallel, layer_norm=True),
+    "starcoder2": Family("starcoder2", check=single.check_starcoder2, layer_norm=True, window="always"),
 }
 
 
@@ -388,5 +254,5 @@ def family_of(config: Config) -> Family:
         family.check(config)
     tokens = family.context(config)
     reason = f"it has a sliding window of {tokens} tokens, beyond which llama.cpp's {family.arch!r} computes otherwise"
-    _refuse(config, tokens < min(_SHORTEST, config.context), reason)
+    single.refuse(config, tokens < min(_SHORTEST, config.context), reason)
     return family

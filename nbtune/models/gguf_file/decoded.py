@@ -24,7 +24,8 @@ from nbtune.atomic_io import hidden, publish_folder, replace_file, try_lock
 from nbtune.data.sources.cache_folder import cache_folder
 from nbtune.disk import disk_errors, folder_bytes, free_bytes, gigabytes
 from nbtune.errors import DataError, SpecError
-from nbtune.models.gguf_file.configs import Architecture, config_of
+from nbtune.models.gguf_file.architectures import Architecture
+from nbtune.models.gguf_file.configs import config_of
 from nbtune.models.gguf_file.header import GgufHeader, is_gguf, parts_of, read_header, refused
 from nbtune.models.gguf_file.tensors import Weight, main_dtype, weights_of
 from nbtune.models.gguf_file.vocabulary import GgufVocabulary, check_as_loaded

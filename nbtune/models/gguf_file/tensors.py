@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nbtune.models.gguf_file import rotary
-from nbtune.models.gguf_file.configs import Architecture
+from nbtune.models.gguf_file.architectures import Architecture
 from nbtune.models.gguf_file.header import GgufHeader, Stored, refused
 from nbtune.models.gguf_file.numbers import ROOM, can_decode, numbers_in, values
 from nbtune.untrusted import shortened
@@ -149,12 +149,15 @@ class _Making:
             return self._experts(name, found["kind"], tuple(tensor.shape))
         wanted = self._named(name)
         shape = tuple(tensor.shape)
-        parts = self._parts(wanted, shape)
-        older = _OLDER_NAMES.get(self.kind)
+        turned = self.kind == "gpt2" and len(shape) == 2 and ".h." in name  # its linear layers are stored (in, out)
+        parts = self._parts(wanted, shape[::-1] if turned else shape)
+        own = name.replace(*_OLDER_NAMES[self.kind]) if self.kind in _OLDER_NAMES else name
         dtype = "F32" if len(shape) == 1 and parts[0].stored.encoding == "F32" else self.dtype
-        return [Weight(name.replace(*older) if older else name, shape, dtype, parts, self._change(wanted, shape))]
+        return [Weight(own, shape, dtype, parts, _turn if turned else self._change(wanted, shape))]
 
     def _named(self, name: str) -> str:
+        if self.kind == "bloom":  # of whose blocks the table knows only names without this
+            name = name.removeprefix("transformer.")
         if name.endswith(".self_attn.sinks"):
             name = name.replace(".self_attn.sinks", ".attn_sinks.weight").replace("model.layers.", "blk.")
             return name
@@ -191,6 +194,8 @@ class _Making:
             return _back(config.num_key_value_heads, shape)
         if architecture.norm_plus_one and wanted.endswith("norm.weight"):
             return lambda weight: (weight - 1).reshape(shape)
+        if self.kind in ("gpt_neox", "bloom") and "attn_qkv" in wanted:
+            return _by_head(config.num_attention_heads, shape)
         if self.kind == "falcon" and "attn_qkv" in wanted and config.new_decoder_architecture:
             return _grouped(config.num_kv_heads, config.num_attention_heads, shape)
         return None
@@ -246,6 +251,20 @@ class _Making:
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
+
+
+def _turn(weight: Any) -> Any:
+    return np.ascontiguousarray(weight.T)
+
+
+def _by_head(heads: int, shape: tuple[int, ...]) -> Change:
+    """Return what makes all q, all k, all v those of each head, one behind the other."""
+
+    def change(weight: Any) -> Any:
+        parts = weight.reshape(3, heads, shape[0] // heads // 3, -1)
+        return np.ascontiguousarray(parts.swapaxes(0, 1)).reshape(shape)
+
+    return change
 
 
 def _back(heads: int, shape: tuple[int, ...]) -> Change:

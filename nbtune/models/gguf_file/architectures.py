@@ -1,0 +1,298 @@
+"""The architectures of llama.cpp that are read: transformers' name of each, and what it fixes by itself.
+
+Of a config is written out what an architecture takes for granted (an activation, an order of layers); what is said by
+the tensors that are there (biases, kinds of norms) is read from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nbtune.models.gguf_file.header import refused
+from nbtune.models.gguf_file.keys import Keys
+from nbtune.models.gguf_file.rotary import rope_parameters
+
+_WINDOWED_EXAONE = 64  # layers of the one EXAONE 4 with which llama.cpp runs windows
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How an architecture of llama.cpp is read.
+
+    Args:
+        model_type: transformers' name.
+        more: settings beyond the common ones.
+        permute: query and key rows lie in llama.cpp's neighbour-wise order.
+        norm_plus_one: norms are stored as 1 + w.
+        layer_norm: norms are LayerNorms.
+    """
+
+    model_type: str
+    more: Callable[[Keys], dict[str, Any]] = lambda keys: {}
+    permute: bool = False
+    norm_plus_one: bool = False
+    layer_norm: bool = False
+
+
+def _biases(keys: Keys) -> dict[str, Any]:
+    return {"attention_bias": keys.holds("attn_q.bias"), "mlp_bias": keys.holds("ffn_up.bias")}
+
+
+def _llama(keys: Keys) -> dict[str, Any]:
+    if keys.whole("expert_count", 0):
+        experts = {
+            "num_local_experts": keys.whole("expert_count"),
+            "num_experts_per_tok": keys.whole("expert_used_count"),
+        }
+        return {"model_type": "mixtral", "sliding_window": None, **experts}
+    return _biases(keys)
+
+
+def _windowless(keys: Keys) -> dict[str, Any]:
+    """Turn Qwen's windows off: llama.cpp runs none."""
+    return {"use_sliding_window": False}
+
+
+def _qwen3(keys: Keys) -> dict[str, Any]:
+    return {**_windowless(keys), "attention_bias": keys.holds("attn_q.bias")}
+
+
+def _experts(keys: Keys) -> dict[str, Any]:
+    return {
+        "num_experts": keys.whole("expert_count"),
+        "num_experts_per_tok": keys.whole("expert_used_count"),
+        "moe_intermediate_size": keys.whole("expert_feed_forward_length", 0) or keys.first("ffn_gate_exps.weight")[1],
+    }
+
+
+def _qwen2_moe(keys: Keys) -> dict[str, Any]:
+    shared = keys.first("ffn_gate_shexp.weight")[0]
+    return {
+        **_windowless(keys), **_experts(keys), "shared_expert_intermediate_size": shared, "norm_topk_prob": False,
+    }  # fmt: skip
+
+
+def _qwen3_moe(keys: Keys) -> dict[str, Any]:
+    return {**_windowless(keys), **_experts(keys), "norm_topk_prob": True}
+
+
+def _olmoe(keys: Keys) -> dict[str, Any]:
+    found = _experts(keys)
+    return {**found, "intermediate_size": found.pop("moe_intermediate_size"), "norm_topk_prob": False}
+
+
+def _phi3(keys: Keys) -> dict[str, Any]:
+    window = keys.whole("attention.sliding_window", 0)
+    return {
+        "sliding_window": window or None,
+        "original_max_position_embeddings": keys.whole(
+            "rope.scaling.original_context_length", keys.whole("context_length")
+        ),
+        "pad_token_id": None,
+    }
+
+
+def _gemma(keys: Keys) -> dict[str, Any]:
+    return {"hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _gemma_scale(keys: Keys, wide: int) -> dict[str, Any]:
+    """Return how queries are scaled: the largest model's are by the width that a head would have."""
+    apart = keys.layers == wide
+    scalar = keys.hidden // keys.whole("attention.head_count") if apart else keys.head_dim
+    return {**_gemma(keys), "query_pre_attn_scalar": scalar}
+
+
+def _gemma2(keys: Keys) -> dict[str, Any]:
+    return {
+        **_gemma_scale(keys, 46),
+        "sliding_window": keys.whole("attention.sliding_window", 4096),
+        "attn_logit_softcapping": keys.real("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": keys.real("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(keys: Keys) -> dict[str, Any]:
+    kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(keys.layers)]
+    everywhere = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"), unsaid=1e6)
+    return {
+        **_gemma_scale(keys, 62),
+        "sliding_window": keys.whole("attention.sliding_window", 1024),
+        "layer_types": kinds,
+        "rope_parameters": {
+            "full_attention": everywhere,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }
+
+
+def _granite(keys: Keys) -> dict[str, Any]:
+    return {
+        **_biases(keys),
+        "attention_multiplier": keys.real("attention.scale"),
+        "embedding_multiplier": keys.real("embedding_scale"),
+        "residual_multiplier": keys.real("residual_scale"),
+        "logits_scaling": keys.real("logit_scale"),
+    }
+
+
+def _granite_moe(keys: Keys) -> dict[str, Any]:
+    if keys.holds("ffn_gate_shexp.weight"):
+        raise refused(keys.header.place, "its blocks have a shared expert, which is not read", "Name its Hub id.")
+    found = _experts(keys)
+    found.pop("moe_intermediate_size")
+    found["num_local_experts"] = found.pop("num_experts")
+    return {**_granite(keys), **found}
+
+
+def _smollm3(keys: Keys) -> dict[str, Any]:
+    kinds = [int((i + 1) % 4 != 0) for i in range(keys.layers)]
+    return {"use_sliding_window": False, "no_rope_layers": kinds, "no_rope_layer_interval": 4, "pad_token_id": None}
+
+
+def _phi(keys: Keys) -> dict[str, Any]:
+    return {"hidden_act": "gelu_new"}
+
+
+def _falcon(keys: Keys) -> dict[str, Any]:
+    new = keys.holds("attn_norm_2.weight")
+    groups = keys.whole("attention.head_count_kv", 1)
+    return {
+        "new_decoder_architecture": new,
+        "num_kv_heads": groups,
+        "multi_query": groups == 1,
+        "parallel_attn": True,
+        "bias": False,
+        "alibi": False,
+        "ffn_hidden_size": keys.whole("feed_forward_length", 4 * keys.hidden),
+    }
+
+
+def _mpt(keys: Keys) -> dict[str, Any]:
+    clip = keys.real("attention.clamp_kqv", 0.0)
+    return {
+        "d_model": keys.hidden,
+        "n_heads": keys.whole("attention.head_count"),
+        "n_layers": keys.layers,
+        "max_seq_len": keys.whole("context_length"),
+        "expansion_ratio": keys.whole("feed_forward_length", 4 * keys.hidden) // max(keys.hidden, 1),
+        "no_bias": True,
+        "attn_config": {
+            "alibi": True,
+            "alibi_bias_max": int(keys.real("attention.max_alibi_bias", 8.0)),
+            "clip_qkv": clip or None,
+        },
+    }
+
+
+def _gpt_oss(keys: Keys) -> dict[str, Any]:
+    found = _experts(keys)
+    found["num_local_experts"] = found.pop("num_experts")
+    return {
+        **found,
+        "intermediate_size": found.pop("moe_intermediate_size"),
+        "sliding_window": keys.whole("attention.sliding_window"),
+        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(keys.layers)],
+    }
+
+
+def _olmo2(keys: Keys) -> dict[str, Any]:
+    if not (window := keys.whole("attention.sliding_window", 0)):
+        return {"attention_bias": False}
+    if keys.text("rope.scaling.type", "none") != "none":
+        raise refused(keys.header.place, "it scales the angles of some of its layers", "Name its Hub id.")
+    return {"model_type": "olmo3", "sliding_window": window, "layer_types": every_fourth(keys.layers)}
+
+
+def every_fourth(layers: int) -> list[str]:
+    """Return the kinds of layers of which every fourth sees all of the text."""
+    return ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(layers)]
+
+
+def _relu2(keys: Keys) -> dict[str, Any]:
+    return {**_biases(keys), "hidden_act": "relu2"}
+
+
+def _nemotron(keys: Keys) -> dict[str, Any]:
+    return {**_relu2(keys), "norm_eps": keys.real("attention.layer_norm_epsilon")}
+
+
+def _cohere(keys: Keys) -> dict[str, Any]:
+    return {"attention_bias": keys.holds("attn_q.bias"), "logit_scale": keys.real("logit_scale"), "pad_token_id": None}
+
+
+def _cohere2(keys: Keys) -> dict[str, Any]:
+    window = keys.whole("attention.sliding_window")
+    return {**_cohere(keys), "sliding_window": window, "layer_types": every_fourth(keys.layers)}
+
+
+def _ernie(keys: Keys) -> dict[str, Any]:
+    return {"use_bias": keys.holds("attn_q.bias")}
+
+
+def _exaone4(keys: Keys) -> dict[str, Any]:
+    window = keys.whole("attention.sliding_window", 0) if keys.layers == _WINDOWED_EXAONE else 0
+    kinds = every_fourth(keys.layers) if window else ["full_attention"] * keys.layers
+    return {"sliding_window": window or None, "layer_types": kinds}
+
+
+def _glm4(keys: Keys) -> dict[str, Any]:
+    return {"attention_bias": keys.holds("attn_q.bias"), "pad_token_id": None}
+
+
+def _gpt_neox(keys: Keys) -> dict[str, Any]:
+    return {"use_parallel_residual": keys.flag("use_parallel_residual", True)}
+
+
+def _seed_oss(keys: Keys) -> dict[str, Any]:
+    return {"attention_bias": keys.holds("attn_q.bias"), "attention_out_bias": keys.holds("attn_output.bias")}
+
+
+def _stablelm(keys: Keys) -> dict[str, Any]:
+    return {"use_qkv_bias": keys.holds("attn_q.bias"), "use_parallel_residual": not keys.holds("ffn_norm.weight")}
+
+
+def _starcoder2(keys: Keys) -> dict[str, Any]:
+    return {"use_bias": keys.holds("attn_q.bias"), "hidden_act": "gelu_pytorch_tanh", "sliding_window": None}
+
+
+def _olmo(keys: Keys) -> dict[str, Any]:
+    return {"clip_qkv": keys.real("attention.clamp_kqv", 0.0) or None}
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "falcon": Architecture("falcon", _falcon, layer_norm=True),
+    "gemma": Architecture("gemma", _gemma, norm_plus_one=True),
+    "gemma2": Architecture("gemma2", _gemma2, norm_plus_one=True),
+    "gemma3": Architecture("gemma3_text", _gemma3, norm_plus_one=True),
+    "gpt-oss": Architecture("gpt_oss", _gpt_oss),
+    "granite": Architecture("granite", _granite, permute=True),
+    "granitemoe": Architecture("granitemoe", _granite_moe, permute=True),
+    "llama": Architecture("llama", _llama, permute=True),
+    "mpt": Architecture("mpt", _mpt, layer_norm=True),
+    "olmo2": Architecture("olmo2", _olmo2),
+    "olmoe": Architecture("olmoe", _olmoe),
+    "phi2": Architecture("phi", _phi, layer_norm=True),
+    "phi3": Architecture("phi3", _phi3),
+    "qwen2": Architecture("qwen2", _windowless),
+    "qwen2moe": Architecture("qwen2_moe", _qwen2_moe),
+    "qwen3": Architecture("qwen3", _qwen3),
+    "qwen3moe": Architecture("qwen3_moe", _qwen3_moe),
+    "smollm3": Architecture("smollm3", _smollm3, permute=True),
+    "arcee": Architecture("arcee", _relu2, permute=True),
+    "bloom": Architecture("bloom", layer_norm=True),
+    "cohere2": Architecture("cohere2", _cohere2, layer_norm=True),
+    "command-r": Architecture("cohere", _cohere, layer_norm=True),
+    "ernie4_5": Architecture("ernie4_5", _ernie),
+    "exaone4": Architecture("exaone4", _exaone4),
+    "glm4": Architecture("glm4", _glm4),
+    "gpt2": Architecture("gpt2", layer_norm=True),
+    "gptneox": Architecture("gpt_neox", _gpt_neox, layer_norm=True),
+    "nemotron": Architecture("nemotron", _nemotron, layer_norm=True, norm_plus_one=True),
+    "olmo": Architecture("olmo", _olmo, layer_norm=True, permute=True),
+    "seed_oss": Architecture("seed_oss", _seed_oss),
+    "stablelm": Architecture("stablelm", _stablelm, layer_norm=True),
+    "starcoder2": Architecture("starcoder2", _starcoder2, layer_norm=True),
+}
