@@ -99,7 +99,7 @@ EXPORT = (
     ),
     mutant(
         "gemma2-without-its-attention-soft-cap",
-        "export/gguf/families.py",
+        "export/gguf/single_families.py",
         '    writer.add_attn_logit_softcapping(float(config.get("attn_logit_softcapping", default=50.0)))\n',
         "",
         f"{_FAMILY}::test_family[gemma 2-200]",
@@ -107,7 +107,7 @@ EXPORT = (
     ),
     mutant(
         "gemma2-without-its-final-soft-cap",
-        "export/gguf/families.py",
+        "export/gguf/single_families.py",
         '    writer.add_final_logit_softcapping(float(config.get("final_logit_softcapping", default=30.0)))\n',
         "",
         f"{_FAMILY}::test_family[gemma 2-200]",
@@ -122,7 +122,7 @@ EXPORT = (
     ),
     mutant(
         "granite-without-its-residual-multiplier",
-        "export/gguf/families.py",
+        "export/gguf/single_families.py",
         'writer.add_residual_scale(float(config.need("residual_multiplier")))',
         "writer.add_residual_scale(1.0)",
         f"{_FAMILY}::test_family[granite-200]",
