@@ -29,7 +29,7 @@ def test_from_a_csv_to_a_model_that_is_taken_home_by_clicks_alone(notebook, lab,
     form = walk.new_run(page, home, tmp_path / "kunden.csv", click)
     assert click.since() <= 12
     monitor = form.locator(".nbt-monitor").first
-    monitor.locator(walk.FINISHED).wait_for()
+    monitor.locator(walk.FINISHED).wait_for(timeout=walk.WORK)
     page.picture("clicks-finished", home)
 
     walk.ask(monitor, click)

@@ -30,7 +30,7 @@ def test_by_keyboard_alone(notebook, hub, tmp_path):
     home = page.page.locator(".nbt-home")
     form = walk.new_run(page, home, tmp_path / "kunden.csv", keys)
     monitor = form.locator(".nbt-monitor").first
-    monitor.locator(walk.FINISHED).wait_for()
+    monitor.locator(walk.FINISHED).wait_for(timeout=walk.WORK)
     walk.ask(monitor, keys)
     page.page.keyboard.press("Escape")  # the way back
     expect(monitor.locator(".nbt-chatpanel")).to_have_count(0)
@@ -120,7 +120,7 @@ def _walk(lab: Lab, browser: Browser, hub: FakeHub, tmp_path: Path) -> None:
     page.run(0)
     home = page.page.locator(".nbt-home")
     form = walk.new_run(page, home, tmp_path / "kunden.csv", click)
-    form.locator(".nbt-monitor").first.locator(walk.FINISHED).wait_for()
+    form.locator(".nbt-monitor").first.locator(walk.FINISHED).wait_for(timeout=walk.WORK)
     walk.take_home(page, form, hub, tmp_path, click)
     page.picture(f"walk-{lab.app}", home)
     walk.at_home(home, 3, click)

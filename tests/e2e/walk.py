@@ -20,6 +20,7 @@ CSV = "Kundenfrage,Antwort\n" + "".join(
     f'"Wie lange dauert Lieferung {k}?","Lieferung {k} dauert zwei Tage."\n' for k in range(60)
 )
 QUESTION = "Wie lange dauert Lieferung 7?"
+WORK = 600_000  # milliseconds that what trains, loads, exports or measures may take: a shared machine may be slow
 FINISHED = '.nbt-state[data-state="finished"]'
 
 
@@ -178,7 +179,7 @@ def take_home(page: Page, form: Any, hub: FakeHub, folder: Path, hand: Clicks | 
 def stop(monitor: Any, hand: Clicks | Keys) -> None:
     """A long run is stopped where it is: its adapter is saved."""
     hand(monitor.get_by_role("button", name="Stop and save"))
-    monitor.locator('.nbt-state[data-state="stopped"]').wait_for()
+    monitor.locator('.nbt-state[data-state="stopped"]').wait_for(timeout=WORK)
 
 
 def ask(monitor: Any, hand: Clicks | Keys) -> None:
@@ -187,9 +188,9 @@ def ask(monitor: Any, hand: Clicks | Keys) -> None:
     chat = monitor.locator(".nbt-chatpanel")
     hand.write(chat.get_by_label("Ask both…"), QUESTION)
     hand(chat.get_by_role("button", name="Ask"))
-    expect(chat.get_by_role("button", name="Ask")).to_be_enabled()
+    expect(chat.get_by_role("button", name="Ask")).to_be_enabled(timeout=WORK)
     expect(chat.locator(".nbt-answer")).to_have_count(2)
-    expect(chat.get_by_text("thinking…")).to_have_count(0)
+    expect(chat.get_by_text("thinking…")).to_have_count(0, timeout=WORK)
 
 
 def download_gguf(page: Page, monitor: Any, folder: Path, hand: Clicks | Keys) -> bytes:
@@ -198,7 +199,7 @@ def download_gguf(page: Page, monitor: Any, folder: Path, hand: Clicks | Keys) -
     export = monitor.locator(".nbt-exportpanel")
     hand(export.get_by_role("button", name="Make GGUF"))
     link = export.get_by_role("link", name="Download").first
-    link.wait_for()
+    link.wait_for(timeout=WORK)
     with page.page.expect_download() as download:
         hand(link)
     got = folder / "got.gguf"
@@ -213,7 +214,7 @@ def push(monitor: Any, hub: FakeHub, hand: Clicks | Keys) -> None:
     expect(export.get_by_label("Repository")).to_be_focused()
     expect(export.get_by_label("Repository")).to_have_value("ada/run")
     hand(export.get_by_role("button", name="Push", exact=True))
-    expect(export.locator(".nbt-files a", has_text="/ada/run")).to_be_visible()
+    expect(export.locator(".nbt-files a", has_text="/ada/run")).to_be_visible(timeout=WORK)
     assert "adapter_model.safetensors" in hub.files("ada/run")
     assert hub.repos["ada/run"].private
 
@@ -224,7 +225,7 @@ def second_run(form: Any, hand: Clicks | Keys) -> Any:
     hand(form.get_by_role("button", name="Start"))
     expect(form.locator(".nbt-monitor")).to_have_count(before + 1)
     second = form.locator(".nbt-monitor").first
-    expect(second.locator(FINISHED)).to_be_visible()
+    expect(second.locator(FINISHED)).to_be_visible(timeout=WORK)
     expect(second.locator(".nbt-head .nbt-name")).to_have_text("run-2")
     hand(second.locator("[data-do=compare]"))
     expect(second.locator(".nbt-compare[data-plotly=true] .scatterlayer .trace")).to_have_count(2)
@@ -236,10 +237,10 @@ def without_the_worst(monitor: Any, hand: Clicks | Keys) -> None:
     """Its worst row is left out, and it goes on."""
     hand(monitor.locator("[data-do=losses]"))
     losses = monitor.locator(".nbt-losses")
-    expect(losses).to_have_attribute("data-busy", "false")
+    expect(losses).to_have_attribute("data-busy", "false", timeout=WORK)
     hand(losses.locator("tbody tr [data-act=drop]").first)
     hand(losses.get_by_role("button", name="Train on with these changes"))
-    expect(losses.locator(f".nbt-monitor {FINISHED}")).to_be_visible()
+    expect(losses.locator(f".nbt-monitor {FINISHED}")).to_be_visible(timeout=WORK)
 
 
 def at_home(home: Any, runs: int, hand: Clicks | Keys) -> None:
