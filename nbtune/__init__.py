@@ -25,6 +25,7 @@ _HOMES = {
     "form": "nbtune.api",
     "home": "nbtune.api",
     "inspect": "nbtune.api",
+    "lr_find": "nbtune.rate_finder",
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
     "runs": "nbtune.api",
@@ -61,6 +62,7 @@ __all__ = [
     "form",
     "home",
     "inspect",
+    "lr_find",
     "plan",
     "repeat",
     "runs",
@@ -73,6 +75,7 @@ __all__ = [
 if TYPE_CHECKING:
     from nbtune.api import attach, finetune, form, home, inspect, plan, repeat, runs, submit, validate, watch
     from nbtune.planner import Plan
+    from nbtune.rate_finder import lr_find
     from nbtune.run import Run
     from nbtune.spec import RunSpec
     from nbtune.store.run_consent import trust

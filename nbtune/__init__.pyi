@@ -30,6 +30,7 @@ from nbtune.api import repeat as repeat
 from nbtune.api import runs as runs
 from nbtune.api import watch as watch
 from nbtune.planner import Plan as Plan
+from nbtune.rate_finder import lr_find as lr_find
 from nbtune.run import Run as Run
 from nbtune.spec import RunSpec as RunSpec
 from nbtune.spec.adapter import AdapterSpec
@@ -154,7 +155,7 @@ def validate(
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
     learning_rate: float | None = None,
-    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle'] = 'cosine',
+    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle', 'range_test'] = 'cosine',
     schedule: _ScheduleArgs | ScheduleArgs = ...,
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,
@@ -263,7 +264,7 @@ def plan(
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
     learning_rate: float | None = None,
-    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle'] = 'cosine',
+    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle', 'range_test'] = 'cosine',
     schedule: _ScheduleArgs | ScheduleArgs = ...,
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,
@@ -375,7 +376,7 @@ def finetune(
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
     learning_rate: float | None = None,
-    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle'] = 'cosine',
+    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle', 'range_test'] = 'cosine',
     schedule: _ScheduleArgs | ScheduleArgs = ...,
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,
@@ -487,7 +488,7 @@ def submit(
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
     learning_rate: float | None = None,
-    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle'] = 'cosine',
+    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle', 'range_test'] = 'cosine',
     schedule: _ScheduleArgs | ScheduleArgs = ...,
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,
@@ -593,7 +594,7 @@ def inspect(
     micro_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
     learning_rate: float | None = None,
-    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle'] = 'cosine',
+    lr_scheduler_type: Literal['linear', 'cosine', 'constant', 'constant_with_warmup', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'one_cycle', 'range_test'] = 'cosine',
     schedule: _ScheduleArgs | ScheduleArgs = ...,
     warmup_ratio: float = 0.03,
     weight_decay: float = 0.0,

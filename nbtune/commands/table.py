@@ -92,6 +92,14 @@ _PLAN = Command(
     body=True,
     takes=(SPEC, MACHINE, TABLE, SET, JSON),
 )
+_LR_FIND = Command(
+    name="lr-find",
+    sentence="Propose a learning rate, from a short sweep on a copy: the curve, and where the loss falls fastest.",
+    function="nbtune.lr_find",
+    code="nbtune.lr_find(SPEC)",
+    body=True,
+    takes=(SPEC, SET, JSON),
+)
 _SUBMIT = Command(
     name="submit",
     sentence="Train as a job of Slurm, on one machine or several.",
@@ -348,7 +356,7 @@ _CACHE = Command(
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(_TRAIN, _PLAN, _SUBMIT, _VALIDATE),
+        *(_TRAIN, _PLAN, _SUBMIT, _VALIDATE, _LR_FIND),
         *(_RUNS, _TRUST, _RESUME, _STOP, _PAUSE, _UNPAUSE, _ATTACH, _CHAT, _LOSSES, _COMPARE),
         *(_EXPORT, _PUSH, _SCRIPT),
         *(_DATA, _DOCTOR, _CACHE),

@@ -82,6 +82,7 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "inverse_sqrt": ("warmup_steps", "timescale"),
     "warmup_stable_decay": ("warmup_steps", "floor", "decay", "decay_share"),
     "one_cycle": ("warmup_steps",),
+    "range_test": ("floor",),
 }
 
 
@@ -150,7 +151,8 @@ class ScheduleArgs(Part):
     floor: float | None = field(
         None,
         "Floor",
-        "Share of the peak that the rate falls to, of linear, cosine, polynomial and warmup_stable_decay; unset: 0.",
+        "Share of the peak that the rate falls to, of linear, cosine, polynomial and warmup_stable_decay; unset: 0. Of "
+        "range_test what it begins with.",
         example=0.1,
         ge=0,
         lt=1,

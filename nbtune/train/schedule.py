@@ -9,6 +9,7 @@ from typing import Any
 from nbtune.spec.learning import ScheduleArgs
 
 _FIRST, _LAST = 1 / 25, 1 / 25 / 1e4  # of one cycle, as torch's
+_LOWEST = 1e-4  # of a range test
 
 
 def learning_rate_of(
@@ -18,7 +19,7 @@ def learning_rate_of(
 
     Args:
         name: of `nbtune.spec.learning.SCHEDULES`, with its meaning in `transformers.get_scheduler`; ``one_cycle`` as
-            `torch.optim.lr_scheduler.OneCycleLR`.
+            `torch.optim.lr_scheduler.OneCycleLR`, ``range_test`` up from the floor, evenly in its logarithm.
         total_steps: optimizer steps of the whole run.
         warmup_ratio: share of them in which the factor rises from 0 to 1; the last step is never one of these.
         args: what the schedule is told besides.
@@ -28,6 +29,8 @@ def learning_rate_of(
     warmup = min(warmup, max(total_steps - 1, 0))  # a warm-up of all steps, as of a run of one, would train nothing
     if name == "one_cycle":
         return lambda step: _one_cycle(step, total_steps, warmup)
+    if name == "range_test":
+        return lambda step: (args.floor or _LOWEST) ** (1 - step / max(1, total_steps - 1) if total_steps > 1 else 0)
     import torch
     from transformers import get_scheduler
 

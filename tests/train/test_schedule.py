@@ -68,6 +68,11 @@ def test_one_cycle(share: float) -> None:
     assert [mine(step) for step in range(STEPS)] == pytest.approx(rates(made, optimizer), abs=1e-12)
 
 
+def test_a_range_test_rises_evenly_in_its_logarithm() -> None:
+    mine = learning_rate_of("range_test", total_steps=STEPS, warmup_ratio=0.5, args=ScheduleArgs(floor=0.01))
+    assert [mine(step) for step in range(STEPS)] == pytest.approx(torch.logspace(-2, 0, STEPS).tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_peak_is_reached_and_never_passed(name: str) -> None:
     factor = learning_rate_of(name, total_steps=STEPS, warmup_ratio=0.1)

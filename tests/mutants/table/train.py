@@ -161,6 +161,13 @@ TRAIN = (
         "engine/test_peft_start.py",
     ),
     mutant(
+        "the-rate-is-proposed-where-the-loss-falls-slowest",
+        "rate_finder.py",
+        "max(falls, key=falls.__getitem__)",
+        "min(falls, key=falls.__getitem__)",
+        "engine/test_rate_finder.py",
+    ),
+    mutant(
         "muon-takes-embeddings-too",
         "train/optimizer.py",
         'name == "muon" and kind in ("matrix", "lora_b")',
