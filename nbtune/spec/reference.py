@@ -22,6 +22,7 @@ from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.model import RunSpec
 from nbtune.spec.parts import CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD
+from nbtune.spec.yaml_loader import BadYaml, load
 
 _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`data:` — an entry", SourceSpec),
@@ -161,7 +162,16 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_yaml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_yaml(inner) for inner in value) + "]"
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value if _needs_no_quotes(value) else json.dumps(value)
+    return json.dumps(value)
+
+
+def _needs_no_quotes(text: str) -> bool:
+    try:
+        return bool(load(f"[{text}]") == [text])
+    except BadYaml:
+        return False
 
 
 if __name__ == "__main__":

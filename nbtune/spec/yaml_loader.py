@@ -63,6 +63,25 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.depth = self.nodes = 0
 
+    def scan_plain(self) -> Any:
+        """Take a question mark in ``[Who are you?]`` for what it is: this library's reader ends the text before it, and
+        then finds no comma (YAML 1.2, 7.3.3: inside a text it is a character like others)."""
+        token: Any = super().scan_plain()  # type: ignore[no-untyped-call]
+        text, end = token.value, token.end_mark
+        while self.flow_level and end.index == self.index and (mark := self.peek()) in "?#":  # type: ignore[no-untyped-call]
+            self.forward()  # type: ignore[no-untyped-call]
+            text, end = text + mark, self.get_mark()  # type: ignore[no-untyped-call]
+            gap = self.scan_plain_spaces(0, end) or []  # type: ignore[no-untyped-call]
+            if not self._ends_plain():
+                more: Any = super().scan_plain()  # type: ignore[no-untyped-call]
+                text, end = text + "".join(gap) + more.value, more.end_mark
+        return yaml.ScalarToken(text, True, token.start_mark, end)  # type: ignore[no-untyped-call]
+
+    def _ends_plain(self) -> bool:
+        """Return whether what comes next is no part of a text between brackets, or a question mark."""
+        here, then = self.peek(), self.peek(1)  # type: ignore[no-untyped-call]
+        return here in ",[]{}?#\0" or (here == ":" and then in " \t\r\n\0,[]{}")
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:

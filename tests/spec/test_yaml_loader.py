@@ -22,6 +22,7 @@ PLAIN = st.recursive(
     max_leaves=12,
 )
 WORDS = "data: rows,steps: ,adapter: ,r: ,&a ,*a,!!int ,!,<<: ,[,],{,},: ,- ,? ,| ,> ,  ,',#,=,~,017,1:30,.inf,1e999"
+BRACKETS = st.lists(st.sampled_from([*"ab??? ,:#[]{}\n"]), max_size=9).map(lambda pieces: f"[{''.join(pieces)}]")
 PIECES = st.sampled_from(
     [
         *WORDS.split(","),
@@ -121,3 +122,31 @@ def test_nobody_reads_yaml_otherwise() -> None:
     forbidden = re.compile(r"(?<![.\w])yaml\.(safe_|full_|unsafe_)?(load|compose)")
     others = [p for p in package.rglob("*.py") if forbidden.search(p.read_text())]
     assert [p.name for p in others] == ["yaml_loader.py"]
+
+
+def test_a_question_between_brackets_needs_no_quotes() -> None:
+    assert load("samples: [Who are you?, Where? Here?, a?b]") == {"samples": ["Who are you?", "Where? Here?", "a?b"]}
+    assert load("{why?: because}") == {"why?": "because"}
+
+
+@given(BRACKETS)
+@example("[a?:a]")
+@example("[b?# \n]")
+@example("[\n ?b#?#a\n]")
+def test_what_is_read_between_brackets_is_what_other_readers_read(text: str) -> None:
+    if not yaml.__with_libyaml__:
+        pytest.skip("PyYAML is here without libyaml")
+    try:
+        expected = yaml.load(text, yaml.CSafeLoader)
+        found = load(text)
+    except (yaml.YAMLError, BadYaml):
+        return
+    assert found == expected
+
+
+def test_every_example_of_the_reference_is_yaml() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "spec.md"
+    examples = re.findall(r"\| `([^`]+)` \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(examples) > 100
+    for text in examples:
+        assert isinstance(load(text), dict), text
