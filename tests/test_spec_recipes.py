@@ -54,6 +54,13 @@ SHAPES = {  # as their config.json has them
 }
 
 
+_WITH_TOOLS = (
+    "{{ tools | tojson }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
 def _recipe(name: str) -> tuple[str, dict[str, Any]]:
     """The machine that a recipe names, and its spec."""
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
@@ -84,6 +91,8 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         spec["teacher"] = "nbtune/tiny"
     if isinstance(spec.get("adapter"), dict) and "layers_to_transform" in spec["adapter"]:
         spec["adapter"]["layers_to_transform"] = [2, 3]
+    if name == "tools":  # the embedded model's template knows none
+        spec["chat_template"] = _WITH_TOOLS
     run = nbtune.finetune(spec, runs_dir=tmp_path).wait()
     assert run.state == "finished", run.error
     assert run.history["loss"].notna().all()
