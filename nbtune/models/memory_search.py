@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, get_args
 
 from nbtune.errors import PlanError
 from nbtune.models.memory_estimate import PYTHON, MemoryPlan, MemoryPolicy, block_bytes, estimate
-from nbtune.spec.placement import Home, Placement
+from nbtune.spec.placement import Home, Placement, PlacementWish
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -145,7 +145,7 @@ def _may_be_parted(setup: Setup) -> bool:
 
 def not_parted(setup: Setup) -> PlanError | None:
     """Return why weights are not to be parted among devices, where that is so."""
-    if setup.adapter.type == "qlora":
+    if PlacementWish.of_spec("auto", setup.adapter.type).on_device().four_bit:
         return PlanError("4-bit weights are not parted among GPUs", fix="write `adapter: lora`, or drop `weights`")
     if setup.adapter.type != "full":
         return None
