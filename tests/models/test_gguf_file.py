@@ -229,7 +229,7 @@ def with_keys(path: Path, out: Path, keys: dict[str, Any]) -> Path:
         ({"general.type": "mmproj"}, "it is a mmproj"),
         ({"general.type": "imatrix"}, "it is a imatrix"),
         ({"general.architecture": "clip"}, "sees or hears"),
-        ({"general.architecture": "martian"}, "its architecture is 'martian', and nbtune reads falcon"),
+        ({"general.architecture": "martian"}, "its architecture is 'martian', and nbtune reads arcee"),
         ({"llama.block_count": 4_000_000_000}, "it tells of 4,000,000,000 blocks, and holds those of 2"),
         ({"llama.block_count": 1}, "it tells of 1 blocks"),
         ({"llama.attention.head_count": 0}, "describe no model"),
