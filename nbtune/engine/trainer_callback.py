@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -74,46 +75,57 @@ class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
             self.folder = self._make()
             self.shown = self._show(self.folder)
         held = _owned(self.folder) if held is None else held
-        self._session = _Session(self.folder, held, trainer, self._samples, self.shown, state)
+        try:
+            self._session = _Session(self.folder, held, trainer, self._samples, self.shown, state)
+        except OSError as error:  # a full disk: somebody's training is not ours to end
+            held.close()
+            warnings.warn(f"nbtune cannot watch this training: {error}", RuntimeWarning, stacklevel=2)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Begin to count its time."""
-        if self._session is not None:
-            self._session.step_began()
+        self._let("step_began")
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Hear wishes."""
-        if self._session is not None:
-            self._session.between(state, control)
+        self._let("between", state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Hear wishes; of the last step a figure is asked for."""
-        if self._session is not None:
-            self._session.step_ended()
-            self._session.between(state, control)
-            if state.global_step >= state.max_steps or control.should_training_stop:
-                control.should_log = True
+        self._let("step_ended")
+        self._let("between", state, control)
+        if self._session is not None and (state.global_step >= state.max_steps or control.should_training_stop):
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
         """Say what it logs."""
-        if self._session is not None and logs and "loss" in logs:
-            self._session.step(state, logs)
+        if logs and "loss" in logs:
+            self._let("step", state, logs)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
         """Say what it measured."""
-        if self._session is not None and metrics:
-            self._session.evaluated(state, metrics)
+        if metrics:
+            self._let("evaluated", state, metrics)
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Keep the adapter, as it is now."""
         if self._session is not None and self._session.has_adapter:
-            self._session.save(state.global_step)
+            self._let("save", int(state.global_step))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """End the run, with its model in its folder."""
-        if self._session is not None:
-            self._session.ended(state)
+        self._let("ended", state)
+        self._session = None
+
+    def _let(self, what: str, *given: Any) -> None:
+        """Do something for the run; where that fails, the watching ends, and not the training."""
+        session = self._session
+        if session is None:
+            return
+        try:
+            getattr(session, what)(*given)
+        except Exception as error:  # noqa: BLE001  # a full disk, a deleted folder, a bug of ours
             self._session = None
+            session.broken(error)
 
 
 class _Session:
@@ -298,6 +310,11 @@ class _Session:
             self._ask(step)
         stopped = bool(self._asked_to_stop) and step < self._total
         self._close("stopped" if stopped else "finished", f"trained by {self._foreign.words}")
+
+    def broken(self, error: Exception) -> None:
+        """Write, where that can be, that the watching is at its end."""
+        self._watch.leave()
+        self._close("failed", f"nbtune could not watch any longer, its trainer goes on: {error!r}"[:500])
 
     def given_up(self) -> None:
         """Write the end of a training that another one of the same trainer follows."""

@@ -151,6 +151,29 @@ def test_what_a_trainer_fails_of_ends_the_run_and_an_interrupt_stops_it_with_its
         assert (run.folder / "adapter").is_dir() == (state == "stopped")
 
 
+def test_a_disk_that_is_full_ends_the_watching_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nbtune.engine import trainer_callback
+
+    trainer = make("plain", tmp_path / "out")
+    run = nbtune.watch(trainer, "full", tmp_path / "runs")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_callback._Session, "step", full)
+        trainer.train()
+    assert trainer.state.global_step == 3
+    assert run.state == "failed"
+    assert "its trainer goes on" in run.latest(State).detail
+    with monkeypatch.context() as patch:  # and where it cannot even begin
+        patch.setattr(trainer_callback, "EventWriter", full)
+        trainer.train()
+    assert trainer.state.global_step == 3
+
+
 def test_an_exception_that_somebody_swallows_ends_the_run_all_the_same(tmp_path: Path) -> None:
     trainer = make("plain", tmp_path / "out")
     run = nbtune.watch(trainer, "swallowed", tmp_path / "runs")
