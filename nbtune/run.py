@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.engine import objects, slurm, warm_start
 from nbtune.engine.failures import still_there
-from nbtune.engine.folder import made
+from nbtune.engine.folder import put_in
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError, SpecError, TrainError
@@ -391,5 +391,6 @@ def begin(
     job: slurm.Job | None = None,
 ) -> Run:
     """Start a run in a new folder that `fill` fills; `job`: Slurm does."""
-    folder = made(root, name, spec, fill, detach=detach, job=job)
+    folder = run_folder.create(root, name, spec)
+    put_in(folder, spec, fill, detach=detach, job=job)
     return Run(folder, None if job else launch(folder, detach=detach, own_process=needs_own_process(spec)))

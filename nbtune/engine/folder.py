@@ -10,22 +10,14 @@ from nbtune.disk import disk_error
 from nbtune.engine import objects, slurm
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.spec import RunSpec
-from nbtune.store import folder as run_folder
 from nbtune.store import run_consent
 
 
-def made(
-    root: Path,
-    name: str,
-    spec: RunSpec,
-    fill: Callable[[Path], None],
-    *,
-    detach: bool = False,
-    job: slurm.Job | None = None,
-) -> Path:
-    """Make a run's folder and put in what `fill` does; a job is given to Slurm. A folder that cannot be filled, or the
-    job of which is refused, goes again."""
-    run = run_folder.create(root, name, spec)
+def put_in(
+    run: Path, spec: RunSpec, fill: Callable[[Path], None], *, detach: bool = False, job: slurm.Job | None = None
+) -> None:
+    """Put into a run's new folder what `fill` does; a job is given to Slurm. A folder that cannot be filled, or the job
+    of which is refused, goes again."""
     try:
         fill(run)
         if spec.trust_remote_code:  # this user says it, here and now: what resumes this run later may know
@@ -38,5 +30,4 @@ def made(
         shutil.rmtree(run, ignore_errors=True)
         if isinstance(error, NbtuneError):
             raise
-        raise disk_error(error, TrainError, "the rows could not be written down", place=root.name) from error
-    return run
+        raise disk_error(error, TrainError, "the rows could not be written down", place=run.parent.name) from error

@@ -194,6 +194,9 @@ class Reader:
         together: list[Whole] = []
         broken: DataError | None = None
         for piece, result in zip(chunk.rows, results, strict=True):
+            if piece.value is None and not isinstance(result, DataError):
+                self._keep(builder, chunk.source, source, piece, *result)
+                continue
             whole = result if isinstance(result, DataError) else Whole.of(*result, piece)
             if isinstance(whole, DataError):
                 broken = broken or whole
@@ -203,8 +206,6 @@ class Reader:
                 continue
             if broken is not None:
                 self._refuse(source, piece.number, source.rows, broken)
-            elif piece.value is None:
-                self._keep(builder, chunk.source, source, piece, *together[0][:2])
             else:
                 self._keep_together(builder, chunk.source, source, together)
             together, broken = [], None
