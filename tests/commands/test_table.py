@@ -34,6 +34,7 @@ def test_each_command_can_be_done_at_each_of_its_doors(command: Command, door: D
     if door not in command.doors or command.magic or has_its_own(command, door):
         return
     given = {argument.dest for argument in command.arguments(door)} - {"run", "runs", "json"}
+    given -= {"set"} if command.body else set()  # either door puts it into the spec
     assert given <= set(inspect.signature(command.public_function()).parameters)
 
 
