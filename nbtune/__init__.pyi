@@ -43,6 +43,7 @@ from nbtune.spec.parts import MemorySpec
 from nbtune.spec.parts import MixSpec
 from nbtune.spec.parts import SourceSpec
 from nbtune.spec.parts import SpanRule
+from nbtune.spec.rewards import RewardsSpec
 from nbtune.store.run_consent import trust as trust
 
 __version__: str
@@ -108,6 +109,13 @@ class _OptimArgs(TypedDict, total=False):
     embedding_rate: float
     head_rate: float
 
+class _Rewards(TypedDict, total=False):
+    functions: list[str] | tuple[str, ...]
+    answers: int
+    max_new_tokens: int
+    temperature: float
+    seconds: float
+
 class _ScheduleArgs(TypedDict, total=False):
     warmup_steps: int | None
     floor: float | None
@@ -142,10 +150,11 @@ def validate(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
+    rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -194,10 +203,11 @@ def validate(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
+        rewards: Rewards. What judges the answers of grpo and rloo.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
@@ -251,10 +261,11 @@ def plan(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
+    rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -303,10 +314,11 @@ def plan(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
+        rewards: Rewards. What judges the answers of grpo and rloo.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
@@ -363,10 +375,11 @@ def finetune(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
+    rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -415,10 +428,11 @@ def finetune(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
+        rewards: Rewards. What judges the answers of grpo and rloo.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
@@ -475,10 +489,11 @@ def submit(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
+    rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -527,10 +542,11 @@ def submit(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
+        rewards: Rewards. What judges the answers of grpo and rloo.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
@@ -581,10 +597,11 @@ def inspect(
     *,
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
+    rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
     adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
@@ -635,10 +652,11 @@ def inspect(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
+        rewards: Rewards. What judges the answers of grpo and rloo.
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.

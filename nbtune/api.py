@@ -30,7 +30,7 @@ Spec = RunSpec | Mapping[str, Any] | str | None
 def _sources(spec: RunSpec, rows: Mapping[str, Any]) -> list[Source]:
     from nbtune import data
 
-    sources = data.resolve(spec.data, rows, base_dir=Path.cwd())
+    sources = data.with_rewards(data.resolve(spec.data, rows, base_dir=Path.cwd()), spec, rows)
     if spec.eval.data is not None:
         sources += data.resolve([spec.eval.data], rows, base_dir=Path.cwd(), role="eval")
     data.look(sources, spec)

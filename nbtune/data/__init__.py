@@ -28,6 +28,7 @@ _HOMES = {
     "resolve": "nbtune.data.sources.resolve",
     "snapshot": "nbtune.data.sources.snapshot",
     "speaking": "nbtune.data.prepare.row_pipeline",
+    "with_rewards": "nbtune.data.sources.rewards",
 }
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "resolve",
     "snapshot",
     "speaking",
+    "with_rewards",
 ]
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from nbtune.data.prepare.stats import DataFacts
     from nbtune.data.prepare.validate import look
     from nbtune.data.sources.resolve import resolve
+    from nbtune.data.sources.rewards import with_rewards
     from nbtune.data.sources.rows import Source
     from nbtune.data.sources.snapshot import open_snapshot, snapshot
 

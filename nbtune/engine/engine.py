@@ -33,6 +33,7 @@ from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
 from nbtune.engine.objects import credited
+from nbtune.engine.online import Online
 from nbtune.engine.run_loss import head_of_run, loss_of_run, without_teacher
 from nbtune.engine.short_of_memory import give_up
 from nbtune.engine.telemetry import Gauge
@@ -127,6 +128,7 @@ class _Engine:
     stepper: Stepper | FusedStepper
     progress: Progress
     measuring: Measuring
+    online: Online
     began_at = 0  # the step from which on this process trains
 
     def __init__(
@@ -182,7 +184,7 @@ class _Engine:
             device=device,
             policy=self.plan.activations,
             seed=spec.seed,
-            accelerate=spec.accelerate,
+            accelerate=spec.accelerate and not self.method.online,
             trust_remote_code=spec.trust_remote_code,
             weights=self.plan.weights,
             tokenizer=False,
@@ -197,7 +199,11 @@ class _Engine:
             still_there(folder)
             base = tokenizer_folder(spec.speaks, trust_remote_code=spec.trust_remote_code)
             save_tokenizer(tokenizer, base, folder / "tokenizer")
-        self._make_stepper(device)
+        if self.method.online:
+            self.online = Online(folder, spec, self.plan, self.built, self.emit, self.owner)
+            self.progress = self.online.progress
+        else:
+            self._make_stepper(device)
 
     def _plan(self, facts: Any, tokenizer: Any, device: machine.DeviceFacts) -> Plan:
         """Return the plan, and with it `self.batches`."""
@@ -280,6 +286,8 @@ class _Engine:
 
     def train(self) -> Literal["finished", "stopped"]:
         """Run the loop, with this folder behind it."""
+        if self.method.online:
+            return self.online.train(self.data)
         from nbtune.train.distributed import RankedControl
         from nbtune.train.loop import Jobs, LoopOptions, train
         from nbtune.train.schedule import learning_rate_of

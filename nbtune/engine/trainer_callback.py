@@ -7,29 +7,23 @@ Nothing of the trainer is replaced. Where a figure is not said, it is not there:
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 import warnings
 import weakref
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from nbtune import device as machine
 from nbtune import events
 from nbtune.atomic_io import write_json
 from nbtune.engine import foreign_facts, foreign_model
-from nbtune.engine.answering import answered
 from nbtune.engine.failures import for_people
-from nbtune.engine.live_requests import answer_requests
 from nbtune.engine.stack_watch import StackWatch, calling_frame
 from nbtune.engine.telemetry import Gauge
+from nbtune.engine.trainer_events import TrainerEvents, tokenizer_of
 from nbtune.engine.trainer_prompts import TrainerPrompts
 from nbtune.errors import NbtuneError
-from nbtune.store.control import FileControl
 from nbtune.store.event_log import EventWriter, add_event
 from nbtune.store.folder import delete
 from nbtune.store.lock import Ownership
@@ -108,8 +102,7 @@ class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Keep the adapter, as it is now."""
-        if self._session is not None and self._session.has_adapter:
-            self._let("save", int(state.global_step))
+        self._let("saved", state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """End the run, with its model in its folder."""
@@ -117,18 +110,56 @@ class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
         self._session = None
 
     def _let(self, what: str, *given: Any) -> None:
-        """Do something for the run; where that fails, the watching ends, and not the training."""
         session = self._session
         if session is None:
             return
         try:
             getattr(session, what)(*given)
-        except Exception as error:  # noqa: BLE001  # a full disk, a deleted folder, a bug of ours
+        except Exception as error:  # noqa: BLE001 — a full disk, a deleted folder, a bug: somebody's training goes on
             self._session = None
             session.broken(error)
 
 
-class _Session:
+class SessionCallback(TrainerCallback):  # type: ignore[misc]
+    """Pass what a trainer tells its callbacks on to a session; of a trainer that is run here, whose errors end it.
+
+    Args:
+        begin: makes the session, of the trainer's state.
+    """
+
+    def __init__(self, begin: Callable[[Any], Any]) -> None:
+        self._begin = begin
+        self._session: Any = None
+        self.how: Any = "finished"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begin."""
+        self._session = self._begin(state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begin to count its time."""
+        self._session.step_began()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Hear wishes."""
+        self._session.step_ended()
+        self._session.between(state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Say what it logs."""
+        if logs and "loss" in logs:
+            self._session.step(state, logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Write our checkpoint."""
+        self._session.saved(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Keep how it ended."""
+        self.how = self._session.ended(state)
+
+
+class _Session(TrainerEvents):
     """One training, written down."""
 
     def __init__(
@@ -140,33 +171,27 @@ class _Session:
         shown: Callable[[bool], None],
         state: Any,
     ) -> None:
-        self.folder, self._held, self._trainer, self._shown = folder, held, weakref.ref(trainer), shown
+        self._held, self._show = held, shown
         writer = EventWriter(folder / "events.jsonl")
-        self._held.callback(writer.close)
+        held.callback(writer.close)
         self._foreign = foreign_facts.whose(trainer)
         model = trainer.model
-        self._device = next(model.parameters()).device
-        self.emit: Callable[[events.Event], None] = self._held.enter_context(Gauge(writer, model, self._device))
+        emit = held.enter_context(Gauge(writer, model, next(model.parameters()).device))
         self.has_adapter = bool(getattr(model, "peft_config", None))
-        self._alone = int(getattr(trainer.args, "world_size", 1)) == 1
         rows = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
-        self._prompts, self._control = TrainerPrompts(samples, rows), FileControl(folder)
-        wishes = self._control.look()
-        self._saves, self._sampled, self._asked_to_stop = wishes.checkpoint, wishes.sample, ""
-        self._seconds, self._began, self._tokens = 0.0, None, self._tokens_seen(state, {})
-        self._step, self._total, self._best = int(state.global_step), int(state.max_steps), math.inf
-        self._sources: dict[int, dict[str, float]] = {}
+        prompts, detail = TrainerPrompts(samples, rows), f"trained by {self._foreign.words}"
+        super().__init__(folder, trainer, emit, prompts, state, detail)
         self._said_so = False
         self._describe(trainer, samples, state)
         if samples:
             self._ask(0)
         self._watch = StackWatch(calling_frame(), self._left, f"nbtune-watch-{folder.name}")
 
-    _began: float | None
+    def shown(self) -> None:
+        self._show(False)
 
     def _describe(self, trainer: Any, samples: tuple[str, ...], state: Any) -> None:
-        machine.reset_peak(self._device)
-        detail = f"trained by {self._foreign.words}"
+        detail = self._detail
         if self._step:
             detail += f", which goes on from step {self._step}"
         plan = foreign_facts.plan_of_trainer(trainer, foreign_facts.spec_of(trainer, samples), self._total)
@@ -177,109 +202,6 @@ class _Session:
             self.emit(
                 events.Warning(message="few points in the chart", cause=cause, fix="`logging_steps=1` in its arguments")
             )
-
-    # --- what it says -------------------------------------------------------------------------------------------------
-
-    def step_began(self) -> None:
-        self._began = time.monotonic()
-
-    def step_ended(self) -> None:
-        if self._began is not None:
-            self._seconds, self._began = self._seconds + time.monotonic() - self._began, None
-
-    def step(self, state: Any, logs: dict[str, Any]) -> None:
-        """Say a step, with the seconds and tokens since the one before."""
-        self._step = int(state.global_step)
-        use, seen = machine.memory_use(self._device), self._tokens_seen(state, logs)
-        tokens, seconds = max(0, seen - self._tokens), self._seconds
-        self._tokens, self._seconds = seen, 0.0
-        numbers = {key: foreign_facts.number_of(logs.get(key)) for key in ("loss", "learning_rate", "grad_norm")}
-        self.emit(
-            events.Step(
-                step=self._step,
-                loss=math.nan if numbers["loss"] is None else numbers["loss"],
-                learning_rate=numbers["learning_rate"] or 0.0,
-                grad_norm=numbers["grad_norm"] or 0.0,
-                tokens=tokens,
-                tokens_per_second=tokens / seconds if seconds else 0.0,
-                seconds=seconds,
-                epoch=float(state.epoch or 0.0),
-                memory_allocated=use.allocated,
-                memory_reserved=use.reserved,
-                memory_peak=use.peak,
-                metrics=foreign_facts.figures(logs),
-            )
-        )
-
-    @staticmethod
-    def _tokens_seen(state: Any, logs: dict[str, Any]) -> int:
-        return int(foreign_facts.number_of(logs.get("num_tokens")) or getattr(state, "num_input_tokens_seen", 0) or 0)
-
-    def evaluated(self, state: Any, metrics: dict[str, Any]) -> None:
-        """Say an evaluation; of several sets the mean of their losses, and each."""
-        step = int(state.global_step)
-        name = next((key for key in metrics if key.endswith("_loss")), "")
-        loss = foreign_facts.number_of(metrics.get(name))
-        prefix = name.removesuffix("loss") or "eval_"
-        of_step = self._sources.setdefault(step, {})
-        if loss is not None and name != "eval_loss":
-            of_step[prefix.removeprefix("eval_").removesuffix("_")] = loss
-            loss = sum(of_step.values()) / len(of_step)
-        best = loss is not None and loss < self._best
-        self._best = min(self._best, loss) if loss is not None and not math.isnan(loss) else self._best
-        told: dict[str, Any] = {"metrics": foreign_facts.figures(metrics, prefix), "sources": dict(of_step)}
-        seconds = foreign_facts.number_of(metrics.get(f"{prefix}runtime")) or 0.0
-        self.emit(events.Eval(step=step, loss=math.nan if loss is None else loss, seconds=seconds, best=best, **told))
-        if self._prompts.due(evaluated=True):
-            self._ask(step)
-
-    # --- what it is told ----------------------------------------------------------------------------------------------
-
-    def between(self, state: Any, control: Any) -> None:
-        """Hear what is wished, and answer what is asked, between two micro-steps."""
-        self._shown(False)
-        wishes = self._control.look()
-        if wishes.mode == "pause":
-            self._pause(state)
-            wishes = self._control.look()
-        if wishes.ends and not self._asked_to_stop:
-            self._asked_to_stop = wishes.mode
-            control.should_training_stop = True
-            self.emit(events.State(state="stopping", step=self._step, total_steps=self._total))
-        if wishes.checkpoint != self._saves:
-            self._saves, control.should_save = wishes.checkpoint, True
-        if wishes.sample != self._sampled or self._prompts.due():
-            self._sampled = wishes.sample
-            self._ask(int(state.global_step))
-        self._answer(state)
-
-    def _pause(self, state: Any) -> None:
-        about: dict[str, Any] = {"step": int(state.global_step), "total_steps": self._total}
-        self.emit(events.State(state="paused", **about))
-        while self._control.look().mode == "pause":
-            self._shown(False)
-            self._answer(state)
-            self._control.wait(0.05)
-        self.emit(events.State(state="running", detail=f"trained by {self._foreign.words}", **about))
-
-    def _answer(self, state: Any) -> None:
-        trainer = self._trainer()
-        if trainer is None or not self._alone:
-            return
-        about: dict[str, Any] = {"folder": self.folder, "step": int(state.global_step)}
-        answer = partial(
-            answered, trainer.model, tokenizer_of(trainer), ends=lambda: self._control.look().ends, **about
-        )
-        answer_requests(self.folder, answer)
-
-    def _ask(self, step: int) -> None:
-        trainer = self._trainer()
-        if trainer is None or not self._alone or tokenizer_of(trainer) is None:
-            return
-        for sample in self._prompts.answers(
-            trainer.model, tokenizer_of(trainer), step, lambda: self._control.look().ends
-        ):
-            self.emit(sample)
 
     # --- its end ------------------------------------------------------------------------------------------------------
 
@@ -300,6 +222,16 @@ class _Session:
             fix = "what its trainer saves lies where its arguments say (`output_dir`)"
             self.emit(events.Warning(message="the model is not kept with the run", cause=why, fix=fix, step=step))
 
+    def saved(self, state: Any) -> None:
+        """Keep an adapter, which is small, as often as its trainer saves."""
+        if self.has_adapter:
+            self.save(int(state.global_step))
+
+    def broken(self, error: Exception) -> None:
+        """Give up watching, not the training."""
+        self._watch.leave()
+        self._close("failed", f"nbtune could not watch any longer, its trainer goes on: {error!r}"[:500])
+
     def ended(self, state: Any) -> None:
         """Write the end of a training that has come to it."""
         self._watch.leave()
@@ -310,11 +242,6 @@ class _Session:
             self._ask(step)
         stopped = bool(self._asked_to_stop) and step < self._total
         self._close("stopped" if stopped else "finished", f"trained by {self._foreign.words}")
-
-    def broken(self, error: Exception) -> None:
-        """Write, where that can be, that the watching is at its end."""
-        self._watch.leave()
-        self._close("failed", f"nbtune could not watch any longer, its trainer goes on: {error!r}"[:500])
 
     def given_up(self) -> None:
         """Write the end of a training that another one of the same trainer follows."""
@@ -339,7 +266,7 @@ class _Session:
         with contextlib.suppress(OSError):  # the disk is full, or the folder was deleted
             self.emit(events.State(state=ended, step=self._step, total_steps=self._total, detail=detail))
         held.close()
-        self._shown(True)
+        self._show(True)
 
 
 _CLOSED = contextlib.ExitStack()
@@ -356,14 +283,6 @@ def _forget(folder: Path, held: contextlib.ExitStack) -> None:
     held.close()
     with contextlib.suppress(OSError, NbtuneError):
         delete(folder)
-
-
-def tokenizer_of(trainer: Any) -> Any:
-    """Return a trainer's tokenizer, also the one in its processor; None where it has none."""
-    processing = getattr(trainer, "processing_class", None)
-    inner = getattr(processing, "tokenizer", None)
-    one = inner if hasattr(inner, "apply_chat_template") else processing
-    return one if hasattr(one, "get_vocab") else None
 
 
 def watched_by(trainer: Any) -> WatchedTrainer | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    Loss = Callable[..., Tensor] | Literal["cross_entropy"]
+    Loss = Callable[..., Tensor] | Literal["cross_entropy", "policy_gradient"]
     Metrics = Callable[..., Mapping[str, Tensor | tuple[Tensor, Tensor]]]
 
 RowKind = Literal["sft", "pairs", "feedback", "stepwise", "labelled", "texts", "prompts"]
@@ -143,6 +143,8 @@ class Method:
             NaN where it has none; a step's is the mean of the others. A figure that is a ratio of sums gives both, of
             each; of several that are called ``f1:…`` the mean is shown.
         trainer: the class of TRL's that does the same, by which a run that is watched is known.
+        online: the model answers by itself while it learns, and `rewards` of the spec judge it: that trainer runs it
+            (`nbtune.engine.online`).
     """
 
     name: str
@@ -164,6 +166,7 @@ class Method:
     perplexity: bool = False
     metrics: Metrics | None = None
     trainer: str = ""
+    online: bool = False
 
     @property
     def by_tokens(self) -> bool:

@@ -70,7 +70,10 @@ def make_plan(
     weights = _weights(spec, device, dtype, abilities, reasons)
     sequence_len = _sequence_len(spec, model, data, reasons)
     batch, micros = _batch(spec, devices)
-    tokens = sequence_len * METHODS[spec.method].group  # of a row: a better and a worse answer are two sequences
+    # of a row: a better and a worse answer are two sequences, a prompt's answers are many
+    tokens = sequence_len * (spec.rewards.answers if METHODS[spec.method].online else METHODS[spec.method].group)
+    if METHODS[spec.method].online:
+        reasons += _of_answers(spec, data)
     if model.turns_at is not None and min(sequence_len, data.longest) > model.turns_at:
         abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
     packing = _packing(spec, abilities, model.architecture, reasons)
@@ -235,6 +238,8 @@ def _refuse_travel(spec: RunSpec, device: DeviceFacts, abilities: Abilities) -> 
 
 
 def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: list[str]) -> int:
+    if METHODS[spec.method].online:
+        return _with_answer(spec, model, data)
     if spec.sequence_len is not None:
         if spec.sequence_len > model.max_position:
             reasons.append(f"{spec.sequence_len} tokens are more than the model's {model.max_position} positions")
@@ -244,6 +249,34 @@ def _sequence_len(spec: RunSpec, model: ModelFacts, data: DataFacts, reasons: li
             f"rows are cut at the model's {model.max_position} positions; the longest has {data.longest} tokens"
         )
     return max(8, min(data.longest, model.max_position))
+
+
+def _with_answer(spec: RunSpec, model: ModelFacts, data: DataFacts) -> int:
+    """Return the tokens of the longest prompt with the longest answer.
+
+    Raises:
+        PlanError: the model has fewer positions.
+    """
+    most, room = spec.rewards.max_new_tokens, spec.sequence_len or model.max_position
+    if data.longest + most > room:
+        raise PlanError(
+            f"the longest prompt has {data.longest} tokens and its answer up to {most}, and there is room for {room}",
+            place="rewards.max_new_tokens",
+            fix=f"set it to {room - data.longest}" if room > data.longest else "leave the longest prompts out",
+        )
+    return max(8, data.longest + most)
+
+
+def _of_answers(spec: RunSpec, data: DataFacts) -> list[str]:
+    """Return what is to be said of a run whose model answers while it learns."""
+    method, rewards = METHODS[spec.method], spec.rewards
+    said = [
+        f"TRL's {method.trainer} samples {rewards.answers} answers a prompt and does the steps, on transformers' own "
+        "model: nbtune's kernels rest"
+    ]
+    if data.eval_rows:
+        said.append("held-out prompts are left out, and not measured yet")
+    return said
 
 
 def _of_devices(spec: RunSpec, device: DeviceFacts, devices: int, batch: int) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.methods import METHODS, Method, loss_types, without_reference
+from nbtune.spec import rewards
 from nbtune.spec.parts import Part, field
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def must_fit(spec: RunSpec) -> None:
         raise ValueError(f"`beta` is of methods that learn preferences: drop it, or set `method: {first}`")
     for key in spec.loss.model_dump(exclude_none=True):
         _must_take(method, key, spec.loss)
+    rewards.must_fit(spec)
     if method.teacher != (spec.teacher is not None):
         raise ValueError(
             f"method `{spec.method}` learns from a teacher: name it, `teacher: org/name`"

@@ -29,6 +29,7 @@ from nbtune.spec.parts import (
     field,
 )
 from nbtune.spec.placement import Home, PlacementWish, WeightsKey
+from nbtune.spec.rewards import RewardsSpec, rewards_from_words
 from nbtune.spec.yaml_text import to_yaml
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ class RunSpec(Part):
         example="nbtune/tiny",
         min_length=1,
         advanced=True,
+    )
+    rewards: Annotated[RewardsSpec, BeforeValidator(rewards_from_words)] = field(
+        RewardsSpec(), "Rewards", "What judges the answers of grpo and rloo.", example="is_short", advanced=True
     )
     labels: tuple[str, ...] = field(
         (),

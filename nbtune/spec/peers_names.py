@@ -357,9 +357,10 @@ ABSENT = _table(
     = what a model is stands in its own config
         model_type type_of_model is_mistral_derived_model is_llama_derived_model is_falcon_derived_model
         model_revision revision_of_model
-    = methods that answer by themselves (GRPO and its like) are not built
-        rm_adapter reward_model reward_funcs num_generations max_completion_length max_prompt_length temperature
-        top_p vllm use_vllm vllm_mode
+    = `method: grpo` has it in `rewards: {functions: [good], answers: 8, max_new_tokens: 128}`
+        reward_funcs num_generations max_completion_length
+    = rewards are functions, and answers are made by transformers (`rewards`)
+        rm_adapter reward_model max_prompt_length temperature top_p vllm use_vllm vllm_mode
     = the reference is the model without its adapter (or what `start_from` names), and costs no memory
         ref_model precompute_ref_log_probs precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha
         reference_free

@@ -76,7 +76,7 @@ def test_what_does_not_go_with_a_method_is_said(method: Method) -> None:
     body = {"data": "rows", "method": method.name, **of_teacher(method)}
     for fields, refused in (
         ({"beta": 0.3}, "beta" not in method.options),
-        ({"adapter": "full"}, method.reference),
+        ({"adapter": "full"}, method.reference or (method.online and bool(method.options["beta"]))),
         ({"batch_size": 1}, method.least_batch > 1),
         ({"micro_batch_size": 1}, method.least_batch > 1),  # which is all of the batch
         ({"micro_batch_size": 1, "gradient_accumulation_steps": 2}, method.least_batch > 2),

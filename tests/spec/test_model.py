@@ -40,6 +40,8 @@ def test_a_field_says_what_it_is(part: type[BaseModel], name: str, field: FieldI
         others["method"] = "distill"
     if name == "labels":
         others["method"] = "classification"
+    if name == "rewards":
+        others["method"] = "grpo"
     part.model_validate({name: example, **others})  # an example is one that is taken
     assert part.model_fields[name].json_schema_extra is None or "advanced" in part.model_fields[name].json_schema_extra  # type: ignore[operator]
 

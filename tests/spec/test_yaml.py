@@ -99,7 +99,7 @@ def test_flags_win_over_the_body() -> None:
         ("data: rows\npacking: perhaps", 2, "`packing`", "`packing: auto`"),
         ("data: rows\nsteps: 3\nsteps: 4", 3, "`steps` is there twice", "the first is on line 2"),
         ("data: rows\nsteps: [3", 2, "this is not YAML", ""),
-        ("data: rows\nsamples: [Who?]", 2, "this is not YAML", "in quotes"),
+        ("data: rows\nsamples: [Who: are: you]", 2, "this is not YAML", "in quotes"),
         ("data: a: b", 1, "this is not YAML", "`key: value`"),
         ("just words", 1, "`key: value` lines", "`data: rows`"),
         ("- a\n- b", 1, "`key: value` lines", "`data: rows`"),

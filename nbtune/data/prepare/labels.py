@@ -74,3 +74,8 @@ def much_alike(labels: Sequence[str]) -> str:
         spelled[label.casefold()].append(label)
     twice = [f"`{names[0]}` and `{names[1]}`" for names in spelled.values() if len(names) > 1]
     return f"{', '.join(twice[:3])} are two labels: spell them alike, if they mean the same" if twice else ""
+
+
+def without_answers(spec: RunSpec, kind: str) -> RunSpec:
+    """Return a spec by which prompts that have no answer are kept: none of their tokens is learnt, all are read."""
+    return spec.model_copy(update={"train_on": ("user",)}) if kind == "prompts" else spec

@@ -12,6 +12,7 @@ from nbtune.data.formats.preference_format import Several
 from nbtune.data.formats.reader import Format, Parts
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import expected_held_out
+from nbtune.data.prepare.labels import without_answers
 from nbtune.data.prepare.report import Report
 from nbtune.data.prepare.row_pipeline import format_of, is_empty, speaking, spread
 from nbtune.data.prepare.stats import DataFacts, histogram
@@ -52,6 +53,7 @@ def measure(
         DataError: as `prepare_data`, for the rows of the sample.
     """
     kind = kind or METHODS[spec.method].rows
+    spec = without_answers(spec, kind)
     tokenizer = None if tokenizer is None else speaking(tokenizer, spec)
     lengths: list[np.ndarray] = []
     examples, tokens, trained, most = 0, 0.0, 0.0, 0

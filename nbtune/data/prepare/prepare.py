@@ -22,7 +22,7 @@ import numpy as np
 from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import HoldOut
-from nbtune.data.prepare.labels import much_alike, with_labels
+from nbtune.data.prepare.labels import much_alike, with_labels, without_answers
 from nbtune.data.prepare.measure import exact_facts, measure
 from nbtune.data.prepare.quality_checks import Oddities, diagnose, one_sided
 from nbtune.data.prepare.report import Prepared, Report, SourceReport, conclude, nothing_left
@@ -90,6 +90,7 @@ def prepare_data(
     """
     kind = kind or METHODS[spec.method].rows
     spec = with_labels(spec, sources) if kind == METHODS[spec.method].rows else spec
+    spec = without_answers(spec, kind)
     train = [source for source in sources if source.role == "train"]
     counts = tuple(len(source.rows) for source in train)
     version = min((source.version for source in sources), default=FORMAT)

@@ -50,6 +50,7 @@ class Source:
         digests: SHA-256 of the files, where it is known already.
         head: the first rows, at least so many where there are, without reading all; None: that cannot be.
         change: a function that makes a row of a row; `change_digest`: of its code, where that is known.
+        rewards: functions that judge answers, with their names.
         version: of the run's folder that the rows were written down in (`nbtune.folder_format`).
     """
 
@@ -63,6 +64,7 @@ class Source:
     head: Callable[[int], Rows | None] = field(default=lambda count: None, repr=False)
     change: Change | None = field(default=None, repr=False)
     change_digest: str = ""
+    rewards: tuple[tuple[str, Callable[..., Any]], ...] = field(default=(), repr=False)
     version: int = FORMAT
 
     @cached_property

@@ -72,6 +72,12 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
         if source.change is not None:
             name = source.spec.function or "function"
             entry["function"] = row_function.save(source.change, name, folder / f"function-{len(entries)}")
+        if source.rewards:
+            begin = f"reward-{len(entries)}"
+            entry["rewards"] = [
+                {"name": name, **row_function.save(judge, name, folder / f"{begin}-{k}")}
+                for k, (name, judge) in enumerate(source.rewards)
+            ]
         if _reaches(entry, folder):
             entry["signature"] = consent.signature_of(_meaning(entry))
         entries.append(entry)
@@ -193,6 +199,8 @@ def _reaches(entry: Mapping[str, Any], folder: Path) -> list[str]:
     reached, record = [], entry.get("function")
     if record is not None:
         reached.append(f"the function `{record['import']}`" if "import" in record else "a pickled function (any code)")
+    for judge in entry.get("rewards") or ():
+        reached.append(f"the reward `{judge['name']}` (any code)")
     files = [file["path"] for file in entry.get("files") or ()]
     reached += [f"the file {path}" for path in files if _is_outside(path, folder) or path.endswith(".arrow")]
     if not files and entry.get("kind") not in ("hub", "set"):
@@ -244,6 +252,8 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
     if not allowed:
         raise row_function.not_allowed(_said(entry, folder), folder)
     more: dict[str, Any] = {} if record is None else {"change": change, "change_digest": record["sha256"]}
+    judges = entry.get("rewards") or ()
+    more["rewards"] = tuple((one["name"], row_function.load(one, folder, allowed=allowed)) for one in judges)
     if entry["kind"] in ("hub", "set") or not entry.get("files"):
         prefix = "hub:" if entry["kind"] == "hub" and not spec.source.startswith("hub:") else ""
         plain = spec.model_copy(update={"source": prefix + spec.source, "function": None})

@@ -1,0 +1,141 @@
+"""A model that answers while it learns: GRPO by TRL's trainer, through `finetune`; rewards that do wrong are named."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbtune
+from nbtune.engine.judges import PLACE, Judge
+from nbtune.errors import NbtuneError, SpecError, TrainError
+from nbtune.events import Checkpoint, State, Step
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and what it imports
+ROWS = [{"prompt": f"Say {word}"} for word in ("salt", "tar", "rope", "sail", "keel", "mast", "oar", "tide")]
+
+
+def full_of_e(completions: list[str]) -> list[float]:
+    return [min(1.0, text.lower().count("e") / 4) for text in completions]
+
+
+def begin(folder: Path, reward: Any = full_of_e, **more: Any) -> Any:
+    rewards = {"functions": [reward.__name__], "answers": 8, "max_new_tokens": 12, **more.pop("rewards", {})}
+    fields = {"method": "grpo", "batch_size": 4, "learning_rate": 5e-3, "eval": {"split": 0}, "steps": 2, **more}
+    known = {"rows": ROWS, reward.__name__: reward}
+    return nbtune.finetune(data="rows", rows=known, rewards=rewards, name="rl", runs_dir=folder, **fields)
+
+
+def of(run: Any, kind: type[Any]) -> list[Any]:
+    return [event for event in run.events() if isinstance(event, kind)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_mean_reward_rises_from_less_than_a_third_to_more_than_four_fifths(
+    method: str, seed: int, tmp_path: Path
+) -> None:
+    run = begin(tmp_path, steps=30, method=method, seed=seed).wait()
+    rewards = [step.metrics["reward"] for step in of(run, Step)]
+    assert sum(rewards[:2]) / 2 < 1 / 3
+    assert sum(rewards[-5:]) / 5 > 0.8
+
+
+def test_a_run_stops_at_a_step_goes_on_there_and_can_be_taken_home(tmp_path: Path) -> None:
+    run = begin(tmp_path, steps=3, checkpoint={"every": 1})
+    end = run.subscribe(lambda events, _: run.stop() if any(isinstance(event, Step) for event in events) else None)
+    run.wait()
+    end()
+    assert run.state in ("stopped", "finished")
+    at = run.step
+    assert run.saved_steps[-1] == at
+    if run.state == "stopped":
+        run.resume().wait()
+    steps = [step.step for step in of(run, Step)]
+    assert steps == [1, 2, 3], "each once: it went on where it stopped"
+    assert (run.state, run.saved_steps[-1]) == ("finished", 3)
+    figures = of(run, Step)[-1].metrics
+    assert figures.keys() >= {"reward", "reward_std", "length", "reward:full_of_e", "entropy"}
+    assert of(run, Checkpoint)
+    assert isinstance(run.generate("Say rope", max_new_tokens=3), str)
+    (made,) = run.export.gguf("q8_0", verify=False)
+    assert made.bytes > 1e6
+    assert any("GRPOTrainer" in reason for reason in run.plan.reasons)
+    again = nbtune.repeat(run.folder).wait()
+    assert [step.loss for step in of(again, Step)][:1] == [step.loss for step in of(run, Step)][:1]
+
+
+def test_a_reward_that_raises_ends_the_run_with_its_row_and_its_reason(tmp_path: Path) -> None:
+    def odd(completions: list[str], prompts: list[str]) -> list[float]:
+        if any("keel" in prompt for prompt in prompts):
+            raise KeyError("no keel")
+        return [0.0 for _ in completions]
+
+    run = begin(tmp_path, odd, steps=2)
+    with pytest.raises(TrainError, match="raised KeyError") as failed:
+        run.wait()
+    assert "rows, line 5: " in str(failed.value)
+    assert of(run, State)[-1].state == "failed"
+
+
+def _hangs(completions: list[str]) -> list[float]:
+    time.sleep(60)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (lambda completions: [1.0], "returned 1 rewards for 2 completions"),
+        (lambda completions: None, "returned a NoneType for 2 completions"),
+        (lambda completions: [1.0, math.nan], "gave nan"),
+        (lambda completions: [1.0, "much"], "gave 'much', no number"),
+        (lambda completions: [1.0, math.inf], "gave inf"),
+        (lambda completions: 1 / 0, "raised ZeroDivisionError"),
+        (_hangs, "took more than 0.05 s"),
+    ],
+)
+def test_what_a_reward_does_wrong_is_said_by_row(reward: Any, said: str) -> None:
+    judge = Judge("good", reward, 0.05)
+    with pytest.raises(TrainError) as wrong:
+        judge(prompts=["a", "b"], completions=["c", "d"], **{PLACE: ["rows, row 0", "rows, row 1"]})
+    assert said in str(wrong.value)
+    assert "rows, row" in str(wrong.value)
+
+
+def test_a_reward_is_given_texts_and_the_columns_that_it_takes() -> None:
+    told: dict[str, Any] = {}
+
+    def good(completions: list[str], answer: list[str]) -> list[float]:
+        told.update(completions=completions, answer=answer)
+        return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+    said = [[{"role": "assistant", "content": text}] for text in ("4", "5")]
+    asked = [[{"role": "user", "content": "2+2"}]] * 2
+    rewards = Judge("good", good, 5)(prompts=asked, completions=said, answer=["4", "4"], trainer_state=object())
+    assert rewards == [1.0, 0.0]
+    assert told == {"completions": ["4", "5"], "answer": ["4", "4"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "grpo"}, "none is named"),
+        ({"method": "grpo", "rewards": "nobody"}, "`nobody` is not defined"),
+        ({"method": "sft", "rewards": "full_of_e"}, "is nothing to method `sft`"),
+        ({"method": "grpo", "rewards": "full_of_e", "gpus": 2, "device": "cpu"}, "does not know `gpus"),
+        ({"method": "grpo", "rewards": "full_of_e", "packing": True}, "does not know `packing"),
+        ({"method": "grpo", "rewards": {"functions": ["full_of_e"], "answers": 1}}, "answers"),
+        ({"method": "rloo", "rewards": "full_of_e", "adapter": "full"}, "adapter `full`"),
+        ({"method": "grpo", "rewards": {"functions": ["full_of_e"], "max_new_tokens": 5000}}, "there is room for"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(NbtuneError) as refused:
+        nbtune.plan(data="rows", rows={"rows": ROWS, "full_of_e": full_of_e}, steps=2, **fields)
+    assert said in str(refused.value)
+    assert isinstance(refused.value, SpecError) or "room" in said
