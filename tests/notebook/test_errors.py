@@ -33,7 +33,7 @@ def run(shell: Any, capsys: Any, cell: str) -> str:
         ("%%finetune\nsteps: 3\n", "the cell", "`data` is missing", "data: rows"),
         ("# mine\n%%finetune --stps 3\ndata: rows\n", "`%%finetune --stps 3`", "`--stps`", "`--steps`"),
         ("%%finetune\ndata: [rows\n", "of the cell", "not YAML", "close the bracket"),
-        ("%%finetune\ndata: rows\nsamples: [Who are you?, Hi]\n", "line 3 of the cell", "not YAML", "in quotes"),
+        ("%%finetune\ndata: rows\nsamples: [Who: are: you, Hi]\n", "line 3 of the cell", "not YAML", "in quotes"),
         ("%%finetune\ndata: rows\nsteps 3\n", "of the cell", "not YAML", "key: value"),
         ("x = 1\n%nbtune stpo now", "`%nbtune stpo now`", "no command `stpo`", "its commands"),
         ("x = 1\n%nbtune stop --zzzz", "`%nbtune stop --zzzz`", "`--zzzz`", "its flags"),

@@ -158,5 +158,5 @@ def test_a_run_can_go_on_with_the_other_stepper(first, then):
 
 
 def _trained(stepper):
-    model = stepper._step.model if hasattr(stepper, "_step") else stepper.model
+    model = stepper.model if hasattr(stepper, "model") else stepper._step.model
     return [p for p in model.parameters() if p.requires_grad]
