@@ -67,7 +67,7 @@ def test_bytes_follow_a_message_and_prints_get_between_none(start: Start) -> Non
         PARENT
         + """
 print("a library says something")
-print("42")
+print("42", flush=True)  # else it is written at the end, where PYTHONUNBUFFERED is not set
 parent.say({"first": 1}, bytes(range(256)) * 4096)
 import os
 os.system("echo another program, too")
