@@ -15,7 +15,7 @@ import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
 import { Abilities, Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
 import { BusyChart, MemoryChart } from "./machine.js";
-import { figuresOf, MethodChart } from "./method.js";
+import { figuresOf, KINDS, MethodChart } from "./method.js";
 import { Store } from "./store.js";
 
 const SMALL = [
@@ -61,7 +61,7 @@ class View {
       stacked: new MemoryChart(),
       busy: new BusyChart(),
       busyCaption: el("figcaption"),
-      method: { shares: new MethodChart(), rewards: new MethodChart(), lengths: new MethodChart(), spread: new MethodChart() },
+      method: Object.fromEntries(KINDS.map((kind) => [kind, new MethodChart()])),
       controls: new Controls(this.store),
       notes: new Notes(),
       samples: new Samples(),

@@ -46,7 +46,7 @@ export class Samples {
     const steps = [...new Set(samples.map((item) => item.step))].sort((a, b) => a - b);
     const shown = steps.length > 4 ? [steps[0], ...steps.slice(-3)] : steps;
     const answers = new Map(samples.map((item) => [`${item.step} ${item.prompt}`, item.answer]));
-    const head = (step) => (step === 0 ? text("samples.base") : text("samples.step", { step }));
+    const head = (step) => (step === 0 ? text("samples.base") : text("step", { step }));
     this.table.replaceChildren(
       el("tr", {}, el("th", { scope: "col" }, text("samples.prompt")), ...shown.map((step) => el("th", { scope: "col" }, head(step)))),
       ...[...new Set(samples.map((item) => item.prompt))].map((prompt) => el("tr", {},

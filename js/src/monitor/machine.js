@@ -58,7 +58,7 @@ export class BusyChart extends Chart {
   update(plotly, { machine }, theme, name) {
     const known = machine.filter((item) => item.busy !== null);
     const [x, y] = [known.map((item) => item.step), known.map((item) => item.busy)];
-    this.describe(text("chart.busy", { name, value: y.length ? `${Math.round(y.at(-1))} %` : MISSING }));
+    this.describe(text("chart.other", { name, value: y.length ? `${Math.round(y.at(-1))} %` : MISSING }));
     const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 }, yaxis: { nticks: 4, range: [0, 104], autorange: false }, hovermode: "x" });
     return this.draw(plotly, [line(name, { x, y }, theme.busy, { width: 1.8 })], layout, theme, { x, y });
   }

@@ -9,10 +9,12 @@ import { mark, PARTS } from "./machine.js";
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 
+export const KINDS = ["shares", "rewards", "lengths", "spread"];
+
 /** Names of the figures that a run tells, by what can share an axis. */
 export function figuresOf(metrics) {
   const names = [...new Set(metrics.flatMap((item) => Object.keys(item.values)))].slice(0, 12);
-  const kinds = { shares: [], rewards: [], lengths: [], spread: [] };
+  const kinds = Object.fromEntries(KINDS.map((kind) => [kind, []]));
   for (const name of names) kinds[kindOf(name)].push(name);
   return kinds;
 }
@@ -63,7 +65,7 @@ export class MethodChart extends Chart {
       });
     }
     this.name(title, names);
-    this.describe(text("chart.metrics", { name: title, values: lines.map((one) => `${words(one.name)} ${number(one.y.at(-1))}`).join(", ") }));
+    this.describe(text("chart.other", { name: title, value: lines.map((one) => `${words(one.name)} ${number(one.y.at(-1))}`).join(", ") }));
     const layout = base(theme, {
       margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 },
       yaxis: { nticks: 4, ...(shares ? { range: [-0.04, 1.04], autorange: false } : {}) }, hovermode: "x",

@@ -6,8 +6,8 @@ import { focusFrom } from "./dom.js";
 const STOPS = "a[href], button, input, select, textarea, summary, [tabindex]";
 const there = (node) => node.isConnected && node.checkVisibility();
 
-/** @param {HTMLElement} host @returns {() => void} what ends it */
-export function keepFocus(host) {
+/** @param {HTMLElement} host @param {AbortSignal} signal ends it */
+export function keepFocus(host, signal) {
   let last = null, around = [], keyed = false;
   const came = ({ target }) => {
     last = target;
@@ -31,11 +31,8 @@ export function keepFocus(host) {
   };
   const by = ({ type }) => { keyed = type === "keydown"; };
   const listened = { focusin: came, focusout: left, keydown: by, pointerdown: by };
-  for (const [name, listener] of Object.entries(listened)) host.addEventListener(name, listener, true);
+  for (const [name, listener] of Object.entries(listened)) host.addEventListener(name, listener, { signal, capture: true });
   const changes = new MutationObserver(look);
   changes.observe(host, { childList: true, subtree: true, attributeFilter: ["disabled", "hidden"] });
-  return () => {
-    changes.disconnect();
-    for (const [name, listener] of Object.entries(listened)) host.removeEventListener(name, listener, true);
-  };
+  signal.addEventListener("abort", () => changes.disconnect());
 }

@@ -16,14 +16,13 @@ export const panel = (makeView, makeShared = () => new Wishes()) => () => {
     render({ model, el: host }) {
       const view = makeView(model, shared);
       host.append(view.root);
-      const endFocus = keepFocus(host);
-      host.addEventListener("keydown", keep);
-      host.addEventListener("beforeinput", own, true);
+      const over = new AbortController(), { signal } = over;
+      keepFocus(host, signal);
+      host.addEventListener("keydown", keep, { signal });
+      host.addEventListener("beforeinput", own, { signal, capture: true });
       tell(model, { t: "hello" }); // the page can show panels: no need of the text instead
       return () => {
-        endFocus();
-        host.removeEventListener("keydown", keep);
-        host.removeEventListener("beforeinput", own, true);
+        over.abort();
         view.destroy();
       };
     },

@@ -3,10 +3,7 @@
 import { el, freshId } from "./dom.js";
 import { addTexts, text } from "./texts.js";
 
-addTexts({
-  en: { "column.format": "Read as", "column.none": "none" },
-  de: { "column.format": "Gelesen als", "column.none": "keine" },
-});
+addTexts({ "column.format": ["Read as", "Gelesen als"], "column.none": ["none", "keine"] });
 
 /** A menu; a value that is not among the options is shown all the same. */
 export function choice(options, value, changed, props = {}) {

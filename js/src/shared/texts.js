@@ -1,15 +1,18 @@
-// The texts of the panels: shared ones (and the monitor's) here, those of another panel in its texts.js, so that a panel
-// carries only its own. A language is a whole table: a test compares their keys.
+// The texts of the panels: shared ones (and the monitor's) in texts.all.js, those of another panel in its texts.js, so that
+// a panel carries only its own. A text is written once for all languages, beside its key: a panel's module is part of its
+// widget's state, and keys would be in it twice. A test compares the languages.
 
-import { en } from "./texts.en.js";
-import { de } from "./texts.de.js";
+import { ALL } from "./texts.all.js";
 
-export const TABLES = { en, de };
+const LANGUAGES = ["en", "de"];
+export const TABLES = Object.fromEntries(LANGUAGES.map((name) => [name, {}]));
 
-/** A panel's own texts, by language. */
-export function addTexts(tables) {
-  for (const [name, table] of Object.entries(tables)) Object.assign(TABLES[name], table);
+/** A panel's own texts: by key what each language says, or one text for all. */
+export function addTexts(texts) {
+  for (const [key, said] of Object.entries(texts)) LANGUAGES.forEach((name, k) => { TABLES[name][key] = Array.isArray(said) ? said[k] : said; });
 }
+
+addTexts(ALL);
 
 /** The language of the page (JupyterLab sets it), else English. */
 export function language(root = globalThis.document?.documentElement ?? {}) {
@@ -23,6 +26,6 @@ export function language(root = globalThis.document?.documentElement ?? {}) {
  * @param {Record<string, string | number>} [values]
  */
 export function text(key, values = {}, table = TABLES[language()]) {
-  const pattern = table[key] ?? en[key] ?? key;
+  const pattern = table[key] ?? TABLES.en[key] ?? key;
   return pattern.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }

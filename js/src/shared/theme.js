@@ -25,14 +25,13 @@ export function watchTheme(changed) {
   for (const node of [document.body, document.documentElement]) {
     observer.observe(node, { attributes: true, attributeFilter: ["class", "data-jp-theme-light", "data-jp-theme-name"] });
   }
-  const media = matchMedia("(prefers-color-scheme: dark)");
-  media.addEventListener("change", changed);
+  const over = new AbortController(), { signal } = over;
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed, { signal });
   // JupyterLab loads a theme's style sheet after it has set the attribute.
-  document.head.addEventListener("load", changed, true);
+  document.head.addEventListener("load", changed, { signal, capture: true });
   return () => {
     observer.disconnect();
-    media.removeEventListener("change", changed);
-    document.head.removeEventListener("load", changed, true);
+    over.abort();
   };
 }
 
