@@ -31,7 +31,35 @@ from nbtune.store.lock import Ownership
 SELDOM = 10  # steps between two losses, beyond which it is said how to see each one
 
 
-class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
+class _Passing(TrainerCallback):  # type: ignore[misc]
+    """Pass what a trainer tells its callbacks on to a session."""
+
+    _session: Any = None
+
+    def _let(self, what: str, *given: Any) -> Any:
+        """Do something for the run, where there is one."""
+        return None if self._session is None else getattr(self._session, what)(*given)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begin to count its time."""
+        self._let("step_began")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Hear wishes."""
+        self._let("step_ended")
+        self._let("between", state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+        """Say what it logs."""
+        if logs and "loss" in logs:
+            self._let("step", state, logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Keep what is learnt, as it is now."""
+        self._let("saved", state)
+
+
+class WatchedTrainer(_Passing):
     """Write a run's folder while a trainer trains; a second training gets a folder of its own.
 
     Args:
@@ -49,7 +77,6 @@ class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
         show: Callable[[Path], Callable[[bool], None]],
     ) -> None:
         self._trainer, self._samples, self._make, self._show = weakref.ref(trainer), samples, make, show
-        self._session: _Session | None = None
         self.folder = make()
         add_event(self.folder, events.State(state="queued", detail="waits for its trainer"))
         self._waiting: contextlib.ExitStack | None = _owned(self.folder)
@@ -57,27 +84,24 @@ class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
         self.shown = show(self.folder)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Begin a run, or go on with it."""
+        """Begin a run, or go on with it; where that fails, the training goes on without one."""
         trainer = self._trainer()
         if trainer is None or not state.is_world_process_zero:
             return
-        if self._session is not None:
-            self._session.given_up()
+        self._let("given_up")
+        self._session = None
         self._never.detach()
         held, self._waiting = self._waiting, None
-        if held is None and state.global_step == 0:  # a second training of the same trainer
-            self.folder = self._make()
-            self.shown = self._show(self.folder)
-        held = _owned(self.folder) if held is None else held
         try:
+            if held is None and state.global_step == 0:  # a second training of the same trainer
+                self.folder = self._make()
+                self.shown = self._show(self.folder)
+            held = _owned(self.folder) if held is None else held
             self._session = _Session(self.folder, held, trainer, self._samples, self.shown, state)
-        except OSError as error:  # a full disk: somebody's training is not ours to end
-            held.close()
+        except (OSError, NbtuneError) as error:  # a full disk
+            if held is not None:
+                held.close()
             warnings.warn(f"nbtune cannot watch this training: {error}", RuntimeWarning, stacklevel=2)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Begin to count its time."""
-        self._let("step_began")
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Hear wishes."""
@@ -85,43 +109,32 @@ class WatchedTrainer(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Hear wishes; of the last step a figure is asked for."""
-        self._let("step_ended")
-        self._let("between", state, control)
+        super().on_step_end(args, state, control, **given)
         if self._session is not None and (state.global_step >= state.max_steps or control.should_training_stop):
             control.should_log = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-        """Say what it logs."""
-        if logs and "loss" in logs:
-            self._let("step", state, logs)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **given: Any) -> None:
         """Say what it measured."""
         if metrics:
             self._let("evaluated", state, metrics)
 
-    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Keep the adapter, as it is now."""
-        self._let("saved", state)
-
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """End the run, with its model in its folder."""
         self._let("ended", state)
         self._session = None
 
-    def _let(self, what: str, *given: Any) -> None:
+    def _let(self, what: str, *given: Any) -> Any:
+        """Do something for the run; where that fails, the watching ends, and not somebody's training."""
         session = self._session
-        if session is None:
-            return
         try:
-            getattr(session, what)(*given)
-        except Exception as error:  # noqa: BLE001 — a full disk, a deleted folder, a bug: somebody's training goes on
+            return super()._let(what, *given)
+        except Exception as error:  # noqa: BLE001 — a full disk, a deleted folder, a bug
             self._session = None
             session.broken(error)
 
 
-class SessionCallback(TrainerCallback):  # type: ignore[misc]
-    """Pass what a trainer tells its callbacks on to a session; of a trainer that is run here, whose errors end it.
+class SessionCallback(_Passing):
+    """The session of a trainer that is run here, whose errors end it.
 
     Args:
         begin: makes the session, of the trainer's state.
@@ -129,34 +142,15 @@ class SessionCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, begin: Callable[[Any], Any]) -> None:
         self._begin = begin
-        self._session: Any = None
         self.how: Any = "finished"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Begin."""
         self._session = self._begin(state)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Begin to count its time."""
-        self._session.step_began()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Hear wishes."""
-        self._session.step_ended()
-        self._session.between(state, control)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-        """Say what it logs."""
-        if logs and "loss" in logs:
-            self._session.step(state, logs)
-
-    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Write our checkpoint."""
-        self._session.saved(state)
-
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Keep how it ended."""
-        self.how = self._session.ended(state)
+        self.how = self._let("ended", state)
 
 
 class _Session(TrainerEvents):

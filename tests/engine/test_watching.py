@@ -172,6 +172,10 @@ def test_a_disk_that_is_full_ends_the_watching_and_not_the_training(
         patch.setattr(trainer_callback, "EventWriter", full)
         trainer.train()
     assert trainer.state.global_step == 3
+    with monkeypatch.context() as patch:  # nor a third time, whose folder cannot be made
+        patch.setattr(trainer_callback.watched_by(trainer), "_make", full)
+        trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_an_exception_that_somebody_swallows_ends_the_run_all_the_same(tmp_path: Path) -> None:
