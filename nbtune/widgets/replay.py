@@ -20,7 +20,7 @@ from nbtune.errors import ExportError, NbtuneError
 from nbtune.export.model_card import without_paths
 from nbtune.store.export_script import as_yaml
 from nbtune.widgets.panel import STATIC, asset
-from nbtune.widgets.run_report import Report
+from nbtune.widgets.run_report import Report, duration
 from nbtune.widgets.sanitize import clean, without_home
 
 if TYPE_CHECKING:
@@ -188,11 +188,10 @@ def _planned(report: Report, plan: Any) -> list[list[str]]:
         return []
     totals, status = report.view.standing.totals, report.status
     gib = lambda size: f"{size / 2**30:.2f} GiB" if size else "–"  # noqa: E731
-    minutes = lambda seconds: f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"  # noqa: E731
     lines = [
         ["Peak memory", gib(plan.peak_bytes), gib(totals.memory)],
         ["Steps", f"{plan.total_steps:,}", f"{status['step']:,}"],
-        ["Time of the steps", minutes(plan.seconds), minutes(totals.seconds)],
+        ["Time of the steps", duration(plan.seconds), duration(totals.seconds)],
     ]
     if totals.seconds:
         lines.append(["Tokens a second", "–", f"{totals.tokens / totals.seconds:,.0f}"])

@@ -95,7 +95,7 @@ class Report:
             facts.append(("Tokens", f"{totals.tokens:,}{speed}"))
             if totals.memory:
                 facts.append(("Peak VRAM" if status["gpu"] else "Peak RAM", f"{totals.memory / 2**30:.2f} GiB"))
-        facts.append(("Time", _duration(status["elapsed"])))
+        facts.append(("Time", duration(status["elapsed"])))
         for item in self.view.lists["exports"]:
             if item["done"] >= 1 and item["path"]:
                 facts.append((item["kind"], item["path"]))
@@ -194,7 +194,12 @@ def _mathless(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 9.5 s, 3 min 20 s, 2 h 5 min.
+
+    >>> duration(200)
+    '3 min 20 s'
+    """
     if not math.isfinite(seconds):
         return "–"
     whole = round(seconds)
