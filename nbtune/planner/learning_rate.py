@@ -42,7 +42,7 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int, steps: int) -> t
     width = max(hidden_size, _NARROWEST)
     share = METHODS[spec.method].learning_rate_share
     rate = _BASE * (_WIDTH / width) ** exponent * share
-    reason = f"{_BASE:g} × ({_WIDTH} / {width})^{exponent:g} by the model's hidden size"
+    reason = f"by the model's hidden size: {_BASE:g} × ({_WIDTH} / {width})^{exponent:g}"
     if spec.adapter.type == "full":
         rate, reason = rate / 10, f"{reason}; a tenth of it, because every weight is trained"
     elif share == 1 and METHODS[spec.method].by_tokens and (more := _for_few(steps, width)) > 1:

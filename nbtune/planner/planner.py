@@ -95,9 +95,9 @@ def make_plan(
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)
     reasons += _of_devices(spec, device, devices, batch) + _of_limits(device)
-    micro = best.micro_batch_size
+    micro, room = best.micro_batch_size, f"{device.free / 2**30:.1f} GiB"
     if best.activations != "keep" and spec.activations == "auto":
-        reasons.append(f"activations are not all kept: that would not fit into {device.free / 2**30:.1f} GiB")
+        reasons.append(f"activations are not all kept, which costs time: they would not fit into {room}")
     if weights.quantised and model.stacked:
         reasons.append(
             f"{weights.bits} bits are for linear layers: {model.stacked / 1e6:,.1f} M weights of experts stay in "
@@ -105,9 +105,9 @@ def make_plan(
         )
     if best.weights.shards and home is None:
         what = "weights, gradients and optimizer" if spec.adapter.type == "full" else "frozen weights"
-        reasons.append(f"{what} are parted: all of them would not fit into {device.free / 2**30:.1f} GiB")
+        reasons.append(f"{what} are parted: all of them would not fit into {room}")
     if best.weights.streams and home is None:
-        reasons.append(f"frozen weights travel: all of them would not fit into {device.free / 2**30:.1f} GiB")
+        reasons.append(f"frozen weights are streamed from RAM, layer by layer: all of them would not fit into {room}")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
     total_steps = spec.steps or max(
         1, math.ceil((spec.epochs or DEFAULT_EPOCHS) * math.ceil(data.rows / (micro * accumulation)))

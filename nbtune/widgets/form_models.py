@@ -53,17 +53,29 @@ def offers() -> list[Offer]:
     return [Offer(TOY, "toy", "apache-2.0", place=TOY), *here, *files, *others]
 
 
-def judged(offered: list[Offer]) -> Iterator[dict[str, Any]]:
+def machines() -> list[dict[str, str]]:
+    """Return name and title of each machine that models can be judged for without being there."""
+    from nbtune import device
+
+    return [{"name": name, "title": known.title} for name, known in device.MACHINES.items()]
+
+
+def judged(offered: list[Offer], machine: str = "") -> Iterator[dict[str, Any]]:
     """Yield of each model: name, origin, licence, gated, parameters, bytes of its weights, and how it fits: ``16bit``,
-    ``4bit`` or ``no``, with peak bytes of a run, bytes that are there, and how its weights are kept.
+    ``4bit``, ``streamed`` (from RAM, where 4 bits would not fit either) or ``no``, with peak bytes of a run, bytes that
+    are there, and how its weights are kept.
 
     Models whose facts are not on this machine are left out.
+
+    Args:
+        offered: of `offers`.
+        machine: one that is not here, by name; unset: this one.
     """
     from nbtune import device
     from nbtune.data.prepare.stats import DataFacts, histogram
     from nbtune.planner import make_plan
 
-    where = device.describe(device.pick())
+    where = device.machine(machine) if machine else device.describe(device.pick())
     rows = DataFacts(
         rows=_ROWS,
         tokens_total=_ROWS * _LENGTH,
@@ -84,9 +96,13 @@ def judged(offered: list[Offer]) -> Iterator[dict[str, Any]]:
                 plan = make_plan(_spec(offer.name, kind), facts, rows, where)
             except PlanError:
                 continue
+            travels = plan.weights.streams
+            if travels and found["fits"] != "no":
+                continue  # with 4 bits nothing is gained
             found |= {"peak": plan.peak_bytes, "available": plan.available_bytes, "weights": plan.placed()}
-            found |= {"fits": fits, "seconds": plan.seconds / max(1, plan.total_steps)}
-            break
+            found |= {"fits": "streamed" if travels else fits, "seconds": plan.seconds / max(1, plan.total_steps)}
+            if not travels:
+                break
         yield found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import traitlets
 
+from nbtune import device
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
 from nbtune.widgets import form_data, form_models
@@ -24,7 +25,7 @@ class Form(Panel):
     """A spec by clicking, in three steps: rows, model, training.
 
     Args:
-        plan: ``plan(spec, rows=namespace)`` says what a spec will cost.
+        plan: ``plan(spec, rows=namespace)`` says what a spec will cost; with ``machine=name``, on one that is not here.
         start: ``start(spec, name=…, rows=namespace)`` starts it and returns the run.
         namespace: the notebook's variables; those that hold rows are offered as data.
         values: what is filled in at first, by dotted key.
@@ -40,6 +41,7 @@ class Form(Panel):
     reading = traitlets.Dict().tag(sync=True)
     monitors = traitlets.List().tag(sync=True)
     judged = traitlets.List().tag(sync=True)
+    machine = traitlets.Unicode("").tag(sync=True)
 
     def __init__(
         self,
@@ -50,28 +52,46 @@ class Form(Panel):
     ) -> None:
         self._plan, self._start, self.namespace = plan, start, namespace
         self._newest, self._planning, self._looking = 0, threading.Lock(), threading.Lock()
+        self._judging = threading.Lock()
         self._rows_of: RunSpec | None = None
         self.spec: RunSpec | None = None
         self.run: Any = None
         first = {"model": form_models.TOY, **(values or {})}
-        offered = form_models.offers()
-        super().__init__(setup=self._setup(offered), values=first)
+        self._offered = form_models.offers()
+        super().__init__(setup=self._setup(self._offered), values=first)
         self._titles = {field["key"]: str(field["title"]) for field in self.setup["fields"]}
         self.do_check(dict(first))
-        self.in_background(lambda: self._judge(offered), lambda error: None)
+        self._judge("")
 
     @property
     def filled(self) -> dict[str, Any]:
         """What it is filled in with, by dotted key; nothing where that is no valid spec yet."""
         return {} if self.spec is None else _flat(self.spec)
 
-    def _judge(self, offered: list[form_models.Offer]) -> None:
+    def do_machine(self, name: str) -> None:
+        """Say what fits, and what the spec costs, on a machine that is not here; of no name: on this one."""
+        if name == self.machine:
+            return
+        if name:
+            device.machine(name)  # raises where there is none
+        self.machine = name
+        self._judge(name)
+        if self.spec is not None and not self.checked.get("error"):
+            self._reckon(self.spec, self.values)
+
+    def _judge(self, name: str) -> None:
+        self.in_background(lambda: self._judge_each(name), lambda error: None)
+
+    def _judge_each(self, name: str) -> None:
         verdicts: list[dict[str, Any]] = []
-        for one in form_models.judged(offered):
-            verdicts.append(one)
-            if len(verdicts) % 4 == 1:
-                self.judged = list(verdicts)
-        self.judged = verdicts
+        with self._judging:
+            for one in form_models.judged(self._offered, name):
+                if name != self.machine:
+                    return  # another one was chosen meanwhile
+                verdicts.append({**one, "machine": name})
+                if len(verdicts) % 4 == 1 and not name:
+                    self.judged = list(verdicts)
+            self.judged = verdicts
 
     def _setup(self, offered: list[form_models.Offer]) -> dict[str, Any]:
         from nbtune.data.sources.variables import is_rows, is_stream
@@ -80,7 +100,7 @@ class Form(Panel):
         rows = sorted(name for name, value in named.items() if is_rows(value) and (is_stream(value) or len(value)))
         files = sorted(p.name for p in Path.cwd().glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
         body = {"fields": fields(), "goals": list(GOALS), "care": list(CARE), "groups": list(GROUPS)}
-        body["models"] = [offer.name for offer in offered]
+        body |= {"models": [offer.name for offer in offered], "machines": form_models.machines()}
         kinds = {"variable": rows, "file": files[:30], "example": _sets()}
         return body | {"data": [{"name": name, "kind": kind} for kind, names in kinds.items() for name in names]}
 
@@ -121,14 +141,17 @@ class Form(Panel):
     def _accept(self, spec: RunSpec, values: Mapping[str, Any], text: str = "") -> None:
         self.spec = spec
         self.checked = {"yaml": text or to_yaml(spec), "error": None}
-        self._newest += 1
-        number = self._newest
-        self.costs = {"state": "working"}
-        self.in_background(lambda: self._cost(spec, number), lambda error: self._costs_failed(error, number, values))
+        self._reckon(spec, values)
         if not form_data.read_alike(spec, self._rows_of):
             self._rows_of = spec
             self.reading = {**self.reading, "state": "working"}
             self.in_background(lambda: self._look(spec), lambda error: self._look_failed(error, spec))
+
+    def _reckon(self, spec: RunSpec, values: Mapping[str, Any]) -> None:
+        self._newest += 1
+        number = self._newest
+        self.costs = {"state": "working"}
+        self.in_background(lambda: self._cost(spec, number), lambda error: self._costs_failed(error, number, values))
 
     def _look(self, spec: RunSpec) -> None:
         with self._looking:
@@ -146,8 +169,9 @@ class Form(Panel):
         with self._planning:
             if number != self._newest:
                 return  # another key was pressed meanwhile
+            elsewhere = {"machine": self.machine} if self.machine else {}
             with placing(str(self.checked["yaml"]), name="the YAML"):
-                plan = self._plan(spec, rows=self.namespace)
+                plan = self._plan(spec, rows=self.namespace, **elsewhere)
         if number == self._newest:
             rows = [[clean(name, 60), clean(without_home(value), 600)] for name, value in plan.rows_of_explanation()]
             numbers = {"peak": plan.peak_bytes, "available": plan.available_bytes, "seconds": plan.seconds}

@@ -26,9 +26,10 @@ class Planner:
     def __init__(self):
         self.asked, self.news = [], threading.Condition()
 
-    def __call__(self, spec, rows=None):
+    def __call__(self, spec, rows=None, machine=""):
         with self.news:
             self.asked.append(spec)
+            self.machine = machine
             self.news.notify_all()
         return SimpleNamespace(
             device="cpu",
@@ -305,6 +306,26 @@ def test_models_of_the_cache_say_what_they_need(tmp_path, monkeypatch):
     assert len(made.judged) == len(found) or told.wait(60)
     assert [one["name"] for one in made.judged] == list(found)
     made.close()
+
+
+def test_what_fits_is_said_for_a_machine_that_is_not_here_too(panel):
+    titles = {one["name"]: one["title"] for one in panel.setup["machines"]}
+    assert titles["colab"] == "Colab's free T4"
+    panel.do_check({"data": "rows"})
+
+    def fits(name):
+        panel.do_machine(name)
+        found = _until(panel, "judged", lambda now: len(now) >= len(WELL_KNOWN) and now[0]["machine"] == name)
+        return {one["name"].split("/")[1]: one["fits"] for one in found}
+
+    big = "Llama-3.1-8B-Instruct"
+    assert [fits(name)[big] for name in ("t4", "h100")] == ["4bit", "16bit"]
+    _until(panel, "costs", lambda now: now["state"] == "known")
+    assert panel._plan.machine == "h100"
+    assert fits("")["tiny"] == "16bit"
+    with pytest.raises(PlanError, match="no machine"):
+        panel.do_machine("abacus")
+    assert panel.machine == ""
 
 
 def test_a_downloaded_model_says_its_licence_and_is_offered_once(tmp_path, monkeypatch):

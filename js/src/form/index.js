@@ -29,6 +29,7 @@ class View {
       "change:costs": () => this.showCosts(),
       "change:reading": () => this.showReading(),
       "change:monitors": () => this.showMonitors(),
+      "change:machine": () => this.models.showMachine(model.get("machine") ?? ""),
       "change:judged": () => this.models.show(model.get("judged")),
     };
     for (const [name, handler] of Object.entries(this.handlers)) model.on(name, handler);
@@ -145,6 +146,7 @@ class View {
     this.fields.showChosen(costs.chosen);
     this.train.show(costs);
     const parts = [
+      this.models.title,
       text("form.memory", { name: text(costs.gpu ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }),
       text("form.time", { time: duration(costs.seconds), steps: number(costs.steps) }),
       costs.download ? text("form.download", { size: bytes(costs.download) }) : "",

@@ -1,6 +1,6 @@
 // The second step: which model. A gallery of those that are here and of well-known ones, each with what it needs.
 
-import { el, setAttribute } from "../shared/dom.js";
+import { el, setAttribute, setText } from "../shared/dom.js";
 import { bytes, count } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 
@@ -8,12 +8,33 @@ export class ModelStep {
   constructor(form) {
     this.form = form;
     this.gallery = el("div", { class: "nbt-gallery", role: "group", "aria-label": text("form.models") }, ...[1, 2, 3].map(() => el("div", { class: "nbt-skeleton" })));
+    const { machines = [] } = form.model.get("setup");
+    this.machine = el("select", { onchange: () => this.elsewhere() }, el("option", { value: "" }, text("form.machine.here")), ...machines.map(({ name, title }) => el("option", { value: name }, title)));
+    this.away = el("p", { class: "nbt-next", hidden: true });
     this.toy = el("p", { class: "nbt-next", hidden: true }, text("form.toy"));
-    this.node = el("div", {}, form.slots.model, this.gallery, this.toy, form.fields.node("model"));
+    this.node = el("div", {}, form.slots.model, el("label", { class: "nbt-machine" }, text("form.machine"), this.machine), this.away, this.gallery, this.toy, form.fields.node("model"));
+  }
+
+  /** What fits another machine, and what a run costs there. */
+  elsewhere() {
+    this.gallery.setAttribute("aria-busy", "true");
+    this.form.do("machine", { name: this.machine.value });
+  }
+
+  showMachine(name) {
+    this.machine.value = name;
+    this.away.hidden = !name;
+    setText(this.away, text("form.machine.away", { machine: this.title }));
+  }
+
+  /** @returns {string} what the machine is called that is not here; "" for this one */
+  get title() {
+    return this.machine.value && this.machine.selectedOptions[0].textContent;
   }
 
   show(judged) {
     if (!judged.length) return;
+    this.gallery.removeAttribute("aria-busy");
     const groups = [["here", (one) => one.origin !== "known"], ["known", (one) => one.origin === "known"]];
     this.gallery.replaceChildren(...groups.flatMap(([key, wanted]) => {
       const some = judged.filter(wanted);
@@ -25,7 +46,7 @@ export class ModelStep {
   card(one) {
     const [owner, name] = one.name.includes("/") ? one.name.split(/\/(.*)/) : ["", one.name];
     const facts = [text("form.parameters", { n: count(one.parameters) }), bytes(one.bytes), one.licence, one.gated ? text("form.gated") : ""];
-    const fits = one.fits === "no" ? text("form.fits.no") : text(`form.fits.${one.fits}`, { peak: bytes(one.peak), available: bytes(one.available) });
+    const fits = text(`form.fits.${one.fits}`, { where: one.machine ? "" : text("form.fits.here"), peak: bytes(one.peak), available: bytes(one.available) });
     return el("button", { type: "button", class: "nbt-pick", "data-model": one.name, "data-fits": one.fits, onclick: () => this.choose(one) },
       el("strong", {}, name), " ", el("small", {}, one.origin === "toy" ? text("form.is-toy") : owner),
       el("small", { class: "nbt-fact" }, facts.filter(Boolean).join(" · ")), el("small", { class: "nbt-fact nbt-fit" }, fits));
