@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 # With ARGS a part is asked for, and one of the two runs may have none of it.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? -eq 5 ])
 
-.PHONY: help setup demo test test-all mutants fuzz test-js lint format bench docs notebooks browser clean
+.PHONY: help setup demo test test-all mutants fuzz test-js lint format bench docs site notebooks browser clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ docs: setup  ## docs/reference, the picture in docs/explanation/house.md and nbt
 	$(PY) -m nbtune.cli.reference > docs/reference/cli.md
 	$(PY) -m tests.support.house
 	$(PY) -m tests.support.stub
+
+site: setup  ## build/site: the documentation as pages, every link tried
+	$(PY) docs/build_site.py
 
 notebooks: setup  ## executes every notebook in example_notebooks/
 	$(PY) example_notebooks/run_all.py
