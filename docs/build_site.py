@@ -91,10 +91,11 @@ def title(text: str) -> str:
 
 def config(texts: dict[str, str]) -> dict[str, object]:
     """Return the site's settings."""
+    schemes = (("light", "default", "lucide/sun", "dark"), ("dark", "slate", "lucide/moon", "light"))
     palette = [
         {"media": f"(prefers-color-scheme: {scheme})", "scheme": name, "primary": "indigo", "accent": "indigo",
          "toggle": {"icon": icon, "name": f"to {other}"}}
-        for scheme, name, icon, other in (("light", "default", "lucide/sun", "dark"), ("dark", "slate", "lucide/moon", "light"))
+        for scheme, name, icon, other in schemes
     ]  # fmt: skip
     return {
         "site_name": "nbtune",
