@@ -47,12 +47,21 @@ async function buildPlotly() {
   writeFileSync(join(OUT, "plotly.mjs.gz"), gzipSync(result.outputFiles[0].contents, { level: 9 }));
 }
 
+// Our style's variables by short names: what everybody's notebook carries with each widget is no place for long ones.
+const SHORT = Object.fromEntries(["accent", "soft", "line", "fg", "bad", "raised", "warn", "good", "bg", "edge", "mono", "code"].map((name, k) => [`--nbt-${name}`, `--nb${k.toString(36)}`]));
+const shortened = (text) => text.replace(/--nbt-[a-z]+/g, (name) => SHORT[name] ?? name);
+const shortStyle = (text) => shortened(text).replace(/\btransparent\b/g, "#0000");
+
 mkdirSync(OUT, { recursive: true });
 if (process.argv.includes("--watch")) {
   for (const each of [options, styles]) await (await context(each)).watch();
 } else {
   for (const name of panels) rmSync(join(OUT, `${name}.css`), { force: true }); // of an older build
   await Promise.all([build(options), build(styles), buildPlotly()]);
+  for (const name of ["panels.css", ...panels.map((panel) => `${panel}.js`)]) {
+    const path = join(OUT, name);
+    writeFileSync(path, (name === "panels.css" ? shortStyle : shortened)(readFileSync(path, "utf8")));
+  }
   for (const name of panels) {
     const size = statSync(join(OUT, `${name}.js`)).size;
     if (size > MODULE_LIMIT) throw new Error(`${name}.js has ${size} bytes; a panel may have ${MODULE_LIMIT}`);

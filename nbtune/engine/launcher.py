@@ -26,7 +26,7 @@ from nbtune.models import handed_over
 from nbtune.store import checkpoints, control, foreign
 from nbtune.store.event_log import EventWriter
 from nbtune.store.folder import OWN_MODEL, refuse_outside, spec_to_run
-from nbtune.store.lock import STARTING, Ownership
+from nbtune.store.lock import STARTING, Ownership, is_owned
 from nbtune.train.mean_loss import NumbersLost
 from nbtune.untrusted import open_to_append
 
@@ -92,14 +92,32 @@ class Launched:
         self.thread.join(timeout)
 
     def _work(self) -> None:
+        told = self._told()
         try:
             with Ownership(self.folder, STARTING):
                 self._in_turn()
         except BaseException as error:  # noqa: BLE001 — a thread must not print; the handle raises it
             self.error = error
+            if self._told() == told and not is_owned(self.folder):  # it failed before its engine could say so
+                with contextlib.suppress(OSError):
+                    self._say_failed(error)
             if isinstance(error, NumbersLost):
                 self._built = None  # who asks is answered by the last good checkpoint
             error.__traceback__ = None  # it holds the model's frames
+
+    def _told(self) -> int:
+        """Return how many bytes of events there are."""
+        try:
+            return (self.folder / "events.jsonl").stat().st_size
+        except OSError:
+            return 0
+
+    def _say_failed(self, error: BaseException) -> None:
+        from nbtune.engine.failures import for_people
+
+        detail = str(for_people(error, self.folder) or f"a bug in nbtune or a library: {error!r}"[:500])
+        with contextlib.closing(EventWriter(self.folder / "events.jsonl")) as emit:
+            emit(events.State(state="failed", detail=detail))
 
     def _in_turn(self) -> None:
         if not _TURN.acquire(blocking=False):
@@ -120,6 +138,7 @@ class Launched:
         arguments: list[str | Path] = ["-m", "nbtune.engine", self.folder]
         if not self.detached:
             arguments.append(WITH_PARENT)
+        told = self._told()
         with os.fdopen(open_to_append(self.folder / "worker.log"), "ab") as log:
             process = ChildProcess(arguments, output=log, detached=self.detached, own_session=True)
         code = process.wait()
@@ -128,6 +147,8 @@ class Launched:
             emit = EventWriter(self.folder / "events.jsonl")
             emit(events.State(state="interrupted", detail=f"its process {exit_sentence(code, SEE_LOG)}"))
             emit.close()
+        elif code == 1 and self._told() == told:
+            raise TrainError(f"its process {exit_sentence(code, SEE_LOG)}")
 
     def _queue(self) -> None:
         emit = EventWriter(self.folder / "events.jsonl")

@@ -35,3 +35,13 @@ def test_an_interval_that_somebody_else_sets_stays(interval):
     with _short_turns():
         assert interval() == 0.0001
     assert interval() == 0.0001
+
+
+def test_a_run_that_ends_before_its_engine_has_a_word_says_why(start, monkeypatch):
+    """It stood there as interrupted, without a reason: its thread had died of an import."""
+    monkeypatch.setitem(sys.modules, "nbtune.engine.engine", None)
+    run = start(steps=2)
+    with pytest.raises(Exception, match=r"nbtune\.engine\.engine"):
+        run.wait()
+    assert run.state == "failed"
+    assert "nbtune.engine.engine" in run.latest(events.State).detail

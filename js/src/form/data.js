@@ -72,6 +72,6 @@ export class DataStep {
 function row({ index, stretches, raw }) {
   const cells = raw?.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text", dir: "auto" }, value)));
   const flags = (bits) => (bits & 1 ? "nbt-tok nbt-on" : bits & 4 ? "nbt-soft" : null);
-  return el("div", { class: "nbt-example", role: "group", "aria-label": text("form.row", { n: index + 1 }), dir: "auto" },
+  return el("div", { class: "nbt-example", role: "group", tabindex: 0, "aria-label": text("form.row", { n: index + 1 }), dir: "auto" },
     ...(cells ? [el("table", {}, ...cells)] : (stretches ?? []).map(([said, bits]) => el("span", { class: flags(bits) }, said))));
 }

@@ -13,7 +13,7 @@ export class TrainStep {
   constructor(form, setup) {
     this.form = form;
     this.sliders = [
-      new Slider(form, "steps", { planned: (costs) => costs.steps, stops: (planned) => around(planned, (value) => Math.max(1, Math.round(value))), also: "epochs", words: number, effect: (n, costs) => text("form.steps.effect", { time: duration((costs.seconds / costs.steps) * n), times: number((n * costs.batch) / Math.max(1, costs.train), 2) }) }),
+      new Slider(form, "steps", { planned: (costs) => costs.steps, stops: (planned) => around(planned, (value) => Math.max(1, Math.round(value))), also: "epochs", words: number, effect: (n, costs) => text("form.steps.effect", { time: duration(Math.max(1, (costs.seconds / costs.steps) * n)), times: number((n * costs.batch) / Math.max(1, costs.train), 2) }) }),
       new Slider(form, "adapter.r", { planned: () => 16, stops: () => RANKS, words: number, effect: (_, costs) => text("form.rank.effect", { n: count(costs.trainable), memory: bytes(costs.peak) }) }),
       new Slider(form, "learning_rate", { planned: (costs) => costs.rate, stops: (planned) => around(planned, (value) => Number(value.toPrecision(2))), words: (n) => number(n, 3), effect: (n, costs) => text(`form.rate.${n > 3 * costs.planned ? "high" : n < costs.planned / 3 ? "low" : "good"}`) }),
     ];
@@ -44,7 +44,7 @@ export class TrainStep {
     this.meter.firstChild.style.width = `${Math.min(100, 100 * share)}%`;
     setAttribute(this.meter, "data-level", share > 1 ? "over" : share > 0.9 ? "tight" : "fits");
     setText(this.memory, text("form.memory", { name: text(costs.gpu ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }));
-    this.reasons.replaceChildren(...costs.rows.filter(([name]) => REASONS.includes(name)).map(([name, reason]) => el("li", { class: "nbt-text" }, name === "why" ? reason : `${name}: ${reason}`)));
+    this.reasons.replaceChildren(...costs.rows.filter(([name]) => REASONS.includes(name)).map(([name, reason]) => el("li", { class: "nbt-text" }, name === "why" ? reason : `${name}${reason.includes(":") ? "" : ":"} ${reason}`)));
     this.why.replaceChildren(...costs.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text" }, value))));
   }
 
@@ -64,7 +64,7 @@ class Slider {
     Object.assign(this, { form, key, how, stops: [] });
     this.value = el("output");
     this.effect = el("small", {});
-    this.range = el("input", { type: "range", min: 0, max: 1, step: 1, disabled: true, oninput: () => this.slide() });
+    this.range = el("input", { type: "range", min: 0, max: 2, step: 1, value: 1, disabled: true, oninput: () => this.slide() });
     this.auto = el("button", { type: "button", class: "nbt-link", hidden: true, onclick: () => this.set("") }, text("form.auto.back"));
     this.node = el("div", { class: "nbt-slider" }, el("label", {}, el("span", {}, form.fields.all.get(key).title), this.value, this.auto, this.range), this.effect);
   }

@@ -1,6 +1,6 @@
 // The monitor: a run as it happens. Events come as columns of doubles, at most four times a second.
 
-import { el, setAttribute, setText } from "../shared/dom.js";
+import { coded, el, setAttribute, setText } from "../shared/dom.js";
 import { bytes, duration, MISSING, number } from "../shared/format.js";
 import { insertCell } from "../shared/insert.js";
 import { Nested } from "../shared/nested.js";
@@ -197,7 +197,7 @@ class View {
     setText(parts.state, state);
     setAttribute(parts.state, "data-state", status.state ?? "");
     setText(parts.progress, status.total ? text("step_of", values) : status.step ? text("step", values) : "");
-    setText(parts.detail, status.detail ?? "");
+    parts.detail.replaceChildren(...coded(status.detail));
     parts.bar.style.width = `${status.total ? (100 * status.step) / status.total : 0}%`;
     const best = evals.findLast((item) => item.best);
     parts.tiles.loss.replaceChildren(number(rows.last("loss")), el("small", {}, `${text("loss.smooth")} ${number(smoothed.at(-1))}`));

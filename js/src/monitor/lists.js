@@ -1,7 +1,7 @@
 // What is said in words: notes, files, sample answers, and the numbers as a table.
 
 import { marked } from "../shared/diff.js";
-import { el, setText } from "../shared/dom.js";
+import { coded, el, setText } from "../shared/dom.js";
 import { bytes, MISSING, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 import { mark, memoryParts } from "./machine.js";
@@ -21,9 +21,8 @@ export class Notes {
     this.seen = seen;
     this.node.hidden = items.length === 0;
     this.list.replaceChildren(...items.map((item) => el("li", { "data-level": item.level, class: "nbt-text", dir: "auto" },
-      item.message,
-      item.cause ? ` ${item.cause}` : null,
-      item.fix ? el("div", { class: "nbt-soft" }, text("note.fix", { fix: item.fix })) : null)));
+      ...coded([item.message, item.cause].filter(Boolean).join(" ")),
+      item.fix ? el("div", { class: "nbt-soft" }, ...coded(text("note.fix", { fix: item.fix }))) : null)));
   }
 }
 
