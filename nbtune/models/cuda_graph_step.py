@@ -9,6 +9,8 @@ first two steps of a shape run without one (kernels compile, libraries choose), 
 Shapes that are rare, or come when memory is short, go on without one.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +39,8 @@ class TrainStep:
         betas, eps, weight_decay: AdamW's; norms and biases do not decay.
         max_grad_norm: 0 for no clipping.
         graphs: record CUDA graphs where shapes repeat.
+        loss: of the model and the keyword inputs: a scalar, or `[1 + n]`, a loss and what else a step tells. None: the
+            `.loss` that the model gives for them.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class TrainStep:
         weight_decay: float = 0.01,
         max_grad_norm: float = 0.0,
         graphs: bool = True,
+        loss: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None,
     ) -> None:
         self.model, self.max_grad_norm = model, max_grad_norm
+        self._loss = loss or _own_loss
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         travels = patch is not None and patch.traffic is not None  # which other weights come next is not replayed
@@ -75,25 +81,43 @@ class TrainStep:
         return [*([] if self._flat is None else [self._flat]), *(p.grad for p in self._plain if p.grad is not None)]
 
     def accumulate(self, inputs: dict[str, Any], *, first: bool = True, seed: int | None = None) -> Tensor:
-        """Run forward and backward of one micro-batch; return its loss (an fp32 scalar [] on the device).
+        """Run forward and backward of one micro-batch; return its loss (an fp32 scalar [] on the device, or what the
+        step's own `loss` gives).
 
         Args:
             inputs: the model's keyword arguments.
             first: of an optimizer step: gradients are overwritten, not added to.
             seed: alone decides what accelerated layers drop (below 2^63); unset: torch's random state.
         """
+        with self.drawing(seed):
+            return self._take("accumulate" if first else "add", inputs, lambda i: self._accumulate(i, first))
+
+    def ask(self, what: str, inputs: dict[str, Any], answer: Callable[[nn.Module, dict[str, Any]], Tensor]) -> Tensor:
+        """Return what `answer` gives of the model, without gradients; recorded where shapes repeat.
+
+        Args:
+            what: is asked, by a name of its own.
+        """
+        with torch.no_grad():
+            return self._take(what, inputs, lambda i: answer(self.model, i))
+
+    @contextmanager
+    def drawing(self, seed: int | None) -> Iterator[None]:
+        """Let a seed (below 2^63) alone decide what accelerated layers drop within; None: torch's random state."""
         if self._draws is None or seed is None:
-            return self._take(inputs, first)
+            yield
+            return
         self._seed.fill_(seed)
         self._draws.given = self._seed
         try:
-            return self._take(inputs, first)
+            yield
         finally:
             self._draws.given = None
 
-    def _take(self, inputs: dict[str, Any], first: bool) -> Tensor:
+    def _take(self, what: str, inputs: dict[str, Any], work: Any) -> Tensor:
         inputs = {k: self._sendable(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        return self._run(("accumulate", first, *_shapes(inputs)), inputs, lambda i: self._accumulate(i, first)).clone()
+        given: Tensor = self._run((what, *_shapes(inputs)), inputs, work)
+        return given.clone()
 
     def _sendable(self, value: Tensor) -> Tensor:
         # a copy from pageable memory waits for all that was launched before; one from pinned memory does not
@@ -118,12 +142,12 @@ class TrainStep:
         for sink in self._sinks:
             sink.accumulate, sink.open = not first, True
         try:
-            loss = self.model(**inputs).loss
-            loss.backward()
+            told = self._loss(self.model, inputs)
+            (told if told.ndim == 0 else told[0]).backward()
         finally:
             for sink in self._sinks:
                 sink.open = False
-        return loss.detach()
+        return told.detach()
 
     def _update(self) -> Tensor:
         if not self.max_grad_norm:
@@ -168,6 +192,10 @@ class TrainStep:
                 still[name].copy_(value, non_blocking=True)
         graph.replay()
         return result
+
+
+def _own_loss(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    return model(**inputs).loss  # type: ignore[no-any-return]
 
 
 def _shapes(inputs: dict[str, Any]) -> tuple[Any, ...]:

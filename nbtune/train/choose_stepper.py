@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from nbtune.models.parameter_kinds import parameter_kinds
 from nbtune.models.weight_decay import decays
-from nbtune.train.cuda_graph_stepper import FusedStepper, suits
+from nbtune.train.cuda_graph_stepper import FusedStepper, records, suits
 from nbtune.train.distributed import RankedFusedStepper, RankedStepper, Ranks
+from nbtune.train.loss import AnswerLoss
 from nbtune.train.master_weights import Masters
 from nbtune.train.optimizer import make_optimizer
 from nbtune.train.stepper import Stepper
@@ -37,9 +38,11 @@ def choose_stepper(
     Args:
         loss: what the plain stepper calls.
         ranks: of several processes, which add their gradients up.
-        fused: the model's own head computes the loss, so that whole steps can be recorded.
+        fused: the model's own head computes the loss, so that whole steps can be recorded. Those of whole answers can,
+            where it is nbtune's.
     """
-    if fused and not plan.weights.shards and suits(built, spec, plan.dtype, device):
+    answers = loss if isinstance(loss, AnswerLoss) and records(built, loss) else None
+    if (fused or answers) and not plan.weights.shards and suits(built, spec, plan.dtype, device):
         record = FusedStepper if ranks is None else partial(RankedFusedStepper, ranks)
         return record(
             built,
@@ -48,6 +51,7 @@ def choose_stepper(
             seed=spec.seed,
             device=device,
             args=spec.optim_args,
+            loss=answers,
         )
     make = Stepper if ranks is None else partial(RankedStepper, ranks)
     trained = [p for p in built.model.parameters() if p.requires_grad]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +13,17 @@ from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec.learning import OptimArgs
 from nbtune.spec.loss_options import takes_logits
 from nbtune.train.inputs import model_inputs
+from nbtune.train.look_ahead import LooksAhead, survey
 from nbtune.train.optimizer import adam
+from nbtune.train.recorded_answers import RecordedAnswers
 from nbtune.train.stepper import Updated, seed_of
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
+    from nbtune.methods import Answers
     from nbtune.models import Built
     from nbtune.spec import RunSpec
+    from nbtune.train.loss import AnswerLoss
 
 _NO_CLIPPING = 1e30
 
@@ -41,13 +46,21 @@ def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool
     return patch.draws_all(built.model)  # what else draws would not be drawn again by a resumed run
 
 
+def records(built: Built, loss: AnswerLoss) -> bool:
+    """Return whether a loss of whole answers can be recorded: nothing that it asks comes from the host's memory, or
+    waits for the device."""
+    if loss.method.head or built.patch is None or "head" not in built.patch.report.taken:
+        return False
+    return getattr(built.model, "nbtune_first_values", None) is None  # which come from there for the reference
+
+
 def _whole(spec: RunSpec) -> bool:
     """Return whether some of the model's own weights are trained, of which fp32 copies are needed."""
     adapter = spec.adapter
     return adapter.type == "full" or bool(adapter.modules_to_save or adapter.trainable_token_indices)
 
 
-class FusedStepper:
+class FusedStepper(LooksAhead):
     """What `nbtune.train.stepper.Stepper` does, for an accelerated model on a GPU.
 
     Args:
@@ -56,6 +69,7 @@ class FusedStepper:
         max_grad_norm: 0 for no clipping.
         seed: with the step and micro-step it decides what a LoRA's dropout drops, so that a resumed run drops the same.
         args: AdamW's betas and epsilon.
+        loss: of whole answers; None: the model's own head computes that of tokens.
     """
 
     scaled = False
@@ -69,38 +83,61 @@ class FusedStepper:
         device: torch.device,
         seed: int = 0,
         args: OptimArgs | None = None,
+        loss: AnswerLoss | None = None,
     ) -> None:
         self.device, self._seed = device, seed
+        self._loss, self._answers = loss, None if loss is None else RecordedAnswers(loss)
         limit = max_grad_norm or _NO_CLIPPING
         told = adam(args or OptimArgs())
-        self._step = TrainStep(built.model, built.patch, weight_decay=weight_decay, max_grad_norm=limit, **told)
-        self._sum: torch.Tensor | None = None
+        of_answers: dict[str, Any] = {} if self._answers is None else {"loss": self._answers}
+        self._step = TrainStep(
+            built.model, built.patch, weight_decay=weight_decay, max_grad_norm=limit, **told, **of_answers
+        )
+        self._sum: torch.Tensor | None = None  # of losses, or of these and what else a step tells
 
-    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
-        """See `Stepper.look_ahead`: a loss of single tokens, as the model's head computes it, wants to know nothing."""
+    def _surveys(self) -> Callable[[Batch], Answers] | None:
+        loss, answers = self._loss, self._answers
+        if loss is None or answers is None or not loss.looks_ahead:
+            return None
+        return lambda batch: survey(
+            batch, loss.method, device=self.device, ask=lambda one: answers.ask(self._step, one)
+        )
+
+    def _drawing(self, step: int, micro_step: int) -> AbstractContextManager[None]:
+        return self._step.drawing(seed_of(self._seed, step, self._number(micro_step)))
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """See `Stepper.accumulate`."""
-        # left on the host: a recorded step sends them through pinned memory of its own
+        seed = seed_of(self._seed, step, self._number(micro_step))
+        told = self._step.accumulate(self._inputs(batch, denominator), first=self._sum is None, seed=seed)
+        self._sum = told if self._sum is None else self._sum + told
+
+    def _inputs(self, batch: Batch, denominator: float) -> dict[str, Any]:
+        """Return what a step takes, left on the host: a recorded one sends it through pinned memory of its own."""
+        if self._answers is not None:
+            return self._answers.inputs(batch, denominator, self._of_step)
         inputs = model_inputs(batch, torch.device("cpu"), fused=True)
         inputs["num_items_in_batch"] = torch.tensor(float(denominator))  # a number would make every step another graph
         inputs["use_cache"] = False
-        seed = seed_of(self._seed, step, self._number(micro_step))
-        loss = self._step.accumulate(inputs, first=self._sum is None, seed=seed)
-        self._sum = loss if self._sum is None else self._sum + loss
+        return inputs
 
     def update(self, learning_rate: float) -> Updated:
         """See `Stepper.update`."""
         assert self._sum is not None, "no micro-batch was accumulated"
-        norm, loss, self._sum = self._step.update(learning_rate), self._sum, None
-        return Updated(loss, norm, {})
+        norm, told = self._step.update(learning_rate), self._sum
+        self.discard()
+        if not told.ndim:
+            return Updated(told, norm, {})
+        assert self._loss is not None
+        sums, counts = told[1:].view(2, -1)
+        return Updated(told[0], norm, dict(zip(self._loss.figures, (sums / counts).unbind(), strict=True)))
 
     def take_weights(self) -> None:
         """See `Stepper.take_weights`: there are no others."""
 
     def discard(self) -> None:
         """See `Stepper.discard`."""
-        self._sum = None
+        self._sum = self._of_step = None
 
     def forget_recordings(self) -> None:
         """See `TrainStep.forget_recordings`."""

@@ -206,13 +206,18 @@ class RankedStepper(_Ranked, Stepper):
 class RankedFusedStepper(_Ranked, FusedStepper):
     """A `FusedStepper` that does so: its gradients lie in one buffer, between two recordings."""
 
+    def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
+        super().__init__(ranks, *args, **kwargs)
+        self._gather = ranks.gather
+
     def update(self, learning_rate: float) -> Updated:
         """See `FusedStepper.update`; a process without a micro-batch of its own in this step adds nothing."""
         gradients = self._step.gradients()
         if self._sum is None:
             torch._foreach_zero_(gradients)
-            self._sum = torch.zeros((), device=self.device)
-        self._sum = _add_up(gradients, self._sum.float().reshape(1))[0]
+            figures = () if self._loss is None else self._loss.figures
+            self._sum = torch.zeros((1 + 2 * len(figures),) if figures else (), device=self.device)
+        self._sum = _add_up(gradients, self._sum.float().reshape(-1)).view_as(self._sum)
         return super().update(learning_rate)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,25 +41,22 @@ def answers_of(
     Raises:
         TrainError: the method wants a reference, and the model has no adapter to do without.
     """
-    # weights change places for it: not between a forward and its backward
-    early = start is not None and method.reference
-    reference = reference_of(model, batch, method, device, start) if early else None
-    logprobs, tokens = score_answers(model, batch, device=device)
-    if not early:
-        reference = reference_of(model, batch, method, device, None)
-    values = None if method.pairwise or batch.values is None else send(batch.values, device)
-    weights = None if batch.example_weights is None else send(batch.example_weights, device)
-    return Answers(logprobs, tokens, reference, values, weights, mismatched, step)
+    found = answers_to(model, question(batch, device), method, start)
+    return replace(found, mismatched=mismatched, step=step)
 
 
-def reference_of(
-    model: torch.nn.Module, batch: Batch, method: Method, device: torch.device, start: StartingWeights | None
-) -> Tensor | None:
-    """Return what the reference says of a batch's answers, fp32 `[N]`; None for methods without one."""
-    if not method.reference:
-        return None
-    with torch.no_grad(), in_place_of(model, start):
-        return score_answers(model, batch, device=device)[0]
+def answers_to(
+    model: torch.nn.Module, asked: Mapping[str, Any], method: Method, start: StartingWeights | None
+) -> Answers:
+    """Return what a model, and the reference, say to a `question`; arguments as of `answers_of`."""
+    # the reference first: weights may change places for it, and what a forward keeps for its backward is not there yet
+    reference = None
+    if method.reference:
+        with torch.no_grad(), in_place_of(model, start):
+            reference = score(model, asked)[0]
+    logprobs, tokens = score(model, asked)
+    values = None if method.pairwise else asked.get("answers.values")
+    return Answers(logprobs, tokens, reference, values, asked.get("answers.weights"))
 
 
 def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -67,16 +66,29 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
         model: a causal language model, accelerated or not, with an adapter or not.
         batch: padded rows, or packs.
     """
+    return score(model, question(batch, device))
+
+
+def question(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Return a batch as `score` takes it, on the device: arguments of the model's forward, and beside them, called
+    ``answers.…``, which of what it says is wanted, and what was judged."""
+    wanted = {"rows": batch.trained_rows, "labels": batch.trained_labels, "owners": _owners(batch)}
+    wanted |= {"values": batch.values, "weights": batch.example_weights}
+    named = {f"answers.{name}": send(t, device) for name, t in wanted.items() if t is not None}
+    inputs = model_inputs(batch, device, fused=True, labels=False)
+    return {**inputs, **named, "answers.count": len(batch.examples)}
+
+
+def score(model: torch.nn.Module, asked: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return what `score_answers` does, of a `question`: nothing here waits for the device, or looks at the host."""
     from nbtune_kernels import linear_logprobs_of
 
     from nbtune.models.accelerate.detect import causal_lm, decoder
     from nbtune.models.accelerate.lm_head import find_head, has_head
 
-    owners, count = _owners(batch), len(batch.examples)
     lm: Any = causal_lm(model)
-    inner, labels = decoder(lm), send(batch.trained_labels, device)
-    rows, owner = send(batch.trained_rows, device), send(owners, device)
-    inputs = model_inputs(batch, device, fused=True, labels=False)
+    inner, (rows, labels, owner) = decoder(lm), (asked[f"answers.{name}"] for name in ("rows", "labels", "owners"))
+    inputs = {name: value for name, value in asked.items() if "." not in name}
     if inner is None or not has_head(lm):
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[rows].float()
         logprobs = logits.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels != -100)
@@ -87,7 +99,7 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
             hidden, head.module.weight, labels, bias=head.module.bias, rows=rows, softcap=head.softcap,
             logit_scale=head.logit_scale,
         )  # fmt: skip
-    zeros = torch.zeros(count, dtype=torch.float32, device=device)
+    zeros = torch.zeros(asked["answers.count"], dtype=torch.float32, device=labels.device)
     return zeros.index_add(0, owner, logprobs), zeros.index_add(0, owner, (labels != -100).float())
 
 

@@ -6,16 +6,17 @@ are then those of one micro-batch of all rows, however it is divided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nbtune.device.streams import send
 from nbtune.methods import Answers, Method
-from nbtune.train.logprobs import answers_of, reference_of, score_answers, tokens_of
-from nbtune.train.reference import StartingWeights
+from nbtune.train.attempt import Attempt
+from nbtune.train.logprobs import tokens_of
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
@@ -23,34 +24,53 @@ if TYPE_CHECKING:
 Gather = Callable[[Any], list[Any]]
 
 
-@torch.no_grad()
-def survey(
-    model: torch.nn.Module,
-    batch: Batch,
-    method: Method,
-    *,
-    device: torch.device,
-    start: StartingWeights | None = None,
-) -> Answers:
+def survey(batch: Batch, method: Method, *, device: torch.device, ask: Callable[[Batch], Answers]) -> Answers:
     """Return what a method wants to know of a micro-batch in advance; what it does not ask for is NaN.
 
     Args:
-        model, batch, device, start: see `nbtune.train.logprobs.answers_of`.
+        device: where the model is.
+        ask: what it says of a batch's answers.
     """
-    other = batch.mismatched if method.mismatched else None
-    others = None if other is None else _mismatched(model, other, method, device, start)
-    if method.of_step == "answers":
-        return answers_of(model, batch, method, device=device, start=start, mismatched=others)
+    with torch.no_grad():
+        others = None
+        if method.mismatched and batch.mismatched is not None:
+            said = ask(batch.mismatched)
+            others = Answers(said.logprobs, said.tokens, said.reference)
+        if method.of_step == "answers":
+            return replace(ask(batch), mismatched=others)
     tokens = send(tokens_of(batch), device)
     weights = None if batch.example_weights is None else send(batch.example_weights, device)
     return Answers(torch.full_like(tokens, torch.nan), tokens, weights=weights, mismatched=others)
 
 
-def _mismatched(
-    model: torch.nn.Module, batch: Batch, method: Method, device: torch.device, start: StartingWeights | None
-) -> Answers:
-    reference = reference_of(model, batch, method, device, start)
-    return Answers(*score_answers(model, batch, device=device), reference)
+class LooksAhead:
+    """Of a stepper: what its loss wants to know of a step, asked before the step's first micro-batch."""
+
+    device: torch.device
+    _of_step: Answers | None = None
+    _gather: Gather | None = None
+
+    def _surveys(self) -> Callable[[Batch], Answers | None] | None:
+        """Return what asks it of a micro-batch; None: the loss wants to know nothing."""
+        raise NotImplementedError
+
+    def _drawing(self, step: int, micro_step: int) -> AbstractContextManager[None]:
+        """Let these alone decide what is drawn within."""
+        raise NotImplementedError
+
+    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
+        """Ask what the loss wants to know of all of a step's micro-batches, before the first of them."""
+        ask = self._surveys()
+        if ask is None:
+            return
+        surveys: list[Answers | None] = []
+        with Attempt() as attempt:
+            for micro_step, batch in enumerate(batches):
+                with self._drawing(step, micro_step):  # as when its gradients are taken
+                    surveys.append(ask(batch))
+        self._of_step = joined(surveys, self.device, self._gather)  # other processes wait for it, whatever was short
+        if attempt.short:
+            raise MemoryError
 
 
 def joined(parts: Sequence[Answers | None], device: torch.device, gather: Gather | None = None) -> Answers | None:

@@ -200,7 +200,12 @@ class AnswerLoss:
 
     def survey(self, model: torch.nn.Module, batch: Batch, *, device: torch.device) -> Answers:
         """See `Loss`."""
-        return survey(model, batch, self.method, device=device, start=self.start)
+        return survey(
+            batch,
+            self.method,
+            device=device,
+            ask=lambda one: answers_of(model, one, self.method, device=device, start=self.start),
+        )
 
     def count(self, batch: Batch) -> float:
         """Return what the losses of an optimizer step are divided by the sum of: pairs, or answers, as often as they
@@ -230,7 +235,7 @@ class AnswerLoss:
             device: where the model is.
             step: see `Loss`.
         """
-        method, options = self.method, {**self.method.options, **self.options}
+        method = self.method
         if step is None and self.looks_ahead:
             step = self.survey(model, batch, device=device)
         if method.head:
@@ -238,6 +243,11 @@ class AnswerLoss:
         else:
             others = None if step is None else step.mismatched
             answers = answers_of(model, batch, method, device=device, start=self.start, mismatched=others, step=step)
+        return self.of_answers(answers, denominator)
+
+    def of_answers(self, answers: Answers, denominator: float | torch.Tensor) -> LossOutput:
+        """Return Σ loss / denominator of answers that the model was asked for."""
+        method, options = self.method, {**self.method.options, **self.options}
         assert not isinstance(method.loss, str)
         each = method.loss(*method.sides(answers), **options)
         if answers.weights is not None:

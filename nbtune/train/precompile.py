@@ -153,13 +153,9 @@ def rehearse(spec: RunSpec, plan: Plan) -> None:
     built = _sketch(spec, plan, device)
     built.model.train()
     batch = _batch(spec, plan, built.facts.vocab_size)
-    method = METHODS[spec.method]
-    if not method.by_tokens:
-        from nbtune.train.loss import loss_of
-
-        loss_of(method)(built.model, batch, denominator=1, device=device).loss.backward()
-    elif built.patch is not None and "head" in built.patch.report.taken:
-        _fused(built, spec, plan, batch, device)
+    method, head = METHODS[spec.method], built.patch is not None and "head" in built.patch.report.taken
+    if head or not method.by_tokens:
+        _step(built, spec, plan, batch, device)
 
 
 def _sketch(spec: RunSpec, plan: Plan, device: torch.device) -> Built:
@@ -176,15 +172,22 @@ def _sketch(spec: RunSpec, plan: Plan, device: torch.device) -> Built:
     )
 
 
-def _fused(built: Built, spec: RunSpec, plan: Plan, batch: Batch, device: torch.device) -> None:
-    from nbtune.train.cuda_graph_stepper import FusedStepper, suits
-    from nbtune.train.loss import TokenLoss
+def _step(built: Built, spec: RunSpec, plan: Plan, batch: Batch, device: torch.device) -> None:
+    from nbtune.train.cuda_graph_stepper import FusedStepper, records, suits
+    from nbtune.train.loss import AnswerLoss, loss_of
 
-    if not suits(built, spec, plan.dtype, device):
-        TokenLoss(fused=True)(built.model, batch, denominator=1, device=device).loss.backward()
+    loss = loss_of(METHODS[spec.method], fused=True)
+    answers = loss if isinstance(loss, AnswerLoss) else None
+    if not suits(built, spec, plan.dtype, device) or (answers is not None and not records(built, answers)):
+        loss(built.model, batch, denominator=1, device=device).loss.backward()
         return
     stepper = FusedStepper(
-        built, weight_decay=spec.weight_decay, max_grad_norm=spec.max_grad_norm, seed=spec.seed, device=device
+        built,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        seed=spec.seed,
+        device=device,
+        loss=answers,
     )
     for micro_step in range(min(2, plan.gradient_accumulation_steps)):
         stepper.accumulate(batch, denominator=1, step=0, micro_step=micro_step)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,14 +12,13 @@ import torch
 from nbtune.device.streams import fork_rng
 from nbtune.train.attempt import Attempt, counts_versions, versions
 from nbtune.train.embedding_noise import noisy
-from nbtune.train.look_ahead import joined
+from nbtune.train.look_ahead import LooksAhead
 from nbtune.train.mean_loss import torn_update
 from nbtune.train.optimizer import rates
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
     from nbtune.methods import Answers
-    from nbtune.train.look_ahead import Gather
     from nbtune.train.loss import Loss
     from nbtune.train.master_weights import Masters
 
@@ -42,7 +42,7 @@ class Updated(NamedTuple):
     figures: dict[str, torch.Tensor]
 
 
-class Stepper:
+class Stepper(LooksAhead):
     """Forward, backward and update, with nothing that waits for the device.
 
     Args:
@@ -82,26 +82,14 @@ class Stepper:
         self._random = noisy(model) or any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
         self._sum: torch.Tensor | None = None
         self._figures: torch.Tensor | None = None
-        self._of_step: Answers | None = None
-        self._gather: Gather | None = None
 
     @property
     def scaled(self) -> bool:
         """Whether gradients may overflow without anything being wrong."""
         return self.scaler.is_enabled()
 
-    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
-        """Ask what the loss wants to know of all of a step's micro-batches, before the first of them."""
-        if not self._loss.looks_ahead:
-            return
-        surveys: list[Answers | None] = []
-        with Attempt() as attempt:
-            for micro_step, batch in enumerate(batches):
-                with self._drawing(step, micro_step):  # as when its gradients are taken
-                    surveys.append(self._loss.survey(self.model, batch, device=self.device))
-        self._of_step = joined(surveys, self.device, self._gather)  # other processes wait for it, whatever was short
-        if attempt.short:
-            raise MemoryError
+    def _surveys(self) -> Callable[[Batch], Answers | None] | None:
+        return partial(self._loss.survey, self.model, device=self.device) if self._loss.looks_ahead else None
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
         """Add one micro-batch's gradients."""
