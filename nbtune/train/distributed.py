@@ -159,6 +159,7 @@ class _Ranked:
     def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ranks = ranks
+        self._gather = ranks.gather
 
     def _number(self, micro_step: int) -> int:
         return micro_step * self._ranks.count + self._ranks.rank
@@ -166,10 +167,6 @@ class _Ranked:
 
 class RankedStepper(_Ranked, Stepper):
     """A `Stepper` that adds up what all processes' micro-batches gave."""
-
-    def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
-        super().__init__(ranks, *args, **kwargs)
-        self._gather = ranks.gather
 
     def update(self, learning_rate: float) -> Updated:
         """See `Stepper.update`; a process without a micro-batch of its own in this step adds nothing."""
@@ -205,10 +202,6 @@ class RankedStepper(_Ranked, Stepper):
 
 class RankedFusedStepper(_Ranked, FusedStepper):
     """A `FusedStepper` that does so: its gradients lie in one buffer, between two recordings."""
-
-    def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
-        super().__init__(ranks, *args, **kwargs)
-        self._gather = ranks.gather
 
     def update(self, learning_rate: float) -> Updated:
         """See `FusedStepper.update`; a process without a micro-batch of its own in this step adds nothing."""

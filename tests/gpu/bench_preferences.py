@@ -30,6 +30,7 @@ SHAPES["llama-1b"] = ("llama", {
     "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True,
 })  # fmt: skip
 SHAPES["tiny"] = ("llama", TINY)
+WARM: list[Any] = []  # called when a way is warm, before it is measured
 
 
 def rows(pairs: int, tokens: int, vocabulary: int) -> Any:
@@ -84,6 +85,9 @@ def measure(built: Any, args: Any, way: str, data: Any, device: torch.device) ->
         return stepper.update(1e-5).loss
 
     for index in range(args.warmup + args.steps):
+        if index == args.warmup:
+            for warm in WARM:
+                warm()
         torch.cuda.synchronize()
         begin = time.perf_counter()
         loss = step(index)
