@@ -237,3 +237,12 @@ def _depth(value: Any) -> int:
             break
         level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
     return depth
+
+
+def folder_named(name: str) -> Path | None:
+    """Return the folder of a name, None if it is none: also where no file can be called so (too long, a NUL, an
+    unknown user)."""
+    with suppress(OSError, ValueError, RuntimeError):
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    return None

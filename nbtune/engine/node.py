@@ -4,7 +4,8 @@
 
 is given to each machine; the options are torchrun's own, and torchrun starts the processes, lets them meet and ends
 them together. What is ours: which process of which machine ended first, and of what, is said in the run's folder, and
-the processes end when this one is killed.
+the processes end when this one is killed. Where the machine is the only one nobody has to be met over a network, and
+torchrun's own port, which is open to all of it, is not wanted: its processes are started as those of `gpus:` are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from nbtune import events
 from nbtune.child_process import exit_sentence
-from nbtune.engine.distributed_launcher import AGENT, WITNESS, said_its_end
+from nbtune.engine.distributed_launcher import AGENT, WITNESS, said_its_end, supervise
 from nbtune.store.event_log import add_event
 from nbtune.store.lock import is_owned
 
@@ -37,12 +38,14 @@ def main(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
-    from torch.distributed.run import parse_args, run
+    from torch.distributed.run import determine_local_world_size, parse_args, parse_min_max_nnodes, run
 
     folder = Path(arguments[0]).absolute()
-    os.environ[AGENT] = str(os.getpid())
     try:
         asked = parse_args([*_by_address(arguments), *arguments[1:], "-m", "nbtune.engine", str(folder)])
+        if parse_min_max_nnodes(asked.nnodes)[1] == 1:
+            return supervise(folder, list(range(determine_local_world_size(asked.nproc_per_node))))
+        os.environ[AGENT] = str(os.getpid())
         run(asked)
     except ChildFailedError as error:
         _say(folder, *_first(error.failures))

@@ -174,6 +174,7 @@ def facts_by_config(model: str, c: Mapping[str, Any], headers: Mapping[str, dict
     def get(*names: str) -> int | None:
         return next((_counted(model, n, c[n]) for n in names if c.get(n) is not None), None)
 
+    _check_shares(model, c)
     hidden, layers = get("hidden_size", "n_embd", "d_model"), get(*_LAYERS)
     if not (hidden and layers):
         raise SpecError(f"{model} is not a causal language model that nbtune knows: its config names no layers")
@@ -232,6 +233,18 @@ def _counted(model: str, name: str, value: Any) -> int:
         place=shortened(model),
         fix="Mend it, or download the model again.",
     )
+
+
+def _check_shares(model: str, config: Mapping[str, Any]) -> None:
+    """Refuse what is drawn more often than always: torch says so only in the middle of a step."""
+    for name, value in config.items():
+        share = isinstance(value, int | float) and not isinstance(value, bool)
+        if (name.endswith(("dropout", "_pdrop", "_drop")) or "dropout_" in name) and share and not 0 <= value <= 1:
+            raise SpecError(
+                f"{name} is {shortened(repr(value), 60)} in its config.json, where a share of 0 to 1 belongs",
+                place=shortened(model),
+                fix="Mend it, or download the model again.",
+            )
 
 
 def _architecture(said: Any) -> str:

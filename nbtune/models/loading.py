@@ -18,7 +18,7 @@ from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
 from nbtune.models.progress_bars import hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
 from nbtune.spec.placement import PLAIN, Placement
-from nbtune.untrusted import shortened
+from nbtune.untrusted import folder_named, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +51,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
         from nbtune.models import embedded
 
         return Path(embedded.path())
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    if (folder := folder_named(model)) is not None:
         if not (folder / "config.json").is_file():
             inside = gguf_in(folder)
             fix = f"Name the file in it: {model}/{inside}." if inside else "Name the folder that save_pretrained made."
@@ -62,7 +61,11 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
     if (file := gguf_of(model)) is not None:
         return folder_of(file, weights=weights)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
-        raise SpecError(f"there is no model folder {model}", fix="Check the path, or name a Hub id such as org/name.")
+        raise SpecError(
+            f"there is no model folder {shortened(model)}", fix="Check the path, or name a Hub id such as org/name."
+        )
+    if len(model) > 200:  # the Hub allows 96
+        raise SpecError(f"{shortened(model)} is no model id", fix="Write it as org/name, or name a folder.")
     return _shared(model) or _download(model, weights, trust_remote_code)
 
 
@@ -187,9 +190,10 @@ def tokenizer_folder(model: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         SpecError, HubError: see `resolve`.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        refuse_odd_files(folder, texts=_SMALL)
+    folder = folder_named(model)
+    if folder is None:
+        return resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    refuse_odd_files(folder, texts=_SMALL)
     if any((folder / name).is_file() for name in ("tokenizer_config.json", *_TOKENIZER_FILES)):
         return folder
     return resolve(model, weights=False, trust_remote_code=trust_remote_code)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nbtune import events
 from nbtune.atomic_io import discard, read_json, replace_folder, write_json
+from nbtune.device import is_out_of_memory
 from nbtune.disk import disk_error
-from nbtune.errors import TrainError
+from nbtune.errors import NbtuneError, TrainError
 from nbtune.store import parted_state
 from nbtune.train.loop import Progress
 from nbtune.train.parted import gathered, mine, part_of
@@ -292,19 +293,29 @@ def _whole_weights(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse_packed(file: Path) -> None:
-    """Refuse what torch never writes, and would unpack into any amount of memory."""
+@contextmanager
+def _whole_optimizer(file: Path) -> Iterator[Path]:
+    """Say in a sentence what is wrong with an optimizer's state, whatever torch makes of it.
+
+    Raises:
+        TrainError: it cannot be read, is no such state, or is compressed: torch never writes such, and it would unpack
+            into any amount of memory.
+    """
+    fix = "resume from an earlier step: `step=`"
     try:
         with zipfile.ZipFile(file) as entries:
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return  # torch says what is wrong with it
-    if packed:
-        raise TrainError(
-            f"{file.name} is compressed, and nbtune writes none that are",
-            place=file.parent.name,
-            fix="resume from an earlier step",
-        )
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.infolist()):
+                raise TrainError(
+                    f"{file.name} is compressed, and nbtune writes none that are", place=file.parent.name, fix=fix
+                )
+        yield file
+    except NbtuneError:
+        raise
+    except Exception as error:  # bytes of a stranger: zipfile, pickle and torch each have errors of their own for them
+        if is_out_of_memory(error):
+            raise
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        raise TrainError(f"{file.name} is not whole: {why}", place=file.parent.name, fix=fix) from error
 
 
 def fit(shapes: Mapping[str, tuple[int, ...]], model: torch.nn.Module) -> bool:
@@ -336,8 +347,8 @@ def load(checkpoint: Path, built: Built, stepper: Stepper | FusedStepper) -> Pro
     if (checkpoint / parted_state.FOLDER).is_dir():
         parted_state.read(checkpoint, built, stepper)
     else:
-        _refuse_packed(checkpoint / "optimizer.pt")
-        stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
+        with _whole_optimizer(checkpoint / "optimizer.pt") as file:
+            stepper.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     body = read_json(checkpoint / "progress.json") or {}
     fields = {key: value for key, value in body.items() if key in Progress.__dataclass_fields__ and value is not None}
     if any(type(value) not in (int, float) for value in fields.values()) or type(fields.get("step")) is not int:

@@ -146,42 +146,6 @@ def test_when_one_is_killed_the_run_ends_and_can_go_on(start, until, rank):
     assert run.state == "stopped"
 
 
-def listening(process):
-    """The addresses where a process waits for connections."""
-    return [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-
-
-def test_a_run_of_one_process_opens_no_port(start, until):
-    before = sorted(listening(psutil.Process()))
-    run = start(steps=5000)
-    until(run, is_at_work)
-    assert sorted(listening(psutil.Process())) == before
-    assert [listening(child) for child in psutil.Process().children(recursive=True) if listening(child)] == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fields", "ports"),
-    [
-        ({"detach": True}, set()),
-        (TWO, {"127.0.0.1"}),
-        ({**TWO, "weights": "sharded"}, {"127.0.0.1"}),
-        ({**TWO, "detach": True}, {"127.0.0.1"}),
-    ],
-    ids=["detached", "two", "sharded", "two detached"],
-)
-def test_what_listens_does_so_on_the_loopback_only_and_ends_with_the_run(start, until, fields, ports):
-    before = sorted(listening(psutil.Process()))
-    run = start(steps=5000, **fields)
-    until(run, is_at_work, timeout=400)
-    children = psutil.Process().children(recursive=True)
-    assert {address for child in children for address in listening(child)} == ports
-    run.stop(wait=True)
-    psutil.wait_procs(children, timeout=60)
-    assert sorted(listening(psutil.Process())) == before
-    assert not psutil.Process().children(recursive=True)
-
-
 ASKS = """
 import os, signal, sys, threading
 import nbtune

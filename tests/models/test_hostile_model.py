@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import nbtune
 from nbtune import models
-from nbtune.errors import SpecError
+from nbtune.errors import NbtuneError, SpecError
 
 ROWS = [{"prompt": "Hi", "completion": "Ahoy!"}]
 pytestmark = [pytest.mark.timeout(400), pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")]
@@ -55,6 +56,24 @@ def test_a_text_of_gigabytes_is_not_read(name: str, folder: Path) -> None:
     with (folder / name).open("ab") as file:
         file.truncate(1 << 36)  # a hole: it takes no room on the disk
     _ask_all(folder, "bytes")
+
+
+def test_what_is_drawn_more_often_than_always_is_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for value in (2.43, -0.1, float("nan")):
+        (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": value}))
+        with pytest.raises(SpecError, match=r"attention_dropout is .* in its config\.json|config\.json \("):
+            nbtune.plan(model=str(folder), data=ROWS, steps=1)
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
+    nbtune.plan(model=str(folder), data=ROWS, steps=1)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "~nobody-of-that-name/x", "x/" * 3000])
+def test_a_name_that_no_folder_can_have_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for ask in (models.load_tokenizer, models.resolve):
+        with pytest.raises(NbtuneError):
+            ask(name)
 
 
 def test_links_as_the_hubs_cache_has_them_are_files(folder: Path, tmp_path: Path) -> None:

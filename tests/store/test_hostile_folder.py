@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import struct
 import zipfile
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import nbtune
 from nbtune.cli import main
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.store import checkpoints
 from nbtune.store.event_log import EventWriter
 from nbtune.untrusted import open_to_append
 from tests.store.test_trust import made, stranger  # noqa: F401 — a run as if somebody had sent it
@@ -130,6 +133,35 @@ def test_a_checkpoint_that_unpacks_into_gigabytes_is_refused(stranger):  # noqa:
             entry.write(bytes(1 << 20))
     with pytest.raises(TrainError, match=r"optimizer\.pt is compressed"):
         nbtune.attach(stranger).resume().wait()
+
+
+def test_an_optimizer_that_is_not_whole_is_said_in_a_sentence(stranger):  # noqa: F811
+    """However it is damaged: torch has an error of its own for each way."""
+    file, chance = stranger / STEP / "optimizer.pt", random.Random(0)
+    whole = file.read_bytes()
+    refused: list[str] = []
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 8))):
+            at = chance.randrange(len(data))
+            data[at : at + chance.choice((1, 4))] = chance.randbytes(chance.choice((0, 1, 4, 40)))
+        file.write_bytes(data[: chance.choice((len(data), len(data), chance.randrange(len(data))))])
+        refused.append(_trouble_with(file))
+    assert len([why for why in refused if why]) > 30
+    assert all(why.startswith("optimizer.pt is ") and "\n" not in why for why in refused if why)
+    file.write_bytes(whole[:-200])
+    with pytest.raises(TrainError, match=r"optimizer\.pt is not whole"):
+        nbtune.attach(stranger).resume().wait()
+
+
+def _trouble_with(file: Path) -> str:
+    """What is said of an optimizer's state; "" of one that is read all the same."""
+    try:
+        with checkpoints._whole_optimizer(file) as found:
+            torch.load(found, map_location="cpu", weights_only=True)
+    except TrainError as error:
+        return error.cause
+    return ""
 
 
 def test_weights_whose_header_tells_of_gigabytes_are_not_read(stranger):  # noqa: F811

@@ -54,7 +54,8 @@ def _reflection(columns: Columns) -> Format:
             talk.append({"role": role, "content": string(row, column, column)})
         return Chat(talk)
 
-    return Format("reflection", there({"instruction": instruction, "input": extra, "output": said[0]}), read)
+    mapping = {"instruction": instruction, "input": extra, "output": said[0], "reflection": said[1]}
+    return Format("reflection", there(mapping | {"corrected": said[2]}), read)
 
 
 READERS = (

@@ -32,7 +32,7 @@ from nbtune.data.formats.reader import (
     near,
 )
 from nbtune.data.formats.sft_format import of_what_is_there
-from nbtune.data.formats.unread import unread
+from nbtune.data.formats.unread import other_questions, unread
 from nbtune.data.formats.values import Row, without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
@@ -90,8 +90,28 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
             fix=what_to_say(spec.source, columns, sample, kind),
         )
     form = READERS[name].make(named_columns)
+    if spec.format is None:
+        _refuse_two_questions(form, named_columns)
     missed = unread(form.name, tuple(form.mapping.values()), sample)
     return replace(form, read=of_what_is_there(form.read), unread=missed)
+
+
+def _refuse_two_questions(form: Format, columns: Columns) -> None:
+    """Refuse to guess which of two columns is the question, where one would be left out.
+
+    Raises:
+        DataError: there are two, and nobody said which is meant.
+    """
+    read = form.mapping.get("instruction") or form.mapping.get("prompt")
+    free = [name for name in columns.names if name not in {*columns.given.values(), *form.mapping.values()} - {read}]
+    others = [] if read in columns.given.values() else other_questions(read, free, columns.sample)
+    if others:
+        raise DataError(
+            f"`{read}` and `{others[0]}` may both be the question, and each says something of its own",
+            place=columns.place,
+            fix=f"say how they are read: `columns: {{instruction: {read}, input: {others[0]}}}` takes both, "
+            f"`columns: {{prompt: {others[0]}}}` takes one",
+        )
 
 
 def _named(spec: SourceSpec, place: str, columns: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:

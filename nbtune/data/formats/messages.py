@@ -136,6 +136,8 @@ def _message(value: Any, what: str, keys: Keys) -> dict[str, Any]:
     spent = ("role", "from", "content", "value", keys.role, keys.content)
     rest = {k: v for k, v in value.items() if k not in spent and not is_missing(v)}
     content = None if is_missing(content) else content
+    if called := rest.pop("function_call", None):  # OpenAI's older spelling
+        rest.setdefault("tool_calls", _calls(called, what))
     if rest.get("tool_calls"):
         rest["tool_calls"] = _listed(rest["tool_calls"], what)
     if content is None and not rest.get("tool_calls"):

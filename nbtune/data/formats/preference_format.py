@@ -58,7 +58,7 @@ def pairs_format(columns: Columns) -> Format:
     chosen = columns.need("chosen", ("chosen", "chosen_response"))
     rejected = columns.need("rejected", ("rejected", "rejected_response"))
     prompt = columns.may("prompt", (*_ASK, "conversations", "messages"))
-    system, tools, more = columns.system, columns.may("tools", ("tools",)), columns.may("input", ("input",))
+    system, tools, more = columns.system, columns.tools, columns.may("input", ("input",))
     more, margin = None if more == prompt else more, columns.may("margin", ("margin",))
     keys, plain = Keys.of(columns.given), columns.style == "plain"
 
@@ -73,7 +73,7 @@ def pairs_format(columns: Columns) -> Format:
         return Several(tuple(texts), (1.0 + _margin(row, margin), 0.0))
 
     mapping = there({"prompt": prompt, "chosen": chosen, "rejected": rejected, "system": system, "tools": tools})
-    mapping |= there({"margin": margin})
+    mapping |= there({"input": more, "margin": margin})
     return Format(f"preference{':plain' * plain}", mapping, read, "pairs")
 
 
@@ -84,7 +84,7 @@ def feedback_format(columns: Columns) -> Format:
     prompt = columns.may("prompt", (*_ASK, "messages", "conversations"))
     if prompt is None and answer is None:
         prompt = columns.need("prompt", _ASK)
-    system, tools, more = columns.system, columns.may("tools", ("tools",)), columns.may("input", ("input",))
+    system, tools, more = columns.system, columns.tools, columns.may("input", ("input",))
     more = None if more == prompt else more
     keys, plain = Keys.of(columns.given), columns.style == "plain"
 
@@ -106,6 +106,7 @@ def feedback_format(columns: Columns) -> Format:
         return Several((_joined(question, answer_said, row.get(tools) if tools else None, plain),), (float(good),))
 
     mapping = there({"prompt": prompt, "completion": answer, "label": label, "system": system, "tools": tools})
+    mapping |= there({"input": more})
     return Format(f"feedback{':plain' * plain}", mapping, read, "feedback")
 
 
@@ -133,7 +134,7 @@ def stepwise_format(columns: Columns) -> Format:
 def prompts_format(columns: Columns) -> Format:
     """Return prompts alone, for methods that answer themselves; other columns are for the rewards."""
     prompt = columns.need("prompt", (*_ASK, "messages", "conversations"))
-    system, tools, keys = columns.system, columns.may("tools", ("tools",)), Keys.of(columns.given)
+    system, tools, keys = columns.system, columns.tools, Keys.of(columns.given)
 
     def read(row: Row) -> Several:
         question = _question(row, prompt, None, system, keys)

@@ -153,6 +153,11 @@ class Columns:
         """The column with the system prompt."""
         return self.may("system", ("system", "system_prompt"))
 
+    @property
+    def tools(self) -> str | None:
+        """The column with the definitions of tools; OpenAI once called them functions."""
+        return self.may("tools", ("tools", "functions"))
+
 
 def missing(role: str, column: str, names: Sequence[str]) -> str:
     """Return the sentence that a column is not there."""

@@ -35,7 +35,7 @@ def of_what_is_there(read: Callable[[Row], Any]) -> Callable[[Row], Any]:
 def messages_format(columns: Columns) -> Format:
     """Return conversations in one column, in OpenAI's or ShareGPT's spelling."""
     column = columns.given.get("messages") or chat_column(columns) or columns.need("messages", CHATS)
-    tools, system = columns.may("tools", ("tools",)), columns.system
+    tools, system = columns.tools, columns.system
     keys = Keys.of(columns.given)
 
     def read(row: Row) -> Chat:
@@ -51,14 +51,15 @@ def alpaca_format(columns: Columns) -> Format:
     instruction = columns.need("instruction", ("instruction", "prompt", "question"))
     output = columns.need("output", ("output", "response", "answer", "completion"))
     extra = columns.may("input", ("input", "context"))
-    system, history, tools = columns.system, columns.may("history", ("history",)), columns.may("tools", ("tools",))
+    system, history, tools = columns.system, columns.may("history", ("history",)), columns.tools
 
     def read(row: Row) -> Chat:
         ask, more = string(row, instruction, "instruction"), optional(row, extra)
         chat: list[dict[str, Any]] = []
         if text := optional(row, system):
             chat.append({"role": "system", "content": text})
-        for turn in (row.get(history) or ()) if history else ():
+        before = (row.get(history) or ()) if history else ()
+        for turn in before if isinstance(before, list | tuple) else (before,):
             if not isinstance(turn, list | tuple) or len(turn) != 2:
                 raise DataError("`history` must be a list of [question, answer]", fix="write pairs of text")
             for role, said in zip(("user", "assistant"), turn, strict=True):
@@ -87,7 +88,7 @@ def pairs_format(columns: Columns) -> Format:
     prompt = columns.given.get("prompt") or columns.pick(PROMPTS) or columns.need("prompt", PROMPTS)
     answer = columns.given.get("completion") or columns.pick(ANSWERS, besides=prompt)
     answer = answer or columns.need("completion", ANSWERS)
-    system, context, tools = columns.system, columns.may("context", ("context",)), columns.may("tools", ("tools",))
+    system, context, tools = columns.system, columns.may("context", ("context",)), columns.tools
 
     def read(row: Row) -> Chat:
         question, answer_text = row.get(prompt), row.get(answer)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nbtune.data.formats.values import is_missing
 
 _MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
-_SAID = frozenset(("history", "context", "system", "system_prompt", "tools", "chat_template_kwargs"))
+_SAID = frozenset(("history", "context", "system", "system_prompt", "tools", "functions", "chat_template_kwargs"))
+# Around a question, or of an answer: where the rows that are read do not hold it anyway.
+_MEANT = frozenset(
+    (
+        *("inputs", "input", "choices", "options", "passage", "passages", "knowledge", "documents", "available_tools"),
+        *("rationale", "explanation", "reasoning", "reasoning_content", "thinking", "thought", "thoughts", "cot"),
+        *("prompt", "question", "query", "problem", "instruction", "instructions", "persona", "hint", "hints"),
+    )
+)
+QUESTIONS = frozenset(("prompt", "question", "query", "problem", "instruction"))
+_WORDS = 4  # a column that mostly holds as many is no mark, name or address
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
 
 
@@ -23,17 +33,60 @@ def unread(name: str, read: Sequence[str], sample: Sequence[Mapping[str, Any]]) 
     """
     filled = dict.fromkeys(str(key) for row in sample for key, value in row.items() if _holds(value))
     media = [column for column in filled if column.lower() in _MEDIA and column not in read]
-    unread_columns = (
-        [column for column in filled if column.lower() in _SAID and column not in read] if name != "prompts" else []
-    )
+    unread_columns = [] if name in ("prompts", "labelled") else _said(filled, read, sample)
     if name == "alpaca:plain":
         unread_columns += [column for column in filled if column.lower() == "history" and column in read]
     if media or unread_columns:
-        listed = ", ".join(f"`{column}`" for column in (*media, *unread_columns))
+        listed = ", ".join(f"`{column}`" for column in (*media, *unread_columns)[:8])
         why = "only text can be trained" if media else f"rows are read as {name}"
         return f"what stands in {listed} is not learnt: {why}"
     placeholder = next((m for row in sample for v in row.values() if (m := _PLACEHOLDER.search(str(v)))), None)
     return f"rows hold {placeholder[0]}: it is learnt as these words, only text can be trained" if placeholder else ""
+
+
+def other_questions(read: str | None, columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return columns that are called a question as the one that is read is, and say something else."""
+    if read is None or read.lower() not in QUESTIONS:
+        return []
+    return [
+        column
+        for column in columns
+        if column != read
+        and column.lower() in QUESTIONS
+        and any(_lost(row, column, (read,)) and _lost(row, read, (column,)) for row in sample)
+    ]
+
+
+def _said(filled: Mapping[str, None], read: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that say something, by their names or as they are written, and are not read."""
+    said: list[str] = []
+    for column in filled:
+        if column in read or column.lower() in _MEDIA:
+            continue
+        lost = [row[column] for row in sample if _lost(row, column, read)]
+        texts = [value for value in lost if isinstance(value, str) and len(value.split()) >= _WORDS]
+        if column.lower() in _SAID or (column.lower() in _MEANT and lost) or len(texts) * 2 > len(sample):
+            said.append(column)
+    return said
+
+
+def _lost(row: Mapping[str, Any], column: str, read: Sequence[str]) -> bool:
+    """Return whether a column holds text that does not stand in those that are read, too."""
+    texts = [text.strip() for text in _texts(row.get(column))]
+    there = "\0".join(text for name in read for text in _texts(row.get(name)))
+    return any(text and text not in there for text in texts)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a value, however deep; numbers say nothing by themselves."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _holds(value: Any) -> bool:

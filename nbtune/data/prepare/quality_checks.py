@@ -29,7 +29,8 @@ class Oddities:
     def __init__(self) -> None:
         self.rows = self.rendered = self.repeated_role = self.answer_first = 0
         self.example = ""
-        self.thoughts = self.words = self.tools = 0
+        self.thoughts = self.words = self.parts = self.tools = 0
+        self.keys: dict[str, int] = {}
 
     def see_text(self, texts: Iterable[str]) -> None:
         """See the texts of a row, without the template's own."""
@@ -48,14 +49,23 @@ class Oddities:
         self.answer_first += spoken[:1] == ["assistant"]
 
     def see_left_out(self, parts: Iterable[str]) -> None:
-        """See what a chat template leaves out of rows: `thoughts`, `words`, `tools`, each once a row."""
+        """See what a chat template leaves out of rows: `thoughts`, `words`, `parts`, `tools`, `key …`, each once a
+        row."""
         for part in parts:
-            setattr(self, part, getattr(self, part) + 1)
+            what, _, key = part.partition(" ")
+            if key:
+                self.keys[key] = self.keys.get(key, 0) + 1
+            else:
+                setattr(self, what, getattr(self, what) + 1)
 
     def add(self, other: Mapping[str, Any]) -> None:
         """Add what another one counted (its `vars`)."""
         for name, value in other.items():
-            setattr(self, name, getattr(self, name) or value if name == "example" else getattr(self, name) + value)
+            mine = getattr(self, name)
+            if isinstance(value, Mapping):
+                setattr(self, name, {key: mine.get(key, 0) + value.get(key, 0) for key in {**mine, **value}})
+            else:
+                setattr(self, name, mine or value if name == "example" else mine + value)
 
     def warnings(self) -> list[str]:
         """Return sentences for people."""
@@ -81,6 +91,15 @@ class Oddities:
         if self.words:
             sentences.append(
                 f"{_rows(self.words)} with text beside tool calls or thoughts that the chat template leaves out"
+            )
+        if self.parts:
+            sentences.append(
+                f"{_rows(self.parts)} with a message of which the chat template leaves out a part: it is not learnt"
+            )
+        if self.keys:
+            listed = ", ".join(f"`{key}`" for key in self.keys)
+            sentences.append(
+                f"{_rows(max(self.keys.values()))} with {listed} in a message: nothing reads that, it changes nothing"
             )
         if self.tools:
             sentences.append(

@@ -47,10 +47,13 @@ def gguf_of(model: str) -> Path | None:
     Raises:
         SpecError: it is a file of another kind, or there is no such GGUF file.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path, there = Path(model), False
+    with suppress(OSError, ValueError, RuntimeError):  # too long, with a NUL, of an unknown user
+        path = path.expanduser()
+        there = path.exists()
+    if there and path.is_dir():
         return None
-    if path.exists():
+    if there:
         if is_gguf(path):
             return path
         what = "weights alone" if _OLDER.search(path.name) else "a file, and no GGUF file"

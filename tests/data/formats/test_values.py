@@ -113,3 +113,9 @@ def test_labels_of_segments_are_read() -> None:
     assert [on for _, on in read({"segments": pieces}).parts] == [False, False, True, True]
     with pytest.raises(DataError, match="not a yes or no"):
         read({"segments": [{"text": "a", "label": "perhaps"}]})
+
+
+@pytest.mark.parametrize("history", [5, "q0", {"q0": "a0"}, [5], [["q0"]], [["q0", "a0", "x"]], [["q0", ["a0"]]]])
+def test_a_history_that_is_none_is_refused_in_a_sentence(history: Any) -> None:
+    with pytest.raises(DataError, match="`history`"):
+        read({"instruction": "q", "output": "a", "history": history})

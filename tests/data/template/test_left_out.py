@@ -109,10 +109,10 @@ def test_what_is_reported_is_what_is_missing(name: str) -> None:
     assert seen
 
 
-def prepared(rows: list[Any], template: str, **fields: Any) -> Prepared:
+def prepared(rows: list[Any], template: str, max_len: int = 256, **fields: Any) -> Prepared:
     spec = from_mapping({"data": "rows", "eval": {"split": 0}, **fields})
     return nbtune.data.prepare_data(
-        resolve(spec.data, {"rows": rows}), tokenizer(template), spec=spec, max_len=256, seed=0, cached=False
+        resolve(spec.data, {"rows": rows}), tokenizer(template), spec=spec, max_len=max_len, seed=0, cached=False
     )
 
 
@@ -139,3 +139,56 @@ def test_a_row_with_a_hole_is_refused_with_its_place() -> None:
     assert [fate[1:3] for fate in report.fates] == [(1, "dropped")]
     with pytest.raises(DataError, match="message 0, of the role `system`"):
         prepared([{"messages": [{"role": "system", "content": "s"}, *good["messages"]]}], RECREATED["olmo"])
+
+
+FIRST_CALL = CHATML.replace(
+    "message['content'] + ",
+    "message['content'] + ((message.tool_calls[0].function | tojson) if message.tool_calls else '') + ",
+)
+BEGINNING = CHATML.replace("message['content']", "message['content'][:12]")
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "said"),
+    [
+        ("qwen3", [user("q"), {"role": "assistant", "content": "<think>t</think>One <think>u</think>two"}], "a part"),
+        (BEGINNING, [user("a question of some length"), {"role": "assistant", "content": "a"}], "a part"),
+        (BEGINNING, [user("  short   "), {"role": "assistant", "content": "a"}], ""),
+        (CHATML, [{**user("q"), "images": ["a.png"]}, {"role": "assistant", "content": "a"}], "`images`"),
+        (CHATML, [user("q"), {"role": "assistant", "content": "a", "loss": False}], "`loss`"),
+        (CHATML, [user("q"), {"role": "assistant", "content": "a", "thoughts": "hm"}], "`thoughts`"),
+        (CHATML, [{**user("q"), "name": "Ada", "id": 7}, {"role": "assistant", "content": "a"}], ""),
+    ],
+)
+def test_parts_of_a_message_that_nothing_reads_are_counted(template: str, messages: list[Any], said: str) -> None:
+    warnings = prepared([{"messages": messages}], templates().get(template, template)).report.warnings
+    told = [warning for warning in warnings if warning.startswith("there is 1 row")]
+    assert len(told) == bool(said)
+    assert said in "".join(told)
+
+
+def test_the_second_of_two_calls_is_missed() -> None:
+    def talk(*names: str) -> dict[str, Any]:
+        calls = [
+            {"type": "function", "function": {"name": name, "arguments": {"a": at}}} for at, name in enumerate(names)
+        ]
+        return {"messages": [user("q"), {"role": "assistant", "content": "", "tool_calls": calls}]}
+
+    assert prepared([talk("f")], FIRST_CALL).report.used == 1
+    for names in (("f", "g"), ("f", "f")):
+        with pytest.raises(DataError, match="leaves out the tool calls of message 1"):
+            prepared([talk(*names)], FIRST_CALL)
+        assert prepared([talk(*names)], templates()["qwen2_5"]).report.used == 1
+
+
+def test_calls_and_tools_in_openais_older_spelling_are_read() -> None:
+    talk = [
+        user("q"),
+        {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": '{"city": "cword"}'}},
+        {"role": "function", "name": "weather", "content": "rword"},
+        {"role": "assistant", "content": "a"},
+    ]
+    made = prepared([{"messages": talk, "functions": [TOOLS[0]["function"]]}], templates()["qwen2_5"], 4096)
+    text = tokenizer(templates()["qwen2_5"]).decode(made.train[0].input_ids)
+    assert "cword" in text
+    assert TOOLS[0]["function"]["description"] in text
