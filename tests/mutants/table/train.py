@@ -291,8 +291,8 @@ TRAIN = (
     mutant(
         "a-resumed-run-forgets-its-optimizer",
         "store/checkpoints.py",
-        '    stepper.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))\n',
-        "",
+        '    stepper.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))\n',
+        "    pass\n",
         "engine/test_preferences.py::test_a_stopped_run_goes_on_where_it_was",
         "engine/test_full.py::test_a_stopped_run_in_bf16_goes_on_exactly",
     ),
