@@ -4,7 +4,7 @@
     python tests/gpu/bench_many.py run MODEL_DIR --name full-4 --gpus 4 --rows 16 --set adapter=full weights=sharded
     python tests/gpu/bench_many.py killed MODEL_DIR --gpus 4 --on 3,4
     python tests/gpu/bench_many.py stock MODEL_DIR --gpus 4 --rows 16        (torch's FSDP2, transformers' model)
-    python tests/gpu/bench_many.py wide MODEL_DIR --gpus 4 --rows 4            (a config alone: weights are made in place)
+    python tests/gpu/bench_many.py wide MODEL_DIR --gpus 4 --rows 4          (a config alone; made in place)
 
 `CUDA_VISIBLE_DEVICES` chooses the GPUs. Seconds a step are those of the run's own events, the median of steady steps.
 A row that fails prints what the run's folder says of it, and the script's exit code is 1. `wide` and `stock` are in
