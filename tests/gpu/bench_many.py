@@ -5,10 +5,11 @@
     python tests/gpu/bench_many.py killed MODEL_DIR --gpus 4 --on 3,4
     python tests/gpu/bench_many.py stock MODEL_DIR --gpus 4 --rows 16        (torch's FSDP2, transformers' model)
     python tests/gpu/bench_many.py wide MODEL_DIR --gpus 4 --rows 4          (a config alone; made in place)
+    python tests/gpu/bench_many.py links none --gpus 4
 
 `CUDA_VISIBLE_DEVICES` chooses the GPUs. Seconds a step are those of the run's own events, the median of steady steps.
-A row that fails prints what the run's folder says of it, and the script's exit code is 1. `wide` and `stock` are in
-`bench_many_parts.py`.
+A row that fails prints what the run's folder says of it, and the script's exit code is 1. `wide`, `stock` and `links`
+are in `bench_many_parts.py`.
 """
 
 from __future__ import annotations
@@ -250,7 +251,7 @@ def resumed_on(folder: Path, count: int, args: argparse.Namespace) -> nbtune.Run
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = made.add_subparsers(dest="what", required=True)
-    for name in ("run", "killed", "stock", "wide"):
+    for name in ("run", "killed", "stock", "wide", "links"):
         one = kinds.add_parser(name)
         one.add_argument("model")
         one.add_argument("--name", default=name)
@@ -271,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    if args.what in ("stock", "wide"):
+    if args.what in ("stock", "wide", "links"):
         import bench_many_parts
 
         bench_many_parts.spread(args)
