@@ -1,5 +1,6 @@
 """One run on one and on several GPUs of a host: tokens a second, memory, losses. One JSON line a row.
 
+    python tests/gpu/bench_many.py make MODEL_DIR --shape 8b
     python tests/gpu/bench_many.py run MODEL_DIR --name lora-2 --gpus 2 --rows 8 --steps 14
     python tests/gpu/bench_many.py run MODEL_DIR --name full-4 --gpus 4 --rows 16 --set adapter=full weights=sharded
     python tests/gpu/bench_many.py killed MODEL_DIR --gpus 4 --on 3,4
@@ -85,7 +86,7 @@ def spec_of(args: argparse.Namespace) -> dict[str, Any]:
 def rows_of(args: argparse.Namespace, spec: dict[str, Any]) -> list[dict[str, str]]:
     """The data, the same for any number of GPUs."""
     if "method" in spec:
-        return pairs(24 * 16, args.ctx - 16)
+        return pairs(12 * 16, args.ctx - 16)
     return texts(args.windows * args.ctx)
 
 
@@ -251,7 +252,7 @@ def resumed_on(folder: Path, count: int, args: argparse.Namespace) -> nbtune.Run
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = made.add_subparsers(dest="what", required=True)
-    for name in ("run", "killed", "stock", "wide", "links"):
+    for name in ("run", "killed", "stock", "wide", "links", "make"):
         one = kinds.add_parser(name)
         one.add_argument("model")
         one.add_argument("--name", default=name)
@@ -263,6 +264,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--windows", type=int, default=16 * 24)
         one.add_argument("--seconds", type=float, default=120)
         one.add_argument("--set", nargs="*", default=[])
+        one.add_argument("--shape", default="8b")
         one.add_argument("--on", default="3,4")
         one.add_argument("--compile", action="store_true")
         one.add_argument("--checkpointing", action="store_true")
@@ -276,6 +278,11 @@ def main() -> None:
         import bench_many_parts
 
         bench_many_parts.spread(args)
+        return
+    if args.what == "make":
+        import bench_many_parts
+
+        bench_many_parts.make(Path(args.model), args.shape)
         return
     with tempfile.TemporaryDirectory() as folder:
         args.runs = args.runs or Path(folder)

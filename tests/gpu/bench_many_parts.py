@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-WIDTHS = {"8b": (4096, 14336, 32, 32), "70b": (8192, 28672, 80, 64), "tiny": (256, 512, 4, 8)}  # layers, heads
+WIDTHS = {
+    "8b": (4096, 14336, 32, 32),
+    "70b": (8192, 28672, 80, 64),
+    "1b": (2048, 8192, 16, 32),
+    "tiny": (256, 512, 4, 8),
+}  # layers, heads
 REST = {"num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 5e5}
 WARM = 4
 MEETING = "NBTUNE_MEETING"
@@ -44,6 +49,48 @@ def outline_folder(folder: Path, shape: str) -> None:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=8192, **special).save_pretrained(folder)
+
+
+def make(folder: Path, shape: str) -> None:
+    """Write a model of random weights, a file a layer, many at once: sooner than `save_pretrained` does."""
+    import struct
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from nbtune import device as machine
+
+    began, device = time.time(), machine.pick("auto")
+    outline_folder(folder, shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    files: dict[str, list[tuple[str, Any]]] = {}
+    for name, weight in model.state_dict().items():
+        part = name.split(".")[2] if ".layers." in name else name.replace(".", "-")
+        files.setdefault(f"model-{part}.safetensors", []).append((name, weight))
+
+    def write(number: int, file: str) -> None:
+        header, at, weights = {}, 0, files[file]
+        for name, weight in weights:
+            header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [at, at + 2 * weight.numel()]}
+            at += 2 * weight.numel()
+        told = json.dumps(header).encode()
+        told += b" " * (-len(told) % 8)
+        chance = torch.Generator(device).manual_seed(number)
+        with (folder / file).open("wb") as out:
+            out.write(struct.pack("<Q", len(told)) + told)
+            for _, weight in weights:
+                made = torch.ones(weight.shape, dtype=torch.bfloat16, device=device)
+                if weight.dim() > 1:
+                    made.normal_(std=0.02, generator=chance)
+                out.write(made.view(torch.int16).cpu().numpy().data)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(write, range(len(files)), files))
+    places = {name: file for file, weights in files.items() for name, _ in weights}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    print(json.dumps({"made": str(folder), "total_s": round(time.time() - began, 1)}), flush=True)
 
 
 def spread(args: argparse.Namespace) -> None:
