@@ -256,6 +256,8 @@ def plan(
     spec: RunSpec | Mapping[str, Any] | str | None = None,
     *,
     machine: str | None = None,
+    nodes: int = 1,
+    network: float | None = None,
     rows: Mapping[str, Any] | None = None,
     first_line: int = 1,
     model: str | PathLike[str] | Module = 'nbtune/tiny',

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import abilities, objects, peft_start, slurm, warm_start
+from nbtune.engine import objects, peft_start, slurm, warm_start
 from nbtune.engine.launcher import launched_on
-from nbtune.engine.run_loss import head_of_run, without_teacher
-from nbtune.planner import Plan, make_plan
+from nbtune.planner import Plan
 from nbtune.run import Run, begin
 from nbtune.spec import RunSpec, placing
 from nbtune.store import folder as run_folder
@@ -22,7 +21,6 @@ from nbtune.store.export_script import spec_to_repeat
 
 if TYPE_CHECKING:
     from nbtune.data import Source
-    from nbtune.device import DeviceFacts
 
 Spec = RunSpec | Mapping[str, Any] | str | None
 
@@ -82,6 +80,8 @@ def plan(
     spec: Spec = None,
     *,
     machine: str | None = None,
+    nodes: int = 1,
+    network: float | None = None,
     rows: Mapping[str, Any] | None = None,
     first_line: int = 1,
     **fields: Any,
@@ -94,49 +94,22 @@ def plan(
         spec, rows, first_line, fields: as in `finetune`.
         machine: plan for one that is not here: ``t4``, ``colab``, ``rtx4090``, ``8xh100``, ``mac-32``, ``24GB`` …
             (`nbtune.device.MACHINES`).
+        nodes: how many such machines share each step, with all of their GPUs where `gpus` says nothing.
+        network: Gbit a second that each of them sends to the others; unset: as they are usually sold.
     Raises:
         NbtuneError: as `finetune`, before any work.
     """
-    from nbtune import device
+    from nbtune.engine.planned import elsewhere, planned
 
-    elsewhere = None if machine is None else device.machine(machine)
+    where = elsewhere(machine, nodes, network)
     asked, variables = _named(spec, fields, rows, first_line)
     with _placing(spec, first_line):
         sources, things = _sources(asked, variables), objects.Objects.of(asked, variables)
     with things.described() as run_spec:
-        if elsewhere is not None:  # a model that was handed over lies here: there it need not
+        if where is not None:  # a model that was handed over lies here: there it need not
             run_spec = run_spec.model_copy(update={"device": asked.device, "dtype": asked.dtype})
         with _placing(spec, first_line):
-            return _planned(run_spec, sources, elsewhere)
-
-
-def _planned(run_spec: RunSpec, sources: list[Source], elsewhere: DeviceFacts | None) -> Plan:
-    from nbtune import data, models
-    from nbtune.models.heads import with_outputs
-
-    model, trust = run_spec.model, run_spec.trust_remote_code
-    facts = models.counted(models.model_facts(model), model, run_spec.adapter, trust_remote_code=trust)
-    facts = with_outputs(facts, head_of_run(run_spec))
-    objects.check_vocabulary(run_spec)
-    tokenizer = models.load_tokenizer(run_spec.speaks, trust_remote_code=trust)
-    measured = data.measure(sources, tokenizer, run_spec)
-    where, devices = _devices(run_spec, elsewhere)
-    missing = models.missing_bytes(model, facts.weights_bytes)
-    found = abilities.expected(run_spec, facts, tokenizer)
-    about: dict[str, Any] = {"abilities": found, "download_bytes": missing, "devices": devices}
-    return make_plan(run_spec, facts, measured, without_teacher(run_spec, where), **about)
-
-
-def _devices(spec: RunSpec, elsewhere: DeviceFacts | None) -> tuple[DeviceFacts, int]:
-    """Return what a run trains on, here or on a machine that is not here, and how many of them."""
-    from nbtune import device
-
-    if elsewhere is not None:
-        return elsewhere.capped(**spec.memory.model_dump()), device.shared_among(elsewhere, spec.gpus, spec.device)
-    chosen = device.choose_cards(spec.gpus, spec.device)
-    found = device.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None)
-    where = device.describe(found, **spec.memory.model_dump())
-    return objects.credited(where, spec), len(chosen)
+            return planned(run_spec, sources, where)
 
 
 def finetune(

@@ -83,8 +83,9 @@ def train(given: Any) -> None:
     if given.dry_run:
         return plan(given)
     with request():
-        if given.machine is not None or given.table:
-            raise SpecError("`--machine` and `--table` are for a plan: this trains here", fix="add `--dry-run`")
+        if given.machine is not None or given.table or given.nodes != 1 or given.network is not None:
+            what = "`--machine`, `--nodes`, `--network` and `--table` are for a plan"
+            raise SpecError(f"{what}: this trains here", fix="add `--dry-run`")
         if given.restart and given.queue:
             raise SpecError("`--restart` and `--queue` exclude each other", fix="keep one")
         spec = spec_of(given.spec, given.set)
@@ -102,7 +103,7 @@ def plan(given: Any) -> None:
     with work(), request():
         spec = spec_of(given.spec, given.set)
         with placed(given.spec):
-            plan_made = nbtune.plan(spec, machine=given.machine)
+            plan_made = nbtune.plan(spec, machine=given.machine, nodes=given.nodes, network=given.network)
     if given.table:
         ways = plan_made.table()
         return result({"ways": [vars(way) for way in ways]}, as_json=given.json, text=str(ways))

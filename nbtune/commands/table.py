@@ -46,6 +46,14 @@ MACHINE = flag(
     "Plan for a machine that is not here: t4, colab, rtx4090, 8xh100, mac-32, 24GB …",
     offers="machines",
 )
+NODES = flag(
+    "--nodes N",
+    "Plan for so many such machines, and all of their GPUs where `gpus` says nothing.",
+    kind=int,
+    default=1,
+    minimum=1,
+)
+NETWORK = flag("--network GBIT", "A second, of each machine to the others; by default as they are sold.", kind=float)
 TABLE = switch("--table", "What fits: lengths, rows at once, 16 or 4 bits, each with its memory and its speed.")
 JSON = switch("--json", "One JSON line a result on stdout.", doors=SHELL, why=_SHOWN)
 STAY = switch(
@@ -75,6 +83,8 @@ _TRAIN = Command(
         STAY,
         switch("--dry-run", "Show the plan, train nothing."),
         MACHINE,
+        NODES,
+        NETWORK,
         TABLE,
         SET,
         switch("--restart", "Stop and save a living run of this name first."),
@@ -90,7 +100,7 @@ _PLAN = Command(
     function="nbtune.plan",
     code="nbtune.plan(SPEC)",
     body=True,
-    takes=(SPEC, MACHINE, TABLE, SET, JSON),
+    takes=(SPEC, MACHINE, NODES, NETWORK, TABLE, SET, JSON),
 )
 _LR_FIND = Command(
     name="lr-find",

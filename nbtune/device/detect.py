@@ -45,6 +45,9 @@ class DeviceFacts:
     `cap` is what the process may take at most of `total`, which it is then, too (0: nothing limits it), and `cap_why`
     whose limit that is; `held` what it has of the host's memory already; `cores` how many it may use (0: not known),
     `cores_why` why these are not all that it sees, and `threads` how many each process was told to take (0: nothing).
+
+    `peer` and `network` are bytes a second that a device sends to another of its machine, and to other machines, by
+    their makers, and `nodes` how many such machines there are; of a machine that is not here.
     """
 
     kind: str
@@ -64,6 +67,9 @@ class DeviceFacts:
     cores: int = 0
     cores_why: str = ""
     threads: int = 0
+    peer: float = 0.0
+    network: float = 0.0
+    nodes: int = 1
 
     def capped(self, *, vram_gib: float | None = None, ram_gib: float | None = None) -> DeviceFacts:
         """Return a machine that is not here, with a spec's limits."""

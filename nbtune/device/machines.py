@@ -6,6 +6,7 @@ Memory is what torch reports of the card, free what is left of it beside a CUDA 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from nbtune.errors import PlanError
 
 _CONTEXT = 0.3  # GiB that a process takes before it holds a tensor
 _GIB = 2**30
+_GBIT = 1.25e8  # bytes
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Machine:
         ram: GiB that the host has free; 0: twice the card's memory is taken.
         count: of such cards in the machine.
         kind: ``cuda`` or ``mps``.
+        peer: bytes a second that a card sends to others of its machine, 10^9; 0: as to the host.
+        network: those that it sends to other machines, in the machines that it is sold in; 0: `_ETHERNET` of them all.
     """
 
     title: str
@@ -41,12 +45,14 @@ class Machine:
     ram: float = 0
     count: int = 1
     kind: str = "cuda"
+    peer: float = 0
+    network: float = 0
 
 
 MACHINES: dict[str, Machine] = {
     "t4": Machine("NVIDIA T4", 14.74, (7, 5), 65, 12),
-    "v100-16": Machine("NVIDIA V100 16 GB", 15.77, (7, 0), 125, 12),
-    "v100-32": Machine("NVIDIA V100 32 GB", 31.74, (7, 0), 125, 12),
+    "v100-16": Machine("NVIDIA V100 16 GB", 15.77, (7, 0), 125, 12, peer=150, network=3),
+    "v100-32": Machine("NVIDIA V100 32 GB", 31.74, (7, 0), 125, 12, peer=150, network=3),
     "l4": Machine("NVIDIA L4", 22.03, (8, 9), 121, 24),
     "a10g": Machine("NVIDIA A10G", 22.06, (8, 6), 70, 24),
     "rtx3060": Machine("RTX 3060 12 GB", 11.76, (8, 6), 51, 24),
@@ -57,11 +63,11 @@ MACHINES: dict[str, Machine] = {
     "rtx5090": Machine("RTX 5090", 31.36, (12, 0), 210, 48),
     "a6000": Machine("RTX A6000", 47.43, (8, 6), 155, 24),
     "l40s": Machine("NVIDIA L40S", 44.39, (8, 9), 362, 24),
-    "a100-40": Machine("NVIDIA A100 40 GB", 39.49, (8, 0), 312, 24),
-    "a100-80": Machine("NVIDIA A100 80 GB", 79.15, (8, 0), 312, 24),
-    "h100": Machine("NVIDIA H100 80 GB", 79.11, (9, 0), 989, 50),
-    "h200": Machine("NVIDIA H200", 139.72, (9, 0), 989, 50),
-    "b200": Machine("NVIDIA B200", 178.35, (10, 0), 2250, 50),
+    "a100-40": Machine("NVIDIA A100 40 GB", 39.49, (8, 0), 312, 24, peer=300, network=25),
+    "a100-80": Machine("NVIDIA A100 80 GB", 79.15, (8, 0), 312, 24, peer=300, network=25),
+    "h100": Machine("NVIDIA H100 80 GB", 79.11, (9, 0), 989, 50, peer=450, network=50),
+    "h200": Machine("NVIDIA H200", 139.72, (9, 0), 989, 50, peer=450, network=50),
+    "b200": Machine("NVIDIA B200", 178.35, (10, 0), 2250, 50, peer=900, network=50),
     "colab": Machine("Colab's free T4", 14.74, (7, 5), 65, 12, ram=11),
     "kaggle": Machine("Kaggle's two T4", 14.74, (7, 5), 65, 12, ram=28, count=2),
     "mac-8": Machine("Mac with 8 GB", 8, (0, 0), 5, 0, kind="mps"),
@@ -74,12 +80,14 @@ MACHINES: dict[str, Machine] = {
 
 _NAMES = {re.sub(r"[^a-z0-9]", "", name): name for name in MACHINES} | {"a100": "a100-80", "v100": "v100-16"}
 _SMALLEST = 1  # GB of a card
+_ETHERNET = 25  # Gbit a second of a machine, where nothing else is known
+_MOST_NODES = 4096
 _USABLE = 0.7  # of a Mac's memory: the system and other programs have the rest
 _ACHIEVED = 0.4  # of what makers promise
 
 
-def machine(name: str) -> DeviceFacts:
-    """Return the facts of a machine that is not here.
+def machine(name: str, *, nodes: int = 1, network: float | None = None) -> DeviceFacts:
+    """Return the facts of a machine that is not here, or of several like it.
 
     >>> facts = nbtune.device.machine("2xT4")
     >>> facts.name, facts.count, facts.bf16
@@ -89,9 +97,15 @@ def machine(name: str) -> DeviceFacts:
 
     Args:
         name: one of `MACHINES`, several of it (``8xh100``), or a size (``24GB``: a card of today with that memory).
+        nodes: how many such machines.
+        network: Gbit a second that each of them sends to the others; unset: as they are usually sold.
     Raises:
-        PlanError: there is none of that name.
+        PlanError: there is none of that name, or it is not had in such numbers.
     """
+    if not 1 <= nodes <= _MOST_NODES:
+        raise PlanError(f"{nodes} machines are not planned for", place="nodes", fix=f"1 to {_MOST_NODES:,}")
+    if network is not None and not 0 < network < math.inf:
+        raise PlanError(f"a network of {network:g} Gbit a second sends nothing", place="network", fix="write 100")
     text = str(name).strip().lower()
     many = re.fullmatch(r"([0-9]{1,4})\s*[x×]\s*(.+)", text)
     count, text = (int(many[1]), many[2]) if many else (0, text)
@@ -109,7 +123,11 @@ def machine(name: str) -> DeviceFacts:
                 else f"one of {', '.join(MACHINES)}; 8xh100; or a size as 24GB",
             )
         found = MACHINES[_NAMES[key]]
-    return _facts(replace(found, count=count or found.count))
+    found = replace(found, count=count or found.count)
+    if nodes > 1 and found.kind != "cuda":
+        raise PlanError(f"several of {found.title} do not train together", place="nodes", fix="leave it out")
+    facts = replace(_facts(found), nodes=nodes)
+    return facts if network is None else replace(facts, network=network * _GBIT / found.count)
 
 
 def _is_had_in_numbers(name: str, count: int) -> bool:
@@ -153,4 +171,6 @@ def _facts(found: Machine) -> DeviceFacts:
         count=found.count,
         flops=found.tflops * 1e12 * _ACHIEVED,
         link=found.link * 1e9,
+        peer=(found.peer or found.link) * 1e9,
+        network=found.network * 1e9 or _ETHERNET * _GBIT / found.count,
     )

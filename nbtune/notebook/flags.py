@@ -151,6 +151,8 @@ class Request:
     detach: bool = False
     dry_run: bool = False
     machine: str | None = None
+    nodes: int = 1
+    network: float | None = None
     table: bool = False
     on_busy: Literal["attach", "restart", "queue"] = "attach"
     runs_dir: Path | None = None
@@ -216,10 +218,10 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
     if parsed.restart and parsed.queue:
         fix = "keep one"
         raise SpecError("`--restart` and `--queue` exclude each other", place=parser.place, fix=fix)
-    if (parsed.machine is not None or parsed.table) and not parsed.dry_run and not prog.endswith(" plan"):
-        raise SpecError(
-            "`--machine` and `--table` are for a plan alone", place=parser.place, fix="`--dry-run`, or `%%nbtune plan`"
-        )
+    of_a_plan = parsed.machine is not None or parsed.table or parsed.nodes != 1 or parsed.network is not None
+    if of_a_plan and not parsed.dry_run and not prog.endswith(" plan"):
+        what = "`--machine`, `--nodes`, `--network` and `--table` are for a plan alone"
+        raise SpecError(what, place=parser.place, fix="`--dry-run`, or `%%nbtune plan`")
     values = vars(parsed)
     overrides = {
         key.removeprefix("key:"): parse_value(text)
@@ -237,6 +239,8 @@ def parse_finetune(line: str, prog: str = "%%finetune") -> Request:
         detach=parsed.detach,
         dry_run=parsed.dry_run,
         machine=parsed.machine,
+        nodes=parsed.nodes,
+        network=parsed.network,
         table=parsed.table,
         on_busy="restart" if parsed.restart else "queue" if parsed.queue else "attach",
         runs_dir=parsed.runs,

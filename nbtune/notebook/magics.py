@@ -249,7 +249,8 @@ class NbtuneMagics(Magics):
         display(losses)
 
     def _plan(self, spec: Any, request: flags.Request) -> None:
-        plan = nbtune.plan(spec, rows=self.shell.user_ns, machine=request.machine)
+        where = {"machine": request.machine, "nodes": request.nodes, "network": request.network}
+        plan = nbtune.plan(spec, rows=self.shell.user_ns, **where)
         if request.table:
             return display(plan.table())
         show_plan(plan)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from nbtune.errors import PlanError
 from nbtune.models.abilities import Abilities
 from nbtune.models.memory_estimate import MemoryPlan
+from nbtune.planner.spread import Spread
 from nbtune.spec.placement import Placement
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Plan(BaseModel):
     """How a run will be done. Made by `nbtune.plan(spec)`; the run keeps it as ``plan.json``.
 
     Bytes and seconds throughout. `seconds` is a guess until the first steps were measured; `threads`: of each process,
-    0 where that is not known.
+    0 where that is not known; `spread` what a step costs on several GPUs whose links are known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,6 +74,7 @@ class Plan(BaseModel):
     seconds: float
     abilities: Abilities = Abilities()
     reasons: tuple[str, ...] = ()
+    spread: Spread | None = None
     _beside: _Beside = PrivateAttr(default_factory=_Beside)
 
     @property
@@ -133,6 +135,7 @@ class Plan(BaseModel):
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
+        rows += [] if self.spread is None else self.spread.rows(self.device_name)
         return rows + self.abilities.rows() + [("why", reason) for reason in self.reasons]
 
     def explained_rate(self) -> str:
