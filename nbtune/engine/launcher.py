@@ -21,7 +21,7 @@ from nbtune.child_process import ChildProcess, exit_sentence
 from nbtune.engine.distributed_launcher import SEE_LOG, said_its_end
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.lone_worker import WITH_PARENT
-from nbtune.errors import TrainError
+from nbtune.errors import NbtuneError, TrainError
 from nbtune.models import handed_over
 from nbtune.store import checkpoints, control, foreign
 from nbtune.store.event_log import EventWriter
@@ -99,7 +99,7 @@ class Launched:
         except BaseException as error:  # noqa: BLE001 — a thread must not print; the handle raises it
             self.error = error
             if self._told() == told and not is_owned(self.folder):  # it failed before its engine could say so
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, NbtuneError):
                     self._say_failed(error)
             if isinstance(error, NumbersLost):
                 self._built = None  # who asks is answered by the last good checkpoint

@@ -116,7 +116,13 @@ def differences(runs: Sequence[RunReader | RunHandle]) -> list[list[str]]:
 
 
 def _word(value: Any) -> str:
-    return "" if value is None else clean(without_home(value), 120)
+    if value is None or value == []:
+        return ""
+    if isinstance(value, float):
+        value = f"{value:.8g}"  # 0.1 + 0.2 is 0.3
+    elif isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return clean(without_home(value), 120)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

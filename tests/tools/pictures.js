@@ -3,7 +3,7 @@
     const found = [], edge = panel.getBoundingClientRect().right + 1;
     const named = (node) => `${node.tagName.toLowerCase()}.${[...node.classList].join(".")} “${node.textContent.trim().slice(0, 40)}”`;
     const seen = (node) => node.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true });
-    const scrolls = (node) => node.closest(".nbt-scroll, .nbt-page, .nbt-gallery, .nbt-example, svg, .nbt-sr, datalist, textarea, .js-plotly-plot");
+    const scrolls = (node) => node.closest(".nbt-scroll, .nbt-page, .nbt-gallery, .nbt-example, .nbt-turns, .nbt-card, svg, .nbt-sr, datalist, textarea, .js-plotly-plot");
     const hidden = (node) => node.closest("thead") && getComputedStyle(node.closest("thead")).clipPath !== "none"; // for screen readers
     const nodes = [...panel.querySelectorAll("*")].filter(seen);
     for (const node of nodes) {

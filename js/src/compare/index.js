@@ -15,6 +15,7 @@ const COLOURS = {
   light: ["#0072B2", "#D55E00", "#007A5A", "#A3527F", "#8A6100", "#1f1f1f"],
   dark: ["#56B4E9", "#E69F00", "#2BC49A", "#DDA0C3", "#F0E442", "#ffffff"],
 };
+const HEAD = 40; // letters of a run's name over a column; the whole name is in the table of runs
 const DASHES = [["solid", ""], ["dash", "6 3"], ["dot", "2 2"], ["dashdot", "6 2 2 2"]];
 
 class View {
@@ -100,7 +101,10 @@ class View {
   showSpecs() {
     const rows = this.model.get("specs");
     if (!rows.length) return setText(this.specs, text("compare.same"));
-    const names = this.model.get("pictures").map((picture) => el("th", { scope: "col", class: "nbt-text" }, this.label(picture)));
+    const names = this.model.get("pictures").map((picture) => {
+      const name = this.label(picture), letters = [...name];
+      return el("th", { scope: "col", class: "nbt-text", title: name }, letters.length > HEAD ? `${letters.slice(0, HEAD).join("")}…` : name);
+    });
     this.specs.replaceChildren(el("table", {}, el("tr", {}, el("th", { scope: "col" }, text("compare.key")), ...names),
       ...rows.map(([key, ...values]) => el("tr", {}, el("th", { scope: "row" }, key), ...values.map((value) => el("td", { class: "nbt-text", dir: "auto" }, value || MISSING))))));
   }

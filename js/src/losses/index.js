@@ -124,10 +124,10 @@ class View {
   row(row, columns) {
     const value = (key) => (row[key] === null ? MISSING : key === "tokens" ? number(row.tokens) : row[key].toFixed(3));
     const place = [text("losses.place", { source: row.source, row: row.row }), row.held ? text("losses.held") : ""].filter(Boolean).join(" · ");
-    const label = text("losses.open", { row: row.row, text: row.said });
+    const label = text("losses.open", { row: row.row });
     return el("tr", { role: "row", "data-mark": row.mark, "data-index": row.index, "data-row": row.row },
       ...columns.map((key) => el("td", { role: "cell", class: "nbt-num", "data-label": text(`losses.${key}`) }, value(key))),
-      el("th", { scope: "row", role: "rowheader" }, el("button", { type: "button", class: "nbt-open", "aria-label": label, onclick: () => this.do("open", { index: row.index }) },
+      el("th", { scope: "row", role: "rowheader" }, el("button", { type: "button", class: "nbt-open", "aria-description": label, onclick: () => this.do("open", { index: row.index }) },
         el("span", { class: "nbt-soft", dir: "auto" }, row.asked), el("span", { class: "nbt-rowsaid", dir: "auto" }, row.said), el("span", { class: "nbt-soft", dir: "auto" }, place))),
       el("td", { role: "cell", class: "nbt-acts" }, el("span", { class: "nbt-wanted" }), ...["drop", "double"].map((act) =>
         el("button", { type: "button", class: `nbt-btn nbt-${act}`, "data-act": act, onclick: () => this.act(row.mark, act) }))));
