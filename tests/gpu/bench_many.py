@@ -34,6 +34,7 @@ import nbtune
 from nbtune import events
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
+BEGAN = time.time()
 WARM = 5  # steps before the steady ones: two as they are, then a recording of each kind
 
 
@@ -107,8 +108,8 @@ def memory_of_cards() -> list[int]:
 
 
 def watch(run: nbtune.Run, enough: Callable[[list[events.Step]], bool], seconds: float) -> list[events.Step]:
-    """Wait until a run has done enough, or has ended."""
-    until = time.time() + seconds
+    """Wait until a run has done enough, or has ended, or this process is so many seconds old."""
+    until = BEGAN + seconds
     while run.alive and time.time() < until:
         steps = steps_of(run)
         if enough(steps):
@@ -167,7 +168,7 @@ def figures(run: nbtune.Run, steps: list[events.Step], began: float, full: int) 
 def run_row(args: argparse.Namespace) -> None:
     """Train, stop without saving once there are enough steps, and say what it took."""
     spec, wanted = spec_of(args), args.steps
-    spec["steps"] = 10 * wanted  # it is ended before: what is saved at the end of a run is none of a step's cost
+    spec["steps"] = 400  # it is ended before: saving is no step's cost, and all rows have one schedule
     rows, began = rows_of(args, spec), time.time()
     run = nbtune.finetune(spec, name=args.name, rows={"rows": rows}, runs_dir=args.runs)
     cards: list[list[int]] = []
@@ -185,7 +186,7 @@ def run_row(args: argparse.Namespace) -> None:
         say(row=args.name, failed=told, state=run.state, total_s=round(time.time() - began, 1))
     if run.alive:
         run.stop(save=False)
-        watch(run, lambda _: False, 40)
+        watch(run, lambda _: False, time.time() - BEGAN + 40)
     if len(steps) < wanted:
         sys.exit(1)
     full = 0 if "method" in spec else args.rows * args.ctx
@@ -221,7 +222,7 @@ def killed_row(args: argparse.Namespace) -> None:
     watch(run, lambda steps: len(steps) >= 6, args.seconds)
     os.kill(workers_of(run.folder)[args.gpus - 1], signal.SIGKILL)
     at = time.time()
-    watch(run, lambda _: False, 60)
+    watch(run, lambda _: False, time.time() - BEGAN + 60)
     said = [e.detail for e in run.events() if isinstance(e, events.State)][-1]
     say(row=args.name, gpus=args.gpus, killed=args.gpus - 1, noticed_after_s=round(time.time() - at, 1), said=said)
     true = [e.loss for e in steps_of(whole.wait(args.seconds))]
