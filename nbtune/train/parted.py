@@ -67,8 +67,10 @@ def norm_of(gradients: Iterable[Tensor], parts: Iterable[Tensor]) -> Tensor:
     import torch
     import torch.distributed as dist
 
+    parts = list(parts)
     told = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts if part.numel()]
-    squares = torch.stack(told).square().sum() if told else torch.zeros(())
+    # who has nothing of any takes part all the same, on the device where the others do
+    squares = torch.stack(told).square().sum() if told else torch.zeros((), device=parts[0].device if parts else None)
     dist.all_reduce(squares)
     for gradient in gradients:
         squares = squares + torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
