@@ -13,6 +13,7 @@ from nbtune_kernels.attention import scored_attention
 from nbtune_kernels.cross_entropy import Head
 from nbtune_kernels.dropout import dropout, dropout_mask
 from nbtune_kernels.embedding import embedding, embedding_backward
+from nbtune_kernels.grouped import Groups, grouped_combine, grouped_gate_backward, grouped_rows, grouped_sums
 from nbtune_kernels.layer_norm import layer_norm, layer_norm_apply, layer_norm_backward
 from nbtune_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_loss
 from nbtune_kernels.linear_logprobs import (
@@ -28,6 +29,7 @@ from nbtune_kernels.rope import rope
 __all__ = [
     "ACTIVATIONS",
     "FusedAdamW",
+    "Groups",
     "Head",
     "LinearCrossEntropy",
     "LinearLogprobs",
@@ -38,6 +40,10 @@ __all__ = [
     "dropout_mask",
     "embedding",
     "embedding_backward",
+    "grouped_combine",
+    "grouped_gate_backward",
+    "grouped_rows",
+    "grouped_sums",
     "grouped_tn",
     "layer_norm",
     "layer_norm_apply",

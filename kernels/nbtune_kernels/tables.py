@@ -31,6 +31,12 @@ DEFAULT: dict[str, dict[str, Any]] = {
     "lora_xa": {"block_t": 64, "block_k": 128, "warps": 4, "stages": 4, "min_rows": 2048},
     "lora_dxa": {"block_t": 64, "block_k": 128, "warps": 4, "stages": 4, "min_rows": 2048},
     "grouped_tn": {"block_t": 64, "block_n": 128, "warps": 4, "stages": 4, "programs_per_sm": 3, "min_rows": 64},
+    # block_m of both kinds of rows is one: they share the table of blocks
+    "grouped_rows": {"block_m": 64, "block_n": 128, "block_k": 64, "warps": 4, "stages": 3},
+    "grouped_rows_skinny": {"block_m": 64, "block_n": 64, "block_k": 128, "warps": 4, "stages": 3},
+    "grouped_sums": {"block_t": 64, "block_n": 128, "warps": 4, "stages": 3},
+    "grouped_combine": {"block": 2048, "warps": 4},
+    "grouped_gate_backward": {"block": 1024, "warps": 4},
 }
 
 TABLE: dict[tuple[str, int], dict[str, Any]] = {
@@ -51,6 +57,9 @@ TABLE: dict[tuple[str, int], dict[str, Any]] = {
     ("lora_xa", 90): {"stages": 5},
     ("lora_dxa", 90): {"stages": 5},
     ("grouped_tn", 90): {"block_n": 256, "stages": 4, "programs_per_sm": 1},
+    ("grouped_rows", 90): {"block_m": 128, "block_n": 256, "warps": 8, "stages": 3},
+    ("grouped_rows_skinny", 90): {"block_m": 128, "stages": 4},
+    ("grouped_sums", 90): {"stages": 4},
     ("lora_xa", 120): {"stages": 2},
     ("lora_dxa", 120): {"stages": 2},
     ("grouped_tn", 120): {"stages": 2},

@@ -121,7 +121,8 @@ def attention_backward(
     dx = None
     if need_dx or (norm is not None and norm.parameters()):
         dnorm = group.backward_wide(wide_dqkv, saved.seed)
-        place = layer.lane.wide(tokens, layer.down.width_out, x)[:, : x.shape[1]] if layer.post2 is None else None
+        handed = layer.post2 is None and layer.mlp is None
+        place = layer.lane.wide(tokens, layer.down.width_out, x)[:, : x.shape[1]] if handed else None
         dx = norms.backward(norm, dnorm, x, saved.stats, da, place)
     return dx, [*grads_qkv, *grads_out]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.attention_fit import boosts, fit_attention, head_counts
 from nbtune.models.accelerate.layer_calls import Call
-from nbtune.models.accelerate.layer_spec import Layer
+from nbtune.models.accelerate.layer_spec import NO_GROUP, Layer
 from nbtune.models.accelerate.layer_trace import Parts, Unit, parts_of, run, without_dropout
 from nbtune.models.accelerate.linear_kinds import group_of
 from nbtune.models.accelerate.lora_member import LeftAlone
@@ -74,10 +74,13 @@ def find_layer(
     _refuse_what_is_hidden(layer)
     with without_dropout(layer):
         parts = parts_of(layer, layer.forward, call, x)
-        act, up, gated = _activation(layer, parts)
+        mlp = _whole_mlp(parts, weights)
+        act, up, gated = _activation(layer, parts) if mlp is None else ("", [], False)
         heads, kv_heads, dim = shape = head_counts(parts)
-        qkv, out, gate_up, down = (
-            group_of([u.module for u in units], weights) for units in (parts.qkv, [parts.out], up, [parts.down])
+        qkv, out = (group_of([u.module for u in units], weights) for units in (parts.qkv, [parts.out]))
+        gate_up, down = (
+            NO_GROUP if mlp is not None else group_of([u.module for u in units], weights)
+            for units in (up, [parts.down])
         )
         found = Layer(
             qkv=qkv,
@@ -91,6 +94,7 @@ def find_layer(
             act=act,
             window=window,
             gated=gated,
+            mlp=mlp,
             pre1=_norm(parts.pre1),
             post1=_norm(parts.post1),
             pre2=_norm(parts.pre2),
@@ -110,6 +114,17 @@ def find_layer(
     found.scale, found.cap, found.rotary, found.by_groups = fit.scale, fit.cap, fit.rotary, fit.by_groups
     found.slopes = None if fit.slopes is None else fit.slopes.to(x.device)
     return found
+
+
+def _whole_mlp(parts: Parts, weights: Placement) -> nn.Module | None:
+    """Return the module that is the MLP as a whole."""
+    if parts.down.kind != "mlp":
+        return None
+    if parts.parallel:
+        raise LeftAlone("its experts read what its attention reads")
+    if weights.eight_bit or weights.streams or weights.shards:
+        raise LeftAlone("experts are neither rounded to 8 bits, nor streamed or parted")
+    return parts.down.module
 
 
 def _norm(unit: Unit | None) -> Norm | None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from nbtune.models.accelerate.attention import Packing, packing_of, right_padded
 from nbtune.models.accelerate.cpu_offload import present, traffic_of
-from nbtune.models.accelerate.layer_autograd import LayerFunction
 from nbtune.models.accelerate.layer_spec import UNKNOWN, Layer
 from nbtune.models.accelerate.lm_head import Head, loss_inputs
 from nbtune.models.accelerate.lora_sync import LoraSync
+from nbtune.models.accelerate.mixture_layer import run_layer
 
 
 def layer_forward(module: nn.Module, layer: Layer, config: Any) -> Callable[..., Any]:
@@ -32,7 +32,7 @@ def layer_forward(module: nn.Module, layer: Layer, config: Any) -> Callable[...,
         if layer.sharded:
             layer.refresh()
         trained = layer.parameters() if layer.sharded else parameters
-        out = LayerFunction.apply(layer, hidden_states, *angles, packing, *trained)
+        out = run_layer(layer, hidden_states, *angles, packing, trained)
         return (out, *[None] * (layer.as_tuple - 1)) if layer.as_tuple else out
 
     return forward

@@ -31,7 +31,7 @@ class LayerFunction(torch.autograd.Function):
         shape = (x.shape[0], x.shape[1])
         flat = x.reshape(-1, x.shape[-1])
         seed = layer.draws.seed
-        added, attention = attention_forward(layer, flat, shape, _angles(cos, sin), packing, seed)
+        added, attention = attention_forward(layer, flat, shape, angles_of(cos, sin), packing, seed)
         a, out, mlp = mlp_forward(layer, flat, added, attention, seed)
         assert out is not None
         ctx.layer, ctx.shape, ctx.packing, ctx.seed = layer, shape, packing, seed
@@ -54,7 +54,7 @@ class LayerFunction(torch.autograd.Function):
         if ctx.halves is None:
             raise RuntimeError("an accelerated layer keeps its activations for one backward only")
         layer.refresh()
-        angles = _angles(cos, sin)
+        angles = angles_of(cos, sin)
         if isinstance(ctx.halves[0], Attention):
             attention, mlp = ctx.halves
             a = sum_again(layer, x, attention) if a is None else a
@@ -65,7 +65,7 @@ class LayerFunction(torch.autograd.Function):
         dout = dout.reshape(x.shape)
         wide_da, grads_mlp = mlp_backward(layer, a, mlp, dout, norms)
         del mlp, a
-        wide_dy = _grad_of_attention(layer, x, attention, dout, wide_da, norms)
+        wide_dy = grad_of_attention(layer, x, attention, dout, wide_da, norms)
         dx, grads_attention = attention_backward(
             layer, x, attention, angles, wide_da[:, : x.shape[1]], wide_dy, ctx.needs_input_grad[1], norms
         )
@@ -75,7 +75,7 @@ class LayerFunction(torch.autograd.Function):
         return (None, dx, None, None, None, *of_norms, *grads_attention, *grads_mlp)
 
 
-def _angles(cos: Tensor | None, sin: Tensor | None) -> Angles | None:
+def angles_of(cos: Tensor | None, sin: Tensor | None) -> Angles | None:
     return None if cos is None or sin is None else (cos, sin)
 
 
@@ -98,7 +98,7 @@ def _once_more(ctx: Any, x: Tensor | None, angles: Angles | None) -> tuple[Tenso
     return x, a, attention, mlp
 
 
-def _grad_of_attention(
+def grad_of_attention(
     layer: Layer, x: Tensor, saved: Attention, dout: Tensor, wide_da: Tensor, norms: NormGrads
 ) -> Tensor:
     """Return the gradient of what attention has added, in a buffer with room for LoRA's beside it."""

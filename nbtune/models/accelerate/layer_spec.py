@@ -3,7 +3,8 @@
     u1 = pre1(x)          o1 = Wo attend(rotate(Wqkv u1))       a = x + m post1(o1)
     u2 = pre2(a)          o2 = Wd (act(gate) * up)              out = a + m post2(o2)         [gate, up] = Wgu u2
 
-Each norm may be missing, and so may `up`. In a parallel layer u2 = pre2(x), and out = x + m (o1 + o2).
+Each norm may be missing, and so may `up`. In a parallel layer u2 = pre2(x), and out = x + m (o1 + o2). An MLP that is
+something else, a mixture of experts, stays the module that it is: o2 = mlp(u2).
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from nbtune.models.memory_estimate import MemoryPolicy
 
 UNKNOWN: Any = object()
 """Stands where a `Packing`, or None for whole rows, may stand."""
+
+NO_GROUP: Any = None
+"""Stands where a layer has no linear layers of its own to compute."""
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin, `[B or 1, S, R]`."""
@@ -58,11 +62,12 @@ class Layer:
     """What a decoder layer is made of; see the module's docstring.
 
     Args:
-        qkv, out, gate_up, down: its linear layers.
+        qkv, out, gate_up, down: its linear layers; with `mlp` the last two are `NO_GROUP`.
         heads, kv_heads, head_dim: of attention.
         scale: of attention's scores; cap: c where they become c tanh(s / c); slopes: fp32 `[heads]`, by how much they
             fall a token of distance (ALiBi).
-        act: of the MLP; gated: `gate_up` holds gate and up, in this order.
+        act: of the MLP; gated: `gate_up` holds gate and up, in this order; mlp: the module that computes it, where it
+            is none of two such linear layers.
         pre1, post1, pre2, post2: its norms. One that both halves share is `pre1` and `pre2`.
         parallel: both halves read x.
         residual: m.
@@ -85,6 +90,7 @@ class Layer:
     slopes: Tensor | None = None
     window: int | None = None  # how many tokens each sees, itself included; None: all before it
     gated: bool = True
+    mlp: nn.Module | None = None
     pre1: Norm | None = None
     post1: Norm | None = None
     pre2: Norm | None = None
@@ -105,7 +111,7 @@ class Layer:
     offload: ActivationOffload | None = None
 
     def groups(self) -> list[LinearGroup]:
-        return [self.qkv, self.out, self.gate_up, self.down]
+        return [self.qkv, self.out] if self.mlp is not None else [self.qkv, self.out, self.gate_up, self.down]
 
     def intact(self) -> bool:
         """Return whether nobody moved, merged, switched off or sharded its weights since they were attached."""

@@ -22,11 +22,11 @@ _ATTENTION = re.compile(r"att", re.IGNORECASE)
 
 @dataclass
 class Unit:
-    """A norm or a linear layer, with what it got and gave, as rows."""
+    """A norm, a linear layer, or an MLP that is taken as a whole, with what it got and gave, as rows."""
 
     name: str
     module: nn.Module
-    kind: Literal["linear", "norm"]
+    kind: Literal["linear", "norm", "mlp"]
     x: Tensor
     y: Tensor
 
@@ -35,7 +35,8 @@ class Unit:
 class Parts:
     """The parts of a layer in their places; see `nbtune.models.accelerate.layer_spec.Layer`.
 
-    `attention`: the child that holds `qkv` and `out`. `up`: one linear layer or two, in the order in which they ran.
+    `attention`: the child that holds `qkv` and `out`. `up`: one linear layer or two, in the order in which they ran; an
+    MLP that is taken as a whole is both `up` and `down`.
     """
 
     attention: nn.Module
@@ -64,9 +65,27 @@ def _kind(module: nn.Module) -> Literal["linear", "norm"] | None:
     return None
 
 
-def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Literal["linear", "norm"]]]:
+def mixture_in(layer: nn.Module) -> nn.Module | None:
+    """Return the child of a layer that holds stacks of matrices, a mixture's experts."""
+    found = [
+        child
+        for child in layer.children()
+        if any(p.ndim == 3 and not isinstance(m, _CONVOLUTIONS) for m in child.modules() for p in _own(m))
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+    return module.parameters(recurse=False)
+
+
+def _units(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, Literal["linear", "norm", "mlp"]]]:
+    whole = None if prefix else mixture_in(module)
     for name, child in module.named_children():
-        kind = _kind(child)
+        kind = "mlp" if child is whole else _kind(child)
         if kind is not None:
             yield prefix + name, child, kind
         else:
@@ -97,8 +116,9 @@ def run(
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
             factor = (boosts or {}).get(part, 1.0)
             output = output if factor == 1.0 else output * factor
-            if inputs and isinstance(output, Tensor):
-                rows = _rows(inputs[0]).clone(), _rows(output).clone()  # what comes next may write over them
+            made = output[0] if kind == "mlp" and isinstance(output, tuple) else output
+            if inputs and isinstance(made, Tensor):
+                rows = _rows(inputs[0]).clone(), _rows(made).clone()  # what comes next may write over them
                 seen.append(Unit(name, part, kind, *rows))
             return output
 
@@ -148,7 +168,10 @@ def parts_of(module: nn.Module, stock: Callable[..., Any], call: Call, x: Tensor
     *qkv, o = heads
     if len(qkv) not in (1, 3) or not all(same(u.x, qkv[0].x) for u in qkv):
         raise LeftAlone(f"its attention has {len(heads)} linear layers that are not query, key, value and output")
-    *up, down = mlp or [o]
+    whole = [u for u in units if u.kind == "mlp"]
+    if whole and mlp:
+        raise LeftAlone("it has linear layers beside its attention and its experts")
+    *up, down = whole * 2 or mlp or [o]
     if len(up) not in (1, 2) or not all(same(u.x, up[0].x) for u in up):
         raise LeftAlone("its MLP is neither a gated nor a plain one")
     parts = Parts(child, qkv, o, up, down, as_tuple=as_tuple)

@@ -36,7 +36,7 @@ def mlp_forward(
     group, down = layer.gate_up, layer.down
     group.load()
     wide_a = wide(x.shape[0], group.width_in, x)
-    a, stats = _sum(layer, x, added, attention, wide_a[:, : group.inputs])
+    a, stats = sum_and_norm(layer, x, added, attention, wide_a[:, : group.inputs])
     saved = Mlp(stats, group.project_beside(wide_a, seed), seed, _gate_up(layer, wide_a))
     del wide_a
     if not need_out:
@@ -58,7 +58,7 @@ def mlp_forward(
     return a, out, saved
 
 
-def _sum(layer: Layer, x: Tensor, added: Tensor, saved: Attention, y: Tensor) -> tuple[Tensor, Stats | None]:
+def sum_and_norm(layer: Layer, x: Tensor, added: Tensor, saved: Attention, y: Tensor) -> tuple[Tensor, Stats | None]:
     """Return a, which may lie where `added` did (it is nobody else's), and pre2's row numbers; the MLP's input goes
     into y."""
     pre = layer.pre2

@@ -301,6 +301,8 @@ def _describe(layer: Layer) -> str:
     shape += f", a window of {layer.window}" if layer.window else ""
     shape += f", scores capped at {layer.cap:g}" if layer.cap else ""
     shape += ", ALiBi" if layer.slopes is not None else ""
+    if layer.mlp is not None:
+        return f"{shape}, its own {type(layer.mlp).__name__}, {trained}, stacked"
     kind = "" if layer.gated else "plain "
     side = " beside it" if layer.parallel else ""
     return f"{shape}, {kind}{layer.act} MLP of {layer.down.inputs}{side}, {trained}, stacked"
@@ -310,10 +312,11 @@ def _describe(layer: Layer) -> str:
 
 
 def _take_experts(inner: nn.Module, patch: Patch, believe: bool) -> None:
-    """Put products by groups onto the experts of layers that are left as they are."""
+    """Put products by groups onto the experts of layers whose MLPs are left as they are."""
     probe = Probe()
+    whole = {id(m) for layer in patch.layers if layer.mlp is not None for m in layer.mlp.modules()}
     for name, layer in decoder_layers(inner):
-        if name in patch.report.taken:
+        if name in patch.report.taken and not any(id(m) in whole for m in layer.children()):
             continue
         place = name.replace("layers", "experts")
         for outer, block in experts_of(layer, probe, believe):

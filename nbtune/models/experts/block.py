@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nbtune_kernels import act_mul, act_mul_backward
+from nbtune_kernels import Groups, act_mul, grouped_combine, grouped_gate_backward, grouped_rows, grouped_sums
 from torch import Tensor, nn
-
-from nbtune.models.experts.grouped import grouped_rows, grouped_sums
 
 _ALIGNED = 8  # 16-bit numbers in 16 bytes, which torch's grouped products want from row to row
 
@@ -116,57 +114,70 @@ class Experts:
 
 @dataclass
 class Route:
-    """Rows in the order of their experts: `order[i]` is the chosen place (token times k) that row i is for."""
+    """Rows in the order of their experts: row i is the chosen place `order[i]` (token times k) of token `token[i]`.
+
+    `back`: which row each chosen place is.
+    """
 
     order: Tensor
     back: Tensor
     token: Tensor
     expert: Tensor
-    ends: Tensor
+    groups: Groups
 
     @classmethod
     def of(cls, index: Tensor, experts: int) -> "Route":
-        expert, order = torch.sort(index.reshape(-1), stable=True)
+        narrow = index.reshape(-1).to(torch.int16 if experts < 2**15 else torch.int32)
+        expert, order = torch.sort(narrow, stable=True)
         numbers = torch.arange(experts, device=index.device, dtype=expert.dtype)
         ends = torch.searchsorted(expert, numbers, right=True).to(torch.int32)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return cls(order, back, order // index.shape[1], expert, ends)
+        back = torch.empty(len(order), dtype=torch.int32, device=index.device)
+        back[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
+        token = (order // index.shape[1]).to(torch.int32)
+        return cls(order, back, token, expert, Groups.of(ends, len(order)))
 
 
-def _forward(stack: Stack, lora: Factors | None, x: Tensor, route: Route) -> tuple[Tensor, Tensor | None]:
-    """Return the stack's products `[S, N]`, and A x."""
-    y = grouped_rows(x, stack.matrices, route.ends)
+def _forward(
+    stack: Stack, lora: Factors | None, x: Tensor, route: Route, source: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the stack's products `[S, N]` of x's rows (of `source`), and A x."""
+    xa = None if lora is None else grouped_rows(x, lora.a, route.groups, source)
+    y = grouped_rows(x, stack.matrices, route.groups, source, xa, None if lora is None else lora.b)
     if stack.bias is not None:
-        y += stack.bias[route.expert]
-    if lora is None:
-        return y, None
-    xa = grouped_rows(x, lora.a, route.ends)
-    return y.add_(grouped_rows(xa, lora.b, route.ends)), xa
+        y += stack.bias[route.expert.long()]
+    return y, xa
 
 
-def _backward(stack: Stack, lora: Factors | None, dy: Tensor, ends: Tensor) -> tuple[Tensor, Tensor | None]:
+def _backward(
+    stack: Stack, lora: Factors | None, dy: Tensor, route: Route, source: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Return the gradient of the stack's input, and of A x."""
-    dx = grouped_rows(dy, stack.matrices.transpose(1, 2), ends)
+    matrices = stack.matrices.transpose(1, 2)
     if lora is None:
-        return dx, None
-    dxa = grouped_rows(dy, lora.b.transpose(1, 2), ends)
-    return dx.add_(grouped_rows(dxa, lora.a.transpose(1, 2), ends)), dxa
+        return grouped_rows(dy, matrices, route.groups, source), None
+    dxa = grouped_rows(dy, lora.b.transpose(1, 2), route.groups, source)
+    return grouped_rows(dy, matrices, route.groups, source, dxa, lora.a.transpose(1, 2)), dxa
 
 
 def _gradients(
-    stack: Stack, lora: Factors | None, x: Tensor, xa: Tensor | None, dy: Tensor, dxa: Tensor | None, ends: Tensor
-) -> list[Tensor]:
-    """Return the gradients of peft's A and B."""
+    stack: Stack, lora: Factors | None, pairs: tuple[Tensor | None, Tensor, Tensor | None, Tensor], route: Route,
+    sources: tuple[Tensor | None, Tensor | None],
+) -> list[Tensor]:  # fmt: skip
+    """Return the gradients of peft's A and B.
+
+    Args:
+        pairs: dxa and x, whose sums are A's; xa and dy, whose sums are B's. sources: of x and of dy.
+    """
+    dxa, x, xa, dy = pairs
     if lora is None or xa is None or dxa is None:
         return []
-    da = grouped_sums(dxa, x, ends)[:, : lora.r]
-    db = grouped_sums(dy, xa, ends)[..., : lora.r]
     a, b = stack.parameters()
-    return [
-        da.reshape(a.shape).to(a.dtype),
-        (db.permute(1, 2, 0).to(b.dtype) * stack.scale).reshape(b.shape),
-    ]
+    experts, r = len(stack.weight), lora.r
+    da, db = torch.empty_like(a), torch.empty_like(b)
+    grouped_sums(dxa[:, :r], x, route.groups, sources[0], out=da.view(experts, r, -1))
+    beside = db.view(-1, r, experts).permute(2, 1, 0)
+    grouped_sums(xa[:, :r], dy, route.groups, sources[1], scale=stack.scale, out=beside)
+    return [da, db]
 
 
 def _activate(block: Experts, both: Tensor) -> Tensor:
@@ -176,53 +187,54 @@ def _activate(block: Experts, both: Tensor) -> Tensor:
     return act_mul(both[:, :half], both[:, half:], act=block.act)
 
 
-def _activate_backward(block: Experts, both: Tensor, dh: Tensor) -> Tensor:
-    """Return the gradient of `[gate up]`."""
-    if not block.act:
-        with torch.enable_grad():
-            leaf = both.detach().requires_grad_()
-            (found,) = torch.autograd.grad(block.gate(leaf), leaf, dh)
-        return found
-    half = both.shape[1] // 2
-    found = torch.empty_like(both)
-    act_mul_backward(
-        dh, both[:, :half], both[:, half:], act=block.act, need_h=False, out_dgate=found[:, :half],
-        out_dup=found[:, half:],
-    )  # fmt: skip
-    return found
+def _activate_backward(block: Experts, both: Tensor, dh: Tensor, of_row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return h, what dh says of a row's weight, and the gradient of `[gate up]`; both and dh are written over."""
+    if block.act:
+        half = both.shape[1] // 2
+        chosen = grouped_gate_backward(dh, both[:, :half], both[:, half:], of_row, act=block.act)
+        return dh, chosen, both
+    with torch.enable_grad():
+        leaf = both.detach().requires_grad_()
+        h = block.gate(leaf)
+        (found,) = torch.autograd.grad(h, leaf, dh * of_row.to(dh.dtype)[:, None])
+    h = h.detach()
+    return h, (dh * h).sum(-1, dtype=torch.float32), found
 
 
 class ExpertsFunction(torch.autograd.Function):
-    """See `Experts.__call__`; gradients of x, of the weights that the router gave, and of LoRA."""
+    """See `Experts.__call__`; gradients of x, of the weights that the router gave, and of LoRA. Its backward can run
+    once (it works in its own buffers)."""
 
     @staticmethod
     def forward(ctx: Any, block: Experts, x: Tensor, index: Tensor, weights: Tensor, *lora: Tensor) -> Tensor:
         route = Route.of(index, len(block.up.weight))
         up, down = Factors.of(block.up, x), Factors.of(block.down, x)
-        both, xa = _forward(block.up, up, x[route.token], route)
+        both, xa = _forward(block.up, up, x, route, route.token)
         y, ha = _forward(block.down, down, _activate(block, both), route)
-        ctx.block, ctx.route, ctx.factors = block, route, (up, down)
+        ctx.block, ctx.route, ctx.factors, ctx.done = block, route, (up, down), False
         ctx.save_for_backward(x, weights, both, xa, ha)
-        chosen = y[route.back].view(*index.shape, -1)
-        return torch.bmm(weights.to(y.dtype)[:, None], chosen)[:, 0]
+        return grouped_combine(y, route.back, len(x), weights)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        if ctx.done:
+            raise RuntimeError("accelerated experts keep their activations for one backward only")
+        ctx.done = True
         block, route, (up, down) = ctx.block, ctx.route, ctx.factors
         x, weights, both, xa, ha = ctx.saved_tensors
-        d = grads[0][route.token]
-        of_row = weights.reshape(-1)[route.order].to(d.dtype)[:, None]
-        dh, dha = _backward(block.down, down, d, route.ends)  # before the router's weights: these want it so
-        h = _activate(block, both)
-        chosen = (dh * h).sum(-1, dtype=torch.float32)
+        d = grads[0].contiguous()
+        of_row = weights.reshape(-1)[route.order].float()
+        # before the router's weights: these want it so
+        dh, dha = _backward(block.down, down, d, route, route.token)
+        h, chosen, dboth = _activate_backward(block, both, dh, of_row)
         if block.down.bias is not None:
-            chosen += (d * block.down.bias[route.expert]).sum(-1, dtype=torch.float32)
-        d, dh = d.mul_(of_row), dh.mul_(of_row)
-        dha = None if dha is None else dha.mul_(of_row)
-        of_down = _gradients(block.down, down, h, ha, d, dha, route.ends)
-        del h, d
-        dboth = _activate_backward(block, both, dh)
-        dx, dxa = _backward(block.up, up, dboth, route.ends)
-        of_up = _gradients(block.up, up, x[route.token], xa, dboth, dxa, route.ends)
-        dx = dx[route.back].view(*weights.shape, -1).sum(1)
-        return None, dx, None, chosen[route.back].view(weights.shape).to(weights.dtype), *of_up, *of_down
+            chosen += (d[route.token.long()] * block.down.bias[route.expert.long()]).sum(-1, dtype=torch.float32)
+        factor = of_row.to(d.dtype)[:, None]
+        ha, dha = None if ha is None else ha * factor, None if dha is None else dha.mul_(factor)
+        of_down = _gradients(block.down, down, (dha, h, ha, d), route, (None, route.token))
+        del h, dh
+        dx, dxa = _backward(block.up, up, dboth, route)
+        of_up = _gradients(block.up, up, (dxa, x, xa, dboth), route, (route.token, None))
+        del dboth, both
+        dx = grouped_combine(dx, route.back, len(x))
+        return None, dx, None, chosen[route.back.long()].view(weights.shape).to(weights.dtype), *of_up, *of_down

@@ -13,7 +13,6 @@ from torch import Tensor
 from nbtune.models.accelerate import apply
 from nbtune.models.adapters import add_adapter
 from nbtune.models.experts.find import experts_in
-from nbtune.models.experts.grouped import grouped_rows, grouped_sums
 from nbtune.spec import AdapterSpec
 from tests.models.experts.test_stacks import MIXTURES
 from tests.support.model_classes import make
@@ -99,21 +98,6 @@ def test_experts_that_compute_something_else_are_left_alone_and_that_is_said() -
 def test_experts_whose_own_weights_are_trained_are_left_alone() -> None:
     model = make("qwen3_moe")
     assert "own weights are trained" in apply(model).report.left["experts.0"]
-
-
-@settings(max_examples=30, deadline=None)
-@given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=6), turned=st.booleans(), seed=st.integers(0, 99))
-def test_products_by_groups_are_those_of_each_group(counts: list[int], turned: bool, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x, dy = torch.randn(sum(counts), 4, generator=generator), torch.randn(sum(counts), 3, generator=generator)
-    weights = torch.randn(len(counts), 4, 3, generator=generator).transpose(1, 2)
-    weights = weights if turned else weights.contiguous()
-    ends = torch.tensor(counts).cumsum(0).to(torch.int32)
-    y, sums = grouped_rows(x, weights, ends), grouped_sums(dy, x, ends)
-    parts = zip(x.split(counts), dy.split(counts), y.split(counts), strict=True)
-    for group, (rows, down, is_) in enumerate(parts):
-        torch.testing.assert_close(is_, rows @ weights[group].T)
-        torch.testing.assert_close(sums[group], down.T @ rows)
 
 
 @settings(max_examples=20, deadline=None)
