@@ -122,8 +122,8 @@ def _whole_mlp(parts: Parts, weights: Placement) -> nn.Module | None:
         return None
     if parts.parallel:
         raise LeftAlone("its experts read what its attention reads")
-    if weights.eight_bit or weights.streams or weights.shards:
-        raise LeftAlone("experts are neither rounded to 8 bits, nor streamed or parted")
+    if weights.shards:
+        raise LeftAlone("its weights are parted, and its experts come together in its own forward")
     return parts.down.module
 
 
