@@ -13,7 +13,14 @@ from nbtune_kernels.attention import scored_attention
 from nbtune_kernels.cross_entropy import Head
 from nbtune_kernels.dropout import dropout, dropout_mask
 from nbtune_kernels.embedding import embedding, embedding_backward
-from nbtune_kernels.grouped import Groups, grouped_combine, grouped_gate_backward, grouped_rows, grouped_sums
+from nbtune_kernels.grouped import (
+    Groups,
+    grouped_combine,
+    grouped_gate_backward,
+    grouped_rows,
+    grouped_sums,
+    grouped_turn,
+)
 from nbtune_kernels.layer_norm import layer_norm, layer_norm_apply, layer_norm_backward
 from nbtune_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_loss
 from nbtune_kernels.linear_logprobs import (
@@ -25,6 +32,7 @@ from nbtune_kernels.linear_logprobs import (
 from nbtune_kernels.lora import grouped_tn, lora_add_, lora_dxa, lora_grads, lora_xa
 from nbtune_kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_add, rms_norm_apply, rms_norm_backward
 from nbtune_kernels.rope import rope
+from nbtune_kernels.routing import sort_by_group
 
 __all__ = [
     "ACTIVATIONS",
@@ -45,6 +53,7 @@ __all__ = [
     "grouped_rows",
     "grouped_sums",
     "grouped_tn",
+    "grouped_turn",
     "layer_norm",
     "layer_norm_apply",
     "layer_norm_backward",
@@ -63,4 +72,5 @@ __all__ = [
     "rms_norm_backward",
     "rope",
     "scored_attention",
+    "sort_by_group",
 ]

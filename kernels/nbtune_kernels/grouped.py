@@ -24,6 +24,7 @@ from nbtune_kernels.grouped_kernels import (
     launch_rows,
     launch_sums,
     launch_tiles,
+    launch_turn,
 )
 from nbtune_kernels.tables import launch
 
@@ -89,13 +90,14 @@ def _plain_rows(x: Tensor, w: Tensor, ends: Tensor, out: Tensor, *, add: bool = 
             torch.mm(x[start:end], w[group].t(), out=out[start:end])
 
 
-def _plain_sums(u: Tensor, v: Tensor, ends: Tensor, scale: float, out: Tensor) -> None:
+def _plain_sums(u: Tensor, v: Tensor, ends: Tensor, scale: float, out: Tensor, add: bool) -> None:
+    if not add:
+        out.zero_()
     if _is_fast(u, v):
-        out.copy_(torch.nn.functional.grouped_mm(u.t(), v, offs=ends)).mul_(scale)
+        out.add_(torch.nn.functional.grouped_mm(u.t(), v, offs=ends), alpha=scale)
         return
-    out.zero_()
     for group, start, end in _groups(ends):
-        out[group] = torch.mm(u[start:end].t(), v[start:end]) * scale
+        out[group] += torch.mm(u[start:end].t(), v[start:end]) * scale
 
 
 # ---------------------------------------------------------------- ops
@@ -107,8 +109,8 @@ def _tiles(ends, rows):
 
 
 @op(
-    "grouped_rows(Tensor x, Tensor w, Tensor ends, Tensor? tiles, Tensor? source, Tensor? xa, Tensor? b, Tensor(a!) out)"
-    " -> ()",
+    "grouped_rows(Tensor x, Tensor w, Tensor ends, Tensor? tiles, Tensor? source, Tensor? xa, Tensor? b,"
+    " Tensor(a!) out) -> ()",
     lambda *_: None,
 )
 def _rows(x, w, ends, tiles, source, xa, b, out):
@@ -120,13 +122,21 @@ def _rows(x, w, ends, tiles, source, xa, b, out):
 
 
 @op(
-    "grouped_sums(Tensor u, Tensor v, Tensor ends, Tensor? source, float scale, bool kernel, Tensor(a!) out) -> ()",
+    "grouped_sums(Tensor u, Tensor v, Tensor ends, Tensor? source, float scale, bool add, bool kernel, Tensor(a!) out)"
+    " -> ()",
     lambda *_: None,
 )
-def _sums(u, v, ends, source, scale, kernel, out):
+def _sums(u, v, ends, source, scale, add, kernel, out):
     if kernel:
-        return launch_sums(u, v, ends, source, scale, out)
-    _plain_sums(u, v if source is None else v[source.long()], ends, scale, out)
+        return launch_sums(u, v, ends, source, scale, out, add)
+    _plain_sums(u, v if source is None else v[source.long()], ends, scale, out, add)
+
+
+@op("grouped_turn(Tensor b, float scale, Tensor(a!) out) -> ()", lambda *_: None)
+def _turn(b, scale, out):
+    if use_triton(b):
+        return launch_turn(b.contiguous(), scale, out)
+    out.copy_(b.permute(2, 0, 1) * scale)
 
 
 @op("grouped_combine(Tensor y, Tensor back, Tensor? weights, int chosen, Tensor(a!) out) -> ()", lambda *_: None)
@@ -141,7 +151,8 @@ def _combine(y, back, weights, chosen, out):
 
 
 @op(
-    "grouped_gate_backward(Tensor(a!) dh, Tensor(b!) gate, Tensor(c!) up, Tensor weights, str act, Tensor(d!) dot) -> ()",
+    "grouped_gate_backward(Tensor(a!) dh, Tensor(b!) gate, Tensor(c!) up, Tensor weights, str act, Tensor(d!) dot)"
+    " -> ()",
     lambda *_: None,
 )
 def _gate_backward(dh, gate, up, weights, act, dot):
@@ -161,8 +172,9 @@ def grouped_tiles(ends: Tensor, rows: int) -> Tensor:
 
 
 def grouped_rows(
-    x: Tensor, w: Tensor, groups: Groups, source: Tensor | None = None, xa: Tensor | None = None, b: Tensor | None = None
-) -> Tensor:
+    x: Tensor, w: Tensor, groups: Groups, source: Tensor | None = None, xa: Tensor | None = None,
+    b: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return `[S, N]`: each row times its group's matrix, and LoRA's second product added.
 
     Args:
@@ -179,8 +191,9 @@ def grouped_rows(
 
 
 def grouped_sums(
-    u: Tensor, v: Tensor, groups: Groups, source: Tensor | None = None, *, scale: float = 1.0, out: Tensor
-) -> Tensor:
+    u: Tensor, v: Tensor, groups: Groups, source: Tensor | None = None, *, scale: float = 1.0, add: bool = False,
+    out: Tensor,
+) -> Tensor:  # fmt: skip
     """Compute `[E, r, N]`, zero for a group without rows, into `out`, which may lie at any strides.
 
     Args:
@@ -189,9 +202,18 @@ def grouped_sums(
         groups: where they end.
         source: which row of v each row is.
         scale: of it all.
+        add: to what is there.
         out: where it goes.
     """
-    _sums(u, v, groups.ends, source, scale, groups.tiles is not None, out)
+    _sums(u, v, groups.ends, source, scale, add, groups.tiles is not None, out)
+    return out
+
+
+def grouped_turn(b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return `[E, N, r]` of `[N, r, E]`, times the scale, in a dtype: a matrix a group of what has the group last."""
+    rows, rank, groups = b.shape
+    out = torch.empty((groups, rows, rank), dtype=dtype, device=b.device)
+    _turn(b, scale, out)
     return out
 
 

@@ -89,7 +89,8 @@ def _rows_kernel(
 def _sums_kernel(
     u_ptr, v_ptr, out_ptr, source_ptr, ends_ptr, u_stride, v_stride, out_group, r_stride, n_stride, rank, columns,
     blocks, scale,
-    GATHER: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    GATHER: tl.constexpr, ADD: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0) // blocks
     n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)
@@ -108,8 +109,23 @@ def _sums_kernel(
         v_at = v_ptr + source[:, None] * v_stride + n[None, :]
         v = tl.load(v_at, live[:, None] & (n[None, :] < columns), other=0.0)
         acc = tl.dot(u, v, acc, input_precision=PRECISION)
-    at = out_ptr + group.to(tl.int64) * out_group + r[:, None].to(tl.int64) * r_stride + n[None, :].to(tl.int64) * n_stride
-    tl.store(at, (acc * scale).to(out_ptr.dtype.element_ty), (r[:, None] < rank) & (n[None, :] < columns))
+    at = out_ptr + group.to(tl.int64) * out_group + r[:, None] * r_stride + n[None, :].to(tl.int64) * n_stride
+    kept = (r[:, None] < rank) & (n[None, :] < columns)
+    acc *= scale
+    if ADD:
+        acc += tl.load(at, kept, other=0.0).to(tl.float32)
+    tl.store(at, acc.to(out_ptr.dtype.element_ty), kept)
+
+
+@jit
+def _turn_kernel(b_ptr, out_ptr, rows, rank, groups, scale, PAD: tl.constexpr, GROUPS: tl.constexpr):
+    """Write row n of every group's matrix: `out[g, n, r] = scale * b[n, r, g]`."""
+    n = tl.program_id(0).to(tl.int64)
+    r = tl.arange(0, PAD)[:, None]
+    g = tl.arange(0, GROUPS)[None, :]
+    kept = (r < rank) & (g < groups)
+    b = tl.load(b_ptr + n * rank * groups + r * groups + g, kept, other=0.0) * scale
+    tl.store(out_ptr + (g.to(tl.int64) * rows + n) * rank + r, b.to(out_ptr.dtype.element_ty), kept)
 
 
 @jit
@@ -179,7 +195,8 @@ def launch_tiles(ends: Tensor, rows: int, block: int) -> Tensor:
     groups = len(ends)
     most = most_tiles(rows, groups, block)
     out = torch.empty((2, most), dtype=torch.int32, device=ends.device)
-    _tiles_kernel[(groups + 1,)](ends, out, groups, most, BM=block, PAD=max(2, next_power_of_2(groups)), num_warps=1)
+    pad = max(2, next_power_of_2(groups))
+    _tiles_kernel[(groups + 1,)](ends, out, groups, most, BM=block, PAD=pad, **FUSED, num_warps=1)
     return out
 
 
@@ -207,9 +224,10 @@ def launch_rows(
 
 
 def launch_sums(
-    u: Tensor, v: Tensor, ends: Tensor, source: Tensor | None, scale: float, out: Tensor, table: dict | None = None
-) -> None:
-    """Compute `out [E, r, N] = scale * sum of u [S, r]^T v[source] [S, N]` by groups; out at any strides."""
+    u: Tensor, v: Tensor, ends: Tensor, source: Tensor | None, scale: float, out: Tensor, add: bool = False,
+    table: dict | None = None,
+) -> None:  # fmt: skip
+    """Compute `out [E, r, N] (+)= scale * sum of u [S, r]^T v[source] [S, N]` by groups; out at any strides."""
     capability = compute_capability(v.device)
     table = table or launch("grouped_sums", capability)
     rank, columns = u.shape[1], v.shape[1]
@@ -217,9 +235,18 @@ def launch_sums(
     size = table["block_t"] * (_pad(rank) + table["block_n"]) * v.element_size()
     _sums_kernel[(len(ends) * blocks,)](
         u, v, out, ends if source is None else source, ends, u.stride(0), v.stride(0), *out.stride(), rank, columns,
-        blocks, scale, GATHER=source is not None, PAD=_pad(rank), BT=table["block_t"], BN=table["block_n"],
+        blocks, scale, GATHER=source is not None, ADD=add, PAD=_pad(rank), BT=table["block_t"], BN=table["block_n"],
         PRECISION=_precision(v), **FUSED, num_warps=table["warps"],
         num_stages=_stages(table, capability, size),
+    )  # fmt: skip
+
+
+def launch_turn(b: Tensor, scale: float, out: Tensor) -> None:
+    """Compute `out [E, N, r] = scale * b [N, r, E]`."""
+    rows, rank, groups = b.shape
+    _turn_kernel[(rows,)](
+        b, out, rows, rank, groups, scale, PAD=next_power_of_2(rank), GROUPS=next_power_of_2(groups), **FUSED,
+        num_warps=4,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nbtune.device import describe, memory_use, pinnable
 from nbtune.device.streams import record, replayable, send, synchronize
 from nbtune.models.accelerate.grad_sinks import Sink
+from nbtune.models.experts.block import ExpertsSink
 from nbtune.models.weight_decay import decays
 
 if TYPE_CHECKING:
@@ -202,18 +203,19 @@ def _shapes(inputs: dict[str, Any]) -> tuple[Any, ...]:
     return tuple((k, tuple(v.shape), v.dtype) if isinstance(v, Tensor) else (k, v) for k, v in sorted(inputs.items()))
 
 
-def _make_sinks(patch: "Patch") -> tuple[list[Sink], Tensor | None, set[int]]:
-    """Return gradient buffers of every accelerated LoRA group, as its parameters' `.grad`.
+def _make_sinks(patch: "Patch") -> "tuple[list[Sink | ExpertsSink], Tensor | None, set[int]]":
+    """Return gradient buffers of every accelerated LoRA group and of experts, as their parameters' `.grad`.
 
     Returns:
         The sinks, the one flat tensor that all of them lie in, and the ids of the parameters that they serve.
     """
     groups = [g for layer in patch.layers for g in layer.groups() if not g.full and g.rank]
     groups = [g for g in groups if all(p.requires_grad for p in g.parameters())]
-    if not groups:
+    mixtures = [m for m in patch.experts if m.parameters() and all(p.requires_grad for p in m.parameters())]
+    served = [p for g in groups for p in g.parameters()] + [p for m in mixtures for p in m.parameters()]
+    if not served:
         return [], None, set()
-    first = groups[0].parameters()[0]
-    served = [p for g in groups for p in g.parameters()]
+    first = served[0]
     if any(p.dtype != first.dtype or p.device != first.device for p in served):
         return [], None, set()
     flat = torch.zeros(sum(p.numel() for p in served), dtype=first.dtype, device=first.device)
@@ -231,4 +233,10 @@ def _make_sinks(patch: "Patch") -> tuple[list[Sink], Tensor | None, set[int]]:
         for (a, b), part, db in zip(members, da.split([a.shape[0] for a, _ in members]), dbs, strict=True):
             a.grad, b.grad = part, db
         group.sink = Sink(da, dbs)
-    return [g.sink for g in groups if g.sink is not None], flat, {id(p) for p in served}
+    for mixture in mixtures:
+        for p in mixture.parameters():
+            p.grad = take(*p.shape)
+        with_lora = [s for s in (mixture.up, mixture.down) if s.lora is not None]
+        mixture.sink = ExpertsSink({s.name: tuple(p.grad for p in s.parameters()) for s in with_lora})  # type: ignore[misc]
+    sinks = [s for s in (*(g.sink for g in groups), *(m.sink for m in mixtures)) if s is not None]
+    return sinks, flat, {id(p) for p in served}

@@ -138,6 +138,27 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         o, lse = op._launch_forward(heads, keys, keys, cu, None, 2048, 0.1, 50.0, 0)
         op._launch_backward(o, heads, keys, keys, o, lse, cu, None, 2048, 0.1, 50.0, 0)
 
+    def mixture() -> None:
+        """A mixture's experts, there and back."""
+        k = importlib.import_module("nbtune_kernels.grouped_kernels")
+        experts, width, r, s = 64, 768, 16, 4 * t
+        ends, places = z(experts, dtype=torch.int32), z(s, dtype=torch.int32)
+        tiles = k.launch_tiles(ends, s, tables.launch("grouped_rows", 90)["block_m"])
+        down, a, b = z(experts, h, width), z(experts, r, h), z(experts, h, r)
+        k.launch_rows(x, a, ends, tiles, places, None, None, z(s, r))
+        k.launch_rows(z(s, width), down, ends, tiles, None, z(s, r), b, z(s, h))
+        k.launch_rows(
+            x, down.transpose(1, 2), ends, tiles, places, z(s, r), z(experts, r, width).transpose(1, 2), z(s, width)
+        )
+        sums = z(h, r * experts, dtype=torch.float32).view(h, r, experts).permute(2, 1, 0)
+        k.launch_sums(z(s, r), x, ends, places, 2.0, sums)
+        k.launch_combine(z(s, h), places, z(t, 4), 4, x)
+        k.launch_turn(z(h, r, experts, dtype=torch.float32), 2.0, b)
+        routing = importlib.import_module("nbtune_kernels.routing")
+        routing._launch(z(t, 4, dtype=torch.int64), experts, 4, z(4, s, dtype=torch.int32), ends)
+        halves, row = z(s, 2 * width).split(width, -1), z(s, dtype=torch.float32)
+        k.launch_gate_backward(z(s, width), *halves, row, "silu", row, z(s, width), *halves)
+
     def adamw_steps() -> None:
         optimizer = adamw.FusedAdamW.__new__(adamw.FusedAdamW)
         optimizer.params, optimizer.grads, optimizer.copies = [z(16, h)], [z(16, h)], [z(16, h)]
@@ -195,6 +216,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("embedding_scaled", lambda: nk.embedding(ids, z(v, h), scale=64.0)),
         ("adamw", adamw_steps),
         ("attention", lambda: attention(64)),
+        ("mixture", mixture),
         ("fp8", fp8_rows),
         ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),
         ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),
@@ -220,7 +242,11 @@ def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     x, dys, bs = z(t, h), [z(t, h), z(t, h)], [z(h, r), z(h, r)]
     xa = z(t, 2 * r)
     q, kv, angle, bounds = z(1, t, 4, 64), z(1, t, 2, 64), z(1, t, 64), torch.zeros(3, dtype=torch.int32)
+    ends = torch.zeros(4, dtype=torch.int32).as_subclass(Card)
+    groups = nk.Groups.of(ends, t)
     return [
+        ("grouped_rows", lambda: nk.grouped_rows(x, z(4, i, h), groups)),
+        ("grouped_sums", lambda: nk.grouped_sums(xa, x, groups, out=z(4, 2 * r, h))),
         ("lora_xa", lambda: nk.lora_xa(x, z(2 * r, h))),
         ("lora_dxa", lambda: nk.lora_dxa(dys, bs, [1.0, 1.0])),
         ("lora_grads", lambda: nk.lora_grads(x, xa, xa, dys, [r, r], [1.0, 1.0])),

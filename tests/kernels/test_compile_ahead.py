@@ -28,7 +28,8 @@ from tests.kernels.ahead import (
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 ATTENTION = {f"attention_kernels.{name}_kernel" for name in ("forward", "keys", "queries")}
-WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"} | ATTENTION
+GROUPED = {"grouped_kernels._rows_kernel", "grouped_kernels._sums_kernel"}
+WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"} | GROUPED | ATTENTION
 OF_BLOCKS = {"triton_epilogues._act_backward_kernel"}
 # of a step of a Llama with LoRA on one card, whatever its size: the others belong to other families
 OF_A_LLAMA = {
@@ -138,7 +139,7 @@ def test_no_product_without_tensor_cores_on_a_t4(monkeypatch: pytest.MonkeyPatch
     """Every kernel with tl.dot is without mma in its sm_75 PTX, and none of them is launched there: cuBLAS is."""
     halves = {"PRECISION": "tf32"}
     there = {launch.name: launch for launch in picked(80, monkeypatch)}
-    small = {"BLOCK_T": 16, "BLOCK_K": 16, "BLOCK_N": 16, "BT": 16, "BM": 16, "BN": 16} | halves
+    small = {"BLOCK_T": 16, "BLOCK_K": 16, "BLOCK_N": 16, "BT": 16, "BM": 16, "BN": 16, "BK": 16} | halves
     slow = set()
     for name, launch in there.items():
         fewer = {k: v for k, v in small.items() if k in launch.arguments and launch.kernel.fn.__name__ != "_sum_kernel"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nbtune_kernels import Groups, grouped_combine, grouped_gate_backward, grouped_rows, grouped_sums
+from nbtune_kernels import Groups, grouped_combine, grouped_gate_backward, grouped_rows, grouped_sums, grouped_turn
 from nbtune_kernels.activation import reference as plain_activation
 from nbtune_kernels.grouped import reference
 from torch import Tensor
@@ -47,6 +47,14 @@ def test_sums_are_those_of_each_groups_rows_and_zero_without_any(draw, near, dev
     for g in range(len(counts)):
         mine = group == g
         near(lies[..., g].T, 0.5 * u[mine].double().T @ v[source.long()][mine].double(), dtype)
+    once = lies.clone()
+    grouped_sums(u, v, groups, source, scale=0.5, add=True, out=lies.permute(2, 1, 0))
+    near(lies, 2 * once, torch.float32)
+
+
+def test_what_has_the_group_last_becomes_a_matrix_a_group(draw, near, device, dtype):
+    b = draw(7, 3, 5)
+    near(grouped_turn(b, 1.5, dtype), 1.5 * b.permute(2, 0, 1), dtype)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

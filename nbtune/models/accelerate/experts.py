@@ -53,6 +53,8 @@ def experts_forward(outer: Any, block: Experts) -> Callable[..., Tensor]:
     def forward(*args: Any, **named: Any) -> Tensor:
         hidden, index, weights = signature.bind(*args, **named).args
         if not is_switched_on(outer) or hidden.dim() != 2 or hidden.dtype != block.up.weight.dtype:
+            if block.sink is not None:
+                block.sink.give_up()
             return stock(*args, **named)  # type: ignore[no-any-return]
         return block(hidden, index, weights)
 

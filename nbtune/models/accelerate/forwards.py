@@ -32,7 +32,7 @@ def layer_forward(module: nn.Module, layer: Layer, config: Any) -> Callable[...,
         if layer.sharded:
             layer.refresh()
         trained = layer.parameters() if layer.sharded else parameters
-        out = run_layer(layer, hidden_states, *angles, packing, trained)
+        out = run_layer(layer, hidden_states, angles, packing, trained)
         return (out, *[None] * (layer.as_tuple - 1)) if layer.as_tuple else out
 
     return forward

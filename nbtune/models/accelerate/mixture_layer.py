@@ -26,10 +26,11 @@ from nbtune.models.accelerate.norms import Stats
 
 
 def run_layer(
-    layer: Layer, x: Tensor, cos: Tensor | None, sin: Tensor | None, packing: Packing | None,
+    layer: Layer, x: Tensor, angles: tuple[Tensor | None, Tensor | None], packing: Packing | None,
     parameters: list[nn.Parameter],
 ) -> Tensor:  # fmt: skip
-    """Return what a layer makes of x `[B, S, H]`."""
+    """Return what a layer makes of x `[B, S, H]`; arguments as of `LayerFunction`, its parameters last."""
+    cos, sin = angles
     if layer.mlp is None:
         return LayerFunction.apply(layer, x, cos, sin, packing, *parameters)  # type: ignore[no-any-return, no-untyped-call]
     own = parameters if layer.post2 is None else _but_last(layer)

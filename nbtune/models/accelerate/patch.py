@@ -24,6 +24,7 @@ from nbtune.models.accelerate.lora_sync import LoraSync
 from nbtune.models.accelerate.norms import find_norm, tolerance
 from nbtune.models.accelerate.self_check import Inputs, probe_inputs, probe_layer, tiny_losses
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened, window_of
+from nbtune.models.experts.block import Experts
 from nbtune.models.memory_estimate import MEMORY_POLICIES, MemoryPolicy
 from nbtune.spec.placement import PLAIN, Placement
 
@@ -56,6 +57,7 @@ class Patch:
     report: Report
     policy: MemoryPolicy
     layers: list[Layer] = field(default_factory=list)
+    experts: list[Experts] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
     def set_policy(self, policy: MemoryPolicy) -> None:
@@ -110,6 +112,7 @@ class Patch:
         while self.undo:
             self.undo.pop()()
         self.layers.clear()
+        self.experts.clear()
 
 
 def apply(
@@ -324,6 +327,7 @@ def _take_experts(inner: nn.Module, patch: Patch, believe: bool) -> None:
                 patch.report.left[place] = block
                 continue
             patch.replace(outer, experts_forward(outer, block))
+            patch.experts.append(block)
             patch.report.taken[place] = words(block)
 
 

@@ -103,8 +103,8 @@ def _compare(
 
 @contextmanager
 def _smooth(mlp: nn.Module | None, x: Tensor) -> Iterator[None]:
-    """Let a mixture compute something else for a while, in stock and in ours: which experts it chooses may be decided by
-    a rounding, and what it makes of its input is its own module's in both."""
+    """Let a mixture compute something else for a while, in stock and in ours: a rounding may decide which experts it
+    chooses, and what it makes of its input is its own module's in both."""
     if mlp is None:
         yield
         return
@@ -155,8 +155,7 @@ def _stock(stock: Callable[..., Any], call: Call, x: Tensor) -> Tensor:
 
 
 def _ours(layer: Layer, call: Call, x: Tensor) -> Tensor:
-    cos, sin = call.angles or (None, None)
-    return run_layer(layer, x, cos, sin, None, layer.parameters())
+    return run_layer(layer, x, call.angles or (None, None), None, layer.parameters())
 
 
 def tiny_losses(lm: Any, layers: Iterable[Layer] = ()) -> list[float]:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nbtune_kernels import Groups, act_mul, grouped_combine, grouped_gate_backward, grouped_rows, grouped_sums
+from nbtune_kernels import (
+    Groups,
+    act_mul,
+    grouped_combine,
+    grouped_gate_backward,
+    grouped_rows,
+    grouped_sums,
+    grouped_turn,
+    sort_by_group,
+)
 from torch import Tensor, nn
 
 _ALIGNED = 8  # 16-bit numbers in 16 bytes, which torch's grouped products want from row to row
@@ -73,15 +82,38 @@ class Factors:
         """Make them; ranks are filled up with zeros where products would be slow otherwise."""
         if stack.lora is None:
             return None
-        a, b = stack.parameters()
+        a, b = (p.detach() for p in stack.parameters())
         experts = len(stack.weight)
         r = len(a) // experts
         wide = -(-r // _ALIGNED) * _ALIGNED if like.is_cuda else r
+        if wide == r:
+            turned = grouped_turn(b.view(len(b), r, -1), stack.scale, like.dtype)
+            return cls(a.to(like.dtype).view(experts, r, -1), turned, r)
         rows = like.new_zeros(experts, wide, a.shape[1])
         rows[:, :r] = a.view(experts, r, -1)
         columns = like.new_zeros(experts, len(b), wide)
         columns[..., :r] = b.view(len(b), r, experts).permute(2, 0, 1) * stack.scale  # peft: the expert is the fastest
         return cls(rows, columns, r)
+
+
+@dataclass
+class ExpertsSink:
+    """Where the gradients of LoRA go instead of through autograd: the parameters' own `.grad`.
+
+    Args:
+        grads: A's and B's, by the name of the stack.
+        accumulate: add to what is there, instead of overwriting it.
+        open: only while a `TrainStep` runs a backward; otherwise gradients go through autograd.
+    """
+
+    grads: dict[str, tuple[Tensor, Tensor]]
+    accumulate: bool = False
+    open: bool = False
+
+    def give_up(self) -> None:
+        """Leave what is trained to autograd, which adds: stock computes this time."""
+        if self.open and not self.accumulate:
+            torch._foreach_zero_([g for pair in self.grads.values() for g in pair])
 
 
 @dataclass
@@ -97,6 +129,7 @@ class Experts:
     down: Stack
     gate: Callable[[Tensor], Tensor]
     act: str = ""
+    sink: "ExpertsSink | None" = None
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained in it, in the order of its gradients."""
@@ -116,7 +149,7 @@ class Experts:
 class Route:
     """Rows in the order of their experts: row i is the chosen place `order[i]` (token times k) of token `token[i]`.
 
-    `back`: which row each chosen place is.
+    `back`: which row each chosen place is. All int32.
     """
 
     order: Tensor
@@ -127,13 +160,7 @@ class Route:
 
     @classmethod
     def of(cls, index: Tensor, experts: int) -> "Route":
-        narrow = index.reshape(-1).to(torch.int16 if experts < 2**15 else torch.int32)
-        expert, order = torch.sort(narrow, stable=True)
-        numbers = torch.arange(experts, device=index.device, dtype=expert.dtype)
-        ends = torch.searchsorted(expert, numbers, right=True).to(torch.int32)
-        back = torch.empty(len(order), dtype=torch.int32, device=index.device)
-        back[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
-        token = (order // index.shape[1]).to(torch.int32)
+        order, back, token, expert, ends = sort_by_group(index, experts)
         return cls(order, back, token, expert, Groups.of(ends, len(order)))
 
 
@@ -161,23 +188,23 @@ def _backward(
 
 def _gradients(
     stack: Stack, lora: Factors | None, pairs: tuple[Tensor | None, Tensor, Tensor | None, Tensor], route: Route,
-    sources: tuple[Tensor | None, Tensor | None],
-) -> list[Tensor]:  # fmt: skip
-    """Return the gradients of peft's A and B.
+    sources: tuple[Tensor | None, Tensor | None], sink: ExpertsSink | None,
+) -> list[Tensor | None]:  # fmt: skip
+    """Return the gradients of peft's A and B; None for what a sink takes.
 
     Args:
         pairs: dxa and x, whose sums are A's; xa and dy, whose sums are B's. sources: of x and of dy.
+        sink: which is open.
     """
     dxa, x, xa, dy = pairs
     if lora is None or xa is None or dxa is None:
         return []
-    a, b = stack.parameters()
-    experts, r = len(stack.weight), lora.r
-    da, db = torch.empty_like(a), torch.empty_like(b)
-    grouped_sums(dxa[:, :r], x, route.groups, sources[0], out=da.view(experts, r, -1))
+    da, db = (torch.empty_like(p) for p in stack.parameters()) if sink is None else sink.grads[stack.name]
+    experts, r, add = len(stack.weight), lora.r, sink is not None and sink.accumulate
+    grouped_sums(dxa[:, :r], x, route.groups, sources[0], add=add, out=da.view(experts, r, -1))
     beside = db.view(-1, r, experts).permute(2, 1, 0)
-    grouped_sums(xa[:, :r], dy, route.groups, sources[1], scale=stack.scale, out=beside)
-    return [da, db]
+    grouped_sums(xa[:, :r], dy, route.groups, sources[1], scale=stack.scale, add=add, out=beside)
+    return [da, db] if sink is None else [None, None]
 
 
 def _activate(block: Experts, both: Tensor) -> Tensor:
@@ -231,10 +258,11 @@ class ExpertsFunction(torch.autograd.Function):
             chosen += (d[route.token.long()] * block.down.bias[route.expert.long()]).sum(-1, dtype=torch.float32)
         factor = of_row.to(d.dtype)[:, None]
         ha, dha = None if ha is None else ha * factor, None if dha is None else dha.mul_(factor)
-        of_down = _gradients(block.down, down, (dha, h, ha, d), route, (None, route.token))
+        sink = block.sink if block.sink is not None and block.sink.open else None
+        of_down = _gradients(block.down, down, (dha, h, ha, d), route, (None, route.token), sink)
         del h, dh
         dx, dxa = _backward(block.up, up, dboth, route)
-        of_up = _gradients(block.up, up, (dxa, x, xa, dboth), route, (route.token, None))
+        of_up = _gradients(block.up, up, (dxa, x, xa, dboth), route, (route.token, None), sink)
         del dboth, both
         dx = grouped_combine(dx, route.back, len(x))
         return None, dx, None, chosen[route.back.long()].view(weights.shape).to(weights.dtype), *of_up, *of_down
