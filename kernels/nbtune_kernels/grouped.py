@@ -115,7 +115,7 @@ def _tiles(ends, rows):
 )
 def _rows(x, w, ends, tiles, source, xa, b, out):
     if tiles is not None:
-        return launch_rows(x, w, ends, tiles, source, xa, b, out)
+        return launch_rows(x, w, (ends, tiles), source, None if b is None else (xa, b), out)
     _plain_rows(x if source is None else x[source.long()], w, ends, out)
     if xa is not None and b is not None:
         _plain_rows(xa, b, ends, out, add=True)
@@ -157,7 +157,7 @@ def _combine(y, back, weights, chosen, out):
 )
 def _gate_backward(dh, gate, up, weights, act, dot):
     if use_triton(dh):
-        return launch_gate_backward(dh, gate, up, weights, act, dot, dh, gate, up)
+        return launch_gate_backward(dh, (gate, up), weights, act, dot, (dh, gate, up))
     h = plain_activation(gate, up, act)
     torch.sum(dh * h, -1, dtype=torch.float32, out=dot)
     act_mul_backward(dh.mul_(weights.to(dh.dtype)[:, None]), gate, up, act=act, out_h=dh, out_dgate=gate, out_dup=up)

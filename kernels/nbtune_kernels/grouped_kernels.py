@@ -201,19 +201,23 @@ def launch_tiles(ends: Tensor, rows: int, block: int) -> Tensor:
 
 
 def launch_rows(
-    x: Tensor, w: Tensor, ends: Tensor, tiles: Tensor, source: Tensor | None, xa: Tensor | None, b: Tensor | None,
+    x: Tensor, w: Tensor, groups: tuple[Tensor, Tensor], source: Tensor | None, lora: tuple[Tensor, Tensor] | None,
     out: Tensor, table: dict | None = None,
 ) -> None:  # fmt: skip
-    """Compute `out [S, N] = x[source] w_g^T + xa b_g^T`; w `[E, N, K]` and b `[E, N, r]` at any strides."""
+    """Compute `out [S, N] = x[source] w_g^T + xa b_g^T`; w `[E, N, K]` and b `[E, N, r]` at any strides.
+
+    `groups`: where they end, and of which each block of rows is. `lora`: xa and b.
+    """
+    ends, tiles = groups
     capability = compute_capability(x.device)
     columns, width = w.shape[1:]
     name = "grouped_rows" if columns > 64 else "grouped_rows_skinny"
     table = table or launch(name, capability)
     bn, bk = min(table["block_n"], _pad(columns)), table["block_k"]
     blocks = cdiv(columns, bn)
-    rank = 0 if b is None else b.shape[2]
+    xa, b = (x, w) if lora is None else lora
+    rank = 0 if lora is None else b.shape[2]
     size = bk * (table["block_m"] + bn) * x.element_size()
-    xa, b = (x, w) if xa is None or b is None else (xa, b)
     _rows_kernel[(tiles.shape[1] * blocks,)](
         x, w, out, xa, b, ends if source is None else source, tiles, ends, x.stride(0), *w.stride(), out.stride(0),
         xa.stride(0), *b.stride(), columns, width, rank, blocks, tiles.shape[1],
@@ -261,12 +265,17 @@ def launch_combine(y: Tensor, back: Tensor, weights: Tensor | None, chosen: int,
 
 
 def launch_gate_backward(
-    dh: Tensor, gate: Tensor, up: Tensor, weights: Tensor, act: str, dot: Tensor, h: Tensor, dgate: Tensor, dup: Tensor
-) -> None:
-    """Compute h, what dh says of a row's weight, and the gradients of gate and up, of dh times the weight."""
+    dh: Tensor, halves: tuple[Tensor, Tensor], weights: Tensor, act: str, dot: Tensor,
+    outs: tuple[Tensor, Tensor, Tensor],
+) -> None:  # fmt: skip
+    """Compute h, what dh says of a row's weight, and the gradients of gate and up, of dh times the weight.
+
+    `halves`: gate and up. `outs`: where h, dgate and dup go.
+    """
     table = launch("grouped_gate_backward", compute_capability(dh.device))
     block = min(table["block"], next_power_of_2(dh.shape[1]))
+    strides = [t.stride(0) for t in (dh, *halves, *outs)]
     _gate_backward_kernel[(len(dh),)](
-        dh, gate, up, weights, dot, h, dgate, dup, *(t.stride(0) for t in (dh, gate, up, h, dgate, dup)), dh.shape[1],
-        ACT=act, BLOCK=block, **FUSED, num_warps=table["warps"],
+        dh, *halves, weights, dot, *outs, *strides, dh.shape[1], ACT=act, BLOCK=block, **FUSED,
+        num_warps=table["warps"],
     )  # fmt: skip

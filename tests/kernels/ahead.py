@@ -145,11 +145,10 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ends, places = z(experts, dtype=torch.int32), z(s, dtype=torch.int32)
         tiles = k.launch_tiles(ends, s, tables.launch("grouped_rows", 90)["block_m"])
         down, a, b = z(experts, h, width), z(experts, r, h), z(experts, h, r)
-        k.launch_rows(x, a, ends, tiles, places, None, None, z(s, r))
-        k.launch_rows(z(s, width), down, ends, tiles, None, z(s, r), b, z(s, h))
-        k.launch_rows(
-            x, down.transpose(1, 2), ends, tiles, places, z(s, r), z(experts, r, width).transpose(1, 2), z(s, width)
-        )
+        groups, turned = (ends, tiles), z(experts, r, width).transpose(1, 2)
+        k.launch_rows(x, a, groups, places, None, z(s, r))
+        k.launch_rows(z(s, width), down, groups, None, (z(s, r), b), z(s, h))
+        k.launch_rows(x, down.transpose(1, 2), groups, places, (z(s, r), turned), z(s, width))
         sums = z(h, r * experts, dtype=torch.float32).view(h, r, experts).permute(2, 1, 0)
         k.launch_sums(z(s, r), x, ends, places, 2.0, sums)
         k.launch_combine(z(s, h), places, z(t, 4), 4, x)
@@ -157,7 +156,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         routing = importlib.import_module("nbtune_kernels.routing")
         routing._launch(z(t, 4, dtype=torch.int64), experts, 4, z(4, s, dtype=torch.int32), ends)
         halves, row = z(s, 2 * width).split(width, -1), z(s, dtype=torch.float32)
-        k.launch_gate_backward(z(s, width), *halves, row, "silu", row, z(s, width), *halves)
+        k.launch_gate_backward(z(s, width), halves, row, "silu", row, (z(s, width), *halves))
 
     def adamw_steps() -> None:
         optimizer = adamw.FusedAdamW.__new__(adamw.FusedAdamW)
