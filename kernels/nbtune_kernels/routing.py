@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nbtune_kernels._runtime import FUSED, cdiv, jit, next_power_of_2, op, tl, use_triton
 
-_TILE = 32768  # places times groups that a program compares at once
+_TILE = 8192  # places times groups that a program compares at once
 
 
 class Sorted(NamedTuple):
@@ -66,11 +66,11 @@ def _launch(index: Tensor, groups: int, chosen: int, out: Tensor, ends: Tensor) 
     block = max(16, min(256, _TILE // pad))
     blocks = cdiv(places, block)
     counts = torch.empty((groups, blocks), dtype=torch.int32, device=index.device)
-    _count_kernel[(blocks,)](index, counts, places, groups, blocks, PAD=pad, BLOCK=block, **FUSED, num_warps=8)
+    _count_kernel[(blocks,)](index, counts, places, groups, blocks, PAD=pad, BLOCK=block, **FUSED, num_warps=4)
     sums = counts.view(-1).cumsum(0, dtype=torch.int32)
     ends.copy_(sums.view(groups, blocks)[:, -1])
     _place_kernel[(blocks,)](
-        index, sums, *out, places, groups, blocks, chosen, PAD=pad, BLOCK=block, **FUSED, num_warps=8
+        index, sums, *out, places, groups, blocks, chosen, PAD=pad, BLOCK=block, **FUSED, num_warps=4
     )
 
 
