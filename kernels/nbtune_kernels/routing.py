@@ -89,7 +89,7 @@ def _sort(index, groups, chosen, out, ends):
 
 
 def sort_by_group(index: Tensor, groups: int) -> Sorted:
-    """Sort the places of `index [T, k]`, each of which is one of so many groups, by group.
+    """Return the places of `index [T, k]`, each of which names one of so many groups, sorted by group.
 
     >>> sort_by_group(torch.tensor([[1, 0], [1, 2]]), 3).order.tolist()
     [1, 0, 2, 3]
