@@ -20,6 +20,12 @@ else:
     LossType = Literal[tuple(loss_types())]
 
 _OF_TOKENS = ("train_on", "train_spans", "terminators")  # which tokens have a loss
+_NOT_ROLES = ("", "answers", "last_answer", "all")
+_OTHER_ROLES = {
+    **dict.fromkeys(("human", "prompter", "users"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "assistants", "answer"), "assistant"),
+    **dict.fromkeys(("function", "observation", "tool_response", "tools"), "tool"),
+}
 _OTHER_NAMES = {"type": "loss_type"}  # of an option where it is the loss's argument
 
 
@@ -144,6 +150,7 @@ def must_fit(spec: RunSpec) -> None:
     for key in spec.loss.model_dump(exclude_none=True):
         _must_take(method, key, spec.loss)
     rewards.must_fit(spec)
+    _must_be_roles(spec.train_on)
     if method.teacher != (spec.teacher is not None):
         raise ValueError(
             f"method `{spec.method}` learns from a teacher: name it, `teacher: org/name`"
@@ -170,6 +177,17 @@ def must_fit(spec: RunSpec) -> None:
         raise ValueError(
             f"method `{spec.method}` compares the answers of a step: set batch_size to {method.least_batch} or more"
         )
+
+
+def _must_be_roles(train_on: str | tuple[str, ...]) -> None:
+    """Refuse words that no message's role is, as rows are read: other tools' words for roles, keys, capitals."""
+    for role in () if isinstance(train_on, str) else train_on:
+        plain = role.strip().lower()
+        meant = _OTHER_ROLES.get(plain, plain)
+        if plain in _NOT_ROLES:
+            raise ValueError(f"`train_on` is a list of roles, or one word: write `train_on: {plain or 'answers'}`")
+        if meant != role:
+            raise ValueError(f"`train_on: [{role}]`: rows are read with the role `{meant}` for it, write that")
 
 
 def _must_take(method: Method, key: str, loss: LossSpec) -> None:

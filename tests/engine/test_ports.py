@@ -4,6 +4,7 @@ loopback interface, and nothing after it."""
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import subprocess
 import sys
@@ -20,14 +21,16 @@ from tests.engine.conftest import ROWS, SPEC
 from tests.engine.lives import MARK, family
 from tests.support.fake_hub import FakeHub, client_environment
 
+pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux says who listens")
 LOOPBACK = {"127.0.0.1", "::1"}
 BEGIN = f"""
 import json, os, subprocess, sys
 import nbtune
 SPEC, ROWS = {SPEC!r}, {ROWS!r}
 MANY = [{{"prompt": f"What is {{a}} plus 1?", "completion": f"{{a + 1}}."}} for a in range(6000)]
-def train(rows=ROWS, **fields):
-    run = nbtune.finetune({{**SPEC, "device": "cpu", "steps": 3, **fields}}, name="demo", rows={{"rows": rows}})
+def train(rows=ROWS, detach=False, **fields):
+    run = nbtune.finetune({{**SPEC, "device": "cpu", "steps": 3, **fields}}, name="demo", rows={{"rows": rows}},
+                          detach=detach)
     run.wait()
     return run
 def tell(*words):
@@ -41,7 +44,7 @@ TRAINED = {
     "parted": "train(gpus=2, weights='sharded', adapter='full')",
     "prepared by several": "train(rows=MANY, eval={'split': 0.1})",
     "a command": "open('demo.yaml', 'w').write('data: nbtune/persona\\nsteps: 2\\ndevice: cpu\\n')\n"
-    "tell('train', 'demo.yaml', '--name', 'demo')\ntell('resume', 'demo', '--set', 'steps=3')",
+    "tell('plan', 'demo.yaml')\ntell('train', 'demo.yaml', '--name', 'demo')",
     "a rate": "nbtune.lr_find({**SPEC, 'device': 'cpu'}, rows={'rows': ROWS})",
     "watched": """
 from pathlib import Path
@@ -73,17 +76,41 @@ ALL = {**TRAINED, "a job": JOB.format(count=1), "a job of two": JOB.format(count
 SEVERAL = {"two", "two detached", "parted", "a job of two"}  # they speak over the loopback
 
 
+def listening() -> dict[str, str]:
+    """Who waits for connections on this machine: socket → address."""
+    found = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, socket = line.split()[:10]
+            if state == "0A":  # LISTEN
+                words = bytes.fromhex(local.partition(":")[0])
+                address = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                found[socket] = str(ipaddress.ip_address(address))
+    return found
+
+
+def holds(process: psutil.Process, socket: str) -> bool:
+    """Whether a socket is a process's."""
+    with contextlib.suppress(OSError):
+        for file in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(file) == f"socket:[{socket}]":
+                    return True
+    return False
+
+
 @contextlib.contextmanager
 def heard(pid: int, mark: str) -> Iterator[set[str]]:
     """The addresses at which somebody of a family listens, at any time meanwhile."""
     found: set[str] = set()
-    over = threading.Event()
+    over, others = threading.Event(), set(listening())
 
     def look() -> None:
         while not over.wait(0.02):
-            for process in family(pid, mark):
-                with contextlib.suppress(psutil.Error):
-                    found.update(c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN)
+            for socket, address in listening().items():
+                if socket not in others:
+                    others.add(socket)  # looked at
+                    found.update({address} if any(holds(one, socket) for one in family(pid, mark)) else ())
 
     looker = threading.Thread(target=look)
     looker.start()
@@ -112,6 +139,7 @@ def carried_out(kind: str, folder: Path, **environment: str) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", ALL)
 def test_what_listens_does_so_on_the_loopback_only_and_ends_with_the_work(kind: str, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
@@ -132,11 +160,23 @@ def test_llama_cpp_listens_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_of_one_process_opens_no_port(start, until) -> None:
-    def listening(process: psutil.Process) -> list[str]:
-        return sorted(c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN)
-
-    before = listening(psutil.Process())
+    ours = psutil.Process()
+    before = {socket for socket in listening() if holds(ours, socket)}
     run = start(steps=5000)
     until(run, lambda event: isinstance(event, events.Step))
-    assert listening(psutil.Process()) == before
-    assert [listening(child) for child in psutil.Process().children(recursive=True) if listening(child)] == []
+    family_now = [ours, *ours.children(recursive=True)]
+    assert {socket for socket in listening() if any(holds(one, socket) for one in family_now)} == before
+
+
+def test_a_port_is_heard() -> None:
+    """Else nothing would be found, whatever listens."""
+    mark = f"{os.getpid()} heard"
+    code = "import socket, sys\ns = socket.socket(socket.AF_INET6)\ns.bind(('::', 0))\ns.listen()\nsys.stdin.read()"
+    with heard(-1, mark) as found:
+        one = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, MARK: mark}, stdin=subprocess.PIPE)
+        for _ in range(600):
+            if found:
+                break
+            threading.Event().wait(0.1)
+        one.communicate(b"")
+    assert found == {"::"}

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from nbtune.spec import AdapterSpec, CheckpointSpec, EvalSpec, RunSpec, SourceSpec
+from nbtune.errors import SpecError
+from nbtune.spec import AdapterSpec, CheckpointSpec, EvalSpec, RunSpec, SourceSpec, from_mapping
 
 PARTS: list[type[BaseModel]] = [RunSpec, SourceSpec, AdapterSpec, EvalSpec, CheckpointSpec]
 
@@ -81,3 +82,23 @@ def test_alpha_is_the_rank_unless_said() -> None:
 def test_a_spec_has_no_place_for_a_token() -> None:
     names = {name for _, name, _ in fields()} - {"tokenizer", "trainable_token_indices"}
     assert not any(word in name for name in names for word in ("token", "password", "secret", "api_key"))
+
+
+@pytest.mark.parametrize(
+    ("train_on", "words"),
+    [
+        (["gpt"], "the role `assistant`"),
+        (["user", "human"], "the role `user`"),
+        (["Assistant"], "the role `assistant`"),
+        ([" user"], "the role `user`"),
+        (["observation"], "the role `tool`"),
+        (["all"], "`train_on: all`"),
+        (["answers", "user"], "`train_on: answers`"),
+        ([""], "`train_on: answers`"),
+    ],
+)
+def test_a_role_that_no_row_is_read_with_is_refused(train_on: list[str], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        from_mapping({"data": "rows", "train_on": train_on})
+    for good in ([], ["user", "assistant"], ["critic"], "all"):
+        from_mapping({"data": "rows", "train_on": good})

@@ -188,6 +188,11 @@ def _shared(
         same += 1
     if left[same:] == right[same:]:
         raise DataError(f"`{names[0]}` and `{names[1]}` are the same", fix="leave such rows out")
+    if (left[same]["role"], right[same]["role"]) != ("assistant", "assistant") and (same or len(left) > 1):
+        raise DataError(
+            f"`{names[0]}` and `{names[1]}` differ before the assistant answers: they are about two questions",
+            fix="give both the same messages before their answers",
+        )
     return left[:same], [left[same:], right[same:]]
 
 

@@ -306,7 +306,7 @@ class _Preparation:
         self._check_ends()
         if self.hold_out.share and not self.held.ready:
             report.warnings.append("no rows are held out: they are too few, or all are duplicates of others")
-        report.warnings += self.oddities.warnings()
+        report.warnings += self.oddities.warnings(self.recipe.spec.train_on)
         report.warnings += unmatched(self.recipe.spec, self.matched)
         if alike := much_alike(self.recipe.spec.labels):
             report.warnings.append(alike)

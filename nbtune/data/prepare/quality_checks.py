@@ -31,6 +31,7 @@ class Oddities:
         self.example = ""
         self.thoughts = self.words = self.parts = self.tools = 0
         self.keys: dict[str, int] = {}
+        self.roles: dict[str, int] = {}
 
     def see_text(self, texts: Iterable[str]) -> None:
         """See the texts of a row, without the template's own."""
@@ -44,6 +45,8 @@ class Oddities:
 
     def see_roles(self, roles: Sequence[str]) -> None:
         """See the roles of a conversation, in order."""
+        for role in roles:
+            self.roles[role] = self.roles.get(role, 0) + 1
         spoken = [role for role in roles if role in ("user", "assistant")]
         self.repeated_role += any(a == b == "user" for a, b in pairwise(spoken))
         self.answer_first += spoken[:1] == ["assistant"]
@@ -67,9 +70,15 @@ class Oddities:
             else:
                 setattr(self, name, mine or value if name == "example" else mine + value)
 
-    def warnings(self) -> list[str]:
-        """Return sentences for people."""
+    def warnings(self, train_on: str | Sequence[str] = "answers") -> list[str]:
+        """Return sentences for people; `train_on` as in a spec."""
+        unheard = [] if isinstance(train_on, str) else [role for role in train_on if role not in self.roles]
         sentences = []
+        if unheard and self.roles:
+            sentences.append(
+                f"`train_on` names {', '.join(f'`{role}`' for role in unheard)}, and no message has that role: they "
+                f"are {', '.join(f'`{role}`' for role in list(self.roles)[:6])}"
+            )
         if self.rendered:
             sentences.append(
                 f"{self.rendered} rows hold the text of a chat template ({self.example}): if they were rendered "

@@ -88,6 +88,23 @@ def test_a_pair_is_kept_whole_or_not_at_all() -> None:
         prepare([{"chosen": ASK + answer("4"), "rejected": ASK + answer("4")}], "pairs")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        (["user q", "assistant a"], ["user other", "assistant b"]),
+        (["system s", "user q", "assistant a"], ["user q", "assistant b"]),
+        (["user q", "assistant a", "user r", "assistant b"], ["user q", "assistant a", "user s", "assistant c"]),
+    ],
+)
+def test_answers_to_two_questions_are_no_pair(chosen: list[str], rejected: list[str]) -> None:
+    row = {
+        name: [dict(zip(("role", "content"), turn.split(), strict=True)) for turn in turns]
+        for name, turns in {"chosen": chosen, "rejected": rejected}.items()
+    }
+    with pytest.raises(DataError, match="they are about two questions"):
+        prepare([row], "pairs")
+
+
 def test_held_out_pairs_are_whole() -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(60)]
     prepared = prepare(rows, "pairs", eval={"split": 0.2})

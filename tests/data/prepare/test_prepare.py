@@ -59,6 +59,15 @@ def test_what_is_trained_can_be_chosen() -> None:
     assert said(prepare(rows)) == "assistant 0<|im_end|>"
 
 
+def test_a_role_that_no_message_has_is_named() -> None:
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": True}]}]
+    told = [w for w in prepare(rows, train_on=["user", "assitant"]).report.warnings if "train_on" in w]
+    assert len(told) == 1
+    assert "`assitant`, and no message has that role: they are `user`, `assistant`" in told[0]
+    assert not [w for w in prepare(rows, train_on=["user"]).report.warnings if "train_on" in w]
+    assert not [w for w in prepare([{"text": "some words"}], train_on=["user"]).report.warnings if "train_on" in w]
+
+
 def test_stretches_of_an_answer_can_be_left_out() -> None:
     answer = {"role": "assistant", "content": "keep this, not that, and this"}
     answer["train_detail"] = [  # type: ignore[assignment]
