@@ -44,6 +44,19 @@ def test_cells_that_are_shown_are_cells_that_run(page: Path) -> None:
         assert from_yaml(body, first_line=2).data  # a SpecError says what is wrong
 
 
+def test_each_test_that_the_page_of_faults_names_is_there() -> None:
+    page = (REPO / "docs" / "explanation" / "once-wrong.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 60
+    gone = [
+        (file, test)
+        for file, test in named
+        if not (REPO / "tests" / file).is_file()
+        or (test and f"def {test}(" not in (REPO / "tests" / file).read_text(encoding="utf-8"))
+    ]
+    assert gone == []
+
+
 def test_there_is_a_cell_to_copy_in_the_readme_and_the_tutorial() -> None:
     for page in (REPO / "README.md", REPO / "docs" / "tutorial" / "first-run.md"):
         assert any(block.startswith("%%finetune") for block in blocks(page)), page.name
