@@ -25,6 +25,7 @@ _HOMES = {
     "form": "nbtune.api",
     "home": "nbtune.api",
     "inspect": "nbtune.api",
+    "lm_eval": "nbtune.task_scores",
     "lr_find": "nbtune.rate_finder",
     "plan": "nbtune.api",
     "repeat": "nbtune.api",
@@ -62,6 +63,7 @@ __all__ = [
     "form",
     "home",
     "inspect",
+    "lm_eval",
     "lr_find",
     "plan",
     "repeat",
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from nbtune.run import Run
     from nbtune.spec import RunSpec
     from nbtune.store.run_consent import trust
+    from nbtune.task_scores import lm_eval
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,7 @@ from nbtune.spec.parts import SourceSpec
 from nbtune.spec.parts import SpanRule
 from nbtune.spec.rewards import RewardsSpec
 from nbtune.store.run_consent import trust as trust
+from nbtune.task_scores import lm_eval as lm_eval
 
 __version__: str
 
@@ -76,6 +77,10 @@ class _Eval(TypedDict, total=False):
     threshold: float
     load_best: bool
     max_rows: int
+    metrics: list[str] | tuple[str, ...]
+    answer_rows: int
+    max_new_tokens: int
+    must_keep: list[_KeepRule | KeepRule] | tuple[_KeepRule | KeepRule, ...]
 
 class _Loss(TypedDict, total=False):
     type: Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None

@@ -107,6 +107,19 @@ class Sample(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores(Event):
+    """Answers were judged after `step` (0: the base, or what the run starts from) by the metrics of the spec, or by
+    other programs' `tasks`: a figure by name, over `rows` held-out rows."""
+
+    type: ClassVar[str] = "scores"
+    step: int
+    values: dict[str, float] = field(default_factory=dict)
+    tasks: str = ""
+    rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(Event):
     """The run tested itself: `name` of the test, whether it `passed`, and what was compared."""
 
@@ -193,7 +206,8 @@ class Unknown(Event):
 
 
 _TYPES: dict[str, type[Event]] = {
-    kind.type: kind for kind in (State, Step, Eval, Sample, Check, Abilities, Checkpoint, Warning, Export, Device)
+    kind.type: kind
+    for kind in (State, Step, Eval, Sample, Scores, Check, Abilities, Checkpoint, Warning, Export, Device)
 }
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
 

@@ -352,8 +352,8 @@ def _borrowed(path: Path, name: str) -> bool:
 
 
 def test_the_public_surface_of_nbtune() -> None:
-    names = ["attach", "finetune", "form", "home", "inspect", "lr_find", "plan", "repeat", "runs", "submit", "trust"]
-    names += ["validate", "watch"]
+    names = ["attach", "finetune", "form", "home", "inspect", "lm_eval", "lr_find", "plan", "repeat", "runs"]
+    names += ["submit", "trust", "validate", "watch"]
     assert nbtune.__all__ == ["Plan", "Run", "RunSpec", "__version__", *names]
     assert set(nbtune.__all__) <= set(dir(nbtune))
     for name in nbtune.__all__:

@@ -110,6 +110,23 @@ _LR_FIND = Command(
     body=True,
     takes=(SPEC, SET, JSON),
 )
+_LM_EVAL = Command(
+    name="lm-eval",
+    sentence="Ask a run's model the tasks of lm-evaluation-harness, and its base as well: a table.",
+    function="nbtune.lm_eval",
+    code="nbtune.lm_eval(RUN, TASKS)",
+    takes=(
+        RUN,
+        flag("--tasks TASK", "Their names.", many="words"),
+        flag("--include-path DIR", "A folder of task files of your own.", kind=Path),
+        flag("--num-fewshot N", "Examples before each question; by default as the task says.", kind=int, minimum=0),
+        flag("--limit N", "Only the first so many questions of each task.", kind=int, minimum=1),
+        flag("--batch-size N", "Questions at a time.", kind=int, default=1, minimum=1),
+        switch("--chat", "Put questions into the model's chat template."),
+        RUNS,
+        JSON,
+    ),
+)
 _SUBMIT = Command(
     name="submit",
     sentence="Train as a job of Slurm, on one machine or several.",
@@ -367,7 +384,7 @@ COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         *(_TRAIN, _PLAN, _SUBMIT, _VALIDATE, _LR_FIND),
-        *(_RUNS, _TRUST, _RESUME, _STOP, _PAUSE, _UNPAUSE, _ATTACH, _CHAT, _LOSSES, _COMPARE),
+        *(_RUNS, _TRUST, _RESUME, _STOP, _PAUSE, _UNPAUSE, _ATTACH, _CHAT, _LOSSES, _COMPARE, _LM_EVAL),
         *(_EXPORT, _PUSH, _SCRIPT),
         *(_DATA, _DOCTOR, _CACHE),
     )

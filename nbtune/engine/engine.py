@@ -24,6 +24,7 @@ from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
 from nbtune.data.prepare.labels import with_labels
 from nbtune.engine import abilities, distributed_launcher
+from nbtune.engine.answer_scores import scored
 from nbtune.engine.answering import answered
 from nbtune.engine.best_weights import stopping_of
 from nbtune.engine.evaluation import Measuring
@@ -303,10 +304,7 @@ class _Engine:
             total_steps=plan.total_steps,
             learning_rate=plan.learning_rate,
             factor=learning_rate_of(
-                spec.lr_scheduler_type,
-                total_steps=plan.total_steps,
-                warmup_ratio=spec.warmup_ratio,
-                args=spec.schedule,
+                spec.lr_scheduler_type, total_steps=plan.total_steps, warmup_ratio=spec.warmup_ratio, args=spec.schedule
             ),
             eval_every=plan.eval_every,
             checkpoint_every=spec.checkpoint.every,
@@ -321,7 +319,8 @@ class _Engine:
         if self.progress.step == 0 and (self.writes or plan.weights.shards):  # whose model needs all processes
             self._confirm()
         control = together or self.control
-        with Gauge(self.emit, self.built.model, self.stepper.device) as emit:
+        asked = scored(self.folder, measuring, self.progress, control, self.emit)
+        with asked, Gauge(self.emit, self.built.model, self.stepper.device) as emit:
             return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _confirm(self) -> None:

@@ -56,6 +56,11 @@ class Measuring:
     together: RankedControl | None = None
     held_prompts: HeldPrompts | None = None
 
+    @property
+    def pairwise(self) -> bool:
+        """Whether a row becomes two examples, the better answer first."""
+        return METHODS[self.spec.method].pairwise
+
     def confirmed(self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool) -> Abilities:
         """Say what the loaded model can do, and a warning for what the plan expected otherwise.
 

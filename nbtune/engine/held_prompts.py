@@ -74,14 +74,14 @@ class HeldPrompts:
 
     def _look(self) -> list[list[dict[str, Any]]]:
         from nbtune import data
-        from nbtune.store.row_losses import row_prompt
+        from nbtune.store.row_losses import row_exchange
 
         held, found = self._data.eval, list[list[dict[str, Any]]]()
         if held is None:
             return found
         sources = {source.name: source for source in data.open_snapshot(self._folder / "data")}
         for index in held.some(_LOOKED):
-            messages = row_prompt(sources[held.source_name(index)], held[index].row)
+            messages, _ = row_exchange(sources[held.source_name(index)], held[index].row) or (None, "")
             if messages and isinstance(said := messages[-1].get("content"), str) and 0 < len(said) <= _LONGEST:
                 found.append(messages)
             if len(found) == _ASKED:

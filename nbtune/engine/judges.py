@@ -27,9 +27,11 @@ class Judge:
         name: its own.
         function: the user's.
         seconds: how long a call may take.
+        what: what it is called in errors.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], seconds: float) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], seconds: float, what: str = "reward") -> None:
+        self._what = what
         self.__name__, self._function, self._seconds = name.rpartition(":")[2].rpartition(".")[2], function, seconds
         self._takes = _names(function)
 
@@ -101,7 +103,7 @@ class Judge:
 
     def _wrong(self, what: str, place: str, answer: str = "") -> TrainError:
         said = f" (the answer was {shortened(answer, _SHOWN)!r})" if answer else ""
-        return TrainError(f"the reward `{self.__name__}` {what}{said}", place=place, fix=_FIX)
+        return TrainError(f"the {self._what} `{self.__name__}` {what}{said}", place=place, fix=_FIX)
 
 
 def _names(function: Callable[..., Any]) -> list[str] | None:

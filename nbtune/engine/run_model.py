@@ -157,6 +157,19 @@ class RunModel:
             self.launched = Launched.ended(self.folder)
         return self.launched.model()
 
+    @contextmanager
+    def lent(self) -> Iterator[Any]:
+        """Lend the model of a run that has ended, which may be asked anything but to change.
+
+        Raises:
+            TrainError: the run is at work, nothing was trained yet, or the model writes nothing.
+        """
+        self._must_speak()
+        if self.alive:
+            raise TrainError("the model is at work", fix="wait until the run has ended: `run.wait()`")
+        with self._model_for_myself(None) as built:
+            yield built
+
     def free(self) -> int:
         """Drop the model; return the bytes that came back."""
         return 0 if self.launched is None else self.launched.free()

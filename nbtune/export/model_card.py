@@ -55,6 +55,10 @@ _TEMPLATE = """\
 | step | loss on held-out rows | perplexity |
 |---|---|---|
 {% for step, loss, perplexity in evals %}| {{ step }} | {{ loss }} | {{ perplexity }} |
+{% endfor %}{% endif %}{% if scores %}
+| | {{ "before" if starts else "base" }} | tuned |
+|---|---|---|
+{% for what, was, now in scores %}| {{ what }} | {{ was }} | {{ now }} |
 {% endfor %}{% endif %}{% if files %}
 ## Files
 {% for line in files %}
@@ -133,7 +137,8 @@ def render_card(source: ExportSource, repo: str, kind: str = "adapter", facts: M
             ``method``, ``samples`` (pairs of prompt and answer), ``data`` (lines), ``datasets`` (Hub ids), ``language``
             (by default what the cards of all data sets say, or the base's), ``license`` (of the result; by default the
             base's), ``base_license`` (by default what the base's own card says), ``figures`` (pairs), ``evals`` (pairs
-            of step and loss), ``files`` (lines), ``abilities`` (pairs), ``curve`` (a picture lies beside as loss.png).
+            of step and loss), ``scores`` (name, before, after; ``starts``: before is not the base), ``files`` (lines),
+            ``abilities`` (pairs), ``curve`` (a picture lies beside as loss.png).
     """
     from huggingface_hub import ModelCard
 
@@ -191,6 +196,8 @@ def _body(source: ExportSource, repo: str, kind: str, facts: Mapping[str, Any], 
         curve=bool(facts.get("curve")),
         data=[_line(line) for line in facts.get("data", [])],
         figures=[*figures, *((_line(key), _line(value)) for key, value in facts.get("figures", []))],
+        scores=[tuple(map(_line, row)) for row in facts.get("scores", [])],
+        starts=bool(facts.get("starts")),
         evals=[(step, _number(loss), _number(math.exp(min(loss, 50.0)))) for step, loss in evals],
         files=[_line(line) for line in facts.get("files", [])],
         samples=list(facts.get("samples", []))[:8],

@@ -84,6 +84,12 @@ def make_plan(
             place="eval",
             fix="write `eval: {split: 0.1}`, or drop `patience` and `load_best`",
         )
+    if not data.eval_rows and spec.eval.metrics:
+        raise PlanError(
+            "no rows are held out, so there is nothing to measure the metrics on",
+            place="eval",
+            fix="write `eval: {split: 0.1}` or `eval: {data: …}` beside them, or drop `metrics`",
+        )
     mine, start = _ours(spec, abilities), _starts_from_another(spec)
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim)
     home = spec.placement.home

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.methods import METHODS, Method, loss_types, without_reference
-from nbtune.spec import rewards
+from nbtune.spec import rewards, text_metrics
 from nbtune.spec.parts import Part, field
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def must_fit(spec: RunSpec) -> None:
         _must_take(method, key, spec.loss)
     rewards.must_fit(spec)
     _must_be_roles(spec.train_on)
+    text_metrics.must_fit(spec)
     if method.teacher != (spec.teacher is not None):
         raise ValueError(
             f"method `{spec.method}` learns from a teacher: name it, `teacher: org/name`"

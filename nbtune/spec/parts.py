@@ -146,6 +146,34 @@ class SpanRule(Part):
         return re.compile(self.match if self.regex else re.escape(self.match))
 
 
+class KeepRule(Part):
+    """A prompt whose answer a run must not forget."""
+
+    prompt: str = Field(title="Prompt", description="What is asked.", examples=["Who wrote Faust?"], min_length=1)
+    match: str = Field(
+        title="Answer",
+        description="What the answer must hold, whatever the case of letters; or, with `regex`, a regular expression "
+        "of Python that must be found in it.",
+        examples=["Goethe"],
+        min_length=1,
+    )
+    regex: bool = field(
+        False, "Regular expression", "`match` is a regular expression, not text.", example=True, advanced=True
+    )
+
+    @model_validator(mode="after")
+    def _compiles(self) -> KeepRule:
+        try:
+            self.pattern()
+        except re.error as error:
+            raise ValueError(f"`{self.match}` is no regular expression: {error}") from None
+        return self
+
+    def pattern(self) -> re.Pattern[str]:
+        """Return what to look for."""
+        return re.compile(self.match) if self.regex else re.compile(re.escape(self.match), re.IGNORECASE)
+
+
 class MixSpec(Part):
     """How several sources become one stream of rows."""
 
@@ -217,6 +245,34 @@ class EvalSpec(Part):
         advanced=True,
     )
     max_rows: int = field(256, "At most", "Rows measured at a time.", example=256, unit="rows", ge=1, advanced=True)
+    metrics: tuple[str, ...] = field(
+        (),
+        "Metrics",
+        "Measured before the first step and after the last: perplexity, token_accuracy, exact_match, json_valid, "
+        "rouge, bleu, chrf, or functions by their names in this notebook, or module:function.",
+        example=["exact_match", "is_polite"],
+        advanced=True,
+    )
+    answer_rows: int = field(
+        32, "Answers", "Held-out rows that are answered for `metrics`.", example=100, unit="rows", ge=1, advanced=True
+    )
+    max_new_tokens: int = field(
+        128,
+        "Longest answer",
+        "Of `metrics` and `must_keep`; longer ones are cut.",
+        example=256,
+        unit="tokens",
+        ge=1,
+        le=32768,
+        advanced=True,
+    )
+    must_keep: tuple[KeepRule, ...] = field(
+        (),
+        "Must keep",
+        "Prompts that the base answers right and the tuned model should, too; asked before and after.",
+        example=[{"prompt": "Who wrote Faust?", "match": "Goethe"}],
+        advanced=True,
+    )
 
     @field_validator("data", mode="before")
     @classmethod

@@ -199,6 +199,8 @@ INSTEAD = _table(
         eval_strategy evaluation_strategy evals_per_epoch do_eval
     = eval: {patience: 3}
         early_stopping early_stopping_steps
+    = eval: {metrics: [exact_match, bleu]}
+        compute_metrics predict_with_generate compute_accuracy do_causal_lm_eval eval_causal_lm_metrics
     = eval: {max_rows: 256}
         eval_max_samples max_eval_samples eval_sample_count
     = checkpoint: {every: 100}
@@ -312,7 +314,7 @@ ABSENT = _table(
     = hand over fewer rows, as in `data=rows[:1000]`
         dataset_shards shards
     = a spec is one training; answers come by `run.chat()`
-        do_train do_predict predict_with_generate
+        do_train do_predict
     = rows are prepared beside the training by as many processes as help
         dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataloader_drop_last
         dataset_num_proc
@@ -373,13 +375,13 @@ ABSENT = _table(
         sample_packing_group_size sample_packing_bin_size sample_packing_sequentially eval_batch_size
         per_device_eval_batch_size eval_accumulation_steps
     = code of one's own goes into `data: {source: rows, function: my_rows}`
-        plugins trainer_cls callbacks compute_metrics formatting_func data_collator optimizers
+        plugins trainer_cls callbacks formatting_func data_collator optimizers
         preprocess_logits_for_metrics
     = exports are made of a finished run: `nbtune export RUN --gguf q4_k_m`
         export_dir export_size export_quantization_bit save_safetensors save_only_model save_method
         quantization_type
     = nbtune has no such switch
-        do_causal_lm_eval use_mem_eff_path tf32 debug strict batch_flattening gc_steps seed_worker
+        use_mem_eff_path tf32 debug strict batch_flattening gc_steps seed_worker
         profile_memory
     """
 )

@@ -20,7 +20,7 @@ from nbtune.spec.adapter import AdapterSpec
 from nbtune.spec.learning import OptimArgs, ScheduleArgs
 from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.model import RunSpec
-from nbtune.spec.parts import CheckpointSpec, EvalSpec, MixSpec, SourceSpec, SpanRule
+from nbtune.spec.parts import CheckpointSpec, EvalSpec, KeepRule, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD
 from nbtune.spec.yaml_loader import BadYaml, load
 
@@ -33,6 +33,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`schedule:`", ScheduleArgs),
     ("`mix:`", MixSpec),
     ("`eval:`", EvalSpec),
+    ("`must_keep:` of `eval:` — a rule", KeepRule),
     ("`checkpoint:`", CheckpointSpec),
 )
 _HEAD = """\

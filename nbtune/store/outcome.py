@@ -19,7 +19,7 @@ from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError
 from nbtune.events import Sample
 from nbtune.store import foreign
-from nbtune.store.row_losses import MeasuredRows, RowLoss, row_prompt, row_text
+from nbtune.store.row_losses import MeasuredRows, RowLoss, row_exchange, row_text
 from nbtune.store.run_handle import RunHandle
 from nbtune.untrusted import BadFile, load
 
@@ -138,8 +138,8 @@ def _prompts(run: RunHandle, measured: MeasuredRows, held: Sequence[RowLoss]) ->
     ]
     by_name = {source.name: source for source in measured.sources}
     for name, number in places:
-        if (messages := row_prompt(by_name[name], number)) is not None:
-            yield messages, row_text(by_name[name], number)[1], not held
+        if (exchange := row_exchange(by_name[name], number)) is not None:
+            yield exchange[0], row_text(by_name[name], number)[1], not held
 
 
 def _told(run: RunHandle) -> list[Asked]:

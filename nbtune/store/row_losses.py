@@ -298,8 +298,9 @@ class MeasuredRows:
         return not self._again and self.parts == PARTS and 0 < self.total <= self.done
 
 
-def row_prompt(source: Source, number: int) -> list[dict[str, Any]] | None:
-    """Return the messages of a row before its last answer; None where it is no conversation, or cannot be read."""
+def row_exchange(source: Source, number: int) -> tuple[list[dict[str, Any]], str] | None:
+    """Return the messages of a row before its last answer, and that answer; None where it is no conversation, or
+    cannot be read. Of two answers that are compared it is the better one."""
     from nbtune.data.formats.messages import Chat
     from nbtune.data.prepare.row_pipeline import format_of
 
@@ -310,7 +311,7 @@ def row_prompt(source: Source, number: int) -> list[dict[str, Any]] | None:
     read = getattr(read, "rows", (read,))[0]
     messages = list(read.messages) if isinstance(read, Chat) and not read.tools else []
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    return messages[:last] or None
+    return (messages[:last], str(messages[last].get("content") or "")) if messages[:last] else None
 
 
 def row_text(source: Source, number: int) -> tuple[str, str]:

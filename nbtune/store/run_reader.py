@@ -169,6 +169,20 @@ class RunReader:
             frame[f"eval_{name}"] = pd.Series(found, dtype=float)
         return frame
 
+    @property
+    def scores(self) -> dict[str, tuple[float | None, float | None]]:
+        """What was measured before the first step and after the last, by name (`eval.metrics`, tasks of lm-eval).
+
+        >>> nbtune.attach("demo").scores
+        {}
+        """
+        before: dict[str, float] = {}
+        after: dict[str, float] = {}
+        for event in self.events():
+            if isinstance(event, says.Scores):
+                (after if event.step else before).update(event.values)
+        return {name: (before.get(name), after.get(name)) for name in {**before, **after}}
+
     def subscribe(self, callback: Callable[[list[says.Event], int], None], start: int = 0) -> Callable[[], None]:
         """Call `callback(events, first_index)` with what is new, at most four times a second; the past comes first.
 

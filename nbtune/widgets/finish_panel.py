@@ -11,6 +11,7 @@ from nbtune.errors import NbtuneError
 from nbtune.store.outcome import Outcome, measure, remembered
 from nbtune.store.run_handle import RunHandle
 from nbtune.widgets.panel import Panel
+from nbtune.widgets.run_report import score_rows
 from nbtune.widgets.run_state import RunView
 from nbtune.widgets.sanitize import clean
 
@@ -67,6 +68,8 @@ def _facts(run: RunHandle, view: RunView) -> dict[str, Any]:
     last = losses[-_LAST:]
     found: dict[str, Any] = {"loss": [losses[0], sum(last) / len(last)]} if len(losses) > 1 else {}
     found |= {"eval": [evals[0], evals[-1]]} if len(evals) > 1 else {}
+    scores = [[name, was, now] for name, was, now in score_rows(run)]
+    found |= {"scores": scores[:24]} if scores else {}
     with contextlib.suppress(AttributeError, NbtuneError, OSError):  # a run that has none yet
         found["code"] = clean(run.snippet(), 4000)
     return found

@@ -16,6 +16,7 @@ import numpy as np
 
 from nbtune.events import Eval
 from nbtune.export.model_card import data_lines, samples_of
+from nbtune.spec.text_metrics import shown
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.run_figure import COLOURS, smooth
@@ -89,6 +90,7 @@ class Report:
         if evals:
             best = min(evals, key=lambda item: item["loss"])
             facts.append(("Held-out loss", f"{evals[-1]['loss']:.4g} (best {best['loss']:.4g} at step {best['step']})"))
+        facts += [(name, f"{was} → {now}") for name, was, now in score_rows(self.run)]
         totals = self.view.standing.totals
         if totals.steps:
             speed = f", {totals.tokens / totals.seconds:,.0f} a second" if totals.seconds else ""
@@ -170,11 +172,20 @@ def facts_for_card(run: RunReader, *, draw: bool = True) -> dict[str, Any]:
         "eval_loss": float(evals.iloc[-1]) if len(evals) else None,
         "samples": samples_of(run.events(), run.step, run.spec.samples),
         "abilities": run.plan.abilities.known() if run.plan is not None else [],
+        "scores": score_rows(run),
+        "starts": run.spec.start_from is not None,
         "evals": [(e.step, e.loss) for e in run.events() if isinstance(e, Eval)],
         "data": data,
         "datasets": datasets,
         "curve": (Report(run).png() if draw else True) if len(history) else None,
     }
+
+
+def score_rows(run: RunReader | RunHandle) -> list[tuple[str, str, str]]:
+    """Return what was measured before the first step and after the last, for people: name, before, after."""
+    words = lambda value: "–" if value is None else shown(value)  # noqa: E731
+    scores = getattr(run, "scores", None) or {}
+    return [(clean(name, 60).replace("_", " "), words(was), words(now)) for name, (was, now) in scores.items()]
 
 
 def _cells(tag: str, texts: tuple[str, ...]) -> str:

@@ -104,6 +104,8 @@ class RunView:
             item = {"step": event.step, "loss": _rounded(event.loss), "best": event.best}
             self._append("evals", {**item, "metrics": _figures(event.metrics)} if event.metrics else item)
             self._hint(self._hints.after_eval(self.lists["evals"]), event.time)
+        elif isinstance(event, ev.Scores):
+            self._scores(event)
         elif isinstance(event, ev.Sample):
             answer = {"step": event.step, "prompt": clean(event.prompt, 200), "answer": clean(event.answer, 600)}
             self._append("samples", answer)
@@ -119,6 +121,12 @@ class RunView:
             said = [{"what": clean(what, 40), "words": clean(words, 300)} for what, words in event.said.items()]
             self.lists["abilities"] = said[: LISTS["abilities"]]
             self.said["abilities"] += 1
+
+    def _scores(self, event: ev.Scores) -> None:
+        known = {item["step"] for item in self.lists["metrics"]}
+        values = {name: value for name, value in event.values.items() if name != "loss"}
+        if event.step >= max(known, default=0):  # of an older step no line is drawn back
+            self._append("metrics", {"step": event.step, "values": _figures(values)})
 
     def _machine(self, event: ev.Device) -> None:
         parts = [int(size) for size in event.parts.values()]

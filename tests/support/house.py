@@ -48,7 +48,17 @@ LEAVES = (
     "hub_cache",
     "untrusted",
 )
-DOORS = ("api", "run", "commands", "system_report", "rate_finder", "notebook", "cli", "__main__")  # what a user opens
+DOORS = (
+    "api",
+    "run",
+    "commands",
+    "system_report",
+    "rate_finder",
+    "task_scores",
+    "notebook",
+    "cli",
+    "__main__",
+)  # what a user opens
 DATA_ROOMS = ("sources", "template", "formats", "tokenize", "prepare", "batching")  # likewise, inside `data`
 MOST_LINES = 400
 MOST_PARAMETERS = 8
@@ -143,7 +153,7 @@ def may_import(room: str, other: str) -> bool:
         return True
     if room in FLOORS:
         return other in FLOORS and FLOORS[other] < FLOORS[room]
-    if room == "rate_finder":  # a run by the public functions, as of somebody's own script
+    if room in ("rate_finder", "task_scores"):  # a run by the public functions, as of somebody's own script
         return other in (*FLOORS, "api")
     if room in ("notebook", "cli", "__main__"):
         return other in (*FLOORS, "api", "run", "commands", "system_report") or (room, other) == ("__main__", "cli")

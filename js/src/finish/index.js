@@ -32,7 +32,8 @@ class View {
   show() {
     const [facts, outcome, state] = LISTENED.map((name) => this.model.get(name));
     setAttribute(this.root, "data-state", state);
-    this.numbers.replaceChildren(...["loss", "eval"].filter((key) => facts[key]).map((key) => fall(key, facts[key])));
+    this.numbers.replaceChildren(...["loss", "eval"].filter((key) => facts[key]).map((key) => fall(text(`finish.${key}`), facts[key].map((value) => number(value, 3)))),
+      ...(facts.scores ?? []).map(([name, ...pair]) => fall(name, pair)));
     setText(this.held, words(outcome, state));
     this.held.classList.toggle("nbt-soft", state !== "known");
     this.ask.hidden = !["asks", "failed"].includes(state);
@@ -53,8 +54,8 @@ class View {
   }
 }
 
-const fall = (key, [from, to]) => el("div", { class: "nbt-tile" }, el("div", { class: "nbt-soft" }, text(`finish.${key}`)),
-  el("div", { class: "nbt-value" }, `${number(from, 3)} → ${number(to, 3)}`));
+const fall = (name, pair) => el("div", { class: "nbt-tile" }, el("div", { class: "nbt-soft" }, name),
+  el("div", { class: "nbt-value" }, pair.join(" → ")));
 
 function words(outcome, state) {
   if (outcome.error) return text("finish.failed", { error: outcome.error });

@@ -20,7 +20,7 @@ export function figuresOf(metrics) {
 }
 
 function kindOf(name) {
-  if (/(accuracy|f1|^cut)$/.test(name)) return "shares";
+  if (/(accuracy|f1|match|valid|kept|rouge.|bleu|chrf|^cut)$/.test(name)) return "shares";
   if (name === "length") return "lengths";
   return ["kl", "entropy"].includes(name) ? "spread" : "rewards";
 }

@@ -200,7 +200,7 @@ def _reaches(entry: Mapping[str, Any], folder: Path) -> list[str]:
     if record is not None:
         reached.append(f"the function `{record['import']}`" if "import" in record else "a pickled function (any code)")
     for judge in entry.get("rewards") or ():
-        reached.append(f"the reward `{judge['name']}` (any code)")
+        reached.append(f"the judging function `{judge['name']}` (any code)")
     files = [file["path"] for file in entry.get("files") or ()]
     reached += [f"the file {path}" for path in files if _is_outside(path, folder) or path.endswith(".arrow")]
     if not files and entry.get("kind") not in ("hub", "set"):
