@@ -155,7 +155,7 @@ def validate(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'token_classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
@@ -208,8 +208,8 @@ def validate(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -268,7 +268,7 @@ def plan(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'token_classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
@@ -321,8 +321,8 @@ def plan(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -382,7 +382,7 @@ def finetune(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'token_classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
@@ -435,8 +435,8 @@ def finetune(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -496,7 +496,7 @@ def submit(
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
     data: Any = ...,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'token_classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
@@ -549,8 +549,8 @@ def submit(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -604,7 +604,7 @@ def inspect(
     *,
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
-    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
+    method: Literal['distill', 'sft', 'cpo', 'dpo', 'ipo', 'orpo', 'reward', 'simpo', 'bco', 'kto', 'prm', 'classification', 'token_classification', 'pretrain', 'grpo', 'rloo'] = 'sft',
     beta: float | None = None,
     loss: _Loss | Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None | LossSpec = ...,
     teacher: str | None = None,
@@ -659,8 +659,8 @@ def inspect(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.

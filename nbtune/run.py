@@ -258,8 +258,9 @@ class Run(RunReader):
         step of the weights that were asked; `base`, `timeout` and errors are as of `generate`."""
         return self._model.row_losses(rows, base=base, timeout=timeout)
 
-    def score(self, texts: Sequence[str | Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
-        """Return what a reward model (a reward) or a classifier (a probability a label) says of texts, or messages."""
+    def score(self, texts: Sequence[Any]) -> list[Any]:
+        """Return what a reward model (a reward) or a classifier (a probability a label) says of texts, or messages; of
+        lists of words, those of each word."""
         return self._model.scores(texts)
 
     def at(self, step: int) -> AtStep:

@@ -121,30 +121,31 @@ class RunModel:
         with self._model_for_myself(None) as built:
             return row_losses(built.model, rows, adapter=not base), max(checkpoints.steps(self.folder), default=0)
 
-    def scores(self, texts: Sequence[str | Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
+    def scores(self, texts: Sequence[Any]) -> list[Any]:
         """Say the scores of texts. See `nbtune.Run.score`.
 
         Raises:
             TrainError: the run learnt no scores of texts, or is at work.
         """
-        from nbtune.engine.scoring import score
+        from nbtune.engine.scoring import score, tag
 
-        if read_spec(self.folder).method not in [name for name, method in METHODS.items() if method.head == "text"]:
+        method, able = METHODS[read_spec(self.folder).method], ("pairs", "labelled", "tagged")
+        if not method.head or method.rows not in able:
             raise TrainError(
                 f"the run `{self.folder.name}` learnt no scores of texts",
-                fix=f"train one by {' or '.join(name for name, one in METHODS.items() if one.head == 'text')}",
+                fix=f"train one by {' or '.join(n for n, one in METHODS.items() if one.head and one.rows in able)}",
             )
         if self.alive:
             raise TrainError("the model is at work", fix="wait until the run has ended: `run.wait()`")
         with self._model_for_myself(None) as built:
-            return score(built, texts)
+            return tag(built, texts) if method.rows == "tagged" else score(built, texts)
 
     def _must_speak(self) -> None:
         method = METHODS[read_spec(self.folder).method]
         if method.head:
             raise TrainError(
                 f"a model of method `{method.name}` gives scores: it writes no answers, and texts have no loss for it",
-                fix="ask `run.score([…])`" if method.head == "text" else "load its folder with transformers",
+                fix="ask `run.score([…])`" if method.rows != "stepwise" else "load its folder with transformers",
             )
 
     def loaded(self) -> Any:

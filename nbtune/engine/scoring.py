@@ -11,6 +11,40 @@ if TYPE_CHECKING:
 _AT_ONCE = 16
 
 
+def tag(built: Built, texts: Sequence[Sequence[str]]) -> list[list[dict[str, float]]]:
+    """Return of each word of each text its labels' probabilities.
+
+    Args:
+        built: a model with a head of words, and its tokenizer.
+        texts: each a list of words.
+    """
+    import torch
+
+    from nbtune.data.formats.tagged_format import written
+    from nbtune.models.accelerate.detect import causal_lm, decoder
+    from nbtune.models.heads import head_of
+
+    found, inner = head_of(built.model), decoder(causal_lm(built.model))
+    assert found is not None, "the model has no head"
+    assert inner is not None, "a head is put only onto a model that tells its last hidden state"
+    assert built.tokenizer is not None
+    training, told = built.model.training, []
+    built.model.eval()
+    try:
+        with torch.no_grad():
+            for words in texts:
+                text, breaks = written(list(words))
+                tokens: Any = built.tokenizer(text, return_offsets_mapping=True)
+                ends = [end for _, end in tokens["offset_mapping"]]
+                places = [next(k for k, end in enumerate(ends) if end > at) for at in breaks]
+                ids = torch.tensor([tokens["input_ids"]], device=next(built.model.parameters()).device)
+                hidden = inner(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, places]
+                told.append(found[1](hidden.float()).softmax(-1).tolist())
+    finally:
+        built.model.train(training)
+    return [[dict(zip(found[0].labels, word, strict=True)) for word in words] for words in told]
+
+
 def score(built: Built, texts: Sequence[str | Sequence[dict[str, Any]]]) -> list[dict[str, float]]:
     """Return of each text its outputs by name: a reward as it is, of several labels their probabilities.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Loss = Callable[..., Tensor] | Literal["cross_entropy", "policy_gradient"]
     Metrics = Callable[..., Mapping[str, Tensor | tuple[Tensor, Tensor]]]
 
-RowKind = Literal["sft", "pairs", "feedback", "stepwise", "labelled", "texts", "prompts"]
+RowKind = Literal["sft", "pairs", "feedback", "stepwise", "labelled", "tagged", "texts", "prompts"]
 OfHead = Literal["", "text", "token"]
 OfStep = Literal["", "tokens", "answers"]
 ROW_KINDS: tuple[RowKind, ...] = get_args(RowKind)
@@ -172,6 +172,11 @@ class Method:
     def by_tokens(self) -> bool:
         """Whether the loss is one of single tokens, without a word on the answer as a whole."""
         return isinstance(self.loss, str)
+
+    @property
+    def names_labels(self) -> bool:
+        """Whether rows have labels, whose names `labels` of the spec may say."""
+        return self.rows in ("labelled", "tagged")
 
     @property
     def looks_ahead(self) -> bool:

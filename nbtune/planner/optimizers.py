@@ -55,6 +55,18 @@ def check_warmup(spec: RunSpec, total_steps: int) -> None:
         )
 
 
+def idle_warmup(spec: RunSpec) -> list[str]:
+    """Return a sentence where a share for the warm-up was written that nothing acts on."""
+    if "warmup_ratio" not in spec.model_fields_set or not spec.warmup_ratio:
+        return []
+    if spec.lr_scheduler_type in ("constant", "range_test"):
+        way = ": `constant_with_warmup` has one" if spec.lr_scheduler_type == "constant" else ""
+        return [f"`warmup_ratio` does nothing: the schedule `{spec.lr_scheduler_type}` has no warm-up{way}"]
+    if spec.schedule.warmup_steps is not None:
+        return ["`warmup_ratio` does nothing: `schedule.warmup_steps` stands in its place"]
+    return []
+
+
 def _missing(name: str, why: str, fix: str) -> PlanError:
     return PlanError(f"optimizer `{name}` {why}", place="optim", fix=fix)
 

@@ -17,7 +17,7 @@ from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
 from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
 from nbtune.planner.learning_rate import rate_of
-from nbtune.planner.optimizers import check_optimizer, check_warmup
+from nbtune.planner.optimizers import check_optimizer, check_warmup, idle_warmup
 from nbtune.planner.plan import Plan
 from nbtune.planner.ways import reckon, seconds_a_token
 from nbtune.spec.loss_options import takes_logits
@@ -78,6 +78,7 @@ def make_plan(
         abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
     packing = _packing(spec, abilities, model.architecture, reasons)
     check_optimizer(spec, device)
+    reasons += idle_warmup(spec)
     if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):
         raise PlanError(
             "no rows are held out, so the best weights cannot be told from the last ones",

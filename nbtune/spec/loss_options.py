@@ -162,10 +162,10 @@ def must_fit(spec: RunSpec) -> None:
         raise ValueError(f"method `{spec.method}` gives scores and writes no answers: drop `samples`")
     if method.head and (idle := next((key for key in _OF_TOKENS if key in spec.model_fields_set), None)):
         raise ValueError(f"method `{spec.method}` learns from scores, not from tokens: drop `{idle}`")
-    if spec.labels and (method.rows != "labelled" or len({*spec.labels}) < max(2, len(spec.labels))):
+    if spec.labels and (not method.names_labels or len({*spec.labels}) < max(2, len(spec.labels))):
         raise ValueError(
             f"`labels` is nothing to method `{spec.method}`: drop it"
-            if method.rows != "labelled"
+            if not method.names_labels
             else "`labels` names two labels or more, each once"
         )
     if spec.adapter.type == "full" and method.reference:

@@ -39,6 +39,9 @@ KINDS: dict[str, list[dict[str, Any]]] = {
         for i, text in enumerate(TEXTS)
     ],
     "labelled": [{"text": text, "label": ["odd", "even"][i % 2]} for i, text in enumerate(TEXTS)],
+    "tagged": [
+        {"tokens": text.split(), "tags": ["odd" if len(w) % 2 else "even" for w in text.split()]} for text in TEXTS
+    ],
     "texts": [{"text": text} for text in TEXTS],
 }
 

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, of the model in memory: the figures are those of its own command on the merged one."""
+"""Tasks of lm-evaluation-harness, of the model in memory: figures are those of its own command on the merged one."""
 
 from __future__ import annotations
 

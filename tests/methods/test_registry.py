@@ -67,7 +67,13 @@ def test_every_reader_knows_every_method(method: Method) -> None:
 
 
 def test_every_kind_of_judged_rows_has_a_format() -> None:
-    assert {reader.name for reader in JUDGED} == {"preference", *ROW_KINDS} - {"sft", "pairs", "texts", "labelled"}
+    assert {reader.name for reader in JUDGED} == {"preference", *ROW_KINDS} - {
+        "sft",
+        "pairs",
+        "texts",
+        "labelled",
+        "tagged",
+    }
     assert _KINDS.keys() == {*ROW_KINDS}
 
 

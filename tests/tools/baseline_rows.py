@@ -171,6 +171,10 @@ EXAMPLES: dict[str, tuple[Rows, dict[str, Any]]] = {
     "preference-plain": (pairs(2), {"method": "orpo", "source": {"format": "preference:plain"}}),
     "feedback": (feedback(3), {"method": "kto"}),
     "labelled": ([{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(3)], {"method": "classification"}),
+    "tagged": (
+        [{"tokens": ["Ada", "sails"], "tags": ["PER", "O"]}, {"tokens": ["So", "it", "is"], "tags": ["O", "O", "O"]}],
+        {"method": "token_classification"},
+    ),
     "feedback-messages": (
         [{"messages": _OPINION, "label": True}, {"messages": _OPINION, "label": False}],
         {"method": "kto", "source": {"format": "feedback"}},

@@ -32,6 +32,7 @@ from nbtune.data.formats.reader import (
     near,
 )
 from nbtune.data.formats.sft_format import of_what_is_there
+from nbtune.data.formats.tagged_format import TAGS, WORDS
 from nbtune.data.formats.unread import other_questions, unread
 from nbtune.data.formats.values import Row, without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
@@ -143,6 +144,8 @@ def _guess(columns: Columns, kind: str) -> str | None:
     roles = set(columns.given)
     if kind == "labelled" and {*LABELS} & ({name.lower() for name in columns.names} | roles):
         return "labelled"
+    if kind == "tagged" and columns.may("tokens", WORDS) and columns.may("tags", TAGS):
+        return "tagged"
     if kind == "feedback" and columns.may("label", JUDGED) and columns.may("completion", (*JUDGED_ANSWERS, *CHATS)):
         return "feedback"  # whatever spells its label: a row says what is none
     if kind == "texts" and columns.may("text", TEXTS):

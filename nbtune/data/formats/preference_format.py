@@ -25,13 +25,14 @@ class Several:
     """What becomes of one row: texts, and a value each (1 better or good, 0 worse or bad; of a better one with the
     margin by which it is, if the row says it).
 
-    `steps`: for each stretch of the (only) text that is trained, whether it is right; none for other kinds.
+    `steps`: for each stretch of the (only) text that is trained, whether it is right, or its label; none for other
+    kinds.
     `label`: what the (only) text is called.
     """
 
     rows: tuple[Chat | Parts, ...]
     values: tuple[float, ...]
-    steps: tuple[bool, ...] = ()
+    steps: tuple[bool | str, ...] = ()
     label: str | None = None
 
     def judged(self, labels: Sequence[str]) -> tuple[float, ...]:
@@ -41,14 +42,20 @@ class Several:
         Raises:
             DataError: its label is none of those.
         """
-        if self.label is None:
-            return self.values
-        if labels and self.label not in labels:
-            raise DataError(
-                f"its label {self.label!r:.60} is none of {', '.join(labels[:8])}{' …' * (len(labels) > 8)}",
-                fix="correct it, or name it among `labels`",
-            )
-        return (float(labels.index(self.label)) if labels else 0.0,)
+        return self.values if self.label is None else (_number_of(self.label, labels),)
+
+    def judged_steps(self, labels: Sequence[str]) -> tuple[float, ...]:
+        """Return what was judged of each stretch, likewise."""
+        return tuple(_number_of(step, labels) if isinstance(step, str) else float(step) for step in self.steps)
+
+
+def _number_of(label: str, labels: Sequence[str]) -> float:
+    if labels and label not in labels:
+        raise DataError(
+            f"its label {label!r:.60} is none of {', '.join(labels[:8])}{' …' * (len(labels) > 8)}",
+            fix="correct it, or name it among `labels`",
+        )
+    return float(labels.index(label)) if labels else 0.0
 
 
 def pairs_format(columns: Columns) -> Format:
@@ -122,6 +129,11 @@ def stepwise_format(columns: Columns) -> Format:
             raise DataError(f"`{steps}` must be a list of texts", fix="give each step its text")
         if not isinstance(truths, list) or len(truths) != len(texts):
             raise DataError(f"`{labels}` must have one label a step ({len(texts)})", fix="label every step")
+        if not all(text.strip("\r\n") for text in texts):
+            raise DataError(
+                "its steps cannot be told apart: one of them is empty, or nothing but line breaks",
+                fix="leave such steps out, with their labels",
+            )
         parts = [(string(row, prompt, "prompt"), False)]
         for text in texts:
             parts += [(text, False), ("\n", True)]

@@ -28,6 +28,7 @@ _KINDS = {
     "feedback": "answers judged good or bad",
     "stepwise": "steps judged one by one",
     "labelled": "texts with a label",
+    "tagged": "words with a label each",
     "texts": "texts",
     "prompts": "prompts without answers",
 }
@@ -36,6 +37,7 @@ _TO_IMITATE = {  # what makes rows of a kind such that imitation learns from the
     "feedback": "keep the good ones, and say `format: prompt-completion`",
     "stepwise": "join the steps of good solutions into one `completion`",
     "labelled": "say `format: text`, where the label is not to be learnt, or make the label an answer (`completion`)",
+    "tagged": "join the words into one text (`text`)",
     "prompts": "give every row an answer (`completion`)",
 }
 

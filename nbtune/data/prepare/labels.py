@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from nbtune.data.formats.labelled_format import label_of
 from nbtune.data.prepare.row_pipeline import format_of
@@ -29,7 +30,7 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
         DataError: rows have one label, or so many that they are none.
     """
     method = METHODS[spec.method]
-    if method.rows != "labelled" or spec.labels:
+    if not method.names_labels or spec.labels:
         return spec
     found: set[str] = set()
     for source in sources:
@@ -37,11 +38,11 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
             continue
         form = format_of(source, source.rows, spec.on_error, method.rows)
         form.check(method.rows, source.name)
-        column = form.mapping["label"]
+        column = form.mapping["label" if method.rows == "labelled" else "tags"]
         for index in range(len(source.rows)):
             try:
                 row = source.rows[index]
-                found |= set() if row is None else {label_of(row.get(column), column)}
+                found |= set() if row is None else _labels_in(row.get(column), column)
             except DataError:
                 continue  # whoever reads the row says so, or leaves it out
         if len(found) > _MOST:
@@ -60,6 +61,10 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
     if all(map(_NUMBER.fullmatch, labels)):
         labels.sort(key=int)
     return spec.model_copy(update={"labels": tuple(labels)})
+
+
+def _labels_in(value: Any, column: str) -> set[str]:
+    return {label_of(one, column) for one in (value if isinstance(value, list) else [value])}
 
 
 def labels_of(spec: RunSpec) -> tuple[str, ...]:

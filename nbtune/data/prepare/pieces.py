@@ -20,7 +20,7 @@ class Piece(NamedTuple):
     row: Chat | Parts
     last: bool = True
     value: float | None = None
-    steps: tuple[bool, ...] = ()
+    steps: tuple[float, ...] = ()
     weight: float | None = None
 
 
@@ -38,11 +38,13 @@ class Whole(NamedTuple):
         """Return it, or what is wrong with its steps."""
         if not piece.steps:
             return cls(ids, trained, piece)
-        ends = np.flatnonzero(trained & ~np.append(trained[1:], False))
-        if len(ends) != len(piece.steps):  # two breaks side by side are one token, or one stretch of them
+        ends = np.flatnonzero(trained)  # a line break each, or a token that ends with one
+        if len(ends) != len(piece.steps):
+            ends = np.flatnonzero(trained & ~np.append(trained[1:], False))
+        if len(ends) != len(piece.steps):
             return DataError(
-                "its steps cannot be told apart: one of them is empty, or nothing but line breaks",
-                fix="leave such steps out, with their labels",
+                "what is judged in it cannot be told apart: two line breaks are one token",
+                fix="leave that row out",
             )
         judged = np.full(len(ids), np.nan, np.float32)
         judged[ends] = piece.steps

@@ -146,18 +146,18 @@ class Reader:
                     continue
                 row = form.read(given)
                 values = row.judged(self.spec.labels) if isinstance(row, Several) else ()
+                steps = row.judged_steps(self.spec.labels) if isinstance(row, Several) else ()
             except DataError as error:
                 self._refuse(source, index, rows, error)
                 continue
             weight = self._weight(given)
             texts = row.rows if isinstance(row, Several) else (row,)
-            judged_steps = isinstance(row, Several) and row.steps  # their labels stand at line breaks
-            if not judged_steps and any(is_empty(text, self.spec.train_on) for text in texts):
+            if not steps and any(is_empty(text, self.spec.train_on) for text in texts):  # steps': at line breaks
                 self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
                 continue
             if isinstance(row, Several):
                 last = len(texts) - 1
-                read += [Piece(index, t, i == last, values[i], row.steps, weight) for i, t in enumerate(texts)]
+                read += [Piece(index, t, i == last, values[i], steps, weight) for i, t in enumerate(texts)]
             else:
                 read.append(Piece(index, row, weight=weight))
             self._look(texts[0])

@@ -354,6 +354,18 @@ def _as_row(value: Any, place: Callable[[], str]) -> Row:
     )
 
 
+class _Twice(Exception):
+    """A key stands twice in an object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON: Python's own reader keeps the last of equal keys, without a word."""
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        raise _Twice(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+    return body
+
+
 def parse_json(raw: bytes, place: Callable[[], str]) -> Any:
     """Read JSON; `place` says where it stands.
 
@@ -361,7 +373,10 @@ def parse_json(raw: bytes, place: Callable[[], str]) -> Any:
         DataError: it is none.
     """
     try:
-        return json.loads(raw)
+        return json.loads(raw, object_pairs_hook=_once)
+    except _Twice as twice:
+        cause = f"the key {twice.args[0]!r:.60} stands twice in one object, and only one of both could be read"
+        raise DataError(cause, place=place(), fix="rename one, or leave it out") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"it is not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",

@@ -111,7 +111,41 @@ def _from_pandas(frame: Any, name: str) -> Rows:
 
 def _from_dataset(dataset: Any, name: str) -> Rows:
     table = dataset.with_format("arrow")[:] if dataset._indices is not None else dataset.data.table
-    return ArrowRows(table, name)
+    return ArrowRows(_with_names(table, dataset.features), name)
+
+
+def _with_names(table: Any, features: Mapping[str, Any]) -> Any:
+    """Return a table with the names of labels in place of their numbers, also in lists, where a set has them."""
+    import pyarrow
+
+    for number, column in enumerate(table.column_names):
+        feature = features.get(column)
+        inner = getattr(feature, "feature", feature)
+        names = getattr(inner, "names", None) if type(inner).__name__ == "ClassLabel" else None
+        if names:
+            words = pyarrow.array(names, pyarrow.string())
+            parts = [_named(chunk, words) for chunk in table.column(number).chunks]
+            kind = parts[0].type if parts else table.schema.field(number).type
+            table = table.set_column(number, column, pyarrow.chunked_array(parts, kind))
+    return table
+
+
+def _named(numbers: Any, words: Any) -> Any:
+    """Return the words of numbers, or of lists of them; of those that stand for none, as -1, nothing."""
+    from pyarrow import compute, types
+
+    if types.is_list(numbers.type) or types.is_large_list(numbers.type):
+        inner = _named(numbers.flatten(), words)
+        lengths = compute.fill_null(compute.list_value_length(numbers), 0).to_numpy(zero_copy_only=False)
+        ends = lengths.cumsum()
+        offsets = [None if null else int(end - size) for null, end, size in zip(
+            compute.is_null(numbers).to_pylist(), ends, lengths, strict=True
+        )]  # fmt: skip
+        import pyarrow
+
+        return pyarrow.ListArray.from_arrays(pyarrow.array([*offsets, len(inner)], pyarrow.int32()), inner)
+    known = compute.and_(compute.greater_equal(numbers, 0), compute.less(numbers, len(words)))
+    return words.take(compute.if_else(known, numbers, None))
 
 
 def _from_dataset_dict(value: Any, name: str) -> Rows:
