@@ -113,9 +113,11 @@ class _OptimArgs(TypedDict, total=False):
     lora_b_rate: float
     embedding_rate: float
     head_rate: float
+    ema_decay: float | None
 
 class _Rewards(TypedDict, total=False):
     functions: list[str] | tuple[str, ...]
+    models: list[str] | tuple[str, ...]
     answers: int
     max_new_tokens: int
     temperature: float

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import objects, peft_start, slurm, warm_start
+from nbtune.engine import objects, peft_start, reward_models, slurm, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.planner import Plan
 from nbtune.run import Run, begin
@@ -235,6 +235,7 @@ class _Asked:
         older = run_folder.find(self.spec.start_from, root) if self.spec.start_from and theirs is None else None
         if older is not None:
             warm_start.check(older, self.spec)
+        reward_models.check_reward_models(self.spec, root)
         if busy is not None and on_busy == "restart":
             busy.stop(wait=True)
 

@@ -120,6 +120,18 @@ class Scores(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group(Event):
+    """Answers to one prompt of `step` that were compared, with their rewards, best first (of many the best and the
+    worst)."""
+
+    type: ClassVar[str] = "group"
+    step: int
+    prompt: str
+    answers: tuple[str, ...] = ()
+    rewards: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(Event):
     """The run tested itself: `name` of the test, whether it `passed`, and what was compared."""
 
@@ -207,7 +219,7 @@ class Unknown(Event):
 
 _TYPES: dict[str, type[Event]] = {
     kind.type: kind
-    for kind in (State, Step, Eval, Sample, Scores, Check, Abilities, Checkpoint, Warning, Export, Device)
+    for kind in (State, Step, Eval, Sample, Scores, Group, Check, Abilities, Checkpoint, Warning, Export, Device)
 }
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
 
@@ -278,11 +290,22 @@ def _texts(value: Any) -> dict[str, str]:
     return value
 
 
+def _listed(kind: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def take(value: Any) -> Any:
+        if type(value) is not list:
+            raise TypeError("not a list")
+        return tuple(kind(one) for one in value)
+
+    return take
+
+
 _BY_TYPE: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "int": _whole,
     "str": _only(str),
     "bool": _only(bool),
+    "tuple[str, ...]": _listed(_only(str)),
+    "tuple[float, ...]": _listed(float),
     "dict[str, float]": _numbers,
     "dict[str, int]": _numbers,
     "dict[str, str]": _texts,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbtune import events
 from nbtune.engine.library_logging import quiet_libraries
@@ -23,9 +23,6 @@ from nbtune.generate.sampling import without_adapter
 from nbtune.spec.text_metrics import shown
 from nbtune.store.event_log import add_event
 from nbtune.untrusted import shortened
-
-if TYPE_CHECKING:
-    from nbtune.run import Run
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class TaskScores:
 
 
 def lm_eval(
-    run: Run | str,
+    run: Any,
     tasks: str | Sequence[str],
     *,
     include_path: str | Path | None = None,
@@ -67,6 +64,8 @@ def lm_eval(
     runs_dir: str | Path | None = None,
 ) -> TaskScores:
     """Ask a run's model the tasks of lm-evaluation-harness (`pip install nbtune[lm-eval]`), and its base as well.
+
+        scores = nbtune.lm_eval("demo", ["tides"], include_path="my-tasks")
 
     Args:
         run: one that has ended, or its name.
@@ -151,15 +150,14 @@ def _as_it_is(model: Any) -> Any:
     import torch
 
     class AsItIs(torch.nn.Module):
+        tie_weights = staticmethod(lambda: None)
+
         def __init__(self) -> None:
             super().__init__()
             self.inner = model
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return self.inner(*args, **kwargs)
-
-        def tie_weights(self) -> None:
-            return None
 
         def __getattr__(self, name: str) -> Any:
             try:

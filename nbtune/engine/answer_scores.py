@@ -50,7 +50,7 @@ class _Ended(Exception):
 
 @contextmanager
 def scored(folder: Path, measuring: Measuring, progress: Progress, control: Control, emit: Emit) -> Iterator[None]:
-    """Score the model before what is done within, if that is its first step, and after it, unless it was stopped.
+    """Measure the model before what is done within, if that is its first step, and after it, unless it was stopped.
 
     Args:
         folder: the run's.

@@ -57,4 +57,5 @@ def stopping_of(
     from nbtune.train.early_stopping import EarlyStopping
 
     best = BestWeights(folder, model, stepper, writes) if spec.eval.load_best else None
-    return EarlyStopping(spec.eval.patience, spec.eval.threshold, best)
+    average = stepper.end_with_average if spec.optim_args.ema_decay else None
+    return EarlyStopping(spec.eval.patience, spec.eval.threshold, best, average)

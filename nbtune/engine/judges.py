@@ -42,7 +42,7 @@ class Judge:
             TrainError: it raised, took too long, or gave other than a number each.
         """
         places = columns.pop(PLACE, ["a row"] * len(completions))
-        given = {"prompts": [_text(one) for one in prompts], "completions": [_text(one) for one in completions]}
+        given = {"prompts": [said_text(one) for one in prompts], "completions": [said_text(one) for one in completions]}
         given |= {key: value for key, value in columns.items() if isinstance(value, list)}
         rewards = self._called(given, places)
         if not isinstance(rewards, Sequence) and hasattr(rewards, "tolist"):
@@ -117,7 +117,7 @@ def _names(function: Callable[..., Any]) -> list[str] | None:
     return [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
 
 
-def _text(said: Any) -> str:
+def said_text(said: Any) -> str:
     """Return a prompt or an answer as text: of messages the last one's."""
     if isinstance(said, str):
         return said

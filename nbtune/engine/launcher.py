@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 from nbtune import events
 from nbtune.child_process import ChildProcess, exit_sentence
 from nbtune.engine.distributed_launcher import SEE_LOG, said_its_end
-from nbtune.engine.library_logging import quiet_libraries
+from nbtune.engine.ended_model import ended_model
 from nbtune.engine.lone_worker import WITH_PARENT
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.models import handed_over
-from nbtune.store import checkpoints, control, foreign
+from nbtune.store import control
 from nbtune.store.event_log import EventWriter
-from nbtune.store.folder import OWN_MODEL, refuse_outside, spec_to_run
+from nbtune.store.folder import OWN_MODEL
 from nbtune.store.lock import STARTING, Ownership, is_owned
 from nbtune.train.mean_loss import NumbersLost
 from nbtune.untrusted import open_to_append
@@ -168,7 +168,7 @@ class Launched:
         """
         with self._loading:
             if self._built is None:
-                self._built = _load(self.folder)
+                self._built = ended_model(self.folder)
             return self._built
 
     def free(self) -> int:
@@ -201,57 +201,6 @@ def _short_turns() -> Iterator[None]:
     finally:
         if before > _TURN_SECONDS and round(sys.getswitchinterval(), 6) == _TURN_SECONDS:
             sys.setswitchinterval(before)
-
-
-def _load(folder: Path) -> Built:
-    quiet_libraries()
-    from nbtune import device, models
-
-    if foreign.of(folder) is not None:
-        from nbtune.engine import foreign_model
-
-        return foreign_model.load(folder)
-    refuse_outside(folder, error=TrainError)
-    spec, last = spec_to_run(folder), checkpoints.latest(folder)
-    if last is None:
-        raise TrainError(
-            f"the run `{folder.name}` has nothing trained yet", fix="let it train until its first checkpoint"
-        )
-    where = device.pick(spec.device)
-    dtype, _ = device.choose_dtype(spec.dtype, device.describe(where, **spec.memory.model_dump()))
-    from nbtune.models.first_values import kept_in
-    from nbtune.models.heads import read_head
-
-    built = models.build(
-        spec.model,
-        adapter=spec.adapter,
-        dtype=device.torch_dtype(dtype),
-        device=where,
-        policy="keep",
-        seed=spec.seed,
-        accelerate=False,
-        trust_remote_code=spec.trust_remote_code,
-        tokenizer=False,
-        head=read_head(folder / "adapter"),
-        first_values=kept_in(folder),
-    )
-    built.tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=spec.trust_remote_code)
-    checkpoints.load_weights(last, built.model)
-    built.model.eval()
-    _speak_as_trained(built, folder, spec)
-    return built
-
-
-def _speak_as_trained(built: Built, folder: Path, spec: RunSpec) -> None:
-    """Use the run's chat template, where it is not the base's own: the run has kept it with its tokenizer."""
-    from nbtune.data.template.chat_template import template_text
-
-    if spec.chat_template is None and template_text(built.tokenizer) is not None:
-        return
-    kept = folder / "tokenizer" / "chat_template.jinja"
-    template = kept.read_text(encoding="utf-8") if kept.is_file() else spec.chat_template
-    if template is not None and built.tokenizer is not None:
-        built.tokenizer.chat_template = template
 
 
 def _at_exit() -> None:

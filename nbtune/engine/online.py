@@ -6,7 +6,6 @@ said and what is wished are as of every run.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import time
@@ -20,13 +19,17 @@ from nbtune.data.formats.messages import Chat
 from nbtune.data.prepare.row_pipeline import format_of
 from nbtune.data.sources.snapshot import open_snapshot
 from nbtune.engine.failures import still_there
+from nbtune.engine.judged_groups import Groups
 from nbtune.engine.judges import PLACE, Judge
+from nbtune.engine.reward_models import reward_models
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.trainer_events import TrainerEvents
 from nbtune.engine.trainer_prompts import TrainerPrompts
 from nbtune.methods import METHODS
 from nbtune.store import checkpoints
 from nbtune.train.loop import Progress
+from nbtune.train.optimizer import adam
+from nbtune.train.schedule import warmup_of
 
 if TYPE_CHECKING:
     from nbtune.data import Prepared, Source
@@ -67,13 +70,14 @@ class Online:
         """Train on these rows, by the rewards in the folder, to the end or to a stop."""
         trl, sources = _trl(), open_snapshot(self.folder / "data")
         rows, judges = _rows(data.train, sources, self.spec), _judges(sources, self.spec)
+        self.groups = Groups([*judges, *reward_models(self.folder, self.spec)], self.spec.rewards.answers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TRL's advice, about settings that are ours
             kind = _quiet(getattr(trl, METHODS[self.spec.method].trainer))
             trainer = kind(
                 model=self.built.model,
                 args=self._arguments(trl),
-                reward_funcs=judges,
+                reward_funcs=self.groups.judges,
                 train_dataset=rows,
                 processing_class=self.built.tokenizer,
             )
@@ -119,7 +123,8 @@ class Online:
             beta=float(method.options["beta"] if spec.beta is None else spec.beta),
             learning_rate=plan.learning_rate,
             lr_scheduler_type=spec.lr_scheduler_type,
-            warmup_steps=math.ceil(spec.warmup_ratio * plan.total_steps),
+            warmup_steps=warmup_of(plan.total_steps, spec.warmup_ratio, spec.schedule),
+            **_betas(spec),
             weight_decay=spec.weight_decay,
             max_grad_norm=spec.max_grad_norm,
             shuffle_dataset=spec.order == "shuffled" and rows > 0,
@@ -157,6 +162,7 @@ class _Session(TrainerEvents):
     def between(self, state: Any, control: Any) -> None:
         """Hear wishes, and save when it is time."""
         self._run.progress.step = int(state.global_step)
+        self._run.groups.tell(int(state.global_step), self.emit)
         super().between(state, control)
         policy, now = self._run.spec.checkpoint, time.monotonic()
         due = bool(policy.every) and state.global_step % policy.every == 0
@@ -189,6 +195,11 @@ class _NoState:
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+
+def _betas(spec: RunSpec) -> dict[str, float]:
+    told = adam(spec.optim_args)
+    return {"adam_beta1": told["betas"][0], "adam_beta2": told["betas"][1], "adam_epsilon": told["eps"]}
 
 
 def _trl() -> Any:

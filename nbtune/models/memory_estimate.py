@@ -63,6 +63,7 @@ def estimate(
     own_head: bool = True,
     starting_weights: bool = False,
     optimizer: str = "adamw",
+    averaged: bool = False,
 ) -> MemoryPlan:
     """Return the expected bytes on the training device.
 
@@ -77,6 +78,7 @@ def estimate(
         starting_weights: what is trained is kept once more, as it was at the start, for a method's reference; while
             that is asked (and nothing is kept for a backward), the trained numbers wait in a second copy.
         optimizer: of `nbtune.spec.learning.OPTIMIZERS`.
+        averaged: a running average of what is trained is kept beside it.
     """
     width = 4 if dtype == "fp32" else 2
     trained = _trained_here(model, adapter, weights)
@@ -96,7 +98,7 @@ def estimate(
         weights=frozen,
         adapter=0 if adapter.type == "full" and width == 4 else copies,  # of 16-bit weights: fp32 copies
         gradients=trained * 4,
-        optimizer=int(trained * state_bytes(optimizer, model, adapter)),
+        optimizer=int(trained * (state_bytes(optimizer, model, adapter) + 4 * averaged)),
         activations=max(kept, trained * 4) if starting_weights else kept,
         head=logits * model.vocab_size * (4 + width),
         reserve=_CUDA_CONTEXT if device == "cuda" else PYTHON,

@@ -52,7 +52,7 @@ class Setup:
         dtype: ``bf16``, ``fp16`` or ``fp32``.
         own_layers, own_head: what is nbtune's own, see `estimate`.
         devices: how many such devices share each step.
-        starting_weights, optimizer: see `estimate`.
+        starting_weights, optimizer, averaged: see `estimate`.
     """
 
     model: ModelFacts
@@ -66,6 +66,7 @@ class Setup:
     devices: int = 1
     starting_weights: bool = False
     optimizer: str = "adamw"
+    averaged: bool = False
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
         """Return one way, with the bytes that it needs on each device."""
@@ -83,6 +84,7 @@ class Setup:
             own_head=self.own_head,
             starting_weights=self.starting_weights,
             optimizer=self.optimizer,
+            averaged=self.averaged,
         )
         return Fit(policy, micro_batch_size, memory, weights)
 
@@ -152,6 +154,9 @@ def not_parted(setup: Setup) -> PlanError | None:
     if setup.optimizer not in BY_NUMBER:
         cause = f"`optim: {setup.optimizer}` looks at more than one number at a time, of which each GPU has a part"
         return PlanError(cause, fix=f"write `optim: {BY_NUMBER[0]}`, or drop `weights: sharded`")
+    if setup.averaged:
+        cause = "an average of weights that are parted among GPUs is not kept"
+        return PlanError(cause, fix="drop `optim_args.ema_decay`, or `weights: sharded`")
     if setup.dtype == "fp16":
         return PlanError(
             "full training in fp16 is not parted among GPUs", fix="write `dtype: bf16`, or `adapter: lora`"

@@ -91,8 +91,8 @@ def make_plan(
             place="eval",
             fix="write `eval: {split: 0.1}` or `eval: {data: …}` beside them, or drop `metrics`",
         )
-    mine, start = _ours(spec, abilities), _starts_from_another(spec)
-    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim)
+    mine, start, averaged = _ours(spec, abilities), _starts_from_another(spec), spec.optim_args.ema_decay is not None
+    setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim, averaged)
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
@@ -131,7 +131,7 @@ def make_plan(
             "experts": model.stacked,
         }
     )
-    state = state_bytes(spec.optim, model, spec.adapter)
+    state = state_bytes(spec.optim, model, spec.adapter) + 4 * averaged
     mean = data.tokens_total / max(1, data.rows)
     rate, why = rate_of(spec, model.architecture, model.hidden_size, total_steps)
     plan = Plan(

@@ -130,6 +130,16 @@ class OptimArgs(Part):
         advanced=True,
     )
 
+    ema_decay: float | None = field(
+        None,
+        "Average",
+        "The run ends with a running average of its weights, of which a step leaves so much; unset: the last ones.",
+        example=0.99,
+        gt=0,
+        lt=1,
+        advanced=True,
+    )
+
     @property
     def one_rate(self) -> bool:
         """Whether everything that is trained has the learning rate itself."""
@@ -192,8 +202,8 @@ def check_learning(optim: str, args: OptimArgs, schedule: str, told: ScheduleArg
         ValueError: the optimizer or the schedule does not read one of the fields, or the warm-up never ends.
     """
     kind = OPTIMIZERS[optim]
-    rates = ("lora_b_rate", "embedding_rate", "head_rate")
-    _refuse("optim_args", args, (*kind.reads, *rates), f"optimizer `{optim}`")
+    of_all = ("lora_b_rate", "embedding_rate", "head_rate", "ema_decay")
+    _refuse("optim_args", args, (*kind.reads, *of_all), f"optimizer `{optim}`")
     _refuse("schedule", told, SCHEDULES[schedule], f"schedule `{schedule}`")
     if steps is not None and told.warmup_steps is not None and told.warmup_steps >= steps:
         raise ValueError(f"a warm-up of {told.warmup_steps} steps does not end within {steps}: take fewer")

@@ -149,6 +149,8 @@ def must_fit(spec: RunSpec) -> None:
         raise ValueError(f"`beta` is of methods that learn preferences: drop it, or set `method: {first}`")
     for key in spec.loss.model_dump(exclude_none=True):
         _must_take(method, key, spec.loss)
+    if spec.optim_args.ema_decay and spec.eval.load_best:
+        raise ValueError("`eval.load_best` and `optim_args.ema_decay` each say with what a run ends: drop one")
     rewards.must_fit(spec)
     _must_be_roles(spec.train_on)
     text_metrics.must_fit(spec)

@@ -28,6 +28,12 @@ class RewardsSpec(Part):
         "By their names in this notebook, or module:function; the sum of their rewards counts.",
         example=["is_short"],
     )
+    models: tuple[str, ...] = field(
+        (),
+        "Reward models",
+        "Runs of `method: reward` by name, id or folder, whose rewards are added.",
+        example=["judge"],
+    )
     answers: int = field(8, "Answers", "Of each prompt: a group, which is compared.", example=8, ge=2, le=256)
     max_new_tokens: int = field(
         128, "Longest answer", "Longer ones are cut.", example=256, unit="tokens", ge=1, le=32768
@@ -68,6 +74,8 @@ def must_fit(spec: RunSpec) -> None:
         "weights": PlacementWish.of_spec(spec.weights, "lora").is_of_frozen_weights,
         "optim": spec.optim != "adamw",
         "lr_scheduler_type": spec.lr_scheduler_type not in ("cosine", "linear", "constant"),
+        "optim_args": bool(spec.optim_args.model_dump(exclude_defaults=True).keys() - {"beta1", "beta2", "eps"}),
+        "schedule": bool(spec.schedule.model_dump(exclude_defaults=True).keys() - {"warmup_steps"}),
         "neftune_noise_alpha": bool(getattr(spec, "neftune_noise_alpha", None)),
         "start_from": spec.start_from is not None,
         "row_weights": bool(spec.row_weights),

@@ -74,4 +74,5 @@ def choose_stepper(
         device=device,
         scaled=plan.dtype == "fp16",
         masters=masters,
+        ema_decay=spec.optim_args.ema_decay,
     )

@@ -39,7 +39,7 @@ def suits(built: Built, spec: RunSpec, dtype: str, device: torch.device) -> bool
     ours = (
         spec.optim == "adamw" and spec.optim_args.one_rate and dtype != "fp16" and (dtype == "fp32" or not _whole(spec))
     )
-    if takes_logits(spec) or spec.neftune_noise_alpha:
+    if takes_logits(spec) or spec.neftune_noise_alpha or spec.optim_args.ema_decay:
         return False
     if not ours or not replayable(device) or patch is None or not patch.layers:
         return False
@@ -134,6 +134,10 @@ class FusedStepper(LooksAhead):
 
     def take_weights(self) -> None:
         """See `Stepper.take_weights`: there are no others."""
+
+    def end_with_average(self) -> bool:
+        """See `Stepper.end_with_average`: there is none."""
+        return False
 
     def discard(self) -> None:
         """See `Stepper.discard`."""

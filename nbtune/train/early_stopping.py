@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,11 +30,13 @@ class EarlyStopping:
         patience: evaluations in a row without a fall after which it ends; None: it trains to the end.
         threshold: what a fall is more than.
         best: keeps the best weights; None: nobody wants them back.
+        average: gives the model the running average of its weights; None: nobody wants it.
     """
 
     patience: int | None = None
     threshold: float = 0.0
     best: Best | None = None
+    average: Callable[[], bool] | None = None
 
     def remember(self, progress: Progress, loss: float) -> bool:
         """Take a held-out loss in; return whether it is the lowest so far."""
@@ -60,3 +62,5 @@ class EarlyStopping:
         if self.best is not None and best not in (0, step) and self.best.put_back(best):
             said = f"it ends with the weights of step {best}, whose held-out loss was lowest"
             yield events.Warning(message=said, step=step)
+        if self.average is not None and self.average():
+            yield events.Warning(message="it ends with the running average of its weights, as asked", step=step)

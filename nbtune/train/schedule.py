@@ -25,8 +25,7 @@ def learning_rate_of(
         args: what the schedule is told besides.
     """
     args = args or ScheduleArgs()
-    warmup = math.ceil(total_steps * warmup_ratio) if args.warmup_steps is None else args.warmup_steps
-    warmup = min(warmup, max(total_steps - 1, 0))  # a warm-up of all steps, as of a run of one, would train nothing
+    warmup = warmup_of(total_steps, warmup_ratio, args)
     if name == "one_cycle":
         return lambda step: _one_cycle(step, total_steps, warmup)
     if name == "range_test":
@@ -45,6 +44,16 @@ def learning_rate_of(
     )
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
     return lambda step: float(factor(step))
+
+
+def warmup_of(total_steps: int, warmup_ratio: float, args: ScheduleArgs) -> int:
+    """Return the steps in which the rate rises; the last step is none of these: a run of one would train nothing.
+
+    >>> warmup_of(100, 0.03, ScheduleArgs()), warmup_of(1, 0.5, ScheduleArgs())
+    (3, 0)
+    """
+    asked = math.ceil(total_steps * warmup_ratio) if args.warmup_steps is None else args.warmup_steps
+    return min(asked, max(total_steps - 1, 0))
 
 
 def _as_transformers_has_it(name: str, args: ScheduleArgs, total: int, warmup: int) -> tuple[str, dict[str, Any]]:

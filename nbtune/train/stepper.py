@@ -11,6 +11,7 @@ import torch
 
 from nbtune.device.streams import fork_rng
 from nbtune.train.attempt import Attempt, counts_versions, versions
+from nbtune.train.averaged_weights import AveragedWeights
 from nbtune.train.embedding_noise import noisy
 from nbtune.train.look_ahead import LooksAhead
 from nbtune.train.mean_loss import torn_update
@@ -54,6 +55,7 @@ class Stepper(LooksAhead):
         scaled: scale the loss up, for gradients that fp16 would round to zero; a step whose gradients overflowed is
             skipped on the device, and its norm is not finite.
         masters: what the optimizer works on instead of 16-bit parameters.
+        ema_decay: keep a running average of the weights.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Stepper(LooksAhead):
         device: torch.device,
         scaled: bool = False,
         masters: Masters | None = None,
+        ema_decay: float | None = None,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled, init_scale=2.0**12)
@@ -77,6 +80,7 @@ class Stepper(LooksAhead):
         self._loss, self._max_grad_norm, self._seed = loss, max_grad_norm, seed
         trained = [p for p in model.parameters() if p.requires_grad]
         self._parameters = trained if masters is None else masters.parameters
+        self._average = None if ema_decay is None else AveragedWeights(self._parameters, ema_decay)
         places = {id(p): i for i, p in enumerate(self._parameters)}
         self._place = [places[id(p)] for group in optimizer.param_groups for p in group["params"]]
         self._random = noisy(model) or any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
@@ -109,6 +113,8 @@ class Stepper(LooksAhead):
             group["lr"] = learning_rate * share
         self._step()
         self.scaler.update()
+        if self._average is not None:
+            self._average.add()
         loss, figures = self._sum, self._figures
         self.discard()
         if figures is None:
@@ -119,6 +125,14 @@ class Stepper(LooksAhead):
         """Go on from the model's weights, which somebody else has changed."""
         if self._masters is not None:
             self._masters.load_state_dict(None)
+
+    def end_with_average(self) -> bool:
+        """Give the weights their average; False: there is none."""
+        if self._average is None or not self._average.put_in():
+            return False
+        if self._masters is not None:
+            self._masters.load_state_dict(self._masters.state_dict())  # the model's are those, rounded
+        return True
 
     def _step(self) -> None:
         """Let the optimizer change the weights: all of them or, where memory was short before the first, none.
@@ -170,7 +184,8 @@ class Stepper(LooksAhead):
         """
         state = {self._place[i]: one for i, one in self.optimizer.state_dict()["state"].items()}
         masters = {} if self._masters is None else {"masters": self._masters.state_dict()}
-        return {"optimizer": {"state": state}, "scaler": self.scaler.state_dict(), **masters}
+        average = {} if self._average is None else {"average": self._average.state_dict()}
+        return {"optimizer": {"state": state}, "scaler": self.scaler.state_dict(), **masters, **average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`; the weights are there already."""
@@ -181,3 +196,5 @@ class Stepper(LooksAhead):
             self.scaler.load_state_dict(state["scaler"])
         if self._masters is not None:
             self._masters.load_state_dict(state.get("masters"))
+        if self._average is not None and "average" in state:
+            self._average.load_state_dict(state["average"])

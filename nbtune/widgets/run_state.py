@@ -41,6 +41,7 @@ LISTS = {
     "machine": 48,
     "metrics": 120,
     "abilities": 12,
+    "groups": 3,
 }
 _THIN = ("evals", "machine", "metrics")  # of these the old ones are thinned out, of others forgotten
 
@@ -109,6 +110,11 @@ class RunView:
         elif isinstance(event, ev.Sample):
             answer = {"step": event.step, "prompt": clean(event.prompt, 200), "answer": clean(event.answer, 600)}
             self._append("samples", answer)
+        elif isinstance(event, ev.Group):
+            answers = [
+                [_rounded(reward), clean(text, 300)] for reward, text in zip(event.rewards, event.answers, strict=False)
+            ]
+            self._append("groups", {"step": event.step, "prompt": clean(event.prompt, 200), "answers": answers[:8]})
         elif isinstance(event, ev.Checkpoint):
             self._checkpoint(event)
         elif isinstance(event, ev.Warning):
@@ -139,7 +145,7 @@ class RunView:
         self._hints.forget()
         if self.columns is not None:
             self.columns.cut(self.series.next)
-        for name in ("evals", "samples", "checkpoints", "machine", "metrics"):
+        for name in ("evals", "samples", "checkpoints", "machine", "metrics", "groups"):
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
 
     def _checkpoint(self, event: ev.Checkpoint) -> None:

@@ -12,9 +12,10 @@ import pytest
 import nbtune
 from nbtune.engine.judges import PLACE, Judge
 from nbtune.errors import NbtuneError, SpecError, TrainError
-from nbtune.events import Checkpoint, State, Step
+from nbtune.events import Checkpoint, Group, State, Step
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and what it imports
+ROWS_OF_SFT = [{"prompt": "Say salt", "completion": "Salt."}] * 8
 ROWS = [{"prompt": f"Say {word}"} for word in ("salt", "tar", "rope", "sail", "keel", "mast", "oar", "tide")]
 
 
@@ -61,6 +62,11 @@ def test_a_run_stops_at_a_step_goes_on_there_and_can_be_taken_home(tmp_path: Pat
     figures = of(run, Step)[-1].metrics
     assert figures.keys() >= {"reward", "reward_std", "length", "reward:full_of_e", "entropy"}
     assert of(run, Checkpoint)
+    group = of(run, Group)[0]
+    assert group.prompt in [row["prompt"] for row in ROWS]
+    assert len(group.answers) == len(group.rewards) == 8
+    assert list(group.rewards) == sorted(group.rewards, reverse=True)
+    assert list(group.rewards) == pytest.approx(full_of_e(list(group.answers)))
     assert isinstance(run.generate("Say rope", max_new_tokens=3), str)
     (made,) = run.export.gguf("q8_0", verify=False)
     assert made.bytes > 1e6
@@ -139,3 +145,25 @@ def test_what_cannot_be_is_refused_before_any_work(fields: dict[str, Any], said:
         nbtune.plan(data="rows", rows={"rows": ROWS, "full_of_e": full_of_e}, steps=2, **fields)
     assert said in str(refused.value)
     assert isinstance(refused.value, SpecError) or "room" in said
+
+
+@pytest.mark.slow
+def test_preferences_make_a_reward_model_whose_word_counts_by_its_name(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"runs_dir": tmp_path, "batch_size": 8, "eval": {"split": 0}, "learning_rate": 5e-3}
+    nbtune.finetune(data="nbtune/preferences", method="reward", steps=6, name="judge", **how).wait()
+    run = begin(tmp_path, rewards={"functions": [], "models": ["judge"]}).wait()
+    judge = nbtune.attach("judge", tmp_path)
+    (group, *_) = of(run, Group)
+    asked = [{"role": "user", "content": group.prompt}, {"role": "assistant", "content": group.answers[0]}]
+    (reward,) = judge.score([asked])[0].values()
+    assert group.rewards[0] == pytest.approx(reward, abs=1e-3)
+    assert "reward:judge" in of(run, Step)[-1].metrics
+    assert (run.folder / "reward_models.json").read_text(encoding="utf-8").count(judge.folder.name) == 1
+
+
+def test_a_reward_model_that_is_none_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="there is no run 'nobody'"):
+        begin(tmp_path, rewards={"functions": [], "models": ["nobody"]})
+    other = nbtune.finetune(data=ROWS_OF_SFT, steps=1, name="other", runs_dir=tmp_path, eval={"split": 0}).wait()
+    with pytest.raises(SpecError, match="is a run of `method: sft`"):
+        begin(tmp_path, rewards={"functions": [], "models": [other.name]})

@@ -30,11 +30,12 @@ def with_rewards(sources: Sequence[Source], spec: RunSpec, variables: Mapping[st
     """
     if not METHODS[spec.method].online:
         return _with_metrics(sources, spec, variables)
-    if not spec.rewards.functions:
+    if not spec.rewards.functions and not spec.rewards.models:
         raise SpecError(
             f"method `{spec.method}` learns from rewards, and none is named",
             place="rewards",
-            fix="define `def good(completions, **columns): …`, which returns a number each, and write `rewards: good`",
+            fix="define `def good(completions, **columns): …`, which returns a number each, and write `rewards: good`; "
+            "or name a reward model's run: `rewards: {models: [judge]}`",
         )
     if importlib.util.find_spec("trl") is None:
         raise SpecError(
