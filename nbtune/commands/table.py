@@ -299,6 +299,19 @@ _EXPORT = Command(
         JSON,
     ),
 )
+_COMBINE = Command(
+    name="combine",
+    sentence="Write several LoRAs of one base as one: the weighted sum of what each adds.",
+    function="nbtune.export.combine_adapters",
+    code='nbtune.export.combine_adapters([RUN, …], [0.5, …], out="combined")',
+    takes=(
+        word("RUN", "Names, ids or folders of runs, or folders that peft wrote.", dest="adapters", many="words"),
+        flag("--weights W", "How much of each; by default all.", kind=float, many="words"),
+        flag("--out DIR", "The folder to make.", kind=Path, default=Path("combined")),
+        RUNS,
+        JSON,
+    ),
+)
 _PUSH = Command(
     name="push",
     sentence="Upload the adapter, the merged model or GGUF files with a card, with huggingface_hub's own login or "
@@ -385,7 +398,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         *(_TRAIN, _PLAN, _SUBMIT, _VALIDATE, _LR_FIND),
         *(_RUNS, _TRUST, _RESUME, _STOP, _PAUSE, _UNPAUSE, _ATTACH, _CHAT, _LOSSES, _COMPARE, _LM_EVAL),
-        *(_EXPORT, _PUSH, _SCRIPT),
+        *(_EXPORT, _COMBINE, _PUSH, _SCRIPT),
         *(_DATA, _DOCTOR, _CACHE),
     )
 }

@@ -16,6 +16,7 @@ _HOMES = {
     "ExportSource": "source",
     "ExportedFile": "source",
     "LlamaRunner": "llama_runner",
+    "combine_adapters": "combined_adapters",
     "export_adapter": "peft_export",
     "export_adapter_gguf": "gguf.lora",
     "export_gguf": "gguf.writer",
@@ -32,6 +33,7 @@ __all__ = [
     "ExportSource",
     "ExportedFile",
     "LlamaRunner",
+    "combine_adapters",
     "export_adapter",
     "export_adapter_gguf",
     "export_gguf",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from nbtune.export.combined_adapters import combine_adapters
     from nbtune.export.gguf.lora import write_lora_gguf as export_adapter_gguf
     from nbtune.export.gguf.writer import write_gguf as export_gguf
     from nbtune.export.importance_matrix import held_importance
