@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbtune.commands.command import CELL, SHELL, Command, Door, flag, switch, word
+from nbtune.commands.command import CELL, SHELL, Argument, Command, Door, flag, switch, word
 
 
 def commands_of(door: Door) -> dict[str, Command]:
@@ -94,21 +94,23 @@ _TRAIN = Command(
         JSON,
     ),
 )
-_PLAN = Command(
-    name="plan",
-    sentence="What a run would cost: memory, disk, download, time, and why.",
-    function="nbtune.plan",
-    code="nbtune.plan(SPEC)",
-    body=True,
-    takes=(SPEC, MACHINE, NODES, NETWORK, TABLE, SET, JSON),
+
+
+def _of_spec(name: str, sentence: str, *takes: Argument) -> Command:
+    """Return a command that only asks something of a spec."""
+    function = f"nbtune.{name.replace('-', '_')}"
+    takes = (SPEC, *takes, SET, JSON)
+    return Command(name=name, sentence=sentence, function=function, code=f"{function}(SPEC)", body=True, takes=takes)
+
+
+_PLAN = _of_spec(
+    "plan", "What a run would cost: memory, disk, download, time, and why.", MACHINE, NODES, NETWORK, TABLE
 )
-_LR_FIND = Command(
-    name="lr-find",
-    sentence="Propose a learning rate, from a short sweep on a copy: the curve, and where the loss falls fastest.",
-    function="nbtune.lr_find",
-    code="nbtune.lr_find(SPEC)",
-    body=True,
-    takes=(SPEC, SET, JSON),
+_LR_FIND = _of_spec(
+    "lr-find", "Propose a learning rate, from a short sweep on a copy: the curve, and where the loss falls fastest."
+)
+_VALIDATE = _of_spec(
+    "validate", "Whether a spec can be meant: its keys and values, and the first rows of its data. Loads no model."
 )
 _LM_EVAL = Command(
     name="lm-eval",
@@ -150,14 +152,6 @@ _SUBMIT = Command(
         RUNS,
         JSON,
     ),
-)
-_VALIDATE = Command(
-    name="validate",
-    sentence="Whether a spec can be meant: its keys and values, and the first rows of its data. Loads no model.",
-    function="nbtune.validate",
-    code="nbtune.validate(SPEC)",
-    body=True,
-    takes=(SPEC, SET, JSON),
 )
 _RUNS = Command(
     name="runs", sentence="The runs that are there, newest first.", function="nbtune.runs", takes=(RUNS, JSON)

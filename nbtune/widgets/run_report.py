@@ -143,7 +143,7 @@ class Report:
         return f"Loss over steps. {self.title}"
 
     def _samples(self) -> str:
-        samples = self.view.lists["samples"]
+        samples = [item for item in self.view.lists["samples"] if not item.get("group")]
         prompts = list(dict.fromkeys(item["prompt"] for item in samples))[:5]
         if not prompts:
             return ""

@@ -41,8 +41,8 @@ LISTS = {
     "machine": 48,
     "metrics": 120,
     "abilities": 12,
-    "groups": 3,
 }
+_GROUPS = 4  # steps of which the monitor shows a group
 _THIN = ("evals", "machine", "metrics")  # of these the old ones are thinned out, of others forgotten
 
 
@@ -111,10 +111,7 @@ class RunView:
             answer = {"step": event.step, "prompt": clean(event.prompt, 200), "answer": clean(event.answer, 600)}
             self._append("samples", answer)
         elif isinstance(event, ev.Group):
-            answers = [
-                [_rounded(reward), clean(text, 300)] for reward, text in zip(event.rewards, event.answers, strict=False)
-            ]
-            self._append("groups", {"step": event.step, "prompt": clean(event.prompt, 200), "answers": answers[:8]})
+            self._group(event)
         elif isinstance(event, ev.Checkpoint):
             self._checkpoint(event)
         elif isinstance(event, ev.Warning):
@@ -134,6 +131,17 @@ class RunView:
         if event.step >= max(known, default=0):  # of an older step no line is drawn back
             self._append("metrics", {"step": event.step, "values": _figures(values)})
 
+    def _group(self, event: ev.Group) -> None:
+        """Show the best and the worst of a group's answers among the samples, of the newest steps."""
+        samples, judged = self.lists["samples"], list(zip(event.rewards, event.answers, strict=False))
+        steps = sorted({item["step"] for item in samples if item.get("group")})[1 - _GROUPS :]
+        self.lists["samples"] = [item for item in samples if not item.get("group") or item["step"] in steps]
+        for which, (reward, said) in zip(("best", "worst"), judged[:1] + judged[1:][-1:], strict=False):
+            answer = f"{reward:.3g} for {clean(said, 400)!r}, asked {clean(event.prompt, 160)!r}"
+            self._append(
+                "samples", {"step": event.step, "prompt": f"A group's {which}", "answer": answer, "group": True}
+            )
+
     def _machine(self, event: ev.Device) -> None:
         parts = [int(size) for size in event.parts.values()]
         busy = round(event.busy, 1) if event.busy >= 0 else None
@@ -145,7 +153,7 @@ class RunView:
         self._hints.forget()
         if self.columns is not None:
             self.columns.cut(self.series.next)
-        for name in ("evals", "samples", "checkpoints", "machine", "metrics", "groups"):
+        for name in ("evals", "samples", "checkpoints", "machine", "metrics"):
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
 
     def _checkpoint(self, event: ev.Checkpoint) -> None:

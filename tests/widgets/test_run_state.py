@@ -157,3 +157,19 @@ def test_hostile_text_is_cut_and_stripped_of_controls_only():
 def test_not_a_number_is_valid_json():
     body, _ = told([ev.Eval(step=1, loss=float("nan")), ev.Step(step=1, loss=float("nan"))]).snapshot()
     assert json.loads(json.dumps(body, allow_nan=False))["evals"]["items"][0]["loss"] is None
+
+
+def test_of_groups_the_best_and_the_worst_stand_among_the_samples_of_the_newest_steps():
+    groups = [
+        ev.Group(step=k, prompt="Say tar", answers=("tar", "so", "no"), rewards=(1.0, 0.5, 0.0)) for k in range(1, 9)
+    ]
+    view = told(
+        [ev.Sample(step=0, prompt="Hi", answer="Aye"), *groups, ev.Group(step=9, prompt="", answers=(), rewards=())]
+    )
+    shown = view.lists["samples"]
+    assert shown[0]["prompt"] == "Hi"
+    assert [(item["step"], item["prompt"]) for item in shown[-2:]] == [(8, "A group's best"), (8, "A group's worst")]
+    assert [item["answer"] for item in shown[-2:]] == ["1 for 'tar', asked 'Say tar'", "0 for 'no', asked 'Say tar'"]
+    assert len({item["step"] for item in shown[1:]}) <= 4
+    body, _ = view.delta(Cursor())
+    assert body["samples"]["items"][-1]["group"] is True

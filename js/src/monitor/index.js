@@ -13,7 +13,7 @@ import { tell } from "../shared/wishes.js";
 import { Beside } from "./beside.js";
 import { LossChart, SmallChart } from "./charts.js";
 import { Controls } from "./controls.js";
-import { Abilities, Checkpoints, Groups, Memory, Notes, Samples, Table } from "./lists.js";
+import { Abilities, Checkpoints, Memory, Notes, Samples, Table } from "./lists.js";
 import { BusyChart, MemoryChart } from "./machine.js";
 import { figuresOf, KINDS, MethodChart } from "./method.js";
 import { Store } from "./store.js";
@@ -67,7 +67,6 @@ class View {
       samples: new Samples(),
       memory: new Memory(),
       abilities: new Abilities(),
-      groups: new Groups(),
       table: new Table(),
     };
     parts.beside = new Beside(this.model, () => parts.controls.leave());
@@ -88,7 +87,7 @@ class View {
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node, SMALL[k][0] === "memory" ? parts.stacked.node : null)),
         ...Object.values(parts.method).map((chart) => el("figure", { hidden: true }, chart.caption, chart.node)),
         el("figure", { hidden: true }, parts.busyCaption, parts.busy.node)),
-      parts.notes.node, parts.samples.node, parts.groups.node, parts.checkpoints.node,
+      parts.notes.node, parts.samples.node, parts.checkpoints.node,
       parts.memory.node, parts.abilities.node, parts.table.node);
     return parts;
   }
@@ -184,7 +183,6 @@ class View {
     this.parts.checkpoints.update(this.store);
     this.parts.memory.update(this.store);
     this.parts.abilities.update(this.store);
-    this.parts.groups.update(this.store);
     this.parts.table.update(this.store);
     this.painted();
   }

@@ -60,23 +60,6 @@ function answer(answers, first, step, prompt) {
   return step === first ? [after] : marked(before, after);
 }
 
-/** The newest answers to one prompt that were compared, with their rewards. */
-export class Groups {
-  constructor() {
-    this.table = el("table");
-    this.node = el("details", { hidden: true, open: true }, el("summary", {}, text("groups")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
-  }
-
-  update({ groups }) {
-    const last = groups.at(-1);
-    if (!last || last.step === this.step) return;
-    this.step = last.step;
-    this.node.hidden = false;
-    this.table.replaceChildren(...[[text("step", last), last.prompt], ...last.answers.map(([reward, said]) => [number(reward, 3), said])].map(([head, said]) =>
-      el("tr", {}, el("th", { scope: "row" }, head), el("td", { class: "nbt-text", dir: "auto" }, said))));
-  }
-}
-
 /** The checkpoints that are kept, each with the held-out loss it had; a run that has ended can go on from any of them. */
 export class Checkpoints {
   constructor(resume) {

@@ -81,7 +81,6 @@ export const ALL = {
   "notes": ["Notes", "Hinweise"],
   "note.fix": ["What to do: {fix}", "Was tun: {fix}"],
   "samples": ["Sample answers", "Beispielantworten"],
-  "groups": ["A group and its rewards", "Eine Gruppe und ihre Belohnungen"],
   "samples.prompt": ["Prompt", "Frage"],
   "samples.base": ["base", "Basis"],
   "drop": ["Stop now", "Sofort anhalten"],
