@@ -39,6 +39,7 @@ from nbtune.spec.learning import ScheduleArgs
 from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.parts import CheckpointSpec
 from nbtune.spec.parts import EvalSpec
+from nbtune.spec.parts import KeepRule
 from nbtune.spec.parts import MemorySpec
 from nbtune.spec.parts import MixSpec
 from nbtune.spec.parts import SourceSpec
@@ -81,6 +82,11 @@ class _Eval(TypedDict, total=False):
     answer_rows: int
     max_new_tokens: int
     must_keep: list[_KeepRule | KeepRule] | tuple[_KeepRule | KeepRule, ...]
+
+class _KeepRule(TypedDict, total=False):
+    prompt: str
+    match: str
+    regex: bool
 
 class _Loss(TypedDict, total=False):
     type: Literal['sigmoid', 'hinge', 'robust', 'exo_pair', 'nca_pair', 'sppo_hard', 'apo_zero', 'apo_down', 'bco_pair', 'discopop'] | None

@@ -43,12 +43,16 @@ class TaskScores:
 
     def __str__(self) -> str:
         rows = [("", "base", "tuned")]
-        rows += [(name, *("–" if one is None else shown(one) for one in both)) for name, both in self.scores.items()]
+        rows += [(name, _shown(base), _shown(tuned)) for name, (base, tuned) in self.scores.items()]
         wide = [max(len(row[k]) for row in rows) for k in range(3)]
         return "\n".join(f"{a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}" for a, b, c in rows)
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def _shown(figure: float | None) -> str:
+    return "–" if figure is None else shown(figure)
 
 
 def lm_eval(

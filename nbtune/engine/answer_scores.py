@@ -166,7 +166,8 @@ class _Scores:
         if metric is not None and metric.of is not None:
             return dict(metric.of(answers, references))
         judge = Judge(name, self._functions[name], _SECONDS, what="metric")
-        columns = {key: [row.columns.get(key) for row in rows] for key in {k for row in rows for k in row.columns}}
+        names = {name for row in rows for name in row.columns}
+        columns: dict[str, list[Any]] = {name: [row.columns.get(name) for row in rows] for name in names}
         columns |= {"references": references, PLACE: [row.place for row in rows]}
         for taken in ("prompts", "completions"):
             columns.pop(taken, None)
@@ -203,6 +204,7 @@ class _Scores:
         try:
             with torch.no_grad():
                 for index in [] if held is None else held.some(self._spec.eval.max_rows):
+                    assert held is not None
                     look()
                     batch = collate(held, [index])  # by itself: all logits of a row are there at once
                     logits = model(**model_inputs(batch, measuring.device, labels=False), use_cache=False).logits

@@ -108,7 +108,8 @@ def _joined(files: Sequence[AdapterFile], shares: Sequence[float]) -> tuple[dict
         for name, target in file.targets.items():
             a, b = file.weights.get(target.a).float(), file.weights.get(target.b).float()
             found.setdefault(name, (target, []))[1].append((a, b * (share * target.scale)))
-    tensors, ranks = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
     for name, (target, pairs) in found.items():
         a, b = torch.cat([one for one, _ in pairs]), torch.cat([one for _, one in pairs], dim=1)
         tensors |= {target.a: a.contiguous(), target.b: b.contiguous()}

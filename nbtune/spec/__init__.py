@@ -2,7 +2,7 @@
 
 from nbtune.spec.adapter import AdapterSpec
 from nbtune.spec.model import RunSpec
-from nbtune.spec.parts import CheckpointSpec, EvalSpec, MemorySpec, MixSpec, SourceSpec, SpanRule
+from nbtune.spec.parts import CheckpointSpec, EvalSpec, KeepRule, MemorySpec, MixSpec, SourceSpec, SpanRule
 from nbtune.spec.placement import Placement
 from nbtune.spec.yaml import from_mapping, from_yaml, placing
 from nbtune.spec.yaml_text import parse_value, to_yaml
@@ -11,6 +11,7 @@ __all__ = [
     "AdapterSpec",
     "CheckpointSpec",
     "EvalSpec",
+    "KeepRule",
     "MemorySpec",
     "MixSpec",
     "Placement",

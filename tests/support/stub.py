@@ -62,6 +62,8 @@ def stub() -> str:
 def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+        for info in annotation.model_fields.values():
+            yield from _parts(info.annotation)
     for inner in get_args(annotation):
         yield from _parts(inner)
 

@@ -58,15 +58,15 @@ TRAIN = (
     mutant(
         "every-schedule-is-a-cosine",
         "engine/engine.py",
-        "                spec.lr_scheduler_type,\n",
-        '                "cosine",\n',
+        "                spec.lr_scheduler_type, total_steps",
+        '                "cosine", total_steps',
         f"{_ASKED}::test_the_rate_rises_and_falls_as_transformers_does",
     ),
     mutant(
         "the-schedules-numbers-are-not-passed-on",
         "engine/engine.py",
-        "                args=spec.schedule,\n",
-        "                args=None,\n",
+        "args=spec.schedule\n",
+        "args=None\n",
         f"{_ASKED}::test_each_knob_of_learning_does_something",
     ),
     mutant(
@@ -469,8 +469,8 @@ TRAIN = (
     mutant(
         "half-of-the-optimizer-is-planned",
         "models/memory_estimate.py",
-        "optimizer=int(trained * state_bytes(optimizer, model, adapter)),",
-        "optimizer=int(trained * state_bytes(optimizer, model, adapter)) // 2,",
+        "optimizer=int(trained * (state_bytes(optimizer, model, adapter) + 4 * averaged)),",
+        "optimizer=int(trained * (state_bytes(optimizer, model, adapter) + 4 * averaged)) // 2,",
         "models/test_memory_estimate.py",
     ),
     mutant(
