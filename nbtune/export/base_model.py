@@ -74,17 +74,21 @@ class BaseModelExporter:
     def gguf(
         self, *types: str, out: Path | None = None, importance: bool = False, verify: bool | None = None
     ) -> list[Any]:
-        """Write GGUF files.
+        """Write GGUF files, or what llama.cpp makes them of, as a run's `Exporter` does.
 
         Raises:
             ExportError: with `importance` or `verify`: both want rows, which a run has.
         """
         from nbtune import export
+        from nbtune.export.gguf.unknown_family import is_unknown, write_for_llama_cpp
 
         if importance or verify:
             wanted = "--importance" if importance else "--verify"
             raise ExportError(f"{wanted} needs rows to measure on, and a model alone has none", fix="export a run.")
-        return list(export.export_gguf(self._source, list(types), out or Path("exports")))
+        where = out or Path("exports")
+        if is_unknown(self._source):
+            return [write_for_llama_cpp(self._source, list(types), where)]
+        return list(export.export_gguf(self._source, list(types), where))
 
     def ollama(self, type: str = "q8_0", out: Path | None = None) -> Any:
         """Return a folder that `ollama create` takes."""

@@ -116,6 +116,8 @@ class Exporter:
     ) -> list[ExportedFile]:
         """Write GGUF files, such as ``gguf("q8_0", "f16")``; q8_0 if no type is named.
 
+        Of a family that nbtune does not write it is the merged model, with the commands of llama.cpp that finish it.
+
         Args:
             types: see `nbtune.export.export_gguf`.
             out: the folder for the files.
@@ -130,15 +132,17 @@ class Exporter:
             ExportError: the model cannot be exported so; with verify=True also: it cannot be compared.
             DataError: the run's rows are gone, where they are needed.
         """
+        from nbtune.export.gguf.unknown_family import is_unknown, write_for_llama_cpp
         from nbtune.export.gguf.writer import write_gguf
 
         _need_llama(verify)
         wanted = list(types) or ["q8_0"]
         with self._said(f"gguf {' '.join(wanted)}", progress, should_stop=should_stop) as said:
-            source = self.source()
+            source, where, name = self.source(), self._out(out), self._run.name
+            if is_unknown(source):
+                return [said.made(write_for_llama_cpp(source, wanted, where, name, progress=said.progress))]
             felt = self._felt(source) if importance else None
             said.go_on()
-            where, name = self._out(out), self._run.name
             files = write_gguf(source, wanted, where, name, importance=felt, progress=said.progress)
             for file in files:
                 said.made(file)

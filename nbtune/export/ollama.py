@@ -169,7 +169,7 @@ def export_ollama(
     """
     began = time.monotonic()
     with replace_folder(out, shared=True, marker="Modelfile", raises=ExportError) as part:
-        file = write_gguf(source, [type], part, progress=progress)[0]
+        file = write_gguf(source, [type], part, progress=progress, part_bytes=None)[0]  # Ollama takes one
         text, notes = modelfile(file.path.name, load_tokenizer(source.tokenizer_folder))
         (part / "Modelfile").write_text(text, encoding="utf-8")
         name = safe_name(source.name).lower()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
 
 _ROUTER = re.compile(r"router|(^|\.)(gate|wg)(\.|$)")
-_READ = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.clamp)")
+_READ = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.clamp|\.data\.clamp)")
 
 CHOOSES = "it chooses among experts"
 PAST = "the model hands its weight on, past an adapter"
@@ -145,7 +145,7 @@ def left_out(model: "nn.Module", adapter: "AdapterSpec") -> dict[str, str]:
     packed = PlacementWish.of_spec("auto", adapter.type).on_device().four_bit  # which have another shape
     reasons = {
         RENAMED: set() if by_weight and not packed else _renamed(model, candidates),
-        PAST: _read_past(model),
+        PAST: read_past(model),
         CHOOSES: _routers(model),
         ELSEWHERE: _elsewhere(model),
     }
@@ -166,7 +166,7 @@ def left_out_lines(model: "nn.Module", adapter: "AdapterSpec") -> list[str]:
 
 def linear_names(model: "nn.Module") -> list[str]:
     """Return the last names of what may have an adapter, for a message."""
-    reasons = {**dict.fromkeys(_read_past(model)), **dict.fromkeys(_routers(model)), **dict.fromkeys(_elsewhere(model))}
+    reasons = {**dict.fromkeys(read_past(model)), **dict.fromkeys(_routers(model)), **dict.fromkeys(_elsewhere(model))}
     names = [*(name for name, _ in linears(model)), *stacked_weights(model)]
     return sorted({name.rsplit(".", 1)[-1] for name in names if name not in reasons})
 
@@ -260,7 +260,7 @@ def _renamed(model: "nn.Module", names: set[str]) -> set[str]:
     return {name for name in names if name.rsplit(".", 1)[-1] in taken}
 
 
-def _read_past(model: "nn.Module") -> set[str]:
+def read_past(model: "nn.Module") -> set[str]:
     """Return layers whose weights something else is given, such as a fused kernel: it would not see an adapter on them.
 
     They are asked for in the model's own code, so that machines with and without the kernel train the same layers.

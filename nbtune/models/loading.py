@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,11 +258,11 @@ def load_model(
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     # other shapes are refused below, by name
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    if weights.four_bit:
-        options["quantization_config"] = _four_bit(dtype)
     with _refusing(model):
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
+        if weights.four_bit:
+            options["quantization_config"] = _four_bit(dtype, config, trust_remote_code)
         with hidden_bars():
             loaded, info = library.AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -371,19 +372,22 @@ def _keep_caps(model: "PreTrainedModel", attention: str | None) -> None:
         model.set_attn_implementation("eager")
 
 
-def _four_bit(dtype: "torch.dtype") -> Any:
+def _four_bit(dtype: "torch.dtype", config: Any, trust_remote_code: bool) -> Any:
     from importlib.util import find_spec
 
-    if find_spec("bitsandbytes") is None:
-        raise PlanError(
-            "4-bit weights need bitsandbytes, which is not installed",
-            fix="Run `pip install bitsandbytes`, or use adapter: {type: lora}.",
-        )
-    from transformers import BitsAndBytesConfig
+    from nbtune.models.adapter_targets import read_past
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+    if find_spec("bitsandbytes") is None:
+        fix = "Run `pip install bitsandbytes`, or use adapter: {type: lora}."
+        raise PlanError("4-bit weights need bitsandbytes, which is not installed", fix=fix)
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True}
+    shape = from_config(deepcopy(config), dtype=dtype, device="meta", trust_remote_code=trust_remote_code)
+    if past := read_past(shape):  # packed, they have another shape
+        options["llm_int8_skip_modules"] = [*get_keys_to_not_convert(shape), *sorted(past)]
+    return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **options)
 
 
 def _index(device: "torch.device | str") -> Any:

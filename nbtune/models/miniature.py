@@ -29,6 +29,7 @@ _WIDTH = re.compile(
 )
 _HEADS = re.compile(r"^(n_head|n_head_kv|(n|num|mamba|linear)_(.*_)?heads|(mamba_)?n_?groups)$")
 _KEYS = re.compile(r"key_value|kv")
+_OF_ALL = re.compile(r"multiplier|limit")  # lists that are no list of layers, however long
 _PLACE = re.compile(r"idx|index|layer_id")  # says which layer it is, not of what kind
 
 
@@ -148,10 +149,10 @@ def _smaller(config: Any, factor: int, depth: int) -> Any:
     part = small.get_text_config()
     layers = part.num_hidden_layers
     for name, value in vars(copy.copy(part)).items():
-        if isinstance(value, list) and len(value) == layers:
+        if isinstance(value, list) and len(value) == layers and not _OF_ALL.search(name):
             setattr(part, name, value[:depth])
-        elif name.endswith("_token_id"):
-            setattr(part, name, None)
+        elif name.endswith("_token_id"):  # none of a vocabulary that is cut, but where one must be told
+            setattr(part, name, 0 if name == "decoder_start_token_id" and value is not None else None)
     for name, value in _whole_numbers(part):
         if _HEADS.match(name) and (value % factor == 0 or _KEYS.search(name)):
             setattr(part, name, max(1, value // factor))

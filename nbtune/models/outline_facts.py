@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
 from nbtune.models.adapter_patterns import unfrozen
-from nbtune.models.adapter_targets import adapted_weights, linears, modules_of, targets_of
+from nbtune.models.adapter_targets import adapted_weights, linears, modules_of, read_past, targets_of
 from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts
 from nbtune.models.experts.stacks import lora_numbers
@@ -79,7 +79,8 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
         return None, None, 0, ()
     head = model.get_output_embeddings()
-    linear = sum(m.weight.numel() for _, m in linears(model) if m is not head)
+    past = read_past(model)
+    linear = sum(m.weight.numel() for name, m in linears(model) if m is not head and name not in past)
     stacks = [m for m in model.modules() if not isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
     stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False) if p.dim() > 2)
     if adapter.type == "full":

@@ -37,7 +37,7 @@ HEADS: dict[str, tuple[dict[str, Any], bool]] = {
     "gemma2": ({"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}, True),
     "granite": ({"logits_scaling": 3.0}, True),
     "cohere": ({"logit_scale": 0.3}, True),
-    "falcon_h1": ({**MAMBA, "lm_head_multiplier": 0.4}, False),
+    "falcon_h1": ({**MAMBA, "lm_head_multiplier": 0.4}, True),
     "hyperclovax": ({"logits_scaling": 3.0}, False),
     "recurrent_gemma": ({"logits_soft_cap": 2.0, "lru_width": 32, "attention_window_size": 64}, False),
 }
@@ -115,12 +115,12 @@ def test_a_run_takes_the_logits_themselves_and_says_so(tmp_path: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     tokenizer = save_tokenizer(byte_level(), tmp_path / "base")
-    save_model(_config("falcon_h1", vocab_size=len(tokenizer)), tmp_path / "base", spread=2.0)
+    save_model(_config("hyperclovax", vocab_size=len(tokenizer)), tmp_path / "base", spread=2.0)
     rows = [{"prompt": "Who?", "chosen": "you and me.", "rejected": "nobody knows"}]
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
     fields = {"method": "simpo", "steps": 1, "batch_size": 1, "eval": {"split": 0}}
     spec = {"model": str(tmp_path / "base"), "data": str(tmp_path / "rows.jsonl"), "dtype": "fp32", **fields}
-    spec["adapter"] = {"r": 4, "target_modules": ["q_proj", "v_proj"]}  # peft refuses the linear layers of its states
+    spec["adapter"] = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
     run = nbtune.finetune(spec, runs_dir=tmp_path / "runs", name="run").wait()
     assert any("off by" in e.message for e in run.events() if isinstance(e, events.Warning))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()

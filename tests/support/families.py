@@ -273,7 +273,8 @@ the last column is the difference from transformers *with that GELU*: what the t
 {rows}
 
 Written by `python -m tests.support.families`; `tests/export/gguf/test_families.py` checks the same.
-A family that is not here is refused before any work, and so is a config that llama.cpp would run otherwise.
+A family that is not here is written merged, with the llama.cpp command that makes the file; a config that llama.cpp
+would run otherwise is refused before any work.
 llama.cpp runs the sliding windows of Gemma and gpt-oss only. Of other families (Mistral, Mixtral, Phi-3, Qwen with
 `use_sliding_window`) the file's context ends where the window does, and the export says so: up to there the numbers are
 the same. A window of less than 256 tokens is refused.

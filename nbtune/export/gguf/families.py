@@ -248,8 +248,7 @@ def family_of(config: Config) -> Family:
         raise ExportError(
             f"nbtune cannot write a {config.model_type!r} model as GGUF (it knows {', '.join(sorted(FAMILIES))})",
             place=config.place,
-            fix="export it merged; where llama.cpp knows the family, its own `python convert_hf_to_gguf.py FOLDER "
-            "--outfile FILE.gguf` then makes the file.",
+            fix="`export --gguf` writes it merged, and says which of llama.cpp's commands makes the file of that.",
         )
     if family.check:
         family.check(config)

@@ -31,6 +31,7 @@ from nbtune.spec.gguf_types import FileType, Shape, type_named
 
 T = TypeVar("T")
 
+PART_BYTES = 48 << 30  # of a file, as hubs take them
 _ALIGN = 32
 _LIGHT = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # encoded by gguf, on the CPU
 _ROOM = 4 << 30  # bytes of a GPU's memory that merging and encoding may take, with much to spare
@@ -45,8 +46,12 @@ def write_gguf(
     device: torch.device | str | None = None,
     importance: Mapping[str, torch.Tensor] | None = None,
     progress: Progress | None = None,
+    part_bytes: int | None = PART_BYTES,
 ) -> list[ExportedFile]:
     """Write ``<out>/<name>-<type>.gguf`` for each type; each appears when it is whole.
+
+    What is larger than a part becomes ``…-00001-of-00003.gguf`` and so on: llama.cpp opens the first, which finds the
+    others.
 
     >>> [file] = nbtune.export.export_gguf(nbtune.attach("demo").export.source(), ["q8_0"], Path("exports"))
     >>> file.path.name
@@ -61,6 +66,7 @@ def write_gguf(
         importance: weight's name → (columns,): how much each column is felt (see
             `nbtune.export.importance_matrix.importance`); K-quants and iq4 then spend their bits by it.
         progress: called with (bytes done, bytes in all, the tensor's name).
+        part_bytes: the largest file (a single tensor may be larger); None: one file, however large.
 
     Raises:
         ExportError: a family, tokenizer or type that is not known (before any work), or no space on the disk.
@@ -81,37 +87,47 @@ def write_gguf(
     tensors = family.tensors(config, model)
     vocabulary = read_vocabulary(source.tokenizer_folder, model.shape(model.embedding)[0])
     shape = _shape(config, family, tensors)
-    plans = [_Plan(kind, tensors, shape) for kind in kinds]
+    plans = [_Plan(kind, tensors, shape, part_bytes) for kind in kinds]
     check_space(out, sum(plan.bytes for plan in plans), ExportError)
     stem = safe_name(name or source.name)
     with contextlib.ExitStack() as stack:
         for plan in plans:
-            plan.path = out / f"{stem}-{plan.kind.name}.gguf"
-            part = stack.enter_context(replace_file(plan.path, shared=True, raises=ExportError))
-            plan.writer = _open(part, plan, family, config, model, vocabulary, name or source.name)
-            stack.callback(plan.writer.close)
-            plan.file = plan.writer.fout[0]
+            plan.paths = _paths(out, f"{stem}-{plan.kind.name}", len(plan.parts))
+            for number, path in enumerate(plan.paths):  # the first appears last: it is the one that is opened
+                part = stack.enter_context(replace_file(path, shared=True, raises=ExportError))
+                writer = _open(part, plan, number, family, config, model, vocabulary, name or source.name)
+                stack.callback(writer.close)
+                plan.files.append(writer.fout[0])
         _stream(tensors, plans, importance or {}, progress)
     seconds, notes = time.monotonic() - began, (*family.notes(config), *vocabulary.notes)
     return [
-        ExportedFile(plan.path, plan.kind.name, plan.path.stat().st_size, seconds, (*notes, *plan.notes))
-        for plan in plans
+        ExportedFile(plan.paths[0], plan.kind.name, plan.written(), seconds, (*notes, *plan.notes)) for plan in plans
     ]
 
 
 class _Plan:
-    """One file to write: the encoding of each tensor, and its size."""
+    """One file to write, perhaps in parts: the encoding of each tensor, and its size."""
 
-    path: Path
-    writer: Any
-    file: Any
+    paths: list[Path]
 
-    def __init__(self, kind: FileType, tensors: list[GgufTensor], shape: Shape) -> None:
+    def __init__(self, kind: FileType, tensors: list[GgufTensor], shape: Shape, part_bytes: int | None) -> None:
         self.kind, self.tensors = kind, tensors
+        self.files: list[Any] = []
         self.encodings = [fitting(kind.wanted(tensor, shape), tensor.shape[-1]) for tensor in tensors]
         self.sizes = [encoded_bytes(e, t.shape) for e, t in zip(self.encodings, tensors, strict=True)]
         self.bytes = sum(size + -size % _ALIGN for size in self.sizes)
-        self.notes = self._notes(shape)
+        self.parts = list(_parts(self.sizes, part_bytes))
+        self.part_of = [number for number, part in enumerate(self.parts) for _ in part]
+        several = (f"it is {len(self.parts)} files: open the first, which finds the others beside it",)
+        self.notes = (*self._notes(shape), *(several if len(self.parts) > 1 else ()))
+
+    def file(self, tensor: int) -> Any:
+        """Return the open file that a tensor goes into."""
+        return self.files[self.part_of[tensor]]
+
+    def written(self) -> int:
+        """Return the bytes of all parts, once they are there."""
+        return sum(path.stat().st_size for path in self.paths)
 
     def _notes(self, shape: Shape) -> tuple[str, ...]:
         """Return what rows of an odd length made of the type."""
@@ -125,6 +141,23 @@ class _Plan:
         lengths = ", ".join(sorted({str(length) for length, _, _ in odd}))
         became = ", ".join(sorted({f"{encoding} became {got}" for _, encoding, got in odd}))
         return (f"{len(odd)} tensors have rows of {lengths} values, which blocks of 256 do not divide: {became}",)
+
+
+def _parts(sizes: Sequence[int], most: int | None) -> Iterator[range]:
+    """Yield ranges of tensors that have at most so many bytes together; a larger one is alone."""
+    first, held = 0, 0
+    for index, size in enumerate(sizes):
+        if most is not None and index > first and held + size > most:
+            yield range(first, index)
+            first, held = index, 0
+        held += size
+    yield range(first, len(sizes))
+
+
+def _paths(out: Path, stem: str, count: int) -> list[Path]:
+    if count == 1:
+        return [out / f"{stem}.gguf"]
+    return [out / f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
 def _device(kinds: list[FileType]) -> torch.device:
@@ -152,24 +185,30 @@ def _size(config: Config, family: Family, tensors: list[GgufTensor]) -> Size:
 def _open(
     path: Path,
     plan: _Plan,
+    number: int,
     family: Family,
     config: Config,
     model: MergedModel,
     vocabulary: Vocabulary,
     name: str,
 ) -> Any:
-    """Return a writer whose header is written, standing where the tensors begin."""
-    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
+    """Return a writer of a part whose header is written, standing where its tensors begin; the first tells all."""
+    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, Keys
 
     writer = GGUFWriter(None, family.arch)
-    write_general(writer, "model", model.source, name, _size(config, family, plan.tensors))
-    writer.add_file_type(plan.kind.number)
-    writer.add_quantization_version(GGML_QUANT_VERSION)
-    family.metadata(config, model, writer)
-    vocabulary.write(writer)
-    for tensor, encoding, size in zip(plan.tensors, plan.encodings, plan.sizes, strict=True):
-        kind = GGMLQuantizationType[encoding]
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
+    if number == 0:
+        write_general(writer, "model", model.source, name, _size(config, family, plan.tensors))
+        writer.add_file_type(plan.kind.number)
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        family.metadata(config, model, writer)
+        vocabulary.write(writer)
+    if len(plan.parts) > 1:
+        writer.add_uint16(Keys.Split.LLM_KV_SPLIT_NO, number)
+        writer.add_uint16(Keys.Split.LLM_KV_SPLIT_COUNT, len(plan.parts))
+        writer.add_int32(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(plan.tensors))
+    for index in plan.parts[number]:
+        tensor, kind = plan.tensors[index], GGMLQuantizationType[plan.encodings[index]]
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), plan.sizes[index], raw_dtype=kind)
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -181,8 +220,8 @@ def _stream(
 ) -> None:
     """Make each tensor once, some rows at a time, and write it into every file in that file's encoding."""
     total, done = sum(plan.bytes for plan in plans), 0
-    for plan in plans:
-        plan.file.write(bytes(-plan.file.tell() % _ALIGN))
+    for file in (file for plan in plans for file in plan.files):
+        file.write(bytes(-file.tell() % _ALIGN))
     written = [0] * len(plans)
     with _one_thread_each() as pool, ThreadPoolExecutor(1, thread_name_prefix="nbtune-merge") as ahead:
         for index, rows, last in _one_ahead(_pieces(tensors), ahead):
@@ -191,14 +230,14 @@ def _stream(
                 encoding = plan.encodings[index]
                 if encoding not in encoded:
                     encoded[encoding] = encode(rows, encoding, importance.get(tensors[index].source), pool)
-                plan.file.write(encoded[encoding].data)
+                plan.file(index).write(encoded[encoding].data)
                 written[i] += encoded[encoding].nbytes
             if not last:
                 continue
             for i, plan in enumerate(plans):
                 if written[i] != plan.sizes[index]:
                     raise AssertionError(f"{tensors[index].name}: wrote {written[i]} bytes of {plan.sizes[index]}")
-                plan.file.write(bytes(-written[i] % _ALIGN))
+                plan.file(index).write(bytes(-written[i] % _ALIGN))
                 done += written[i] + -written[i] % _ALIGN
                 written[i] = 0
             if progress:

@@ -173,7 +173,8 @@ def find_head(lm: nn.Module) -> Head:
         raise LeftAlone("its head is no plain linear layer")
     config: Any = lm.config
     scale = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
-    scale *= float(getattr(config, "logit_scale", None) or 1.0)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= float(getattr(config, name, None) or 1.0)
     head = Head(module, getattr(config, "final_logit_softcapping", None) or None, scale)
     known, why = _probed.get(lm, (None, None))
     if known != head:

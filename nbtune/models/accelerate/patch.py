@@ -349,7 +349,9 @@ def _take_norm(inner: nn.Module, patch: Patch) -> None:
     patch.report.taken["norm"] = "LayerNorm" if norm.centred else "RMSNorm"
 
 
-_LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
+_LAST_NORMS = (
+    "norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "layer_norm", "embedding_norm", "final_norm",
+)  # fmt: skip
 
 
 def _take_head(lm: nn.Module, inner: nn.Module, patch: Patch) -> None:

@@ -159,6 +159,22 @@ def test_q8_0_is_bit_for_bit_what_gguf_encodes(tiny: Tiny, files: dict[str, Path
     assert np.array_equal(tensor.data, quants.quantize(weight, tensor.tensor_type))
 
 
+def test_a_file_in_parts_is_that_file(tiny: Tiny, files: dict[str, Path], tmp_path: Path) -> None:
+    source = ExportSource(tiny.folder, name="owner/tiny")
+    made = export_gguf(source, ["f16", "q8_0"], tmp_path, part_bytes=700_000)
+    for file in made:
+        parts = sorted(path for path in tmp_path.iterdir() if f"-{file.type}-" in path.name)
+        assert len(parts) > 2
+        names = [f"tiny-{file.type}-{n:05}-of-{len(parts):05}.gguf" for n in range(1, len(parts) + 1)]
+        assert [path.name for path in parts] == names
+        assert file.path == parts[0]
+        assert file.bytes == sum(path.stat().st_size for path in parts)
+        assert f"it is {len(parts)} files" in file.notes[-1]
+        with runner(file.path) as apart, runner(files[file.type]) as whole:
+            assert (apart.logits(tiny.tokens) == whole.logits(tiny.tokens)).all()
+            assert apart.info["chat_template"] == whole.info["chat_template"]
+
+
 def test_a_trap_no_permutation(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(families.FAMILIES, "llama", dataclasses.replace(families.LLAMA, permute=False))
     path = export_gguf(ExportSource(tiny.folder), ["f32"], tmp_path)[0].path
