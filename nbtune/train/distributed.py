@@ -31,6 +31,7 @@ from nbtune.train.stepper import Stepper, Updated
 
 if TYPE_CHECKING:
     from nbtune.train.control import Control
+    from nbtune.train.look_ahead import Gather
 
 _PATIENCE = timedelta(days=7)  # preparing, saving and pausing may take long; who is gone is noticed otherwise
 _BUCKET = 2**26  # numbers that are added up at once
@@ -155,6 +156,8 @@ class RankedControl:
 
 class _Ranked:
     """Of a stepper's kind: one of several processes, each of which draws other random numbers."""
+
+    _gather: Gather | None
 
     def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

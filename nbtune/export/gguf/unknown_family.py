@@ -21,10 +21,14 @@ _CONVERTED = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")  # what llama.cpp'
 def is_unknown(source: ExportSource) -> bool:
     """Return whether nbtune does not know how to write a model's family."""
     try:
-        kind = read_json(source.base / "config.json")["model_type"]
-    except (OSError, ValueError, KeyError, TypeError, ExportError):
+        kind = _kind(source)
+    except (OSError, ValueError, ExportError):
         return False  # no model at all: whoever writes it says so
-    return isinstance(kind, str) and kind not in FAMILIES
+    return bool(kind) and kind not in FAMILIES
+
+
+def _kind(source: ExportSource) -> str:
+    return str((read_json(source.base / "config.json") or {}).get("model_type") or "")
 
 
 def write_for_llama_cpp(
@@ -41,12 +45,11 @@ def write_for_llama_cpp(
     must_write_text(source)
     kinds = list({kind.name: kind for kind in map(type_named, types)})
     made = write_merged(source, out / "merged", progress=progress)
-    kind = read_json(source.base / "config.json")["model_type"]
     commands = " && ".join(_commands(made.path, out / safe_name(name or source.name), kinds))
     files = "the file" if len(kinds) == 1 else "the files"
     note = (
-        f"nbtune does not write a {kind!r} model as GGUF: this is the merged model, and where llama.cpp knows the "
-        f"family, its own `{commands}` makes {files} of it"
+        f"nbtune does not write a {_kind(source)!r} model as GGUF: this is the merged model, and where llama.cpp knows "
+        f"the family, its own `{commands}` makes {files} of it"
     )
     return replace(made, notes=(*made.notes, note))
 
