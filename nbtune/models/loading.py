@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune import hub_cache
-from nbtune.errors import HubError, NbtuneError, PlanError, SpecError
+from nbtune.errors import HubError, NbtuneError, SpecError
 from nbtune.models import handed_over
+from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
 from nbtune.models.progress_bars import hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
@@ -262,7 +263,8 @@ def load_model(
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
         if weights.four_bit:
-            options["quantization_config"] = _four_bit(dtype, config, trust_remote_code)
+            shape = from_config(deepcopy(config), dtype=dtype, device="meta", trust_remote_code=trust_remote_code)
+            options["quantization_config"] = four_bit(shape, dtype)
         with hidden_bars():
             loaded, info = library.AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -370,24 +372,6 @@ def _keep_caps(model: "PreTrainedModel", attention: str | None) -> None:
     config = model.config.get_text_config()
     if attention is None and getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
-
-
-def _four_bit(dtype: "torch.dtype", config: Any, trust_remote_code: bool) -> Any:
-    from importlib.util import find_spec
-
-    from nbtune.models.adapter_targets import read_past
-
-    if find_spec("bitsandbytes") is None:
-        fix = "Run `pip install bitsandbytes`, or use adapter: {type: lora}."
-        raise PlanError("4-bit weights need bitsandbytes, which is not installed", fix=fix)
-    from transformers import BitsAndBytesConfig
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "load_in_4bit": True}
-    shape = from_config(deepcopy(config), dtype=dtype, device="meta", trust_remote_code=trust_remote_code)
-    if past := read_past(shape):  # packed, they have another shape
-        options["llm_int8_skip_modules"] = [*get_keys_to_not_convert(shape), *sorted(past)]
-    return BitsAndBytesConfig(bnb_4bit_compute_dtype=dtype, **options)
 
 
 def _index(device: "torch.device | str") -> Any:
