@@ -94,7 +94,7 @@ def check_push(repo_id: str, *, private: bool = True, create_pr: bool = False, p
     _done(_upload({**request, "attempts": 3, "wait": 1.0, "files": []}, patience, _untold, _untold), repo_id)
 
 
-def account(patience: float = 10.0) -> str:
+def account(patience: float = 60.0) -> str:
     """Return the name of the account that is logged in.
 
     Raises:

@@ -42,6 +42,7 @@ class Form(Panel):
     monitors = traitlets.List().tag(sync=True)
     judged = traitlets.List().tag(sync=True)
     machine = traitlets.Unicode("").tag(sync=True)
+    name = traitlets.Unicode("run").tag(sync=True)  # of the next run
 
     def __init__(
         self,
@@ -196,7 +197,7 @@ class Form(Panel):
         """Start the run; its monitor appears below."""
         if self.spec is None or self.checked.get("error"):
             raise SpecError("the form has something to mend first")
-        spec = self.spec
+        spec, self.name = self.spec, _following(name)
         self.in_background(lambda: self._begin(spec, name), self._start_failed)
 
     def _begin(self, spec: RunSpec, name: str) -> None:
@@ -205,6 +206,12 @@ class Form(Panel):
 
     def _start_failed(self, error: BaseException) -> None:
         self.costs = {"state": "failed", "error": described(error, {}, self._titles)}
+
+
+def _following(name: str) -> str:
+    """Return the name of a run after a run: ``run``, ``run-2``, ``run-3``."""
+    stem, _, number = name.rpartition("-")
+    return f"{stem}-{int(number) + 1}" if stem and number.isascii() and number.isdigit() else f"{name}-2"
 
 
 def _spec_of(values: Mapping[str, Any]) -> RunSpec:

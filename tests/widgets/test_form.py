@@ -273,6 +273,7 @@ def test_every_run_that_was_started_keeps_its_monitor(panel):
         panel.do_start(name)
         _until(panel, "monitors", lambda now, count=count: len(now) == count)
     assert [one.run.name for one in started] == ["two", "one"]
+    assert panel.name == "two-2"  # of the next one; the kernel knows it, so that a page that is loaded again does, too
     assert panel.monitors == [f"IPY_MODEL_{one.model_id}" for one in started]
     panel.close()
     assert [one.comm for one in started] == [None, None]

@@ -29,6 +29,7 @@ class View {
       "change:costs": () => this.showCosts(),
       "change:reading": () => this.showReading(),
       "change:monitors": () => this.showMonitors(),
+      "change:name": () => { this.name.value = model.get("name") ?? "run"; },
       "change:machine": () => this.models.showMachine(model.get("machine") ?? ""),
       "change:judged": () => this.models.show(model.get("judged")),
     };
@@ -45,7 +46,7 @@ class View {
     this.settings = new Settings(this, setup);
     this.cost = el("span", { role: "status", class: "nbt-cost" });
     this.said = el("span", { class: "nbt-soft", role: "status" });
-    this.name = el("input", { type: "text", value: "run", size: 12, spellcheck: "false" });
+    this.name = el("input", { type: "text", size: 12, spellcheck: "false" });
     this.start = el("button", { type: "button", class: "nbt-btn nbt-main", onclick: () => this.begin() }, text("form.start"));
     this.host = el("div", { class: "nbt-runs" });
     this.bar = new InView("nbt-go");
@@ -172,7 +173,6 @@ class View {
     this.start.disabled = Boolean(this.model.get("checked").error);
     if (error) return;
     this.started = name;
-    this.name.value = next(name);
   }
 
   /** The monitors of the runs that were started, the newest first: widgets of their own, shown here. */
@@ -201,8 +201,5 @@ class View {
     for (const [name, handler] of Object.entries(this.handlers)) this.model.off(name, handler);
   }
 }
-
-/** "run" → "run-2" → "run-3" */
-const next = (name) => name.replace(/(?:-(\d+))?$/, (_, number) => `-${Number(number ?? 1) + 1}`);
 
 export default panel((model, wishes) => new View(model, wishes));

@@ -9,18 +9,19 @@ export const PARTS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const GIB = 1024 ** 3;
 
-/** The plan's parts that a measured one holds. */
+/** The plan's parts that a measured one holds; in the order in which they are stacked. */
 const PLANNED = { weights: ["weights"], adapter: ["adapter"], state: ["gradients", "optimizer"], work: ["activations", "head"], kept: ["reserve"], rest: ["gradients", "optimizer", "activations", "head", "reserve"] };
 
-/** @returns {Array<{ name: string, now: number, most: number, planned: number }>} in the order in which they are stacked */
+/** @returns {Array<{ name: string, at: number, now: number, most: number, planned: number }>} what stays is at the bottom */
 export function memoryParts(machine, { memory_parts: names = [], memory_plan: plan = [] }) {
-  const planned = new Map(plan);
+  const planned = new Map(plan), order = Object.keys(PLANNED);
   return !machine.length ? [] : names.map((name, k) => ({
     name,
+    at: k, // events are written with their keys in order of letters
     now: machine.at(-1).parts[k] ?? 0,
     most: machine.reduce((high, item) => Math.max(high, item.parts[k] ?? 0), 0),
     planned: (PLANNED[name] ?? []).reduce((sum, part) => sum + (planned.get(part) ?? 0), 0),
-  }));
+  })).sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
 }
 
 const label = (name) => text(`memory.${name}`);
@@ -35,7 +36,7 @@ export class MemoryChart extends Chart {
   update(plotly, { machine, status }, theme, name, planned) {
     const x = machine.map((item) => item.step);
     const parts = memoryParts(machine, status);
-    const values = parts.map((_, k) => machine.map((item) => (item.parts[k] ?? 0) / GIB));
+    const values = parts.map(({ at }) => machine.map((item) => (item.parts[at] ?? 0) / GIB));
     const top = x.map((_, i) => values.reduce((sum, part) => sum + part[i], 0));
     const traces = parts.map(({ name: part }, k) => ({
       ...line(label(part), { x, y: values[k] }, PARTS[k % PARTS.length], { width: 1, dash: DASHES[k % DASHES.length] }), stackgroup: "held", mode: "lines",
