@@ -150,6 +150,7 @@ class _Engine:
         device = machine.pick(spec.device)
         where = machine.describe(device, **spec.memory.model_dump())
         if self.ranks is not None:
+            self.limits.enter_context(self.ranks.noticing())
             where = self.ranks.poorest(where)
             if not self.writes:
                 self.ranks.wait()  # the first has its tokens and its plan

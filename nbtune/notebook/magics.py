@@ -249,8 +249,8 @@ class NbtuneMagics(Magics):
         display(losses)
 
     def _plan(self, spec: Any, request: flags.Request) -> None:
-        where = {"machine": request.machine, "nodes": request.nodes, "network": request.network}
-        plan = nbtune.plan(spec, rows=self.shell.user_ns, **where)
+        rows, nodes, network = self.shell.user_ns, request.nodes, request.network
+        plan = nbtune.plan(spec, rows=rows, machine=request.machine, nodes=nodes, network=network)
         if request.table:
             return display(plan.table())
         show_plan(plan)

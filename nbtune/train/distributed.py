@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -84,6 +84,10 @@ class Ranks:
         with _noticing():
             dist.all_gather_object(gathered, thing)
         return gathered
+
+    def noticing(self) -> AbstractContextManager[None]:
+        """Take what fails of another process's end for that: weights that are parted are asked for anywhere."""
+        return _noticing()
 
     def poorest(self, facts: machine.DeviceFacts) -> machine.DeviceFacts:
         """Return of all processes' devices the one with least memory."""

@@ -119,6 +119,15 @@ def begun(folder: Path) -> float | None:
     return next((e.time for e in told if isinstance(e, events.State) and e.state == "running"), None)
 
 
+def said(folder: Path) -> list[str]:
+    """What it said that it failed of: nothing, since whoever started a process that is killed knows why."""
+    from nbtune import events
+    from nbtune.store.event_log import EventReader
+
+    told = EventReader(folder / "events.jsonl").read()
+    return [e.detail[:200] for e in told if isinstance(e, events.State) and e.state == "failed"]
+
+
 def one(number: int, base: Path, chance: random.Random, undisturbed: dict[str, tuple[dict[int, float], float]]) -> None:
     """Kill one process of a run, go on with another number, and compare its losses with an undisturbed one's."""
     kind = [*KINDS][number % len(KINDS)]
@@ -144,6 +153,7 @@ def one(number: int, base: Path, chance: random.Random, undisturbed: dict[str, t
     told = {
         "number": number, "kind": kind, "before": before, "killed": victim, "reached": reached, "saved": saved,
         "codes": codes, "noticed_s": round(noticed, 1), "after": after, "again": again, "apart": round(apart, 8),
+        "said": said(folder),
     }  # fmt: skip
     print(json.dumps(told), flush=True)
 
