@@ -28,6 +28,7 @@ import nbformat
 REPO = Path(__file__).resolve().parents[2]
 ARTIFACTS = REPO / "artifacts"
 TOKEN = "nbtune-test"
+PATIENCE = 300  # seconds that a server may take to start on a machine that has other work
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage")
 
 
@@ -74,7 +75,11 @@ class Lab:
         self.process = subprocess.Popen(
             words, cwd=self.root, env=self._env(), stdout=self.log, stderr=self.log, start_new_session=True
         )
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +123,7 @@ class Lab:
             path.write_text(json.dumps(values))
 
     def _wait(self) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 break
