@@ -70,7 +70,7 @@ def scored(folder: Path, measuring: Measuring, progress: Progress, control: Cont
         return
     try:
         scores.tell(progress.step, emit)
-    except (NbtuneError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+    except (NbtuneError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         said = f"the answers could not be scored after the last step: {shortened(error, 200)}"
         emit(events.Warning(message=said, step=progress.step))
 
@@ -91,12 +91,15 @@ class _Scores:
 
         try:
             values = self._of_tokens(look)
-            work = partial(self._of_answers, step, emit)
+            failed: list[Exception] = []
+            work = partial(self._led, step, emit, failed)
             answers = work(look) if together is None else together.led(work, look)
             for figures in answers:
                 values |= figures
         except _Ended:
             return
+        if failed:
+            raise failed[0]
         rows = int(values.pop("", 0))
         emit(events.Scores(step=step, values=values, rows=rows, seconds=time.monotonic() - began))
 
@@ -107,6 +110,15 @@ class _Scores:
         if found is None:
             return {}
         return {**found.metrics, "loss": found.loss, "perplexity": math.exp(min(found.loss, 50.0))}
+
+    def _led(
+        self, step: int, emit: Emit, failed: list[Exception], look: Callable[[], None]
+    ) -> Iterator[dict[str, float]]:
+        """Yield figures; an error waits until the other processes, which only look, are told that this is over."""
+        try:
+            yield from self._of_answers(step, emit, look)
+        except (NbtuneError, RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+            failed.append(error)
 
     def _of_answers(self, step: int, emit: Emit, look: Callable[[], None]) -> Iterator[dict[str, float]]:
         """Yield figures; under "" how many rows were answered."""

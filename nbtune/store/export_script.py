@@ -15,6 +15,7 @@ from nbtune.errors import SpecError, TrainError
 from nbtune.models.heads import read_head
 from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
+from nbtune.spec.text_metrics import functions_of
 from nbtune.store import foreign
 from nbtune.store.folder import VARIABLE, name_of, plan_of, read_spec
 from nbtune.untrusted import from_here
@@ -151,7 +152,10 @@ def _needs_run(spec: RunSpec) -> str:
             return f"{key} was an object"
     eval_data = [spec.eval.data] if spec.eval.data is not None else []
     own = any(source.function is not None and ":" not in source.function for source in [*spec.data, *eval_data])
-    return "rows went through a Python function" if own else ""
+    if own:
+        return "rows went through a Python function"
+    judges = [*spec.rewards.functions, *functions_of(spec.eval.metrics)]
+    return "answers were judged by a Python function" if any(":" not in name for name in judges) else ""
 
 
 def _literal(text: str) -> str:

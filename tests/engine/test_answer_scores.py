@@ -84,6 +84,7 @@ def test_a_metric_that_fails_after_the_last_step_costs_no_weights(tmp_path: Any)
     run = begin(tmp_path, {"metrics": ["fickle"]}, fickle=fickle).wait()
     assert (run.state, run.saved_steps[-1]) == ("finished", 12)
     assert any("raised KeyError" in one.message for one in said(run, events.Warning))
+    assert "nbtune.repeat(" in run.script(), "the function is the run's"
 
 
 @pytest.mark.parametrize(

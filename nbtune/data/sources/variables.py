@@ -134,7 +134,7 @@ def _named(numbers: Any, words: Any) -> Any:
     """Return the words of numbers, or of lists of them; of those that stand for none, as -1, nothing."""
     from pyarrow import compute, types
 
-    if types.is_list(numbers.type) or types.is_large_list(numbers.type):
+    if any(is_kind(numbers.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
         inner = _named(numbers.flatten(), words)
         lengths = compute.fill_null(compute.list_value_length(numbers), 0).to_numpy(zero_copy_only=False)
         ends = lengths.cumsum()

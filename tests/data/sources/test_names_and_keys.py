@@ -19,12 +19,13 @@ FEATURES = datasets.Features(
         "label": datasets.ClassLabel(names=["bad", "good"]),
         "tags": datasets.Sequence(datasets.ClassLabel(names=["O", "PER"])),
         "n": datasets.Value("int64"),
+        "pair": datasets.Sequence(datasets.ClassLabel(names=["O", "PER"]), length=2),
     }
 )
 ROWS: list[dict[str, Any]] = [
-    {"text": "a", "label": 1, "tags": [0, 1], "n": 1},
-    {"text": "b", "label": -1, "tags": [], "n": 0},
-    {"text": "c", "label": None, "tags": None, "n": 1},
+    {"text": "a", "label": 1, "tags": [0, 1], "n": 1, "pair": [1, 0]},
+    {"text": "b", "label": -1, "tags": [], "n": 0, "pair": [0, -1]},
+    {"text": "c", "label": None, "tags": None, "n": 1, "pair": [1, 1]},
 ]
 NAMED = [("good", ["O", "PER"]), (None, []), (None, None)]
 
@@ -36,11 +37,16 @@ def test_labels_have_the_names_that_their_set_gives_them(order: list[int] | None
     found = list(rows_of(dataset, "rows"))
     chosen = range(3) if order is None else order
     assert [(row["label"], row["tags"]) for row in found] == [NAMED[k] for k in chosen]
+    pairs = [["PER", "O"], ["O", None], ["PER", "PER"]]
+    assert [row["pair"] for row in found] == [pairs[k] for k in chosen]
     assert [row["n"] for row in found] == [ROWS[k]["n"] for k in chosen], "a number is none"
 
 
 def test_a_classifier_calls_its_labels_by_those_names() -> None:
-    many = [{"text": f"{word} {i}", "label": i % 2, "tags": [], "n": 0} for i, word in enumerate(["tar", "oar"] * 4)]
+    many = [
+        {"text": f"{word} {i}", "label": i % 2, "tags": [], "n": 0, "pair": [0, -1]}
+        for i, word in enumerate(["tar", "oar"] * 4)
+    ]
     dataset = datasets.Dataset.from_list(many, features=FEATURES)
     sources = nbtune.data.resolve(nbtune.RunSpec(data="rows").data, {"rows": dataset})
     spec = nbtune.RunSpec(data="rows", method="classification")
