@@ -30,7 +30,7 @@ class Judge:
         what: what it is called in errors.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], seconds: float, what: str = "reward") -> None:
+    def __init__(self, name: str, function: Callable[..., Any], seconds: float, what: str = "reward function") -> None:
         self._what = what
         self.__name__, self._function, self._seconds = name.rpartition(":")[2].rpartition(".")[2], function, seconds
         self._takes = _names(function)

@@ -14,6 +14,7 @@ from nbtune.engine.ended_model import ended_model
 from nbtune.engine.judges import PLACE, said_text
 from nbtune.engine.scoring import score
 from nbtune.errors import SpecError, TrainError
+from nbtune.methods import METHODS
 from nbtune.store import checkpoints
 from nbtune.store.folder import find, read_spec
 
@@ -60,9 +61,10 @@ def check_reward_models(spec: RunSpec, root: Path) -> dict[str, str]:
             folder = find(name, root)
         except TrainError as error:
             raise SpecError(error.cause, place="rewards.models", fix=error.fix) from error
-        method = read_spec(folder).method
-        if method != "reward" or checkpoints.latest(folder) is None:
-            why = "has nothing trained yet" if method == "reward" else f"is a run of `method: {method}`"
+        method = METHODS[read_spec(folder).method]
+        judges = bool(method.head) and method.pairwise
+        if not judges or checkpoints.latest(folder) is None:
+            why = "has nothing trained yet" if judges else f"is a run of `method: {method.name}`"
             raise SpecError(f"`{name}` {why}", place="rewards.models", fix="train one: `method: reward`")
         found[name] = str(folder) if folder.parent != root else folder.name
     return found
