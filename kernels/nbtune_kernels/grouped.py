@@ -36,14 +36,15 @@ class Groups(NamedTuple):
     tiles: Tensor | None = None
 
     @classmethod
-    def of(cls, ends: Tensor, rows: int) -> "Groups":
-        """Make them for so many rows."""
-        return cls(ends, grouped_tiles(ends, rows) if runs_grouped(ends) else None)
+    def of(cls, ends: Tensor, rows: int, dtype: torch.dtype) -> "Groups":
+        """Make them for so many rows of a dtype."""
+        return cls(ends, grouped_tiles(ends, rows) if runs_grouped(ends, dtype) else None)
 
 
-def runs_grouped(like: Tensor) -> bool:
-    """Return whether kernels make the products: where tensor cores do."""
-    return use_triton(like) and tensor_cores(like)
+def runs_grouped(like: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether kernels make the products of a dtype: where tensor cores do (the interpreter: always). Else groups
+    are multiplied one by one, and where these end is waited for."""
+    return use_triton(like) and tensor_cores(like) and (dtype.itemsize == 2 or not like.is_cuda)
 
 
 def reference(x: Tensor, w: Tensor, ends: Tensor, source: Tensor | None = None) -> Tensor:

@@ -60,8 +60,9 @@ class TrainStep:
         self._loss = loss or _own_loss
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
-        travels = patch is not None and patch.traffic is not None  # which other weights come next is not replayed
-        self._graphs = graphs and replayable(self.device) and not travels
+        # which other weights come next is not replayed, and nothing may wait meanwhile
+        waits = patch is not None and (patch.traffic is not None or patch.waits)
+        self._graphs = graphs and replayable(self.device) and not waits
         self._sinks, self._flat, sunk = ([], None, set()) if patch is None else _make_sinks(patch)
         self._plain = [p for p in self.parameters if id(p) not in sunk]
         for p in self._plain:

@@ -242,7 +242,7 @@ def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     xa = z(t, 2 * r)
     q, kv, angle, bounds = z(1, t, 4, 64), z(1, t, 2, 64), z(1, t, 64), torch.zeros(3, dtype=torch.int32)
     ends = torch.zeros(4, dtype=torch.int32).as_subclass(Card)
-    groups = nk.Groups.of(ends, t)
+    groups = nk.Groups.of(ends, t, dtype)
     return [
         ("grouped_rows", lambda: nk.grouped_rows(x, z(4, i, h), groups)),
         ("grouped_sums", lambda: nk.grouped_sums(xa, x, groups, out=z(4, 2 * r, h))),

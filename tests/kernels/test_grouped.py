@@ -12,17 +12,17 @@ from torch import Tensor
 COUNTS = [[0, 70, 1, 0, 16], [3], [0, 0, 5], [64, 128, 0, 1], [0]]
 
 
-def groups_of(counts: list[int], device: str) -> tuple[Groups, Tensor]:
+def groups_of(counts: list[int], device: str, dtype: torch.dtype) -> tuple[Groups, Tensor]:
     """Their ends, and the group of each row."""
     ends = torch.tensor(counts, device=device).cumsum(0).to(torch.int32)
-    return Groups.of(ends, sum(counts)), torch.repeat_interleave(torch.tensor(counts, device=device))
+    return Groups.of(ends, sum(counts), dtype), torch.repeat_interleave(torch.tensor(counts, device=device))
 
 
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("gathered", [False, True])
 def test_each_row_meets_the_matrix_of_its_group(draw, near, device, dtype, counts, turned, gathered):
-    groups, group = groups_of(counts, device)
+    groups, group = groups_of(counts, device, dtype)
     rows, n, k, r = sum(counts), 72, 40, 3
     x = draw(9 if gathered else rows, k, dtype=dtype)
     source = torch.randint(0, 9, (rows,), device=device, dtype=torch.int32) if gathered else None
@@ -38,7 +38,7 @@ def test_each_row_meets_the_matrix_of_its_group(draw, near, device, dtype, count
 
 @pytest.mark.parametrize("counts", COUNTS)
 def test_sums_are_those_of_each_groups_rows_and_zero_without_any(draw, near, device, dtype, counts):
-    groups, group = groups_of(counts, device)
+    groups, group = groups_of(counts, device, dtype)
     rows, n, r = sum(counts), 72, 3
     u, v = draw(rows, r, dtype=dtype), draw(7, n, dtype=dtype)
     source = torch.randint(0, 7, (rows,), device=device, dtype=torch.int32)

@@ -64,3 +64,17 @@ def test_a_second_backward_is_refused_in_words() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward only"):
         loss.backward()
+
+
+def test_a_step_that_waits_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no kernels multiply groups, where these end is waited for; noise on routers is other code's."""
+    import nbtune.models.accelerate.patch as module
+
+    model = adapted("mixtral")
+    assert apply(make("llama")).waits is False
+    patch = apply(model)
+    assert patch.waits
+    monkeypatch.setattr(module, "runs_grouped", lambda *_: True)
+    assert not patch.waits
+    model.base_model.model.model.layers[1].mlp.jitter_noise = 0.1
+    assert patch.waits

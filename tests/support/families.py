@@ -32,6 +32,21 @@ SIZES = {
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+MSCALED = {**YARN, "mscale": 0.8, "mscale_all_dim": 0.8}
+LATENT = {
+    **SIZES,
+    **EXPERTS,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+}
 LONG = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -102,6 +117,14 @@ CASES = {
             "rope_parameters": YARN,
         },
         "llama3",
+    ),
+    "deepseek v2": Case(
+        "DeepseekV2Config", {**LATENT, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.0}, "gpt2"
+    ),
+    "deepseek v3": Case(
+        "DeepseekV3Config",
+        {**LATENT, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5, "rope_parameters": MSCALED},
+        "gpt2",
     ),
     "phi 1, 2": Case("PhiConfig", {**SIZES, "num_key_value_heads": 4, "partial_rotary_factor": 0.5}, "gpt2"),
     "phi 3": Case("Phi3Config", {**SIZES, "pad_token_id": 0}, "sentencepiece"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbtune.errors import ExportError
+from nbtune.export.gguf import deepseek
 from nbtune.export.gguf import single_families as single
 from nbtune.export.gguf.experts import is_stack, single_expert, split_stack
 from nbtune.export.gguf.hf_config import Config
@@ -40,6 +41,7 @@ class Family:
         window, unsaid_window: whether its layers see a window of the text, see `Config.window`.
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
+        latent: attention is by latent vectors; layers behind the last, which predict further tokens, are left out.
     """
 
     arch: str
@@ -55,6 +57,7 @@ class Family:
     unsaid_window: int = 0
     windows: bool = False
     rope: bool = True
+    latent: bool = False
     names: dict[str, str] = field(default_factory=dict)
 
     def metadata(self, config: Config, model: MergedModel, writer: Any) -> None:
@@ -66,7 +69,7 @@ class Family:
         writer.add_feed_forward_length(int(ffn))
         writer.add_head_count(config.heads)
         writer.add_head_count_kv(config.kv_heads)
-        if config.get("head_dim") is not None:
+        if config.get("head_dim") is not None and not self.latent:
             writer.add_key_length(config.head_dim)
             writer.add_value_length(config.head_dim)
         if self.layer_norm:
@@ -80,7 +83,7 @@ class Family:
             writer.add_rope_dimension_count(config.rotary_dim)
             rope_metadata(config, writer)
         if self.moe:
-            writer.add_expert_count(int(config.need("num_local_experts", "num_experts")))
+            writer.add_expert_count(int(config.need("num_local_experts", "num_experts", "n_routed_experts")))
             writer.add_expert_used_count(int(config.need("num_experts_per_tok")))
         if self.extra:
             self.extra(config, writer)
@@ -120,6 +123,8 @@ class Family:
         experts: dict[str, dict[int, str]] = {}
         for source in model.names:
             if _COMPUTED.search(source) or (config.tied and source == "lm_head.weight"):
+                continue
+            if self.latent and deepseek.is_of_more_layers(config, source):
                 continue
             if self.moe and (expert := single_expert(source)):
                 experts.setdefault(expert[0], {})[expert[1]] = source
@@ -166,7 +171,12 @@ def _order(tensor: GgufTensor) -> tuple[int, int, str]:
 _SHORTEST = 256  # tokens of context with which a file is of some use
 _SWITCHED: dict[str, Any] = {"window": "switched", "unsaid_window": 4096}
 LLAMA = Family("llama", check=single.check_llama, permute=True)
+DEEPSEEK = Family(
+    "deepseek2", check=deepseek.check_deepseek, extra=deepseek.metadata, moe=True, latent=True, names=deepseek.BIAS
+)
 FAMILIES: dict[str, Family] = {
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK,
     "falcon": Family(
         "falcon", check=single.check_falcon, extra=single.extra_falcon, layer_norm=True, change=single.change_falcon
     ),

@@ -106,5 +106,7 @@ class Config:
     @property
     def rotary_dim(self) -> int:
         """How many of a head's numbers are rotated."""
+        if self.get("qk_rope_head_dim") is not None:  # attention by latent vectors
+            return int(self.get("qk_rope_head_dim"))
         part = self.rope().get("partial_rotary_factor", self.get("partial_rotary_factor", "rotary_pct", default=1.0))
         return int(self.head_dim * float(part))

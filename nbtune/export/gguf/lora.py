@@ -14,6 +14,7 @@ import torch
 from nbtune.atomic_io import replace_file
 from nbtune.disk import check_space
 from nbtune.errors import ExportError
+from nbtune.export.gguf.deepseek import WITHOUT_LORA
 from nbtune.export.gguf.experts import is_stack, single_factors
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.general import Size, write_general
@@ -86,6 +87,12 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     plain = dataclasses.replace(family, permute=False, change=None)
     a = plain.tensors(config, _Factors(source, adapter, 0, scales, family.in_turn))  # type: ignore[arg-type]
     pairs = _pairs(a, b)
+    if family.latent and any(WITHOUT_LORA.search(tensor.name) for tensor in pairs):
+        raise ExportError(
+            "llama.cpp applies no adapter to attention by latent vectors",
+            place=str(adapter.folder),
+            fix="export the merged model as GGUF.",
+        )
     path = out / f"{safe_name(name or source.name)}-lora-{encoding.lower()}.gguf"
     check_space(out, sum(tensor.numel * 4 for tensor in pairs), ExportError)
     writer = GGUFWriter(None, family.arch)

@@ -47,7 +47,8 @@ def rope_metadata(config: Config, writer: Any) -> None:
 def _refuse_odd_yarn(config: Config, rope: dict[str, Any]) -> None:
     usual = {"beta_fast": 32, "beta_slow": 1}
     odd = [key for key, value in usual.items() if rope.get(key) not in (None, value)]
-    odd += [key for key in ("mscale", "mscale_all_dim", "attention_factor") if rope.get(key) is not None]
+    own = ("attention_factor",) if config.get("kv_lora_rank") else ("mscale", "mscale_all_dim", "attention_factor")
+    odd += [key for key in own if rope.get(key) is not None]
     untruncated = rope.get("truncate") is False and config.model_type != "gpt_oss"  # of which a note speaks
     if odd or untruncated:
         raise ExportError(

@@ -58,7 +58,7 @@ def extra_moe(config: Config, writer: Any) -> None:
 
 
 def change_qwen2_moe(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
-    if name.endswith("ffn_gate_inp_shexp.weight"):
+    if name.endswith("ffn_gate_inp_shexp.weight") and model.shape(source) == (1, config.hidden):  # of a LoRA: as it is
         return mapped(model, source, name, lambda weight: weight.flatten(), shape=(config.hidden,))
     return None
 

@@ -171,7 +171,7 @@ def _device(kinds: list[FileType]) -> torch.device:
 
 
 def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
-    experts = int(config.need("num_local_experts", "num_experts")) if family.moe else 0
+    experts = int(config.need("num_local_experts", "num_experts", "n_routed_experts")) if family.moe else 0
     tied = not any(tensor.name == "output.weight" for tensor in tensors)
     return Shape(config.layers, config.heads // config.kv_heads, experts, tied)
 
@@ -179,7 +179,9 @@ def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
 def _size(config: Config, family: Family, tensors: list[GgufTensor]) -> Size:
     experts = sum(tensor.numel for tensor in tensors if "_exps." in tensor.name)
     total = sum(tensor.numel for tensor in tensors)
-    return Size(total, experts, int(config.need("num_local_experts", "num_experts")) if family.moe else 0)
+    return Size(
+        total, experts, int(config.need("num_local_experts", "num_experts", "n_routed_experts")) if family.moe else 0
+    )
 
 
 def _open(

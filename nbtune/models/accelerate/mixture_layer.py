@@ -52,11 +52,11 @@ def _mlp(layer: Layer, u: Tensor) -> Tensor:
     if layer.policy == "keep" or not torch.is_grad_enabled():
         found = layer.mlp(u)
     else:
-        found = checkpoint(layer.mlp, u, use_reentrant=False, preserve_rng_state=_draws(layer.mlp))
+        found = checkpoint(layer.mlp, u, use_reentrant=False, preserve_rng_state=draws_noise(layer.mlp))
     return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
 
 
-def _draws(mlp: nn.Module) -> bool:
+def draws_noise(mlp: nn.Module) -> bool:
     """Return whether its router adds noise: its random numbers must come again."""
     values = (v for m in mlp.modules() for name, v in vars(m).items() if "jitter" in name or "noise" in name)
     return any(isinstance(v, int | float) and bool(v) for v in values)

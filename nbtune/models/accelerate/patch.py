@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from nbtune_kernels.grouped import runs_grouped
 from torch import Tensor, nn
 
 from nbtune.device import empty_cache
@@ -21,6 +22,7 @@ from nbtune.models.accelerate.lm_head import NormFunction, find_head
 from nbtune.models.accelerate.lora_dropout import Draws
 from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.lora_sync import LoraSync
+from nbtune.models.accelerate.mixture_layer import draws_noise
 from nbtune.models.accelerate.norms import find_norm, tolerance
 from nbtune.models.accelerate.self_check import Inputs, probe_inputs, probe_layer, tiny_losses
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened, window_of
@@ -81,6 +83,14 @@ class Patch:
     def traffic(self) -> Traffic | None:
         """The transfers of weights that live in the host's memory; None where all are on the device."""
         return traffic_of([group for layer in self.layers for group in layer.groups()])
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step waits for the device, or for random numbers of other code's: it cannot be recorded."""
+        fast = [one.up.module for one in self.experts if runs_grouped(one.up.weight, one.up.weight.dtype)]
+        known = {id(module) for module in fast}
+        mlps = [layer.mlp for layer in self.layers if layer.mlp is not None]
+        return any(draws_noise(m) or not any(id(part) in known for part in m.modules()) for m in mlps)
 
     @property
     def draws(self) -> Draws | None:

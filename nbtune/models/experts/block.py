@@ -159,9 +159,9 @@ class Route:
     groups: Groups
 
     @classmethod
-    def of(cls, index: Tensor, experts: int) -> "Route":
+    def of(cls, index: Tensor, experts: int, dtype: torch.dtype) -> "Route":
         order, back, token, expert, ends = sort_by_group(index, experts)
-        return cls(order, back, token, expert, Groups.of(ends, len(order)))
+        return cls(order, back, token, expert, Groups.of(ends, len(order), dtype))
 
 
 def _forward(
@@ -234,7 +234,7 @@ class ExpertsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, block: Experts, x: Tensor, index: Tensor, weights: Tensor, *lora: Tensor) -> Tensor:
-        route = Route.of(index, len(block.up.weight))
+        route = Route.of(index, len(block.up.weight), x.dtype)
         up, down = Factors.of(block.up, x), Factors.of(block.down, x)
         both, xa = _forward(block.up, up, x, route, route.token)
         y, ha = _forward(block.down, down, _activate(block, both), route)
