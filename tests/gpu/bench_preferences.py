@@ -100,7 +100,7 @@ def measure(built: Any, args: Any, way: str, data: Any, device: torch.device) ->
     peak, reserved = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
     stepper.forget_recordings()
     return {
-        "method": args.method, "shape": args.shape, "way": way, "step_s": round(middle, 4),
+        "method": args.method, "shape": args.shape, "weights": args.weights, "way": way, "step_s": round(middle, 4),
         "tokens_s": round(2 * args.pairs * args.tokens / middle), "peak_gib": round(peak, 2),
         "reserved_gib": round(reserved, 2), "losses": losses,
     }  # fmt: skip
@@ -129,14 +129,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=4)
+    parser.add_argument("--weights", default="16bit", help="the format of frozen weights: 16bit or fp8")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     from nbtune.models import Built
     from nbtune.models.accelerate import apply
+    from nbtune.spec.placement import Placement
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     model = model_of(args.shape, device)
-    built = Built(model, None, None, apply(model, "keep"))  # type: ignore[arg-type]
+    patch = apply(model, "keep", weights=Placement(format=args.weights))
+    built = Built(model, None, None, patch)  # type: ignore[arg-type]
     print(*built.patch.report.lines(), sep="\n    ")  # type: ignore[union-attr]
     data = rows(4 * args.pairs, args.tokens, model.config.vocab_size)
     for way in args.ways:
