@@ -254,9 +254,8 @@ def export(given: Any) -> None:
     with work():
         with request():
             exporter = _exporter(given.run, [*(given.gguf or []), given.ollama_type], given.runs)
-        files = take_home(
-            exporter, out=given.out, rows=given.rows, importance=given.importance, verify=given.verify, **kinds
-        )
+        felt = given.imatrix or given.importance
+        files = take_home(exporter, out=given.out, rows=given.rows, importance=felt, verify=given.verify, **kinds)
     for file in files:
         facts = {"path": shown(file.path), "type": file.type, "bytes": file.bytes, "notes": list(file.notes)}
         facts["quality"] = file.quality.facts() if file.quality else None

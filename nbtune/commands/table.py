@@ -288,6 +288,7 @@ _EXPORT = Command(
         flag("--rows N", "So many rows of the data are in that page.", kind=int, default=3, minimum=0),
         flag("--out DIR", "By default exports/ in the run's folder.", kind=Path),
         IMPORTANCE,
+        flag("--imatrix FILE", "Spend them as llama.cpp's `llama-imatrix` has measured.", kind=Path),
         VERIFY,
         RUNS,
         JSON,

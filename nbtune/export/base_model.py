@@ -72,23 +72,26 @@ class BaseModelExporter:
         return export.export_merged(self._source, out or Path("exports/merged"), dtype)
 
     def gguf(
-        self, *types: str, out: Path | None = None, importance: bool = False, verify: bool | None = None
+        self, *types: str, out: Path | None = None, importance: bool | str | Path = False, verify: bool | None = None
     ) -> list[Any]:
         """Write GGUF files, or what llama.cpp makes them of, as a run's `Exporter` does.
 
         Raises:
-            ExportError: with `importance` or `verify`: both want rows, which a run has.
+            ExportError: with `importance=True` or `verify`: both want rows, which a run has. (A file of llama.cpp's
+                `llama-imatrix` is taken.)
         """
         from nbtune import export
         from nbtune.export.gguf.unknown_family import is_unknown, write_for_llama_cpp
+        from nbtune.export.imatrix_file import read_importance
 
-        if importance or verify:
-            wanted = "--importance" if importance else "--verify"
+        if importance is True or verify:
+            wanted = "--verify" if verify else "--importance"
             raise ExportError(f"{wanted} needs rows to measure on, and a model alone has none", fix="export a run.")
         where = out or Path("exports")
         if is_unknown(self._source):
             return [write_for_llama_cpp(self._source, list(types), where)]
-        return list(export.export_gguf(self._source, list(types), where))
+        felt = read_importance(importance) if importance else None
+        return list(export.export_gguf(self._source, list(types), where, importance=felt))
 
     def ollama(self, type: str = "q8_0", out: Path | None = None) -> Any:
         """Return a folder that `ollama create` takes."""

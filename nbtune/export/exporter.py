@@ -110,7 +110,7 @@ class Exporter:
         *types: str,
         out: str | Path | None = None,
         progress: Progress | None = None,
-        importance: bool = False,
+        importance: bool | str | Path = False,
         verify: bool | None = None,
         should_stop: ShouldStop | None = None,
     ) -> list[ExportedFile]:
@@ -122,7 +122,8 @@ class Exporter:
             types: see `nbtune.export.export_gguf`.
             out: the folder for the files.
             progress: called with (bytes done, bytes in all, the tensor's name).
-            importance: let K-quants spend their bits where the run's held-out rows feel them.
+            importance: let K-quants spend their bits where the run's held-out rows feel them, or as a file of
+                llama.cpp's `llama-imatrix` says.
             verify: let llama.cpp read the run's held-out rows with each file, and compare it with the trained model:
                 same tokens, perplexity, answers. None: where there is a llama.cpp and memory for the model. What was
                 found is each file's `quality`, and in the table of exports.
@@ -141,7 +142,7 @@ class Exporter:
             source, where, name = self.source(), self._out(out), self._run.name
             if is_unknown(source):
                 return [said.made(write_for_llama_cpp(source, wanted, where, name, progress=said.progress))]
-            felt = self._felt(source) if importance else None
+            felt = self._felt(source, importance) if importance else None
             said.go_on()
             files = write_gguf(source, wanted, where, name, importance=felt, progress=said.progress)
             for file in files:
@@ -229,10 +230,13 @@ class Exporter:
         other = foreign.of(self._run.folder)
         return {**facts, **({"trainer": other.words} if other is not None else {})}
 
-    def _felt(self, source: ExportSource) -> Any:
+    def _felt(self, source: ExportSource, importance: bool | str | Path = True) -> Any:
+        from nbtune.export.imatrix_file import read_importance
         from nbtune.export.importance_matrix import held_importance
         from nbtune.export.reference_model import held_rows
 
+        if not isinstance(importance, bool):
+            return read_importance(importance)
         return held_importance(source, held_rows(self._run.folder))
 
     def _judged(

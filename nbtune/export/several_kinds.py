@@ -20,7 +20,7 @@ def take_home(
     html: bool = False,
     rows: int = 3,
     out: str | Path | None = None,
-    importance: bool = False,
+    importance: bool | str | Path = False,
     verify: bool | None = None,
 ) -> list[ExportedFile]:
     """Make several kinds at once, for the doors that take them as flags.

@@ -367,4 +367,5 @@ def _exported(exporter: Any, args: Any) -> list[Any]:
     kinds["html"] = args.html
     if not any(kinds.values()):
         kinds["gguf"] = ["q8_0"]
-    return take_home(exporter, out=args.out, rows=args.rows, importance=args.importance, verify=args.verify, **kinds)
+    felt = args.imatrix or args.importance
+    return take_home(exporter, out=args.out, rows=args.rows, importance=felt, verify=args.verify, **kinds)

@@ -25,6 +25,7 @@ from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.kquants import encode, encoded_bytes, fitting
 from nbtune.export.gguf.tensors import GgufTensor
 from nbtune.export.gguf.vocabulary import Vocabulary, read_vocabulary
+from nbtune.export.imatrix_file import fitted
 from nbtune.export.merge import MergedModel
 from nbtune.export.source import ExportedFile, ExportSource, Progress, must_write_text, safe_name
 from nbtune.spec.gguf_types import FileType, Shape, type_named
@@ -63,8 +64,9 @@ def write_gguf(
         out: the folder for the files.
         name: by default the source's.
         device: where weights are merged and encoded; by default a GPU that has room, where a type is worth it.
-        importance: weight's name → (columns,): how much each column is felt (see
-            `nbtune.export.importance_matrix.importance`); K-quants and iq4 then spend their bits by it.
+        importance: weight's name, here or in GGUF, → (columns,): how much each column is felt (see
+            `nbtune.export.importance_matrix.importance`, and `nbtune.export.imatrix_file.read_importance` for
+            llama.cpp's files); K-quants and iq4 then spend their bits by it.
         progress: called with (bytes done, bytes in all, the tensor's name).
         part_bytes: the largest file (a single tensor may be larger); None: one file, however large.
 
@@ -86,7 +88,7 @@ def write_gguf(
         )
     tensors = family.tensors(config, model)
     vocabulary = read_vocabulary(source.tokenizer_folder, model.shape(model.embedding)[0])
-    shape = _shape(config, family, tensors)
+    shape, felt = _shape(config, family, tensors), fitted(importance or {}, tensors)
     plans = [_Plan(kind, tensors, shape, part_bytes) for kind in kinds]
     check_space(out, sum(plan.bytes for plan in plans), ExportError)
     stem = safe_name(name or source.name)
@@ -98,7 +100,7 @@ def write_gguf(
                 writer = _open(part, plan, number, family, config, model, vocabulary, name or source.name)
                 stack.callback(writer.close)
                 plan.files.append(writer.fout[0])
-        _stream(tensors, plans, importance or {}, progress)
+        _stream(tensors, plans, felt, progress)
     seconds, notes = time.monotonic() - began, (*family.notes(config), *vocabulary.notes)
     return [
         ExportedFile(plan.paths[0], plan.kind.name, plan.written(), seconds, (*notes, *plan.notes)) for plan in plans
@@ -218,7 +220,7 @@ def _open(
 
 
 def _stream(
-    tensors: list[GgufTensor], plans: list[_Plan], importance: Mapping[str, torch.Tensor], progress: Progress | None
+    tensors: list[GgufTensor], plans: list[_Plan], felt: Mapping[str, torch.Tensor], progress: Progress | None
 ) -> None:
     """Make each tensor once, some rows at a time, and write it into every file in that file's encoding."""
     total, done = sum(plan.bytes for plan in plans), 0
@@ -231,7 +233,7 @@ def _stream(
             for i, plan in enumerate(plans):
                 encoding = plan.encodings[index]
                 if encoding not in encoded:
-                    encoded[encoding] = encode(rows, encoding, importance.get(tensors[index].source), pool)
+                    encoded[encoding] = encode(rows, encoding, felt.get(tensors[index].name), pool)
                 plan.file(index).write(encoded[encoding].data)
                 written[i] += encoded[encoding].nbytes
             if not last:
