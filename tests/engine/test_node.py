@@ -98,7 +98,7 @@ def agent(folder: Path, endpoint: str, *before: str, **environment: str) -> subp
     )  # fmt: skip
 
 
-def ended(agents: list[subprocess.Popen[str]], seconds: float = 300.0) -> tuple[list[int], str]:
+def ended(agents: list[subprocess.Popen[str]], seconds: float = 1200.0) -> tuple[list[int], str]:
     """Their exit codes and what they said; none is left."""
     try:
         words = [one.communicate(timeout=seconds)[0] for one in agents]
