@@ -138,6 +138,7 @@ def two_machines():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("where", ["loopback", "namespaces"])
 def test_two_machines_are_one_process(tmp_path: Path, where: str) -> None:
     if where == "namespaces" and not CAN_JOIN:
