@@ -137,8 +137,8 @@ class Online:
             use_cpu=plan.device == "cpu",
             bf16=plan.dtype == "bf16" and plan.device != "cpu",
             fp16=plan.dtype == "fp16" and plan.device != "cpu",
-            activation_checkpointing=False,  # as the plan says, the model has it already
             dataloader_pin_memory=False,
+            **{_recomputing(kind): False},  # as the plan says, the model has it already
         )
 
 
@@ -200,6 +200,12 @@ class _NoState:
 def _betas(spec: RunSpec) -> dict[str, float]:
     told = adam(spec.optim_args)
     return {"adam_beta1": told["betas"][0], "adam_beta2": told["betas"][1], "adam_epsilon": told["eps"]}
+
+
+def _recomputing(arguments: Any) -> str:
+    """Return what a class of arguments calls activation checkpointing: transformers 5.24 has renamed it."""
+    known = arguments.__dataclass_fields__
+    return next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
 
 
 def _trl() -> Any:

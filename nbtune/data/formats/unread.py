@@ -19,6 +19,7 @@ _MEANT = frozenset(
     )
 )
 QUESTIONS = frozenset(("prompt", "question", "query", "problem", "instruction"))
+_MOST = 10_000  # values within one that are looked at
 _WORDS = 4  # a column that mostly holds as many is no mark, name or address
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
 
@@ -79,14 +80,15 @@ def _lost(row: Mapping[str, Any], column: str, read: Sequence[str]) -> bool:
 
 def _texts(value: Any) -> Iterator[str]:
     """Yield the texts in a value, however deep; numbers say nothing by themselves."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
+    waiting, seen = [value], 0
+    while waiting and seen < _MOST:  # what holds itself never ends
+        inner, seen = waiting.pop(), seen + 1
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, Mapping):
+            waiting.extend(inner.values())
+        elif isinstance(inner, list | tuple):
+            waiting.extend(inner)
 
 
 def _holds(value: Any) -> bool:

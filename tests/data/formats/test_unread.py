@@ -71,6 +71,16 @@ def test_of_two_questions_none_is_left_out_by_a_guess(row: dict[str, Any], colum
         detect(list(row), [row], SourceSpec(source="rows", columns=words), "rows")
 
 
+def test_a_value_of_any_depth_is_looked_through() -> None:
+    deep: Any = "the end of it all"
+    for _ in range(5000):
+        deep = [deep]
+    itself: list[Any] = []
+    itself.append(itself)
+    row = {**QA, "passage": deep, "choices": itself, "notes": {"of": itself}}
+    assert detect(list(row), [row], SourceSpec(source="rows"), "rows").unread.startswith("what stands in `passage`")
+
+
 def test_a_report_says_it() -> None:
     spec = from_mapping({"data": "rows", "eval": {"split": 0}})
     sources = data.resolve(spec.data, {"rows": [{**QA, "images": ["a.png"]}] * 3})
