@@ -354,7 +354,7 @@ def export_made_and_pushing(page: LivePage) -> Any:
     widget = exporter(trained())
     page.show(widget)
     page.page.get_by_role("button", name="Make GGUF").click()
-    page.rest(".nbt-files a", 300)
+    page.rest(".nbt-made", 300)
     return widget
 
 
