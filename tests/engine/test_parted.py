@@ -189,7 +189,7 @@ def test_every_method_has_the_losses_of_one_process(tmp_path, count) -> None:
         assert losses(many) == pytest.approx(losses(one), rel=1e-6, abs=1e-6), name
         assert evals(many) == pytest.approx(evals(one), rel=1e-5, abs=1e-6), name
         mine_, all_ = json.loads((many / "bytes.json").read_text())
-        assert mine_ <= all_ / count + 4096 * 2, (name, mine_, all_)
+        assert mine_ <= 1.01 * all_ / count + 4096 * 2, (name, mine_, all_)  # rows that three cannot share equally
         if kinds[name][1].get("adapter") == "full":
             assert (many / "checkpoints" / "step-00000004" / "optimizer").is_dir()
 
