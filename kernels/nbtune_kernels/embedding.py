@@ -37,8 +37,8 @@ def _kernel(
 
 def _launch(ids: Tensor, weight: Tensor, scale: float) -> Tensor:
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
-    y = torch.empty((*ids.shape, weight.shape[1]), dtype=weight.dtype, device=weight.device)
-    table, n = launch("embedding", compute_capability(weight.device)), ids.numel()
+    y = torch.empty((*ids.shape, weight.shape[1]), dtype=weight.dtype, device=ids.device)
+    table, n = launch("embedding", compute_capability(ids.device)), ids.numel()
     _kernel[(cdiv(n, table["rows"]),)](
         ids.contiguous(), weight, y, weight.stride(0), n, weight.shape[1], weight.shape[0], scale,
         SCALED=scale != 1.0, ROWS=table["rows"], BLOCK=min(4096, next_power_of_2(weight.shape[1])), **FUSED,
@@ -73,6 +73,12 @@ def embedding(ids: Tensor, weight: Tensor, *, scale: float = 1.0) -> Tensor:
     """Return the rows of `weight [V, H]` at int `ids [...]`, `[..., H]` in its dtype, times `scale` (Gemma's sqrt(H),
     rounded to that dtype first)."""
     return _embedding(ids, weight, scale)
+
+
+def gather(ids: Tensor, table: Tensor) -> Tensor:
+    """Return the rows of a table at `ids [...]` of a GPU, on it; the table is in the host's memory, and pinned there:
+    the kernel reads it where it is."""
+    return _launch(ids, table, 1.0)
 
 
 def embedding_backward(dy: Tensor, ids: Tensor, vocabulary: int, *, scale: float = 1.0, padding: int = -1) -> Tensor:

@@ -16,6 +16,7 @@ from nbtune.device.memory import (
     reset_peak,
     within_limits,
 )
+from nbtune.device.rates import measured_rates
 
 __all__ = [
     "MACHINES",
@@ -29,6 +30,7 @@ __all__ = [
     "gpu_present",
     "is_out_of_memory",
     "machine",
+    "measured_rates",
     "memory_use",
     "pick",
     "pinnable",

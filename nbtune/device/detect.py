@@ -24,6 +24,7 @@ from nbtune.device.limits import (
     vram_limits,
 )
 from nbtune.device.memory import allocator_limit
+from nbtune.device.rates import measured_rates
 from nbtune.device.site_file import smallest
 from nbtune.errors import PlanError
 
@@ -40,7 +41,7 @@ class DeviceFacts:
 
     `ram` is what the host has free, for weights and activations that wait there; `count`: of such devices. `flops`
     (achieved, 16-bit products a second) and `link` (bytes a second from the host) are those of a machine that is not
-    here (`nbtune.device.machine`); 0: as any of its kind.
+    here (`nbtune.device.machine`), or were measured (`measured_rates`); 0: as any of its kind.
 
     `cap` is what the process may take at most of `total`, which it is then, too (0: nothing limits it), and `cap_why`
     whose limit that is; `held` what it has of the host's memory already; `cores` how many it may use (0: not known),
@@ -111,7 +112,9 @@ def pick(wanted: str = "auto", index: int | None = None) -> torch.device:
     return torch.device("cpu")
 
 
-def describe(device: torch.device, *, vram_gib: float | None = None, ram_gib: float | None = None) -> DeviceFacts:
+def describe(
+    device: torch.device, *, vram_gib: float | None = None, ram_gib: float | None = None, rates: bool = False
+) -> DeviceFacts:
     """Return name, memory (bytes) and abilities of a device, within all limits there are: a spec's, `NBTUNE_VRAM_GIB`,
     `NBTUNE_RAM_GIB`, those of a container (cgroup) and of the machine's owner, torch's memory fraction.
 
@@ -120,6 +123,7 @@ def describe(device: torch.device, *, vram_gib: float | None = None, ram_gib: fl
 
     Args:
         vram_gib, ram_gib: of a spec.
+        rates: also how fast a GPU is, for a plan; measured where it is not known yet.
     Raises:
         PlanError: one of the limits is no number.
     """
@@ -138,6 +142,8 @@ def describe(device: torch.device, *, vram_gib: float | None = None, ram_gib: fl
         bf16 = capability >= (8, 0) or rocm()
         name = torch.cuda.get_device_name(device)
         host |= {"ram": ram_available(ram_gib), "count": torch.cuda.device_count()}
+        if rates:
+            host["flops"], host["link"] = measured_rates(device)
         return DeviceFacts("cuda", name, total, free, capability, bf16, **host)
     mps = device.type == "mps"
     gpus = vram_limits(vram_gib) if mps else []

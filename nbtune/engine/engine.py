@@ -148,7 +148,7 @@ class _Engine:
 
         spec, folder = self.spec, self.folder
         device = machine.pick(spec.device)
-        where = machine.describe(device, **spec.memory.model_dump())
+        where = machine.describe(device, rates=True, **spec.memory.model_dump())
         if self.ranks is not None:
             self.limits.enter_context(self.ranks.noticing())
             where = self.ranks.poorest(where)

@@ -101,4 +101,4 @@ def _devices(spec: RunSpec, where: DeviceFacts | None) -> tuple[DeviceFacts, int
         return where.capped(**spec.memory.model_dump()), machine.shared_among(where, asked, spec.device)
     chosen = machine.choose_cards(spec.gpus, spec.device)
     found = machine.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None)
-    return objects.credited(machine.describe(found, **spec.memory.model_dump()), spec), len(chosen)
+    return objects.credited(machine.describe(found, rates=True, **spec.memory.model_dump()), spec), len(chosen)

@@ -97,6 +97,7 @@ def build(
     first = torch.device("cpu") if weights.streams or weights.shards else device
     full = adapter.type == "full"
     how: dict[str, Any] = {"weights": weights, "trust_remote_code": trust_remote_code, "own_weights": full}
+    how["work"] = device
     base = load_model(spec_model, dtype=dtype, device=first, **how)
     if torch.device(first) == torch.device(
         device

@@ -223,6 +223,7 @@ def load_model(
     trust_remote_code: bool = False,
     attention: str | None = None,
     own_weights: bool = False,
+    work: "torch.device | str | None" = None,
 ) -> "PreTrainedModel":
     """Return the causal language model, its weights read straight onto the device.
 
@@ -240,6 +241,7 @@ def load_model(
         attention: transformers' name of the attention implementation, or ``nbtune`` for ours; unset: its own choice,
             sdpa where there is one.
         own_weights: of a model that was handed over a copy of the weights, since all of them are trained.
+        work: where weights that stay elsewhere are rounded; unset: where they stay.
 
     Raises:
         SpecError: no causal language model, no safetensors, or weights that are missing, left over, or not whole.
@@ -249,6 +251,8 @@ def load_model(
     library = _transformers()
 
     folder = resolve(model, trust_remote_code=trust_remote_code)
+    from nbtune.models.piecewise_loading import Places, load_by_pieces
+
     if attention == "nbtune":
         from nbtune.models.accelerate.hf_attention import register
 
@@ -262,9 +266,15 @@ def load_model(
     with _refusing(model):
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
+        packing = None
         if weights.four_bit:
             shape = from_config(deepcopy(config), dtype=dtype, device="meta", trust_remote_code=trust_remote_code)
-            options["quantization_config"] = four_bit(shape, dtype)
+            options["quantization_config"] = packing = four_bit(shape, dtype)
+        if (weights.four_bit or weights.streams) and not trust_remote_code:
+            places = Places(_index(work or device), _index(device))
+            pieces = load_by_pieces(folder, config, dtype=dtype, places=places, attention=attention, four_bit=packing)
+            if pieces is not None:
+                return _prepared(pieces, attention)
         with hidden_bars():
             loaded, info = library.AutoModelForCausalLM.from_pretrained(
                 folder,

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec, Placement
 
 _LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
-_CUDA_CONTEXT = 600 * 2**20
+CUDA_CONTEXT = int(0.85 * 2**30)  # what a process takes of a card beside torch's allocator, as measured on an H200
+MLP_ROWS = 4096
+"""Rows that go through the MLP of a block at once, where blocks keep nothing: as many as make its products fast."""
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
 PYTHON = 700 * 2**20  # a process with torch and transformers loaded
 
@@ -71,7 +73,8 @@ def estimate(
         model: plain facts; nothing is loaded.
         adapter: what is trained; its numbers and gradients are fp32 (`nbtune.train.master_weights`).
         weights: of the blocks' frozen layers; embedding and head stay at 16 bit (32 on a CPU), on each device. Of
-            layers that are streamed two are there at a time, of parted ones `_BORROWED` are there whole.
+            layers that are streamed two are there at a time, and none of an embedding that is not the head too; of
+            parted ones `_BORROWED` are there whole. 4-bit ones are decoded into one block's scratch.
         activations: what blocks keep.
         own_layers: share of the layers that are nbtune's own; stock ones keep more a token, and stay on the device.
         own_head: nbtune's head, which makes the logits of some rows at a time; stock keeps those of all.
@@ -89,19 +92,26 @@ def estimate(
     tokens = micro_batch_size * sequence_len
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width
-    logits = min(tokens, _LOGIT_CHUNK) if own_head else tokens
+    logits = (min(tokens, _LOGIT_CHUNK) if own_head else tokens) * model.vocab_size * (4 + width)
     copies = 4 * trained * (2 if starting_weights else 1)
-    kept = _activations(model, activations, tokens, width, own_layers)
+    at_once = min(tokens, MLP_ROWS) if activations in ("recompute", "offload") and not adapter.dropout else tokens
+    kept, working = _activations(model, activations, (tokens, at_once), width, own_layers)
+    if weights.streams:
+        frozen -= embedding_bytes(model, width)
+    if weights.four_bit and own_layers:
+        frozen += model.block_parameters * width
     if weights.eight_bit:  # one block's are there transposed, too
         frozen += block_bytes(model, weights)
+    if adapter.type != "full" and own_layers:  # LoRA once more, where products find it
+        frozen += trained * width
     needs = MemoryPlan(
         weights=frozen,
         adapter=0 if adapter.type == "full" and width == 4 else copies,  # of 16-bit weights: fp32 copies
         gradients=trained * 4,
         optimizer=int(trained * (state_bytes(optimizer, model, adapter) + 4 * averaged)),
-        activations=max(kept, trained * 4) if starting_weights else kept,
-        head=logits * model.vocab_size * (4 + width),
-        reserve=_CUDA_CONTEXT if device == "cuda" else PYTHON,
+        activations=max(kept + working, trained * 4) if starting_weights else kept + working,
+        head=max(0, logits - working) if own_head else logits,  # made before the first block works backward
+        reserve=CUDA_CONTEXT if device == "cuda" else PYTHON,
     )
     # 8-bit weights come into memory as 16-bit ones first
     loading = 2 * model.block_parameters * model.num_layers + rest * width if weights.eight_bit else 0
@@ -145,7 +155,20 @@ def block_bytes(model: ModelFacts, weights: Placement) -> int:
     return int(model.block_parameters * weights.bytes_a_weight)
 
 
-def _activations(model: ModelFacts, policy: MemoryPolicy, tokens: int, width: int, own_layers: float) -> int:
+def embedding_bytes(model: ModelFacts, width: int) -> int:
+    """Return the bytes of an embedding whose rows may stay in the host's memory: it is not the head as well."""
+    return 0 if model.tied else model.vocab_size * model.hidden_size * width
+
+
+def _activations(
+    model: ModelFacts, policy: MemoryPolicy, rows: tuple[int, int], width: int, own_layers: float
+) -> tuple[int, int]:
+    """Return the bytes that wait for the backward, and those of the block that is being computed.
+
+    Args:
+        rows: of the micro-batch, and of these in an MLP at once.
+    """
+    tokens, at_once = rows
     hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
     attention = 3 * hidden + heads  # the block's input, attention's output, the second norm's input; q, k, v
     gated = 2 * model.intermediate_size
@@ -155,8 +178,9 @@ def _activations(model: ModelFacts, policy: MemoryPolicy, tokens: int, width: in
     stock = attention + gated + 6 * hidden + heads + 2 * model.intermediate_size
     stock = stock if policy == "keep" or own_layers else hidden
     kept = own_layers * own + (1 - own_layers) * stock
-    working = 4 * hidden + 2 * heads + 4 * model.intermediate_size  # the block that is being computed
-    return int(tokens * width * (kept * model.num_layers + working))
+    working = tokens * (4 * hidden + 2 * heads) + (at_once if own_layers else tokens) * 4 * model.intermediate_size
+    working += tokens * 3 * hidden if policy == "offload" else 0  # on their way out or in
+    return int(tokens * width * kept * model.num_layers), width * working
 
 
 MemoryPolicy = Literal["keep", "selective", "recompute", "offload"]

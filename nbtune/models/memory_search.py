@@ -1,7 +1,8 @@
 """The fastest way to hold a model in training that fits: what blocks keep, and which weights stay in the host's memory.
 
-Free memory is there to be spent: the ways are tried from the fastest down. Only where none fits with all weights on the
-device, some layers' travel (twice a step, beside the arithmetic); as many as there is room for stay.
+Free memory is there to be spent: of the ways that fit the one is taken that is reckoned the fastest, by this machine's
+rates. Weights that travel do so once for the forward and once for the backward of a micro-batch, beside the arithmetic:
+large micro-batches hide them, small ones wait. As many layers as there is room for stay.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from nbtune.errors import PlanError
-from nbtune.models.memory_estimate import PYTHON, MemoryPlan, MemoryPolicy, block_bytes, estimate
-from nbtune.spec.placement import Home, Placement, PlacementWish
+from nbtune.models.memory_estimate import PYTHON, MemoryPlan, MemoryPolicy, block_bytes, embedding_bytes, estimate
+from nbtune.spec.placement import BY_FORMAT, Home, Placement, PlacementWish
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
 
 SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
+_CAPPED = 0.97  # of what a limit leaves: nobody else takes of it, and torch gives back what lies idle before it fails
 _HARD = 0.9  # of a limit of RAM: a process that passes a container's is killed
-SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.12, "recompute": 1.33, "offload": 1.4}
+SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.2, "recompute": 1.32, "offload": 1.33}
 _PINNED = 1.25  # of the weights' size: pinned memory comes in powers of two
 _HOST_RATE = 45e9  # bytes a second from pinned memory; 52e9 were measured on an H200
-_FLOPS = 3.5e14  # in bf16, for the balance between arithmetic and transfers only
+_RATES = {"cpu": 3e10, "mps": 3e12, "cuda": 3.5e14}  # achieved FLOP/s where nothing was measured
+_DECODED = 3.5e12  # bytes a second that 4-bit weights are read and written with, as a card copies
+_TRAVELS = 1.02  # a step is longer where any weights travel: launches are not recorded
+_AT_A_TURN = 2  # layers that are there still when a pass begins where the last one ended
+_UNHIDDEN = 0.06  # of the shorter of two that run beside each other
 
 
 def available(device: DeviceFacts) -> int:
@@ -35,8 +41,10 @@ def available(device: DeviceFacts) -> int:
 
 def room(device: DeviceFacts) -> float:
     """Return the bytes that a plan spends at most."""
+    if device.cap and device.kind == "cuda":
+        return available(device) * (_CAPPED if device.free >= 0.9 * device.cap else SPENDABLE)
     most = available(device) * SPENDABLE
-    return min(most, device.cap * _HARD) if device.cap and device.kind != "cuda" else most
+    return min(most, device.cap * _HARD) if device.cap else most
 
 
 BY_NUMBER = ("adamw", "lion", "paged_adamw", "paged_lion")
@@ -88,6 +96,11 @@ class Setup:
         )
         return Fit(policy, micro_batch_size, memory, weights)
 
+    def seconds(self, way: Fit) -> float:
+        """Return the seconds that a token takes."""
+        tokens = way.micro_batch_size * self.sequence_len
+        return seconds_a_token(self.model, self.device, way.weights, way.activations, tokens)
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -123,6 +136,8 @@ def fit(
     both = [(p, m) for p in policies for m in sizes]
     most = room(setup.device)
     ways = [setup.way(p, m) for p, m in both] if home in (None, Home.DEVICE) else []
+    if home is None and setup.devices == 1 and _may_travel(setup):
+        ways += [_travelling(setup, p, m, most, forced=False) for p, m in both]
     fitting = [way for way in ways if way.memory.total <= most]
     if not fitting and home in (None, Home.SHARDED) and _may_be_parted(setup):
         parted = [setup.way(p, m, setup.weights.parted(setup.devices)) for p, m in both]
@@ -132,7 +147,7 @@ def fit(
         travelling = [_travelling(setup, p, m, most, forced=home is Home.STREAMED) for p, m in both]
         fitting = [way for way in travelling if way.memory.total <= most]
         ways += travelling
-    best = min(fitting, key=lambda way: _seconds(setup, way), default=None)
+    best = min(fitting, key=setup.seconds, default=None)
     return best, min(ways or [setup.way(p, m) for p, m in both], key=_bytes)
 
 
@@ -169,25 +184,45 @@ def _may_travel(setup: Setup) -> bool:
     numbers that fit in RAM."""
     model, device = setup.model, setup.device
     on_gpu = device.kind == "cuda" and not device.unified and setup.own_layers > 0
-    needed = model.num_layers * block_bytes(model, setup.weights) * _PINNED * setup.devices
-    return on_gpu and not setup.weights.quantised and setup.adapter.type == "lora" and needed <= device.ram
+    blocks = model.num_layers * block_bytes(model, setup.weights)
+    needed = (blocks + embedding_bytes(model, 2)) * _PINNED * setup.devices
+    return on_gpu and not setup.weights.eight_bit and setup.adapter.type in BY_FORMAT and needed <= device.ram
 
 
 def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, most: float, *, forced: bool) -> Fit:
     """Return the way with as many resident layers as there is room for."""
     least = setup.way(policy, micro, setup.weights.streamed())
     spare = int((most - least.memory.total) // block_bytes(setup.model, setup.weights))
-    resident = 0 if forced else max(0, min(spare, setup.model.num_layers - 1))
+    resident = 0 if forced else max(0, min(spare, setup.model.num_layers))
     return setup.way(policy, micro, setup.weights.streamed(resident))
 
 
-def _seconds(setup: Setup, way: Fit) -> float:
-    """Return the seconds a token takes, up to a factor that all ways share."""
-    model, tokens = setup.model, way.micro_batch_size * setup.sequence_len
+def seconds_a_token(
+    model: ModelFacts, device: DeviceFacts, weights: Placement, activations: MemoryPolicy, tokens: int
+) -> float:
+    """Return the seconds that a token takes on one device: reckoned, until steps are measured.
+
+    Half of what nothing that is computed again takes is the forward; each of both passes waits for its arithmetic or
+    for the weights that travel, whichever takes longer.
+
+    Args:
+        model, device: plain facts.
+        weights, activations: how they are held.
+        tokens: of a micro-batch.
+    """
     launches = 1 + 0.15 / (tokens / 512)  # small micro-batches waste launches
-    work = 4 * model.active_parameters * SLOWER[way.activations] * launches / (setup.device.flops or _FLOPS)
-    if way.weights.resident is None:
-        return work
-    sent = 2 * (model.num_layers - way.weights.resident) * block_bytes(model, setup.weights)
-    longer, shorter = sorted((work, sent / (setup.device.link or _HOST_RATE) / tokens), reverse=True)
-    return longer + 0.1 * shorter  # the shorter one hides behind the longer, nearly
+    whole = 4 * model.active_parameters * tokens * launches / (device.flops or _RATES[device.kind])
+    decoded = 0.0
+    if weights.four_bit:
+        decoded = model.num_layers * model.block_parameters * (2 + weights.bytes_a_weight) / _DECODED
+    forward, backward = 0.5 * whole + decoded, (SLOWER[activations] - 0.5) * whole + decoded
+    if weights.resident is None:
+        return (forward + backward) / tokens
+    layers = max(0, model.num_layers - weights.resident - _AT_A_TURN)
+    sent = layers * block_bytes(model, weights) / (device.link or _HOST_RATE)
+    return _TRAVELS * (_beside(forward, sent) + _beside(backward, sent)) / tokens
+
+
+def _beside(work: float, sent: float) -> float:
+    """Return the seconds of two that run beside each other."""
+    return max(work, sent) + _UNHIDDEN * min(work, sent)

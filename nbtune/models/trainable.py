@@ -86,7 +86,7 @@ def load_trainable(
     if activations != "auto" and activations not in MEMORY_POLICIES:
         raise SpecError(f"activations: {activations!r} is no policy", fix=f"Use auto, {', '.join(MEMORY_POLICIES)}.")
     where = pick(device)
-    facts = describe(where)
+    facts = describe(where, rates=True)
     dtype, _ = choose_dtype("auto", facts)
     adapter = AdapterSpec(r=r)
     setup = Setup(

@@ -45,6 +45,15 @@ def read_headers(folder: Path) -> dict[str, dict[str, Any]]:
     return headers
 
 
+def entries_by_file(folder: Path) -> dict[Path, dict[str, dict[str, Any]]]:
+    """Return the entries of each safetensors file that transformers would read, by the tensors' names.
+
+    Raises:
+        SpecError: one of them is no whole safetensors file.
+    """
+    return {file: _header(file) for file in _files(folder)}
+
+
 def check_files(folder: Path, model: str) -> None:
     """See that the weight files are whole and hold numbers that can be trained on.
 

@@ -19,10 +19,10 @@ from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer, check_warmup, idle_warmup
 from nbtune.planner.plan import Plan
-from nbtune.planner.ways import reckon, seconds_a_token
+from nbtune.planner.ways import reckon
 from nbtune.spec.loss_options import takes_logits
 from nbtune.spec.parts import UNPACKED_ORDERS
-from nbtune.spec.placement import FORMATS, Home, Placement
+from nbtune.spec.placement import BY_FORMAT, FORMATS, Home, Placement
 
 if TYPE_CHECKING:
     from nbtune.data.prepare.stats import DataFacts
@@ -114,7 +114,10 @@ def make_plan(
         what = "weights, gradients and optimizer" if spec.adapter.type == "full" else "frozen weights"
         reasons.append(f"{what} are parted: all of them would not fit into {room}")
     if best.weights.streams and home is None:
-        reasons.append(f"frozen weights are streamed from RAM, layer by layer: all of them would not fit into {room}")
+        here = fit(setup, micros, activations=spec.activations, home=Home.DEVICE)[0]
+        full = f"all of them would not fit into {room}"
+        why = "what is kept in their place makes a step faster" if here else full
+        reasons.append(f"frozen weights are streamed from RAM, layer by layer: {why}")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
     total_steps = spec.steps or max(
         1, math.ceil((spec.epochs or DEFAULT_EPOCHS) * math.ceil(data.rows / (micro * accumulation)))
@@ -163,10 +166,7 @@ def make_plan(
         available_bytes=available(device),
         disk_bytes=int(trained * (4 + state)) * (spec.checkpoint.keep + 1) + trained * 8,
         download_bytes=download_bytes,
-        seconds=total_steps
-        * math.ceil(micro * accumulation / devices)
-        * min(mean, sequence_len)
-        * seconds_a_token(model, device, best.activations),
+        seconds=total_steps * math.ceil(micro * accumulation / devices) * min(mean, sequence_len) * setup.seconds(best),
         abilities=abilities,
         reasons=tuple(reasons),
     )
@@ -237,10 +237,10 @@ def _refuse_travel(spec: RunSpec, device: DeviceFacts, abilities: Abilities) -> 
             f"weights can only be streamed to a GPU with memory of its own, and this is {device.name}",
             fix="write `weights: auto`",
         )
-    if spec.adapter.type != "lora" or not spec.accelerate or abilities.share_of_layers() == 0:
+    if spec.adapter.type not in BY_FORMAT or not spec.accelerate or abilities.share_of_layers() == 0:
         raise PlanError(
             "weights are streamed only beside a plain LoRA, into nbtune's own blocks",
-            fix="write `adapter: lora` and leave `accelerate` on, or `weights: auto`",
+            fix="write `adapter: lora` or `qlora` and leave `accelerate` on, or `weights: auto`",
         )
 
 

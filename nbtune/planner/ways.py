@@ -5,26 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from nbtune.models.memory_search import SLOWER, Fit, Setup, fit
+from nbtune.models.memory_search import Fit, Setup, fit
 from nbtune.spec.placement import BY_FORMAT, PlacementWish
-
-if TYPE_CHECKING:
-    from nbtune.device import DeviceFacts
-    from nbtune.models.config_facts import ModelFacts
-    from nbtune.models.memory_estimate import MemoryPolicy
 
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _MICROS = (1, 2, 4, 8)
-_RATES = {"cpu": 3e10, "mps": 3e12, "cuda": 2e14}  # achieved FLOP/s, until the first steps are measured
 _COLUMNS = ("adapter", "tokens a row", "rows at once", "fits", "memory", "tokens/s", "activations", "frozen weights")
-_SPEEDS = "tokens/s by arithmetic alone, not measured: 4 bits as fast as 16, weights that travel as those at rest"
-
-
-def seconds_a_token(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy) -> float:
-    """Return the seconds that a token takes on one device: a guess, until steps are measured."""
-    return 4 * model.active_parameters * SLOWER[activations] / (device.flops or _RATES[device.kind])
+_SPEEDS = "tokens/s are reckoned by its rates, not measured"
 
 
 @dataclass(frozen=True)
@@ -125,7 +113,7 @@ def _of_type(setup: Setup, adapter: str) -> Setup:
 def _way(setup: Setup, length: int, micro: int, name: str) -> Way:
     best, smallest = fit(setup, [micro])
     taken: Fit = best or smallest
-    seconds = seconds_a_token(setup.model, setup.device, taken.activations)
+    seconds = setup.seconds(taken)
     return Way(
         name,
         length,

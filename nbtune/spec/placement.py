@@ -80,8 +80,10 @@ class Placement(BaseModel):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Placement:
-        if self.quantised and self.home is not Home.DEVICE:
-            raise ValueError(f"{self.format} weights are on the device: they are neither streamed nor parted")
+        if self.shards and self.quantised:
+            raise ValueError(f"{self.format} weights are not parted")
+        if self.streams and self.eight_bit:
+            raise ValueError(f"{self.format} weights are on the device: they are not streamed")
         if self.streams and self.shards:
             raise ValueError("weights are streamed or parted, not both")
         return self

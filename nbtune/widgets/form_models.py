@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,18 +91,20 @@ def judged(offered: list[Offer], machine: str = "") -> Iterator[dict[str, Any]]:
             continue
         found: dict[str, Any] = {"name": clean(offer.name, 200), "origin": offer.origin, "licence": offer.licence}
         found |= {"gated": offer.gated, "bytes": facts.weights_bytes, "parameters": facts.parameters, "fits": "no"}
-        for kind, fits in (("lora", "16bit"), ("qlora", "4bit")):
+        # first without the host's memory, in which weights would wait: what fits so, need not travel
+        for kind, fits, place in (
+            ("lora", "16bit", replace(where, ram=0)),
+            ("qlora", "4bit", replace(where, ram=0)),
+            ("lora", "streamed", where),
+            ("qlora", "streamed", where),
+        ):
             try:
-                plan = make_plan(_spec(offer.name, kind), facts, rows, where)
+                plan = make_plan(_spec(offer.name, kind), facts, rows, place)
             except PlanError:
                 continue
-            travels = plan.weights.streams
-            if travels and found["fits"] != "no":
-                continue  # with 4 bits nothing is gained
             found |= {"peak": plan.peak_bytes, "available": plan.available_bytes, "weights": plan.placed()}
-            found |= {"fits": "streamed" if travels else fits, "seconds": plan.seconds / max(1, plan.total_steps)}
-            if not travels:
-                break
+            found |= {"fits": fits, "seconds": plan.seconds / max(1, plan.total_steps)}
+            break
         yield found
 
 

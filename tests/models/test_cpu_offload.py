@@ -83,3 +83,25 @@ def test_trained_weights_do_not_travel() -> None:
     model = make("llama", AdapterSpec(type="full"))
     report = apply(model, weights=Placement(resident=0), device=CPU).report
     assert report.left["layers.0"] == "weights that are trained do not travel"
+
+
+@pytest.mark.usefixtures("deeper")
+def test_rows_of_the_embedding_wait_in_the_hosts_memory() -> None:
+    stock, (model, patch) = make("llama"), streamed("llama", "keep", LAYERS)
+    table = model.get_input_embeddings()
+    rows = stock.get_input_embeddings().weight.detach()
+    assert "embedding" in patch.report.taken
+    assert table.weight.shape == rows.shape
+    assert table.weight.isnan().all()  # a stand-in, which nobody can mistake for the rows
+    assert table.weight.untyped_storage().nbytes() <= 16
+    ids = batch()["input_ids"]
+    assert torch.equal(table(ids), rows[ids])
+    assert_equal(loss_and_gradients(model, batch()), loss_and_gradients(stock, batch()), 2e-5)
+    patch.remove()
+    assert torch.equal(table.weight, rows)
+
+
+def test_a_head_that_is_the_embedding_stays() -> None:
+    model = make("gemma")
+    assert "embedding" not in apply(model, weights=Placement(resident=0), device=CPU).report.taken
+    assert not model.get_input_embeddings().weight.isnan().any()

@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nbtune.models.accelerate import apply
-from nbtune.models.accelerate.nf4_linear import Nf4Group
+from nbtune.models import build
+from nbtune.models.accelerate import apply, nf4_linear
+from nbtune.models.accelerate.nf4_linear import Nf4Group, StreamedNf4Group
 from nbtune.models.adapters import add_adapter
-from nbtune.spec import AdapterSpec
+from nbtune.models.memory_estimate import MEMORY_POLICIES
+from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import FAMILIES, SIZES, assert_equal, batch, loss_and_gradients
 
 
@@ -83,3 +85,58 @@ def test_a_weight_that_a_model_reads_past_its_layer_is_not_packed(name: str, tmp
     assert packed
     facts = counted(model_facts(folder), folder, adapter)
     assert facts.linear == sum(m.in_features * m.out_features for m in packed)
+
+
+def four_bit_build(policy: Any = "keep", resident: int | None = None) -> Any:
+    """The embedded model with LoRA that is not zero, 4-bit weights of some layers in the host's memory."""
+    placed = Placement(format="nf4", resident=resident)
+    how: dict[str, Any] = {"adapter": AdapterSpec(type="qlora", r=4), "weights": placed, "tokenizer": False}
+    built = build("nbtune/tiny", dtype=torch.float32, device="cpu", policy=policy, **how)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in built.model.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    built.model.train()
+    return built
+
+
+@pytest.mark.parametrize("policy", MEMORY_POLICIES)
+@pytest.mark.parametrize("resident", [0, 2])
+def test_four_bits_that_travel(policy: Any, resident: int) -> None:
+    batches = [batch(seed=s, length=n) for s, n in ((5, 13), (6, 9), (7, 11))]
+    here, away = four_bit_build(), four_bit_build(policy, resident)
+    groups = [g for layer in away.patch.layers for g in layer.groups()]
+    assert sum(isinstance(g, StreamedNf4Group) for g in groups) == 4 * (4 - resident)
+    for b in batches:  # what comes next is known from the second step on
+        assert_equal(loss_and_gradients(away.model, b), loss_and_gradients(here.model, b), 2e-6)
+    with torch.no_grad():
+        said = [b.model.eval().generate(batch()["input_ids"], max_new_tokens=4, do_sample=False) for b in (here, away)]
+    assert torch.equal(*said)
+    away.patch.remove()
+    assert_equal(loss_and_gradients(away.model.train(), batch()), loss_and_gradients(here.model.train(), batch()), 2e-5)
+
+
+@pytest.mark.parametrize("policy", MEMORY_POLICIES)
+@pytest.mark.parametrize("resident", [None, 0])
+def test_a_weight_is_decoded_twice_a_step(policy: Any, resident: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, decoded = four_bit_build(policy, resident), []
+    monkeypatch.setattr(nf4_linear, "_decode", lambda *a, done=nf4_linear._decode: (decoded.append(a[1]), done(*a)))
+    loss_and_gradients(built.model, batch())
+    counts = {id(state): sum(state is other for other in decoded) for state in decoded}
+    assert len(counts) == 4 * 7
+    assert max(counts.values()) <= 2
+
+
+def test_what_lies_beside_the_weights_is_of_this_step() -> None:
+    """The scratch of the last layer is reused in its backward, and never in the next step."""
+    built = four_bit_build("recompute")
+    first = loss_and_gradients(built.model, batch())[0]
+    with torch.no_grad():
+        for name, p in built.model.named_parameters():
+            if "lora_B" in name:
+                p.mul_(-2)
+    moved = loss_and_gradients(built.model, batch())[0]
+    built.patch.remove()
+    assert abs(moved - first) > 1e-4
+    assert loss_and_gradients(built.model, batch())[0] == pytest.approx(moved, rel=1e-5)

@@ -158,7 +158,7 @@ def test_several_gpus_are_explained():
     assert "2 × NVIDIA test card" in told
     assert "4 rows × 2 accumulated, shared by 2 GPUs" in told
     assert "on each" in told
-    assert _among(2, batch_size=8).seconds == _among(1, batch_size=8).seconds / 2
+    assert _among(2, batch_size=8).seconds == pytest.approx(_among(1, batch_size=8).seconds / 2, rel=0.05)
     assert "6 of 8 GPUs have nothing to do" in _among(8, batch_size=2).explain()
     card = DeviceFacts("cuda", "NVIDIA test card", 80 * GIB, 80 * GIB, (9, 0), True, count=4)
     one = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), card)

@@ -51,7 +51,7 @@ def test_what_does_not_fit_into_one_machine_is_parted_over_more() -> None:
         plan_on("8xh100", **how)
     peaks = [plan_on("8xh100", nodes, **how) for nodes in (8, 16)]
     assert all(plan.weights.parts == plan.gpus for plan in peaks)
-    assert peaks[1].peak_bytes < peaks[0].peak_bytes
+    assert peaks[1].memory.weights < peaks[0].memory.weights  # what that leaves is spent
     error, spec = PlanError("it does not fit", fix="sleep"), from_mapping({"data": "rows", "gpus": "all", **SMALL})
     told = _with_more(error, spec, LLAMA_70B, _data(), machine("8xh100"), 8)
     assert "such machines (`--nodes 4`: " in told.fix

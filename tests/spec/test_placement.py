@@ -21,7 +21,7 @@ from tests.support.house import NBTUNE
 FORMATS = get_args(Format)
 placements = st.one_of(
     st.builds(Placement, format=st.sampled_from(FORMATS)),
-    st.builds(Placement, format=st.sampled_from(["16bit", "32bit"]), resident=st.integers(0, 80)),
+    st.builds(Placement, format=st.sampled_from(["16bit", "32bit", "nf4"]), resident=st.integers(0, 80)),
     st.builds(Placement, format=st.sampled_from(["16bit", "32bit"]), parts=st.integers(1, 64)),
 )
 
@@ -51,7 +51,7 @@ def test_so_many_layers_stay_and_lie_between_the_others(resident: int, layers: i
 
 @pytest.mark.parametrize("wrong", [
     {"format": "2bit"}, {"resident": -1}, {"parts": 0}, {"colour": "green"}, {"resident": 1, "parts": 2},
-    {"format": "nf4", "resident": 1}, {"format": "fp8", "parts": 2},
+    {"format": "fp8", "resident": 1}, {"format": "fp8", "parts": 2}, {"format": "nf4", "parts": 2},
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -8,7 +8,7 @@ weights come once for the forward and once for the backward.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,28 @@ from nbtune.models.accelerate.shared_buffers import EdgedGroup
 _AHEAD = 4  # matrices: one layer
 
 
+class Traveller(Protocol):
+    """What travels: the frozen weights of a group."""
+
+    host: Tensor
+
+    @property
+    def kind(self) -> Any:
+        """Groups of one kind share their places."""
+
+    def empty(self) -> Tensor:
+        """Return memory for one place."""
+
+    def landing(self, place: Tensor) -> Tensor:
+        """Return where in a place `host` goes."""
+
+
 @dataclass
-class _Place:
+class Place:
     """Memory on the device for one matrix of a kind."""
 
     matrix: Tensor
-    holds: "StreamedGroup | None" = None
+    holds: "Traveller | None" = None
     used: float = -10  # the number of the load that used it last
     wanted: int = -10  # the number of the load that is foreseen to use it
     arrived: torch.Event | None = None
@@ -44,10 +60,10 @@ class Traffic:
         self.device = device
         self.stream = torch.Stream(device) if device.type == "cuda" else None
         self.sent = 0  # matrices that have travelled
-        self._places: dict[Any, list[_Place]] = {}
+        self._places: dict[Any, list[Place]] = {}
         self._loads = self._first = 0
-        self._seen: list[StreamedGroup] = []
-        self._order: list[StreamedGroup] = []
+        self._seen: list[Traveller] = []
+        self._order: list[Traveller] = []
 
     def reset(self) -> None:
         """Forget what was on its way: the step that wanted it was broken off."""
@@ -61,7 +77,7 @@ class Traffic:
             self._order = self._seen
         self._seen, self._first = [], self._loads
 
-    def bring(self, group: "StreamedGroup") -> _Place:
+    def bring(self, group: "Traveller") -> Place:
         """Return the place that holds the group's matrix; work launched from now on finds it there.
 
         What was launched with the matrices before the last one must not be followed by more work with them.
@@ -93,20 +109,20 @@ class Traffic:
                 place = self._send(group, min(free, key=lambda p: p.used))
             place.wanted = now + i
 
-    def _find(self, group: "StreamedGroup") -> _Place | None:
+    def _find(self, group: "Traveller") -> Place | None:
         return next((place for place in self._places.get(group.kind, ()) if place.holds is group), None)
 
-    def _idle(self, group: "StreamedGroup", now: int) -> list[_Place]:
+    def _idle(self, group: "Traveller", now: int) -> list[Place]:
         """Return places of the group's kind with which nothing that is still to be launched works."""
         places = self._places.get(group.kind)
         if places is None:
-            places = self._places[group.kind] = [_Place(group.empty()) for _ in range(2)]
+            places = self._places[group.kind] = [Place(group.empty()) for _ in range(2)]
         return [p for p in places if p.used <= now - 2]  # what the last load brought may still be worked with
 
-    def _send(self, group: "StreamedGroup", place: _Place) -> _Place:
+    def _send(self, group: "Traveller", place: Place) -> Place:
         self.sent += 1
         place.holds = group
-        rows = place.matrix[: group.outputs]
+        rows = group.landing(place.matrix)
         if self.stream is None:
             rows.copy_(group.host)
             return place
@@ -121,6 +137,11 @@ class Traffic:
         return place
 
 
+def traffic_for(device: torch.device, shared: dict[Any, Tensor]) -> Traffic:
+    """Return the transfers that all groups of one model share."""
+    return shared.setdefault("traffic", Traffic(device))  # type: ignore[call-overload, arg-type, return-value]
+
+
 class StreamedGroup(EdgedGroup):
     """Like `LinearGroup`, with its frozen weights in pinned host memory.
 
@@ -132,7 +153,7 @@ class StreamedGroup(EdgedGroup):
     """
 
     host: Tensor  # [O, pitch of M]: the rows of W, as they lie in M
-    place: _Place | None = None
+    place: Place | None = None
     away = True
 
     def __init__(self, modules: list[nn.Module]) -> None:
@@ -151,9 +172,12 @@ class StreamedGroup(EdgedGroup):
         m = wide(self.outputs + self.rank, self.inputs + self.rank, like)
         return m.as_strided((m.shape[0], m.stride(0)), m.stride()).zero_()
 
+    def landing(self, place: Tensor) -> Tensor:
+        """Return the rows of W in a place for M."""
+        return place[: self.outputs]
+
     def attach(self, shared: dict[Any, Tensor]) -> None:
-        traffic: Any = shared.setdefault("traffic", Traffic(self.device))  # type: ignore[call-overload, arg-type]
-        self.traffic: Traffic = traffic
+        self.traffic: Traffic = traffic_for(self.device, shared)
         pinned = self.device.type == "cuda" and pinnable()
         pitch = self.empty().shape[1]
         self.host = torch.zeros((self.outputs, pitch), dtype=self.dtype, pin_memory=pinned)
@@ -210,4 +234,4 @@ def present(groups: list[LinearGroup]) -> Iterator[None]:
 
 def traffic_of(groups: list[LinearGroup]) -> Traffic | None:
     """Return the transfers that the groups share, if any of them travels."""
-    return next((group.traffic for group in groups if isinstance(group, StreamedGroup)), None)
+    return next((group.traffic for group in groups if hasattr(group, "traffic")), None)

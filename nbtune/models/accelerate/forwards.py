@@ -13,6 +13,7 @@ from nbtune.models.accelerate.layer_spec import UNKNOWN, Layer
 from nbtune.models.accelerate.lm_head import Head, loss_inputs
 from nbtune.models.accelerate.lora_sync import LoraSync
 from nbtune.models.accelerate.mixture_layer import run_layer
+from nbtune.models.accelerate.shared_buffers import scratches_of
 
 
 def layer_forward(module: nn.Module, layer: Layer, config: Any) -> Callable[..., Any]:
@@ -82,8 +83,11 @@ class Prepare:
         self.device = layers[0].qkv.device
         self.groups = groups = [g for layer in layers for g in layer.groups()]
         self.sync, self.traffic = LoraSync([p for g in groups for p in g.sync_pairs]), traffic_of(groups)
+        self.scratches = scratches_of(groups)
 
     def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        for scratch in self.scratches:  # what lies beside the weights is of the last step, and a replay knows no state
+            scratch.holds = None
         if self.traffic is not None:
             self.traffic.begin()
         use_cache = kwargs.get("use_cache")

@@ -16,7 +16,8 @@ from nbtune.models.accelerate.attention import Packing
 from nbtune.models.accelerate.attention_half import Attention, attention_backward, attention_forward
 from nbtune.models.accelerate.layer_spec import Angles, Layer
 from nbtune.models.accelerate.lora_linear import wide
-from nbtune.models.accelerate.mlp_half import Mlp, mlp_backward, mlp_forward, sum_again
+from nbtune.models.accelerate.mlp_by_rows import mlp_backward, mlp_forward
+from nbtune.models.accelerate.mlp_half import Mlp, sum_again
 from nbtune.models.accelerate.norm_grads import NormGrads
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from nbtune.errors import PlanError
 from nbtune.models.accelerate.detect import causal_lm, decoder, decoder_layers
+from nbtune.models.accelerate.nf4_linear import bring_codes
 from nbtune.spec.placement import Placement
 
 
@@ -28,6 +29,7 @@ class Mover:
     def bring(self, module: nn.Module) -> None:
         """Bring a layer, whole for as long as it is looked at."""
         module.to(self.device)
+        bring_codes(module, self.device)
 
     def settle(self, module: nn.Module) -> None:
         """Settle a layer that was looked at."""

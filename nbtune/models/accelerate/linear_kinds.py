@@ -24,9 +24,9 @@ def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
         LeftAlone: see `LinearGroup`.
     """
     if all(is_four_bit(getattr(m, "base_layer", m)) for m in modules):
-        if weights.eight_bit or weights.streams or weights.shards:
-            raise LeftAlone("its weights are 4-bit already: they cannot be fp8, streamed or parted")
-        return nf4_linear.GROUP(modules)
+        if weights.eight_bit or weights.shards:
+            raise LeftAlone("its weights are 4-bit already: they cannot be fp8 or parted")
+        return nf4_linear.StreamedNf4Group(modules) if weights.streams else nf4_linear.GROUP(modules)
     whole = not (weights.eight_bit or weights.streams or weights.shards)
     if not whole and any(is_turned(getattr(m, "base_layer", m)) for m in modules):
         raise LeftAlone("its weights lie transposed: they cannot be fp8, streamed or parted")

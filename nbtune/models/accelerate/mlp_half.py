@@ -37,11 +37,11 @@ def mlp_forward(
     group.load()
     wide_a = wide(x.shape[0], group.width_in, x)
     a, stats = sum_and_norm(layer, x, added, attention, wide_a[:, : group.inputs])
-    saved = Mlp(stats, group.project_beside(wide_a, seed), seed, _gate_up(layer, wide_a))
+    saved = Mlp(stats, group.project_beside(wide_a, seed), seed, gate_up_of(layer, wide_a))
     del wide_a
     if not need_out:
         return a, None, saved
-    gate, up = _halves(layer, saved.gate_up)
+    gate, up = halves(layer, saved.gate_up)
     wide_h = wide(x.shape[0], down.width_in, x)
     down.load()
     act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
@@ -86,7 +86,7 @@ def sum_again(layer: Layer, x: Tensor, saved: Attention) -> Tensor:
     return layer.post1.onto(saved.added, x, layer.residual)[0]
 
 
-def _gate_up(layer: Layer, wide_a: Tensor) -> Tensor:
+def gate_up_of(layer: Layer, wide_a: Tensor) -> Tensor:
     """Return [gate up] `[T, 2 I]`, or up `[T, I]`, in a buffer with room for the LoRA of the way back."""
     group = layer.gate_up
     both = wide(wide_a.shape[0], group.width_out, wide_a)
@@ -94,24 +94,30 @@ def _gate_up(layer: Layer, wide_a: Tensor) -> Tensor:
     return both
 
 
-def _halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor | None]:
     assert both is not None
     i = layer.down.inputs
     return both[:, :i], both[:, i : 2 * i] if layer.gated else None
 
 
 def mlp_backward(
-    layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: NormGrads
+    layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: NormGrads, *, loaded: bool = False
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return da of dout `[T, H]`, and gradients of the linear layers. da has room for the LoRA of attention's output
-    beside it where it also is the gradient of what attention has added."""
+    beside it where it also is the gradient of what attention has added.
+
+    Args:
+        loaded: both matrices are there already; these are not all rows.
+    """
     group, down, tokens = layer.gate_up, layer.down, a.shape[0]
     again = saved.gate_up is None
-    if again:
+    if again and not loaded:
         group.load()
+    if again:
         saved.gate_up = _again(layer, a, saved)
     wide_dy = _grad_of_down(layer, a, saved, dout, norms)
-    down.load()
+    if not loaded:
+        down.load()
     dha = down.dxa_beside(wide_dy)
     dh = down.backward_wide(wide_dy, saved.seed)
     made = _activation_backward(layer, saved, dh, dha)
@@ -120,7 +126,7 @@ def mlp_backward(
     grads_down = down.gradients(norms.jobs, dh, dy, saved.ha, dha, ready=ready, seed=saved.seed)
     wide_d: Tensor = saved.gate_up  # type: ignore[assignment]
     saved.gate_up = None
-    if not again or group.matrix is down.matrix:
+    if not loaded and (not again or group.matrix is down.matrix):
         group.load()
     rows = saved.stats.rstd if saved.stats is not None and saved.seed is None and seen(layer.pre2) else None
     dxa = group.dxa_beside(wide_d, rows)
@@ -154,7 +160,7 @@ def _grad_of_down(layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: Norm
 
 def _activation_backward(layer: Layer, saved: Mlp, dh: Tensor, dha: Tensor | None) -> Partials | None:
     """Turn gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
-    gate, up = _halves(layer, saved.gate_up)
+    gate, up = halves(layer, saved.gate_up)
     r = layer.down.rank
     if up is not None and dha is not None and saved.xa is not None and saved.seed is None:
         same = layer.gate_up.ranks == [r, r]
@@ -179,4 +185,4 @@ def _again(layer: Layer, a: Tensor, saved: Mlp) -> Tensor:
         layer.pre2.again(a, saved.stats, y)
     if saved.xa is not None:
         wide_a[:, group.inputs :].copy_(saved.xa)
-    return _gate_up(layer, wide_a)
+    return gate_up_of(layer, wide_a)

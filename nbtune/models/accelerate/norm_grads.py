@@ -34,6 +34,12 @@ class NormGrads:
         """Return gradients of its `parameters()`."""
         return self._made.get(id(norm)) or [None] * len(norm.parameters())  # type: ignore[return-value]
 
+    def join(self, others: "NormGrads") -> None:
+        """Add the gradients of other rows."""
+        for norm, grads in others._made.items():
+            before = self._made.get(norm)
+            self._made[norm] = grads if before is None else [a + b for a, b in zip(before, grads, strict=True)]
+
     def source(self, norm: Norm | None, x: Tensor, stats: Stats | None, group: LinearGroup) -> Source:
         """Return what the group's linear layers have read, x `[T, K]` behind the norm."""
         if norm is None or not group.parameters():

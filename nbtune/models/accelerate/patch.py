@@ -15,6 +15,7 @@ from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_of
 from nbtune.models.accelerate.detect import balances_routers, causal_lm, decoder, decoder_layers, find_layer
 from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, words
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
+from nbtune.models.accelerate.host_embedding import keep_in_host, stays
 from nbtune.models.accelerate.layer_calls import Call, calls_of, marked
 from nbtune.models.accelerate.layer_placement import Mover, move_all_but, mover_of
 from nbtune.models.accelerate.layer_spec import Lane, Layer, Told
@@ -168,6 +169,8 @@ def apply(
         return patch
     stock = tiny_losses(lm) if mover is None else None  # what is still on its way has none yet
     if mover is not None:
+        if weights.streams and (table := stays(lm)) is not None:
+            keep_in_host(table, mover.device, patch)
         move_all_but(lm, list(_layers_of(inner)), mover.device)
     _Layers(patch, weights, mover, believe).take(inner)
     if mover is not None:

@@ -1,11 +1,19 @@
 """What groups have in common whose matrix M is filled anew before each product: scratch, and LoRA kept beside it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nbtune.models.accelerate.lora_linear import LinearGroup, wide
+
+
+@dataclass
+class Scratch:
+    """What a matrix that groups share holds: whose weights, written since the last forward began; None: nobody's."""
+
+    holds: LinearGroup | None = None
 
 
 def shared_matrix(group: LinearGroup, shared: dict[Any, Tensor]) -> Tensor:
@@ -41,3 +49,9 @@ class EdgedGroup(LinearGroup):
         """Give each layer its rows of `weights` `[O, K]`, as a view."""
         for m, rows in zip(self.members, weights.split(self.outs), strict=True):
             m.base.weight.data = rows
+
+
+def scratches_of(groups: list[LinearGroup]) -> list[Scratch]:
+    """Return what the groups' shared matrices hold, each once."""
+    found = (getattr(group, "scratch", None) for group in groups)
+    return list({id(scratch): scratch for scratch in found if scratch is not None}.values())

@@ -1,0 +1,111 @@
+"""How fast this machine's GPU multiplies, and how fast the host's memory reaches it: measured once, and kept.
+
+A tenth of a second each, for plans that weigh arithmetic against transfers. A step reaches some four fifths of what a
+product by itself does (0.8 of 700 TFLOP/s on an H200), which is what `flops` stands for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbtune.device.memory import empty_cache, pinnable
+from nbtune.device.streams import synchronize
+
+if TYPE_CHECKING:
+    import torch
+
+_SHARE = 0.8  # of a product's rate that a training step reaches
+_SIDE, _BYTES = 4096, 2**26
+_SECONDS = 0.1
+_ROOM = 2**29  # bytes of the GPU's memory that must be free for it
+
+
+def measured_rates(device: torch.device) -> tuple[float, float]:
+    """Return 16-bit products a second in training and bytes a second from pinned memory; (0, 0) where there is no GPU,
+    no room on it, or it refuses.
+
+    >>> nbtune.device.measured_rates(nbtune.device.pick("cpu"))
+    (0.0, 0.0)
+    """
+    import torch
+
+    if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] < _ROOM:
+        return 0.0, 0.0
+    return _rates(torch.cuda.get_device_name(device), device)
+
+
+@functools.cache
+def _rates(name: str, device: torch.device) -> tuple[float, float]:
+    known = _read()
+    if name in known:
+        return known[name]
+    try:
+        found = _products(device), _transfers(device)
+    except RuntimeError:  # no memory, or none to pin
+        return 0.0, 0.0
+    empty_cache(device)  # what is planned next counts what is free
+    _write({**_read(), name: found})
+    return found
+
+
+def _products(device: torch.device) -> float:
+    import torch
+
+    dtype = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    x = torch.zeros((_SIDE, _SIDE), dtype=dtype, device=device).normal_()
+    y = torch.empty_like(x)
+    return _SHARE * 2 * _SIDE**3 / _seconds_each(lambda: torch.mm(x, x, out=y), device)
+
+
+def _transfers(device: torch.device) -> float:
+    import torch
+
+    host = torch.empty(_BYTES, dtype=torch.uint8, pin_memory=pinnable())
+    there = torch.empty_like(host, device=device)
+    return _BYTES / _seconds_each(lambda: there.copy_(host, non_blocking=True), device)
+
+
+def _seconds_each(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that a piece of work takes, of many that are launched at once."""
+    count, took = 1, 0.0
+    while took < _SECONDS:
+        count *= 2
+        work()
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(count):
+            work()
+        synchronize(device)
+        took = time.perf_counter() - began
+    return took / count
+
+
+def _file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nbtune" / "rates.json"
+
+
+def _read() -> dict[str, tuple[float, float]]:
+    """Return what was measured before, by the GPU's name; what is no such file is no news."""
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+        pairs = {str(name): (float(flops), float(link)) for name, (flops, link) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return {name: pair for name, pair in pairs.items() if all(0 < rate < 1e18 for rate in pair)}
+
+
+def _write(found: dict[str, tuple[float, float]]) -> None:
+    path = _file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(found), encoding="utf-8")
+        fresh.replace(path)
+    except OSError:
+        return  # it is measured again

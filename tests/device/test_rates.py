@@ -1,0 +1,54 @@
+"""What a machine was measured at is kept, and no file that is something else does harm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nbtune.device import measured_rates, rates
+
+CARD = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file, on a machine that has a GPU as far as this is asked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**34, 2**34))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(rates, "_products", lambda _: 5e14)
+    monkeypatch.setattr(rates, "_transfers", lambda _: 5e10)
+    monkeypatch.setattr(rates, "empty_cache", lambda _: None)
+    rates._rates.cache_clear()
+    return tmp_path / "nbtune" / "rates.json"
+
+
+def test_measured_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured_rates(CARD) == (5e14, 5e10)
+    rates._rates.cache_clear()  # as another process would begin
+    monkeypatch.setattr(rates, "_products", lambda _: 1.0)
+    assert measured_rates(CARD) == (5e14, 5e10)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a card": 3}', '{"a card": [0, 1]}', '{"a card": ["x", 1]}', "{" * 900])
+def test_a_file_that_is_something_else(text: str, place: Path) -> None:
+    place.parent.mkdir()
+    place.write_text(text)
+    assert measured_rates(CARD) == (5e14, 5e10)
+
+
+def test_a_card_that_has_no_room_is_not_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 2**34))
+    assert measured_rates(CARD) == (0.0, 0.0)
+    assert not place.exists()
+
+
+def test_a_card_that_refuses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> float:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(rates, "_transfers", refuse)
+    assert measured_rates(CARD) == (0.0, 0.0)
+    assert not place.exists()

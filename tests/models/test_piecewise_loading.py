@@ -1,0 +1,82 @@
+"""Models that are read tensor by tensor: the very weights that transformers reads, in less memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from nbtune.models import piecewise_loading
+from nbtune.models.loading import load_model
+from nbtune.spec import Placement
+from tests.models.test_accelerate import SIZES
+
+AWAY, NF4 = Placement(format="32bit", resident=0), Placement(format="nf4")
+
+
+def saved(tmp_path: Path, family: str = "llama", **config: Any) -> str:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **config}), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / family, max_shard_size="50KB")
+    return str(tmp_path / family)
+
+
+@pytest.mark.parametrize("weights", [AWAY, NF4], ids=["whole", "nf4"])
+@pytest.mark.parametrize("family", ["llama", "gemma", "qwen2"])
+def test_as_transformers_reads_them(
+    family: str, weights: Placement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = saved(tmp_path, family), piecewise_loading.load_by_pieces
+    monkeypatch.setattr(piecewise_loading, "_ROUNDED_AT_ONCE", 256)
+    made: list[Any] = []
+    monkeypatch.setattr(piecewise_loading, "load_by_pieces", lambda *a, **k: made.append(whole(*a, **k)) or made[-1])
+    ours = load_model(path, dtype=torch.float32, device="cpu", weights=weights)
+    assert made == [ours]
+    monkeypatch.setattr(piecewise_loading, "load_by_pieces", lambda *_, **__: None)
+    theirs = load_model(path, dtype=torch.float32, device="cpu", weights=weights)
+    for (name, a), (other, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert (name, a.dtype, type(a), a.requires_grad) == (other, b.dtype, type(b), b.requires_grad and False)
+        assert torch.equal(a, b)
+    for (name, a), (other, b) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+        assert name == other
+        assert torch.equal(a, b)
+    assert ours.config.to_dict() == theirs.config.to_dict()
+    ids = torch.arange(3, 40)[None]
+    assert torch.equal(ours(ids).logits, theirs(ids).logits)
+
+
+def test_what_is_not_just_its_weights_is_left_to_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts are stored one by one and held in stacks."""
+    path, whole = saved(tmp_path, "mixtral", num_local_experts=2), piecewise_loading.load_by_pieces
+    made: list[Any] = []
+    monkeypatch.setattr(piecewise_loading, "load_by_pieces", lambda *a, **k: made.append(whole(*a, **k)))
+    load_model(path, dtype=torch.float32, device="cpu", weights=AWAY)
+    assert made == [None]
+
+
+CHILD = """
+import json, resource, sys, torch
+from nbtune.models.loading import load_model
+from nbtune.spec import Placement
+load_model("nbtune/tiny", dtype=torch.float32, device="cpu", weights=Placement(format="nf4"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_model(sys.argv[1], dtype=torch.float32, device="cpu", weights=Placement(format="nf4"))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"more": (after - before) * 1024, "held": model.get_memory_footprint()}))
+"""
+
+
+def test_the_peak_is_what_stays_and_one_tensor(tmp_path: Path) -> None:
+    path = saved(tmp_path, hidden_size=512, intermediate_size=4096, num_hidden_layers=12)
+    files = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    run = subprocess.run([sys.executable, "-c", CHILD, path], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["held"] < 0.5 * files
+    assert found["more"] < found["held"] + 0.25 * files, (found, files)
