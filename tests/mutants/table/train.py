@@ -476,8 +476,8 @@ TRAIN = (
     mutant(
         "half-of-the-activations-are-planned",
         "models/memory_estimate.py",
-        "tokens * width * (kept",
-        "tokens * width // 2 * (kept",
+        "tokens * width * kept",
+        "tokens * width // 2 * kept",
         "models/test_memory_estimate.py",
     ),
     mutant(
