@@ -27,7 +27,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[int | None]]] = {
     "phi3": ({"sliding_window": WINDOW}, [WINDOW, WINDOW]),
     "qwen2": (SWITCHED, [None, WINDOW]),
     "qwen3": ({**SWITCHED, "head_dim": 32}, [None, WINDOW]),
-    "mixtral": ({"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2}, []),
+    "mixtral": ({"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2}, [WINDOW, WINDOW]),
     "starcoder2": ({"sliding_window": WINDOW}, [WINDOW, WINDOW]),
     "gemma2": ({"sliding_window": WINDOW, "head_dim": 16, "query_pre_attn_scalar": 16}, [WINDOW, None]),
 }
