@@ -10,6 +10,7 @@ What the template leaves out is found on the rendering, too (`nbtune.data.templa
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,12 +20,14 @@ from typing import Any
 import jinja2
 
 from nbtune.data.template.environment import bounded, compile_template, tracked
-from nbtune.data.template.left_out import CLOSE, OPEN, REASONING, left_out, thought_in
+from nbtune.data.template.left_out import REASONING, left_out
 from nbtune.data.template.special_tokens import Controls
 from nbtune.data.template.tool_calls import arguments_wanted, with_arguments
 from nbtune.data.template.tracked_str import (
     CALLS,
+    CLOSE,
     MARK,
+    OPEN,
     OTHER,
     SAID,
     THOUGHT,
@@ -33,6 +36,7 @@ from nbtune.data.template.tracked_str import (
     joined,
     plain,
     spans_of,
+    thought_in,
     track,
     without_kinds,
 )
@@ -142,6 +146,8 @@ class ChatTemplate:
         data = tuple(span for span in every if span[2] != MARK)
         spans = without_kinds(data)
         rendered = self._by_marks(text, spans, every) if self.has_marks else self._by_turns(text, spans, messages)
+        if not tools and _all_there(messages, data):
+            return rendered
         lost = tuple(left_out(messages, tools, text, data, self.template))
         return replace(rendered, left_out=lost) if lost else rendered
 
@@ -286,6 +292,18 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
         if key in message:
             return {"thinking": message[key], **message, "reasoning_content": message[key]}
     return message
+
+
+def _all_there(messages: Sequence[Mapping[str, Any]], spans: Sequence[Span]) -> bool:
+    """Return whether each message is a text alone of which all characters were rendered: nearly every row."""
+    sizes: Counter[int] = Counter()
+    for start, end, tag in spans:
+        sizes[tag] += end - start
+    contents = [message.get("content") if len(message) <= 2 else None for message in messages]
+    return all(
+        isinstance(content, str) and CLOSE not in content and sizes[number] >= len(content.strip())
+        for number, content in enumerate(contents)
+    )
 
 
 def marked(text: str, number: int, *, calls: bool) -> str:

@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nbtune.data.template.tracked_str import CALLS, NUMBER, OTHER, SAID, THOUGHT, Span
+from nbtune.data.template.tracked_str import CALLS, CLOSE, NUMBER, OPEN, OTHER, SAID, THOUGHT, Span, thought_in
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-OPEN, CLOSE = "<think>", "</think>"
 # What a message says to a model, or of its own training, beside its content: named where nothing reads it.
 _MEANT = frozenset(
     (
@@ -26,15 +25,6 @@ _MEANT = frozenset(
 )
 _BESIDES = frozenset(("tool_calls", *REASONING))
 _SURE = 16  # characters of a message that are hardly in a text by chance
-
-
-def thought_in(text: str) -> tuple[int, int] | None:
-    """Return where the first thought of an answer stands; one that a prompt has opened begins with the text."""
-    end = text.find(CLOSE)
-    if end < 0:
-        return None
-    start = text.rfind(OPEN, 0, end)
-    return (0 if start < 0 else start + len(OPEN)), end
 
 
 def left_out(

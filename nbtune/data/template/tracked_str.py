@@ -16,6 +16,7 @@ from typing import Any, SupportsIndex
 
 OTHER, MARK = -1, -2
 SAID, CALLS, THOUGHT = 1 << 24, 1 << 25, 1 << 26
+OPEN, CLOSE = "<think>", "</think>"
 NUMBER = SAID - 1  # the bits of a tag that are a message's number
 Span = tuple[int, int, int]
 
@@ -275,3 +276,12 @@ for _name in ("lower", "upper", "title", "capitalize", "swapcase", "casefold"):
     setattr(Tracked, _name, _keep_aligned(_name))
 for _name in ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"):
     setattr(Tracked, _name, _keep_whole(_name))
+
+
+def thought_in(text: str) -> tuple[int, int] | None:
+    """Return where the first thought of an answer stands; one that a prompt has opened begins with the text."""
+    end = text.find(CLOSE)
+    if end < 0:
+        return None
+    start = text.rfind(OPEN, 0, end)
+    return (0 if start < 0 else start + len(OPEN)), end
