@@ -124,7 +124,8 @@ def heard(pid: int, mark: str) -> Iterator[set[str]]:
 def carried_out(kind: str, folder: Path, **environment: str) -> set[str]:
     """Carry out one kind in a process of its own; where somebody listened."""
     mark = f"{os.getpid()} {kind}"
-    ours = {name: value for name, value in os.environ.items() if name != "NBTUNE_RUNS"}
+    dropped = ("NBTUNE_RUNS", *(("HF_", "TRANSFORMERS_OFF") if environment else ()))  # the Hub is one of our own
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     with subprocess.Popen(
         [sys.executable, "-c", BEGIN + ALL[kind]], env={**ours, **environment, MARK: mark}, cwd=folder,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
