@@ -25,6 +25,7 @@ from nbtune_kernels.grouped_kernels import (
     launch_sums,
     launch_tiles,
     launch_turn,
+    most_tiles,
 )
 from nbtune_kernels.tables import launch
 
@@ -79,6 +80,17 @@ def _is_fast(*matrices: Tensor) -> bool:
     return fits and compute_capability(matrices[0].device) >= 80
 
 
+def plain_tiles(ends: Tensor, rows: int, block: int) -> Tensor:
+    """Return int32 `[2, most]`: of which group each block of rows is (-1: of none), and its first row."""
+    starts = torch.cat((ends.new_zeros(1), ends[:-1])).long()
+    each = (ends - starts + block - 1) // block
+    group = torch.repeat_interleave(torch.arange(len(ends), device=ends.device), each)
+    within = torch.arange(len(group), device=ends.device) - (each.cumsum(0) - each)[group]
+    left = torch.arange(most_tiles(rows, len(ends), block) - len(group), device=ends.device)
+    whole = torch.stack((group, starts[group] + within * block))
+    return torch.cat((whole, torch.stack((left * 0 - 1, left * block))), 1).int()
+
+
 def _plain_rows(x: Tensor, w: Tensor, ends: Tensor, out: Tensor, *, add: bool = False) -> None:
     if _is_fast(x, w):
         made = torch.nn.functional.grouped_mm(x, w.transpose(1, 2), offs=ends)
@@ -104,9 +116,16 @@ def _plain_sums(u: Tensor, v: Tensor, ends: Tensor, scale: float, out: Tensor, a
 # ---------------------------------------------------------------- ops
 
 
-@op("grouped_tiles(Tensor ends, int rows) -> Tensor", lambda ends, rows: ends.new_empty((2, rows)))
+def _block(ends: Tensor) -> int:
+    return int(launch("grouped_rows", compute_capability(ends.device))["block_m"])
+
+
+@op(
+    "grouped_tiles(Tensor ends, int rows) -> Tensor",
+    lambda ends, rows: ends.new_empty((2, most_tiles(rows, len(ends), _block(ends)))),
+)
 def _tiles(ends, rows):
-    return launch_tiles(ends, rows, launch("grouped_rows", compute_capability(ends.device))["block_m"])
+    return (launch_tiles if use_triton(ends) else plain_tiles)(ends, rows, _block(ends))
 
 
 @op(

@@ -85,6 +85,9 @@ def fits(codes: Codes, out: Tensor) -> bool:
 )
 def _decode(packed, code, scales, inner, outer, offset, block, outer_block, out):
     rows, width = out.shape
+    if not use_triton(packed):
+        out.copy_(reference(Codes(packed, code, block, scales, inner, outer, outer_block, offset), width))
+        return
     words, table = rows * width // _WORD, launch("nf4_decode", compute_capability(out.device))
     nested = inner is not None
     _kernel[(cdiv(words, table["words"]),)](

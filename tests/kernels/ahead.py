@@ -158,6 +158,14 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         halves, row = z(s, 2 * width).split(width, -1), z(s, dtype=torch.float32)
         k.launch_gate_backward(z(s, width), halves, row, "silu", row, (z(s, width), *halves))
 
+    def four_bits() -> None:
+        """A matrix whose scales are in 8 bits, too."""
+        nf4 = importlib.import_module("nbtune_kernels.nf4")
+        bytes_ = [z(n, dtype=torch.uint8) for n in (t * h // 2, t * h // 64)]
+        scales = [z(n, dtype=torch.float32) for n in (256, t * h // 64 // 256, 1)]
+        packed, quotients = bytes_
+        nf4.decode(nf4.Codes(packed, z(16, dtype=torch.float32), 64, quotients, *scales[:2], 256, scales[2]), z(t, h))
+
     def adamw_steps() -> None:
         optimizer = adamw.FusedAdamW.__new__(adamw.FusedAdamW)
         optimizer.params, optimizer.grads, optimizer.copies = [z(16, h)], [z(16, h)], [z(16, h)]
@@ -216,6 +224,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("adamw", adamw_steps),
         ("attention", lambda: attention(64)),
         ("mixture", mixture),
+        ("nf4", four_bits),
         ("fp8", fp8_rows),
         ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),
         ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from nbtune_kernels import Groups, grouped_combine, grouped_gate_backward, grouped_rows, grouped_sums, grouped_turn
+from nbtune_kernels._runtime import use_triton
 from nbtune_kernels.activation import reference as plain_activation
-from nbtune_kernels.grouped import reference
+from nbtune_kernels.grouped import plain_tiles, reference
+from nbtune_kernels.grouped_kernels import launch_tiles
 from torch import Tensor
 
 COUNTS = [[0, 70, 1, 0, 16], [3], [0, 0, 5], [64, 128, 0, 1], [0]]
@@ -16,6 +18,18 @@ def groups_of(counts: list[int], device: str, dtype: torch.dtype) -> tuple[Group
     """Their ends, and the group of each row."""
     ends = torch.tensor(counts, device=device).cumsum(0).to(torch.int32)
     return Groups.of(ends, sum(counts), dtype), torch.repeat_interleave(torch.tensor(counts, device=device))
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("block", [16, 64])
+def test_blocks_of_rows_are_of_one_group_each(device, counts, block):
+    ends = torch.tensor(counts, device=device).cumsum(0).to(torch.int32)
+    group, first = plain_tiles(ends, sum(counts), block).tolist()
+    starts = [0, *ends.tolist()[:-1]]
+    wanted = [(g, row) for g, count in enumerate(counts) for row in range(starts[g], starts[g] + count, block)]
+    assert [pair for pair in zip(group, first, strict=True) if pair[0] >= 0] == wanted
+    if use_triton(ends):
+        assert torch.equal(launch_tiles(ends, sum(counts), block), plain_tiles(ends, sum(counts), block))
 
 
 @pytest.mark.parametrize("counts", COUNTS)

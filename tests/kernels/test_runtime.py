@@ -7,7 +7,7 @@ import importlib
 import nbtune_kernels as nk
 import pytest
 import torch
-from nbtune_kernels import fp8, tables  # noqa: F401 (fp8: its ops)
+from nbtune_kernels import fp8, nf4, routing, tables  # noqa: F401 (fp8, nf4, routing: their ops)
 from nbtune_kernels._runtime import flat_rows, next_power_of_2, row_layout
 from nbtune_kernels.tables import DEFAULT, launch, stages_for, warps_for
 
@@ -113,7 +113,20 @@ def op_calls() -> list[tuple]:
     head = [0.0, 1.0, 0.0, 0.0]
     heads, bounds = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
     scores = (bounds, None, 4, 0.3, 2.0, 0)
+    ends, experts, b = torch.tensor([3, 4], dtype=torch.int32), torch.randn(2, 5, 8), torch.randn(5, 3, 2)
+    packed, code = torch.randint(0, 256, (64, 1), dtype=torch.uint8), torch.randn(16)
     return [
+        ("grouped_tiles", (ends, 4)),
+        ("grouped_rows", (x, experts, ends, None, None, None, None, torch.empty(4, 5))),
+        ("grouped_sums", (torch.randn(4, 3), x, ends, None, 0.5, False, False, torch.empty(2, 3, 8))),
+        ("grouped_turn", (b, 0.5, torch.empty(2, 5, 3))),
+        ("grouped_combine", (x, rows.int(), torch.rand(2, 2), 2, torch.empty(2, 8))),
+        ("grouped_gate_backward", (x.clone(), x.clone(), x.clone(), rstd, "silu", e(rstd))),
+        (
+            "sort_by_group",
+            (rows.view(2, 2), 4, 2, torch.empty(4, 4, dtype=torch.int32), torch.empty(4, dtype=torch.int32)),
+        ),
+        ("nf4_decode", (packed, code, torch.rand(2), None, None, None, 64, 256, torch.empty(2, 64))),
         ("rms_norm", (x, w, x.clone(), 1e-6, 0.0, True, 1.0, False, e(x), e(x), e(rstd))),
         ("rms_norm_apply", (x, w, rstd, 0.0, True, e(x))),
         ("rms_norm_backward", (x, x.clone(), w, rstd, 0.0, True, None, e(x), e(w))),
