@@ -64,6 +64,7 @@ docs: setup  ## docs/reference, the picture in docs/explanation/house.md and nbt
 	$(PY) -m tests.support.stub
 
 site: setup  ## build/site: the documentation as pages, every link tried
+	$(PY) -c 'import zensical' 2>/dev/null || $(PY) -m pip install --quiet zensical
 	$(PY) docs/build_site.py
 
 notebooks: setup  ## executes every notebook in example_notebooks/
