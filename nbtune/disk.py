@@ -1,4 +1,4 @@
-"""What a disk has room for, and what it says against being written, in a sentence."""
+"""Where the cache is, what a disk has room for, and what it says against being written, in a sentence."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ _FIXES: dict[type[NbtuneError], tuple[str, str, str]] = {
     ),
     DataError: ("set NBTUNE_CACHE to a folder that can be written",) * 3,
 }
+
+
+def cache_folder() -> Path:
+    """Return where nbtune keeps what it can make again: ``$NBTUNE_CACHE``, or ``nbtune`` in the user's cache folder; it
+    need not exist."""
+    own = os.environ.get("NBTUNE_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own).expanduser() if own else home / "nbtune"
 
 
 def gigabytes(count: int) -> str:

@@ -6,20 +6,22 @@ product by itself does (0.8 of 700 TFLOP/s on an H200), which is what `flops` st
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbtune.atomic_io import read_json, replace_file
 from nbtune.device.memory import empty_cache, pinnable
 from nbtune.device.streams import synchronize
+from nbtune.disk import cache_folder
 
 if TYPE_CHECKING:
     import torch
 
+_FILE = "rates.json"  # in the cache
 _SHARE = 0.8  # of a product's rate that a training step reaches
 _SIDE, _BYTES = 4096, 2**26
 _SECONDS = 0.1
@@ -86,26 +88,16 @@ def _seconds_each(work: Callable[[], object], device: torch.device) -> float:
     return took / count
 
 
-def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nbtune" / "rates.json"
-
-
 def _read() -> dict[str, tuple[float, float]]:
     """Return what was measured before, by the GPU's name; what is no such file is no news."""
     try:
-        found = json.loads(_file().read_text(encoding="utf-8"))
-        pairs = {str(name): (float(flops), float(link)) for name, (flops, link) in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        found = read_json(cache_folder() / _FILE) or {}
+        pairs = {name: (float(flops), float(link)) for name, (flops, link) in found.items()}
+    except (OSError, ValueError, TypeError):
         return {}
     return {name: pair for name, pair in pairs.items() if all(0 < rate < 1e18 for rate in pair)}
 
 
 def _write(found: dict[str, tuple[float, float]]) -> None:
-    path = _file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError), replace_file(cache_folder() / _FILE, shared=True) as fresh:  # or measured again
         fresh.write_text(json.dumps(found), encoding="utf-8")
-        fresh.replace(path)
-    except OSError:
-        return  # it is measured again

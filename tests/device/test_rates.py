@@ -39,6 +39,13 @@ def test_a_file_that_is_something_else(text: str, place: Path) -> None:
     assert measured_rates(CARD) == (5e14, 5e10)
 
 
+def test_it_is_kept_where_the_cache_is(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "mine"))
+    measured_rates(CARD)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["rates.json"]
+    assert not place.exists()
+
+
 def test_a_card_that_has_no_room_is_not_measured(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**20, 2**34))
     assert measured_rates(CARD) == (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Where nbtune keeps what it can make again: ``$NBTUNE_CACHE``, or ``nbtune`` in the user's cache folder."""
+"""Places in the cache for prepared data, and for what processes pass to one another."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from nbtune.disk import cache_folder
+
 UNFINISHED = 24 * 3600.0  # seconds after which a folder that was never sealed is rubbish
-
-
-def cache_folder() -> Path:
-    """Return the folder; it need not exist."""
-    own = os.environ.get("NBTUNE_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own).expanduser() if own else home / "nbtune"
 
 
 def prepared_folder() -> Path:

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.atomic_io import create_file, write_text
-from nbtune.data.sources.cache_folder import cache_folder
-from nbtune.disk import disk_error
+from nbtune.disk import cache_folder, disk_error
 from nbtune.errors import DataError
 
 _BYTES = 32

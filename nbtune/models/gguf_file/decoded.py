@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.atomic_io import hidden, publish_folder, replace_file, try_lock
-from nbtune.data.sources.cache_folder import cache_folder
-from nbtune.disk import disk_errors, folder_bytes, free_bytes, gigabytes
+from nbtune.disk import cache_folder, disk_errors, folder_bytes, free_bytes, gigabytes
 from nbtune.errors import DataError, SpecError
 from nbtune.models.gguf_file.architectures import Architecture
 from nbtune.models.gguf_file.configs import config_of
