@@ -7,22 +7,9 @@ p the softmax of the head's outputs at the text's last token.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from nbtune.methods._label_loss import label_loss
 from nbtune.methods._measures import recognised
-from nbtune.methods._method import Answers, Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def loss(answers: Answers, *, label_smoothing: float) -> Tensor:
-    """Return a loss a text, `[N]`."""
-    from torch.nn.functional import cross_entropy
-
-    assert answers.scores is not None
-    return cross_entropy(answers.scores, answers.classes, reduction="none", label_smoothing=label_smoothing)
-
+from nbtune.methods._method import Method
 
 METHOD = Method(
     name="classification",
@@ -30,7 +17,7 @@ METHOD = Method(
     sentence="name a text's label",
     columns="text, label",
     rows="labelled",
-    loss=loss,
+    loss=label_loss,
     options={"label_smoothing": 0.0},
     head="text",
     metrics=recognised,

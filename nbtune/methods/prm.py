@@ -8,22 +8,9 @@ p the softmax of the head's two outputs at the line break that ends a step. The 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from nbtune.methods._label_loss import label_loss
 from nbtune.methods._measures import recognised
-from nbtune.methods._method import Answers, Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def loss(answers: Answers) -> Tensor:
-    """Return a loss a step, `[N]`."""
-    from torch.nn.functional import cross_entropy
-
-    assert answers.scores is not None
-    return cross_entropy(answers.scores, answers.classes, reduction="none")
-
+from nbtune.methods._method import Method
 
 METHOD = Method(
     name="prm",
@@ -31,7 +18,7 @@ METHOD = Method(
     sentence="judge each step of a solution",
     columns="prompt, completions, labels",
     rows="stepwise",
-    loss=loss,
+    loss=label_loss,
     head="token",
     labels=("wrong", "right"),
     metrics=recognised,

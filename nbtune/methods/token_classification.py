@@ -8,22 +8,9 @@ all of the word there, and nothing behind it. With `label_smoothing` ε a share 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from nbtune.methods._label_loss import label_loss
 from nbtune.methods._measures import recognised
-from nbtune.methods._method import Answers, Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def loss(answers: Answers, *, label_smoothing: float) -> Tensor:
-    """Return a loss a word, `[N]`."""
-    from torch.nn.functional import cross_entropy
-
-    assert answers.scores is not None
-    return cross_entropy(answers.scores, answers.classes, reduction="none", label_smoothing=label_smoothing)
-
+from nbtune.methods._method import Method
 
 METHOD = Method(
     name="token_classification",
@@ -31,7 +18,7 @@ METHOD = Method(
     sentence="name the label of each word of a text",
     columns="tokens, tags",
     rows="tagged",
-    loss=loss,
+    loss=label_loss,
     options={"label_smoothing": 0.0},
     head="token",
     metrics=recognised,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -113,7 +113,23 @@ class SourceSpec(Part):
     )
 
 
-class SpanRule(Part):
+class _Matching(Part):
+    """What looks for a text or a regular expression, which is compiled when it is read."""
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            self.pattern()
+        except re.error as error:
+            raise ValueError(f"`{error.pattern!s}` is no regular expression: {error}") from None
+        return self
+
+    def pattern(self) -> re.Pattern[str]:
+        """Return what to look for."""
+        raise NotImplementedError
+
+
+class SpanRule(_Matching):
     """A text of the rendered rows whose tokens are trained, or not, whatever `train_on` says."""
 
     match: str = Field(
@@ -133,20 +149,12 @@ class SpanRule(Part):
         False, "Regular expression", "`match` is a regular expression, not text.", example=True, advanced=True
     )
 
-    @model_validator(mode="after")
-    def _compiles(self) -> SpanRule:
-        try:
-            self.pattern()
-        except re.error as error:
-            raise ValueError(f"`{self.match}` is no regular expression: {error}") from None
-        return self
-
     def pattern(self) -> re.Pattern[str]:
         """Return what to look for."""
         return re.compile(self.match if self.regex else re.escape(self.match))
 
 
-class KeepRule(Part):
+class KeepRule(_Matching):
     """A prompt whose answer a run must not forget."""
 
     prompt: str = Field(title="Prompt", description="What is asked.", examples=["Who wrote Faust?"], min_length=1)
@@ -160,14 +168,6 @@ class KeepRule(Part):
     regex: bool = field(
         False, "Regular expression", "`match` is a regular expression, not text.", example=True, advanced=True
     )
-
-    @model_validator(mode="after")
-    def _compiles(self) -> KeepRule:
-        try:
-            self.pattern()
-        except re.error as error:
-            raise ValueError(f"`{self.match}` is no regular expression: {error}") from None
-        return self
 
     def pattern(self) -> re.Pattern[str]:
         """Return what to look for."""
