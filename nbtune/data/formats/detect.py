@@ -17,7 +17,7 @@ from nbtune.data.formats.aliases import PEERS, judged_name
 from nbtune.data.formats.column_names import what_to_say
 from nbtune.data.formats.jinja_rows import template_format
 from nbtune.data.formats.labelled_format import LABELS
-from nbtune.data.formats.preference_format import JUDGED, JUDGED_ANSWERS
+from nbtune.data.formats.preference_format import ASKED, JUDGED, JUDGED_ANSWERS
 from nbtune.data.formats.reader import (
     ANSWERS,
     CHATS,
@@ -150,6 +150,8 @@ def _guess(columns: Columns, kind: str) -> str | None:
         return "feedback"  # whatever spells its label: a row says what is none
     if kind == "texts" and columns.may("text", TEXTS):
         return "text"
+    if kind == "prompts" and columns.may("prompt", ASKED):
+        return "prompts"  # what else a row has is for the rewards
     for name, needed in (
         ("messages", {"messages"}),
         ("preference", {"chosen", "rejected"}),

@@ -17,7 +17,7 @@ from nbtune.errors import DataError
 
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
 JUDGED, JUDGED_ANSWERS = ("label", "kto_tag", "rating"), ("completion", "response", "output", "answer")
-_ASK = ("prompt", "instruction", "question", "query", "input")
+ASKED = ("prompt", "instruction", "question", "query", "problem", "input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def pairs_format(columns: Columns) -> Format:
     much the one is better, for a reward model."""
     chosen = columns.need("chosen", ("chosen", "chosen_response"))
     rejected = columns.need("rejected", ("rejected", "rejected_response"))
-    prompt = columns.may("prompt", (*_ASK, "conversations", "messages"))
+    prompt = columns.may("prompt", (*ASKED, "conversations", "messages"))
     system, tools, more = columns.system, columns.tools, columns.may("input", ("input",))
     more, margin = None if more == prompt else more, columns.may("margin", ("margin",))
     keys, plain = Keys.of(columns.given), columns.style == "plain"
@@ -88,9 +88,9 @@ def feedback_format(columns: Columns) -> Format:
     """Return an answer and whether it is good: `prompt`, `completion`, `label`; messages whose last one is judged."""
     label = columns.need("label", JUDGED)
     answer = columns.may("completion", JUDGED_ANSWERS)
-    prompt = columns.may("prompt", (*_ASK, "messages", "conversations"))
+    prompt = columns.may("prompt", (*ASKED, "messages", "conversations"))
     if prompt is None and answer is None:
-        prompt = columns.need("prompt", _ASK)
+        prompt = columns.need("prompt", ASKED)
     system, tools, more = columns.system, columns.tools, columns.may("input", ("input",))
     more = None if more == prompt else more
     keys, plain = Keys.of(columns.given), columns.style == "plain"
@@ -120,7 +120,7 @@ def feedback_format(columns: Columns) -> Format:
 def stepwise_format(columns: Columns) -> Format:
     """Return a problem, steps, and which of them are right: `prompt`, `completions`, `labels`. Text without a template;
     a line break ends each step and carries its label."""
-    prompt = columns.need("prompt", _ASK)
+    prompt = columns.need("prompt", ASKED)
     steps, labels = columns.need("completions", ("completions", "steps")), columns.need("labels", ("labels", "ratings"))
 
     def read(row: Row) -> Several:
@@ -145,7 +145,7 @@ def stepwise_format(columns: Columns) -> Format:
 
 def prompts_format(columns: Columns) -> Format:
     """Return prompts alone, for methods that answer themselves; other columns are for the rewards."""
-    prompt = columns.need("prompt", (*_ASK, "messages", "conversations"))
+    prompt = columns.need("prompt", (*ASKED, "messages", "conversations"))
     system, tools, keys = columns.system, columns.tools, Keys.of(columns.given)
 
     def read(row: Row) -> Several:

@@ -348,6 +348,25 @@ def test_what_sft_cannot_learn_from_is_named(row: dict[str, Any], name: str) -> 
     assert caught.value.place == "rows"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Reverse salt", "want": "tlas"},
+        {"question": "2 + 2", "answer": "4"},
+        {"problem": "2 + 2", "solution": "4", "level": 1},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+    ],
+)
+def test_of_rows_whose_answers_are_judged_the_question_is_read_and_the_rest_is_for_the_rewards(
+    row: dict[str, Any],
+) -> None:
+    form = detect(list(row), [row], SourceSpec(source="rows"), "rows", "prompts")
+    form.check("prompts", "rows")
+    assert form.unread == ""
+    asked = form.read(row).rows[0]
+    assert turns(asked) == [("user", next(iter(row.values())))]
+
+
 def test_answers_within_a_prompt_are_not_learnt() -> None:
     talk = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}, {"role": "user", "content": "q"}]
     _, _, chat = read({"prompt": talk, "completion": [{"role": "assistant", "content": "a"}]})
