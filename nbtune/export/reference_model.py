@@ -19,6 +19,7 @@ from nbtune.errors import DataError
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.source import ExportSource
 from nbtune.methods import METHODS
+from nbtune.models.loading import keep_caps
 from nbtune.spec.placement import Placement
 
 _ROWS = 16
@@ -93,6 +94,7 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
         use_safetensors=True,
         trust_remote_code=False,
     )
+    keep_caps(model)
     if source.weights.quantised:
         _round_linears(model, source.weights)
     if source.adapter is not None:

@@ -290,7 +290,8 @@ def load_model(
 def _prepared(loaded: "PreTrainedModel", attention: str | None) -> "PreTrainedModel":
     loaded.config.use_cache = False
     _keep_layout(loaded)
-    _keep_caps(loaded, attention)
+    if attention is None:
+        keep_caps(loaded)
     return loaded
 
 
@@ -348,7 +349,7 @@ def from_config(
     models = _transformers().AutoModelForCausalLM
     with torch.device(_index(device)):
         model = models.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    _keep_caps(model, None)
+    keep_caps(model)
     return model  # type: ignore[no-any-return]
 
 
@@ -376,11 +377,11 @@ def _keep_layout(model: "PreTrainedModel") -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _keep_caps(model: "PreTrainedModel", attention: str | None) -> None:
+def keep_caps(model: "PreTrainedModel") -> None:
     """Keep caps on scores: some releases of transformers let sdpa, which knows no caps of scores, compute attention
     that has one."""
     config = model.config.get_text_config()
-    if attention is None and getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
 
 

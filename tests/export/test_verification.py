@@ -110,6 +110,18 @@ def test_the_model_to_compare_with_is_the_one_that_was_trained(run: Any) -> None
         assert (head == model.get_output_embeddings().weight).all()
 
 
+def test_caps_of_scores_are_the_reference_s_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to transformers 5.17 the class offers sdpa, which leaves them out: its flag makes a release of that kind."""
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
+
+    from nbtune.export.source import ExportSource
+    from tests.support.model_classes import save
+
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+    with reference_model(ExportSource(save("gemma2", tmp_path))) as model:
+        assert model.config._attn_implementation == "eager"
+
+
 def test_the_card_of_a_run(run: Any) -> None:
     facts = run.facts_for_card()
     card = nbtune.export.render_card(run.export.source(), "ada/demo", "gguf", facts)

@@ -158,6 +158,8 @@ class Stock:
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation("eager")  # up to transformers 5.17 sdpa leaves such caps out
         self.model = PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
 
     def alone(self, documents: Rows) -> Numbers:

@@ -33,7 +33,7 @@ from nbtune.data.formats.reader import (
 )
 from nbtune.data.formats.sft_format import of_what_is_there
 from nbtune.data.formats.tagged_format import TAGS, WORDS
-from nbtune.data.formats.unread import other_questions, unread
+from nbtune.data.formats.unread import fractions, other_questions, unread
 from nbtune.data.formats.values import Row, without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
@@ -73,7 +73,8 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
     """
     if spec.template is not None:
         with NbtuneError.about("template"):
-            return template_format(spec.template, columns, place)
+            form = template_format(spec.template, columns, place)
+        return replace(form, unread=fractions(form.mapping, form.kind, sample))
     with NbtuneError.about("format"):
         name, style, usual = _named(spec, place, columns)
     for role, column in spec.columns.items():
@@ -93,8 +94,8 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
     form = READERS[name].make(named_columns)
     if spec.format is None:
         _refuse_two_questions(form, named_columns)
-    missed = unread(form.name, tuple(form.mapping.values()), sample)
-    return replace(form, read=of_what_is_there(form.read), unread=missed)
+    said = unread(form.name, tuple(form.mapping.values()), sample), fractions(form.mapping, form.kind, sample)
+    return replace(form, read=of_what_is_there(form.read), unread="; ".join(filter(None, said)))
 
 
 def _refuse_two_questions(form: Format, columns: Columns) -> None:

@@ -6,6 +6,7 @@ Such a row becomes `Several`: texts that belong together, each with what was jud
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from nbtune.errors import DataError
 _YES, _NO = {"true", "yes", "good", "1", "+1", "chosen"}, {"false", "no", "bad", "0", "-1", "rejected"}
 JUDGED, JUDGED_ANSWERS = ("label", "kto_tag", "rating"), ("completion", "response", "output", "answer")
 ASKED = ("prompt", "instruction", "question", "query", "problem", "input")
+_SCORE, _CHOSEN = re.compile(r"score|rating|reward|grade", re.IGNORECASE), re.compile("chosen", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,14 @@ class Several:
     `steps`: for each stretch of the (only) text that is trained, whether it is right, or its label; none for other
     kinds.
     `label`: what the (only) text is called.
+    `doubted`: the row's own scores say the opposite.
     """
 
     rows: tuple[Chat | Parts, ...]
     values: tuple[float, ...]
     steps: tuple[bool | str, ...] = ()
     label: str | None = None
+    doubted: bool = False
 
     def judged(self, labels: Sequence[str]) -> tuple[float, ...]:
         """Return what was judged of each text: of one with a label its number; 0 where nobody has named the labels yet,
@@ -67,7 +71,7 @@ def pairs_format(columns: Columns) -> Format:
     prompt = columns.may("prompt", (*ASKED, "conversations", "messages"))
     system, tools, more = columns.system, columns.tools, columns.may("input", ("input",))
     more, margin = None if more == prompt else more, columns.may("margin", ("margin",))
-    keys, plain = Keys.of(columns.given), columns.style == "plain"
+    keys, plain, scores = Keys.of(columns.given), columns.style == "plain", _scores(columns.names)
 
     def read(row: Row) -> Several:
         question = _question(row, prompt, more, system, keys)
@@ -77,7 +81,8 @@ def pairs_format(columns: Columns) -> Format:
             question = _instructed(question, optional(row, system)) if question else question
         answers = [_behind(question, answer) for answer in answers]
         texts = [_joined(question, answer, row.get(tools) if tools else None, plain) for answer in answers]
-        return Several(tuple(texts), (1.0 + _margin(row, margin), 0.0))
+        doubted = scores is not None and _is_less(row.get(scores[0]), row.get(scores[1]))
+        return Several(tuple(texts), (1.0 + _margin(row, margin), 0.0), doubted=doubted)
 
     mapping = there({"prompt": prompt, "chosen": chosen, "rejected": rejected, "system": system, "tools": tools})
     mapping |= there({"input": more, "margin": margin})
@@ -219,6 +224,20 @@ def _joined(
     return Chat(
         [{**m, "train": False} if m["role"] == "assistant" else m for m in question] + list(answer), tools_of(tools)
     )
+
+
+def _scores(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the columns that hold a number for the better and for the worse answer, the higher the better."""
+    for name in names:
+        other = _CHOSEN.sub(lambda match: "REJECTED" if match[0].isupper() else "rejected", name, count=1)
+        if _SCORE.search(name) and other != name and other in names:
+            return name, other
+    return None
+
+
+def _is_less(left: Any, right: Any) -> bool:
+    left, right = plainly(left), plainly(right)
+    return all(isinstance(one, int | float) for one in (left, right)) and left < right
 
 
 def _margin(row: Row, column: str | None) -> float:

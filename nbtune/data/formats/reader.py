@@ -68,7 +68,8 @@ class Format:
         read: a row as `Chat` or `Parts` (rows that judge: as `preference.Several`); raises DataError without a place.
         kind: what can learn from it (`nbtune.methods.ROW_KINDS`).
         whole: rows to imitate that have no questions: texts.
-        unread: a warning that names columns which say something and are not read, "" if there are none.
+        unread: a warning that names columns which say something and are not read, or not as they are meant, "" if there
+            are none.
     """
 
     name: str

@@ -1,4 +1,5 @@
-"""Columns that say something to a model and that a format does not read: named, so that nothing is left out unsaid."""
+"""Columns that say something to a model and that a format does not read, or reads otherwise than they were written:
+named, so that nothing is left out unsaid."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nbtune.data.formats.values import is_missing
+from nbtune.data.formats.values import is_missing, plainly
 
 _MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
 _SAID = frozenset(("history", "context", "system", "system_prompt", "tools", "functions", "chat_template_kwargs"))
@@ -43,6 +44,26 @@ def unread(name: str, read: Sequence[str], sample: Sequence[Mapping[str, Any]]) 
         return f"what stands in {listed} is not learnt: {why}"
     placeholder = next((m for row in sample for v in row.values() if (m := _PLACEHOLDER.search(str(v)))), None)
     return f"rows hold {placeholder[0]}: it is learnt as these words, only text can be trained" if placeholder else ""
+
+
+def fractions(mapping: Mapping[str, str], kind: str, sample: Sequence[Mapping[str, Any]]) -> str:
+    """Return a warning that names columns of whole numbers that are learnt with a point and a zero behind them; "" if
+    there are none.
+
+    Args:
+        mapping: role → column, of what is read.
+        kind: of the rows.
+        sample: some rows.
+    """
+    numbers = {"margin", *(("label",) if kind == "feedback" else ())}
+    for column in dict.fromkeys(column for role, column in mapping.items() if role not in numbers):
+        values = [plainly(row[column]) for row in sample if not is_missing(row.get(column))]
+        if values and all(isinstance(value, float) and value.is_integer() for value in values):
+            return (
+                f"whole numbers in `{column}` are learnt with a fraction, such as `{values[0]}` (a DataFrame makes "
+                "them so where some are missing): `df.convert_dtypes()` keeps them whole"
+            )
+    return ""
 
 
 def other_questions(read: str | None, columns: Sequence[str], sample: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -28,6 +28,7 @@ class Oddities:
 
     def __init__(self) -> None:
         self.rows = self.rendered = self.repeated_role = self.answer_first = 0
+        self.answered_twice = self.doubted = 0
         self.example = ""
         self.thoughts = self.words = self.parts = self.tools = 0
         self.keys: dict[str, int] = {}
@@ -49,7 +50,12 @@ class Oddities:
             self.roles[role] = self.roles.get(role, 0) + 1
         spoken = [role for role in roles if role in ("user", "assistant")]
         self.repeated_role += any(a == b == "user" for a, b in pairwise(spoken))
+        self.answered_twice += any(a == b == "assistant" for a, b in pairwise(roles))  # a tool may stand between
         self.answer_first += spoken[:1] == ["assistant"]
+
+    def see_judgement(self, doubted: bool) -> None:
+        """See whether a row's own scores say the opposite of what was judged of it."""
+        self.doubted += doubted
 
     def see_left_out(self, parts: Iterable[str]) -> None:
         """See what a chat template leaves out of rows: `thoughts`, `words`, `parts`, `tools`, `key …`, each once a
@@ -86,6 +92,16 @@ class Oddities:
             )
         if self.repeated_role:
             sentences.append(f"{self.repeated_role} conversations have two questions without an answer between them")
+        if self.answered_twice:
+            sentences.append(
+                f"{self.answered_twice} conversations have two answers without a question between them: each is learnt "
+                "as a turn of its own, the second as what follows the first"
+            )
+        if self.doubted:
+            sentences.append(
+                f"of {self.doubted} of {self.rows} pairs the rejected answer has the higher score: they are learnt as "
+                "they stand; mend or leave out those rows, or exchange the columns if that is how they are meant"
+            )
         if self.answer_first:
             sentences.append(f"{self.answer_first} conversations begin with an answer")
         return [*sentences, *self._of_left_out()]

@@ -156,6 +156,7 @@ class Reader:
                 self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
                 continue
             if isinstance(row, Several):
+                self.oddities.see_judgement(row.doubted)
                 last = len(texts) - 1
                 read += [Piece(index, t, i == last, values[i], steps, weight) for i, t in enumerate(texts)]
             else:

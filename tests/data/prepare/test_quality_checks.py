@@ -73,10 +73,44 @@ def test_leaks_into_the_held_out_rows_are_found() -> None:
             {"messages": [{"role": r, "content": "x"} for r in ("assistant", "user", "assistant")]},
             "begin with an answer",
         ),
+        (
+            {"messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "assistant")]},
+            "two answers without a question",
+        ),
     ],
 )
 def test_odd_rows(row: dict[str, Any], part: str) -> None:
     assert said(prepare([row]), part)
+
+
+def test_a_tool_between_two_answers_is_no_oddity() -> None:
+    roles = ("user", "assistant", "tool", "assistant")
+    assert not said(prepare([{"messages": [{"role": role, "content": "x"} for role in roles]}]), "two answers")
+
+
+@pytest.mark.parametrize("name", ["score_{}", "{}_score", "{}-rating", "reward_{}"])
+@pytest.mark.parametrize(("better", "worse"), [(3, 7), (1.5, 2), (7, 3), (3, 3), (None, 3), (3, "x"), (True, "")])
+def test_a_rejected_answer_with_the_higher_score_is_counted(name: str, better: Any, worse: Any) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    scores = {name.format("chosen"): better, name.format("rejected"): worse}
+    rows = [{**pair, **scores}, {**pair, "prompt": "p", name.format("chosen"): 9, name.format("rejected"): 1}]
+    spec = from_mapping({"data": "rows", "method": "dpo"})
+    found = nbtune.data.prepare_data(
+        resolve(spec.data, {"rows": rows}), tokenizer(CHATML), spec=spec, max_len=4096, seed=1, kind="pairs"
+    )
+    odd = isinstance(worse, int | float) and better is not None and better < worse
+    assert said(found, "of 1 of 2 pairs the rejected answer has the higher score") == odd
+
+
+def test_whole_numbers_that_a_frame_with_gaps_made_fractions_are_named() -> None:
+    import pandas
+
+    frame = pandas.DataFrame({"prompt": ["a", "b", "c"], "completion": [1, 2, None]})
+    assert said(prepare(frame, on_error="skip"), "`completion` are learnt with a fraction, such as `1.0`")
+    assert not said(prepare(frame.convert_dtypes(), on_error="skip"), "fraction")
+    assert said(prepare(frame, data={"source": "rows", "template": "{{ completion }}"}), "`completion` are learnt")
+    frame["completion"] = [1.5, 2, None]
+    assert not said(prepare(frame, on_error="skip"), "fraction")
 
 
 def test_outliers_and_repetitions() -> None:

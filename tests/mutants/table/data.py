@@ -209,8 +209,8 @@ DATA = (
     mutant(
         "the-worse-answer-is-preferred",
         "data/formats/preference_format.py",
-        "return Several(tuple(texts), (1.0 + _margin(row, margin), 0.0))",
-        "return Several(tuple(texts[::-1]), (1.0, 0.0))",
+        "return Several(tuple(texts), (1.0 + _margin(row, margin), 0.0), doubted=doubted)",
+        "return Several(tuple(texts[::-1]), (1.0, 0.0), doubted=doubted)",
         _PREFERENCE,
     ),
     mutant(
