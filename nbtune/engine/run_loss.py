@@ -37,6 +37,7 @@ def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: t
     """
     from nbtune.train.distillation import DistillationLoss
     from nbtune.train.loss import UnlessIdle, loss_of
+    from nbtune.train.shared_prompts import can_share
 
     method, options = METHODS[spec.method], options_of(spec)
     teacher = load_teacher(spec, built.tokenizer, dtype=torch_dtype(plan.dtype), device=device)
@@ -45,7 +46,8 @@ def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: t
         loss = DistillationLoss(teacher, {**method.options, **options})
     else:
         start, outputs = reference_of(folder, method, built.model), len(labels_of(spec)) or 1
-        loss = loss_of(method, options=options, fused=fused, start=start, outputs=outputs)
+        share = method.pairwise and not method.head and can_share(built)
+        loss = loss_of(method, options=options, fused=fused, start=start, outputs=outputs, share=share)
     return UnlessIdle(loss) if plan.weights.shards else loss
 
 

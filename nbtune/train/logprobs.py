@@ -15,9 +15,12 @@ from nbtune.errors import TrainError
 from nbtune.methods import Answers, Method
 from nbtune.train.inputs import model_inputs
 from nbtune.train.reference import StartingWeights, in_place_of
+from nbtune.train.shared_prompts import laid_out, shared_tokens
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
+
+HOST = torch.device("cpu")
 
 
 def answers_of(
@@ -29,6 +32,7 @@ def answers_of(
     start: StartingWeights | None = None,
     mismatched: Answers | None = None,
     step: Answers | None = None,
+    share: bool = False,
 ) -> Answers:
     """Return all that a method wants to know of a batch's answers.
 
@@ -38,10 +42,11 @@ def answers_of(
         device: where the model is.
         start: what the run started with, for the reference; None: with the base.
         mismatched, step: as in `Answers`, asked before.
+        share: see `question`.
     Raises:
         TrainError: the method wants a reference, and the model has no adapter to do without.
     """
-    found = answers_to(model, question(batch, device), method, start)
+    found = answers_to(model, question(batch, device, share=share), method, start)
     return replace(found, mismatched=mismatched, step=step)
 
 
@@ -69,14 +74,22 @@ def score_answers(model: torch.nn.Module, batch: Batch, *, device: torch.device)
     return score(model, question(batch, device))
 
 
-def question(batch: Batch, device: torch.device) -> dict[str, Any]:
+def question(batch: Batch, device: torch.device, *, share: bool = False) -> dict[str, Any]:
     """Return a batch as `score` takes it, on the device: arguments of the model's forward, and beside them, called
-    ``answers.…``, which of what it says is wanted, and what was judged."""
+    ``answers.…``, which of what it says is wanted, and what was judged.
+
+    Args:
+        share: what the two answers of a pair begin with goes through the model once, where it is much: the model can
+            (`nbtune.train.shared_prompts.can_share`).
+    """
     wanted = {"rows": batch.trained_rows, "labels": batch.trained_labels, "owners": _owners(batch)}
     wanted |= {"values": batch.values, "weights": batch.example_weights}
-    named = {f"answers.{name}": send(t, device) for name, t in wanted.items() if t is not None}
-    inputs = model_inputs(batch, device, fused=True, labels=False)
-    return {**inputs, **named, "answers.count": len(batch.examples)}
+    inputs = model_inputs(batch, HOST, fused=True, labels=False)
+    if share and (once := laid_out(batch, inputs)) is not None:
+        inputs, wanted["rows"] = once, once["shared.token"][batch.trained_rows]
+    inputs |= {f"answers.{name}": t for name, t in wanted.items() if t is not None}
+    sent = {name: send(value, device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    return {**sent, "answers.count": len(batch.examples)}
 
 
 def score(model: torch.nn.Module, asked: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -94,6 +107,8 @@ def score(model: torch.nn.Module, asked: Mapping[str, Any]) -> tuple[Tensor, Ten
         logprobs = logits.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0] * (labels != -100)
     else:
         head = find_head(lm)
+        shared = shared_tokens(asked)
+        inputs |= {} if shared is None else {"shared_tokens": shared}
         hidden = inner(**inputs, use_cache=False, return_dict=True).last_hidden_state
         logprobs, *_ = linear_logprobs_of(
             hidden, head.module.weight, labels, bias=head.module.bias, rows=rows, softcap=head.softcap,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -83,18 +83,19 @@ def loss_of(
     fused: bool = False,
     start: StartingWeights | None = None,
     outputs: int = 1,
+    share: bool = False,
 ) -> TokenLoss | AnswerLoss:
     """Return the loss of a method.
 
     Args:
         options: instead of the method's own, as `nbtune.spec.loss_options.options_of` reads them.
         fused: see `TokenLoss`.
-        start, outputs: see `AnswerLoss`.
+        start, outputs, share: see `AnswerLoss`.
     """
     if method.by_tokens:
         told = {**method.options, **(options or {})}
         return TokenLoss(fused, float(told.get("label_smoothing", 0)), float(told.get("z_loss", 0)))
-    return AnswerLoss(method, options or {}, start, outputs)
+    return AnswerLoss(method, options or {}, start, outputs, share and method.pairwise)
 
 
 class OfTokens:
@@ -174,12 +175,14 @@ class AnswerLoss:
         options: instead of the method's own, such as ``beta``.
         start: what the run started with, where that is not the base; a method's reference is the model with it.
         outputs: of the head, for methods with one.
+        share: a pair's prompt goes through the model once, see `nbtune.train.logprobs.question`.
     """
 
     method: Method
     options: Mapping[str, float | str] = field(default_factory=dict)
     start: StartingWeights | None = None
     outputs: int = 1
+    share: bool = False
 
     @cached_property
     def figures(self) -> tuple[str, ...]:
@@ -204,7 +207,7 @@ class AnswerLoss:
             batch,
             self.method,
             device=device,
-            ask=lambda one: answers_of(model, one, self.method, device=device, start=self.start),
+            ask=lambda one: answers_of(model, one, self.method, device=device, start=self.start, share=self.share),
         )
 
     def count(self, batch: Batch) -> float:
@@ -242,7 +245,8 @@ class AnswerLoss:
             answers = scores_of(model, batch, method, device=device)
         else:
             others = None if step is None else step.mismatched
-            answers = answers_of(model, batch, method, device=device, start=self.start, mismatched=others, step=step)
+            asked: dict[str, Any] = {"start": self.start, "share": self.share}
+            answers = answers_of(model, batch, method, device=device, mismatched=others, step=step, **asked)
         return self.of_answers(answers, denominator)
 
     def of_answers(self, answers: Answers, denominator: float | torch.Tensor) -> LossOutput:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.methods import Answers
-from nbtune.train.logprobs import answers_to, question
+from nbtune.train.logprobs import HOST, answers_to, question
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from nbtune.train.loss import AnswerLoss
 
 _ANSWERS = 64  # the number of a pack's answers is rounded up to multiples
-_HOST = torch.device("cpu")
 
 
 class RecordedAnswers:
@@ -38,7 +37,7 @@ class RecordedAnswers:
         Args:
             denominator, step: see `nbtune.train.loss.Loss`.
         """
-        asked = {**question(batch, _HOST), "denominator": torch.tensor(float(denominator))}
+        asked = {**question(batch, HOST, share=self.loss.share), "denominator": torch.tensor(float(denominator))}
         if batch.cu_seqlens is not None:
             asked |= _filled(asked)
         if step is not None:

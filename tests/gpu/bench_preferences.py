@@ -3,8 +3,9 @@
     python tests/gpu/bench_preferences.py dpo llama-8b keep/4 keep/1 selective/2 recompute/4
     python tests/gpu/bench_preferences.py kto llama-1b keep/4 keep/4/plain --profile
 
-A way is what blocks keep, how many pairs a micro-batch has, and `plain` for steps that are not recorded. Random
-weights, LoRA r = 16 on all linear layers; pairs of 2×1,024 tokens, a quarter of which is the prompt.
+A way is what blocks keep, how many pairs a micro-batch has, `plain` for steps that are not recorded, `apart` for
+prompts that go through the model twice. Random weights, LoRA r = 16 on all linear layers; pairs of 2×1,024 tokens, of
+which the prompt is a share.
 """
 
 from __future__ import annotations
@@ -33,21 +34,22 @@ SHAPES["tiny"] = ("llama", TINY)
 WARM: list[Any] = []  # called when a way is warm, before it is measured
 
 
-def rows(pairs: int, tokens: int, vocabulary: int) -> Any:
+def rows(pairs: int, tokens: int, vocabulary: int, share: float = 0.25) -> Any:
     """Pairs as a data set: better, worse, better, …"""
     from nbtune.data.prepare.dataset import Builder
 
     builder, draw = Builder(["rows"]), np.random.default_rng(0)
-    trained = np.arange(tokens) >= tokens // 4
+    begin = int(tokens * share)
+    trained = np.arange(tokens) >= begin
     for pair in range(pairs):
-        prompt = draw.integers(3, vocabulary, tokens // 4)
+        prompt = draw.integers(3, vocabulary, begin)
         for better in (1.0, 0.0):
-            ids = np.concatenate([prompt, draw.integers(3, vocabulary, tokens - tokens // 4)]).astype(np.int32)
+            ids = np.concatenate([prompt, draw.integers(3, vocabulary, tokens - begin)]).astype(np.int32)
             builder.add(ids, trained, 0, pair, value=better)
     return builder.build()
 
 
-def stepper_of(built: Any, method: str, recorded: bool, device: torch.device) -> Any:
+def stepper_of(built: Any, method: str, recorded: bool, device: torch.device, *, share: bool = False) -> Any:
     """Return a run's own stepper."""
     from nbtune.methods import METHODS
     from nbtune.spec import RunSpec
@@ -56,7 +58,7 @@ def stepper_of(built: Any, method: str, recorded: bool, device: torch.device) ->
 
     spec = RunSpec(data="rows", method=method, weight_decay=0.01)
     plan: Any = SimpleNamespace(weights=SimpleNamespace(shards=False), dtype="bf16", learning_rate=1e-5)
-    stepper = choose_stepper(built, loss_of(METHODS[method]), spec=spec, plan=plan, device=device)
+    stepper = choose_stepper(built, loss_of(METHODS[method], share=share), spec=spec, plan=plan, device=device)
     if recorded:
         assert type(stepper).__name__ == "FusedStepper" or device.type == "cpu", "is not recorded"
     elif hasattr(stepper, "_step"):
@@ -68,9 +70,9 @@ def measure(built: Any, args: Any, way: str, data: Any, device: torch.device) ->
     """Return what steps of that way take."""
     from nbtune.data.batching.collate import collate
 
-    policy, micro, *plain = way.split("/")
+    policy, micro, *words = way.split("/")
     built.patch.set_policy(policy)
-    stepper = stepper_of(built, args.method, not plain, device)
+    stepper = stepper_of(built, args.method, "plain" not in words, device, share="apart" not in words)
     size, times, losses = 2 * int(micro), [], []
     gc.collect()
     torch.cuda.empty_cache()
@@ -100,9 +102,9 @@ def measure(built: Any, args: Any, way: str, data: Any, device: torch.device) ->
     peak, reserved = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
     stepper.forget_recordings()
     return {
-        "method": args.method, "shape": args.shape, "weights": args.weights, "way": way, "step_s": round(middle, 4),
-        "tokens_s": round(2 * args.pairs * args.tokens / middle), "peak_gib": round(peak, 2),
-        "reserved_gib": round(reserved, 2), "losses": losses,
+        "method": args.method, "shape": args.shape, "weights": args.weights, "prompt": args.prompt, "way": way,
+        "step_s": round(middle, 4), "tokens_s": round(2 * args.pairs * args.tokens / middle),
+        "peak_gib": round(peak, 2), "reserved_gib": round(reserved, 2), "losses": losses,
     }  # fmt: skip
 
 
@@ -127,6 +129,7 @@ def main() -> None:
     parser.add_argument("ways", nargs="+")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--prompt", type=float, default=0.25, help="the prompt's share of a row")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--weights", default="16bit", help="the format of frozen weights: 16bit or fp8")
@@ -141,7 +144,7 @@ def main() -> None:
     patch = apply(model, "keep", weights=Placement(format=args.weights))
     built = Built(model, None, None, patch)  # type: ignore[arg-type]
     print(*built.patch.report.lines(), sep="\n    ")  # type: ignore[union-attr]
-    data = rows(4 * args.pairs, args.tokens, model.config.vocab_size)
+    data = rows(4 * args.pairs, args.tokens, model.config.vocab_size, args.prompt)
     for way in args.ways:
         try:
             print(json.dumps(measure(built, args, way, data, device)), flush=True)

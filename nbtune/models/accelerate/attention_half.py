@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbtune.models.accelerate.attention import Packing, attend
+from nbtune.models.accelerate.attention import attend
 from nbtune.models.accelerate.layer_spec import Angles, Layer
 from nbtune.models.accelerate.lora_linear import wide
 from nbtune.models.accelerate.norm_grads import NormGrads, seen
 from nbtune.models.accelerate.norms import Norm, Stats
+from nbtune.models.accelerate.shared_tokens import SharedTokens, Together
 from nbtune.models.accelerate.triton_epilogues import rotate_back
 
 
@@ -27,6 +28,13 @@ class Attention:
     qk_stats: tuple[Stats, Stats] | None = None
     added: Tensor | None = None  # what a norm behind it has read
     post: Stats | None = None
+    shared: SharedTokens | None = None  # q, k, v and out are of rows, in which tokens stand more than once
+
+    def heard(self) -> Tensor:
+        """Return attention's output `[T, Hq D]`."""
+        assert self.out is not None
+        out = self.out.detach()
+        return out.flatten(2).flatten(0, 1) if self.shared is None else self.shared.of_rows(out)
 
 
 def attention_forward(
@@ -34,7 +42,7 @@ def attention_forward(
     x: Tensor,
     shape: tuple[int, int],
     angles: Angles | None,
-    packing: Packing | None,
+    packing: Together | None,
     seed: Tensor | None,
 ) -> tuple[Tensor, Attention]:
     """Return what attention adds to x `[T, H]`, before a norm behind it, and what the backward needs."""
@@ -58,11 +66,14 @@ def attention_forward(
         saved.qk_stats = (sq, sk)
     q = q.flatten(2, 3) if q.ndim == 5 else q  # a copy
     layer.rotate(q, k, angles)
+    if isinstance(packing, SharedTokens):
+        saved.shared, packing = packing, packing.packing
+        q, k, v = (saved.shared.to_rows(t[0]) for t in (q, k, v))
     with torch.enable_grad():
         leaves = (q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_())
         out = attend(*leaves, layer.scale, packing, layer.window, layer.cap, layer.slopes)
     saved.leaves, saved.out = leaves, out
-    flat = out.detach().view(tokens, -1)
+    flat = saved.heard()
     layer.out.load()
     saved.oa = layer.out.project(flat, seed)
     return layer.out.forward_plain(flat, saved.oa), saved
@@ -98,14 +109,18 @@ def attention_backward(
     tokens, group, norm = x.shape[0], layer.qkv, layer.pre1
     assert saved.out is not None
     assert saved.leaves is not None
-    flat = saved.out.detach().view(tokens, -1)
+    flat = saved.heard()
     layer.out.load()
     doa = layer.out.dxa_beside(wide_dy)
     grads_out = layer.out.gradients(norms.jobs, flat, wide_dy[:, : layer.out.outputs], saved.oa, doa, seed=saved.seed)
-    dout = layer.out.backward_wide(wide_dy, saved.seed).view(saved.out.shape)
-    dq, dk, dv = torch.autograd.grad(saved.out, saved.leaves, dout)
+    del flat
+    dout, shared = layer.out.backward_wide(wide_dy, saved.seed), saved.shared
+    dout = dout if shared is None else shared.grad_to_rows(dout)
+    dq, dk, dv = torch.autograd.grad(saved.out, saved.leaves, dout.view(saved.out.shape))
     saved.out = saved.leaves = None
     del dout
+    if shared is not None:
+        dq, dk, dv = shared.grad_of_queries(dq), shared.grad_of_keys(dk), shared.grad_of_keys(dv)
     wide_dqkv = wide(tokens, group.width_out, x)
     _heads_backward(layer, saved, (dq, dk, dv), angles, wide_dqkv, norms)
     del dq, dk, dv

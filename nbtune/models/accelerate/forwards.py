@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.attention import Packing, packing_of, right_padded
+from nbtune.models.accelerate.attention import packing_of, right_padded
 from nbtune.models.accelerate.cpu_offload import present, traffic_of
 from nbtune.models.accelerate.layer_spec import UNKNOWN, Layer
 from nbtune.models.accelerate.lm_head import Head, loss_inputs
 from nbtune.models.accelerate.lora_sync import LoraSync
 from nbtune.models.accelerate.mixture_layer import run_layer
 from nbtune.models.accelerate.shared_buffers import scratches_of
+from nbtune.models.accelerate.shared_tokens import SharedTokens, Together
 
 
 def layer_forward(module: nn.Module, layer: Layer, config: Any) -> Callable[..., Any]:
@@ -75,7 +76,8 @@ class Prepare:
 
     Where every layer is ours, a mask with no elements stands for "causal within documents": transformers hands a 4-D
     mask through as it is, and so neither builds a `[B, 1, S, S]` one nor waits for the device to look at positions.
-    Where such a mask does not come through, layers are told beside it, until `done`.
+    Where such a mask does not come through, layers are told beside it, until `done`. A forward that is given
+    `shared_tokens` has a layout of those; the decoder itself does not see them.
     """
 
     def __init__(self, layers: list[Layer], whole: bool, marked: bool):
@@ -86,6 +88,15 @@ class Prepare:
         self.scratches = scratches_of(groups)
 
     def __call__(self, inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        shared: SharedTokens | None = kwargs.pop("shared_tokens", None)
+        settled = self._settled(inner, args, kwargs, shared)
+        if settled is None and shared is not None:
+            raise RuntimeError("tokens are shared among rows, and not all layers are nbtune's in this call")
+        return settled
+
+    def _settled(
+        self, inner: nn.Module, args: tuple, kwargs: dict[str, Any], shared: SharedTokens | None
+    ) -> tuple[tuple, dict[str, Any]] | None:
         for scratch in self.scratches:  # what lies beside the weights is of the last step, and a replay knows no state
             scratch.holds = None
         if self.traffic is not None:
@@ -105,8 +116,8 @@ class Prepare:
         mask = kwargs.get("attention_mask")
         if mask is not None and not right_padded(mask):
             return None
-        packing: Packing | None = None
-        if mask is None:
+        packing: Together | None = shared
+        if mask is None and shared is None:
             packing = packing_of(kwargs.get("position_ids"), kwargs)
         if not self.marked:
             self.layers[0].told.packing = packing

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.attention import Packing
 from nbtune.models.accelerate.attention_half import Attention, attention_backward, attention_forward
 from nbtune.models.accelerate.layer_spec import Angles, Layer
 from nbtune.models.accelerate.lora_linear import wide
 from nbtune.models.accelerate.mlp_by_rows import mlp_backward, mlp_forward
 from nbtune.models.accelerate.mlp_half import Mlp, sum_again
 from nbtune.models.accelerate.norm_grads import NormGrads
+from nbtune.models.accelerate.shared_tokens import Together
 
 
 class LayerFunction(torch.autograd.Function):
@@ -26,7 +26,7 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: Layer, x: Tensor, cos: Tensor | None, sin: Tensor | None, packing: Packing | None,
+        ctx: Any, layer: Layer, x: Tensor, cos: Tensor | None, sin: Tensor | None, packing: Together | None,
         *_: nn.Parameter,
     ) -> Tensor:  # fmt: skip
         shape = (x.shape[0], x.shape[1])

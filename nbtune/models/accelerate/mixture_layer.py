@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nbtune.models.accelerate.attention import Packing
 from nbtune.models.accelerate.attention_half import Attention, attention_backward, attention_forward
 from nbtune.models.accelerate.layer_autograd import LayerFunction, angles_of, grad_of_attention
 from nbtune.models.accelerate.layer_spec import Layer
@@ -23,10 +22,11 @@ from nbtune.models.accelerate.lora_linear import wide
 from nbtune.models.accelerate.mlp_half import sum_and_norm
 from nbtune.models.accelerate.norm_grads import NormGrads
 from nbtune.models.accelerate.norms import Stats
+from nbtune.models.accelerate.shared_tokens import Together
 
 
 def run_layer(
-    layer: Layer, x: Tensor, angles: tuple[Tensor | None, Tensor | None], packing: Packing | None,
+    layer: Layer, x: Tensor, angles: tuple[Tensor | None, Tensor | None], packing: Together | None,
     parameters: list[nn.Parameter],
 ) -> Tensor:  # fmt: skip
     """Return what a layer makes of x `[B, S, H]`; arguments as of `LayerFunction`, its parameters last."""
@@ -67,7 +67,7 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, layer: Layer, x: Tensor, cos: Tensor | None, sin: Tensor | None, packing: Packing | None,
+        ctx: Any, layer: Layer, x: Tensor, cos: Tensor | None, sin: Tensor | None, packing: Together | None,
         *_: nn.Parameter,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         shape, flat, seed = (x.shape[0], x.shape[1]), x.reshape(-1, x.shape[-1]), layer.draws.seed
@@ -113,7 +113,7 @@ class AttentionFunction(torch.autograd.Function):
 
 
 def _sums(
-    layer: Layer, x: Tensor, shape: tuple[int, int], angles: Any, packing: Packing | None, seed: Tensor | None
+    layer: Layer, x: Tensor, shape: tuple[int, int], angles: Any, packing: Together | None, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Attention, Stats | None]:
     added, attention = attention_forward(layer, x, shape, angles, packing, seed)
     u = torch.empty_like(x)

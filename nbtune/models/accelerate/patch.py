@@ -62,6 +62,7 @@ class Patch:
     layers: list[Layer] = field(default_factory=list)
     experts: list[Experts] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
+    whole: bool = False  # every layer of the decoder is ours
 
     def set_policy(self, policy: MemoryPolicy) -> None:
         """Set what blocks keep from now on."""
@@ -124,6 +125,7 @@ class Patch:
             self.undo.pop()()
         self.layers.clear()
         self.experts.clear()
+        self.whole = False
 
 
 def apply(
@@ -265,6 +267,7 @@ class _Layers:
             self.patch.report.left.update(dict.fromkeys(self.patch.report.taken, "some other layers are left alone"))
             self.patch.report.taken.clear()
             return
+        self.patch.whole = whole
         hook = Prepare(list(layers), whole, whole and masks_pass)
         self.patch.undo.append(inner.register_forward_pre_hook(hook, with_kwargs=True).remove)
         self.patch.undo.append(inner.register_forward_hook(hook.done, always_call=True).remove)
