@@ -36,6 +36,8 @@ def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: t
         SpecError: see `load_teacher`.
     """
     from nbtune.train.distillation import DistillationLoss
+    from nbtune.train.kept_reference import KeptReference
+    from nbtune.train.logprobs import Asking
     from nbtune.train.loss import UnlessIdle, loss_of
     from nbtune.train.shared_prompts import can_share
 
@@ -47,7 +49,10 @@ def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: t
     else:
         start, outputs = reference_of(folder, method, built.model), len(labels_of(spec)) or 1
         share = method.pairwise and not method.head and can_share(built)
-        loss = loss_of(method, options=options, fused=fused, start=start, outputs=outputs, share=share)
+        # several processes get other rows in each epoch, and what one knows another does not
+        kept = KeptReference(device) if method.reference and plan.gpus == 1 else None
+        asking = Asking(start, share, kept)
+        loss = loss_of(method, options=options, fused=fused, asking=asking, outputs=outputs)
     return UnlessIdle(loss) if plan.weights.shards else loss
 
 

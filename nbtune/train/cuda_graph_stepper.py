@@ -13,6 +13,7 @@ from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec.learning import OptimArgs
 from nbtune.spec.loss_options import takes_logits
 from nbtune.train.inputs import model_inputs
+from nbtune.train.kept_reference import load_reference, reference_state
 from nbtune.train.look_ahead import LooksAhead, survey
 from nbtune.train.optimizer import adam
 from nbtune.train.recorded_answers import RecordedAnswers
@@ -110,6 +111,8 @@ class FusedStepper(LooksAhead):
         """See `Stepper.accumulate`."""
         seed = seed_of(self._seed, step, self._number(micro_step))
         told = self._step.accumulate(self._inputs(batch, denominator), first=self._sum is None, seed=seed)
+        if self._answers is not None:
+            told = self._answers.kept(batch, told)
         self._sum = told if self._sum is None else self._sum + told
 
     def _inputs(self, batch: Batch, denominator: float) -> dict[str, Any]:
@@ -157,10 +160,11 @@ class FusedStepper(LooksAhead):
         moments = zip(optimizer.exp_avgs, optimizer.exp_avg_sqs, strict=True)
         step = optimizer.step_count.float().cpu()
         state = {i: {"step": step.clone(), "exp_avg": m, "exp_avg_sq": v} for i, (m, v) in enumerate(moments)}
-        return {"optimizer": {"state": state}, "scaler": {}}
+        return {"optimizer": {"state": state}, "scaler": {}, **reference_state(self._loss)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`, of either stepper."""
+        load_reference(self._loss, state)
         optimizer, saved = self._step.optimizer, state["optimizer"]["state"]
         for index, (mean, square) in enumerate(zip(optimizer.exp_avgs, optimizer.exp_avg_sqs, strict=True)):
             if index in saved:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from nbtune.device.streams import send
 from nbtune.errors import TrainError
 from nbtune.methods import Answers, Method
 from nbtune.train.inputs import model_inputs
+from nbtune.train.kept_reference import KeptReference
 from nbtune.train.reference import StartingWeights, in_place_of
 from nbtune.train.shared_prompts import laid_out, shared_tokens
 
@@ -23,16 +24,31 @@ if TYPE_CHECKING:
 HOST = torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How a run asks for answers.
+
+    Args:
+        start: what the run started with, for the reference; None: with the base.
+        share: what the two answers of a pair begin with goes through the model once, where it is much: the model can
+            (`nbtune.train.shared_prompts.can_share`).
+        kept: what the reference has said; None: it is asked each time.
+    """
+
+    start: StartingWeights | None = None
+    share: bool = False
+    kept: KeptReference | None = None
+
+
 def answers_of(
     model: torch.nn.Module,
     batch: Batch,
     method: Method,
     *,
     device: torch.device,
-    start: StartingWeights | None = None,
+    asking: Asking | None = None,
     mismatched: Answers | None = None,
     step: Answers | None = None,
-    share: bool = False,
 ) -> Answers:
     """Return all that a method wants to know of a batch's answers.
 
@@ -40,23 +56,30 @@ def answers_of(
         model: with an adapter, unless the method needs no reference.
         batch: pairs side by side (better, worse, better, …), or answers with their `values`.
         device: where the model is.
-        start: what the run started with, for the reference; None: with the base.
+        asking: how; None: as it comes.
         mismatched, step: as in `Answers`, asked before.
-        share: see `question`.
     Raises:
         TrainError: the method wants a reference, and the model has no adapter to do without.
     """
-    found = answers_to(model, question(batch, device, share=share), method, start)
+    asking = asking or Asking()
+    asked = question(batch, device, share=asking.share)
+    known = asking.kept.of(batch) if asking.kept is not None and method.reference else None
+    if known is not None and known.values is not None:
+        asked["answers.reference"] = known.values
+    found = answers_to(model, asked, method, asking.start)
+    if asking.kept is not None and known is not None and known.values is None and found.reference is not None:
+        asking.kept.keep(known, found.reference)
     return replace(found, mismatched=mismatched, step=step)
 
 
 def answers_to(
     model: torch.nn.Module, asked: Mapping[str, Any], method: Method, start: StartingWeights | None
 ) -> Answers:
-    """Return what a model, and the reference, say to a `question`; arguments as of `answers_of`."""
+    """Return what a model, and the reference, say to a `question`; arguments as of `answers_of`. What the reference
+    says may be known: ``answers.reference``."""
     # the reference first: weights may change places for it, and what a forward keeps for its backward is not there yet
-    reference = None
-    if method.reference:
+    reference = asked.get("answers.reference")
+    if method.reference and reference is None:
         with torch.no_grad(), in_place_of(model, start):
             reference = score(model, asked)[0]
     logprobs, tokens = score(model, asked)
@@ -79,8 +102,7 @@ def question(batch: Batch, device: torch.device, *, share: bool = False) -> dict
     ``answers.…``, which of what it says is wanted, and what was judged.
 
     Args:
-        share: what the two answers of a pair begin with goes through the model once, where it is much: the model can
-            (`nbtune.train.shared_prompts.can_share`).
+        share: see `Asking`.
     """
     wanted = {"rows": batch.trained_rows, "labels": batch.trained_labels, "owners": _owners(batch)}
     wanted |= {"values": batch.values, "weights": batch.example_weights}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -20,9 +20,9 @@ from torch.nn.functional import cross_entropy
 from nbtune.device.streams import send
 from nbtune.methods import Answers, Method
 from nbtune.train.inputs import model_inputs
-from nbtune.train.logprobs import answers_of
+from nbtune.train.kept_reference import KeptReference
+from nbtune.train.logprobs import Asking, answers_of
 from nbtune.train.look_ahead import survey
-from nbtune.train.reference import StartingWeights
 from nbtune.train.scores import judged, scores_of
 
 if TYPE_CHECKING:
@@ -81,21 +81,20 @@ def loss_of(
     *,
     options: Mapping[str, float | str] | None = None,
     fused: bool = False,
-    start: StartingWeights | None = None,
+    asking: Asking | None = None,
     outputs: int = 1,
-    share: bool = False,
 ) -> TokenLoss | AnswerLoss:
     """Return the loss of a method.
 
     Args:
         options: instead of the method's own, as `nbtune.spec.loss_options.options_of` reads them.
         fused: see `TokenLoss`.
-        start, outputs, share: see `AnswerLoss`.
+        asking, outputs: see `AnswerLoss`.
     """
     if method.by_tokens:
         told = {**method.options, **(options or {})}
         return TokenLoss(fused, float(told.get("label_smoothing", 0)), float(told.get("z_loss", 0)))
-    return AnswerLoss(method, options or {}, start, outputs, share and method.pairwise)
+    return AnswerLoss(method, options or {}, asking or Asking(), outputs)
 
 
 class OfTokens:
@@ -173,16 +172,14 @@ class AnswerLoss:
 
     Args:
         options: instead of the method's own, such as ``beta``.
-        start: what the run started with, where that is not the base; a method's reference is the model with it.
+        asking: how the model is asked, and what a method's reference is.
         outputs: of the head, for methods with one.
-        share: a pair's prompt goes through the model once, see `nbtune.train.logprobs.question`.
     """
 
     method: Method
     options: Mapping[str, float | str] = field(default_factory=dict)
-    start: StartingWeights | None = None
+    asking: Asking = field(default_factory=Asking)
     outputs: int = 1
-    share: bool = False
 
     @cached_property
     def figures(self) -> tuple[str, ...]:
@@ -197,6 +194,11 @@ class AnswerLoss:
         return self.method.metrics(*self.method.sides(answers.detached()), **{**self.method.options, **self.options})
 
     @property
+    def kept(self) -> KeptReference | None:
+        """What the reference has said so far, where it is kept."""
+        return self.asking.kept
+
+    @property
     def looks_ahead(self) -> bool:
         """See `Loss`."""
         return self.method.looks_ahead
@@ -207,7 +209,7 @@ class AnswerLoss:
             batch,
             self.method,
             device=device,
-            ask=lambda one: answers_of(model, one, self.method, device=device, start=self.start, share=self.share),
+            ask=lambda one: answers_of(model, one, self.method, device=device, asking=self.asking),
         )
 
     def count(self, batch: Batch) -> float:
@@ -245,8 +247,7 @@ class AnswerLoss:
             answers = scores_of(model, batch, method, device=device)
         else:
             others = None if step is None else step.mismatched
-            asked: dict[str, Any] = {"start": self.start, "share": self.share}
-            answers = answers_of(model, batch, method, device=device, mismatched=others, step=step, **asked)
+            answers = answers_of(model, batch, method, device=device, asking=self.asking, mismatched=others, step=step)
         return self.of_answers(answers, denominator)
 
     def of_answers(self, answers: Answers, denominator: float | torch.Tensor) -> LossOutput:

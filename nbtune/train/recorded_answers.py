@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.methods import Answers
+from nbtune.train.kept_reference import Known
 from nbtune.train.logprobs import HOST, answers_to, question
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ class RecordedAnswers:
         Args:
             denominator, step: see `nbtune.train.loss.Loss`.
         """
-        asked = {**question(batch, HOST, share=self.loss.share), "denominator": torch.tensor(float(denominator))}
+        asked = {**question(batch, HOST, share=self.loss.asking.share), "denominator": torch.tensor(float(denominator))}
+        known = self._known(batch)
+        if known is not None and known.values is not None:
+            asked["answers.reference"] = known.values
         if batch.cu_seqlens is not None:
             asked |= _filled(asked)
         if step is not None:
@@ -45,14 +49,34 @@ class RecordedAnswers:
         return asked
 
     def __call__(self, model: nn.Module, asked: dict[str, Any]) -> Tensor:
-        """Return the loss `[]`, or with the sums and counts of its figures `[1 + 2F]`."""
-        told = self.loss.of_answers(self._answers(model, asked), asked["denominator"])
-        if told.figures is None:
-            return told.loss
-        return torch.cat([told.loss.float().reshape(1), told.figures.flatten()])
+        """Return the loss `[]`, or with the sums and counts of its figures `[1 + 2F]`; behind it what the reference has
+        said, where that is new and to be kept."""
+        answers = self._answers(model, asked)
+        told = self.loss.of_answers(answers, asked["denominator"])
+        parts = [told.loss.float().reshape(1)]
+        parts += [] if told.figures is None else [told.figures.flatten()]
+        if self._keeps and "answers.reference" not in asked and answers.reference is not None:
+            parts.append(answers.reference)
+        return told.loss if len(parts) == 1 else torch.cat(parts)
+
+    @property
+    def _keeps(self) -> bool:
+        return self.loss.kept is not None and self.loss.method.reference
+
+    def _known(self, batch: Batch) -> Known | None:
+        return self.loss.kept.of(batch) if self.loss.kept is not None and self.loss.method.reference else None
+
+    def kept(self, batch: Batch, told: Tensor) -> Tensor:
+        """Return what a step told of a batch without what the reference has said, which is kept."""
+        size = 1 + 2 * len(self.loss.figures)
+        if not told.ndim or len(told) == size:
+            return told
+        if self.loss.kept is not None and (known := self._known(batch)) is not None:
+            self.loss.kept.keep(known, told[size:])
+        return told[:size] if size > 1 else told[0]
 
     def _answers(self, model: nn.Module, asked: dict[str, Any]) -> Answers:
-        found = answers_to(model, asked, self.loss.method, self.loss.start)
+        found = answers_to(model, asked, self.loss.method, self.loss.asking.start)
         made_up, step = asked.get("answers.made_up"), _unnamed("step", asked)
         if made_up is not None:  # of probability 1/e and one token: no loss or figure of such is no number
             reference = None if found.reference is None else found.reference - made_up
@@ -71,6 +95,8 @@ class RecordedAnswers:
 
         asked = self.inputs(batch, 1.0, None)
         said = [row[: len(batch.examples)] for row in step.ask("ask", asked, answer)]
+        if self.loss.kept is not None and len(said) > 2 and (known := self._known(batch)) is not None:
+            self.loss.kept.keep(known, said[2])
         judged, weights = (None if t is None else t.to(step.device) for t in (batch.values, batch.example_weights))
         values = None if self.loss.method.pairwise else judged
         return Answers(said[0], said[1], said[2] if len(said) > 2 else None, values, weights)
@@ -86,8 +112,9 @@ def _filled(asked: Mapping[str, Any]) -> dict[str, Any]:
         "answers.made_up": torch.cat([1 - real, none + 1]),
         "answers.weights": torch.cat([asked.get("answers.weights", real), none]),
     }
-    if "answers.values" in asked:
-        filled["answers.values"] = torch.cat([asked["answers.values"], none])
+    for name in ("answers.values", "answers.reference"):
+        if name in asked:
+            filled[name] = torch.cat([asked[name], none.to(asked[name].device)])
     return filled
 
 

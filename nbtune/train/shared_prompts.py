@@ -75,8 +75,8 @@ def _once(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first: list[np.ndarray] = []
     second: list[np.ndarray] = []
     count = 0
-    documents = list(_documents(batch))
-    for (a, a_end, a_row), (b, b_end, b_row) in zip(documents[::2], documents[1::2], strict=True):
+    rows = list(documents(batch))
+    for (a, a_end, a_row), (b, b_end, b_row) in zip(rows[::2], rows[1::2], strict=True):
         most = min(a_row - a, b_row - b)
         same = ids[a : a + most] == ids[b : b + most]
         alike = most if same.all() else int(np.argmin(same))
@@ -90,7 +90,7 @@ def _once(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return token, np.concatenate(first), np.concatenate(second)
 
 
-def _documents(batch: Batch) -> Iterator[tuple[int, int, int]]:
+def documents(batch: Batch) -> Iterator[tuple[int, int, int]]:
     """Yield (start, end, first trained row) of each example, as places in the flattened batch."""
     rows = batch.trained_rows.numpy()[batch.trained_labels.numpy() != -100]
     if batch.cu_seqlens is None:

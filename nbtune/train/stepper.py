@@ -13,6 +13,7 @@ from nbtune.device.streams import fork_rng
 from nbtune.train.attempt import Attempt, counts_versions, versions
 from nbtune.train.averaged_weights import AveragedWeights
 from nbtune.train.embedding_noise import noisy
+from nbtune.train.kept_reference import load_reference, reference_state
 from nbtune.train.look_ahead import LooksAhead
 from nbtune.train.mean_loss import torn_update
 from nbtune.train.optimizer import rates
@@ -178,17 +179,20 @@ class Stepper(LooksAhead):
         return micro_step
 
     def state_dict(self) -> dict[str, Any]:
-        """Return optimizer, loss scale and masters; the weights are saved by whoever knows their names.
+        """Return optimizer, loss scale, masters, what a reference has said; the weights are saved by who knows their
+        names.
 
         The optimizer's state has the model's order, however parameters are grouped: either stepper reads it.
         """
         state = {self._place[i]: one for i, one in self.optimizer.state_dict()["state"].items()}
         masters = {} if self._masters is None else {"masters": self._masters.state_dict()}
         average = {} if self._average is None else {"average": self._average.state_dict()}
-        return {"optimizer": {"state": state}, "scaler": self.scaler.state_dict(), **masters, **average}
+        more = {**masters, **average, **reference_state(self._loss)}
+        return {"optimizer": {"state": state}, "scaler": self.scaler.state_dict(), **more}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`; the weights are there already."""
+        load_reference(self._loss, state)
         saved = state["optimizer"]["state"]
         mine = {i: saved[key] for i, key in enumerate(self._place) if key in saved}
         self.optimizer.load_state_dict({"state": mine, "param_groups": self.optimizer.state_dict()["param_groups"]})

@@ -54,11 +54,14 @@ def stepper_of(built: Any, method: str, recorded: bool, device: torch.device, *,
     from nbtune.methods import METHODS
     from nbtune.spec import RunSpec
     from nbtune.train.choose_stepper import choose_stepper
+    from nbtune.train.logprobs import Asking
     from nbtune.train.loss import loss_of
 
     spec = RunSpec(data="rows", method=method, weight_decay=0.01)
     plan: Any = SimpleNamespace(weights=SimpleNamespace(shards=False), dtype="bf16", learning_rate=1e-5)
-    stepper = choose_stepper(built, loss_of(METHODS[method], share=share), spec=spec, plan=plan, device=device)
+    stepper = choose_stepper(
+        built, loss_of(METHODS[method], asking=Asking(share=share)), spec=spec, plan=plan, device=device
+    )
     if recorded:
         assert type(stepper).__name__ == "FusedStepper" or device.type == "cpu", "is not recorded"
     elif hasattr(stepper, "_step"):

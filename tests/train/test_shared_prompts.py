@@ -16,7 +16,7 @@ from nbtune.models.accelerate import apply
 from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec
 from nbtune.train.cuda_graph_stepper import FusedStepper
-from nbtune.train.logprobs import HOST, question, score
+from nbtune.train.logprobs import HOST, Asking, question, score
 from nbtune.train.loss import loss_of
 from nbtune.train.shared_prompts import can_share, laid_out
 from tests.support.model_classes import CLASSES, make
@@ -53,7 +53,7 @@ def built(name: str = "llama", rank: int = 4) -> Built:
 def told(model: Any, batch: Batch, *, share: bool, method: str = "dpo") -> tuple[float, torch.Tensor]:
     """The loss of a batch, and all gradients."""
     model.zero_grad()
-    loss = loss_of(METHODS[method], share=share)
+    loss = loss_of(METHODS[method], asking=Asking(share=share))
     found = loss(model, batch, denominator=4, device=HOST)
     found.loss.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -134,7 +134,7 @@ def test_layers_that_are_not_ours_any_more_refuse() -> None:
 def test_recorded_steps_share_too(kind: str) -> None:
     batch, found = batches()[kind], []
     for share in (False, True):
-        loss: Any = loss_of(METHODS["dpo"], share=share)
+        loss: Any = loss_of(METHODS["dpo"], asking=Asking(share=share))
         stepper = FusedStepper(built(), weight_decay=0.0, max_grad_norm=1.0, device=HOST, loss=loss)
         steps = []
         for index in range(2):
