@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
-from nbtune.methods import METHODS
+from nbtune.methods import METHODS, Method
 from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
 from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
@@ -125,6 +125,8 @@ def make_plan(
     check_warmup(spec, total_steps)
     if spec.steps is None and spec.epochs is None:
         reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
+    again = data.eval_rows > 0 or total_steps * micro * accumulation > data.rows
+    reasons += _of_answers(METHODS[spec.method], abilities, again and devices == 1, parted=best.weights.shards)
     trained = trainable_parameters(model, spec.adapter)
     abilities = abilities.model_copy(
         update={
@@ -193,6 +195,21 @@ def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: li
     else:
         reasons.append(f"rows are not packed: {leaks(architecture, abilities.packing.words).cause}")
     return bool(abilities.packing.holds)
+
+
+def _of_answers(method: Method, abilities: Abilities, again: bool, *, parted: bool) -> list[str]:
+    """Return what a method of whole answers need not compute twice.
+
+    Args:
+        again: rows come more than once, to a process that has seen them.
+    """
+    said = []
+    whole = abilities.takes("layers") and abilities.takes("head")
+    if method.pairwise and not method.head and whole and not parted:
+        said.append("what both answers of a pair begin with goes through the model once")
+    if method.reference and again:
+        said.append("what the reference says of a row is asked once: later epochs and evaluations do without its pass")
+    return said
 
 
 def _ours(spec: RunSpec, abilities: Abilities) -> tuple[float, bool]:
