@@ -126,7 +126,9 @@ def make_plan(
     if spec.steps is None and spec.epochs is None:
         reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
     again = data.eval_rows > 0 or total_steps * micro * accumulation > data.rows
-    reasons += _of_answers(METHODS[spec.method], abilities, again and devices == 1, parted=best.weights.shards)
+    reasons += _of_what_is_done_once(
+        METHODS[spec.method], abilities, again and devices == 1, parted=best.weights.shards
+    )
     trained = trainable_parameters(model, spec.adapter)
     abilities = abilities.model_copy(
         update={
@@ -197,7 +199,7 @@ def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: li
     return bool(abilities.packing.holds)
 
 
-def _of_answers(method: Method, abilities: Abilities, again: bool, *, parted: bool) -> list[str]:
+def _of_what_is_done_once(method: Method, abilities: Abilities, again: bool, *, parted: bool) -> list[str]:
     """Return what a method of whole answers need not compute twice.
 
     Args:
