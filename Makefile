@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 # With ARGS a part is asked for, and one of the two runs may have none of it.
 NONE_IS_FINE = $(if $(ARGS),|| [ $$? -eq 5 ])
 
-.PHONY: help setup demo test test-all mutants fuzz test-js lint format bench docs site notebooks browser clean
+.PHONY: help setup demo demo-real test test-all mutants fuzz test-js lint format bench docs pictures site notebooks browser clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ $(STATIC): $(JS) | $(SETUP)
 
 demo: setup  ## fine-tune the embedded model in a notebook, and show what came of it (3 minutes)
 	$(PY) example_notebooks/run_demo.py
+
+demo-real: setup  ## the same with SmolLM2-135M: from the Hub, or from the folder that MODEL names
+	$(PY) example_notebooks/run_demo.py $(or $(MODEL),HuggingFaceTB/SmolLM2-135M-Instruct) --steps 60
 
 test: setup browser  ## what every change must pass, at most 10 minutes on 2 cores
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS) $(NONE_IS_FINE)
@@ -63,12 +66,15 @@ docs: setup  ## docs/reference, the picture in docs/explanation/house.md and nbt
 	$(PY) -m tests.support.house
 	$(PY) -m tests.support.stub
 
+pictures: setup browser  ## docs/pictures anew, from real panels: those of README.md, and the page of the 8B run
+	$(PY) -m tests.tools.readme_panels docs/pictures
+
 site: setup  ## build/site: the documentation as pages, every link tried
 	$(PY) -c 'import zensical' 2>/dev/null || $(PY) -m pip install --quiet zensical
 	$(PY) docs/build_site.py
 
-notebooks: setup  ## executes every notebook in example_notebooks/
-	$(PY) example_notebooks/run_all.py
+notebooks: setup  ## executes every notebook in example_notebooks/ and keeps its outputs (ARGS=--check: only compares)
+	$(PY) example_notebooks/run_all.py $(ARGS)
 
 browser:
 	@$(PYTHON) .ci/setup.py browser

@@ -36,6 +36,7 @@ def test_a_page_that_nobody_names_ends_the_build(site: dict[str, Any]) -> None:
     ("page", "link", "led"),
     [
         ("index.md", "how-to/data.md", "how-to/data.md"),
+        ("replay.md", "pictures/run8b.html", "pictures/run8b.html"),
         ("how-to/runs.md", "../data.md", "../data.md"),
         ("index.md", "../example_notebooks/01_your_own_csv.ipynb", "/example_notebooks/01_your_own_csv.ipynb"),
         ("explanation/house.md", "../../nbtune/api.py", "/nbtune/api.py"),

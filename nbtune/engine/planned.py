@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune import device as machine
 from nbtune.engine import abilities, objects
+from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.run_loss import head_of_run, without_teacher
 from nbtune.errors import PlanError, SpecError
 from nbtune.planner import Plan, make_plan
@@ -51,6 +52,7 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     from nbtune import data, models
     from nbtune.models.heads import with_outputs
 
+    quiet_libraries()  # small copies of the model are tried
     model, trust = spec.model, spec.trust_remote_code
     facts = models.counted(models.model_facts(model), model, spec.adapter, trust_remote_code=trust)
     facts = with_outputs(facts, head_of_run(spec))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 5 * 2**20
 _STEPS, _PROMPTS = 40, 8  # of the answers
 _TOKENS = 1024  # of a row
+_FOLDER = re.compile(r"""(['"])(?:~|[A-Za-z]:)?[/\\]+((?:(?!\1).)+?)[/\\]*\1""")  # a path of the author's machine, in code
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -134,7 +136,7 @@ def kept_of(run: RunHandle, *, rows: int, losses: bool) -> dict[str, Any]:
         "plan": _planned(report, plan),
         "why": clean(without_home(why), 20_000),
         "spec": clean(without_paths(as_yaml(run.folder)), 20_000),
-        "use": report.snippet,
+        "use": _FOLDER.sub(lambda found: found[1] + re.split(r"[/\\]", found[2])[-1] + found[1], report.snippet),
     }
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.engine import objects
-from nbtune.errors import DataError, NbtuneError
+from nbtune.errors import DataError, HubError, NbtuneError, SpecError
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec, SourceSpec
 from nbtune.store.folder import placed
 from nbtune.store.run_reader import RunReader
+from nbtune.untrusted import refuse_links
 from nbtune.widgets.sanitize import clean, without_home
 
 EXAMINED = 3000  # rows that counts and histogram are made of; the first ones
@@ -35,18 +36,26 @@ class Inspection:
         spec: `data`, `model` and `train_on` count.
         namespace: where variables named by `data:` are looked up.
         sources: where they are found already.
+        kept: a run's own tokenizer and the tokens of its longest row, for one whose model is not here.
     Raises:
         NbtuneError: as a run would, when the sources are not there.
     """
 
     def __init__(
-        self, spec: RunSpec, namespace: Mapping[str, Any] | None = None, sources: Sequence[Any] | None = None
+        self,
+        spec: RunSpec,
+        namespace: Mapping[str, Any] | None = None,
+        sources: Sequence[Any] | None = None,
+        kept: tuple[Path, int] | None = None,
     ) -> None:
         from nbtune import data, models
 
         self.spec, self.namespace = spec, namespace
-        self._given = sources
+        self._given, self._kept = sources, kept
         self.sources = data.resolve(spec.data, namespace, base_dir=Path.cwd()) if sources is None else list(sources)
+        if kept is not None:
+            self.tokenizer, self.max_len = data.speaking(models.load_tokenizer(str(kept[0])), spec), kept[1]
+            return
         with objects.Objects.of(spec, namespace or {}).described() as local:
             loaded = models.load_tokenizer(local.speaks, trust_remote_code=local.trust_remote_code)
             self.tokenizer = data.speaking(loaded, spec)
@@ -58,7 +67,14 @@ class Inspection:
         from nbtune import data
 
         if isinstance(rows, RunReader):
-            return cls(placed(rows.spec, rows.folder), namespace, data.open_snapshot(rows.folder / "data"))
+            spec, sources = placed(rows.spec, rows.folder), data.open_snapshot(rows.folder / "data")
+            try:
+                return cls(spec, namespace, sources)
+            except (SpecError, HubError):  # its model is not here (any more)
+                if rows.plan is None or not (rows.folder / "tokenizer").is_dir():
+                    raise
+                refuse_links(rows.folder, "tokenizer", error=DataError)
+                return cls(spec, namespace, sources, (rows.folder / "tokenizer", rows.plan.sequence_len))
         if isinstance(rows, RunSpec):
             return cls(*objects.named(rows, {}, namespace))
         if isinstance(rows, Mapping) and "data" in rows and all(key in RunSpec.model_fields for key in rows):
@@ -73,12 +89,12 @@ class Inspection:
         if given is not None:
             now = given[source].spec.model_copy(update={"format": format, "columns": columns})
             given = [dataclasses.replace(s, spec=now) if k == source else s for k, s in enumerate(given)]
-        return Inspection(self.spec.model_copy(update={"data": data}), self.namespace, given)
+        return Inspection(self.spec.model_copy(update={"data": data}), self.namespace, given, self._kept)
 
     def with_training(self, train_on: str) -> Inspection:
         """Return the same rows, with another rule for what is trained."""
         body = self.spec.model_dump() | {"train_on": train_on}
-        return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
+        return Inspection(RunSpec.model_validate(body), self.namespace, self._given, self._kept)
 
     def with_span(self, text: str, train: bool) -> Inspection:
         """Return the same rows, with a rule that this text is trained, or not; it takes the place of an earlier one.
@@ -98,7 +114,7 @@ class Inspection:
 
     def _with_rules(self, rules: list[dict[str, Any]]) -> Inspection:
         body = self.spec.model_dump() | {"train_spans": rules}
-        return Inspection(RunSpec.model_validate(body), self.namespace, self._given)
+        return Inspection(RunSpec.model_validate(body), self.namespace, self._given, self._kept)
 
     def text_of(self, index: int, first: int, last: int) -> str:
         """Return what the tokens first..last (both counted) of a row stand for.

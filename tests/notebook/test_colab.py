@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from packaging.requirements import Requirement
 
@@ -216,3 +217,14 @@ def test_words_are_completed(kernel: Kernel, code: str, word: str) -> None:
     answer = kernel.client.get_shell_msg(timeout=60)["content"]
     before = code[: answer["cursor_start"]]
     assert any((before + match).endswith(word) for match in answer["matches"]), answer["matches"][:20]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("notebook", sorted((REPO / "example_notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_example_notebooks_run_unchanged(notebook: Path, python: Path, tmp_path: Path) -> None:
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    with Kernel(tmp_path, python=python) as colab:
+        for cell in cells:
+            done = colab.run(cell.source, timeout=900)
+            assert done.status == "ok", f"{cell.source}\n{done.text}"

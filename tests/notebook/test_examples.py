@@ -1,8 +1,9 @@
-"""The example notebooks: papermill and nbconvert run them to the very same losses."""
+"""The example notebooks: papermill and nbconvert run them to the very same losses, and to what they show already."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,9 @@ def test_twice_to_the_same_losses(notebook: Path, tmp_path: Path) -> None:
     second = execute(NBCONVERT, notebook, tmp_path / "nbconvert")
     assert first == second
     body = (tmp_path / "papermill" / "done.ipynb").read_text(encoding="utf-8")
+    compare = runpy.run_path(str(REPO / "example_notebooks" / "run_all.py"))["differences"]
+    kept = nbformat.read(notebook, as_version=4)
+    assert compare(kept, nbformat.reads(body, as_version=4)) == [], "run `make notebooks`"
     assert len(body) <= MOST
     outputs = [o for cell in nbformat.reads(body, as_version=4).cells for o in cell.get("outputs", [])]
     assert str(tmp_path) not in str(outputs)  # papermill's own metadata names its files
