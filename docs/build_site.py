@@ -23,6 +23,7 @@ SOURCES = "https://github.com/nbtune/nbtune/blob/main"
 ROOMS = {"tutorial": "Tutorial", "how-to": "How-to", "recipes": "Recipes", "reference": "Reference",
          "explanation": "Explanation"}  # fmt: skip
 OUTSIDE = {"CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}  # page of the site: file of the tree
+PICTURES = (".png", ".svg", ".gif", ".webp", ".html")
 MERMAID = "!!python/name:pymdownx.superfences.fence_code_format ''"  # a tag of YAML, which JSON cannot say
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -44,7 +45,7 @@ def with_links_of_the_site(text: str, page: str) -> str:
         target = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
         if page in OUTSIDE:
             target = posixpath.normpath(link)
-        if target.startswith("docs/") and target.endswith((".md", ".png", ".svg", ".gif", ".html")):
+        if target.startswith("docs/") and target.endswith((".md", *PICTURES)):
             return found[1] + posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(page) or ".")
         if target in OUTSIDE.values():
             return found[1] + posixpath.relpath(target, posixpath.dirname(page) or ".")
@@ -126,7 +127,7 @@ def build(out: Path) -> None:
         path = work / "docs" / page
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for picture in [path for path in DOCS.rglob("*") if path.suffix in (".png", ".svg", ".gif", ".html")]:
+    for picture in [path for path in DOCS.rglob("*") if path.suffix in PICTURES]:
         path = work / "docs" / picture.relative_to(DOCS)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(picture, path)

@@ -138,6 +138,10 @@ def _short(block: str) -> str:
     return block.replace('run.push_to_hub("you/your-model")', "")  # tests/test_readme.py pushes
 
 
+def _with_marks(block: str, marks: Iterator[str]) -> str:
+    return re.sub(r'"r[0-9a-f]{12}"', lambda _: repr(next(marks)), block)
+
+
 def _run(shell: InteractiveShell, code: str) -> None:
     """Run a block; of several runs that it starts one after the other, as a reader takes one of them."""
     parts = [code]
@@ -169,8 +173,7 @@ def test_the_blocks_of_a_page_run_as_they_stand(page: str, shell: InteractiveShe
         elif re.match(r"\w+: ", block):
             assert from_yaml(block).data
         elif block.startswith("losses.drop"):
-            marks = iter(shell.user_ns["marks"])
-            _run(shell, re.sub(r'"r[0-9a-f]{12}"', lambda _: repr(next(marks)), block))
+            _run(shell, _with_marks(block, iter(shell.user_ns["marks"])))
         elif 'attach("ee184f")' in block:
             assert ast.parse(block)  # the code of somebody's own run; the same call is made above
         else:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 MOST_BYTES = 5 * 2**20
 _STEPS, _PROMPTS = 40, 8  # of the answers
 _TOKENS = 1024  # of a row
-_FOLDER = re.compile(r"""(['"])(?:~|[A-Za-z]:)?[/\\]+((?:(?!\1).)+?)[/\\]*\1""")  # a path of the author's machine, in code
+_FOLDER = re.compile(
+    r"""(['"])(?:~|[A-Za-z]:)?[/\\]+((?:(?!\1).)+?)[/\\]*\1"""
+)  # a path of the author's machine, in code
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -27,6 +27,29 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 340)])
+def test_the_8b_run_that_the_documents_show(browser: Any, scheme: str, width: int) -> None:
+    shown = REPO / "docs" / "pictures" / "run8b.html"
+    assert shown.stat().st_size < 5 * 2**20
+    size = {"width": width, "height": 800}
+    context = browser.chromium.new_context(offline=True, color_scheme=scheme, viewport=size, bypass_csp=True)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: request.url.startswith(("file:", "blob:", "data:")) or said.append(request.url))
+    page.goto(shown.as_uri())
+    page.locator('.nbt-monitor[data-plotly="true"]').wait_for()
+    expect(page.locator(".nbt-chart-loss .main-svg").first).to_be_visible()
+    expect(page.locator('[data-part="rows"] details')).to_have_count(3)
+    assert "/tmp/" not in page.content()  # nothing of the machine that it was recorded on
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    assert [each["id"] for each in page.evaluate("() => axe.run()")["violations"]] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert said == []
+    context.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 340)])
 def test_it_opens_from_a_file_without_a_network(browser: Any, replay: Path, scheme: str, width: int) -> None:
     size = {"width": width, "height": 800}
     # axe is put into the page by hand, which the page's own policy would not let it

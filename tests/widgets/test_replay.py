@@ -83,6 +83,21 @@ def test_a_run_whose_model_and_rows_are_gone_still_has_its_page(run: Any, tmp_pa
     assert kept["samples"]
 
 
+def test_rows_are_shown_without_the_model_and_its_folder_is_not(tmp_path: Path) -> None:
+    import shutil
+
+    base = tmp_path / "somewhere" / "base"
+    shutil.copytree(nbtune.models.resolve("nbtune/tiny"), base)
+    rows = [{"prompt": f"secret{k}", "completion": "Ahoy!"} for k in range(12)]
+    run = nbtune.finetune(model=str(base), data=rows, steps=1, runs_dir=tmp_path, name="moved").wait()
+    shutil.rmtree(base)
+    page = nbtune.attach(run.id, tmp_path).html(tmp_path / "page.html")
+    kept = kept_in(page)
+    assert [row["place"] for row in kept["rows"]] == [f"rows, line {k}" for k in (1, 2, 3)]
+    assert "from_pretrained('base')" in kept["use"] or 'from_pretrained("base")' in kept["use"]
+    assert str(tmp_path) not in page.read_text(encoding="utf-8")
+
+
 def test_a_reader_cannot_draw_and_a_model_has_no_page(run: Any) -> None:
     from nbtune.export.base_model import BaseModelExporter
     from nbtune.export.exporter import Exporter
