@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
 
 HOST = torch.device("cpu")
+_LOGITS, _FEWEST = 2**27, 256  # bytes of logits at once on a GPU, and the fewest rows that keep it busy
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,16 @@ def score(model: torch.nn.Module, asked: Mapping[str, Any]) -> tuple[Tensor, Ten
         hidden = inner(**inputs, use_cache=False, return_dict=True).last_hidden_state
         logprobs, *_ = linear_logprobs_of(
             hidden, head.module.weight, labels, bias=head.module.bias, rows=rows, softcap=head.softcap,
-            logit_scale=head.logit_scale,
+            logit_scale=head.logit_scale, chunk=_rows_at_once(head.module.weight),
         )  # fmt: skip
     zeros = torch.zeros(asked["answers.count"], dtype=torch.float32, device=labels.device)
     return zeros.index_add(0, owner, logprobs), zeros.index_add(0, owner, (labels != -100).float())
+
+
+def _rows_at_once(weight: Tensor) -> int:
+    """Return of how many rows there are logits at once: few, as all that layers keep is there beside them; 0: as the
+    kernels have it."""
+    return max(_FEWEST, _LOGITS // (weight.shape[0] * weight.element_size())) if weight.is_cuda else 0
 
 
 def tokens_of(batch: Batch) -> Tensor:

@@ -4,8 +4,8 @@
     python tests/gpu/bench_preferences.py kto llama-1b keep/4 keep/4/plain --profile
 
 A way is what blocks keep, how many pairs a micro-batch has, `plain` for steps that are not recorded, `apart` for
-prompts that go through the model twice. Random weights, LoRA r = 16 on all linear layers; pairs of 2×1,024 tokens, of
-which the prompt is a share.
+prompts that go through the model twice, `kept` for rows that the reference has seen before, `half` for prompts of half
+a row in place of a quarter. Random weights, LoRA r = 16 on all linear layers; pairs of 2×1,024 tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def rows(pairs: int, tokens: int, vocabulary: int, share: float = 0.25) -> Any:
     from nbtune.data.prepare.dataset import Builder
 
     builder, draw = Builder(["rows"]), np.random.default_rng(0)
-    begin = int(tokens * share)
+    begin = int(tokens * share) + 1  # the prompt's last token predicts both answers' first, and stands twice
     trained = np.arange(tokens) >= begin
     for pair in range(pairs):
         prompt = draw.integers(3, vocabulary, begin)
@@ -49,33 +49,34 @@ def rows(pairs: int, tokens: int, vocabulary: int, share: float = 0.25) -> Any:
     return builder.build()
 
 
-def stepper_of(built: Any, method: str, recorded: bool, device: torch.device, *, share: bool = False) -> Any:
+def stepper_of(built: Any, method: str, words: list[str], device: torch.device) -> Any:
     """Return a run's own stepper."""
     from nbtune.methods import METHODS
     from nbtune.spec import RunSpec
     from nbtune.train.choose_stepper import choose_stepper
+    from nbtune.train.kept_reference import KeptReference
     from nbtune.train.logprobs import Asking
     from nbtune.train.loss import loss_of
 
     spec = RunSpec(data="rows", method=method, weight_decay=0.01)
     plan: Any = SimpleNamespace(weights=SimpleNamespace(shards=False), dtype="bf16", learning_rate=1e-5)
-    stepper = choose_stepper(
-        built, loss_of(METHODS[method], asking=Asking(share=share)), spec=spec, plan=plan, device=device
-    )
-    if recorded:
+    asking = Asking(share="apart" not in words, kept=KeptReference(device) if "kept" in words else None)
+    stepper = choose_stepper(built, loss_of(METHODS[method], asking=asking), spec=spec, plan=plan, device=device)
+    if "plain" not in words:
         assert type(stepper).__name__ == "FusedStepper" or device.type == "cpu", "is not recorded"
     elif hasattr(stepper, "_step"):
         stepper._step._graphs = False
     return stepper
 
 
-def measure(built: Any, args: Any, way: str, data: Any, device: torch.device) -> dict[str, Any]:
+def measure(built: Any, args: Any, way: str, device: torch.device) -> dict[str, Any]:
     """Return what steps of that way take."""
     from nbtune.data.batching.collate import collate
 
     policy, micro, *words = way.split("/")
     built.patch.set_policy(policy)
-    stepper = stepper_of(built, args.method, "plain" not in words, device, share="apart" not in words)
+    stepper, share = stepper_of(built, args.method, words, device), 0.5 if "half" in words else 0.25
+    data = rows(4 * args.pairs, args.tokens, built.model.config.vocab_size, share)
     size, times, losses = 2 * int(micro), [], []
     gc.collect()
     torch.cuda.empty_cache()
@@ -89,8 +90,9 @@ def measure(built: Any, args: Any, way: str, data: Any, device: torch.device) ->
             stepper.accumulate(batch, denominator=args.pairs, step=index, micro_step=number)
         return stepper.update(1e-5).loss
 
-    for index in range(args.warmup + args.steps):
-        if index == args.warmup:
+    warmup = args.warmup + (7 if "kept" in words else 0)  # until all rows are known, and steps without are recorded
+    for index in range(warmup + args.steps):
+        if index == warmup:
             for warm in WARM:
                 warm()
         torch.cuda.synchronize()
@@ -99,13 +101,13 @@ def measure(built: Any, args: Any, way: str, data: Any, device: torch.device) ->
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
         losses.append(round(float(loss), 4))
-    if args.profile:
-        profiled(step, args.warmup + args.steps)
-    middle = sorted(times[args.warmup :])[args.steps // 2]
+    if args.profile and way == args.ways[0]:
+        profiled(step, warmup + args.steps)
+    middle = sorted(times[warmup:])[args.steps // 2]
     peak, reserved = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
     stepper.forget_recordings()
     return {
-        "method": args.method, "shape": args.shape, "weights": args.weights, "prompt": args.prompt, "way": way,
+        "method": args.method, "shape": args.shape, "weights": args.weights, "prompt": share, "way": way,
         "step_s": round(middle, 4), "tokens_s": round(2 * args.pairs * args.tokens / middle),
         "peak_gib": round(peak, 2), "reserved_gib": round(reserved, 2), "losses": losses,
     }  # fmt: skip
@@ -132,11 +134,10 @@ def main() -> None:
     parser.add_argument("ways", nargs="+")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--prompt", type=float, default=0.25, help="the prompt's share of a row")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--weights", default="16bit", help="the format of frozen weights: 16bit or fp8")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="the first way")
     args = parser.parse_args()
     from nbtune.models import Built
     from nbtune.models.accelerate import apply
@@ -147,10 +148,9 @@ def main() -> None:
     patch = apply(model, "keep", weights=Placement(format=args.weights))
     built = Built(model, None, None, patch)  # type: ignore[arg-type]
     print(*built.patch.report.lines(), sep="\n    ")  # type: ignore[union-attr]
-    data = rows(4 * args.pairs, args.tokens, model.config.vocab_size, args.prompt)
     for way in args.ways:
         try:
-            print(json.dumps(measure(built, args, way, data, device)), flush=True)
+            print(json.dumps(measure(built, args, way, device)), flush=True)
         except (RuntimeError, AssertionError) as error:  # the other ways are to be measured all the same
             print(f"{way}: {type(error).__name__}: {error}", flush=True)
 
