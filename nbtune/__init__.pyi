@@ -62,6 +62,8 @@ class _Adapter(TypedDict, total=False):
     init_lora_weights: Literal['default', 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_4', 'pissa_niter_16', 'olora', 'loftq']
     modules_to_save: list[str] | tuple[str, ...]
     trainable_token_indices: list[int] | tuple[int, ...]
+    new_tokens: list[str] | tuple[str, ...]
+    new_special_tokens: list[str] | tuple[str, ...]
     unfrozen_parameters: list[str] | tuple[str, ...]
     use_rslora: bool
 

@@ -37,11 +37,12 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     from nbtune.models.config_facts import headers_of
     from nbtune.models.handed_over import is_absent
     from nbtune.models.loading import resolve
+    from nbtune.models.new_tokens import base_of
     from nbtune.models.weight_checks import check_files
 
     trust = spec.trust_remote_code
     folder = Path(resolve(spec.model, weights=False, trust_remote_code=trust))
-    if Path(spec.model).expanduser().is_dir() and not is_absent(folder):
+    if Path(spec.model).expanduser().is_dir() and not is_absent(folder) and base_of(spec.model) is None:
         check_files(folder, spec.model)
     headers = headers_of(spec.model)
     config = (folder / "config.json").read_text(encoding="utf-8")

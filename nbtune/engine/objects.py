@@ -23,9 +23,10 @@ from nbtune.engine import peft_start
 from nbtune.errors import SpecError, TrainError
 from nbtune.models import handed_over
 from nbtune.models.handed_over import is_model, is_peft, is_tokenizer
+from nbtune.models.new_tokens import with_new_tokens
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
-from nbtune.store.folder import OWN_MODEL, OWN_TOKENIZER, VARIABLE, placed
+from nbtune.store.folder import OWN_MODEL, OWN_TOKENIZER, VARIABLE, loadable
 from nbtune.untrusted import refuse_links
 
 _KINDS = {"model": (is_model, "a model of transformers or peft"), "tokenizer": (is_tokenizer, "a tokenizer")}
@@ -162,11 +163,11 @@ class Objects:
     def described(self) -> Iterator[RunSpec]:
         """Lend the spec, in which the names are folders that describe the objects: for what reads no weights."""
         if self.model is None and self.tokenizer is None:
-            yield self.spec
+            yield with_new_tokens(self.spec)
             return
         with tempfile.TemporaryDirectory(prefix="nbtune-") as folder:
             self.keep(Path(folder), learnt=False)
-            yield placed(self.spec, Path(folder))
+            yield loadable(self.spec, Path(folder))
 
     def keep(self, folder: Path, *, learnt: bool = True) -> None:
         """Write into a run's folder what describes the objects; with `learnt`, what a peft model has learnt."""

@@ -17,7 +17,7 @@ from nbtune.export.saying import CANCELLED, ExportCancelled, Said, ShouldStop
 from nbtune.export.source import ExportedFile, ExportSource, Progress
 from nbtune.store import foreign
 from nbtune.store.event_log import add_event
-from nbtune.store.folder import placed, refuse_outside
+from nbtune.store.folder import loadable, refuse_outside
 from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Exporter:
         if spec.adapter.type == "full":
             return ExportSource(base=adapter, name=run.name, base_id=spec.model, method=spec.method)
         kept = PLAIN if run.plan is None else run.plan.weights
-        base = models.resolve(placed(spec, run.folder).model, weights=weights)
+        base = models.resolve(loadable(spec, run.folder).model, weights=weights)
         if weights and handed_over.is_absent(base):
             handed_over.write_weights(base)
         about: dict[str, Any] = {"name": run.name, "base_id": spec.model, "method": spec.method}

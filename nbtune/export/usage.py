@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
 from nbtune.models.heads import Head, read_head
+from nbtune.models.new_tokens import base_of
 
 _GGUF_COMMANDS = """\
 llama-cli -m {file}-q8_0.gguf -cnv
@@ -18,12 +19,16 @@ _ADAPTER = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer{more}
 
 base = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")
-model = PeftModel.from_pretrained(base, "{repo}")
+{grown}model = PeftModel.from_pretrained(base, "{repo}")
 {ends}tokenizer = AutoTokenizer.from_pretrained("{repo}")
 
 {inputs}
 answer = model.generate(**inputs, max_new_tokens=200)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+_GROWN = """\
+base.resize_token_embeddings(len(AutoTokenizer.from_pretrained("{repo}")))  # it knows more tokens now
+"""
 
 _ENDS = """\
 model.generation_config = GenerationConfig.from_pretrained("{repo}")  # where its answers end
@@ -56,7 +61,7 @@ _HEAD_ADAPTER = """\
 from transformers import {model}, AutoTokenizer
 
 base = {model}.from_pretrained({base}, num_labels={labels}, dtype="auto")
-model = PeftModel.from_pretrained(base, "{repo}").eval()
+{grown}model = PeftModel.from_pretrained(base, "{repo}").eval()
 """
 
 _HEAD_MERGED = """\
@@ -108,13 +113,15 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
     loaded = (
         f'nbtune.models.resolve("{base}")' if embedded else json.dumps(base or "THE-BASE-MODEL", ensure_ascii=False)
     )
+    grown = _GROWN.format(repo=repo) if base_of(str(source.base)) is not None else ""
     head = read_head(source.adapter or source.base)
     if head is not None:
-        return _of_scores(head, imports, loaded, repo, asked, file)
+        return _of_scores(head, imports, (loaded, grown), repo, asked, file)
     adapter = _ADAPTER.format(
         imports=imports,
         more=", GenerationConfig" if ends else "",
         base=loaded,
+        grown=grown,
         repo=repo,
         ends=_ENDS.format(repo=repo) if ends else "",
         inputs=_CHAT.format(prompt=asked) if chat else f'inputs = tokenizer({asked}, return_tensors="pt")',
@@ -128,14 +135,18 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
     )
 
 
-def _of_scores(head: Head, imports: str, base: str, repo: str, asked: str, file: str) -> Usage:
-    """Return the lines that let a reward model or a classifier score a text: it writes none."""
+def _of_scores(head: Head, imports: str, base: tuple[str, str], repo: str, asked: str, file: str) -> Usage:
+    """Return the lines that let a reward model or a classifier score a text: it writes none.
+
+    Args:
+        base: what loads it, and the line that gives it new tokens.
+    """
     told = {
         "repo": repo,
         "model": f"AutoModel{head.suffix}",
         "inputs": f'inputs = tokenizer({asked}, return_tensors="pt")',
     }
-    told |= {"imports": imports, "base": base, "labels": str(len(head.labels))}
+    told |= {"imports": imports, "base": base[0], "grown": base[1], "labels": str(len(head.labels))}
     asks = _HEAD_INPUTS.format(**told)
     merged = _HEAD_MERGED.format(**told) + asks
     return Usage(_HEAD_ADAPTER.format(**told) + asks, _MERGE.format(file=file), merged, commands="", file=file)

@@ -74,7 +74,7 @@ def add_adapter(
         alpha_pattern=dict(adapter.alpha_pattern),
         init_lora_weights=_first_values(adapter, known=first_values is not None),
         modules_to_save=list(adapter.modules_to_save) or None,
-        trainable_token_indices=list(adapter.trainable_token_indices) or None,
+        trainable_token_indices=_tokens(model, adapter),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -108,6 +108,16 @@ def _first_values(adapter: "AdapterSpec", *, known: bool) -> Any:
     """Return what peft calls them; such as are known already are put in afterwards."""
     asked = adapter.init_lora_weights
     return True if asked in ("default", "loftq") or (known and adapter.changes_base) else asked
+
+
+def _tokens(model: Any, adapter: "AdapterSpec") -> Any:
+    """Return which rows are trained, as peft takes them: of new tokens also those of a head that is no embedding."""
+    numbers = list(adapter.trainable_token_indices)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not numbers or not adapter.grows or head is None or head.weight is embedding.weight:
+        return numbers or None
+    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    return {names[id(module)]: numbers for module in (embedding, head)}
 
 
 def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parameter]]":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -87,6 +88,22 @@ class AdapterSpec(Part):
         example=[2, 3],
         advanced=True,
     )
+    new_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = field(
+        (),
+        "New tokens",
+        "Words that become a token each, with an embedding (and a row of the head) that begins as the mean of all and "
+        "is trained; rows hold them as they are written.",
+        example=["<step>"],
+        advanced=True,
+    )
+    new_special_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = field(
+        (),
+        "New special tokens",
+        "The same, for a chat template of one's own: what looks like one in a row's text stays letters, and answers "
+        "are shown without them.",
+        example=["<|tool|>"],
+        advanced=True,
+    )
     unfrozen_parameters: tuple[str, ...] = field(
         (),
         "Unfrozen",
@@ -109,6 +126,11 @@ class AdapterSpec(Part):
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
+    def grows(self) -> bool:
+        """Whether the model is given more tokens than it knows."""
+        return bool(self.new_tokens or self.new_special_tokens)
+
+    @property
     def same_everywhere(self) -> bool:
         """Whether nothing but one rank's factors is trained, or every weight."""
         return not (
@@ -120,6 +142,7 @@ class AdapterSpec(Part):
         """The same without what is said of single layers: for a copy of a model that has fewer."""
         alike: dict[str, Any] = {"layers_to_transform": (), "rank_pattern": {}, "alpha_pattern": {}}
         alike |= {"init_lora_weights": "default", "trainable_token_indices": ()}
+        alike |= {"new_tokens": (), "new_special_tokens": ()}
         if isinstance(self.target_modules, str):
             alike["target_modules"] = "all-linear"
         return self.model_copy(update={**alike, "unfrozen_parameters": ()})
@@ -135,6 +158,11 @@ class AdapterSpec(Part):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"`{pattern}` is no regular expression: {error}") from None
+        fresh = (*self.new_tokens, *self.new_special_tokens)
+        if twice := [name for name, count in Counter(fresh).items() if count > 1]:
+            raise ValueError(f"`{twice[0]}` is two of the new tokens: name it once")
+        if blank := [name for name in fresh if name.strip() != name]:
+            raise ValueError(f"a new token neither begins nor ends with a blank: `{blank[0]}`")
         whole = ("unfrozen_parameters",)
         parts = (
             "layers_to_transform", "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights",

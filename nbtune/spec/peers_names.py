@@ -102,6 +102,10 @@ ALIASES = _table(
         modules_to_save lora_modules_to_save additional_target
     = adapter.trainable_token_indices
         trainable_token_indices peft_trainable_token_indices
+    = adapter.new_tokens
+        new_tokens tokens add_tokens
+    = adapter.new_special_tokens
+        new_special_tokens add_special_tokens
     = adapter.unfrozen_parameters
         unfrozen_parameters
     = adapter.use_rslora
@@ -340,8 +344,10 @@ ABSENT = _table(
         freeze_vision_tower vision_lr
     = frozen weights have 16, 8 (fp8) or 4 bits; there is no int8
         load_in_8bit llm_int8_threshold llm_int8_skip_modules int8_quantization
-    = the vocabulary stays as it is
-        special_tokens tokens resize_token_embeddings_to_32x resize_vocab new_special_tokens add_tokens
+    = the tokenizer's own special tokens stay as they are
+        special_tokens
+    = rows of new tokens are added as kernels like them
+        resize_token_embeddings_to_32x resize_vocab
     = the model's own tokenizer is taken
         tokenizer_type tokenizer_use_fast tokenizer_legacy use_fast_tokenizer
         split_special_tokens

@@ -69,7 +69,8 @@ def as_script(folder: Path) -> str:
 
 def as_snippet(folder: Path) -> str:
     """Write the few lines that use a run's model elsewhere, with transformers and peft alone."""
-    model, adapter = read_spec(folder).model, _shown_adapter(folder)
+    spec, adapter = read_spec(folder), _shown_adapter(folder)
+    model = spec.model
     own = "import nbtune\n" if model == "nbtune/tiny" else ""
     base = 'nbtune.models.resolve("nbtune/tiny")' if own else repr(model)
     name, ends = "", ""
@@ -81,10 +82,12 @@ def as_snippet(folder: Path) -> str:
     if (folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
         name = ", GenerationConfig"
         ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter!r})"
+    known = f"len(AutoTokenizer.from_pretrained({adapter!r}))"
+    grown = f"base.resize_token_embeddings({known})  # it knows more tokens now\n" if spec.adapter.grows else ""
     return (
         f"{own}from peft import PeftModel\n"
         f"from transformers import {kind}, AutoTokenizer{name}\n\n"
-        f"base = {loaded}\n"
+        f"base = {loaded}\n{grown}"
         f"model = PeftModel.from_pretrained(base, {adapter!r})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({adapter!r}){ends}"
     )

@@ -123,7 +123,18 @@ def spec_to_run(folder: Path) -> RunSpec:
             place=harmless(folder.name, line=True),
             fix=_how(folder),
         )
-    return placed(read_spec(folder), folder)
+    return loadable(read_spec(folder), folder)
+
+
+def loadable(spec: RunSpec, folder: Path) -> RunSpec:
+    """Return the spec with folders in place of what was handed over, and of a model that is given new tokens.
+
+    Raises:
+        SpecError, HubError: see `nbtune.models.new_tokens.with_new_tokens`.
+    """
+    from nbtune.models.new_tokens import with_new_tokens
+
+    return with_new_tokens(placed(spec, folder))
 
 
 def placed(spec: RunSpec, folder: Path) -> RunSpec:

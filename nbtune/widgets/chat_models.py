@@ -9,7 +9,7 @@ from nbtune.engine.launcher import launched_on
 from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError
 from nbtune.store import folder
-from nbtune.store.folder import placed
+from nbtune.store.folder import loadable
 from nbtune.store.run_handle import Answers, RunHandle
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets.sanitize import clean
@@ -84,7 +84,7 @@ class Answerers:
         """
         number, options = _parts(key)
         run = self._runs[number]
-        if placed(run.spec, run.folder).model != model:
+        if loadable(run.spec, run.folder).model != model:
             raise NbtuneError(
                 f"{run.name} is of {run.spec.model}, the tokens are of {model}",
                 fix="inspect the rows with that run's model",

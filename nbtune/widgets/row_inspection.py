@@ -14,7 +14,7 @@ from nbtune.engine import objects
 from nbtune.errors import DataError, HubError, NbtuneError, SpecError
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec, SourceSpec
-from nbtune.store.folder import placed
+from nbtune.store.folder import loadable, placed
 from nbtune.store.run_reader import RunReader
 from nbtune.untrusted import refuse_links
 from nbtune.widgets.sanitize import clean, without_home
@@ -69,7 +69,7 @@ class Inspection:
         if isinstance(rows, RunReader):
             spec, sources = placed(rows.spec, rows.folder), data.open_snapshot(rows.folder / "data")
             try:
-                return cls(spec, namespace, sources)
+                return cls(loadable(rows.spec, rows.folder), namespace, sources)
             except (SpecError, HubError):  # its model is not here (any more)
                 if rows.plan is None or not (rows.folder / "tokenizer").is_dir():
                     raise

@@ -297,6 +297,20 @@ TRAIN = (
         "engine/test_full.py::test_a_stopped_run_in_bf16_goes_on_exactly",
     ),
     mutant(
+        "a-new-token-begins-at-nothing",
+        "models/new_tokens.py",
+        ".to(torch.float32).mean(0)",
+        ".to(torch.float32).mean(0).mul(0)",
+        "engine/test_new_tokens.py::test_a_new_row_is_the_mean_of_what_is_known_and_the_others_stay",
+    ),
+    mutant(
+        "the-head-of-a-new-token-is-frozen",
+        "models/adapters.py",
+        "if not numbers or not adapter.grows",
+        "if True or not adapter.grows",
+        "engine/test_new_tokens.py::test_a_new_token_is_learnt_and_goes_wherever_the_model_goes",
+    ),
+    mutant(
         "moments-go-to-other-weights",
         "train/stepper.py",
         "mine = {i: saved[key] for",

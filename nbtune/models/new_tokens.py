@@ -1,0 +1,287 @@
+"""A model that knows more tokens than its files: the folder that it becomes, where each new one has a row of its own.
+
+It lies in nbtune's cache under ``tokens/``, called by the base and the tokens. Tokenizer and config are written at
+once, weights when somebody wants their numbers: of a file that holds embeddings (or the head) a copy in which these
+have more rows, of every other file a link to the base's. A new row is the mean of all rows that the tokenizer knows, so
+that a new token begins as likely as any (Hewitt 2021, "Initializing new word embeddings for pretrained language
+models"); the same base and tokens give the same numbers anywhere.
+"""
+
+import hashlib
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbtune.atomic_io import hidden, publish_folder, replace_file
+from nbtune.disk import cache_folder, disk_errors
+from nbtune.errors import DataError, NbtuneError, SpecError
+from nbtune.untrusted import BadFile, load
+
+if TYPE_CHECKING:
+    import torch
+
+    from nbtune.spec import RunSpec
+
+FILE = "new_tokens.json"  # what marks such a folder
+_FORM = 1  # of what is written: another one is made anew
+_SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "README.md")
+_INDEX = ".safetensors.index.json"
+
+
+def with_new_tokens(spec: "RunSpec") -> "RunSpec":
+    """Return a spec whose model is the folder that knows its new tokens, and whose adapter trains their rows; a spec
+    that has none as it is.
+
+    Raises:
+        SpecError, HubError: the tokens are none, are known already, or the model cannot be given more.
+    """
+    adapter = spec.adapter
+    if not adapter.grows or _about(Path(spec.model)) is not None:
+        return spec
+    with NbtuneError.about("adapter", "new_tokens"):
+        if spec.tokenizer is not None or spec.model.startswith("var:"):
+            raise SpecError(
+                "new tokens are given to the model's own tokenizer, and another one, or a model in memory, was named",
+                fix="give them to it yourself: `tokenizer.add_tokens`, `model.resize_token_embeddings`",
+            )
+        folder = folder_of(
+            spec.model, adapter.new_tokens, adapter.new_special_tokens, trust_remote_code=spec.trust_remote_code
+        )
+    more: dict[str, Any] = {"model": str(folder)}
+    if adapter.type != "full":
+        numbers = sorted({*adapter.trainable_token_indices, *_told(folder)["numbers"]})
+        more["adapter"] = adapter.model_copy(update={"trainable_token_indices": tuple(numbers)})
+    return spec.model_copy(update=more)
+
+
+def folder_of(
+    model: str, tokens: tuple[str, ...], special: tuple[str, ...] = (), *, trust_remote_code: bool = False
+) -> Path:
+    """Return the folder of a model with these tokens, made where it is not there yet; its weights come later.
+
+    Args:
+        model: ``nbtune/tiny``, a folder, a GGUF file, or a Hub id.
+        tokens: such as texts hold.
+        special: such as chat templates hold: what looks like one in a text stays letters.
+        trust_remote_code: let the model's own Python run.
+
+    Raises:
+        SpecError, HubError: see `with_new_tokens`.
+        DataError: the cache cannot be written.
+    """
+    from nbtune.models.loading import resolve
+
+    base = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    folder = cache_folder() / "tokens" / _key(base, tokens, special)
+    if _about(folder) is not None:
+        return folder
+    with disk_errors(DataError, place=str(folder)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = hidden(folder, "tmp")
+        fresh.mkdir()
+        try:
+            _describe(model, base, tokens, special, fresh, trust_remote_code)
+            publish_folder(fresh, folder, FILE)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _key(base: Path, tokens: tuple[str, ...], special: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(json.dumps([_FORM, str(base), tokens, special]).encode())
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        with suppress(OSError):
+            digest.update((base / name).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _describe(
+    model: str, base: Path, tokens: tuple[str, ...], special: tuple[str, ...], folder: Path, trust: bool
+) -> None:
+    """Write tokenizer and config, and what the weights will be."""
+    from tokenizers import AddedToken
+
+    from nbtune.models.config_facts import headers_of
+    from nbtune.models.loading import EMBEDDED, load_tokenizer, outline
+    from nbtune.models.stored_names import Loading
+    from nbtune.models.tokenizer_files import make_portable
+
+    tokenizer = load_tokenizer(model, trust_remote_code=trust)
+    known = tokenizer.get_vocab()
+    for token in (*tokens, *special):
+        if token in known:
+            raise SpecError(
+                f"the tokenizer knows `{token}` already, as number {known[token]}",
+                fix=f"Write `trainable_token_indices: [{known[token]}]`, which trains its embedding.",
+            )
+    before = max(known.values(), default=-1) + 1
+    for names, apart in ((tokens, False), (special, True)):
+        added = [AddedToken(name, special=apart, normalized=False) for name in names]
+        tokenizer.add_tokens(added, special_tokens=apart)
+    numbers = [tokenizer.convert_tokens_to_ids(name) for name in (*tokens, *special)]
+    shape: Any = outline(model, dtype=_float32(), device="meta", trust_remote_code=trust)
+    wide = _wide(shape, model)
+    rows = next(iter(wide.values()))
+    more = _rounded(max(rows, max(numbers) + 1), rows)
+    headers = headers_of(model)
+    loading = Loading(shape)
+    grown = [stored for stored in headers if _is_in(loading.name_of(stored), wide)]
+    if headers and not grown:
+        raise SpecError(f"the embeddings of {model} are not in its files as they are", fix="Drop `new_tokens`.")
+    for pattern in _SMALL:
+        for path in base.glob(pattern):
+            if not path.name.endswith(_INDEX):
+                shutil.copyfile(path, folder / path.name)
+    tokenizer.save_pretrained(folder)
+    make_portable(folder)
+    _write_config(folder / "config.json", rows, more)
+    for name in grown:
+        headers[name] = {**headers[name], "shape": [more, *headers[name]["shape"][1:]]}
+    here = model != EMBEDDED and Path(model).expanduser().exists()
+    about = {
+        "base": str(Path(model).expanduser().absolute()) if here else model,
+        "name": Path(model).name if here else model,
+        "trust": trust,
+        "numbers": numbers,
+        "known": before,
+        "rows": more,
+        "grown": grown,
+        "headers": headers,
+    }
+    (folder / FILE).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _float32() -> "torch.dtype":
+    import torch
+
+    return torch.float32
+
+
+def _wide(shape: Any, model: str) -> dict[str, int]:
+    """Return the weights that have a row a token, with how many rows they have.
+
+    Raises:
+        SpecError: something else of the model knows the number of tokens.
+    """
+    embedding = shape.get_input_embeddings()
+    ends = [embedding, shape.get_output_embeddings()]
+    rows = embedding.weight.shape[0]
+    own = {id(p) for module in ends if module is not None for p in module.parameters()}
+    named = [(name, p) for name, p in shape.named_parameters(remove_duplicate=False)]
+    found = {name: rows for name, p in named if id(p) in own and p.shape[0] == rows}
+    others = [key for key in vars(shape.config.get_text_config()) if key.startswith("vocab_size_")]
+    if others:
+        raise SpecError(f"{model} has a row a token elsewhere too (`{others[0]}`)", fix="Drop `new_tokens`.")
+    return found
+
+
+def _is_in(name: tuple[str, Any], wide: dict[str, int]) -> bool:
+    return name[1] is None and name[0] in wide
+
+
+def _rounded(rows: int, before: int) -> int:
+    """Return a number of rows as round as the one before: products of odd ones are slow."""
+    step = next(step for step in (64, 8, 1) if before % step == 0)
+    return -(-rows // step) * step
+
+
+def _write_config(path: Path, rows: int, more: int) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+
+    def changed(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {k: more if k == "vocab_size" and v == rows else changed(v) for k, v in part.items()}
+        return part
+
+    path.write_text(json.dumps(changed(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    try:
+        return load(folder / FILE, number_below=1 << 40)
+    except (OSError, BadFile, ValueError):
+        return None
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    return _about(folder) or {}
+
+
+def base_of(model: str) -> str | None:
+    """Return the model that such a folder is made of; None: it is none."""
+    about = _about(Path(model)) if model else None
+    return None if about is None else str(about["base"])
+
+
+def name_of(folder: Path) -> str:
+    """Return what people call the model that such a folder is made of; "" where it is none."""
+    return str(_told(folder).get("name", ""))
+
+
+def headers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the headers of the weights that such a folder has, or will have; {}: it is none."""
+    return dict(_told(folder).get("headers", {}))
+
+
+def fill(folder: Path) -> None:
+    """Write the weights of such a folder, unless they are there and the base's files are as they were.
+
+    Raises:
+        SpecError, HubError: the base is gone.
+        DataError: the disk has no room for them.
+    """
+    about = _about(folder)
+    if about is None:
+        return
+    from nbtune.models.loading import resolve
+
+    base = resolve(about["base"], weights=True, trust_remote_code=bool(about["trust"]))
+    files = sorted(base.glob("*.safetensors"))
+    state = json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+    done = folder / "weights.txt"
+    if done.is_file() and done.read_text(encoding="utf-8") == state:
+        return
+    with disk_errors(DataError, place=str(folder)):
+        for path in [*files, *base.glob(f"*{_INDEX}")]:
+            _take(path, folder / path.name, about)
+        with replace_file(done) as beside:
+            beside.write_text(state, encoding="utf-8")
+
+
+def _take(path: Path, target: Path, about: dict[str, Any]) -> None:
+    """Link a file of the base's, or write it with more rows."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as opened:
+            names = list(opened.keys())
+            if set(names) & set(about["grown"]):
+                tensors = {name: opened.get_tensor(name) for name in names}
+                for name in set(names) & set(about["grown"]):
+                    tensors[name] = _with_rows(tensors[name], about)
+                with replace_file(target, shared=True) as beside:
+                    save_file(tensors, beside, metadata=opened.metadata() or {"format": "pt"})
+                return
+    try:
+        beside = hidden(target, "tmp", shared=True)
+        beside.symlink_to(path.resolve())
+        beside.replace(target)
+    except OSError:  # a system without links
+        with replace_file(target, shared=True) as beside:
+            shutil.copyfile(path, beside)
+
+
+def _with_rows(weight: "torch.Tensor", about: dict[str, Any]) -> "torch.Tensor":
+    """Return a weight with the rows of new tokens, and of the numbers that no token has, at the mean of the others."""
+    import torch
+
+    mean = weight[: about["known"]].to(torch.float32).mean(0).to(weight.dtype)
+    grown = torch.empty(about["rows"], *weight.shape[1:], dtype=weight.dtype)
+    kept = min(weight.shape[0], about["rows"])
+    grown[:kept] = weight[:kept]
+    grown[kept:] = mean
+    grown[about["numbers"]] = mean
+    return grown
