@@ -21,6 +21,7 @@ VALUE: dict[str, Any] = {
     "adapter.layers_to_transform": [0], "adapter.rank_pattern": {"q_proj": 4}, "adapter.alpha_pattern": {"q_proj": 4},
     "adapter.init_lora_weights": "gaussian", "adapter.modules_to_save": ["lm_head"],
     "adapter.unfrozen_parameters": ["lm_head"], "adapter.trainable_token_indices": [2],
+    "adapter.new_tokens": ["<a>"], "adapter.new_special_tokens": ["<b>"],
     "eval.patience": 3, "eval.threshold": 0.01, "eval.load_best": True, "loss.z_loss": 1e-4,
     "neftune_noise_alpha": 5.0,
     "checkpoint.keep": 3, "eval.every": 20, "beta": 0.2, "adapter.type": "dora", "eval.max_rows": 9,
