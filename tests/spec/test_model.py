@@ -80,7 +80,8 @@ def test_alpha_is_the_rank_unless_said() -> None:
 
 
 def test_a_spec_has_no_place_for_a_token() -> None:
-    names = {name for _, name, _ in fields()} - {"tokenizer", "trainable_token_indices", "max_new_tokens", "new_tokens", "new_special_tokens"}
+    of_text = {"tokenizer", "trainable_token_indices", "max_new_tokens", "new_tokens", "new_special_tokens"}
+    names = {name for _, name, _ in fields()} - of_text
     assert not any(word in name for name in names for word in ("token", "password", "secret", "api_key"))
 
 
