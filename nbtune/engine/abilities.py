@@ -37,7 +37,7 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     from nbtune.models.config_facts import headers_of
     from nbtune.models.handed_over import is_absent
     from nbtune.models.loading import resolve
-    from nbtune.models.new_tokens import base_of
+    from nbtune.models.token_rows import base_of
     from nbtune.models.weight_checks import check_files
 
     trust = spec.trust_remote_code

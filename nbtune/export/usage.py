@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
 from nbtune.models.heads import Head, read_head
-from nbtune.models.new_tokens import base_of
+from nbtune.models.token_rows import base_of
 
 _GGUF_COMMANDS = """\
 llama-cli -m {file}-q8_0.gguf -cnv

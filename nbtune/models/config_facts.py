@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.errors import SpecError
-from nbtune.models import handed_over, new_tokens
+from nbtune.models import handed_over, token_rows
 from nbtune.models.gguf_file import decoded
 from nbtune.models.loading import resolve
 from nbtune.models.weight_checks import read_headers
@@ -109,7 +109,7 @@ def model_facts(model: str) -> ModelFacts:
     """
     folder = resolve(model, weights=False)
     facts = facts_by_config(model, _config(folder, model), _headers_in(folder, model))
-    called = handed_over.name_of(folder) or new_tokens.name_of(folder) or Path(model).name
+    called = handed_over.name_of(folder) or token_rows.name_of(folder) or Path(model).name
     return replace(facts, name=called) if Path(model).expanduser().exists() else facts
 
 
@@ -127,7 +127,7 @@ def headers_of(model: str) -> dict[str, dict[str, Any]]:
 
 
 def _headers_in(folder: Path, model: str) -> dict[str, dict[str, Any]]:
-    found = new_tokens.headers(folder) or read_headers(folder) or handed_over.headers(folder) or decoded.headers(folder)
+    found = token_rows.headers(folder) or read_headers(folder) or handed_over.headers(folder) or decoded.headers(folder)
     return found or ({} if Path(model).expanduser().exists() else _hub_headers(model, str(folder)))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune import hub_cache
 from nbtune.errors import HubError, NbtuneError, SpecError
-from nbtune.models import handed_over, new_tokens
+from nbtune.models import handed_over, token_rows
 from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
 from nbtune.models.progress_bars import hidden_bars
@@ -59,9 +59,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
             fix = f"Name the file in it: {model}/{inside}." if inside else "Name the folder that save_pretrained made."
             raise SpecError(f"the folder {model} holds no config.json", fix=fix)
         refuse_odd_files(folder, texts=_SMALL)
-        if weights:
-            new_tokens.fill(folder)
-        return folder
+        return token_rows.filled(folder, resolve) if weights else folder
     if (file := gguf_of(model)) is not None:
         return folder_of(file, weights=weights)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
@@ -146,7 +144,7 @@ def missing_bytes(model: str, weights_bytes: int) -> int:
         model: ``nbtune/tiny``, a folder, a GGUF file, or a Hub id.
         weights_bytes: size of all its weights; counted whole as long as one shard is missing.
     """
-    model = new_tokens.base_of(model) or model
+    model = token_rows.base_of(model) or model
     if model == EMBEDDED or Path(model).expanduser().exists():
         return 0
     own = hub_cache.snapshot(hub_cache.user_cache(), "model", model)

@@ -14,20 +14,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbtune.atomic_io import hidden, publish_folder, replace_file
+from nbtune.atomic_io import hidden, publish_folder
 from nbtune.disk import cache_folder, disk_errors
 from nbtune.errors import DataError, NbtuneError, SpecError
-from nbtune.untrusted import BadFile, load
+from nbtune.models.token_rows import FILE, INDEX, about_of, base_of
 
 if TYPE_CHECKING:
     import torch
 
     from nbtune.spec import RunSpec
 
-FILE = "new_tokens.json"  # what marks such a folder
 _FORM = 1  # of what is written: another one is made anew
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "README.md")
-_INDEX = ".safetensors.index.json"
 
 
 def with_new_tokens(spec: "RunSpec") -> "RunSpec":
@@ -38,7 +36,7 @@ def with_new_tokens(spec: "RunSpec") -> "RunSpec":
         SpecError, HubError: the tokens are none, are known already, or the model cannot be given more.
     """
     adapter = spec.adapter
-    if not adapter.grows or _about(Path(spec.model)) is not None:
+    if not adapter.grows or base_of(spec.model) is not None:
         return spec
     with NbtuneError.about("adapter", "new_tokens"):
         if spec.tokenizer is not None or spec.model.startswith("var:"):
@@ -51,7 +49,7 @@ def with_new_tokens(spec: "RunSpec") -> "RunSpec":
         )
     more: dict[str, Any] = {"model": str(folder)}
     if adapter.type != "full":
-        numbers = sorted({*adapter.trainable_token_indices, *_told(folder)["numbers"]})
+        numbers = sorted({*adapter.trainable_token_indices, *(about_of(folder) or {})["numbers"]})
         more["adapter"] = adapter.model_copy(update={"trainable_token_indices": tuple(numbers)})
     return spec.model_copy(update=more)
 
@@ -75,7 +73,7 @@ def folder_of(
 
     base = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     folder = cache_folder() / "tokens" / _key(base, tokens, special)
-    if _about(folder) is not None:
+    if about_of(folder) is not None:
         return folder
     with disk_errors(DataError, place=str(folder)):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +130,7 @@ def _describe(
         raise SpecError(f"the embeddings of {model} are not in its files as they are", fix="Drop `new_tokens`.")
     for pattern in _SMALL:
         for path in base.glob(pattern):
-            if not path.name.endswith(_INDEX):
+            if not path.name.endswith(INDEX):
                 shutil.copyfile(path, folder / path.name)
     tokenizer.save_pretrained(folder)
     make_portable(folder)
@@ -196,92 +194,3 @@ def _write_config(path: Path, rows: int, more: int) -> None:
         return part
 
     path.write_text(json.dumps(changed(config), indent=2) + "\n", encoding="utf-8")
-
-
-def _about(folder: Path) -> dict[str, Any] | None:
-    try:
-        return load(folder / FILE, number_below=1 << 40)
-    except (OSError, BadFile, ValueError):
-        return None
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    return _about(folder) or {}
-
-
-def base_of(model: str) -> str | None:
-    """Return the model that such a folder is made of; None: it is none."""
-    about = _about(Path(model)) if model else None
-    return None if about is None else str(about["base"])
-
-
-def name_of(folder: Path) -> str:
-    """Return what people call the model that such a folder is made of; "" where it is none."""
-    return str(_told(folder).get("name", ""))
-
-
-def headers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the headers of the weights that such a folder has, or will have; {}: it is none."""
-    return dict(_told(folder).get("headers", {}))
-
-
-def fill(folder: Path) -> None:
-    """Write the weights of such a folder, unless they are there and the base's files are as they were.
-
-    Raises:
-        SpecError, HubError: the base is gone.
-        DataError: the disk has no room for them.
-    """
-    about = _about(folder)
-    if about is None:
-        return
-    from nbtune.models.loading import resolve
-
-    base = resolve(about["base"], weights=True, trust_remote_code=bool(about["trust"]))
-    files = sorted(base.glob("*.safetensors"))
-    state = json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
-    done = folder / "weights.txt"
-    if done.is_file() and done.read_text(encoding="utf-8") == state:
-        return
-    with disk_errors(DataError, place=str(folder)):
-        for path in [*files, *base.glob(f"*{_INDEX}")]:
-            _take(path, folder / path.name, about)
-        with replace_file(done) as beside:
-            beside.write_text(state, encoding="utf-8")
-
-
-def _take(path: Path, target: Path, about: dict[str, Any]) -> None:
-    """Link a file of the base's, or write it with more rows."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as opened:
-            names = list(opened.keys())
-            if set(names) & set(about["grown"]):
-                tensors = {name: opened.get_tensor(name) for name in names}
-                for name in set(names) & set(about["grown"]):
-                    tensors[name] = _with_rows(tensors[name], about)
-                with replace_file(target, shared=True) as beside:
-                    save_file(tensors, beside, metadata=opened.metadata() or {"format": "pt"})
-                return
-    try:
-        beside = hidden(target, "tmp", shared=True)
-        beside.symlink_to(path.resolve())
-        beside.replace(target)
-    except OSError:  # a system without links
-        with replace_file(target, shared=True) as beside:
-            shutil.copyfile(path, beside)
-
-
-def _with_rows(weight: "torch.Tensor", about: dict[str, Any]) -> "torch.Tensor":
-    """Return a weight with the rows of new tokens, and of the numbers that no token has, at the mean of the others."""
-    import torch
-
-    mean = weight[: about["known"]].to(torch.float32).mean(0).to(weight.dtype)
-    grown = torch.empty(about["rows"], *weight.shape[1:], dtype=weight.dtype)
-    kept = min(weight.shape[0], about["rows"])
-    grown[:kept] = weight[:kept]
-    grown[kept:] = mean
-    grown[about["numbers"]] = mean
-    return grown

@@ -298,7 +298,7 @@ TRAIN = (
     ),
     mutant(
         "a-new-token-begins-at-nothing",
-        "models/new_tokens.py",
+        "models/token_rows.py",
         ".to(torch.float32).mean(0)",
         ".to(torch.float32).mean(0).mul(0)",
         "engine/test_new_tokens.py::test_a_new_row_is_the_mean_of_what_is_known_and_the_others_stay",
