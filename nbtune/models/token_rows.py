@@ -73,7 +73,7 @@ def filled(folder: Path, resolve: Callable[..., Path]) -> Path:
 
 
 def _take(path: Path, target: Path, about: dict[str, Any]) -> None:
-    """Link a file of the base's, or write it with more rows."""
+    """Write a file of the base's with more rows, or a link to it where it has none of them."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
