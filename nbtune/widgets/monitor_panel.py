@@ -94,7 +94,7 @@ class Monitor(Panel):
         self._over = threading.Event()
         self._beside: Panel | None = None
         self._card: Panel | None = None
-        self._seeing, self._pages = threading.RLock(), dict[str, bool]()
+        self._seeing, self._pages, self._opening = threading.RLock(), dict[str, bool](), threading.Lock()
         self.view.delta(self._cursor)  # the first picture, sent with the opening, has all of it
         super().__init__()
         self._watched.listen(self._tell)
@@ -251,11 +251,12 @@ class Monitor(Panel):
         self.in_background(lambda: self._open(what), self._failed)
 
     def _open(self, what: str) -> None:
-        if self.opened.get("what") != what:
-            self.do_close()
-            self._beside = BESIDE[what](self.run)
-        assert self._beside is not None
-        self.opened = {"what": what, "model": self.inside(self._beside)}
+        with self._opening:  # a second click waits for the first, whose panel it would close
+            if self.opened.get("what") != what:
+                self.do_close()
+                self._beside = BESIDE[what](self.run)
+            assert self._beside is not None
+            self.opened = {"what": what, "model": self.inside(self._beside)}
 
     def do_close(self) -> None:
         """Put the panel away that was opened."""

@@ -75,6 +75,8 @@ class Panel(anywidget.AnyWidget):
         self._said_hello.set()
         if kind == "plotly?":
             self.send({"t": "plotly"}, [_plotly()])
+        elif kind == "state?":  # of a page that was too slow to hear what was said since
+            self.send_state([name for name in self.keys if not name.startswith("_")])
         elif kind == "do":
             self._do(dict(content), buffers)
         elif kind is not None:

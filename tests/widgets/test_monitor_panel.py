@@ -216,6 +216,42 @@ def test_the_chat_opens_in_the_monitor_and_is_put_away(panel):
     assert widget._beside is None
 
 
+def test_two_clicks_at_once_open_one_panel(panel, monkeypatch):
+    run, begun, goes = MemoryRun(), threading.Event(), threading.Event()
+    run.say(made_up_step(1), ev.State(state="finished"))
+    widget, made = panel(run), []
+
+    def slowly(_run):
+        begun.set()
+        assert goes.wait(10)
+        made.append(panel(MemoryRun()))
+        return made[-1]
+
+    monkeypatch.setitem(monitor_panel.BESIDE, "chat", slowly)
+    clicks = [threading.Thread(target=widget._open, args=("chat",)) for _ in range(2)]
+    for each in clicks:
+        each.start()
+    assert begun.wait(10)
+    goes.set()
+    for each in clicks:
+        each.join(10)
+    assert len(made) == 1
+    assert made[0].comm is not None  # it is not closed by the second click
+    assert widget.opened["model"] == made[0].model_id
+
+
+def test_a_page_that_missed_what_was_said_is_given_all_of_it(panel):
+    run = MemoryRun()
+    widget = panel(run)
+    run.say(ev.State(state="running"), made_up_step(1))
+    widget.comm.wait_for(lambda content: content["t"] == "d" and content["rows"])
+    widget._handle_msg({"content": {"data": {"method": "custom", "content": {"t": "state?"}}}, "buffers": []})
+    states = [data["state"] for _, data, _ in widget.comm.sent if data.get("method") == "update"]
+    assert {"snapshot", "opened", "finish"} <= set(states[-1])
+    assert "_esm" not in states[-1]
+    assert states[-1]["snapshot"]["next"] == 1
+
+
 def test_a_monitor_that_is_closed_closes_what_is_shown_in_it_also_what_comes_later(panel):
     run = MemoryRun(total_steps=30)
     run.plan.parameters = 3_000_000_000

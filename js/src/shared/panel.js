@@ -1,6 +1,7 @@
 // How a panel comes up. anywidget hands different proxies of the model to initialize and render: what the views of one
 // model share is made once, here.
 
+import { stayAwake } from "./awake.js";
 import { keepFocus } from "./keepfocus.js";
 import { tell, Wishes } from "./wishes.js";
 
@@ -20,6 +21,7 @@ export const panel = (makeView, makeShared = () => new Wishes()) => () => {
       keepFocus(host, signal);
       host.addEventListener("keydown", keep, { signal });
       host.addEventListener("beforeinput", own, { signal, capture: true });
+      stayAwake(model);
       tell(model, { t: "hello" }); // the page can show panels: no need of the text instead
       return () => {
         over.abort();
