@@ -9,7 +9,7 @@ import torch
 
 from nbtune.methods import METHODS, Answers
 from nbtune.models.accelerate import apply
-from nbtune.train.logprobs import score_answers
+from nbtune.train.logprobs import Asking, score_answers
 from nbtune.train.loss import AnswerLoss
 from nbtune.train.reference import StartingWeights
 from tests.methods.test_against_trl import ours
@@ -30,7 +30,7 @@ def test_losses_and_gradients_are_those_of_two_models(method: str, fast: bool) -
         assert "head" in apply(model).report.taken
     ids = torch.randint(3, 97, (4, 9), generator=torch.Generator().manual_seed(5))
     batch = ours(ids, torch.ones_like(ids), (torch.arange(9) > 3).expand(4, -1), [1.0, 0.0] * 2)
-    loss = AnswerLoss(METHODS[method], {"beta": 0.5}, StartingWeights(model, weights))
+    loss = AnswerLoss(METHODS[method], {"beta": 0.5}, Asking(StartingWeights(model, weights)))
     found = loss(model.train(), batch, denominator=2, device=CPU).loss
     found.backward()
     if method != "kto":

@@ -410,6 +410,27 @@ TRAIN = (
         "train/test_row_weights.py",
     ),
     mutant(
+        "prompts-are-shared-with-their-last-token",
+        "train/shared_prompts.py",
+        "most = min(a_row - a, b_row - b)",
+        "most = min(a_row - a, b_row - b) + 1",
+        "train/test_shared_prompts.py",
+    ),
+    mutant(
+        "a-shared-token-learns-from-one-answer",
+        "models/accelerate/shared_tokens.py",
+        ".mul_(self._is_there).add_(more).view",
+        ".mul_(self._is_there).view",
+        "train/test_shared_prompts.py",
+    ),
+    mutant(
+        "what-is-learnt-of-a-row-is-no-part-of-it",
+        "train/kept_reference.py",
+        "ids[a:b].tobytes() + labels[a:b].tobytes()",
+        "ids[a:b].tobytes()",
+        "train/test_kept_reference.py",
+    ),
+    mutant(
         "the-reference-is-the-model-itself",
         "train/logprobs.py",
         "with torch.no_grad(), in_place_of(model, start):",
