@@ -10,7 +10,7 @@
 
 `CUDA_VISIBLE_DEVICES` chooses the GPUs. Seconds a step are those of the run's own events, the median of steady steps.
 A row that fails prints what the run's folder says of it, and the script's exit code is 1. `wide`, `stock` and `links`
-are in `bench_many_parts.py`.
+are in `bench_many_parts.py` and `many_links.py`.
 """
 
 from __future__ import annotations
@@ -269,6 +269,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--on", default="3,4")
         one.add_argument("--compile", action="store_true")
         one.add_argument("--checkpointing", action="store_true")
+        one.add_argument("--profile", action="store_true", help="of `wide`: print what the GPU did in three steps")
         one.add_argument("--runs", type=Path, default=None)
     return made
 

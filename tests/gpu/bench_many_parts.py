@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -30,6 +29,13 @@ WIDTHS = {
 REST = {"num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 5e5}
 WARM = 4
 MEETING = "NBTUNE_MEETING"
+BEGAN = time.time()
+
+
+def at(what: str) -> None:
+    """Say how old this process is."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"+{time.time() - BEGAN:.1f} s: {what}", file=sys.stderr, flush=True)
 
 
 def outline_folder(folder: Path, shape: str) -> None:
@@ -142,12 +148,18 @@ def onto(layer: Any, device: Any, *, number: int) -> Any:
     return nn.Module.to(layer, device)
 
 
-def in_four_bits(layer: Any, device: Any, dtype: Any) -> None:
-    """Round the layer's linear weights as bitsandbytes does while it loads a model."""
+def in_four_bits(layer: Any, device: Any, dtype: Any, first: dict[str, Any]) -> None:
+    """Make the layer's linear weights as bitsandbytes does while it loads a model.
+
+    Args:
+        first: what the first layer has become, by places: rounded once, and copied into every other layer.
+    """
+    from copy import deepcopy
+
     import bitsandbytes as bnb
     from torch import nn
 
-    for module in list(layer.modules()):
+    for place, module in list(layer.named_modules()):
         for name, linear in list(module.named_children()):
             if type(linear) is not nn.Linear:
                 continue
@@ -155,11 +167,15 @@ def in_four_bits(layer: Any, device: Any, dtype: Any) -> None:
             small = bnb.nn.Linear4bit(
                 *size, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
             )  # double quantisation is its default
-            weight = bnb.nn.Params4bit(
-                linear.weight.data.cpu() if device.type == "cpu" else linear.weight.data,
-                requires_grad=False, quant_type="nf4", compress_statistics=True,
-            )  # fmt: skip
-            small.weight = weight.to(device)
+            key = f"{place}.{name}"
+            if key not in first:
+                drawn = onto(linear, device, number=len(first)).weight.data
+                weight: Any = bnb.nn.Params4bit(
+                    drawn.cpu() if device.type == "cpu" else drawn,
+                    requires_grad=False, quant_type="nf4", compress_statistics=True,
+                )  # fmt: skip
+                first[key] = weight.to(device)
+            small.weight = deepcopy(first[key])
             setattr(module, name, small)
 
 
@@ -178,17 +194,21 @@ def made_in_place(plan: Any, spec: Any, device: Any) -> Any:
         onto(part, device, number=10**6 + number)
     with torch.device(device):
         inner.rotary_emb = type(inner.rotary_emb)(base.config)
+    first: dict[str, Any] = {}
     for number, layer in enumerate(inner.layers):
+        if plan.weights.four_bit:
+            in_four_bits(layer, device, torch_dtype(plan.dtype), first)
         layer.to = partial(onto, layer, number=number)
         if not plan.weights.shards:
             layer.to(device)
-            if plan.weights.four_bit:
-                in_four_bits(layer, device, torch_dtype(plan.dtype))
+    at("layers made")
     base.is_loaded_in_4bit = plan.weights.four_bit
     base.config.use_cache = False
     model = add_adapter(base, spec.adapter, seed=spec.seed)
+    at("adapter put on")
     built = Built(model, None, model_facts(spec.model))
     built.patch = apply(model, plan.activations, weights=plan.weights, device=device if plan.weights.shards else None)
+    at("blocks taken")
     built.report = built.patch.report.lines()
     left = [name for name, p in model.named_parameters() if p.is_meta]
     assert not left, f"never made: {left[:4]}"
@@ -233,6 +253,7 @@ def wide(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(args.model)
     prepared = data.prepare_data(sources, tokenizer, spec=spec, max_len=args.ctx, seed=0)
     plan = make_plan(spec, facts, prepared.facts, where, devices=args.gpus)
+    at(f"planned: {plan.weights}, {plan.activations}, {gib(plan.memory.total)} GiB")
     began = time.time()
     built = made_in_place(plan, spec, device)
     made_s = time.time() - began
@@ -259,7 +280,13 @@ def wide(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
         lambda progress: events.Checkpoint(step=progress.step, folder=""), lambda _: None, lambda *_: (), lambda _: None
     )
     machine.reset_peak(device)
-    train(stepper, batches, options, jobs, progress=Progress(), emit=said.append, control=control)
+    at("training")
+    emit: Any = said.append
+    if args.profile:
+        from many_profile import profiled
+
+        emit = profiled(said.append, device, 6, 3)
+    train(stepper, batches, options, jobs, progress=Progress(), emit=emit, control=control)
     steps = [event for event in said if isinstance(event, events.Step)]
     steady = [e for e in steps[WARM:] if e.tokens == args.rows * args.ctx] or steps[-1:]
     use = machine.memory_use(device)
@@ -340,60 +367,13 @@ def stock(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# -- what links give -------------------------------------------------------------------------------------------------
-
-
-def links(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
-    """Seconds of what a step sends: sums of an 8B LoRA's gradients and of a whole embedding's, a layer's weights put
-    together, its gradients summed and parted; and of the few numbers that the hosts agree on."""
-    import torch
-    import torch.distributed as dist
-
-    from nbtune import device as machine
-    from nbtune.device.streams import synchronize
-
-    device, count = machine.pick("auto"), args.gpus
-    size = 1 if device.type == "cuda" else 64  # a rehearsal's are small
-    layer = 218_112_000 // size // count * count
-
-    def took(work: Any, times: int = 12) -> float:
-        seconds = []
-        for _ in range(times):
-            dist.barrier()
-            synchronize(device)
-            began = time.perf_counter()
-            work()
-            synchronize(device)
-            seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds[3:])
-
-    told: dict[str, Any] = {"peak_gib": 0.0}
-    for name, numbers in (("norm", 1), ("lora", 41_943_040 // size), ("embedding", 525_336_576 // size)):
-        tensor = torch.zeros(numbers, device=device)
-        seconds = took(lambda tensor=tensor: dist.all_reduce(tensor))
-        told[f"sum_{name}_s"] = round(seconds, 6)
-        told[f"sum_{name}_gb_s"] = round(2 * (count - 1) / count * 4 * numbers / seconds / 1e9, 1)
-        del tensor
-    part, whole = (torch.zeros(n, dtype=torch.bfloat16, device=device) for n in (layer // count, layer))
-    seconds = took(lambda: dist.all_gather_into_tensor(whole, part))
-    told |= {"gather_s": round(seconds, 6), "gather_gb_s": round((count - 1) / count * 2 * layer / seconds / 1e9, 1)}
-    if device.type == "cuda":
-        wide_part, wide_whole = (torch.zeros(n, device=device) for n in (layer // count, layer))
-        seconds = took(lambda: dist.reduce_scatter_tensor(wide_part, wide_whole))
-        rate = (count - 1) / count * 4 * layer / seconds / 1e9
-        told |= {"scatter_s": round(seconds, 6), "scatter_gb_s": round(rate, 1)}
-    hosts = [time.perf_counter()]
-    for _ in range(40):
-        ranks.gather([1.0, 2.0, 3.0, 0.0])
-        hosts.append(time.perf_counter())
-    told["agree_s"] = round(statistics.median(b - a for a, b in pairwise(hosts[5:])), 6)
-    return told
-
-
 def main() -> None:
     args = argparse.Namespace(**json.loads(os.environ["BENCH"]))
+    from many_links import links
+
     from nbtune.train.distributed import Ranks
 
+    at("torch is here")
     ranks = Ranks.join(os.environ[MEETING])
     began = time.time()
     told = {"wide": wide, "stock": stock, "links": links}[args.what](args, ranks)
