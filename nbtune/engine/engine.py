@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +22,7 @@ from nbtune import device as machine
 from nbtune import events
 from nbtune.atomic_io import read_json, sweep, write_json, write_text
 from nbtune.data.prepare.labels import with_labels
-from nbtune.engine import abilities, distributed_launcher
+from nbtune.engine import abilities
 from nbtune.engine.answer_scores import scored
 from nbtune.engine.answering import answered
 from nbtune.engine.best_weights import stopping_of
@@ -32,14 +31,12 @@ from nbtune.engine.failures import for_people, reserve, room_for, still_there
 from nbtune.engine.held_prompts import HeldPrompts
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.live_requests import Asked, answer_requests
-from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
 from nbtune.engine.objects import credited
 from nbtune.engine.online import Online
 from nbtune.engine.run_loss import head_of_run, loss_of_run, without_teacher
 from nbtune.engine.short_of_memory import give_up
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.warm_start import begin_with
-from nbtune.errors import NbtuneError
 from nbtune.methods import METHODS
 from nbtune.models.first_values import keep_first_values, kept_in
 from nbtune.models.heads import with_outputs
@@ -356,44 +353,3 @@ class _Engine:
         about: dict[str, Any] = {"folder": self.folder, "step": self.progress.step}
         ends = lambda: within(self.control.look())  # noqa: E731
         return answered(self.built.model, self.built.tokenizer, request, asked, ends=ends, **about)
-
-
-def main(folder: Path, *, with_parent: bool = False) -> int:
-    """Do a run in this process; what it says stands in its folder. Exit code 1: it failed.
-
-    Args:
-        folder: the run's.
-        with_parent: it stops, is saved and ends when whoever started this process is gone.
-    """
-    stop_on_hangup(folder)
-    if with_parent:
-        stop_with_parent(folder)
-    if "WORLD_SIZE" not in os.environ:
-        try:
-            chosen = distributed_launcher.several(folder)
-        except NbtuneError as error:
-            distributed_launcher.refuse(folder, error)
-            return 1
-        if chosen:
-            return distributed_launcher.supervise(folder, chosen)
-    from nbtune.train.distributed import Ranks
-
-    distributed_launcher.stay_with_parent()
-    meeting = os.environ.get(distributed_launcher.MEETING)
-    ranks = Ranks.join(meeting)
-    try:
-        if ranks is not None and meeting is None and not distributed_launcher.meet(folder, ranks):
-            return 1
-        if ranks is None or ranks.first:
-            execute(folder, ranks=ranks)
-        else:
-            follow(folder, ranks)
-    except OtherIsGone:
-        return distributed_launcher.WITNESS
-    except BaseException as error:
-        if ranks is not None and not ranks.first:
-            distributed_launcher.left_word(error, folder)
-        if isinstance(error, NbtuneError):
-            return 1
-        raise
-    return 0 if ranks is None else ranks.leave()

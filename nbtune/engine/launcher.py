@@ -216,11 +216,14 @@ atexit.register(_at_exit)
 
 
 def needs_own_process(spec: RunSpec) -> bool:
-    """Return whether the run gets a process of its own without being detached: with several GPUs, and beside one.
+    """Return whether the run gets a process of its own without being detached: with several GPUs, beside one, or where
+    a cluster does it.
 
     A thread shares Python's lock with the user's cells. On a GPU a step is many short calls, each of which would wait
     for a busy cell up to 5 ms to get the lock back; on a CPU a step is few long ones.
     """
     from nbtune import device
 
+    if spec.cluster.used:
+        return True
     return spec.gpus not in (1, "all") or (spec.device in ("auto", "cuda") and device.gpu_present())

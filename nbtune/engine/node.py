@@ -10,11 +10,14 @@ torchrun's own port, which is open to all of it, is not wanted: its processes ar
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import ipaddress
 import itertools
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from nbtune.store.event_log import add_event
 from nbtune.store.lock import is_owned
 
 _GRACE = 12.0  # seconds in which the first process may say why it ends
+_ANSWER = 10.0  # seconds in which another agent's store answers
 _TERMINATED = -15  # torchrun ends the others of a machine with it
 
 
@@ -45,6 +49,8 @@ def main(arguments: list[str]) -> int:
         asked = parse_args([*_by_address(arguments), *arguments[1:], "-m", "nbtune.engine", str(folder)])
         if parse_min_max_nnodes(asked.nnodes)[1] == 1:
             return supervise(folder, list(range(determine_local_world_size(asked.nproc_per_node))))
+        if taken := _taken(_meeting(arguments)):
+            raise OSError(taken)
         os.environ[AGENT] = str(os.getpid())
         run(asked)
     except ChildFailedError as error:
@@ -83,6 +89,41 @@ def _by_address(arguments: list[str]) -> list[str]:
     except (OSError, ValueError):
         return []
     return ["--local-addr", own, *(["--rdzv-conf", "is_host=true"] if own == address else [])]
+
+
+def _taken(endpoint: str) -> str:
+    """Say that the port where this machine is to be met is another program's: torchrun would try for minutes. "": it is
+    free, or another agent's of this machine, or another machine is to be met."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except ValueError:
+        return ""
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:  # no address of this machine
+            return ""
+        if not _answers(str(place[0]), int(port)):
+            return f"port {port} is in use by another program on this machine: take another one"
+    return ""
+
+
+def _answers(host: str, port: int) -> bool:
+    """Return whether another agent's store is there. In a thread: who says nothing is waited for, for ever."""
+    from torch.distributed import TCPStore
+
+    found: list[Any] = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):
+            found.append(TCPStore(host, port, is_master=False, wait_for_workers=False))
+
+    asking = threading.Thread(target=ask, name="nbtune-port", daemon=True)
+    asking.start()
+    asking.join(_ANSWER)
+    return bool(found)
 
 
 def _here() -> str:

@@ -101,6 +101,9 @@ def _devices(spec: RunSpec, where: DeviceFacts | None) -> tuple[DeviceFacts, int
     if where is not None:
         asked = "all" if where.nodes > 1 and spec.gpus == 1 else spec.gpus
         return where.capped(**spec.memory.model_dump()), machine.shared_among(where, asked, spec.device)
+    if spec.cluster.used:  # its machines are taken to be like this one
+        here = machine.describe(machine.pick(spec.device), rates=True, **spec.memory.model_dump())
+        return objects.credited(here, spec), spec.cluster.most
     chosen = machine.choose_cards(spec.gpus, spec.device)
     found = machine.pick(spec.device, chosen[0] if isinstance(spec.gpus, tuple) else None)
     return objects.credited(machine.describe(found, rates=True, **spec.memory.model_dump()), spec), len(chosen)

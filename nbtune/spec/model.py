@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from nbtune.methods import METHODS, how_they_learn, what_beta_is
 from nbtune.spec.adapter import AdapterSpec, adapter_from_word
+from nbtune.spec.cluster import ClusterSpec, check_processes, cluster_from_word
 from nbtune.spec.learning import OPTIMIZERS, SCHEDULES, OptimArgs, ScheduleArgs, check_learning
 from nbtune.spec.loss_options import LossSpec, loss_from_word, must_fit
 from nbtune.spec.parts import (
@@ -47,12 +48,6 @@ _MARK = re.compile(r"r[0-9a-f]{12}\Z")
 def _sources(value: Any) -> Any:
     entries = value if isinstance(value, list | tuple) else [value]
     return tuple({"source": entry} if isinstance(entry, str) else entry for entry in entries)
-
-
-def _is_choice(gpus: int | tuple[int, ...]) -> bool:
-    if isinstance(gpus, int):
-        return gpus >= 1
-    return bool(gpus) and len(set(gpus)) == len(gpus) and min(gpus) >= 0
 
 
 def _number(value: Any) -> Any:
@@ -295,6 +290,9 @@ class RunSpec(Part):
         example=2,
         advanced=True,
     )
+    cluster: Annotated[ClusterSpec, BeforeValidator(cluster_from_word)] = field(
+        ClusterSpec(), "Cluster", "Whose machines do it.", example={"engine": "ray", "workers": 16}, advanced=True
+    )
     weights: WeightsKey = field(
         "auto",
         "Frozen weights",
@@ -383,11 +381,8 @@ class RunSpec(Part):
             )
         must_fit(self)
         check_learning(self.optim, self.optim_args, self.lr_scheduler_type, self.schedule, self.steps)
-        if self.gpus != "all" and not _is_choice(self.gpus):
-            raise ValueError("`gpus` is a number from 1 on, all, or a list of different GPUs' numbers, from 0 on")
         parted = self.placement.home is Home.SHARDED
-        if parted and self.gpus == 1:
-            raise ValueError("weights `sharded` are parted among several GPUs: set `gpus: all`, or how many")
+        check_processes(self, parted)
         if parted and self.placement.on_device().quantised:
             raise ValueError("4-bit weights are not parted among GPUs: drop `weights: sharded`, or use adapter `lora`")
         if self.adapter.changes_base and self.placement.on_device().quantised:

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from nbtune.methods import METHODS, Method
 from nbtune.spec.adapter import AdapterSpec
+from nbtune.spec.cluster import ClusterSpec
 from nbtune.spec.learning import OptimArgs, ScheduleArgs
 from nbtune.spec.loss_options import LossSpec
 from nbtune.spec.model import RunSpec
@@ -32,6 +33,7 @@ _PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`optim_args:`", OptimArgs),
     ("`schedule:`", ScheduleArgs),
     ("`mix:`", MixSpec),
+    ("`cluster:`", ClusterSpec),
     ("`eval:`", EvalSpec),
     ("`must_keep:` of `eval:` — a rule", KeepRule),
     ("`checkpoint:`", CheckpointSpec),

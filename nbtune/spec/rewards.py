@@ -70,6 +70,7 @@ def must_fit(spec: RunSpec) -> None:
         )
     not_yet = {
         "gpus": spec.gpus != 1,
+        "cluster": spec.cluster.used,
         "packing": spec.packing is True,
         "weights": PlacementWish.of_spec(spec.weights, "lora").is_of_frozen_weights,
         "optim": spec.optim != "adamw",

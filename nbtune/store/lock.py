@@ -136,6 +136,14 @@ def is_owned(folder: Path) -> bool:
         return False
 
 
+def wait_until_free(folder: Path) -> None:
+    """Wait for a dead engine's lock to be nobody's; the launcher's own does not count, and a living engine's is for
+    `Ownership` to refuse."""
+    until = time.monotonic() + _SILENT + 2 * _BEAT
+    while _is_held(folder / "owner.json") and time.monotonic() < until:
+        time.sleep(0.5)
+
+
 def _is_held(path: Path) -> bool:
     owner = read_json(path)
     if owner is None:

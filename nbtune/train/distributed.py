@@ -55,6 +55,8 @@ class Ranks:
         if count == 1:
             return None
         claim(int(os.environ.get("LOCAL_RANK", "0")))
+        if dist.is_initialized():  # by who has started this process: Ray
+            return cls(dist.get_rank(), count)
         how: dict[str, Any] = {}
         if meeting is not None:
             how = {

@@ -18,7 +18,7 @@ _GROUP_OF = {
     **dict.fromkeys(("tokenizer", "labels", "chat_template", "on_error", "mix", "order", "sequence_len"), "data"),
     "packing": "data",
     **dict.fromkeys(("dtype", "device", "gpus", "weights", "activations", "accelerate", "memory"), "memory"),
-    "micro_batch_size": "memory",
+    **dict.fromkeys(("micro_batch_size", "cluster"), "memory"),
     **dict.fromkeys(("eval", "checkpoint", "samples"), "watching"),
 }
 _LEFT_OUT = ("trust_remote_code",)  # a decision for a line of YAML, not for a tick

@@ -23,7 +23,7 @@ import psutil
 
 MARK = "NBTUNE_TEST_LIFE"
 IMPORTED = ("ipykernel.kernelapp", "peft", "torch", "transformers.models.llama.modeling_llama", "nbtune.cli.app",
-            "nbtune.engine.engine", "nbtune.notebook")  # fmt: skip
+            "nbtune.engine.worker", "nbtune.notebook")  # fmt: skip
 
 
 class Lives:
@@ -84,7 +84,7 @@ def _kernel(words: list[str]) -> Any:
 
 
 def _worker(words: list[str]) -> Any:
-    from nbtune.engine.engine import main
+    from nbtune.engine.worker import main
 
     return main(Path(words[0]))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed import TCPStore
 
 from nbtune import events
 from nbtune.engine import node
@@ -196,6 +197,20 @@ def test_when_torchrun_is_killed_its_processes_end(tmp_path: Path) -> None:
         ended(agents)
 
 
+def test_a_port_is_another_programs_or_another_agents(monkeypatch) -> None:
+    monkeypatch.setattr(node, "_ANSWER", 1.0)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        port = mute.getsockname()[1]
+        assert node._taken(f"127.0.0.1:{port}") == node._taken(f"localhost:{port}") != ""
+    assert node._taken(f"127.0.0.1:{port}") == ""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert node._taken(f"127.0.0.1:{store.port}") == ""
+    for elsewhere in ("192.0.2.1:29500", "no such host:29500", "host", "", "127.0.0.1:many"):
+        assert node._taken(elsewhere) == ""
+
+
 @pytest.mark.slow
 def test_a_port_in_use_is_said_in_a_sentence(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, device="cpu")
@@ -207,3 +222,4 @@ def test_a_port_in_use_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert codes == [1], words
     assert last(folder).state == "failed"
     assert "does not meet the others at 127.0.0.1:" in last(folder).detail
+    assert "in use by another program on this machine" in last(folder).detail

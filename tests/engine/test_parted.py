@@ -16,6 +16,7 @@ import nbtune
 from nbtune import events, models
 from nbtune.errors import PlanError
 from nbtune.methods import METHODS
+from nbtune.models.accelerate.fsdp_linear import copy_rows
 from nbtune.models.memory_search import BY_NUMBER
 from nbtune.spec import AdapterSpec, Placement, from_mapping
 from nbtune.spec.learning import OPTIMIZERS
@@ -92,6 +93,18 @@ def test_parts_are_put_together(alone) -> None:
     some = [torch.tensor([3.0, 4.0]), torch.tensor([[12.0]])]
     assert norm_of(some[:1], some[1:]) == 13
     assert norm_of(some, []) == 13
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rows", "columns", "pitch", "start"), [(3, 64, 128, 0), (5, 40, 56, 8), (4, 12, 13, 3)])
+def test_rows_are_copied_whatever_their_pitch(dtype, rows, columns, pitch, start) -> None:
+    wide = torch.zeros(rows, pitch + start, dtype=dtype)
+    place, weight = wide[:, start : start + columns], torch.randn(rows, columns).to(dtype)
+    copy_rows(place, weight)
+    assert torch.equal(place, weight)
+    assert torch.equal(wide[:, start + columns :], torch.zeros(rows, pitch - columns, dtype=dtype))
+    copy_rows(place, weight.t().contiguous().t())
+    assert torch.equal(place, weight)
 
 
 # -- the plan ------------------------------------------------------------------------------------------------------

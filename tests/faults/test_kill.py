@@ -45,7 +45,7 @@ def _life(folder) -> int:
     """A process that works on the run, as `python -m nbtune.engine` does; its pid."""
     pid = os.fork()
     if pid == 0:
-        from nbtune.engine.engine import main
+        from nbtune.engine.worker import main
 
         os._exit(main(folder))
     return pid

@@ -285,7 +285,7 @@ def wide(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
     if args.profile:
         from many_profile import profiled
 
-        emit = profiled(said.append, device, 6, 3)
+        emit = profiled(said.append, device, 6, 1)
     train(stepper, batches, options, jobs, progress=Progress(), emit=emit, control=control)
     steps = [event for event in said if isinstance(event, events.Step)]
     steady = [e for e in steps[WARM:] if e.tokens == args.rows * args.ctx] or steps[-1:]

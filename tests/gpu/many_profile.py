@@ -18,7 +18,7 @@ def profiled(emit: Callable[[Any], None], device: Any, first: int, count: int) -
     from nbtune import events
     from nbtune.device.streams import synchronize
 
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    kinds = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
     prof = profile(activities=kinds)
     began = 0.0
 

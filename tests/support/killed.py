@@ -3,7 +3,7 @@
 python -m tests.support.killed FOLDER TIMES [SEED]        one JSON line a kill
 
 Processes are forks of this one, which has imported what takes long; else each is what the launcher (`nbtune.engine`)
-starts: `nbtune.engine.engine.main` with a rank, a meeting place and a pipe that closes with its parent.
+starts: `nbtune.engine.worker.main` with a rank, a meeting place and a pipe that closes with its parent.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _be(folder: Path, rank: int, count: int, meeting: str, pipe: int, others: li
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.environ |= {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank), "NBTUNE_MEETING": meeting}
-        from nbtune.engine.engine import main
+        from nbtune.engine.worker import main
 
         code = main(folder)
     except BaseException:  # noqa: BLE001 — its folder says why
@@ -163,7 +163,7 @@ def main(base: Path, times: int, seed: int = 0) -> None:
     import torch
     import transformers  # noqa: F401
 
-    import nbtune.engine.engine
+    import nbtune.engine.worker
     import nbtune.train.loop  # noqa: F401
 
     torch.set_num_threads(1)

@@ -1,0 +1,125 @@
+"""`cluster: {engine: ray}`: what a spec may say, what is said without Ray, and real ones of two machines."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import nbtune
+from nbtune import events
+from nbtune.errors import SpecError
+from nbtune.spec import from_mapping
+from nbtune.store.event_log import EventReader
+from tests.engine.conftest import ROWS, SPEC
+from tests.support import ray_machines
+
+CPU = {**SPEC, "device": "cpu", "batch_size": 4, "eval": {"split": 0.2, "every": 3}}
+REAL = pytest.mark.skipif(not ray_machines.is_here(), reason="wants Ray, root, and Linux's ip")
+
+
+def test_a_word_is_an_engine() -> None:
+    assert from_mapping({"data": "rows", "cluster": "ray"}).cluster.used
+    assert not from_mapping({"data": "rows"}).cluster.used
+    assert from_mapping({"data": "rows", "cluster": {"engine": "ray", "workers": [2, 8]}}).cluster.most == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cluster": "slurm"}, "'none' or 'ray'"),
+        ({"cluster": {"engine": "ray", "workers": 0}}, "`workers` is a number from 1 on"),
+        ({"cluster": {"engine": "ray", "workers": [4, 2]}}, "the smaller one first"),
+        ({"cluster": {"engine": "ray", "workers": True}}, "workers"),
+        ({"cluster": {"engine": "ray", "failures": -2}}, "failures"),
+        ({"cluster": {"engine": "ray", "nodes": 2}}, "nodes"),
+        ({"cluster": "ray", "gpus": 2}, "`cluster` and `gpus` exclude each other"),
+        ({"cluster": "ray", "weights": "sharded"}, "parted among several"),
+        ({"cluster": "ray", "method": "grpo", "rewards": "good"}, "does not know `cluster"),
+    ],
+)
+def test_what_no_cluster_can_be_asked_for_is_refused_in_a_sentence(change: dict, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        from_mapping({"data": "rows", **change})
+    assert words in str(caught.value)
+
+
+def test_a_run_says_where_it_found_no_ray(tmp_path: Path) -> None:
+    """Without Ray installed; or with it, and nobody at that address."""
+    spec = {**CPU, "cluster": {"engine": "ray", "workers": 2, "address": "127.0.0.1:1"}}
+    run = nbtune.finetune(spec, name="far", rows={"rows": ROWS}, runs_dir=tmp_path)
+    with pytest.raises(nbtune.errors.NbtuneError):
+        run.wait(300)
+    said = run.latest(events.State)
+    installed = importlib.util.find_spec("ray") is not None
+    assert said.state == "failed"
+    assert ("there is no Ray at `127.0.0.1:1`" if installed else "`cluster: ray` needs Ray") in said.detail
+
+
+def test_nobody_here_schedules_beats_or_elects() -> None:
+    """Placing, watching and restarting machines is an engine's work: ours only calls it."""
+    text = Path(nbtune.__file__).parent.joinpath("engine", "ray_cluster.py").read_text()
+    for word in ("heartbeat", "elect", "schedul", "socket", "placement_group", "@ray.remote", "Popen"):
+        assert word not in text, word
+    assert text.count("TorchTrainer(") == 1
+
+
+# -- real ones -----------------------------------------------------------------------------------------------------
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {e.step: e.loss for e in EventReader(folder / "events.jsonl").read() if isinstance(e, events.Step)}
+
+
+def trained(runs: Path, name: str, **fields: object) -> nbtune.Run:
+    return nbtune.finetune({**CPU, **fields}, name=name, rows={"rows": ROWS}, runs_dir=runs)
+
+
+@REAL
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_two_machines_from_shell_and_kernel_are_one_process_and_outlive_one_of_them(tmp_path: Path) -> None:
+    steps = 60
+    fields: dict = {"steps": steps, "checkpoint": {"every": 2, "keep": 2}}
+    one = trained(tmp_path, "one", **fields).wait(600)
+    with ray_machines.cluster(tmp_path) as machines:
+        code = (
+            "import sys, nbtune; from tests.engine.test_ray import trained; from pathlib import Path\n"
+            "run = trained(Path(sys.argv[1]), 'kernel', steps=6, cluster={'engine': 'ray', 'workers': 2})\n"
+            "run.wait(900); print(run.state, run.folder.name)"
+        )
+        said = machines.run(sys.executable, "-c", code, str(tmp_path))
+        assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
+        kernel = nbtune.attach("kernel", tmp_path)
+        assert kernel.state == "finished"
+        assert len(losses(kernel.folder)) == 6
+
+        # in the shell, from one machine to two, one of which is lost
+        spec = (one.folder / "spec.yaml").read_text()
+        hurt = tmp_path / "hurt-000000"
+        shutil.copytree(one.folder, hurt)
+        for part in ("events.jsonl", "plan.json", "checkpoints", "adapter"):
+            path = hurt / part
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (hurt / "checkpoints").mkdir()
+        (hurt / "spec.yaml").write_text(f"{spec}\ncluster: {{engine: ray, workers: [1, 2]}}\n")
+        worker = machines.begin(sys.executable, "-m", "nbtune.engine", str(hurt))
+        try:
+            ray_machines.until(lambda: worker.poll() is not None or len(losses(hurt)) >= 6, 900)
+            before = len(losses(hurt))
+            machines.lose(1)
+            words = worker.communicate(timeout=1200)[0]
+        finally:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
+        state = [e for e in EventReader(hurt / "events.jsonl").read() if isinstance(e, events.State)][-1]
+        assert state.state == "finished", f"{before}: {state} {words[-3000:]}"
+        warned = [e.message for e in EventReader(hurt / "events.jsonl").read() if isinstance(e, events.Warning)]
+        assert before < steps, "it had ended before it could be hurt"
+        assert any("Ray has started them again" in message for message in warned)
+    assert losses(hurt) == pytest.approx(losses(one.folder), rel=1e-5, abs=1e-5)
