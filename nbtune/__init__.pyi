@@ -34,6 +34,7 @@ from nbtune.rate_finder import lr_find as lr_find
 from nbtune.run import Run as Run
 from nbtune.spec import RunSpec as RunSpec
 from nbtune.spec.adapter import AdapterSpec
+from nbtune.spec.cluster import ClusterSpec
 from nbtune.spec.learning import OptimArgs
 from nbtune.spec.learning import ScheduleArgs
 from nbtune.spec.loss_options import LossSpec
@@ -71,6 +72,12 @@ class _Checkpoint(TypedDict, total=False):
     every: int | None
     minutes: float
     keep: int
+
+class _Cluster(TypedDict, total=False):
+    engine: Literal['none', 'ray']
+    workers: int | list[int] | tuple[int, ...]
+    address: str | None
+    failures: int
 
 class _Eval(TypedDict, total=False):
     split: float | None
@@ -203,6 +210,7 @@ def validate(
     dtype: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto',
     device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto',
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
+    cluster: _Cluster | ClusterSpec = ...,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
     memory: _Memory | MemorySpec = ...,
@@ -256,6 +264,7 @@ def validate(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
@@ -316,6 +325,7 @@ def plan(
     dtype: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto',
     device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto',
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
+    cluster: _Cluster | ClusterSpec = ...,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
     memory: _Memory | MemorySpec = ...,
@@ -369,6 +379,7 @@ def plan(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
@@ -430,6 +441,7 @@ def finetune(
     dtype: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto',
     device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto',
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
+    cluster: _Cluster | ClusterSpec = ...,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
     memory: _Memory | MemorySpec = ...,
@@ -483,6 +495,7 @@ def finetune(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
@@ -544,6 +557,7 @@ def submit(
     dtype: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto',
     device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto',
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
+    cluster: _Cluster | ClusterSpec = ...,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
     memory: _Memory | MemorySpec = ...,
@@ -597,6 +611,7 @@ def submit(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
@@ -652,6 +667,7 @@ def inspect(
     dtype: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto',
     device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto',
     gpus: Literal['all'] | int | list[int] | tuple[int, ...] = 1,
+    cluster: _Cluster | ClusterSpec = ...,
     weights: Literal['auto', '16bit', 'fp8', 'nf4', 'streamed', 'sharded'] = 'auto',
     activations: Literal['auto', 'keep', 'selective', 'recompute', 'offload'] = 'auto',
     memory: _Memory | MemorySpec = ...,
@@ -707,6 +723,7 @@ def inspect(
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
         gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
         memory: Memory. How much of it a run may take.
