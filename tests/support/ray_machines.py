@@ -34,7 +34,8 @@ class Machines:
         self.folder, self.before = folder, before
         self.environment = {
             **os.environ, "RAY_ADDRESS": ADDRESS, "RAY_AUTH_MODE": "disabled", "GLOO_SOCKET_IFNAME": "cable",
-            "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0",
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300", "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
         }  # fmt: skip
         self.started: list[subprocess.Popen[bytes]] = []
 
