@@ -58,24 +58,6 @@ def several(folder: Path) -> list[int]:
     return chosen if len(chosen) > 1 or isinstance(spec.gpus, tuple) else []
 
 
-def given_away(folder: Path) -> int | None:
-    """Let others do the run where its spec says so, and return an exit code; None: this process is to do it.
-
-    What it could not begin of is said in the folder.
-    """
-    try:
-        spec = read_spec(folder)
-        if spec.cluster.used:
-            from nbtune.engine import ray_cluster
-
-            return ray_cluster.drive(folder, spec)
-        chosen = several(folder)
-    except NbtuneError as error:
-        refuse(folder, error)
-        return 1
-    return supervise(folder, chosen) if chosen else None
-
-
 def supervise(folder: Path, chosen: list[int]) -> int:
     """Run a worker for each device, until all have ended; 0 if all did well, else 1: the reason
     stands in the folder."""

@@ -139,7 +139,7 @@ def work(config: dict[str, str]) -> None:
     Raises:
         RuntimeError: Ray is to start the workers again.
     """
-    from nbtune.engine.worker import share
+    from nbtune.engine.share import share
     from nbtune.train.distributed import Ranks
 
     folder = Path(config["folder"])

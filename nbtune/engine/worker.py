@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from nbtune.engine import distributed_launcher
-from nbtune.engine.engine import execute, follow
+from nbtune.engine import distributed_launcher, ray_cluster
 from nbtune.engine.lone_worker import stop_on_hangup, stop_with_parent
+from nbtune.engine.share import share
 from nbtune.errors import NbtuneError
-from nbtune.train.control import OtherIsGone
-
-if TYPE_CHECKING:
-    from nbtune.train.distributed import Ranks
+from nbtune.store.folder import read_spec
 
 
 def main(folder: Path, *, with_parent: bool = False) -> int:
@@ -26,7 +22,7 @@ def main(folder: Path, *, with_parent: bool = False) -> int:
     stop_on_hangup(folder)
     if with_parent:
         stop_with_parent(folder)
-    if "WORLD_SIZE" not in os.environ and (code := distributed_launcher.given_away(folder)) is not None:
+    if "WORLD_SIZE" not in os.environ and (code := _given_away(folder)) is not None:
         return code
     from nbtune.train.distributed import Ranks
 
@@ -40,27 +36,17 @@ def main(folder: Path, *, with_parent: bool = False) -> int:
     return code if code or ranks is None else ranks.leave()
 
 
-def share(folder: Path, ranks: Ranks | None, *, compare: bool) -> int:
-    """Do this process's share of a run; 0: it did well, else as an exit code.
+def _given_away(folder: Path) -> int | None:
+    """Let others do the run where its spec says so, and return an exit code; None: this process is to do it.
 
-    Args:
-        folder: the run's.
-        ranks: of several processes.
-        compare: they are of several machines, and must see the same.
-    Raises:
-        NbtuneError: it failed, and that is said in the folder, or where the first of several will find it.
+    What it could not begin of is said in the folder.
     """
     try:
-        if ranks is not None and compare and not distributed_launcher.meet(folder, ranks):
-            return 1
-        if ranks is None or ranks.first:
-            execute(folder, ranks=ranks)
-        else:
-            follow(folder, ranks)
-    except OtherIsGone:
-        return distributed_launcher.WITNESS
-    except BaseException as error:
-        if ranks is not None and not ranks.first:
-            distributed_launcher.left_word(error, folder)
-        raise
-    return 0
+        spec = read_spec(folder)
+        if spec.cluster.used:
+            return ray_cluster.drive(folder, spec)
+        chosen = distributed_launcher.several(folder)
+    except NbtuneError as error:
+        distributed_launcher.refuse(folder, error)
+        return 1
+    return distributed_launcher.supervise(folder, chosen) if chosen else None
