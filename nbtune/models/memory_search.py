@@ -28,7 +28,8 @@ _PINNED = 1.25  # of the weights' size: pinned memory comes in powers of two
 _HOST_RATE = 45e9  # bytes a second from pinned memory; 52e9 were measured on an H200
 _RATES = {"cpu": 3e10, "mps": 3e12, "cuda": 3.5e14}  # achieved FLOP/s where nothing was measured
 _DECODED = 3.5e12  # bytes a second that 4-bit weights are read and written with, as a card copies
-_TRAVELS = 1.02  # a step is longer where any weights travel: launches are not recorded
+_TRAVELS = 1.02  # a step is longer where any weights travel
+_LAUNCHED = 0.0055  # seconds that a host takes to launch a layer's work both ways, where it is not recorded
 _AT_A_TURN = 2  # layers that are there still when a pass begins where the last one ended
 _UNHIDDEN = 0.06  # of the shorter of two that run beside each other
 
@@ -220,7 +221,8 @@ def seconds_a_token(
         return (forward + backward) / tokens
     layers = max(0, model.num_layers - weights.resident - _AT_A_TURN)
     sent = layers * block_bytes(model, weights) / (device.link or _HOST_RATE)
-    return _TRAVELS * (_beside(forward, sent) + _beside(backward, sent)) / tokens
+    device_time = _TRAVELS * (_beside(forward, sent) + _beside(backward, sent))
+    return max(device_time, _LAUNCHED * model.num_layers) / tokens  # which weights come next is not recorded
 
 
 def _beside(work: float, sent: float) -> float:
