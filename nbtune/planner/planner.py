@@ -7,6 +7,7 @@ fastest that fits. If nothing fits, the error names the nearest change that woul
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ def make_plan(
         )
     mine, start, averaged = _ours(spec, abilities), _starts_from_another(spec), spec.optim_args.ema_decay is not None
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim, averaged)
+    setup = replace(setup, sequences=max(1, tokens // sequence_len), references=int(METHODS[spec.method].reference))
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
@@ -170,11 +172,16 @@ def make_plan(
         available_bytes=available(device),
         disk_bytes=int(trained * (4 + state)) * (spec.checkpoint.keep + 1) + trained * 8,
         download_bytes=download_bytes,
-        seconds=total_steps * math.ceil(micro * accumulation / devices) * min(mean, sequence_len) * setup.seconds(best),
+        seconds=total_steps * _step_seconds(setup, best, math.ceil(micro * accumulation / devices), mean),
         abilities=abilities,
         reasons=tuple(reasons),
     )
     return plan.with_ways(partial(reckon, setup, METHODS[spec.method].group))
+
+
+def _step_seconds(setup: Setup, best: Fit, rows: int, mean: float) -> float:
+    """Return the seconds of a step of so many rows on each device, which have so many tokens on average."""
+    return rows * min(mean, setup.sequence_len) * setup.seconds(best) + setup.update_seconds()
 
 
 def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: list[str]) -> bool:
