@@ -145,11 +145,12 @@ def fit(
         policies = tuple(policy for policy in policies if policy != "offload")
     policies = policies if activations == "auto" else (activations,)  # type: ignore[assignment]
     sizes = list(micro_batch_sizes)
-    both = [(p, m) for p in policies for m in sizes]
+    every = [(p, m) for p in policies for m in sizes]
+    both = [way for way in every if _host_holds(setup, *way)] or every
     most = room(setup.device)
     ways = [setup.way(p, m) for p, m in both] if home in (None, Home.DEVICE) else []
     if home is None and setup.devices == 1 and _may_travel(setup):
-        ways += [_travelling(setup, p, m, most, forced=False) for p, m in both]
+        ways += [_travelling(setup, p, m, most, forced=False) for p, m in both if _host_holds(setup, p, m, beside=True)]
     fitting = [way for way in ways if way.memory.total <= most]
     if not fitting and home in (None, Home.SHARDED) and _may_be_parted(setup):
         parted = [setup.way(p, m, setup.weights.parted(setup.devices)) for p, m in both]
@@ -161,6 +162,26 @@ def fit(
         ways += travelling
     best = min(fitting, key=setup.seconds, default=None)
     return best, min(ways or [setup.way(p, m) for p, m in both], key=_bytes)
+
+
+def _host_holds(setup: Setup, policy: MemoryPolicy, micro: int, *, beside: bool = False) -> bool:
+    """Return whether the host has room for the blocks' inputs that wait there.
+
+    Args:
+        beside: the weights wait there, too.
+    """
+    model, ram = setup.model, setup.device.ram
+    if policy != "offload" or not ram:
+        return True
+    width = 4 if setup.dtype == "fp32" else 2
+    inputs = width * micro * setup.sequence_len * model.hidden_size * model.num_layers
+    return (inputs * _PINNED + beside * _travels(setup)) * setup.devices <= ram
+
+
+def _travels(setup: Setup) -> float:
+    """Return the bytes of the host's memory that all weights take which may travel."""
+    blocks = setup.model.num_layers * block_bytes(setup.model, setup.weights)
+    return (blocks + embedding_bytes(setup.model, 2)) * _PINNED
 
 
 def _bytes(way: Fit) -> int:
@@ -194,10 +215,9 @@ def not_parted(setup: Setup) -> PlanError | None:
 def _may_travel(setup: Setup) -> bool:
     """Return whether they may: weights travel into nbtune's blocks on a GPU with memory of its own: frozen whole
     numbers that fit in RAM."""
-    model, device = setup.model, setup.device
+    device = setup.device
     on_gpu = device.kind == "cuda" and not device.unified and setup.own_layers > 0
-    blocks = model.num_layers * block_bytes(model, setup.weights)
-    needed = (blocks + embedding_bytes(model, 2)) * _PINNED * setup.devices
+    needed = _travels(setup) * setup.devices
     return on_gpu and not setup.weights.eight_bit and setup.adapter.type in BY_FORMAT and needed <= device.ram
 
 
