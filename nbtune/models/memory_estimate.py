@@ -20,7 +20,7 @@ CUDA_CONTEXT = int(0.85 * 2**30)  # what a process takes of a card beside torch'
 MLP_ROWS = 4096
 """Rows that go through the MLP of a block at once, where blocks keep nothing: as many as make its products fast."""
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
-PYTHON = 700 * 2**20  # a process with torch and transformers loaded
+PYTHON = 480 * 2**20  # not of files: torch, transformers and peft loaded (330 MiB), and a model's trial (415)
 
 
 class MemoryPlan(BaseModel):

@@ -373,6 +373,8 @@ def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Pl
         fix = "write `adapter: qlora` (4-bit frozen weights), or a shorter `sequence_len`"
     elif spec.adapter.type == "full":
         fix = "write `adapter: lora`, which trains a fraction of the weights"
+    elif device.kind == "cpu" and spec.dtype == "auto" and not weights.quantised:
+        fix = "write `dtype: bf16` (half the memory, and slower on most CPUs), or `adapter: qlora`"
     elif spec.micro_batch_size and spec.micro_batch_size > 1:
         fix = "leave `micro_batch_size` out, so that the plan can choose"
     else:
