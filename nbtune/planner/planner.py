@@ -107,11 +107,6 @@ def make_plan(
     micro, room = best.micro_batch_size, f"{device.free / 2**30:.1f} GiB"
     if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept, which costs time: they would not fit into {room}")
-    if weights.quantised and model.stacked:
-        reasons.append(
-            f"{weights.bits} bits are for linear layers: {model.stacked / 1e6:,.1f} M weights of experts stay in "
-            f"{32 if dtype == 'fp32' else 16}"
-        )
     if best.weights.shards and home is None:
         what = "weights, gradients and optimizer" if spec.adapter.type == "full" else "frozen weights"
         reasons.append(f"{what} are parted: all of them would not fit into {room}")
@@ -136,7 +131,7 @@ def make_plan(
         update={
             "trained": trained if model.trained is not None else 0,  # else it is an estimate
             "frozen_bytes": 0 if spec.adapter.type == "full" else frozen_bytes(model, best.weights, dtype),
-            "rounded": model.block_parameters * model.num_layers if best.weights.quantised else 0,
+            "rounded": model.block_parameters * model.num_layers + model.stacked if best.weights.quantised else 0,
             "experts": model.stacked,
         }
     )
