@@ -156,8 +156,8 @@ def state_bytes(optimizer: str, model: ModelFacts, adapter: AdapterSpec) -> floa
 
 
 def frozen_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:
-    """Return bytes of all frozen weights in memory, wherever they are: formats cover linear layers and experts, the rest
-    is as it was."""
+    """Return bytes of all frozen weights in memory, wherever they are: formats cover linear layers and experts, the
+    rest is as it was."""
     rounded = model.block_parameters * model.num_layers + (model.stacked if weights.experts else 0)
     return int(rounded * weights.bytes_a_weight) + max(0, model.parameters - rounded) * (4 if dtype == "fp32" else 2)
 

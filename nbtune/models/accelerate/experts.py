@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.norms import relative_error, tolerance
 from nbtune.models.experts.block import Experts, Scratch, Stack
-from nbtune.models.experts.rounded import lent
 from nbtune.models.experts.find import experts_in, is_switched_on, stock_of
+from nbtune.models.experts.rounded import lent
 
 _TOKENS = 24
 
@@ -94,6 +95,21 @@ def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> list[tuple[nn.M
         reason = block if isinstance(block, str) else "" if believe else probe.disagrees(outer, block)
         found.append((outer, reason or block))
     return found
+
+
+def mark_lean(layers: list[Layer], blocks: list[Experts]) -> None:
+    """Mark the layers whose MLPs are experts and what chooses among them, and these experts."""
+    for layer in layers:
+        inside = {id(m) for m in layer.mlp.modules()} if layer.mlp is not None else set()
+        own = [block for block in blocks if id(block.up.module) in inside]
+        if layer.mlp is None or not own:
+            continue
+        held = {id(p) for block in own for p in (*block.up.module.parameters(), *block.parameters())}
+        beside = sum(p.numel() for p in layer.mlp.parameters() if id(p) not in held)
+        _, _, hidden = own[0].up.sides
+        layer.lean = beside <= 2 * own[0].up.sides[0] * hidden  # what chooses has a row an expert
+        for block in own:
+            block.lean = layer.lean
 
 
 def share_scratch(blocks: list[Experts]) -> None:

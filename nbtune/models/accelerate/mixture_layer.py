@@ -4,8 +4,8 @@
     out   = a + m post2(mlp(u2))
 
 The MLP is called as stock does; its experts compute by groups where they are understood (`experts.py`). Under `keep`
-the function saves what `LayerFunction` does of attention, and under `selective`, where experts compute their gates and
-ups again; else x alone (parked in the host's memory under `offload`), and the MLP is computed again too.
+and `selective` the function saves what `LayerFunction` does of attention; else x alone (parked in the host's memory
+under `offload`). But under `keep` the MLP is computed again too: of experts gates and ups alone, of others all.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def _but_last(layer: Layer) -> list[nn.Parameter]:
 
 def _mlp(layer: Layer, u: Tensor) -> Tensor:
     assert layer.mlp is not None
-    if layer.policy == "keep" or (layer.policy == "selective" and layer.lean) or not torch.is_grad_enabled():
+    if layer.policy == "keep" or layer.lean or not torch.is_grad_enabled():
         found = layer.mlp(u)
     else:
         found = checkpoint(layer.mlp, u, use_reentrant=False, preserve_rng_state=draws_noise(layer.mlp))

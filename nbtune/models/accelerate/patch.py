@@ -13,7 +13,7 @@ from nbtune.device import empty_cache
 from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_of
 from nbtune.models.accelerate.detect import balances_routers, causal_lm, decoder, decoder_layers, find_layer
-from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, share_scratch, words
+from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, mark_lean, share_scratch, words
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
 from nbtune.models.accelerate.host_embedding import keep_in_host, stays
 from nbtune.models.accelerate.layer_calls import Call, calls_of, marked
@@ -74,7 +74,7 @@ class Patch:
         for layer in self.layers:
             layer.policy, layer.offload = policy, offload
         for experts in self.experts:
-            experts.again = policy == "selective"
+            experts.again = experts.lean and policy != "keep"
 
     def reset(self, policy: MemoryPolicy) -> None:
         """Forget what a forward and backward that were broken off have left behind, and set what blocks keep."""
@@ -350,8 +350,7 @@ def _take_experts(inner: nn.Module, patch: Patch, believe: bool) -> None:
             patch.replace(outer, experts_forward(outer, block))
             patch.experts.append(block)
             patch.report.taken[place] = words(block)
-            for taken in patch.layers:
-                taken.lean |= taken.mlp is not None and any(m is block.up.module for m in taken.mlp.modules())
+    mark_lean(patch.layers, patch.experts)
     share_scratch(patch.experts)
 
 

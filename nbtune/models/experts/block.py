@@ -169,6 +169,7 @@ class Experts:
         up, down: its stacks. gate: what it computes of `[gate up]`, `[S, 2 I]` → `[S, I]`.
         act: the kernel's name of it, where gates lie before ups; "": none, `gate` is called.
         again: `[gate up]` is computed again in the backward instead of being kept.
+        lean: whether it may be: nothing computes all of the MLP again that these experts are nearly all of.
     """
 
     up: Stack
@@ -177,6 +178,7 @@ class Experts:
     act: str = ""
     sink: "ExpertsSink | None" = None
     again: bool = False
+    lean: bool = False
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained in it, in the order of its gradients."""

@@ -1,8 +1,9 @@
 """Stacks of experts' matrices in 4 or 8 bits: rounded expert by expert as a model is loaded, decoded for each product.
 
 nf4: blocks of up to 64 numbers of a row share a scale, which is rounded to bf16 *before* its numbers are (4.25 bits a
-number). bitsandbytes' double quantisation would tie each scale to all others of its tensor; here a row depends on nothing
-but itself, so that a matrix is the same whether it lies in a file alone or in a stack. fp8 (e4m3): a scale a row.
+number). bitsandbytes' double quantisation would tie each scale to all others of its tensor; here a row depends on
+nothing but itself, so that a matrix is the same whether it lies in a file alone or in a stack. fp8 (e4m3): a scale a
+row.
 
 The codes lie in a module beside the weight, which has its shape still and no memory: whoever calls its module by
 stock means gets all of it decoded for that call (peft's own wrappers included, which torch's parametrizations would
@@ -130,8 +131,8 @@ def block_of(width: int) -> int:
 
 
 def nf4_rows(matrix: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Return the codes `[n, K / 2]` of a matrix, two in a byte, the first in its upper half, and scales `[n, K / block]`
-    in bf16."""
+    """Return the codes `[n, K / 2]` of a matrix, two in a byte, the first in its upper half, and its scales in bf16,
+    `[n, K / block]`."""
     blocks = matrix.float().view(len(matrix), -1, block)
     scales = blocks.abs().amax(-1).to(torch.bfloat16)
     code = torch.tensor(NF4, device=matrix.device)
