@@ -163,7 +163,10 @@ class MergedModel:
     def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         weights = self.source.weights
         if weights.quantised and weights.experts and name in self._of_experts:
-            return self._rounded_experts(name, start, stop)
+            from nbtune.models.experts.rounded import rounded_rows
+
+            rows = self._fp32(self.base.rows(name, start, stop))  # of an expert, or of a stack: each by itself
+            return rounded_rows(rows.view(-1, rows.shape[-1]), weights.format).view(rows.shape)
         if weights.quantised and self._is_linear(name):
             if self._rounded[0] != name:  # as a whole: the scales' own scales are of the whole tensor
                 from nbtune.models.accelerate.linear_kinds import rounded
@@ -171,13 +174,6 @@ class MergedModel:
                 self._rounded = (name, rounded(self.base.get(name).to(self.device), weights))
             return self._rounded[1][start:stop]
         return self._fp32(self.base.rows(self._stored(name), start, stop))
-
-    def _rounded_experts(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows of an expert's matrix, or matrices of a stack, as training had them: each row by itself."""
-        from nbtune.models.experts.rounded import rounded_rows
-
-        rows = self._fp32(self.base.rows(name, start, stop))
-        return rounded_rows(rows.view(-1, rows.shape[-1]), self.source.weights.format).view(rows.shape)
 
     @cached_property
     def _of_experts(self) -> frozenset[str]:
