@@ -98,7 +98,7 @@ def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> list[tuple[nn.M
 
 
 def mark_lean(layers: list[Layer], blocks: list[Experts]) -> None:
-    """Mark the layers whose MLPs are experts and what chooses among them, and these experts."""
+    """Find the layers whose MLPs are experts and what chooses among them, and tell them and these experts."""
     for layer in layers:
         inside = {id(m) for m in layer.mlp.modules()} if layer.mlp is not None else set()
         own = [block for block in blocks if id(block.up.module) in inside]
