@@ -67,7 +67,7 @@ EXPORT = (
         "export/merge.py",
         "if weights.quantised and weights.experts and name in self._of_experts:",
         "if False:",
-        "tests/models/experts/test_rounded.py::test_merged_is_what_was_trained[mixtral-nf4]",
+        "models/experts/test_rounded.py::test_merged_is_what_was_trained[mixtral-nf4]",
     ),
     mutant(
         "sums-are-rounded-twice",
