@@ -107,9 +107,10 @@ def _passes(
     if weights.eight_bit:  # what is multiplied with is rounded first, and LoRA added in a pass of its own
         forth += moved * (3 * inner + 8 * hidden)
         back += moved * (6 * inner + 10 * hidden) + each / copies
-    if weights.four_bit:
-        decoded = model.block_parameters * (2 + weights.bytes_a_weight) * 1.2 / copies
-        forth, back = forth + decoded, back + decoded
+    decoded = model.block_parameters if weights.four_bit else 0
+    decoded += model.stacked // layers if weights.quantised and weights.experts else 0  # in 8 bits, too
+    seconds = decoded * (2 + weights.bytes_a_weight) * 1.2 / copies
+    forth, back = forth + seconds, back + seconds
     one = 2 * tokens * hidden * inner / (rate * faster)  # of gate, up and down
     again = {"keep": 0.0, "selective": 2 * one}.get(activations, forth - one)  # down's output is not needed again
     slow = work.own_layers + (1 - work.own_layers) * _STOCK
