@@ -42,6 +42,9 @@ STAND_INS = {
     "meta-llama/Llama-3.1-8B-Instruct": "nbtune/tiny",
     "org/base": "nbtune/tiny",
     "gpus: all ": "gpus: 1 ",
+    "run.at(100)": "run.at(2)",
+    "%nbtune chat demo\n": "%nbtune chat demo --prompt Hello\n",  # no page shows the panel here
+    '"more.jsonl", {"source": other_df': '"other.jsonl", {"source": other_df',
     '"q4_k_m"': '"q8_0"',
     "./SmolLM2-135M-Instruct-Q4_1.gguf": "./tiny-q8_0.gguf",
 }
@@ -72,6 +75,7 @@ import pandas as pd
 rows = [{{**row, "title": row["prompt"], "body": row["completion"]}} for row in rows]
 more = pd.DataFrame({{"question": list("abcdef") * 6, "reply": list("ghijkl") * 6}})
 more.to_json("more.jsonl", orient="records", lines=True)
+pd.DataFrame(rows)[["prompt", "completion"]].to_json("other.jsonl", orient="records", lines=True)
 df = pd.DataFrame(rows)[["prompt", "completion"]]
 test_df, other_df = df.tail(4).copy(), df.head(4).copy()""",
     "how-to/gguf-models.md": f"""{RUN}

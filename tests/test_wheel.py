@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -29,18 +31,49 @@ def outside(outside_environ: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory, outside: dict[str, str]) -> Path:
-    """Built from the files that git knows, so nothing that was built here before gets in."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+def source(tmp_path_factory: pytest.TempPathFactory, outside: dict[str, str]) -> Path:
+    """The files that git knows, so that nothing that was built here before gets in."""
+    source = tmp_path_factory.mktemp("source")
     listed = run(["git", "ls-files", "-z", "--cached"], outside, REPO)
     for name in filter(None, listed.split("\0")):
         if (REPO / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPO / name, source / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory, outside: dict[str, str]) -> Path:
+    out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check", "--outdir", out]
     run([*command, source], outside, source)
     (made,) = out.glob("*.whl")
     return made
+
+
+def test_an_sdist_makes_the_same_wheel_where_there_is_no_node(
+    wheel: Path, source: Path, outside: dict[str, str], tmp_path: Path
+) -> None:
+    """With node from the index, as a build requirement, as `pip install` of an sdist has it."""
+    out = tmp_path / "dist"
+    build = [sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check", "--outdir", out]
+    run([*build, "--sdist", source], outside, tmp_path)
+    (sdist,) = out.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        assert not [name for name in archive.getnames() if "/static/" in name or "node_modules" in name]
+    bare = os.pathsep.join(
+        folder for folder in outside["PATH"].split(os.pathsep) if not shutil.which("node", path=folder)
+    )
+    tools = tmp_path / "bin"  # what else lies beside node
+    tools.mkdir()
+    for name in ("sh", "env", "uname"):
+        (tools / name).symlink_to(str(shutil.which(name, path=outside["PATH"])))
+    without = {**outside, "PATH": os.pathsep.join([bare, str(tools)])}
+    assert shutil.which("node", path=without["PATH"]) is None
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, sdist], without, tmp_path)
+    (made,) = out.glob("*.whl")
+    with zipfile.ZipFile(made) as one, zipfile.ZipFile(wheel) as other:
+        assert set(one.namelist()) == set(other.namelist())
 
 
 def test_what_is_in_it(wheel: Path) -> None:
