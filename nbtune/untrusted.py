@@ -80,6 +80,9 @@ def from_here(path: Path) -> str:
     return f"~/{path.relative_to(home).as_posix()}" if under_home else path.as_posix()
 
 
+_BLOB = re.compile(r"/(model|dataset)s--[^/]+/blobs/[^/]+$")
+
+
 def refuse_links(root: Path, *parts: str, error: type[NbtuneError]) -> None:
     """Refuse a folder with a link that leads out of it (what it leads to is somebody's own, and would be copied, or
     written to), and one with a pipe or a device (which would be waited for).
@@ -103,6 +106,15 @@ def refuse_links(root: Path, *parts: str, error: type[NbtuneError]) -> None:
                 place=place,
                 fix="put the file itself there, if it is yours",
             )
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether a file of a model's folder is a link to something of somebody's own, which would be copied and
+    leave the house in an export: links into the Hub's cache, as its folders have them, are none."""
+    if not path.is_symlink() and not path.parent.is_symlink():
+        return False
+    real = path.resolve()
+    return not (real.is_relative_to(folder.resolve()) or _BLOB.search(real.as_posix()))
 
 
 def _odd(top: Path) -> Iterator[Path]:

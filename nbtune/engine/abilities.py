@@ -15,6 +15,7 @@ from nbtune.errors import NbtuneError
 from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Blocks, Claim, settings_of
 from nbtune.spec import AdapterSpec
+from nbtune.spec.placement import PLAIN, Format, Placement, PlacementWish
 
 if TYPE_CHECKING:
     from nbtune.models import Built, ModelFacts
@@ -46,7 +47,8 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
         check_files(folder, spec.model)
     headers = headers_of(spec.model)
     config = (folder / "config.json").read_text(encoding="utf-8")
-    asked = (spec.model, config, spec.adapter.model_dump_json(), METHODS[spec.method].by_tokens)
+    form = PlacementWish.of_spec(spec.weights, spec.adapter.type).format
+    asked = (spec.model, config, spec.adapter.model_dump_json(), METHODS[spec.method].by_tokens, form)
     blocks, packing = _tried(*asked, accelerate=spec.accelerate, trust_remote_code=trust)
     merging = can_be_merged(folder, headers, spec.adapter, facts.targets)
     settings, weights = _outlined(spec, headers, folder)
@@ -70,7 +72,14 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
 
 @lru_cache(maxsize=32)
 def _tried(
-    model: str, config: str, adapter: str, by_tokens: bool, *, accelerate: bool, trust_remote_code: bool
+    model: str,
+    config: str,
+    adapter: str,
+    by_tokens: bool,
+    form: Format | None,
+    *,
+    accelerate: bool,
+    trust_remote_code: bool,
 ) -> tuple[tuple[Blocks, ...], Claim]:
     """Return what a small copy tells of blocks and packs; of `config` (the text of its file) it counts that it is the
     same."""
@@ -78,7 +87,8 @@ def _tried(
     from nbtune.train.packing_check import small_packs_are_kept_apart
 
     wanted = AdapterSpec.model_validate_json(adapter)
-    trial = try_small(model, wanted, accelerate=accelerate, trust_remote_code=trust_remote_code)
+    weights = PLAIN if form is None else Placement(format=form)
+    trial = try_small(model, wanted, weights=weights, accelerate=accelerate, trust_remote_code=trust_remote_code)
     fused = not by_tokens or (trial.patch is not None and "head" in trial.patch.report.taken)
     return trial.blocks, small_packs_are_kept_apart(trial, fused=fused)
 

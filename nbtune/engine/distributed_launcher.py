@@ -39,7 +39,7 @@ AGENT = "NBTUNE_AGENT"  # in a worker's environment: the process of `nbtune.engi
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # in that of torchrun's: where a worker says what it failed of
 SEE_LOG = "; worker.log has its last words"  # of a process that ended without a reason
 
-_GRACE = 10.0  # seconds in which the first process may say why it ends, too
+_GRACE = 5.0  # seconds in which the first process may say why it ends, too
 
 
 def several(folder: Path) -> list[int]:

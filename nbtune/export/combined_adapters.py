@@ -9,6 +9,7 @@ own files are read.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -22,9 +23,11 @@ from nbtune.disk import folder_bytes
 from nbtune.errors import ExportError, TrainError
 from nbtune.export.peft_adapter import AdapterFile, Target
 from nbtune.export.peft_export import WEIGHTS, without_machine_paths
+from nbtune.export.safetensors_reader import finite
 from nbtune.export.source import ExportedFile
-from nbtune.models.tokenizer_files import copy_tokenizer
+from nbtune.models.tokenizer_files import copy_tokenizer, own_files
 from nbtune.store.folder import find, runs_root
+from nbtune.untrusted import harmless
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -50,6 +53,8 @@ def combine_adapters(
         ExportError: one of them is more than a LoRA's two factors, or of another base; numbers do not fit.
     """
     began, shares = time.monotonic(), [1.0] * len(adapters) if not weights else [float(one) for one in weights]
+    if odd := [share for share in shares if not math.isfinite(share)]:
+        raise ExportError(f"{odd[0]} is no weight of an adapter", fix="write a number")
     if len(adapters) < 2 or len(shares) != len(adapters):
         raise ExportError(
             f"{len(adapters)} adapters and {len(shares)} weights cannot be combined",
@@ -68,7 +73,21 @@ def combine_adapters(
         text = json.dumps(without_machine_paths(config), indent=2, sort_keys=True)
         (part / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
         copy_tokenizer(folders[0], part)
-    return ExportedFile(target, "adapter", folder_bytes(target), time.monotonic() - began)
+    notes = _of_tokenizers(folders)
+    return ExportedFile(target, "adapter", folder_bytes(target), time.monotonic() - began, notes)
+
+
+def _of_tokenizers(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Return a note where adapters learnt with other tokens or another chat template than the first one's."""
+    files = [{path.name: path.read_bytes() for path in own_files(folder)} for folder in folders]
+    odd = [folder for folder, theirs in zip(folders, files, strict=True) if theirs and theirs != files[0]]
+    if not odd:
+        return ()
+    return (f"tokenizer and chat template are those of {_said(folders[0])}; {_said(odd[0])} was trained with others",)
+
+
+def _said(folder: Path) -> str:
+    return harmless(folder.parent.name if folder.name == "adapter" else folder.name, line=True)
 
 
 def _folder_of(which: str | Path, root: Path) -> Path:
@@ -107,7 +126,15 @@ def _joined(files: Sequence[AdapterFile], shares: Sequence[float]) -> tuple[dict
     for file, share in zip(files, shares, strict=True):
         for name, target in file.targets.items():
             a, b = file.weights.get(target.a).float(), file.weights.get(target.b).float()
-            found.setdefault(name, (target, []))[1].append((a, b * (share * target.scale)))
+            pairs = found.setdefault(name, (target, []))[1]
+            if pairs and (a.shape[1:], b.shape[:1]) != (pairs[0][0].shape[1:], pairs[0][1].shape[:1]):
+                raise ExportError(
+                    f"its {target.a!r} is for a layer of another width",
+                    place=str(file.folder),
+                    fix="combine those of one base",
+                )
+            scaled = finite(target.b, b * (share * target.scale), str(file.folder))
+            pairs.append((finite(target.a, a, str(file.folder)), scaled))
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
     for name, (target, pairs) in found.items():

@@ -15,12 +15,14 @@ from nbtune.errors import ExportError
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import read_json
 from nbtune.models.stored_names import Piece, pieces_of
+from nbtune.untrusted import leads_out
 
 _PREFIX = "base_model.model."
 # Starts that change the base itself before training: the adapter alone does not say what they changed.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+_KINDS = ("*.json", "*.safetensors")
 _WHOLE = Piece("")
 
 
@@ -55,11 +57,17 @@ class AdapterFile:
 
     Raises:
         ExportError: the folder is not whole, or holds something else than LoRA, rsLoRA, DoRA, whole modules or
-            single tokens' embeddings.
+            single tokens' embeddings; or a file of it is a link out of it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if links := [path for kind in _KINDS for path in sorted(folder.glob(kind)) if leads_out(path, folder)]:
+            raise ExportError(
+                "this link leads out of the adapter's folder, and is not followed",
+                place=str(links[0]),
+                fix="put the file itself there, if it is yours.",
+            )
         self.config: dict[str, Any] = read_json(folder / "adapter_config.json")
         self._refuse_unknown()
         self.weights = Weights(folder, "adapter_model")

@@ -11,7 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nbtune.untrusted import SENTINEL, BadFile, is_machine_path, load
+from nbtune.errors import SpecError
+from nbtune.models.weight_checks import link_of_a_model
+from nbtune.untrusted import SENTINEL, BadFile, is_machine_path, leads_out, load, refuse_links
 
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -47,6 +49,7 @@ def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stated = _config_of(base)
     if not (base / "config.json").exists():  # nothing but a tokenizer, of one's own: not a byte of it is changed
+        refuse_links(base.resolve(), error=SpecError)
         shutil.copytree(base, folder, dirs_exist_ok=True)
         if tokenizer.chat_template != _template_of(base, stated or {}):
             _put_template(folder, tokenizer.chat_template, stated or {})
@@ -61,15 +64,29 @@ def save_tokenizer(tokenizer: Any, base: Path, folder: Path) -> None:
 
 
 def copy_tokenizer(origin: Path, folder: Path) -> None:
-    """Copy a tokenizer's files, templates and, where its class is not a library's, its code; byte for byte."""
-    kinds = [*_KINDS, *(["*.py"] if _OWN_CODE in (_config_of(origin) or {}) else [])]
-    found = [path for kind in kinds for path in sorted(origin.glob(kind))]
-    for path in [*(origin / name for name in _FILES), *found]:
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    for path in (origin / MORE_TEMPLATES).glob("*.jinja"):
-        (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / MORE_TEMPLATES / path.name)
+    """Copy a tokenizer's files (see `own_files`), byte for byte.
+
+    Raises:
+        SpecError: one of them is a link out of the folder.
+    """
+    for path in own_files(origin):
+        place = folder / path.relative_to(origin)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """Return a tokenizer's files, its templates and, where its class is not a library's, its code.
+
+    Raises:
+        SpecError: one of them is a link out of the folder.
+    """
+    kinds = [*_KINDS, f"{MORE_TEMPLATES}/*.jinja", *(["*.py"] if _OWN_CODE in (_config_of(folder) or {}) else [])]
+    found = [path for kind in kinds for path in sorted(folder.glob(kind))]
+    files = [path for path in [*(folder / name for name in _FILES), *found] if path.is_file()]
+    if stranger := next((path for path in files if leads_out(path, folder)), None):
+        raise link_of_a_model(stranger)
+    return files
 
 
 def make_portable(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.untrusted import leads_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,12 +164,12 @@ def _counts(name: str, loaded: "PreTrainedModel") -> bool:
 
 
 def refuse_odd_files(folder: Path, *, texts: Sequence[str]) -> None:
-    """Refuse a folder whose files libraries would wait for, or read into all memory.
+    """Refuse a folder whose files libraries would wait for, read into all memory, or copy from elsewhere.
 
     Args:
         texts: patterns of the names of those that are read whole.
     Raises:
-        SpecError: a pipe or a device is in it, or a text file larger than any model's.
+        SpecError: a pipe or a device is in it, a text file larger than any model's, or one that is a link out of it.
     """
     for path in sorted(folder.iterdir()):
         try:
@@ -177,8 +178,21 @@ def refuse_odd_files(folder: Path, *, texts: Sequence[str]) -> None:
             continue  # a link to nothing: whoever needs it says so
         if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
             raise SpecError("this is a pipe or a device, no file", place=str(path), fix="Delete it.")
-        if about.st_size > _LARGEST_TEXT and any(fnmatch(path.name, pattern) for pattern in texts):
+        if not any(fnmatch(path.name, pattern) for pattern in texts):
+            continue
+        if about.st_size > _LARGEST_TEXT:
             raise SpecError(f"the file has {about.st_size:,} bytes", place=str(path), fix="Download the model again.")
+        if leads_out(path, folder):
+            raise link_of_a_model(path)
+
+
+def link_of_a_model(path: Path) -> SpecError:
+    """Return the error that a file of a model's folder is one of somewhere else."""
+    return SpecError(
+        "this link leads out of the model's folder, and is not followed",
+        place=str(path),
+        fix="Put the file itself there, if it is yours.",
+    )
 
 
 def is_quantised(folder: Path) -> bool:

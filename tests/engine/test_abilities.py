@@ -172,6 +172,19 @@ def test_a_small_copy_keeps_a_choice_where_each_layer_says_how_many_experts_it_t
     assert small.num_experts >= 4
 
 
+def test_what_a_plan_tries_has_its_frozen_weights_in_the_format_of_the_run(tmp_path: Path) -> None:
+    """GPT-2's weights lie transposed: its layers are nbtune's in 16 and 4 bits, and not in 8."""
+    whole = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    path = save_speaking("gpt2", tmp_path, n_embd=64, n_head=4, n_layer=2, n_positions=512, **whole)
+    asked = spec_of(path, "gpt2", device="auto", dtype="auto")
+    for adapter in ("lora", "qlora"):
+        spec = {**asked, "adapter": {"type": adapter, "r": 4}}
+        said = nbtune.plan(spec, rows={"rows": ROWS}, machine="h200").abilities
+        assert said.takes("layers"), said.blocks
+    with pytest.raises(PlanError, match="2 layers are none: its weights lie transposed"):
+        nbtune.plan({**asked, "weights": "fp8"}, rows={"rows": ROWS}, machine="h200")
+
+
 def test_what_was_not_tried_is_not_claimed() -> None:
     nothing = Abilities()
     assert nothing.takes("layers") is None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import nbtune
-from nbtune.errors import ExportError
+from nbtune.errors import ExportError, NbtuneError
+from nbtune.export.peft_export import WEIGHTS
 
 ROWS = [{"prompt": f"Say {word}", "completion": f"{word}, aye"} for word in ("salt", "tar", "rope", "keel")] * 2
 HOW: dict[str, Any] = {"data": ROWS, "steps": 2, "learning_rate": 0.02, "eval": {"split": 0}, "device": "cpu"}
@@ -62,6 +65,55 @@ def test_it_says_what_pefts_own_combination_says(tmp_path: Path) -> None:
 
     on = nbtune.finetune(**{**HOW, "steps": 1}, start_from=str(made.path), name="on", runs_dir=tmp_path).wait()
     assert on.export.merged(tmp_path / "merged").bytes > 1e6
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    how: dict[str, Any] = {**HOW, "steps": 1}
+    return nbtune.finetune(**how, adapter={"r": 2}, name="one", runs_dir=runs).wait().folder / "adapter"
+
+
+@pytest.mark.parametrize("weights", [[float("nan"), 1.0], [float("inf"), 1.0], [1e39, 1.0]])
+def test_numbers_that_are_none_are_refused(weights: list[float], adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"is no weight of an adapter|holds NaN or infinity"):
+        nbtune.export.combine_adapters([adapter, adapter], weights, out=tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def _changed(adapter: Path, to: Path, change: Any) -> Path:
+    shutil.copytree(adapter, to)
+    tensors = {name: change(name, tensor).contiguous() for name, tensor in load_file(to / WEIGHTS).items()}
+    save_file(tensors, to / WEIGHTS, metadata={"format": "pt"})
+    return to
+
+
+def test_adapters_that_are_damaged_or_of_other_widths_are_refused(adapter: Path, tmp_path: Path) -> None:
+    broken = _changed(adapter, tmp_path / "broken", lambda _, tensor: tensor * float("nan"))
+    with pytest.raises(ExportError, match="holds NaN or infinity"):
+        nbtune.export.combine_adapters([adapter, broken], out=tmp_path / "both")
+    narrow = _changed(adapter, tmp_path / "narrow", lambda name, t: t[:, :8] if "lora_A" in name else t)
+    with pytest.raises(ExportError, match="of another width"):
+        nbtune.export.combine_adapters([adapter, narrow], out=tmp_path / "both")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS, "tokenizer.json", "chat_template.jinja", "x.model"])
+def test_a_link_out_of_an_adapter_is_not_followed(name: str, adapter: Path, tmp_path: Path) -> None:
+    sent = Path(shutil.copytree(adapter, tmp_path / "sent"))
+    (sent / name).unlink(missing_ok=True)
+    (sent / name).symlink_to(adapter / name if (adapter / name).exists() else adapter / "tokenizer.json")
+    with pytest.raises(NbtuneError, match="this link leads out of"):
+        nbtune.export.combine_adapters([sent, adapter], out=tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_other_templates_are_said(adapter: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(adapter, tmp_path / "other"))
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    assert not nbtune.export.combine_adapters([adapter, adapter], out=tmp_path / "same").notes
+    [note] = nbtune.export.combine_adapters([adapter, other], out=tmp_path / "both").notes
+    assert "chat template are those of one-" in note
+    assert note.endswith("other was trained with others")
 
 
 def test_what_cannot_be_combined_is_said(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import nbtune
 from nbtune import models
 from nbtune.errors import NbtuneError, SpecError
+from nbtune.models.tokenizer_files import copy_tokenizer
 
 ROWS = [{"prompt": "Hi", "completion": "Ahoy!"}]
 pytestmark = [pytest.mark.timeout(400), pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes")]
@@ -76,9 +78,44 @@ def test_a_name_that_no_folder_can_have_is_none(name: str, monkeypatch: pytest.M
             ask(name)
 
 
+def _in_the_hubs_cache(folder: Path, place: Path) -> Path:
+    """A model's folder as huggingface_hub keeps it: links to files that are called by their hashes."""
+    made, blobs = place / "models--you--it" / "snapshots" / "abc", place / "models--you--it" / "blobs"
+    blobs.mkdir(parents=True)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copyfile(path, blob)
+        link = made / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return made
+
+
 def test_links_as_the_hubs_cache_has_them_are_files(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "blobs").mkdir()
-    for path in list(folder.iterdir()):
-        shutil.move(path, tmp_path / "blobs" / path.name)
-        path.symlink_to(tmp_path / "blobs" / path.name)
-    assert models.load_tokenizer(str(folder))("Ahoy!").input_ids
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    made = _in_the_hubs_cache(folder, tmp_path)
+    assert models.load_tokenizer(str(made))("Ahoy!").input_ids
+    copy_tokenizer(made, tmp_path)
+    assert (tmp_path / "additional_chat_templates" / "tools.jinja").read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "x.model", "tokenizer.json", "vocab.txt", "config.json"])
+def test_what_a_link_leads_to_leaves_no_house(name: str, folder: Path, tmp_path: Path) -> None:
+    """`git clone` and tar keep links: whoever pushes what came of such a model would push a file of their own."""
+    secret = tmp_path / "secret"
+    shutil.copyfile(folder / name, secret) if (folder / name).exists() else secret.write_text("secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    _ask_all(folder, "this link leads out of the model's folder")
+    if name != "config.json":  # of which no byte is copied
+        with pytest.raises(NbtuneError, match="leads out of"):
+            nbtune.export.export_merged(nbtune.export.ExportSource(folder), tmp_path / "merged")
+
+
+def test_templates_behind_a_linked_folder_are_not_copied(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.jinja").write_text("secret")
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "notes")
+    with pytest.raises(NbtuneError, match="leads out of"):
+        copy_tokenizer(folder, tmp_path)

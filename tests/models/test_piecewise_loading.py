@@ -60,6 +60,21 @@ def test_what_is_not_just_its_weights_is_left_to_transformers(tmp_path: Path, mo
     assert made == [None]
 
 
+def test_layers_whose_weights_lie_transposed_are_rounded_as_they_are_used(tmp_path: Path) -> None:
+    """GPT-2's, read tensor by tensor, were packed the wrong way round: it trained on other weights."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    config: dict[str, Any] = {"n_embd": 64, "n_head": 4, "n_layer": 2, "loss_type": "ForCausalLM"}
+    path = saved(tmp_path, "gpt2", **config)
+    true = load_model(path, dtype=torch.float32, device="cpu").transformer.h
+    rounded = load_model(path, dtype=torch.float32, device="cpu", weights=NF4).transformer.h
+    for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        weight = rounded[0].get_submodule(name).weight
+        told, wanted = dequantize_4bit(weight.data, weight.quant_state), true[0].get_submodule(name).weight.T
+        assert told.shape == wanted.shape, name
+        assert (told - wanted).norm() < 0.2 * wanted.norm(), name
+
+
 CHILD = """
 import json, resource, sys, torch
 from nbtune.models.loading import load_model
