@@ -6,7 +6,7 @@ version is read: what is not understood could be misread, or written over.
 | version | what was otherwise |
 |---|---|
 | 3 | this one |
-| 2 | rows are held out by a drawn order of those that have no copies; of 20,000 rows and more from files, which alone are learnt from while others are prepared, by their hash, the first ones; the longest of these are sought in a single jsonl file only |
+| 2 | rows are held out by a drawn order of those that have no copies; of 20,000 rows and more from files, which alone are learnt from while others are prepared, by their hash, the first ones; the longest of these are sought in a single jsonl file only; experts stay in 16 bits where other weights are rounded |
 | 1 | nbtune 0.1.0, as 2, and: a plan may have no `hidden_size`, `num_layers` and `learning_rate_reason`, and says where frozen weights are by `weights` (their format), `resident_layers` and `sharded`; the pickle of a function of the data may be signed by itself, not with the rows that it is for |
 | 0 | folders whose `environment.json` is gone: as version 1 |
 
@@ -74,13 +74,21 @@ def plan_body(body: Mapping[str, Any], version: int) -> dict[str, Any]:
 
     Without a hidden size, today's rule gives another learning rate than the plan: the run is repeated with the plan's.
     """
-    if version >= 2:
+    if version >= 3:
         return dict(body)
+    if version == 2:
+        return _experts_before_3(dict(body))
     plan: dict[str, Any] = {"hidden_size": 0, "learning_rate_reason": "", "num_layers": 0, **body}
     resident, sharded = plan.pop("resident_layers", None), plan.pop("sharded", False)
     if isinstance(plan.get("weights"), str):
         parts = plan.get("gpus", 1) if sharded else 1
         plan["weights"] = {"format": plan["weights"], "resident": resident, "parts": parts}
+    return _experts_before_3(plan)
+
+
+def _experts_before_3(plan: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(plan.get("weights"), dict):
+        plan["weights"] = {**plan["weights"], "experts": False}
     return plan
 
 

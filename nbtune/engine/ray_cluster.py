@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _LONG = 7 * 86400  # seconds that preparing, saving and pausing may take
 _FINAL = "final"  # in the run's folder of Ray's: it failed of something that another try would not mend
 _USUAL = {  # a busy machine takes minutes to import torch; nobody is told
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

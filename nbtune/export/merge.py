@@ -31,6 +31,7 @@ from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
 from nbtune.models.adapter_targets import linears
+from nbtune.models.experts.stacks import rounded_pieces
 from nbtune.models.heads import SCORE, Head, read_head
 from nbtune.models.outline_facts import outlined
 from nbtune.models.stored_names import pieces_of
@@ -160,13 +161,26 @@ class MergedModel:
         return self._base_rows(name, start, stop)
 
     def _base_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        if self.source.weights.quantised and self._is_linear(name):
+        weights = self.source.weights
+        if weights.quantised and weights.experts and name in self._of_experts:
+            from nbtune.models.experts.rounded import rounded_rows
+
+            rows = self._fp32(self.base.rows(name, start, stop))  # of an expert, or of a stack: each by itself
+            return rounded_rows(rows.view(-1, rows.shape[-1]), weights.format).view(rows.shape)
+        if weights.quantised and self._is_linear(name):
             if self._rounded[0] != name:  # as a whole: the scales' own scales are of the whole tensor
                 from nbtune.models.accelerate.linear_kinds import rounded
 
-                self._rounded = (name, rounded(self.base.get(name).to(self.device), self.source.weights))
+                self._rounded = (name, rounded(self.base.get(name).to(self.device), weights))
             return self._rounded[1][start:stop]
         return self._fp32(self.base.rows(self._stored(name), start, stop))
+
+    @cached_property
+    def _of_experts(self) -> frozenset[str]:
+        """What in the files is a piece of a stack that training had rounded."""
+        model = outline_of(self.source.base)
+        found = {} if model is None else rounded_pieces(model, self.base)
+        return frozenset(piece.name for held in found.values() for piece in held)
 
     def _is_linear(self, name: str) -> bool:
         """Return whether training had this weight quantised: those of linear layers but the head, and not experts,

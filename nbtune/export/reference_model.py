@@ -17,8 +17,10 @@ import torch
 from nbtune.disk import gigabytes
 from nbtune.errors import DataError
 from nbtune.export.peft_adapter import AdapterFile
+from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import ExportSource
 from nbtune.methods import METHODS
+from nbtune.models.experts.stacks import round_stacks, rounded_pieces
 from nbtune.models.loading import keep_caps
 from nbtune.spec.placement import Placement
 
@@ -97,6 +99,8 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
     keep_caps(model)
     if source.weights.quantised:
         _round_linears(model, source.weights)
+        if source.weights.experts:
+            round_stacks(model, source.weights.format, rounded_pieces(model, Weights(source.base)))
     if source.adapter is not None:
         from peft import PeftModel
 
@@ -117,8 +121,6 @@ def _round_linears(model: Any, weights: Placement) -> None:
 
 def _bytes_of(source: ExportSource, device: torch.device) -> int:
     """Return the bytes of the model as `reference_model` loads it: fp32 on a CPU, as stored (16 bit) on a GPU."""
-    from nbtune.export.safetensors_reader import Weights
-
     base = Weights(source.base)
     values = sum(torch.Size(base.shape(name)).numel() for name in base)
     return values * (4 if device.type == "cpu" else 2)

@@ -65,7 +65,7 @@ class Abilities(BaseModel):
         trained: numbers that are trained.
         frozen_bytes: of what is not, in memory.
         rounded: frozen numbers that are kept in 4 or 8 bits.
-        experts: numbers in a mixture's experts, which are no linear layers: they stay in 16 or 32 bits.
+        experts: numbers in a mixture's experts, which are no linear layers.
         settings: windows, caps and multipliers as the config has them.
         weights: every weight of the model comes from its files, and these hold no others.
         packing: documents of a pack leave each other alone.

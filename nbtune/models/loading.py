@@ -236,7 +236,7 @@ def load_model(
         model: ``nbtune/tiny``, a folder, a GGUF file, or a Hub id.
         dtype: of the weights in memory.
         device: where they go.
-        weights: the format of what is frozen; ``nf4`` is with double quantisation, by bitsandbytes. What other formats
+        weights: the format of what is frozen; ``nf4`` is bitsandbytes', and our own for experts. What other formats
             want is done as the model is accelerated.
         trust_remote_code: let the model's own Python run.
         attention: transformers' name of the attention implementation, or ``nbtune`` for ours; unset: its own choice,
@@ -252,7 +252,7 @@ def load_model(
     library = _transformers()
 
     folder = resolve(model, trust_remote_code=trust_remote_code)
-    from nbtune.models.piecewise_loading import Places, load_by_pieces
+    from nbtune.models.piecewise_loading import Places, load_by_pieces, round_stored_stacks
 
     if attention == "nbtune":
         from nbtune.models.accelerate.hf_attention import register
@@ -267,13 +267,13 @@ def load_model(
     with _refusing(model):
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
-        packing = None
+        packing, stacks = None, weights.format if weights.four_bit and weights.experts else ""
         if weights.four_bit:
             shape = from_config(deepcopy(config), dtype=dtype, device="meta", trust_remote_code=trust_remote_code)
             options["quantization_config"] = packing = four_bit(shape, dtype)
         if (weights.four_bit or weights.streams) and not trust_remote_code:
             places = Places(_index(work or device), _index(device))
-            pieces = load_by_pieces(folder, config, dtype=dtype, places=places, attention=attention, four_bit=packing)
+            pieces = load_by_pieces(folder, config, dtype, places, attention, packing, stacks)
             if pieces is not None:
                 return _prepared(pieces, attention)
         with hidden_bars():
@@ -285,6 +285,7 @@ def load_model(
                 **options,
             )
     check_loaded(loaded, info, folder, model)
+    round_stored_stacks(loaded, folder, stacks)
     return _prepared(loaded, attention)
 
 

@@ -20,7 +20,7 @@ CUDA_CONTEXT = int(0.85 * 2**30)  # what a process takes of a card beside torch'
 MLP_ROWS = 4096
 """Rows that go through the MLP of a block at once, where blocks keep nothing: as many as make its products fast."""
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
-PYTHON = 700 * 2**20  # a process with torch and transformers loaded
+PYTHON = 480 * 2**20  # not of files: torch, transformers and peft loaded (330 MiB), and a model's trial (415)
 
 
 class MemoryPlan(BaseModel):
@@ -86,12 +86,13 @@ def estimate(
     width = 4 if dtype == "fp32" else 2
     trained = _trained_here(model, adapter, weights)
     rest = max(0, model.parameters - model.block_parameters * model.num_layers)
+    rest, stacks = _beside(rest, model, weights, width)
     travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
     travelling = int(travelling * own_layers)
     blocks = model.num_layers - travelling + min(travelling, 2)
     tokens = micro_batch_size * sequence_len
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
-    frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width
+    frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width + stacks
     logits = (min(tokens, _LOGIT_CHUNK) if own_head else tokens) * model.vocab_size * (4 + width)
     copies = 4 * trained * (2 if starting_weights else 1)
     at_once = min(tokens, MLP_ROWS) if activations in ("recompute", "offload") and not adapter.dropout else tokens
@@ -114,8 +115,19 @@ def estimate(
         reserve=CUDA_CONTEXT if device == "cuda" else PYTHON,
     )
     # 8-bit weights come into memory as 16-bit ones first
-    loading = 2 * model.block_parameters * model.num_layers + rest * width if weights.eight_bit else 0
+    covered = model.block_parameters * model.num_layers + (model.stacked if stacks else 0)
+    loading = 2 * covered + rest * width if weights.eight_bit else 0
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
+
+
+def _beside(rest: int, model: ModelFacts, weights: Placement, width: int) -> tuple[int, int]:
+    """Return the numbers beside linear layers that stay as they are, and the bytes of stacks of experts: where they are
+    rounded, with what the larger one of a layer is decoded in."""
+    if not (weights.quantised and weights.experts):
+        return rest, 0
+    stacked = min(model.stacked, rest)
+    scratch = 2 * stacked // (3 * model.num_layers) * width
+    return rest - stacked, int(stacked * weights.bytes_a_weight) + scratch
 
 
 def _trained_here(model: ModelFacts, adapter: AdapterSpec, weights: Placement) -> int:
@@ -144,10 +156,10 @@ def state_bytes(optimizer: str, model: ModelFacts, adapter: AdapterSpec) -> floa
 
 
 def frozen_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:
-    """Return bytes of all frozen weights in memory, wherever they are: formats cover linear layers, the rest is as it
-    was."""
-    linear = model.block_parameters * model.num_layers
-    return int(linear * weights.bytes_a_weight) + max(0, model.parameters - linear) * (4 if dtype == "fp32" else 2)
+    """Return bytes of all frozen weights in memory, wherever they are: formats cover linear layers and experts, the
+    rest is as it was."""
+    rounded = model.block_parameters * model.num_layers + (model.stacked if weights.experts else 0)
+    return int(rounded * weights.bytes_a_weight) + max(0, model.parameters - rounded) * (4 if dtype == "fp32" else 2)
 
 
 def block_bytes(model: ModelFacts, weights: Placement) -> int:

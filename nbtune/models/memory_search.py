@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from nbtune.errors import PlanError
-from nbtune.models.memory_estimate import PYTHON, MemoryPlan, MemoryPolicy, block_bytes, embedding_bytes, estimate
+from nbtune.models.memory_estimate import (
+    PYTHON,
+    MemoryPlan,
+    MemoryPolicy,
+    block_bytes,
+    embedding_bytes,
+    estimate,
+    trainable_parameters,
+)
+from nbtune.models.step_time import Work, seconds_of, update_seconds
 from nbtune.spec.placement import BY_FORMAT, Home, Placement, PlacementWish
 
 if TYPE_CHECKING:
@@ -23,14 +32,7 @@ if TYPE_CHECKING:
 SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
 _CAPPED = 0.97  # of what a limit leaves: nobody else takes of it, and torch gives back what lies idle before it fails
 _HARD = 0.9  # of a limit of RAM: a process that passes a container's is killed
-SLOWER: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.2, "recompute": 1.32, "offload": 1.33}
 _PINNED = 1.25  # of the weights' size: pinned memory comes in powers of two
-_HOST_RATE = 45e9  # bytes a second from pinned memory; 52e9 were measured on an H200
-_RATES = {"cpu": 3e10, "mps": 3e12, "cuda": 3.5e14}  # achieved FLOP/s where nothing was measured
-_DECODED = 3.5e12  # bytes a second that 4-bit weights are read and written with, as a card copies
-_TRAVELS = 1.02  # a step is longer where any weights travel: launches are not recorded
-_AT_A_TURN = 2  # layers that are there still when a pass begins where the last one ended
-_UNHIDDEN = 0.06  # of the shorter of two that run beside each other
 
 
 def available(device: DeviceFacts) -> int:
@@ -61,6 +63,8 @@ class Setup:
         own_layers, own_head: what is nbtune's own, see `estimate`.
         devices: how many such devices share each step.
         starting_weights, optimizer, averaged: see `estimate`.
+        sequences: that a row has, of `sequence_len` tokens together.
+        references: forwards beside that which is trained.
     """
 
     model: ModelFacts
@@ -75,6 +79,8 @@ class Setup:
     starting_weights: bool = False
     optimizer: str = "adamw"
     averaged: bool = False
+    sequences: int = 1
+    references: int = 0
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
         """Return one way, with the bytes that it needs on each device."""
@@ -99,7 +105,13 @@ class Setup:
     def seconds(self, way: Fit) -> float:
         """Return the seconds that a token takes."""
         tokens = way.micro_batch_size * self.sequence_len
-        return seconds_a_token(self.model, self.device, way.weights, way.activations, tokens)
+        length = self.sequence_len // self.sequences
+        work = Work(tokens, length, self.adapter.type == "full", self.own_layers, self.references)
+        return seconds_of(self.model, self.device, way.weights, way.activations, work) / tokens
+
+    def update_seconds(self) -> float:
+        """Return the seconds of an update, once a step."""
+        return update_seconds(self.device, trainable_parameters(self.model, self.adapter))
 
 
 @dataclass(frozen=True)
@@ -133,11 +145,12 @@ def fit(
         policies = tuple(policy for policy in policies if policy != "offload")
     policies = policies if activations == "auto" else (activations,)  # type: ignore[assignment]
     sizes = list(micro_batch_sizes)
-    both = [(p, m) for p in policies for m in sizes]
+    every = [(p, m) for p in policies for m in sizes]
+    both = [way for way in every if _host_holds(setup, *way)] or every
     most = room(setup.device)
     ways = [setup.way(p, m) for p, m in both] if home in (None, Home.DEVICE) else []
     if home is None and setup.devices == 1 and _may_travel(setup):
-        ways += [_travelling(setup, p, m, most, forced=False) for p, m in both]
+        ways += [_travelling(setup, p, m, most, forced=False) for p, m in both if _host_holds(setup, p, m, beside=True)]
     fitting = [way for way in ways if way.memory.total <= most]
     if not fitting and home in (None, Home.SHARDED) and _may_be_parted(setup):
         parted = [setup.way(p, m, setup.weights.parted(setup.devices)) for p, m in both]
@@ -149,6 +162,26 @@ def fit(
         ways += travelling
     best = min(fitting, key=setup.seconds, default=None)
     return best, min(ways or [setup.way(p, m) for p, m in both], key=_bytes)
+
+
+def _host_holds(setup: Setup, policy: MemoryPolicy, micro: int, *, beside: bool = False) -> bool:
+    """Return whether the host has room for the blocks' inputs that wait there.
+
+    Args:
+        beside: the weights wait there, too.
+    """
+    model, ram = setup.model, setup.device.ram
+    if policy != "offload" or not ram:
+        return True
+    width = 4 if setup.dtype == "fp32" else 2
+    inputs = width * micro * setup.sequence_len * model.hidden_size * model.num_layers
+    return (inputs * _PINNED + beside * _travels(setup)) * setup.devices <= ram
+
+
+def _travels(setup: Setup) -> float:
+    """Return the bytes of the host's memory that all weights take which may travel."""
+    blocks = setup.model.num_layers * block_bytes(setup.model, setup.weights)
+    return (blocks + embedding_bytes(setup.model, 2)) * _PINNED
 
 
 def _bytes(way: Fit) -> int:
@@ -182,10 +215,9 @@ def not_parted(setup: Setup) -> PlanError | None:
 def _may_travel(setup: Setup) -> bool:
     """Return whether they may: weights travel into nbtune's blocks on a GPU with memory of its own: frozen whole
     numbers that fit in RAM."""
-    model, device = setup.model, setup.device
+    device = setup.device
     on_gpu = device.kind == "cuda" and not device.unified and setup.own_layers > 0
-    blocks = model.num_layers * block_bytes(model, setup.weights)
-    needed = (blocks + embedding_bytes(model, 2)) * _PINNED * setup.devices
+    needed = _travels(setup) * setup.devices
     return on_gpu and not setup.weights.eight_bit and setup.adapter.type in BY_FORMAT and needed <= device.ram
 
 
@@ -195,34 +227,3 @@ def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, most: float, *, 
     spare = int((most - least.memory.total) // block_bytes(setup.model, setup.weights))
     resident = 0 if forced else max(0, min(spare, setup.model.num_layers))
     return setup.way(policy, micro, setup.weights.streamed(resident))
-
-
-def seconds_a_token(
-    model: ModelFacts, device: DeviceFacts, weights: Placement, activations: MemoryPolicy, tokens: int
-) -> float:
-    """Return the seconds that a token takes on one device: reckoned, until steps are measured.
-
-    Half of what nothing that is computed again takes is the forward; each of both passes waits for its arithmetic or
-    for the weights that travel, whichever takes longer.
-
-    Args:
-        model, device: plain facts.
-        weights, activations: how they are held.
-        tokens: of a micro-batch.
-    """
-    launches = 1 + 0.15 / (tokens / 512)  # small micro-batches waste launches
-    whole = 4 * model.active_parameters * tokens * launches / (device.flops or _RATES[device.kind])
-    decoded = 0.0
-    if weights.four_bit:
-        decoded = model.num_layers * model.block_parameters * (2 + weights.bytes_a_weight) / _DECODED
-    forward, backward = 0.5 * whole + decoded, (SLOWER[activations] - 0.5) * whole + decoded
-    if weights.resident is None:
-        return (forward + backward) / tokens
-    layers = max(0, model.num_layers - weights.resident - _AT_A_TURN)
-    sent = layers * block_bytes(model, weights) / (device.link or _HOST_RATE)
-    return _TRAVELS * (_beside(forward, sent) + _beside(backward, sent)) / tokens
-
-
-def _beside(work: float, sent: float) -> float:
-    """Return the seconds of two that run beside each other."""
-    return max(work, sent) + _UNHIDDEN * min(work, sent)

@@ -2,11 +2,11 @@
 
 transformers' own loading takes all of a GPU's share at once before it begins, and maps files into memory. Where weights
 are rounded, or wait in the host's memory, the model may be larger than what there is for that. Only models whose files
-hold exactly the weights of their class are read here; everything else (renamed or fused weights, odd types, the model's
-own code) is left to transformers.
+hold exactly the weights of their class are read here, or the matrices of which a mixture's stacks are made; everything
+else (renamed or fused weights, odd types, the model's own code) is left to transformers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nbtune.models.accelerate.lora_member import is_turned
+from nbtune.models.experts.rounded import put_blank, stack_of
+from nbtune.models.experts.stacks import round_stacks, rounded_pieces, stacked_weights
+from nbtune.models.stored_names import Piece, pieces_of
 from nbtune.models.weight_checks import entries_by_file, is_quantised
 
 _PIECE = 2**26  # bytes that are read at once
@@ -51,8 +54,9 @@ class Places:
 
 
 def load_by_pieces(
-    folder: Path, config: Any, *, dtype: torch.dtype, places: Places, attention: str | None, four_bit: Any
-) -> Any | None:
+    folder: Path, config: Any, dtype: torch.dtype, places: Places, attention: str | None, four_bit: Any,
+    experts: str = "",
+) -> Any | None:  # fmt: skip
     """Return the causal language model, in evaluation mode, or None where its files are not just its weights.
 
     Args:
@@ -62,6 +66,7 @@ def load_by_pieces(
         places: where it is made.
         attention: transformers' name of an implementation, or None.
         four_bit: transformers' `BitsAndBytesConfig`, or None.
+        experts: the format to which stacks of experts are rounded; "": they stay as they are.
     """
     if is_quantised(folder):
         return None
@@ -69,15 +74,22 @@ def load_by_pieces(
     stored = {name: tuple(entry["shape"]) for entries in files.values() for name, entry in entries.items()}
     odd = [e for entries in files.values() for e in entries.values() if e["dtype"] not in _TYPES]
     model = None if odd else _outline(config, dtype, attention)
-    if model is None or {name: tuple(t.shape) for name, t in _tensors(model)} != stored:
+    pieces = None if model is None else _pieces(model, stored)
+    if model is None or pieces is None:
         return None
     if four_bit is not None:
         if any(is_turned(module) for module in model.modules()):  # as 4-bit layers their weights lie the other way
             return None
         _expect_four_bits(model, four_bit, places)
     model.tie_weights()
-    for name, tensor in _read(files, _targets(model, places)):
-        _settle(model, name, tensor, dtype, places)
+    stacks = _blank_stacks(model, pieces, experts and rounded_pieces(model, stored), experts, dtype, places)
+    called = {held[0].name: key for key, held in pieces.items()}
+    targets = _targets(model, places)
+    for name, tensor in _read(files, lambda name: places.work if name in stacks else targets[called[name]]):
+        if name in stacks:
+            _settle_piece(*stacks[name], tensor.to(dtype))
+        else:
+            _settle(model, called[name], tensor, dtype, places)
     if any(t.is_meta for _, t in [*model.named_parameters(), *model.named_buffers()]):
         return None
     for module in model.modules():  # what a class has computed, on the CPU
@@ -86,6 +98,13 @@ def load_by_pieces(
         model.hf_quantizer.postprocess_model(model)
     _finish(model, folder)
     return model
+
+
+def round_stored_stacks(model: nn.Module, folder: Path, format: str) -> None:
+    """Round the experts of a model that transformers has loaded; "": they stay as they are."""
+    if format and stacked_weights(model):
+        stored = [name for entries in entries_by_file(folder).values() for name in entries]
+        round_stacks(model, format, rounded_pieces(model, stored))
 
 
 def _outline(config: Any, dtype: torch.dtype, attention: str | None) -> Any | None:
@@ -108,6 +127,63 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
+def _pieces(model: Any, stored: dict[str, tuple[int, ...]]) -> dict[str, list[Piece]] | None:
+    """Return of each weight of the model what the files hold of it: all of it by one name, or of a stack of experts its
+    matrices; None where it is otherwise, or there is more."""
+    own, stacks = {name: tuple(t.shape) for name, t in _tensors(model)}, stacked_weights(model)
+    if own == stored:
+        return {name: [Piece(name)] for name in own}
+    if not stacks:
+        return None
+    found = pieces_of(model, stored)
+    if set(found) != set(own) or sum(map(len, found.values())) != len(stored):
+        return None
+    for name, held in found.items():
+        shapes = {stored[piece.name] for piece in held}
+        if name not in stacks or held[:1] == [Piece(held[0].name)]:
+            if len(held) != 1 or held[0] != Piece(held[0].name) or shapes != {own[name]}:
+                return None
+            continue
+        experts, rows, width = own[name]
+        if len(held) != experts * held[0].parts or shapes != {(rows // held[0].parts, width)}:
+            return None
+    return found
+
+
+_Into = tuple[Any, str, Piece]  # a module, the name of its stack, and which piece of that
+
+
+def _blank_stacks(
+    model: Any, pieces: dict[str, list[Piece]], rounded: Any, format: str, dtype: torch.dtype, places: Places
+) -> dict[str, _Into]:
+    """Make room for stacks that are rounded, or put together; return where what the files hold of them belongs, by its
+    name there."""
+    into: dict[str, _Into] = {}
+    for key, held in pieces.items():
+        module, name = model.get_submodule(key.rpartition(".")[0]), key.rpartition(".")[2]
+        if key in (rounded or ()):
+            put_blank(module, name, format, dtype, places.stay)
+        elif held[0].expert is None:  # a weight like any other
+            continue
+        else:
+            blank = torch.empty(module._parameters[name].shape, dtype=dtype, device=places.stay)
+            module._parameters[name] = nn.Parameter(blank, requires_grad=False)
+        into |= {piece.name: (module, name, piece) for piece in held}
+    return into
+
+
+@torch.no_grad()
+def _settle_piece(module: Any, name: str, piece: Piece, tensor: Tensor) -> None:
+    """Write an expert's matrix, or some rows of it, or the whole stack, to where it belongs."""
+    stack = stack_of(module, name)
+    first = piece.part * len(tensor) if piece.expert is not None else 0
+    for expert, matrix in enumerate(tensor) if piece.expert is None else [(piece.expert, tensor)]:
+        if stack is None:
+            module._parameters[name][expert, first : first + len(matrix)] = matrix
+        else:
+            stack.write(expert, first, matrix)
+
+
 def _expect_four_bits(model: Any, how: Any, places: Places) -> None:
     from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -122,7 +198,7 @@ def _targets(model: nn.Module, places: Places) -> dict[str, torch.device]:
 
 
 def _read(
-    files: dict[Path, dict[str, dict[str, Any]]], targets: dict[str, torch.device]
+    files: dict[Path, dict[str, dict[str, Any]]], target: Callable[[str], torch.device]
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of the files, in the order in which they lie."""
     for file, entries in files.items():
@@ -130,7 +206,7 @@ def _read(
             begin = 8 + int.from_bytes(source.read(8), "little")
             for name, entry in sorted(entries.items(), key=lambda pair: pair[1]["data_offsets"][0]):
                 source.seek(begin + entry["data_offsets"][0])
-                tensor = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]], device=targets[name])
+                tensor = torch.empty(entry["shape"], dtype=_TYPES[entry["dtype"]], device=target(name))
                 _fill(tensor, source)
                 yield name, tensor
 

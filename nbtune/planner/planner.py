@@ -7,6 +7,7 @@ fastest that fits. If nothing fits, the error names the nearest change that woul
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ def make_plan(
         )
     mine, start, averaged = _ours(spec, abilities), _starts_from_another(spec), spec.optim_args.ema_decay is not None
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim, averaged)
+    setup = replace(setup, sequences=max(1, tokens // sequence_len), references=int(METHODS[spec.method].reference))
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
@@ -105,11 +107,6 @@ def make_plan(
     micro, room = best.micro_batch_size, f"{device.free / 2**30:.1f} GiB"
     if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept, which costs time: they would not fit into {room}")
-    if weights.quantised and model.stacked:
-        reasons.append(
-            f"{weights.bits} bits are for linear layers: {model.stacked / 1e6:,.1f} M weights of experts stay in "
-            f"{32 if dtype == 'fp32' else 16}"
-        )
     if best.weights.shards and home is None:
         what = "weights, gradients and optimizer" if spec.adapter.type == "full" else "frozen weights"
         reasons.append(f"{what} are parted: all of them would not fit into {room}")
@@ -134,7 +131,7 @@ def make_plan(
         update={
             "trained": trained if model.trained is not None else 0,  # else it is an estimate
             "frozen_bytes": 0 if spec.adapter.type == "full" else frozen_bytes(model, best.weights, dtype),
-            "rounded": model.block_parameters * model.num_layers if best.weights.quantised else 0,
+            "rounded": model.block_parameters * model.num_layers + model.stacked if best.weights.quantised else 0,
             "experts": model.stacked,
         }
     )
@@ -170,11 +167,16 @@ def make_plan(
         available_bytes=available(device),
         disk_bytes=int(trained * (4 + state)) * (spec.checkpoint.keep + 1) + trained * 8,
         download_bytes=download_bytes,
-        seconds=total_steps * math.ceil(micro * accumulation / devices) * min(mean, sequence_len) * setup.seconds(best),
+        seconds=total_steps * _step_seconds(setup, best, math.ceil(micro * accumulation / devices), mean),
         abilities=abilities,
         reasons=tuple(reasons),
     )
     return plan.with_ways(partial(reckon, setup, METHODS[spec.method].group))
+
+
+def _step_seconds(setup: Setup, best: Fit, rows: int, mean: float) -> float:
+    """Return the seconds of a step of so many rows on each device, which have so many tokens on average."""
+    return rows * min(mean, setup.sequence_len) * setup.seconds(best) + setup.update_seconds()
 
 
 def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: list[str]) -> bool:
@@ -366,6 +368,8 @@ def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Pl
         fix = "write `adapter: qlora` (4-bit frozen weights), or a shorter `sequence_len`"
     elif spec.adapter.type == "full":
         fix = "write `adapter: lora`, which trains a fraction of the weights"
+    elif device.kind == "cpu" and spec.dtype == "auto" and not weights.quantised:
+        fix = "write `dtype: bf16` (half the memory, and slower on most CPUs), or `adapter: qlora`"
     elif spec.micro_batch_size and spec.micro_batch_size > 1:
         fix = "leave `micro_batch_size` out, so that the plan can choose"
     else:

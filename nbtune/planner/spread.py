@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from nbtune.models.memory_estimate import block_bytes
-from nbtune.models.memory_search import seconds_a_token
+from nbtune.models.step_time import Work, seconds_of, update_seconds
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -126,11 +126,11 @@ def spread(plan: Plan, model: ModelFacts, device: DeviceFacts, links: Links) -> 
     """
     full = plan.trainable_parameters == model.parameters
     at_once = plan.micro_batch_size * plan.sequence_len
-    forth_and_back = seconds_a_token(model, device, plan.weights, plan.activations, at_once)
-    a_token = forth_and_back * (1.5 if full else 1.0)  # weights' gradients, too
-    rows, each = plan.micro_batch_size * plan.gradient_accumulation_steps, plan.seconds / plan.total_steps
-    own = each / forth_and_back  # tokens
-    computing, passes = own * a_token, math.ceil(plan.gradient_accumulation_steps / links.count)
+    work = Work(at_once, plan.sequence_len, full)
+    a_token = seconds_of(model, device, plan.weights, plan.activations, work) / at_once
+    rows, computing = plan.micro_batch_size * plan.gradient_accumulation_steps, plan.seconds / plan.total_steps
+    own = (computing - update_seconds(device, plan.trainable_parameters)) / a_token  # tokens
+    passes = math.ceil(plan.gradient_accumulation_steps / links.count)
     layers, block = model.num_layers, block_bytes(model, plan.weights)
     trained = plan.trainable_parameters
     waiting, sent = _AGREE, 0.0

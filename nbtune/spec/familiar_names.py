@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nbtune.errors import SpecError
+from nbtune.spec import zero_stages
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
 
 Path = tuple[Any, ...]
@@ -27,7 +28,8 @@ def rename(body: Mapping[str, Any], lines: Mapping[Path, int]) -> tuple[dict[str
     Raises:
         SpecError: one setting stands there twice, under two names.
     """
-    places = dict(lines)
+    places, body = dict(lines), dict(body)
+    zero_stages.read(body)
     ours = {key: value for key, value in body.items() if key not in ALIASES}
     for part, value in list(ours.items()):
         if isinstance(value, Mapping):

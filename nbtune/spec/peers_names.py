@@ -355,8 +355,8 @@ ABSENT = _table(
         padding pad_to_sequence_len pad_to_multiple_of padding_side pad_token pad_sequences
     = positions stay those of the model
         rope_theta rope_scaling rope_type rope_scaling_factor shift_attn
-    = several GPUs share a step by `gpus`; DeepSpeed is not built
-        deepspeed deepspeed_config zero_stage ddp_timeout ddp_backend ddp_find_unused_parameters
+    = several GPUs share a step by `gpus`; `deepspeed: CONFIG` is read, its stage done by FSDP2
+        zero_stage ddp_timeout ddp_backend ddp_find_unused_parameters
         ddp_bucket_cap_mb
     = one row is not split over GPUs
         context_parallel_size sequence_parallel_degree tensor_parallel expert_parallel_size ring_attn_func

@@ -64,12 +64,13 @@ class Home(Enum):
 
 
 class Placement(BaseModel):
-    """The format of frozen weights, and their home. In JSON it is its three fields.
+    """The format of frozen weights, and their home. In JSON it is its fields.
 
     Args:
         format: ``16bit`` or ``32bit`` as they were loaded, ``fp8`` (a scale a row) or ``nf4`` (bitsandbytes).
         resident: of so many layers the weights stay on the device, those of the others are streamed; unset: all stay.
         parts: among so many devices the weights of each layer are parted.
+        experts: a mixture's experts are rounded with them; runs of older versions kept these as they were.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +78,7 @@ class Placement(BaseModel):
     format: Format = "16bit"
     resident: Annotated[int, Field(ge=0)] | None = None
     parts: Annotated[int, Field(ge=1)] = 1
+    experts: Annotated[bool, Field(repr=False)] = True
 
     @model_validator(mode="after")
     def _is_possible(self) -> Placement:
@@ -134,15 +136,15 @@ class Placement(BaseModel):
 
     def on_device(self) -> Placement:
         """Return the same format, all of it on the device."""
-        return Placement(format=self.format)
+        return Placement(format=self.format, experts=self.experts)
 
     def streamed(self, resident: int = 0) -> Placement:
         """Return the same format, with the weights of so many layers on the device."""
-        return Placement(format=self.format, resident=resident)
+        return Placement(format=self.format, resident=resident, experts=self.experts)
 
     def parted(self, parts: int) -> Placement:
         """Return the same format, parted among so many devices."""
-        return Placement(format=self.format, parts=parts)
+        return Placement(format=self.format, parts=parts, experts=self.experts)
 
     def of_layer(self, index: int, layers: int) -> Placement:
         """Return the placement of one of a model's layers; resident ones lie evenly between those that are streamed.

@@ -26,6 +26,7 @@ from nbtune.train.parted import gathered, is_parted, mine, norm_of, part_of
 from tests.engine.conftest import ROWS, SPEC
 from tests.models.test_accelerate import batch
 from tests.planner.test_planner import LLAMA_8B, _data
+from tests.spec.test_zero_stages import AXOLOTL
 from tests.support.several import train
 
 CPU = {**SPEC, "device": "cpu", "batch_size": 3, "steps": 4}  # three rows are no two processes' equal shares
@@ -234,5 +235,14 @@ def test_from_a_cell_full_training_is_parted(start) -> None:
     """The whole way: `gpus: 2`, `weights: sharded`."""
     one = start("one", adapter="full", device="cpu", steps=4).wait()
     two = start("two", adapter="full", device="cpu", steps=4, gpus=2, weights="sharded").wait(600)
+    assert losses(two.folder) == pytest.approx(losses(one.folder), rel=1e-6)
+    assert two.plan.weights.parts == 2
+
+
+@pytest.mark.slow
+def test_a_zero_3_config_of_axolotls_is_done_by_two_processes(start, tmp_path) -> None:
+    (tmp_path / "zero3_bf16.json").write_text(json.dumps(AXOLOTL))
+    one = start("one", device="cpu", steps=4).wait()
+    two = start("two", device="cpu", steps=4, gpus=2, deepspeed=str(tmp_path / "zero3_bf16.json")).wait(600)
     assert losses(two.folder) == pytest.approx(losses(one.folder), rel=1e-6)
     assert two.plan.weights.parts == 2

@@ -60,14 +60,23 @@ def test_a_merged_mixture_computes_what_base_and_adapter_do(name: str, tmp_path:
 
 
 def test_experts_are_merged_as_they_were_trained_where_other_layers_have_4_bits(tmp_path: Path) -> None:
-    """Stacks, and what chooses among experts, are not rounded in training: merging must not, though files hold single
-    matrices."""
+    """What chooses among experts is not rounded in training, nor were stacks before format 3: merging must not, though
+    files hold single matrices."""
     source = trained("mixtral", tmp_path, AdapterSpec(r=4, target_modules=("q_proj",)))
-    source = ExportSource(source.base, source.adapter, name="one", weights=Placement(format="nf4"))
+    source = ExportSource(source.base, source.adapter, name="one", weights=Placement(format="nf4", experts=False))
+    attention = {f"{letter}_proj.weight" for letter in "qkvo"}
+    assert others_than_before(source) == attention
+    now = others_than_before(replace(source, weights=Placement(format="nf4")))
+    assert {name.rpartition(".experts.")[2].partition(".")[2] or name for name in now - attention} == {
+        "w1.weight", "w2.weight", "w3.weight",
+    }  # fmt: skip
+
+
+def others_than_before(source: ExportSource) -> set[str]:
+    """Last names of what a merge changes."""
     merged = MergedModel(source)
     same = [name for name in merged.names if torch.equal(merged.get(name), merged.base.get(name).float())]
-    others = {name.rpartition("self_attn.")[2] for name in merged.names if name not in same}
-    assert others == {f"{letter}_proj.weight" for letter in "qkvo"}
+    return {name.rpartition("self_attn.")[2] for name in merged.names if name not in same}
 
 
 def test_factors_of_a_stack_are_read_once_however_many_experts_it_has(

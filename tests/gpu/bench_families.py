@@ -3,6 +3,7 @@
     python tests/gpu/bench_families.py gemma2-9b nbtune
     python tests/gpu/bench_families.py falcon-7b hf --steps 3
     python tests/gpu/bench_families.py qwen3-30b-a3b-8 nbtune --no-graphs
+    python tests/gpu/bench_families.py qwen3-30b-a3b nbtune --quant nf4 --policy recompute
 
 Random weights, LoRA r = 16 on all linear layers and experts, 4 rows of 2,048 tokens; nbtune's own step (recorded)
 beside a plain loop of stock transformers and peft that computes its layers again. Medians; the device is awaited after
@@ -46,15 +47,21 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "num_experts_per_tok": 8, "norm_topk_prob": True, "vocab_size": 151936, "max_position_embeddings": 4096,
         "tie_word_embeddings": False,
     }),
+    "tiny-moe": ("qwen3_moe", {
+        "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+        "vocab_size": 512, "max_position_embeddings": 4096,
+    }),
     "llama-8b": ("llama", {
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
     }),
 }  # fmt: skip
+SHAPES["qwen3-30b-a3b"] = ("qwen3_moe", {**SHAPES["qwen3-30b-a3b-8"][1], "num_hidden_layers": 48})  # all: 642 M trained
 
 
-def model_of(shape: str, device: torch.device) -> Any:
-    """A model of that shape with random weights and a LoRA."""
+def model_of(shape: str, device: torch.device, quant: str = "none") -> Any:
+    """A model of that shape with random weights, rounded where that is asked for, and a LoRA."""
     from transformers import AutoConfig
 
     from nbtune.models.adapters import add_adapter
@@ -69,7 +76,29 @@ def model_of(shape: str, device: torch.device) -> Any:
     torch.manual_seed(0)
     model = from_config(config, dtype=torch.bfloat16, device=device)
     model.config.use_cache = False
-    return add_adapter(model, AdapterSpec(r=16), seed=0).train()  # peft's own modules
+    if quant == "nf4":
+        round_weights(model)
+    return add_adapter(model, AdapterSpec(type="qlora" if quant == "nf4" else "lora", r=16), seed=0).train()
+
+
+def round_weights(model: Any) -> None:
+    """Round linear layers by bitsandbytes and experts as nbtune does, where they are: there is no file to load."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    from nbtune.models.experts.stacks import round_stacks
+
+    model.requires_grad_(False)
+    round_stacks(model, "nf4")
+    head = model.get_output_embeddings()
+    for name, old in list(model.named_modules()):
+        if type(old) is not torch.nn.Linear or old is head:
+            continue
+        new = Linear4bit(old.in_features, old.out_features, old.bias is not None, old.weight.dtype, quant_type="nf4")
+        new.weight = Params4bit(old.weight.data, requires_grad=False, quant_type="nf4", module=new)
+        new.bias = old.bias
+        model.set_submodule(name, new.to(old.weight.device))
+    model.is_loaded_in_4bit = model.is_quantized = True
+    torch.cuda.empty_cache()
 
 
 def stepper(model: Any, who: str, policy: Any, graphs: bool = True) -> tuple[Any, list[str]]:
@@ -109,15 +138,17 @@ def main() -> None:
     parser.add_argument(
         "--no-graphs", dest="graphs", action="store_false", help="launch each kernel, as for stock layers"
     )
+    parser.add_argument("--quant", default="none", choices=("none", "nf4"))
+    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=3)
     args = parser.parse_args()
     device = torch.device("cuda", 0)
-    model = model_of(args.shape, device)
+    model = model_of(args.shape, device, args.quant)
     step, lines = stepper(model, args.who, args.policy, args.graphs)
     generator = torch.Generator().manual_seed(1)
     vocabulary = model.config.vocab_size
-    batches = [torch.randint(3, vocabulary, (4, 2048), generator=generator).to(device) for _ in range(4)]
+    batches = [torch.randint(3, vocabulary, (args.rows, 2048), generator=generator).to(device) for _ in range(4)]
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -131,7 +162,9 @@ def main() -> None:
         losses.append(round(float(loss), 4))
     middle = sorted(times[args.warmup :])[args.steps // 2]
     peak = torch.cuda.max_memory_allocated() / 2**30
-    row = {"shape": args.shape, "impl": args.who, "policy": args.policy, "step_s": round(middle, 4)}
+    row = {"shape": args.shape, "impl": args.who, "policy": args.policy, "quant": args.quant}
+    row |= {"step_s": round(middle, 4), "tok_s": round(args.rows * 2048 / middle)}
+    row |= {"reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2)}
     print(json.dumps({**row, "peak_gib": round(peak, 2), "losses": losses}), *lines, sep="\n    ")
 
 

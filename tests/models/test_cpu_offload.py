@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nbtune.models.accelerate import apply
-from nbtune.models.accelerate.cpu_offload import StreamedGroup
+from nbtune.models.accelerate.cpu_offload import Place, StreamedGroup, Traffic
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.models.memory_estimate import MEMORY_POLICIES
 from nbtune.spec import AdapterSpec, Placement
@@ -105,3 +105,15 @@ def test_a_head_that_is_the_embedding_stays() -> None:
     model = make("gemma")
     assert "embedding" not in apply(model, weights=Placement(resident=0), device=CPU).report.taken
     assert not model.get_input_embeddings().weight.isnan().any()
+
+
+def test_a_copy_waits_for_the_work_with_its_place_alone() -> None:
+    traffic = Traffic(CPU)
+    marks: list[Any] = [object() for _ in range(4)]
+    traffic._marks.extend(enumerate(marks, start=6))  # loads 6 to 9, each with what was launched before it
+    place = Place(torch.empty(0))
+    assert traffic._free_since(place) is None  # new memory: what was launched until now may be at work with it
+    place.used = 5  # the load after it may still be worked beside; the one after that may not
+    assert traffic._free_since(place) is marks[1]
+    place.used = 1  # longer ago than is remembered: the first that is known to be late enough
+    assert traffic._free_since(place) is marks[0]

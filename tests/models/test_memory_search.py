@@ -42,6 +42,14 @@ def test_a_host_without_room_keeps_weights_on_the_device() -> None:
     assert way(12, ram=32).weights.streams
 
 
+def test_inputs_wait_in_the_host_only_where_it_has_room_for_them() -> None:
+    """Of 131,072 tokens of an 8B model the blocks' inputs are 34 GB."""
+    roomy, tight = (way(40, ram=ram, micro=1, length=131072) for ram in (64, 24))
+    assert roomy.activations == "offload"
+    assert tight is None  # what stays on the device would be more than it has
+    assert way(80, ram=24, micro=1, length=131072).activations == "recompute"
+
+
 @pytest.mark.parametrize(("home", "resident"), [(Home.STREAMED, 0), (Home.DEVICE, None), (None, None)])
 def test_what_is_asked_for_is_done(home: Any, resident: int | None) -> None:
     assert way(80, home=home).weights.resident == resident

@@ -115,13 +115,17 @@ def test_a_plan_counts_memory_by_what_is_trained() -> None:
         assert plan.memory.gradients == 4 * plan.trainable_parameters
 
 
-def test_a_plan_says_which_experts_stay_in_16_bits(tmp_path: Path) -> None:
+def test_a_plan_counts_experts_in_4_bits(tmp_path: Path) -> None:
     from tests.support.families import family_tokenizer
 
     place = folder_of("mixtral", tmp_path)
     outline(str(place), dtype=torch.float32, device="cpu").save_pretrained(place)
     family_tokenizer("sentencepiece", place)
     spec: dict[str, Any] = {"model": str(place), "data": ROWS, "steps": 1}
-    said = nbtune.plan({**spec, "adapter": "qlora"}).explain()
-    assert "weights of experts stay in" in said
-    assert "weights of experts" not in nbtune.plan(spec).explain()
+    whole, rounded = nbtune.plan(spec), nbtune.plan({**spec, "adapter": "qlora"})
+    facts = counted(model_facts(str(place)), str(place), AdapterSpec())
+    assert facts.stacked > (facts.linear or 0)
+    assert rounded.abilities.rounded == facts.stacked + (facts.linear or 0)
+    assert whole.abilities.frozen_bytes - rounded.abilities.frozen_bytes == pytest.approx(
+        (4 - 0.53) * rounded.abilities.rounded, abs=2
+    )

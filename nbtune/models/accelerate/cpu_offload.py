@@ -5,6 +5,7 @@ one is multiplied with, the matrices that follow it come in: which ones these ar
 weights come once for the forward and once for the backward.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from nbtune.models.accelerate.lora_linear import LinearGroup, wide
 from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
-_AHEAD = 4  # matrices: one layer
+_AHEAD = 8  # loads: a layer's backward, which asks for most of its matrices twice, and some of the next one
+_MARKS = 16  # loads whose end is remembered
 
 
 class Traveller(Protocol):
@@ -64,11 +66,13 @@ class Traffic:
         self._loads = self._first = 0
         self._seen: list[Traveller] = []
         self._order: list[Traveller] = []
+        self._marks: deque[tuple[int, torch.Event]] = deque(maxlen=_MARKS)  # what was launched before a load
 
     def reset(self) -> None:
         """Forget what was on its way: the step that wanted it was broken off."""
         synchronize(self.device)
         self._places.clear()
+        self._marks.clear()
         self._seen, self._order = [], []
 
     def begin(self) -> None:
@@ -85,6 +89,8 @@ class Traffic:
         now = self._loads
         self._loads += 1
         self._seen.append(group)
+        if self.stream is not None:
+            self._marks.append((now, torch.accelerator.current_stream(self.device).record_event()))
         place = self._find(group)
         if place is None:  # something that was foreseen, and has not come, may have to go
             place = self._send(group, min(self._idle(group, now), key=lambda p: p.wanted))
@@ -119,6 +125,13 @@ class Traffic:
             places = self._places[group.kind] = [Place(group.empty()) for _ in range(2)]
         return [p for p in places if p.used <= now - 2]  # what the last load brought may still be worked with
 
+    def _free_since(self, place: Place) -> torch.Event | None:
+        """Return what has come when nothing works with a place any more: not all that was launched since, which would
+        hold the link up. None: that is not known."""
+        if place.used < 0:
+            return None
+        return next((event for load, event in self._marks if load >= place.used + 2), None)
+
     def _send(self, group: "Traveller", place: Place) -> Place:
         self.sent += 1
         place.holds = group
@@ -127,7 +140,7 @@ class Traffic:
             rows.copy_(group.host)
             return place
         stream = torch.accelerator.current_stream(self.device)
-        self.stream.wait_event(stream.record_event())
+        self.stream.wait_event(self._free_since(place) or stream.record_event())
         torch.accelerator.set_stream(self.stream)
         try:
             rows.copy_(group.host, non_blocking=True)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.norms import relative_error, tolerance
-from nbtune.models.experts.block import Experts
+from nbtune.models.experts.block import Experts, Scratch, Stack
 from nbtune.models.experts.find import experts_in, is_switched_on, stock_of
+from nbtune.models.experts.rounded import lent
 
 _TOKENS = 24
 
@@ -23,12 +25,11 @@ class Probe:
 
     def disagrees(self, outer: nn.Module, block: Experts) -> str:
         """Return by how much they differ, or "": they agree."""
-        like = block.up.weight
-        x, index, weights, grad = _inputs(block, like)
-        kind = (type(outer), block.act, like.shape, block.down.weight.shape, len(block.parameters()))
+        x, index, weights, grad = _inputs(block)
+        kind = (type(outer), block.act, block.up.weight.shape, type(block.up.rounded), len(block.parameters()))
         with _filled(block), torch.enable_grad():
             runs = []
-            for run in (outer.forward, block):
+            for run in (stock_forward(outer), block):
                 of = [x.clone().requires_grad_(), weights.clone().requires_grad_()]
                 try:
                     out = run(of[0], index, of[1])
@@ -38,7 +39,7 @@ class Probe:
                 runs.append([out, *(torch.autograd.grad(out, wanted, grad) if wanted else ())])
         for number, (true, ours) in enumerate(zip(*runs, strict=True)):
             error = relative_error(ours, true)
-            if not error <= tolerance(like.dtype):
+            if not error <= tolerance(block.up.weight.dtype):
                 what = f"gradient {number - 1}" if number else "its output"
                 return f"the probe disagrees: {what} is off by {error:.1e} of its size"
         self._seen.add(kind)
@@ -47,7 +48,7 @@ class Probe:
 
 def experts_forward(outer: Any, block: Experts) -> Callable[..., Tensor]:
     """Return the forward to put onto the module: stock where its adapter is switched off."""
-    stock = outer.forward
+    stock = stock_forward(outer)
     signature = inspect.signature(stock_of(outer).forward)
 
     def forward(*args: Any, **named: Any) -> Tensor:
@@ -61,11 +62,26 @@ def experts_forward(outer: Any, block: Experts) -> Callable[..., Tensor]:
     return forward
 
 
+def stock_forward(outer: Any) -> Callable[..., Any]:
+    """Return what the module computes by itself; rounded stacks are decoded for that."""
+    own = outer.forward
+    if hasattr(outer, "parameter_name"):  # peft's: what it stands around is called, and decodes by itself
+        return own  # type: ignore[no-any-return]
+
+    def forward(*args: Any, **named: Any) -> Any:
+        with lent(outer):
+            return own(*args, **named)
+
+    return forward
+
+
 def words(block: Experts) -> str:
     """Return what was taken, for people."""
-    ranks = [len(s.parameters()[0]) // len(s.weight) for s in (block.up, block.down) if s.lora is not None]
+    ranks = [len(s.parameters()[0]) // s.sides[0] for s in (block.up, block.down) if s.lora is not None]
     trained = f"LoRA of rank {max(ranks)}" if ranks else "frozen"
-    return f"{len(block.up.weight)} experts of {block.down.matrices.shape[2]}, products by groups, {trained}"
+    form = block.up.rounded
+    bits = "" if form is None else f" in {form.bits} bits"
+    return f"{block.up.sides[0]} experts of {block.down.sides[2]}{bits}, products by groups, {trained}"
 
 
 def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> list[tuple[nn.Module, Experts | str]]:
@@ -81,16 +97,45 @@ def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> list[tuple[nn.M
     return found
 
 
-def _inputs(block: Experts, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mark_lean(layers: list[Layer], blocks: list[Experts]) -> None:
+    """Find the layers whose MLPs are experts and what chooses among them, and tell them and these experts."""
+    for layer in layers:
+        inside = {id(m) for m in layer.mlp.modules()} if layer.mlp is not None else set()
+        own = [block for block in blocks if id(block.up.module) in inside]
+        if layer.mlp is None or not own:
+            continue
+        held = {id(p) for block in own for p in (*block.up.module.parameters(), *block.parameters())}
+        beside = sum(p.numel() for p in layer.mlp.parameters() if id(p) not in held)
+        _, _, hidden = own[0].up.sides
+        layer.lean = beside <= 2 * own[0].up.sides[0] * hidden  # what chooses has a row an expert
+        for block in own:
+            block.lean = layer.lean
+
+
+def share_scratch(blocks: list[Experts]) -> None:
+    """Give rounded stacks memory to be decoded in: one at a time of each dtype and device."""
+    kinds: dict[Any, list[Stack]] = {}
+    for block in blocks:
+        for stack in (block.up, block.down):
+            if stack.rounded is not None:
+                kinds.setdefault((stack.weight.dtype, stack.weight.device), []).append(stack)
+    for (dtype, device), stacks in kinds.items():
+        most = max(stack.weight.numel() for stack in stacks)
+        scratch = Scratch(torch.empty(most, dtype=dtype, device=device))
+        for stack in stacks:
+            stack.scratch = scratch
+
+
+def _inputs(block: Experts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return hidden states, two experts (or the only one) for each token, their weights, and a gradient."""
     generator = torch.Generator().manual_seed(1)
-    experts, hidden = len(like), block.up.matrices.shape[2]
+    experts, _, hidden = block.up.sides
     scores = torch.rand(_TOKENS, experts, generator=generator)
     weights, index = scores.topk(min(2, experts))
     x, grad = (torch.randn(_TOKENS, hidden, generator=generator) for _ in range(2))
     made = (x, weights, grad)
-    x, weights, grad = (t.to(like.device, like.dtype) for t in made)
-    return x, index.to(like.device), weights, grad
+    x, weights, grad = (t.to(block.up.weight.device, block.up.weight.dtype) for t in made)
+    return x, index.to(block.up.weight.device), weights, grad
 
 
 @contextmanager

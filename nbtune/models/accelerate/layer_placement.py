@@ -13,6 +13,7 @@ from torch import nn
 from nbtune.errors import PlanError
 from nbtune.models.accelerate.detect import causal_lm, decoder, decoder_layers
 from nbtune.models.accelerate.nf4_linear import bring_codes
+from nbtune.models.experts.rounded import without_memory
 from nbtune.spec.placement import Placement
 
 
@@ -30,6 +31,7 @@ class Mover:
         """Bring a layer, whole for as long as it is looked at."""
         module.to(self.device)
         bring_codes(module, self.device)
+        without_memory(module)
 
     def settle(self, module: nn.Module) -> None:
         """Settle a layer that was looked at."""

@@ -91,6 +91,7 @@ class Layer:
     window: int | None = None  # how many tokens each sees, itself included; None: all before it
     gated: bool = True
     mlp: nn.Module | None = None
+    lean: bool = False  # nearly all of `mlp` is experts, which compute gates and ups again by themselves
     pre1: Norm | None = None
     post1: Norm | None = None
     pre2: Norm | None = None

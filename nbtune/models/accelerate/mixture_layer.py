@@ -4,8 +4,8 @@
     out   = a + m post2(mlp(u2))
 
 The MLP is called as stock does; its experts compute by groups where they are understood (`experts.py`). Under `keep`
-the function saves what `LayerFunction` does of attention; else x alone (parked in the host's memory under `offload`),
-and the MLP is computed again too.
+and `selective` the function saves what `LayerFunction` does of attention; else x alone (parked in the host's memory
+under `offload`). But under `keep` the MLP is computed again too: of experts gates and ups alone, of others all.
 """
 
 from typing import Any
@@ -23,6 +23,8 @@ from nbtune.models.accelerate.mlp_half import sum_and_norm
 from nbtune.models.accelerate.norm_grads import NormGrads
 from nbtune.models.accelerate.norms import Stats
 from nbtune.models.accelerate.shared_tokens import Together
+
+_KEEPING = ("keep", "selective")
 
 
 def run_layer(
@@ -49,7 +51,7 @@ def _but_last(layer: Layer) -> list[nn.Parameter]:
 
 def _mlp(layer: Layer, u: Tensor) -> Tensor:
     assert layer.mlp is not None
-    if layer.policy == "keep" or not torch.is_grad_enabled():
+    if layer.policy == "keep" or layer.lean or not torch.is_grad_enabled():
         found = layer.mlp(u)
     else:
         found = checkpoint(layer.mlp, u, use_reentrant=False, preserve_rng_state=draws_noise(layer.mlp))
@@ -73,7 +75,7 @@ class AttentionFunction(torch.autograd.Function):
         shape, flat, seed = (x.shape[0], x.shape[1]), x.reshape(-1, x.shape[-1]), layer.draws.seed
         a, u, attention, stats = _sums(layer, flat, shape, angles_of(cos, sin), packing, seed)
         ctx.layer, ctx.shape, ctx.packing, ctx.seed = layer, shape, packing, seed
-        if layer.policy == "keep":
+        if layer.policy in _KEEPING:
             ctx.save_for_backward(flat, a, cos, sin)
             ctx.saved = (attention, stats)
         else:

@@ -13,7 +13,7 @@ from nbtune.device import empty_cache
 from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_of
 from nbtune.models.accelerate.detect import balances_routers, causal_lm, decoder, decoder_layers, find_layer
-from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, words
+from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, mark_lean, share_scratch, words
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
 from nbtune.models.accelerate.host_embedding import keep_in_host, stays
 from nbtune.models.accelerate.layer_calls import Call, calls_of, marked
@@ -28,6 +28,7 @@ from nbtune.models.accelerate.norms import find_norm, tolerance
 from nbtune.models.accelerate.self_check import Inputs, probe_inputs, probe_layer, tiny_losses
 from nbtune.models.accelerate.sliding_windows import has_windows, shortened, window_of
 from nbtune.models.experts.block import Experts
+from nbtune.models.experts.stacks import round_stacks
 from nbtune.models.memory_estimate import MEMORY_POLICIES, MemoryPolicy
 from nbtune.spec.placement import PLAIN, Placement
 
@@ -72,6 +73,8 @@ class Patch:
         offload = ActivationOffload(devices[0]) if parks else None
         for layer in self.layers:
             layer.policy, layer.offload = policy, offload
+        for experts in self.experts:
+            experts.again = experts.lean and policy != "keep"
 
     def reset(self, policy: MemoryPolicy) -> None:
         """Forget what a forward and backward that were broken off have left behind, and set what blocks keep."""
@@ -174,6 +177,8 @@ def apply(
         if weights.streams and (table := stays(lm)) is not None:
             keep_in_host(table, mover.device, patch)
         move_all_but(lm, list(_layers_of(inner)), mover.device)
+    if weights.eight_bit and weights.experts:
+        round_stacks(lm, weights.format)
     _Layers(patch, weights, mover, believe).take(inner)
     if mover is not None:
         mover.finish(inner)
@@ -345,6 +350,8 @@ def _take_experts(inner: nn.Module, patch: Patch, believe: bool) -> None:
             patch.replace(outer, experts_forward(outer, block))
             patch.experts.append(block)
             patch.report.taken[place] = words(block)
+    mark_lean(patch.layers, patch.experts)
+    share_scratch(patch.experts)
 
 
 def _take_norm(inner: nn.Module, patch: Patch) -> None:

@@ -5,7 +5,8 @@ Of a token's chosen experts e with weights w_e the output is the sum of  w_e D_e
     U_e x = W_e x + b_e + s B_e (A_e x),   the same for D
 
 LoRA goes by associativity: no `W + s B A` is ever made, as stock peft does for every stack in every forward. Saved are
-the input, [gate up] before the activation, and A x.
+the input, [gate up] before the activation (unless it is computed again), and A x. Stacks in 4 or 8 bits are decoded
+into scratch, each once for the forward and once for the backward.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,22 @@ from nbtune_kernels import (
 )
 from torch import Tensor, nn
 
+from nbtune.models.experts.rounded import RoundedStack, stack_of
+
 _ALIGNED = 8  # 16-bit numbers in 16 bytes, which torch's grouped products want from row to row
+
+
+@dataclass
+class Scratch:
+    """Where rounded stacks of one dtype and device are decoded, one after the other.
+
+    Args:
+        memory: as many numbers as the largest of them has.
+        holds: whose are in it.
+    """
+
+    memory: Tensor
+    holds: "Stack | None" = None
 
 
 @dataclass
@@ -36,6 +52,7 @@ class Stack:
         module, name: where the stack is.
         turned: it lies as `[E, K, N]`.
         lora: peft's wrapper; adapter: the name of the LoRA in it.
+        scratch: where a rounded one is decoded; None: in memory of its own, each time.
     """
 
     module: nn.Module
@@ -43,20 +60,48 @@ class Stack:
     turned: bool
     lora: Any = None
     adapter: str = ""
+    scratch: Scratch | None = None
+
+    @property
+    def rounded(self) -> RoundedStack | None:
+        """What decodes it; None: it is not rounded."""
+        return stack_of(self.module, self.name)
 
     @property
     def weight(self) -> Tensor:
-        """The stack as it lies, read anew: weights may be moved."""
+        """The stack as it lies, read anew: weights may be moved. A rounded one has a shape and no numbers."""
         return getattr(self.module, self.name)  # type: ignore[no-any-return]
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """E, N and K."""
+        experts, rows, columns = self.weight.shape
+        return (experts, columns, rows) if self.turned else (experts, rows, columns)
+
+    def whole(self) -> Tensor:
+        """Return the weight as it lies; a rounded one decoded, until another one of its scratch is."""
+        if self.rounded is None:
+            return self.weight
+        if self.scratch is None:
+            return self.rounded()  # type: ignore[no-any-return]
+        out = self.scratch.memory[: self.rounded.shape.numel()].view(self.rounded.shape)
+        if self.scratch.holds is not self:
+            self.rounded.decode(out)
+            self.scratch.holds = self
+        return out
+
+    def forget(self) -> None:
+        """Let it be decoded anew: what is recorded may not count on what ran before."""
+        if self.scratch is not None:
+            self.scratch.holds = None
 
     @property
     def bias(self) -> Tensor | None:
         return getattr(self.module, f"{self.name}_bias", None)
 
-    @property
     def matrices(self) -> Tensor:
-        """The weights as `[E, N, K]`."""
-        return self.weight.transpose(1, 2) if self.turned else self.weight
+        """Return the weights as `[E, N, K]`; see `whole`."""
+        return self.whole().transpose(1, 2) if self.turned else self.whole()
 
     @property
     def scale(self) -> float:
@@ -83,7 +128,7 @@ class Factors:
         if stack.lora is None:
             return None
         a, b = (p.detach() for p in stack.parameters())
-        experts = len(stack.weight)
+        experts = stack.sides[0]
         r = len(a) // experts
         wide = -(-r // _ALIGNED) * _ALIGNED if like.is_cuda else r
         if wide == r:
@@ -123,6 +168,8 @@ class Experts:
     Args:
         up, down: its stacks. gate: what it computes of `[gate up]`, `[S, 2 I]` → `[S, I]`.
         act: the kernel's name of it, where gates lie before ups; "": none, `gate` is called.
+        again: `[gate up]` is computed again in the backward instead of being kept.
+        lean: whether it may be: nothing computes all of the MLP again that these experts are nearly all of.
     """
 
     up: Stack
@@ -130,6 +177,8 @@ class Experts:
     gate: Callable[[Tensor], Tensor]
     act: str = ""
     sink: "ExpertsSink | None" = None
+    again: bool = False
+    lean: bool = False
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained in it, in the order of its gradients."""
@@ -169,7 +218,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the stack's products `[S, N]` of x's rows (of `source`), and A x."""
     xa = None if lora is None else grouped_rows(x, lora.a, route.groups, source)
-    y = grouped_rows(x, stack.matrices, route.groups, source, xa, None if lora is None else lora.b)
+    y = grouped_rows(x, stack.matrices(), route.groups, source, xa, None if lora is None else lora.b)
     if stack.bias is not None:
         y += stack.bias[route.expert.long()]
     return y, xa
@@ -179,7 +228,7 @@ def _backward(
     stack: Stack, lora: Factors | None, dy: Tensor, route: Route, source: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradient of the stack's input, and of A x."""
-    matrices = stack.matrices.transpose(1, 2)
+    matrices = stack.matrices().transpose(1, 2)
     if lora is None:
         return grouped_rows(dy, matrices, route.groups, source), None
     dxa = grouped_rows(dy, lora.b.transpose(1, 2), route.groups, source)
@@ -200,7 +249,7 @@ def _gradients(
     if lora is None or xa is None or dxa is None:
         return []
     da, db = (torch.empty_like(p) for p in stack.parameters()) if sink is None else sink.grads[stack.name]
-    experts, r, add = len(stack.weight), lora.r, sink is not None and sink.accumulate
+    experts, r, add = stack.sides[0], lora.r, sink is not None and sink.accumulate
     grouped_sums(dxa[:, :r], x, route.groups, sources[0], add=add, out=da.view(experts, r, -1))
     beside = db.view(-1, r, experts).permute(2, 1, 0)
     grouped_sums(xa[:, :r], dy, route.groups, sources[1], scale=stack.scale, add=add, out=beside)
@@ -234,12 +283,13 @@ class ExpertsFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, block: Experts, x: Tensor, index: Tensor, weights: Tensor, *lora: Tensor) -> Tensor:
-        route = Route.of(index, len(block.up.weight), x.dtype)
+        block.up.forget()
+        route = Route.of(index, block.up.sides[0], x.dtype)
         up, down = Factors.of(block.up, x), Factors.of(block.down, x)
         both, xa = _forward(block.up, up, x, route, route.token)
         y, ha = _forward(block.down, down, _activate(block, both), route)
         ctx.block, ctx.route, ctx.factors, ctx.done = block, route, (up, down), False
-        ctx.save_for_backward(x, weights, both, xa, ha)
+        ctx.save_for_backward(x, weights, None if block.again else both, xa, ha)
         return grouped_combine(y, route.back, len(x), weights)
 
     @staticmethod
@@ -251,8 +301,11 @@ class ExpertsFunction(torch.autograd.Function):
         x, weights, both, xa, ha = ctx.saved_tensors
         d = grads[0].contiguous()
         of_row = weights.reshape(-1)[route.order].float()
+        block.up.forget()
         # before the router's weights: these want it so
         dh, dha = _backward(block.down, down, d, route, route.token)
+        if both is None:  # with the stack that is decoded for its gradient, too
+            both, xa = _forward(block.up, up, x, route, route.token)
         h, chosen, dboth = _activate_backward(block, both, dh, of_row)
         if block.down.bias is not None:
             chosen += (d[route.token.long()] * block.down.bias[route.expert.long()]).sum(-1, dtype=torch.float32)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from nbtune_kernels import ACTIVATIONS
 from nbtune_kernels.activation import reference
-from torch import Tensor, nn
+from torch import nn
 
 from nbtune.models.experts.block import Experts, Stack
 
@@ -35,8 +35,8 @@ def stock_of(module: Any) -> nn.Module:
 
 
 def _read(outer: nn.Module, base: Any) -> Experts | str:
-    weights = {name: p for name, p in base.named_parameters(recurse=False) if p.dim() > 2}
-    if set(weights) != set(_STACKS) or len(inspect.signature(base.forward).parameters) != 3:
+    weights = {name for name, p in base.named_parameters(recurse=False) if p.dim() > 2}
+    if weights != set(_STACKS) or len(inspect.signature(base.forward).parameters) != 3:
         return "its experts are no two stacks that are called with a choice for each token"
     if any(p.requires_grad for p in base.parameters()):
         return "its experts' own weights are trained"
@@ -52,9 +52,10 @@ def _read(outer: nn.Module, base: Any) -> Experts | str:
     up, down = (Stack(base, name, turned, *adapters.get(name, (None, ""))) for name in _STACKS)
     if any(b is not None and b.dim() != 2 for b in (up.bias, down.bias)):
         return "its biases are not one an expert"
-    if up.matrices.shape[1] != 2 * down.matrices.shape[2] or up.matrices.shape[2] != down.matrices.shape[1]:
+    (_, both, hidden), (_, out, width) = up.sides, down.sides
+    if both != 2 * width or hidden != out or up.weight.dtype != down.weight.dtype:
         return "its two stacks do not fit together"
-    return Experts(up, down, gate, _known(gate, down.matrices.shape[2], up.weight))
+    return Experts(up, down, gate, _known(gate, width, up.weight.device))
 
 
 def _adapters(outer: Any) -> dict[str, tuple[Any, str]] | str:
@@ -70,9 +71,9 @@ def _adapters(outer: Any) -> dict[str, tuple[Any, str]] | str:
     return found
 
 
-def _known(gate: Any, width: int, like: Tensor) -> str:
+def _known(gate: Any, width: int, device: torch.device) -> str:
     """Return the kernel's name of what is computed of gates that lie before ups; "": it has none."""
-    both = torch.randn(4, 2 * width, generator=torch.Generator().manual_seed(4)).to(like.device) * 4
+    both = torch.randn(4, 2 * width, generator=torch.Generator().manual_seed(4)).to(device) * 4
     with torch.no_grad():
         true = gate(both)
         for act in ACTIVATIONS:

@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from torch import nn
+
+    from nbtune.models.stored_names import Piece
 
 
 def expert_counts(model: "nn.Module") -> set[int]:
@@ -29,11 +31,42 @@ def configs(model: "nn.Module") -> list[Any]:
 
 def stacked_weights(model: "nn.Module") -> "dict[str, nn.Parameter]":
     """Return the stacks of experts' matrices, `[E, …, …]`, by their names; a convolution's weights are none."""
+    return {f"{place}.{name}" if place else name: p for place, _, name, p in stacks_of(model)}
+
+
+def stacks_of(model: "nn.Module") -> "Iterator[tuple[str, nn.Module, str, nn.Parameter]]":
+    """Yield (name of the module, module, name of the weight, weight) of each; see `stacked_weights`."""
     counts = expert_counts(model) - {1}
-    return {name: p for name, p in _thick(model) if p.shape[0] in counts} if counts else {}
+    return (found for found in _thick(model) if found[3].shape[0] in counts)
 
 
-def _thick(model: "nn.Module") -> "Iterator[tuple[str, nn.Parameter]]":
+def round_stacks(model: "nn.Module", format: str, names: "Container[str] | None" = None) -> None:
+    """Round the experts' stacks of a model where they are (some may be rounded already); all, or those so called."""
+    from nbtune.models.experts.rounded import can_be_rounded, round_stack, stack_of
+
+    for place, module, name, p in list(stacks_of(model)):
+        wanted = names is None or f"{place}.{name}" in names
+        if wanted and can_be_rounded(p.shape) and stack_of(module, name) is None:
+            round_stack(module, name, format)
+
+
+def rounded_pieces(model: "nn.Module", stored: "Iterable[str]") -> "dict[str, list[Piece]]":
+    """Return of each stack that is rounded for training, by its name, what the model's files hold of it.
+
+    Args:
+        model: its weights may hold nothing. stored: names of all weights in its files.
+    """
+    from nbtune.models.experts.rounded import can_be_rounded
+    from nbtune.models.stored_names import pieces_of
+
+    stacks = {name: p for name, p in stacked_weights(model).items() if can_be_rounded(p.shape)}
+    if not stacks:
+        return {}
+    pieces = pieces_of(model, stored)
+    return {name: pieces[name] for name in stacks if pieces.get(name)}
+
+
+def _thick(model: "nn.Module") -> "Iterator[tuple[str, nn.Module, str, nn.Parameter]]":
     from torch import nn
 
     for place, module in model.named_modules():
@@ -41,7 +74,7 @@ def _thick(model: "nn.Module") -> "Iterator[tuple[str, nn.Parameter]]":
             continue
         for name, p in module.named_parameters(recurse=False):
             if p.dim() == 3 and min(p.shape) > 1:
-                yield f"{place}.{name}" if place else name, p
+                yield place, module, name, p
 
 
 def lora_numbers(weight: "nn.Parameter", r: int) -> int:

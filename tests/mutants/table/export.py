@@ -58,9 +58,16 @@ EXPORT = (
     mutant(
         "an-adapter-of-a-4-bit-base-is-merged-into-the-16-bit-one",
         "export/merge.py",
-        "if self.source.weights.quantised and self._is_linear(name):",
+        "if weights.quantised and self._is_linear(name):",
         "if False and self._is_linear(name):",
         f"{_MERGE}::test_an_adapter_of_a_4_bit_base_is_merged_into_the_base_that_it_was_trained_on",
+    ),
+    mutant(
+        "experts-are-merged-into-what-was-not-rounded",
+        "export/merge.py",
+        "if weights.quantised and weights.experts and name in self._of_experts:",
+        "if False:",
+        "models/experts/test_rounded.py::test_merged_is_what_was_trained[mixtral-nf4]",
     ),
     mutant(
         "sums-are-rounded-twice",

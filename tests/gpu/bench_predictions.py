@@ -1,0 +1,245 @@
+"""What a plan says beforehand, beside what the run then takes: peak memory and seconds a step. One JSON line a run.
+
+    python tests/gpu/bench_predictions.py list > docs/bench/predictions.jsonl      (before anything is measured)
+    python tests/gpu/bench_predictions.py make /tmp/shapes
+    python tests/gpu/bench_predictions.py run /tmp/shapes docs/bench/predictions.jsonl --part 1/4
+    python tests/gpu/bench_predictions.py table rows.jsonl
+
+Models of published shapes with random weights, through `nbtune.finetune`. Several such processes may share a GPU: a
+run is timed while no other one works (`--lock`), having waited at its first step. What is measured of memory is what
+torch's allocator held at most, loading included, and the CUDA context beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
+WARM, STEPS = 5, 9  # two steps as they are, then a recording of each kind
+CONTEXT = 0.85  # GiB, as measured on an H200
+NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "smollm2-135m": ("llama", (576, 1536, 30, 9, 3), {"vocab_size": 49152}),
+    "smollm2-360m": ("llama", (960, 2560, 32, 15, 5), {"vocab_size": 49152}),
+    "llama-1b": ("llama", (2048, 8192, 16, 32, 8), {"vocab_size": 128256, "head_dim": 64}),
+    "qwen2-0.5b": ("qwen2", (896, 4864, 24, 14, 2), {"vocab_size": 151936}),
+    "qwen3-0.6b": ("qwen3", (1024, 3072, 28, 16, 8), {"vocab_size": 151936, "head_dim": 128}),
+    "gemma3-1b": (
+        "gemma3_text",
+        (1152, 6912, 26, 4, 1),
+        {"vocab_size": 262144, "head_dim": 256, "sliding_window": 512},
+    ),
+    "neox-410m": ("gpt_neox", (1024, 4096, 24, 16, 16), {"vocab_size": 50304, "tie_word_embeddings": False}),
+    "olmo2-1b": ("olmo2", (2048, 8192, 16, 16, 16), {"vocab_size": 100352, "tie_word_embeddings": False}),
+    "phi-1.3b": ("phi", (2048, 8192, 24, 32, 32), {"vocab_size": 51200, "tie_word_embeddings": False}),
+}
+
+# shape, tokens a row, rows a step, and what else the spec says
+CHOSEN: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
+    ("smollm2-135m", 512, 8, {}),
+    ("smollm2-135m", 2048, 4, {}),
+    ("smollm2-135m", 1024, 8, {"adapter": "qlora"}),
+    ("smollm2-135m", 1024, 8, {"adapter": "full"}),
+    ("smollm2-135m", 8192, 2, {}),
+    ("smollm2-360m", 2048, 4, {}),
+    ("smollm2-360m", 2048, 4, {"adapter": "full"}),
+    ("smollm2-360m", 2048, 8, {"activations": "recompute"}),
+    ("smollm2-360m", 2048, 8, {"adapter": "qlora", "activations": "offload"}),
+    ("llama-1b", 2048, 4, {}),
+    ("llama-1b", 512, 1, {}),
+    ("llama-1b", 2048, 4, {"activations": "selective"}),
+    ("llama-1b", 2048, 4, {"activations": "recompute"}),
+    ("llama-1b", 4096, 2, {"activations": "offload"}),
+    ("llama-1b", 16384, 1, {}),
+    ("llama-1b", 2048, 4, {"adapter": "qlora"}),
+    ("llama-1b", 2048, 4, {"adapter": "full"}),
+    ("llama-1b", 2048, 4, {"weights": "fp8"}),
+    ("llama-1b", 2048, 4, {"weights": "streamed"}),
+    ("llama-1b", 2048, 8, {"memory": {"vram_gib": 4}}),
+    ("llama-1b", 2048, 8, {"memory": {"vram_gib": 6}}),
+    ("llama-1b", 2048, 8, {"memory": {"vram_gib": 10}}),
+    ("llama-1b", 2048, 8, {"adapter": "qlora", "memory": {"vram_gib": 4}}),
+    ("llama-1b", 2048, 4, {"adapter": {"type": "lora", "r": 64}}),
+    ("llama-1b", 1024, 4, {"method": "dpo"}),
+    ("qwen2-0.5b", 2048, 4, {}),
+    ("qwen2-0.5b", 1024, 8, {"adapter": "qlora"}),
+    ("qwen2-0.5b", 1024, 4, {"adapter": "full"}),
+    ("qwen3-0.6b", 2048, 4, {}),
+    ("qwen3-0.6b", 4096, 2, {"activations": "recompute"}),
+    ("qwen3-0.6b", 2048, 8, {"memory": {"vram_gib": 5}}),
+    ("gemma3-1b", 2048, 4, {}),
+    ("gemma3-1b", 2048, 8, {"memory": {"vram_gib": 8}}),
+    ("neox-410m", 2048, 4, {}),
+    ("neox-410m", 1024, 8, {"adapter": "full"}),
+    ("olmo2-1b", 2048, 4, {}),
+    ("olmo2-1b", 2048, 8, {"memory": {"vram_gib": 6}}),
+    ("phi-1.3b", 2048, 4, {}),
+)  # fmt: skip
+
+
+def say(**figures: object) -> None:
+    print(json.dumps(figures), flush=True)
+
+
+def make(folder: Path) -> None:
+    """Write the models that are not there."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<pad>", "<unk>", *WORDS])}
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    for name, (kind, sizes, more) in SHAPES.items():
+        place = folder / name
+        if (place / "tokenizer.json").is_file():
+            continue
+        fields = {**dict(zip(NAMES, sizes, strict=True)), "max_position_embeddings": 32768, "tie_word_embeddings": True}
+        ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+        config = AutoConfig.for_model(kind, **{**fields, **more, **ids}, dtype="bfloat16")
+        torch.manual_seed(0)
+        with torch.device(device):
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(place)
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32768, **special).save_pretrained(place)
+
+
+def rows_of(spec: dict[str, Any], length: int, count: int) -> list[dict[str, str]]:
+    """Rows that fill their length: one long text, which is cut into windows, or pairs."""
+    chance = random.Random(0)
+
+    def some(k: int) -> str:
+        return " ".join(chance.choices(WORDS, k=k))
+
+    if "method" not in spec:
+        return [{"text": some(length * count)}]
+    return [
+        {"prompt": some(length // 4), "chosen": some(length - length // 4 - 8), "rejected": some(length // 2)}
+        for _ in range(count)
+    ]
+
+
+@contextmanager
+def holding(lock: Path, how: int) -> Iterator[None]:
+    """Hold the GPU's lock: with others that load, or alone."""
+    with lock.open("a") as file:
+        fcntl.flock(file, how)
+        yield
+
+
+def one(folder: Path, number: int, chosen: dict[str, Any], lock: Path, runs: Path) -> dict[str, Any]:
+    """Run one of the list; what was planned, and what it took."""
+    import nbtune
+    from nbtune import events
+
+    length, rows, spec = chosen["length"], chosen["rows"], dict(chosen["spec"])
+    usual = {"sequence_len": length, "batch_size": rows, "steps": STEPS, "learning_rate": 1e-4}
+    usual |= {"eval": {"split": 0, "every": 10**6}, "checkpoint": {"keep": 1}}
+    if "method" not in spec:
+        usual["train_on"] = "all"
+    began = time.time()
+    given = {**usual, **spec, "model": str(folder / chosen["shape"])}
+    data = rows_of(spec, length, rows * (STEPS + 1))
+    with holding(lock, fcntl.LOCK_SH):
+        run = nbtune.finetune(**given, data=data, name=f"p{number}", runs_dir=str(runs))
+        run.pause()
+        while run.alive and not any(isinstance(e, events.State) and e.state == "paused" for e in run.events()):
+            time.sleep(0.05)
+    try:
+        waited = time.time() - began
+        with holding(lock, fcntl.LOCK_EX):
+            run.unpause()
+            run.wait()
+        steps = [e for e in run.events() if isinstance(e, events.Step)]
+        plan = run.plan
+        assert plan is not None
+        planned, took = plan.peak_bytes / 2**30, statistics.median(e.seconds for e in steps[WARM:])
+        peak = max(e.memory_peak for e in steps) / 2**30 + CONTEXT
+        reckoned = plan.seconds / plan.total_steps
+        return {
+            "planned_gib": round(planned, 3), "peak_gib": round(peak, 3), "memory": round(planned / peak - 1, 3),
+            "reserved_gib": round(max(e.memory_reserved for e in steps) / 2**30 + CONTEXT, 3),
+            "planned_s": round(reckoned, 5), "step_s": round(took, 5), "time": round(reckoned / took - 1, 3),
+            "micro": plan.micro_batch_size, "accumulated": plan.gradient_accumulation_steps,
+            "activations": plan.activations, "weights": str(plan.weights), "started_s": round(waited, 1),
+            "parts": {k: round(v / 2**30, 3) for k, v in plan.memory.model_dump().items()},
+            "seconds": [round(e.seconds, 4) for e in steps], "tokens": steps[-1].tokens,
+        }  # fmt: skip
+    finally:
+        run.stop(save=False, wait=True)
+        run.free()
+
+
+def listed() -> Iterator[dict[str, Any]]:
+    for number, (shape, length, rows, spec) in enumerate(CHOSEN):
+        yield {"number": number, "shape": shape, "length": length, "rows": rows, "spec": spec}
+
+
+def run_all(args: argparse.Namespace) -> None:
+    from nbtune.errors import NbtuneError
+
+    part, parts = (int(word) for word in args.part.split("/"))
+    until = time.time() + args.seconds
+    with tempfile.TemporaryDirectory() as runs:
+        for line in args.list.read_text().splitlines()[part - 1 :: parts]:
+            chosen = json.loads(line)
+            if time.time() > until:
+                say(**chosen, error="no time")
+                continue
+            try:
+                say(**chosen, **one(args.folder, chosen["number"], chosen, args.lock, Path(runs)))
+            except (NbtuneError, RuntimeError, OSError, AssertionError, ValueError) as error:
+                traceback.print_exc(limit=-4)
+                say(**chosen, error=f"{type(error).__name__}: {error}"[:300])
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print what is off, and how many are within the bounds."""
+    done = [row for row in rows if "peak_gib" in row]
+    for row in sorted(done, key=lambda r: r["number"]):
+        print(
+            f"{row['number']:3} {row['shape']:13} {row['length']:6} × {row['rows']:2} {json.dumps(row['spec']):44} "
+            f"{row['peak_gib']:6.2f} GiB {row['memory']:+6.1%}  {row['step_s']:8.4f} s {row['time']:+6.1%}  "
+            f"{row['activations']}, {row['weights']}"
+        )
+    near = sum(abs(row["memory"]) <= 0.1 for row in done)
+    least, times = min(row["memory"] for row in done), sum(abs(row["time"]) <= 0.2 for row in done)
+    print(f"{len(done)} of {len(rows)}: memory within 10 % {near}, least {least:+.1%}; time within 20 % {times}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("list", "make", "run", "table"))
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("list", type=Path, nargs="?")
+    parser.add_argument("--part", default="1/1")
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--lock", type=Path, default=Path(tempfile.gettempdir()) / "predictions.lock")
+    args = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if args.what == "list":
+        for chosen in listed():
+            say(**chosen)
+    elif args.what == "make":
+        make(args.folder)
+    elif args.what == "table":
+        table([json.loads(line) for line in args.folder.read_text().splitlines() if line.startswith("{")])
+    else:
+        run_all(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What a plan says of a step's time beside what an H200 took for it (docs/speed.md, docs/bench)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from nbtune.device import machine
+from nbtune.models.config_facts import ModelFacts
+from nbtune.models.step_time import Work, seconds_of, update_seconds
+from nbtune.spec import Placement
+from tests.planner.test_planner import LLAMA_8B
+
+CARD = dataclasses.replace(machine("h200"), flops=5.67e14, link=53e9)  # as they were measured there
+LLAMA_1B = dataclasses.replace(
+    LLAMA_8B, hidden_size=2048, intermediate_size=8192, num_layers=16, head_dim=64, tied=True, parameters=1_235_814_400
+)
+MEASURED: list[tuple[ModelFacts, Placement, Any, int, int, float]] = [
+    (LLAMA_8B, Placement(), "keep", 4, 2048, 0.4435),
+    (LLAMA_8B, Placement(), "selective", 4, 2048, 0.5546),
+    (LLAMA_8B, Placement(), "recompute", 4, 2048, 0.6038),
+    (LLAMA_8B, Placement(), "offload", 4, 2048, 0.6090),
+    (LLAMA_8B, Placement(format="nf4"), "keep", 4, 2048, 0.4592),
+    (LLAMA_8B, Placement(format="fp8"), "keep", 4, 2048, 0.3426),
+    (LLAMA_8B, Placement(resident=0), "offload", 4, 2048, 0.6552),
+    (LLAMA_8B, Placement(resident=8), "offload", 1, 4096, 0.4284),
+    (LLAMA_8B, Placement(resident=8), "selective", 2, 2042, 0.3860),
+    (LLAMA_8B, Placement(format="nf4", resident=0), "offload", 4, 2048, 0.6070),
+    (LLAMA_8B, Placement(format="nf4", resident=4), "offload", 8, 2048, 1.1928),
+    (LLAMA_1B, Placement(), "keep", 4, 2048, 0.0836),
+    (LLAMA_1B, Placement(), "keep", 1, 512, 0.00725),
+]
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda r: f"{r[0].num_layers}-{r[1].words()[:22]}-{r[2]}-{r[3]}x{r[4]}")
+def test_what_a_card_took_is_what_is_reckoned(row: tuple[Any, ...]) -> None:
+    model, weights, policy, rows, length, took = row
+    assert seconds_of(model, CARD, weights, policy, Work(rows * length, length)) == pytest.approx(took, rel=0.08)
+
+
+def test_full_training_with_its_update() -> None:
+    work = Work(4 * 2048, 2048, full=True)
+    reckoned = seconds_of(LLAMA_1B, CARD, Placement(), "keep", work) + update_seconds(CARD, LLAMA_1B.parameters)
+    assert reckoned == pytest.approx(0.1335, rel=0.1)
+
+
+def test_more_work_takes_longer() -> None:
+    def took(**changes: Any) -> float:
+        return seconds_of(LLAMA_8B, CARD, Placement(), "keep", Work(**{"tokens": 8192, "length": 2048, **changes}))
+
+    plain = took()
+    assert took(length=8192) > plain  # attention
+    assert took(full=True) > 1.3 * plain
+    assert 1.2 * plain < took(references=1) < 1.5 * plain
+    assert took(own_layers=0.5) > 1.3 * plain
+    assert took(tokens=4096) < plain < 2.1 * took(tokens=4096)
