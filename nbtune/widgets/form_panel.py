@@ -10,6 +10,7 @@ from typing import Any
 import traitlets
 
 from nbtune import device
+from nbtune.data.sources.files import ending
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
 from nbtune.widgets import form_data, form_models
@@ -99,7 +100,8 @@ class Form(Panel):
 
         named = {k: v for k, v in (self.namespace or {}).items() if not k.startswith("_") and k not in ("In", "Out")}
         rows = sorted(name for name, value in named.items() if is_rows(value) and (is_stream(value) or len(value)))
-        files = sorted(p.name for p in Path.cwd().glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet"))
+        there = {p.name: ending(p) for p in Path.cwd().glob("*")}
+        files = sorted(name for name, end in there.items() if end and not end.startswith((".txt", ".md")))
         body = {"fields": fields(), "goals": list(GOALS), "care": list(CARE), "groups": list(GROUPS)}
         body |= {"models": [offer.name for offer in offered], "machines": form_models.machines()}
         kinds = {"variable": rows, "file": files[:30], "example": _sets()}

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.atomic_io import create_file
+from nbtune.data.sources.files import ending, kinds_to_give
 from nbtune.errors import SpecError
 
 LIMIT = 200 * 2**20
-_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def keep(name: str, buffers: Sequence[Any]) -> str:
@@ -20,11 +20,12 @@ def keep(name: str, buffers: Sequence[Any]) -> str:
         SpecError: it is no file of rows, or too big for the page's channel.
     """
     data, path = buffers[0], Path(Path(name).name)
-    if path.suffix.lower() not in _KINDS:
-        raise SpecError(f"{path.name} is no file of rows", fix="jsonl, json, csv, tsv, parquet or txt")
+    end = len(ending(path))
+    if not end:
+        raise SpecError(f"{path.name} is no file of rows", fix=kinds_to_give(path))
     if len(data) > LIMIT:
         raise SpecError("the file is too big to be sent through the page", fix="copy it to the machine")
-    number = 1
+    number, stem, kind = 1, path.name[:-end], path.name[-end:]
     while path.exists() or not create_file(path, data):
-        number, path = number + 1, path.with_stem(f"{Path(name).stem}-{number + 1}")
+        number, path = number + 1, Path(f"{stem}-{number + 1}{kind}")
     return path.name

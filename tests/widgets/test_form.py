@@ -145,6 +145,26 @@ def test_an_uploaded_file_never_overwrites_one_and_stays_in_the_folder(panel, tm
     assert Path("rows.jsonl").read_bytes() == b"1"
     with pytest.raises(Exception, match="no file of rows"):
         panel.do_upload("run.py", [b"import os"])
+    with pytest.raises(SpecError, match="CSV UTF-8"):
+        panel.do_upload("Anfragen.xlsx", [b"PK"])
+
+
+def test_whatever_kind_of_rows_can_be_read_can_be_dropped_and_is_offered(panel, tmp_path):
+    from nbtune.data.sources.compression import COMPRESSIONS
+    from nbtune.data.sources.files import SUFFIXES
+
+    kinds = [suffix + packed for suffix in SUFFIXES for packed in ("", *COMPRESSIONS)]
+    for kind in kinds:
+        kept = [panel.do_upload(f"März 1.b{kind.upper()}", [b"1"]) for _ in range(2)]
+        assert kept == [f"März 1.b{kind.upper()}", f"März 1.b-2{kind.upper()}"]
+
+
+def test_files_of_rows_are_offered_in_whatever_way_they_are_packed_or_written(panel, tmp_path):
+    for name in ("a.csv.gz", "B.TSV", "c.ndjson", "notes.txt", "README.md", "run.py"):
+        (Path.cwd() / name).write_bytes(b"")
+    offered = {entry["name"] for entry in panel._setup([])["data"] if entry["kind"] == "file"}
+    assert offered >= {"a.csv.gz", "B.TSV", "c.ndjson"}
+    assert not offered & {"notes.txt", "README.md", "run.py"}
 
 
 def test_start_is_refused_while_something_is_wrong(panel):

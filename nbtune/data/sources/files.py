@@ -6,6 +6,7 @@ jsonl is indexed by line and parsed when a row is asked for; parquet is memory-m
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,10 @@ from nbtune.data.sources.variables import is_rows, rows_of
 from nbtune.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
+_SHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+_SAVE_SHEET = "save its sheet as CSV (Excel: CSV UTF-8), and give that file"
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # what an .xlsx and an .xls begin with
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
 
 
@@ -37,17 +42,32 @@ def read_files(files: Sequence[Path], name: str) -> Rows:
     return ChainRows([read_file(file, file.name) for file in files])
 
 
-def _kind(file: Path, name: str) -> tuple[str, str]:
-    """Return (suffix, suffix of its packing) of a file of rows."""
+def _endings(file: Path) -> tuple[str, str]:
+    """Return (suffix, suffix of its packing) of a file, whatever they are."""
     suffixes = [s.lower() for s in file.suffixes]
     packed = suffixes[-1] if suffixes and suffixes[-1] in COMPRESSIONS else ""
-    suffix = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
+    return (suffixes[-2] if packed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")), packed
+
+
+def ending(file: Path) -> str:
+    """Return by what a file of rows is known, such as ``.csv.gz``; "" where it is none."""
+    suffix, packed = _endings(file)
+    return suffix + packed if suffix in SUFFIXES else ""
+
+
+def kinds_to_give(file: Path) -> str:
+    """Return what to give in place of a file that is none of rows."""
+    if _endings(file)[0] in _SHEETS:
+        return _SAVE_SHEET
+    return f"give one of {', '.join(SUFFIXES)}, also with {', '.join(COMPRESSIONS)}"
+
+
+def _kind(file: Path, name: str) -> tuple[str, str]:
+    """Return (suffix, suffix of its packing) of a file of rows."""
+    suffix, packed = _endings(file)
     if suffix not in SUFFIXES:
-        raise DataError(
-            f"files that end in `{suffix or file.name}` cannot be read",
-            place=name,
-            fix=f"give one of {', '.join(SUFFIXES)}, also with {', '.join(COMPRESSIONS)}",
-        )
+        cause = f"files that end in `{suffix or file.name}` cannot be read"
+        raise DataError(cause, place=name, fix=kinds_to_give(file))
     return suffix, packed
 
 
@@ -99,7 +119,7 @@ def read_head(file: Path, name: str, count: int) -> Rows | None:
     except damage:  # what is wrong is said by those who read all of it
         return None
     if len(data) > _HEAD:
-        if suffix == ".json" or b"\n" not in data:
+        if suffix == ".json" or b"\n" not in data or data[:2] in _UTF_16:
             return None
         data = data[: data.rindex(b"\n") + 1]
     if suffix in (".jsonl", ".ndjson"):
@@ -138,14 +158,16 @@ def _map(file: Path, *, lines: bool) -> Any:
 
 
 def _decode(data: bytes, name: str) -> str:
+    if data[:4] in _WORKBOOKS:
+        raise DataError("it is a workbook or an archive, whatever it is called", place=name, fix=_SAVE_SHEET)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-16" if data[:2] in _UTF_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"it is not UTF-8 (byte 0x{data[error.start]:02x})",
             place=f"{name}, line {line}",
-            fix="save it as UTF-8",
+            fix="save it as UTF-8 (Excel: CSV UTF-8)",
         ) from None
 
 
@@ -186,10 +208,13 @@ def _read_csv(text: str, suffix: str, name: str, at_most: int | None = None) -> 
     csv.field_size_limit(1 << 30)
     head = text[:65536]
     delimiter = "\t" if suffix == ".tsv" else _delimiter(head)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    told = head[:4].lower() == "sep=" and head[5:6] in ("\n", "\r")  # how Excel is told, and no row
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=head[4] if told else delimiter, strict=True)
     rows: list[Row] = []
     lines: list[int] = []
     try:
+        if told:
+            next(reader)
         header = next(reader, None)
         if header is None:
             return ListRows([], name)

@@ -234,6 +234,9 @@ BROKEN = {
     "not.feather": (b"no", "not.feather", "not a whole feather"),
     "deep.jsonl": (b"[" * 100000 + b"\n", "line 1", "nested|not JSON"),
     "what.pdf": (b"no", "what.pdf", "cannot be read"),
+    "sheet.xlsx": (b"PK\x03\x04", "sheet.xlsx", "cannot be read"),
+    "sheet.csv": (b"PK\x03\x04" + bytes(range(256)), "sheet.csv", "workbook"),
+    "old.csv": (b"\xd0\xcf\x11\xe0\xa1", "old.csv", "workbook"),
 }
 
 
@@ -245,6 +248,36 @@ def test_a_broken_file_is_one_error_with_place_and_fix(name: str) -> None:
         list(read_file(Path(name), name))
     assert place in caught.value.place
     assert caught.value.fix
+
+
+TABLE = "Frage,Antwort\r\n" + "".join(f"Wie groß ist {k}?,{k} m – für Öl\r\n" for k in range(3))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        TABLE.encode("utf-16"),
+        TABLE.replace(",", "\t").encode("utf-16"),  # Excel's "Unicode text"
+        b"\xfe\xff" + TABLE.encode("utf-16-be"),
+        b"sep=;\r\n" + TABLE.replace(",", ";").encode(),
+        b"\xef\xbb\xbfsep=,\r\n" + TABLE.encode(),
+    ],
+)
+def test_a_table_as_spreadsheets_save_it_is_read(body: bytes) -> None:
+    from nbtune.data.sources.files import read_head
+
+    Path("table.csv").write_bytes(body)
+    for rows in (read_file(Path("table.csv"), "table.csv"), read_head(Path("table.csv"), "table.csv", 3)):
+        assert rows is not None
+        assert list(rows)[2] == {"Frage": "Wie groß ist 2?", "Antwort": "2 m – für Öl"}
+
+
+def test_what_to_do_with_a_workbook_is_said() -> None:
+    for name, body in (("sheet.xlsx", b"PK"), ("sheet.csv", b"PK\x03\x04")):
+        Path(name).write_bytes(body)
+        with pytest.raises(DataError) as caught:
+            list(read_file(Path(name), name))
+        assert "CSV UTF-8" in caught.value.fix
 
 
 def test_snapshot_of_variables_needs_no_notebook() -> None:
