@@ -30,7 +30,6 @@ from nbtune.errors import DataError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _SHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _SAVE_SHEET = "save its sheet as CSV (Excel: CSV UTF-8), and give that file"
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # what an .xlsx and an .xls begin with
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
 
@@ -119,7 +118,7 @@ def read_head(file: Path, name: str, count: int) -> Rows | None:
     except damage:  # what is wrong is said by those who read all of it
         return None
     if len(data) > _HEAD:
-        if suffix == ".json" or b"\n" not in data or data[:2] in _UTF_16:
+        if suffix == ".json" or b"\n" not in data or _is_utf_16(data):
             return None
         data = data[: data.rindex(b"\n") + 1]
     if suffix in (".jsonl", ".ndjson"):
@@ -157,11 +156,15 @@ def _map(file: Path, *, lines: bool) -> Any:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def _is_utf_16(data: bytes) -> bool:
+    return data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and data[:4] != codecs.BOM_UTF32_LE
+
+
 def _decode(data: bytes, name: str) -> str:
     if data[:4] in _WORKBOOKS:
         raise DataError("it is a workbook or an archive, whatever it is called", place=name, fix=_SAVE_SHEET)
     try:
-        return data.decode("utf-16" if data[:2] in _UTF_16 else "utf-8-sig")
+        return data.decode("utf-16" if _is_utf_16(data) else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(

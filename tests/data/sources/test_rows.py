@@ -236,6 +236,7 @@ BROKEN = {
     "what.pdf": (b"no", "what.pdf", "cannot be read"),
     "sheet.xlsx": (b"PK\x03\x04", "sheet.xlsx", "cannot be read"),
     "sheet.csv": (b"PK\x03\x04" + bytes(range(256)), "sheet.csv", "workbook"),
+    "wide.csv": ("a,b\n1,2\n".encode("utf-32"), "wide.csv", "UTF-8"),
     "old.csv": (b"\xd0\xcf\x11\xe0\xa1", "old.csv", "workbook"),
 }
 
