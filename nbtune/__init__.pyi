@@ -110,6 +110,7 @@ class _Loss(TypedDict, total=False):
     undesirable_weight: float | None
     temperature: float | None
     alpha: float | None
+    top_k: int | None
 
 class _Memory(TypedDict, total=False):
     vram_gib: float | None

@@ -274,7 +274,7 @@ class _Engine:
         whole = self.method.by_tokens and not self.method.teacher
         fused = patch is not None and "head" in patch.report.taken and whole
         self.fused = fused or not self.method.by_tokens  # whole answers are asked for as the fused head asks
-        self.loss: Loss = loss_of_run(self.folder, self.spec, self.plan, self.built, device, fused=fused)
+        self.loss: Loss = loss_of_run(self.folder, self.spec, self.plan, self.built, self.data, device, fused=fused)
         add_noise(model, self.spec.neftune_noise_alpha)
         self.stepper = choose_stepper(
             self.built, self.loss, spec=self.spec, plan=self.plan, device=device, ranks=self.ranks, fused=fused

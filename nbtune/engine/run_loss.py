@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.data.prepare.labels import labels_of
 from nbtune.device import DeviceFacts, torch_dtype
 from nbtune.engine.warm_start import reference_of
-from nbtune.errors import PlanError, SpecError
+from nbtune.errors import NbtuneError, PlanError, SpecError
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 from nbtune.spec.loss_options import options_of
@@ -17,18 +17,23 @@ from nbtune.spec.loss_options import options_of
 if TYPE_CHECKING:
     import torch
 
+    from nbtune.data import Prepared
     from nbtune.models import Built
     from nbtune.models.heads import Head
     from nbtune.planner import Plan
     from nbtune.train.loss import Loss
+    from nbtune.train.written_teacher import WrittenTeacher
 
 
-def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: torch.device, *, fused: bool) -> Loss:
+def loss_of_run(
+    folder: Path, spec: RunSpec, plan: Plan, built: Built, data: Prepared, device: torch.device, *, fused: bool
+) -> Loss:
     """Return the loss that a run's spec asks for.
 
     Args:
         folder: the run's.
         built: its model, with tokenizer and adapter.
+        data: its rows.
         fused: the model's head is nbtune's own, see `nbtune.train.loss.TokenLoss`.
 
     Raises:
@@ -42,10 +47,11 @@ def loss_of_run(folder: Path, spec: RunSpec, plan: Plan, built: Built, device: t
     from nbtune.train.shared_prompts import can_share
 
     method, options = METHODS[spec.method], options_of(spec)
-    teacher = load_teacher(spec, built.tokenizer, dtype=torch_dtype(plan.dtype), device=device)
     loss: Loss
-    if teacher is not None:
-        loss = DistillationLoss(teacher, {**method.options, **options})
+    if method.teacher:
+        asked: Any = {"dtype": torch_dtype(plan.dtype), "device": device}
+        teacher: Any = written_teacher(folder, spec, plan, built, data, asked) if spec.loss.top_k else None
+        loss = DistillationLoss(teacher or load_teacher(spec, built.tokenizer, **asked), {**method.options, **options})
     else:
         start, outputs = reference_of(folder, method, built.model), len(labels_of(spec)) or 1
         share = method.pairwise and not method.head and can_share(built)
@@ -75,18 +81,50 @@ def without_teacher(spec: RunSpec, device: DeviceFacts) -> DeviceFacts:
         return device
     from nbtune.models import model_facts
 
-    need = model_facts(spec.teacher).weights_bytes
+    try:
+        need = model_facts(spec.teacher).weights_bytes
+    except NbtuneError:
+        if spec.loss.top_k:  # what it says may be written already; if not, loading it says what is wrong
+            return device
+        raise
     if need >= device.free:
         raise PlanError(
             f"the teacher {spec.teacher} takes {need / 2**30:.1f} GiB, and {device.free / 2**30:.1f} GiB are free",
             place="teacher",
             fix="name a smaller one",
         )
-    return replace(device, free=device.free - need)
+    return device if spec.loss.top_k else replace(device, free=device.free - need)
 
 
-def load_teacher(spec: RunSpec, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module | None:
-    """Return the teacher, ready to be asked; None: the method has none.
+def written_teacher(
+    folder: Path, spec: RunSpec, plan: Plan, built: Built, data: Prepared, asked: dict[str, Any]
+) -> WrittenTeacher:
+    """Return what the teacher says of a run's rows, held-out ones among them; it is asked where nothing is written yet,
+    and let go.
+
+    Args:
+        asked: see `load_teacher`.
+    """
+    import torch
+
+    from nbtune.data.batching.collate import collate
+    from nbtune.train.loss import trained_logits
+    from nbtune.train.written_teacher import FILE, WrittenTeacher, write
+
+    if not (folder / FILE).is_file():
+        teacher, rows, size = load_teacher(spec, built.tokenizer, **asked), data.whole(), plan.micro_batch_size
+        parts = [part for part in (rows.train, rows.eval) if part is not None]
+        numbers = (
+            (part, list(range(i, min(i + size, len(part))))) for part in parts for i in range(0, len(part), size)
+        )
+        with torch.no_grad():
+            batches = (collate(part, some) for part, some in numbers)
+            write(folder, ((b, trained_logits(teacher, b, asked["device"])) for b in batches), spec.loss.top_k or 1)
+    return WrittenTeacher(folder)
+
+
+def load_teacher(spec: RunSpec, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """Return the teacher, ready to be asked.
 
     Args:
         tokenizer: of the model that is trained.
@@ -94,9 +132,9 @@ def load_teacher(spec: RunSpec, tokenizer: Any, *, dtype: torch.dtype, device: t
     Raises:
         SpecError: it has another vocabulary, or cannot be loaded.
     """
-    if spec.teacher is None:
-        return None
     from nbtune.models import load_model, load_tokenizer
+
+    assert spec.teacher is not None, "the spec's own check"
 
     theirs = load_tokenizer(spec.teacher, trust_remote_code=spec.trust_remote_code).get_vocab()
     if theirs != tokenizer.get_vocab():

@@ -6,6 +6,9 @@ arXiv 1503.02531).
 p the model's probabilities, q the teacher's (`teacher` in the spec), both of logits divided by the temperature T; T²
 keeps the gradients' size. Rows are those of sft: the teacher reads the same tokens, so its vocabulary must be the
 model's.
+
+With `top_k` the teacher is asked once, before the first step, and its k likeliest tokens of each place are written
+down: q are then their shares among themselves, and training is without the teacher.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ METHOD = Method(
     sentence="say what a teacher model says of the answers",
     rows="sft",
     loss="cross_entropy",
-    options={"temperature": 1.0, "alpha": 0.5},
+    options={"temperature": 1.0, "alpha": 0.5, "top_k": 0},
     teacher=True,
     perplexity=True,
 )

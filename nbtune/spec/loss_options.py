@@ -121,6 +121,17 @@ class LossSpec(Part):
         advanced=True,
     )
 
+    top_k: int | None = field(
+        None,
+        "Likeliest tokens",
+        "Of distill: the teacher is asked once, before the first step, and so many of its likeliest tokens of each "
+        "place are written down; unset: it is asked in every step.",
+        example=64,
+        ge=1,
+        le=65536,
+        advanced=True,
+    )
+
     @property
     def options(self) -> dict[str, float | str]:
         """What is set, by the names of the loss's arguments."""
@@ -160,6 +171,8 @@ def must_fit(spec: RunSpec) -> None:
             if method.teacher
             else f"`teacher` is nothing to method `{spec.method}`: drop it"
         )
+    if spec.loss.top_k and spec.gpus != 1:
+        raise ValueError("`loss.top_k` is written and read by one process: drop it, or `gpus`")
     if method.head and spec.samples:
         raise ValueError(f"method `{spec.method}` gives scores and writes no answers: drop `samples`")
     if method.head and (idle := next((key for key in _OF_TOKENS if key in spec.model_fields_set), None)):

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from nbtune.device.streams import send
 from nbtune.train.loss import LossOutput, OfTokens, trained_logits
+from nbtune.train.written_teacher import WrittenTeacher
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
@@ -22,11 +23,12 @@ class DistillationLoss(OfTokens):
     """Σ w (α · -log p(label) + (1 - α) T² KL(q_T ‖ p_T)) / denominator over the trained tokens, w their rows' weights.
 
     Args:
-        teacher: a causal language model with the same vocabulary, frozen.
+        teacher: a causal language model with the same vocabulary, frozen; or what one has said of the rows, of which
+            q is what its likeliest tokens have among themselves.
         options: `temperature` T and `alpha` α.
     """
 
-    teacher: torch.nn.Module
+    teacher: torch.nn.Module | WrittenTeacher
     options: Mapping[str, float | str]
 
     figures: ClassVar[tuple[str, ...]] = ("teacher_kl",)
@@ -47,12 +49,22 @@ class DistillationLoss(OfTokens):
         if batch.loss_weights is not None:
             counts = send(batch.loss_weights, device)
         said = trained_logits(model, batch, device)
-        with torch.no_grad():
-            taught = trained_logits(self.teacher, batch, device)[:, : said.shape[1]]
-        shared = said[:, : taught.shape[1]]  # padding of the vocabulary, which no token has
-        of_teacher = log_softmax(taught / temperature, -1)
-        apart = (of_teacher.exp() * (of_teacher - log_softmax(shared / temperature, -1))).sum(-1)
+        of_teacher, of_student = self._both(said, batch, temperature, device)
+        apart = (of_teacher.exp() * (of_teacher - of_student)).sum(-1)
         each = alpha * cross_entropy(said, labels, ignore_index=-100, reduction="none")
         each = each + (1 - alpha) * temperature**2 * apart
         figures = torch.stack([(apart.detach() * counts).sum(), counts.sum()])[:, None]
         return LossOutput(torch.dot(each, counts) / denominator, figures)
+
+    def _both(
+        self, said: torch.Tensor, batch: Batch, temperature: float, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log q_T and log p_T of the same tokens, `[R, tokens]`."""
+        if isinstance(self.teacher, WrittenTeacher):
+            written = self.teacher.of(batch, device)
+            known = log_softmax(said[:, : self.teacher.vocabulary] / temperature, -1)
+            return log_softmax(written.logprobs / temperature, -1), known.gather(1, written.ids)
+        with torch.no_grad():
+            taught = trained_logits(self.teacher, batch, device)[:, : said.shape[1]]
+        shared = said[:, : taught.shape[1]]  # padding of the vocabulary, which no token has
+        return log_softmax(taught / temperature, -1), log_softmax(shared / temperature, -1)

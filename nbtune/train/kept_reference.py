@@ -49,7 +49,7 @@ class KeptReference:
 
     def of(self, batch: Batch) -> Known | None:
         """Return what is kept of a batch's rows; None: they are not known apart."""
-        keys = _keys(batch)
+        keys = keys_of(batch)
         if batch.idle_pass or len(keys) != len(batch.examples):
             return None
         found = np.array([self._places.setdefault(key, len(self._places)) for key in keys], np.int64)
@@ -106,7 +106,8 @@ def load_reference(loss: Any, state: dict[str, Any]) -> None:
         kept.load_state_dict(state["reference"])
 
 
-def _keys(batch: Batch) -> list[bytes]:
+def keys_of(batch: Batch) -> list[bytes]:
+    """Return what each row of a batch is known by: its tokens, and which of them are learnt."""
     ids, labels = batch.input_ids.flatten().numpy(), batch.labels.flatten().numpy()
     return [
         hashlib.blake2b(ids[a:b].tobytes() + labels[a:b].tobytes(), digest_size=_KEY).digest()

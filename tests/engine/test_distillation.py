@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,51 @@ def test_how_a_step_is_divided_does_not_matter(start: Any, teacher: Path) -> Non
     del common["order"]
     packed = start("packed", packing=True, sequence_len=256, batch_size=1, **common).wait().history["loss"].tolist()
     assert packed[0] == pytest.approx(whole[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_the_teacher_says_is_written_once_and_read(
+    start: Any, teacher: Path, tmp_path: Path, packing: bool
+) -> None:
+    """All of the vocabulary written down is the teacher itself; a run goes on when the teacher is gone."""
+    shutil.copytree(teacher, tmp_path / "gone")
+    rows = [{"text": row["text"] + " again" * (7 * k % 11)} for k, row in enumerate(ROWS)]
+    how: dict[str, Any] = {"rows": rows, "method": "distill", "steps": 4, "dtype": "fp32", "device": "cpu"}
+    how |= {"eval": {"split": 0.2, "every": 2}, "batch_size": 1 if packing else 2, "packing": packing}
+    how |= {"sequence_len": 128} if packing else {}
+    live = start("live", teacher=str(teacher), loss={"temperature": 2}, **how).wait()
+    read = start(
+        "read", teacher=str(tmp_path / "gone"), loss={"temperature": 2, "top_k": 65536}, checkpoint={"every": 2}, **how
+    ).wait()
+    assert read.history["loss"].tolist() == pytest.approx(live.history["loss"].tolist(), rel=1e-5)
+    held = [[event.loss for event in run.events() if isinstance(event, events.Eval)] for run in (live, read)]
+    assert held[1] == pytest.approx(held[0], rel=1e-5)
+    assert len(held[0]) > 1
+    shutil.rmtree(tmp_path / "gone")
+    before = read.history["loss"].tolist()
+    assert read.resume(step=2).wait().history["loss"].tolist() == before
+
+
+def test_of_few_tokens_their_shares_among_themselves_are_learnt(start: Any, teacher: Path) -> None:
+    loss = {"temperature": 2.0, "alpha": 0.25, "top_k": 5}
+    run = start(rows=ROWS, method="distill", teacher=str(teacher), loss=loss, batch_size=6, micro_batch_size=2, **STILL)
+    run.wait()
+    tokenizer = nbtune.models.load_tokenizer("nbtune/tiny")
+    models = [
+        nbtune.models.load_model(m, dtype=torch.float32, device="cpu").eval() for m in ("nbtune/tiny", str(teacher))
+    ]
+    total, count = 0.0, 0
+    for row in ROWS:
+        ids = torch.tensor([[*tokenizer(row["text"]).input_ids, tokenizer.eos_token_id]])
+        p, q = (model(ids).logits[0, :-1].detach() for model in models)
+        top = q.topk(5, -1)
+        shares = torch.softmax(top.values / 2, -1)
+        apart = (shares * (shares.log() - torch.log_softmax(p / 2, -1).gather(1, top.indices))).sum()
+        own = torch.nn.functional.cross_entropy(p, ids[0, 1:], reduction="sum")
+        total, count = total + float(0.25 * own + 0.75 * 4 * apart), count + ids.shape[1] - 1
+    assert run.history["loss"].iloc[0] == pytest.approx(total / count, rel=1e-5)
+    with pytest.raises(SpecError, match="by one process"):
+        start(rows=ROWS, method="distill", teacher=str(teacher), loss=loss, gpus=2, device="cpu")
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(start: Any, tmp_path: Path, teacher: Path) -> None:

@@ -297,6 +297,13 @@ TRAIN = (
         "engine/test_full.py::test_a_stopped_run_in_bf16_goes_on_exactly",
     ),
     mutant(
+        "a-written-teacher-speaks-of-the-next-row",
+        "train/written_teacher.py",
+        "ids[rows], logprobs[rows] = self._ids[begin:end]",
+        "ids[rows], logprobs[rows] = self._ids[begin:end].flip(0)",
+        "engine/test_distillation.py::test_of_few_tokens_their_shares_among_themselves_are_learnt",
+    ),
+    mutant(
         "a-new-token-begins-at-nothing",
         "models/token_rows.py",
         ".to(torch.float32).mean(0)",
