@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -71,6 +72,7 @@ def _connected(cluster: ClusterSpec) -> Any:
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
     how: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, **how)
     except Exception as error:  # Ray raises that very class, too
         words = " ".join(str(error).split())[:200]
@@ -79,6 +81,17 @@ def _connected(cluster: ClusterSpec) -> Any:
             fix="`ray start --head` on one machine, `ray start --address HOST:6379` on the others, or `address: local`",
         ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """See that somebody is at HOST:PORT: Ray itself waits for minutes.
+
+    Raises:
+        OSError, ValueError: nobody is, or it is no such address.
+    """
+    if address not in ("auto", "local"):
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _has_gpus(ray: Any, spec: RunSpec) -> bool:

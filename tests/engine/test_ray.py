@@ -13,6 +13,7 @@ import pytest
 
 import nbtune
 from nbtune import events
+from nbtune.engine import ray_cluster
 from nbtune.errors import SpecError
 from nbtune.spec import from_mapping
 from nbtune.store.event_log import EventReader
@@ -27,6 +28,13 @@ def test_a_word_is_an_engine() -> None:
     assert from_mapping({"data": "rows", "cluster": "ray"}).cluster.used
     assert not from_mapping({"data": "rows"}).cluster.used
     assert from_mapping({"data": "rows", "cluster": {"engine": "ray", "workers": [2, 8]}}).cluster.most == 8
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "nowhere", "host:many", ":", ""])
+def test_nobody_at_an_address_is_known_at_once(address: str) -> None:
+    with pytest.raises((OSError, ValueError)):
+        ray_cluster._knock(address)
+    ray_cluster._knock("auto")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_a_run_says_where_it_found_no_ray(tmp_path: Path) -> None:
 def test_nobody_here_schedules_beats_or_elects() -> None:
     """Placing, watching and restarting machines is an engine's work: ours only calls it."""
     text = Path(nbtune.__file__).parent.joinpath("engine", "ray_cluster.py").read_text()
-    for word in ("heartbeat", "elect", "schedul", "socket", "placement_group", "@ray.remote", "Popen"):
+    for word in ("heartbeat", "elect", "schedul", ".bind(", ".listen(", "placement_group", "@ray.remote", "Popen"):
         assert word not in text, word
     assert text.count("TorchTrainer(") == 1
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import nbtune
 from nbtune.cli import main
+from nbtune.data.prepare.stats import DataFacts
 from nbtune.device import machine
 from nbtune.engine.planned import _with_more, spread_out
 from nbtune.errors import NbtuneError, PlanError
@@ -69,6 +70,26 @@ def test_more_bytes_and_slower_links_never_take_less(gpus: int, machines: int, s
     assert links.ring(size) >= size * (links.count - 1) / links.count / (gpus * 30e9 + 300e9)
 
 
+@pytest.mark.parametrize(
+    ("shape", "gpus", "rows", "micro", "adapter", "measured"),
+    [
+        ("8B", 2, 16, 4, "lora", 1.056),
+        ("70B", 2, 2, 1, "lora", 1.590),
+        ("70B", 4, 4, 1, "lora", 1.773),
+        ("8B", 2, 8, 4, "full", 0.791),
+        ("8B", 4, 16, 4, "full", 0.769),
+    ],
+)
+def test_parted_steps_are_as_long_as_they_were_on_h200(shape, gpus, rows, micro, adapter, measured) -> None:
+    """docs/bench/2026-11-29-h200-x4.jsonl and 2026-11-30-h200-x4.jsonl."""
+    body = {"gpus": "all", "learning_rate": 1e-5, "sequence_len": 2048, "adapter": adapter, "weights": "sharded"}
+    batch = {"micro_batch_size": micro, "batch_size": rows, "activations": "keep"}
+    data = DataFacts(rows=10**6, tokens_total=2048 * 10**6, trained_tokens=2048 * 10**6, longest=2048)
+    facts, device = scale.model(shape), machine(f"{gpus}xh200")
+    plan = make_plan(from_mapping({"data": "rows", **body, **batch}), facts, data, device, devices=gpus)
+    assert spread_out(plan, facts, device, gpus).spread.seconds == pytest.approx(measured, rel=0.15)
+
+
 def test_a_row_too_few_is_seen_in_the_share() -> None:
     even, uneven = (plan_on("8xh100", batch_size=rows).spread for rows in (8, 9))
     assert even.share > 1.5 * uneven.share
@@ -78,7 +99,7 @@ def test_by_each_door(tmp_path, monkeypatch, capsys) -> None:
     plan = nbtune.plan(data=ROWS, steps=2, machine="8xh100", nodes=2, network=100)
     assert (plan.gpus, plan.spread.machines, plan.spread.gpus) == (16, 2, 8)
     assert plan.spread.between == pytest.approx(100e9 / 8 / 8 * 0.75)
-    assert "2 × 8 × NVIDIA H100 80 GB; each sends 338 GB/s to the others of its machine, 1.2 GB/s to other" in str(plan)
+    assert "2 × 8 × NVIDIA H100 80 GB; each sends 270 GB/s to the others of its machine, 1.2 GB/s to other" in str(plan)
     assert nbtune.Plan.model_validate_json(plan.model_dump_json()) == plan
     assert nbtune.plan(data=ROWS, steps=2, machine="8xh100", gpus=4, nodes=2).gpus == 8
     assert nbtune.plan(data=ROWS, steps=2, machine="8xh100").spread is None  # one GPU, as `gpus` says
