@@ -124,6 +124,7 @@ def _walk(lab: Lab, browser: Browser, hub: FakeHub, tmp_path: Path) -> None:
     walk.take_home(page, form, hub, tmp_path, click)
     page.picture(f"walk-{lab.app}", home)
     walk.at_home(home, 3, click)
-    assert page.complaints == []
+    own = "Cannot read properties of undefined (reading 'schema')"  # Notebook's, also without nbtune
+    assert [each for each in page.complaints if each != own] == []
     page.close()
     lab.stop_kernels()
