@@ -62,7 +62,8 @@ class Step(Event):
     step and `trained_tokens` those with a label; memory is in bytes (RAM of the process where there is no GPU).
     `metrics` is what the method tells besides, means over the step's rows: of pairs ``accuracy`` (the share in the
     right order), ``margin``, ``reward_chosen`` and ``reward_rejected``, of judged answers ``reward_good`` and
-    ``reward_bad`` (where there are such among them).
+    ``reward_bad`` (where there are such among them). A mixture's routers tell besides: ``busiest_expert``, the largest
+    share of choices that any expert of any layer got, and ``idle_experts``, the share of experts that got none.
     """
 
     type: ClassVar[str] = "step"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nbtune.models.experts.choices import Choices
 from nbtune.models.parameter_kinds import parameter_kinds
 from nbtune.models.weight_decay import decays
 from nbtune.train.cuda_graph_stepper import FusedStepper, records, suits
@@ -41,6 +42,15 @@ def choose_stepper(
         fused: the model's own head computes the loss, so that whole steps can be recorded. Those of whole answers can,
             where it is nbtune's.
     """
+    stepper = _made(built, loss, spec=spec, plan=plan, device=device, ranks=ranks, fused=fused)
+    if built.patch is not None and built.patch.experts:
+        stepper.choices = Choices(built.patch.experts)
+    return stepper
+
+
+def _made(
+    built: Built, loss: Loss, *, spec: RunSpec, plan: Plan, device: torch.device, ranks: Ranks | None, fused: bool
+) -> Stepper | FusedStepper:
     answers = loss if isinstance(loss, AnswerLoss) and records(built, loss) else None
     if (fused or answers) and not plan.weights.shards and suits(built, spec, plan.dtype, device):
         record = FusedStepper if ranks is None else partial(RankedFusedStepper, ranks)

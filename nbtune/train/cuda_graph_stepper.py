@@ -130,10 +130,11 @@ class FusedStepper(LooksAhead):
         norm, told = self._step.update(learning_rate), self._sum
         self.discard()
         if not told.ndim:
-            return Updated(told, norm, {})
+            return Updated(told, norm, self._of_experts())
         assert self._loss is not None
         sums, counts = told[1:].view(2, -1)
-        return Updated(told[0], norm, dict(zip(self._loss.figures, (sums / counts).unbind(), strict=True)))
+        means = (sums / counts).unbind()
+        return Updated(told[0], norm, {**dict(zip(self._loss.figures, means, strict=True)), **self._of_experts()})
 
     def take_weights(self) -> None:
         """See `Stepper.take_weights`: there are no others."""

@@ -20,6 +20,7 @@ from nbtune.train.logprobs import tokens_of
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
+    from nbtune.models.experts.choices import Choices
 
 Gather = Callable[[Any], list[Any]]
 
@@ -49,6 +50,11 @@ class LooksAhead:
     device: torch.device
     _of_step: Answers | None = None
     _gather: Gather | None = None
+    choices: Choices | None = None  # of a mixture's routers
+
+    def _of_experts(self) -> dict[str, torch.Tensor]:
+        """Return what a step tells of a mixture's routers; of several processes' this one's rows."""
+        return {} if self.choices is None else self.choices.told()
 
     def _surveys(self) -> Callable[[Batch], Answers | None] | None:
         """Return what asks it of a micro-batch; None: the loss wants to know nothing."""

@@ -119,8 +119,9 @@ class Stepper(LooksAhead):
         loss, figures = self._sum, self._figures
         self.discard()
         if figures is None:
-            return Updated(loss, norm, {})
-        return Updated(loss, norm, dict(zip(self._loss.figures, (figures[0] / figures[1]).unbind(), strict=True)))
+            return Updated(loss, norm, self._of_experts())
+        means = (figures[0] / figures[1]).unbind()
+        return Updated(loss, norm, {**dict(zip(self._loss.figures, means, strict=True)), **self._of_experts()})
 
     def take_weights(self) -> None:
         """Go on from the model's weights, which somebody else has changed."""

@@ -9,7 +9,7 @@ import { mark, PARTS } from "./machine.js";
 
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 
-export const KINDS = ["shares", "rewards", "lengths", "spread"];
+export const KINDS = ["shares", "rewards", "lengths", "spread", "experts"];
 
 /** Names of the figures that a run tells, by what can share an axis. */
 export function figuresOf(metrics) {
@@ -21,6 +21,7 @@ export function figuresOf(metrics) {
 
 function kindOf(name) {
   if (/(accuracy|f1|match|valid|kept|rouge.|bleu|chrf|^cut)$/.test(name)) return "shares";
+  if (/experts?$/.test(name)) return "experts";
   if (name === "length") return "lengths";
   return ["kl", "entropy"].includes(name) ? "spread" : "rewards";
 }

@@ -170,6 +170,7 @@ class Experts:
         act: the kernel's name of it, where gates lie before ups; "": none, `gate` is called.
         again: `[gate up]` is computed again in the backward instead of being kept.
         lean: whether it may be: nothing computes all of the MLP again that these experts are nearly all of.
+        ends: int64 `[E]`, where training adds up behind which row each expert's end (`nbtune.models.experts.choices`).
     """
 
     up: Stack
@@ -179,6 +180,8 @@ class Experts:
     sink: "ExpertsSink | None" = None
     again: bool = False
     lean: bool = False
+    ends: Tensor | None = None
+    _counting: Tensor | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what is trained in it, in the order of its gradients."""
@@ -190,6 +193,7 @@ class Experts:
         Args:
             x: `[T, H]`. index, weights: `[T, k]`, which experts, and how much of each.
         """
+        self._counting = self.ends if torch.is_grad_enabled() else None
         out: Tensor = ExpertsFunction.apply(self, x, index, weights, *self.parameters())  # type: ignore[no-untyped-call]
         return out
 
@@ -285,6 +289,8 @@ class ExpertsFunction(torch.autograd.Function):
     def forward(ctx: Any, block: Experts, x: Tensor, index: Tensor, weights: Tensor, *lora: Tensor) -> Tensor:
         block.up.forget()
         route = Route.of(index, block.up.sides[0], x.dtype)
+        if block._counting is not None:
+            block._counting += route.groups.ends
         up, down = Factors.of(block.up, x), Factors.of(block.down, x)
         both, xa = _forward(block.up, up, x, route, route.token)
         y, ha = _forward(block.down, down, _activate(block, both), route)
