@@ -79,7 +79,7 @@ def reward_models(folder: Path, spec: RunSpec) -> list[RewardModel]:
     if not spec.rewards.models:
         return []
     known = read_json(folder / _FILE)
-    if known is None:
+    if known is None or not all(isinstance(known.get(name), str) for name in spec.rewards.models):
         known = check_reward_models(spec, folder.parent)
         write_json(folder / _FILE, known)
-    return [RewardModel(name, find(str(known[name]), folder.parent)) for name in spec.rewards.models]
+    return [RewardModel(name, find(known[name], folder.parent)) for name in spec.rewards.models]

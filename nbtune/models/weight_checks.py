@@ -72,7 +72,15 @@ def check_files(folder: Path, model: str) -> None:
     for file in files:
         if not file.is_file():
             raise SpecError(f"{model} lacks {file.name}, a file of its weights", place=str(file), fix=_AGAIN)
-        headers.update(_header(file))
+        entries = _header(file)
+        if twice := next((name for name in entries if name in headers), None):
+            raise SpecError(
+                f"{model} holds the weight {twice} twice, in {file.name} and in another file: which is meant?",
+                place=str(folder),
+                fix="Delete the files that are not the model's, or download it again.",
+            )
+        headers.update(entries)
+    _refuse_two_sets(folder, model)
     if not headers:
         raise SpecError(f"{model} has weight files without any weights", place=str(files[0]), fix=_AGAIN)
     if is_quantised(folder):
@@ -85,6 +93,20 @@ def check_files(folder: Path, model: str) -> None:
                 place=str(folder),
                 fix="Name the model in 16 or 32 bits; `adapter: qlora` rounds it to 4 bits by itself.",
             )
+
+
+def _refuse_two_sets(folder: Path, model: str) -> None:
+    """Refuse a whole file beside files in parts: one of the two is left from before."""
+    index = folder / "model.safetensors.index.json"
+    if not (folder / "model.safetensors").is_file() or not index.is_file():
+        return
+    parts = [file for file in _named_by(index) if file.name != "model.safetensors" and file.is_file()]
+    if parts:
+        raise SpecError(
+            f"{model} has weights twice, in model.safetensors and in {parts[0].name} with others: which are meant?",
+            place=str(folder),
+            fix="Delete those that are left from before (the parts with their index, or the whole file).",
+        )
 
 
 def check_loaded(loaded: "PreTrainedModel", info: dict[str, Any], folder: Path, model: str) -> None:
@@ -207,11 +229,14 @@ def _files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
+    return _named_by(index) if index.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def _named_by(index: Path) -> list[Path]:
+    """Return the files that an index names."""
     try:
         named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [folder / name for name in named]
+        return [index.parent / name for name in named]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise SpecError("the index of the weight files cannot be read", place=str(index), fix=_AGAIN) from e
 

@@ -166,6 +166,21 @@ def test_shards(sharded: Path, whole: Path, tmp_path: Path) -> None:
         load_model(str(tmp_path / "model"), dtype=torch.float32, device="cpu")
 
 
+def test_weights_that_stand_there_twice_are_not_chosen_among(sharded: Path, whole: Path, tmp_path: Path) -> None:
+    """A model in parts that was saved over an older one; a tensor of one part in another, too."""
+    both = Path(shutil.copytree(sharded, tmp_path / "both"))
+    shutil.copy(whole / "model.safetensors", both)
+    odd = Path(shutil.copytree(sharded, tmp_path / "odd"))
+    first, second = sorted(odd.glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor * 3}, second, {"format": "pt"})
+    for folder in (both, odd):
+        with pytest.raises(SpecError, match="twice"):
+            nbtune.plan(model=str(folder), data=ROWS, steps=1)
+        with pytest.raises(SpecError, match="twice"):
+            load_model(str(folder), dtype=torch.float32, device="cpu")
+
+
 def test_what_stands_beside_a_language_model_is_left_out(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "model")
     names = ("model.layers.0.self_attn.rotary_emb.inv_freq", "v_head.summary.weight", "model.vision_tower.x.weight")
