@@ -21,6 +21,7 @@ _GROUP_OF = {
     **dict.fromkeys(("micro_batch_size", "cluster"), "memory"),
     **dict.fromkeys(("eval", "checkpoint", "samples"), "watching"),
 }
+_OFFERED = {"gpus": ["1", "2", "4", "8", "all"]}  # beside whatever else is typed: a list of which ones
 _LEFT_OUT = ("trust_remote_code",)  # a decision for a line of YAML, not for a tick
 
 # What a goal asks for, and how careful: later keys win. Ranks and epochs are starting points, not truths.
@@ -69,6 +70,7 @@ def _fields(part: type[BaseModel], prefix: str, of: str) -> Any:
             "example": str((field.examples or [""])[0]),
             "kind": "data" if key == "data" else "model" if key == "model" else kind,
             "choices": choices,
+            "offered": _OFFERED.get(key, []),
             "default": _word(default, kind) if isinstance(default, str | int | float | bool) else None,
             "group": _GROUP_OF.get(key.split(".")[0], "learning"),
         }

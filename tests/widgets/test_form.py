@@ -98,6 +98,15 @@ def test_words_and_yes_or_no_are_one_choice(panel):
     assert panel.spec.packing == "auto"
 
 
+def test_numbers_of_gpus_are_offered_and_a_list_is_still_typed(panel):
+    (gpus,) = [field for field in panel.setup["fields"] if field["key"] == "gpus"]
+    assert gpus["offered"] == ["1", "2", "4", "8", "all"]
+    assert not gpus["choices"]
+    for typed, meant in (("all", "all"), ("[0]", (0,)), ("1", 1)):
+        panel.do_check({"data": "rows", "gpus": typed})
+        assert panel.spec.gpus == meant
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

@@ -18,9 +18,10 @@ export class Fields {
       const options = field.kind === "bool" ? [["true", text("form.yes")], ["false", text("form.no")]] : field.choices.map((name) => [name, name]);
       input = el("select", { id, onchange: this.changed }, el("option", { value: "" }, hint), ...options.map(([value, label]) => el("option", { value }, label)));
     } else {
-      const offered = { data: setup.data.map((one) => one.name), model: setup.models }[field.kind];
-      list = offered ? el("datalist", { id: `${id}-list` }, ...offered.map((value) => el("option", { value }))) : null;
-      input = el("input", { id, type: "text", list: list?.id, placeholder: offered ? field.example : hint, spellcheck: "false", autocomplete: "off", oninput: this.changed });
+      const named = { data: setup.data.map((one) => one.name), model: setup.models }[field.kind];
+      const offered = named ?? field.offered ?? [];
+      list = named || offered.length ? el("datalist", { id: `${id}-list` }, ...offered.map((value) => el("option", { value }))) : null;
+      input = el("input", { id, type: "text", list: list?.id, placeholder: named ? field.example : hint, spellcheck: "false", autocomplete: "off", oninput: this.changed });
     }
     const chosen = el("strong");
     const help = el("small", { id: `${id}-help` }, ...coded(field.help), chosen);
