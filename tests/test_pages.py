@@ -37,6 +37,8 @@ NOT_RUN = {  # the beginning of a block: why
     "file = run.export.gguf": "needs llama.cpp: tests/export/test_verification.py",
     "%%finetune --name rewarded": "minutes of TRL: tests/engine/test_online.py",
     "train_spans:": "a part of a spec",
+    "cluster:": "a part of a spec: tests/engine has Ray's own",
+    "base = AutoModelForCausalLM": "lines of `run.snippet()`, which tests run for each kind of adapter",
 }
 STAND_INS = {
     "meta-llama/Llama-3.1-8B-Instruct": "nbtune/tiny",
