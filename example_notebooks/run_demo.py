@@ -55,7 +55,7 @@ def main() -> None:
     if MODEL != EMBEDDED:
         say(f"   with {MODEL} in the place of {EMBEDDED}, {ASKED.steps} steps")
     notebook = REPO / "example_notebooks" / "00_first_run.ipynb"
-    node = execute(notebook, FOLDER, timeout=600 if MODEL == EMBEDDED else 3600, change=asked_for, offline=IS_HERE)
+    node = execute(notebook, FOLDER, timeout=600 if MODEL == EMBEDDED else 4 * 3600, change=asked_for, offline=IS_HERE)
     run = json_run(nbtune.runs(FOLDER / "runs"))
     say(f"   run {run.name}: {run.state}, {run.step} steps, {time.perf_counter() - start:.0f} s")
     before, after = losses(run)
