@@ -29,7 +29,7 @@ demo: setup  ## fine-tune the embedded model in a notebook, and show what came o
 	$(PY) example_notebooks/run_demo.py
 
 demo-real: setup  ## the same with SmolLM2-135M: from the Hub, or from the folder that MODEL names
-	$(PY) example_notebooks/run_demo.py $(or $(MODEL),HuggingFaceTB/SmolLM2-135M-Instruct) --steps 60
+	$(PY) example_notebooks/run_demo.py $(or $(MODEL),HuggingFaceTB/SmolLM2-135M-Instruct) --steps 30
 
 test: setup browser  ## what every change must pass, at most 10 minutes on 2 cores
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS) $(NONE_IS_FINE)

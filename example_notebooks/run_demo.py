@@ -1,6 +1,6 @@
 """`make demo`: executes 00_first_run.ipynb, then shows what came of it; `make demo-real` with SmolLM2-135M.
 
-    python example_notebooks/run_demo.py [MODEL] [--steps 60]    # another model: a Hub id, or a folder
+    python example_notebooks/run_demo.py [MODEL] [--steps 30]    # another model: a Hub id, or a folder
 
 
 Base and tuned answers side by side, how many of 50 held-out answers are JSON of the asked shape, the loss before and
