@@ -109,8 +109,8 @@ def question(batch: Batch, device: torch.device, *, share: bool = False) -> dict
     wanted |= {"values": batch.values, "weights": batch.example_weights}
     inputs = model_inputs(batch, HOST, fused=True, labels=False)
     if share and (once := laid_out(batch, inputs)) is not None:
-        inputs, wanted["rows"] = once, once["shared.token"][batch.trained_rows]
-    inputs |= {f"answers.{name}": t for name, t in wanted.items() if t is not None}
+        inputs = once
+    inputs = {f"answers.{name}": t for name, t in wanted.items() if t is not None} | inputs
     sent = {name: send(value, device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     return {**sent, "answers.count": len(batch.examples)}
 

@@ -16,42 +16,48 @@ import torch
 from torch import Tensor
 
 from nbtune.models.accelerate.attention import Packing
-from nbtune.models.accelerate.norms import tolerance
 from nbtune.models.accelerate.shared_tokens import SharedTokens
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
     from nbtune.models import Built
 
-_LEAST, _STEPS = 8, 16  # the number of tokens is rounded up: to a sixteenth of the power of two below it
+# few shapes, so that a recorded step is used again: tokens are rounded up to an eighth of the power of two below them,
+# rows to a quarter, as their padding goes through attention alone
+_TOKENS, _WIDTHS, _LEAST = 8, 4, 8
+# What the last hidden states may differ by: sums of other shapes are rounded otherwise, in every layer anew.
+_ALIKE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _WORTH = 15 / 16  # of the rows' places: more tokens than these are left as they are
 
 
 def laid_out(batch: Batch, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what takes the place of a batch's inputs (`nbtune.train.inputs`, on the host), with how tokens are shared
-    as ``shared.…``; None: little is shared.
+    """Return what takes the place of a batch's inputs (`nbtune.train.inputs`, on the host), with which of the tokens
+    are asked about as ``answers.rows``, and how they are shared as ``shared.…``; None: little is shared.
 
     Args:
         batch: pairs side by side, better and worse.
     """
     if batch.idle_pass:
         return None
-    places = batch.input_ids.numel()
-    tokens, first, second = _once(batch)
-    count = _rounded(len(first))
-    if count > _WORTH * places:
+    rows, width = batch.input_ids.shape
+    token, first, second = _once(batch)
+    count = _rounded(len(first), _TOKENS)
+    if count > _WORTH * rows * width:
         return None
-    behind = count - len(first)
-    first, second = (np.concatenate([one, np.zeros(behind, np.int64)]) for one in (first, second))
+    behind = np.zeros(count - len(first), np.int64)
+    first, second = np.concatenate([first, behind]), np.concatenate([second, behind])
     at = torch.from_numpy(first)
-    ids, positions = (t.flatten()[at][None] for t in (batch.input_ids, batch.position_ids))
+    wide = width if batch.cu_seqlens is not None else _rounded(width, _WIDTHS)
+    spread = np.pad(token.reshape(rows, width), ((0, 0), (0, wide - width)))
+    first, second = (place // width * wide + place % width for place in (first, second))
     found = {
-        "input_ids": ids,
-        "position_ids": positions,
-        "shared.token": torch.from_numpy(tokens),
-        "shared.first": at,
+        "input_ids": batch.input_ids.flatten()[at][None],
+        "position_ids": batch.position_ids.flatten()[at][None],
+        "answers.rows": torch.from_numpy(token)[batch.trained_rows],
+        "shared.token": torch.from_numpy(spread.reshape(-1)),
+        "shared.first": torch.from_numpy(first),
         "shared.second": torch.from_numpy(second),
-        "shared.rows": tuple(batch.input_ids.shape),
+        "shared.rows": (rows, wide),
     }
     if batch.cu_seqlens is not None:
         found |= {"shared.bounds": inputs["cu_seq_lens_q"], "shared.longest": inputs["max_length_q"]}
@@ -108,9 +114,9 @@ def documents(batch: Batch) -> Iterator[tuple[int, int, int]]:
             yield start, end, end  # nothing in it is learnt
 
 
-def _rounded(count: int) -> int:
-    """Return a number of tokens, rounded up so that few shapes come about."""
-    multiple = max(_LEAST, 2 ** (count.bit_length() - 1) // _STEPS)
+def _rounded(count: int, steps: int) -> int:
+    """Return a number rounded up, to one of so many between a power of two and the next."""
+    multiple = max(_LEAST, 2 ** (count.bit_length() - 1) // steps)
     return -(-count // multiple) * multiple
 
 
@@ -134,17 +140,20 @@ def can_share(built: Built) -> bool:
     told = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in asked.items()}
     shared = shared_tokens(told)
     assert shared is not None
+    ids = batch.input_ids.to(device)
+    layout = {name: told[name] for name in ("input_ids", "position_ids")} | {"shared_tokens": shared}
     with evaluating(built.model), torch.no_grad():
         rows, once = (
             inner(**inputs, use_cache=False, return_dict=True).last_hidden_state.flatten(0, 1).float()
-            for inputs in (
-                {"input_ids": batch.input_ids.to(device)},
-                {name: told[name] for name in ("input_ids", "position_ids")} | {"shared_tokens": shared},
-            )
+            for inputs in ({"input_ids": ids}, layout)
         )
-    moved = (once[shared.token] - rows).norm(dim=-1) / rows.norm(dim=-1).clamp(min=1e-12)
-    halves = moved.view(-1, 2, moved.numel() // 4)  # better and worse answers, which a wrong position tells apart
-    return bool(halves.median(-1).values.max() <= tolerance(table.dtype))
+    answers = _moved(once[shared.token], rows).view(4, -1)  # each by itself: a wrong position tells them apart
+    return bool(answers.median(-1).values.max() <= _ALIKE.get(table.dtype, 1e-3))
+
+
+def _moved(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return |ours − theirs| / |theirs| of each token."""
+    return (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1).clamp(min=1e-12)
 
 
 def _probe(vocabulary: int) -> Batch:
