@@ -25,6 +25,7 @@ from nbtune.engine.reward_models import reward_models
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.trainer_events import TrainerEvents
 from nbtune.engine.trainer_prompts import TrainerPrompts
+from nbtune.errors import TrainError
 from nbtune.methods import METHODS
 from nbtune.store import checkpoints
 from nbtune.train.loop import Progress
@@ -68,7 +69,7 @@ class Online:
 
     def train(self, data: Prepared) -> Literal["finished", "stopped"]:
         """Train on these rows, by the rewards in the folder, to the end or to a stop."""
-        trl, sources = _trl(), open_snapshot(self.folder / "data")
+        trl, sources = _trl(self.plan.device), open_snapshot(self.folder / "data")
         rows, judges = _rows(data.train, sources, self.spec), _judges(sources, self.spec)
         self.groups = Groups([*judges, *reward_models(self.folder, self.spec)], self.spec.rewards.answers)
         with warnings.catch_warnings():
@@ -208,10 +209,18 @@ def _recomputing(arguments: Any) -> str:
     return next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
 
 
-def _trl() -> Any:
+def _trl(device: str) -> Any:
+    """Return TRL.
+
+    Raises:
+        TrainError: this release has no way without a GPU.
+    """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     import trl
 
+    if device == "cpu" and trl.__version__.startswith("1.15."):
+        cause = f"TRL {trl.__version__} computes this loss by Triton alone, which wants a GPU"
+        raise TrainError(cause, fix='`pip install "trl>=1.16"`')
     return trl
 
 

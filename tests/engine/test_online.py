@@ -147,6 +147,14 @@ def test_what_cannot_be_is_refused_before_any_work(fields: dict[str, Any], said:
     assert isinstance(refused.value, SpecError) or "room" in said
 
 
+def test_a_release_of_trl_that_wants_a_gpu_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl
+
+    monkeypatch.setattr(trl, "__version__", "1.15.0")
+    with pytest.raises(TrainError, match=r"TRL 1\.15\.0 computes this loss by Triton alone"):
+        begin(tmp_path, steps=1, device="cpu").wait()
+
+
 @pytest.mark.slow
 def test_preferences_make_a_reward_model_whose_word_counts_by_its_name(tmp_path: Path) -> None:
     how: dict[str, Any] = {"runs_dir": tmp_path, "batch_size": 8, "eval": {"split": 0}, "learning_rate": 5e-3}
