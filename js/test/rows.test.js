@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { COLUMNS, extremes, LIMIT, Rows, smooth } from "../src/shared/rows.js";
 
@@ -67,4 +68,11 @@ test("what is looked at closely takes the place of the merged rows it covers", (
   assert.ok(drawn.column("count").filter((count) => count === 1).length >= 100);
   assert.equal(drawn.next, rows.next);
   assert.equal(rows.with(new Rows()), rows);
+});
+
+test("a chart asks for no column that there is not", () => {
+  const source = readFileSync(new URL("../src/monitor/charts.js", import.meta.url), "utf8");
+  const asked = [...source.matchAll(/this\.column === "(\w+)"/g)].map(([, name]) => name);
+  assert.ok(asked.length);
+  assert.deepEqual(asked.filter((name) => !COLUMNS.includes(name)), []);
 });

@@ -122,7 +122,7 @@ export class SmallChart extends Chart {
     const layout = base(theme, {
       margin: { l: 46, r: 8, t: 4, b: 20 },
       xaxis: { nticks: 3 },
-      yaxis: { nticks: 4, rangemode: this.column === "learning_rate" ? "normal" : "tozero", exponentformat: this.column === "speed" ? "SI" : "power" },
+      yaxis: { nticks: 4, rangemode: this.column === "learning_rate" ? "normal" : "tozero", exponentformat: this.column === "tokens_per_second" ? "SI" : "power" },
       hovermode: "x",
     });
     return this.draw(plotly, traces, layout, theme, { x, y });
