@@ -42,6 +42,7 @@ class Family:
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
         latent: attention is by latent vectors; layers behind the last, which predict further tokens, are left out.
+        within: where a model that also sees or hears has its language model; of the rest nothing is written.
     """
 
     arch: str
@@ -58,6 +59,7 @@ class Family:
     windows: bool = False
     rope: bool = True
     latent: bool = False
+    within: str = ""
     names: dict[str, str] = field(default_factory=dict)
 
     def metadata(self, config: Config, model: MergedModel, writer: Any) -> None:
@@ -97,6 +99,8 @@ class Family:
     def notes(self, config: Config) -> tuple[str, ...]:
         """Return what a person should know of the file."""
         notes = []
+        if self.within:
+            notes.append("it holds the language model alone, which reads and writes text")
         if config.rope().get("truncate") is False:
             notes.append(
                 "llama.cpp rounds where its rotary scaling begins and ends, and the model does not: far into a text it "
@@ -122,7 +126,9 @@ class Family:
         made: list[GgufTensor] = []
         experts: dict[str, dict[int, str]] = {}
         for source in model.names:
-            if _COMPUTED.search(source) or (config.tied and source == "lm_head.weight"):
+            if _COMPUTED.search(source) or (config.tied and source.removeprefix(self.within) == "lm_head.weight"):
+                continue
+            if not source.startswith(self.within):
                 continue
             if self.latent and deepseek.is_of_more_layers(config, source):
                 continue
@@ -155,6 +161,7 @@ class Family:
         return [plain(model, source, name, full="ffn_gate_inp" in name)]
 
     def _name(self, names: Any, source: str) -> str | None:
+        source = source.removeprefix(self.within)
         for pattern, name in self.names.items():
             if match := re.fullmatch(pattern, source):
                 return match.expand(name)
@@ -174,6 +181,7 @@ LLAMA = Family("llama", check=single.check_llama, permute=True)
 DEEPSEEK = Family(
     "deepseek2", check=deepseek.check_deepseek, extra=deepseek.metadata, moe=True, latent=True, names=deepseek.BIAS
 )
+GEMMA3 = Family("gemma3", check=single.check_gemma3, extra=single.extra_gemma3, norm_plus_one=True, windows=True)
 FAMILIES: dict[str, Family] = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
@@ -184,9 +192,8 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(
         "gemma2", check=single.check_gemma_scale, extra=single.extra_gemma2, norm_plus_one=True, windows=True
     ),
-    "gemma3_text": Family(
-        "gemma3", check=single.check_gemma3, extra=single.extra_gemma3, norm_plus_one=True, windows=True
-    ),
+    "gemma3": replace(GEMMA3, within="language_model."),
+    "gemma3_text": GEMMA3,
     "granite": Family("granite", check=single.check_llama, extra=single.extra_granite, permute=True),
     "granitemoe": Family("granitemoe", check=single.check_llama, extra=single.extra_granite, permute=True, moe=True),
     "gpt_oss": Family(

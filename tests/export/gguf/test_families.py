@@ -58,7 +58,8 @@ def test_every_family_has_a_case() -> None:
     import transformers
 
     tried = {getattr(transformers, case.config).model_type for case in CASES.values()}
-    assert set(FAMILIES) <= tried
+    also_see = {name for name, family in FAMILIES.items() if family.within}  # tests/export/test_sees_too.py
+    assert set(FAMILIES) - also_see <= tried
 
 
 def test_gemma_without_its_plus_one_is_another_model(

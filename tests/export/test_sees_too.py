@@ -1,0 +1,85 @@
+"""A model that also sees, tuned on text alone: merged back into what it was, and its language model written as GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nbtune.export import ExportSource
+from nbtune.export.gguf.lora import write_lora_gguf
+from nbtune.export.merge import write_merged
+from nbtune.export.reference_model import reference_model
+from nbtune.models.adapters import save_adapter
+from nbtune.spec import AdapterSpec
+from tests.support.families import family_tokenizer
+from tests.support.llama import LlamaOracle, llama_library
+from tests.support.run_alike import Ours
+
+IDS = list(range(20, 60))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
+    """A tiny Gemma 3 with its tower, and a LoRA on the text whose numbers are no zeros."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("gemma3")
+    base = folder / "base"
+    words = len(family_tokenizer("gemma", base))
+    text = {
+        "vocab_size": words + 3, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 32, "max_position_embeddings": 512,
+        "query_pre_attn_scalar": 16,
+    }  # fmt: skip
+    sees = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    marks = {name: words + i for i, name in enumerate(("image_token_index", "boi_token_index", "eoi_token_index"))}
+    images = {"mm_tokens_per_image": 4, **marks}
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=sees, **images)).save_pretrained(base)
+    model = Ours(base, AdapterSpec(r=4), accelerate=False).model
+    assert not any("vision" in name for name, p in model.named_parameters() if p.requires_grad)
+    return ExportSource(base, save_adapter(model, folder / "adapter"), name="one")
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([IDS])).logits[0]
+
+
+def test_it_is_merged_into_the_model_that_it_was(source: ExportSource, tmp_path: Path) -> None:
+    from transformers import Gemma3ForConditionalGeneration
+
+    write_merged(source, tmp_path / "merged", "float32")
+    stock, said = Gemma3ForConditionalGeneration.from_pretrained(
+        tmp_path / "merged", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(said[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with reference_model(source) as model:
+        true = logits(model)
+        with model.disable_adapter():
+            assert float((logits(model) - true).abs().max()) > 1e-3
+    assert float((logits(stock) - true).abs().max()) <= 1e-5 * float(true.max() - true.min())
+
+
+def test_its_language_model_and_the_adapter_run_in_llama_cpp(source: ExportSource, tmp_path: Path) -> None:
+    from nbtune.export.gguf.writer import write_gguf
+
+    with reference_model(source) as model:
+        true = logits(model)
+    [file] = write_gguf(source, ["f32"], tmp_path)
+    assert any("language model alone" in note for note in file.notes)
+    bare = ExportSource(source.base, None, name="bare")
+    [base] = write_gguf(bare, ["f32"], tmp_path)
+    lora = write_lora_gguf(source, tmp_path)
+    for path, adapter in ((file.path, None), (base.path, lora.path)):
+        with LlamaOracle(path, library=llama_library(), n_ctx=64) as llama:
+            if adapter is not None:
+                llama.use_adapter(adapter)
+            got = torch.from_numpy(llama.logits(IDS).copy())
+        assert float((got - true).abs().max()) <= 1e-3 * float(true.max() - true.min())
