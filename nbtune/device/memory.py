@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,10 +128,23 @@ def kept_within(device: torch.device, cap: int) -> Iterator[None]:
     before = 1.0 if asked is None else float(asked(device))
     own = max(cap - _BESIDE, cap // 4)
     torch.cuda.set_per_process_memory_fraction(min(before, own / total), device)
+    _grow_segments(True)
     try:
         yield
     finally:
+        _grow_segments(False)
         torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def _grow_segments(whether: bool) -> None:
+    """Let torch's allocator lengthen what it has (or not), where the user has not said how it is to work: blocks of a
+    fixed length leave gaps, which were up to 0.6 GiB of 5."""
+    import torch
+
+    said = any(os.environ.get(name) for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
+    setting = getattr(torch.cuda.memory, "_set_allocator_settings", None)
+    if not said and setting is not None and platform.system() == "Linux":
+        setting(f"expandable_segments:{whether}")
 
 
 @contextlib.contextmanager

@@ -73,8 +73,8 @@ def estimate(
         model: plain facts; nothing is loaded.
         adapter: what is trained; its numbers and gradients are fp32 (`nbtune.train.master_weights`).
         weights: of the blocks' frozen layers; embedding and head stay at 16 bit (32 on a CPU), on each device. Of
-            layers that are streamed two are there at a time, and none of an embedding that is not the head too; of
-            parted ones `_BORROWED` are there whole. 4-bit ones are decoded into one block's scratch.
+            layers that are streamed `Placement.places` are there at a time, and none of an embedding that is not the
+            head too; of parted ones `_BORROWED` are there whole. 4-bit ones are decoded into one block's scratch.
         activations: what blocks keep.
         own_layers: share of the layers that are nbtune's own; stock ones keep more a token, and stay on the device.
         own_head: nbtune's head, which makes the logits of some rows at a time; stock keeps those of all.
@@ -89,7 +89,7 @@ def estimate(
     rest, stacks = _beside(rest, model, weights, width)
     travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
     travelling = int(travelling * own_layers)
-    blocks = model.num_layers - travelling + min(travelling, 2)
+    blocks = model.num_layers - travelling + min(travelling, weights.places)
     tokens = micro_batch_size * sequence_len
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width + stacks

@@ -225,5 +225,6 @@ def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, most: float, *, 
     """Return the way with as many resident layers as there is room for."""
     least = setup.way(policy, micro, setup.weights.streamed())
     spare = int((most - least.memory.total) // block_bytes(setup.model, setup.weights))
-    resident = 0 if forced else max(0, min(spare, setup.model.num_layers))
+    more = setup.weights.streamed(1).places - least.weights.places  # places, once any layer stays
+    resident = 0 if forced else max(0, min(spare - more, setup.model.num_layers))
     return setup.way(policy, micro, setup.weights.streamed(resident))

@@ -30,7 +30,6 @@ _BACK = 2.5  # times as much arithmetic attention's backward is
 _NARROW = 128  # a head: attention on narrower ones is bound by exponentials
 _ADAMW = 36  # bytes that an update reads and writes for each trained number
 _TRAVELS = 1.02  # a step is longer where any weights travel
-_AT_A_TURN = 2  # layers that are there still when a pass begins where the last one ended
 _UNHIDDEN = 0.06  # of the shorter of two that run beside each other
 _PLAIN: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.2, "recompute": 1.32, "offload": 1.33}  # no GPU
 
@@ -66,7 +65,7 @@ def seconds_of(
         seconds = (1 + work.references) * forward + backward
     else:
         link = device.link or _LINK
-        layers = max(0, model.num_layers - weights.resident - _AT_A_TURN)
+        layers = max(0, model.num_layers - weights.resident - weights.places)  # the last ones are there still
         sent = layers * block_bytes(model, weights) / link
         inputs = 2 * work.tokens * model.hidden_size * model.num_layers / link if activations == "offload" else 0.0
         waits = (1 + work.references) * _beside(forward, sent) + _beside(backward, sent + inputs)

@@ -123,6 +123,12 @@ class Placement(BaseModel):
         return self.resident is not None
 
     @property
+    def places(self) -> int:
+        """Of how many layers the device has room for weights that come and go: a third one lets more come in while
+        layers work that stay."""
+        return 3 if self.resident else 2
+
+    @property
     def shards(self) -> bool:
         """Whether several devices keep a part each."""
         return self.parts > 1

@@ -1,8 +1,8 @@
 """Frozen weights that live in the host's memory, and travel to the device just before they are multiplied with.
 
-Each kind of matrix (of q, k, v; of attention's output; of gate and up; of down) has two places on the device. While
-one is multiplied with, the matrices that follow it come in: which ones these are was seen in the step before. A layer's
-weights come once for the forward and once for the backward.
+Each kind of matrix (of q, k, v; of attention's output; of gate and up; of down) has two or three places on the device.
+While one is multiplied with, the matrices that follow it come in: which ones these are was seen in the step before. A
+layer's weights come once for the forward and once for the backward.
 """
 
 from collections import deque
@@ -62,6 +62,7 @@ class Traffic:
         self.device = device
         self.stream = torch.Stream(device) if device.type == "cuda" else None
         self.sent = 0  # matrices that have travelled
+        self.each = 2  # places of each kind
         self._places: dict[Any, list[Place]] = {}
         self._loads = self._first = 0
         self._seen: list[Traveller] = []
@@ -122,7 +123,7 @@ class Traffic:
         """Return places of the group's kind with which nothing that is still to be launched works."""
         places = self._places.get(group.kind)
         if places is None:
-            places = self._places[group.kind] = [Place(group.empty()) for _ in range(2)]
+            places = self._places[group.kind] = [Place(group.empty()) for _ in range(self.each)]
         return [p for p in places if p.used <= now - 2]  # what the last load brought may still be worked with
 
     def _free_since(self, place: Place) -> torch.Event | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nbtune.device import empty_cache
 from nbtune.models.accelerate.activation_offload import ActivationOffload
-from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_of
+from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_for, traffic_of
 from nbtune.models.accelerate.detect import balances_routers, causal_lm, decoder, decoder_layers, find_layer
 from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, mark_lean, share_scratch, words
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
@@ -229,6 +229,8 @@ class _Layers:
         self.patch, self.weights, self.mover, self.believe = patch, weights, mover, believe
         self.lane, self.draws, self.told = Lane(), Draws(), Told()
         self.shared: dict[Any, Tensor] = {}
+        if weights.streams and mover is not None:
+            traffic_for(mover.device, self.shared).each = weights.places
         self.probed: set[Any] = set()
         self.inputs: dict[Any, Inputs] = {}
 
