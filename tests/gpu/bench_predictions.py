@@ -134,13 +134,15 @@ def rows_of(spec: dict[str, Any], length: int, count: int) -> list[dict[str, str
 
 @contextmanager
 def holding(lock: Path, how: int) -> Iterator[None]:
-    """Hold the GPU's lock: with others that load, or alone."""
-    with lock.open("a") as file:
+    """Hold the GPU's lock: with others that load, or alone. Who waits to be alone goes first."""
+    with lock.open("a") as file, lock.with_suffix(".turn").open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
         fcntl.flock(file, how)
+        fcntl.flock(turn, fcntl.LOCK_UN)
         yield
 
 
-def one(folder: Path, number: int, chosen: dict[str, Any], lock: Path, runs: Path) -> dict[str, Any]:
+def one(folder: Path, chosen: dict[str, Any], lock: Path, runs: Path, how: int) -> dict[str, Any]:
     """Run one of the list; what was planned, and what it took."""
     import nbtune
     from nbtune import events
@@ -154,13 +156,13 @@ def one(folder: Path, number: int, chosen: dict[str, Any], lock: Path, runs: Pat
     given = {**usual, **spec, "model": str(folder / chosen["shape"])}
     data = rows_of(spec, length, rows * (STEPS + 1))
     with holding(lock, fcntl.LOCK_SH):
-        run = nbtune.finetune(**given, data=data, name=f"p{number}", runs_dir=str(runs))
+        run = nbtune.finetune(**given, data=data, name=f"p{chosen['number']}", runs_dir=str(runs))
         run.pause()
         while run.alive and not any(isinstance(e, events.State) and e.state == "paused" for e in run.events()):
             time.sleep(0.05)
     try:
         waited = time.time() - began
-        with holding(lock, fcntl.LOCK_EX):
+        with holding(lock, how):
             run.unpause()
             run.wait()
         steps = [e for e in run.events() if isinstance(e, events.Step)]
@@ -192,7 +194,7 @@ def run_all(args: argparse.Namespace) -> None:
     from nbtune.errors import NbtuneError
 
     part, parts = (int(word) for word in args.part.split("/"))
-    until = time.time() + args.seconds
+    until, how = time.time() + args.seconds, fcntl.LOCK_SH if args.beside else fcntl.LOCK_EX
     with tempfile.TemporaryDirectory() as runs:
         for line in args.list.read_text().splitlines()[part - 1 :: parts]:
             chosen = json.loads(line)
@@ -200,7 +202,7 @@ def run_all(args: argparse.Namespace) -> None:
                 say(**chosen, error="no time")
                 continue
             try:
-                say(**chosen, **one(args.folder, chosen["number"], chosen, args.lock, Path(runs)))
+                say(**chosen, **one(args.folder, chosen, args.lock, Path(runs), how))
             except (NbtuneError, RuntimeError, OSError, AssertionError, ValueError) as error:
                 traceback.print_exc(limit=-4)
                 say(**chosen, error=f"{type(error).__name__}: {error}"[:300])
@@ -227,6 +229,7 @@ def main() -> None:
     parser.add_argument("list", type=Path, nargs="?")
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--beside", action="store_true", help="also time it while others load")
     parser.add_argument("--lock", type=Path, default=Path(tempfile.gettempdir()) / "predictions.lock")
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
