@@ -142,7 +142,8 @@ def _grow_segments(whether: bool) -> None:
     import torch
 
     said = any(os.environ.get(name) for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"))
-    setting = getattr(torch.cuda.memory, "_set_allocator_settings", None)
+    setting = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # torch has no public door to it
+    setting = setting or getattr(torch.cuda.memory, "_set_allocator_settings", None)  # before torch 2.9
     if not said and setting is not None and platform.system() == "Linux":
         setting(f"expandable_segments:{whether}")
 
