@@ -103,6 +103,7 @@ def test_the_kernel_is_killed_in_the_middle(notebook, hub, tmp_path, by):
         expect(page.cell(1)).to_contain_text("%nbtune resume run")
         page.run(1)
         resumed = page.cell(1).locator(".nbt-monitor")
+    resumed.scroll_into_view_if_needed()  # nothing is drawn where nobody looks
     expect(resumed.locator(".nbt-list li", has_text="nearly the same as another one")).to_have_count(1)  # said once
     walk.stop(resumed, click)
     walk.ask(resumed, click)
