@@ -71,9 +71,11 @@ def test_a_plan_fits_and_keeps_the_batch(gib, batch, longest):
 def test_plans_of_before_are_read_and_a_bad_one_is_refused():
     now = _among(2, gib=16, batch_size=2)
     body = now.model_dump(mode="json")
-    assert body["weights"] == {"format": "16bit", "resident": None, "parts": 2}
+    assert body["weights"] == {"format": "16bit", "resident": None, "parts": 2, "experts": True}
     before = {**body, "weights": "16bit", "resident_layers": None, "sharded": True}
-    assert Plan.model_validate(plan_body(before, 1)) == now
+    read = Plan.model_validate(plan_body(before, 1))
+    assert read.weights == now.weights.model_copy(update={"experts": False})  # which older runs left as they were
+    assert read.model_copy(update={"weights": now.weights}) == now
     for wrong in ({"weights": "2bit"}, {"weights": {"format": "nf4", "parts": 2}}, {"weights": None}):
         with pytest.raises(ValidationError):
             Plan.model_validate({**body, **wrong})
