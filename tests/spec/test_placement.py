@@ -103,7 +103,7 @@ def test_the_words_of_load_trainable() -> None:
 )
 def test_plans_of_before_are_read(before: dict[str, Any], now: Placement) -> None:
     read = plan_body(before, 1)
-    assert Placement.model_validate(read["weights"]) == now
+    assert Placement.model_validate(read["weights"]) == now.model_copy(update={"experts": False})  # before format 3
     assert not {"sharded", "resident_layers"} & read.keys()
     assert plan_body(read, 2) == read
 
