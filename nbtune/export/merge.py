@@ -30,7 +30,7 @@ from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
-from nbtune.models.adapter_targets import linears
+from nbtune.models.adapter_targets import rounded_linears
 from nbtune.models.experts.stacks import rounded_pieces
 from nbtune.models.heads import SCORE, Head, read_head
 from nbtune.models.outline_facts import outlined
@@ -194,9 +194,7 @@ class MergedModel:
     def _linear(self) -> frozenset[str] | None:
         if (model := outline_of(self.source.base)) is None:
             return None
-        head = model.get_output_embeddings()
-        layers = [name for name, layer in linears(model) if layer is not head]
-        stored = pieces_of(model, self.base)
+        layers, stored = rounded_linears(model, self.source.weights), pieces_of(model, self.base)
         return frozenset(piece.name for name in layers for piece in stored.get(f"{name}.weight", ()))
 
     def _fp32(self, stored: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import ExportSource
 from nbtune.methods import METHODS
+from nbtune.models.adapter_targets import rounded_linears
 from nbtune.models.experts.stacks import round_stacks, rounded_pieces
 from nbtune.models.loading import keep_caps
 from nbtune.spec.placement import Placement
@@ -109,14 +110,13 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
 
 
 def _round_linears(model: Any, weights: Placement) -> None:
-    """Give every linear weight but the head's the values that a base quantised for training computes with."""
+    """Give linear weights the values that a base quantised for training computes with."""
     from nbtune.models.accelerate.linear_kinds import rounded
 
-    head = model.get_output_embeddings()
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear) and module is not head:
-                module.weight.copy_(rounded(module.weight.float(), weights))
+        for name in rounded_linears(model, weights):
+            weight = model.get_submodule(name).weight
+            weight.copy_(rounded(weight.float(), weights))
 
 
 def _bytes_of(source: ExportSource, device: torch.device) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nbtune.spec import AdapterSpec
+    from nbtune.spec.placement import Placement
 
 _ROUTER = re.compile(r"router|(^|\.)(gate|wg)(\.|$)")
 _READ = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.clamp|\.data\.clamp)")
@@ -199,6 +200,16 @@ def linears(model: "nn.Module") -> "list[tuple[str, nn.Module]]":
     from transformers.pytorch_utils import Conv1D
 
     return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+
+
+def rounded_linears(model: "nn.Module", weights: "Placement") -> list[str]:
+    """Return the linear layers whose weights training has rounded: not the head, nor, in 4 bits, what a model's code
+    reads past the layer (a hybrid's states), nor what computes something else than a product (some routers)."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head, past = _head(model), read_past(model) if weights.four_bit else ()
+    return [n for n, m in linears(model) if m is not head and n not in past and type(m) in (nn.Linear, Conv1D)]
 
 
 def _short(wanted: list[str], names: list[str]) -> list[str]:
