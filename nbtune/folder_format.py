@@ -74,21 +74,20 @@ def plan_body(body: Mapping[str, Any], version: int) -> dict[str, Any]:
 
     Without a hidden size, today's rule gives another learning rate than the plan: the run is repeated with the plan's.
     """
-    if version >= 3:
-        return dict(body)
-    if version == 2:
-        return _experts_before_3(dict(body))
+    if version >= 2:
+        return _with_experts(dict(body))
     plan: dict[str, Any] = {"hidden_size": 0, "learning_rate_reason": "", "num_layers": 0, **body}
     resident, sharded = plan.pop("resident_layers", None), plan.pop("sharded", False)
     if isinstance(plan.get("weights"), str):
         parts = plan.get("gpus", 1) if sharded else 1
         plan["weights"] = {"format": plan["weights"], "resident": resident, "parts": parts}
-    return _experts_before_3(plan)
+    return _with_experts(plan)
 
 
-def _experts_before_3(plan: dict[str, Any]) -> dict[str, Any]:
+def _with_experts(plan: dict[str, Any]) -> dict[str, Any]:
+    """Say it of plans that do not say it: a mixture's experts were left as they were."""
     if isinstance(plan.get("weights"), dict):
-        plan["weights"] = {**plan["weights"], "experts": False}
+        plan["weights"] = {"experts": False, **plan["weights"]}
     return plan
 
 

@@ -158,7 +158,7 @@ def test_all_weights_but_norms_decay(tmp_path: Path) -> None:
 def test_dpo(tmp_path: Path) -> None:
     given = pairs(STEPS * 4)
     found = ours(tmp_path, given, method="dpo", beta=0.4, micro_batch_size=2, gradient_accumulation_steps=2)
-    same(found, theirs(tmp_path, "DPO", given, 2, 2, beta=0.4))
+    same(found, theirs(tmp_path, "DPO", given, 2, 2, beta=0.4), later=1e-4)  # a prompt once: sums in another order
 
 
 FAMILY = ("hinge", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down", "bco_pair", "discopop")
