@@ -5,6 +5,7 @@ import { tell } from "./wishes.js";
 
 /** Called when the panel is drawn: by then anywidget has made up its mind. */
 export async function stayAwake(model) {
+  if (!model.set) return; // a page without a kernel
   const page = behind(model), plain = page && Object.getPrototypeOf(Object.getPrototypeOf(page));
   if (!page?.comm?.on_msg || !plain?._handle_comm_msg) return;
   try {
