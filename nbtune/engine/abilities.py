@@ -29,7 +29,7 @@ _LOADED = ("nbtune.models.trial", "nbtune.train.packing_check")  # what a plan a
 
 
 def load_once() -> None:
-    """Import what looks at models, one thread after the other: a form's plan and a run that begins meanwhile would each
+    """Load what looks at models, one thread after the other: a form's plan and a run that begins meanwhile would each
     begin at another end of it, and one of them would find a module that is half there."""
     with _LOADING:
         for name in _LOADED:
