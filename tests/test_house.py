@@ -69,6 +69,20 @@ def test_no_circle_of_imports() -> None:
     assert house.circles(house.our_graph()) == []
 
 
+def test_no_module_waits_for_a_package_that_brings_it() -> None:
+    """Where a package's own file imports its modules, none of these asks the package for another: two threads, one in
+    the package and one in such a module, would wait for each other, and Python lets one go on with half a module."""
+    ours = {house.module_name(path): path for path in house.sources(NBTUNE, KERNELS)}
+    own = {name: [n for n in house.parsed(path).body if isinstance(n, ast.ImportFrom)] for name, path in ours.items()}
+    bring = {n for n, path in ours.items() if path.stem == "__init__" and any(_within(i.module, n) for i in own[n])}
+    assert {"nbtune.models.accelerate", "nbtune_kernels"} <= bring
+    assert [(name, i.lineno) for name in ours for i in own[name] if i.module in bring and _within(name, i.module)] == []
+
+
+def _within(module: str | None, package: str) -> bool:
+    return (module or "").startswith(f"{package}.")
+
+
 def _graph(**texts: str) -> dict[str, set[str]]:
     return house.graph({name: ast.parse(text) for name, text in texts.items()})
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nbtune_kernels import cross_entropy
 from nbtune_kernels._runtime import op
 from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_
+from nbtune_kernels.cross_entropy import reference as loss_reference
 from nbtune_kernels.linear_cross_entropy import _fake_gradients, _flat, _Gradients, chunks
 
 
@@ -21,9 +21,7 @@ def reference(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, head: Head | None = None
 ) -> Tensor:
     """Compute `[N]` fp32 by stock arithmetic on whole logits, differentiable by autograd; 0 where ignored."""
-    return -cross_entropy.reference(
-        torch.nn.functional.linear(_flat(hidden), weight, bias), labels.reshape(-1), head or Head()
-    )
+    return -loss_reference(torch.nn.functional.linear(_flat(hidden), weight, bias), labels.reshape(-1), head or Head())
 
 
 class LinearLogprobs(NamedTuple):

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nbtune_kernels import lora_kernels
 from nbtune_kernels._runtime import (
     INTERPRETED,
     cdiv,
@@ -28,6 +27,7 @@ from nbtune_kernels._runtime import (
     tensor_cores,
     use_triton,
 )
+from nbtune_kernels.lora_kernels import GROUPS, launch_dxa, launch_tn, launch_xa
 from nbtune_kernels.tables import launch
 
 
@@ -42,7 +42,7 @@ def uses_kernel(name: str, wide: Sequence[Tensor], ranks: Sequence[int]) -> bool
     first = wide[0]
     if not use_triton(first) or not tensor_cores(first) or any(t.dtype != first.dtype for t in wide):
         return False
-    if max(ranks) > 128 or (name == "lora_dxa" and len(wide) > lora_kernels.GROUPS):
+    if max(ranks) > 128 or (name == "lora_dxa" and len(wide) > GROUPS):
         return False
     if INTERPRETED and not first.is_cuda:
         return first.dtype != torch.bfloat16
@@ -65,7 +65,7 @@ def _lora_xa(x, a, out, also):
     x2, a2, out2 = flat_rows(x), a.to(x.dtype), flat_rows(out, written=True)
     also2 = None if also is None else flat_rows(also, written=True)
     if uses_kernel("lora_xa", [x], [a.shape[0]]):
-        return lora_kernels.launch_xa(x2, a2, out2, also2)
+        return launch_xa(x2, a2, out2, also2)
     torch.mm(x2, a2.t(), out=out2)
     if also2 is not None:
         also2.copy_(out2)
@@ -76,7 +76,7 @@ def _lora_dxa(dys, bs, scalings, out):
     ranks = [b.shape[1] for b in bs]
     out2 = flat_rows(out, written=True)
     if uses_kernel("lora_dxa", dys, ranks):
-        return lora_kernels.launch_dxa([flat_rows(dy) for dy in dys], [b.to(dys[0].dtype) for b in bs], scalings, out2)
+        return launch_dxa([flat_rows(dy) for dy in dys], [b.to(dys[0].dtype) for b in bs], scalings, out2)
     start = 0
     for dy, b, scaling, rank in zip(dys, bs, scalings, ranks, strict=True):
         part = out2[:, start : start + rank]
@@ -92,10 +92,10 @@ def _lora_dxa(dys, bs, scalings, out):
 def _grouped_tn(us, vs, scales, outs, transposed, accumulate, columns):
     if uses_kernel("grouped_tn", vs, [u.shape[-1] for u in us]) and all(u.dtype == vs[0].dtype for u in us):
         flat_us, flat_vs = [flat_rows(u) for u in us], [flat_rows(v) for v in vs]
-        launches = cdiv(len(vs), lora_kernels.GROUPS)
+        launches = cdiv(len(vs), GROUPS)
         for i in range(launches):  # evenly: six groups are three and three
             part = slice(i * len(vs) // launches, (i + 1) * len(vs) // launches)
-            lora_kernels.launch_tn(
+            launch_tn(
                 flat_us[part], flat_vs[part], scales[part], outs[part], transposed[part], accumulate, columns[part]
             )
         return None

@@ -6,8 +6,6 @@ answers end, `export` for what leaves the house. The object itself is `nbtune.mo
 
 from __future__ import annotations
 
-import importlib
-import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +20,6 @@ from nbtune.spec.placement import PLAIN, Format, Placement, PlacementWish
 if TYPE_CHECKING:
     from nbtune.models import Built, ModelFacts
     from nbtune.spec import RunSpec
-
-
-_LOADING = threading.Lock()
-_LOADED = ("nbtune.models.trial", "nbtune.train.packing_check")  # what a plan and a run both begin with
-
-
-def load_once() -> None:
-    """Load what looks at models, one thread after the other: a form's plan and a run that begins meanwhile would each
-    begin at another end of it, and one of them would find a module that is half there."""
-    with _LOADING:
-        for name in _LOADED:
-            importlib.import_module(name)
 
 
 def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:

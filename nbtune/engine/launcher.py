@@ -126,9 +126,6 @@ class Launched:
             if self.own_process:
                 self._watch()
             else:
-                from nbtune.engine.abilities import load_once
-
-                load_once()
                 from nbtune.engine.engine import execute
 
                 with _short_turns():

@@ -49,7 +49,6 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     Raises:
         NbtuneError: something does not fit, or cannot be read.
     """
-    abilities.load_once()
     from nbtune import data, models
     from nbtune.models.heads import with_outputs
 

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from nbtune.errors import SpecError
-from nbtune.spec import zero_stages
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
+from nbtune.spec.zero_stages import read as read_zero_stage
 
 Path = tuple[Any, ...]
 
@@ -29,7 +29,7 @@ def rename(body: Mapping[str, Any], lines: Mapping[Path, int]) -> tuple[dict[str
         SpecError: one setting stands there twice, under two names.
     """
     places, body = dict(lines), dict(body)
-    zero_stages.read(body)
+    read_zero_stage(body)
     ours = {key: value for key, value in body.items() if key not in ALIASES}
     for part, value in list(ours.items()):
         if isinstance(value, Mapping):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.methods import METHODS, Method, loss_types, without_reference
-from nbtune.spec import rewards, text_metrics
 from nbtune.spec.parts import Part, field
+from nbtune.spec.rewards import must_fit as rewards_fit
+from nbtune.spec.text_metrics import must_fit as metrics_fit
 
 if TYPE_CHECKING:
     from nbtune.spec.model import RunSpec
@@ -162,9 +163,9 @@ def must_fit(spec: RunSpec) -> None:
         _must_take(method, key, spec.loss)
     if spec.optim_args.ema_decay and spec.eval.load_best:
         raise ValueError("`eval.load_best` and `optim_args.ema_decay` each say with what a run ends: drop one")
-    rewards.must_fit(spec)
+    rewards_fit(spec)
     _must_be_roles(spec.train_on)
-    text_metrics.must_fit(spec)
+    metrics_fit(spec)
     if method.teacher != (spec.teacher is not None):
         raise ValueError(
             f"method `{spec.method}` learns from a teacher: name it, `teacher: org/name`"

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nbtune.errors import NbtuneError, SpecError
-from nbtune.spec import familiar_names
+from nbtune.spec.familiar_names import advice, path_of, put, rename, value_of
 from nbtune.spec.model import RunSpec
 from nbtune.spec.yaml_loader import BadYaml, Forbidden, compose, construct
 from nbtune.untrusted import shortened
@@ -54,10 +54,10 @@ def from_mapping(
     Raises:
         SpecError: as `from_yaml`.
     """
-    body, lines = familiar_names.rename(body, lines or {})
+    body, lines = rename(body, lines or {})
     for key, value in (overrides or {}).items():
-        path = familiar_names.path_of(key)
-        familiar_names.put(body, path, familiar_names.value_of(path, value))
+        path = path_of(key)
+        put(body, path, value_of(path, value))
     _refuse_unknown(body, RunSpec, (), lines, name)
     body = _without_unset(body)
     if "data" not in body:
@@ -88,7 +88,7 @@ def placing(text: str | None, *, name: str = "the cell", first_line: int = 1) ->
     except NbtuneError as error:
         keys = error.keys or ((error.place,) if error.place in RunSpec.model_fields else ())
         if text is not None and keys:
-            _, lines = familiar_names.rename(*_load(text, name, first_line))
+            _, lines = rename(*_load(text, name, first_line))
             line = _place(_as_written(keys, lines), lines, name)
             key = error.place if error.place not in RunSpec.model_fields and error.place != name else ""
             if line != name:
@@ -191,7 +191,7 @@ def _unknown(
 ) -> SpecError:
     key = shortened(key)
     inside = f" in `{shortened('.'.join(str(p) for p in path[:-1]))}`" if len(path) > 1 else ""
-    fix = familiar_names.advice(key, kind)
+    fix = advice(key, kind)
     return SpecError(f"there is no key `{key}`{inside}", place=_place(path, lines, name), fix=fix)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nbtune.models.accelerate import nf4_linear
 from nbtune.models.accelerate.cpu_offload import StreamedGroup
 from nbtune.models.accelerate.fsdp_linear import FsdpGroup
 from nbtune.models.accelerate.lora_linear import LinearGroup
 from nbtune.models.accelerate.lora_member import LeftAlone, is_four_bit, is_turned
+from nbtune.models.accelerate.nf4_linear import GROUP, StreamedNf4Group
 from nbtune.spec.placement import Placement
 
 
@@ -26,7 +26,7 @@ def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
     if all(is_four_bit(getattr(m, "base_layer", m)) for m in modules):
         if weights.eight_bit or weights.shards:
             raise LeftAlone("its weights are 4-bit already: they cannot be fp8 or parted")
-        return nf4_linear.StreamedNf4Group(modules) if weights.streams else nf4_linear.GROUP(modules)
+        return StreamedNf4Group(modules) if weights.streams else GROUP(modules)
     whole = not (weights.eight_bit or weights.streams or weights.shards)
     if not whole and any(is_turned(getattr(m, "base_layer", m)) for m in modules):
         raise LeftAlone("its weights lie transposed: they cannot be fp8, streamed or parted")

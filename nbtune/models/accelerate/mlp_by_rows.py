@@ -8,11 +8,12 @@ import torch
 from nbtune_kernels import act_mul
 from torch import Tensor
 
-from nbtune.models.accelerate import mlp_half
 from nbtune.models.accelerate.attention_half import Attention
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lora_linear import wide
-from nbtune.models.accelerate.mlp_half import Mlp
+from nbtune.models.accelerate.mlp_half import Mlp, gate_up_of, halves, sum_and_norm
+from nbtune.models.accelerate.mlp_half import mlp_backward as whole_backward
+from nbtune.models.accelerate.mlp_half import mlp_forward as whole_forward
 from nbtune.models.accelerate.norm_grads import NormGrads
 from nbtune.models.accelerate.norms import Stats
 from nbtune.models.memory_estimate import MLP_ROWS
@@ -24,11 +25,11 @@ def mlp_forward(
     """Do as `mlp_half.mlp_forward`."""
     parts = _parts(layer, x.shape[0], seed)
     if not parts:
-        return mlp_half.mlp_forward(layer, x, added, attention, seed, need_out)
+        return whole_forward(layer, x, added, attention, seed, need_out)
     group, down = layer.gate_up, layer.down
     group.load()
     wide_a = wide(x.shape[0], group.width_in, x)
-    a, stats = mlp_half.sum_and_norm(layer, x, added, attention, wide_a[:, : group.inputs])
+    a, stats = sum_and_norm(layer, x, added, attention, wide_a[:, : group.inputs])
     saved = Mlp(stats, group.project_beside(wide_a), None, None)
     if not need_out:
         return a, None, saved
@@ -47,7 +48,7 @@ def mlp_backward(
     """Do as `mlp_half.mlp_backward`."""
     parts = _parts(layer, a.shape[0], saved.seed) if saved.gate_up is None else []
     if not parts:
-        return mlp_half.mlp_backward(layer, a, saved, dout, norms)
+        return whole_backward(layer, a, saved, dout, norms)
     groups = (layer.gate_up, layer.down)
     for group in groups:
         group.load()
@@ -57,7 +58,7 @@ def mlp_backward(
     grads: list[Tensor | None] = []
     for rows in parts:
         inner = NormGrads()
-        da, made = mlp_half.mlp_backward(layer, a[rows], _of_rows(saved, rows), dout[rows], inner, loaded=True)
+        da, made = whole_backward(layer, a[rows], _of_rows(saved, rows), dout[rows], inner, loaded=True)
         inner.jobs.run()
         norms.join(inner)
         wide_da[rows, : a.shape[1]] = da[:, : a.shape[1]]
@@ -83,7 +84,7 @@ def _rows_through(layer: Layer, wide_a: Tensor, base: Tensor | None, saved: Mlp,
     out = torch.empty((wide_a.shape[0], down.outputs), dtype=wide_a.dtype, device=wide_a.device)
     kept = []
     for rows in parts:
-        gate, up = mlp_half.halves(layer, mlp_half.gate_up_of(layer, wide_a[rows]))
+        gate, up = halves(layer, gate_up_of(layer, wide_a[rows]))
         wide_h = wide(gate.shape[0], down.width_in, wide_a)
         act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
         if (ha := down.project_beside(wide_h)) is not None:
