@@ -108,7 +108,7 @@ def test_pause_resume_and_a_second_view_and_tab(notebook):
     before = page.bytes
     page.run(3)
     page.page.wait_for_function("() => document.querySelectorAll('.nbt-monitor[data-plotly=true]').length === 3")
-    assert page.bytes - before <= 105_000
+    assert page.bytes - before <= 104_000
 
     page.save()
     tab = notebook(page.name)

@@ -105,32 +105,40 @@ export class LossChart extends Chart {
   }
 }
 
-export class SmallChart extends Chart {
-  constructor(column, colour) {
-    super("nbt-chart-small");
-    Object.assign(this, { column, colour });
+/** One of several beside each other: few ticks, and no words where nothing is known yet. */
+export class Small extends Chart {
+  constructor(more = "") {
+    super(`nbt-chart-small ${more}`);
     this.empty.textContent = "";
+  }
+
+  drawSmall(plotly, traces, theme, yaxis, line) {
+    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 }, yaxis: { nticks: 4, ...yaxis }, hovermode: "x" });
+    return this.draw(plotly, traces, layout, theme, line);
+  }
+}
+
+export class SmallChart extends Small {
+  constructor(column, colour) {
+    super();
+    Object.assign(this, { column, colour });
   }
 
   update(plotly, store, theme, name, { ceiling = 0, unit = 1 } = {}) {
     const x = store.rows.column("step").slice();
     const y = Float64Array.from(store.rows.column(this.column), (value) => value / unit);
     const traces = [line(name, { x, y }, theme[this.colour], { width: 1.8 })];
-    if (ceiling > 0) {
-      traces.push(line(text("memory.plan"), { x: [x[0], x.at(-1)], y: [ceiling / unit, ceiling / unit] }, theme.text, { width: 1, dash: "dash" }));
-    }
-    const layout = base(theme, {
-      margin: { l: 46, r: 8, t: 4, b: 20 },
-      xaxis: { nticks: 3 },
-      yaxis: { nticks: 4, rangemode: this.column === "learning_rate" ? "normal" : "tozero", exponentformat: this.column === "tokens_per_second" ? "SI" : "power" },
-      hovermode: "x",
-    });
-    return this.draw(plotly, traces, layout, theme, { x, y });
+    if (ceiling > 0) traces.push(planLine(x, ceiling / unit, theme));
+    const axis = { rangemode: this.column === "learning_rate" ? "normal" : "tozero", exponentformat: this.column === "tokens_per_second" ? "SI" : "power" };
+    return this.drawSmall(plotly, traces, theme, axis, { x, y });
   }
 }
 
 /** A text in a chart: Plotly reads some tags, and takes entities for what they stand for. */
 export const plain = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+/** What the plan expects, over all steps. */
+export const planLine = (x, y, theme) => line(text("memory.plan"), { x: [x[0], x.at(-1)], y: [y, y] }, theme.text, { width: 1, dash: "dash" });
 
 export function line(name, { x, y }, color, { width, dash = "solid", opacity = 1 }) {
   return { type: "scatter", mode: x.length > 1 ? "lines" : "markers", name: plain(name), x, y, opacity, line: { color, width, dash }, marker: { color, size: 5 } };

@@ -31,11 +31,14 @@ function exported({ kind, path, bytes: size, done, detail, time }) {
   return { level: "good", time, message: [kind, ...state, detail].filter(Boolean).join(" · ") };
 }
 
+/** A table that may be wider than its place. */
+const scrolled = (table) => el("div", { class: "nbt-scroll", tabindex: 0 }, table);
+
 /** Answers to the spec's sample prompts: the base model's, and the newest three. */
 export class Samples {
   constructor() {
     this.table = el("table");
-    this.node = el("div", { hidden: true }, el("h4", {}, text("samples")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+    this.node = el("div", { hidden: true }, el("h4", {}, text("samples")), scrolled(this.table));
   }
 
   update({ samples }) {
@@ -65,7 +68,7 @@ export class Checkpoints {
   constructor(resume) {
     this.resume = resume;
     this.table = el("table");
-    this.node = el("details", { class: "nbt-checkpoints", hidden: true }, el("summary", {}, text("checkpoints")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+    this.node = el("details", { class: "nbt-checkpoints", hidden: true }, el("summary", {}, text("checkpoints")), scrolled(this.table));
   }
 
   update({ checkpoints, status }) {
@@ -87,7 +90,7 @@ export class Checkpoints {
 export class Memory {
   constructor() {
     this.table = el("table");
-    this.node = el("details", { hidden: true }, el("summary", {}, text("memory.parts")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+    this.node = el("details", { hidden: true }, el("summary", {}, text("memory.parts")), scrolled(this.table));
   }
 
   update({ status, rows, machine }) {
@@ -116,7 +119,7 @@ export class Memory {
 export class Abilities {
   constructor() {
     this.table = el("table");
-    this.node = el("details", { hidden: true }, el("summary", {}, text("abilities")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.table));
+    this.node = el("details", { hidden: true }, el("summary", {}, text("abilities")), scrolled(this.table));
   }
 
   update({ abilities }) {
@@ -137,8 +140,7 @@ export class Table {
     this.caption = el("caption", { class: "nbt-sr" });
     const names = ["table.step", "loss", "rate", "grad", "speed", "memory.held", "busy.share"].map((key) => text(key));
     this.node = el("details", {}, el("summary", {}, text("table")),
-      el("div", { class: "nbt-scroll", tabindex: 0 },
-        el("table", {}, this.caption, el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))), this.body)));
+      scrolled(el("table", {}, this.caption, el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))), this.body)));
     this.node.addEventListener("toggle", () => { this.next = undefined; this.last && this.update(this.last); });
   }
 

@@ -3,10 +3,10 @@
 import { el } from "../shared/dom.js";
 import { bytes, MISSING } from "../shared/format.js";
 import { text } from "../shared/texts.js";
-import { base, Chart, line } from "./charts.js";
+import { line, planLine, Small } from "./charts.js";
 
 export const PARTS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"];
-const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+export const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const GIB = 1024 ** 3;
 
 /** The plan's parts that a measured one holds; in the order in which they are stacked. */
@@ -27,10 +27,9 @@ export function memoryParts(machine, { memory_parts: names = [], memory_plan: pl
 const label = (name) => text(`memory.${name}`);
 
 /** Memory over steps, stacked, with a line where the plan is. */
-export class MemoryChart extends Chart {
+export class MemoryChart extends Small {
   constructor() {
-    super("nbt-chart-small nbt-chart-memory");
-    this.empty.textContent = "";
+    super("nbt-chart-memory");
   }
 
   update(plotly, { machine, status }, theme, name, planned) {
@@ -41,27 +40,20 @@ export class MemoryChart extends Chart {
     const traces = parts.map(({ name: part }, k) => ({
       ...line(label(part), { x, y: values[k] }, PARTS[k % PARTS.length], { width: 1, dash: DASHES[k % DASHES.length] }), stackgroup: "held", mode: "lines",
     }));
-    if (planned > 0) traces.push(line(text("memory.plan"), { x: [x[0], x.at(-1)], y: [planned / GIB, planned / GIB] }, theme.text, { width: 1, dash: "dash" }));
+    if (planned > 0) traces.push(planLine(x, planned / GIB, theme));
     const words = parts.filter((part) => part.now > 0).map((part) => `${label(part.name)} ${bytes(part.now)}`);
     this.describe(text("chart.memory", { name, value: bytes((top.at(-1) ?? 0) * GIB), planned: bytes(planned), parts: words.join(", ") }));
-    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 }, yaxis: { nticks: 4, rangemode: "tozero" }, hovermode: "x" });
-    return this.draw(plotly, traces, layout, theme, { x, y: top });
+    return this.drawSmall(plotly, traces, theme, { rangemode: "tozero" }, { x, y: top });
   }
 }
 
 /** How busy the device is, in percent of the time. */
-export class BusyChart extends Chart {
-  constructor() {
-    super("nbt-chart-small");
-    this.empty.textContent = "";
-  }
-
+export class BusyChart extends Small {
   update(plotly, { machine }, theme, name) {
     const known = machine.filter((item) => item.busy !== null);
     const [x, y] = [known.map((item) => item.step), known.map((item) => item.busy)];
     this.describe(text("chart.other", { name, value: y.length ? `${Math.round(y.at(-1))} %` : MISSING }));
-    const layout = base(theme, { margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 }, yaxis: { nticks: 4, range: [0, 104], autorange: false }, hovermode: "x" });
-    return this.draw(plotly, [line(name, { x, y }, theme.busy, { width: 1.8 })], layout, theme, { x, y });
+    return this.drawSmall(plotly, [line(name, { x, y }, theme.busy, { width: 1.8 })], theme, { range: [0, 104], autorange: false }, { x, y });
   }
 }
 

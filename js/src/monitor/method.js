@@ -4,10 +4,8 @@
 import { el } from "../shared/dom.js";
 import { number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
-import { base, Chart, line } from "./charts.js";
-import { mark, PARTS } from "./machine.js";
-
-const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+import { line, Small } from "./charts.js";
+import { DASHES, mark, PARTS } from "./machine.js";
 
 export const KINDS = ["shares", "rewards", "lengths", "spread", "experts"];
 
@@ -34,10 +32,9 @@ export function words(name) {
 }
 
 /** Some figures over steps, each a line, with diamonds where held-out rows were measured. */
-export class MethodChart extends Chart {
+export class MethodChart extends Small {
   constructor() {
-    super("nbt-chart-small");
-    this.empty.textContent = "";
+    super();
     this.caption = el("figcaption");
   }
 
@@ -67,10 +64,6 @@ export class MethodChart extends Chart {
     }
     this.name(title, names);
     this.describe(text("chart.other", { name: title, value: lines.map((one) => `${words(one.name)} ${number(one.y.at(-1))}`).join(", ") }));
-    const layout = base(theme, {
-      margin: { l: 46, r: 8, t: 4, b: 20 }, xaxis: { nticks: 3 },
-      yaxis: { nticks: 4, ...(shares ? { range: [-0.04, 1.04], autorange: false } : {}) }, hovermode: "x",
-    });
-    return this.draw(plotly, traces, layout, theme, lines[0]);
+    return this.drawSmall(plotly, traces, theme, shares ? { range: [-0.04, 1.04], autorange: false } : {}, lines[0]);
   }
 }
