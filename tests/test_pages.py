@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
 
 import nbtune
 from nbtune.cli import main
 from nbtune.spec import from_yaml
+from tests.support.shell import shell_in
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -121,18 +121,9 @@ EVERY = [pytest.param(page, marks=[] if page in SAMPLE else pytest.mark.slow) fo
 
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NBTUNE_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    config = Config()
-    config.HistoryManager.enabled = False
-    InteractiveShell.clear_instance()
-    made = InteractiveShell.instance(config=config, colors="nocolor")
-    made.run_line_magic("load_ext", "nbtune")
-    made.user_ns |= {"nbtune": nbtune, "Path": Path}
-    yield made
-    made.run_line_magic("unload_ext", "nbtune")
-    InteractiveShell.clear_instance()
+    with shell_in(tmp_path, monkeypatch, colors="nocolor") as made:
+        made.user_ns |= {"nbtune": nbtune, "Path": Path}
+        yield made
 
 
 def _short(block: str) -> str:

@@ -23,7 +23,7 @@ from nbtune.spec.placement import Placement
 from tests.models.experts.test_stacks import MIXTURES
 from tests.support.model_classes import save
 from tests.support.run_alike import Ours
-from tests.support.tiny_models import save_speaking
+from tests.support.tiny_models import save_mixture
 
 SAMPLE = ("mixtral", "granitemoe", "gpt_oss")  # single matrices, renamed stacks, stacks that lie turned
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -110,11 +110,7 @@ def test_norms_of_a_joined_weight_are_parted_as_its_rows_are(tmp_path: Path) -> 
 
 
 def test_a_run_on_a_mixture_says_that_it_merges_and_does(tmp_path: Path) -> None:
-    options = {
-        "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
-    }  # fmt: skip
-    base = save_speaking("mixtral", tmp_path / "base", **options)
+    base = save_mixture(tmp_path / "base")
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(4)]
     run = nbtune.finetune(
         model=str(base), data=rows, steps=2, batch_size=2, adapter={"r": 2}, learning_rate=1e-2,

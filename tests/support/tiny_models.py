@@ -207,3 +207,12 @@ def save_speaking(kind: str, folder: Path, **options: Any) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_mixture(folder: Path) -> Path:
+    """A random Mixtral of two layers and four experts, as `save_speaking` saves one."""
+    options = {
+        "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    return save_speaking("mixtral", folder, **options)

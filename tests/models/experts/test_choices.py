@@ -13,7 +13,7 @@ from nbtune import events
 from nbtune.models.accelerate import apply
 from nbtune.models.experts.choices import Choices
 from tests.models.experts.test_block import adapted, said
-from tests.support.tiny_models import save_speaking
+from tests.support.tiny_models import save_mixture
 
 
 def chosen(model: Any, experts: int) -> tuple[float, float]:
@@ -48,11 +48,7 @@ def test_choices_are_counted_as_stock_routers_make_them(policy: Any) -> None:
 
 
 def test_a_run_tells_them_at_each_step_and_of_dense_models_nothing(tmp_path: Path) -> None:
-    options = {
-        "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
-    }  # fmt: skip
-    base = save_speaking("mixtral", tmp_path / "base", **options)
+    base = save_mixture(tmp_path / "base")
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(4)]
     run = nbtune.finetune(
         model=str(base), data=rows, steps=2, batch_size=2, adapter={"r": 2}, runs_dir=tmp_path / "runs"
