@@ -71,10 +71,11 @@ def is_machine_path(text: str) -> bool:
     return len(text) > 1 and "\n" not in text and "{" not in text and bool(_PATH.match(text))
 
 
-def from_here(path: Path) -> str:
-    """Return a path as people write it in the working folder; a home folder is `~`, so nobody is told whose it is."""
+def from_here(path: Path, start: Path | None = None) -> str:
+    """Return a path as people write it in the working folder (or in `start`); a home folder is `~`, so nobody is told
+    whose it is."""
     with suppress(ValueError):
-        return path.absolute().relative_to(Path.cwd()).as_posix()
+        return path.absolute().relative_to(start or Path.cwd()).as_posix()
     home = Path.home()
     under_home = path.is_relative_to(home) and home != home.parent  # a home that is the root says nothing
     return f"~/{path.relative_to(home).as_posix()}" if under_home else path.as_posix()

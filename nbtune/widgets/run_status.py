@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune import events as ev
 from nbtune.errors import NbtuneError
 from nbtune.keepalive import heart
+from nbtune.untrusted import from_here, harmless
 from nbtune.widgets.sanitize import clean
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ class RunStatus:
         return {
             "name": clean(run.name, 200),
             "id": clean(run.id, 80),
+            "folder": _from_a_new_kernel(run.folder),
             "state": state,
             "live": state not in ev.ENDED,
             "beat": heart.seconds,
@@ -94,7 +98,6 @@ class RunStatus:
             "peak_rate": float(getattr(plan, "learning_rate", 0.0) or 0.0),
             "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
             "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
-            "exportable": step > 0,
             "asks": self.asks,
             "resumable": bool(state in ("stopped", "failed", "interrupted")),
             "error": self._error(state),
@@ -145,6 +148,18 @@ class RunStatus:
             cause = f"{error.place}: {error.cause}" if error.place else error.cause
             return note_of("error", cause, "", error.fix, when)
         return note_of("error", f"{type(error).__name__}: {error}", "", "", when)
+
+
+def _from_a_new_kernel(folder: Path) -> str:
+    """Return a run's folder as a kernel that is started anew finds it, fit for a line of a cell.
+
+    Its name would not do: what a cell set (the folder of runs, `%cd`) went with the kernel.
+    """
+    from IPython import get_ipython
+
+    shell = get_ipython()  # type: ignore[no-untyped-call]
+    start = Path(shell.starting_dir) if shell is not None else None
+    return shlex.quote(harmless(from_here(folder, start), line=True))
 
 
 @dataclass

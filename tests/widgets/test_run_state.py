@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,3 +175,16 @@ def test_of_groups_the_best_and_the_worst_stand_among_the_samples_of_the_newest_
     assert len({item["step"] for item in shown[1:]}) <= 4
     body, _ = view.delta(Cursor())
     assert body["samples"]["items"][-1]["group"] is True
+
+
+def test_a_run_is_named_so_that_a_kernel_that_starts_anew_finds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = MemoryRun()
+    run.folder = tmp_path / "of my own" / "demo-m3m0ry"
+    shell = SimpleNamespace(starting_dir=str(tmp_path))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.chdir(tmp_path.parent)  # what a cell did
+    said = RunView(run).snapshot()[0]["status"]["folder"]
+    assert shlex.split(said) == ["of my own/demo-m3m0ry"]
+    run.folder = tmp_path / "runs" / "demo\n!rm -rf ."  # a folder that somebody else sent
+    assert "\n" not in RunView(run).snapshot()[0]["status"]["folder"]

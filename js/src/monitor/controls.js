@@ -131,11 +131,11 @@ export class Controls {
     this.rate.placeholder = peak ? number(peak) : "";
     setText(this.lost, text("drop.lost", { step: last }));
     if (ended && !this.dropBox.hidden) this.close();
-    for (const button of [this.chat, this.compare, this.losses]) button.hidden = !(ended && this.store.status.exportable);
+    for (const button of [this.chat, this.compare, this.losses]) button.hidden = !(ended && this.store.status.step);
     this.resume.hidden = !(ended && state !== "finished" && this.store.status.resumable);
     this.pause.disabled = !working;
     this.stop.disabled = this.drop.disabled = state === "stopping";
-    this.push.disabled = this.export.disabled = !this.store.status.exportable;
+    this.push.disabled = this.export.disabled = !this.store.status.step;
     const lost = ["interrupted", "failed"].includes(state) && this.store.status.resumable; // one thing is to be done
     for (const button of [this.chat, this.export, this.push, this.compare, this.losses]) button.hidden ||= lost && state === "interrupted";
     this.resume.classList.toggle("nbt-main", lost);

@@ -143,7 +143,7 @@ class View {
 
   /** The kernel is gone: a cell that goes on in the one that is there now. */
   async again() {
-    const code = `%load_ext nbtune\n%nbtune resume ${this.store.status.name}`;
+    const code = `%load_ext nbtune\n%nbtune resume ${this.store.status.folder}`;
     const inserted = insertCell(this.model, this.root, code);
     if (!inserted) await navigator.clipboard.writeText(code);
     this.said = text(inserted ? "again.inserted" : "again.copied");
