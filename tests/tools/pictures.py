@@ -18,7 +18,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "tests" / "widgets"), str(REPO / "tests" / "e2e")]
 LOOKS = [(theme, width) for width in (320, 700, 1400) for theme in ("light", "dark")]
-TALLEST = 3000  # pixels of a picture
+TALLEST = 6000  # pixels of a picture
 
 
 def main() -> int:
