@@ -100,7 +100,8 @@ def test_the_kernel_is_killed_in_the_middle(notebook, hub, tmp_path, by):
     else:
         click(monitor.get_by_role("button", name="Resume in a new cell"))
         expect(monitor.locator(".nbt-warn")).to_contain_text("run it")
-        expect(page.cell(1)).to_contain_text(f"%nbtune resume runs-{tmp_path.name}/run-")  # its folder went with the kernel
+        # NBTUNE_RUNS went with the kernel
+        expect(page.cell(1)).to_contain_text(f"%nbtune resume runs-{tmp_path.name}/run-")
         page.run(1)
         resumed = page.cell(1).locator(".nbt-monitor")
     resumed.scroll_into_view_if_needed()  # nothing is drawn where nobody looks
