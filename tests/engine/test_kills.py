@@ -1,7 +1,8 @@
 """kill -9 of a command line, of a kernel and of a worker, with one process and with two, at random moments:
 
 nothing of it lives on, no step that was saved is lost, and the rest of the run equals one that was never killed.
-`NBTUNE_TEST_KILLS=3 python -m pytest -s tests/engine/test_kills.py -m slow` is a short one.
+`NBTUNE_TEST_KILLS=3 python -m pytest -s tests/engine/test_kills.py -m slow` is a short one, and
+`NBTUNE_TEST_KILL_SECONDS=300` begins no further life after so long.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from nbtune.store.lock import is_owned
 from tests.engine.lives import Lives, family
 
 KILLS = int(os.environ.get("NBTUNE_TEST_KILLS", "50"))
+SECONDS = float(os.environ.get("NBTUNE_TEST_KILL_SECONDS", "inf"))
 SPEC = """
 data: nbtune/persona
 steps: 4000
@@ -203,12 +205,12 @@ def _until(run: nbtune.Run, step: int) -> None:
 
 
 def _kill_over_and_over(lives: Lives, door: str, processes: int, kills: int, tmp_path: Path) -> None:
-    seed = time.time_ns()
+    seed, began = time.time_ns(), time.monotonic()
     killed = Killed(lives, door, processes, tmp_path, random.Random(seed))
     try:
         for number in itertools.count(1):
             killed.once()
-            if number >= kills and killed.run is not None:
+            if (number >= kills or time.monotonic() - began > SECONDS) and killed.run is not None:
                 break
         run = killed.run
         assert run is not None

@@ -75,7 +75,9 @@ class Tree:
     def test(self, tests: Sequence[str]) -> tuple[int, str]:
         """Run tests up to the first that fails; return pytest's exit code and its last lines."""
         chosen = ["-m", "not slow and not gpu and not browser", "-x", "-q", "-p", "no:cacheprovider"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.root), str(self.root / "kernels")])}
+        others = filter(None, [os.environ.get("PYTHONPATH")])  # where libraries may lie
+        path = os.pathsep.join([str(self.root), str(self.root / "kernels"), *others])
+        environment = {**os.environ, "PYTHONPATH": path}
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *chosen, *tests],
             cwd=self.root,
