@@ -18,14 +18,16 @@ from nbtune.atomic_io import hidden, publish_folder
 from nbtune.disk import cache_folder, disk_errors
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.models.token_rows import FILE, INDEX, about_of, base_of
+from nbtune.models.weight_checks import link_of_a_model
+from nbtune.untrusted import leads_out
 
 if TYPE_CHECKING:
     import torch
 
     from nbtune.spec import RunSpec
 
-_FORM = 1  # of what is written: another one is made anew
-_SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py", "README.md")
+_FORM = 2  # of what is written: another one is made anew
+_SMALL = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md")
 
 
 def with_new_tokens(spec: "RunSpec") -> "RunSpec":
@@ -72,7 +74,8 @@ def folder_of(
     from nbtune.models.loading import resolve
 
     base = resolve(model, weights=False, trust_remote_code=trust_remote_code)
-    folder = cache_folder() / "tokens" / _key(base, tokens, special)
+    code = sorted(base.glob("*.py")) if trust_remote_code else []  # as it is now; and none, if nobody allows it
+    folder = cache_folder() / "tokens" / _key(base, tokens, special, code)
     if about_of(folder) is not None:
         return folder
     with disk_errors(DataError, place=str(folder)):
@@ -81,18 +84,28 @@ def folder_of(
         fresh.mkdir()
         try:
             _describe(model, base, tokens, special, fresh, trust_remote_code)
+            _take_code(code, fresh)
             publish_folder(fresh, folder, FILE)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
-def _key(base: Path, tokens: tuple[str, ...], special: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(json.dumps([_FORM, str(base), tokens, special]).encode())
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+def _key(base: Path, tokens: tuple[str, ...], special: tuple[str, ...], code: list[Path]) -> str:
+    names = [path.name for path in code]
+    digest = hashlib.sha256(json.dumps([_FORM, str(base), tokens, special, names]).encode())
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *names):
         with suppress(OSError):
             digest.update((base / name).read_bytes())
     return digest.hexdigest()[:32]
+
+
+def _take_code(code: list[Path], folder: Path) -> None:
+    """Copy a model's own Python files."""
+    for path in code:
+        if leads_out(path, path.parent):
+            raise link_of_a_model(path)
+        shutil.copyfile(path, folder / path.name)
 
 
 def _describe(
@@ -141,7 +154,6 @@ def _describe(
     about = {
         "base": str(Path(model).expanduser().absolute()) if here else model,
         "name": Path(model).name if here else model,
-        "trust": trust,
         "numbers": numbers,
         "known": before,
         "rows": more,

@@ -58,7 +58,7 @@ def filled(folder: Path, resolve: Callable[..., Path]) -> Path:
     about = about_of(folder)
     if about is None:
         return folder
-    base = resolve(about["base"], weights=True, trust_remote_code=bool(about["trust"]))
+    base = resolve(about["base"], weights=True)
     files = sorted(base.glob("*.safetensors"))
     state = json.dumps([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
     done = folder / "weights.txt"

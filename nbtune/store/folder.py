@@ -105,7 +105,7 @@ def read_spec(folder: Path) -> RunSpec:
     from nbtune.data.sources import consent
 
     return spec.model_copy(
-        update={"trust_remote_code": consent.is_remembered(folder, code_subject(spec.model))},
+        update={"trust_remote_code": consent.is_remembered(folder, code_subject(spec))},
     )
 
 
@@ -118,8 +118,7 @@ def spec_to_run(folder: Path) -> RunSpec:
     spec = written_spec(folder)
     if spec.trust_remote_code and not code_is_allowed(folder, spec):
         raise TrainError(
-            f"its spec wants to run Python code of the model {harmless(spec.model, line=True)}, "
-            "which you have not allowed here",
+            f"its spec wants to run Python code of the model {named_code(spec)}, which you have not allowed here",
             place=harmless(folder.name, line=True),
             fix=_how(folder),
         )
@@ -146,19 +145,30 @@ def placed(spec: RunSpec, folder: Path) -> RunSpec:
 
 
 def code_is_allowed(folder: Path, spec: RunSpec) -> bool:
-    """Return whether this user has allowed the code of the spec's model here: the code that is there now."""
+    """Return whether this user has allowed the code of the spec's models here: the code that is there now."""
     from nbtune.data.sources import consent
 
-    remembered = consent.is_remembered(folder, code_subject(spec.model))
-    return remembered and consent.is_remembered(folder, code_subject(spec.model, model_code(spec.model)))
+    remembered = consent.is_remembered(folder, code_subject(spec))
+    return remembered and consent.is_remembered(folder, code_subject(spec, spec_code(spec, folder)))
 
 
-def model_code(model: str) -> str:
-    """Return which code it is: what is fetched now is what is loaded next."""
-    from nbtune import models
+def spec_code(spec: RunSpec, folder: Path) -> str:
+    """Return which code a spec's models bring: what is fetched now is what is loaded next."""
     from nbtune.data.sources import consent
+    from nbtune.models.loading import tokenizer_folder
 
-    return consent.code_of(models.resolve(model, weights=False, trust_remote_code=True))
+    whose = _whose_code(placed(spec, folder))
+    return " ".join(consent.code_of(tokenizer_folder(name, trust_remote_code=True)) for name in whose)
+
+
+def _whose_code(spec: RunSpec) -> list[str]:
+    """Return the models whose own code runs where a spec's `trust_remote_code` counts."""
+    return [name for name in dict.fromkeys((spec.model, spec.tokenizer, spec.teacher)) if name]
+
+
+def named_code(spec: RunSpec) -> str:
+    """Return the names of the models whose own code a spec lets run, for people."""
+    return " and of ".join(harmless(name, line=True) for name in _whose_code(spec))
 
 
 def _how(folder: Path) -> str:
@@ -166,9 +176,10 @@ def _how(folder: Path) -> str:
     return f"if you trust it: `nbtune trust {name}` in a shell, or `nbtune.trust({name!r})` in Python"
 
 
-def code_subject(model: str, code: str = "") -> dict[str, str]:
-    """Return what a consent to a model's own Python code is about; with `code`: to this code and no other."""
-    return {"trust_remote_code": model, **({"code": code} if code else {})}
+def code_subject(spec: RunSpec, code: str = "") -> dict[str, Any]:
+    """Return what a consent to the own Python code of a spec's models is about; with `code`: to this and no other."""
+    whose = _whose_code(spec)
+    return {"trust_remote_code": whose if len(whose) > 1 else spec.model, **({"code": code} if code else {})}
 
 
 def written_spec(folder: Path) -> RunSpec:

@@ -15,13 +15,13 @@ from nbtune.store.folder import (
     code_is_allowed,
     code_subject,
     find,
-    model_code,
+    named_code,
     refuse_outside,
     runs_root,
+    spec_code,
     spec_to_run,
     written_spec,
 )
-from nbtune.untrusted import harmless
 
 
 def check(folder: Path, *, code: bool = True) -> None:
@@ -48,7 +48,7 @@ def questions(folder: Path) -> list[str]:
     """Return what the folder would run here, or read beyond itself, and this user has not allowed yet, in words."""
     spec = written_spec(folder)
     code = spec.trust_remote_code and not code_is_allowed(folder, spec)
-    return [*([f"the Python code of the model {harmless(spec.model, line=True)}"] if code else []), *_of_data(folder)]
+    return [*([f"the Python code of the model {named_code(spec)}"] if code else []), *_of_data(folder)]
 
 
 def allow(folder: Path) -> None:
@@ -67,7 +67,7 @@ def allow(folder: Path) -> None:
 
 
 def allow_code(folder: Path, spec: RunSpec) -> None:
-    """Let, for this user, the code of the spec's model run in this folder's run: the code that is there now.
+    """Let, for this user, the code of the spec's models run in this folder's run: the code that is there now.
 
     Raises:
         DataError: the cache cannot be written.
@@ -75,8 +75,8 @@ def allow_code(folder: Path, spec: RunSpec) -> None:
     """
     from nbtune.data.sources import consent
 
-    for subject in (code_subject(spec.model), code_subject(spec.model, model_code(spec.model))):
-        consent.remember(folder, subject, f"the Python code of the model {spec.model}")
+    for subject in (code_subject(spec), code_subject(spec, spec_code(spec, folder))):
+        consent.remember(folder, subject, f"the Python code of the model {named_code(spec)}")
 
 
 def trust(which: str | Path, runs_dir: str | Path | None = None) -> list[str]:

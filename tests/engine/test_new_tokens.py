@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,26 @@ def test_a_new_token_is_learnt_and_goes_wherever_the_model_goes(
     assert "<step>" in run.spec.adapter.new_tokens
     assert run.spec.model == bases[tied]
     assert isinstance(run.generate("Say salt", max_new_tokens=3), str)
+
+
+def test_what_one_run_allows_is_no_other_ones_word(bases: dict[bool, str], tmp_path: Path) -> None:
+    """The folder in the cache says nothing of consent, and has a model's code only for who allows that code."""
+    base = tmp_path / "base"
+    shutil.copytree(bases[True], base)
+    (base / "own.py").write_text("A = 1\n")
+    plain, allowed = (folder_of(str(base), ("<a>",), trust_remote_code=trust) for trust in (False, True))
+    assert plain != allowed
+    assert not list(plain.glob("*.py"))
+    assert (allowed / "own.py").read_text() == "A = 1\n"
+    assert "trust" not in json.loads((allowed / "new_tokens.json").read_text())
+    (base / "own.py").write_text("A = 2\n")
+    changed = folder_of(str(base), ("<a>",), trust_remote_code=True)
+    assert (changed / "own.py").read_text() == "A = 2\n"
+    (tmp_path / "private.py").write_text("B = 1\n")
+    (base / "linked.py").symlink_to(tmp_path / "private.py")
+    assert folder_of(str(base), ("<a>",)) == plain
+    with pytest.raises(SpecError, match="leads out of"):
+        folder_of(str(base), ("<a>",), trust_remote_code=True)
 
 
 @pytest.mark.parametrize("tied", [True, False])

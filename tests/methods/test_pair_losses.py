@@ -106,7 +106,7 @@ def test_cpo(kind: str, smoothing: float) -> None:
     assert sum(found) / 3 == pytest.approx(sum(expected) / 3 + 0.5 * imitation, rel=1e-6)
 
 
-@pytest.mark.parametrize("values", [(1.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("values", [(1.0, 0.0, 1.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)])
 def test_bco(values: tuple[float, ...]) -> None:
     given = Answers(sides()[0].logprobs, sides()[0].tokens, sides()[0].reference, torch.tensor(values))
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5}

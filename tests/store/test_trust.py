@@ -150,6 +150,45 @@ def test_what_the_user_starts_here_needs_no_further_word(tmp_path, model):
         nbtune.attach(run.folder).losses().wait()
 
 
+def test_a_word_for_the_models_code_is_none_for_anothers(tmp_path, model):
+    """Whoever can write into the folder, names another model beside the one that was allowed."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    shutil.copytree(model, ours)
+    shutil.copytree(model, theirs)
+    run = nbtune.finetune({**SPEC, "model": str(ours), "trust_remote_code": True, "steps": 1}, rows={"rows": ROWS})
+    run.wait()
+    run.free()
+    assert nbtune.trust(run.folder) == []
+    spec = (run.folder / "spec.yaml").read_text()
+    for more in (f"tokenizer: {theirs}\n", f"teacher: {theirs}\nmethod: distill\n"):
+        (run.folder / "spec.yaml").write_text(spec + more)
+        with pytest.raises(TrainError, match="not allowed here"):
+            nbtune.attach(run.folder).generate("Hi", max_new_tokens=1)
+        assert [str(theirs) in want for want in nbtune.trust(run.folder)] == [True]
+        assert nbtune.trust(run.folder) == []
+        (theirs / "own_code.py").write_text((theirs / "own_code.py").read_text() + "\n# changed\n")
+        with pytest.raises(TrainError, match="not allowed here"):
+            nbtune.attach(run.folder).generate("Hi", max_new_tokens=1)
+
+
+def test_code_that_a_model_takes_from_elsewhere_is_part_of_what_is_allowed(tmp_path, model):
+    """`auto_map` may name another repository, or a folder: its code is asked for again once it is another."""
+    other, folder = tmp_path / "other", tmp_path / "borrowing"
+    shutil.copytree(model, folder)
+    other.mkdir()
+    shutil.move(folder / "own_code.py", other / "own_code.py")
+    for name in ("config.json", "tokenizer_config.json"):
+        shutil.copyfile(model / name, folder / name)
+        text = json.loads((folder / name).read_text())
+        text["auto_map"] = {"AutoModelForCausalLM": [f"{other}--own_code.OwnModel", None]}
+        (folder / name).write_text(json.dumps(text))
+        before = consent.code_of(folder)
+        (other / "own_code.py").write_text((other / "own_code.py").read_text() + "\n# changed\n")
+        assert consent.code_of(folder) != before, name
+        del text["auto_map"]
+        (folder / name).write_text(json.dumps(text))
+
+
 def test_a_word_is_for_this_folder_and_this_content(stranger, tmp_path):
     with_import(stranger)
     assert nbtune.trust(stranger) == [f"the function `{__name__}:strike`"]

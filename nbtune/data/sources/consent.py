@@ -13,12 +13,15 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nbtune import hub_cache
 from nbtune.atomic_io import create_file, write_text
 from nbtune.disk import cache_folder, disk_error
 from nbtune.errors import DataError
+from nbtune.untrusted import BadFile, load
 
 _BYTES = 32
 
@@ -59,14 +62,32 @@ def is_remembered(folder: Path, subject: Mapping[str, Any]) -> bool:
 
 
 def code_of(model: Path) -> str:
-    """Return what code a model's folder brings: a digest of its Python files and of what names them."""
+    """Return what code a model's folder brings: a digest of its Python files, of what names them, and of the files of
+    others' that these name."""
     whole = hashlib.sha256()
-    names = [*model.rglob("*.py"), model / "config.json", model / "tokenizer_config.json"]
-    for path in sorted(path for path in names if path.is_file()):
-        whole.update(
-            f"{path.relative_to(model).as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
-        )
+    configs = [model / "config.json", model / "tokenizer_config.json"]
+    own = [path for path in (*model.rglob("*.py"), *configs) if path.is_file()]
+    for path in [*sorted(own), *_borrowed(configs)]:
+        name = path.relative_to(model) if path.is_relative_to(model) else path
+        whole.update(f"{name.as_posix()}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()
+
+
+def _borrowed(configs: list[Path]) -> list[Path]:
+    """Return the Python files, as they are here, of the repositories and folders that `auto_map` names before `--`."""
+    named: set[str] = set()
+    for config in configs:
+        with suppress(OSError, BadFile):
+            known = (load(config, number_below=1 << 70) or {}).get("auto_map")
+            stated = list(known.values()) if isinstance(known, dict) else []
+            parts = [part for one in stated for part in (one if isinstance(one, list) else [one])]
+            named |= {part.partition("--")[0] for part in parts if isinstance(part, str) and "--" in part}
+    places = [
+        place
+        for name in sorted(named)
+        for place in (Path(name), hub_cache.snapshot(hub_cache.user_cache(), "model", name))
+    ]
+    return sorted(path for place in places if place is not None for path in place.glob("*.py") if path.is_file())
 
 
 def _place(folder: Path, subject: Mapping[str, Any]) -> Path:

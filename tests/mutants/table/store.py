@@ -98,7 +98,7 @@ STORE = (
     mutant(
         "a-spec-consents-to-its-own-models-code",
         "store/folder.py",
-        "    return remembered and consent.is_remembered(folder, code_subject(spec.model, model_code(spec.model)))\n",
+        "    return remembered and consent.is_remembered(folder, code_subject(spec, spec_code(spec, folder)))\n",
         "    return True\n",
         f"{_TRUST}::test_a_models_own_code_is_not_run_because_its_spec_says_so",
     ),
