@@ -191,7 +191,7 @@ class _Engine:
             first_values=kept_in(folder),
         )
         keep_first_values(self.built.model, folder, writes=self.writes)
-        if checkpoints.latest(folder) is None:
+        if checkpoints.latest(folder) is None or self.method.online:  # a trainer's reference begins there again
             begin_with(folder, self.built.model)
         self.built.tokenizer = tokenizer = data.speaking(tokenizer, spec, self.data.chat_template)
         if self.writes:

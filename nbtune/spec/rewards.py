@@ -78,7 +78,6 @@ def must_fit(spec: RunSpec) -> None:
         "optim_args": bool(spec.optim_args.model_dump(exclude_defaults=True).keys() - {"beta1", "beta2", "eps"}),
         "schedule": bool(spec.schedule.model_dump(exclude_defaults=True).keys() - {"warmup_steps"}),
         "neftune_noise_alpha": bool(getattr(spec, "neftune_noise_alpha", None)),
-        "start_from": spec.start_from is not None,
         "row_weights": bool(spec.row_weights),
         "mix": "mix" in spec.model_fields_set and spec.mix != type(spec.mix)(),
         "order": spec.order not in ("shuffled", "given"),
