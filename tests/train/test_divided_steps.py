@@ -23,9 +23,10 @@ from nbtune.data.batching.sampler import BatchPlan
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.methods import METHODS, Answers, Method
 from nbtune.models.heads import Head, add_head
+from nbtune.train.distillation import DistillationLoss
 from nbtune.train.distributed import RankedControl, RankedStepper, Ranks
 from nbtune.train.loop import Jobs, LoopOptions, Progress, train
-from nbtune.train.loss import loss_of
+from nbtune.train.loss import Loss, loss_of
 from nbtune.train.stepper import Stepper
 from tests.support.control import MemoryControl
 from tests.train.test_against_trl import _model
@@ -45,8 +46,8 @@ CENTRED = Method(
     name="centred", title="", sentence="", rows="feedback", loss=centred, options={"beta": 0.5}, reference=True,
     of_step="answers",
 )  # fmt: skip
-ALL = {name: method for name, method in METHODS.items() if not method.teacher} | {"centred": CENTRED}
-# (what a teacher says is divided in tests/engine/test_distillation.py)
+ALL = {name: method for name, method in METHODS.items() if not method.online} | {"centred": CENTRED}
+# (how a step of those that TRL runs is divided: tests/engine/test_online.py)
 
 
 def rows_of(method: Method) -> Dataset:
@@ -65,6 +66,15 @@ def rows_of(method: Method) -> Dataset:
             of_steps = steps.astype(np.float32) if method.head == "token" else None
             builder.add(ids, trained, 0, row, judged, of_steps, [1.0, 0.5, 3.0][row % 3])
     return builder.build()
+
+
+def another() -> torch.nn.Module:
+    """A model that says something else: a teacher."""
+    model, chance = _model().eval(), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * p.std() * torch.randn(p.shape, generator=chance))
+    return model
 
 
 class Short:
@@ -95,7 +105,9 @@ def learnt(
         add_head(model, Head(method.head, tuple("abc"[:outputs])), seed=3)
     if short is not None:
         short.watch(model)
-    loss = loss_of(method, outputs=outputs)
+    loss: Loss = loss_of(method, outputs=outputs)
+    if method.teacher:
+        loss = DistillationLoss(another(), method.options)
     parameters = [p for p in model.parameters() if p.requires_grad]
     make = Stepper if ranks is None else lambda *a, **k: RankedStepper(ranks, *a, **k)
     stepper = make(model, loss, torch.optim.SGD(parameters), max_grad_norm=0.0, seed=1, device=CPU)
