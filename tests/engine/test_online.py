@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import nbtune
 from nbtune.engine.judges import PLACE, Judge
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.events import Checkpoint, Group, State, Step
+from nbtune.models.loading import load_tokenizer, resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and what it imports
 ROWS_OF_SFT = [{"prompt": "Say salt", "completion": "Salt."}] * 8
@@ -21,6 +24,10 @@ ROWS = [{"prompt": f"Say {word}"} for word in ("salt", "tar", "rope", "sail", "k
 
 def full_of_e(completions: list[str]) -> list[float]:
     return [min(1.0, text.lower().count("e") / 4) for text in completions]
+
+
+def short_is_good(completions: list[str]) -> list[float]:
+    return [1 / (1 + len(text)) for text in completions]
 
 
 def begin(folder: Path, reward: Any = full_of_e, **more: Any) -> Any:
@@ -73,6 +80,67 @@ def test_a_run_stops_at_a_step_goes_on_there_and_can_be_taken_home(tmp_path: Pat
     assert any("GRPOTrainer" in reason for reason in run.plan.reasons)
     again = nbtune.repeat(run.folder).wait()
     assert [step.loss for step in of(again, Step)][:1] == [step.loss for step in of(run, Step)][:1]
+
+
+SGD: dict[str, Any] = {"learning_rate": 0.1, "lr_scheduler_type": "constant", "optim_args": {"eps": 1.0}}
+"""AdamW whose steps are as long as its gradients: else those next to nothing would count as much as others."""
+
+
+def learnt(run: Any) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_how_a_step_is_divided_does_not_matter(method: str, tmp_path: Path) -> None:
+    """Over micro-batches, with answers of very unequal lengths; packs and several processes are refused."""
+    how: dict[str, Any] = {"method": method, "dtype": "fp32", "batch_size": 4, **SGD}
+    whole, parts = (
+        begin(tmp_path / f"{micro}", reward=short_is_good, micro_batch_size=micro, **how).wait() for micro in (4, 1)
+    )
+    assert (parts.plan.micro_batch_size, parts.plan.gradient_accumulation_steps) == (1, 4)
+    first, second = ([step.metrics["reward"] for step in of(run, Step)] for run in (whole, parts))
+    assert first == pytest.approx(second, rel=1e-6), "the same answers"
+    assert [s.loss for s in of(whole, Step)] == pytest.approx([s.loss for s in of(parts, Step)], rel=1e-5, abs=1e-6)
+    ours, theirs = learnt(whole), learnt(parts)
+    assert max(float(value.abs().max()) for name, value in ours.items() if "lora_B" in name) > 1e-4
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_losses_and_weights_are_those_of_trls_trainer_alone(method: str, tmp_path: Path) -> None:
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    how: dict[str, Any] = {"method": method, "dtype": "fp32", "batch_size": 2, "steps": 3, "seed": 5, **SGD}
+    run = begin(tmp_path, reward=short_is_good, adapter={"r": 4}, **how).wait()
+    base = AutoModelForCausalLM.from_pretrained(resolve("nbtune/tiny"), dtype=torch.float32)
+    torch.manual_seed(5)
+    lora = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = getattr(trl, f"{method.upper()}Config")(
+        output_dir=str(tmp_path / "trl"), max_steps=3, num_generations=8, per_device_train_batch_size=16, seed=5,
+        max_completion_length=12, temperature=1.0, beta=0.05 if method == "rloo" else 0.0, learning_rate=0.1,
+        lr_scheduler_type="constant", adam_epsilon=1.0, weight_decay=run.spec.weight_decay, logging_steps=1,
+        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        gradient_accumulation_steps=1, max_grad_norm=run.spec.max_grad_norm,
+    )  # fmt: skip
+    trainer = getattr(trl, f"{method.upper()}Trainer")(
+        model=get_peft_model(base, lora),
+        args=config,
+        reward_funcs=lambda completions, **_: short_is_good([said[0]["content"] for said in completions]),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]),
+        processing_class=load_tokenizer("nbtune/tiny"),
+    )
+    trainer.train()
+    alone = [line["loss"] for line in trainer.state.log_history if "reward" in line]
+    assert [step.loss for step in of(run, Step)] == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    theirs = get_peft_model_state_dict(trainer.model, adapter_name="default")
+    for name, value in learnt(run).items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_reward_that_raises_ends_the_run_with_its_row_and_its_reason(tmp_path: Path) -> None:
