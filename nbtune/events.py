@@ -210,6 +210,31 @@ class Device(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Processes(Event):
+    """How several processes that train together shared a step, said after `step`, at most once a second; each list is
+    in their order.
+
+    `seconds` is what each took for its own share, until it waited for the others, with so many `tokens`; `memory` what
+    it held at most, in bytes. `exchange` is the seconds in which gradients were summed for whoever came last, `sent`
+    the bytes that each sent in the step, weights that are lent layer by layer included.
+    """
+
+    type: ClassVar[str] = "processes"
+    step: int
+    seconds: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    memory: tuple[int, ...] = ()
+    exchange: float = 0.0
+    sent: int = 0
+
+    @property
+    def link(self) -> float:
+        """The bytes a second that each sent, over the whole step; 0: not known."""
+        whole = max(self.seconds, default=0.0) + self.exchange
+        return self.sent / whole if whole > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unknown(Event):
     """An event of a newer version: kept, not understood."""
 
@@ -218,10 +243,8 @@ class Unknown(Event):
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-_TYPES: dict[str, type[Event]] = {
-    kind.type: kind
-    for kind in (State, Step, Eval, Sample, Scores, Group, Check, Abilities, Checkpoint, Warning, Export, Device)
-}
+_KINDS: tuple[type[Event], ...] = (State, Step, Eval, Sample, Scores, Group, Check, Abilities, Checkpoint, Warning)
+_TYPES: dict[str, type[Event]] = {kind.type: kind for kind in (*_KINDS, Export, Device, Processes)}
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
 
 
@@ -307,6 +330,7 @@ _BY_TYPE: dict[str, Callable[[Any], Any]] = {
     "bool": _only(bool),
     "tuple[str, ...]": _listed(_only(str)),
     "tuple[float, ...]": _listed(float),
+    "tuple[int, ...]": _listed(_whole),
     "dict[str, float]": _numbers,
     "dict[str, int]": _numbers,
     "dict[str, str]": _texts,

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-from nbtune.events import ENDED, Eval, Event, State, Step, Warning
+from nbtune.events import ENDED, Eval, Event, Processes, State, Step, Warning
 
 
 def duration(seconds: float) -> str:
@@ -21,6 +21,18 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def shares(said: Processes) -> str:
+    """Return how several processes share a step, in a few words.
+
+    >>> shares(Processes(step=5, seconds=(0.41, 0.43), memory=(15 << 30, 14 << 30), exchange=0.02, sent=335_000_000))
+    '2 processes 0.41-0.43 s, 15.0 GiB, 0.74 GB/s'
+    """
+    low, high = min(said.seconds), max(said.seconds)
+    took = f"{high:.2g} s" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g}-{high:.2g} s"
+    held = f"{max(said.memory, default=0) / 2**30:.1f} GiB"
+    return f"{len(said.seconds)} processes {took}, {held}, {said.link / 1e9:.2g} GB/s"
 
 
 class Progress:
@@ -34,6 +46,7 @@ class Progress:
         self.eval_loss: float | None = None
         self.tokens_per_second = 0.0
         self.warnings: list[Warning] = []
+        self.processes: Processes | None = None
         self._seconds: deque[float] = deque(maxlen=20)
 
     def add(self, events: Iterable[Event]) -> None:
@@ -47,6 +60,8 @@ class Progress:
                 self.total_steps = event.total_steps or self.total_steps
             elif isinstance(event, Eval):
                 self.eval_loss = event.loss
+            elif isinstance(event, Processes):
+                self.processes = event if event.seconds else None
             elif isinstance(event, Warning):
                 self.warnings.append(event)
 
@@ -82,6 +97,8 @@ class Progress:
             parts.append(f"eval {self.eval_loss:.4f}")
         if self.tokens_per_second and not self.ended:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.processes is not None and not self.ended:
+            parts.append(shares(self.processes))
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
         return " · ".join(parts)

@@ -24,12 +24,15 @@ KINDS = [
     events.Warning,
     events.Export,
     events.Device,
+    events.Processes,
 ]
 _VALUES: dict[str, st.SearchStrategy[Any]] = {
     "int": st.integers(min_value=0, max_value=2**60),
     "float": st.floats(),
     "str": st.text(),
     "bool": st.booleans(),
+    "tuple[int, ...]": st.lists(st.integers(min_value=0, max_value=2**60), max_size=3).map(tuple),
+    "tuple[float, ...]": st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
     "dict[str, int]": st.dictionaries(st.text(max_size=8), st.integers(min_value=0, max_value=2**60), max_size=3),
     "dict[str, float]": st.dictionaries(
         st.text(max_size=8), st.floats(allow_nan=False, allow_infinity=False), max_size=3

@@ -292,7 +292,7 @@ class _Engine:
         from nbtune.train.schedule import learning_rate_of
 
         plan, spec = self.plan, self.spec
-        together = None if self.ranks is None else RankedControl(self.ranks, self.control)
+        together = None if self.ranks is None else RankedControl(self.ranks, self.control, self.stepper)
         given = self.data, self.built, self.loss, self.stepper.device, self.ranks, together
         speaks = together is None and not self.method.head  # several processes do not answer, a head gives scores
         wished, unasked = lambda: self.control.look().sample, not plan.weights.streams  # each token fetches all layers
@@ -318,7 +318,7 @@ class _Engine:
             self._confirm()
         control = together or self.control
         asked = scored(self.folder, measuring, self.progress, control, self.emit)
-        with asked, Gauge(self.emit, self.built.model, self.stepper.device) as emit:
+        with asked, Gauge(self.emit, self.built.model, self.stepper.device, together) as emit:
             return train(self.stepper, self.batches, options, jobs, progress=self.progress, emit=emit, control=control)
 
     def _confirm(self) -> None:

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from nbtune import device as machine
 from nbtune.device.nvml import Card, Reading
 from nbtune.events import Device, Event, Step
+from nbtune.train.pace import processes
 
 if TYPE_CHECKING:
     import torch
+
+    from nbtune.train.distributed import RankedControl
 
 EVERY = 1.0  # seconds
 
@@ -30,10 +33,17 @@ class Gauge:
         emit: takes events.
         model: whose weights are counted, once.
         device: it trains there.
+        together: what all of several processes tell of their steps.
     """
 
-    def __init__(self, emit: Callable[[Event], None], model: torch.nn.Module, device: torch.device) -> None:
-        self._emit, self._device = emit, device
+    def __init__(
+        self,
+        emit: Callable[[Event], None],
+        model: torch.nn.Module,
+        device: torch.device,
+        together: RankedControl | None = None,
+    ) -> None:
+        self._emit, self._device, self._together = emit, device, together
         self._model: torch.nn.Module | None = model
         self._held: tuple[int, int] | None = None
         self._said = float("-inf")
@@ -70,6 +80,8 @@ class Gauge:
                 self._said = float("inf")
                 return
             self._emit(told)
+            if self._together is not None and (shared := processes(event.step, self._together.told)):
+                self._emit(shared)
 
     def _look(self, step: Step) -> Device:
         if self._held is None:

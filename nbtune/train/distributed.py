@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,10 +26,13 @@ from nbtune import device as machine
 from nbtune.device.detect import claim, collectives
 from nbtune.train.control import OtherIsGone, Wishes
 from nbtune.train.cuda_graph_stepper import FusedStepper
+from nbtune.train.look_ahead import LooksAhead
+from nbtune.train.pace import Pace, Told
 from nbtune.train.parted import norm_of
 from nbtune.train.stepper import Stepper, Updated
 
 if TYPE_CHECKING:
+    from nbtune.data.batching.collate import Batch
     from nbtune.train.control import Control
     from nbtune.train.look_ahead import Gather
 
@@ -109,18 +112,22 @@ class RankedControl:
 
     Args:
         control: where process 0 looks.
+        stepper: whose pace is passed on; `told` has what all have told of theirs.
     """
 
-    def __init__(self, ranks: Ranks, control: Control) -> None:
+    def __init__(self, ranks: Ranks, control: Control, stepper: Any = None) -> None:
         self._ranks, self._control = ranks, control
+        self._pace: Pace | None = getattr(stepper, "pace", None)
+        self.told: list[Told | None] = []
         self._agreed = Wishes()
         self.agree([])  # what was wished before is no new wish
 
     def agree(self, numbers: Sequence[float]) -> list[Any]:
         """Return sums of the numbers over all processes, which must all call this; wishes are passed on with them."""
-        gathered = self._ranks.gather((list(numbers), self._control.look() if self._ranks.first else None))
-        self._agreed = gathered[0][1]
-        return [sum(values) for values in zip(*(part for part, _ in gathered), strict=True)]
+        wishes = self._control.look() if self._ranks.first else None
+        gathered = self._ranks.gather((list(numbers), wishes, None if self._pace is None else self._pace.told()))
+        self._agreed, self.told = gathered[0][1], [told for *_, told in gathered]
+        return [sum(values) for values in zip(*(part for part, *_ in gathered), strict=True)]
 
     def together(self, look: Callable[[], None]) -> Callable[[], None]:
         """Return `look`, for work that all processes do at the same pace: the wishes are agreed on first."""
@@ -160,7 +167,7 @@ class RankedControl:
         self.agree([])
 
 
-class _Ranked:
+class _Ranked(LooksAhead):
     """Of a stepper's kind: one of several processes, each of which draws other random numbers."""
 
     _gather: Gather | None
@@ -169,6 +176,16 @@ class _Ranked:
         super().__init__(*args, **kwargs)
         self._ranks = ranks
         self._gather = ranks.gather
+        self.pace = Pace(self.device, ranks.count, self._weights())
+
+    def _weights(self) -> Iterable[torch.nn.Parameter]:
+        """Return those that may be parted."""
+        return ()
+
+    def look_ahead(self, batches: Iterable[Batch], *, step: int) -> None:
+        """See `LooksAhead.look_ahead`: a step begins with it."""
+        self.pace.begin()
+        super().look_ahead(batches, step=step)
 
     def _number(self, micro_step: int) -> int:
         return micro_step * self._ranks.count + self._ranks.rank
@@ -176,6 +193,14 @@ class _Ranked:
 
 class RankedStepper(_Ranked, Stepper):
     """A `Stepper` that adds up what all processes' micro-batches gave."""
+
+    def _weights(self) -> Iterable[torch.nn.Parameter]:
+        return self.model.parameters()
+
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
+        """See `Stepper.accumulate`."""
+        self.pace.take(batch.num_tokens)
+        super().accumulate(batch, denominator=denominator, step=step, micro_step=micro_step)
 
     def update(self, learning_rate: float) -> Updated:
         """See `Stepper.update`; a process without a micro-batch of its own in this step adds nothing."""
@@ -189,7 +214,9 @@ class RankedStepper(_Ranked, Stepper):
                 parameter.grad = torch.zeros_like(parameter)
         told = [self._sum.float().reshape(1)] + ([] if self._figures is None else [self._figures.flatten()])
         whole, _ = self._gradients()  # of parts FSDP2 has done so
+        self.pace.ready()
         total = _add_up(whole, torch.cat(told))
+        self.pace.summed(whole)
         self._sum, self._figures = total[0], total[1:].view(2, -1) if names else None
         return super().update(learning_rate)
 
@@ -212,6 +239,11 @@ class RankedStepper(_Ranked, Stepper):
 class RankedFusedStepper(_Ranked, FusedStepper):
     """A `FusedStepper` that does so: its gradients lie in one buffer, between two recordings."""
 
+    def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
+        """See `FusedStepper.accumulate`."""
+        self.pace.take(batch.num_tokens)
+        super().accumulate(batch, denominator=denominator, step=step, micro_step=micro_step)
+
     def update(self, learning_rate: float) -> Updated:
         """See `FusedStepper.update`; a process without a micro-batch of its own in this step adds nothing."""
         gradients = self._step.gradients()
@@ -219,7 +251,9 @@ class RankedFusedStepper(_Ranked, FusedStepper):
             torch._foreach_zero_(gradients)
             figures = () if self._loss is None else self._loss.figures
             self._sum = torch.zeros((1 + 2 * len(figures),) if figures else (), device=self.device)
+        self.pace.ready()
         self._sum = _add_up(gradients, self._sum.float().reshape(-1)).view_as(self._sum)
+        self.pace.summed(gradients)
         return super().update(learning_rate)
 
 

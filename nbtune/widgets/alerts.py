@@ -1,5 +1,5 @@
 """Plain sentences about a run's curves: held-out loss that rises, a loss that does not move, a first overflow,
-a card that has lowered its clocks.
+a card that has lowered its clocks, a process for which the others wait.
 
 Each hint is said once for what it is about; nothing here stops a run.
 """
@@ -7,6 +7,8 @@ Each hint is said once for what it is about; nothing here stops a run.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ RISING = 3  # evaluations above the best one, each at least this much worse:
 WORSE = 0.01  # a hundredth of the best
 FLAT_STEPS = 100  # a loss is called flat over at least so many steps, and after the warm-up
 FLAT = 0.005  # relative
+BEHIND = 1.3  # times as long as the others: so much slower is a process that is worth a word, when it is so
+BEHIND_FOR = 10  # times in a row, a second apart
 OFTEN = {"heat": 10, "power": 120}  # seconds in a minute or two in which clocks were lowered, before it is worth a word
 
 
@@ -27,6 +31,7 @@ class Hints:
         self._told: set[Any] = set()
         self._looked = 0
         self._slowed = dict.fromkeys(OFTEN, 0.0)
+        self._behind = (-1, 0)  # which process was slower than the others, how often in a row
 
     def forget(self) -> None:
         """Forget what was told, which may be told again: the run went back."""
@@ -110,6 +115,33 @@ class Hints:
                 self._told.add(why)
                 warning = _too_hot(temperature) if why == "heat" else _at_its_limit(watts)
         return warning
+
+    def after_processes(self, seconds: Sequence[float], tokens: Sequence[int]) -> tuple[str, str, str] | None:
+        """Return a warning where one of several processes has long been slower than the others, in a step and for each
+        of its tokens: shares may differ.
+
+        >>> hints = Hints()
+        >>> [hints.after_processes([0.5, 0.8, 0.5], [64, 64, 64]) for _ in range(10)][-1][0]
+        'Process 2 of 3 takes 1.6 times as long as the others for its share of a step.'
+        """
+        known = list(zip(seconds, tokens, strict=False))
+        late = max(range(len(known)), key=lambda k: known[k][0], default=-1)
+        others = [(s, s / t) for k, (s, t) in enumerate(known) if k != late and t > 0 and s > 0]
+        if not others or tokens[late] <= 0:
+            return None
+        times = seconds[late] / median(took for took, _ in others)
+        for_a_token = seconds[late] / tokens[late] / median(each for _, each in others)
+        again = self._behind[1] if self._behind[0] == late else 0
+        self._behind = (late, again + 1 if min(times, for_a_token) > BEHIND else 0)
+        if self._behind[1] < BEHIND_FOR or ("behind", late) in self._told:
+            return None
+        self._told.add(("behind", late))
+        who = f"Process {late + 1} of {len(known)}"
+        return (
+            f"{who} takes {times:.1f} times as long as the others for its share of a step.",
+            "All wait for it: its GPU is slowed or shared with somebody, or its machine is busy.",
+            "look there (`nvidia-smi`, `top`); the run may go on, what is learnt is the same",
+        )
 
 
 def _too_hot(temperature: float) -> tuple[str, str, str]:

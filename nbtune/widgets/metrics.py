@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbtune.events import Step
+from nbtune.events import Processes, Step
 
 # what a row holds, and which number stands for several of a column; the page's half reads this file, too
 _MERGED: dict[str, str] = json.loads(Path(__file__).with_name("columns.json").read_text(encoding="utf-8"))
@@ -136,3 +136,25 @@ def row_of(index: int, step: Step) -> tuple[float, ...]:
         memory,
         step.time,
     )
+
+
+_EACH = 4  # processes that have a line each: of more the ends and the middle
+
+
+def figures_of_processes(said: Processes) -> dict[str, float]:
+    """Return what the monitor draws of several processes: seconds of their own in a step, GiB at most, GB/s sent.
+
+    >>> figures_of_processes(Processes(step=9, seconds=(0.5, 0.25), memory=(2**30, 2**30), sent=10**9))
+    {'process 1': 0.5, 'process 2': 0.25, 'process 1 GiB': 1.0, 'process 2 GiB': 1.0, 'sent GB/s': 2.0}
+    """
+    both = {"": said.seconds, " GiB": [size / 2**30 for size in said.memory]}
+    figures: dict[str, float] = {}
+    for unit, values in both.items():
+        if len(values) > _EACH:
+            least, *between, most = sorted(values)
+            some = {"process, most": most, "process, middle": between[len(between) // 2], "process, least": least}
+        else:
+            some = {f"process {k}": value for k, value in enumerate(values, 1)}
+        figures |= {f"{name}{unit}": round(value, 6) for name, value in some.items()}
+    link = {"sent GB/s": round(said.link / 1e9, 4)} if said.sent else {}
+    return {name: value for name, value in (figures | link).items() if np.isfinite(value)}

@@ -21,7 +21,7 @@ from nbtune.errors import NbtuneError
 from nbtune.export.saying import CANCELLED
 from nbtune.store.event_log import Mark
 from nbtune.widgets.alerts import Hints
-from nbtune.widgets.metrics import Series, merged, row_of
+from nbtune.widgets.metrics import Series, figures_of_processes, merged, row_of
 from nbtune.widgets.metrics_on_disk import Columns
 from nbtune.widgets.run_status import RunStatus, note_of
 from nbtune.widgets.sanitize import clean, without_home
@@ -38,7 +38,7 @@ LISTS = {
     "samples": 24,
     "exports": 20,
     "checkpoints": 30,
-    "machine": 48,
+    "machine": 46,
     "metrics": 120,
     "abilities": 12,
 }
@@ -120,6 +120,9 @@ class RunView:
             self._export(event)
         elif isinstance(event, ev.Device):
             self._machine(event)
+        elif isinstance(event, ev.Processes):
+            self._append("metrics", {"step": event.step, "values": figures_of_processes(event)})
+            self._hint(self._hints.after_processes(event.seconds, event.tokens), event.time)
         elif isinstance(event, ev.Abilities):  # the loaded model's take the place of the plan's
             said = [{"what": clean(what, 40), "words": clean(words, 300)} for what, words in event.said.items()]
             self.lists["abilities"] = said[: LISTS["abilities"]]

@@ -77,6 +77,22 @@ def test_two_processes_are_one(start, kind):
 
 
 @pytest.mark.slow
+def test_each_process_is_heard_of(start):
+    run = start(steps=300, **TWO).wait()
+    told = [event for event in run.events() if isinstance(event, events.Processes)]
+    assert told
+    for event in told:
+        assert len(event.seconds) == len(event.memory) == 2
+        assert min(event.seconds) > 0
+        assert min(event.memory) > 2**26
+        assert event.sent == 4 * run.plan.trainable_parameters  # of two processes each sends half there, half back
+        assert event.link > 0
+    steps = {event.step: event for event in run.events() if is_at_work(event)}
+    assert all(sum(event.tokens) > 0 and max(event.seconds) < 60 for event in told)
+    assert sum(told[-1].tokens) in {event.tokens for event in steps.values()}
+
+
+@pytest.mark.slow
 def test_wishes_reach_all(start, until):
     run = start(steps=5000, samples=["Hi"], eval={"split": 0.2, "every": 20}, **TWO)
     until(run, is_at_work)

@@ -65,3 +65,31 @@ def test_a_card_that_is_too_hot_for_long_is_said_once():
 def test_a_power_limit_is_said_when_it_lasts():
     assert slowed(*["power"] * 60) == []
     assert slowed(*["power"] * 300) == ["The GPU works at its power limit (450 W)."]
+
+
+def shares(*said):
+    view = RunView(MemoryRun())
+    view.add([ev.Processes(step=k, seconds=each, tokens=(64, 64, 0)[: len(each)]) for k, each in enumerate(said)])
+    return [note["message"] for note in view.lists["notes"]], view.lists["metrics"]
+
+
+def test_a_process_for_which_the_others_wait_is_named_once():
+    said, drawn = shares(*[(0.5, 0.9)] * 40)
+    assert said == ["Process 2 of 2 takes 1.8 times as long as the others for its share of a step."]
+    assert drawn[-1] == {"step": 39, "values": {"process 1": 0.5, "process 2": 0.9}}
+    assert shares(*[(0.5, 0.9), (0.9, 0.5)] * 20)[0] == []  # sometimes this one, sometimes that
+    assert shares(*[(0.5, 0.9, 7.0)] * 20)[0] == []  # the third has no row
+    assert shares((), (0.5,), (float("nan"), 0.1), *[(0.5, 0.6)] * 20)[0] == []
+
+
+def test_of_many_processes_the_ends_and_the_middle_are_drawn():
+    seconds = tuple(float(k) for k in range(1, 10))
+    memory = tuple(k << 30 for k in range(1, 10))
+    view = RunView(MemoryRun())
+    view.add([ev.Processes(step=1, seconds=seconds, memory=memory, sent=9 * 10**9)])
+    least, middle, most = ("process, least", "process, middle", "process, most")
+    (item,) = view.lists["metrics"]
+    assert item["values"] == {
+        **{least: 1.0, middle: 5.0, most: 9.0},
+        **{f"{least} GiB": 1.0, f"{middle} GiB": 5.0, f"{most} GiB": 9.0, "sent GB/s": 1.0},
+    }

@@ -61,7 +61,7 @@ class View {
       stacked: new MemoryChart(),
       busy: new BusyChart(),
       busyCaption: el("figcaption"),
-      method: Object.fromEntries(KINDS.map((kind) => [kind, new MethodChart()])),
+      method: Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, new MethodChart()])),
       controls: new Controls(this.store),
       notes: new Notes(),
       samples: new Samples(),

@@ -7,21 +7,24 @@ import { text } from "../shared/texts.js";
 import { line, Small } from "./charts.js";
 import { DASHES, mark, PARTS } from "./machine.js";
 
-export const KINDS = ["shares", "rewards", "lengths", "spread", "experts"];
+/** What can share an axis, by its names, in the order of the charts; rewards are all else. */
+export const KINDS = {
+  shares: /(accuracy|f1|match|valid|kept|rouge.|bleu|chrf|^cut)$/,
+  lengths: /^length$/,
+  spread: /^(kl|entropy)$/,
+  experts: /experts?$/,
+  held: /GiB$/,
+  pace: /^process/,
+  link: /GB.s$/,
+  rewards: /./,
+};
 
 /** Names of the figures that a run tells, by what can share an axis. */
 export function figuresOf(metrics) {
-  const names = [...new Set(metrics.flatMap((item) => Object.keys(item.values)))].slice(0, 12);
-  const kinds = Object.fromEntries(KINDS.map((kind) => [kind, []]));
-  for (const name of names) kinds[kindOf(name)].push(name);
+  const names = [...new Set(metrics.flatMap((item) => Object.keys(item.values)))].slice(0, 20);
+  const kinds = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, []]));
+  for (const name of names) kinds[Object.keys(KINDS).find((kind) => KINDS[kind].test(name))].push(name);
   return kinds;
-}
-
-function kindOf(name) {
-  if (/(accuracy|f1|match|valid|kept|rouge.|bleu|chrf|^cut)$/.test(name)) return "shares";
-  if (/experts?$/.test(name)) return "experts";
-  if (name === "length") return "lengths";
-  return ["kl", "entropy"].includes(name) ? "spread" : "rewards";
 }
 
 /** A figure's words; of a method that came later its own name. */
