@@ -37,7 +37,7 @@ class Machines:
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "300", "OMP_NUM_THREADS": "1",
             "RAY_worker_niceness": "0",
         }  # fmt: skip
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, number: int) -> None:
         """Start a raylet on a machine; on the first one what leads the cluster, too."""
@@ -47,12 +47,17 @@ class Machines:
         more += [f"--temp-dir={self.folder}", "--object-store-memory=100000000", "--disable-usage-stats"]
         with (self.folder / f"ray-{number}.log").open("ab") as log:
             command = [*self.before[number], sys.executable, "-m", "ray.scripts.scripts", "start", *own, *more]
-            self.started.append(
-                subprocess.Popen(
-                    command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True,
-                )
-            )  # fmt: skip
+            self.started[number] = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def stands(self, number: int) -> bool:
+        """Whether the machines up to this one are there; one whose raylet gave up is started again: it waits 15 s for
+        its agents, whatever it is told, which a busy machine needs to import them."""
+        if self.started[number].poll() is not None:
+            self.lose(number)
+            self.start(number)
+        return self.alive() == number + 1
 
     def run(self, *command: str, number: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command on a machine."""
@@ -97,12 +102,12 @@ def cluster(folder: Path) -> Iterator[Machines]:
         try:
             for number in range(2):
                 machines.start(number)
-                until(lambda number=number: machines.alive() == number + 1, 300)
+                until(lambda number=number: machines.stands(number), 600)
             yield machines
         finally:
             for number in range(2):
                 machines.lose(number)
-            for one in machines.started:
+            for one in machines.started.values():
                 one.wait(20)
             logs = place / "session_latest" / "logs"
             if logs.is_dir():
