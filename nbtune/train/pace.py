@@ -75,12 +75,12 @@ class Pace:
             self._now.passes += 1
 
     def ready(self) -> None:
-        """Note that the share is done: from here on the others are waited for."""
+        """End the share: from here on the others are waited for."""
         if self._now is not None:
             self._now.ready = Moment(self._device)
 
     def summed(self, gradients: Iterable[torch.Tensor]) -> None:
-        """Note that the gradients of all are here."""
+        """End the step: the gradients of all are here."""
         if self._now is not None:
             self._now.gradients = sum(gradient.numel() for gradient in gradients)
             self._now.summed = Moment(self._device)
