@@ -86,10 +86,10 @@ def estimate(
     width = 4 if dtype == "fp32" else 2
     trained = _trained_here(model, adapter, weights)
     rest = max(0, model.parameters - model.block_parameters * model.num_layers)
-    rest, stacks = _beside(rest, model, weights, width)
     travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
     travelling = int(travelling * own_layers)
     blocks = model.num_layers - travelling + min(travelling, weights.places)
+    rest, stacks = _beside(rest, model, weights, width, blocks)
     tokens = micro_batch_size * sequence_len
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width + stacks
@@ -120,14 +120,19 @@ def estimate(
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
 
 
-def _beside(rest: int, model: ModelFacts, weights: Placement, width: int) -> tuple[int, int]:
+def _beside(rest: int, model: ModelFacts, weights: Placement, width: int, here: int) -> tuple[int, int]:
     """Return the numbers beside linear layers that stay as they are, and the bytes of stacks of experts: where they are
-    rounded, with what the larger one of a layer is decoded in."""
-    if not (weights.quantised and weights.experts):
+    rounded, with what the larger one of a layer is decoded in; where they travel, of so many layers that are here."""
+    rounded = weights.quantised and weights.experts
+    if not (weights.streams or rounded):
         return rest, 0
     stacked = min(model.stacked, rest)
-    scratch = 2 * stacked // (3 * model.num_layers) * width
-    return rest - stacked, int(stacked * weights.bytes_a_weight) + scratch
+    scratch = 2 * stacked // (3 * model.num_layers) * width if rounded else 0
+    return rest - stacked, int(stacked * here / model.num_layers * _bytes_of_experts(weights)) + scratch
+
+
+def _bytes_of_experts(weights: Placement) -> float:
+    return 2.0 if weights.quantised and not weights.experts else weights.bytes_a_weight
 
 
 def _trained_here(model: ModelFacts, adapter: AdapterSpec, weights: Placement) -> int:
@@ -165,6 +170,12 @@ def frozen_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:
 def block_bytes(model: ModelFacts, weights: Placement) -> int:
     """Return the bytes of one block's frozen linear layers, wherever they are."""
     return int(model.block_parameters * weights.bytes_a_weight)
+
+
+def travelling_bytes(model: ModelFacts, weights: Placement) -> int:
+    """Return the bytes of what travels of one block where weights are streamed: its experts too."""
+    stacks = model.stacked / model.num_layers * _bytes_of_experts(weights)
+    return block_bytes(model, weights) + int(stacks)
 
 
 def embedding_bytes(model: ModelFacts, width: int) -> int:

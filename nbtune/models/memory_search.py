@@ -16,10 +16,10 @@ from nbtune.models.memory_estimate import (
     PYTHON,
     MemoryPlan,
     MemoryPolicy,
-    block_bytes,
     embedding_bytes,
     estimate,
     trainable_parameters,
+    travelling_bytes,
 )
 from nbtune.models.step_time import Work, seconds_of, update_seconds
 from nbtune.spec.placement import BY_FORMAT, Home, Placement, PlacementWish
@@ -180,7 +180,7 @@ def _host_holds(setup: Setup, policy: MemoryPolicy, micro: int, *, beside: bool 
 
 def _travels(setup: Setup) -> float:
     """Return the bytes of the host's memory that all weights take which may travel."""
-    blocks = setup.model.num_layers * block_bytes(setup.model, setup.weights)
+    blocks = setup.model.num_layers * travelling_bytes(setup.model, setup.weights)
     return (blocks + embedding_bytes(setup.model, 2)) * _PINNED
 
 
@@ -224,7 +224,7 @@ def _may_travel(setup: Setup) -> bool:
 def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, most: float, *, forced: bool) -> Fit:
     """Return the way with as many resident layers as there is room for."""
     least = setup.way(policy, micro, setup.weights.streamed())
-    spare = int((most - least.memory.total) // block_bytes(setup.model, setup.weights))
+    spare = int((most - least.memory.total) // travelling_bytes(setup.model, setup.weights))
     more = setup.weights.streamed(1).places - least.weights.places  # places, once any layer stays
     resident = 0 if forced else max(0, min(spare - more, setup.model.num_layers))
     return setup.way(policy, micro, setup.weights.streamed(resident))

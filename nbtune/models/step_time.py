@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbtune.models.memory_estimate import MemoryPolicy, block_bytes
+from nbtune.models.memory_estimate import MemoryPolicy, travelling_bytes
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -66,7 +66,7 @@ def seconds_of(
     else:
         link = device.link or _LINK
         layers = max(0, model.num_layers - weights.resident - weights.places)  # the last ones are there still
-        sent = layers * block_bytes(model, weights) / link
+        sent = layers * travelling_bytes(model, weights) / link
         inputs = 2 * work.tokens * model.hidden_size * model.num_layers / link if activations == "offload" else 0.0
         waits = (1 + work.references) * _beside(forward, sent) + _beside(backward, sent + inputs)
         seconds = _TRAVELS * waits

@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbtune.device import pinnable
+from nbtune.models.accelerate.cpu_offload import Traffic
+from nbtune.models.accelerate.detect import decoder_layers
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.norms import relative_error, tolerance
 from nbtune.models.experts.block import Experts, Scratch, Stack
 from nbtune.models.experts.find import experts_in, is_switched_on, stock_of
-from nbtune.models.experts.rounded import lent
+from nbtune.models.experts.rounded import lent, send_away
 
 _TOKENS = 24
+
+Found = list[tuple[nn.Module, Experts | str]]
+"""Modules of experts, each with its block, or with the reason why it is left alone."""
 
 
 class Probe:
@@ -80,20 +86,57 @@ def words(block: Experts) -> str:
     ranks = [len(s.parameters()[0]) // s.sides[0] for s in (block.up, block.down) if s.lora is not None]
     trained = f"LoRA of rank {max(ranks)}" if ranks else "frozen"
     form = block.up.rounded
-    bits = "" if form is None else f" in {form.bits} bits"
-    return f"{block.up.sides[0]} experts of {block.down.sides[2]}{bits}, products by groups, {trained}"
+    bits = "" if form is None or form.bits == 16 else f" in {form.bits} bits"
+    home = "" if form is None or form.traffic is None else ", streamed"
+    return f"{block.up.sides[0]} experts of {block.down.sides[2]}{bits}{home}, products by groups, {trained}"
 
 
-def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> list[tuple[nn.Module, Experts | str]]:
+def experts_of(layer: nn.Module, probe: Probe, believe: bool) -> Found:
     """Return each module of experts of a layer, with its block, or with the reason why it is left alone.
 
     Args:
         believe: take what is understood without a comparison.
     """
-    found: list[tuple[nn.Module, Experts | str]] = []
+    found: Found = []
     for _, outer, block in experts_in(layer):
         reason = block if isinstance(block, str) else "" if believe else probe.disagrees(outer, block)
         found.append((outer, reason or block))
+    return found
+
+
+def take_experts(inner: nn.Module, patch: Any, believe: bool, away: dict[str, Found]) -> None:
+    """Put products by groups onto the experts of layers whose MLPs are left as they are.
+
+    Args:
+        patch: the `Patch` of the model, its layers taken.
+        away: what `send_experts_away` has found, by the names of layers.
+    """
+    probe = Probe()
+    whole = {id(m) for layer in patch.layers if layer.mlp is not None for m in layer.mlp.modules()}
+    for name, layer in decoder_layers(inner):
+        if name in patch.report.taken and not any(id(m) in whole for m in layer.children()):
+            continue
+        place = name.replace("layers", "experts")
+        for outer, block in away.get(name) or experts_of(layer, probe, believe):
+            if isinstance(block, str):
+                patch.report.left[place] = block
+                continue
+            patch.replace(outer, experts_forward(outer, block))
+            patch.experts.append(block)
+            patch.report.taken[place] = words(block)
+    mark_lean(patch.layers, patch.experts)
+    share_scratch(patch.experts)
+
+
+def send_experts_away(layer: nn.Module, probe: Probe, believe: bool, traffic: Traffic) -> Found:
+    """Return what `experts_of` does of a layer that is on the device; the stacks of those that are understood leave
+    for the host's memory."""
+    found = experts_of(layer, probe, believe)
+    pinned = traffic.device.type == "cuda" and pinnable()
+    for _, block in found:
+        if isinstance(block, Experts):
+            for stack in (block.up, block.down):
+                send_away(stack.module, stack.name, traffic, pinned=pinned)
     return found
 
 
@@ -117,7 +160,7 @@ def share_scratch(blocks: list[Experts]) -> None:
     kinds: dict[Any, list[Stack]] = {}
     for block in blocks:
         for stack in (block.up, block.down):
-            if stack.rounded is not None:
+            if stack.rounded is not None and stack.rounded.bits < 16:
                 kinds.setdefault((stack.weight.dtype, stack.weight.device), []).append(stack)
     for (dtype, device), stacks in kinds.items():
         most = max(stack.weight.numel() for stack in stacks)

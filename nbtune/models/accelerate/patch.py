@@ -13,7 +13,7 @@ from nbtune.device import empty_cache
 from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.cpu_offload import Traffic, present, traffic_for, traffic_of
 from nbtune.models.accelerate.detect import balances_routers, causal_lm, decoder, decoder_layers, find_layer
-from nbtune.models.accelerate.experts import Probe, experts_forward, experts_of, mark_lean, share_scratch, words
+from nbtune.models.accelerate.experts import Found, Probe, send_experts_away, take_experts
 from nbtune.models.accelerate.forwards import Prepare, layer_forward, lm_forward
 from nbtune.models.accelerate.host_embedding import keep_in_host, stays
 from nbtune.models.accelerate.layer_calls import Call, calls_of, marked
@@ -179,7 +179,8 @@ def apply(
         move_all_but(lm, list(_layers_of(inner)), mover.device)
     if weights.eight_bit and weights.experts:
         round_stacks(lm, weights.format)
-    _Layers(patch, weights, mover, believe).take(inner)
+    layers = _Layers(patch, weights, mover, believe)
+    layers.take(inner)
     if mover is not None:
         mover.finish(inner)
     if stock is None or weights.eight_bit:  # rounding is meant: the rounded model is what the rest is compared with
@@ -188,7 +189,7 @@ def apply(
     _take_norm(inner, patch)
     _take_head(lm, inner, patch)
     if not weights.shards:
-        _take_experts(inner, patch, believe)
+        take_experts(inner, patch, believe, layers.away)
     ours = tiny_losses(lm, patch.layers) if patch.undo else stock
     limit = max(tolerance(_dtype(lm)), _ROUNDED_LOSS if weights.eight_bit else 0.0)
     for is_, true in zip(ours, stock, strict=True):
@@ -233,6 +234,7 @@ class _Layers:
             traffic_for(mover.device, self.shared).each = weights.places
         self.probed: set[Any] = set()
         self.inputs: dict[Any, Inputs] = {}
+        self.experts, self.away = Probe(), dict[str, Found]()  # of layers whose experts have left the device
 
     def take(self, inner: nn.Module) -> None:
         """Put our forward onto every layer that is understood, and what comes before them onto the decoder."""
@@ -258,6 +260,9 @@ class _Layers:
                 self.patch.report.left[name] = str(e)
             else:
                 self._take(name, module, layer, inner.config)
+                if self.mover is not None and placed.streams and layer.mlp is not None:
+                    traffic = traffic_for(self.mover.device, self.shared)
+                    self.away[name] = send_experts_away(module, self.experts, self.believe, traffic)
             if self.mover is not None:
                 self.mover.settle(module)
             if i % 4 == 3 and name in self.patch.report.taken:
@@ -334,26 +339,7 @@ def _describe(layer: Layer) -> str:
     return f"{shape}, {kind}{layer.act} MLP of {layer.down.inputs}{side}, {trained}, stacked"
 
 
-# ---------------------------------------------------------------- experts, norm and head
-
-
-def _take_experts(inner: nn.Module, patch: Patch, believe: bool) -> None:
-    """Put products by groups onto the experts of layers whose MLPs are left as they are."""
-    probe = Probe()
-    whole = {id(m) for layer in patch.layers if layer.mlp is not None for m in layer.mlp.modules()}
-    for name, layer in decoder_layers(inner):
-        if name in patch.report.taken and not any(id(m) in whole for m in layer.children()):
-            continue
-        place = name.replace("layers", "experts")
-        for outer, block in experts_of(layer, probe, believe):
-            if isinstance(block, str):
-                patch.report.left[place] = block
-                continue
-            patch.replace(outer, experts_forward(outer, block))
-            patch.experts.append(block)
-            patch.report.taken[place] = words(block)
-    mark_lean(patch.layers, patch.experts)
-    share_scratch(patch.experts)
+# ---------------------------------------------------------------- norm and head
 
 
 def _take_norm(inner: nn.Module, patch: Patch) -> None:

@@ -82,6 +82,8 @@ class Stack:
         """Return the weight as it lies; a rounded one decoded, until another one of its scratch is."""
         if self.rounded is None:
             return self.weight
+        if self.rounded.bits == 16:  # it travels
+            return self.rounded.held()[0]
         if self.scratch is None:
             return self.rounded()  # type: ignore[no-any-return]
         out = self.scratch.memory[: self.rounded.shape.numel()].view(self.rounded.shape)

@@ -8,6 +8,9 @@ row.
 The codes lie in a module beside the weight, which has its shape still and no memory: whoever calls its module by
 stock means gets all of it decoded for that call (peft's own wrappers included, which torch's parametrizations would
 not go with). nbtune's products decode a stack into scratch that all share.
+
+Weights that are streamed leave for the host's memory, rounded or not (`leave`): what they need travels as linear
+layers' weights do (`nbtune.models.accelerate.cpu_offload`), and is there when it is multiplied with.
 """
 
 from collections.abc import Iterable, Iterator
@@ -45,8 +48,11 @@ class RoundedStack(nn.Module):
     """
 
     bits: int
+    parts: tuple[str, ...] = ("codes", "scales")  # what a decoded stack is made of
     codes: Tensor
     scales: Tensor
+    host: Tensor  # bytes: all parts, one behind another, where they have left
+    traffic: Any = None  # of the model, where they have left
 
     def __init__(self, shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -61,9 +67,45 @@ class RoundedStack(nn.Module):
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        whole = torch.empty(self.shape, dtype=self.dtype, device=self.codes.device)
+        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         self.decode(whole)
         return whole
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is decoded."""
+        return self.codes.device if self.traffic is None else self.traffic.device  # type: ignore[no-any-return]
+
+    def held(self) -> list[Tensor]:
+        """Return its parts, on the device; such as travel until the load after the next one."""
+        if self.traffic is None:
+            return [getattr(self, name) for name in self.parts]
+        pieces = self.traffic.bring(self).matrix.split([size for size, _, _ in self._laid])
+        return [piece.view(dtype).view(shape) for piece, (_, dtype, shape) in zip(pieces, self._laid, strict=True)]
+
+    def leave(self, traffic: Any, *, pinned: bool) -> None:
+        """Leave for the host's memory: from now on its parts travel."""
+        parts = {name: getattr(self, name) for name in self.parts}
+        self._laid = [(part.nbytes, part.dtype, part.shape) for part in parts.values()]
+        self.host = torch.empty(sum(size for size, _, _ in self._laid), dtype=torch.uint8, pin_memory=pinned)
+        for place, part in zip(self.host.split([size for size, _, _ in self._laid]), parts.values(), strict=True):
+            place.copy_(part.reshape(-1).view(torch.uint8))
+        for name in parts:
+            delattr(self, name)
+        self.traffic = traffic
+
+    @property
+    def kind(self) -> Any:
+        """Stacks of one kind share their places on the device."""
+        return type(self), self.shape, self.dtype
+
+    def empty(self) -> Tensor:
+        """Return memory for its parts on the device."""
+        return torch.empty(self.host.numel(), dtype=torch.uint8, device=self.device)
+
+    def landing(self, place: Tensor) -> Tensor:
+        """Return where in a place its parts come to lie."""
+        return place
 
     def _keep(self, **buffers: Tensor) -> None:
         for name, buffer in buffers.items():
@@ -98,8 +140,9 @@ class Nf4Stack(RoundedStack):
         self.scales[expert, row:end] = scales
 
     def decode(self, out: Tensor) -> None:
+        codes, scales = self.held()
         for part in self._slices(out):
-            stack = nf4.Codes(self.codes[part], self.code, self.block, self.scales[part].view(-1))
+            stack = nf4.Codes(codes[part], self.code, self.block, scales[part].view(-1))
             nf4.decode(stack, out[part].view(-1, self.shape[2]))
 
 
@@ -118,8 +161,22 @@ class Fp8Stack(RoundedStack):
         self.codes[expert, rows], self.scales[expert, rows, 0] = fp8_reference(matrix.float())
 
     def decode(self, out: Tensor) -> None:
+        codes, scales = self.held()
         for part in self._slices(out):
-            out[part].copy_(self.codes[part]).mul_(self.scales[part])
+            out[part].copy_(codes[part]).mul_(scales[part])
+
+
+class WholeStack(RoundedStack):
+    """As it is: for stacks that travel."""
+
+    bits, parts = 16, ("codes",)
+
+    def __init__(self, stack: Tensor) -> None:
+        super().__init__(stack.shape, stack.dtype, stack.device)
+        self._keep(codes=stack)
+
+    def decode(self, out: Tensor) -> None:
+        out.copy_(*self.held())
 
 
 STACKS: dict[str, type[RoundedStack]] = {"nf4": Nf4Stack, "fp8": Fp8Stack}
@@ -150,7 +207,10 @@ def rounded_rows(matrix: Tensor, format: str) -> Tensor:
 
 def put_blank(module: nn.Module, name: str, format: str, dtype: torch.dtype, device: torch.device) -> RoundedStack:
     """Put a stack without numbers yet in the place of a module's weight."""
-    stack = STACKS[format](getattr(module, name).shape, dtype, device)
+    return _put(module, name, STACKS[format](getattr(module, name).shape, dtype, device))
+
+
+def _put(module: nn.Module, name: str, stack: RoundedStack) -> RoundedStack:
     if not rounded_in(module):
         module.register_forward_pre_hook(_lend)
         module.register_forward_hook(_take_back, always_call=True)
@@ -159,9 +219,20 @@ def put_blank(module: nn.Module, name: str, format: str, dtype: torch.dtype, dev
     return stack
 
 
+def send_away(module: nn.Module, name: str, traffic: Any, *, pinned: bool) -> None:
+    """Let a module's stack, rounded or not, wait in the host's memory.
+
+    Args:
+        traffic: of the model (`nbtune.models.accelerate.cpu_offload`).
+        pinned: from where copies go beside other work.
+    """
+    found = stack_of(module, name)
+    (found or _put(module, name, WholeStack(getattr(module, name).detach()))).leave(traffic, pinned=pinned)
+
+
 def _nothing(stack: RoundedStack) -> Tensor:
     """Return a tensor of the stack's shape and dtype, all of whose numbers are one: what reads it goes wrong loudly."""
-    return torch.full((), float("nan"), dtype=stack.dtype, device=stack.scales.device).expand(stack.shape)
+    return torch.full((), float("nan"), dtype=stack.dtype, device=stack.device).expand(stack.shape)
 
 
 def without_memory(module: nn.Module) -> None:
