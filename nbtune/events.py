@@ -63,7 +63,8 @@ class Step(Event):
     `metrics` is what the method tells besides, means over the step's rows: of pairs ``accuracy`` (the share in the
     right order), ``margin``, ``reward_chosen`` and ``reward_rejected``, of judged answers ``reward_good`` and
     ``reward_bad`` (where there are such among them). A mixture's routers tell besides: ``busiest_expert``, the largest
-    share of choices that any expert of any layer got, and ``idle_experts``, the share of experts that got none.
+    share of choices that any expert of any layer got, and ``idle_experts``, the share of experts that got none; where a
+    model's config adds a loss of these choices, that is ``aux_loss`` (without its factor, and in `loss` with it).
     """
 
     type: ClassVar[str] = "step"

@@ -40,6 +40,7 @@ def loss_of_run(
         TrainError: it starts from weights of another model.
         SpecError: see `load_teacher`.
     """
+    from nbtune.models.accelerate.detect import balance_of, causal_lm
     from nbtune.train.distillation import DistillationLoss
     from nbtune.train.kept_reference import KeptReference
     from nbtune.train.logprobs import Asking
@@ -58,7 +59,8 @@ def loss_of_run(
         # several processes get other rows in each epoch, and what one knows another does not
         kept = KeptReference(device) if method.reference and plan.gpus == 1 else None
         asking = Asking(start, share, kept)
-        loss = loss_of(method, options=options, fused=fused, asking=asking, outputs=outputs)
+        balance = balance_of(causal_lm(built.model))
+        loss = loss_of(method, options=options, fused=fused, asking=asking, outputs=outputs, balance=balance)
     return UnlessIdle(loss) if plan.weights.shards else loss
 
 

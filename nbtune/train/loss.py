@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -83,17 +83,18 @@ def loss_of(
     fused: bool = False,
     asking: Asking | None = None,
     outputs: int = 1,
+    balance: float | None = None,
 ) -> TokenLoss | AnswerLoss:
     """Return the loss of a method.
 
     Args:
         options: instead of the method's own, as `nbtune.spec.loss_options.options_of` reads them.
-        fused: see `TokenLoss`.
+        fused, balance: see `TokenLoss`.
         asking, outputs: see `AnswerLoss`.
     """
     if method.by_tokens:
         told = {**method.options, **(options or {})}
-        return TokenLoss(fused, float(told.get("label_smoothing", 0)), float(told.get("z_loss", 0)))
+        return TokenLoss(fused, float(told.get("label_smoothing", 0)), float(told.get("z_loss", 0)), balance)
     return AnswerLoss(method, options or {}, asking or Asking(), outputs)
 
 
@@ -113,7 +114,11 @@ class OfTokens:
 
 def trained_logits(model: torch.nn.Module, batch: Batch, device: torch.device) -> torch.Tensor:
     """Return fp32 logits `[R, vocabulary]` of what predicts `batch.trained_labels`."""
-    logits: torch.Tensor = model(**model_inputs(batch, device, labels=False), use_cache=False).logits
+    return _of_trained(model(**model_inputs(batch, device, labels=False), use_cache=False), batch, device)
+
+
+def _of_trained(said: Any, batch: Batch, device: torch.device) -> torch.Tensor:
+    logits: torch.Tensor = said.logits
     return logits.flatten(0, 1)[send(batch.trained_rows, device)].float()
 
 
@@ -128,12 +133,20 @@ class TokenLoss(OfTokens):
         fused: the model's head is nbtune's own, see `model_inputs`.
         smoothing: of each target so much is shared among all tokens (Szegedy et al. 2016, section 7).
         z_loss: so much of log² Σ exp(logits) is added (Chowdhery et al. 2022, "PaLM", section 5).
+        balance: so much of what the model says of how evenly its routers choose is added, by its config
+            (`nbtune.models.accelerate.detect.balance_of`), of each micro-batch by its share of the step; None: it says
+            nothing.
     """
 
-    figures: ClassVar[tuple[str, ...]] = ()
     fused: bool = False
     smoothing: float = 0.0
     z_loss: float = 0.0
+    balance: float | None = None
+
+    @property
+    def figures(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `Loss`."""
+        return () if self.balance is None else ("aux_loss",)
 
     def __call__(
         self,
@@ -155,15 +168,28 @@ class TokenLoss(OfTokens):
         more = model.training and (self.smoothing > 0 or self.z_loss > 0)
         if not more and (self.fused or batch.loss_weights is None):
             inputs = model_inputs(batch, device, fused=self.fused)
-            return LossOutput(loss=model(**inputs, num_items_in_batch=denominator, use_cache=False).loss)
+            said = model(**inputs, num_items_in_batch=denominator, use_cache=False)
+            return self._with_balance(said, said.loss, batch, denominator, training=model.training, added=1.0)
         labels, smoothing = send(batch.trained_labels, device), self.smoothing if more else 0.0
-        logits = trained_logits(model, batch, device)
+        said = model(**model_inputs(batch, device, labels=False), use_cache=False)
+        logits = _of_trained(said, batch, device)
         losses = cross_entropy(logits, labels, ignore_index=-100, reduction="none", label_smoothing=smoothing)
         if more and self.z_loss:
             losses = losses + self.z_loss * logits.logsumexp(-1).square() * (labels != -100)
-        if batch.loss_weights is None:
-            return LossOutput(loss=losses.sum() / denominator)
-        return LossOutput(loss=torch.dot(losses, send(batch.loss_weights, device)) / denominator)
+        weights = batch.loss_weights
+        loss = losses.sum() if weights is None else torch.dot(losses, send(weights, device))
+        return self._with_balance(said, loss / denominator, batch, denominator, training=model.training, added=0.0)
+
+    def _with_balance(
+        self, said: Any, loss: torch.Tensor, batch: Batch, denominator: float, *, training: bool, added: float
+    ) -> LossOutput:
+        """Return a loss with what is said of routers, in which so much of that is already."""
+        aux = getattr(said, "aux_loss", None)
+        if self.balance is None or not isinstance(aux, torch.Tensor):
+            return LossOutput(loss=loss)
+        share = batch.weight / denominator if training else 0.0
+        told = torch.stack([aux.detach().float() * batch.weight, aux.new_tensor(batch.weight, dtype=torch.float32)])
+        return LossOutput(loss=loss + (share - added) * self.balance * aux, figures=told[:, None])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ export const KINDS = {
   shares: /(accuracy|f1|match|valid|kept|rouge.|bleu|chrf|^cut)$/,
   lengths: /^length$/,
   spread: /^(kl|entropy)$/,
-  experts: /experts?$/,
+  experts: /experts?$|^aux/,
   held: /GiB$/,
   pace: /^process/,
   link: /GB.s$/,

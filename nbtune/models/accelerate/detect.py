@@ -56,6 +56,12 @@ def balances_routers(lm: Any) -> bool:
     return bool(getattr(lm.config.get_text_config(), "output_router_logits", False))
 
 
+def balance_of(lm: Any) -> float | None:
+    """Return how much of that its loss adds; None: nothing is said of it."""
+    factor = getattr(lm.config.get_text_config(), "router_aux_loss_coef", None)
+    return float(factor) if balances_routers(lm) and isinstance(factor, int | float) else None
+
+
 def find_layer(
     layer: nn.Module, policy: MemoryPolicy, weights: Placement, call: Call, x: Tensor, window: int | None
 ) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,24 @@ def test_a_run_tells_them_at_each_step_and_of_dense_models_nothing(tmp_path: Pat
     for step in steps:
         assert 1 / 4 <= step.metrics["busiest_expert"] <= 0.5  # a token chooses two different ones
         assert 0 <= step.metrics["idle_experts"] < 1
+
+
+def test_a_loss_of_choices_is_told_apart_and_counts_once_however_a_step_is_divided(tmp_path: Path) -> None:
+    """transformers adds it whole to each micro-batch's loss, so that it would count twice where there are two."""
+    base, rows = save_mixture(tmp_path / "base"), [{"text": f"{n} and {n} and {n}."} for n in range(8)]
+    config = json.loads((base / "config.json").read_text())
+
+    def told(micro: int) -> tuple[events.Step, events.Eval]:
+        how = {"steps": 1, "batch_size": 4, "adapter": {"r": 2}, "packing": False, "eval": {"split": 0.5}}
+        run = nbtune.finetune(model=str(base), data=rows, micro_batch_size=micro, runs_dir=tmp_path, **how).wait()
+        last = [[e for e in run.events() if isinstance(e, kind)][-1] for kind in (events.Step, events.Eval)]
+        return last[0], last[1]  # type: ignore[return-value]
+
+    plain, held_out = told(4)
+    assert "aux_loss" not in plain.metrics
+    (base / "config.json").write_text(json.dumps({**config, "output_router_logits": True, "router_aux_loss_coef": 0.5}))
+    step, held = told(1)
+    assert 1.9 < step.metrics["aux_loss"] < 4  # of two choices 2 would be even
+    assert step.loss - 0.5 * step.metrics["aux_loss"] == pytest.approx(plain.loss, rel=1e-5)
+    assert held.metrics["aux_loss"] > 1.9
+    assert held.loss == pytest.approx(held_out.loss, rel=1e-3)  # without it: such losses can be compared
