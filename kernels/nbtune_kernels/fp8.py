@@ -11,10 +11,12 @@ Micikevicius et al. 2022, "FP8 formats for deep learning" (arXiv 2209.05433).
 import torch
 from torch import Tensor
 
-from nbtune_kernels._runtime import FUSED, cdiv, flat_rows, jit, next_power_of_2, op, tl, use_triton
+from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, flat_rows, jit, next_power_of_2, op, tl, use_triton
 
 LARGEST = 448.0  # of e4m3
 _TILE = 64
+_BLOCK = 4096
+_READS = 89  # the oldest GPU that reads e4m3 by itself
 
 
 def reference(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -48,6 +50,14 @@ def _transpose_kernel(x_ptr, out_ptr, rows, columns, TILE: tl.constexpr):
     tl.store(out_ptr + c[:, None] * rows + r[None, :], tl.trans(x), (c[:, None] < columns) & (r[None, :] < rows))
 
 
+@jit
+def _decode_kernel(q_ptr, scale_ptr, out_ptr, count, width, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < count
+    x = tl.load(q_ptr + at, live).to(tl.float32) * tl.load(scale_ptr + at // width, live)
+    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), live)
+
+
 @op("fp8_quantise(Tensor x, Tensor? columns, Tensor(a!) q, Tensor(b!) scale) -> ()", lambda *_: None)
 def _quantise(x, columns, q, scale):
     if not (use_triton(x) and x.is_cuda):  # the interpreter has no 8-bit rounding of its own
@@ -72,6 +82,25 @@ def _transpose(x, out):
     _transpose_kernel[(cdiv(columns, _TILE), cdiv(rows, _TILE))](
         x.view(torch.uint8), out.view(torch.uint8), rows, columns, TILE=_TILE, **FUSED, num_warps=4
     )
+
+
+@op("fp8_decode(Tensor q, Tensor scale, Tensor(a!) out) -> ()", lambda *_: None)
+def _decode(q, scale, out):
+    if not (use_triton(q) and q.is_cuda and compute_capability(q.device) >= _READS and out.is_contiguous()):
+        out.copy_(q).mul_(scale[..., None])
+        return
+    _decode_kernel[(cdiv(q.numel(), _BLOCK),)](
+        q, scale, out, q.numel(), q.shape[-1], BLOCK=_BLOCK, **FUSED, num_warps=8
+    )  # fmt: skip
+
+
+def decode_rows(q: Tensor, scale: Tensor, out: Tensor) -> None:
+    """Write what `quantise_rows` has rounded to `out [..., K]`, in its dtype: each product is rounded once.
+
+    Args:
+        q: e4m3 `[..., K]`, contiguous; scale: fp32 `[...]`, contiguous.
+    """
+    _decode(q, scale, out)
 
 
 def quantise_rows(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:

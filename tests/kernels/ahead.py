@@ -184,6 +184,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
             x, f32, q, f32, h, h, COLUMNS=True, BLOCK=h, num_warps=4, enable_fp_fusion=True
         )  # the op goes by plain torch where there is no card
         fp8.transposed(q, z(h, t, dtype=torch.float8_e4m3fn))
+        fp8._decode_kernel[(t,)](q, z(t, dtype=torch.float32), z(t, h), t * h, h, BLOCK=4096, **fp8.FUSED, num_warps=8)
 
     def shared_rows(head: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:  # off for older cards

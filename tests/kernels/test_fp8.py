@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nbtune_kernels.fp8 import LARGEST, quantise_rows, reference, scaled_product, transposed
+from nbtune_kernels.fp8 import LARGEST, decode_rows, quantise_rows, reference, scaled_product, transposed
 
 
 @pytest.mark.parametrize("shape", [(5, 32), (1, 48), (7, 1000), (3, 28672)])
@@ -31,6 +31,15 @@ def test_rows_of_zeros_and_slices_of_wider_rows(draw, device):
     assert scale[2] == 1
     assert not q[2].float().any()
     assert torch.equal(q.float(), quantise_rows(wide[:, :64].contiguous())[0].float())
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (3, 5000), (130, 70)])
+def test_rows_are_decoded_with_one_rounding(draw, device, dtype, shape):
+    q, scale = quantise_rows(draw(*shape))
+    out = torch.empty(2, *shape, dtype=dtype, device=device)
+    decode_rows(torch.stack((q, q.flip(0))), torch.stack((scale, scale.flip(0))), out)
+    want = (q.float() * scale[:, None]).to(dtype)
+    assert torch.equal(out, torch.stack((want, want.flip(0))))
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (48, 16), (130, 70)])

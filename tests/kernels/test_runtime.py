@@ -144,6 +144,7 @@ def op_calls() -> list[tuple]:
         ("embedding", (rows, weight[:4].repeat(1, 1), 2.0)),
         ("embedding_backward", (x, rows, 5, 1.0, -1)),
         ("fp8_quantise", (x, w, x.to(torch.float8_e4m3fn), e(rstd))),
+        ("fp8_decode", (x.to(torch.float8_e4m3fn), rstd, e(x))),
         ("fp8_transpose", (x.to(torch.float8_e4m3fn), torch.empty(8, 4, dtype=torch.float8_e4m3fn))),
         ("scored_attention", (heads, heads.clone(), heads.clone(), *scores)),
         ("scored_attention_backward", (*(heads.clone() for _ in range(5)), torch.randn(2, 4), *scores)),

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from nbtune_kernels import nf4
+from nbtune_kernels.fp8 import decode_rows
 from nbtune_kernels.fp8 import reference as fp8_reference
 from torch import Tensor, nn
 
@@ -163,7 +164,7 @@ class Fp8Stack(RoundedStack):
     def decode(self, out: Tensor) -> None:
         codes, scales = self.held()
         for part in self._slices(out):
-            out[part].copy_(codes[part]).mul_(scales[part])
+            decode_rows(codes[part], scales[part][..., 0], out[part])
 
 
 class WholeStack(RoundedStack):
