@@ -97,6 +97,7 @@ class MergedModel:
         if self._tied():
             self._keep_or_cut_tie(adapter)
         there = {*self.base, *self.names}
+        adapter.scale_biases(there)
         if missing := [name for name in adapter.targets if name not in there]:
             raise ExportError(
                 not_in_base(missing),

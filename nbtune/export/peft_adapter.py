@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _KINDS = ("*.json", "*.safetensors")
 _WHOLE = Piece("")
+_OTHER_BASE = "give the base model that the adapter was trained on."
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Target:
     """What an adapter has for one weight: the names of its tensors in the adapter's file (empty = none).
 
     a, b: LoRA's factors; embedding: they are an embedding's (stored transposed); magnitude: DoRA's norms;
-    full: the whole weight; delta: a bias to add (LoRA's own); tokens: the rows that `token_rows` replaces.
+    full: the whole weight; factor: IA3's, of rows or columns; delta: a bias to add (LoRA's own); tokens: the rows that
+    `token_rows` replaces.
     experts: how many matrices the factors are for, where they are for a stack of them (0: for one matrix).
     turned: the stack holds its matrices as (in, out). piece: what of the weight they are for this is.
     """
@@ -41,6 +43,7 @@ class Target:
     embedding: bool = False
     magnitude: str = ""
     full: str = ""
+    factor: str = ""
     delta: str = ""
     token_rows: str = ""
     tokens: list[int] | None = None
@@ -56,7 +59,7 @@ class AdapterFile:
     `targets` maps a weight of the base (``"model.layers.0.self_attn.q_proj.weight"``) to its `Target`.
 
     Raises:
-        ExportError: the folder is not whole, or holds something else than LoRA, rsLoRA, DoRA, whole modules or
+        ExportError: the folder is not whole, or holds something else than LoRA, rsLoRA, DoRA, IA3, whole modules or
             single tokens' embeddings; or a file of it is a link out of it.
     """
 
@@ -98,9 +101,24 @@ class AdapterFile:
                 settled[piece.name] = replace(target, piece=piece)
         self.targets = settled
 
+    def scale_biases(self, there: Container[str]) -> None:
+        """Let IA3's factors of what layers give scale these layers' biases, too.
+
+        Args:
+            there: the names of the base's weights.
+        """
+        for name, target in list(self.targets.items()):
+            bias = f"{name.removesuffix('weight')}bias"
+            if target.factor and bias in there and not self._of_columns(target):
+                self.targets[bias] = replace(target)
+
+    def _of_columns(self, target: Target) -> bool:
+        """Return whether IA3's factors are of what a layer is given."""
+        return self.weights.shape(target.factor)[0] == 1
+
     def _refuse_unknown(self) -> None:
         kind = self.config.get("peft_type")
-        if kind != "LORA":
+        if kind not in ("LORA", "IA3"):
             raise self._error(f"an adapter of type {kind!r} cannot be merged yet", "export the adapter instead.")
         for key in ("layer_replication", "use_qalora", "use_bdlora", "megatron_config"):
             if self.config.get(key):
@@ -133,6 +151,8 @@ class AdapterFile:
             self._target(f"{stem}.weight").magnitude = key
         elif part == "lora_magnitude_vector":
             self._target(f"{module}.weight").magnitude = key
+        elif last == "ia3_l":
+            self._target(f"{stem}.weight").factor = key
         elif part == "lora_B" and last == "bias":
             self._target(f"{module}.bias").delta = key
         elif last == "trainable_tokens_delta":
@@ -176,6 +196,12 @@ class AdapterFile:
     def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise ExportError unless this adapter's part for `name` fits a weight of `shape`."""
         target = self.targets[name]
+        if target.factor:
+            turned, columns = bool(self.config.get("fan_in_fan_out")), self._of_columns(target)
+            side = shape[0] if len(shape) == 1 else shape[::-1][turned] if columns else shape[turned]
+            parts = 1 if columns else target.piece.parts
+            if math.prod(self.weights.shape(target.factor)) != side * parts:
+                raise self._error(f"its factors for {name!r} are not for a weight of {shape}", _OTHER_BASE)
         if not target.a:
             return
         inner, outer = self.weights.shape(target.a)[1], self.weights.shape(target.b)[0] // target.piece.parts
@@ -186,7 +212,7 @@ class AdapterFile:
             raise ExportError(
                 f"the adapter's factors for {name!r} are for a {outer}x{inner} weight, and the base's is {shape}",
                 place=str(self.folder),
-                fix="give the base model that the adapter was trained on.",
+                fix=_OTHER_BASE,
             )
 
     def factors(self, name: str, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,6 +249,8 @@ class AdapterFile:
             rows: (stop - start, in), fp32; or a whole bias.
         """
         target = self.targets[name]
+        if target.factor:
+            return rows * self._factor_of(target, rows, start, stop)
         if target.delta:
             bias_of = self.targets[name.removesuffix("bias") + "weight"]
             return rows + bias_of.scale * self._fp32(target.delta, rows.device)[start:stop]
@@ -235,6 +263,14 @@ class AdapterFile:
                 if start <= token < stop:
                     rows[token - start] = values[at]
         return rows
+
+    def _factor_of(self, target: Target, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Return IA3's factors of rows ``[start:stop]`` of a weight, or of a bias."""
+        values, columns = self._fp32(target.factor, rows.device).flatten(), self._of_columns(target)
+        if not columns:
+            values = values.chunk(target.piece.parts)[target.piece.part]
+        along = rows.dim() == 2 and columns != bool(self.config.get("fan_in_fan_out"))
+        return values if along else values[start:stop].view(-1, *[1] * (rows.dim() - 1))
 
     def _with_lora(self, name: str, target: Target, rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         a, b = self.factors(name, rows.device)

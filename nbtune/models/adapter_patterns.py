@@ -91,6 +91,25 @@ def check_tokens(model: Any, adapter: "AdapterSpec") -> None:
         raise SpecError(f"all of `{name}` is trained already", place=place, fix="Drop one of both.")
 
 
+def check_biases(model: Any, layers: Iterable[str], adapter: "AdapterSpec") -> None:
+    """Refuse to train biases of a model, or of an adapter's layers, that have none.
+
+    Raises:
+        SpecError: see above.
+    """
+    if adapter.bias == "none":
+        return
+    inside = {f"{name}.bias" for name in layers} if adapter.bias == "lora_only" else None
+    names = [name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"]
+    if not any(inside is None or name in inside for name in names):
+        which = "layers that get an adapter have" if names else "this model has"
+        raise SpecError(
+            f"{which} no biases",
+            place="adapter.bias",
+            fix="Write `bias: all`, or drop it." if names else "Drop it.",
+        )
+
+
 def unfrozen(model: "nn.Module", adapter: "AdapterSpec") -> set[str]:
     """Return the names of the weights that `adapter: full` trains.
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
-from nbtune.models.adapter_patterns import check_patterns, check_saved, check_tokens, in_layers
+from nbtune.models.adapter_patterns import check_biases, check_patterns, check_saved, check_tokens, in_layers
 from nbtune.models.experts.stacks import configs, expert_counts, stacked_weights
 from nbtune.spec.placement import PlacementWish
 
@@ -26,7 +26,7 @@ _READ = re.compile(r"\bself\.(\w+)\.weight(?=\s*[,)@]|\.clamp|\.data\.clamp)")
 CHOOSES = "it chooses among experts"
 PAST = "the model hands its weight on, past an adapter"
 RENAMED = "peft takes its name for that of the experts, which are stacked and no linear layers"
-STACKED = "peft has neither DoRA nor dropout for the stacked weights of experts"
+STACKED = "peft has neither DoRA, IA3 nor dropout for the stacked weights of experts"
 ELSEWHERE = "it belongs to what sees or hears: only text is trained"
 
 
@@ -51,7 +51,9 @@ def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> Targets:
         SpecError: nothing has one of the names, or an adapter on it would be wrong.
     """
     odd, stacks = left_out(model, adapter), stacked_weights(model)
-    if adapter.target_modules == "all-linear":
+    if adapter.type == "ia3" and adapter.target_modules == "all-linear" and (ends := _of_ia3(model)[0]):
+        layers, weights = _named(model, ends, odd, stacks)
+    elif adapter.target_modules == "all-linear":
         head = _head(model)
         layers = [name for name, m in linears(model) if m is not head and name not in odd]
         weights = [name for name in stacks if name not in odd]
@@ -65,6 +67,7 @@ def targets_of(model: "nn.Module", adapter: "AdapterSpec") -> Targets:
     check_patterns([*layers, *weights], adapter)
     check_saved(model, _names(model), adapter)
     check_tokens(model, adapter)
+    check_biases(model, layers, adapter)
     by_weight = _renamed(model, set(layers))
     weights += [f"{name}.weight" for name in layers if name in by_weight]
     modules = [name for name in layers if name not in by_weight]
@@ -138,11 +141,34 @@ def modules_of(model: "nn.Module", targets: "Sequence[str]") -> "dict[str, nn.Mo
     return {name: module for name, module in model.named_modules() if any(_matches(name, each) for each in targets)}
 
 
+def leads_out(model: Any, end: str) -> bool:
+    """Return whether such a layer leads out of an MLP: IA3's factors are of what it is given."""
+    return end.rsplit(".", 1)[-1] in {last.rsplit(".", 1)[-1] for last in _of_ia3(model)[1]}
+
+
+def _of_ia3(model: Any) -> tuple[list[str], list[str]]:
+    """Return the ends of names of the layers that IA3 is for, and of those that lead out of an MLP; of a family that
+    peft does not know these are those of most."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as OUT
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as ALL
+
+    kind = getattr(model.config, "model_type", "")
+    names = {name.rsplit(".", 1)[-1] for name, _ in linears(model)}
+    ends = list(ALL.get(kind) or [name for name in ALL["llama"] if name in names])
+    return ends, list(OUT.get(kind) or OUT["llama"])
+
+
+def turned(model: "nn.Module", targets: Targets) -> bool:
+    """Return whether these layers' weights lie as (in, out): GPT-2's."""
+    layers = modules_of(model, targets.modules).values()
+    return bool(layers) and all(type(m).__name__ == "Conv1D" for m in layers)
+
+
 def left_out(model: "nn.Module", adapter: "AdapterSpec") -> dict[str, str]:
     """Return the linear layers, the head apart, and the stacks of experts that `all-linear` leaves out, and why."""
     head = _head(model)
     candidates = {name for name, m in linears(model) if m is not head}
-    by_weight = not adapter.dropout and adapter.type != "dora"  # what peft does not do on weights by themselves
+    by_weight = not adapter.dropout and adapter.type not in ("dora", "ia3")  # else peft does not take weights alone
     packed = PlacementWish.of_spec("auto", adapter.type).on_device().four_bit  # which have another shape
     reasons = {
         RENAMED: set() if by_weight and not packed else _renamed(model, candidates),

@@ -1,4 +1,4 @@
-"""What is trained: a LoRA beside frozen weights (by peft, so that its files open everywhere), or every weight."""
+"""What is trained: an adapter beside frozen weights (by peft, so that its files open everywhere), or every weight."""
 
 import json
 import warnings
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
 from nbtune.models.adapter_patterns import unfrozen
-from nbtune.models.adapter_targets import linear_names, modules_of, targets_of
-from nbtune.models.first_values import beside_the_base, remember, take_out
+from nbtune.models.adapter_targets import Targets, leads_out, linear_names, targets_of, turned
+from nbtune.models.first_values import beside_the_base, recall, remember
 from nbtune.models.first_values import check as check_first_values
 from nbtune.models.heads import SCORE, Head, head_of, write_head
 
@@ -58,26 +58,7 @@ def add_adapter(
         p.requires_grad_(False)
     targets, known = targets_of(model, adapter), linear_names(model)
     check_first_values(model, adapter, targets)
-    layers = modules_of(model, targets.modules).values()
-    turned = bool(layers) and all(type(m).__name__ == "Conv1D" for m in layers)  # GPT-2's weights
-    config = _config(
-        adapter,
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets.modules,
-        target_parameters=targets.parameters or None,
-        fan_in_fan_out=turned,
-        use_rslora=adapter.use_rslora,
-        use_dora=adapter.type == "dora",
-        rank_pattern=dict(adapter.rank_pattern),
-        alpha_pattern=dict(adapter.alpha_pattern),
-        init_lora_weights=_first_values(adapter, known=first_values is not None),
-        modules_to_save=list(adapter.modules_to_save) or None,
-        trainable_token_indices=_tokens(model, adapter),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    config = _config_of(model, adapter, targets, known_values=first_values is not None)
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
         try:
@@ -88,9 +69,47 @@ def add_adapter(
                 place="adapter.target_modules",
                 fix=f"Use all-linear, or some of: {', '.join(known)}.",
             ) from e
-    if adapter.changes_base:
-        take_out(made, first_values) if first_values is not None else remember(made)
+    if adapter.keeps_first_values:
+        keep = {"taken_out": adapter.changes_base}
+        recall(made, first_values, **keep) if first_values is not None else remember(made, **keep)
     return made
+
+
+def _config_of(model: Any, adapter: "AdapterSpec", targets: "Targets", *, known_values: bool) -> Any:
+    """Return peft's config of an adapter on these layers."""
+    if adapter.type == "ia3":
+        return _factors(model, adapter, targets)
+    return _config(
+        adapter,
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
+        fan_in_fan_out=turned(model, targets),
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.type == "dora",
+        rank_pattern=dict(adapter.rank_pattern),
+        alpha_pattern=dict(adapter.alpha_pattern),
+        init_lora_weights=_first_values(adapter, known=known_values),
+        modules_to_save=list(adapter.modules_to_save) or None,
+        trainable_token_indices=_tokens(model, adapter),
+        bias=adapter.bias,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _factors(model: Any, adapter: "AdapterSpec", targets: "Targets") -> Any:
+    """Return peft's config of IA3: factors of what layers give, and of what leads out of an MLP is given."""
+    from peft import IA3Config
+
+    return IA3Config(
+        target_modules=targets.modules,
+        feedforward_modules=[end for end in targets.modules if leads_out(model, end)],
+        fan_in_fan_out=turned(model, targets),
+        modules_to_save=list(adapter.modules_to_save) or None,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _config(adapter: "AdapterSpec", **fields: Any) -> Any:

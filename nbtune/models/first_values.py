@@ -1,9 +1,11 @@
-"""First values of a LoRA that are taken out of the base: PiSSA (Meng et al. 2024), OLoRA (Büyükakyüz 2024).
+"""First values of a LoRA by which a model is its base again: those that are taken out of it, as of PiSSA (Meng et al.
+2024) and OLoRA (Büyükakyüz 2024), and the biases that are trained with it.
 
     W = W' + s B₀ A₀        W' is frozen, B and A are trained from B₀ and A₀ on
 
 What a run trains beside is W', which no file holds. So B₀ and A₀ are kept: by them W' is made again to the bit, the
-base is asked, and what is saved fits the base that everybody has: s (B A − B₀ A₀), a LoRA of twice the rank.
+base is asked, and what is saved fits the base that everybody has: s (B A − B₀ A₀), a LoRA of twice the rank. Biases
+that are trained stand in the base itself: without B₀, A₀ and their first values it would be another one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,14 +28,15 @@ _PLACE = "adapter.init_lora_weights"
 
 
 class FirstValues:
-    """What a model's LoRA began with, where that was taken out of its base.
+    """What a model's LoRA began with.
 
     Args:
         tensors: by the names of all that is trained; kept on the CPU.
+        taken_out: the factors' product was taken out of the base.
     """
 
-    def __init__(self, tensors: "Mapping[str, torch.Tensor]") -> None:
-        self.tensors = dict(tensors)
+    def __init__(self, tensors: "Mapping[str, torch.Tensor]", *, taken_out: bool) -> None:
+        self.tensors, self.taken_out = dict(tensors), taken_out
 
     @contextmanager
     def put_in(self, model: "nn.Module") -> Iterator[None]:
@@ -90,14 +93,16 @@ def check(model: "nn.Module", adapter: "AdapterSpec", targets: "Targets") -> Non
             )
 
 
-def remember(model: Any) -> None:
-    """Keep what a model begins with, of whose base that was just taken."""
+def remember(model: Any, *, taken_out: bool) -> None:
+    """Keep what a model begins with (see `FirstValues`); of an outline there is nothing to keep."""
+    if any(p.is_meta for p in model.parameters()):
+        return
     kept = {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
-    model.nbtune_first_values = FirstValues(kept)
+    model.nbtune_first_values = FirstValues(kept, taken_out=taken_out)
 
 
-def take_out(model: Any, file: Path) -> None:
-    """Do what the first of a run's processes did: take kept values out of a model's base.
+def recall(model: Any, file: Path, *, taken_out: bool) -> None:
+    """Begin with kept values as the first of a run's processes did: they are taken out of the base where it took them.
 
     Raises:
         TrainError: they are of another model.
@@ -106,7 +111,7 @@ def take_out(model: Any, file: Path) -> None:
     from peft.tuners.lora import LoraLayer
     from safetensors.torch import load_file
 
-    first = FirstValues(load_file(file))
+    first = FirstValues(load_file(file), taken_out=taken_out)
     mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {n: p.shape for n, p in mine.items()} != {n: t.shape for n, t in first.tensors.items()}:
         raise TrainError("its first values are of another model or adapter", place=f"{file.parent.name}/{file.name}")
@@ -114,7 +119,7 @@ def take_out(model: Any, file: Path) -> None:
         for name, p in mine.items():
             p.copy_(first.tensors[name])
         for module in model.modules():
-            if isinstance(module, LoraLayer) and "default" in module.lora_A:
+            if taken_out and isinstance(module, LoraLayer) and "default" in module.lora_A:
                 _subtract(module)
     model.nbtune_first_values = first
 
@@ -221,7 +226,7 @@ def beside_the_base(
     import torch
 
     first = first_values_of(model)
-    if first is None:
+    if first is None or not first.taken_out:
         return tensors, config
     begun = {n.replace(".default.", "."): value for n, value in first.tensors.items() if ".lora_" in n}
     joined = dict(tensors)

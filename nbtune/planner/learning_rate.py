@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BASE, _WIDTH = 5e-4, 2000
 _EXPONENT, _QWEN = 0.781, 0.0775
 _NARROWEST = 256  # below it nothing was measured, and the rule would go on rising
+_FACTORS = 3e-3  # Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better …", section 3.5
 _OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
 _LONG = 600  # steps from which on the rule holds as it is; a shorter run learns more of each
 _NARROW_SHORT, _WIDE_SHORT = 4.0, 1.5  # how much more at most
@@ -38,6 +39,8 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int, steps: int) -> t
     """
     if spec.learning_rate is not None:
         return spec.learning_rate, "as asked"
+    if spec.adapter.type == "ia3":
+        return _FACTORS, "IA3's own, as in its paper"
     exponent = _QWEN if architecture.startswith("Qwen") else _EXPONENT
     width = max(hidden_size, _NARROWEST)
     share = METHODS[spec.method].learning_rate_share

@@ -73,9 +73,9 @@ def _missing(name: str, why: str, fix: str) -> PlanError:
 
 def _rates_are_somebodys(spec: RunSpec) -> None:
     args, full = spec.optim_args, spec.adapter.type == "full"
-    idle = {"lora_b_rate": "has no LoRA"} if full else {}
+    idle = {"lora_b_rate": "has no LoRA"} if spec.adapter.type in ("full", "ia3") else {}
     if not full and not spec.adapter.modules_to_save:
-        idle = {"head_rate": "does not train the head"}
+        idle |= {"head_rate": "does not train the head"}
         if not spec.adapter.trainable_token_indices:
             idle["embedding_rate"] = "trains no embeddings"
     for name, why in idle.items():

@@ -218,7 +218,7 @@ def _of_what_is_done_once(method: Method, abilities: Abilities, again: bool, *, 
 
 def _ours(spec: RunSpec, abilities: Abilities) -> tuple[float, bool]:
     """Return how many of the layers are nbtune's own, and whether the head is; by rule where it was not tried."""
-    rule = spec.accelerate and spec.adapter.type != "dora"  # whose blocks stay transformers' own
+    rule = spec.accelerate and spec.adapter.type not in ("dora", "ia3")  # whose blocks stay transformers' own
     share, head = abilities.share_of_layers(), abilities.takes("head")
     if takes_logits(spec):
         head = False  # whose loss is more than cross-entropy

@@ -17,14 +17,22 @@ def adapter_from_word(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
-class AdapterSpec(Part):
-    """What is trained: a low-rank adapter beside frozen weights, or every weight (`full`)."""
+_OF_LORA = ("rank_pattern", "alpha_pattern", "init_lora_weights", "trainable_token_indices", "bias")
+_OF_FULL = ("unfrozen_parameters",)
+_NOTHING_TO = {
+    "full": ("layers_to_transform", "modules_to_save", *_OF_LORA),
+    "ia3": ("r", "alpha", "dropout", "use_rslora", "new_tokens", "new_special_tokens", *_OF_LORA, *_OF_FULL),
+}
 
-    type: Literal["lora", "qlora", "dora", "full"] = field(
+
+class AdapterSpec(Part):
+    """What is trained: an adapter beside frozen weights, or every weight (`full`)."""
+
+    type: Literal["lora", "qlora", "dora", "ia3", "full"] = field(
         "lora",
         "Kind",
         "lora: 16-bit frozen weights; qlora: 4-bit frozen weights; dora: LoRA with a learnt magnitude; "
-        "full: every weight is trained.",
+        "ia3: a learnt factor for each key, value and inner value; full: every weight is trained.",
         example="lora",
     )
     r: int = field(
@@ -44,8 +52,8 @@ class AdapterSpec(Part):
     target_modules: Literal["all-linear"] | tuple[str, ...] | str = field(
         "all-linear",
         "Targets",
-        "Which linear layers get an adapter: all of the blocks', a mixture's experts included; a list of names; or a "
-        "regular expression of whole names.",
+        "Which linear layers get an adapter: all of the blocks', a mixture's experts included (of ia3: keys, values "
+        "and what leads out of the MLP); a list of names; or a regular expression of whole names.",
         example=["q_proj", "v_proj"],
         advanced=True,
     )
@@ -71,6 +79,13 @@ class AdapterSpec(Part):
         "weights' own largest directions, which are taken out of them (niter: found faster); loftq, of qlora: what "
         "4 bits lost.",
         example="gaussian",
+        advanced=True,
+    )
+    bias: Literal["none", "all", "lora_only"] = field(
+        "none",
+        "Biases",
+        "Which of the model's own biases are trained beside a LoRA: all, or those of the layers that have one.",
+        example="lora_only",
         advanced=True,
     )
     modules_to_save: tuple[str, ...] = field(
@@ -126,6 +141,11 @@ class AdapterSpec(Part):
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
     @property
+    def keeps_first_values(self) -> bool:
+        """Whether the base is what it was only with the values that the run began with."""
+        return self.changes_base or self.bias != "none"
+
+    @property
     def grows(self) -> bool:
         """Whether the model is given more tokens than it knows."""
         return bool(self.new_tokens or self.new_special_tokens)
@@ -133,9 +153,8 @@ class AdapterSpec(Part):
     @property
     def same_everywhere(self) -> bool:
         """Whether nothing but one rank's factors is trained, or every weight."""
-        return not (
-            self.rank_pattern or self.modules_to_save or self.unfrozen_parameters or self.trainable_token_indices
-        )
+        apart = self.bias != "none" or self.type == "ia3" or self.trainable_token_indices
+        return not (apart or self.rank_pattern or self.modules_to_save or self.unfrozen_parameters)
 
     @property
     def anywhere(self) -> AdapterSpec:
@@ -163,12 +182,7 @@ class AdapterSpec(Part):
             raise ValueError(f"`{twice[0]}` is two of the new tokens: name it once")
         if blank := [name for name in fresh if name.strip() != name]:
             raise ValueError(f"a new token neither begins nor ends with a blank: `{blank[0]}`")
-        whole = ("unfrozen_parameters",)
-        parts = (
-            "layers_to_transform", "rank_pattern", "alpha_pattern", "modules_to_save", "init_lora_weights",
-            "trainable_token_indices",
-        )  # fmt: skip
-        for name in parts if self.type == "full" else whole:
+        for name in _NOTHING_TO.get(self.type, _OF_FULL):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"`adapter.{name}` changes nothing of adapter `{self.type}`: drop it")
         if self.changes_base and self.type != "lora":

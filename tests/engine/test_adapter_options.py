@@ -21,17 +21,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "pissa": {"type": "lora", "r": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]},
     "tokens": {"type": "lora", "r": 2, "trainable_token_indices": [7, 9], "target_modules": ["q_proj"]},
+    "ia3": {"type": "ia3", "modules_to_save": ["lm_head"]},
+    "bias": {"type": "lora", "r": 4, "bias": "all"},
     "full": {"type": "full", "unfrozen_parameters": [r"model\.layers\.1\.", "lm_head"]},
 }  # fmt: skip
 
 
-RATES: dict[str, dict[str, float]] = {"pissa": {}, "tokens": {"embedding_rate": 0.5}}
+RATES: dict[str, dict[str, float]] = {
+    "pissa": {},
+    "bias": {},
+    "ia3": {"head_rate": 0.5},
+    "tokens": {"embedding_rate": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("base")
-    return str(save_speaking("llama", folder, **{**SIZES, "tie_word_embeddings": False}))
+    return str(save_speaking("llama", folder, **{**SIZES, "tie_word_embeddings": False, "attention_bias": True}))
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from nbtune.errors import SpecError
+from nbtune.export import ExportSource
+from nbtune.export.merge import MergedModel
 from nbtune.models import build, counted, model_facts
 from nbtune.models.adapters import add_adapter, save_adapter
 from nbtune.models.first_values import as_the_base
 from nbtune.spec import AdapterSpec
 from tests.support.families import SIZES
-from tests.train.test_optimizer import tiny
+from tests.train.test_optimizer import GPT2, tiny
 
 IDS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -66,6 +71,74 @@ def test_it_is_pefts(tmp_path: Path, mine: dict[str, Any], theirs: dict[str, Any
     assert counted(model_facts(str(tmp_path / "base")), str(tmp_path / "base"), adapter).trained == trained
 
 
+def stir(model: Any, wanted: Callable[[str], bool]) -> None:
+    """Change some weights, by their names alone."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if wanted(name):
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2)
+
+
+def same_merged(truth: Any, folder: Path) -> None:
+    """What nbtune makes of the two folders is what peft merges, to 1e-6."""
+    model = MergedModel(ExportSource(folder / "base", folder / "adapter"))
+    theirs = truth.merge_and_unload().state_dict()
+    assert len(model.names) > 10
+    for name in model.names:
+        torch.testing.assert_close(model.rows(name, 0, model.shape(name)[0]), theirs[name], rtol=1e-6, atol=1e-6)
+
+
+BIASED = {**UNTIED, "attention_bias": True, "mlp_bias": True}
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ALL}
+BESIDE: dict[str, tuple[dict[str, Any], Any]] = {
+    "all biases": ({"r": 4, "alpha": 8, "bias": "all"}, LoraConfig(**LORA, bias="all")),
+    "biases of layers": ({"r": 4, "alpha": 8, "bias": "lora_only", "target_modules": ["q_proj"]},
+                         LoraConfig(**{**LORA, "target_modules": ["q_proj"]}, bias="lora_only")),
+    "ia3": ({"type": "ia3"}, IA3Config()),
+    "ia3 of names": ({"type": "ia3", "target_modules": ["o_proj", "down_proj"], "layers_to_transform": [1]},
+                     IA3Config(target_modules=r".*\.1\..*(o|down)_proj", feedforward_modules=r".*down_proj")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize(("mine", "theirs"), BESIDE.values(), ids=BESIDE)
+def test_biases_and_factors_are_pefts(tmp_path: Path, mine: dict[str, Any], theirs: Any, accelerate: bool) -> None:
+    """What is trained, its gradients, and what is merged after it has changed; without it the model is its base."""
+    model = tiny("LlamaConfig", BIASED)
+    stir(model, lambda name: name.endswith("bias"))
+    model.save_pretrained(tmp_path / "base")
+    adapter, place = AdapterSpec(**mine), str(tmp_path / "base")
+    about: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "accelerate": accelerate, "tokenizer": False}
+    built: Any = build(place, adapter=adapter, seed=3, **about).model.train()
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_pretrained(place, attn_implementation="eager")
+    truly = get_peft_model(base, dataclasses.replace(theirs, task_type="CAUSAL_LM")).train()
+    found, truth = gradients(built), gradients(truly)
+    assert found.keys() == truth.keys()
+    assert any("bias" in name or "ia3_l" in name for name in found)
+    for name, value in truth.items():
+        assert float((found[name] - value).norm()) <= 2e-5 * float(value.norm()) + 1e-9, name
+    assert counted(model_facts(place), place, adapter).trained == sum(p.numel() for p in truth.values())
+    for one in (built, truly):
+        stir(one, truth.__contains__)
+    with torch.no_grad(), as_the_base(built.eval()):
+        torch.testing.assert_close(built(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
+    save_adapter(built, tmp_path / "adapter")
+    same_merged(truly, tmp_path)
+
+
+def test_factors_of_turned_weights_are_merged_as_peft_does(tmp_path: Path) -> None:
+    model = tiny("GPT2Config", GPT2)
+    stir(model, lambda name: name.endswith("bias"))
+    model.save_pretrained(tmp_path / "base")
+    made: Any = add_adapter(model, AdapterSpec(type="ia3"), seed=0)
+    trained = {name: p for name, p in made.named_parameters() if p.requires_grad}
+    assert {p.shape[0] == 1 for p in trained.values()} == {True, False}, "of what is given, and of what comes out"
+    stir(made, trained.__contains__)
+    save_adapter(made, tmp_path / "adapter")
+    same_merged(made, tmp_path)
+
+
 @pytest.mark.parametrize("accelerate", [False, True])
 def test_full_training_of_some_weights_leaves_the_others(tmp_path: Path, accelerate: bool) -> None:
     tiny("LlamaConfig", UNTIED).save_pretrained(tmp_path / "base")
@@ -94,6 +167,8 @@ def test_full_training_of_some_weights_leaves_the_others(tmp_path: Path, acceler
         ({"rank_pattern": {"qproj": 2}}, "`qproj` matches none"),
         ({"trainable_token_indices": [300]}, "no token 300"),
         ({"trainable_token_indices": [7], "modules_to_save": ["embed_tokens"]}, "is trained already"),
+        ({"bias": "all"}, "this model has no biases"),
+        ({"type": "ia3", "target_modules": ["qproj"]}, "no layer of this model is called"),
         ({"modules_to_save": ["head"]}, "no module of this model is called `head`"),
         ({"type": "full", "unfrozen_parameters": ["layers"]}, "no weight's name begins"),
     ],

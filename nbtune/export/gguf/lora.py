@@ -113,6 +113,8 @@ def _refuse(adapter: AdapterFile) -> None:
         what = None
         if target.magnitude:
             what = "DoRA's norms"
+        elif target.factor:
+            what = "IA3's factors"
         elif target.embedding or target.tokens is not None:
             what = "changed embeddings"
         elif target.full or target.delta or adapter.config.get("fan_in_fan_out"):
