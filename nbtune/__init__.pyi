@@ -52,7 +52,7 @@ from nbtune.task_scores import lm_eval as lm_eval
 __version__: str
 
 class _Adapter(TypedDict, total=False):
-    type: Literal['lora', 'qlora', 'dora', 'full']
+    type: Literal['lora', 'qlora', 'dora', 'ia3', 'full']
     r: int
     alpha: float | None
     dropout: float
@@ -61,6 +61,7 @@ class _Adapter(TypedDict, total=False):
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     init_lora_weights: Literal['default', 'gaussian', 'orthogonal', 'pissa', 'pissa_niter_4', 'pissa_niter_16', 'olora', 'loftq']
+    bias: Literal['none', 'all', 'lora_only']
     modules_to_save: list[str] | tuple[str, ...]
     trainable_token_indices: list[int] | tuple[int, ...]
     new_tokens: list[str] | tuple[str, ...]
@@ -179,7 +180,7 @@ def validate(
     teacher: str | None = None,
     rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
-    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
+    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'ia3', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
     sequence_len: int | None = None,
@@ -294,7 +295,7 @@ def plan(
     teacher: str | None = None,
     rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
-    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
+    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'ia3', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
     sequence_len: int | None = None,
@@ -410,7 +411,7 @@ def finetune(
     teacher: str | None = None,
     rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
-    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
+    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'ia3', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
     sequence_len: int | None = None,
@@ -526,7 +527,7 @@ def submit(
     teacher: str | None = None,
     rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
-    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
+    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'ia3', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
     sequence_len: int | None = None,
@@ -636,7 +637,7 @@ def inspect(
     teacher: str | None = None,
     rewards: _Rewards | RewardsSpec = ...,
     labels: list[str] | tuple[str, ...] = ...,
-    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'full'] | AdapterSpec = ...,
+    adapter: _Adapter | Literal['lora', 'qlora', 'dora', 'ia3', 'full'] | AdapterSpec = ...,
     steps: int | None = None,
     epochs: float | None = None,
     sequence_len: int | None = None,

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nbtune.errors import SpecError
+from nbtune.spec.learning import WITHOUT
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
 from nbtune.spec.zero_stages import read as read_zero_stage
 
@@ -57,6 +58,15 @@ def path_of(key: str) -> tuple[str, ...]:
 def value_of(path: tuple[str, ...], value: Any) -> Any:
     """Return our word for the value of a key of ours: ``adamw`` for torch's ``adamw_torch``."""
     return VALUES.get(".".join(path), {}).get(value, value) if isinstance(value, str) else value
+
+
+def why_not(path: tuple[str, ...], value: Any) -> str | None:
+    """Return why a key has no such value, though others' has; None: nobody's is known.
+
+    >>> why_not(("optim",), "ao_adamw_4bit")[:33]
+    'bitsandbytes has no 4-bit AdamW, '
+    """
+    return WITHOUT.get(value) if path == ("optim",) and isinstance(value, str) else None
 
 
 def _renamed_part(part: str, given: Mapping[str, Any], places: dict[Path, int]) -> dict[str, Any]:

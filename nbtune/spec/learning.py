@@ -71,6 +71,13 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     ),
 }
 
+# what others have and nbtune has not, and why
+WITHOUT: dict[str, str] = dict.fromkeys(
+    ("adamw_4bit", "adamw_torch_4bit", "ao_adamw_4bit"),
+    "bitsandbytes has no 4-bit AdamW, and torchao's is compiled for each shape of weights: `adamw_8bit` keeps two "
+    "bytes a number in place of eight",
+)
+
 # which fields of `ScheduleArgs` change a schedule
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "linear": ("warmup_steps", "floor"),

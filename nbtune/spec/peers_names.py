@@ -98,6 +98,8 @@ ALIASES = _table(
         alpha_pattern
     = adapter.init_lora_weights
         init_lora_weights peft_init_lora_weights
+    = adapter.bias
+        bias
     = adapter.modules_to_save
         modules_to_save lora_modules_to_save additional_target
     = adapter.trainable_token_indices
@@ -336,8 +338,8 @@ ABSENT = _table(
         pissa_iter pissa_convert use_gradient_surgery
     = layers are found by their numbers
         layers_pattern
-    = an adapter has no bias, and knows the layers' layout by itself
-        lora_bias bias fan_in_fan_out task_type lora_fan_in_fan_out r_pattern inference_mode
+    = an adapter knows the layers' layout by itself; `adapter: {bias: all}` trains the model's own biases
+        lora_bias fan_in_fan_out task_type lora_fan_in_fan_out r_pattern inference_mode
     = `adapter: {type: full, unfrozen_parameters: […]}` trains some of the weights; which ones does not change
         use_galore galore_rank use_badam badam_mode use_apollo apollo_rank
     = only text is trained

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nbtune.errors import NbtuneError, SpecError
-from nbtune.spec.familiar_names import advice, path_of, put, rename, value_of
+from nbtune.spec.familiar_names import advice, path_of, put, rename, value_of, why_not
 from nbtune.spec.model import RunSpec
 from nbtune.spec.yaml_loader import BadYaml, Forbidden, compose, construct
 from nbtune.untrusted import shortened
@@ -216,6 +216,8 @@ def _explain(error: ValidationError, lines: Mapping[tuple[Any, ...], int], name:
     example = (field.examples or [None])[0] if field is not None else None
     message = message[0].lower() + message[1:]
     fix = f"write for example `{loc[-1]}: {example}`" if example is not None else "see `%%finetune?`"
+    if reason := why_not(loc, got):
+        return SpecError(f"`{key}: {got}` is not there: {reason}", place=_place(loc, lines, name), fix=fix)
     return SpecError(f"`{key}`: {message}{shown}", place=_place(loc, lines, name), fix=fix)
 
 
