@@ -21,7 +21,7 @@ METHOD = Method(
     rows="prompts",
     loss="policy_gradient",
     options={"beta": 0.0},
-    learning_rate_share=0.1,
+    learning_rate_share=1 / 4,
     trainer="GRPOTrainer",
     online=True,
 )

@@ -53,8 +53,12 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int, steps: int) -> t
     if "lion" in spec.optim:
         rate, reason = rate * _OF_SIGNS, f"{reason}; a fifth of it for Lion, whose steps have one size"
     if share != 1:
-        reason += f"; {_SAID.get(share, f'{share:g}')} of it for preferences"
+        reason += f"; {_SAID.get(share, f'{share:g}')} of it for {_of_what(spec)}"
     return float(f"{rate:.1e}"), reason
+
+
+def _of_what(spec: RunSpec) -> str:
+    return "rewards" if METHODS[spec.method].online else "preferences"
 
 
 def _for_few(steps: int, width: int) -> float:

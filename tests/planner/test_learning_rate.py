@@ -62,8 +62,8 @@ def test_full_training_gets_a_tenth_and_preferences_less_than_answers(hidden):
     assert "every weight" in full.learning_rate_reason
     for method in (name for name, each in METHODS.items() if each.learning_rate_share != 1):
         plan = _plan(hidden, method=method)
-        assert plan.learning_rate == pytest.approx(lora / (4 if method == "orpo" else 10), rel=0.05)
-        assert "preferences" in plan.learning_rate_reason
+        assert plan.learning_rate == pytest.approx(lora / (4 if method in ("orpo", "grpo", "rloo") else 10), rel=0.05)
+        assert ("rewards" if METHODS[method].online else "preferences") in plan.learning_rate_reason
 
 
 @given(rate=st.floats(1e-12, 10), method=st.sampled_from(list(METHODS)))
