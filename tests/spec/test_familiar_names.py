@@ -9,6 +9,7 @@ import pytest
 
 from nbtune.errors import SpecError
 from nbtune.spec import AdapterSpec, RunSpec, from_mapping, from_yaml, to_yaml
+from nbtune.spec.learning import WITHOUT
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
 
 VALUE: dict[str, Any] = {
@@ -21,7 +22,7 @@ VALUE: dict[str, Any] = {
     "adapter.layers_to_transform": [0], "adapter.rank_pattern": {"q_proj": 4}, "adapter.alpha_pattern": {"q_proj": 4},
     "adapter.init_lora_weights": "gaussian", "adapter.modules_to_save": ["lm_head"],
     "adapter.unfrozen_parameters": ["lm_head"], "adapter.trainable_token_indices": [2],
-    "adapter.new_tokens": ["<a>"], "adapter.new_special_tokens": ["<b>"],
+    "adapter.bias": "all", "adapter.new_tokens": ["<a>"], "adapter.new_special_tokens": ["<b>"],
     "eval.patience": 3, "eval.threshold": 0.01, "eval.load_best": True, "loss.z_loss": 1e-4,
     "neftune_noise_alpha": 5.0,
     "checkpoint.keep": 3, "eval.every": 20, "beta": 0.2, "adapter.type": "dora", "eval.max_rows": 9,
@@ -67,6 +68,14 @@ def test_an_equal_inside_of_a_part(part: str, name: str) -> None:
 def test_an_equal_value(key: str, word: str) -> None:
     spec = from_mapping({"data": "rows", key: VALUES[key][word]})
     assert from_mapping({"data": "rows", key: word}) == from_mapping({"data": "rows"}, {key: word}) == spec
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_value_that_others_have_is_refused_with_its_reason(name: str) -> None:
+    with pytest.raises(SpecError, match=f"`optim: {name}` is not there: bitsandbytes has no") as refused:
+        from_yaml(f"data: rows\noptim: {name}\n")
+    assert "line 2" in str(refused.value)
+    assert refused.value.fix == "write for example `optim: adamw`"
 
 
 @pytest.mark.parametrize("name", INSTEAD)
