@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nbtune import device as machine
+from nbtune.data.prepare.report import refuse_untrained
 from nbtune.engine import abilities, objects
 from nbtune.engine.library_logging import quiet_libraries
 from nbtune.engine.run_loss import head_of_run, without_teacher
 from nbtune.errors import PlanError, SpecError
+from nbtune.methods import METHODS
 from nbtune.planner import Plan, make_plan
 from nbtune.planner.spread import Links, spread
 
@@ -16,10 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nbtune.data import Source
+    from nbtune.data.prepare.stats import DataFacts
     from nbtune.device import DeviceFacts
     from nbtune.models import ModelFacts
     from nbtune.spec import RunSpec
 
+_LOOKED_AT = 256  # rows of each source
 _MORE = (2, 4, 8, 16, 32, 64)  # times as many machines
 
 
@@ -49,7 +53,7 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     Raises:
         NbtuneError: something does not fit, or cannot be read.
     """
-    from nbtune import data, models
+    from nbtune import models
     from nbtune.models.heads import with_outputs
 
     quiet_libraries()  # small copies of the model are tried
@@ -58,7 +62,7 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     facts = with_outputs(facts, head_of_run(spec))
     objects.check_vocabulary(spec)
     tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=trust)
-    measured = data.measure(sources, tokenizer, spec)
+    measured = _measured(sources, tokenizer, spec)
     device, gpus = _devices(spec, where)
     missing = models.missing_bytes(model, facts.weights_bytes)
     found = abilities.expected(spec, facts, tokenizer)
@@ -69,6 +73,21 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     except PlanError as error:
         raise _with_more(error, spec, facts, measured, device, gpus) from error
     return spread_out(plan, facts, device, gpus)
+
+
+def _measured(sources: Sequence[Source], tokenizer: Any, spec: RunSpec) -> DataFacts:
+    """Return what a sample of the rows says of them.
+
+    Raises:
+        DataError: they cannot be read; or all are looked at, and nothing of them would be trained.
+    """
+    from nbtune import data
+
+    measured = data.measure(sources, tokenizer, spec, sample=_LOOKED_AT)
+    method, counts = METHODS[spec.method], [len(source.rows) for source in sources if source.role == "train"]
+    if method.by_tokens and not method.online and max(counts, default=0) <= _LOOKED_AT:
+        refuse_untrained(measured, sum(counts))
+    return measured
 
 
 def spread_out(plan: Plan, facts: ModelFacts, device: DeviceFacts, gpus: int) -> Plan:

@@ -11,7 +11,7 @@ import pytest
 
 import nbtune
 from nbtune import events
-from nbtune.errors import ExportError, NbtuneError, PlanError, SpecError
+from nbtune.errors import DataError, ExportError, NbtuneError, PlanError, SpecError
 from nbtune.models import load_model
 from nbtune.models.abilities import Abilities, Claim
 from tests.support.tiny_models import save_speaking
@@ -139,6 +139,24 @@ def test_weights_that_a_run_refuses_the_plan_refuses_with_the_same_sentence(
     with pytest.raises(NbtuneError) as loaded:
         load_model(str(folder), dtype=torch.float32, device="cpu")
     assert str(planned.value) == str(loaded.value)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"data": ROWS, "train_on": []},
+        {"data": [{"prompt": "Hi", "completion": " \n"}] * 4},
+        {"data": [{"text": ""}] * 4, "method": "pretrain"},
+    ],
+    ids=["nothing is trained on", "empty answers", "empty texts"],
+)
+def test_rows_of_which_nothing_is_trained_are_refused_by_the_plan_too(asked: Any, tmp_path: Path) -> None:
+    said = []
+    for ask in (nbtune.plan, lambda **about: nbtune.finetune(**about, runs_dir=tmp_path).wait()):
+        with pytest.raises(DataError, match="no token would be trained") as caught:
+            ask(model="nbtune/tiny", steps=1, **asked)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
 
 
 def test_experts_that_are_stored_one_by_one_are_found_by_the_headers(folder_of: Any) -> None:

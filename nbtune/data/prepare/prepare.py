@@ -155,7 +155,7 @@ class _Preparation:
         self.key = key if isinstance(key, str) else None
         self.find_key = None if isinstance(key, str) else key
         self.report, self.oddities = Report(), Oddities()
-        self.chats = self.unended = 0
+        self.chats = self.unended = self.midway = 0
         self.hashes: list[np.ndarray] = []
         self.matched: set[str] = set()
         self.chat_template: str | None = None
@@ -275,6 +275,7 @@ class _Preparation:
         about = shard.about
         self.report.fates += about["fates"]
         self.chats, self.unended = self.chats + about["chats"], self.unended + about["unended"]
+        self.midway += about["midway"]
         self.oddities.add(about["oddities"])
         self.matched |= set(about["matched"])
         self.chat_template = about["chat_template"] or self.chat_template
@@ -323,7 +324,14 @@ class _Preparation:
 
     def _check_ends(self) -> None:
         """Refuse data in which no answer ends, warn of some: a model that never sees an end never stops."""
-        if not self.unended or self.recipe.spec.train_on == "all":
+        if self.recipe.spec.train_on == "all":
+            return
+        if self.midway:
+            self.report.warnings.append(
+                f"{self.midway} conversations have an earlier answer behind which the template writes no token that "
+                f"ends it (it writes {self.report.terminator!r} behind the last): the model learns to go on there"
+            )
+        if not self.unended:
             return
         if self.unended == self.chats:
             raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 NO_WEIGHT, BY_FUNCTION = "its weight in `row_weights` is 0", "left it out"
 """Reasons, or how they end, that are the spec's own wish."""
+EMPTY, ALIKE = "nothing in it would be trained (an empty answer or text)", "both answers are the same"
+_FIX = "check which column is the answer, `train_on`, and `sequence_len`"
 
 
 @dataclass
@@ -162,10 +165,31 @@ def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
 def nothing_left(report: Report, max_len: int) -> DataError:
     """Return the error where every row was dropped."""
     reasons = sorted({fate[3] for fate in report.fates})
+    fix = f"raise `sequence_len` (it is {max_len})"
+    if any(reason.startswith(ALIKE) for reason in reasons):
+        fix = "see that one answer of a pair is better than the other"
+    elif any("trained" in reason for reason in reasons):
+        fix = _FIX
+    return _all_dropped(report.rows, reasons, [source.name for source in report.sources], fix)
+
+
+def refuse_untrained(facts: DataFacts, count: int) -> None:
+    """Refuse rows, all of which were looked at, of which no token would be trained.
+
+    Args:
+        facts: what was found in them, by their tokens.
+        count: of the rows.
+
+    Raises:
+        DataError: as a run raises it.
+    """
+    if count and not facts.trained_tokens:
+        raise _all_dropped(count, [EMPTY], facts.sources, _FIX)
+
+
+def _all_dropped(count: int, reasons: Sequence[str], sources: Sequence[str], fix: str) -> DataError:
     return DataError(
-        f"no token would be trained (0 %): all {report.rows} rows were dropped ({'; '.join(reasons[:3])})",
-        place=", ".join(source.name for source in report.sources),
-        fix="check which column is the answer, `train_on`, and `sequence_len`"
-        if any("trained" in r for r in reasons)
-        else f"raise `sequence_len` (it is {max_len})",
+        f"no token would be trained (0 %): all {count} rows were dropped ({'; '.join(reasons[:3])})",
+        place=", ".join(sources),
+        fix=fix,
     )

@@ -17,7 +17,7 @@ from nbtune.data.formats.reader import Format, Parts
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.data.prepare.pieces import Piece, Whole
 from nbtune.data.prepare.quality_checks import Oddities
-from nbtune.data.prepare.report import BY_FUNCTION, Report
+from nbtune.data.prepare.report import ALIKE, BY_FUNCTION, EMPTY, Report
 from nbtune.data.prepare.row_weights import mark_of
 from nbtune.data.prepare.split_chat import split_chat
 from nbtune.data.sources.resolve import with_template
@@ -100,12 +100,13 @@ class Reader:
         """Read as `read` does, and return also what was found in these rows, for JSON."""
         self.report.fates, self.oddities = [], Oddities()
         for encoder in self._encoders.values():
-            encoder.chats = encoder.unended = 0
+            encoder.chats = encoder.unended = encoder.midway = 0
         data = self.read(sources, wanted)
         about = {
             "fates": self.report.fates,
             "chats": sum(encoder.chats for encoder in self._encoders.values()),
             "unended": sum(encoder.unended for encoder in self._encoders.values()),
+            "midway": sum(encoder.midway for encoder in self._encoders.values()),
             "oddities": vars(self.oddities),
             "chat_template": self.chat_template,
             "terminator": self.report.terminator,
@@ -153,7 +154,7 @@ class Reader:
             weight = self._weight(given)
             texts = row.rows if isinstance(row, Several) else (row,)
             if not steps and any(is_empty(text, self.spec.train_on) for text in texts):  # steps': at line breaks
-                self._fate(source, index, "dropped", "nothing in it would be trained (an empty answer or text)")
+                self._fate(source, index, "dropped", EMPTY)
                 continue
             if isinstance(row, Several):
                 self.oddities.see_judgement(row.doubted)
@@ -228,7 +229,7 @@ class Reader:
             return
         if kept[0].same_as(kept[1:]):
             within = f" within {self.max_len} tokens" if not texts[0].same_as(texts[1:]) else ""
-            self._fate(source, index, "dropped", f"both answers are the same{within}: neither is better")
+            self._fate(source, index, "dropped", f"{ALIKE}{within}: neither is better")
             return
         if cut:
             self._fate(source, index, "cut", f"longer than {self.max_len} tokens")

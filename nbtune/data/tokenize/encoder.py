@@ -45,7 +45,8 @@ class Encoder:
         terminators: which ends of turns are trained, `thinking`: what becomes of thoughts; as in a spec.
         rules: texts that are trained, or not, whatever the others say; later ones win.
 
-    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it.
+    `chats` counts the conversations, `unended` those whose last answer has no terminator behind it, `midway` those with
+    an earlier one that has none.
 
     Raises:
         DataError: the tokenizer has no Rust backend (it could not say which characters a token covers).
@@ -78,7 +79,7 @@ class Encoder:
         self.lengths, self.words = _knowledge(self.backend, self.backend.to_str())
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
-        self.chats = self.unended = 0
+        self.chats = self.unended = self.midway = 0
 
     @classmethod
     def of_spec(cls, tokenizer: Any, template: ChatTemplate | None, spec: RunSpec) -> Encoder:
@@ -202,7 +203,9 @@ class Encoder:
         rendered = self.template.render(messages, chat.tools)
         _refuse_holes(rendered, messages)
         self.chats += 1
-        self.unended += bool(rendered.trained) and rendered.trained[-1][2] in rendered.unended
+        last = rendered.trained[-1][2] if rendered.trained else None
+        self.unended += last in rendered.unended
+        self.midway += any(number in rendered.unended for *_, number in rendered.trained if number != last)
         stretches = trained_stretches(
             rendered,
             chat.messages,  # `train_detail` counts in what was written

@@ -128,6 +128,28 @@ def test_thoughts_and_tools_that_are_not_shown_are_counted() -> None:
     assert any("1 row with tools" in warning for warning in shown)
 
 
+def test_answers_before_the_last_without_an_end_are_counted() -> None:
+    last = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}{{ '<|im_end|>' if loop.last else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    answers = [{"role": "assistant", "content": word} for word in ("worda", "wordb")]
+    one, two = ([user("qworda"), answers[0]], [user("qworda"), answers[0], user("qwordb"), answers[1]])
+    rows = [{"messages": one}, {"messages": two}, {"messages": [user("qwordc"), answers[1]]}]
+    said = [w for w in prepared(rows, last).report.warnings if "before" in w or "earlier answer" in w]
+    assert len(said) == 1
+    assert said[0].startswith("1 conversations have an earlier answer")
+    assert not any("earlier answer" in w for w in prepared(rows, CHATML).report.warnings)
+    assert not any("earlier answer" in w for w in prepared(rows, last, train_on="all").report.warnings)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_real_template_leaves_an_answer_without_its_end(name: str) -> None:
+    encoder = Encoder(fast := tokenizer(templates()[name]), ChatTemplate(fast))
+    encoder.encode([Chat(TALKS["thoughts of their own"])])
+    assert (encoder.midway, encoder.unended) == (0, 0)
+
+
 def test_a_row_with_a_hole_is_refused_with_its_place() -> None:
     good = {"messages": [user("q"), {"role": "assistant", "content": "a"}]}
     called = {"messages": TALKS["calls"]}
