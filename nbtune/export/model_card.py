@@ -26,7 +26,8 @@ FILES_TO_COME = "(the files, their sizes and what each lost are written here whe
 """Stands in a card of GGUF files until there are some."""
 
 _FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|md|ya?ml|xlsx?|zip|gz|zst)$", re.IGNORECASE)
-_WITH_PATHS = ("model", "data", "source", "start_from", "function", "chat_template", "template")  # keys of a spec
+_PLACES = ("model", "models", "tokenizer", "teacher", "data", "source", "start_from")  # keys of a spec: paths, or names
+_WITH_PATHS = (*_PLACES, "function", "functions", "chat_template", "template")  # a text, unless it is a path
 _LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 _RELATIONS = {"adapter": "adapter", "merged": "finetune", "gguf": "quantized"}
 _KIND_TAGS = {"adapter": ["lora"], "gguf": ["gguf"]}
@@ -328,12 +329,27 @@ def without_paths(spec: str) -> str:
 def _shortened(value: Any, key: str = "") -> Any:
     """Return a spec's body with the last part of each path."""
     if isinstance(value, dict):
-        return {name: _shortened(item, str(name)) for name, item in value.items()}
+        shown = {name: item for name, item in value.items() if name != "address"}  # of machines that are nobody else's
+        return {
+            last_part(name) if _is_place(name) else name: _shortened(item, str(name)) for name, item in shown.items()
+        }
     if isinstance(value, list):
         return [_shortened(item, key) for item in value]
-    if isinstance(value, str) and key in _WITH_PATHS and is_machine_path(value.removeprefix("file:")):
+    if key in _WITH_PATHS and (_is_place(value) or (key in _PLACES and _is_inside(value))):
         return last_part(value)
     return value
+
+
+def _is_place(value: object) -> bool:
+    return isinstance(value, str) and is_machine_path(value.removeprefix("file:"))
+
+
+def _is_inside(value: object) -> bool:
+    """Return whether it is a path from the working folder on, which names folders too: no id of the Hub's is one."""
+    if not isinstance(value, str) or "://" in value or "\n" in value:
+        return False
+    parts = re.split(r"[\\/]", value)
+    return len(parts) > 2 or "\\" in value or (len(parts) == 2 and bool(_FILE.search(value)))
 
 
 def _fenced(text: object, language: str = "") -> str:

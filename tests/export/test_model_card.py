@@ -15,8 +15,9 @@ from huggingface_hub import ModelCard
 
 import nbtune
 from nbtune.export import ExportSource, render_card
-from nbtune.export.model_card import data_lines
+from nbtune.export.model_card import data_lines, without_paths
 from nbtune.export.others_cards import stated_in
+from nbtune.spec.yaml_text import dump
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,37 @@ def test_no_path_of_the_authors_machine_stands_in_it(run: Any, kind: str) -> Non
     assert "model: own-base\ndata: rows.jsonl\n" in card
     assert "- rows.jsonl (the author's own rows)" in card
     assert ModelCard(card).data.base_model is None
+
+
+PLACES = (
+    "/home/ada/of/x",
+    "~/of/x",
+    "./of/x",
+    "../of/x",
+    "C:\\of\\x",
+    "\\\\ada\\of\\x",
+    "ada/of/x",
+    "file:///home/of/x",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_key_a_path_stands_under_its_folders_stay_here(place: str) -> None:
+    asked = {
+        "model": place, "tokenizer": place, "teacher": place, "start_from": place, "rewards": {"models": [place]},
+        "data": [{"source": place, "function": "mine:f"}, place], "eval": {"data": {"source": place}},
+        "mix": {"weights": {place: 1}}, "cluster": {"address": "ray://ada.of:10001", "engine": "ray"},
+    }  # fmt: skip
+    if place == "ada/of/x":
+        del asked["mix"]
+    shown = without_paths(dump(asked))
+    assert "of" not in re.sub(r"start_from|of_", "", shown), shown
+    assert "ada" not in shown
+    assert shown.count("x") >= 8 - (place == "ada/of/x")
+    same = (
+        "model: owner/name\ntokenizer: owner/name\nsamples:\n- /of/x is a path?\nadapter:\n  new_tokens:\n  - /think\n"
+    )
+    assert without_paths(same) == same
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
