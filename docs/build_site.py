@@ -25,6 +25,11 @@ ROOMS = {"tutorial": "Tutorial", "how-to": "How-to", "recipes": "Recipes", "refe
 OUTSIDE = {"CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}  # page of the site: file of the tree
 PICTURES = (".png", ".svg", ".gif", ".webp", ".html")
 MERMAID = "!!python/name:pymdownx.superfences.fence_code_format ''"  # a tag of YAML, which JSON cannot say
+STYLE = """/* A word of code in a table stays whole, unless it is wider than the table. */
+.md-typeset td code { word-break: normal; overflow-wrap: break-word; }
+/* A table without a heading has no empty line on top. */
+.md-typeset thead:not(:has(th:not(:empty))) { display: none; }
+"""
 LINK = re.compile(r"(\]\()([^)#\s]+)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -105,6 +110,7 @@ def config(texts: dict[str, str]) -> dict[str, object]:
         "docs_dir": "docs",
         "site_dir": "site",
         "use_directory_urls": False,
+        "extra_css": ["nbtune.css"],
         "theme": {
             "font": False,
             "features": ["navigation.tabs", "navigation.sections", "navigation.top", "content.code.copy", "toc.follow"],
@@ -131,6 +137,7 @@ def build(out: Path) -> None:
         path = work / "docs" / picture.relative_to(DOCS)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(picture, path)
+    (work / "docs" / "nbtune.css").write_text(STYLE, encoding="utf-8")
     settings = json.dumps(config(texts), indent=1).replace(json.dumps(MERMAID), MERMAID)  # JSON is YAML
     (work / "mkdocs.yml").write_text(settings, encoding="utf-8")
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "--config-file", "mkdocs.yml"]

@@ -24,7 +24,7 @@ class Note:
         return self.text
 
     def _repr_html_(self) -> str:
-        return f"<pre style='margin:0;white-space:pre-wrap'>{html.escape(self.text)}</pre>"
+        return f"<pre style='margin:0;white-space:pre-wrap;font-family:monospace'>{html.escape(self.text)}</pre>"
 
 
 def say(text: str) -> None:

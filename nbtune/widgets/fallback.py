@@ -37,7 +37,7 @@ class Shown:
         if self.png:
             data = base64.b64encode(self.png).decode("ascii")
             picture = f'<img alt="Loss over steps" src="data:image/png;base64,{data}">'
-        text = f"<pre style='margin:0;white-space:pre-wrap'>{html.escape(self.text)}</pre>"
+        text = f"<pre style='margin:0;white-space:pre-wrap;font-family:monospace'>{html.escape(self.text)}</pre>"
         return {"text/plain": self.text, "text/html": text + picture}
 
 

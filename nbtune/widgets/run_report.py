@@ -122,7 +122,7 @@ class Report:
             f"<table>{rows}</table>",
             f"<ul>{items}</ul>" if items else "",
             self._samples(),
-            f"<pre>{escape(self.snippet)}</pre>" if self.snippet else "",
+            f"<pre style='font-family:monospace'>{escape(self.snippet)}</pre>" if self.snippet else "",
         ]
         return f'<div class="nbtune-static">{"".join(parts)}</div>'
 

@@ -12,6 +12,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPO / "example_notebooks").glob("*.ipynb"))
 MOST = 300_000  # bytes
+WIDEST = 120  # characters of a line: what is longer is cut where a notebook is shown
 RUN_ALL = runpy.run_path(str(REPO / "example_notebooks" / "run_all.py"))
 SILENT = ("%load_ext", "import importlib")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -32,6 +33,8 @@ def test_outputs_are_those_of_this_code(path: Path) -> None:
     assert [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"] == []
     assert any("image/png" in str(output.get("data")) for output in outputs)
     assert path.stat().st_size <= MOST
+    assert [line for cell in code for line in cell.source.splitlines() if len(line) > WIDEST] == []
+    assert not [output for output in outputs if "<pre>" in str(output)]  # in no code's type on GitHub
     for place in ("/home/", "/root/", "/tmp/", "site-packages", str(REPO), "C:\\\\"):
         assert place not in path.read_text(encoding="utf-8")
 

@@ -378,7 +378,7 @@ def picture() -> str:
         {(there, here) for here, others in edges.items() for there in others if not _way(edges, here, there)}
     )
     body = "\n".join(f"    {there} --> {here}" for there, here in shown)
-    return f"{_BEGIN}\n\n```mermaid\nflowchart LR\n{body}\n```\n\n{_END}"
+    return f"{_BEGIN}\n\n```mermaid\nflowchart TD\n{body}\n```\n\n{_END}"
 
 
 def _way(edges: Mapping[str, set[str]], here: str, there: str) -> bool:
