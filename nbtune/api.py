@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import objects, peft_start, reward_models, slurm, warm_start
+from nbtune.engine import job_files, objects, peft_start, reward_models, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.planner import Plan
 from nbtune.run import Run, begin
@@ -168,7 +168,8 @@ def submit(
 
     Args:
         spec, name, rows, first_line, fields: as in `finetune`. The machine that asks needs no GPU.
-        slurm: what to ask for: ``"partition=gpu,nodes=2,gpus=8"``, or a mapping; `gpus` are those of a node.
+        slurm: what to ask for: ``"partition=gpu,nodes=2,gpus=8"``, or a mapping; `gpus` are those of a node. One that
+            begins with ``skypilot``, ``kubeflow`` or ``hf-jobs`` makes a file for that tool, and sends nothing.
         send: False leaves that to you: `sbatch` with the file, or torchrun with the folder.
         runs_dir: as in `finetune`; all nodes must see it.
     Returns:
@@ -182,9 +183,9 @@ def submit(
     return asked.start(name, run_folder.runs_root(runs_dir), "attach", job)
 
 
-def job_of(spec: RunSpec, asked: str | Mapping[str, Any] | list[str]) -> slurm.Job:
+def job_of(spec: RunSpec, asked: str | Mapping[str, Any] | list[str]) -> job_files.Job:
     """Return the job that options mean for a spec; see `submit`."""
-    return slurm.Job.of(asked, spec)
+    return job_files.job_of(asked, spec)
 
 
 def job_file(spec: RunSpec, asked: str | list[str], *, name: str = "run", runs_dir: str | Path | None = None) -> str:
@@ -195,7 +196,7 @@ def job_file(spec: RunSpec, asked: str | list[str], *, name: str = "run", runs_d
         asked: the options of the job.
         name, runs_dir: as in `submit`.
     """
-    return slurm.script(run_folder.runs_root(runs_dir) / f"{name}-000000", spec, job_of(spec, asked))
+    return job_of(spec, asked).text(run_folder.runs_root(runs_dir) / f"{name}-000000", spec)
 
 
 class _Asked:
@@ -214,7 +215,7 @@ class _Asked:
         self.spec = with_template(warm_start.portable(self.things.spec))
 
     def start(
-        self, name: str, root: Path, on_busy: Literal["attach", "restart", "queue"], job: slurm.Job | None = None
+        self, name: str, root: Path, on_busy: Literal["attach", "restart", "queue"], job: job_files.Job | None = None
     ) -> Run:
         """Start the run here, or as a job, once all of it was looked at; or attach to the one that works."""
         from nbtune import data, models

@@ -15,6 +15,7 @@ from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.engine import objects, slurm, warm_start
 from nbtune.engine.failures import still_there
 from nbtune.engine.folder import put_in
+from nbtune.engine.job_files import Job
 from nbtune.engine.launcher import Launched, launch, needs_own_process
 from nbtune.engine.run_model import AtStep, RunModel
 from nbtune.errors import NbtuneError, SpecError, TrainError
@@ -389,7 +390,7 @@ def begin(
     fill: Callable[[Path], None],
     *,
     detach: bool = False,
-    job: slurm.Job | None = None,
+    job: Job | None = None,
 ) -> Run:
     """Start a run in a new folder that `fill` fills; `job`: Slurm does."""
     folder = run_folder.create(root, name, spec)

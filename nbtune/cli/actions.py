@@ -117,14 +117,14 @@ def submit(given: Any) -> None:
     with work(), request():
         spec = spec_of(given.spec, given.set)
         if given.print:
-            text = job_file(spec, given.slurm or [], name=given.name, runs_dir=given.runs)
+            text = job_file(spec, given.job or given.slurm or [], name=given.name, runs_dir=given.runs)
         else:
             with placed(given.spec):
-                options, where = ",".join(given.slurm or []), {"name": given.name, "runs_dir": given.runs}
-                run = nbtune.submit(spec, slurm=options, send=not given.unsent, **where)
+                options, where = given.job or ",".join(given.slurm or []), {"name": given.name, "runs_dir": given.runs}
+                run = nbtune.submit(spec, slurm=options, send=not (given.unsent or given.job), **where)
     if given.print:
         return result({"file": text}, as_json=given.json, text=text.rstrip("\n"))
-    submitted(run, given.json, sent=not given.unsent)
+    submitted(run, given.json, sent=not (given.unsent or given.job))
 
 
 def validate(given: Any) -> None:

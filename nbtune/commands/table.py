@@ -144,6 +144,7 @@ _SUBMIT = Command(
             "What to ask for: partition=gpu,nodes=2,gpus=8 (those of a node), time, account, mem, cpus …",
             many="again",
         ),
+        flag("--job TOOL,OPTIONS", "A file for skypilot, kubeflow or hf-jobs, which you send: skypilot,gpus=H100:8."),
         switch("--print", "Print the job's file, write and send nothing."),
         switch("--unsent", "Make the run's folder with the job's file in it, and leave the sending to you."),
         flag("--name", "What the run is called.", default="run", offers="runs"),

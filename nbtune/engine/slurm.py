@@ -73,7 +73,7 @@ class Job:
         Raises:
             SpecError: an option is not known, or its value has not its shape.
         """
-        options = _read(given)
+        options = read(given)
         for name, value in options.items():
             _check(name, value)
         wanted = options.get("gpus", "").rpartition(":")[2]
@@ -89,6 +89,18 @@ class Job:
         """How many machines."""
         return int(self.options.get("nodes", "1"))
 
+    def text(self, folder: Path, spec: RunSpec) -> str:
+        """Return the job's file."""
+        return script(folder, spec, self)
+
+    def give(self, folder: Path, spec: RunSpec) -> None:
+        """Write the file into the run's folder, and give it to Slurm unless that is not asked for."""
+        keep(folder, spec, self)
+        if self.sent:
+            send(folder)
+        else:
+            hold(folder, "as you asked")
+
     def directives(self, spec: RunSpec) -> list[str]:
         """Return the lines that `sbatch` reads. Each value has the shape of its option: no blank, no quote, no line's
         end."""
@@ -99,7 +111,8 @@ class Job:
         return [f"#SBATCH --{_OPTIONS[name][0]}={asked[name]}" for name in _OPTIONS if name in asked]
 
 
-def _read(given: str | Mapping[str, Any] | list[str]) -> dict[str, str]:
+def read(given: str | Mapping[str, Any] | list[str]) -> dict[str, str]:
+    """Return options by their names."""
     if isinstance(given, Mapping):
         return {str(name): str(value) for name, value in given.items()}
     options: dict[str, str] = {}
@@ -113,7 +126,7 @@ def _read(given: str | Mapping[str, Any] | list[str]) -> dict[str, str]:
             options[last] += f",{word}"  # a list of names, as sbatch takes it
         elif word.strip():
             raise SpecError(
-                f"`{_shown(word)}` has no value", place="--slurm", fix="write `partition=gpu,nodes=2,gpus=8`"
+                f"`{shown(word)}` has no value", place="--slurm", fix="write `partition=gpu,nodes=2,gpus=8`"
             )
     return options
 
@@ -121,12 +134,12 @@ def _read(given: str | Mapping[str, Any] | list[str]) -> dict[str, str]:
 def _check(name: str, value: str) -> None:
     if name not in _OPTIONS:
         raise SpecError(
-            f"`{_shown(name)}` is none of the options that a job takes",
+            f"`{shown(name)}` is none of the options that a job takes",
             place="--slurm",
             fix=f"they are {', '.join(_OPTIONS)}; any other goes by hand into the file that `--print` shows",
         )
     if not re.fullmatch(_OPTIONS[name][1], value, re.ASCII):
-        raise SpecError(f"{_shown(value)!r} cannot be a job's `{name}`", place="--slurm", fix=_FIXES.get(name, _PLAIN))
+        raise SpecError(f"{shown(value)!r} cannot be a job's `{name}`", place="--slurm", fix=_FIXES.get(name, _PLAIN))
 
 
 _PLAIN = "names are letters, digits and . , + @ : / - _"
@@ -137,7 +150,8 @@ _FIXES = {"nodes": "write a number", "gpus": "write a number, or a kind and a nu
 }
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Return a person's words as a message may repeat them."""
     return harmless(text[:60], line=True)
 
 

@@ -1,0 +1,199 @@
+"""A run as a file for SkyPilot, Kubeflow's Trainer and Hugging Face Jobs: what it says, and what it does."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbtune
+from nbtune import events
+from nbtune.api import job_file
+from nbtune.cli import main
+from nbtune.engine import job_files
+from nbtune.errors import SpecError, TrainError
+from nbtune.spec import RunSpec, from_mapping
+from nbtune.store.event_log import EventReader
+from tests.engine.conftest import ROWS, SPEC
+from tests.engine.test_node import ended, free_port
+from tests.support.fake_hub import FakeHub, client_environment
+
+CPU = {**SPEC, "device": "cpu", "steps": 2}
+SKYPILOT = "skypilot,nodes=2,gpus=H100:8,volume=runs"
+KUBEFLOW = "kubeflow,nodes=2,gpus=8,volume=runs,image=registry.example/nbtune:1"
+HF_JOBS = "hf-jobs,flavor=a100-large,push=ada/demo"
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("sky,gpus=8", "`sky` is no tool"),
+        ("skypilot,gpu=8", "`gpu` is none of its options"),
+        ("skypilot,gpus=H100:8;rm", "cannot be a job's `gpus`"),
+        ("skypilot,nodes=2,gpus=8", "several machines need a folder that all see"),
+        ("kubeflow,gpus=8,volume=runs", "`image` is to be named"),
+        ("kubeflow,image=a,volume=Runs", "cannot be a job's `volume`"),
+        ("hf-jobs,flavor=a100-large", "`push` is to be named"),
+        ("hf-jobs,flavor=a,push=demo", "cannot be a job's `push`"),
+    ],
+)
+def test_what_a_tool_cannot_be_asked_for_is_refused_in_a_sentence(asked: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        nbtune.submit(CPU, rows={"rows": ROWS}, slurm=asked, runs_dir=tmp_path)
+    assert words in caught.value.cause
+    assert caught.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.sampled_from([*job_files.KINDS]), st.text(max_size=12))
+def test_no_value_becomes_more_than_a_value(kind: str, value: str) -> None:
+    spec = RunSpec(data="rows", gpus=1)
+    given_ = {"skypilot": "infra", "kubeflow": "image", "hf-jobs": "flavor"}[kind]
+    asked = {"skypilot": "gpus=1", "kubeflow": "volume=runs", "hf-jobs": "push=ada/demo"}[kind]
+    try:
+        job = job_files.job_of(f"{kind},{asked},{given_}={value}", spec)
+    except SpecError:
+        return
+    assert re.fullmatch(job_files.KINDS[kind].options[given_], job.options[given_], re.ASCII)
+    text = job.text(Path("runs") / "none-000000", spec)
+    if kind == "hf-jobs":
+        ast.parse(text)
+    else:
+        assert str(yaml.safe_load(text)).count(job.options[given_]) >= 1
+
+
+def test_skypilots_file_has_a_folder_that_all_machines_see(tmp_path: Path) -> None:
+    body = yaml.safe_load(job_file(from_mapping({"data": "rows"}), SKYPILOT, name="demo", runs_dir=tmp_path))
+    assert (body["num_nodes"], body["resources"]) == (2, {"accelerators": "H100:8"})
+    assert body["volumes"] == {"/nbtune": "runs"}
+    assert body["file_mounts"] == {"~/nbtune/demo-000000": str(tmp_path / "demo-000000")}
+    assert f"nbtune=={nbtune.__version__}" in body["setup"]
+    assert "nbtune.engine.node /nbtune/demo-000000 --nnodes 2 --nproc-per-node 8" in body["run"]
+    subprocess.run(["bash", "-n"], input=body["run"], text=True, check=True)
+    one = yaml.safe_load(job_file(from_mapping({"data": "rows", "gpus": 4}), "skypilot", runs_dir=tmp_path))
+    assert one["resources"] == {"accelerators": "4"}
+    assert "volumes" not in one
+
+
+def test_kubeflows_file_is_a_job_of_its_trainer(tmp_path: Path) -> None:
+    body = yaml.safe_load(job_file(from_mapping({"data": "rows"}), KUBEFLOW, name="Demo_1", runs_dir=tmp_path))
+    assert (body["apiVersion"], body["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", body["metadata"]["name"])  # as Kubernetes wants it
+    trainer = body["spec"]["trainer"]
+    assert trainer["command"] == ["python", "-m", "nbtune.engine.node", "/runs/Demo_1-000000"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
+    if importlib.util.find_spec("kubeflow_trainer_api"):  # the peer's own schema
+        import kubeflow_trainer_api.models as theirs
+
+        assert theirs.TrainerV1alpha1TrainJob.from_dict(body).to_dict() == body
+
+
+def test_a_script_for_the_hub_carries_the_run_and_nobodys_name(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("data: nbtune/persona\nsteps: 2\ndevice: cpu\n")
+    assert main(["submit", "demo.yaml", "--job", HF_JOBS, "--name", "demo"]) == 0
+    assert "not sent: hf jobs uv run --flavor a100-large --secrets HF_TOKEN" in capfd.readouterr().out
+    run = nbtune.attach("demo", tmp_path / "runs")
+    assert (run.state, run.submitted) == ("stopped", False)
+    text = (run.folder / "job.hf.py").read_text()
+    header = re.match(r"# /// script\n((?:# .*\n)+)# ///\n", text)  # PEP 723
+    assert header is not None
+    assert f'# dependencies = ["nbtune=={nbtune.__version__}"]' in header.group(1)
+    held = next(n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and len(str(n.value)) > 999)
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(held))) as packed:
+        names = [member.name for member in packed.getmembers()]
+        assert {(m.uname, m.gname, m.uid) for m in packed.getmembers()} == {("", "", 0)}
+    assert f"{run.folder.name}/spec.yaml" in names
+    assert not [name for name in names if name.endswith(("events.jsonl", "job.hf.py"))]
+
+
+def test_a_folder_that_no_script_can_carry_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(job_files, "_MOST", 100)
+    with pytest.raises(TrainError, match="too large for a script"):
+        nbtune.submit(CPU, rows={"rows": ROWS}, slurm=HF_JOBS, runs_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_print_writes_nothing(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("data: nbtune/persona\nsteps: 2\n")
+    assert main(["submit", "demo.yaml", "--job", KUBEFLOW, "--print"]) == 0
+    assert yaml.safe_load(capfd.readouterr().out)["kind"] == "TrainJob"
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.yaml"]
+
+
+# -- carried out ---------------------------------------------------------------------------------------------------
+
+
+def state(folder: Path) -> events.State:
+    return [e for e in EventReader(folder / "events.jsonl").read() if isinstance(e, events.State)][-1]
+
+
+@pytest.mark.slow
+def test_a_script_for_the_hub_trains_and_pushes(tmp_path: Path) -> None:
+    run = nbtune.submit(CPU, rows={"rows": ROWS}, slurm=HF_JOBS, name="demo", runs_dir=tmp_path / "here")
+    there = tmp_path / "there"
+    there.mkdir()
+    with FakeHub() as hub:
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_OFF"))}
+        environment = {**outside, **client_environment(hub, tmp_path / "home")}
+        command = [sys.executable, str(run.folder / "job.hf.py")]
+        done = subprocess.run(command, env=environment, cwd=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "ada/demo" in done.stdout
+    assert state(there / "runs" / run.folder.name).state == "finished"
+
+
+@pytest.mark.slow
+def test_skypilots_commands_train(tmp_path: Path) -> None:
+    """On one machine, its home being elsewhere."""
+    run = nbtune.submit({**CPU, "gpus": 2}, rows={"rows": ROWS}, slurm="skypilot", name="demo", runs_dir=tmp_path)
+    body = yaml.safe_load((run.folder / "job.skypilot.yaml").read_text())
+    (mounted,) = body["file_mounts"]
+    place = tmp_path / "home" / mounted.removeprefix("~/")
+    shutil.copytree(body["file_mounts"][mounted], place)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "python").symlink_to(sys.executable)
+    environment = {**os.environ, "HOME": str(tmp_path / "home"), "PATH": f"{bin_}:{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], *(p for p in sys.path if "site-p" in p)])
+    done = subprocess.run(
+        ["bash", "-ec", body["run"]], env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert state(place).state == "finished"
+
+
+@pytest.mark.slow
+def test_what_kubeflows_trainer_says_by_the_environment_is_heeded(tmp_path: Path) -> None:
+    run = nbtune.submit(CPU, rows={"rows": ROWS}, slurm=KUBEFLOW, name="demo", runs_dir=tmp_path)
+    usual = {
+        "PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "nbtune.engine.node", str(run.folder)],
+            env={**os.environ, **usual, "PET_NODE_RANK": str(rank)}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    codes, words = ended(both)
+    assert codes == [0, 0], words
+    assert run.state == "finished"
+    assert run.plan.gpus == 2
