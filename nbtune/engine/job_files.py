@@ -93,10 +93,10 @@ def job_of(asked: str | Mapping[str, Any] | list[str], spec: RunSpec) -> Job:
         SpecError: an option is not known, lacks, or its value has not its shape.
     """
     text = asked if isinstance(asked, str) else ",".join(asked) if isinstance(asked, list) else ""
-    name, _, rest = text.partition(",")
-    if "=" in name or not name.strip():
+    name, _, rest = (part.strip() for part in text.partition(","))
+    kind = KINDS.get(name)
+    if "=" in name or not name or (kind is None and not rest):
         return slurm.Job.of(asked, spec)
-    kind = KINDS.get(name.strip())
     if kind is None:
         names = ", ".join(KINDS)
         raise SpecError(f"`{slurm.shown(name)}` is no tool that a job's file is made for", place="--job", fix=names)

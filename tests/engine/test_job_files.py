@@ -87,6 +87,7 @@ def test_skypilots_file_has_a_folder_that_all_machines_see(tmp_path: Path) -> No
     one = yaml.safe_load(job_file(from_mapping({"data": "rows", "gpus": 4}), "skypilot", runs_dir=tmp_path))
     assert one["resources"] == {"accelerators": "4"}
     assert "volumes" not in one
+    assert job_files.job_of(" skypilot , gpus=4", RunSpec(data="rows")).text(tmp_path, RunSpec(data="rows"))
 
 
 def test_kubeflows_file_is_a_job_of_its_trainer(tmp_path: Path) -> None:
