@@ -112,7 +112,11 @@ class Job:
 
 
 def read(given: str | Mapping[str, Any] | list[str]) -> dict[str, str]:
-    """Return options by their names."""
+    """Return options by their names.
+
+    Raises:
+        SpecError: one has no value.
+    """
     if isinstance(given, Mapping):
         return {str(name): str(value) for name, value in given.items()}
     options: dict[str, str] = {}

@@ -156,56 +156,47 @@ def folder_of(runs: Path, name: str, rows: list[dict[str, Any]], **fields: Any) 
     return nbtune.submit(spec, rows={"rows": rows}, slurm="gpus=1", send=False, name=name, runs_dir=runs).folder
 
 
-def _pairs(tmp_path: Path, kinds: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]) -> dict[str, list[Path]]:
-    """Of each kind the folder of a run of one process, and that of one whose weights are parted."""
-    return {
-        name: [
-            folder_of(tmp_path / place, name, rows, **fields, **more) for place, more in (("one", {}), ("n", PARTED))
-        ]
-        for name, (rows, fields) in kinds.items()
-    }
+def _cases() -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Rows and fields: every method with a LoRA, and full training, but for methods that compare with the base."""
+    cases: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
+    for name, method in METHODS.items():
+        if method.online:  # TRL does its steps, in one process
+            continue
+        fields: dict[str, Any] = {"method": name} | ({"teacher": "nbtune/tiny"} if method.teacher else {})
+        cases[name] = (KINDS[method.rows], {**fields, "adapter": "lora"})
+        if not method.reference:
+            cases[f"{name}-full"] = (KINDS[method.rows], {**fields, "adapter": "full"})
+    for adapter in ("lora", "full"):
+        cases[f"packed-{adapter}"] = (ROWS, {"packing": True, "sequence_len": 96, "adapter": adapter})
+        cases[f"stock-{adapter}"] = (ROWS, {"accelerate": False, "adapter": adapter})
+        cases[f"uneven-{adapter}"] = (ROWS[:7], {"batch_size": 5, "adapter": adapter})
+    return cases
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_every_method_has_the_losses_of_one_process(tmp_path, count) -> None:
-    """Full training, but for methods that compare with the base, which want an adapter."""
-    kinds: dict[str, Any] = {}
-    for name, method in METHODS.items():
-        if method.online:  # TRL does its steps, in one process
-            continue
-        fields: dict[str, Any] = {"method": name} | ({"teacher": "nbtune/tiny"} if method.teacher else {})
-        fields["adapter"] = "lora" if method.reference else "full"
-        kinds[name] = (KINDS[method.rows], fields)
-    kinds["packed"] = (ROWS, {"packing": True, "sequence_len": 96, "adapter": "full"})
-    kinds["frozen"] = (ROWS, {"packing": True, "sequence_len": 96})
-    kinds["stock"] = (ROWS, {"accelerate": False, "adapter": "full"})
-    kinds["uneven"] = (ROWS[:7], {"batch_size": 5, "adapter": "full"})
-    pairs = _pairs(tmp_path, kinds)
-    wholes = {"frozen": {"packing": True, "sequence_len": 96}, "dpo": {"method": "dpo"}, "orpo": {"method": "orpo"}}
-    wholes["uneven full"] = {"batch_size": 5, "adapter": "full"}
-    apart = {}
-    for name, fields in wholes.items():
-        rows = {"frozen": ROWS, "uneven full": ROWS[:7]}.get(name, KINDS["pairs"])
-        fields |= {"adapter": "lora"} if "adapter" not in fields else {}
-        apart[name] = [
-            folder_of(tmp_path / place, f"whole {name}".replace(" ", "-"), rows, **fields, **more)
-            for place, more in (("one", {}), ("n", {"gpus": "all"}))
-        ]
-    both = [*pairs.values(), *apart.values()]
-    train([one for one, _ in both], 1, tmp_path / "meet-one")
-    train([many for _, many in both], count, tmp_path / "meet-many")
-    for name, (one, many) in apart.items():
-        assert losses(many) == pytest.approx(losses(one), rel=1e-6, abs=1e-6), name
-        assert evals(many) == pytest.approx(evals(one), rel=1e-5, abs=1e-6), name
-    for name, (one, many) in pairs.items():
-        assert losses(many) == pytest.approx(losses(one), rel=1e-6, abs=1e-6), name
-        assert evals(many) == pytest.approx(evals(one), rel=1e-5, abs=1e-6), name
-        mine_, all_ = json.loads((many / "bytes.json").read_text())
-        assert mine_ <= 1.01 * all_ / count + 4096 * 2, (name, mine_, all_)  # rows that three cannot share equally
-        if kinds[name][1].get("adapter") == "full":
-            assert (many / "checkpoints" / "step-00000004" / "optimizer").is_dir()
+    """With whole weights on each, and with parted ones."""
+    cases, ways = _cases(), {"one": {}, "whole": {"gpus": "all"}, "parted": PARTED}
+    made = {
+        way: {name: folder_of(tmp_path / way, name, rows, **fields, **more) for name, (rows, fields) in cases.items()}
+        for way, more in ways.items()
+    }
+    train([*made["one"].values()], 1, tmp_path / "meet-one")
+    for way in ("whole", "parted"):
+        train([*made[way].values()], count, tmp_path / f"meet-{way}")
+        for name, many in made[way].items():
+            one = made["one"][name]
+            assert losses(many) == pytest.approx(losses(one), rel=1e-6, abs=1e-6), (way, name)
+            assert evals(many) == pytest.approx(evals(one), rel=1e-5, abs=1e-6), (way, name)
+            mine_, all_ = json.loads((many / "bytes.json").read_text())
+            if way == "whole":
+                assert mine_ == all_
+                continue
+            assert mine_ <= 1.01 * all_ / count + 4096 * 2, (name, mine_, all_)  # rows that three cannot share equally
+            if cases[name][1]["adapter"] == "full":
+                assert (many / "checkpoints" / "step-00000004" / "optimizer").is_dir()
 
 
 @pytest.mark.slow
@@ -213,7 +204,9 @@ def test_every_method_has_the_losses_of_one_process(tmp_path, count) -> None:
 @pytest.mark.parametrize("counts", [(2, 3), (4, 2)])
 def test_a_parted_full_run_goes_on_with_another_number_and_its_export_is_whole(tmp_path, counts) -> None:
     fields: dict[str, Any] = {"adapter": "full", "checkpoint": {"every": 2, "keep": 9}, "steps": 6}
-    one, many = _pairs(tmp_path, {"kind": (ROWS, fields)})["kind"]
+    one, many = (
+        folder_of(tmp_path / way, "kind", ROWS, **fields, **more) for way, more in (("one", {}), ("n", PARTED))
+    )
     train([one], 1, tmp_path / "meet")
     text = (many / "spec.yaml").read_text()
     train([many], counts[0], tmp_path / "meet-a")

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from nbtune.errors import SpecError
 from nbtune.spec import from_mapping
 from nbtune.store.event_log import EventReader
 from tests.engine.conftest import ROWS, SPEC
+from tests.notebook.kernel import Kernel
 from tests.support import ray_machines
 
 CPU = {**SPEC, "device": "cpu", "batch_size": 4, "eval": {"split": 0.2, "every": 3}}
@@ -131,3 +133,58 @@ def test_two_machines_from_shell_and_kernel_are_one_process_and_outlive_one_of_t
         assert before < steps, "it had ended before it could be hurt"
         assert any("Ray has started them again" in message for message in warned)
     assert losses(hurt) == pytest.approx(losses(one.folder), rel=1e-5, abs=1e-5)
+
+
+CELL = """%%finetune --name cell
+model: nbtune/tiny
+data: rows
+steps: 400
+device: cpu
+batch_size: 4
+learning_rate: 1e-3
+eval: {split: 0.2, every: 50}
+cluster: {engine: ray, workers: [1, 2]}
+"""
+
+
+@REAL
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_cells_run_is_seen_live_stopped_by_the_monitor_and_goes_on(tmp_path: Path) -> None:
+    one = trained(tmp_path / "runs", "one", steps=400, eval={"split": 0.2, "every": 50}).wait(900)
+    with ray_machines.cluster(tmp_path) as machines:
+        with Kernel(tmp_path, before=machines.before[0], more=machines.environment) as kernel:
+            kernel.run(f"%load_ext nbtune\nrows = {ROWS!r}", timeout=300)
+            reply = kernel.run(CELL, timeout=300)
+            assert reply.status == "ok", reply.text
+            shown = reply.outputs("application/vnd.jupyter.widget-view+json")
+            monitor = shown[0]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
+            seen: set[int] = set()
+            for _ in range(600):  # as a page that has missed something asks
+                data = {"method": "custom", "content": {"t": "need"}}
+                kernel.client.shell_channel.send(
+                    kernel.client.session.msg("comm_msg", {"comm_id": monitor, "data": data})
+                )
+                said = kernel.until(lambda m: told(m).get("t") == "s", 120)
+                seen.add(told(said)["status"]["step"])
+                if len(seen) > 2:
+                    break
+                time.sleep(0.5)
+            assert len(seen) > 2, reply.text
+            kernel.click(monitor, "stop")
+            kernel.run("run._join(300)", timeout=400)
+            assert kernel.value("run.state") == "'stopped'"
+            at = int(kernel.value("run.step"))
+            assert 0 < at < 400
+            kernel.run("run.resume()", timeout=300)
+            kernel.run("run._join(900)", timeout=1000)
+            assert kernel.value("run.state") == "'finished'"
+        cell = nbtune.attach("cell", tmp_path / "runs")
+    assert losses(cell.folder) == pytest.approx(losses(one.folder), rel=1e-3)
+    assert any(event.tokens and len(event.seconds) == 2 for event in cell.events() if event.type == "processes")
+
+
+def told(message: dict) -> dict:
+    """What a panel says to its page."""
+    data = message["content"].get("data", {}) if message["msg_type"] == "comm_msg" else {}
+    return data.get("content", {}) if data.get("method") == "custom" else {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import queue
 import re
+import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,10 +48,19 @@ class Reply:
 class Kernel:
     """`with Kernel(folder) as kernel: kernel.run("1 + 1")`."""
 
-    def __init__(self, folder: Path, *, first: Path | None = None, python: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first: Path | None = None,
+        python: Path | None = None,
+        before: tuple[str, ...] = (),
+        more: Mapping[str, str] | None = None,
+    ) -> None:
         """`first`: a folder of packages that come before all others, such as an older ipykernel; `python`: whose
-        environment it is instead of this one's."""
-        self.folder, self.first, self.python = folder, first, python
+        environment it is instead of this one's; `before`: what starts it, such as `ip netns exec`: it is then spoken
+        to by files, since its ports are elsewhere; `more`: of its environment."""
+        self.folder, self.first, self.python, self.before, self.more = folder, first, python, before, more or {}
 
     def __enter__(self) -> Kernel:
         first = [] if self.first is None else [str(self.first)]
@@ -60,10 +71,14 @@ class Kernel:
             "OMP_NUM_THREADS": "1",
             "IPYTHONDIR": str(self.folder / "ipython"),
             "NBTUNE_RUNS": str(self.folder / "runs"),
+            **self.more,
         }
         self.manager = KernelManager(kernel_name="python3")
         if self.python is not None:
             self.manager.kernel_spec.argv[0] = str(self.python)
+        if self.before:
+            self.manager.transport, self.manager.ip = "ipc", tempfile.mktemp(prefix="nbtune-kernel-")
+            self.manager.kernel_spec.argv[:0] = self.before
         self.manager.start_kernel(cwd=str(self.folder), env=environment)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
