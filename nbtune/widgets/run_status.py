@@ -205,6 +205,8 @@ class _Clock:
 
 def note_of(level: str, message: str, cause: str, fix: str, when: float) -> dict[str, Any]:
     """Return a note as the page takes it; `level` is ``warning`` or ``error``, `when` seconds since 1970."""
+    if cause and message[-1:].isalnum():  # else it is a sentence of its own
+        message += ":"
     shown = {"message": clean(message, 500), "cause": clean(cause, 500), "fix": clean(fix, 500)}
     return {"level": level, "time": when, **shown}
 

@@ -84,7 +84,7 @@ def test_no_button_loses_its_words(notebook: Any, order: list[str]) -> None:
 def _ready(page: Any) -> None:
     """Every primary button is there to be clicked."""
     page.locator(".nbt-form").get_by_label("Data", exact=True).fill("rows")
-    expect(page.locator(".nbt-form .nbt-main")).to_be_enabled()
+    expect(page.locator(".nbt-form").get_by_role("button", name="Start")).to_be_enabled()
     expect(page.locator(".nbt-finish")).to_have_attribute("data-state", "known")
     losses = page.locator(".nbt-losses").first
     expect(losses).to_have_attribute("data-busy", "false")

@@ -21,6 +21,7 @@ CSV = "Kundenfrage,Antwort\n" + "".join(
 )
 QUESTION = "Wie lange dauert Lieferung 7?"
 WORK = 600_000  # milliseconds that what trains, loads, exports or measures may take: a shared machine may be slow
+NEXT = ".nbt-main:enabled"  # the one filled button says what comes next
 FINISHED = '.nbt-state[data-state="finished"]'
 
 
@@ -149,11 +150,13 @@ def new_run(page: Page, home: Any, file: Path, hand: Clicks | Keys, *, long: boo
     hand(home.get_by_role("button", name="New run"))
     form = home.locator(".nbt-form")
     form.wait_for()
+    expect(form.locator(NEXT)).to_have_text(["Choose a file…"])
     with page.page.expect_file_chooser() as chooser:
         hand(form.get_by_role("button", name="Choose a file…"))
     chooser.value.set_files(str(file))
     hand.count += 2  # the file, and "Open"
-    hand(form.get_by_role("button", name="Use Kundenfrage → prompt, Antwort → completion"))
+    expect(form.locator(NEXT)).to_have_text(["Use Kundenfrage → prompt, Antwort → completion"])
+    hand(form.locator(NEXT))
     expect(form.locator(".nbt-example .nbt-on")).to_have_count(6)  # the masks of three rows
     hand(form.locator(".nbt-pick[data-model='nbtune/tiny']"))
     start = form.get_by_role("button", name="Start")

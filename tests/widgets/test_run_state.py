@@ -188,3 +188,10 @@ def test_a_run_is_named_so_that_a_kernel_that_starts_anew_finds_it(tmp_path, mon
     assert shlex.split(said) == ["of my own/demo-m3m0ry"]
     run.folder = tmp_path / "runs" / "demo\n!rm -rf ."  # a folder that somebody else sent
     assert "\n" not in RunView(run).snapshot()[0]["status"]["folder"]
+
+
+@pytest.mark.parametrize(("message", "shown"), [("a row is cut", "a row is cut:"), ("It is hot.", "It is hot.")])
+def test_a_notes_cause_stands_behind_a_colon_or_a_sentence(message, shown):
+    view = told([ev.Warning(message=message, cause="it has 900 tokens", fix="")])
+    (note,) = view.snapshot()[0]["notes"]["items"]
+    assert (note["message"], note["cause"]) == (shown, "it has 900 tokens")

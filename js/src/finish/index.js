@@ -13,7 +13,7 @@ const LISTENED = ["facts", "outcome", "state"];
 class View {
   constructor(model, wishes) {
     Object.assign(this, { model, wishes });
-    this.numbers = el("div", { class: "nbt-row" });
+    this.numbers = el("div", { class: "nbt-tiles" });
     this.held = el("p", { role: "status" });
     this.answers = el("div", { class: "nbt-pairs" });
     this.ask = el("div", { class: "nbt-row" }, el("button", { type: "button", class: "nbt-btn", onclick: () => wishes.ask("measure") }, text("finish.ask")), el("span", { class: "nbt-soft" }, text("finish.ask.why")));

@@ -62,7 +62,7 @@ export class DataStep {
     const head = sources.length > 1 ? [el("strong", {}, source.name)] : [];
     if (!source.asks) return [...head, format, ...roles];
     const ask = el("p", {}, text("form.which"));
-    const take = guess.length ? el("button", { type: "button", class: "nbt-btn", "data-do": "take", onclick: () => read(null, source.proposal) },
+    const take = guess.length ? el("button", { type: "button", class: "nbt-btn nbt-main", "data-do": "take", onclick: () => read(null, source.proposal) },
       text("form.take", { columns: guess.map(([role, column]) => `${column} → ${role}`).join(", ") })) : null;
     return [...head, ask, ...(take ? [take] : []), ...roles, format];
   }

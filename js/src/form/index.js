@@ -103,6 +103,7 @@ class View {
     this.settings.show(yaml);
     this.showError(error, begun);
     this.start.disabled = Boolean(error);
+    this.data.pick.classList.toggle("nbt-main", !begun);
     if (error) this.showCosts();
   }
 
@@ -123,7 +124,7 @@ class View {
     slot.hidden = false;
     slot.classList.toggle("nbt-next", !begun);
     if (!begun) return slot.replaceChildren(el("p", {}, ...coded(text("form.next"))));
-    const changes = (error.changes ?? []).map((change) => el("button", { type: "button", class: "nbt-btn", "data-do": "mend", onclick: () => this.mend(change) },
+    const changes = (error.changes ?? []).map((change) => el("button", { type: "button", class: `nbt-btn${error.changes[1] ? "" : " nbt-main"}`, "data-do": "mend", onclick: () => this.mend(change) },
       change.write ? text("form.write", { value: `${change.write}: ${change.values[change.write]}` }) : text("form.leave", { key: change.leave })));
     const reveal = key && !STEPS.includes(key) ? el("button", { type: "button", class: "nbt-btn", onclick: () => this.settings.reveal(key) }, text("form.reveal", { title: this.fields.all.get(key)?.title ?? key })) : null;
     slot.replaceChildren(el("p", { class: "nbt-text" }, ...coded([error.place, error.cause].filter(Boolean).join(": "))),
