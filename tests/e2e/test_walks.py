@@ -1,5 +1,5 @@
-"""The same walk (walk.py) as others take it: by keyboard alone, with a reload or a killed kernel in the middle, and in
-Notebook 7."""
+"""The same walk (walk.py) as others take it: by keyboard alone, with a reload or a killed kernel in the middle, in
+Notebook 7, and with the versions that Colab has."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import walk
 from lab import Browser, Lab
 from playwright.sync_api import expect
 
+from tests.notebook import hosted
 from tests.support.fake_hub import FakeHub
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]  # each is a dozen waits
@@ -113,6 +114,11 @@ def test_the_kernel_is_killed_in_the_middle(notebook, hub, tmp_path, by):
 
 def test_in_notebook_7(browser: Browser, hub: FakeHub, tmp_path: Path) -> None:
     with Lab(tmp_path / "notebook", app="notebook") as lab:
+        _walk(lab, browser, hub, tmp_path)
+
+
+def test_with_colabs_versions(browser: Browser, hub: FakeHub, outside_environ: dict[str, str], tmp_path: Path) -> None:
+    with Lab(tmp_path / "colab", python=str(hosted.with_a_page(outside_environ))) as lab:
         _walk(lab, browser, hub, tmp_path)
 
 

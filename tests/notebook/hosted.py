@@ -23,6 +23,7 @@ NOTEBOOK = {
     "traitlets": "5.7.1",
 }
 _KAGGLES = {"ipywidgets": "8.1.5"}
+_PAGE = {"jupyterlab": "3.6.8", "jupyterlab-widgets": "1.1.11"}
 
 _COLABS = NOTEBOOK | {
     "accelerate": "1.14.0",
@@ -61,18 +62,33 @@ def environment(environ: dict[str, str]) -> Path:
 
     Beside it is a folder `kaggle` with what Kaggle has instead.
     """
-    python, wanted = FOLDER / "bin" / "python", f"{sys.version}\n{NOTEBOOK}\n{_KAGGLES}\n{_borrowed()}\n"
-    made = FOLDER / "made.txt"
+    return _made(FOLDER, NOTEBOOK, environ, beside=_KAGGLES)
+
+
+def with_a_page(environ: dict[str, str]) -> Path:
+    """The python of `.venv-colab-page`: the same, and a Jupyter whose page speaks with widgets of that age.
+
+    Colab's page is nobody's but Google's; JupyterLab 3 is the last other one that takes ipywidgets 7.
+    """
+    return _made(FOLDER.with_name(".venv-colab-page"), NOTEBOOK | _PAGE, environ)
+
+
+def _made(
+    folder: Path, versions: dict[str, str], environ: dict[str, str], beside: dict[str, str] | None = None
+) -> Path:
+    python, wanted = folder / "bin" / "python", f"{sys.version}\n{versions}\n{beside}\n{_borrowed()}\n"
+    made = folder / "made.txt"
     if made.is_file() and made.read_text() == wanted:
         return python
     environ = {**environ, "PYTHONPATH": ""}
-    _run([sys.executable, "-m", "venv", "--clear", FOLDER], environ)
-    (site,) = FOLDER.glob("lib/python*/site-packages")
+    _run([sys.executable, "-m", "venv", "--clear", folder], environ)
+    (site,) = folder.glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(f"{_borrowed()}\n")  # only a path, and the last: the editable nbtune isn't seen
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, *(f"{name}=={version}" for name, version in NOTEBOOK.items())], environ)
-    kaggles = [f"{name}=={version}" for name, version in _KAGGLES.items()]
-    _run([*pip, "--no-deps", "--target", FOLDER / "kaggle", *kaggles], environ)
+    _run([*pip, *(f"{name}=={version}" for name, version in versions.items())], environ)
+    if beside:
+        others = [f"{name}=={version}" for name, version in beside.items()]
+        _run([*pip, "--no-deps", "--target", folder / "kaggle", *others], environ)
     made.write_text(wanted)
     return python
 
