@@ -168,8 +168,8 @@ def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
     still = max(_STILL.get(kind, 1e-3), _PART.get(kind, 0.0) * leak)
     # rounding is given room, but none that a leak would fit into
     limit = max(still, 2 * noise, min(_MARGIN * noise, leak / 2))
-    detail = f"a document moves by {moved:.1e} when its neighbour is another (of 1, {kind}; noise {noise:.1e}, run "
-    detail += f"together {leak:.1e})"
+    detail = f"beside another row a row's numbers change by {moved:.1g} (of 1, {kind}; noise {noise:.1g}; {leak:.1g} "
+    detail += "if it saw that row)"
     shows = leak > still and leak > 4 * noise
     if backwards > _ALIKE.get(kind, 1e-1) or (moved > limit and (shows or not noise)):
         return Claim(holds=False, words=detail)
@@ -189,7 +189,7 @@ def _like_itself(look: _Look, rows: Rows, truth: list[list[torch.Tensor]], detai
     kind = str(apart[0].dtype).removeprefix("torch.")
     usual = _ALIKE.get(kind, 1e-1)  # rows of a batch that change each other by more than rounding are no measure
     alike = max(usual, min(_MARGIN * spread, _MARGIN * usual))
-    detail += f", and differs by {max(first, behind):.1e} from itself alone"
+    detail += f", without one by {max(first, behind):.1g}"
     return Claim(holds=first <= alike and behind <= max(alike, _MARGIN * first), words=detail)
 
 

@@ -10,6 +10,7 @@ from nbtune.errors import DataError, HubError, NbtuneError
 from nbtune.widgets.sanitize import clean
 
 _NAMED = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)(?:: ([\w.-]+))?`")
+_IN_ROWS = re.compile(r"line \d+ of the YAML \((.*, line \d+.*)\)$")
 _MOST = 3
 _KEPT = ("model", "data")
 
@@ -37,7 +38,8 @@ def described(
             "changes": [],
         }
     changes = _leaving_out(values, works) if works is not None else _as_said(error.fix, values, known)
-    description = {"cause": clean(error.cause, 600), "place": clean(error.place, 200), "fix": clean(error.fix, 600)}
+    place = _IN_ROWS.sub(r"\1", error.place)  # who clicks has seen no YAML
+    description = {"cause": clean(error.cause, 600), "place": clean(place, 200), "fix": clean(error.fix, 600)}
     if works is not None:  # it is said beside its field, and a button says the same as the advice
         description |= {"place": ""} | ({"fix": ""} if changes else {})
     return {**description, "key": _key(error, known), "changes": changes[:_MOST]}

@@ -18,6 +18,7 @@ from nbtune.store.folder import loadable, placed
 from nbtune.store.run_reader import RunReader
 from nbtune.untrusted import refuse_links
 from nbtune.widgets.sanitize import clean, without_home
+from nbtune.widgets.uploads import remarks
 
 EXAMINED = 3000  # rows that counts and histogram are made of; the first ones
 SEARCHED = 200_000
@@ -209,7 +210,8 @@ class Inspection:
             few, self.tokenizer, spec=self.spec, max_len=self.max_len, seed=self.spec.seed, on_error="skip"
         ).whole()
         report, facts = prepared.report, prepared.facts
-        findings = [{"level": "warning", "text": clean(text), "fix": ""} for text in report.warnings]
+        said = [*remarks(source.name for source in self.sources), *report.warnings]
+        findings = [{"level": "warning", "text": clean(text), "fix": ""} for text in said]
         for status in ("dropped", "cut", "split"):
             reasons = [fate for fate in report.fates if fate[2] == status]
             if reasons:

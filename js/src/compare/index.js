@@ -87,7 +87,7 @@ class View {
     const head = ["compare.run", "compare.state", "table.step", "compare.now", "compare.best"].map((key) => el("th", { scope: "col" }, text(key)));
     const best = (evals) => evals.items.reduce((low, item) => (item.loss !== null && !(item.loss >= low) ? item.loss : low), undefined);
     this.table.replaceChildren(el("tr", {}, ...head), ...runs.map((run, k) => el("tr", {},
-      el("th", { scope: "row", class: "nbt-text", style: "color:inherit" }, this.swatch(k), this.label(run, k)), el("td", { class: "nbt-whole" }, text(`state.${run.status.state}`)),
+      el("th", { scope: "row", class: "nbt-text", style: "color:inherit;min-width:100px", title: this.label(run) }, this.swatch(k), short(this.label(run))), el("td", { class: "nbt-whole" }, text(`state.${run.status.state}`)),
       el("td", { class: "nbt-whole" }, run.status.total ? `${number(run.status.step)} / ${number(run.status.total)}` : number(run.status.step)), el("td", {}, number(run.smoothed.at(-1))),
       el("td", {}, run.evals.items.length ? number(best(run.evals)) : MISSING))));
   }
@@ -102,8 +102,8 @@ class View {
     const rows = this.model.get("specs");
     if (!rows.length) return setText(this.specs, text("compare.same"));
     const names = this.model.get("pictures").map((picture) => {
-      const name = this.label(picture), letters = [...name];
-      return el("th", { scope: "col", class: "nbt-text", title: name }, letters.length > HEAD ? `${letters.slice(0, HEAD).join("")}…` : name);
+      const name = this.label(picture);
+      return el("th", { scope: "col", class: "nbt-text", title: name }, short(name));
     });
     this.specs.replaceChildren(el("table", {}, el("tr", {}, el("th", { scope: "col" }, text("compare.key")), ...names),
       ...rows.map(([key, ...values]) => el("tr", {}, el("th", { scope: "row" }, key), ...values.map((value) => el("td", { class: "nbt-text", dir: "auto" }, value || MISSING))))));
@@ -116,6 +116,11 @@ class View {
     this.model.off("change:pictures", this.changed);
     this.chart.destroy();
   }
+}
+
+function short(name) {
+  const letters = [...name];
+  return letters.length > HEAD ? `${letters.slice(0, HEAD).join("")}…` : name;
 }
 
 export default panel((model) => new View(model));
