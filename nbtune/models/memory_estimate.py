@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbtune.models.config_facts import ModelFacts
     from nbtune.spec import AdapterSpec, Placement
 
-_LOGIT_CHUNK = 1024  # rows of the head that are in memory at once
+_LOGITS = {"cuda": 2**29, "mps": 2**29, "cpu": 2**25}  # bytes of a chunk: `nbtune_kernels.linear_cross_entropy`
 CUDA_CONTEXT = int(0.85 * 2**30)  # what a process takes of a card beside torch's allocator, as measured on an H200
 MLP_ROWS = 4096
 """Rows that go through the MLP of a block at once, where blocks keep nothing: as many as make its products fast."""
@@ -74,7 +74,8 @@ def estimate(
         adapter: what is trained; its numbers and gradients are fp32 (`nbtune.train.master_weights`).
         weights: of the blocks' frozen layers; embedding and head stay at 16 bit (32 on a CPU), on each device. Of
             layers that are streamed `Placement.places` are there at a time, and none of an embedding that is not the
-            head too; of parted ones `_BORROWED` are there whole. 4-bit ones are decoded into one block's scratch.
+            head too; of parted ones `_BORROWED` are there whole. 4-bit ones are decoded into one block's scratch, and
+            the scales of all of them stay.
         activations: what blocks keep.
         own_layers: share of the layers that are nbtune's own; stock ones keep more a token, and stay on the device.
         own_head: nbtune's head, which makes the logits of some rows at a time; stock keeps those of all.
@@ -93,12 +94,15 @@ def estimate(
     tokens = micro_batch_size * sequence_len
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width + stacks
-    logits = (min(tokens, _LOGIT_CHUNK) if own_head else tokens) * model.vocab_size * (4 + width)
+    head = head_bytes(model, tokens, width, device) if own_head else tokens * model.vocab_size * (4 + width)
     copies = 4 * trained * (2 if starting_weights else 1)
     at_once = min(tokens, MLP_ROWS) if activations in ("recompute", "offload") and not adapter.dropout else tokens
     kept, working = _activations(model, activations, (tokens, at_once), width, own_layers)
+    kept += int(own_layers * tokens * _beside_inputs(model, adapter, activations, width)) * model.num_layers
     if weights.streams:
         frozen -= embedding_bytes(model, width)
+        away = model.num_layers - blocks
+        frozen += int(away * model.block_parameters * (weights.bytes_a_weight - weights.bits / 8))
     if weights.four_bit and own_layers:
         frozen += model.block_parameters * width
     if weights.eight_bit:  # one block's are there transposed, too
@@ -111,13 +115,31 @@ def estimate(
         gradients=trained * 4,
         optimizer=int(trained * (state_bytes(optimizer, model, adapter) + 4 * averaged)),
         activations=max(kept + working, trained * 4) if starting_weights else kept + working,
-        head=max(0, logits - working) if own_head else logits,  # made before the first block works backward
+        head=max(0, head - working) if own_head else head,  # made before the first block works backward
         reserve=CUDA_CONTEXT if device == "cuda" else PYTHON,
     )
     # 8-bit weights come into memory as 16-bit ones first
     covered = model.block_parameters * model.num_layers + (model.stacked if stacks else 0)
     loading = 2 * covered + rest * width if weights.eight_bit else 0
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
+
+
+def head_bytes(model: ModelFacts, tokens: int, width: int, device: str) -> int:
+    """Return the bytes of nbtune's head: a chunk of logits, which their gradients are written over, and what it is
+    given, normalised and the gradient of that."""
+    limit = max(1, _LOGITS[device] // (model.vocab_size * width))
+    even = -(-tokens // -(-tokens // limit))
+    rows = min(limit, -(-even // 128) * 128) if limit >= 128 else limit
+    return width * (min(rows, tokens) * model.vocab_size + 3 * tokens * model.hidden_size)
+
+
+def _beside_inputs(model: ModelFacts, adapter: AdapterSpec, policy: MemoryPolicy, width: int) -> int:
+    """Return the bytes that a block keeps of a token beside inputs of products: xA' of each group of them, attention's
+    and the norms' numbers of a row. They count where layers are narrow."""
+    rank = 0 if adapter.type == "full" else adapter.r
+    if policy in ("recompute", "offload"):
+        return rank * width
+    return 7 * rank * width + 4 * model.num_heads + 8
 
 
 def _beside(rest: int, model: ModelFacts, weights: Placement, width: int, here: int) -> tuple[int, int]:

@@ -60,7 +60,7 @@ def seconds_of(
     if device.kind != "cuda":
         return _without_a_gpu(model, device, activations, work)
     forward, backward = _passes(model, device, weights, activations, work)
-    recorded = weights.resident is None and work.own_layers > 0
+    recorded = weights.resident is None and work.own_layers > 0 and not work.full
     if weights.resident is None:
         seconds = (1 + work.references) * forward + backward
     else:

@@ -49,7 +49,7 @@ FORMATS: dict[Format, WeightFormat] = {
     "32bit": WeightFormat(32, 4.0, "32 bits"),
     "16bit": WeightFormat(16, 2.0, "16 bits"),
     "fp8": WeightFormat(8, 1.0, "fp8", "layer", (9, 0), "a Hopper card or later"),
-    "nf4": WeightFormat(4, 0.53, "nf4", "loading"),
+    "nf4": WeightFormat(4, 0.516, "nf4", "loading"),
 }
 """All there are. How layers compute with a rounded one, and how an export rounds as they do, is in
 ``nbtune/models/accelerate/FORMAT_linear.py``, as ``GROUP`` and ``rounded``."""

@@ -43,6 +43,7 @@ SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     ),
     "neox-410m": ("gpt_neox", (1024, 4096, 24, 16, 16), {"vocab_size": 50304, "tie_word_embeddings": False}),
     "olmo2-1b": ("olmo2", (2048, 8192, 16, 16, 16), {"vocab_size": 100352, "tie_word_embeddings": False}),
+    "llama-8b-4l": ("llama", (4096, 14336, 4, 32, 8), {"vocab_size": 128256, "tie_word_embeddings": False}),
     "phi-1.3b": ("phi", (2048, 8192, 24, 32, 32), {"vocab_size": 51200, "tie_word_embeddings": False}),
 }
 

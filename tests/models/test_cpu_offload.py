@@ -54,6 +54,19 @@ def test_a_weight_travels_once_for_each_pass(policy: Any) -> None:
 
 
 @pytest.mark.usefixtures("deeper")
+@pytest.mark.parametrize("resident", [0, 2])
+def test_a_step_that_was_broken_off_leaves_the_places_it_had(resident: int) -> None:
+    """Others beside them would be twice the memory, and memory is what was short."""
+    model, patch = streamed("llama", "recompute", resident)
+    wanted = loss_and_gradients(model, batch())
+    groups = [g for layer in patch.layers for g in layer.groups() if isinstance(g, StreamedGroup)]
+    places = [g.place for g in groups]  # held, so that no other tensor lies where these do
+    patch.reset("recompute")
+    assert_equal(loss_and_gradients(model, batch()), wanted, 0)
+    assert {id(g.place) for g in groups} <= {id(place) for place in places}
+
+
+@pytest.mark.usefixtures("deeper")
 def test_words_between_steps() -> None:
     ids = batch()["input_ids"]
     stock = make("llama")

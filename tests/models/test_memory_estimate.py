@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 
 import pytest
 import torch
+from nbtune_kernels.linear_cross_entropy import chunk_rows
 
 from nbtune import models
 from nbtune.data.batching.collate import collate
 from nbtune.data.prepare.dataset import Builder
-from nbtune.models.memory_estimate import MemoryPlan, MemoryPolicy, estimate
+from nbtune.models.memory_estimate import MemoryPlan, MemoryPolicy, estimate, head_bytes
 from nbtune.spec import AdapterSpec, Placement
+from nbtune.spec.placement import FORMATS
 from nbtune.train.loss import TokenLoss
 from nbtune.train.stepper import Stepper
+from tests.planner.test_planner import LLAMA_8B
 
 CPU, ROWS, LENGTH = torch.device("cpu"), 4, 256
 
@@ -71,3 +75,30 @@ def test_what_waits_for_the_backward_is_what_is_planned() -> None:
     (planned, there), (less_planned, less_there) = step("keep", "lora"), step("recompute", "lora")
     ratio = (planned.activations - less_planned.activations) / (there.activations - less_there.activations)
     assert 0.6 < ratio < 1.4
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 32000, 49152, 128256, 262144])
+@pytest.mark.parametrize("tokens", [1, 100, 2048, 8168, 131072])
+def test_a_chunk_of_logits_is_as_large_as_the_head_makes_it(vocabulary: int, tokens: int) -> None:
+    facts = dataclasses.replace(LLAMA_8B, vocab_size=vocabulary, hidden_size=0)
+    rows = chunk_rows(tokens, vocabulary, 2, torch.device("cuda"))
+    assert head_bytes(facts, tokens, 2, "cuda") == 2 * vocabulary * min(rows, tokens)
+
+
+def test_scales_of_layers_that_are_away_stay() -> None:
+    bnb = pytest.importorskip("bitsandbytes.functional")
+    numbers = 2**20
+    packed, state = bnb.quantize_4bit(torch.randn(1024, 1024), quant_type="nf4", compress_statistics=True)
+    assert packed.nbytes == numbers // 2
+    scales = state.absmax.nbytes + state.state2.absmax.nbytes
+    assert scales / numbers + 0.5 == pytest.approx(FORMATS["nf4"].bytes, rel=0.001)
+
+    def weights(layers: int) -> int:
+        parameters = LLAMA_8B.parameters + (layers - 32) * LLAMA_8B.block_parameters
+        model = dataclasses.replace(LLAMA_8B, num_layers=layers, parameters=parameters)
+        rows = {"micro_batch_size": 1, "sequence_len": 8, "activations": "keep", "dtype": "bf16", "device": "cuda"}
+        away = Placement(format="nf4", resident=0)
+        return estimate(model, AdapterSpec(type="qlora", r=1), weights=away, **rows).weights  # type: ignore[arg-type]
+
+    more = 40 * LLAMA_8B.block_parameters * scales / numbers
+    assert weights(72) - weights(32) - 40 * 2 * LLAMA_8B.lora_parameters(1) / 32 == pytest.approx(more, rel=0.01)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbtune.models.accelerate import apply, mlp_by_rows
 from nbtune.models.cuda_graph_step import TrainStep
@@ -41,3 +43,33 @@ def test_gradients_in_place(weights: Any) -> None:
             step.accumulate(part, first=i == 0)
         norms.append(torch.cat([g.flatten() for g in step.gradients()]).clone())
     torch.testing.assert_close(*norms, rtol=1e-4, atol=1e-6)
+
+
+class Alive(TorchDispatchMode):
+    """Notes how many tensors of a shape were there at once."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.now, self.most = shape, 0, 0
+
+    def _gone(self) -> None:
+        self.now -= 1
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        empty = function in (torch.ops.aten.empty.memory_format, torch.ops.aten.new_empty.default)
+        if empty and tuple(made.shape) == self.shape:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            weakref.finalize(made.untyped_storage(), self._gone)
+        return made
+
+
+def test_one_part_is_gone_before_the_next() -> None:
+    """Else its scratch would be as tall as two parts', which the plan does not count."""
+    model = make("llama")
+    patch = apply(model, "recompute")
+    group = patch.layers[0].gate_up
+    with Alive((8, group.width_out)) as alive:
+        loss_and_gradients(model, batch())
+    assert alive.most == 1

@@ -18,7 +18,7 @@ from nbtune.models.config_facts import facts_by_config
 from nbtune.models.loading import outline
 from nbtune.models.memory_estimate import trainable_parameters
 from nbtune.spec import AdapterSpec
-from nbtune.spec.placement import Placement
+from nbtune.spec.placement import FORMATS, Placement
 from tests.support.families import CASES
 
 ROWS = [{"prompt": "Hi", "completion": "Ahoy!"}] * 4
@@ -127,5 +127,5 @@ def test_a_plan_counts_experts_in_4_bits(tmp_path: Path) -> None:
     assert facts.stacked > (facts.linear or 0)
     assert rounded.abilities.rounded == facts.stacked + (facts.linear or 0)
     assert whole.abilities.frozen_bytes - rounded.abilities.frozen_bytes == pytest.approx(
-        (4 - 0.53) * rounded.abilities.rounded, abs=2
+        (4 - FORMATS["nf4"].bytes) * rounded.abilities.rounded, abs=2
     )

@@ -5,6 +5,7 @@ While one is multiplied with, the matrices that follow it come in: which ones th
 layer's weights come once for the forward and once for the backward.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,9 +71,12 @@ class Traffic:
         self._marks: deque[tuple[int, torch.Event]] = deque(maxlen=_MARKS)  # what was launched before a load
 
     def reset(self) -> None:
-        """Forget what was on its way: the step that wanted it was broken off."""
+        """Forget what was on its way: the step that wanted it was broken off. Places stay: groups have views of them,
+        so that others beside them would be twice the memory."""
         synchronize(self.device)
-        self._places.clear()
+        for place in itertools.chain.from_iterable(self._places.values()):
+            place.holds = place.arrived = None
+            place.used = place.wanted = -10
         self._marks.clear()
         self._seen, self._order = [], []
 

@@ -82,19 +82,26 @@ def _rows_through(layer: Layer, wide_a: Tensor, base: Tensor | None, saved: Mlp,
     """Return the MLP's output of its input (with xA' beside it), onto a base if there is one; down's xA' is saved."""
     down = layer.down
     out = torch.empty((wide_a.shape[0], down.outputs), dtype=wide_a.dtype, device=wide_a.device)
-    kept = []
-    for rows in parts:
-        gate, up = halves(layer, gate_up_of(layer, wide_a[rows]))
-        wide_h = wide(gate.shape[0], down.width_in, wide_a)
-        act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
-        if (ha := down.project_beside(wide_h)) is not None:
-            kept.append(ha)
-        if base is None:
-            down.forward(wide_h, out[rows])
-        else:
-            out[rows] = down.forward_wide_onto(base[rows], wide_h, layer.residual)
-    saved.ha = torch.cat(kept) if kept else None
+    kept = [_part_through(layer, wide_a[rows], None if base is None else base[rows], out[rows]) for rows in parts]
+    whole = [ha for ha in kept if ha is not None]
+    saved.ha = torch.cat(whole) if whole else None
     return out
+
+
+def _part_through(layer: Layer, wide_a: Tensor, base: Tensor | None, out: Tensor) -> Tensor | None:
+    """Write some rows of the MLP's output into `out`; return down's xA'. All else that it has made is gone by then:
+    in a loop the last part's would stand beside the next one's."""
+    down = layer.down
+    gate, up = halves(layer, gate_up_of(layer, wide_a))
+    wide_h = wide(gate.shape[0], down.width_in, wide_a)
+    act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
+    del gate, up
+    ha = down.project_beside(wide_h)
+    if base is None:
+        down.forward(wide_h, out)
+    else:
+        out.copy_(down.forward_wide_onto(base, wide_h, layer.residual))
+    return ha
 
 
 def _of_rows(saved: Mlp, rows: slice) -> Mlp:
