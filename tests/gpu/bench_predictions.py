@@ -165,7 +165,9 @@ def one(folder: Path, chosen: dict[str, Any], lock: Path, runs: Path, how: int) 
         waited = time.time() - began
         with holding(lock, how):
             run.unpause()
-            run.wait()
+            while run.alive and sum(isinstance(e, events.Step) for e in run.events()) < STEPS:
+                time.sleep(0.02)
+        run.wait()
         steps = [e for e in run.events() if isinstance(e, events.Step)]
         plan = run.plan
         assert plan is not None
