@@ -21,6 +21,7 @@ from nbtune.device import describe, memory_use, pinnable
 from nbtune.device.streams import record, replayable, send, synchronize
 from nbtune.models.accelerate.grad_sinks import Sink
 from nbtune.models.experts.block import ExpertsSink
+from nbtune.models.memory_search import RECORDING_ROOM
 from nbtune.models.weight_decay import decays
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _RUNS_BEFORE_RECORDING = 2
 _MOST_RECORDINGS = 32
-_ROOM = 2.1  # a recording keeps its memory, and a shape that is not recorded needs as much beside it
 
 
 class TrainStep:
@@ -171,7 +171,7 @@ class TrainStep:
         if self._pool is None and self._roomy is None:
             use = memory_use(self.device)
             room = describe(self.device).free + use.reserved - use.allocated
-            self._roomy = room >= _ROOM * (use.peak - use.allocated)
+            self._roomy = room >= RECORDING_ROOM * (use.peak - use.allocated)
         return self._roomy is not False
 
     def _here(self, inputs: dict[str, Any]) -> dict[str, Any]:

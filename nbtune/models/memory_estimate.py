@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LOGITS = {"cuda": 2**29, "mps": 2**29, "cpu": 2**25}  # bytes of a chunk: `nbtune_kernels.linear_cross_entropy`
 CUDA_CONTEXT = int(0.85 * 2**30)  # what a process takes of a card beside torch's allocator, as measured on an H200
+_WORKSPACE = 32 * 2**20  # of cuBLAS, for each stream: the main one, the backward's, and that which is recorded
 MLP_ROWS = 4096
 """Rows that go through the MLP of a block at once, where blocks keep nothing: as many as make its products fast."""
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
@@ -66,6 +67,7 @@ def estimate(
     starting_weights: bool = False,
     optimizer: str = "adamw",
     averaged: bool = False,
+    accumulates: bool = True,
 ) -> MemoryPlan:
     """Return the expected bytes on the training device.
 
@@ -83,6 +85,7 @@ def estimate(
             that is asked (and nothing is kept for a backward), the trained numbers wait in a second copy.
         optimizer: of `nbtune.spec.learning.OPTIMIZERS`.
         averaged: a running average of what is trained is kept beside it.
+        accumulates: a step has more than one micro-batch. If not, gradients of trained weights come as activations go.
     """
     width = 4 if dtype == "fp32" else 2
     trained = _trained_here(model, adapter, weights)
@@ -96,6 +99,8 @@ def estimate(
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width + stacks
     head = head_bytes(model, tokens, width, device) if own_head else tokens * model.vocab_size * (4 + width)
     copies = 4 * trained * (2 if starting_weights else 1)
+    full = adapter.type == "full"
+    head += model.vocab_size * model.hidden_size * width * (full and own_head)  # the gradient of its weights
     at_once = min(tokens, MLP_ROWS) if activations in ("recompute", "offload") and not adapter.dropout else tokens
     kept, working = _activations(model, activations, (tokens, at_once), width, own_layers)
     kept += int(own_layers * tokens * _beside_inputs(model, adapter, activations, width)) * model.num_layers
@@ -107,16 +112,20 @@ def estimate(
         frozen += model.block_parameters * width
     if weights.eight_bit:  # one block's are there transposed, too
         frozen += block_bytes(model, weights)
-    if adapter.type != "full" and own_layers:  # LoRA once more, where products find it
+    if not full and own_layers:  # LoRA once more, where products find it
         frozen += trained * width
+    gradients = trained * 4
+    if full and width == 2 and not accumulates:
+        gradients = max(0, gradients - kept - max(working, head))
+    context = CUDA_CONTEXT + (2 if weights.streams else 3) * _WORKSPACE
     needs = MemoryPlan(
         weights=frozen,
-        adapter=0 if adapter.type == "full" and width == 4 else copies,  # of 16-bit weights: fp32 copies
-        gradients=trained * 4,
+        adapter=0 if full and width == 4 else copies,  # of 16-bit weights: fp32 copies
+        gradients=gradients,
         optimizer=int(trained * (state_bytes(optimizer, model, adapter) + 4 * averaged)),
         activations=max(kept + working, trained * 4) if starting_weights else kept + working,
         head=max(0, head - working) if own_head else head,  # made before the first block works backward
-        reserve=CUDA_CONTEXT if device == "cuda" else PYTHON,
+        reserve=context if device == "cuda" else PYTHON,
     )
     # 8-bit weights come into memory as 16-bit ones first
     covered = model.block_parameters * model.num_layers + (model.stacked if stacks else 0)
@@ -139,7 +148,7 @@ def _beside_inputs(model: ModelFacts, adapter: AdapterSpec, policy: MemoryPolicy
     rank = 0 if adapter.type == "full" else adapter.r
     if policy in ("recompute", "offload"):
         return rank * width
-    return 7 * rank * width + 4 * model.num_heads + 8
+    return 11 * rank * width + 4 * model.num_heads + 8  # room for LoRA beside gate and up, too
 
 
 def _beside(rest: int, model: ModelFacts, weights: Placement, width: int, here: int) -> tuple[int, int]:
@@ -215,17 +224,31 @@ def _activations(
     """
     tokens, at_once = rows
     hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
-    attention = 3 * hidden + heads  # the block's input, attention's output, the second norm's input; q, k, v
-    gated = 2 * model.intermediate_size
-    own = {"keep": attention + gated, "selective": attention, "recompute": hidden, "offload": 0}[policy]
+    queries, inner = model.head_dim * model.num_heads, model.intermediate_size
+    attention = 2 * hidden + queries + heads  # the block's input, the second norm's, attention's output; q, k, v
+    own = {"keep": attention + 2 * inner, "selective": attention, "recompute": hidden, "offload": 0}[policy]
     # of stock ones every norm's, rotary's, activation's and cast's input is kept by autograd; where all are stock they
     # can be computed again as a whole (`nbtune.models.factory.build`)
-    stock = attention + gated + 6 * hidden + heads + 2 * model.intermediate_size
+    stock = attention + 2 * inner + 6 * hidden + heads + 2 * inner
     stock = stock if policy == "keep" or own_layers else hidden
     kept = own_layers * own + (1 - own_layers) * stock
-    working = tokens * (4 * hidden + 2 * heads) + (at_once if own_layers else tokens) * 4 * model.intermediate_size
-    working += tokens * 3 * hidden if policy == "offload" else 0  # on their way out or in
+    if own_layers:
+        working = _working(model, policy, tokens, at_once)
+    else:
+        working = tokens * (4 * hidden + 2 * heads + 4 * inner)
     return int(tokens * width * kept * model.num_layers), width * working
+
+
+def _working(model: ModelFacts, policy: MemoryPolicy, tokens: int, at_once: int) -> int:
+    """Return how many numbers a block's backward works with, beside what was kept: in its MLP or in its attention."""
+    hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
+    queries, inner = model.head_dim * model.num_heads, model.intermediate_size
+    again = heads + queries + hidden if policy in ("recompute", "offload") else 0  # q k v, attention's output, a
+    again += 2 * hidden if policy == "offload" else 0  # its own input and the next one's, on their way in
+    of_mlp = at_once * (inner * (1 if policy == "keep" else 3) + 4 * hidden) + tokens * (2 * hidden + again)
+    # gradients of q, k, v twice, as attention makes them and as one matrix; attention's own sums are in fp32
+    of_attention = tokens * (2 * hidden + 2 * heads + 5 * queries + max(0, again - hidden))
+    return max(of_mlp, of_attention)
 
 
 MemoryPolicy = Literal["keep", "selective", "recompute", "offload"]

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 SPENDABLE = 0.92  # of what is free; the rest is for fragmentation and the user's own work
 _CAPPED = 0.97  # of what a limit leaves: nobody else takes of it, and torch gives back what lies idle before it fails
 _HARD = 0.9  # of a limit of RAM: a process that passes a container's is killed
+RECORDING_ROOM = 2.1
+"""How many times a micro-batch's memory there is: a recording keeps its own, and a shape that is not recorded needs as
+much beside it."""
 _PINNED = 1.25  # of the weights' size: pinned memory comes in powers of two
 
 
@@ -65,6 +68,7 @@ class Setup:
         starting_weights, optimizer, averaged: see `estimate`.
         sequences: that a row has, of `sequence_len` tokens together.
         references: forwards beside that which is trained.
+        rows: of a step, on each device; 0: not known.
     """
 
     model: ModelFacts
@@ -81,6 +85,7 @@ class Setup:
     averaged: bool = False
     sequences: int = 1
     references: int = 0
+    rows: int = 0
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
         """Return one way, with the bytes that it needs on each device."""
@@ -99,6 +104,7 @@ class Setup:
             starting_weights=self.starting_weights,
             optimizer=self.optimizer,
             averaged=self.averaged,
+            accumulates=not 0 < self.rows <= micro_batch_size,
         )
         return Fit(policy, micro_batch_size, memory, weights)
 
@@ -106,8 +112,15 @@ class Setup:
         """Return the seconds that a token takes."""
         tokens = way.micro_batch_size * self.sequence_len
         length = self.sequence_len // self.sequences
-        work = Work(tokens, length, self.adapter.type == "full", self.own_layers, self.references)
+        full, recorded = self.adapter.type == "full", self._recorded(way)
+        work = Work(tokens, length, full, self.own_layers, self.references, recorded)
         return seconds_of(self.model, self.device, way.weights, way.activations, work) / tokens
+
+    def _recorded(self, way: Fit) -> bool:
+        """Return whether steps are recorded (`nbtune.models.cuda_graph_step`), for which there must be room."""
+        work = way.memory.activations + way.memory.head
+        roomy = available(self.device) - (way.memory.total - work) >= RECORDING_ROOM * work
+        return roomy and self.optimizer == "adamw" and (self.adapter.type != "full" or self.dtype == "fp32")
 
     def update_seconds(self) -> float:
         """Return the seconds of an update, once a step."""

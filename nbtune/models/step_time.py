@@ -23,8 +23,11 @@ _SHARE = 0.85  # of a step's rate (`DeviceFacts.flops`) to that of its products
 _INTENSITY = 133.0  # FLOP/s for each byte a second that a card copies: 110 to 140 of an A100, H100, H200, RTX 4090
 _EIGHT_BIT = 1.6  # times as fast are products in 8 bits
 _KERNEL = 3e-6  # seconds of a kernel that has nearly nothing to do, and to the next one
+_DECODED = 7  # kernels more, where weights are decoded first
 _KERNELS = (20, 32)  # of a layer, forth and back
-_LAUNCHED = 0.0055  # seconds that a host takes to launch a layer's work both ways, where it is not recorded
+_LAUNCHED = 0.0048  # seconds that a host takes to launch a layer's work both ways, where it is not recorded
+_LAUNCHED_MORE = {"keep": 1.0, "selective": 1.1, "recompute": 1.3, "offload": 1.3}
+_SENT = 1.6  # times as long, where it sends the layer's weights, too
 _STOCK = 2.0  # times as long a layer takes that is transformers' own
 _BACK = 2.5  # times as much arithmetic attention's backward is
 _NARROW = 128  # a head: attention on narrower ones is bound by exponentials
@@ -44,6 +47,7 @@ class Work:
         full: the weights themselves are trained.
         own_layers: share of the layers that are nbtune's own.
         references: forwards beside that which is trained, as a reference's.
+        recorded: there is room for CUDA graphs of whole steps.
     """
 
     tokens: int
@@ -51,6 +55,7 @@ class Work:
     full: bool = False
     own_layers: float = 1.0
     references: int = 0
+    recorded: bool = True
 
 
 def seconds_of(
@@ -60,7 +65,7 @@ def seconds_of(
     if device.kind != "cuda":
         return _without_a_gpu(model, device, activations, work)
     forward, backward = _passes(model, device, weights, activations, work)
-    recorded = weights.resident is None and work.own_layers > 0 and not work.full
+    recorded = weights.resident is None and work.own_layers > 0 and work.recorded
     if weights.resident is None:
         seconds = (1 + work.references) * forward + backward
     else:
@@ -70,7 +75,10 @@ def seconds_of(
         inputs = 2 * work.tokens * model.hidden_size * model.num_layers / link if activations == "offload" else 0.0
         waits = (1 + work.references) * _beside(forward, sent) + _beside(backward, sent + inputs)
         seconds = _TRAVELS * waits
-    return seconds if recorded else max(seconds, _LAUNCHED * model.num_layers * (1 + 0.3 * work.references))
+    if recorded:
+        return seconds
+    launched = _LAUNCHED * _LAUNCHED_MORE[activations] * (1 if weights.resident is None else _SENT)
+    return max(seconds, launched * model.num_layers * (1 + 0.3 * work.references))
 
 
 def update_seconds(device: DeviceFacts, trained: int) -> float:
@@ -108,7 +116,7 @@ def _passes(
         back += moved * (6 * inner + 10 * hidden) + each / copies
     decoded = model.block_parameters if weights.four_bit else 0
     decoded += model.stacked // layers if weights.quantised and weights.experts else 0  # in 8 bits, too
-    seconds = decoded * (2 + weights.bytes_a_weight) * 1.2 / copies
+    seconds = decoded * (2 + weights.bytes_a_weight) * 1.2 / copies + (_DECODED * _KERNEL if decoded else 0)
     forth, back = forth + seconds, back + seconds
     one = 2 * tokens * hidden * inner / (rate * faster)  # of gate, up and down
     again = {"keep": 0.0, "selective": 2 * one}.get(activations, forth - one)  # down's output is not needed again

@@ -95,6 +95,7 @@ def make_plan(
     mine, start, averaged = _ours(spec, abilities), _starts_from_another(spec), spec.optim_args.ema_decay is not None
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim, averaged)
     setup = replace(setup, sequences=max(1, tokens // sequence_len), references=int(METHODS[spec.method].reference))
+    setup = replace(setup, rows=math.ceil(batch / devices))
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
