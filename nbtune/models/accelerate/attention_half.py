@@ -55,8 +55,7 @@ def attention_forward(
     else:
         _, stats = layer.pre1.forward(x, wide_x[:, : group.inputs])
     saved = Attention(stats, group.project_beside(wide_x, seed), seed)
-    qkv = torch.empty((tokens, group.outputs), dtype=x.dtype, device=x.device)
-    group.forward(wide_x, qkv)
+    qkv = group.forward_wide(wide_x)
     del wide_x
     q, k, v = layer.split(qkv, shape)
     if layer.q_norm is not None and layer.k_norm is not None:

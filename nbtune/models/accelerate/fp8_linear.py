@@ -14,6 +14,7 @@ from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
 
 _MULTIPLE = 16  # of both sides of a matrix, on a GPU
+_ROOM = 64  # rows of zeros fill the weights up to a multiple: what a product makes then has room beside it
 
 
 class Fp8Group(EdgedGroup):
@@ -40,8 +41,10 @@ class Fp8Group(EdgedGroup):
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
         o, k, place = self.outputs, self.inputs, {"device": self.device}
-        self.codes = torch.empty((o, k), dtype=torch.float8_e4m3fn, **place)
-        self.scales = torch.empty(o, dtype=torch.float32, **place)
+        tall = -(-self.width_out // _ROOM) * _ROOM
+        self._tall = torch.zeros((tall, k), dtype=torch.uint8, **place).view(torch.float8_e4m3fn)
+        self._tall_scales = torch.ones(tall, dtype=torch.float32, **place)
+        self.codes, self.scales = self._tall[:o], self._tall_scales[:o]
         self._ones = shared.setdefault(("ones", k, self.device), torch.ones(k, dtype=torch.float32, **place))
         self._shared = shared
         start = 0
@@ -52,6 +55,7 @@ class Fp8Group(EdgedGroup):
             start += width
         if self.has_bias:
             self.bias = torch.cat([m.base.bias.detach() for m in self.members])
+            self._tall_bias = torch.nn.functional.pad(self.bias, (0, tall - o))
         self.make_edges()
         self.matrix = self.codes
 
@@ -86,11 +90,19 @@ class Fp8Group(EdgedGroup):
         return scaled_product(q, scale, self.codes, self.scales, self.dtype, self.bias)
 
     def forward(self, wide_x: Tensor, out: Tensor) -> None:
-        y = self._times(wide_x[:, : self.inputs])
+        out.copy_(self.forward_wide(wide_x))
+
+    def forward_wide(self, wide_x: Tensor) -> Tensor:
+        return self.forward_plain(wide_x[:, : self.inputs], wide_x[:, self.inputs :] if self.rank else None)
+
+    def forward_with_room(self, wide_x: Tensor) -> Tensor:
+        """Return y with room beside it, as the product made it: a copy to where there is room takes as long as LoRA."""
+        q, scale = quantise_rows(wide_x[:, : self.inputs])
+        bias = self._tall_bias if self.has_bias else None
+        y = scaled_product(q, scale, self._tall, self._tall_scales, self.dtype, bias)[:, : self.width_out]
         if self.rank:
-            torch.addmm(y, wide_x[:, self.inputs :], self.beside.t(), out=out)
-        else:
-            out.copy_(y)
+            y[:, : self.outputs].addmm_(wide_x[:, self.inputs :], self.beside.t())
+        return y
 
     def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
         y = self._times(x)

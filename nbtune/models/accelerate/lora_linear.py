@@ -212,6 +212,18 @@ class LinearGroup:
         else:
             torch.addmm(self.bias, wide_x, w, out=out)
 
+    def forward_wide(self, wide_x: Tensor) -> Tensor:
+        """Return y `[T, O]` of [x, xA']."""
+        out = torch.empty((wide_x.shape[0], self.outputs), dtype=wide_x.dtype, device=wide_x.device)
+        self.forward(wide_x, out)
+        return out
+
+    def forward_with_room(self, wide_x: Tensor) -> Tensor:
+        """Return y of [x, xA'] in `[T, O + R]`, with room for the LoRA of the way back beside it."""
+        both = wide(wide_x.shape[0], self.width_out, wide_x)
+        self.forward(wide_x, both[:, : self.outputs])
+        return both
+
     def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
         """Return y `[T, O]`, of an x without room beside it."""
         w = self.matrix[: self.outputs, : self.inputs].t()

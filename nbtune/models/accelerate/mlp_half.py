@@ -88,10 +88,7 @@ def sum_again(layer: Layer, x: Tensor, saved: Attention) -> Tensor:
 
 def gate_up_of(layer: Layer, wide_a: Tensor) -> Tensor:
     """Return [gate up] `[T, 2 I]`, or up `[T, I]`, in a buffer with room for the LoRA of the way back."""
-    group = layer.gate_up
-    both = wide(wide_a.shape[0], group.width_out, wide_a)
-    group.forward(wide_a, both[:, : group.outputs])
-    return both
+    return layer.gate_up.forward_with_room(wide_a)
 
 
 def halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor | None]:
