@@ -115,7 +115,7 @@ def estimate(
     if not full and own_layers:  # LoRA once more, where products find it
         frozen += trained * width
     gradients = trained * 4
-    if full and width == 2 and not accumulates:
+    if full and width == 2 and not accumulates and not weights.shards:
         gradients = max(0, gradients - kept - max(working, head))
     context = CUDA_CONTEXT + (2 if weights.streams else 3) * _WORKSPACE
     needs = MemoryPlan(
