@@ -525,8 +525,8 @@ TRAIN = (
     mutant(
         "gradients-are-planned-in-16-bits",
         "models/memory_estimate.py",
-        "gradients=trained * 4",
-        "gradients=trained * 2",
+        "gradients = trained * 4",
+        "gradients = trained * 2",
         "models/test_memory_estimate.py",
     ),
     mutant(
