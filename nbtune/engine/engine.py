@@ -44,7 +44,7 @@ from nbtune.models.loading import tokenizer_folder
 from nbtune.models.tokenizer_files import save_tokenizer
 from nbtune.planner import Plan, make_plan
 from nbtune.planner.optimizers import check_warmup
-from nbtune.planner.planner import DEFAULT_EPOCHS
+from nbtune.planner.run_length import epochs_of
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints
 from nbtune.store.control import FileControl
@@ -227,7 +227,7 @@ class _Engine:
         self.emit(plan.abilities.event())
         self.batches = self._batches(plan)
         if self.spec.steps is None:  # how many sequences the packs make is known only now
-            steps = math.ceil((self.spec.epochs or DEFAULT_EPOCHS) * self.batches.steps_per_epoch)
+            steps = math.ceil(epochs_of(self.spec, self.batches.steps_per_epoch) * self.batches.steps_per_epoch)
             plan = plan.model_copy(update={"total_steps": steps})
             check_warmup(spec, steps)
         write_json(self.folder / "plan.json", plan.model_dump(mode="json"))

@@ -24,6 +24,7 @@ _NARROWEST = 256  # below it nothing was measured, and the rule would go on risi
 _FACTORS = 3e-3  # Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better …", section 3.5
 _OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
 _LONG = 600  # steps from which on the rule holds as it is; a shorter run learns more of each
+_SHORT = 220  # in fewer than 80 steps the rate is this by their number: it is the sum of all rates that counts there
 _NARROW_SHORT, _WIDE_SHORT = 4.0, 1.5  # how much more at most
 _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
 
@@ -67,7 +68,7 @@ def _for_few(steps: int, width: int) -> float:
     docs/explanation/defaults.md has the measurements, and where the 1.5 comes from.
     """
     most = max(_WIDE_SHORT, _NARROW_SHORT * (_NARROWEST / width) ** 2)
-    return max(1.0, min(math.sqrt(_LONG / min(steps, _LONG)), most))
+    return max(1.0, min(max(math.sqrt(_LONG / min(steps, _LONG)), _SHORT / steps), most))
 
 
 def with_its_rate(spec: RunSpec, plan: Plan) -> RunSpec:

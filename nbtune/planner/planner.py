@@ -20,6 +20,7 @@ from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer, check_warmup, idle_warmup
 from nbtune.planner.plan import Plan
+from nbtune.planner.run_length import epochs_of, said_of
 from nbtune.planner.ways import reckon
 from nbtune.spec.loss_options import takes_logits
 from nbtune.spec.parts import UNPACKED_ORDERS
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from nbtune.spec import RunSpec
 
 _DEFAULT_BATCH = 8
-DEFAULT_EPOCHS = 3.0
 
 
 def make_plan(
@@ -117,12 +117,12 @@ def make_plan(
         why = "what is kept in their place makes a step faster" if here else full
         reasons.append(f"frozen weights are streamed from RAM, layer by layer: {why}")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
-    total_steps = spec.steps or max(
-        1, math.ceil((spec.epochs or DEFAULT_EPOCHS) * math.ceil(data.rows / (micro * accumulation)))
-    )
+    per_epoch = math.ceil(data.rows / (micro * accumulation))
+    epochs = epochs_of(spec, per_epoch)
+    total_steps = spec.steps or max(1, math.ceil(epochs * per_epoch))
     check_warmup(spec, total_steps)
     if spec.steps is None and spec.epochs is None:
-        reasons.append(f"neither steps nor epochs were given: {DEFAULT_EPOCHS:g} epochs")
+        reasons.append(said_of(epochs))
     again = data.eval_rows > 0 or total_steps * micro * accumulation > data.rows
     reasons += _of_what_is_done_once(
         METHODS[spec.method], abilities, again and devices == 1, parted=best.weights.shards

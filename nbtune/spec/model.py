@@ -113,7 +113,7 @@ class RunSpec(Part):
     )
     steps: int | None = field(None, "Steps", "Optimizer steps; excludes `epochs`.", example=200, unit="steps", ge=1)
     epochs: float | None = field(
-        None, "Epochs", "Times each row is seen; excludes `steps`; neither: 3 epochs.", example=3, gt=0
+        None, "Epochs", "Times each row is seen; excludes `steps`; neither: 3, of few rows up to 12.", example=3, gt=0
     )
     sequence_len: int | None = field(
         None,

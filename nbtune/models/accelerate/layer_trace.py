@@ -242,9 +242,10 @@ def _sums(parts: Parts, module: nn.Module, x: Tensor, out: Tensor) -> None:
     else:
         factors = [_factor(a, x, z1), _factor(out, a, z2)]
     told = [1.0, *(v for v in vars(module).values() if isinstance(v, float))]
-    if max(factors) - min(factors) > 1e-3 * max(map(abs, factors)):
+    doubt = 1e-3 + torch.finfo(out.dtype).eps / 2  # of a half that is nearly one number, as a sum's rounding leaves it
+    if max(factors) - min(factors) > doubt * max(map(abs, factors)):
         raise LeftAlone("its halves are added with different factors")
-    parts.residual = next((v for v in told if abs(v - factors[0]) <= 2e-3 * abs(v)), factors[0])
+    parts.residual = next((v for v in told if abs(v - factors[0]) <= (doubt + 1e-3) * abs(v)), factors[0])
 
 
 def _factor(total: Tensor, base: Tensor, added: Tensor) -> float:

@@ -1,0 +1,41 @@
+"""How often a run sees its rows where the spec says neither steps nor epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from nbtune.methods import METHODS
+
+if TYPE_CHECKING:
+    from nbtune.spec import RunSpec
+
+_PASSES = 3
+_FEW, _MOST = 48, 12  # steps that few rows get, and the passes that these take at most
+
+
+def epochs_of(spec: RunSpec, per_epoch: int) -> float:
+    """Return how often each row is seen: as asked, or three times; of few rows as often as makes 48 steps, at most 12.
+
+    That is for adapters that learn answers or texts: in a dozen steps they learn next to nothing
+    (docs/explanation/defaults.md). Every weight, preferences and scores have three passes.
+
+    Args:
+        spec: its `epochs`, `method` and `adapter` count.
+        per_epoch: steps in which each row is seen once.
+    """
+    if spec.epochs is not None:
+        return spec.epochs
+    method = METHODS[spec.method]
+    if spec.adapter.type == "full" or method.learning_rate_share != 1 or not method.by_tokens:
+        return _PASSES
+    return max(_PASSES, min(_MOST, math.ceil(_FEW / max(1, per_epoch))))
+
+
+def said_of(epochs: float) -> str:
+    """Return the plan's line on it.
+
+    >>> said_of(3), said_of(12)
+    ('neither steps nor epochs were given: 3 epochs', 'neither steps nor epochs were given: 12 epochs, since the rows are few')
+    """
+    return f"neither steps nor epochs were given: {epochs:g} epochs{', since the rows are few' * (epochs > _PASSES)}"
