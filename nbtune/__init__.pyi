@@ -236,7 +236,7 @@ def validate(
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
-        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
+        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3, of few rows up to 12.
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
@@ -351,7 +351,7 @@ def plan(
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
-        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
+        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3, of few rows up to 12.
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
@@ -467,7 +467,7 @@ def finetune(
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
-        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
+        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3, of few rows up to 12.
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
@@ -583,7 +583,7 @@ def submit(
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
-        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
+        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3, of few rows up to 12.
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
@@ -695,7 +695,7 @@ def inspect(
         labels: Labels. What a classifier tells apart, in the order of its outputs; unset: all labels of the rows.
         adapter: Adapter. What is trained.
         steps: Steps. Optimizer steps; excludes `epochs`.
-        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3 epochs.
+        epochs: Epochs. Times each row is seen; excludes `steps`; neither: 3, of few rows up to 12.
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.

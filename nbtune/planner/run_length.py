@@ -35,7 +35,7 @@ def epochs_of(spec: RunSpec, per_epoch: int) -> float:
 def said_of(epochs: float) -> str:
     """Return the plan's line on it.
 
-    >>> said_of(3), said_of(12)
-    ('neither steps nor epochs were given: 3 epochs', 'neither steps nor epochs were given: 12 epochs, since the rows are few')
+    >>> said_of(12)
+    'neither steps nor epochs were given: 12 epochs, since the rows are few'
     """
     return f"neither steps nor epochs were given: {epochs:g} epochs{', since the rows are few' * (epochs > _PASSES)}"

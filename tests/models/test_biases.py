@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from nbtune.models.accelerate import apply, patch
 from nbtune.models.adapters import add_adapter
@@ -46,3 +46,14 @@ def test_a_block_that_computes_something_else_is_left_alone_however_noisy_it_is(
     monkeypatch.setattr(patch, "find_layer", wrong)
     report = apply(_model(torch.bfloat16)).report
     assert "the probe disagrees" in report.left["layers.0"]
+
+
+def test_a_half_that_is_nearly_one_number_is_added_once_however_its_sum_is_rounded() -> None:
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}
+    model = LlamaForCausalLM(LlamaConfig(**size, **heads))
+    layer = model.model.layers[0]
+    layer.self_attn.o_proj.bias.data[5], layer.mlp.down_proj.bias.data[5] = 300.0, 402.0  # 702 has no number of 16 bits
+    found = apply(add_adapter(model.to(torch.bfloat16), AdapterSpec(r=8), seed=0))
+    assert "layers.0" in found.report.taken, found.report.left

@@ -83,7 +83,7 @@ def test_a_shorter_run_of_an_adapter_learns_more_of_each_step_within_bounds(hidd
 
 
 def test_a_wide_model_s_short_runs_stay_careful():
-    assert _plan(256, steps=40).learning_rate == 9.6e-3
+    assert [_plan(256, steps=steps).learning_rate for steps in (48, 57, 80, 150)] == [0.01, 9.6e-3, 6.8e-3, 5e-3]
     for hidden in (576, 2048, 8192):
         assert _plan(hidden, steps=40).learning_rate == pytest.approx(1.5 * _plan(hidden).learning_rate, rel=0.05)
 

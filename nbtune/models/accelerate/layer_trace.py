@@ -238,18 +238,20 @@ def _sums(parts: Parts, module: nn.Module, x: Tensor, out: Tensor) -> None:
     if parts.parallel:
         if parts.post1 is not None or parts.post2 is not None:
             raise LeftAlone("both its halves read its input, and have norms behind them")
-        factors = [_factor(out, x, z1.double() + z2.double())]
+        found = [_factor(out, x, z1.double() + z2.double())]
     else:
-        factors = [_factor(a, x, z1), _factor(out, a, z2)]
+        found = [_factor(a, x, z1), _factor(out, a, z2)]
+    factors, doubt = [factor for factor, _ in found], 1e-3 + max(rounding for _, rounding in found)
     told = [1.0, *(v for v in vars(module).values() if isinstance(v, float))]
-    doubt = 1e-3 + torch.finfo(out.dtype).eps / 2  # of a half that is nearly one number, as a sum's rounding leaves it
     if max(factors) - min(factors) > doubt * max(map(abs, factors)):
         raise LeftAlone("its halves are added with different factors")
-    parts.residual = next((v for v in told if abs(v - factors[0]) <= (doubt + 1e-3) * abs(v)), factors[0])
+    nearest = min(told, key=lambda v: abs(v - factors[0]))
+    parts.residual = nearest if abs(nearest - factors[0]) <= (1e-3 + doubt) * abs(nearest) else factors[0]
 
 
-def _factor(total: Tensor, base: Tensor, added: Tensor) -> float:
-    """Return m of total = base + m * added.
+def _factor(total: Tensor, base: Tensor, added: Tensor) -> tuple[float, float]:
+    """Return m of total = base + m * added, and the share that rounding may move it by: much, of 16 bits in which one
+    number is far larger than all others, as many a real model's layer gives.
 
     Raises:
         LeftAlone: it is no such sum.
@@ -259,7 +261,7 @@ def _factor(total: Tensor, base: Tensor, added: Tensor) -> float:
     rounding = float(torch.finfo(total.dtype).eps * total.double().norm() / t.norm().clamp(min=1e-300))
     if not relative_error(m * s, t) <= tolerance(total.dtype) / 3 + rounding:
         raise LeftAlone("what comes out is no sum of its input and what its halves give")
-    return m
+    return m, rounding / 2
 
 
 @contextmanager
