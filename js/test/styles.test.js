@@ -30,6 +30,8 @@ test("one style has all that there is, each part once", () => {
 test("no module brings a style of its own", () => {
   for (const name of files.filter((each) => each.endsWith(".js"))) {
     assert.doesNotMatch(readFileSync(join(SOURCE, name), "utf8"), /\.css"|adoptedStyleSheets|el\("style"/, name);
+    // a class is written whole: the worst rows' Drop had become a zone for files, dashed, by `nbt-${act}`
+    assert.doesNotMatch(readFileSync(join(SOURCE, name), "utf8"), /class: `[^`]*nbt-\$\{/, name);
   }
 });
 

@@ -44,14 +44,22 @@ def _losses(run: RunHandle) -> Panel:
 
 
 def _compare(run: RunHandle) -> Panel:
-    """Compare it with the newest other runs of its folder that have come as far as a loss."""
     from nbtune.widgets.compare_panel import Compare
 
+    return Compare([run, *_others(run)])
+
+
+def _others(run: RunHandle) -> list[RunReader]:
+    """Return the newest other runs of its folder that have come as far as a loss.
+
+    Raises:
+        NbtuneError: there is none.
+    """
     others = (RunReader(path) for path in folder.all_folders(run.folder.parent) if path != run.folder)
     some = list(itertools.islice((other for other in others if not other.trouble and other.step), BESIDES))
     if not some:
         raise NbtuneError("there is no other run to compare with", fix="start a second one")
-    return Compare([run, *some])
+    return some
 
 
 BESIDES = 3  # other runs that a run is compared with
@@ -248,6 +256,8 @@ class Monitor(Panel):
         """Show a panel of `BESIDE` below; it is closed by `do_close`."""
         if what not in BESIDE:
             raise NbtuneError(f"a monitor does not open {what!r}")
+        if what == "compare":
+            _others(self.run)  # that there is none is said beside the button
         self.in_background(lambda: self._open(what), self._failed)
 
     def _open(self, what: str) -> None:

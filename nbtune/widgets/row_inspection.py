@@ -210,7 +210,10 @@ class Inspection:
             few, self.tokenizer, spec=self.spec, max_len=self.max_len, seed=self.spec.seed, on_error="skip"
         ).whole()
         report, facts = prepared.report, prepared.facts
-        said = [*remarks(source.name for source in self.sources), *report.warnings]
+        told = [
+            text for text in report.warnings if text != report.left_out()
+        ]  # that is said below, with a row's number
+        said = [*remarks(source.name for source in self.sources), *told]
         findings = [{"level": "warning", "text": clean(text), "fix": ""} for text in said]
         for status in ("dropped", "cut", "split"):
             reasons = [fate for fate in report.fates if fate[2] == status]

@@ -138,9 +138,9 @@ def test_a_run_that_nobody_can_be_compared_with_says_so(panel):
     run = MemoryRun()
     run.say(made_up_step(1), ev.State(state="finished"))
     widget = panel(run)
-    click(widget, "open", what="compare")
-    body = widget.comm.wait_for(lambda content: content.get("notes"))
-    assert "no other run" in body["notes"]["items"][0]["message"]
+    said = click(widget, "open", what="compare")["error"]  # beside the button
+    assert "no other run" in said
+    assert "start a second one" in said
 
 
 def test_the_card_comes_when_somebody_sees_that_the_run_has_ended_and_goes_when_it_goes_on(panel):

@@ -235,3 +235,14 @@ def test_losses_are_asked_of_a_run_row_by_row():
         assert len(panel.row["losses"]) == panel.row["count"]
         with pytest.raises(NbtuneError):
             panel.do_judge("nobody")
+
+
+def test_a_row_that_is_left_out_is_said_once_with_its_number():
+    rows = [*ROWS[:5], {"prompt": "Who are you?", "completion": ""}, *ROWS[5:20]]
+    said = [
+        finding["text"]
+        for finding in Inspection.of(rows).summary()["findings"]
+        if "would be trained" in finding["text"]
+    ]
+    assert len(said) == 1
+    assert "row 5" in said[0]

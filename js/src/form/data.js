@@ -61,7 +61,7 @@ export class DataStep {
     const guess = Object.entries(source.proposal ?? {});
     const head = sources.length > 1 ? [el("strong", {}, source.name)] : [];
     if (!source.asks) return [...head, format, ...roles];
-    const ask = el("p", {}, text("form.which"));
+    const ask = el("p", {}, text(source.mapping.completion === undefined ? "form.which" : "form.which.pair"));
     const take = guess.length ? el("button", { type: "button", class: "nbt-btn nbt-main", "data-do": "take", onclick: () => read(null, source.proposal) },
       text("form.take", { columns: guess.map(([role, column]) => `${column} → ${role}`).join(", ") })) : null;
     return [...head, ask, ...(take ? [take] : []), ...roles, format];

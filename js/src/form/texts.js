@@ -28,6 +28,7 @@ addTexts({
   "form.row": ["Row {n}", "Zeile {n}"],
   "form.legend": ["Underlined: what the model learns to write. Grey: added by the model's chat template.", "Unterstrichen: was das Modell zu schreiben lernt. Grau: von der Chatvorlage des Modells."],
   "form.which": ["Which column holds what?", "Welche Spalte ist was?"],
+  "form.which.pair": ["Which column holds what is asked (prompt), which the answer (completion)?", "In welcher Spalte steht, was gefragt wird (prompt), in welcher die Antwort (completion)?"],
   "form.take": ["Use {columns}", "{columns} übernehmen"],
   "form.models": ["Models", "Modelle"],
   "form.models.here": ["On this machine", "Auf diesem Rechner"],

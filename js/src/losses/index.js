@@ -130,7 +130,7 @@ class View {
       el("th", { scope: "row", role: "rowheader" }, el("button", { type: "button", class: "nbt-open", "aria-description": label, onclick: () => this.do("open", { index: row.index }) },
         el("span", { class: "nbt-soft", dir: "auto" }, row.asked), el("span", { class: "nbt-rowsaid", dir: "auto" }, row.said), el("span", { class: "nbt-soft", dir: "auto" }, place))),
       el("td", { role: "cell", class: "nbt-acts" }, el("span", { class: "nbt-wanted" }), ...["drop", "double"].map((act) =>
-        el("button", { type: "button", class: `nbt-btn nbt-${act}`, "data-act": act, onclick: () => this.act(row.mark, act) }))));
+        el("button", { type: "button", class: "nbt-btn", "data-act": act, onclick: () => this.act(row.mark, act) }))));
   }
 
   /** Leaves a row out (or takes it in again), or lets it count twice as often as it does. */

@@ -69,7 +69,8 @@ class Report:
             return ""
         shown = "; ".join(f"{n:,}: {reason}" for reason, n in counted[:3]) + " …" * (len(counted) > 3)
         gone = sum(n for _, n in counted)
-        return f"{gone:,} of {self.rows:,} rows {'is' if gone == 1 else 'are'} left out ({shown})"
+        why = f": {counted[0][0]}" if len(counted) == 1 else f" ({shown})"
+        return f"{gone:,} of {self.rows:,} rows {'is' if gone == 1 else 'are'} left out{why}"
 
     @property
     def trained_share(self) -> float:

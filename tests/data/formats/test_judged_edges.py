@@ -33,7 +33,7 @@ def test_a_pair_of_equal_answers_is_left_out_with_a_word(other: str) -> None:
     stripping = tokenizer(CHATML.replace("message['content']", "(message['content'] | trim)"))
     prepared = prepare([PAIR, PAIR | {"rejected": other}], "pairs", method="dpo", fast=stripping)
     assert [example.row for example in prepared.train] == [0, 0]
-    assert any("1 of 2 rows is left out (1: both answers are the same" in w for w in prepared.report.warnings)
+    assert any("1 of 2 rows is left out: both answers are the same" in w for w in prepared.report.warnings)
 
 
 def test_answers_that_differ_only_beyond_what_is_kept_are_no_pair() -> None:
