@@ -109,7 +109,7 @@ def job_of(asked: str | Mapping[str, Any] | list[str], spec: RunSpec) -> Job:
             words = f"{slurm.shown(value)!r} cannot be a job's `{option}`"
             raise SpecError(words, place=f"--job {name}", fix=f"its shape is {kind.options[option]}")
     for option in kind.needed:
-        if option not in options:
+        if option not in options and (option != "gpus" or spec.device != "cpu"):
             raise SpecError(f"`{option}` is to be named", place=f"--job {name}", fix=f"write `--job {name},{option}=…`")
     if name == "skypilot" and options.get("nodes", "1") != "1" and "volume" not in options:
         raise SpecError(
@@ -141,7 +141,7 @@ def _skypilot(folder: Path, spec: RunSpec, job: ExportedJob) -> str:
     name, several = folder.name, job.nodes > 1
     asked = {key: job.options[key] for key in ("infra", "cpus", "memory") if key in job.options}
     if spec.device != "cpu":
-        asked["accelerators"] = job.options.get("gpus", str(job.processes))
+        asked["accelerators"] = job.options["gpus"]
     here, place = f"~/nbtune/{name}", f"/nbtune/{name}" if several else f'"$HOME"/nbtune/{name}'
     node = f"python -m nbtune.engine.node {place} --nnodes {job.nodes} --nproc-per-node {job.processes}"
     run = [node] if not several else [
@@ -248,10 +248,10 @@ KINDS: dict[str, _Kind] = {
     "skypilot": _Kind(
         "job.skypilot.yaml", "sky launch {file}",
         {
-            "nodes": _COUNT, "gpus": r"([A-Za-z][\w.-]*:)?[1-9]\d{0,2}", "infra": r"[\w.*/-]+", "cpus": r"\d+\+?",
+            "nodes": _COUNT, "gpus": r"[A-Za-z][\w.-]*:[1-9]\d{0,2}", "infra": r"[\w.*/-]+", "cpus": r"\d+\+?",
             "memory": r"\d+\+?", "volume": _NAME,
         },
-        (), _skypilot,
+        ("gpus",), _skypilot,
     ),
     "kubeflow": _Kind(
         "job.kubeflow.yaml", "kubectl create -f {file}",

@@ -44,7 +44,8 @@ HF_JOBS = "hf-jobs,flavor=a100-large,push=ada/demo"
         ("sky,gpus=8", "`sky` is no tool"),
         ("skypilot,gpu=8", "`gpu` is none of its options"),
         ("skypilot,gpus=H100:8;rm", "cannot be a job's `gpus`"),
-        ("skypilot,nodes=2,gpus=8", "several machines need a folder that all see"),
+        ("skypilot,gpus=8", "cannot be a job's `gpus`"),
+        ("skypilot,nodes=2,gpus=H100:8", "several machines need a folder that all see"),
         ("kubeflow,gpus=8,volume=runs", "`image` is to be named"),
         ("kubeflow,image=a,volume=Runs", "cannot be a job's `volume`"),
         ("hf-jobs,flavor=a100-large", "`push` is to be named"),
@@ -63,7 +64,7 @@ def test_what_a_tool_cannot_be_asked_for_is_refused_in_a_sentence(asked: str, wo
 def test_no_value_becomes_more_than_a_value(kind: str, value: str) -> None:
     spec = RunSpec(data="rows", gpus=1)
     given_ = {"skypilot": "infra", "kubeflow": "image", "hf-jobs": "flavor"}[kind]
-    asked = {"skypilot": "gpus=1", "kubeflow": "volume=runs", "hf-jobs": "push=ada/demo"}[kind]
+    asked = {"skypilot": "gpus=L4:1", "kubeflow": "volume=runs", "hf-jobs": "push=ada/demo"}[kind]
     try:
         job = job_files.job_of(f"{kind},{asked},{given_}={value}", spec)
     except SpecError:
@@ -84,10 +85,10 @@ def test_skypilots_file_has_a_folder_that_all_machines_see(tmp_path: Path) -> No
     assert f"nbtune=={nbtune.__version__}" in body["setup"]
     assert "nbtune.engine.node /nbtune/demo-000000 --nnodes 2 --nproc-per-node 8" in body["run"]
     subprocess.run(["bash", "-n"], input=body["run"], text=True, check=True)
-    one = yaml.safe_load(job_file(from_mapping({"data": "rows", "gpus": 4}), "skypilot", runs_dir=tmp_path))
-    assert one["resources"] == {"accelerators": "4"}
+    one = yaml.safe_load(job_file(from_mapping({"data": "rows", "gpus": 4}), "skypilot,gpus=L4:4", runs_dir=tmp_path))
+    assert one["resources"] == {"accelerators": "L4:4"}
     assert "volumes" not in one
-    assert job_files.job_of(" skypilot , gpus=4", RunSpec(data="rows")).text(tmp_path, RunSpec(data="rows"))
+    assert job_files.job_of(" skypilot , gpus=L4:4", RunSpec(data="rows")).text(tmp_path, RunSpec(data="rows"))
 
 
 def test_kubeflows_file_is_a_job_of_its_trainer(tmp_path: Path) -> None:
