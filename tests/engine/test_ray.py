@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import sys
@@ -77,6 +78,11 @@ def test_nobody_here_schedules_beats_or_elects() -> None:
     for word in ("heartbeat", "elect", "schedul", ".bind(", ".listen(", "placement_group", "@ray.remote", "Popen"):
         assert word not in text, word
     assert text.count("TorchTrainer(") == 1
+    for name in ("ray_cluster", "slurm", "job_files", "node", "alike", "share"):
+        words = Path(nbtune.__file__).parent.joinpath("engine", f"{name}.py").read_text().lower()
+        assert not re.search(
+            r"\b(heartbeat\w*|elect(s|ed|ion)?|leader|quorum|lease\w*|schedul(e|er|es|ing))\b", words
+        ), name
 
 
 # -- real ones -----------------------------------------------------------------------------------------------------
