@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _PORTS = {  # of the agents: Ray waits 15 s for those that it has to learn, whic
     "metrics-export-port": 8080, "dashboard-agent-listen-port": 52365, "dashboard-agent-grpc-port": 52366,
     "runtime-env-agent-port": 52367,
 }  # fmt: skip
+_IMPORTING = 20.0  # seconds
 
 
 def is_here() -> bool:
@@ -38,6 +40,7 @@ class Machines:
             "RAY_worker_niceness": "0",
         }  # fmt: skip
         self.started: dict[int, subprocess.Popen[bytes]] = {}
+        self.at: dict[int, float] = {}
 
     def start(self, number: int) -> None:
         """Start a raylet on a machine; on the first one what leads the cluster, too."""
@@ -47,6 +50,7 @@ class Machines:
         more += [f"--temp-dir={self.folder}", "--object-store-memory=100000000", "--disable-usage-stats"]
         with (self.folder / f"ray-{number}.log").open("ab") as log:
             command = [*self.before[number], sys.executable, "-m", "ray.scripts.scripts", "start", *own, *more]
+            self.at[number] = time.monotonic()
             self.started[number] = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -54,10 +58,27 @@ class Machines:
     def stands(self, number: int) -> bool:
         """Whether the machines up to this one are there; one whose raylet gave up is started again: it waits 15 s for
         its agents, whatever it is told, which a busy machine needs to import them."""
-        if self.started[number].poll() is not None:
+        past = time.monotonic() - self.at[number]
+        if past > _IMPORTING and not self.has_raylet(number):
             self.lose(number)
             self.start(number)
-        return self.alive() == number + 1
+        return past > _IMPORTING and self.alive() == number + 1  # who asks needs the processor, too
+
+    def has_raylet(self, number: int) -> bool:
+        """Whether one works on a machine: what has started it notices its end after minutes only."""
+        for pid in self.pids(number):
+            try:
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet":
+                    return True
+            except OSError:
+                continue
+        return False
+
+    def pids(self, number: int) -> list[int]:
+        """What works on a machine."""
+        ip, *_, name = self.before[number]
+        said = subprocess.run([ip, "netns", "pids", name], capture_output=True, text=True, check=True).stdout
+        return [int(pid) for pid in said.split()]
 
     def run(self, *command: str, number: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command on a machine."""
@@ -73,14 +94,13 @@ class Machines:
 
     def lose(self, number: int) -> None:
         """Kill all that works on a machine (`kill -9`)."""
-        ip, *_, name = self.before[number]
         for _ in range(20):
-            pids = subprocess.run([ip, "netns", "pids", name], capture_output=True, text=True, check=True).stdout
-            if not pids.split():
+            pids = self.pids(number)
+            if not pids:
                 return
-            for pid in pids.split():
+            for pid in pids:
                 try:
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             time.sleep(0.2)
@@ -102,7 +122,7 @@ def cluster(folder: Path) -> Iterator[Machines]:
         try:
             for number in range(2):
                 machines.start(number)
-                until(lambda number=number: machines.stands(number), 600)
+                until(partial(machines.stands, number), 600)
             yield machines
         finally:
             for number in range(2):

@@ -263,8 +263,13 @@ def _open(entry: dict[str, Any], folder: Path, verify: bool) -> Source:
     for file, record in zip(files, entry["files"], strict=True):
         if not file.exists():
             raise DataError("the file is gone", place=record["path"], fix="put it back, or start the run anew")
-        quick = _untouched(file, record) and (change is None or _is_outside(record["path"], folder))
-        if verify and not quick and _hash(file) != record["sha256"]:
+        try:
+            quick = _untouched(file, record) and (change is None or _is_outside(record["path"], folder))
+            changed = verify and not quick and _hash(file) != record["sha256"]
+        except OSError as error:  # of another machine, perhaps, on which nobody may read it
+            words = f"the file cannot be read: {error.strerror or error}"
+            raise DataError(words, place=record["path"], fix="let this user read it, on every machine") from error
+        if changed:
             raise DataError("the file has changed since the run began", place=record["path"], fix="start a new run")
     digests = tuple(record["sha256"] for record in entry["files"])
     return replace(reopen(entry["name"], entry["kind"], role, spec, files, digests), **more)

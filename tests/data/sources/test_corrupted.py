@@ -160,3 +160,17 @@ def test_pipes_bombs_and_giant_rows_are_refused_in_a_sentence(tmp_path: Path, mo
         with pytest.raises(DataError, match=words):
             files.read_file(tmp_path / name, name)[0]
     assert files.read_head(tmp_path / "b.jsonl.xz", "b", 3) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="wants pipes")
+def test_a_file_that_a_run_cannot_read_any_more_is_named(tmp_path: Path) -> None:
+    """As on another machine, where the file is nobody's to read, or something else stands in its place."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Hi", "completion": "Ahoy!"}\n')
+    nbtune.data.snapshot(resolve(from_mapping({"data": str(rows)}).data, {}), tmp_path / "data")
+    rows.unlink()
+    os.mkfifo(rows)
+    with pytest.raises(DataError) as caught:
+        nbtune.data.open_snapshot(tmp_path / "data")
+    assert "the file cannot be read: rows.jsonl is no ordinary file" in caught.value.cause
+    assert caught.value.fix
