@@ -186,7 +186,7 @@ def test_a_cells_run_is_seen_live_stopped_by_the_monitor_and_goes_on(tmp_path: P
             kernel.run("run._join(900)", timeout=1000)
             assert kernel.value("run.state") == "'finished'"
         cell = nbtune.attach("cell", tmp_path / "runs")
-    assert losses(cell.folder) == pytest.approx(losses(one.folder), rel=1e-3)
+    assert losses(cell.folder) == pytest.approx(losses(one.folder), rel=1e-3, abs=1e-4)  # of 0.004 at last
     assert any(event.tokens and len(event.seconds) == 2 for event in cell.events() if event.type == "processes")
 
 

@@ -236,6 +236,7 @@ def shown(run) -> str:
 
 @REAL
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_two_nodes_train_as_one_process_and_stop_and_go_on(cluster, start, until, tmp_path) -> None:
     whole = start("whole", device="cpu", steps=60).wait()
     more = {**CPU, "steps": 60, "checkpoint": {"every": 10}}
@@ -271,6 +272,7 @@ def _processes(run) -> dict[str, psutil.Process]:
 
 @REAL
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_process_that_is_killed_is_named_with_its_node_and_the_job_goes_on(cluster, start, until, tmp_path) -> None:
     whole = start("whole", device="cpu", steps=30).wait()
     more = {**CPU, "steps": 30, "checkpoint": {"every": 2}}
@@ -290,6 +292,7 @@ def test_a_process_that_is_killed_is_named_with_its_node_and_the_job_goes_on(clu
 
 @REAL
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_run_that_fails_on_a_cluster_says_why(cluster, tmp_path) -> None:
     more = {**CPU, "learning_rate": 1e38, "max_grad_norm": 0, "steps": 100}
     run = nbtune.submit(more, rows={"rows": ROWS}, slurm="nodes=2", runs_dir=tmp_path / "runs")
