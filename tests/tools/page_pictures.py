@@ -127,8 +127,9 @@ def _looked(chromium: Any, url: str, name: str, theme: str, out: Path, arguments
     found: list[str] = []
     context = chromium.new_context(color_scheme=theme, viewport={"width": arguments.width, "height": 1000})
     page = context.new_page()
+    page.set_default_timeout(180_000)  # a machine that is shared may be slow
     page.on("pageerror", lambda error: found.append(str(error)))
-    page.on("console", lambda said: said.type in ("error", "warning") and found.append(said.text))
+    page.on("console", lambda said: found.append(said.text) if said.type in ("error", "warning") else None)
     page.route(lambda asked: not asked.startswith(url), _elsewhere)
     file = f"notebooks/{theme}/{name.removeprefix('notebooks/')}" if name.startswith("notebooks/") else name
     page.goto(f"{url}/{file}.html")

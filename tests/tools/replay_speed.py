@@ -6,6 +6,7 @@ Each row: milliseconds from navigation to the first words, to the loss's chart, 
 long the page's own thread was on a processor, and how long the whole browser was, which other work on the machine
 lengthens less; and the machine's load. Ends with an error where the page says something on the console or asks for
 something, or where the middle of all is over 2 s on a machine that has nothing else to do (load below 2).
+On one that has, `chrt -f 10` before it (as root, for some seconds) lets the browser go first.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def opened(path: Path) -> dict[str, float]:
         page.add_init_script(_WATCH)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda asked: asked.url.startswith(("file:", "blob:", "data:")) or said.append(asked.url))
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
         devtools = context.new_cdp_session(page)
         devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
         before = _processor_seconds()
@@ -78,6 +80,7 @@ def opened(path: Path) -> dict[str, float]:
         row |= {"thread": metrics["TaskDuration"] * 1000, "browser": (_processor_seconds() - before) * 1000}
         row |= {"load": os.getloadavg()[0]}
     print(_words(row), flush=True)
+    said += [url for url in asked if not url.startswith(("file:", "blob:", "data:"))]
     if said:
         sys.exit("\n".join(said))
     return row
