@@ -31,6 +31,7 @@ STYLE = """/* A word of code in a table stays whole, unless it is wider than the
 .md-typeset thead:not(:has(th:not(:empty))) { display: none; }
 """
 LINK = re.compile(r"(\]\()([^)#\s]+)")
+CODE_IN_A_ROW = re.compile(r"^\|.*$", re.MULTILINE), re.compile(r"`[^`\n]+`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -59,11 +60,18 @@ def with_links_of_the_site(text: str, page: str) -> str:
     return LINK.sub(led, text)
 
 
+def with_bars_of_the_site(text: str) -> str:
+    """Return a page's text with bare bars in code of tables; GitHub wants strokes before them, which the site shows."""
+    row, code = CODE_IN_A_ROW
+    return row.sub(lambda line: code.sub(lambda found: found[0].replace("\\|", "|"), line[0]), text)
+
+
 def pages() -> dict[str, str]:
     """Return the path of each page from the site's root, and its text."""
     found = {path.relative_to(DOCS).as_posix(): path for path in sorted(DOCS.rglob("*.md"))}
     found |= {page: REPO / name for page, name in OUTSIDE.items()}
-    return {page: with_links_of_the_site(path.read_text(encoding="utf-8"), page) for page, path in found.items()}
+    texts = {page: with_bars_of_the_site(path.read_text(encoding="utf-8")) for page, path in found.items()}
+    return {page: with_links_of_the_site(text, page) for page, text in texts.items()}
 
 
 def navigation(texts: dict[str, str]) -> list[dict[str, object]]:

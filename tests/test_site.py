@@ -55,6 +55,11 @@ def test_links_in_code_are_left(site: dict[str, Any]) -> None:
     assert site["with_links_of_the_site"](text, "index.md") == text
 
 
+def test_a_bar_in_code_of_a_table_has_no_stroke_before_it(site: dict[str, Any]) -> None:
+    text = "| `(q\\|v)_proj` | a \\| b |\n\n`a\\|b`\n"
+    assert site["with_bars_of_the_site"](text) == "| `(q|v)_proj` | a \\| b |\n\n`a\\|b`\n"
+
+
 @pytest.mark.slow
 def test_the_site_is_built(tmp_path: Path) -> None:
     pytest.importorskip("zensical")  # `make site` installs it
