@@ -102,3 +102,43 @@ def test_scales_of_layers_that_are_away_stay() -> None:
 
     more = 40 * LLAMA_8B.block_parameters * scales / numbers
     assert weights(72) - weights(32) - 40 * 2 * LLAMA_8B.lora_parameters(1) / 32 == pytest.approx(more, rel=0.01)
+
+
+LLAMA_1B = dataclasses.replace(
+    LLAMA_8B,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_layers=16,
+    head_dim=64,
+    tied=True,
+    parameters=1_235_814_400,
+)
+HELD: list[tuple[str, str, int | None, MemoryPolicy, int, int, float]] = [
+    ("lora", "16bit", None, "keep", 4, 2048, 10.413),
+    ("lora", "16bit", None, "keep", 1, 512, 4.000),
+    ("lora", "16bit", None, "keep", 1, 16384, 16.798),
+    ("lora", "16bit", None, "selective", 4, 2048, 6.383),
+    ("lora", "16bit", None, "recompute", 4, 2048, 4.577),
+    ("lora", "16bit", None, "offload", 2, 4096, 4.109),
+    ("lora", "16bit", 0, "keep", 4, 2048, 8.778),
+    ("qlora", "nf4", None, "keep", 4, 2048, 9.161),
+    ("full", "16bit", None, "keep", 4, 2048, 24.415),
+]
+
+
+@pytest.mark.parametrize("row", HELD, ids=lambda r: f"{r[0]}-{r[1]}-{r[3]}-{r[4]}x{r[5]}")
+def test_what_an_h200_held_is_what_is_planned(row: tuple[str, str, int | None, MemoryPolicy, int, int, float]) -> None:
+    """GiB at most, loading and the context included (docs/bench/2026-11-30-h200-memory.jsonl)."""
+    kind, format_, resident, policy, rows, length, held = row
+    planned = estimate(
+        LLAMA_1B,
+        AdapterSpec.model_validate({"type": kind} if kind == "full" else {"type": kind, "r": 16}),
+        weights=Placement.model_validate({"format": format_, "resident": resident}),
+        activations=policy,
+        micro_batch_size=rows,
+        sequence_len=length,
+        dtype="bf16",
+        device="cuda",
+        accumulates=False,
+    )
+    assert planned.total / 2**30 == pytest.approx(held, rel=0.05)

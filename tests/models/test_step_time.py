@@ -56,3 +56,12 @@ def test_more_work_takes_longer() -> None:
     assert 1.2 * plain < took(references=1) < 1.5 * plain
     assert took(own_layers=0.5) > 1.3 * plain
     assert took(tokens=4096) < plain < 2.1 * took(tokens=4096)
+
+
+def test_what_is_not_recorded_waits_for_the_host() -> None:
+    """As a cap leaves no room for a recording, or as weights travel: 16 layers, launched one kernel after the other."""
+    tight = seconds_of(LLAMA_1B, CARD, Placement(), "keep", Work(2048, 2048, recorded=False))
+    assert tight == pytest.approx(0.0808, rel=0.1)
+    assert tight > 3 * seconds_of(LLAMA_1B, CARD, Placement(), "keep", Work(2048, 2048))
+    away = seconds_of(LLAMA_1B, CARD, Placement(resident=0), "keep", Work(4 * 2048, 2048))
+    assert away == pytest.approx(0.1353, rel=0.1)
