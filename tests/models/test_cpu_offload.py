@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nbtune.models.accelerate import apply
+from nbtune.models.accelerate.activation_offload import ActivationOffload
 from nbtune.models.accelerate.cpu_offload import Place, StreamedGroup, Traffic
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.models.memory_estimate import MEMORY_POLICIES
@@ -130,3 +131,31 @@ def test_a_copy_waits_for_the_work_with_its_place_alone() -> None:
     assert traffic._free_since(place) is marks[1]
     place.used = 1  # longer ago than is remembered: the first that is known to be late enough
     assert traffic._free_since(place) is marks[0]
+
+
+class Noted(ActivationOffload):
+    """What is parked stays where it is, and is counted."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def park(self, x: torch.Tensor) -> Any:
+        self.sent += self.wanted
+        return x
+
+    def fetch(self, ticket: Any) -> torch.Tensor:
+        return ticket
+
+
+def test_an_evaluation_parks_nothing() -> None:
+    """Nobody would fetch it: each evaluation took the host memory of a whole micro-batch's inputs, and pinned it."""
+    model = make("llama")
+    patch = apply(model, "offload")
+    noted = Noted()
+    for layer in patch.layers:
+        layer.offload = noted
+    with torch.no_grad():
+        model(**batch())
+    assert noted.sent == 0
+    loss_and_gradients(model, batch())
+    assert noted.sent == len(patch.layers)

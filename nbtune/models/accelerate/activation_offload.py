@@ -23,7 +23,14 @@ class Ticket:
 
 
 class ActivationOffload:
-    """The parked tensors of one model, with a stream of their own."""
+    """The parked tensors of one model, with a stream of their own.
+
+    Attributes:
+        wanted: a backward is going to fetch them. What an evaluation parked nobody would, and its host memory, which
+            takes as long to be pinned as a layer works, would be lost.
+    """
+
+    wanted = True
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -34,6 +41,8 @@ class ActivationOffload:
 
     def park(self, x: Tensor) -> Ticket:
         """Start to copy `x` to the host; it may be dropped at once."""
+        if not self.wanted:
+            return Ticket(x, None)
         stream = torch.accelerator.current_stream(self.device)
         if self._leaving is not None:  # at most one tensor is on its way out, and it is held until it is gone
             stream.wait_event(self._leaving[1])

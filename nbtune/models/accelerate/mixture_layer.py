@@ -33,6 +33,8 @@ def run_layer(
 ) -> Tensor:  # fmt: skip
     """Return what a layer makes of x `[B, S, H]`; arguments as of `LayerFunction`, its parameters last."""
     cos, sin = angles
+    if layer.offload is not None:
+        layer.offload.wanted = torch.is_grad_enabled()
     if layer.mlp is None:
         return LayerFunction.apply(layer, x, cos, sin, packing, *parameters)  # type: ignore[no-any-return, no-untyped-call]
     own = parameters if layer.post2 is None else _but_last(layer)
