@@ -44,6 +44,8 @@ class ModelFacts:
         stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
         turns_at: tokens beyond which a row turns the angles of every row in its batch (long rotary factors); None: no
             row does.
+        head_norms: queries and keys are normalised, counted alike.
+        norms_behind: a norm stands behind each half of a block, counted alike.
     """
 
     name: str
@@ -66,6 +68,14 @@ class ModelFacts:
     targets: tuple[str, ...] = ()
     turns_at: int | None = None
     experts_used: float = 1.0
+    head_norms: bool = False
+    norms_behind: bool = False
+
+    @property
+    def gated(self) -> bool:
+        """Whether an MLP has a gate beside its first matrix; so where its matrices were not counted."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        return self.block_parameters - attention > 2.5 * self.hidden_size * self.intermediate_size or self.stacked > 0
 
     @property
     def active_parameters(self) -> int:

@@ -226,7 +226,10 @@ def _activations(
     hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
     queries, inner = model.head_dim * model.num_heads, model.intermediate_size
     attention = 2 * hidden + queries + heads  # the block's input, the second norm's, attention's output; q, k, v
-    own = {"keep": attention + 2 * inner, "selective": attention, "recompute": hidden, "offload": 0}[policy]
+    attention += hidden * model.norms_behind + (heads + queries) // 2 * model.head_norms  # and what a norm has read
+    own = {"keep": attention + (1 + model.gated) * inner, "selective": attention, "recompute": hidden, "offload": 0}[
+        policy
+    ]
     # of stock ones every norm's, rotary's, activation's and cast's input is kept by autograd; where all are stock they
     # can be computed again as a whole (`nbtune.models.factory.build`)
     stock = attention + 2 * inner + 6 * hidden + heads + 2 * inner
@@ -245,7 +248,9 @@ def _working(model: ModelFacts, policy: MemoryPolicy, tokens: int, at_once: int)
     queries, inner = model.head_dim * model.num_heads, model.intermediate_size
     again = heads + queries + hidden if policy in ("recompute", "offload") else 0  # q k v, attention's output, a
     again += 2 * hidden if policy == "offload" else 0  # its own input and the next one's, on their way in
-    of_mlp = at_once * (inner * (1 if policy == "keep" else 3) + 4 * hidden) + tokens * (2 * hidden + again)
+    of_mlp = at_once * (inner * (1 if policy == "keep" else 2 + model.gated) + 4 * hidden) + tokens * (
+        2 * hidden + again
+    )
     # gradients of q, k, v twice, as attention makes them and as one matrix; attention's own sums are in fp32
     of_attention = tokens * (2 * hidden + 2 * heads + 5 * queries + max(0, again - hidden))
     return max(of_mlp, of_attention)
