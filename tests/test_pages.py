@@ -94,7 +94,6 @@ folder, df = nbtune.models.resolve("nbtune/tiny"), pd.DataFrame(rows)
 my_model, my_tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)""",
     "how-to/pretraining.md": """import json
 Path("logs.jsonl").write_text("\\n".join(json.dumps({"entry": f"Day {k}: wind. " * 9}) for k in range(40)))""",
-    "how-to/rewards.md": "words = ['sail', 'anchor']",
     "how-to/scores.md": """import json
 words = {"tokens": ["Ada", "sails"], "tags": ["B-PER", "O"]}
 solution = {"prompt": "1+1?", "completions": ["It is 2.", "So 3."], "labels": [True, False]}

@@ -5,6 +5,8 @@ from tests.mutants.mutant import mutant
 _MERGE, _WRITER, _FAMILY = "export/test_merge.py", "export/gguf/test_writer.py", "export/gguf/test_families.py"
 _HUB = "export/test_hub_upload.py"
 
+_OPTIONS = "models/test_adapter_options.py"
+
 EXPORT = (
     mutant(
         "an-adapter-is-merged-without-its-scale",
@@ -220,5 +222,26 @@ EXPORT = (
         'if self.request["private"] and self.api.repo_info(name).private is False:',
         "if False and self.api.repo_info(name).private is False:",
         f"{_HUB}::test_a_public_repository_is_not_filled_by_accident",
+    ),
+    mutant(
+        "biases-stay-frozen",
+        "models/adapters.py",
+        "bias=adapter.bias,",
+        'bias="none",',
+        f"{_OPTIONS}::test_biases_and_factors_are_pefts",
+    ),
+    mutant(
+        "factors-leave-biases-alone",
+        "export/merge.py",
+        "        adapter.scale_biases(there)\n",
+        "",
+        f"{_OPTIONS}::test_factors_of_turned_weights_are_merged_as_peft_does",
+    ),
+    mutant(
+        "without-its-lora-biases-stay-changed",
+        "spec/adapter.py",
+        'return self.changes_base or self.bias != "none"',
+        "return self.changes_base",
+        f"{_OPTIONS}::test_biases_and_factors_are_pefts",
     ),
 )
