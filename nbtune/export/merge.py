@@ -42,6 +42,7 @@ _EMBEDDINGS = (
     "embed_tokens.weight",
     "word_embeddings.weight",
     "wte.weight",
+    "backbone.embeddings.weight",
     "tok_embeddings.weight",
     "embed_in.weight",
 )

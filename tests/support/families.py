@@ -47,6 +47,11 @@ LATENT = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 24,
 }
+ROUTED = {
+    **SIZES, "num_hidden_layers": 3, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+STATES = {"hidden_size": 64, "state_size": 16, "num_hidden_layers": 2}
 LONG = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -192,6 +197,43 @@ CASES = {
     "seed-oss": Case("SeedOssConfig", {**SIZES, "head_dim": 32}),
     "stablelm": Case("StableLmConfig", SIZES, "gpt2"),
     "starcoder 2": Case("Starcoder2Config", SIZES, "gpt2"),
+    "dots 1": Case(
+        "Dots1Config",
+        {
+            **ROUTED,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "layer_types": ["full_attention"] * 3,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": True,
+        },
+        "qwen2",
+    ),
+    "ernie 4.5 moe": Case(
+        "Ernie4_5_MoeConfig",
+        {
+            **SIZES,
+            "moe_intermediate_size": 32,
+            "moe_num_experts": 8,
+            "moe_k": 2,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "glm 4.5": Case("Glm4MoeConfig", {**ROUTED, "head_dim": 16, "use_qk_norm": True, "pad_token_id": 0}),
+    "hunyuan dense": Case("HunYuanDenseV1Config", {**SIZES, "head_dim": 16}),
+    "jais 2": Case("Jais2Config", {**SIZES, "num_key_value_heads": 4, "head_dim": 16}),
+    "starcoder": Case("GPTBigCodeConfig", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}, "gpt2"),
+    "minimax m2": Case(
+        "MiniMaxM2Config", {**SIZES, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2}, "gpt2"
+    ),
+    "mamba": Case("MambaConfig", STATES, "gpt2"),
+    "falcon mamba": Case("FalconMambaConfig", STATES, "gpt2"),
+    "mamba 2": Case(
+        "Mamba2Config",
+        {**STATES, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16, "rms_norm": True},
+        "gpt2",
+    ),
 }
 
 

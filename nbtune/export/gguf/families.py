@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbtune.errors import ExportError
-from nbtune.export.gguf import deepseek
+from nbtune.export.gguf import deepseek, routed, states
 from nbtune.export.gguf import single_families as single
 from nbtune.export.gguf.experts import is_stack, single_expert, split_stack
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.rope import rope_metadata, rope_tensors
 from nbtune.export.gguf.tensors import GgufTensor, mapped, permuted, plain, stacked
 from nbtune.export.merge import MergedModel
+from nbtune.models.config_facts import CHOSEN, EXPERTS
 
 # Buffers that old checkpoints hold, and that are computed.
 _COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
@@ -41,7 +42,8 @@ class Family:
         window, unsaid_window: whether its layers see a window of the text, see `Config.window`.
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
-        latent: attention is by latent vectors; layers behind the last, which predict further tokens, are left out.
+        latent: attention is by latent vectors.
+        states: it has states, and no attention.
         within: where a model that also sees or hears has its language model; of the rest nothing is written.
     """
 
@@ -59,11 +61,16 @@ class Family:
     windows: bool = False
     rope: bool = True
     latent: bool = False
+    states: bool = False
     within: str = ""
     names: dict[str, str] = field(default_factory=dict)
 
     def metadata(self, config: Config, model: MergedModel, writer: Any) -> None:
         """Write what llama.cpp has to know to run this model."""
+        if self.states:
+            writer.add_vocab_size(model.shape(model.embedding or "")[0])
+            states.metadata(config, writer)
+            return
         writer.add_context_length(self.context(config))
         writer.add_embedding_length(config.hidden)
         writer.add_block_count(config.layers)
@@ -85,14 +92,16 @@ class Family:
             writer.add_rope_dimension_count(config.rotary_dim)
             rope_metadata(config, writer)
         if self.moe:
-            writer.add_expert_count(int(config.need("num_local_experts", "num_experts", "n_routed_experts")))
-            writer.add_expert_used_count(int(config.need("num_experts_per_tok")))
+            writer.add_expert_count(int(config.need(*EXPERTS)))
+            writer.add_expert_used_count(int(config.need(*CHOSEN)))
         if self.extra:
             self.extra(config, writer)
 
     def context(self, config: Config) -> int:
         """Return up to how many tokens llama.cpp computes what transformers does: to the end of a window that it
         ignores."""
+        if self.states:
+            return states.CONTEXT
         ignored = None if self.windows else config.window(self.window, self.unsaid_window)
         return min(config.context, ignored or config.context)
 
@@ -106,7 +115,7 @@ class Family:
                 "llama.cpp rounds where its rotary scaling begins and ends, and the model does not: far into a text it "
                 "turns some angles otherwise, as it does for everybody's files of this family"
             )
-        if (tokens := self.context(config)) != config.context:
+        if (tokens := self.context(config)) != config.context and not self.states:
             notes.append(
                 f"its context is {tokens} tokens, not {config.context}: the model has a sliding window of {tokens}, "
                 f"which llama.cpp's {self.arch!r} does not run"
@@ -130,8 +139,8 @@ class Family:
                 continue
             if not source.startswith(self.within):
                 continue
-            if self.latent and deepseek.is_of_more_layers(config, source):
-                continue
+            if self.moe and deepseek.is_of_more_layers(config, source):
+                continue  # which predict further tokens
             if self.moe and (expert := single_expert(source)):
                 experts.setdefault(expert[0], {})[expert[1]] = source
                 continue
@@ -176,6 +185,7 @@ def _order(tensor: GgufTensor) -> tuple[int, int, str]:
 
 
 _SHORTEST = 256  # tokens of context with which a file is of some use
+STATES = Family("mamba", check=states.check, change=states.change, states=True, rope=False, names=states.NAMES)
 _SWITCHED: dict[str, Any] = {"window": "switched", "unsaid_window": 4096}
 LLAMA = Family("llama", check=single.check_llama, permute=True)
 DEEPSEEK = Family(
@@ -249,6 +259,18 @@ FAMILIES: dict[str, Family] = {
     "olmo": Family("olmo", check=single.check_llama, extra=single.extra_olmo, layer_norm=True, permute=True),
     "olmo3": Family("olmo2", check=single.check_olmo3, extra=single.sliding, windows=True),
     "seed_oss": Family("seed_oss", check=single.check_llama),
+    "dots1": Family("dots1", check=routed.check_dots, extra=routed.metadata, moe=True, names=routed.BIAS),
+    "ernie4_5_moe": Family(
+        "ernie4_5-moe", check=routed.check_ernie_moe, extra=routed.ernie_moe, moe=True, names=routed.BIAS
+    ),
+    "falcon_mamba": STATES,
+    "glm4_moe": Family("glm4moe", check=routed.check_glm4_moe, extra=routed.metadata, moe=True, names=routed.BIAS),
+    "gpt_bigcode": Family("starcoder", check=single.check_gpt2, layer_norm=True, rope=False),
+    "hunyuan_v1_dense": Family("hunyuan-dense", check=single.check_llama),
+    "jais2": Family("jais2", check=single.check_relu2, layer_norm=True),
+    "mamba": STATES,
+    "mamba2": replace(STATES, arch="mamba2"),
+    "minimax_m2": Family("minimax-m2", check=routed.check, extra=routed.minimax, moe=True, names=routed.BIAS),
     "stablelm": Family("stablelm", check=single.check_stablelm, extra=single.extra_parallel, layer_norm=True),
     "starcoder2": Family("starcoder2", check=single.check_starcoder2, layer_norm=True, window="always"),
 }

@@ -28,6 +28,7 @@ from nbtune.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from nbtune.export.imatrix_file import fitted
 from nbtune.export.merge import MergedModel
 from nbtune.export.source import ExportedFile, ExportSource, Progress, must_write_text, safe_name
+from nbtune.models.config_facts import EXPERTS
 from nbtune.spec.gguf_types import FileType, Shape, type_named
 
 T = TypeVar("T")
@@ -173,17 +174,15 @@ def _device(kinds: list[FileType]) -> torch.device:
 
 
 def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
-    experts = int(config.need("num_local_experts", "num_experts", "n_routed_experts")) if family.moe else 0
+    experts = int(config.need(*EXPERTS)) if family.moe else 0
     tied = not any(tensor.name == "output.weight" for tensor in tensors)
-    return Shape(config.layers, config.heads // config.kv_heads, experts, tied)
+    return Shape(config.layers, 1 if family.states else config.heads // config.kv_heads, experts, tied)
 
 
 def _size(config: Config, family: Family, tensors: list[GgufTensor]) -> Size:
     experts = sum(tensor.numel for tensor in tensors if "_exps." in tensor.name)
     total = sum(tensor.numel for tensor in tensors)
-    return Size(
-        total, experts, int(config.need("num_local_experts", "num_experts", "n_routed_experts")) if family.moe else 0
-    )
+    return Size(total, experts, int(config.need(*EXPERTS)) if family.moe else 0)
 
 
 def _open(

@@ -1,0 +1,68 @@
+"""Mixtures whose routers weigh by a sigmoid, with dense layers first or experts that all tokens share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.single_families import check_llama, refuse
+
+BIAS = {
+    r"model\.layers\.(\d+)\.mlp\.gate\.e_score_correction_bias": r"blk.\1.exp_probs_b.bias",
+    r"model\.layers\.(\d+)\.mlp\.moe_statics\.e_score_correction_bias": r"blk.\1.exp_probs_b.bias",
+    r"model\.layers\.(\d+)\.block_sparse_moe\.e_score_correction_bias": r"blk.\1.exp_probs_b.bias",
+}
+
+
+def check(config: Config) -> None:
+    """Refuse what llama.cpp's architectures compute otherwise."""
+    check_llama(config)
+    refuse(config, int(config.get("n_group", default=1)) > 1, "it chooses groups of experts")
+    windowed = "sliding_attention" in (config.get("layer_types") or ())
+    refuse(config, windowed, "some layers see a window of the text")
+
+
+def check_dots(config: Config) -> None:
+    check(config)
+    refuse(config, config.kv_heads != config.heads, "several queries share a key")
+
+
+def check_glm4_moe(config: Config) -> None:
+    check(config)
+    refuse(config, not config.get("norm_topk_prob", default=True), "norm_topk_prob is off")
+
+
+def check_ernie_moe(config: Config) -> None:
+    check(config)
+    refuse(config, bool(config.get("use_bias")), "its linear layers have biases")
+    last = config.get("moe_layer_end_index", default=-1)
+    refuse(config, last not in (-1, config.layers - 1), "its last layers are dense")
+
+
+def metadata(config: Config, writer: Any) -> None:
+    """Write how experts are chosen, and which layers have none."""
+    from gguf import ExpertGatingFuncType
+
+    writer.add_leading_dense_block_count(int(config.get("first_k_dense_replace", default=0)))
+    writer.add_expert_feed_forward_length(int(config.need("moe_intermediate_size")))
+    writer.add_expert_shared_count(int(config.get("n_shared_experts", default=0)))
+    writer.add_expert_weights_scale(float(config.get("routed_scaling_factor", default=1.0)))
+    writer.add_expert_weights_norm(bool(config.get("norm_topk_prob", default=True)))
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+
+
+def ernie_moe(config: Config, writer: Any) -> None:
+    width, shared = int(config.need("moe_intermediate_size")), int(config.get("moe_num_shared_experts", default=0))
+    writer.add_expert_feed_forward_length(width)
+    writer.add_interleave_moe_layer_step(int(config.get("moe_layer_interval", default=1)))
+    writer.add_leading_dense_block_count(int(config.get("moe_layer_start_index", default=1)))
+    writer.add_expert_shared_count(shared)
+    if shared:
+        writer.add_expert_shared_feed_forward_length(width * shared)
+
+
+def minimax(config: Config, writer: Any) -> None:
+    from gguf import ExpertGatingFuncType
+
+    writer.add_expert_feed_forward_length(int(config.need("intermediate_size")))
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
