@@ -183,6 +183,8 @@ def save_model(config: Any, folder: Path, *, seed: int = 0, dtype: str = "float3
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):
+                continue  # a logarithm: states would be gone at once
             if parameter.ndim > 1:
                 parameter.mul_(spread)
             elif "norm" in name and not name.endswith("bias"):
