@@ -244,8 +244,10 @@ class Unknown(Event):
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-_KINDS: tuple[type[Event], ...] = (State, Step, Eval, Sample, Scores, Group, Check, Abilities, Checkpoint, Warning)
-_TYPES: dict[str, type[Event]] = {kind.type: kind for kind in (*_KINDS, Export, Device, Processes)}
+_KINDS: tuple[type[Event], ...] = (
+    State, Step, Eval, Sample, Scores, Group, Check, Abilities, Checkpoint, Warning, Export, Device, Processes,
+)  # fmt: skip
+_TYPES: dict[str, type[Event]] = {kind.type: kind for kind in _KINDS}
 _FIELDS = {kind: frozenset(f.name for f in dataclasses.fields(kind)) for kind in _TYPES.values()}
 
 
