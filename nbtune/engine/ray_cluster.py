@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -40,6 +41,12 @@ _USUAL = {  # a busy machine takes minutes to import torch; nobody is told
 }
 
 
+_HERE = {  # read when Ray is imported: its servers listen on the loopback interface, as on macOS
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    **({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
+}
+
+
 def drive(folder: Path, spec: RunSpec) -> int:
     """Give a run to Ray, and wait for its end; 0: it did well, else the reason stands in the folder.
 
@@ -48,6 +55,8 @@ def drive(folder: Path, spec: RunSpec) -> int:
     """
     for name, value in _USUAL.items():
         os.environ.setdefault(name, value)
+    if _is_here(spec.cluster):
+        os.environ.update(_HERE)
     ray = _connected(spec.cluster)
     own = folder / "ray"
     shutil.rmtree(own, ignore_errors=True)
@@ -69,8 +78,8 @@ def _connected(cluster: ClusterSpec) -> Any:
         import ray.train.torch
     except ImportError as error:
         raise TrainError(f"`cluster: ray` needs Ray ({error})", fix="pip install 'nbtune[ray]'") from error
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
-    how: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    address = _address(cluster)
+    how: dict[str, Any] = {"include_dashboard": False} if _is_here(cluster) else {}
     try:
         _knock(address)
         ray.init(address=address, log_to_driver=False, **how)
@@ -81,6 +90,15 @@ def _connected(cluster: ClusterSpec) -> Any:
             fix="`ray start --head` on one machine, `ray start --address HOST:6379` on the others, or `address: local`",
         ) from error
     return ray
+
+
+def _address(cluster: ClusterSpec) -> str:
+    return cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+
+
+def _is_here(cluster: ClusterSpec) -> bool:
+    """Return whether Ray is started here, for this run alone: then nothing of it listens for other machines."""
+    return _address(cluster) == "local"
 
 
 def _knock(address: str) -> None:
@@ -122,13 +140,21 @@ def _heed_stop(folder: Path) -> None:
 
 def _fit(folder: Path, spec: RunSpec, gpus: bool) -> int:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster = spec.cluster
+    class Meeting(TorchConfig):  # torch's own way to meet listens for other machines
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend
+
+    cluster, here = spec.cluster, _is_here(spec.cluster)
     trainer = TorchTrainer(
         work,
-        train_loop_config={"folder": str(folder)},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=_LONG),
+        train_loop_config={"folder": str(folder), "here": here},
+        torch_config=(Meeting if here else TorchConfig)(
+            backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=_LONG
+        ),
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus),
         run_config=RunConfig(
             name=f"{folder.name}-{uuid.uuid4().hex[:6]}",  # Ray would go on with one of the same name
@@ -146,7 +172,7 @@ def _fit(folder: Path, spec: RunSpec, gpus: bool) -> int:
     return 1 if (folder / "ray" / _FINAL).exists() else 0
 
 
-def work(config: dict[str, str]) -> None:
+def work(config: dict[str, Any]) -> None:
     """Do one process's share of a run, inside a worker of Ray's.
 
     Raises:
@@ -159,7 +185,7 @@ def work(config: dict[str, str]) -> None:
     final = folder / "ray" / _FINAL
     if final.exists():
         return
-    ranks = Ranks.join()
+    ranks = Ranks.join(_meeting(folder) if config["here"] else None)
     try:
         if ranks is None or ranks.first:
             wait_until_free(folder)  # a machine that is lost may hold it for a while
@@ -175,6 +201,19 @@ def work(config: dict[str, str]) -> None:
     if code:
         final.touch()
         raise RuntimeError("the run cannot go on; its folder says why")
+
+
+def _meeting(folder: Path) -> str:
+    """Return a new folder in which the workers of one machine meet, and say in the environment who this one is."""
+    from ray.train import get_context
+    from ray.train.collective import broadcast_from_rank_zero
+
+    about = get_context()
+    numbers = (about.get_world_rank(), about.get_local_rank(), about.get_world_size())
+    os.environ.update(zip(("RANK", "LOCAL_RANK", "WORLD_SIZE"), map(str, numbers), strict=True))
+    place = folder / "ray" / str(broadcast_from_rank_zero(uuid.uuid4().hex))
+    place.mkdir(exist_ok=True)
+    return str(place)
 
 
 def _say_again(folder: Path) -> None:

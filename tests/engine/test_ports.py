@@ -85,7 +85,8 @@ def listening() -> dict[str, str]:
             if state == "0A":  # LISTEN
                 words = bytes.fromhex(local.partition(":")[0])
                 address = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-                found[socket] = str(ipaddress.ip_address(address))
+                there = ipaddress.ip_address(address)
+                found[socket] = str(getattr(there, "ipv4_mapped", None) or there)
     return found
 
 
@@ -150,6 +151,16 @@ def test_what_listens_does_so_on_the_loopback_only_and_ends_with_the_work(kind: 
         found = carried_out(kind, tmp_path, **environment)
     assert found <= LOOPBACK
     assert bool(found) == (kind in SEVERAL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_ray_that_is_started_for_a_run_listens_on_the_loopback_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setitem(ALL, "a ray", "train(cluster={'engine': 'ray', 'workers': 2, 'address': 'local'})")
+    assert carried_out("a ray", tmp_path) <= LOOPBACK
 
 
 @pytest.mark.slow
