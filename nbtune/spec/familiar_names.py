@@ -60,7 +60,7 @@ def value_of(path: tuple[str, ...], value: Any) -> Any:
     return VALUES.get(".".join(path), {}).get(value, value) if isinstance(value, str) else value
 
 
-def why_not(path: tuple[str, ...], value: Any) -> str | None:
+def why_not(path: tuple[int | str, ...], value: Any) -> str | None:
     """Return why a key has no such value, though others' has; None: nobody's is known.
 
     >>> why_not(("optim",), "ao_adamw_4bit")[:33]
