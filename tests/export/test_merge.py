@@ -247,7 +247,7 @@ def test_what_cannot_be_merged_is_refused_before_any_work(base: Path, tmp_path: 
     config = json.loads(config_file.read_text())
     source, out = ExportSource(base, tmp_path / "adapter"), tmp_path / "out"
     for change, words in (
-        ({"peft_type": "IA3"}, "of type 'IA3'"),
+        ({"peft_type": "VERA"}, "of type 'VERA'"),
         ({"init_lora_weights": "pissa"}, "changes the base before training"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
     ):
