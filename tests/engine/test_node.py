@@ -138,9 +138,8 @@ def two_machines():
         yield [(ip, "netns", "exec", name) for name in names]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("where", ["loopback", "namespaces"])
+@pytest.mark.parametrize("where", ["loopback", pytest.param("namespaces", marks=pytest.mark.slow)])
 def test_two_machines_are_one_process(tmp_path: Path, where: str) -> None:
     if where == "namespaces" and not CAN_JOIN:
         pytest.skip("wants root and Linux's ip")
