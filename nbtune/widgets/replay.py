@@ -127,7 +127,7 @@ def kept_of(run: RunHandle, *, rows: int, losses: bool) -> dict[str, Any]:
     picture, steps = report.view.snapshot()
     picture["samples"]["items"] = []  # they have a part of their own
     picture["exports"]["items"] = [item for item in picture["exports"]["items"] if item["done"] >= 1]  # not this one
-    picture["status"] |= {"live": False, "beat": 0, "resumable": False}
+    picture["status"] |= {"live": False, "beat": 0, "resumable": False, "folder": ""}
     plan = run.plan
     why = "" if plan is None else "\n".join(f"{name}: {value}" for name, value in plan.rows_of_explanation())
     return {

@@ -27,7 +27,8 @@ def plan(blocks: tuple[Blocks, ...] = WHOLE, **fields: Any) -> Plan:
 def test_blocks_and_a_head_that_are_left_alone_cost_their_memory() -> None:
     whole, stock = plan(), plan((LEFT, *WHOLE[1:]))
     assert stock.memory.activations > 1.3 * whole.memory.activations
-    assert stock.memory.head == whole.memory.head
+    assert stock.memory.head <= whole.memory.head  # its share of a step's peak: such a layer's own is beyond it
+    assert stock.peak_bytes > whole.peak_bytes
     headless = plan((WHOLE[0], Blocks(what="head", count=1, accelerated=False, why="it scales")))
     assert headless.memory.head > 2 * whole.memory.head
     assert headless.memory.activations == whole.memory.activations

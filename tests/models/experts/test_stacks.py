@@ -81,8 +81,8 @@ def test_experts_are_named_by_their_weights_or_by_what_holds_them() -> None:
 def test_where_peft_cannot_adapt_experts_that_is_said(options: dict[str, object]) -> None:
     model, adapter = make("qwen3_moe"), AdapterSpec(**options)  # type: ignore[arg-type]
     assert targets_of(model, adapter).parameters == []
-    assert any("neither DoRA nor dropout" in line for line in left_out_lines(model, adapter))
-    with pytest.raises(SpecError, match="neither DoRA nor dropout"):
+    assert any("neither DoRA, IA3 nor dropout" in line for line in left_out_lines(model, adapter))
+    with pytest.raises(SpecError, match="neither DoRA, IA3 nor dropout"):
         targets_of(model, AdapterSpec(**options, target_modules=("experts",)))  # type: ignore[arg-type]
 
 
