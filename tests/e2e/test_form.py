@@ -153,7 +153,7 @@ def test_what_is_wrong_is_mended_by_a_click_and_every_key_is_found(notebook):
     page.page.locator(".nbt-form[data-costs=known]").wait_for()
     slider = form.locator(".nbt-slider", has_text="Steps")
     slider.get_by_role("slider").press("End")
-    expect(form.locator("[data-key=steps] input")).to_have_value("150")  # ten times the plan
+    expect(form.locator("[data-key=steps] input")).to_have_value("500")  # ten times the plan
 
     # two runs, two monitors
     form.locator("[data-key=steps] input").fill("3")
