@@ -105,9 +105,8 @@ def job_of(asked: str | Mapping[str, Any] | list[str], spec: RunSpec) -> Job:
         if option not in kind.options:
             known = ", ".join(kind.options)
             raise SpecError(f"`{slurm.shown(option)}` is none of its options", place=f"--job {name}", fix=known)
-        if not re.fullmatch(kind.options[option], value, re.ASCII):
-            words = f"{slurm.shown(value)!r} cannot be a job's `{option}`"
-            raise SpecError(words, place=f"--job {name}", fix=f"its shape is {kind.options[option]}")
+        shape = kind.options[option]
+        slurm.check_shape(option, value, shape, place=f"--job {name}", fix=f"its shape is {shape}")
     for option in kind.needed:
         if option not in options and (option != "gpus" or spec.device != "cpu"):
             raise SpecError(f"`{option}` is to be named", place=f"--job {name}", fix=f"write `--job {name},{option}=…`")
@@ -116,9 +115,7 @@ def job_of(asked: str | Mapping[str, Any] | list[str], spec: RunSpec) -> Job:
             "several machines need a folder that all see", place="--job skypilot",
             fix="make one (`sky volumes apply`) and name it: `volume=NAME`",
         )  # fmt: skip
-    gpus = options.get("gpus", "").rpartition(":")[2]
-    own = len(spec.gpus) if isinstance(spec.gpus, tuple) else spec.gpus if isinstance(spec.gpus, int) else 0
-    return ExportedJob(name, options, int(gpus) if gpus.isdigit() else own or 1)
+    return ExportedJob(name, options, slurm.processes_of(options, spec) or 1)
 
 
 class _Dumper(yaml.SafeDumper):

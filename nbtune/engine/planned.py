@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from nbtune.models import ModelFacts
     from nbtune.spec import RunSpec
 
-_LOOKED_AT = 256  # rows of each source
 _MORE = (2, 4, 8, 16, 32, 64)  # times as many machines
 
 
@@ -81,11 +80,11 @@ def _measured(sources: Sequence[Source], tokenizer: Any, spec: RunSpec) -> DataF
     Raises:
         DataError: they cannot be read; or all are looked at, and nothing of them would be trained.
     """
-    from nbtune import data
+    from nbtune.data.prepare.measure import SAMPLE, measure
 
-    measured = data.measure(sources, tokenizer, spec, sample=_LOOKED_AT)
+    measured = measure(sources, tokenizer, spec)
     method, counts = METHODS[spec.method], [len(source.rows) for source in sources if source.role == "train"]
-    if method.by_tokens and not method.online and max(counts, default=0) <= _LOOKED_AT:
+    if method.by_tokens and not method.online and max(counts, default=0) <= SAMPLE:
         refuse_untrained(measured, sum(counts))
     return measured
 

@@ -76,13 +76,12 @@ class Job:
         options = read(given)
         for name, value in options.items():
             _check(name, value)
-        wanted = options.get("gpus", "").rpartition(":")[2]
-        own = len(spec.gpus) if isinstance(spec.gpus, tuple) else spec.gpus if isinstance(spec.gpus, int) else 0
-        if not (wanted or own):
+        processes = processes_of(options, spec)
+        if not processes:
             raise SpecError(
                 "`gpus: all` does not say how many a node has", place="--slurm", fix="write `--slurm …,gpus=8`"
             )
-        return cls(options, int(wanted) if wanted else own)
+        return cls(options, processes)
 
     @property
     def nodes(self) -> int:
@@ -142,8 +141,26 @@ def _check(name: str, value: str) -> None:
             place="--slurm",
             fix=f"they are {', '.join(_OPTIONS)}; any other goes by hand into the file that `--print` shows",
         )
-    if not re.fullmatch(_OPTIONS[name][1], value, re.ASCII):
-        raise SpecError(f"{shown(value)!r} cannot be a job's `{name}`", place="--slurm", fix=_FIXES.get(name, _PLAIN))
+    check_shape(name, value, _OPTIONS[name][1], place="--slurm", fix=_FIXES.get(name, _PLAIN))
+
+
+def check_shape(name: str, value: str, shape: str, *, place: str, fix: str) -> None:
+    """Refuse a value that has not its option's shape, a regular expression of the whole: it becomes part of a file that
+    others execute.
+
+    Raises:
+        SpecError: see above.
+    """
+    if not re.fullmatch(shape, value, re.ASCII):
+        raise SpecError(f"{shown(value)!r} cannot be a job's `{name}`", place=place, fix=fix)
+
+
+def processes_of(options: Mapping[str, str], spec: RunSpec) -> int:
+    """Return how many processes each machine has: by a job's option `gpus`, else by the spec's; 0: neither says."""
+    asked = options.get("gpus", "").rpartition(":")[2]
+    if asked:
+        return int(asked)
+    return len(spec.gpus) if isinstance(spec.gpus, tuple) else spec.gpus if isinstance(spec.gpus, int) else 0
 
 
 _PLAIN = "names are letters, digits and . , + @ : / - _"

@@ -24,13 +24,16 @@ from nbtune.folder_format import knew_longest_before_3
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 
+SAMPLE = 256
+"""Rows of each source that a plan looks at."""
+
 
 def measure(
     sources: Sequence[Source],
     tokenizer: Any,
     spec: RunSpec,
     *,
-    sample: int = 256,
+    sample: int = SAMPLE,
     longest: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     kind: str | None = None,
