@@ -18,6 +18,15 @@ const panels = readdirSync(SOURCE, { withFileTypes: true })
   .filter((entry) => entry.isDirectory() && existsSync(join(SOURCE, entry.name, "index.js")))
   .map((entry) => entry.name);
 
+// A text's languages as one string, "Loss|Verlust": a module carries some hundred, and an array costs each four bytes more.
+const PAIR = /: \["((?:[^"\\]|\\.)*)", "((?:[^"\\]|\\.)*)"\]/g;
+const joined = {
+  name: "texts",
+  setup(made) {
+    made.onLoad({ filter: /[\\/]texts(\.all)?\.js$/ }, ({ path }) => ({ contents: readFileSync(path, "utf8").replace(PAIR, ': "$1|$2"'), loader: "js" }));
+  },
+};
+
 const options = {
   entryPoints: Object.fromEntries(panels.map((name) => [name, join(SOURCE, name, "index.js")])),
   outdir: OUT,
@@ -28,6 +37,7 @@ const options = {
   legalComments: "none",
   charset: "utf8",
   logLevel: "warning",
+  plugins: [joined],
 };
 const { entryPoints: _, outdir: __, ...shared } = options;
 const styles = { ...shared, stdin: style(), outfile: join(OUT, "panels.css") };
@@ -50,7 +60,7 @@ async function buildPlotly() {
 // Our style's variables by short names: what everybody's notebook carries with each widget is no place for long ones.
 const SHORT = Object.fromEntries(["accent", "soft", "line", "fg", "bad", "raised", "warn", "good", "bg", "edge", "mono", "code"].map((name, k) => [`--nbt-${name}`, `--nb${k.toString(36)}`]));
 const shortened = (text) => text.replace(/--nbt-[a-z]+/g, (name) => SHORT[name] ?? name);
-const shortStyle = (text) => shortened(text).replace(/\btransparent\b/g, "#0000");
+const shortStyle = (text) => shortened(text).replace(/\btransparent\b/g, "#0000").replace(/(--nb\w): /g, "$1:").replace(/, /g, ",");
 
 mkdirSync(OUT, { recursive: true });
 if (process.argv.includes("--watch")) {

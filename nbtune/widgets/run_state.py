@@ -20,6 +20,7 @@ from nbtune import events as ev
 from nbtune.errors import NbtuneError
 from nbtune.export.saying import CANCELLED
 from nbtune.store.event_log import Mark
+from nbtune.widgets import slowdowns
 from nbtune.widgets.alerts import Hints
 from nbtune.widgets.metrics import Series, figures_of_processes, merged, row_of
 from nbtune.widgets.metrics_on_disk import Columns
@@ -41,6 +42,7 @@ LISTS = {
     "machine": 46,
     "metrics": 120,
     "abilities": 12,
+    "slowed": 2,
 }
 _GROUPS = 4  # steps of which the monitor shows a group
 _THIN = ("evals", "machine", "metrics")  # of these the old ones are thinned out, of others forgotten
@@ -149,6 +151,9 @@ class RunView:
         parts = [int(size) for size in event.parts.values()]
         busy = round(event.busy, 1) if event.busy >= 0 else None
         self._append("machine", {"step": event.step, "parts": parts, "busy": busy})
+        if event.slowed:
+            self.lists["slowed"] = slowdowns.grown(self.lists["slowed"], event, self.said["machine"])
+            self.said["slowed"] += 1
         self._hint(self._hints.after_device(event.slowed, event.temperature, event.watts), event.time)
 
     def _went_back(self, step: int) -> None:
@@ -158,6 +163,7 @@ class RunView:
             self.columns.cut(self.series.next)
         for name in ("evals", "samples", "checkpoints", "machine", "metrics"):
             self.lists[name] = [item for item in self.lists[name] if item["step"] < step]
+        self.lists["slowed"] = slowdowns.cut(self.lists["slowed"], step)
 
     def _checkpoint(self, event: ev.Checkpoint) -> None:
         """Keep the checkpoints that the run keeps: it takes the oldest away, as the spec says."""
@@ -282,7 +288,7 @@ class RunView:
             return {**body, "status": self.status()}, _bytes(rows)
 
     def _news(self, name: str, start: int) -> dict[str, Any]:
-        if name in ("exports", "checkpoints", "abilities"):  # items move on, or go
+        if name in ("exports", "checkpoints", "abilities", "slowed"):  # items move on, or go
             return {"whole": True, "next": self.said[name], "items": self.lists[name]}
         items = self.lists[name][-min(LISTS[name], self.said[name] - start) :]
         return {"i0": self.said[name] - len(items), "next": self.said[name], "items": items}

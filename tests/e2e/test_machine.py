@@ -47,7 +47,14 @@ def test_memory_by_component_and_the_devices_share_are_drawn(notebook):
         "(plot) => plot.data.map((trace) => [trace.name, trace.stackgroup ?? null])"
     )
     assert layers == [*([name, "held"] for name in PARTS), ["plan", None]]
-    expect(busy.locator(".nbt-chart")).to_have_attribute("aria-label", "GPU busy (%) over steps. Now 87 %.")
+    slow = "Heat (91 °C) slowed it 100 % of the time (steps 61–200)."
+    limit = "The power limit (350 W) slowed it 100 % of the time (steps 1–200)."
+    expect(busy.locator(".nbt-chart")).to_have_attribute(
+        "aria-label", f"GPU busy (%) over steps. Now 87 %. {slow} {limit}"
+    )
+    expect(busy.locator("small > div")).to_have_text([slow, limit])
+    bands = busy.locator(".js-plotly-plot").evaluate("(plot) => plot.data.slice(1).map((trace) => [...trace.x])")
+    assert bands == [[60.5, 200.5], [0.5, 200.5]]
     expect(panel.locator(".nbt-list li", has_text="too hot (91 °C)")).to_be_visible()
     expect(panel.locator(".nbt-list li", has_text="power limit (350 W)")).to_be_visible()
 

@@ -86,7 +86,7 @@ class View {
       parts.loss.node, parts.noPlotly, this.options(),
       el("div", { class: "nbt-small" }, ...parts.small.map((chart, k) => el("figure", {}, parts.captions[k], chart.node, SMALL[k][0] === "memory" ? parts.stacked.node : null)),
         ...Object.values(parts.method).map((chart) => el("figure", { hidden: true }, chart.caption, chart.node)),
-        el("figure", { hidden: true }, parts.busyCaption, parts.busy.node)),
+        el("figure", { hidden: true }, parts.busyCaption, parts.busy.node, parts.busy.words)),
       parts.notes.node, parts.samples.node, parts.checkpoints.node,
       parts.memory.node, parts.abilities.node, parts.table.node);
     return parts;
@@ -206,7 +206,7 @@ class View {
     setText(parts.tiles.speed, number(rows.last("tokens_per_second"), 3));
     const memory = rows.last("memory");
     parts.tiles.memory.replaceChildren(bytes(memory),
-      status.memory_total ? el("small", {}, `${text("of", { part: "", whole: bytes(status.memory_total) }).trim()}`) : "");
+      status.memory_total ? el("small", {}, text("of", { whole: bytes(status.memory_total) })) : "");
     setText(parts.memoryLabel, text(status.gpu ? "memory.gpu" : "memory.cpu"));
     this.paintClock();
     const tenth = status.total ? Math.floor((10 * status.step) / status.total) : 0;

@@ -47,13 +47,22 @@ export class MemoryChart extends Small {
   }
 }
 
-/** How busy the device is, in percent of the time. */
+/** How busy the device is, in percent of the time; above it a band a reason where it was slowed, below it why in words. */
 export class BusyChart extends Small {
-  update(plotly, { machine }, theme, name) {
+  words = el("small");
+
+  update(plotly, { machine, slowed }, theme, name) {
     const known = machine.filter((item) => item.busy !== null);
     const [x, y] = [known.map((item) => item.step), known.map((item) => item.busy)];
-    this.describe(text("chart.other", { name, value: y.length ? `${Math.round(y.at(-1))} %` : MISSING }));
-    return this.drawSmall(plotly, [line(name, { x, y }, theme.busy, { width: 1.8 })], theme, { range: [0, 104], autorange: false }, { x, y });
+    const steps = ({ spans }) => spans.map(([first, last]) => (first < last ? `${first}–${last}` : first)).join(", ");
+    const said = slowed.map((one) => text(`slowed.${one.why}`, one) + text("slowed", { ...one, steps: steps(one) }));
+    const hot = ({ why }) => Number(why === "heat");
+    const bands = slowed.flatMap((one, k) => one.spans.map(([first, last]) => ({
+      ...line("", { x: [first - 0.5, last + 0.5], y: [110 + 9 * k, 110 + 9 * k] }, PARTS[hot(one)], { width: 5, dash: DASHES[2 - 2 * hot(one)] }), mode: "lines+markers", hoverinfo: "skip",
+    })));
+    this.words.replaceChildren(...slowed.map((one, k) => el("div", {}, mark(hot(one)), said[k])));
+    this.describe([text("chart.other", { name, value: y.length ? `${Math.round(y.at(-1))} %` : MISSING }), ...said].join(" "));
+    return this.drawSmall(plotly, [line(name, { x, y }, theme.busy, { width: 1.8 }), ...bands], theme, { range: [0, 104 + 10 * slowed.length], autorange: false }, { x, y });
   }
 }
 

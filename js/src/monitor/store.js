@@ -3,7 +3,7 @@
 import { Rows } from "../shared/rows.js";
 import { tell, Wishes } from "../shared/wishes.js";
 
-const LISTS = ["evals", "notes", "samples", "exports", "checkpoints", "machine", "metrics", "abilities"];
+const LISTS = ["evals", "notes", "samples", "exports", "checkpoints", "machine", "metrics", "abilities", "slowed"];
 const MOST = 480; // of what comes every second: then every other one is forgotten
 
 export class Store {

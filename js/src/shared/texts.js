@@ -7,9 +7,12 @@ import { ALL } from "./texts.all.js";
 const LANGUAGES = ["en", "de"];
 export const TABLES = Object.fromEntries(LANGUAGES.map((name) => [name, {}]));
 
-/** A panel's own texts: by key what each language says, or one text for all. */
+/** A panel's own texts: by key what each language says (built: in one string, with a bar between), or one text for all. */
 export function addTexts(texts) {
-  for (const [key, said] of Object.entries(texts)) LANGUAGES.forEach((name, k) => { TABLES[name][key] = Array.isArray(said) ? said[k] : said; });
+  for (const [key, said] of Object.entries(texts)) {
+    const each = [said].flat().join("|").split("|");
+    LANGUAGES.forEach((name, k) => { TABLES[name][key] = each[k] ?? each[0]; });
+  }
 }
 
 addTexts(ALL);
