@@ -51,6 +51,7 @@ from nbtune.store.control import FileControl
 from nbtune.store.event_log import EventWriter
 from nbtune.store.folder import plan_of, spec_to_run
 from nbtune.store.lock import Ownership, TakenOver
+from nbtune.train.attempt import Attempt
 from nbtune.train.control import OtherIsGone, Wishes
 from nbtune.train.precompile import Rehearsal
 
@@ -176,20 +177,11 @@ class _Engine:
             self.ranks.wait()  # the others read what is there now
         self.rehearsal.perform(self.plan)
         machine.reset_peak(device)
-        self.built = models.build(
-            spec.model,
-            adapter=spec.adapter,
-            dtype=machine.torch_dtype(self.plan.dtype),
-            device=device,
-            policy=self.plan.activations,
-            seed=spec.seed,
-            accelerate=spec.accelerate and not self.method.online,
-            trust_remote_code=spec.trust_remote_code,
-            weights=self.plan.weights,
-            tokenizer=False,
-            head=head_of_run(spec),
-            first_values=kept_in(folder),
-        )
+        with Attempt() as attempt:
+            self.built = self._build(device)
+        if attempt.short:
+            self._plan_again(facts, tokenizer, device)
+            self.built = self._build(device)
         keep_first_values(self.built.model, folder, writes=self.writes)
         if checkpoints.latest(folder) is None or self.method.online:  # a trainer's reference begins there again
             begin_with(folder, self.built.model)
@@ -203,6 +195,41 @@ class _Engine:
             self.progress = self.online.progress
         else:
             self._make_stepper(device)
+
+    def _build(self, device: torch.device) -> Built:
+        from nbtune import models
+
+        spec = self.spec
+        return models.build(
+            spec.model,
+            adapter=spec.adapter,
+            dtype=machine.torch_dtype(self.plan.dtype),
+            device=device,
+            policy=self.plan.activations,
+            seed=spec.seed,
+            accelerate=spec.accelerate and not self.method.online,
+            trust_remote_code=spec.trust_remote_code,
+            weights=self.plan.weights,
+            tokenizer=False,
+            head=head_of_run(spec),
+            first_values=kept_in(self.folder),
+        )
+
+    def _plan_again(self, facts: Any, tokenizer: Any, device: torch.device) -> None:
+        """Plan for what is free now: while the model was loaded memory was short, as another program has come.
+
+        Raises:
+            MemoryError: others have the plan, too, or steps were done by it.
+            PlanError: nothing fits any more.
+        """
+        if self.ranks is not None or checkpoints.latest(self.folder) is not None:
+            raise MemoryError
+        machine.empty_cache(device)
+        (self.folder / "plan.json").unlink()
+        where = machine.describe(device, rates=True, **self.spec.memory.model_dump())
+        self.plan = self._plan(facts, tokenizer, without_teacher(self.spec, credited(where, self.spec)))
+        said = "memory was short while the model was loaded: planned anew, for what is free now"
+        self.emit(events.Warning(message=said))
 
     def _plan(self, facts: Any, tokenizer: Any, device: machine.DeviceFacts) -> Plan:
         """Return the plan, and with it `self.batches`."""

@@ -37,18 +37,19 @@ class Running(Protocol):
     writes: bool
 
 
-def give_up(run: Running, step: int) -> events.Warning:
+def give_up(run: Running, step: int, *, beside: bool = False) -> events.Warning:
     """Make a run need less memory, and return what is to be said of it.
 
     Args:
         step: finished ones.
+        beside: it was short in what is done between two steps.
     Raises:
         PlanError: there is nothing left to give up.
     """
-    smaller = _smaller(run.plan, run.built)
+    smaller, where = _smaller(run.plan, run.built), f"in what follows step {step}" if beside else f"in step {step + 1}"
     if smaller is None:
         raise PlanError(
-            f"there was not enough memory after all, in step {step + 1}: not for one row of up to "
+            f"there was not enough memory after all, {where}: not for one row of up to "
             f"{run.plan.sequence_len:,} tokens, with activations `{run.plan.activations}`",
             fix="write a shorter `sequence_len`, `adapter: qlora`, or give it more memory; then start again",
         )
@@ -65,7 +66,7 @@ def give_up(run: Running, step: int) -> events.Warning:
     if run.writes:
         write_json(run.folder / "plan.json", smaller.model_dump(mode="json"))
     return events.Warning(
-        message=f"memory was short in step {step + 1}, which is done again: {_words(before, smaller)}",
+        message=f"memory was short {where}, which is done again: {_words(before, smaller)}",
         cause="something took more memory than was planned: another program, longer rows, or the plan was wrong",
         fix=f"next time write `micro_batch_size: {smaller.micro_batch_size}`, or `memory: {{vram_gib: …}}` for less",
         step=step,

@@ -21,7 +21,7 @@ from nbtune.device import describe, memory_use, pinnable
 from nbtune.device.streams import record, replayable, send, synchronize
 from nbtune.models.accelerate.grad_sinks import Sink
 from nbtune.models.experts.block import ExpertsSink
-from nbtune.models.memory_search import RECORDING_ROOM
+from nbtune.models.memory_search import may_record
 from nbtune.models.weight_decay import decays
 
 if TYPE_CHECKING:
@@ -169,9 +169,7 @@ class TrainStep:
         if len(self._recorded) >= _MOST_RECORDINGS:
             return False
         if self._pool is None and self._roomy is None:
-            use = memory_use(self.device)
-            room = describe(self.device).free + use.reserved - use.allocated
-            self._roomy = room >= RECORDING_ROOM * (use.peak - use.allocated)
+            self._roomy = may_record(describe(self.device), memory_use(self.device))
         return self._roomy is not False
 
     def _here(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from nbtune.errors import PlanError
 from nbtune.models.memory_estimate import (
+    CUDA_CONTEXT,
     PYTHON,
     MemoryPlan,
     MemoryPolicy,
@@ -25,7 +26,7 @@ from nbtune.models.step_time import Work, seconds_of, update_seconds
 from nbtune.spec.placement import BY_FORMAT, Home, Placement, PlacementWish
 
 if TYPE_CHECKING:
-    from nbtune.device import DeviceFacts
+    from nbtune.device import DeviceFacts, MemoryUse
     from nbtune.models.config_facts import ModelFacts
     from nbtune.spec import AdapterSpec
 
@@ -50,6 +51,19 @@ def room(device: DeviceFacts) -> float:
         return available(device) * (_CAPPED if device.free >= 0.9 * device.cap else SPENDABLE)
     most = available(device) * SPENDABLE
     return min(most, device.cap * _HARD) if device.cap else most
+
+
+def may_record(device: DeviceFacts, use: MemoryUse) -> bool:
+    """Return whether a card has room for the recordings of a run that is at work on it.
+
+    Args:
+        device: as it is described now: of a limit, what torch's allocator does not hold is free, and the CUDA context
+            of this process, which lies beside that, has some of it.
+        use: of the allocator; at most it held a micro-batch's memory beside what stays.
+    """
+    beside = CUDA_CONTEXT if device.cap else 0
+    room = device.free - beside + use.reserved - use.allocated
+    return room >= RECORDING_ROOM * (use.peak - use.allocated)
 
 
 BY_NUMBER = ("adamw", "lion", "paged_adamw", "paged_lion")

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from nbtune import events
 from nbtune.device import MemoryUse, memory_use
@@ -73,21 +73,22 @@ class Jobs:
     `between` is called at every micro-step boundary (requests to the live model are answered there), with a function to
     call with the wishes between two tokens of an answer: it says whether the answer has to end. `evaluate` and `sample`
     are given a function to call between their batches and tokens: a stop or a pause does not wait for their end.
-    `give_up` makes a run need less memory, after so many finished steps, and returns what is to be said of it, or
-    raises where nothing is left to give up. None: memory that is short ends the run.
+    `give_up` makes a run need less memory, after so many finished steps (`beside`: for what is no step), and returns
+    what is to be said of it, or raises where nothing is left to give up. None: memory that is short ends the run.
     """
 
     save: Callable[[Progress], events.Checkpoint]
     evaluate: Callable[[Callable[[], None]], HeldOut | None]
     sample: Callable[[int, Callable[[], None]], Iterable[events.Sample]]
     between: Callable[[Callable[[Wishes], bool]], None]
-    give_up: Callable[[int], events.Event] | None = None
+    give_up: Callable[..., events.Event] | None = None
 
 
 def _tokens(batch: Batch) -> int:
     return batch.num_tokens
 
 
+_Told = TypeVar("_Told")
 _OVERFLOWS = 20  # steps in a row that fp16's loss scale may be too high before the run gives up
 
 
@@ -283,15 +284,17 @@ class _Loop:
             self._save()
             self._restart_clock()
 
+    def _beside(self, job: Callable[[], _Told]) -> _Told:
+        """Return what is told by something that is no step; where memory is short it is done again, with less."""
+        while True:
+            with Attempt():
+                return job()
+            if self.jobs.give_up is None or self.options.several:
+                raise MemoryError
+            self.emit(self.jobs.give_up(self.progress.step, beside=True))
+
     def _evaluate(self) -> None:
-        held = None
-        with Attempt() as attempt:
-            held = self.jobs.evaluate(self._look_within)
-        if attempt.short and (self.jobs.give_up is None or self.options.several):
-            raise MemoryError
-        if attempt.short and self.jobs.give_up is not None:
-            self.emit(self.jobs.give_up(self.progress.step))
-            return self._evaluate()
+        held = self._beside(lambda: self.jobs.evaluate(self._look_within))
         if held is None:
             return
         best = self.options.stopping.remember(self.progress, held.loss)
@@ -300,13 +303,18 @@ class _Loop:
             raise no_number("the loss of the held-out rows", self.progress.step)
 
     def _sample(self) -> None:
-        for event in self.jobs.sample(self.progress.step, self._look_within):
-            self.emit(event)
+        with Attempt() as attempt:
+            for event in self.jobs.sample(self.progress.step, self._look_within):
+                self.emit(event)
+        if attempt.short and self.options.several:
+            raise MemoryError
+        if attempt.short:
+            self.emit(events.Warning(message="there was no memory for sample answers", step=self.progress.step))
         self._restart_clock()
 
     def _save(self) -> None:
         if self._saved_step != self.progress.step or self.progress.step == 0:
-            self.emit(self.jobs.save(self.progress))
+            self.emit(self._beside(lambda: self.jobs.save(self.progress)))
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def _look(self) -> None:

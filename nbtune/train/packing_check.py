@@ -39,6 +39,7 @@ _MARGIN = 10  # times the noise that was measured
 _FIRST = 4  # tokens at the start of a document: where attention, states and convolutions leak first
 _ALONE = 4  # documents that are looked at by themselves, too
 _SEQUENCES = 2  # of a pack that are looked at
+_TOKENS = 8192  # of each of them: five passes stay side by side, and a plan counts one step
 _SMALL = ((13, 9, 11, 7), (5, 17, 6, 12))  # lengths of documents that a small copy is given
 
 Rows = list[list[np.ndarray]]  # the ids of each document of each sequence
@@ -57,7 +58,8 @@ def packs_are_kept_apart(
     words = np.unique(np.concatenate([*chain(*rows)])) if rows else np.zeros(0, np.int32)
     if len(words) < 2:
         return Claim(words="the first pack holds one token: there is nothing to compare")
-    return _asked(_Look(model, device, fused, batch.input_ids.shape[1]), rows, words)
+    longest = max(sum(map(len, row)) for row in rows)
+    return _asked(_Look(model, device, fused, min(batch.input_ids.shape[1], max(_TOKENS, longest))), rows, words)
 
 
 def small_packs_are_kept_apart(trial: Trial, *, fused: bool = False) -> Claim:
@@ -221,8 +223,8 @@ def _changed(document: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def _rows_of(dataset: Dataset | Arriving, batch: Batch) -> Rows:
-    """Return a batch's documents in as many sequences as it has, two or more in each: one that is
-    by itself is halved."""
+    """Return a batch's documents in as many sequences as it has, two or more in each: one that is by itself is halved.
+    Of long sequences the beginnings of documents, and of so many that all have a few tokens."""
     room = batch.input_ids.shape[1]
     rows: Rows = [[]]
     for document in _ids(dataset, batch):
@@ -230,7 +232,14 @@ def _rows_of(dataset: Dataset | Arriving, batch: Batch) -> Rows:
             rows.append([])
         rows[-1].append(document)
     halved = [np.array_split(row[0], 2) if len(row) == 1 else row for row in rows[: batch.input_ids.shape[0]]]
-    return [row for row in halved if len(row) > 1 and all(map(len, row))]
+    return [_shorter(row) for row in halved if len(row) > 1 and all(map(len, row))]
+
+
+def _shorter(row: list[np.ndarray]) -> list[np.ndarray]:
+    if sum(map(len, row)) <= _TOKENS:
+        return row
+    row = row[: _TOKENS // (2 * _FIRST)]
+    return [document[: _TOKENS // len(row)] for document in row]
 
 
 def _ids(dataset: Dataset | Arriving, batch: Batch) -> Iterator[np.ndarray]:

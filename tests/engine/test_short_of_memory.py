@@ -136,6 +136,61 @@ def test_when_one_row_is_too_much_less_is_kept_and_then_one_sentence_ends_it(tra
     assert "\n" not in ended.error.cause
 
 
+def test_what_is_asked_of_the_weights_before_they_are_kept_is_asked_again_with_less(
+    trained: Callable[..., Any],
+) -> None:
+    """The last calls of a run are those of its last checkpoint, which a step's memory (what was recorded) is beside."""
+    whole, unharmed = trained(set(), data=ROWS, eval={"split": 0})
+    run, _ = trained({unharmed.calls}, data=ROWS, eval={"split": 0})
+    same(run, whole)
+    (warning,) = [w for w in said(run, events.Warning) if "memory was short" in w.message]
+    assert "in what follows step 4" in warning.message
+    assert [event.step for event in said(run, events.Checkpoint)] == [2, 4]
+    assert run.plan.micro_batch_size == whole.plan.micro_batch_size // 2
+
+
+def test_a_model_that_finds_no_memory_is_planned_anew_once(
+    trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another program has come since the plan was made; where memory is short again, the run ends."""
+    whole, _ = trained(set(), data=ROWS, eval={"split": 0})
+    build = models.build
+
+    def tried(times: int) -> Any:
+        left = iter(range(times))
+
+        def built(*args: Any, **options: Any) -> Any:
+            if next(left, None) is not None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return build(*args, **options)
+
+        monkeypatch.setattr(models, "build", built)
+        fields = {**FIELDS, "data": ROWS, "eval": {"split": 0}}
+        run = nbtune.finetune(fields, name=f"built-{times}", runs_dir=tmp_path)
+        with contextlib.suppress(NbtuneError):
+            run.wait()
+        return run
+
+    run = tried(1)
+    same(run, whole)
+    assert any("planned anew" in warning.message for warning in said(run, events.Warning))
+    ended = tried(2)
+    assert ended.state == "failed"
+    assert "not enough memory after all" in ended.error.cause
+
+
+def test_answers_that_find_no_memory_are_left_out(trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbtune.generate import sampling
+
+    def short(*_: Any, **__: Any) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(sampling, "answer", short)
+    run, _ = trained(set(), data=ROWS, samples=["Say 1"], steps=2)
+    assert len(steps(run)) == 2
+    assert any("no memory for sample answers" in warning.message for warning in said(run, events.Warning))
+
+
 @pytest.mark.slow
 def test_a_run_that_goes_on_keeps_the_smaller_micro_batch_and_the_same_steps(trained: Callable[..., Any]) -> None:
     whole, unharmed = trained(set(), data=ROWS, batch_size=6, checkpoint={"every": 2})

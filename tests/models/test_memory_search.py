@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from nbtune.device import DeviceFacts
+from nbtune.device import DeviceFacts, MemoryUse
 from nbtune.models.config_facts import ModelFacts
 from nbtune.models.memory_estimate import MEMORY_POLICIES
-from nbtune.models.memory_search import Setup, fit
+from nbtune.models.memory_search import Setup, fit, may_record
 from nbtune.spec import AdapterSpec
 from nbtune.spec.placement import PLAIN, Home, Placement
 from tests.planner.test_planner import GIB, LLAMA_8B
@@ -83,3 +83,12 @@ def test_a_small_model_stays_whole() -> None:
     best, _ = fit(Setup(small, AdapterSpec(), card, Placement(), "bf16", 128), [8, 4, 2])
     assert best is not None
     assert (best.weights, best.activations, best.micro_batch_size) == (PLAIN, "keep", 8)
+
+
+def test_a_recording_has_room_only_in_what_a_limit_leaves_beside_the_cuda_context() -> None:
+    """A 1B model, 8 rows of 2,048 under 5 GiB: 2.6 GiB stay, a micro-batch takes 0.95 more. A recording would keep
+    these for itself, and what is asked of the weights before they are kept would find 0.6."""
+    use = MemoryUse(allocated=int(2.6 * GIB), reserved=int(3.7 * GIB), peak=int(3.55 * GIB))
+    limited = DeviceFacts("cuda", "card", 5 * GIB, 5 * GIB - use.reserved, (9, 0), True, cap=5 * GIB)
+    assert not may_record(limited, use)
+    assert may_record(DeviceFacts("cuda", "card", 140 * GIB, 5 * GIB - use.reserved, (9, 0), True), use)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
+from nbtune.data.batching.collate import pack
+from nbtune.data.prepare.dataset import Builder
 from nbtune.models.abilities import Claim
 from nbtune.models.trial import Trial
-from nbtune.train.packing_check import small_packs_are_kept_apart
+from nbtune.train import packing_check
+from nbtune.train.packing_check import packs_are_kept_apart, small_packs_are_kept_apart
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16,
@@ -90,3 +94,23 @@ def test_the_model_is_asked_as_a_run_asks_it(targets: list[str], fused: bool) ->
     assert ("head" in patch.report.taken) == own_head
     found = small_packs_are_kept_apart(Trial(made, patch), fused=fused or own_head)
     assert found.holds is own_head, found.words
+
+
+@pytest.mark.parametrize(("family", "apart"), [("LlamaConfig", True), ("BloomConfig", False)])
+def test_of_long_packs_no_more_is_looked_at_than_a_plan_has_room_for(
+    family: str, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing_check, "_TOKENS", 96)
+    torch.manual_seed(0)
+    config = getattr(transformers, family)(**{**SIZES, **LEAK.get(family, {})})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _m, _a, told: seen.append(told["input_ids"].shape[1]), with_kwargs=True)
+    chance, builder = np.random.default_rng(0), Builder(["rows"])
+    for number, length in enumerate((400, 90, 17)):
+        builder.add(chance.integers(1, 300, length).astype(np.int32), np.ones(length, bool), 0, number)
+    rows = builder.build()
+    batch = pack(rows, [[0, 1], [2]], 496)
+    found = packs_are_kept_apart(model, rows, batch, device=torch.device("cpu"))
+    assert max(seen) <= 96
+    assert found.holds is apart, found.words
