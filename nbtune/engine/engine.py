@@ -216,7 +216,7 @@ class _Engine:
         )
 
     def _plan_again(self, facts: Any, tokenizer: Any, device: torch.device) -> None:
-        """Plan for what is free now: while the model was loaded memory was short, as another program has come.
+        """Make another plan, for what is free now: while the model was loaded memory was short.
 
         Raises:
             MemoryError: others have the plan, too, or steps were done by it.
