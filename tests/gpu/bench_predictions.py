@@ -136,12 +136,9 @@ def say(**figures: object) -> None:
 def make(folder: Path) -> None:
     """Write the models that are not there."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<pad>", "<unk>", *WORDS])}
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     for name, (kind, sizes, more) in SHAPES.items():
         place = folder / name
         if (place / "tokenizer.json").is_file():
@@ -152,9 +149,26 @@ def make(folder: Path) -> None:
         torch.manual_seed(0)
         with torch.device(device):
             AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(place)
+        tokenizer_of(kind).save_pretrained(place)
+
+
+def tokenizer_of(kind: str) -> Any:
+    """Return one that makes a token of each word. Qwen2's class reads merges alone, whatever tokenizer it is given."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    if kind == "qwen2":
+        words = Tokenizer(models.BPE())
+        words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[*special.values()], initial_alphabet=alphabet)
+        words.train_from_iterator([" ".join([*WORDS, *WORDS])] * 10, trainer)
+    else:
+        vocabulary = {word: i for i, word in enumerate([*special.values(), *WORDS])}
         words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         words.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32768, **special).save_pretrained(place)
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32768, **special)
 
 
 def rows_of(spec: dict[str, Any], length: int, count: int) -> list[dict[str, str]]:
