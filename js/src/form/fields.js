@@ -3,6 +3,9 @@
 import { coded, el, freshId, setAttribute, setText } from "../shared/dom.js";
 import { text } from "../shared/texts.js";
 
+/** A field's unit, where its title does not say it already ("Limit" holds an s, and says no seconds). */
+export const unitOf = ({ title, unit }) => (unit && !title.toLowerCase().split(/\W+/).includes(unit) ? unit : "");
+
 export class Fields {
   /** @param {() => void} changed called when somebody has changed one */
   constructor(setup, changed) {
@@ -26,7 +29,7 @@ export class Fields {
     const chosen = el("strong");
     const help = el("small", { id: `${id}-help` }, ...coded(field.help), chosen);
     setAttribute(input, "aria-describedby", help.id);
-    const label = el("label", { for: id }, field.title, field.unit && !field.title.toLowerCase().includes(field.unit) ? el("span", { class: "nbt-soft" }, ` (${field.unit})`) : null);
+    const label = el("label", { for: id }, field.title, unitOf(field) ? el("span", { class: "nbt-soft" }, ` (${unitOf(field)})`) : null);
     return { input, chosen, node: el("div", { class: "nbt-field", "data-key": field.key }, label, input, help, list) };
   }
 

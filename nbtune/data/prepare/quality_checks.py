@@ -137,6 +137,10 @@ def _rows(count: int) -> str:
     return f"there is {count} row" if count == 1 else f"there are {count} rows"
 
 
+def _are(some: set[tuple[int, int]]) -> str:
+    return "is" if len(some) == 1 else "are"
+
+
 def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
     """Return sentences about near duplicates, leaks between training and held-out rows, and outlying lengths."""
     sentences = []
@@ -144,18 +148,19 @@ def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
     looked = min(len(train), LIMIT)
     inside = {right for left, right in pairs if left[0] == right[0] == 0}
     if len(inside) > looked * 0.05:
-        sentences.append(f"{len(inside)} of {looked} examples are nearly the same as another one")
+        sentences.append(f"{len(inside)} of {looked} examples {_are(inside)} nearly the same as another one")
     leaked = {pair[k] for pair in pairs for k in (0, 1) if pair[0][0] != pair[1][0] and pair[k][0] == 1}
     if leaked and held is not None:
         sentences.append(
-            f"{len(leaked)} of {len(held)} held-out rows are nearly the same as a training row: "
+            f"{len(leaked)} of {len(held)} held-out rows {_are(leaked)} nearly the same as a training row: "
             "the held-out loss looks better than it is"
         )
     lengths = train.lengths
     middle = float(np.median(lengths))
     long = int((lengths > 20 * middle).sum())
     if long:
-        sentences.append(f"{long} examples are more than 20 times as long as the middle one ({middle:.0f} tokens)")
+        which = "1 example is" if long == 1 else f"{long} examples are"
+        sentences.append(f"{which} more than 20 times as long as the middle one ({middle:.0f} tokens)")
     return sentences
 
 

@@ -155,12 +155,17 @@ def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
             "check that the right column is the answer"
         )
     if report.duplicates > report.rows * 0.1:
-        report.warnings.append(f"{report.duplicates} rows repeat another one")
+        report.warnings.append(
+            "1 row repeats another one" if report.duplicates == 1 else f"{report.duplicates} rows repeat another one"
+        )
     if left_out := report.left_out():
         report.warnings.append(left_out)
     cut = report.count("cut")
     if cut:
-        report.warnings.append(f"{cut} rows were cut: their ends, with the token that ends an answer, are not learnt")
+        rows, whose = ("1 row was", "its end") if cut == 1 else (f"{cut} rows were", "their ends")
+        report.warnings.append(
+            f"{rows} cut: {whose}, with the token that ends an answer, {'is' if cut == 1 else 'are'} not learnt"
+        )
 
 
 def nothing_left(report: Report, max_len: int) -> DataError:

@@ -47,16 +47,17 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
     assert said(prepared, "nearly the same as another one")
 
 
-def test_leaks_into_the_held_out_rows_are_found() -> None:
+@pytest.mark.parametrize(("count", "verb"), [(3, "are"), (1, "is")])
+def test_leaks_into_the_held_out_rows_are_found(count: int, verb: str) -> None:
     rows = different(20)
-    leak = [{"prompt": r["prompt"], "completion": r["completion"] + " x"} for r in rows[:3]]
+    leak = [{"prompt": r["prompt"], "completion": r["completion"] + " x"} for r in rows[:count]]
     spec = from_mapping({"data": "rows", "eval": {"data": "held"}})
     names = {"rows": rows, "held": [*leak, *different(5, seed=9)]}
     held = resolve([SourceSpec(source="held")], names, role="eval")
     prepared = nbtune.data.prepare_data(
         resolve(spec.data, names) + held, tokenizer(CHATML), spec=spec, max_len=4096, seed=1
     )
-    assert said(prepared, "3 of 8 held-out rows are nearly the same")
+    assert said(prepared, f"{count} of {count + 5} held-out rows {verb} nearly the same")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +115,20 @@ def test_whole_numbers_that_a_frame_with_gaps_made_fractions_are_named() -> None
 
 
 def test_outliers_and_repetitions() -> None:
-    assert said(prepare([*different(9, words=3), {"prompt": "q", "completion": "word " * 900}]), "20 times as long")
+    outlier = prepare([*different(9, words=3), {"prompt": "q", "completion": "word " * 900}])
+    assert said(outlier, "1 example is more than 20 times as long")
     assert said(prepare(different(3) * 5), "12 rows repeat another one")
+    few = different(3)
+    assert said(prepare([*few, few[0]], eval={"split": 0}), "1 row repeats another one")
+
+
+def test_one_row_that_was_cut_is_said_as_one() -> None:
+    spec = from_mapping({"data": "rows", "eval": {"split": 0}})
+    rows = [*different(3, words=2), {"prompt": "q", "completion": "word " * 900}]
+    few = nbtune.data.prepare_data(
+        resolve(spec.data, {"rows": rows}), tokenizer(CHATML), spec=spec, max_len=100, seed=1
+    )
+    assert said(few, "1 row was cut: its end, with the token that ends an answer, is not learnt")
 
 
 def test_a_stream_is_read_as_other_rows_are() -> None:
