@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.engine.test_asked import trained
-from tests.support.families import SIZES
+from tests.support.family_cases import SIZES
 from tests.support.tiny_models import save_speaking
 
 OPTIONS: dict[str, dict[str, Any]] = {

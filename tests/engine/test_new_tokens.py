@@ -19,7 +19,7 @@ from nbtune.errors import NbtuneError, SpecError
 from nbtune.models.new_tokens import folder_of
 from nbtune.widgets.row_inspection import Inspection
 from tests.engine.test_asked import trained
-from tests.support.families import SIZES
+from tests.support.family_cases import SIZES
 from tests.support.tiny_models import save_speaking
 
 ROWS = [{"prompt": f"Say {word}", "completion": f"<step>{word}<step>"} for word in ("salt", "tar", "rope", "sail")] * 2

@@ -15,7 +15,7 @@ import nbtune
 from nbtune.errors import SpecError
 from tests.engine.conftest import ROWS
 from tests.engine.test_asked import STILL
-from tests.support.families import SIZES
+from tests.support.family_cases import SIZES
 from tests.support.tiny_models import save_speaking
 
 THEIRS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from nbtune.models import build, counted, model_facts
 from nbtune.models.adapters import add_adapter, save_adapter
 from nbtune.models.first_values import as_the_base
 from nbtune.spec import AdapterSpec
-from tests.support.families import SIZES
+from tests.support.family_cases import SIZES
 from tests.train.test_optimizer import GPT2, tiny
 
 IDS = torch.randint(0, 300, (2, 12), generator=torch.Generator().manual_seed(0))

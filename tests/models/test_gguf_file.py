@@ -23,14 +23,16 @@ from nbtune.models.gguf_file.architectures import ARCHITECTURES
 from nbtune.models.gguf_file.header import read_header
 from nbtune.models.gguf_file.numbers import values
 from nbtune.models.gguf_file.pretokenizers import _ALIASES
-from tests.support.families import CASES, family_tokenizer
+from tests.support.families import family_tokenizer
+from tests.support.family_cases import CASES
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.tiny_models import CHATML, save_model, strings
 
 SHORT = ("llama 2, codellama, yi", "qwen3 moe", "gemma 3", "phi 3 long", "falcon 40b", "gpt-oss")
 WRITTEN_ONLY = {  # architectures of llama.cpp that are not read yet
-    "deepseek2", "dots1", "ernie4_5-moe", "glm4moe", "hunyuan-dense",
-    "jais2", "mamba", "mamba2", "minimax-m2", "starcoder",
+    "deepseek2", "dots1", "ernie4_5-moe", "falcon-h1", "glm4moe", "granitehybrid", "hunyuan-dense", "hunyuan-moe",
+    "jais2", "jamba", "lfm2", "lfm2moe", "mamba", "mamba2", "minimax-m2", "mistral3", "nemotron_h", "nemotron_h_moe",
+    "qwen35", "qwen35moe", "qwen3next", "starcoder",
 }  # fmt: skip
 FP32 = nbtune.device.torch_dtype("fp32")
 
@@ -73,6 +75,12 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     model, tokenizer, [path] = made(name, tmp_path)
+    if (arch := read_header(path).arch) in WRITTEN_ONLY or name == "granite moe shared":
+        with pytest.raises(
+            SpecError, match="shared expert" if arch == "granitemoe" else f"its architecture is '{arch}'"
+        ):
+            models.load_model(str(path), dtype=FP32, device="cpu")
+        return
     got = models.load_model(str(path), dtype=FP32, device="cpu")
     ids = tokenizer("The people over there said: 2024 東京 def return import lambda x, HELLO World").input_ids
     assert apart(logits(got, ids), logits(model, ids)) < 1e-6
@@ -86,7 +94,9 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
 
 
 def test_every_family_that_is_written_is_read() -> None:
-    assert {family.arch for family in FAMILIES.values()} - WRITTEN_ONLY == set(ARCHITECTURES)
+    written = {family.arch for family in FAMILIES.values()}
+    assert written - WRITTEN_ONLY == set(ARCHITECTURES)
+    assert not WRITTEN_ONLY & set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

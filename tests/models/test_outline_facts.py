@@ -19,7 +19,7 @@ from nbtune.models.loading import outline
 from nbtune.models.memory_estimate import trainable_parameters
 from nbtune.spec import AdapterSpec
 from nbtune.spec.placement import FORMATS, Placement
-from tests.support.families import CASES
+from tests.support.family_cases import CASES
 
 ROWS = [{"prompt": "Hi", "completion": "Ahoy!"}] * 4
 NAMES = (

@@ -19,7 +19,7 @@ from nbtune.models import model_facts
 from nbtune.models.loading import load_model
 from nbtune.spec import Placement
 from tests.models.test_accelerate import FAMILIES, SIZES, make
-from tests.support.families import CASES
+from tests.support.family_cases import CASES
 from tests.support.tiny_models import save_speaking
 
 ROWS = [{"prompt": f"Say {i}", "completion": f"It is {i}."} for i in range(8)]

@@ -30,7 +30,8 @@ print(json.dumps({tensor.name: tensor.tensor_type.name for tensor in GGUFReader(
 """
 MEASURE = """
 import tempfile, pathlib
-from tests.support.families import CASES, LIMIT, SIZES, Case, family_tokenizer, measure
+from tests.support.families import LIMIT, family_tokenizer, measure
+from tests.support.family_cases import CASES, SIZES, Case
 
 CASES["stablelm"] = Case("StableLmConfig", SIZES, "gpt2")
 folder = pathlib.Path(tempfile.mkdtemp())

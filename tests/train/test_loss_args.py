@@ -13,7 +13,7 @@ from nbtune.methods import METHODS
 from nbtune.train.embedding_noise import add_noise
 from nbtune.train.loss import loss_of
 from tests.engine.test_against_trl import RATE, STEPS, ours, rows, same, theirs
-from tests.support.families import SIZES
+from tests.support.family_cases import SIZES
 from tests.train.test_optimizer import tiny
 
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from nbtune.train.loss import LossOutput, TokenLoss
 from nbtune.train.master_weights import Masters
 from nbtune.train.optimizer import make_optimizer, rates
 from nbtune.train.stepper import Stepper
-from tests.support.families import CASES, SIZES
+from tests.support.family_cases import CASES, SIZES
 
 CPU, DECAY = torch.device("cpu"), 0.1
 NAMES = ("llama with biases", "qwen 1.5, 2, 2.5", "qwen3", "phi 1, 2", "gemma 2", "mpt")

@@ -40,9 +40,28 @@ class Config:
             raise ExportError(f"config.json has no {keys[0]!r}", place=self.place, fix="see that the folder is whole.")
         return value
 
+    def same(self, *keys: str) -> int:
+        """Return a number that may be said once, or for each layer, and then must be the same for all.
+
+        Raises:
+            ExportError: it is not there, or layers have different ones.
+        """
+        value = self.need(*keys)
+        numbers = {int(one) for one in (value if isinstance(value, list) else [value])}
+        if len(numbers) != 1:
+            raise ExportError(
+                f"{self.model_type}: its layers have different {keys[0]!r}, and llama.cpp does not run that",
+                place=self.place,
+                fix="export the merged safetensors or the adapter instead.",
+            )
+        return numbers.pop()
+
     @property
     def layers(self) -> int:
-        """Number of blocks."""
+        """Number of blocks; some files only list what each of them is."""
+        listed = self.get("layers_block_type", "hybrid_override_pattern")
+        if listed is not None and self.get("num_hidden_layers") is None:
+            return len(listed)
         return int(self.need("num_hidden_layers", "n_layers", "n_layer"))
 
     @property

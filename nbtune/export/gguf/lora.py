@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.deepseek import WITHOUT_LORA
 from nbtune.export.gguf.experts import is_stack, single_factors
 from nbtune.export.gguf.families import family_of
+from nbtune.export.gguf.family import Family
 from nbtune.export.gguf.general import Size, write_general
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.kquants import encode
-from nbtune.export.gguf.tensors import GgufTensor
+from nbtune.export.gguf.tensors import GgufTensor, Rows
 from nbtune.export.merge import MergedModel
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.peft_export import adapter_folder
@@ -83,8 +84,10 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     alphas = {name: target.scale * adapter.rank(name) for name, target in adapter.targets.items()}
     alpha = next(iter(alphas.values()))
     scales = {name: value / alpha for name, value in alphas.items()}
-    b = family.tensors(config, _Factors(source, adapter, 1, scales, family.in_turn))  # type: ignore[arg-type]
-    plain = dataclasses.replace(family, permute=False, change=None)
+    turned = bool(adapter.config.get("fan_in_fan_out"))  # GPT-2's weights are, their factors are as all others'
+    outputs = dataclasses.replace(family, head=False, columns=None, change=None if turned else family.change)
+    b = outputs.tensors(config, _Factors(source, adapter, 1, scales, family.in_turn))  # type: ignore[arg-type]
+    plain = dataclasses.replace(family, head=False, permute=False, change=None, parts=_whole(family))
     a = plain.tensors(config, _Factors(source, adapter, 0, scales, family.in_turn))  # type: ignore[arg-type]
     pairs = _pairs(a, b)
     if family.latent and any(WITHOUT_LORA.search(tensor.name) for tensor in pairs):
@@ -108,6 +111,16 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     return ExportedFile(path, f"lora-{encoding.lower()}", path.stat().st_size, time.monotonic() - began)
 
 
+def _whole(family: Family) -> Callable[[MergedModel, Config, str], dict[str, Rows] | None]:
+    """Return a family's parts for the side of inputs: each has all of them."""
+
+    def parts(model: MergedModel, config: Config, source: str) -> dict[str, Rows] | None:
+        found = family.parts(model, config, source) if family.parts else None
+        return found and dict.fromkeys(found, lambda weight: weight)
+
+    return parts
+
+
 def _refuse(adapter: AdapterFile) -> None:
     for name, target in adapter.targets.items():
         what = None
@@ -117,7 +130,7 @@ def _refuse(adapter: AdapterFile) -> None:
             what = "IA3's factors"
         elif target.embedding or target.tokens is not None:
             what = "changed embeddings"
-        elif target.full or target.delta or adapter.config.get("fan_in_fan_out"):
+        elif target.full or target.delta:
             what = f"more than LoRA factors ({name})"
         if what:
             raise ExportError(

@@ -11,6 +11,8 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.tensors import GgufTensor, constant
 
+_SCALES_NONE = "llama_4_scaling_beta"  # of Ministral 3: llama.cpp's graph takes the factor on attention away again
+
 
 def rope_metadata(config: Config, writer: Any) -> None:
     """Write the base frequency and the scaling's parameters.
@@ -47,7 +49,12 @@ def rope_metadata(config: Config, writer: Any) -> None:
 def _refuse_odd_yarn(config: Config, rope: dict[str, Any]) -> None:
     usual = {"beta_fast": 32, "beta_slow": 1}
     odd = [key for key, value in usual.items() if rope.get(key) not in (None, value)]
-    own = ("attention_factor",) if config.get("kv_lora_rank") else ("mscale", "mscale_all_dim", "attention_factor")
+    equal = rope.get("mscale") == rope.get("mscale_all_dim")
+    own = (
+        ("attention_factor",)
+        if config.get("kv_lora_rank") or (_SCALES_NONE in rope and equal)
+        else ("mscale", "mscale_all_dim", "attention_factor")
+    )
     odd += [key for key in own if rope.get(key) is not None]
     untruncated = rope.get("truncate") is False and config.model_type != "gpt_oss"  # of which a note speaks
     if odd or untruncated:

@@ -66,3 +66,10 @@ def minimax(config: Config, writer: Any) -> None:
 
     writer.add_expert_feed_forward_length(int(config.need("intermediate_size")))
     writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+
+
+def hunyuan(config: Config, writer: Any) -> None:
+    """Write how wide HunYuan's experts are, and what all tokens share: as wide as one."""
+    writer.add_expert_feed_forward_length(int(config.need("intermediate_size")))
+    writer.add_expert_shared_feed_forward_length(int(config.need("intermediate_size")))
+    writer.add_expert_shared_count(1)

@@ -75,6 +75,7 @@ def check_gpt_oss(config: Config) -> None:
     refuse(config, gate != (1.702, 7.0), "its gate's alpha and limit are not 1.702 and 7")
     usual = ["full_attention" if i % 2 else "sliding_attention" for i in range(config.layers)]
     refuse(config, list(config.get("layer_types", default=usual)) != usual, "its windows are not every other layer's")
+    refuse(config, not config.get("attention_bias", default=True), "its attention has no biases")
 
 
 def extra_gpt_oss(config: Config, writer: Any) -> None:
@@ -135,8 +136,9 @@ def extra_falcon(config: Config, writer: Any) -> None:
 
 
 def change_falcon(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
-    """Reorder Falcon's newer layout, q…, k, v by key head, into all q, all k, all v."""
-    if "attn_qkv" not in name or not config.get("new_decoder_architecture"):
+    """Reorder q…, k, v of each key head into all q, all k, all v; where all queries share a key they lie so."""
+    of_one = config.get("multi_query", default=True) and not config.get("new_decoder_architecture")
+    if "attn_qkv" not in name or of_one:
         return None
     groups, per, dim = config.kv_heads, config.heads // config.kv_heads, config.head_dim
 
@@ -190,6 +192,7 @@ def extra_parallel(config: Config, writer: Any) -> None:
 def check_starcoder2(config: Config) -> None:
     act = config.get("hidden_act", default="gelu_pytorch_tanh")
     refuse(config, act != "gelu_pytorch_tanh", f"the activation is {act!r}")
+    refuse(config, not config.get("use_bias", default=True), "its linear layers have no biases")
 
 
 def check_cohere(config: Config) -> None:
@@ -204,6 +207,12 @@ def extra_logit_scale(config: Config, writer: Any) -> None:
 def check_relu2(config: Config) -> None:
     act = config.get("hidden_act", default="relu2")
     refuse(config, act != "relu2", f"the activation is {act!r}")
+
+
+def check_jais2(config: Config) -> None:
+    check_relu2(config)
+    biased = config.get("attention_bias", default=True) and config.get("mlp_bias", default=True)
+    refuse(config, not biased, "its linear layers have no biases")
 
 
 def extra_olmo(config: Config, writer: Any) -> None:
@@ -223,15 +232,27 @@ def change_by_head(model: MergedModel, config: Config, source: str, name: str) -
     return mapped(model, source, name, regroup)
 
 
+def change_bigcode(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
+    """Sort a StarCoder's heads, where each has a key of its own."""
+    return None if config.get("multi_query", default=True) else change_by_head(model, config, source, name)
+
+
 def check_neox(config: Config) -> None:
     act = config.get("hidden_act", default="gelu")
     refuse(config, act not in ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"), f"the activation is {act!r}")
+    refuse(config, not config.get("attention_bias", default=True), "its attention has no biases")
 
 
 def check_gpt2(config: Config) -> None:
     act = config.get("activation_function", default="gelu_new")
     refuse(config, act not in ("gelu_new", "gelu", "gelu_pytorch_tanh"), f"the activation is {act!r}")
     refuse(config, bool(config.get("scale_attn_by_inverse_layer_idx")), "it scales attention by the layer")
+    refuse(config, not config.get("scale_attn_weights", default=True), "it does not scale attention")
+
+
+def check_bloom(config: Config) -> None:
+    normed = bool(config.get("apply_residual_connection_post_layernorm"))
+    refuse(config, normed, "what is added to is taken behind its norms")
 
 
 def change_conv1d(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
@@ -269,3 +290,12 @@ def check_cohere2(config: Config) -> None:
 def extra_cohere2(config: Config, writer: Any) -> None:
     sliding(config, writer)
     extra_logit_scale(config, writer)
+
+
+def extra_ministral(config: Config, writer: Any) -> None:
+    """Write by how much far tokens' queries grow, and that yarn scales no attention."""
+    rope = config.rope()
+    if rope["rope_type"] == "yarn" and rope.get("mscale_all_dim"):
+        writer.add_rope_scaling_yarn_log_mul(1.0)  # what llama.cpp takes away again, whatever the config's number is
+    if rope.get("llama_4_scaling_beta"):
+        writer.add_attn_temperature_scale(float(rope["llama_4_scaling_beta"]))

@@ -10,7 +10,8 @@ from nbtune.export.gguf.tensors import GgufTensor, mapped
 from nbtune.export.merge import MergedModel
 
 CONTEXT = 2**20  # tokens: there is no end to what a state can read
-NAMES = {r"backbone\.layers\.(\d+)\.mixer\.dt_bias": r"blk.\1.ssm_dt.bias"}
+NAMES = {r"(?:backbone|model)\.layers\.(\d+)\.(?:mixer|mamba|linear_attn)\.dt_bias": r"blk.\1.ssm_dt.bias"}
+GROUPS = ("n_groups", "mamba_n_groups")
 
 
 def check(config: Config) -> None:
@@ -18,6 +19,11 @@ def check(config: Config) -> None:
     check_llama(config)
     refuse(config, bool(config.get("use_bias")), "its linear layers have biases")
     refuse(config, not config.get("use_conv_bias", default=True), "its convolution has no bias")
+    check_limits(config)
+
+
+def check_limits(config: Config) -> None:
+    """Refuse steps of time that are kept within limits."""
     limits = [_number(one) for one in config.get("time_step_limit", default=(0.0, "inf"))]
     refuse(config, limits != [0.0, float("inf")], "its steps of time have limits")
 
@@ -55,10 +61,10 @@ def change(model: MergedModel, config: Config, source: str, name: str) -> GgufTe
     elif source.endswith(".A_log"):
         flat = (shape[0], 1) if len(shape) == 1 else shape
         found = mapped(model, source, name, lambda w: -w.exp().view(flat), shape=flat)
-    elif source.endswith(".mixer.D") and _second(config):
+    elif source.endswith((".mixer.D", ".mamba.D")) and _second(config):
         found = mapped(model, source, name, lambda w: w[:, None], shape=(shape[0], 1))
-    elif source.endswith(".mixer.norm.weight"):
-        groups = (int(config.get("n_groups", default=1)), -1)
+    elif source.endswith((".mixer.norm.weight", ".mamba.norm.weight")):
+        groups = (int(config.get(*GROUPS, default=1)), -1)
         found = mapped(model, source, name, lambda w: w.view(groups), shape=(groups[0], shape[0] // groups[0]))
     else:
         return None
@@ -66,7 +72,8 @@ def change(model: MergedModel, config: Config, source: str, name: str) -> GgufTe
 
 
 def _second(config: Config) -> bool:
-    return config.model_type == "mamba2"
+    """Return whether its states are Mamba 2's, with heads."""
+    return config.model_type == "mamba2" or config.get("mamba_n_heads", "mamba_num_heads") is not None
 
 
 def _width(config: Config) -> int:

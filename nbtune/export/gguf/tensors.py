@@ -55,17 +55,23 @@ def mapped(model: MergedModel, source: str, name: str, change: Rows, *, shape: t
     return GgufTensor(name, shape, chunks, len(shape) < 2, source)
 
 
-def permuted(model: MergedModel, source: str, name: str, heads: int) -> GgufTensor:
+def parted(model: MergedModel, source: str, parts: dict[str, Rows]) -> list[GgufTensor]:
+    """Return the tensors that one weight becomes: of each its name, and what makes it of the weight."""
+    empty = torch.empty(model.shape(source), device="meta")
+    return [mapped(model, source, name, take, shape=tuple(take(empty).shape)) for name, take in parts.items()]
+
+
+def permuted(model: MergedModel, source: str, name: str, heads: int, rotary: int) -> GgufTensor:
     """Return a query or key weight (or bias) of the llama architecture, its rows reordered.
 
     transformers rotates the first half of a head against its second half, llama.cpp's llama architecture rotates
-    neighbours: row ``(head, half, i)`` moves to ``(head, i, half)``.
+    neighbours: row ``(head, half, i)`` moves to ``(head, i, half)``; rows beyond the `rotary` of a head stay.
     """
 
     def change(weight: torch.Tensor) -> torch.Tensor:
-        rest = weight.shape[1:]
-        halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *rest)
-        return halves.transpose(1, 2).reshape(weight.shape)
+        each = weight.reshape(heads, -1, *weight.shape[1:])
+        turned = each[:, :rotary].unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return torch.cat([turned, each[:, rotary:]], dim=1).reshape(weight.shape)
 
     return mapped(model, source, name, change)
 

@@ -19,7 +19,8 @@ import torch
 from nbtune.atomic_io import replace_file
 from nbtune.disk import check_space
 from nbtune.errors import ExportError
-from nbtune.export.gguf.families import Family, family_of
+from nbtune.export.gguf.families import family_of
+from nbtune.export.gguf.family import Family
 from nbtune.export.gguf.general import Size, write_general
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.kquants import encode, encoded_bytes, fitting
@@ -174,7 +175,7 @@ def _device(kinds: list[FileType]) -> torch.device:
 
 
 def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
-    experts = int(config.need(*EXPERTS)) if family.moe else 0
+    experts = config.same(*EXPERTS) if family.moe else 0
     tied = not any(tensor.name == "output.weight" for tensor in tensors)
     return Shape(config.layers, 1 if family.states else config.heads // config.kv_heads, experts, tied)
 
@@ -182,7 +183,7 @@ def _shape(config: Config, family: Family, tensors: list[GgufTensor]) -> Shape:
 def _size(config: Config, family: Family, tensors: list[GgufTensor]) -> Size:
     experts = sum(tensor.numel for tensor in tensors if "_exps." in tensor.name)
     total = sum(tensor.numel for tensor in tensors)
-    return Size(total, experts, int(config.need(*EXPERTS)) if family.moe else 0)
+    return Size(total, experts, config.same(*EXPERTS) if family.moe else 0)
 
 
 def _open(

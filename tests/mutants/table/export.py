@@ -2,6 +2,7 @@
 
 from tests.mutants.mutant import mutant
 
+_LEARNT = "export/gguf/test_learnt.py::test_llama_cpp_computes_what"
 _MERGE, _WRITER, _FAMILY = "export/test_merge.py", "export/gguf/test_writer.py", "export/gguf/test_families.py"
 _HUB = "export/test_hub_upload.py"
 
@@ -87,14 +88,14 @@ EXPORT = (
     ),
     mutant(
         "queries-are-not-permuted",
-        "export/gguf/families.py",
+        "export/gguf/family.py",
         'if self.permute and ".attn_q." in name:',
         'if False and ".attn_q." in name:',
         f"{_WRITER}::test_logits",
     ),
     mutant(
         "gemmas-norms-lack-their-one",
-        "export/gguf/families.py",
+        "export/gguf/family.py",
         "lambda weight: weight + 1)",
         "lambda weight: weight + 0)",
         f"{_FAMILY}::test_family[gemma-200]",
@@ -124,7 +125,7 @@ EXPORT = (
     ),
     mutant(
         "a-model-beyond-its-window-is-promised-its-whole-context",
-        "export/gguf/families.py",
+        "export/gguf/family.py",
         "return min(config.context, ignored or config.context)",
         "return config.context",
         f"{_FAMILY}::test_a_window_that_llama_cpp_ignores_ends_the_context[MistralConfig]",
@@ -137,8 +138,29 @@ EXPORT = (
         f"{_FAMILY}::test_family[granite-200]",
     ),
     mutant(
+        "a-tied-head-is-left-out-where-llama-cpp-wants-one",
+        "export/gguf/family.py",
+        "if self.head and model.embedding and all(",
+        "if False and model.embedding and all(",
+        f"{_LEARNT}_another_of_the_family_has_learnt[olmoe, tied]",
+    ),
+    mutant(
+        "falcon-h1s-keys-are-not-multiplied",
+        "export/gguf/hybrids.py",
+        '"self_attn.k_proj": within * _number(config, "key_multiplier"),',
+        '"self_attn.k_proj": within,',
+        f"{_FAMILY}::test_family[falcon h1-200]",
+    ),
+    mutant(
+        "an-adapters-outputs-are-sorted-on-the-side-of-its-inputs",
+        "export/gguf/lora.py",
+        "permute=False, change=None, parts=_whole(family))",
+        "permute=False, parts=_whole(family))",
+        f"{_LEARNT}_a_family_has_learnt[qwen 3.5]",
+    ),
+    mutant(
         "experts-are-stacked-as-they-come",
-        "export/gguf/families.py",
+        "export/gguf/family.py",
         "[found[i] for i in sorted(found)]",
         "[found[i] for i in sorted(found, reverse=True)]",
         f"{_FAMILY}::test_family[mixtral-200]",

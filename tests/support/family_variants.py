@@ -1,0 +1,69 @@
+"""More of the families that nbtune writes: heads, biases, multipliers, rotary scaling, sizes that differ."""
+
+from __future__ import annotations
+
+from tests.support.family_cases import CASES, DELTA, MAMBA2, NEMOTRON_H, SIZES, YARN, Case
+
+
+def _other(name: str, **options: object) -> Case:
+    """A case of the table with some options changed."""
+    case = CASES[name]
+    return Case(case.config, {**case.options, **options}, case.tokenizer)
+
+
+TIED = (
+    "qwen2 moe", "olmoe", "gpt-oss", "phi 1, 2", "olmo 2", "gpt-neox, pythia", "nemotron", "olmo 3", "stablelm",
+    "dots 1", "minimax m2", "nemotron h", "nemotron 3", "falcon h1", "jamba", "bamba", "qwen3 next", "granite 4 h",
+)  # fmt: skip
+UNTIED = ("gpt-2", "starcoder 2", "mpt", "bloom", "mamba", "lfm 2")
+
+VARIANTS = {
+    **{f"{name}, tied": _other(name, tie_word_embeddings=True) for name in TIED},
+    **{f"{name}, untied": _other(name, tie_word_embeddings=False) for name in UNTIED},
+    "falcon, a key a query": _other("falcon 7b", multi_query=False),
+    "starcoder, a key a query": _other("starcoder", multi_query=False),
+    "falcon h1, normed states of two groups": Case(
+        "FalconH1Config",
+        {
+            **SIZES, **MAMBA2, "mamba_d_ssm": 128, "mamba_n_groups": 2, "head_dim": 32, "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False, "key_multiplier": 0.3, "attention_in_multiplier": 0.6,
+        },
+        "gpt2",
+    ),
+    "lfm 2, of two kinds in another order": _other("lfm 2", layer_types=["full_attention", "conv", "full_attention"]),
+    "granite 4, experts and no states": Case(
+        "GraniteMoeHybridConfig",
+        {
+            **SIZES, **MAMBA2, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48,
+            "layer_types": ["attention"] * 2, "position_embedding_type": "rope", "attention_multiplier": 0.1,
+            "logits_scaling": 5.0,
+        },
+        "digits",
+    ),
+    "jamba without experts": _other("jamba", num_experts=1, num_experts_per_tok=1),
+    "nemotron h, other order": Case(
+        "NemotronHConfig",
+        {
+            **NEMOTRON_H, "num_hidden_layers": 4, "n_groups": 4,
+            "layers_block_type": ["mlp", "mamba", "mlp", "attention"],
+        },
+    ),
+    "nemotron 3, latent experts": _other("nemotron 3", moe_latent_size=32, n_shared_experts=1),
+    "qwen3 next, a key a value": Case(
+        "Qwen3NextConfig",
+        {**CASES["qwen3 next"].options, "linear_num_key_heads": 4, "linear_conv_kernel_dim": 3},
+        "qwen2",
+    ),
+    "qwen 3.5, three values a key, other order": Case(
+        "Qwen3_5TextConfig",
+        {
+            **DELTA, "num_hidden_layers": 3, "linear_num_value_heads": 6,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+        },
+        "qwen2",
+    ),
+    "ministral 3, yarn of 8": _other(
+        "ministral 3",
+        rope_parameters={**YARN, "factor": 8.0, "mscale": 0.5, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.3},
+    ),
+}  # fmt: skip
