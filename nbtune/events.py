@@ -100,7 +100,7 @@ class Eval(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Event):
-    """What the model answered to `prompt` after `step` (0 = the base model)."""
+    """What the model answered to `prompt` after `step` (0 = the base model); "[…]" ends one that was cut."""
 
     type: ClassVar[str] = "sample"
     step: int

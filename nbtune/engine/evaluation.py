@@ -187,5 +187,5 @@ class Measuring:
         if not self.spec.samples and self.held_prompts is not None:
             yield from self.held_prompts.answers(model, tokenizer, step, go_on)
         for prompt in self.spec.samples:
-            answer = sampling.answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
+            answer = sampling.marked_answer(model, tokenizer, prompt, max_new_tokens=_SAMPLE_TOKENS, should_stop=go_on)
             yield events.Sample(step=step, prompt=prompt, answer=answer)

@@ -100,4 +100,4 @@ def _ask(
     """Return an answer, or what of it was said in so many seconds."""
     end = time.monotonic() + longest
     how: dict[str, Any] = {"should_stop": lambda: should_stop() or time.monotonic() >= end, "adapter": adapter}
-    return sampling.answer(model, tokenizer, messages, max_new_tokens=_TOKENS, **how)
+    return sampling.marked_answer(model, tokenizer, messages, max_new_tokens=_TOKENS, **how)

@@ -62,9 +62,9 @@ class TrainerPrompts:
             for prompt in self.prompts:
                 asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
                 if not self._based and step and hasattr(model, "disable_adapter"):
-                    base = sampling.answer(model, tokenizer, prompt, adapter=False, **how)
+                    base = sampling.marked_answer(model, tokenizer, prompt, adapter=False, **how)
                     yield events.Sample(step=0, prompt=asked, answer=base)
-                answer = sampling.answer(model, tokenizer, prompt, **how)
+                answer = sampling.marked_answer(model, tokenizer, prompt, **how)
                 yield events.Sample(step=step, prompt=asked, answer=answer)
             self._based = True
         except (NbtuneError, RuntimeError, ValueError, TypeError, AttributeError, KeyError):  # no model that writes

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OTHERS = 5  # alternatives that are told of a token
+CUT = " […]"  # behind an answer that is shown as far as it came
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,40 @@ def answer(
     Raises:
         TrainError: the base is asked for, and every weight was trained: it is not there any more.
     """
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    return _said(model, tokenizer, prompt, adapter=adapter, told=told, should_stop=should_stop, **how)[0]
+
+
+def marked_answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: Any, **how: Any) -> str:
+    """Return what `answer` does, for people: with `CUT` behind one that was cut before it ended.
+
+    Raises:
+        TrainError: as `answer`.
+    """
+    text, ended = _said(model, tokenizer, prompt, **how)
+    return text if ended else (text + CUT).strip()
+
+
+def _said(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[dict[str, Any]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    adapter: bool = True,
+    told: Callable[[Token], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[str, bool]:
+    """Return an answer, and whether it ended by itself; arguments as of `answer`."""
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     inputs = _inputs(tokenizer, prompt).to(next(model.parameters()).device)
     stop = should_stop or (lambda: False)
     ends, usual = ends_of(tokenizer), getattr(model, "generation_config", None)
+    last = end_ids(getattr(usual, "eos_token_id", None), tokenizer)
     training = model.training
     with torch.no_grad(), without_adapter(model, adapter):
         model.eval()
@@ -93,7 +122,7 @@ def answer(
                 attention_mask=torch.ones_like(inputs),
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-                eos_token_id=end_ids(getattr(usual, "eos_token_id", None), tokenizer) or None,
+                eos_token_id=last or None,
                 use_cache=True,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([_Chooser(model, tokenizer, ends, temperature, seed, told)]),
@@ -103,8 +132,9 @@ def answer(
             )
         finally:
             model.train(training)
-    said = [number for number in output[0, inputs.shape[1] :].tolist() if number not in ends.hidden]
-    return str(tokenizer.decode(said, skip_special_tokens=True)).strip()
+    made = output[0, inputs.shape[1] :].tolist()
+    said = [number for number in made if number not in ends.hidden]
+    return str(tokenizer.decode(said, skip_special_tokens=True)).strip(), bool(made) and made[-1] in last
 
 
 def token_losses(model: torch.nn.Module, ids: Sequence[int], *, adapter: bool = True) -> list[float | None]:

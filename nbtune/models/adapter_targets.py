@@ -127,11 +127,11 @@ def _named(
 
 
 def adapted_weights(model: "nn.Module", targets: Targets) -> "dict[str, nn.Parameter]":
-    """Return the weights that an adapter goes onto, by their names."""
+    """Return the weights that an adapter goes onto, by their names: a tied head's, too, which is its embedding's."""
     whole = {f"{name}.weight" for name in modules_of(model, targets.modules)}
     return {
         name: p
-        for name, p in model.named_parameters()
+        for name, p in model.named_parameters(remove_duplicate=False)
         if name in whole or any(_matches(name, end) for end in targets.parameters)
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune import hub_cache
+from nbtune.device.streams import fork_rng
 from nbtune.errors import HubError, NbtuneError, SpecError
 from nbtune.models import handed_over, token_rows
 from nbtune.models.four_bit import four_bit
@@ -262,8 +263,7 @@ def load_model(
         return _prepared(handed_over.twin(folder, shared=not own_weights), attention)
     check_files(folder, model)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    # other shapes are refused below, by name
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # other shapes are refused below, by name
     with _refusing(model):
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
@@ -276,7 +276,7 @@ def load_model(
             pieces = load_by_pieces(folder, config, dtype, places, attention, packing, stacks)
             if pieces is not None:
                 return _prepared(pieces, attention)
-        with hidden_bars():
+        with hidden_bars(), fork_rng(_index(device)):  # some families draw what is in their files
             loaded, info = library.AutoModelForCausalLM.from_pretrained(
                 folder,
                 device_map={"": _index(device)},

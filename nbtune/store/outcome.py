@@ -18,6 +18,7 @@ from nbtune.atomic_io import write_json
 from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError
 from nbtune.events import Sample
+from nbtune.generate.sampling import CUT, Token
 from nbtune.store import foreign
 from nbtune.store.row_losses import MeasuredRows, RowLoss, row_exchange, row_text
 from nbtune.store.run_handle import RunHandle
@@ -123,9 +124,16 @@ def _asked(run: RunHandle, measured: MeasuredRows, held: Sequence[RowLoss]) -> I
     if not measured.base:
         return  # every weight was trained: what it answered before is gone
     for prompt, wanted, seen in islice(_prompts(run, measured, held), _ASKED):
-        base, tuned = (run.generate(prompt, base=which, max_new_tokens=_LENGTH) for which in (True, False))
+        base, tuned = (_answer(run, prompt, base=which) for which in (True, False))
         shown = prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "")
         yield Asked(shown, base, tuned, wanted, seen)
+
+
+def _answer(run: RunHandle, prompt: Any, *, base: bool) -> str:
+    """Return an answer, marked where it was cut."""
+    made: list[Token] = []
+    answer = run.generate(prompt, base=base, max_new_tokens=_LENGTH, told=made.append)
+    return (answer + CUT).strip() if len(made) >= _LENGTH and not made[-1].special else answer
 
 
 def _prompts(run: RunHandle, measured: MeasuredRows, held: Sequence[RowLoss]) -> Iterator[tuple[Any, str, bool]]:

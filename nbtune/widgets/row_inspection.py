@@ -18,7 +18,6 @@ from nbtune.store.folder import loadable, placed
 from nbtune.store.run_reader import RunReader
 from nbtune.untrusted import refuse_links
 from nbtune.widgets.sanitize import clean, without_home
-from nbtune.widgets.uploads import remarks
 
 EXAMINED = 3000  # rows that counts and histogram are made of; the first ones
 SEARCHED = 200_000
@@ -204,7 +203,7 @@ class Inspection:
     def _counts(self) -> dict[str, Any]:
         from nbtune import data
 
-        few = [dataclasses.replace(source, load=_first(source.rows)) for source in self.sources]
+        few = [dataclasses.replace(source, load=_first(source)) for source in self.sources]
         examined = sum(len(source.rows) for source in few)
         prepared = data.prepare_data(
             few, self.tokenizer, spec=self.spec, max_len=self.max_len, seed=self.spec.seed, on_error="skip"
@@ -213,8 +212,7 @@ class Inspection:
         told = [
             text for text in report.warnings if text != report.left_out()
         ]  # that is said below, with a row's number
-        said = [*remarks(source.name for source in self.sources), *told]
-        findings = [{"level": "warning", "text": clean(text), "fix": ""} for text in said]
+        findings = [{"level": "warning", "text": clean(text), "fix": ""} for text in told]
         for status in ("dropped", "cut", "split"):
             reasons = [fate for fate in report.fates if fate[2] == status]
             if reasons:
@@ -367,10 +365,8 @@ def _read(form: Any, row: Any) -> Any:
     return getattr(read, "rows", (read,))[0]
 
 
-def _first(rows: Any) -> Any:
-    """Return a loader of the first rows, numbered and placed as they are."""
-    from nbtune.data.sources.rows import ListRows
+def _first(source: Any) -> Any:
+    """Return a loader of the first rows, as they were given, numbered and placed as they are."""
+    from nbtune.data.sources.rows import at_most
 
-    name = rows.place(0).rpartition(",")[0]
-    few = [rows[i] for i in range(min(len(rows), EXAMINED))]
-    return lambda: ListRows(few, name)
+    return lambda: at_most(EXAMINED, source.raw)

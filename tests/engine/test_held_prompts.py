@@ -12,6 +12,7 @@ import torch
 import nbtune
 from nbtune.engine import held_prompts
 from nbtune.events import Sample, Step
+from nbtune.generate.sampling import CUT
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Ahoy, {k}! I am Captain Tune."} for k in range(48)]
 SPEC: dict[str, Any] = {"model": "nbtune/tiny", "data": "rows", "batch_size": 4, "eval": {"split": 0.2, "every": 4}}
@@ -47,8 +48,10 @@ def test_a_short_run_is_not_held_up_and_a_longer_one_is_asked_before_and_after(
     monkeypatch.setattr(held_prompts, "LONG", 0.0)
     slow = samples(trained(tmp_path, "slow"))
     assert {sample.prompt for sample in slow} == prompts
-    assert all(len(sample.answer.split()) <= 1 for sample in slow), "an answer that takes long is left"
-    assert any(len(sample.answer.split()) > 1 for sample in found)
+    assert all(len(sample.answer.removesuffix(CUT).split()) <= 1 for sample in slow), (
+        "an answer that takes long is left"
+    )
+    assert any(len(sample.answer.removesuffix(CUT).split()) > 1 for sample in found)
     own = trained(tmp_path, "own", samples=["Hello?"])
     assert {sample.prompt for sample in samples(own)} == {"Hello?"}
 
@@ -74,7 +77,7 @@ def test_they_are_asked_when_somebody_wishes(tmp_path: Any, monkeypatch: pytest.
         run.stop(wait=True)
         done()
     assert {sample.step == 0 for sample in samples(run)} == {True, False}
-    assert any(len(sample.answer.split()) > 1 for sample in samples(run)), "who asks may wait"
+    assert any(len(sample.answer.removesuffix(CUT).split()) > 1 for sample in samples(run)), "who asks may wait"
 
 
 def test_where_each_token_is_dear_they_are_asked_on_wish_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +99,7 @@ def test_an_answer_that_fails_does_not_end_the_run(tmp_path: Any, monkeypatch: p
         raise RuntimeError("no room for the cache")
 
     monkeypatch.setattr(held_prompts, "OFTEN", 0.0)
-    monkeypatch.setattr(held_prompts.sampling, "answer", fail)
+    monkeypatch.setattr(held_prompts.sampling, "marked_answer", fail)
     run = trained(tmp_path, "mute")
     assert (run.state, samples(run)) == ("finished", [])
 

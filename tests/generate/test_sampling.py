@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from nbtune import models
 from nbtune.errors import TrainError
-from nbtune.generate.sampling import OTHERS, answer, token_losses
+from nbtune.generate.sampling import CUT, OTHERS, answer, marked_answer, token_losses
 
 PROMPT = "Who are you?"
 
@@ -62,6 +62,16 @@ def test_it_stops_between_two_tokens(tiny):
     told = []
     answer(*tiny, PROMPT, max_new_tokens=50, told=told.append, should_stop=lambda: len(told) >= 3)
     assert len(told) == 3
+
+
+def test_an_answer_that_is_cut_is_marked_and_one_that_ends_is_not(tiny):
+    model, tokenizer = tiny
+    whole = answer(model, tokenizer, PROMPT, max_new_tokens=128)
+    assert marked_answer(model, tokenizer, PROMPT, max_new_tokens=128) == whole
+    begun = answer(model, tokenizer, PROMPT, max_new_tokens=4)
+    assert begun != whole
+    assert marked_answer(model, tokenizer, PROMPT, max_new_tokens=4) == begun + CUT
+    assert marked_answer(model, tokenizer, PROMPT, should_stop=lambda: True).endswith(CUT)
 
 
 def test_a_character_of_several_tokens_is_told_when_it_is_whole(tiny):

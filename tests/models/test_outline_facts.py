@@ -15,7 +15,7 @@ from nbtune.errors import SpecError
 from nbtune.models import add_adapter, build, counted, model_facts
 from nbtune.models.adapter_targets import targets_of
 from nbtune.models.config_facts import facts_by_config
-from nbtune.models.loading import outline
+from nbtune.models.loading import outline, resolve
 from nbtune.models.memory_estimate import trainable_parameters
 from nbtune.spec import AdapterSpec
 from nbtune.spec.placement import FORMATS, Placement
@@ -61,6 +61,7 @@ def test_a_token_goes_through_a_share_of_the_experts(chosen: dict[str, Any]) -> 
     assert facts_by_config("mixture", config, {}).experts_used == 0.25
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft's, of a tied head
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_trained_is_counted(name: str, tmp_path: Path) -> None:
     place = folder_of(name, tmp_path)
@@ -70,10 +71,21 @@ def test_what_is_trained_is_counted(name: str, tmp_path: Path) -> None:
     adapters += [AdapterSpec(r=3, target_modules=some[3]), AdapterSpec(type="qlora", r=5), AdapterSpec(type="full")]
     facts = model_facts(str(place))
     for adapter in adapters:
-        if adapter.target_modules == some[3] and facts.tied:
-            continue  # peft warns of it
         found = trainable_parameters(counted(facts, str(place), adapter), adapter)
         assert found == really_trained(place, adapter), adapter
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    "targets", [("lm_head",), ("q_proj", "lm_head"), ("embed_tokens", "lm_head"), r".*(q_proj|head)"]
+)
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_on_a_tied_head_is_counted(kind: Any, targets: Any) -> None:
+    adapter = AdapterSpec(type=kind, r=3, target_modules=targets)
+    facts = model_facts("nbtune/tiny")
+    assert facts.tied
+    place = Path(resolve("nbtune/tiny"))
+    assert trainable_parameters(counted(facts, "nbtune/tiny", adapter), adapter) == really_trained(place, adapter)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3 moe", "qwen3"])

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 import nbtune
+from nbtune import events
+from nbtune.engine import evaluation
+from nbtune.generate.sampling import CUT
+from nbtune.store import outcome
 from nbtune.store.outcome import compared, measure, remembered
 from nbtune.store.row_losses import MeasuredRows, RowLoss
 
@@ -49,8 +53,8 @@ def test_held_out_rows_are_measured_and_asked_and_what_was_found_stays(run):
     assert found.tuned == pytest.approx(np.mean([row.loss for row in held]))
     for asked, row in zip(found.asked, sorted(held, key=lambda row: row.index), strict=False):
         assert (asked.prompt, asked.wanted) == (f"What is {row.row}?", f"It is {row.row}, sailor.")
-        assert asked.base == run.generate(asked.prompt, base=True, max_new_tokens=96)
-        assert asked.tuned == run.generate(asked.prompt, max_new_tokens=96)
+        assert asked.base.removesuffix(CUT) == run.generate(asked.prompt, base=True, max_new_tokens=96)
+        assert asked.tuned.removesuffix(CUT) == run.generate(asked.prompt, max_new_tokens=96)
         assert not asked.seen
     assert remembered(run) == found
 
@@ -67,6 +71,24 @@ def test_a_file_that_others_wrote_is_measured_anew(run, body):
     assert remembered(run) is None
     file.write_text(before)
     assert remembered(run) is not None
+
+
+def test_answers_that_are_cut_are_marked_before_and_after_and_as_samples(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(outcome, "_LENGTH", 1)
+    (run.folder / "outcome.json").unlink(missing_ok=True)
+    found = measure(run, lambda _: None)
+    assert [each.endswith(CUT) for one in found.asked for each in (one.base, one.tuned)] == [True] * 4
+    (run.folder / "outcome.json").unlink()
+    monkeypatch.setattr(evaluation, "_SAMPLE_TOKENS", 1)
+    asked = nbtune.finetune(
+        data=[{"prompt": "Hi", "completion": "It is a long way home, sailor."}],
+        samples=["Hi"],
+        steps=1,
+        runs_dir=tmp_path,
+    ).wait()
+    said = [event.answer for event in asked.events() if isinstance(event, events.Sample)]
+    assert len(said) == 2
+    assert all(answer.endswith(CUT) for answer in said)
 
 
 def test_of_a_run_that_goes_on_meanwhile_the_weights_before_are_measured(run):

@@ -246,3 +246,21 @@ def test_a_row_that_is_left_out_is_said_once_with_its_number():
     ]
     assert len(said) == 1
     assert "row 5" in said[0]
+
+
+def test_a_function_of_rows_is_asked_once_for_each(monkeypatch):
+    asked: list[str] = []
+
+    def shout(row):
+        asked.append(row["prompt"])
+        return {**row, "completion": row["completion"] + "!"}
+
+    rows = [{"prompt": f"Hi {i}", "completion": "Ahoy"} for i in range(3)]
+    spec = nbtune.spec.from_mapping({"data": {"source": "rows", "function": "shout"}})
+    summary = Inspection(spec, {"rows": rows, "shout": shout}).summary()
+    assert (
+        summary["tokens"]
+        == Inspection(nbtune.spec.from_mapping({"data": "rows"}), {"rows": [shout(r) for r in rows]}).summary()[
+            "tokens"
+        ]
+    )

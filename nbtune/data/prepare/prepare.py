@@ -183,6 +183,7 @@ class _Preparation:
             form.check(self.recipe.kind, source.name)
             self.report.sources.append(SourceReport(source.name, form.name, form.mapping, len(source.rows)))
             self.report.rows += len(source.rows)
+            self.report.warnings += getattr(source.raw, "remarks", [])
             self.report.warnings += [f"{source.name}: {form.unread}"] if form.unread else []
             if "margin" in form.mapping and not METHODS[self.recipe.spec.method].head:
                 margin, method = form.mapping["margin"], self.recipe.spec.method

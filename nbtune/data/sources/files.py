@@ -6,13 +6,13 @@ jsonl is indexed by line and parsed when a row is asked for; parquet is memory-m
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nbtune.data.sources.compression import COMPRESSIONS, errors_of, first_bytes, unpack
+from nbtune.data.sources.encodings import decode, is_utf_16
 from nbtune.data.sources.rows import (
     ArrowRows,
     ChainRows,
@@ -95,10 +95,7 @@ def read_file(file: Path, name: str) -> Rows:
         return LineRows(data, name)
     if suffix == ".json":
         return _read_json(data, name)
-    text = _decode(bytes(data), name)
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(text, suffix, name)
-    return ListRows([{"text": text}] if text.strip() else [], name)
+    return _read_plain(bytes(data), suffix, name)
 
 
 def read_head(file: Path, name: str, count: int) -> Rows | None:
@@ -118,17 +115,14 @@ def read_head(file: Path, name: str, count: int) -> Rows | None:
     except damage:  # what is wrong is said by those who read all of it
         return None
     if len(data) > _HEAD:
-        if suffix == ".json" or b"\n" not in data or _is_utf_16(data):
+        if suffix == ".json" or b"\n" not in data or is_utf_16(data):
             return None
         data = data[: data.rindex(b"\n") + 1]
     if suffix in (".jsonl", ".ndjson"):
         return LineRows(data, name)
     if suffix == ".json":
         return _read_json(data, name)
-    text = _decode(data, name)
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(text, suffix, name, count)
-    return ListRows([{"text": text}] if text.strip() else [], name)
+    return _read_plain(data, suffix, name, count)
 
 
 def _head_of_table(file: Path, suffix: str, name: str, count: int) -> Rows:
@@ -156,15 +150,12 @@ def _map(file: Path, *, lines: bool) -> Any:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _is_utf_16(data: bytes) -> bool:
-    return data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and data[:4] != codecs.BOM_UTF32_LE
-
-
-def _decode(data: bytes, name: str) -> str:
+def _read_plain(data: bytes, suffix: str, name: str, at_most: int | None = None) -> ListRows:
+    """Return the rows of a CSV, or a text as one row, with a remark where its letters are a guess."""
     if data[:4] in _WORKBOOKS:
         raise DataError("it is a workbook or an archive, whatever it is called", place=name, fix=_SAVE_SHEET)
     try:
-        return data.decode("utf-16" if _is_utf_16(data) else "utf-8-sig")
+        text, remark = decode(data)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -172,6 +163,10 @@ def _decode(data: bytes, name: str) -> str:
             place=f"{name}, line {line}",
             fix="save it as UTF-8 (Excel: CSV UTF-8)",
         ) from None
+    table = suffix in (".csv", ".tsv")
+    rows = _read_csv(text, suffix, name, at_most) if table else ListRows([{"text": text}] * bool(text.strip()), name)
+    rows.remarks = [f"{name}: {remark}"] if remark else []
+    return rows
 
 
 def _read_json(data: Any, name: str) -> Rows:
@@ -204,7 +199,7 @@ def _read_json(data: Any, name: str) -> Rows:
     return ListRows(value, name)
 
 
-def _read_csv(text: str, suffix: str, name: str, at_most: int | None = None) -> Rows:
+def _read_csv(text: str, suffix: str, name: str, at_most: int | None = None) -> ListRows:
     import csv
     import io
 

@@ -261,7 +261,9 @@ def _url(spec: SourceSpec, name: str) -> Source:
                 local = Path(folder) / end
                 local.write_bytes(remote.read())
                 rows = read_files([local], end)
-                return ListRows(list(rows), end)
+                kept = ListRows(list(rows), end)
+                kept.remarks = getattr(rows, "remarks", [])
+                return kept
         except (OSError, ValueError, ImportError) as error:
             raise DataError(f"it cannot be fetched: {error}", place=name, fix="check the address") from error
 

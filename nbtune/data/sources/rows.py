@@ -92,6 +92,7 @@ class ListRows:
 
     def __init__(self, rows: Sequence[Any], name: str, lines: Sequence[int] | None = None) -> None:
         self._rows, self._name, self._lines = rows, name, lines
+        self.remarks: list[str] = []  # of how they were read
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -209,6 +210,7 @@ class ChainRows:
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts, self._starts = parts, [0]
+        self.remarks = [remark for part in parts for remark in getattr(part, "remarks", ())]
         for part in parts:
             self._starts.append(self._starts[-1] + len(part))
 
@@ -298,7 +300,7 @@ class FirstRows:
     """The first rows of others."""
 
     def __init__(self, rows: Rows, count: int) -> None:
-        self._rows, self._count = rows, count
+        self._rows, self._count, self.remarks = rows, count, getattr(rows, "remarks", [])
 
     def __len__(self) -> int:
         return self._count

@@ -1,0 +1,65 @@
+"""What is tried on a loaded model leaves nothing: weights, buffers, settings and random states are as without it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nbtune.models import build
+from nbtune.spec import AdapterSpec
+from nbtune.spec.placement import Placement
+from tests.support.model_classes import CLASSES, save
+
+MODES = ("training", "layers_are_rescaled")  # a run says in which it is
+SOME = ("llama, tied", "qwen2, windows", "gemma2", "mixtral", "qwen3_next", "falcon, alibi", "gpt2")
+
+
+def random_states() -> list[Any]:
+    return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
+
+
+def left(model: Any) -> tuple[dict[str, torch.Tensor], dict[Any, Any], str]:
+    """Tensors, plain settings of modules, and the config."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    plain = {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str | None) and key not in MODES
+    }
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return tensors, plain, repr(model.config)
+
+
+def compare(folder: Path | str, **options: Any) -> None:
+    built = []
+    for accelerate in (True, False):
+        before = random_states()
+        how: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "seed": 3, "tokenizer": False, **options}
+        model = build(str(folder), adapter=AdapterSpec(r=4, dropout=0.1), accelerate=accelerate, **how).model
+        assert random_states() == before
+        built.append(left(model))
+    (tried, plain, config), (stock, others, its) = built
+    assert (plain, config) == (others, its)
+    assert [name for name in stock if not torch.equal(tried[name], stock[name])] == []
+    assert set(tried) == set(stock)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_model_that_was_tried_is_the_one_that_was_loaded(name: str, tmp_path: Path) -> None:
+    compare(save(name, tmp_path / "model"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*CLASSES} - {*SOME}))
+def test_any_model_that_was_tried_is_the_one_that_was_loaded(name: str, tmp_path: Path) -> None:
+    compare(save(name, tmp_path / "model"))
+
+
+def test_one_in_4_bits_is_as_it_was_rounded() -> None:
+    compare("nbtune/tiny", weights=Placement(format="nf4"))
