@@ -131,6 +131,7 @@ class _OptimArgs(TypedDict, total=False):
     embedding_rate: float
     head_rate: float
     ema_decay: float | None
+    in_backward: Literal['auto'] | bool
 
 class _Rewards(TypedDict, total=False):
     functions: list[str] | tuple[str, ...]

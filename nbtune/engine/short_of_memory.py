@@ -76,7 +76,7 @@ def give_up(run: Running, step: int, *, beside: bool = False) -> events.Warning:
 def _smaller(plan: Plan, built: Built) -> Plan | None:
     """Return the plan with fewer rows at once, as many in a step; else with less that blocks keep; else None."""
     rows = plan.micro_batch_size * plan.gradient_accumulation_steps
-    for micro in range(plan.micro_batch_size // 2, 0, -1):
+    for micro in range(0 if plan.in_backward else plan.micro_batch_size // 2, 0, -1):
         if rows % micro == 0:
             parts = {"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro}
             return plan.model_copy(update=parts)

@@ -20,6 +20,9 @@ CUDA_CONTEXT = int(0.85 * 2**30)  # what a process takes of a card beside torch'
 _WORKSPACE = 32 * 2**20  # of cuBLAS, for each stream: the main one, the backward's, and that which is recorded
 MLP_ROWS = 4096
 """Rows that go through the MLP of a block at once, where blocks keep nothing: as many as make its products fast."""
+UPDATED_AT_ONCE = 2**24
+"""Numbers of a 16-bit weight that are widened at a time where it is updated in backward: of blocks of 256, which share
+a scale in 8-bit states, a whole number."""
 _BORROWED = 5  # one is worked with and was put together before, the next one comes in; and what is multiplied with
 PYTHON = 480 * 2**20  # not of files: torch, transformers and peft loaded (330 MiB), and a model's trial (415)
 
@@ -68,6 +71,7 @@ def estimate(
     optimizer: str = "adamw",
     averaged: bool = False,
     accumulates: bool = True,
+    in_backward: bool = False,
 ) -> MemoryPlan:
     """Return the expected bytes on the training device.
 
@@ -86,6 +90,7 @@ def estimate(
         optimizer: of `nbtune.spec.learning.OPTIMIZERS`.
         averaged: a running average of what is trained is kept beside it.
         accumulates: a step has more than one micro-batch. If not, gradients of trained weights come as activations go.
+        in_backward: weights are trained as they are, each updated as soon as its gradient is there.
     """
     width = 4 if dtype == "fp32" else 2
     trained = _trained_here(model, adapter, weights)
@@ -117,6 +122,8 @@ def estimate(
     gradients = trained * 4
     if full and width == 2 and not accumulates and not weights.shards:
         gradients = max(0, gradients - kept - max(working, head))
+    if in_backward:
+        gradients, copies = max(0, _passing_gradients(model, optimizer, width, working) - max(working, head)), 0
     context = CUDA_CONTEXT + (2 if weights.streams else 3) * _WORKSPACE
     needs = MemoryPlan(
         weights=frozen,
@@ -131,6 +138,16 @@ def estimate(
     covered = model.block_parameters * model.num_layers + (model.stacked if stacks else 0)
     loading = 2 * covered + rest * width if weights.eight_bit else 0
     return needs.model_copy(update={"reserve": needs.reserve + max(0, loading - needs.total)})
+
+
+def _passing_gradients(model: ModelFacts, optimizer: str, width: int, working: int) -> int:
+    """Return what a backward has most of at a time, where each weight is updated in it: a layer's gradients beside what
+    that works with, or the embedding's; and a part of a weight in fp32, with its gradient and what rounds it."""
+    table, layer = model.vocab_size * model.hidden_size, model.block_parameters + model.stacked // model.num_layers
+    widest = max(table, model.hidden_size * model.intermediate_size)
+    part = widest if OPTIMIZERS[optimizer].state_bytes is None else min(widest, UPDATED_AT_ONCE)
+    scratch = 0 if width == 4 else 12 * part
+    return max(max(working, scratch) + (layer + model.tied * table) * width, scratch + table * width)
 
 
 def head_bytes(model: ModelFacts, tokens: int, width: int, device: str) -> int:

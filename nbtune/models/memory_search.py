@@ -83,6 +83,7 @@ class Setup:
         sequences: that a row has, of `sequence_len` tokens together.
         references: forwards beside that which is trained.
         rows: of a step, on each device; 0: not known.
+        in_backward: weights are updated as soon as their gradients are there, see `estimate`.
     """
 
     model: ModelFacts
@@ -100,6 +101,7 @@ class Setup:
     sequences: int = 1
     references: int = 0
     rows: int = 0
+    in_backward: bool = False
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
         """Return one way, with the bytes that it needs on each device."""
@@ -119,6 +121,7 @@ class Setup:
             optimizer=self.optimizer,
             averaged=self.averaged,
             accumulates=not 0 < self.rows <= micro_batch_size,
+            in_backward=self.in_backward,
         )
         return Fit(policy, micro_batch_size, memory, weights)
 
@@ -134,7 +137,8 @@ class Setup:
         """Return whether steps are recorded (`nbtune.models.cuda_graph_step`), for which there must be room."""
         work = way.memory.activations + way.memory.head
         roomy = available(self.device) - (way.memory.total - work) >= RECORDING_ROOM * work
-        return roomy and self.optimizer == "adamw" and (self.adapter.type != "full" or self.dtype == "fp32")
+        plain = self.optimizer == "adamw" and not self.in_backward
+        return roomy and plain and (self.adapter.type != "full" or self.dtype == "fp32")
 
     def update_seconds(self) -> float:
         """Return the seconds of an update, once a step."""

@@ -38,7 +38,8 @@ class Plan(BaseModel):
     """How a run will be done. Made by `nbtune.plan(spec)`; the run keeps it as ``plan.json``.
 
     Bytes and seconds throughout. `seconds` is a guess until the first steps were measured; `threads`: of each process,
-    0 where that is not known; `spread` what a step costs on several GPUs whose links are known.
+    0 where that is not known; `in_backward`: each weight is updated as soon as its gradient is there; `optimizer`: in
+    place of the spec's; `spread` what a step costs on several GPUs whose links are known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,6 +60,8 @@ class Plan(BaseModel):
     gpus: int = 1
     threads: int = 0
     activations: Literal["keep", "selective", "recompute", "offload"]
+    in_backward: bool = False
+    optimizer: str = ""
     packing: bool
     sequence_len: int
     micro_batch_size: int
@@ -132,11 +135,18 @@ class Plan(BaseModel):
             ("learning rate", self.explained_rate()),
             ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)}{each} ({parts})"),
             ("frozen weights", f"{self.placed()}; activations: {self.activations}"),
+            *self._updates(),
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
         rows += [] if self.spread is None else self.spread.rows(self.device_name)
         return rows + self.abilities.rows() + [("why", reason) for reason in self.reasons]
+
+    def _updates(self) -> list[tuple[str, str]]:
+        named = f" by {self.optimizer}" if self.optimizer else ""
+        rounded = ", bf16 weights rounded stochastically" if self.dtype == "bf16" else ""
+        said = f"in backward{named}, so that one layer's gradients are all there are{rounded}"
+        return [("updates", said)] if self.in_backward else []
 
     def explained_rate(self) -> str:
         """Return the peak of the learning rate, and why it is that."""

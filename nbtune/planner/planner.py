@@ -17,6 +17,7 @@ from nbtune.methods import METHODS, Method
 from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
 from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
+from nbtune.planner.in_backward import fit_first, said, setups
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer, check_warmup, idle_warmup
 from nbtune.planner.plan import Plan
@@ -101,11 +102,15 @@ def make_plan(
         home = None
     if home is Home.SHARDED and (refusal := not_parted(setup)):
         raise refusal
-    best, smallest = fit(setup, micros, activations=spec.activations, home=home)
+    tried = setups(spec, setup)
+    setup, best, smallest = fit_first(spec, tried, batch, micros, activations=spec.activations, home=home)
     if best is None:
         raise _nothing_fits(spec, device, smallest, weights)
     reasons += _of_devices(spec, device, devices, batch) + _of_limits(device)
     micro, room = best.micro_batch_size, f"{device.free / 2**30:.1f} GiB"
+    if setup.in_backward:
+        reasons += said(spec, setup, micro, batch, room)
+        batch = micro
     if best.activations != "keep" and spec.activations == "auto":
         reasons.append(f"activations are not all kept, which costs time: they would not fit into {room}")
     if best.weights.shards and home is None:
@@ -136,7 +141,7 @@ def make_plan(
             "experts": model.stacked,
         }
     )
-    state = state_bytes(spec.optim, model, spec.adapter) + 4 * averaged
+    state = state_bytes(setup.optimizer, model, spec.adapter) + 4 * averaged
     mean = data.tokens_total / max(1, data.rows)
     rate, why = rate_of(spec, model.architecture, model.hidden_size, total_steps)
     plan = Plan(
@@ -156,6 +161,8 @@ def make_plan(
         gpus=devices,
         threads=_threads(device, devices),
         activations=best.activations,
+        in_backward=setup.in_backward,
+        optimizer=setup.optimizer if setup.optimizer != spec.optim else "",
         packing=packing,
         sequence_len=sequence_len,
         micro_batch_size=micro,
@@ -172,7 +179,7 @@ def make_plan(
         abilities=abilities,
         reasons=tuple(reasons),
     )
-    return plan.with_ways(partial(reckon, setup, METHODS[spec.method].group))
+    return plan.with_ways(partial(reckon, tried, METHODS[spec.method].group))
 
 
 def _step_seconds(setup: Setup, best: Fit, rows: int, mean: float) -> float:

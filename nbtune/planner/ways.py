@@ -20,7 +20,7 @@ class Way:
     """One way to train, and what it costs.
 
     Args:
-        adapter: ``lora``, ``qlora``, ``full`` …
+        adapter: ``lora``, ``qlora``, ``full`` …; of `full` whether updates are made in backward, by which optimizer.
         sequence_len: tokens of a row.
         micro_batch_size: rows at once on a device.
         fits: whether it does; if not, the rest is that of the smallest way.
@@ -78,18 +78,19 @@ class Ways(Sequence[Way]):
         return f"on {self.where}: {_SPEEDS}"
 
 
-def reckon(setup: Setup, group: int) -> Ways:
+def reckon(setups: Sequence[Setup], group: int) -> Ways:
     """Return the fastest way for each length, micro-batch and format.
 
     Args:
-        setup: of a plan; its length is among those that are tried.
+        setups: of a plan, of which the first that fits is taken; its length is among those that are tried.
         group: sequences of a row, as `Method.group`.
     """
+    setup = setups[0]
     own = setup.sequence_len // group
     lengths = sorted({own, *(length for length in _LENGTHS if length <= setup.model.max_position)})
     ways = (
-        _way(replace(kind, sequence_len=length * group), length, micro, name)
-        for name, kind in _kinds(setup)
+        _way([replace(one, sequence_len=length * group) for one in kinds], length, micro, name)
+        for name, kinds in _kinds(setups)
         for length in lengths
         for micro in _MICROS
     )
@@ -97,12 +98,13 @@ def reckon(setup: Setup, group: int) -> Ways:
     return Ways(ways, f"{count}{setup.device.name} ({setup.device.free / 2**30:.1f} GiB free)")
 
 
-def _kinds(setup: Setup) -> list[tuple[str, Setup]]:
+def _kinds(setups: Sequence[Setup]) -> list[tuple[str, Sequence[Setup]]]:
     """Return the kinds that are worth a look: the one that was asked for; LoRA in 16 and in 4 bits where it may be."""
+    setup = setups[0]
     asked = setup.adapter.type
     if asked not in BY_FORMAT or setup.device.kind != "cuda":
-        return [(asked, setup)]
-    return [(name, setup if name == asked else _of_type(setup, name)) for name in BY_FORMAT]
+        return [(asked, setups)]
+    return [(name, [setup if name == asked else _of_type(setup, name)]) for name in BY_FORMAT]
 
 
 def _of_type(setup: Setup, adapter: str) -> Setup:
@@ -110,12 +112,16 @@ def _of_type(setup: Setup, adapter: str) -> Setup:
     return replace(setup, adapter=setup.adapter.model_copy(update={"type": adapter}), weights=weights)
 
 
-def _way(setup: Setup, length: int, micro: int, name: str) -> Way:
-    best, smallest = fit(setup, [micro])
+def _way(setups: Sequence[Setup], length: int, micro: int, name: str) -> Way:
+    for setup in setups:
+        setup = replace(setup, rows=micro) if setup.in_backward else setup
+        best, smallest = fit(setup, [micro])
+        if best is not None:
+            break
     taken: Fit = best or smallest
     seconds = setup.seconds(taken)
     return Way(
-        name,
+        f"{name}, in backward ({setup.optimizer})" if setup.in_backward else name,
         length,
         micro,
         best is not None,

@@ -76,6 +76,10 @@ WITHOUT: dict[str, str] = dict.fromkeys(
     ("adamw_4bit", "adamw_torch_4bit", "ao_adamw_4bit"),
     "bitsandbytes has no 4-bit AdamW, and torchao's is compiled for each shape of weights: `adamw_8bit` keeps two "
     "bytes a number in place of eight",
+) | dict.fromkeys(
+    ("lomo", "adalomo"),
+    "updating in backward is not an optimizer's: `optim_args: {in_backward: true}` does it by any, with "
+    "`optim: adafactor` almost without states",
 )
 
 # which fields of `ScheduleArgs` change a schedule
@@ -147,6 +151,15 @@ class OptimArgs(Part):
         advanced=True,
     )
 
+    in_backward: Literal["auto"] | bool = field(
+        "auto",
+        "In backward",
+        "Of adapter `full`: each weight is updated as soon as its gradient is there, so that gradients are not kept; "
+        "16-bit weights without fp32 copies, rounded stochastically. auto: where memory is short otherwise.",
+        example=True,
+        advanced=True,
+    )
+
     @property
     def one_rate(self) -> bool:
         """Whether everything that is trained has the learning rate itself."""
@@ -209,7 +222,7 @@ def check_learning(optim: str, args: OptimArgs, schedule: str, told: ScheduleArg
         ValueError: the optimizer or the schedule does not read one of the fields, or the warm-up never ends.
     """
     kind = OPTIMIZERS[optim]
-    of_all = ("lora_b_rate", "embedding_rate", "head_rate", "ema_decay")
+    of_all = ("lora_b_rate", "embedding_rate", "head_rate", "ema_decay", "in_backward")
     _refuse("optim_args", args, (*kind.reads, *of_all), f"optimizer `{optim}`")
     _refuse("schedule", told, SCHEDULES[schedule], f"schedule `{schedule}`")
     if steps is not None and told.warmup_steps is not None and told.warmup_steps >= steps:

@@ -52,6 +52,8 @@ ALIASES = _table(
         loraplus_lr_ratio
     = optim_args.embedding_rate
         embedding_lr_scale
+    = optim_args.in_backward
+        optimizer_in_bwd optimizer_in_backward
     = schedule.warmup_steps
         warmup_steps num_warmup_steps lr_warmup_steps
     = schedule.floor

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nbtune.models.experts.choices import Choices
 from nbtune.models.parameter_kinds import parameter_kinds
 from nbtune.models.weight_decay import decays
+from nbtune.train.backward_stepper import BackwardStepper
 from nbtune.train.cuda_graph_stepper import FusedStepper, records, suits
 from nbtune.train.distributed import RankedFusedStepper, RankedStepper, Ranks
 from nbtune.train.loss import AnswerLoss
@@ -51,6 +52,18 @@ def choose_stepper(
 def _made(
     built: Built, loss: Loss, *, spec: RunSpec, plan: Plan, device: torch.device, ranks: Ranks | None, fused: bool
 ) -> Stepper | FusedStepper:
+    if plan.in_backward:
+        return BackwardStepper(
+            built.model,
+            loss,
+            plan.optimizer or spec.optim,
+            weight_decay=decays(built.model, spec.weight_decay),
+            kinds=parameter_kinds(built.model),
+            args=spec.optim_args,
+            max_grad_norm=spec.max_grad_norm,
+            seed=spec.seed,
+            device=device,
+        )
     answers = loss if isinstance(loss, AnswerLoss) and records(built, loss) else None
     if (fused or answers) and not plan.weights.shards and suits(built, spec, plan.dtype, device):
         record = FusedStepper if ranks is None else partial(RankedFusedStepper, ranks)

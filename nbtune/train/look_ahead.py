@@ -48,6 +48,8 @@ class LooksAhead:
     """Of a stepper: what its loss wants to know of a step, asked before the step's first micro-batch."""
 
     device: torch.device
+    learning_rate: float | None = None
+    """Of the step that is accumulated; the loop says it before the first micro-batch."""
     _of_step: Answers | None = None
     _gather: Gather | None = None
     choices: Choices | None = None  # of a mixture's routers

@@ -184,9 +184,8 @@ class _Loop:
         denominator = counted if counted > 0 else 1
         while (updated := self._updated(micro_batches, denominator, index)) is None:
             micro_batches = self.batches.step(index)  # the same rows, fewer at once
-        loss, norm, figures = updated
-        learning_rate = self._rate(index)
-        told = Later(loss, norm, *figures.values())
+        figures, learning_rate = updated.figures, self._rate(index)
+        told = Later(updated.loss, updated.norm, *figures.values())
         progress.step, progress.tokens = index + 1, progress.tokens + tokens
         progress.trained_tokens += trained
         self._next = self.batches.step(index + 1) if index + 1 < self.options.total_steps else None
@@ -221,6 +220,7 @@ class _Loop:
         return updated
 
     def _accumulate(self, micro_batches: Sequence[Batch], denominator: float, index: int) -> None:
+        self.stepper.learning_rate = self._rate(index)
         self.stepper.look_ahead(self._looking(micro_batches), step=index)
         for micro_step, batch in enumerate(self._looking(micro_batches)):
             self.stepper.accumulate(batch, denominator=denominator, step=index, micro_step=micro_step)

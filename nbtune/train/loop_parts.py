@@ -16,6 +16,8 @@ class Stepper(Protocol):
     """One optimizer step on a model; see `nbtune.train.stepper.Stepper`, which is one."""
 
     device: torch.device
+    learning_rate: float | None
+    """Of the step that is accumulated: some update in its backward."""
 
     @property
     def scaled(self) -> bool:

@@ -33,9 +33,11 @@ class Short:
 
     def __init__(self, at: set[int], kind: Callable[[], BaseException]) -> None:
         self.at, self.kind, self.calls = at, kind, 0
+        self.seen: list[int] = []  # what each call was given: a gradient, or a module and its inputs
 
-    def __call__(self, *_: Any) -> None:
+    def __call__(self, *given: Any) -> None:
         self.calls += 1
+        self.seen.append(len(given))
         if self.calls in self.at:
             raise self.kind()
 
@@ -240,3 +242,17 @@ def test_an_update_that_was_broken_off_in_its_middle_is_never_done_twice(
     assert run.state == "failed"
     assert "in the middle of an update" in run.error.cause
     assert len(done) == 3
+
+
+def test_weights_that_are_updated_in_backward_are_not_updated_twice(trained: Callable[..., Any]) -> None:
+    """In a forward nothing has changed yet: the step is done again. In the backward some weights have."""
+    turned: dict[str, Any] = {"adapter": "full", "optim_args": {"in_backward": True}, "max_grad_norm": 0, "steps": 2}
+    whole, unharmed = trained(set(), data=ROWS, **turned)
+    amid_backward = max(n for n, given in enumerate(unharmed.seen, 1) if given == 1)
+    ended, _ = trained({amid_backward}, data=ROWS, **turned)
+    assert ended.state == "failed"
+    assert "memory was short in the middle of an update" in str(ended.error)
+    amid_forward = max(n for n, given in enumerate(unharmed.seen[:amid_backward], 1) if given == 2)
+    run, _ = trained({amid_forward}, data=ROWS, **turned)
+    same(run, whole)
+    assert (run.plan.micro_batch_size, run.plan.activations) == (8, "selective")

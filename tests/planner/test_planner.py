@@ -87,7 +87,7 @@ def test_what_does_not_fit_names_the_nearest_change():
     assert "qlora" in caught.value.fix
     assert _plan(12, adapter="qlora").weights == Placement(format="nf4")
     with pytest.raises(PlanError) as caught:
-        _plan(40, adapter="full")
+        _plan(24, adapter="full")
     assert "lora" in caught.value.fix
 
 

@@ -1,0 +1,233 @@
+"""Weights that are updated as soon as their gradients are there: no gradient stays, and small updates are not lost."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nbtune.errors import TrainError
+from nbtune.train.optimizer import make_optimizer
+from nbtune.train.stochastic_rounding import round_stochastically
+from nbtune.train.updates_in_backward import UpdatesInBackward
+
+STEPS = 6
+
+
+def model_of(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 24, bias=False), nn.Tanh(), nn.Linear(24, 1)).to(
+        dtype
+    )
+
+
+def backward(model: nn.Module, step: int) -> None:
+    x = torch.randn(9, 24, generator=torch.Generator().manual_seed(step)).to(next(model.parameters()).dtype)
+    (model(x).float() - 3).square().sum().backward()
+
+
+def updates_of(model: nn.Module, name: str = "adamw", rate: float = 1e-2, **more: Any) -> UpdatesInBackward:
+    def make(parts: Sequence[nn.Parameter], index: int) -> torch.optim.Optimizer:
+        return make_optimizer(parts, name, learning_rate=rate, weight_decay=0.1, kinds=["matrix"] * len(parts))
+
+    about: dict[str, Any] = {"seed": lambda step, index: 1000 * step + index, "max_norm": float("inf"), **more}
+    return UpdatesInBackward(list(model.parameters()), make, **about)
+
+
+def trained(dtype: torch.dtype = torch.float32, steps: int = STEPS, **more: Any) -> nn.Module:
+    model = model_of(dtype)
+    updates = updates_of(model, **more)
+    for step in range(steps):
+        updates.begin(step, 1e-2)
+        backward(model, step)
+        updates.end()
+    return model
+
+
+def plainly(steps: int = STEPS, dtype: torch.dtype = torch.float32) -> nn.Module:
+    model = model_of(dtype)
+    optimizer = make_optimizer(list(model.parameters()), "adamw", learning_rate=1e-2, weight_decay=0.1)
+    for step in range(steps):
+        backward(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_fp32_weights_are_those_of_the_same_optimizer_after_the_backward() -> None:
+    assert torch.equal(flat(trained()), flat(plainly()))
+
+
+def test_there_is_one_gradient_at_a_time() -> None:
+    model, there = model_of(), []
+    for parameter in model.parameters():
+        parameter.register_hook(lambda _: there.append(sum(p.grad is not None for p in model.parameters())))
+    updates = updates_of(model)
+    updates.begin(0, 1e-2)
+    backward(model, 0)
+    assert len(there) == 5
+    assert set(there) == {0}
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "key"), [("adamw", "exp_avg_sq"), ("lion_8bit", "state1"), ("adamw_8bit", "state2")])
+def test_parts_of_a_weight_have_the_states_of_the_whole(name: str, key: str) -> None:
+    states = []
+    for part in (8192, 4096):  # of fewer numbers bitsandbytes keeps 32 bits
+        model = nn.Linear(128, 64, bias=False).bfloat16()
+        nn.init.ones_(model.weight)
+        updates = updates_of(model, name, part=part)
+        updates.begin(0, 1e-2)
+        model(torch.randn(3, 128, generator=torch.Generator().manual_seed(3)).bfloat16()).square().sum().backward()
+        saved = updates.state_dict()["state"][0].values()
+        inner = [state.get("__bnb_optimizer_quant_state__", state) for state in saved]  # so it is saved for FSDP
+        states.append([state[key].flatten() for state in inner])
+    assert [len(one) for one in states] == [1, 2]
+    assert torch.equal(states[0][0], torch.cat(states[1]))
+
+
+def test_updates_too_small_for_bf16_add_up_in_the_mean_and_not_by_rounding_to_the_nearest() -> None:
+    """A thousandth of the last place at a time; the mean over draws is what fp32 has."""
+    start, step, times = 1.0, 2.0**-13, 400
+    exact = start + times * step
+    nearest, drawn = torch.full((4096,), start).bfloat16(), torch.full((4096,), start).bfloat16()
+    draws = torch.Generator().manual_seed(5)
+    for _ in range(times):
+        nearest.copy_(nearest.float() + step)
+        drawn.copy_(round_stochastically(drawn.float() + step, draws))
+    assert nearest.float().mean().item() == start
+    assert drawn.float().mean().item() == pytest.approx(exact, abs=5e-4)  # of 0.049; the mean's own spread is 1e-4
+
+
+@pytest.mark.parametrize("value", [-1.003, 3.3e-41, -7.7e30, 0.0, 256.5])
+def test_what_is_drawn_is_one_of_the_two_neighbours(value: float) -> None:
+    truth = torch.full((20_000,), value)
+    found = round_stochastically(truth.clone(), torch.Generator().manual_seed(2))
+    assert torch.equal(found, found.bfloat16().float())
+    below, above = found.min(), found.max()
+    assert below <= truth[0] <= above
+    assert torch.nextafter(below.bfloat16(), torch.tensor(torch.inf).bfloat16()) >= above.bfloat16()
+    assert found.double().mean().item() == pytest.approx(truth[0].item(), abs=0.02 * (above - below).item())
+
+
+def test_numbers_without_a_value_stay_so() -> None:
+    lost = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    assert torch.equal(round_stochastically(lost.clone(), torch.Generator()).nan_to_num(7), lost.nan_to_num(7))
+
+
+def test_bf16_weights_learn_what_fp32_learns_in_the_mean() -> None:
+    truth = flat(plainly(60))
+    runs = [flat(trained(torch.bfloat16, 60, seed=lambda s, i, n=n: hash((n, s, i)) & 2**40 - 1)) for n in range(8)]
+    mean = torch.stack(runs).float().mean(0)
+    assert (mean - truth).norm() < 0.02 * truth.norm()
+
+
+def test_the_same_seeds_give_the_same_weights_and_others_do_not() -> None:
+    one, same = trained(torch.bfloat16), trained(torch.bfloat16)
+    other = trained(torch.bfloat16, seed=lambda step, index: 77 + 1000 * step + index)
+    assert torch.equal(flat(one), flat(same))
+    assert not torch.equal(flat(one), flat(other))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "lion", "lion_8bit", "adafactor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_saved_goes_on_exactly(dtype: torch.dtype, name: str) -> None:
+    whole = trained(dtype, name=name, part=None if name == "adafactor" else 256)
+    first = model_of(dtype)
+    before = updates_of(first, name, part=None if name == "adafactor" else 256)
+    for step in range(3):
+        before.begin(step, 1e-2)
+        backward(first, step)
+    saved, weights = before.state_dict(), first.state_dict()
+    second = model_of(dtype)
+    second.load_state_dict(weights)
+    after = updates_of(second, name, part=None if name == "adafactor" else 256)
+    after.load_state_dict(saved)
+    for step in range(3, STEPS):
+        after.begin(step, 1e-2)
+        backward(second, step)
+    assert torch.equal(flat(second), flat(whole))
+
+
+def test_gradients_are_measured_without_an_update() -> None:
+    model, same = model_of(), model_of()
+    updates = updates_of(model, max_norm=1.0)
+    updates.begin(0, None)
+    backward(model, 0)
+    updates.end()
+    backward(same, 0)
+    assert torch.equal(flat(model), flat(same))
+    assert all(p.grad is None for p in model.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(same.parameters(), 1.0)
+    assert updates.norm is not None
+    assert updates.norm.item() == pytest.approx(norm.item(), rel=1e-6)
+
+
+def test_a_step_whose_norm_is_known_is_clipped_as_torch_clips() -> None:
+    model, same = model_of(), model_of()
+    updates = updates_of(model, max_norm=1.0)
+    optimizer = make_optimizer(list(same.parameters()), "adamw", learning_rate=1e-2, weight_decay=0.1)
+    for step in range(3):  # the same rows: the norm falls, and that of the step itself was measured
+        updates.begin(step, None)
+        backward(model, step)
+        updates.end()
+        updates.begin(step, 1e-2)
+        backward(model, step)
+        updates.end()
+        backward(same, step)
+        torch.nn.utils.clip_grad_norm_(same.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.allclose(flat(model), flat(same), rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_that_leaps_is_noticed_within_the_step() -> None:
+    """What is known of this step's counts where it is more than the step before's."""
+    model = nn.Linear(1, 1, bias=False)
+    make = lambda parts, index: torch.optim.SGD(parts, lr=1.0)  # noqa: E731
+    updates = UpdatesInBackward([model.weight], make, seed=lambda *_: 0, max_norm=1.0)
+    nn.init.zeros_(model.weight)
+    for step, (size, moved) in enumerate([(0.5, 0.5), (100.0, 1.0), (0.5, 0.005), (0.5, 0.5)]):
+        before = model.weight.item()
+        updates.begin(step, 1.0)
+        model(torch.full((1, 1), -size)).sum().backward()
+        updates.end()
+        assert model.weight.item() - before == pytest.approx(moved, rel=1e-3)
+
+
+def test_a_gradient_that_comes_in_parts_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    updates = updates_of(model)
+    updates.begin(0, 1e-2)
+    model(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(TrainError, match="in several parts"):
+        model(torch.ones(1, 2)).sum().backward()
+
+
+def test_outside_of_steps_and_without_it_gradients_are_the_models() -> None:
+    model = model_of()
+    updates = updates_of(model)
+    backward(model, 0)
+    assert all(p.grad is not None for p in model.parameters())
+    del updates
+    gc.collect()
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_optimizers_of_rows_and_columns_see_the_matrix(name: str) -> None:
+    model = nn.Linear(24, 32, bias=False).bfloat16()
+    before = flat(model)
+    updates = updates_of(model, name, part=None)
+    updates.begin(0, 1e-2)
+    model(torch.ones(2, 24, dtype=torch.bfloat16)).sum().backward()
+    assert not torch.equal(flat(model), before)
+    assert model.weight.dtype == torch.bfloat16
