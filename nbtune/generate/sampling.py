@@ -80,7 +80,7 @@ def answer(
         TrainError: the base is asked for, and every weight was trained: it is not there any more.
     """
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    return _said(model, tokenizer, prompt, adapter=adapter, told=told, should_stop=should_stop, **how)[0]
+    return answer_and_end(model, tokenizer, prompt, adapter=adapter, told=told, should_stop=should_stop, **how)[0]
 
 
 def marked_answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: Any, **how: Any) -> str:
@@ -89,11 +89,11 @@ def marked_answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pr
     Raises:
         TrainError: as `answer`.
     """
-    text, ended = _said(model, tokenizer, prompt, **how)
+    text, ended = answer_and_end(model, tokenizer, prompt, **how)
     return text if ended else (text + CUT).strip()
 
 
-def _said(
+def answer_and_end(
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | Sequence[dict[str, Any]],
@@ -105,7 +105,11 @@ def _said(
     told: Callable[[Token], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> tuple[str, bool]:
-    """Return an answer, and whether it ended by itself; arguments as of `answer`."""
+    """Return an answer, and whether it ended by itself; arguments as of `answer`.
+
+    Raises:
+        TrainError: as `answer`.
+    """
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
 

@@ -141,8 +141,8 @@ STORE = (
     mutant(
         "an-answer-leaves-the-model-asleep",
         "generate/sampling.py",
-        "            model.train(training)\n    said",
-        "            pass\n    said",
+        "            model.train(training)\n    made",
+        "            pass\n    made",
         "generate/test_sampling.py",
         "engine/test_four_bits.py::test_evaluation_and_samples_change_no_loss",
         "engine/test_full.py",
