@@ -23,7 +23,7 @@ PANELS = {
     "losses": ("run.losses()", ".nbt-losses"),
     "home": ("nbtune.home(globals())", ".nbt-home"),
 }
-FILLED = {"New run", "Start", "Chat", "Ask", "Make GGUF", "Push", "Train on with these changes"}  # the primary buttons
+FILLED = {"New run", "Start", "Chat", "Ask", "Make GGUF", "Train on with these changes"}  # the primary buttons
 
 # Each visible button of the panels: its words, and the contrast of its text with what is behind it (WCAG 2). A canvas
 # reads any colour that CSS can write; what is see-through lets the ancestors' colour through.

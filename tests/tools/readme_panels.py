@@ -101,7 +101,7 @@ def chat(page: Any) -> Any:
     for words in (QUESTION, "How much is 2 plus 3? Reply in JSON (answer, topic)."):
         widget.do_ask(words, max_new_tokens=60)
         page.rest()
-        while page.page.get_by_text("thinking…").count():
+        while widget.busy:
             page.rest()
     return widget
 

@@ -23,7 +23,7 @@ export class Push {
     this.request = el("input", { type: "checkbox" });
     this.card = new Card(() => this.askCard());
     this.opener = el("button", { type: "button", class: "nbt-btn", "aria-expanded": "false", onclick: () => this.openCard() }, text("card.title"));
-    this.go = el("button", { type: "submit", class: "nbt-btn nbt-main" }, text("push"));
+    this.go = el("button", { type: "submit", class: "nbt-btn" }, text("push"));
     const field = (key, input) => el("label", {}, text(key), input), tick = (key, input) => el("label", {}, input, text(key));
     this.node = el("form", { class: "nbt-box", onsubmit: (event) => this.submit(event) }, el("h4", {}, text("export.push")),
       el("div", { class: "nbt-row" }, field("push.repo", this.repo), field("export.what", this.what), tick("push.private", this.secret)),
