@@ -46,6 +46,7 @@ class ModelFacts:
             row does.
         head_norms: queries and keys are normalised, counted alike.
         norms_behind: a norm stands behind each half of a block, counted alike.
+        layer_norms: norms are torch's LayerNorm, which keeps nothing but what it has read, counted alike.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ModelFacts:
     experts_used: float = 1.0
     head_norms: bool = False
     norms_behind: bool = False
+    layer_norms: bool = False
 
     @property
     def gated(self) -> bool:

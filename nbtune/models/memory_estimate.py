@@ -72,6 +72,7 @@ def estimate(
     averaged: bool = False,
     accumulates: bool = True,
     in_backward: bool = False,
+    once: int = 0,
 ) -> MemoryPlan:
     """Return the expected bytes on the training device.
 
@@ -91,15 +92,18 @@ def estimate(
         averaged: a running average of what is trained is kept beside it.
         accumulates: a step has more than one micro-batch. If not, gradients of trained weights come as activations go.
         in_backward: weights are trained as they are, each updated as soon as its gradient is there.
+        once: tokens of a row that go through layers, where some of its places have the same (0: all do): a pair's
+            prompt does once, and attention alone sees all places.
     """
     width = 4 if dtype == "fp32" else 2
-    trained = _trained_here(model, adapter, weights)
+    trained = trained_here(model, adapter, weights)
     rest = max(0, model.parameters - model.block_parameters * model.num_layers)
     travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
     travelling = int(travelling * own_layers)
     blocks = model.num_layers - travelling + min(travelling, weights.places)
     rest, stacks = _beside(rest, model, weights, width, blocks)
-    tokens = micro_batch_size * sequence_len
+    places = micro_batch_size * sequence_len
+    tokens = shared_tokens(places, micro_batch_size * once) if once else places
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
     frozen = int((blocks / weights.parts + borrowed) * block_bytes(model, weights)) + rest * width + stacks
     head = head_bytes(model, tokens, width, device) if own_head else tokens * model.vocab_size * (4 + width)
@@ -107,7 +111,7 @@ def estimate(
     full = adapter.type == "full"
     head += model.vocab_size * model.hidden_size * width * (full and own_head)  # the gradient of its weights
     at_once = min(tokens, MLP_ROWS) if activations in ("recompute", "offload") and not adapter.dropout else tokens
-    kept, working = _activations(model, activations, (tokens, at_once), width, own_layers)
+    kept, working = _activations(model, activations, (tokens, at_once, places), width, own_layers)
     kept += int(own_layers * tokens * _beside_inputs(model, adapter, activations, width)) * model.num_layers
     if weights.streams:
         frozen -= embedding_bytes(model, width)
@@ -183,7 +187,7 @@ def _bytes_of_experts(weights: Placement) -> float:
     return 2.0 if weights.quantised and not weights.experts else weights.bytes_a_weight
 
 
-def _trained_here(model: ModelFacts, adapter: AdapterSpec, weights: Placement) -> int:
+def trained_here(model: ModelFacts, adapter: AdapterSpec, weights: Placement) -> int:
     """Return how many numbers a device trains: of blocks that are parted its part."""
     trained = trainable_parameters(model, adapter)
     if adapter.type != "full" or not weights.shards:
@@ -231,15 +235,22 @@ def embedding_bytes(model: ModelFacts, width: int) -> int:
     return 0 if model.tied else model.vocab_size * model.hidden_size * width
 
 
+def shared_tokens(places: int, tokens: int) -> int:
+    """Return how many tokens go through, of those that are laid out once (`nbtune.train.shared_prompts`)."""
+    multiple = max(8, 2 ** (tokens.bit_length() - 1) // 8)
+    rounded = -(-tokens // multiple) * multiple
+    return rounded if rounded <= places * 15 / 16 else places
+
+
 def _activations(
-    model: ModelFacts, policy: MemoryPolicy, rows: tuple[int, int], width: int, own_layers: float
+    model: ModelFacts, policy: MemoryPolicy, rows: tuple[int, int, int], width: int, own_layers: float
 ) -> tuple[int, int]:
     """Return the bytes that wait for the backward, and those of the block that is being computed.
 
     Args:
-        rows: of the micro-batch, and of these in an MLP at once.
+        rows: of the micro-batch, of these in an MLP at once, and those that attention sees.
     """
-    tokens, at_once = rows
+    tokens, at_once, places = rows
     hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
     queries, inner = model.head_dim * model.num_heads, model.intermediate_size
     attention = 2 * hidden + queries + heads  # the block's input, the second norm's, attention's output; q, k, v
@@ -247,29 +258,31 @@ def _activations(
     own = {"keep": attention + (1 + model.gated) * inner, "selective": attention, "recompute": hidden, "offload": 0}[
         policy
     ]
-    # of stock ones every norm's, rotary's, activation's and cast's input is kept by autograd; where all are stock they
-    # can be computed again as a whole (`nbtune.models.factory.build`)
-    stock = attention + 2 * inner + 6 * hidden + heads + 2 * inner
+    # of stock ones every norm's, rotary's, activation's and cast's input is kept by autograd (of an RMSNorm what it is
+    # in fp32, too); where all are stock they can be computed again as a whole (`nbtune.models.factory.build`)
+    stock = attention + 2 * (1 + model.gated) * inner + (2 if model.layer_norms else 6) * hidden + heads
     stock = stock if policy == "keep" or own_layers else hidden
     kept = own_layers * own + (1 - own_layers) * stock
     if own_layers:
-        working = _working(model, policy, tokens, at_once)
+        working = _working(model, policy, tokens, at_once, places)
     else:
         working = tokens * (4 * hidden + 2 * heads + 4 * inner)
-    return int(tokens * width * kept * model.num_layers), width * working
+    copied = (places - tokens) * (queries + heads) if policy in ("keep", "selective") else 0
+    return int((tokens * kept + copied) * width * model.num_layers), width * working
 
 
-def _working(model: ModelFacts, policy: MemoryPolicy, tokens: int, at_once: int) -> int:
+def _working(model: ModelFacts, policy: MemoryPolicy, tokens: int, at_once: int, places: int) -> int:
     """Return how many numbers a block's backward works with, beside what was kept: in its MLP or in its attention."""
     hidden, heads = model.hidden_size, model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
     queries, inner = model.head_dim * model.num_heads, model.intermediate_size
     again = heads + queries + hidden if policy in ("recompute", "offload") else 0  # q k v, attention's output, a
-    again += 2 * hidden if policy == "offload" else 0  # its own input and the next one's, on their way in
+    if policy == "offload":  # its own input and the next one's, on their way in; and what a norm behind it has read
+        again += 2 * hidden * (1 + model.norms_behind)
     of_mlp = at_once * (inner * (1 if policy == "keep" else 2 + model.gated) + 4 * hidden) + tokens * (
         2 * hidden + again
     )
     # gradients of q, k, v twice, as attention makes them and as one matrix; attention's own sums are in fp32
-    of_attention = tokens * (2 * hidden + 2 * heads + 5 * queries + max(0, again - hidden))
+    of_attention = tokens * 2 * hidden + places * (2 * heads + 5 * queries + max(0, again - hidden))
     return max(of_mlp, of_attention)
 
 

@@ -20,9 +20,10 @@ from nbtune.models.memory_estimate import (
     embedding_bytes,
     estimate,
     trainable_parameters,
+    trained_here,
     travelling_bytes,
 )
-from nbtune.models.step_time import Work, seconds_of, update_seconds
+from nbtune.models.step_time import USUAL_RANK, Work, seconds_of, update_seconds
 from nbtune.spec.placement import BY_FORMAT, Home, Placement, PlacementWish
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Setup:
         references: forwards beside that which is trained.
         rows: of a step, on each device; 0: not known.
         in_backward: weights are updated as soon as their gradients are there, see `estimate`.
+        once: see `estimate`.
     """
 
     model: ModelFacts
@@ -102,6 +104,7 @@ class Setup:
     references: int = 0
     rows: int = 0
     in_backward: bool = False
+    once: int = 0
 
     def way(self, policy: MemoryPolicy, micro_batch_size: int, weights: Placement | None = None) -> Fit:
         """Return one way, with the bytes that it needs on each device."""
@@ -122,6 +125,7 @@ class Setup:
             averaged=self.averaged,
             accumulates=not 0 < self.rows <= micro_batch_size,
             in_backward=self.in_backward,
+            once=self.once,
         )
         return Fit(policy, micro_batch_size, memory, weights)
 
@@ -130,7 +134,7 @@ class Setup:
         tokens = way.micro_batch_size * self.sequence_len
         length = self.sequence_len // self.sequences
         full, recorded = self.adapter.type == "full", self._recorded(way)
-        work = Work(tokens, length, full, self.own_layers, self.references, recorded)
+        work = Work(tokens, length, full, self.own_layers, self.references, recorded, self._wide())
         return seconds_of(self.model, self.device, way.weights, way.activations, work) / tokens
 
     def _recorded(self, way: Fit) -> bool:
@@ -140,9 +144,17 @@ class Setup:
         plain = self.optimizer == "adamw" and not self.in_backward
         return roomy and plain and (self.adapter.type != "full" or self.dtype == "fp32")
 
-    def update_seconds(self) -> float:
+    def update_seconds(self, weights: Placement) -> float:
         """Return the seconds of an update, once a step."""
-        return update_seconds(self.device, trainable_parameters(self.model, self.adapter))
+        full = self.adapter.type == "full" and self.dtype != "fp32"
+        return update_seconds(self.device, trained_here(self.model, self.adapter, weights), full=full)
+
+    def _wide(self) -> float:
+        """Return what a layer's LoRA has beyond the usual rank."""
+        if self.adapter.type == "full" or self.adapter.r <= USUAL_RANK:
+            return 0.0
+        trained = trainable_parameters(self.model, self.adapter) * (1 - USUAL_RANK / self.adapter.r)
+        return trained / max(1, self.model.num_layers)
 
 
 @dataclass(frozen=True)
@@ -205,7 +217,7 @@ def _host_holds(setup: Setup, policy: MemoryPolicy, micro: int, *, beside: bool 
     if policy != "offload" or not ram:
         return True
     width = 4 if setup.dtype == "fp32" else 2
-    inputs = width * micro * setup.sequence_len * model.hidden_size * model.num_layers
+    inputs = width * micro * setup.sequence_len * model.hidden_size * model.num_layers * (1 + model.norms_behind)
     return (inputs * _PINNED + beside * _travels(setup)) * setup.devices <= ram
 
 

@@ -41,9 +41,9 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     config = (Path(folder) / "config.json").read_text(encoding="utf-8")
     trained, linear, stacked, targets = _count(str(folder), config, adapter, trust_remote_code)
-    heads, behind = _norms(str(folder), config, trust_remote_code) if linear is not None else (False, False)
+    norms = _norms(str(folder), config, trust_remote_code) if linear is not None else {}
     counts = {"trained": trained, "linear": linear, "stacked": stacked, "targets": targets}
-    return replace(facts, **counts, head_norms=heads, norms_behind=behind)  # type: ignore[arg-type]
+    return replace(facts, **counts, **norms)  # type: ignore[arg-type]
 
 
 def outlined(model: str, *, trust_remote_code: bool = False) -> Any:
@@ -64,10 +64,17 @@ def _outlined(place: str, config: str, trust_remote_code: bool) -> Any:
     return outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
 
 
-def _norms(place: str, config: str, trust_remote_code: bool) -> tuple[bool, bool]:
-    """Return whether queries and keys are normalised, and whether a norm stands behind an MLP."""
-    names = {name.rpartition(".")[2] for name, _ in _outlined(place, config, trust_remote_code).named_modules()}
-    return not names.isdisjoint(("q_norm", "q_layernorm")), "post_feedforward_layernorm" in names
+def _norms(place: str, config: str, trust_remote_code: bool) -> dict[str, bool]:
+    """Return whether queries and keys are normalised, a norm stands behind an MLP, and norms are torch's own."""
+    from torch import nn
+
+    model = _outlined(place, config, trust_remote_code)
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return {
+        "head_norms": not names.isdisjoint(("q_norm", "q_layernorm")),
+        "norms_behind": "post_feedforward_layernorm" in names,
+        "layer_norms": any(type(module) is nn.LayerNorm for module in model.modules()),
+    }
 
 
 _Count = tuple[int | None, int | None, int, tuple[str, ...]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbtune.models.memory_estimate import MemoryPolicy, travelling_bytes
+from nbtune.models.memory_estimate import MLP_ROWS, MemoryPolicy, travelling_bytes
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -22,16 +22,18 @@ _LINK = 45e9  # bytes a second from pinned memory, where that was not measured; 
 _SHARE = 0.85  # of a step's rate (`DeviceFacts.flops`) to that of its products
 _INTENSITY = 133.0  # FLOP/s for each byte a second that a card copies: 110 to 140 of an A100, H100, H200, RTX 4090
 _EIGHT_BIT = 1.6  # times as fast are products in 8 bits
-_KERNEL = 3e-6  # seconds of a kernel that has nearly nothing to do, and to the next one
+_KERNEL = 3.3e-6  # seconds of a kernel that has nearly nothing to do, and to the next one
 _DECODED = 7  # kernels more, where weights are decoded first
 _KERNELS = (20, 32)  # of a layer, forth and back
 _LAUNCHED = 0.0048  # seconds that a host takes to launch a layer's work both ways, where it is not recorded
-_LAUNCHED_MORE = {"keep": 1.0, "selective": 1.1, "recompute": 1.3, "offload": 1.3}
-_SENT = 1.6  # times as long, where it sends the layer's weights, too
-_STOCK = 2.0  # times as long a layer takes that is transformers' own
+_LAUNCHED_MORE = {"keep": 1.0, "selective": 1.1, "recompute": 1.2, "offload": 1.2}
+_SENT = 0.6  # of that more, where it sends the layer's weights, too
+_STOCK, _STOCK_LAUNCHED = 2.0, 0.65  # times as long a layer takes that is transformers' own, and its launches
+_NORMED = (22, 38)  # bytes, forth and back, of each number that a norm of heads, or behind a half, takes
+_NARROW_PRODUCTS = 2.0  # times as long as others of as many numbers are LoRA's
 _BACK = 2.5  # times as much arithmetic attention's backward is
 _NARROW = 128  # a head: attention on narrower ones is bound by exponentials
-_ADAMW = 36  # bytes that an update reads and writes for each trained number
+_ADAMW, _OF_WEIGHTS = 36, 56  # bytes that an update moves for each trained number, of a LoRA and of 16-bit weights
 _TRAVELS = 1.02  # a step is longer where any weights travel
 _UNHIDDEN = 0.06  # of the shorter of two that run beside each other
 _PLAIN: dict[MemoryPolicy, float] = {"keep": 1.0, "selective": 1.2, "recompute": 1.32, "offload": 1.33}  # no GPU
@@ -48,6 +50,7 @@ class Work:
         own_layers: share of the layers that are nbtune's own.
         references: forwards beside that which is trained, as a reference's.
         recorded: there is room for CUDA graphs of whole steps.
+        wide: numbers of a layer's LoRA beyond those of the usual rank, whose share is in all constants here.
     """
 
     tokens: int
@@ -56,6 +59,10 @@ class Work:
     own_layers: float = 1.0
     references: int = 0
     recorded: bool = True
+    wide: float = 0.0
+
+
+USUAL_RANK = 16
 
 
 def seconds_of(
@@ -72,19 +79,21 @@ def seconds_of(
         link = device.link or _LINK
         layers = max(0, model.num_layers - weights.resident - weights.places)  # the last ones are there still
         sent = layers * travelling_bytes(model, weights) / link
-        inputs = 2 * work.tokens * model.hidden_size * model.num_layers / link if activations == "offload" else 0.0
+        kept = 2 * work.tokens * model.hidden_size * model.num_layers * (1 + model.norms_behind)
+        inputs = kept / link if activations == "offload" else 0.0
         waits = (1 + work.references) * _beside(forward, sent) + _beside(backward, sent + inputs)
         seconds = _TRAVELS * waits
     if recorded:
         return seconds
-    launched = _LAUNCHED * _LAUNCHED_MORE[activations] * (1 if weights.resident is None else _SENT)
+    launched = _LAUNCHED * (_LAUNCHED_MORE[activations] + (0.0 if weights.resident is None else _SENT))
+    launched *= work.own_layers + (1 - work.own_layers) * _STOCK_LAUNCHED
     return max(seconds, launched * model.num_layers * (1 + 0.3 * work.references))
 
 
-def update_seconds(device: DeviceFacts, trained: int) -> float:
-    """Return the seconds of an optimizer's update."""
-    rate = device.flops or _RATES[device.kind]
-    return trained * _ADAMW / (rate / _INTENSITY) if device.kind == "cuda" else 0.0
+def update_seconds(device: DeviceFacts, trained: int, *, full: bool = False) -> float:
+    """Return the seconds of an optimizer's update; `full`: of weights that it has fp32 copies of."""
+    rate, each = device.flops or _RATES[device.kind], _OF_WEIGHTS if full else _ADAMW
+    return trained * each / (rate / _INTENSITY) if device.kind == "cuda" else 0.0
 
 
 def _without_a_gpu(model: ModelFacts, device: DeviceFacts, activations: MemoryPolicy, work: Work) -> float:
@@ -111,6 +120,12 @@ def _passes(
     forth = products + attention + moved * (4 * inner + 9 * hidden + 2 * heads) + _KERNELS[0] * _KERNEL
     back = products * (2 if work.full else 1) + _BACK * attention
     back += moved * (9 * inner + 14 * hidden + 3 * heads) + _KERNELS[1] * _KERNEL
+    normed = (
+        model.head_dim * (model.num_heads + model.num_kv_heads) * model.head_norms + 2 * hidden * model.norms_behind
+    )
+    lora = 2 * tokens * work.wide / rate * _NARROW_PRODUCTS
+    forth += tokens * normed * _NORMED[0] / copies + lora
+    back += tokens * normed * _NORMED[1] / copies + 2 * lora
     if weights.eight_bit:  # what is multiplied with is rounded first, and LoRA added in a pass of its own
         forth += moved * (3 * inner + 8 * hidden)
         back += moved * (6 * inner + 10 * hidden) + each / copies
@@ -120,6 +135,10 @@ def _passes(
     forth, back = forth + seconds, back + seconds
     one = 2 * tokens * hidden * inner / (rate * faster)  # of gate, up and down
     again = {"keep": 0.0, "selective": 2 * one}.get(activations, forth - one)  # down's output is not needed again
+    if (
+        model.norms_behind and activations == "recompute"
+    ):  # but where a norm reads it: parts of all rows go through twice
+        again = forth + (2 * one if tokens > MLP_ROWS else 0.0)
     slow = work.own_layers + (1 - work.own_layers) * _STOCK
     head = 2 * tokens * table / rate
     forward = slow * layers * forth + head

@@ -96,7 +96,7 @@ def make_plan(
     mine, start, averaged = _ours(spec, abilities), _starts_from_another(spec), spec.optim_args.ema_decay is not None
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim, averaged)
     setup = replace(setup, sequences=max(1, tokens // sequence_len), references=int(METHODS[spec.method].reference))
-    setup = replace(setup, rows=math.ceil(batch / devices))
+    setup = replace(setup, rows=math.ceil(batch / devices), once=_once(spec, abilities, data, tokens, packing=packing))
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
@@ -184,7 +184,7 @@ def make_plan(
 
 def _step_seconds(setup: Setup, best: Fit, rows: int, mean: float) -> float:
     """Return the seconds of a step of so many rows on each device, which have so many tokens on average."""
-    return rows * min(mean, setup.sequence_len) * setup.seconds(best) + setup.update_seconds()
+    return rows * min(mean, setup.sequence_len) * setup.seconds(best) + setup.update_seconds(best.weights)
 
 
 def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: list[str]) -> bool:
@@ -216,12 +216,24 @@ def _of_what_is_done_once(method: Method, abilities: Abilities, again: bool, *, 
         again: rows come more than once, to a process that has seen them.
     """
     said = []
-    whole = abilities.takes("layers") and abilities.takes("head")
-    if method.pairwise and not method.head and whole and not parted:
+    if _shares(method, abilities) and not parted:
         said.append("what both answers of a pair begin with goes through the model once")
     if method.reference and again:
         said.append("what the reference says of a row is asked once: later epochs and evaluations do without its pass")
     return said
+
+
+def _shares(method: Method, abilities: Abilities) -> bool:
+    """Return whether what both answers of a pair begin with goes through the model once."""
+    return method.pairwise and not method.head and bool(abilities.takes("layers") and abilities.takes("head"))
+
+
+def _once(spec: RunSpec, abilities: Abilities, data: DataFacts, tokens: int, *, packing: bool) -> int:
+    """Return the tokens of a pair's places that go through layers; 0: all of them, or that is not known: weights may be
+    parted, or packs hold several pairs."""
+    alone = not packing or 2 * data.tokens_total > tokens * max(1, data.rows)
+    shared = _shares(METHODS[spec.method], abilities) and spec.gpus == 1 and alone
+    return min(data.pair, tokens) if shared else 0
 
 
 def _ours(spec: RunSpec, abilities: Abilities) -> tuple[float, bool]:

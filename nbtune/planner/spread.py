@@ -131,7 +131,11 @@ def spread(plan: Plan, model: ModelFacts, device: DeviceFacts, links: Links) -> 
     work = Work(at_once, plan.sequence_len, full)
     a_token = seconds_of(model, device, plan.weights, plan.activations, work) / at_once
     rows, computing = plan.micro_batch_size * plan.gradient_accumulation_steps, plan.seconds / plan.total_steps
-    own = (computing - update_seconds(device, plan.trainable_parameters)) / a_token  # tokens
+    mine = plan.trainable_parameters
+    if full and plan.weights.shards:  # each updates its part
+        mine -= int(model.block_parameters * model.num_layers * (1 - 1 / plan.weights.parts))
+    updating = update_seconds(device, mine, full=full and plan.dtype != "fp32")
+    own = (computing - updating) / a_token  # tokens
     passes = math.ceil(plan.gradient_accumulation_steps / links.count)
     layers, block = model.num_layers, block_bytes(model, plan.weights)
     trained = plan.trainable_parameters

@@ -12,6 +12,7 @@ from nbtune_kernels.linear_cross_entropy import chunk_rows
 from nbtune import models
 from nbtune.data.batching.collate import collate
 from nbtune.data.prepare.dataset import Builder
+from nbtune.data.prepare.stats import longest_pair
 from nbtune.models.memory_estimate import MemoryPlan, MemoryPolicy, estimate, head_bytes
 from nbtune.spec import AdapterSpec, Placement
 from nbtune.spec.placement import FORMATS
@@ -142,3 +143,40 @@ def test_what_an_h200_held_is_what_is_planned(row: tuple[str, str, int | None, M
         accumulates=False,
     )
     assert planned.total / 2**30 == pytest.approx(held, rel=0.05)
+
+
+def test_a_pair_whose_prompt_goes_through_once_takes_what_an_h200_held() -> None:
+    """4 pairs in places for 512 tokens an answer, of which 776 tokens go through once (row 131 of the same file)."""
+    how = {"weights": Placement(), "activations": "keep", "dtype": "bf16", "device": "cuda", "accumulates": False}
+    rows = {"micro_batch_size": 4, "sequence_len": 1024}
+    whole = estimate(LLAMA_1B, AdapterSpec(r=16), **how, **rows)  # type: ignore[arg-type]
+    once = estimate(LLAMA_1B, AdapterSpec(r=16), **how, **rows, once=776)  # type: ignore[arg-type]
+    assert once.total / 2**30 == pytest.approx(6.378, rel=0.05)
+    assert whole.total > 1.08 * once.total
+    assert estimate(LLAMA_1B, AdapterSpec(r=16), **how, **rows, once=1000) == whole  # type: ignore[arg-type]
+
+
+def test_layers_of_transformers_own_with_plain_norms_and_mlps_take_what_an_h200_held() -> None:
+    """GPT-NeoX of 410 M numbers, all of them trained, 2 × 2,048 (row 112 of the same file)."""
+    neox = dataclasses.replace(
+        LLAMA_8B, hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16, num_kv_heads=16, head_dim=64,
+        vocab_size=50304, parameters=405_334_016, linear=24 * 12 * 1024**2, layer_norms=True,
+    )  # fmt: skip
+    how = {"activations": "keep", "dtype": "bf16", "device": "cuda", "accumulates": False, "own_layers": 0.0}
+    rows = {"micro_batch_size": 2, "sequence_len": 2048, "weights": Placement()}
+    found = estimate(neox, AdapterSpec(type="full"), **how, **rows)  # type: ignore[arg-type]
+    assert found.total / 2**30 == pytest.approx(10.10, rel=0.05)
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+def test_the_longest_pair_counts_its_prompt_once(gap: int) -> None:
+    """Up to the token that predicts the first that is learnt, and no further than the answers' prompts are alike."""
+    builder = Builder(["rows"])
+    for number, (prompt, better, worse) in enumerate([(20, 5, 9), (40, 8, 8), (10, 30, 1)]):
+        for side, answer in enumerate((better, worse)):
+            ids = [7] * prompt + [100 + side] * answer
+            if side and gap:
+                ids[gap] = 8
+            builder.add(ids, [False] * prompt + [True] * answer, 0, number)
+    rows = builder.build()
+    assert longest_pair(rows.arrays, rows.lengths) == (2 * 40 + 16 - gap if gap else 40 + 16 + 1)

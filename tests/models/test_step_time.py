@@ -17,6 +17,18 @@ CARD = dataclasses.replace(machine("h200"), flops=5.67e14, link=53e9)  # as they
 LLAMA_1B = dataclasses.replace(
     LLAMA_8B, hidden_size=2048, intermediate_size=8192, num_layers=16, head_dim=64, tied=True, parameters=1_235_814_400
 )
+QWEN3 = dataclasses.replace(
+    LLAMA_8B, hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128,
+    vocab_size=151936, tied=True, parameters=596_049_920, head_norms=True,
+)  # fmt: skip
+GEMMA3 = dataclasses.replace(
+    LLAMA_8B, hidden_size=1152, intermediate_size=6912, num_layers=26, num_heads=4, num_kv_heads=1, head_dim=256,
+    vocab_size=262144, tied=True, parameters=999_885_952, head_norms=True, norms_behind=True,
+)  # fmt: skip
+OLMO2 = dataclasses.replace(
+    LLAMA_8B, hidden_size=2048, intermediate_size=8192, num_layers=16, num_heads=16, num_kv_heads=16, head_dim=128,
+    vocab_size=100352, parameters=1_484_916_736, head_norms=True, norms_behind=True,
+)  # fmt: skip
 MEASURED: list[tuple[ModelFacts, Placement, Any, int, int, float]] = [
     (LLAMA_8B, Placement(), "keep", 4, 2048, 0.4435),
     (LLAMA_8B, Placement(), "selective", 4, 2048, 0.5546),
@@ -32,6 +44,26 @@ MEASURED: list[tuple[ModelFacts, Placement, Any, int, int, float]] = [
     (LLAMA_1B, Placement(), "keep", 4, 2048, 0.0836),
     (LLAMA_1B, Placement(), "keep", 1, 512, 0.00725),
 ]
+
+
+WITH_NORMS: list[tuple[ModelFacts, Any, int, int, float]] = [
+    (QWEN3, "keep", 8, 1024, 0.0638),
+    (QWEN3, "selective", 4, 2048, 0.0704),
+    (QWEN3, "offload", 8, 2048, 0.1645),
+    (GEMMA3, "keep", 4, 1024, 0.0400),
+    (GEMMA3, "recompute", 2, 2048, 0.0537),
+    (GEMMA3, "recompute", 8, 2048, 0.2407),
+    (OLMO2, "keep", 4, 1024, 0.0489),
+    (OLMO2, "recompute", 8, 2048, 0.2881),
+]
+
+
+@pytest.mark.parametrize("row", WITH_NORMS, ids=lambda r: f"{r[0].num_layers}-{r[1]}-{r[2]}x{r[3]}")
+def test_norms_of_heads_and_behind_halves_count(row: tuple[Any, ...]) -> None:
+    """docs/bench/2026-11-30-h200-memory.jsonl, calls 5 and 6: the shorter of two visits."""
+    model, policy, rows, length, took = row
+    found = seconds_of(model, CARD, Placement(), policy, Work(rows * length, length))
+    assert found == pytest.approx(took, rel=0.15)
 
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda r: f"{r[0].num_layers}-{r[1].words()[:22]}-{r[2]}-{r[3]}x{r[4]}")

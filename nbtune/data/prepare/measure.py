@@ -15,7 +15,7 @@ from nbtune.data.prepare.eval_split import expected_held_out
 from nbtune.data.prepare.labels import without_answers
 from nbtune.data.prepare.report import Report
 from nbtune.data.prepare.row_pipeline import format_of, is_empty, speaking, spread
-from nbtune.data.prepare.stats import DataFacts, histogram
+from nbtune.data.prepare.stats import DataFacts, histogram, longest_pair
 from nbtune.data.sources.rows import Rows, Source
 from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.tokenize.encoder import Encoder
@@ -59,7 +59,7 @@ def measure(
     spec = without_answers(spec, kind)
     tokenizer = None if tokenizer is None else speaking(tokenizer, spec)
     lengths: list[np.ndarray] = []
-    examples, tokens, trained, most = 0, 0.0, 0.0, 0
+    examples, tokens, trained, most, pair = 0, 0.0, 0.0, 0, 0
     formats = []
     for source in (s for s in sources if s.role == "train"):
         rows = source.rows
@@ -67,7 +67,8 @@ def measure(
         form.check(kind, source.name)
         formats.append((source.name, form))
         chosen = spread(len(rows), sample)
-        sizes, learnt, more = _sizes(rows, form, chosen, tokenizer, spec, on_error, max_len)
+        sizes, learnt, more, pairs = _sizes(rows, form, chosen, tokenizer, spec, on_error, max_len)
+        pair = max(pair, pairs)
         if longest and hasattr(rows, "longest") and (source.version >= 3 or knew_longest_before_3(rows)):
             most = max(most, *_sizes(rows, form, rows.longest(longest), tokenizer, spec, on_error, max_len)[0], 0)
         scale = len(rows) / max(len(chosen), 1)
@@ -84,6 +85,7 @@ def measure(
         tokens_total=int(tokens),
         trained_tokens=int(trained),
         longest=most,
+        pair=pair,
         lengths=histogram(every, (examples - held) / max(len(every), 1)),
         format=formats[0][1].name,
         mapping=formats[0][1].mapping,
@@ -100,8 +102,9 @@ def _sizes(
     spec: RunSpec,
     on_error: str,
     max_len: int | None,
-) -> tuple[list[int], list[int], int]:
-    """Return (tokens of each example, how many of them are trained, how many examples windows make more than rows)."""
+) -> tuple[list[int], list[int], int, int]:
+    """Return (tokens of each example, how many of them are trained, how many examples windows make more than rows,
+    tokens of the longest pair)."""
     read: list[Chat | Parts] = []
     for index in chosen:
         try:
@@ -122,12 +125,13 @@ def _sizes(
                 raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None
     if tokenizer is None:
         sizes = [max(8, _characters(row) // 4) for row in read]
-        return sizes, [size // 2 for size in sizes], 0
+        return sizes, [size // 2 for size in sizes], 0, 0
     chats = bool(read) and isinstance(read[0], Chat)
     template = ChatTemplate(tokenizer, None if template_text(tokenizer) else PLAIN_TEMPLATE) if chats else None
     encoder = Encoder.of_spec(tokenizer, template, spec)
     sizes, learnt, more = [], [], 0
-    for row, made in zip(read, encoder.encode(read), strict=True):
+    encoded = encoder.encode(read)
+    for row, made in zip(read, encoded, strict=True):
         if isinstance(made, DataError):
             continue
         limit = max(len(made[1]), 1) if max_len is None else max_len
@@ -136,7 +140,9 @@ def _sizes(
         sizes += [len(window) for window in windows]
         learnt += [int(window.sum()) for window in windows]
         more += max(len(windows) - 1, 0)
-    return sizes, learnt, more
+    cut = [(made[0][:max_len], made[1][:max_len]) for made in encoded if not isinstance(made, DataError)]
+    paired = METHODS[spec.method].group == 2 and len(cut) == len(read)
+    return sizes, learnt, more, longest_pair(cut.__getitem__, [len(ids) for ids, _ in cut]) if paired else 0
 
 
 def _characters(row: Chat | Parts) -> int:
@@ -154,6 +160,7 @@ def exact_facts(report: Report, train: Dataset, per_row: int) -> DataFacts:
         tokens_total=report.tokens,
         trained_tokens=report.trained_tokens,
         longest=report.longest,
+        pair=longest_pair(train.arrays, train.lengths) if per_row == 2 else 0,
         lengths=histogram(train.lengths),
         format=first.format,
         mapping=first.mapping,
