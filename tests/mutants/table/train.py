@@ -518,8 +518,8 @@ TRAIN = (
     mutant(
         "half-of-the-activations-are-planned",
         "models/memory_estimate.py",
-        "tokens * width * kept",
-        "tokens * width // 2 * kept",
+        "(tokens * kept + copied) * width",
+        "(tokens * kept + copied) * width // 2",
         "models/test_memory_estimate.py",
     ),
     mutant(
