@@ -146,7 +146,7 @@ class Setup:
 
     def update_seconds(self, weights: Placement) -> float:
         """Return the seconds of an update, once a step."""
-        full = self.adapter.type == "full" and self.dtype != "fp32"
+        full = self.adapter.type == "full" and self.dtype != "fp32" and not self.in_backward
         return update_seconds(self.device, trained_here(self.model, self.adapter, weights), full=full)
 
     def _wide(self) -> float:

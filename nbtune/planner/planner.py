@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from nbtune.device import DeviceFacts, choose_dtype
 from nbtune.errors import PlanError
-from nbtune.methods import METHODS, Method
+from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
 from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
+from nbtune.planner.done_once import once_of, said_of_once
 from nbtune.planner.in_backward import fit_first, said, setups
 from nbtune.planner.learning_rate import rate_of
 from nbtune.planner.optimizers import check_optimizer, check_warmup, idle_warmup
@@ -96,7 +97,9 @@ def make_plan(
     mine, start, averaged = _ours(spec, abilities), _starts_from_another(spec), spec.optim_args.ema_decay is not None
     setup = Setup(model, spec.adapter, device, weights, dtype, tokens, *mine, devices, start, spec.optim, averaged)
     setup = replace(setup, sequences=max(1, tokens // sequence_len), references=int(METHODS[spec.method].reference))
-    setup = replace(setup, rows=math.ceil(batch / devices), once=_once(spec, abilities, data, tokens, packing=packing))
+    setup = replace(
+        setup, rows=math.ceil(batch / devices), once=once_of(spec, abilities, data, tokens, packing=packing)
+    )
     home = spec.placement.home
     if home is Home.SHARDED and devices == 1:
         home = None
@@ -129,9 +132,7 @@ def make_plan(
     if spec.steps is None and spec.epochs is None:
         reasons.append(said_of(epochs))
     again = data.eval_rows > 0 or total_steps * micro * accumulation > data.rows
-    reasons += _of_what_is_done_once(
-        METHODS[spec.method], abilities, again and devices == 1, parted=best.weights.shards
-    )
+    reasons += said_of_once(METHODS[spec.method], abilities, again and devices == 1, parted=best.weights.shards)
     trained = trainable_parameters(model, spec.adapter)
     abilities = abilities.model_copy(
         update={
@@ -207,33 +208,6 @@ def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: li
     else:
         reasons.append(f"rows are not packed: {leaks(architecture, abilities.packing.words).cause}")
     return bool(abilities.packing.holds)
-
-
-def _of_what_is_done_once(method: Method, abilities: Abilities, again: bool, *, parted: bool) -> list[str]:
-    """Return what a method of whole answers need not compute twice.
-
-    Args:
-        again: rows come more than once, to a process that has seen them.
-    """
-    said = []
-    if _shares(method, abilities) and not parted:
-        said.append("what both answers of a pair begin with goes through the model once")
-    if method.reference and again:
-        said.append("what the reference says of a row is asked once: later epochs and evaluations do without its pass")
-    return said
-
-
-def _shares(method: Method, abilities: Abilities) -> bool:
-    """Return whether what both answers of a pair begin with goes through the model once."""
-    return method.pairwise and not method.head and bool(abilities.takes("layers") and abilities.takes("head"))
-
-
-def _once(spec: RunSpec, abilities: Abilities, data: DataFacts, tokens: int, *, packing: bool) -> int:
-    """Return the tokens of a pair's places that go through layers; 0: all of them, or that is not known: weights may be
-    parted, or packs hold several pairs."""
-    alone = not packing or 2 * data.tokens_total > tokens * max(1, data.rows)
-    shared = _shares(METHODS[spec.method], abilities) and spec.gpus == 1 and alone
-    return min(data.pair, tokens) if shared else 0
 
 
 def _ours(spec: RunSpec, abilities: Abilities) -> tuple[float, bool]:
