@@ -1,4 +1,4 @@
-"""What goes through a model once where rows have it in common, or come again: a pair's prompt, a reference's answers."""
+"""What goes through a model once, where rows have it in common or come again: prompts, a reference's answers."""
 
 from __future__ import annotations
 
