@@ -25,10 +25,12 @@ from nbtune.models.gguf_file.numbers import values
 from nbtune.models.gguf_file.pretokenizers import _ALIASES
 from tests.support.families import family_tokenizer
 from tests.support.family_cases import CASES
+from tests.support.family_variants import VARIANTS
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.tiny_models import CHATML, save_model, strings
 
 SHORT = ("llama 2, codellama, yi", "qwen3 moe", "gemma 3", "phi 3 long", "falcon 40b", "gpt-oss")
+VARIANTS_READ = ("qwen3, yarn with its own factor", "arcee, llama 3's scaling")
 WRITTEN_ONLY = {  # architectures of llama.cpp that are not read yet
     "deepseek2", "dots1", "ernie4_5-moe", "falcon-h1", "glm4moe", "granitehybrid", "hunyuan-dense", "hunyuan-moe",
     "jais2", "jamba", "lfm2", "lfm2moe", "mamba", "mamba2", "minimax-m2", "mistral3", "nemotron_h", "nemotron_h_moe",
@@ -49,7 +51,7 @@ def made(name: str, folder: Path, *types: str) -> tuple[Any, Any, list[Path]]:
     """A tiny model of a family, its tokenizer, and its GGUF files."""
     import transformers
 
-    case = CASES[name]
+    case = (CASES | VARIANTS)[name]
     tokenizer = family_tokenizer(case.tokenizer, folder / "tokenizer")
     config = getattr(transformers, case.config)(vocab_size=len(tokenizer), **case.options)
     model = save_model(config, folder / "model", spread=3.0)
@@ -72,7 +74,9 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / (other.max() - other.min()))
 
 
-@pytest.mark.parametrize("name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize(
+    "name", [*VARIANTS_READ, *(n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in CASES)]
+)
 def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     model, tokenizer, [path] = made(name, tmp_path)
     if (arch := read_header(path).arch) in WRITTEN_ONLY or name == "granite moe shared":
@@ -85,7 +89,9 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     ids = tokenizer("The people over there said: 2024 東京 def return import lambda x, HELLO World").input_ids
     assert apart(logits(got, ids), logits(model, ids)) < 1e-6
     own = models.load_tokenizer(str(path))
-    nfc = own.backend_tokenizer.normalizer if CASES[name].tokenizer == "qwen2" else None  # Qwen's own, not this test's
+    nfc = (
+        own.backend_tokenizer.normalizer if (CASES | VARIANTS)[name].tokenizer == "qwen2" else None
+    )  # Qwen's own, not this test's
     for text in strings(150, seed=3, specials=("<|im_start|>", "<|im_end|>", "</s>")):
         asked = nfc.normalize_str(text) if nfc else text
         assert own(text).input_ids == tokenizer(asked).input_ids

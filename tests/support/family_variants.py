@@ -11,6 +11,10 @@ def _other(name: str, **options: object) -> Case:
     return Case(case.config, {**case.options, **options}, case.tokenizer)
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 TIED = (
     "qwen2 moe", "olmoe", "gpt-oss", "phi 1, 2", "olmo 2", "gpt-neox, pythia", "nemotron", "olmo 3", "stablelm",
     "dots 1", "minimax m2", "nemotron h", "nemotron 3", "falcon h1", "jamba", "bamba", "qwen3 next", "granite 4 h",
@@ -20,6 +24,14 @@ UNTIED = ("gpt-2", "starcoder 2", "mpt", "bloom", "mamba", "lfm 2")
 VARIANTS = {
     **{f"{name}, tied": _other(name, tie_word_embeddings=True) for name in TIED},
     **{f"{name}, untied": _other(name, tie_word_embeddings=False) for name in UNTIED},
+    **{
+        f"{name}, yarn with its own factor": _other(name, rope_parameters={**YARN, "attention_factor": 0.9})
+        for name in ("llama 2, codellama, yi", "qwen3", "gpt-oss", "cohere 2", "granite moe shared", "falcon h1")
+    },
+    "qwen3, yarn with two scales": _other("qwen3", rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 0.5}),
+    "arcee, llama 3's scaling": _other("arcee", rope_parameters=LLAMA3),
+    "exaone 4, llama 3's scaling": _other("exaone 4", rope_parameters=LLAMA3),
+    "granite 4, llama 3's scaling": _other("granite 4", rope_parameters=LLAMA3),
     "falcon, a key a query": _other("falcon 7b", multi_query=False),
     "starcoder, a key a query": _other("starcoder", multi_query=False),
     "falcon h1, normed states of two groups": Case(

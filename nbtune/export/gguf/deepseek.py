@@ -27,6 +27,9 @@ def check_deepseek(config: Config) -> None:
     refuse(config, by_best and used < groups, "it chooses groups of experts by the best one of each")
     rope = config.rope()
     refuse(config, rope.get("mscale") != rope.get("mscale_all_dim"), "its rotary scaling has two factors")
+    kind = rope["rope_type"]
+    refuse(config, kind == "linear", "its rotary angles are scaled linearly")
+    refuse(config, kind == "yarn" and not rope.get("mscale_all_dim"), "yarn scales its attention's rotary part alone")
 
 
 def metadata(config: Config, writer: Any) -> None:

@@ -56,7 +56,7 @@ def metadata_3_5(config: Config, writer: Any) -> None:
 
 
 def parts(model: MergedModel, config: Config, source: str) -> dict[str, Rows] | None:
-    """Sort what Qwen3-Next keeps by key head: queries, keys and values; and gates."""
+    """Return what Qwen3-Next keeps by key head apart: queries, keys and values; and gates."""
     if not source.endswith(".linear_attn.in_proj_qkvz.weight"):
         return None
     keys, width = int(config.need("linear_num_key_heads")), int(config.need("linear_key_head_dim"))

@@ -15,14 +15,17 @@ from nbtune.export.gguf import single_families as single
 from nbtune.export.gguf.family import Family
 from nbtune.export.gguf.hf_config import Config
 
+_LLAMA3 = "llama3"
 _OUT: tuple[str, ...] = ("attn_output",)
 _MLP: tuple[str, ...] = ("ffn_up", "ffn_gate", "ffn_down")
 _OUT_AND_MLP = (*_OUT, *_MLP)
 _SHORTEST = 256  # tokens of context with which a file is of some use
 STATES = Family("mamba", check=states.check, change=states.change, states=True, rope=False, names=states.NAMES)
 _SWITCHED: dict[str, Any] = {"window": "switched", "unsaid_window": 4096}
-LLAMA = Family("llama", check=single.check_llama, permute=True)
-MINISTRAL = Family("mistral3", check=single.check_llama, extra=single.extra_ministral, permute=True)
+LLAMA = Family("llama", factors=_LLAMA3, check=single.check_llama, permute=True)
+MINISTRAL = Family(
+    "mistral3", factors=_LLAMA3, check=single.check_ministral, extra=single.extra_ministral, permute=True
+)
 DEEPSEEK = Family(
     "deepseek2",
     unbiased=_MLP,
@@ -34,6 +37,7 @@ DEEPSEEK = Family(
 )
 GRANITE_HYBRID = Family(
     "granitehybrid",
+    factors=_LLAMA3,
     check=hybrids.check_granite,
     extra=hybrids.granite,
     change=states.change,
@@ -92,8 +96,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3": replace(GEMMA3, within="language_model."),
     "gemma3_text": GEMMA3,
-    "granite": Family("granite", check=single.check_llama, extra=single.extra_granite, permute=True),
-    "granitemoe": Family("granitemoe", check=single.check_llama, extra=single.extra_granite, permute=True, moe=True),
+    "granite": Family("granite", factors=_LLAMA3, check=single.check_llama, extra=single.extra_granite, permute=True),
+    "granitemoe": Family(
+        "granitemoe", factors=_LLAMA3, check=single.check_llama, extra=single.extra_granite, permute=True, moe=True
+    ),
     "gpt_oss": Family(
         "gpt-oss",
         head=True,
@@ -111,7 +117,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family("olmo2", unbiased=_OUT, head=True, check=single.check_llama),
     "olmoe": Family("olmoe", unbiased=_OUT, head=True, check=single.check_olmoe, moe=True),
     "phi": Family("phi2", head=True, check=single.check_phi, layer_norm=True),
-    "phi3": Family("phi3", check=single.check_llama, extra=single.sliding, window="always"),
+    "phi3": Family("phi3", factors="longrope", check=single.check_llama, extra=single.sliding, window="always"),
     "qwen2": Family("qwen2", check=single.check_llama, **_SWITCHED),
     "qwen2_moe": Family(
         "qwen2moe",
@@ -127,7 +133,7 @@ FAMILIES: dict[str, Family] = {
         "qwen3moe", unbiased=_OUT, check=single.check_qwen3_moe, extra=single.extra_moe, moe=True, **_SWITCHED
     ),
     "smollm3": Family("smollm3", unbiased=_OUT_AND_MLP, check=single.check_smollm3, permute=True, window="switched"),
-    "arcee": Family("arcee", unbiased=_OUT_AND_MLP, check=single.check_relu2, permute=True),
+    "arcee": Family("arcee", factors=_LLAMA3, unbiased=_OUT_AND_MLP, check=single.check_relu2, permute=True),
     "bloom": Family(
         "bloom",
         check=single.check_bloom,
@@ -146,7 +152,7 @@ FAMILIES: dict[str, Family] = {
         "cohere2", unbiased=_OUT, check=single.check_cohere2, extra=single.extra_cohere2, layer_norm=True, windows=True
     ),
     "ernie4_5": Family("ernie4_5", unbiased=_MLP, check=single.check_llama),
-    "exaone4": Family("exaone4", check=single.check_exaone4, extra=single.sliding, windows=True),
+    "exaone4": Family("exaone4", factors=_LLAMA3, check=single.check_exaone4, extra=single.sliding, windows=True),
     "glm4": Family("glm4", check=single.check_llama),
     "gpt2": Family("gpt2", check=single.check_gpt2, change=single.change_conv1d, layer_norm=True, rope=False),
     "gpt_neox": Family(
@@ -194,6 +200,7 @@ FAMILIES: dict[str, Family] = {
     "granitemoehybrid": replace(GRANITE_HYBRID, instead=lambda config: _granite(config)),
     "granitemoeshared": Family(
         "granitemoe",
+        factors=_LLAMA3,
         check=single.check_llama,
         extra=hybrids.granite_shared,
         parts=hybrids.parts_granite,

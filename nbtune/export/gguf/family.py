@@ -43,6 +43,7 @@ class Family:
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
         latent: attention is by latent vectors.
+        factors: the rotary scaling whose factors, one for each frequency, llama.cpp reads.
         unbiased: words in names of tensors whose biases llama.cpp has no place for.
         head: llama.cpp wants a head of its own, where the model's is its embedding.
         ties: transformers makes the head the embedding where the config says so.
@@ -69,6 +70,7 @@ class Family:
     windows: bool = False
     rope: bool = True
     latent: bool = False
+    factors: str = ""
     unbiased: tuple[str, ...] = ()
     head: bool = False
     ties: bool = True
@@ -161,7 +163,7 @@ class Family:
         made += [stacked(model, [found[i] for i in sorted(found)], key) for key, found in experts.items()]
         if self.head and model.embedding and all(tensor.name != _HEAD for tensor in made):
             made.append(plain(model, model.embedding, _HEAD))
-        made += rope_tensors(config) if self.rope else []
+        made += rope_tensors(config, self.factors) if self.rope else []
         return sorted(made, key=_order)
 
     def _one(self, config: Config, model: MergedModel, names: Any, source: str) -> list[GgufTensor]:

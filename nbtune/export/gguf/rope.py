@@ -11,6 +11,7 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.tensors import GgufTensor, constant
 
+_PER_FREQUENCY = ("llama3", "longrope", "su")
 _SCALES_NONE = "llama_4_scaling_beta"  # of Ministral 3: llama.cpp's graph takes the factor on attention away again
 
 
@@ -31,10 +32,7 @@ def rope_metadata(config: Config, writer: Any) -> None:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
     elif kind == "yarn":
-        _refuse_odd_yarn(config, rope)
-        writer.add_rope_scaling_type(RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-        writer.add_rope_scaling_orig_ctx_len(int(rope.get("original_max_position_embeddings") or config.context))
+        _yarn(config, rope, writer)
     elif kind in ("longrope", "su"):
         writer.add_rope_scaling_orig_ctx_len(_original(config, rope))
         writer.add_rope_scaling_attn_factors(_longrope_attention(config, rope))
@@ -46,23 +44,44 @@ def rope_metadata(config: Config, writer: Any) -> None:
         )
 
 
-def _refuse_odd_yarn(config: Config, rope: dict[str, Any]) -> None:
-    usual = {"beta_fast": 32, "beta_slow": 1}
-    odd = [key for key, value in usual.items() if rope.get(key) not in (None, value)]
-    equal = rope.get("mscale") == rope.get("mscale_all_dim")
-    own = (
-        ("attention_factor",)
-        if config.get("kv_lora_rank") or (_SCALES_NONE in rope and equal)
-        else ("mscale", "mscale_all_dim", "attention_factor")
-    )
-    odd += [key for key in own if rope.get(key) is not None]
-    untruncated = rope.get("truncate") is False and config.model_type != "gpt_oss"  # of which a note speaks
-    if odd or untruncated:
+def _yarn(config: Config, rope: dict[str, Any], writer: Any) -> None:
+    """Write yarn's numbers (https://arxiv.org/abs/2309.00071)."""
+    from gguf import RopeScalingType
+
+    factor = float(rope["factor"])
+    attention, usual = _yarn_attention(rope, factor), _mscale(factor)
+    elsewhere = bool(config.get("kv_lora_rank")) or (_SCALES_NONE in rope and attention == 1.0)  # the family writes it
+    odd = [key for key, value in {"beta_fast": 32, "beta_slow": 1}.items() if rope.get(key) not in (None, value)]
+    if rope.get("attention_factor") is not None and (config.get("kv_lora_rank") or _SCALES_NONE in rope):
+        odd.append("attention_factor")
+    elif attention != usual and not elsewhere and (_SCALES_NONE in rope or config.model_type.startswith("gemma3")):
+        odd.append("factor on attention")  # of Gemma 3's layers llama.cpp would scale the local ones, too
+    if rope.get("truncate") is False and config.model_type != "gpt_oss":  # of which a note speaks
+        odd.append("truncate")
+    if odd:
         raise ExportError(
-            f"yarn scaling with its own {', '.join(odd) or 'truncate'} is not known",
+            f"{config.model_type}: llama.cpp runs no yarn scaling with its own {', '.join(odd)}",
             place=config.place,
             fix="export the merged safetensors instead.",
         )
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(factor)
+    writer.add_rope_scaling_orig_ctx_len(int(rope.get("original_max_position_embeddings") or config.context))
+    if attention != usual and not elsewhere:
+        writer.add_rope_scaling_attn_factors(attention / usual)  # llama.cpp has the usual one by itself
+
+
+def _yarn_attention(rope: dict[str, Any], factor: float) -> float:
+    """Return by what yarn scales the angles' sines and cosines."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return _mscale(factor, float(rope["mscale"])) / _mscale(factor, float(rope["mscale_all_dim"]))
+    return _mscale(factor)
+
+
+def _mscale(factor: float, times: float = 1.0) -> float:
+    return 0.1 * times * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _original(config: Config, rope: dict[str, Any]) -> int:
@@ -80,9 +99,22 @@ def _longrope_attention(config: Config, rope: dict[str, Any]) -> float:
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
-def rope_tensors(config: Config) -> list[GgufTensor]:
-    """Return the factors by which llama.cpp divides the rotary frequencies, where the scaling is per frequency."""
+def rope_tensors(config: Config, read: str) -> list[GgufTensor]:
+    """Return the factors by which llama.cpp divides the rotary frequencies, where the scaling is per frequency.
+
+    Args:
+        read: which of these scalings the architecture reads.
+
+    Raises:
+        ExportError: it does not read the model's.
+    """
     rope = config.rope()
+    if rope["rope_type"] in _PER_FREQUENCY and rope["rope_type"].replace("su", "longrope") != read:
+        raise ExportError(
+            f"{config.model_type}: llama.cpp does not read the factors of its rotary scaling ({rope['rope_type']!r})",
+            place=config.place,
+            fix="export the merged safetensors instead.",
+        )
     if rope["rope_type"] == "llama3":
         return [constant("rope_freqs.weight", _llama3_factors(rope, config.rotary_dim))]
     if rope["rope_type"] in ("longrope", "su"):

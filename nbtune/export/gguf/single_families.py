@@ -233,7 +233,7 @@ def change_by_head(model: MergedModel, config: Config, source: str, name: str) -
 
 
 def change_bigcode(model: MergedModel, config: Config, source: str, name: str) -> GgufTensor | None:
-    """Sort a StarCoder's heads, where each has a key of its own."""
+    """Return a StarCoder's heads sorted, where each has a key of its own."""
     return None if config.get("multi_query", default=True) else change_by_head(model, config, source, name)
 
 
@@ -292,6 +292,13 @@ def extra_cohere2(config: Config, writer: Any) -> None:
     extra_logit_scale(config, writer)
 
 
+def check_ministral(config: Config) -> None:
+    check_llama(config)
+    rope = config.rope()
+    grows = bool(rope.get("llama_4_scaling_beta")) and rope["rope_type"] != "yarn"
+    refuse(config, grows, "far tokens' queries grow without yarn's scaling")
+
+
 def extra_ministral(config: Config, writer: Any) -> None:
     """Write by how much far tokens' queries grow, and that yarn scales no attention."""
     rope = config.rope()
@@ -299,3 +306,4 @@ def extra_ministral(config: Config, writer: Any) -> None:
         writer.add_rope_scaling_yarn_log_mul(1.0)  # what llama.cpp takes away again, whatever the config's number is
     if rope.get("llama_4_scaling_beta"):
         writer.add_attn_temperature_scale(float(rope["llama_4_scaling_beta"]))
+        writer.add_attn_temperature_length(int(rope.get("original_max_position_embeddings") or config.context))

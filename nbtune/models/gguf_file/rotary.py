@@ -45,8 +45,16 @@ def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: flo
     if kind in ("none", "linear"):
         return out if factor == 1.0 else {**out, "rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        return {**out, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        own = {**out, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        return {**own, **_yarn(header, factor)}
     raise refused(header.place, f"its rotary scaling {kind[:40]!r} is not known")
+
+
+def _yarn(header: GgufHeader, factor: float) -> dict[str, Any]:
+    """Return by what a file's yarn scales attention beyond the usual."""
+    attention = header.real(f"{header.arch}.rope.scaling.attn_factor", 1.0)
+    usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return {} if attention == 1.0 else {"attention_factor": attention * usual}
 
 
 def _longrope(header: GgufHeader, turned: int, original: int, context: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from nbtune.errors import ExportError
 from nbtune.export import ExportSource, LlamaRunner, export_gguf
 from nbtune.export.gguf.families import FAMILIES
 from tests.support.families import GELU_LIMIT, LIMIT, family_tokenizer, measure
-from tests.support.family_cases import CASES, EXPERTS, SIZES
+from tests.support.family_cases import CASES, EXPERTS, MAMBA2, MINISTRAL, SIZES, YARN
+from tests.support.family_variants import LLAMA3
 from tests.support.llama import llama_library
 from tests.support.tiny_models import save_model
 
@@ -98,6 +99,13 @@ def test_caps_of_logits_are_those_of_the_config(
         ("Qwen3MoeConfig", {**EXPERTS, "num_experts": 4, "norm_topk_prob": False}, "norm_topk_prob is off"),
         ("OlmoeConfig", {"num_key_value_heads": 4, "num_experts": 4, "clip_qkv": 8.0}, "it clips queries"),
         ("GptOssConfig", {"num_local_experts": 4, "swiglu_limit": 5.0}, "alpha and limit"),
+        ("Qwen3Config", {"rope_parameters": LLAMA3}, "does not read the factors of its rotary scaling"),
+        ("LlamaConfig", {"rope_parameters": {**YARN, "beta_fast": 16.0}}, "yarn scaling with its own beta_fast"),
+        ("Qwen3Config", {"attention_bias": True}, "no place for the weight 'model.layers.0.self_attn.o_proj.bias'"),
+        ("BloomConfig", {"apply_residual_connection_post_layernorm": True, "n_head": 4}, "behind its norms"),
+        ("FalconH1Config", {**MAMBA2, "mamba_d_ssm": 128, "mamba_rms_norm": True}, "before their gate"),
+        ("GraniteMoeHybridConfig", {**MAMBA2, "mamba_n_groups": 2}, "all groups of its states at once"),
+        ("Ministral3Config", {"rope_parameters": {**MINISTRAL, "rope_type": "default"}}, "grow without yarn"),
         ("FalconConfig", {"alibi": True, "num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64}, "ALiBi"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 
 from nbtune.errors import ExportError
 from nbtune.export import ExportSource, export_adapter_gguf, export_gguf, export_ollama
-from nbtune.export.gguf import families
+from nbtune.export.gguf import families, family
 from nbtune.export.gguf.general import general_name
 from nbtune.export.gguf.hf_config import Config
 from tests.support.llama import LlamaOracle, llama_library
@@ -195,7 +195,7 @@ def test_a_trap_llama3_scaling_needs_its_factors(tmp_path: Path, monkeypatch: py
     source = ExportSource(tiny.folder, name="scaled")
     with runner(export_gguf(source, ["f32"], tmp_path)[0].path) as llama:
         assert difference(llama.logits(tiny.tokens), tiny.logits()) < 1e-5
-    monkeypatch.setattr(families, "rope_tensors", lambda config: [])
+    monkeypatch.setattr(family, "rope_tensors", lambda config, read: [])
     with runner(export_gguf(source, ["f32"], tmp_path)[0].path) as llama:
         assert difference(llama.logits(tiny.tokens), tiny.logits()) > 0.05
 

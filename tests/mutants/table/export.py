@@ -103,8 +103,8 @@ EXPORT = (
     mutant(
         "phi3-without-its-window",
         "export/gguf/families.py",
-        '"phi3": Family("phi3", check=single.check_llama, extra=single.sliding, window="always")',
-        '"phi3": Family("phi3", check=single.check_llama, window="always")',
+        '"phi3": Family("phi3", factors="longrope", check=single.check_llama, extra=single.sliding, window="always")',
+        '"phi3": Family("phi3", factors="longrope", check=single.check_llama, window="always")',
         f"{_FAMILY}::test_a_window_that_llama_cpp_ignores_ends_the_context[Phi3Config]",
     ),
     mutant(
