@@ -142,6 +142,7 @@ def make_plan(
             "experts": model.stacked,
         }
     )
+    width = 2 if setup.in_backward and dtype == "bf16" else 4
     state = state_bytes(setup.optimizer, model, spec.adapter) + 4 * averaged
     mean = data.tokens_total / max(1, data.rows)
     rate, why = rate_of(spec, model.architecture, model.hidden_size, total_steps)
@@ -174,7 +175,7 @@ def make_plan(
         eval_every=spec.eval.every or max(1, round(total_steps / 10)),
         memory=best.memory,
         available_bytes=available(device),
-        disk_bytes=int(trained * (4 + state)) * (spec.checkpoint.keep + 1) + trained * 8,
+        disk_bytes=int(trained * (width + state)) * (spec.checkpoint.keep + 1) + trained * 2 * width,
         download_bytes=download_bytes,
         seconds=total_steps * _step_seconds(setup, best, math.ceil(micro * accumulation / devices), mean),
         abilities=abilities,

@@ -40,7 +40,7 @@ def run_of(model: Path, folder: Path, name: str, steps: int, **spec: Any) -> dic
     from nbtune import events
 
     given = {"model": str(model), "adapter": "full", "steps": steps + 30, "train_on": "all", **spec}
-    given |= {"eval": {"split": 0, "every": 10**6}, "checkpoint": {"minutes": 10**4}}
+    given |= {"eval": {"split": 0, "every": 10**6}, "checkpoint": {"minutes": 10**4, "keep": 1}}
     began = time.time()
     run = nbtune.finetune(**given, name=name.replace(" ", "-").replace(",", ""), runs_dir=str(folder))
     done: list[Any] = []
@@ -67,6 +67,70 @@ def run_of(model: Path, folder: Path, name: str, steps: int, **spec: Any) -> dic
     }  # fmt: skip
 
 
+def bare(model: Path, steps: int, **given: Any) -> dict[str, Any]:
+    """Do the steps of a plan by the functions of a run, without the run's folder: checkpoints would need 90 GiB."""
+    import torch
+
+    import nbtune
+    from nbtune import device as machine
+    from nbtune import models
+    from nbtune.spec import from_mapping
+    from nbtune.train.choose_stepper import choose_stepper
+    from nbtune.train.loss import TokenLoss
+
+    given = {"model": str(model), "adapter": "full", "steps": 1000, "train_on": "all", **given}
+    given |= {"checkpoint": {"keep": 1}, "eval": {"split": 0}}
+    plan = nbtune.plan(**given)
+    spec = from_mapping({**given, "data": "rows"})
+    device = machine.pick(spec.device)
+    where = machine.describe(device, **spec.memory.model_dump())
+    cuda = device.type == "cuda"
+    began, seconds, losses = time.time(), [], []
+    with machine.within_limits(device, where):
+        built = models.build(
+            spec.model, adapter=spec.adapter, dtype=machine.torch_dtype(plan.dtype), device=device,
+            policy=plan.activations, seed=spec.seed, weights=plan.weights, tokenizer=False,
+        )  # fmt: skip
+        loaded = time.time() - began
+        built.model.train()
+        fused = built.patch is not None and "head" in built.patch.report.taken
+        stepper = choose_stepper(built, TokenLoss(fused), spec=spec, plan=plan, device=device, fused=fused)
+        for step in range(steps):
+            batch = batch_of(plan.micro_batch_size, plan.sequence_len, step)
+            moment, stepper.learning_rate = time.time(), plan.learning_rate
+            stepper.accumulate(batch, denominator=batch.num_trained, step=step, micro_step=0)
+            losses.append(round(float(stepper.update(plan.learning_rate).loss), 4))
+            if cuda:
+                torch.cuda.synchronize()
+            seconds.append(round(time.time() - moment, 4))
+    return {
+        "kind": "as planned", "planned_gib": round(plan.peak_bytes / 2**30, 2), "activations": plan.activations,
+        "optimizer": plan.optimizer or spec.optim, "in_backward": plan.in_backward,
+        "rows": plan.micro_batch_size, "tokens": plan.sequence_len,
+        "parts": {key: round(size / 2**30, 2) for key, size in plan.memory.model_dump().items()},
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if cuda else None,
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+        "loaded_s": round(loaded, 1), "planned_s": round(plan.seconds / plan.total_steps, 4), "seconds": seconds,
+        "loss": losses,
+    }  # fmt: skip
+
+
+def batch_of(rows: int, tokens: int, step: int) -> Any:
+    """Return rows that are full, of a thousand words by chance."""
+    import torch
+
+    from nbtune.data.batching.collate import Batch
+
+    ids = torch.randint(3, 1000, (rows, tokens), generator=torch.Generator().manual_seed(step))
+    labels = torch.cat([ids[:, 1:], torch.full((rows, 1), -100)], 1).flatten()
+    trained = (labels != -100).nonzero().flatten()
+    return Batch(
+        input_ids=ids, labels=ids, attention_mask=None, position_ids=torch.arange(tokens).expand(rows, -1),
+        cu_seqlens=None, max_seqlen=None, num_tokens=rows * tokens, num_trained=len(trained), trained_rows=trained,
+        trained_labels=labels[trained], examples=tuple(range(rows)),
+    )  # fmt: skip
+
+
 def main() -> None:
     """Read the arguments, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,6 +141,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--vram-gib", type=float)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no run that would end after so many")
+    parser.add_argument("--in-backward", action="store_true", help="of `peak`: also where it would fit otherwise")
     parser.add_argument("--dtype", default="bf16")
     args = parser.parse_args()
     until, longest = time.time() + args.seconds, 0.0
@@ -85,9 +150,12 @@ def main() -> None:
     spec: dict[str, Any] = {"sequence_len": args.length, "batch_size": rows, "dtype": args.dtype}
     spec |= {"memory": {"vram_gib": args.vram_gib}} if args.vram_gib else {}
     spec |= {"data": [{"text": text(args.length * rows * (steps + 30))}]}
-    kinds = KINDS if losses else {"as planned": {}}
+    if not losses:
+        spec |= {"optim_args": {"in_backward": True}} if args.in_backward else {}
+        print(json.dumps(bare(args.model, steps, **spec)), flush=True)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        for name, more in kinds.items():
+        for name, more in KINDS.items():
             began = time.time()
             if began + longest > until:
                 print(json.dumps({"kind": name, "error": "no time"}), flush=True)

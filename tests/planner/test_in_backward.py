@@ -37,6 +37,7 @@ def test_an_8b_model_is_trained_whole_in_34_gib() -> None:
     assert memory.optimizer == pytest.approx(2 * LLAMA_8B.parameters * (1 + 4 / 256), rel=0.01)
     assert memory.adapter == 0
     assert memory.gradients + memory.head < 2.5 * GIB  # a layer's, or the head's with some logits
+    assert plan.disk_bytes == pytest.approx((3 * 4 + 4) * LLAMA_8B.parameters, rel=0.02)  # there are no fp32 copies
     said = str(plan)
     assert "in backward by adamw_8bit" in said
     assert "rounded stochastically" in said
