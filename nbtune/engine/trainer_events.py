@@ -129,9 +129,10 @@ class TrainerEvents:
             self.emit(events.State(state="stopping", step=self._step, total_steps=self._total))
         if wishes.checkpoint != self._saves:
             self._saves, control.should_save = wishes.checkpoint, True
-        if wishes.sample != self._sampled or self._prompts.due():
+        wished = wishes.sample != self._sampled
+        if wished or self._prompts.due():
             self._sampled = wishes.sample
-            self._ask(int(state.global_step))
+            self._ask(int(state.global_step), wished=wished)
         self._answer(state)
 
     def _pause(self, state: Any) -> None:
@@ -153,13 +154,12 @@ class TrainerEvents:
         )
         answer_requests(self.folder, answer)
 
-    def _ask(self, step: int) -> None:
+    def _ask(self, step: int, *, wished: bool = False) -> None:
         trainer = self._trainer()
         if trainer is None or not self._alone or tokenizer_of(trainer) is None:
             return
-        for sample in self._prompts.answers(
-            trainer.model, tokenizer_of(trainer), step, lambda: self._control.look().ends
-        ):
+        ends = lambda: self._control.look().ends  # noqa: E731
+        for sample in self._prompts.answers(trainer.model, tokenizer_of(trainer), step, ends, wished=wished):
             self.emit(sample)
 
 

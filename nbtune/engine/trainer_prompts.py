@@ -1,6 +1,7 @@
 """Questions of a trainer's own rows, asked now and then while it trains, as `nbtune.engine.held_prompts` does in ours.
 
-What nobody asked for must not cost: at most once a minute, and less than half a percent of the time.
+What nobody asked for must not cost: at most once a minute, and less than half a percent of the time. What it costs is
+found out by a few words first, since on a slow machine the very first answers can take a tenth of a short training.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _SHARE = 0.005  # of the time
 _ASKED, _LOOKED = 2, 16
 _LONGEST = 4000  # characters
 _TOKENS = 64
+_TRIED = 4  # tokens, by which it is found out what an answer takes
 _COLUMNS = ("messages", "conversations", "prompt")
 
 
@@ -34,7 +36,8 @@ class TrainerPrompts:
         self._samples, self._rows = samples, rows
         self._found: list[Any] | None = list(samples) or None
         self._began = self._asked_at = time.monotonic()
-        self._spent, self._last = 0.0, 0.0
+        self._spent = 0.0
+        self._cost: float | None = None  # seconds that asking takes; unknown before the first time
         self._failed, self._based = False, bool(samples)  # the user's are asked before anything is learnt
 
     @property
@@ -50,15 +53,27 @@ class TrainerPrompts:
             return False
         if self._samples:
             return evaluated
-        now = time.monotonic()
-        cheap = self._spent + self._last <= _SHARE * (now - self._began)
-        return now - self._asked_at >= OFTEN and cheap
+        return time.monotonic() - self._asked_at >= OFTEN and self._cheap()
 
-    def answers(self, model: Any, tokenizer: Any, step: int, ends: Callable[[], bool]) -> Iterator[events.Sample]:
-        """Yield the answers; with them, once, what the base says to rows (as of step 0)."""
+    def _cheap(self) -> bool:
+        return self._spent + (self._cost or 0.0) <= _SHARE * (time.monotonic() - self._began)
+
+    def answers(
+        self, model: Any, tokenizer: Any, step: int, ends: Callable[[], bool], *, wished: bool = False
+    ) -> Iterator[events.Sample]:
+        """Yield the answers; with them, once, what the base says to rows (as of step 0).
+
+        Rows that nobody wished to be asked are left until they are cheap.
+        """
         began = time.monotonic()
         how: dict[str, Any] = {"max_new_tokens": _TOKENS, "should_stop": ends}
         try:
+            if not (wished or self._samples or self._cost is not None):
+                self._cost = self._try(model, tokenizer, ends)
+                self._spent += time.monotonic() - began
+                began = time.monotonic()
+                if not self._cheap():
+                    return
             for prompt in self.prompts:
                 asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
                 if not self._based and step and hasattr(model, "disable_adapter"):
@@ -70,8 +85,22 @@ class TrainerPrompts:
         except (NbtuneError, RuntimeError, ValueError, TypeError, AttributeError, KeyError):  # no model that writes
             self._failed = True
         self._asked_at = time.monotonic()
-        self._last = self._asked_at - began
-        self._spent += self._last
+        self._cost = self._asked_at - began
+        self._spent += self._cost
+
+    def _try(self, model: Any, tokenizer: Any, ends: Callable[[], bool]) -> float:
+        """Return how many seconds all answers may take, by the first words of one."""
+        told, began = [], time.monotonic()
+        for prompt in self.prompts[:1]:
+            sampling.answer(
+                model, tokenizer, prompt, max_new_tokens=_TRIED, should_stop=ends,
+                told=lambda _: told.append(time.monotonic()),
+            )  # fmt: skip
+        if not told:
+            return time.monotonic() - began
+        first, each = told[0] - began, (told[-1] - told[0]) / max(1, len(told) - 1)
+        answers = len(self.prompts) * (1 if self._based or not hasattr(model, "disable_adapter") else 2)
+        return answers * (first + (_TOKENS - 1) * (each or first))
 
 
 def _prompts(rows: Any) -> Iterator[Any]:
