@@ -25,8 +25,8 @@ _VERBS = (
     "Hand Handle Hear Heed Hide Hold Join Judge Keep Learn Leave Lend Let Listen Load Look Make Measure Meet Move "
     "Multiply Name Normalise Notice Order Overwrite Pack Part Place Prepare Print Push Put Quiet Raise Read Record "
     "Refuse Register Release Remove Render Reorder Repeat Replace Reserve Reshape Restart Return Rotate Round Run "
-    "Sample Save Say Scatter Seal See Send Set Settle Share Shorten Show Silence Sleep Split Stack Start Stop Sum "
-    "Take Tell Throw Tokenise Train Treat Try Turn Undo Upload Use View Vote Wait Work Write Yield"
+    "Sample Save Say Scatter Seal See Send Set Settle Share Shorten Show Silence Sleep Sort Split Stack Start Stop Sum "
+    "Take Tell Throw Tokenise Train Treat Try Turn Undo Update Upload Use View Vote Wait Work Write Yield"
 )
 VERBS = set(_VERBS.split())
 NOUNS_TOO = {"Copy", "Cut", "Draw", "Name", "Place", "Report", "Set", "Share", "Show", "Step", "Sum", "View", "Work"}
