@@ -196,7 +196,10 @@ def job_file(spec: RunSpec, asked: str | list[str], *, name: str = "run", runs_d
         asked: the options of the job.
         name, runs_dir: as in `submit`.
     """
-    return job_of(spec, asked).text(run_folder.runs_root(runs_dir) / f"{name}-000000", spec)
+    job = job_of(spec, asked)
+    if isinstance(job, job_files.ExportedJob):
+        job_files.refuse_what_stays(spec, ())
+    return job.text(run_folder.runs_root(runs_dir) / f"{name}-000000", spec)
 
 
 class _Asked:
@@ -237,11 +240,14 @@ class _Asked:
         if older is not None:
             warm_start.check(older, self.spec)
         reward_models.check_reward_models(self.spec, root)
+        travels = isinstance(job, job_files.ExportedJob)
+        if travels:
+            job_files.refuse_what_stays(self.spec, sources)
         if busy is not None and on_busy == "restart":
             busy.stop(wait=True)
 
         def fill(made: Path) -> None:
-            data.snapshot(sources, made / "data")
+            data.snapshot(sources, made / "data", travels=travels)
             self.things.keep(made)
             if older is not None:
                 objects.same_base(older, made)

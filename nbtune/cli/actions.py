@@ -115,6 +115,8 @@ def submit(given: Any) -> None:
     from nbtune.api import job_file
 
     with work(), request():
+        if given.job and given.slurm:
+            raise SpecError("a job is Slurm's or another tool's", place="--job", fix="leave out --slurm, or --job")
         spec = spec_of(given.spec, given.set)
         if given.print:
             text = job_file(spec, given.job or given.slurm or [], name=given.name, runs_dir=given.runs)

@@ -15,7 +15,7 @@ import io
 import re
 import shlex
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import yaml
 
 from nbtune import __version__, events
 from nbtune.atomic_io import write_text
+from nbtune.data.sources.rows import Source
 from nbtune.engine import slurm
 from nbtune.errors import SpecError, TrainError
 from nbtune.spec import RunSpec
@@ -116,6 +117,31 @@ def job_of(asked: str | Mapping[str, Any] | list[str], spec: RunSpec) -> Job:
             fix="make one (`sky volumes apply`) and name it: `volume=NAME`",
         )  # fmt: skip
     return ExportedJob(name, options, slurm.processes_of(options, spec) or 1)
+
+
+def refuse_what_stays(spec: RunSpec, sources: Iterable[Source]) -> None:
+    """Refuse what another tool's machine would look for in vain: only the run's folder, with its rows, goes there.
+
+    Raises:
+        SpecError: a model's folder, another run, or the user's word for code that runs on this machine alone.
+    """
+    for key in ("model", "tokenizer", "teacher"):
+        named = getattr(spec, key)
+        if named and Path(named).expanduser().exists():
+            raise SpecError(
+                f"`{slurm.shown(named)}` lies on this machine, and the job runs on another", place=key,
+                fix="push it to the Hub, and name it there",
+            )  # fmt: skip
+    if spec.rewards.models:
+        fix = "judge by a function of a package, or train on machines that see this folder: `gpus:`, `--slurm`"
+        raise SpecError("its reward models are runs of this machine", place="rewards.models", fix=fix)
+    code = [source.name for source in sources if source.change is not None or source.rewards]
+    if code or spec.trust_remote_code:
+        what = f"the functions of `{slurm.shown(code[0])}`" if code else "the model's own code"
+        raise SpecError(
+            f"{what} may run where you have allowed it, and the job runs on another machine", place="--job",
+            fix="use the function before, on the rows themselves" if code else "name a model that needs no code",
+        )  # fmt: skip
 
 
 class _Dumper(yaml.SafeDumper):

@@ -114,7 +114,7 @@ def read(given: str | Mapping[str, Any] | list[str]) -> dict[str, str]:
     """Return options by their names.
 
     Raises:
-        SpecError: one has no value.
+        SpecError: one has no value, or two.
     """
     if isinstance(given, Mapping):
         return {str(name): str(value) for name, value in given.items()}
@@ -124,6 +124,8 @@ def read(given: str | Mapping[str, Any] | list[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if equals:
             last = name.strip()
+            if last in options:
+                raise SpecError(f"`{shown(last)}` is given twice", place="--slurm", fix="leave one out")
             options[last] = value.strip()
         elif last and word:
             options[last] += f",{word}"  # a list of names, as sbatch takes it

@@ -6,6 +6,7 @@ import ast
 import base64
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from nbtune.api import job_file
 from nbtune.cli import main
 from nbtune.engine import job_files
 from nbtune.errors import SpecError, TrainError
+from nbtune.models.loading import resolve
 from nbtune.spec import RunSpec, from_mapping
 from nbtune.store.event_log import EventReader
 from tests.engine.conftest import ROWS, SPEC
@@ -125,6 +127,66 @@ def test_a_folder_that_no_script_can_carry_is_refused(tmp_path: Path, monkeypatc
     with pytest.raises(TrainError, match="too large for a script"):
         nbtune.submit(CPU, rows={"rows": ROWS}, slurm=HF_JOBS, runs_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("asked", [HF_JOBS, SKYPILOT, KUBEFLOW])
+def test_the_rows_of_files_go_with_the_run(asked: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Wer, {k}?", "completion": "Ahoi – für Größe!"} for k in range(6)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    Path("few.csv").write_bytes(
+        "prompt;completion\nWer, 4?;Ahoi – für Größe!\nWer, 5?;Ahoi – für Größe!\n".encode("cp1252")
+    )
+    spec = {**CPU, "data": ["rows.jsonl", "few.csv"], "eval": {"data": "rows.jsonl"}}
+    folder = nbtune.submit(spec, slurm=asked, runs_dir="runs").folder
+    here = nbtune.data.open_snapshot(folder / "data")
+    monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "another"))  # nobody has allowed anything there
+    for path in ("rows.jsonl", "few.csv"):
+        Path(path).unlink()
+    there = shutil.copytree(folder, tmp_path / "there" / folder.name)
+    sources = nbtune.data.open_snapshot(there / "data")
+    assert [(s.name, s.role, [*s.rows]) for s in sources] == [(s.name, s.role, [*s.rows]) for s in here]
+    assert [row for source in sources if source.role == "train" for row in source.rows] == rows
+    assert str(tmp_path) not in (there / "data" / "sources.json").read_text()
+
+
+def double(row: dict[str, Any]) -> dict[str, Any]:
+    return row
+
+
+@pytest.mark.parametrize("asked", [HF_JOBS, SKYPILOT, KUBEFLOW])
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"model": "./mine"}, "lies on this machine, and the job runs on another"),
+        ({"tokenizer": "mine"}, "lies on this machine, and the job runs on another"),
+        (
+            {"data": {"source": "rows", "function": "double"}},
+            "the functions of `rows` may run where you have allowed it",
+        ),
+        ({"trust_remote_code": True}, "the model's own code may run where you have allowed it"),
+    ],
+)
+def test_what_the_job_s_machine_has_not_is_refused(
+    asked: str, more: dict[str, Any], words: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(resolve("nbtune/tiny"), "mine")
+    with pytest.raises(SpecError, match=words):
+        nbtune.submit({**CPU, **more}, rows={"rows": ROWS, "double": double}, slurm=asked, runs_dir="runs")
+    assert not Path("runs").exists()
+
+
+def test_an_option_that_is_given_twice_is_refused_and_so_are_two_tools(
+    tmp_path: Path, capfd: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("data: nbtune/persona\nsteps: 2\n")
+    for words in (["--job", f"{SKYPILOT},gpus=A100:8"], ["--slurm", "nodes=1,nodes=2"]):
+        assert main(["submit", "demo.yaml", *words, "--print"]) == 2
+        assert "is given twice" in capfd.readouterr().err
+    assert main(["submit", "demo.yaml", "--job", SKYPILOT, "--slurm", "partition=x", "--print"]) == 2
+    assert "a job is Slurm's or another tool's" in capfd.readouterr().err
 
 
 def test_print_writes_nothing(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:

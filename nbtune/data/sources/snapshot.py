@@ -35,7 +35,7 @@ _INDEX = "sources.json"
 _ABSENT = "absent.json"  # why there is no snapshot
 
 
-def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
+def snapshot(sources: Iterable[Source], folder: Path | str, *, travels: bool = False) -> list[Source]:
     """Write down what the sources hold; return them as they will be opened again.
 
     >>> spec = nbtune.spec.from_mapping({"data": "rows"})
@@ -46,6 +46,7 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
     Args:
         sources: from `resolve`.
         folder: the run's `data/` folder; made if it is missing.
+        travels: it goes where the files are not: their rows are written down, too.
 
     Raises:
         DataError: rows cannot be written down (a value that is not text, number, list or dict).
@@ -61,7 +62,7 @@ def snapshot(sources: Iterable[Source], folder: Path | str) -> list[Source]:
             "role": source.role,
             "spec": source.spec.model_dump(mode="json", exclude_defaults=True),
         }
-        if source.kind == "variable":
+        if source.kind == "variable" or (travels and source.kind == "file"):
             stem = base = re.sub(r"[^\w.-]+", "-", source.name).strip("-.") or "rows"
             while stem in used:
                 stem = f"{base}-{len(used)}"
