@@ -12,6 +12,7 @@ from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.engine import job_files, objects, peft_start, reward_models, warm_start
 from nbtune.engine.launcher import launched_on
+from nbtune.errors import SpecError
 from nbtune.planner import Plan
 from nbtune.run import Run, begin
 from nbtune.spec import RunSpec, placing
@@ -60,7 +61,11 @@ def validate(
 
 def _named(spec: Spec, fields: dict[str, Any], rows: Any, first_line: int) -> tuple[RunSpec, Mapping[str, Any]]:
     with _placing(spec, first_line):
-        return objects.named(spec, fields, rows, first_line)
+        run_spec, variables = objects.named(spec, fields, rows, first_line)
+        if idle := run_spec.adapter.idle:  # an older run's spec may say it, and is read
+            fix = "drop it; `unfrozen_parameters` names the weights that are trained, where not all are"
+            raise SpecError(f"`{idle}` changes nothing of adapter `full`", place=f"adapter.{idle}", fix=fix)
+        return run_spec, variables
 
 
 def _count_processes(spec: RunSpec) -> None:

@@ -157,6 +157,12 @@ class AdapterSpec(Part):
         return not (apart or self.rank_pattern or self.modules_to_save or self.unfrozen_parameters)
 
     @property
+    def idle(self) -> str:
+        """What is set and changes nothing where every weight is trained; "" where all of it does something."""
+        names = ("r", "alpha", "dropout", "use_rslora", "target_modules") if self.type == "full" else ()
+        return next((name for name in names if getattr(self, name) != type(self).model_fields[name].default), "")
+
+    @property
     def anywhere(self) -> AdapterSpec:
         """The same without what is said of single layers: for a copy of a model that has fewer."""
         alike: dict[str, Any] = {"layers_to_transform": (), "rank_pattern": {}, "alpha_pattern": {}}

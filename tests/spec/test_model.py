@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+import nbtune
 from nbtune.errors import SpecError
 from nbtune.spec import AdapterSpec, CheckpointSpec, EvalSpec, RunSpec, SourceSpec, from_mapping
 
@@ -103,3 +104,12 @@ def test_a_role_that_no_row_is_read_with_is_refused(train_on: list[str], words: 
         from_mapping({"data": "rows", "train_on": train_on})
     for good in ([], ["user", "assistant"], ["critic"], "all"):
         from_mapping({"data": "rows", "train_on": good})
+
+
+@pytest.mark.parametrize("said", [{"r": 8}, {"alpha": 4}, {"dropout": 0.1}, {"target_modules": ["q_proj"]}])
+@pytest.mark.parametrize("ask", [nbtune.plan, nbtune.validate, nbtune.finetune])
+def test_what_full_training_would_ignore_is_refused(ask, said):
+    rows = [{"prompt": "Hi", "completion": "Ahoy!"}]
+    with pytest.raises(SpecError, match="changes nothing of adapter `full`") as refused:
+        ask({"adapter": {"type": "full", **said}, "steps": 1}, data=rows)
+    assert refused.value.place == f"adapter.{next(iter(said))}"
