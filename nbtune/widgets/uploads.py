@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from nbtune.atomic_io import create_file
@@ -11,6 +11,8 @@ from nbtune.data.sources.files import ending, kinds_to_give
 from nbtune.errors import SpecError
 
 LIMIT = 200 * 2**20
+_LONGEST = 200  # bytes of a name: file systems take 255
+_MEANT = set(':*?[]|<>"')  # what a source's name, or a pattern of files, is written with
 
 
 def keep(name: str, buffers: Sequence[Any]) -> str:
@@ -19,7 +21,7 @@ def keep(name: str, buffers: Sequence[Any]) -> str:
     Raises:
         SpecError: it is no file of rows, or too big for the page's channel.
     """
-    data, path = buffers[0], Path(Path(name).name)
+    data, path = buffers[0], Path(_plain(name))
     end = len(ending(path))
     if not end:
         raise SpecError(f"{path.name} is no file of rows", fix=kinds_to_give(path))
@@ -29,3 +31,12 @@ def keep(name: str, buffers: Sequence[Any]) -> str:
     while path.exists() or not create_file(path, data):
         number, path = number + 1, Path(f"{stem}-{number + 1}{kind}")
     return path.name
+
+
+def _plain(name: str) -> str:
+    """Return the name of the file alone, as `data:` may say it: of a length that a disk takes, without what would be
+    read as something else than a name."""
+    last = "".join("-" if c in _MEANT or not c.isprintable() else c for c in PureWindowsPath(name).name)
+    end = ending(Path(last))
+    stem = last[: len(last) - len(end)].encode(errors="replace")[:_LONGEST].decode(errors="ignore")
+    return stem + last[len(last) - len(end) :]

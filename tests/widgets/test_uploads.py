@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+import nbtune
 from nbtune.errors import DataError
 from nbtune.widgets.form_errors import described
 from nbtune.widgets.uploads import keep
@@ -17,6 +20,29 @@ def test_a_file_is_kept_as_it_came_and_never_over_another(tmp_path, monkeypatch)
     kept = [keep("kunden.csv", [memoryview(data)]) for _ in range(2)]
     assert kept == ["kunden.csv", "kunden-2.csv"]
     assert all(Path(name).read_bytes() == data for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("Bob's rows (2) – für Öl.CSV", "Bob's rows (2) – für Öl.CSV"),
+        ("../../b.csv", "b.csv"),
+        ("C:\\mine\\c.csv.gz", "c.csv.gz"),
+        ("file:x.csv", "file-x.csv"),
+        ("var:x.csv", "var-x.csv"),
+        ("*[a]?.csv", "--a--.csv"),
+        ("a\nb\x1b[31m\0\u202e.csv", "a-b--31m--.csv"),
+        ("é" * 200 + ".jsonl", "é" * 100 + ".jsonl"),
+    ],
+)
+def test_its_name_is_one_that_data_can_say(tmp_path, monkeypatch, name, kept):
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("prompt,completion\nother,rows\n")
+    data = b"" if kept.endswith((".gz", ".jsonl")) else b"prompt,completion\nHi,Ahoy!\n"
+    assert keep(name, [data]) == kept
+    if data:
+        [source] = nbtune.data.resolve(nbtune.spec.from_mapping({"data": kept}).data)
+        assert [*source.rows] == [{"prompt": "Hi", "completion": "Ahoy!"}]
 
 
 def test_who_clicks_is_told_a_line_of_the_file_and_none_of_a_yaml():
