@@ -45,11 +45,12 @@ def can_be_merged(place: Path, headers: Mapping[str, Any], adapter: AdapterSpec,
         refuse_quantised(read_json(place / "config.json"), str(place))
     except ExportError as error:
         return Claim(holds=False, words=error.cause)
-    if (missing := _missing(targets, headers)) and (base := outline_of(place)) is not None:
+    base = outline_of(place) if (missing := _missing(targets, headers)) else None
+    if base is not None:
         stored = pieces_of(base, headers)
         missing = [name for name in missing if not stored.get(name)]
     if missing:
-        return Claim(holds=False, words=not_in_base(missing))
+        return Claim(holds=False, words=not_in_base(missing, base))
     return Claim(holds=True, words=f"{len(targets)} weights, all of which the base's files hold")
 
 

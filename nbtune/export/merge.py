@@ -101,9 +101,11 @@ class MergedModel:
         adapter.scale_biases(there)
         if missing := [name for name in adapter.targets if name not in there]:
             raise ExportError(
-                not_in_base(missing),
+                not_in_base(missing, base),
                 place=str(adapter.folder),
-                fix="give the base model that the adapter was trained on.",
+                fix="give the base model that the adapter was trained on."
+                if base is None or missing[0] not in base.state_dict()
+                else "export the adapter: peft puts it onto this base.",
             )
         for name in adapter.targets:
             adapter.check_shape(name, self.shape(name) if self.head else self._base_shape(name))
@@ -226,8 +228,18 @@ def outline_of(base: Path) -> Any:
         return None
 
 
-def not_in_base(missing: Sequence[str]) -> str:
-    """Return what is said of weights that an adapter changes and the base's files do not hold by these names."""
+def not_in_base(missing: Sequence[str], base: Any = None) -> str:
+    """Return what is said of weights that an adapter changes and the base's files do not hold by these names.
+
+    Args:
+        missing: their names.
+        base: the model, outlined; None where the files' names are the model's.
+    """
+    if base is not None and missing[0] in base.state_dict():
+        return (
+            f"the base's files hold {missing[0]!r} joined with others in one weight, which nbtune does not take apart "
+            f"({len(missing)} such)"
+        )
     return f"the adapter changes {missing[0]!r}, which the base model does not have ({len(missing)} such)"
 
 

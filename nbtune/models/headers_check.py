@@ -64,7 +64,7 @@ def _told(whole: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
         _ending(target) for one in loading.converters if len(one.target_patterns) > 1 for target in one.target_patterns
     ]
     return {
-        "missing_keys": {name for name in missing if not any(name.endswith(end) for end in several)},
+        "missing_keys": {name for name in missing if not any(f".{end}." in f".{name}." for end in several)},
         "mismatched_keys": shapes,
         "unexpected_keys": _without_ignored(left, whole._keys_to_ignore_on_load_unexpected),
     }
@@ -80,5 +80,5 @@ def _without_ignored(names: set[str], patterns: Any) -> set[str]:
 
 
 def _ending(target: str) -> str:
-    """Return the plain end of a pattern."""
-    return re.split(r"[\\*$^()\[\]]", target.rstrip("$"))[-1]
+    """Return the plain end of a pattern: whole words of a weight's name, or of its module's."""
+    return re.split(r"[\\*$^()\[\]]", target.rstrip("$"))[-1].strip(".")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import nbtune
 from nbtune.errors import NbtuneError, SpecError
@@ -233,3 +233,18 @@ def test_facts_of_a_broken_file_are_no_mystery(whole: Path, tmp_path: Path) -> N
     overwritten(POINTER)(tmp_path / "model")
     with pytest.raises(SpecError, match="git-lfs pointer"):
         model_facts(str(tmp_path / "model"))
+
+
+def test_weights_that_files_hold_in_one_are_not_called_missing(tmp_path: Path) -> None:
+    """Sarvam's queries, keys and values: a plan said that they lack, and to download the model again."""
+    kind = "sarvam_moe"
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
+    save_speaking(
+        kind, tmp_path, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, **sizes,
+    )  # fmt: skip
+    abilities = nbtune.plan(model=str(tmp_path), data=[{"prompt": "Hi", "completion": "Ahoy"}] * 4).abilities
+    assert abilities.weights.holds
+    assert "joined with others in one weight" in abilities.merging.words

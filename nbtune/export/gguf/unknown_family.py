@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 from nbtune.atomic_io import read_json
@@ -15,7 +16,20 @@ from nbtune.export.source import ExportedFile, ExportSource, Progress, must_writ
 from nbtune.spec.gguf_types import type_named
 from nbtune.untrusted import from_here
 
+# What llama.cpp is known to compute otherwise: of a tiny model, with its norms and routers as it has them.
+_OTHERWISE = {
+    "phimoe": ". But llama.cpp normalises without a mean and weighs experts otherwise than the model: a tiny one's "
+    "logits were a third of their range off"
+}
 _CONVERTED = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")  # what llama.cpp's converter writes by itself
+
+
+def _has_architecture(kind: str) -> bool:
+    """Return whether llama.cpp has an architecture of a model_type's name, in its own spelling."""
+    from gguf import MODEL_ARCH_NAMES
+
+    plain = kind.removesuffix("_text").replace("_", "").replace("-", "")
+    return plain in {name.replace("_", "").replace("-", "") for name in MODEL_ARCH_NAMES.values()}
 
 
 def is_unknown(source: ExportSource) -> bool:
@@ -47,10 +61,11 @@ def write_for_llama_cpp(
     made = write_merged(source, out / "merged", progress=progress)
     commands = " && ".join(_commands(made.path, out / safe_name(name or source.name), kinds))
     files = "the file" if len(kinds) == 1 else "the files"
-    note = (
-        f"nbtune does not write a {_kind(source)!r} model as GGUF: this is the merged model, and where llama.cpp knows "
-        f"the family, its own `{commands}` makes {files} of it"
-    )
+    kind = _kind(source)
+    known = f", and llama.cpp's own `{commands}` makes {files} of it"
+    if not _has_architecture(kind):
+        known += f", if its converter knows the family: the list of `gguf` {version('gguf')} does not name it"
+    note = f"nbtune does not write a {kind!r} model as GGUF: this is the merged model{known}{_OTHERWISE.get(kind, '')}"
     return replace(made, notes=(*made.notes, note))
 
 
