@@ -598,7 +598,7 @@ TRAIN = (
         "train/backward_stepper.py",
         "seed_of(seed, step, -1 - index)",
         "seed_of(0, 0, -1 - index)",
-        "engine/test_in_backward.py",
+        "train/test_updates_in_backward.py",
     ),
     mutant(
         "updates-in-backward-are-not-clipped",
