@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.display import display
 from traitlets import Enum, Float, Unicode
 
@@ -39,6 +39,7 @@ class NbtuneMagics(Magics):
     runs_dir = Unicode("", help="Where run folders go; empty: NBTUNE_RUNS, or ./runs.").tag(config=True)
     variable = Unicode("run", help="The variable that gets the handle of the run; empty: none.").tag(config=True)
 
+    @no_var_expand  # what stands in a line is what is meant: `{…}` of a prompt, or of a folder's name, is no code
     @line_cell_magic
     def finetune(self, line: str, cell: str | None = None) -> None:
         """Fine-tune a model; `%%finetune?` shows the text of `usage.finetune_help`."""
@@ -65,6 +66,7 @@ class NbtuneMagics(Magics):
             say(left)
         return follow(run, self.shell, asked=request.wait, setting=self.wait)
 
+    @no_var_expand
     @line_cell_magic
     def nbtune(self, line: str, cell: str | None = None) -> None:
         """Show all runs; with a command, handle them from the keyboard. `%nbtune?` shows `usage.nbtune_help`."""

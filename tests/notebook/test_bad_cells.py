@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+import nbtune
+from nbtune.widgets import run_status
+
 GOOD = [{"prompt": f"How much is {i} plus 1?", "completion": f"{i} plus 1 is {i + 1}."} for i in range(16)]
 
 
@@ -183,3 +186,33 @@ def test_the_token_is_in_no_output_of_a_cell(
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert files
     assert [path for path in files if token.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["%nbtune resume {}", "%nbtune chat demo --prompt {}", "%%nbtune plan --machine {}\ndata: rows"]
+)
+def test_braces_in_a_line_are_no_code(shell: Any, capfd: Any, line: str) -> None:
+    """The line that goes on with a run names its folder, whose name may be a stranger's."""
+    ran: list[int] = []
+    shell.user_ns.update(ran=ran, x=7, rows=GOOD)
+    error, shown = run(shell, capfd, line.replace("{}", "'a {ran.append(1)} $x {x}'"))
+    assert error is not None
+    assert ran == []
+    assert "Traceback" not in shown
+    if line.endswith("resume {}"):
+        assert "there is no run 'a {ran.append(1)} $x {x}'" in shown
+
+
+def test_a_folder_of_any_name_is_resumed_by_the_line_that_a_panel_inserts(
+    shell: Any, capfd: Any, tmp_path: Path
+) -> None:
+    ran: list[int] = []
+    shell.user_ns.update(rows=GOOD, ran=ran)
+    place = tmp_path / "it's {ran.append(1)} $x"
+    made = nbtune.finetune(data=GOOD, steps=1, device="cpu", runs_dir=place).wait()
+    made.free()
+    run(shell, capfd, "%load_ext nbtune")
+    _, shown = run(shell, capfd, f"%nbtune attach {run_status._from_a_new_kernel(made.folder)}")
+    assert "there is no run" not in shown
+    assert shell.user_ns["run"].folder.resolve() == made.folder.resolve()
+    assert ran == []
