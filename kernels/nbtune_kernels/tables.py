@@ -27,6 +27,7 @@ DEFAULT: dict[str, dict[str, Any]] = {
     "embedding": {"warps": 8, "rows": 1},
     "dropout": {"block": 256, "warps": 4},
     "nf4_decode": {"words": 256, "warps": 4},
+    "unpack": {"pairs": 2048, "warps": 4},
     "adamw": {"block": 1024, "warps": 4},
     # min_rows: below it cuBLAS makes the product, as it always does where tl.dot has no tensor cores (< sm_80).
     "lora_xa": {"block_t": 64, "block_k": 128, "warps": 4, "stages": 4, "min_rows": 2048},

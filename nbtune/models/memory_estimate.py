@@ -100,8 +100,10 @@ def estimate(
     rest = max(0, model.parameters - model.block_parameters * model.num_layers)
     travelling = model.num_layers - (model.num_layers if weights.resident is None else weights.resident)
     travelling = int(travelling * own_layers)
-    blocks = model.num_layers - travelling + min(travelling, weights.places)
+    blocks: float = model.num_layers - travelling + min(travelling, weights.places)
     rest, stacks = _beside(rest, model, weights, width, blocks)
+    if travelling and packs(weights, dtype):  # two that come, and what one is unpacked in
+        blocks = model.num_layers - travelling + 2 * PACKED + 1
     places = micro_batch_size * sequence_len
     tokens = shared_tokens(places, micro_batch_size * once) if once else places
     borrowed = min(_BORROWED, blocks) if weights.shards else 0
@@ -172,7 +174,7 @@ def _beside_inputs(model: ModelFacts, adapter: AdapterSpec, policy: MemoryPolicy
     return 11 * rank * width + 4 * model.num_heads + 8  # room for LoRA beside gate and up, too
 
 
-def _beside(rest: int, model: ModelFacts, weights: Placement, width: int, here: int) -> tuple[int, int]:
+def _beside(rest: int, model: ModelFacts, weights: Placement, width: int, here: float) -> tuple[int, int]:
     """Return the numbers beside linear layers that stay as they are, and the bytes of stacks of experts: where they are
     rounded, with what the larger one of a layer is decoded in; where they travel, of so many layers that are here."""
     rounded = weights.quantised and weights.experts
@@ -224,8 +226,27 @@ def block_bytes(model: ModelFacts, weights: Placement) -> int:
     return int(model.block_parameters * weights.bytes_a_weight)
 
 
+PACKED = 0.75 + 0.012
+"""What 16-bit weights that travel in 12 bits take of their bytes, with room for the exceptions."""
+
+
+def packs(weights: Placement, dtype: str) -> bool:
+    """Return whether weights that are streamed travel in 12 bits (`nbtune.models.accelerate.packed_linear`)."""
+    return weights.streams and _in_twelve(weights, dtype)
+
+
+def _in_twelve(weights: Placement, dtype: str) -> bool:
+    return weights.format == "16bit" and dtype == "bf16"
+
+
+def sent_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:
+    """Return the bytes that travel for one block if its weights do: its experts too, as they are."""
+    saved = (1 - PACKED) * block_bytes(model, weights) if _in_twelve(weights, dtype) else 0
+    return travelling_bytes(model, weights) - int(saved)
+
+
 def travelling_bytes(model: ModelFacts, weights: Placement) -> int:
-    """Return the bytes of what travels of one block where weights are streamed: its experts too."""
+    """Return the bytes on the device of what travels of one block where weights are streamed: its experts too."""
     stacks = model.stacked / model.num_layers * _bytes_of_experts(weights)
     return block_bytes(model, weights) + int(stacks)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbtune.models.memory_estimate import MLP_ROWS, MemoryPolicy, travelling_bytes
+from nbtune.models.memory_estimate import MLP_ROWS, PACKED, MemoryPolicy, block_bytes, packs, sent_bytes
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
@@ -78,7 +78,12 @@ def seconds_of(
     else:
         link = device.link or _LINK
         layers = max(0, model.num_layers - weights.resident - weights.places)  # the last ones are there still
-        sent = layers * travelling_bytes(model, weights) / link
+        dtype = "bf16" if device.bf16 else "fp16"
+        sent = layers * sent_bytes(model, weights, dtype) / link
+        if packs(weights, dtype):  # what has come is unpacked: three quarters are read, and all is written
+            rate = (device.flops or _RATES["cuda"]) / _INTENSITY
+            unpacked = layers * (1 + PACKED) * block_bytes(model, weights) / rate
+            forward, backward = forward + unpacked, backward + unpacked
         kept = 2 * work.tokens * model.hidden_size * model.num_layers * (1 + model.norms_behind)
         inputs = kept / link if activations == "offload" else 0.0
         waits = (1 + work.references) * _beside(forward, sent) + _beside(backward, sent + inputs)

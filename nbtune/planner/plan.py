@@ -89,13 +89,8 @@ class Plan(BaseModel):
         """Return the plan of a run that goes on with another number of devices: the same steps, in other shares.
 
         Raises:
-            PlanError: its weights were parted among several, and there is one; or it keeps no gradients to add up.
+            PlanError: its weights were parted among several, and there is one.
         """
-        if self.in_backward and count > 1:
-            raise PlanError(
-                "this run updates weights in backward, and keeps no gradients that several devices could add up",
-                fix="resume it with one device (`gpus` in its spec.yaml), or start a new run",
-            )
         if self.weights.shards and count == 1:
             raise PlanError(
                 f"this run's weights were parted among {self.gpus} devices, one alone is not planned for",

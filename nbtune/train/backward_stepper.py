@@ -68,7 +68,7 @@ class BackwardStepper(Stepper):
         super().__init__(model, loss, updates, max_grad_norm=limit, seed=seed, device=device)
 
     def accumulate(self, batch: Batch, *, denominator: float, step: int, micro_step: int) -> None:
-        """Make a step's updates, by its only micro-batch.
+        """Update by a step's only micro-batch.
 
         Raises:
             TrainError: memory was short when some weights had changed.

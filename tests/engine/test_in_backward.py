@@ -33,9 +33,8 @@ def same(one: Any, other: Any) -> bool:
 
 def test_in_fp32_and_without_clipping_it_is_the_run_that_keeps_gradients(start):
     more = {**FULL, "dtype": "fp32", "max_grad_norm": 0, "weight_decay": 0.1}
-    rates = {"embedding_rate": 0.5, "beta2": 0.9}
-    kept = start("kept", **more, optim_args=rates).wait()
-    turned = start("turned", **more, optim="adamw", optim_args={**rates, **TURNED["optim_args"]}).wait()
+    kept = start("kept", **more).wait()
+    turned = start("turned", **more, optim="adamw", **TURNED).wait()
     assert turned.plan.in_backward
     assert not kept.plan.in_backward
     assert turned.history["loss"].tolist() == kept.history["loss"].tolist()

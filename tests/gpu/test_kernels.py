@@ -18,6 +18,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 def room(gigabytes: float) -> None:
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < gigabytes * 2**30:
@@ -37,7 +39,9 @@ def test_every_kernel_test_on_this_card(repo: Path) -> None:
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", str(repo / "tests/kernels"), "-p", "no:cacheprovider", "-W", "default"),
-            *(("-n", "6") if importlib.util.find_spec("xdist") else ()),  # most of the time is compiling
+            *(
+                ("-n", str(min(14, CORES))) if importlib.util.find_spec("xdist") else ()
+            ),  # most of the time is compiling
         ],
         env={**os.environ, "NBTUNE_TEST_DEVICE": "cuda"},
         cwd=repo,

@@ -63,7 +63,13 @@ def _type(value: Any) -> tuple[str, bool]:
     """Triton's name of an argument's type, and whether it divides by 16."""
     if isinstance(value, torch.Tensor):
         floats = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-        others = {torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8", torch.float8_e4m3fn: "fp8e4nv"}
+        others = {
+            torch.int64: "i64",
+            torch.int32: "i32",
+            torch.uint8: "u8",
+            torch.int16: "i16",
+            torch.float8_e4m3fn: "fp8e4nv",
+        }
         name = {**floats, **others}[value.dtype]
         return f"*{name}", (value.storage_offset() * value.element_size()) % 16 == 0
     if isinstance(value, bool):
@@ -166,6 +172,11 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         packed, quotients = bytes_
         nf4.decode(nf4.Codes(packed, z(16, dtype=torch.float32), 64, quotients, *scales[:2], 256, scales[2]), z(t, h))
 
+    def twelve_bits() -> None:
+        """A matrix with some exceptions."""
+        packed = importlib.import_module("nbtune_kernels.packed")
+        packed.unpack(packed.Packed(z(t * h * 3 // 2 + 6 * 512, dtype=torch.uint8), 100, 512), z(t, h + 64)[:, :h])
+
     def adamw_steps() -> None:
         optimizer = adamw.FusedAdamW.__new__(adamw.FusedAdamW)
         optimizer.params, optimizer.grads, optimizer.copies = [z(16, h)], [z(16, h)], [z(16, h)]
@@ -226,6 +237,7 @@ def llama_step(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("attention", lambda: attention(64)),
         ("mixture", mixture),
         ("nf4", four_bits),
+        ("unpack", twelve_bits),
         ("fp8", fp8_rows),
         ("lora_xa", lambda: lora_kernels.launch_xa(x, z(48, h), z(t, 48))),
         ("lora_dxa", lambda: lora_kernels.launch_dxa(vs[1:], [z(n, 16) for n in (4096, 1024, 1024)], [2.0] * 3, us[0])),

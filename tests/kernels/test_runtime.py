@@ -7,7 +7,7 @@ import importlib
 import nbtune_kernels as nk
 import pytest
 import torch
-from nbtune_kernels import fp8, nf4, routing, tables  # noqa: F401 (fp8, nf4, routing: their ops)
+from nbtune_kernels import fp8, nf4, packed, routing, tables  # noqa: F401 (the first four: their ops)
 from nbtune_kernels._runtime import flat_rows, next_power_of_2, row_layout
 from nbtune_kernels.tables import DEFAULT, launch, stages_for, warps_for
 
@@ -24,16 +24,16 @@ def gather(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_row_layout_reads_the_rows():
-    packed = torch.arange(6 * 80.0).view(6, 80)
+    wider = torch.arange(6 * 80.0).view(6, 80)
     views = [
-        packed,
-        packed[:, 16:48],
-        packed.view(2, 3, 80)[..., 8:40],
-        packed.view(2, 3, 5, 16)[:, :, 1:3],
-        packed.view(6, 5, 16)[:, 2:3],
-        packed.view(2, 3, 5, 16)[:, :2, 1:3],  # three strides: copied
-        packed.t(),
-        packed[:1, :4],
+        wider,
+        wider[:, 16:48],
+        wider.view(2, 3, 80)[..., 8:40],
+        wider.view(2, 3, 5, 16)[:, :, 1:3],
+        wider.view(6, 5, 16)[:, 2:3],
+        wider.view(2, 3, 5, 16)[:, :2, 1:3],  # three strides: copied
+        wider.t(),
+        wider[:1, :4],
     ]
     for view in views:
         assert torch.equal(gather(view), view.reshape(-1, view.shape[-1]))
@@ -114,7 +114,7 @@ def op_calls() -> list[tuple]:
     heads, bounds = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
     scores = (bounds, None, 4, 0.3, 2.0, 0)
     ends, experts, b = torch.tensor([3, 4], dtype=torch.int32), torch.randn(2, 5, 8), torch.randn(5, 3, 2)
-    packed, code = torch.randint(0, 256, (64, 1), dtype=torch.uint8), torch.randn(16)
+    pairs, code = torch.randint(0, 256, (64, 1), dtype=torch.uint8), torch.randn(16)
     return [
         ("grouped_tiles", (ends, 4)),
         ("grouped_rows", (x, experts, ends, None, None, None, None, torch.empty(4, 5))),
@@ -126,7 +126,8 @@ def op_calls() -> list[tuple]:
             "sort_by_group",
             (rows.view(2, 2), 4, 2, torch.empty(4, 4, dtype=torch.int32), torch.empty(4, dtype=torch.int32)),
         ),
-        ("nf4_decode", (packed, code, torch.rand(2), None, None, None, 64, 256, torch.empty(2, 64))),
+        ("nf4_decode", (pairs, code, torch.rand(2), None, None, None, 64, 256, torch.empty(2, 64))),
+        ("unpack", (torch.randint(0, 256, (96,), dtype=torch.uint8), 100, 0, torch.empty(8, 8, dtype=torch.bfloat16))),
         ("rms_norm", (x, w, x.clone(), 1e-6, 0.0, True, 1.0, False, e(x), e(x), e(rstd))),
         ("rms_norm_apply", (x, w, rstd, 0.0, True, e(x))),
         ("rms_norm_backward", (x, x.clone(), w, rstd, 0.0, True, None, e(x), e(w))),

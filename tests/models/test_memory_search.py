@@ -63,7 +63,7 @@ def test_among_several_cards_weights_are_parted_before_they_travel() -> None:
     assert way(80, home=Home.SHARDED) is None  # one card alone
     needs = [way(80, devices=n, home=Home.SHARDED).memory.weights for n in (2, 4, 8)]
     assert needs == sorted(needs, reverse=True)
-    assert way(8, ram=32, devices=2) is None  # in which the host would hold all weights twice
+    assert way(8, ram=20, devices=2) is None  # in which the host would hold all weights twice
 
 
 def test_what_cannot_travel_does_not() -> None:

@@ -99,13 +99,6 @@ def test_what_cannot_be_had_then_is_one_sentence(fields: dict[str, Any], words: 
             planned(36, **{**asked, **average})
 
 
-def test_a_run_that_keeps_no_gradients_does_not_go_on_with_several_devices() -> None:
-    plan = planned(40, batch_size=1)
-    assert plan.shared_by(1) == plan
-    with pytest.raises(PlanError, match="no gradients that several devices"):
-        plan.shared_by(2)
-
-
 def test_a_trainer_of_trls_keeps_its_own_gradients() -> None:
     asked = from_mapping({"data": "rows", "adapter": "full"}).model_copy(update={"method": "grpo"})
     why_not = refusal(asked, "bf16", 1)

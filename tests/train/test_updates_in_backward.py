@@ -11,11 +11,7 @@ import torch
 from torch import nn
 
 from nbtune.errors import TrainError
-from nbtune.spec.learning import OptimArgs
-from nbtune.train.backward_stepper import BackwardStepper
-from nbtune.train.loss import TokenLoss
 from nbtune.train.optimizer import make_optimizer
-from nbtune.train.stepper import seed_of
 from nbtune.train.stochastic_rounding import round_stochastically
 from nbtune.train.updates_in_backward import UpdatesInBackward
 
@@ -139,20 +135,6 @@ def test_the_same_seeds_give_the_same_weights_and_others_do_not() -> None:
     other = trained(torch.bfloat16, seed=lambda step, index: 77 + 1000 * step + index)
     assert torch.equal(flat(one), flat(same))
     assert not torch.equal(flat(one), flat(other))
-
-
-def test_each_seed_step_and_weight_has_draws_of_its_own() -> None:
-    model, count = model_of(torch.bfloat16), 5
-    about: dict[str, Any] = {"weight_decay": [0.0] * count, "kinds": ["matrix"] * count, "args": OptimArgs()}
-    seeds = set()
-    for seed in (1, 2):
-        loss: Any = TokenLoss(False)
-        stepper = BackwardStepper(
-            model, loss, "adamw", **about, max_grad_norm=0, seed=seed, device=torch.device("cpu")
-        )  # fmt: skip
-        seeds |= {stepper.optimizer._seed(step, index) for step in range(7) for index in range(count)}
-        seeds.add(seed_of(seed, 0, 0))  # which dropout draws by
-    assert len(seeds) == 2 * (7 * count + 1)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "lion", "lion_8bit", "adafactor"])

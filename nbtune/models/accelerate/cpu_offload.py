@@ -34,6 +34,10 @@ class Traveller(Protocol):
     def kind(self) -> Any:
         """Groups of one kind share their places."""
 
+    @property
+    def places(self) -> int | None:
+        """How many places its kind has; None: as many as all others."""
+
     def empty(self) -> Tensor:
         """Return memory for one place."""
 
@@ -50,6 +54,7 @@ class Place:
     used: float = -10  # the number of the load that used it last
     wanted: int = -10  # the number of the load that is foreseen to use it
     arrived: torch.Event | None = None
+    left: torch.Event | None = None  # what was in it has been read, and is not read again
 
 
 class Traffic:
@@ -75,7 +80,7 @@ class Traffic:
         so that others beside them would be twice the memory."""
         synchronize(self.device)
         for place in itertools.chain.from_iterable(self._places.values()):
-            place.holds = place.arrived = None
+            place.holds = place.arrived = place.left = None
             place.used = place.wanted = -10
         self._marks.clear()
         self._seen, self._order = [], []
@@ -106,6 +111,12 @@ class Traffic:
         self._bring_next(now)
         return place
 
+    def leave(self, place: Place) -> None:
+        """Say that all work with a place, brought just now, has been launched: what comes next may come into it."""
+        place.used = -10
+        if self.stream is not None:
+            place.left = torch.accelerator.current_stream(self.device).record_event()
+
     def _bring_next(self, now: int) -> None:
         at = now - self._first
         if at >= len(self._order) or self._order[at] is not self._seen[-1]:
@@ -127,12 +138,14 @@ class Traffic:
         """Return places of the group's kind with which nothing that is still to be launched works."""
         places = self._places.get(group.kind)
         if places is None:
-            places = self._places[group.kind] = [Place(group.empty()) for _ in range(self.each)]
+            places = self._places[group.kind] = [Place(group.empty()) for _ in range(group.places or self.each)]
         return [p for p in places if p.used <= now - 2]  # what the last load brought may still be worked with
 
     def _free_since(self, place: Place) -> torch.Event | None:
         """Return what has come when nothing works with a place any more: not all that was launched since, which would
         hold the link up. None: that is not known."""
+        if place.left is not None:
+            return place.left
         if place.used < 0:
             return None
         return next((event for load, event in self._marks if load >= place.used + 2), None)
@@ -151,7 +164,7 @@ class Traffic:
             rows.copy_(group.host, non_blocking=True)
         finally:
             torch.accelerator.set_stream(stream)
-        place.arrived = self.stream.record_event()
+        place.arrived, place.left = self.stream.record_event(), None
         return place
 
 
@@ -172,6 +185,7 @@ class StreamedGroup(EdgedGroup):
 
     host: Tensor  # [O, pitch of M]: the rows of W, as they lie in M
     place: Place | None = None
+    places: int | None = None
     away = True
 
     def __init__(self, modules: list[nn.Module]) -> None:

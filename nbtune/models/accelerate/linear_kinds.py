@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nbtune.models.accelerate.cpu_offload import StreamedGroup
 from nbtune.models.accelerate.fsdp_linear import FsdpGroup
 from nbtune.models.accelerate.lora_linear import LinearGroup
 from nbtune.models.accelerate.lora_member import LeftAlone, is_four_bit, is_turned
 from nbtune.models.accelerate.nf4_linear import GROUP, StreamedNf4Group
+from nbtune.models.accelerate.packed_linear import streamed_group
 from nbtune.spec.placement import Placement
 
 
@@ -33,7 +33,7 @@ def group_of(modules: list[nn.Module], weights: Placement) -> LinearGroup:
     if weights.eight_bit:
         return _layers_of(weights.format).GROUP(modules)  # type: ignore[no-any-return]
     if weights.streams:
-        return StreamedGroup(modules)
+        return streamed_group(modules)
     return FsdpGroup(modules) if weights.shards else LinearGroup(modules)
 
 

@@ -75,6 +75,7 @@ class StreamedNf4Group(Nf4Group):
 
     host: Tensor  # uint8 [bytes of all layers]
     place: Place | None = None
+    places: int | None = None
     away = True
 
     def attach(self, shared: dict[Any, Tensor]) -> None:

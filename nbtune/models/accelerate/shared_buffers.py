@@ -11,9 +11,13 @@ from nbtune.models.accelerate.lora_linear import LinearGroup, wide
 
 @dataclass
 class Scratch:
-    """What a matrix that groups share holds: whose weights, written since the last forward began; None: nobody's."""
+    """What a matrix that groups share holds: whose weights, written since the last forward began; None: nobody's.
+
+    `lent`: to whose stock layers.
+    """
 
     holds: LinearGroup | None = None
+    lent: LinearGroup | None = None
 
 
 def shared_matrix(group: LinearGroup, shared: dict[Any, Tensor]) -> Tensor:

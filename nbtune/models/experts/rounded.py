@@ -54,6 +54,7 @@ class RoundedStack(nn.Module):
     scales: Tensor
     host: Tensor  # bytes: all parts, one behind another, where they have left
     traffic: Any = None  # of the model, where they have left
+    places: int | None = None
 
     def __init__(self, shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()

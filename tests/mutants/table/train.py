@@ -598,7 +598,7 @@ TRAIN = (
         "train/backward_stepper.py",
         "seed_of(seed, step, -1 - index)",
         "seed_of(0, 0, -1 - index)",
-        "train/test_updates_in_backward.py",
+        "engine/test_in_backward.py",
     ),
     mutant(
         "updates-in-backward-are-not-clipped",
@@ -641,6 +641,20 @@ TRAIN = (
         "        batch = micro\n",
         "",
         "planner/test_in_backward.py",
+    ),
+    mutant(
+        "unpacked-without-lora",
+        "models/accelerate/packed_linear.py",
+        "            self.write_edges()\n",
+        "",
+        "models/test_packed_linear.py::test_the_same_step_after_step",
+    ),
+    mutant(
+        "rare-exponents-are-lost",
+        "models/accelerate/packed_linear.py",
+        "packed.Packed(self.landing(place.matrix), self._base, self._exceptions)",
+        "packed.Packed(self.landing(place.matrix), self._base, 0)",
+        "models/test_packed_linear.py::test_the_same_step_after_step",
     ),
     mutant(
         "a-step-is-timed-from-the-first",
