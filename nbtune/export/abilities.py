@@ -15,7 +15,8 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.vocabulary import vocabulary_of
-from nbtune.export.merge import HEAD, embedding_name, not_in_base, outline_of, refuse_quantised
+from nbtune.export.merge import HEAD, embedding_name, outline_of, refuse_quantised
+from nbtune.export.missing_weights import not_in_base
 from nbtune.export.source import ExportSource, read_json
 from nbtune.models.abilities import Claim
 from nbtune.models.stored_names import pieces_of

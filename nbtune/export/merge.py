@@ -13,7 +13,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from nbtune.disk import check_space, folder_bytes
 from nbtune.errors import ExportError
 from nbtune.export.config_file import with_older_names
 from nbtune.export.gguf.vocabulary import load_tokenizer
+from nbtune.export.missing_weights import fix_of_missing, not_in_base
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
@@ -103,9 +104,7 @@ class MergedModel:
             raise ExportError(
                 not_in_base(missing, base),
                 place=str(adapter.folder),
-                fix="give the base model that the adapter was trained on."
-                if base is None or missing[0] not in base.state_dict()
-                else "export the adapter: peft puts it onto this base.",
+                fix=fix_of_missing(missing, base),
             )
         for name in adapter.targets:
             adapter.check_shape(name, self.shape(name) if self.head else self._base_shape(name))
@@ -226,21 +225,6 @@ def outline_of(base: Path) -> Any:
         return outlined(str(base))
     except Exception:  # noqa: BLE001 — a model's own code may want numbers, a folder may be anybody's
         return None
-
-
-def not_in_base(missing: Sequence[str], base: Any = None) -> str:
-    """Return what is said of weights that an adapter changes and the base's files do not hold by these names.
-
-    Args:
-        missing: their names.
-        base: the model, outlined; None where the files' names are the model's.
-    """
-    if base is not None and missing[0] in base.state_dict():
-        return (
-            f"the base's files hold {missing[0]!r} joined with others in one weight, which nbtune does not take apart "
-            f"({len(missing)} such)"
-        )
-    return f"the adapter changes {missing[0]!r}, which the base model does not have ({len(missing)} such)"
 
 
 def embedding_name(base: Iterable[str]) -> str | None:

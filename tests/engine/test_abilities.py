@@ -44,7 +44,7 @@ SETTINGS = {
 }  # fmt: skip
 WHOLE = {"llama", "mistral"}
 LEAK = {"gpt_oss", "bamba", "falcon_h1"}  # bloom only where its blocks are stock
-GGUF = {"llama", "mistral", "mixtral", "gemma2", "gpt_oss", "bloom"}
+GGUF = {"llama", "mistral", "mixtral", "gemma2", "gpt_oss", "bloom", "bamba", "falcon_h1"}
 ROWS = [{"prompt": f"What is {a} plus {b}?", "completion": f"It is {a + b}."} for a in range(4) for b in range(3)]
 
 
