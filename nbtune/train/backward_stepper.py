@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _WHOLE = ("adafactor", "muon")
 """Optimizers that look at rows and columns."""
+_WEIGHTS = 2**32  # numbers that no micro-step has (negative ones would not do: Python hashes -1 and -2 alike)
 
 
 class BackwardStepper(Stepper):
@@ -61,7 +62,7 @@ class BackwardStepper(Stepper):
         updates = UpdatesInBackward(
             trained,
             make,
-            seed=lambda step, index: seed_of(seed, step, -1 - index),
+            seed=lambda step, index: seed_of(seed, step, _WEIGHTS + index),
             max_norm=limit,
             part=None if optimizer in _WHOLE else UPDATED_AT_ONCE,
         )

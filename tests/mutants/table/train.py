@@ -596,9 +596,9 @@ TRAIN = (
     mutant(
         "every-step-rounds-by-the-same-draws",
         "train/backward_stepper.py",
-        "seed_of(seed, step, -1 - index)",
-        "seed_of(0, 0, -1 - index)",
-        "engine/test_in_backward.py",
+        "seed_of(seed, step, _WEIGHTS + index)",
+        "seed_of(0, 0, _WEIGHTS + index)",
+        "train/test_updates_in_backward.py",
     ),
     mutant(
         "updates-in-backward-are-not-clipped",
