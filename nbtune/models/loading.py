@@ -251,7 +251,6 @@ def load_model(
         HubError: see `resolve`.
     """
     library = _transformers()
-
     folder = resolve(model, trust_remote_code=trust_remote_code)
     from nbtune.models.piecewise_loading import Places, load_by_pieces, round_stored_stacks
 
@@ -371,9 +370,10 @@ def _refuse_unless_text(config: Any, model: str) -> None:
 
 
 def _keep_layout(model: "PreTrainedModel") -> None:
-    """Keep the layout: on a CPU with AVX512-BF16, bitsandbytes would repack 4-bit weights at the first answer or
-    evaluation, with scales in bf16: what is trained afterwards would be another model than before, and than after a
-    restart."""
+    """Keep weights as they lie: at the first answer or evaluation bitsandbytes would repack those of 4 bits (on a CPU
+    with AVX512-BF16, scales in bf16), and RWKV divide some, but no LoRA beside them, and none that is saved then."""
+    if hasattr(model.config, "rescale_every"):
+        model.config.rescale_every = 0
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
