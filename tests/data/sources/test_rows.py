@@ -227,7 +227,7 @@ BROKEN = {
     "number.json": (b"3", "number.json", "not a list"),
     "ragged.csv": (b"a,b\n1,2\n1,2,3\n", "line 3", "3 cells"),
     "quotes.csv": (b'a,b\n"1,2\n', "line", "CSV"),
-    "latin.csv": ("a,b\n1,é\n".encode("latin-1"), "line 2", "UTF-8"),
+    "cyrillic.csv": ("a,b\n1,вопросы\n".encode("cp1251"), "line 2", "UTF-8"),
     "cut.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 99)[:30], "cut.jsonl.gz", "cut off"),
     "not.jsonl.gz": (b"plain", "not.jsonl.gz", "broken"),
     "not.parquet": (b"PAR1 no", "not.parquet", "not a whole parquet"),
