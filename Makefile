@@ -59,11 +59,12 @@ fuzz: setup  ## half an hour of nonsense: specs, rows, folders of models and run
 bench: setup  ## import times and the figures in docs/ that this machine can measure
 	$(PY) tests/bench.py
 
-docs: setup  ## docs/reference, the picture in docs/explanation/house.md and nbtune/__init__.pyi, made from the code
+docs: setup  ## docs/reference, the tables of docs/methods, the picture in docs/explanation/house.md and nbtune/__init__.pyi, made from the code
 	$(PY) -m nbtune.spec.reference docs/reference/spec.md
 	$(PY) -m nbtune.notebook.reference > docs/reference/magics.md
 	$(PY) -m nbtune.cli.reference > docs/reference/cli.md
 	$(PY) -m tests.support.house
+	$(PY) -m tests.support.method_pages
 	$(PY) -m tests.support.stub
 
 pictures: setup browser  ## docs/pictures anew, from real panels: those of README.md, and the page of the 8B run

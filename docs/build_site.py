@@ -20,8 +20,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 DOCS = REPO / "docs"
 SOURCES = "https://github.com/nbtune/nbtune/blob/main"
-ROOMS = {"tutorial": "Tutorial", "how-to": "How-to", "recipes": "Recipes", "reference": "Reference",
-         "explanation": "Explanation"}  # fmt: skip
+ROOMS = {"tutorial": "Tutorial", "how-to": "How-to", "methods": "Methods", "recipes": "Recipes",
+         "reference": "Reference", "explanation": "Explanation"}  # fmt: skip
 OUTSIDE = {"CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}  # page of the site: file of the tree
 PICTURES = (".png", ".svg", ".gif", ".webp", ".html")
 MERMAID = "!!python/name:pymdownx.superfences.fence_code_format ''"  # a tag of YAML, which JSON cannot say

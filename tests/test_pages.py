@@ -115,7 +115,7 @@ PAGES = sorted(
     for path in DOCS.rglob("*.md")
     if not (page := path.relative_to(DOCS).as_posix()).startswith(("reference/", "bench/")) and _blocks(page)
 )
-EVERY = [pytest.param(page, marks=[] if page in SAMPLE else pytest.mark.slow) for page in PAGES]
+EVERY = [pytest.param(page, marks=[] if page.startswith(("methods/", *SAMPLE)) else pytest.mark.slow) for page in PAGES]
 
 
 @pytest.fixture
