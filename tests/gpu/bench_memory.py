@@ -3,6 +3,7 @@
     python tests/gpu/bench_memory.py ten SHAPE          ten runs in one process; --here: the engine in it, too
     python tests/gpu/bench_memory.py forced SHAPE       another process takes the card's memory in the middle of a run
     python tests/gpu/bench_memory.py four SHAPE --cap 16      four processes started within a second, each capped
+    python tests/gpu/bench_memory.py capped SHAPE --cap 78 --plain      one, told nothing but model, data and steps
 
 SHAPE is a model's folder (`tests/gpu/bench_predictions.py make`). One JSON line a figure. On a machine without a GPU
 the same is done on the CPU, where nothing is short: to see that the script works.
@@ -68,7 +69,7 @@ def ten(args: argparse.Namespace, runs: Path) -> None:
         spec = fields(args, data=data)
         if args.here:  # a folder that nobody has started, and the engine called on it
             folder = nbtune.submit(spec, slurm="partition=here", send=False, name=f"r{number}", runs_dir=runs).folder
-            ended = execute(folder)
+            ended: str = execute(folder)
         else:
             run = nbtune.finetune(spec, name=f"r{number}", runs_dir=runs).wait()
             ended, _ = run.state, run.free()
@@ -158,11 +159,11 @@ def capped(args: argparse.Namespace, runs: Path) -> None:
     import nbtune
     from nbtune import events
 
-    began = time.time()
-    run = nbtune.finetune(
-        fields(args, data=texts(args.length, args.rows * args.steps), memory={"vram_gib": args.cap}),
-        name=f"c{args.number}", runs_dir=runs,
-    )  # fmt: skip
+    began, data = time.time(), texts(args.length, args.rows * args.steps)
+    spec = fields(args, data=data, memory={"vram_gib": args.cap})
+    if args.plain:
+        spec = {name: spec[name] for name in ("model", "data", "steps", "memory")}
+    run = nbtune.finetune(spec | json.loads(args.set), name=f"c{args.number}", runs_dir=runs)
     try:
         run.wait()
     except Exception as error:  # noqa: BLE001 — said below
@@ -175,7 +176,9 @@ def capped(args: argparse.Namespace, runs: Path) -> None:
     say(number=args.number, began=round(began, 2), state=run.state, steps=len(steps), cap=args.cap,
         reserved_gib=round(most, 2), with_context_gib=round(most + 0.85, 2), within=most + 0.85 <= args.cap,
         planned_gib=round(plan.peak_bytes / GIB, 2), micro=plan.micro_batch_size, activations=plan.activations,
-        weights=str(plan.weights), warned=warned, last=steps[-1].loss if steps else None)  # fmt: skip
+        weights=str(plan.weights), warned=warned, losses=[round(e.loss, 4) for e in steps],
+        seconds=[round(e.seconds, 4) for e in steps], tokens=[e.tokens for e in steps],
+        planned_s=round(plan.seconds / plan.total_steps, 4))  # fmt: skip
 
 
 def four(args: argparse.Namespace) -> None:
@@ -208,6 +211,8 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="ten: the engine works in this process")
     parser.add_argument("--leave", type=float, default=4.0, help="forced: GiB that the other process leaves")
     parser.add_argument("--cap", type=float, default=16.0)
+    parser.add_argument("--plain", action="store_true", help="capped: nothing but model, data and steps is said")
+    parser.add_argument("--set", default="{}", help="capped: more of the spec, JSON")
     parser.add_argument("--number", type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
