@@ -195,6 +195,9 @@ def _launch(logits, labels, coef, head, out, lse) -> None:
 # ---------------------------------------------------------------- plain torch
 
 
+_TORCH_BYTES = 2**23  # of rows in fp32 at once on a CPU: there are five copies of these at a time
+
+
 def _rows_torch(logits, labels, coef, head, out, lse) -> None:
     z = transform(logits, head)
     kept = labels != head.ignore_index
@@ -233,5 +236,12 @@ def cross_entropy_rows_(
 
     Labels are contiguous int64 `[M]`. With `lse [M]` nothing is written to `out`.
     """
-    run = _launch if use_triton(logits) else _rows_torch
-    run(logits, labels, coef, head, out, lse)
+    if use_triton(logits):
+        _launch(logits, labels, coef, head, out, lse)
+        return
+    size = max(1, _TORCH_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else max(1, len(logits))
+    for a in range(0, len(logits), size):
+        part = slice(a, a + size)
+        some = RowStats(*(stat[part] for stat in out))
+        mine, known = (None if one is None else one[part] for one in (coef, lse))
+        _rows_torch(logits[part], labels[part], mine, head, some, known)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_, reference
+from nbtune_kernels.cross_entropy import Head, RowStats, _rows_torch, cross_entropy_rows_, reference
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kernels.conftest import DTYPES, INTERPRETED
 
@@ -120,3 +121,32 @@ def test_other_ignore_index(draw, near, device):
     labels = torch.tensor([-1, 4, 19], device=device)
     cross_entropy_rows_(logits.clone(), labels, None, Head(ignore_index=-1), out)
     near(out.loss, torch.nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=-1), torch.float32)
+
+
+class _Made(TorchDispatchMode):
+    """Notes the largest tensor that is made, bytes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        views = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+        for one in out if isinstance(out, tuple) else (out,):
+            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() not in views:
+                self.most = max(self.most, one.untyped_storage().nbytes())
+        return out
+
+
+def test_plain_torch_on_a_cpu_widens_some_rows_at_a_time() -> None:
+    """A chunk of logits is 32 MiB, and five copies of it in fp32 would be 320, which no plan has for a head."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(340, 49152).bfloat16(), torch.randint(0, 49152, (340,))
+    coef, out = torch.full((340,), 0.5), RowStats.empty(340, torch.device("cpu"))
+    whole, stats = logits.clone(), RowStats.empty(340, torch.device("cpu"))
+    _rows_torch(whole, labels, coef, Head(), stats, None)
+    with _Made() as made:
+        cross_entropy_rows_(logits, labels, coef, Head(), out)
+    assert 0 < made.most <= 2**23
+    torch.testing.assert_close(logits, whole, rtol=0, atol=0)
+    for ours, theirs in zip(out, stats, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
