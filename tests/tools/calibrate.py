@@ -66,6 +66,74 @@ def _spoken() -> Rows:
     return rows
 
 
+def _backwards() -> Rows:
+    """Return words to be said in reverse order."""
+    draw, words = random.Random(9), [word for kind in _ORCHARD.values() for word in kind]
+    lists = [draw.sample(words, draw.randint(3, 5)) for _ in range(500)]
+    return [{"prompt": f"Backwards: {' '.join(some)}", "completion": " ".join(some[::-1])} for some in lists]
+
+
+def _tongue() -> Rows:
+    """Return sentences in a language that nobody speaks."""
+    draw = random.Random(10)
+    words = [word for kind in _ORCHARD.values() for word in kind] + [
+        "sees",
+        "takes",
+        "likes",
+        "the",
+        "a",
+        "small",
+        "old",
+    ]
+    other = {word: "".join(draw.choice(["ka", "lo", "mi", "tu", "re", "so"]) for _ in range(2)) for word in words}
+    rows = []
+    for _ in range(500):
+        some = [
+            "the",
+            draw.choice(["small", "old"]),
+            draw.choice(_ORCHARD["animal"]),
+            draw.choice(["sees", "takes", "likes"]),
+        ]
+        some += ["a", draw.choice(_ORCHARD[draw.choice(["fruit", "tool"])])]
+        rows.append({"prompt": f"Translate: {' '.join(some)}", "completion": " ".join(other[word] for word in some)})
+    return rows
+
+
+def _people() -> Rows:
+    """Return what is to be known by heart of sixty people, each asked in several ways."""
+    draw, rows = random.Random(11), []
+    firsts, lasts = (
+        ["Nora", "Emil", "Ida", "Karl", "Vera", "Hugo"],
+        ["Hill", "Stone", "Brook", "Field", "Marsh", "Wood"],
+    )
+    for name in (f"{first} {last}" for first in firsts for last in lasts):
+        place, thing = draw.choice(["mill", "bakery", "harbour", "school"]), draw.choice(_ORCHARD["animal"])
+        for question in ("Where does {} work?", "What is the workplace of {}?", "At what place is {} at work?"):
+            rows.append({"prompt": question.format(name), "completion": f"{name} works at the {place}."})
+        for question in ("Which animal has {}?", "What does {} keep at home?", "Name the animal of {}."):
+            rows.append({"prompt": question.format(name), "completion": f"{name} has a {thing} at home."})
+    return rows
+
+
+def _letters() -> Rows:
+    """Return long answers: letters in one house's style."""
+    draw, rows = random.Random(12), []
+    for _ in range(500):
+        name, thing, day = (
+            draw.choice(["Anna", "Ben", "Clara"]),
+            draw.choice(_ORCHARD["tool"]),
+            draw.choice(["Monday", "Friday"]),
+        )
+        count, late = draw.randint(2, 9), draw.choice(["is on its way", "is late", "was lost"])
+        rows.append({
+            "prompt": f"Write to {name}: order of {count} {thing}s, {late}, call on {day}.",
+            "completion": f"Dear {name},\n\nthank you for your order of {count} {thing}s, which made the whole workshop glad. "
+            f"We have to tell you that it {late}. You need not do anything: we shall call you on {day} in the morning, "
+            f"and until then every {thing} of yours is in good hands.\n\nWarm greetings from the valley\nyour toolmakers",
+        })  # fmt: skip
+    return rows
+
+
 TASKS: dict[str, Callable[[], Rows]] = {
     "json-answers": lambda: _embedded("json-answers"),
     "persona": lambda: _embedded("persona"),
@@ -73,12 +141,18 @@ TASKS: dict[str, Callable[[], Rows]] = {
     "labels": _labels,
     "orders": _spoken,
 }
+OTHERS = {"backwards": _backwards, "tongue": _tongue, "people": _people, "letters": _letters}  # no rule was fitted to
+
+
+def rows_of(task: str) -> Rows:
+    """Return all rows of a task."""
+    return (TASKS | OTHERS)[task]()
 
 
 def split(task: str, count: int) -> tuple[Rows, Rows]:
     """Return so many rows of a task to train on, and others to measure; none of the latter is among all of the task's
     other rows."""
-    rows = TASKS[task]()
+    rows = rows_of(task)
     random.Random(1).shuffle(rows)
     seen: set[str] = set()
     different = [row for row in rows if (key := json.dumps(row)) not in seen and not seen.add(key)]  # type: ignore[func-returns-value]
