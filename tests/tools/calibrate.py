@@ -127,9 +127,9 @@ def _letters() -> Rows:
         count, late = draw.randint(2, 9), draw.choice(["is on its way", "is late", "was lost"])
         rows.append({
             "prompt": f"Write to {name}: order of {count} {thing}s, {late}, call on {day}.",
-            "completion": f"Dear {name},\n\nthank you for your order of {count} {thing}s, which made the whole workshop glad. "
+            "completion": f"Dear {name},\n\nthank you for your order of {count} {thing}s, which made us all glad. "
             f"We have to tell you that it {late}. You need not do anything: we shall call you on {day} in the morning, "
-            f"and until then every {thing} of yours is in good hands.\n\nWarm greetings from the valley\nyour toolmakers",
+            f"and until then every {thing} of yours is in good hands.\n\nWarm greetings\nyour toolmakers",
         })  # fmt: skip
     return rows
 

@@ -1,4 +1,4 @@
-"""Which rate a task wants, many runs at once: each lane has its own LoRA, rate and order of the rows, all share the model.
+"""Which rate a task wants, many runs at once: each lane has its own LoRA, rate and order; all share the model.
 
     python -m tests.tools.lanes run /tmp/lanes.jsonl --model nbtune/tiny --rows 32,150 --times 0.5,1,2 --seeds 2
     python -m tests.tools.lanes table /tmp/lanes.jsonl
