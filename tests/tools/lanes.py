@@ -27,7 +27,11 @@ from tests.tools.calibrate import GOOD, TASKS, split
 
 IGNORED = -100
 SEED = 42  # nbtune.spec.RunSpec
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+EPSILON = 1e-8
+TOLD: dict[str, Any] = {  # of a run, with nbtune's defaults
+    "schedule": "cosine", "args": {}, "warmup": 0.03, "clip": 1.0, "beta1": 0.9, "beta2": 0.999, "b_rate": 1.0,
+    "ema": 0.0,
+}  # fmt: skip
 
 
 class LaneLinear(nn.Module):
@@ -183,21 +187,27 @@ def held_out(lanes: Lanes, rows: Rows, count: int) -> torch.Tensor:
 
 
 def train(
-    lanes: Lanes, rows: Rows, steps: int, wanted: list[tuple[float, int]], schedule: str = "cosine", clip: float = 1.0
+    lanes: Lanes, rows: Rows, steps: int, wanted: list[tuple[float, int]], told: dict[str, Any] = TOLD
 ) -> Iterator[dict[str, Any]]:
-    """Train a lane for each (rate, seed), and yield what came of it."""
+    """Train a lane for each (rate, seed), and yield what came of it; `told` as `TOLD`."""
+    from nbtune.spec.learning import ScheduleArgs
     from nbtune.train.schedule import learning_rate_of
 
-    factor = learning_rate_of(schedule, total_steps=steps, warmup_ratio=0.03)
+    args, (one, two) = ScheduleArgs(**told["args"]), (told["beta1"], told["beta2"])
+    factor = learning_rate_of(told["schedule"], total_steps=steps, warmup_ratio=told["warmup"], args=args)
     flat = torch.stack([lanes.first_values(seed) for _, seed in wanted]).to(lanes.device).requires_grad_(True)
     mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
     rates = torch.tensor([rate for rate, _ in wanted], device=lanes.device)[:, None]
+    if told["b_rate"] != 1:
+        sizes = [rows_ * columns for rows_, columns in lanes.shapes]
+        shares = [torch.full((size,), told["b_rate"] if at % 2 else 1.0) for at, size in enumerate(sizes)]
+        rates = rates * torch.cat(shares).to(lanes.device)[None]
     lanes.wear(flat)
-    table = Table(rows.train, lanes.device)
+    table, average = Table(rows.train, lanes.device), None
     order = [[rows.of_step(seed, step) for _, seed in wanted] for step in range(steps)]
     filled = [[[*each, *[table.none] * (rows.batch - len(each))] for each in of_step] for of_step in order]
     numbers = torch.tensor(filled, device=lanes.device)  # [steps, lanes, rows]
-    first, told, norms = held_out(lanes, rows, len(wanted)), [], []
+    first, losses, norms = held_out(lanes, rows, len(wanted)), [], []
     for step in range(steps):
         *given, counts = table.picked(numbers[step])
         lanes.wear(flat)
@@ -205,75 +215,72 @@ def train(
         (grad,) = torch.autograd.grad(loss.sum(), flat)
         with torch.no_grad():
             norm = grad.norm(dim=1)
-            grad *= (clip / (norm + 1e-6)).clamp(max=1.0)[:, None]
-            mean.lerp_(grad, 1 - BETA1)
-            square.mul_(BETA2).addcmul_(grad, grad, value=1 - BETA2)
-            down = (square / (1 - BETA2 ** (step + 1))).sqrt_().add_(EPSILON)
-            flat -= rates * (factor(step) / (1 - BETA1 ** (step + 1))) * mean / down
-        told.append(loss.detach())
+            grad *= (told["clip"] / (norm + 1e-6)).clamp(max=1.0)[:, None]
+            mean.lerp_(grad, 1 - one)
+            square.mul_(two).addcmul_(grad, grad, value=1 - two)
+            down = (square / (1 - two ** (step + 1))).sqrt_().add_(EPSILON)
+            flat -= rates * (factor(step) / (1 - one ** (step + 1))) * mean / down
+            if told["ema"]:
+                average = flat.clone() if average is None else average.lerp_(flat, 1 - told["ema"])
+        losses.append(loss.detach())
         norms.append(norm)
-    lanes.wear(flat.detach())
-    last, curves = held_out(lanes, rows, len(wanted)).tolist(), torch.stack(told).T.tolist()
+    lanes.wear(flat.detach() if average is None else average)
+    last, curves = held_out(lanes, rows, len(wanted)).tolist(), torch.stack(losses).T.tolist()
     largest = torch.stack(norms).amax(0).tolist()
     for lane, (rate, seed) in enumerate(wanted):
         curve = curves[lane]
         sound = math.isfinite(last[lane]) and curve[-1] <= 1.5 * curve[0]
         yield {
-            "steps": steps, "rate": rate, "seed": seed, "held_out": last[lane], "diverged": not sound,
+            "rate": rate, "seed": seed, "held_out": last[lane], "diverged": not sound,
             "began": float(first[lane]), "norm": round(largest[lane], 3), "curve": [round(each, 4) for each in curve],
         }  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write a line for each lane, task by task; what a file has already is not run again."""
-    import nbtune
-
     out = Path(arguments.out)
     done = {_key(row) for row in _rows([str(out)])} if out.exists() else set()
     lanes = Lanes(arguments.model, arguments.device, arguments.rank)
     began, short = time.monotonic(), Path(arguments.model).name
-    for count in map(int, arguments.rows.split(",")):
-        for task in arguments.tasks.split(","):
-            rows = Rows(task, count, arguments.model, arguments.batch)
-            spec = {"data": "var:train", "model": arguments.model, "device": "cpu", "eval": {"data": "var:held"}}
-            plan = nbtune.plan({**spec, "batch_size": arguments.batch}, rows=rows.named)
-            steps = arguments.steps or plan.total_steps
-            trained = int(rows.train.trained.sum())
-            about = {
-                "model": short, "task": task, "rows": count, "batch": arguments.batch, "schedule": arguments.schedule,
-                "rank": arguments.rank, "trained_tokens": trained, "tokens": len(rows.train.ids),
-            }  # fmt: skip
-            chosen = [float(f"{plan.learning_rate * float(each):.3g}") for each in arguments.times.split(",")]
-            wanted = [(rate, seed) for rate in chosen for seed in range(SEED, SEED + arguments.seeds)]
-            wanted = [
-                each for each in wanted if _key({**about, "steps": steps, "rate": each[0], "seed": each[1]}) not in done
-            ]
-            at = time.monotonic()
-            for start in range(0, len(wanted), arguments.lanes):
-                for row in train(lanes, rows, steps, wanted[start : start + arguments.lanes], arguments.schedule):
-                    row["is_default"] = row["rate"] == plan.learning_rate
-                    if row["seed"] != SEED:
-                        del row["curve"]
-                    with out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({**about, **row}) + "\n")
-            now = time.monotonic()
-            print(
-                short,
-                task,
-                count,
-                steps,
-                "steps",
-                len(wanted),
-                "lanes",
-                f"{now - at:.1f} s of {now - began:.0f}",
-                flush=True,
-            )
-            if arguments.seconds and now - began > arguments.seconds:
-                return
+    for how in arguments.how or ["{}"]:
+        for count in map(int, arguments.rows.split(",")):
+            for task in arguments.tasks.split(","):
+                if arguments.seconds and time.monotonic() - began > arguments.seconds:
+                    return
+                rows = Rows(task, count, arguments.model, arguments.batch)
+                steps, rate = _planned(arguments, rows)
+                about = {
+                    "model": short, "task": task, "rows": count, "batch": arguments.batch, "how": how,
+                    "rank": arguments.rank, "steps": steps, "trained_tokens": int(rows.train.trained.sum()),
+                }  # fmt: skip
+                chosen = [float(f"{rate * float(each):.3g}") for each in arguments.times.split(",")]
+                wanted = [(each, seed) for each in chosen for seed in range(SEED, SEED + arguments.seeds)]
+                wanted = [each for each in wanted if _key({**about, "rate": each[0], "seed": each[1]}) not in done]
+                at = time.monotonic()
+                for start in range(0, len(wanted), arguments.lanes):
+                    some = wanted[start : start + arguments.lanes]
+                    for row in train(lanes, rows, steps, some, TOLD | json.loads(how)):
+                        row["is_default"] = row["rate"] == rate
+                        if row["seed"] != SEED:
+                            del row["curve"]
+                        with out.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps({**about, **row}) + "\n")
+                now = time.monotonic()
+                print(*about.values(), len(wanted), f"lanes, {now - at:.1f} s of {now - began:.0f}", flush=True)
+
+
+def _planned(arguments: argparse.Namespace, rows: Rows) -> tuple[int, float]:
+    """Return the steps and the rate that the plan chooses."""
+    import nbtune
+
+    spec = {"data": "var:train", "model": arguments.model, "device": "cpu", "eval": {"data": "var:held"}}
+    steps = {"steps": arguments.steps} if arguments.steps else {}
+    plan = nbtune.plan({**spec, **steps, "batch_size": arguments.batch}, rows=rows.named)
+    return plan.total_steps, plan.learning_rate
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("model", "task", "rows", "batch", "schedule", "rank", "steps", "rate", "seed"))
+    return tuple(row[name] for name in ("model", "task", "rows", "batch", "how", "rank", "steps", "rate", "seed"))
 
 
 def _rows(files: list[str]) -> list[dict[str, Any]]:
@@ -284,9 +291,9 @@ def table(files: list[str]) -> str:
     """Return a Markdown row for each cell: the mean of each rate, and the default's beside the best."""
     cells: dict[tuple[Any, ...], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in _rows(files):
-        cells[tuple(row[k] for k in ("model", "task", "rows", "batch", "schedule", "steps"))][row["rate"]].append(row)
+        cells[tuple(row[k] for k in ("model", "task", "rows", "batch", "how", "steps"))][row["rate"]].append(row)
     lines = ["| model, task, rows | steps | held-out loss by rate | default | of the best |", "|---|---|---|---|---|"]
-    for (model, task, count, batch, schedule, steps), found in sorted(cells.items()):
+    for (model, task, count, batch, how, steps), found in sorted(cells.items()):
         means = {
             rate: math.exp(sum(math.log(max(each["held_out"], 1e-9)) for each in some) / len(some))
             for rate, some in sorted(found.items()) if not any(each["diverged"] for each in some)
@@ -298,7 +305,7 @@ def table(files: list[str]) -> str:
         )
         ratio = means[own] / best if own in means else math.nan
         said = f"{ratio:.2f}" if ratio <= GOOD else f"**{ratio:.2f}**"
-        more = f", {batch} a step" * (batch != 8) + f", {schedule}" * (schedule != "cosine")
+        more = f", {batch} a step" * (batch != 8) + f", {how}" * (how != "{}")
         lines.append(f"| {model}, {task}, {count}{more} | {steps} | {shown} | {own or 0:.2g} | {said} |")
     return "\n".join(lines)
 
@@ -318,7 +325,7 @@ def main() -> None:
     doing.add_argument("--steps", type=int, default=0, help="0: the plan's own")
     doing.add_argument("--batch", type=int, default=8)
     doing.add_argument("--rank", type=int, default=16)
-    doing.add_argument("--schedule", default="cosine")
+    doing.add_argument("--how", action="append", help="JSON, of what TOLD says; several times: one after another")
     doing.add_argument("--seconds", type=float, default=0, help="begin no cell after so many")
     showing = commands.add_parser("table")
     showing.add_argument("files", nargs="+")
