@@ -253,7 +253,9 @@ def run(arguments: argparse.Namespace) -> None:
                     "model": short, "task": task, "rows": count, "batch": arguments.batch, "how": how,
                     "rank": arguments.rank, "steps": steps, "trained_tokens": int(rows.train.trained.sum()),
                 }  # fmt: skip
-                chosen = [float(f"{rate * float(each):.3g}") for each in arguments.times.split(",")]
+                asked = arguments.rates.split(",") if arguments.rates else []
+                times = [float(f"{rate * float(each):.3g}") for each in arguments.times.split(",")]
+                chosen = [float(each) for each in asked] or times
                 wanted = [(each, seed) for each in chosen for seed in range(SEED, SEED + arguments.seeds)]
                 wanted = [each for each in wanted if _key({**about, "rate": each[0], "seed": each[1]}) not in done]
                 at = time.monotonic()
@@ -320,6 +322,7 @@ def main() -> None:
     doing.add_argument("--tasks", default=",".join(TASKS))
     doing.add_argument("--rows", default="32,150,400")
     doing.add_argument("--times", default="0.35,0.5,0.71,1,1.41,2,2.83", help="of the plan's own rate")
+    doing.add_argument("--rates", default="", help="in place of these")
     doing.add_argument("--seeds", type=int, default=2)
     doing.add_argument("--lanes", type=int, default=64, help="at once")
     doing.add_argument("--steps", type=int, default=0, help="0: the plan's own")
