@@ -30,6 +30,7 @@ from nbtune_kernels.linear_logprobs import (
     linear_logprobs_of,
 )
 from nbtune_kernels.lora import grouped_tn, lora_add_, lora_dxa, lora_grads, lora_xa
+from nbtune_kernels.products import product, product_into, product_onto
 from nbtune_kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_add, rms_norm_apply, rms_norm_backward
 from nbtune_kernels.rope import rope
 from nbtune_kernels.routing import sort_by_group
@@ -66,6 +67,9 @@ __all__ = [
     "lora_dxa",
     "lora_grads",
     "lora_xa",
+    "product",
+    "product_into",
+    "product_onto",
     "rms_norm",
     "rms_norm_add",
     "rms_norm_apply",

@@ -16,6 +16,7 @@ from torch import Tensor
 from nbtune_kernels._runtime import FUSED, cdiv, jit, op, tl, use_triton
 from nbtune_kernels.cross_entropy import Head, RowStats, cross_entropy_rows_
 from nbtune_kernels.cross_entropy import reference as loss_reference
+from nbtune_kernels.products import product, product_into
 
 
 def reference(
@@ -84,10 +85,7 @@ def chunks(
         b = min(a + size, count)
         h = hidden[a:b] if rows is None else hidden.index_select(0, rows[a:b])
         out = buffer[: b - a]
-        if bias is None:
-            torch.mm(h, weight.t(), out=out)
-        else:
-            torch.addmm(bias, h, weight.t(), out=out)
+        product_into(out, h, weight, bias)
         yield Chunk(a, b, h, out)
 
 
@@ -125,10 +123,10 @@ class _Gradients:
 
     def add(self, h: Tensor, dlogits: Tensor, labels: Tensor, a: int, b: int, ignore: int) -> None:
         if self.dhidden.numel() and self.rows is None:
-            torch.mm(dlogits, self.weight, out=self.dhidden[a:b])
+            product_into(self.dhidden[a:b], dlogits, self.weight.t())
         elif self.dhidden.numel():
             assert self.rows is not None
-            _put(self.dhidden, dlogits @ self.weight, self.rows[a:b], labels[a:b], ignore)
+            _put(self.dhidden, product(dlogits, self.weight.t()), self.rows[a:b], labels[a:b], ignore)
         if self.dweight.numel():
             self.dweight.addmm_(dlogits.t(), h)
         if self.dbias.numel():

@@ -254,7 +254,8 @@ class _Engine:
         self.emit(plan.abilities.event())
         self.batches = self._batches(plan)
         if self.spec.steps is None:  # how many sequences the packs make is known only now
-            steps = math.ceil(epochs_of(self.spec, self.batches.steps_per_epoch) * self.batches.steps_per_epoch)
+            per_epoch = self.batches.steps_per_epoch
+            steps = math.ceil(epochs_of(self.spec, per_epoch, plan.hidden_size) * per_epoch)
             plan = plan.model_copy(update={"total_steps": steps})
             check_warmup(spec, steps)
         write_json(self.folder / "plan.json", plan.model_dump(mode="json"))

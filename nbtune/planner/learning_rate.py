@@ -4,7 +4,7 @@ One rate for all models is wrong for most of them: what an 8B model learns well 
 parameters where it was. The numbers of the rule for adapters are a calibration that tinker-cookbook published
 (`hyperparam_utils`; exponents fitted on Llama and on Qwen models), as is the tenth for training without an adapter;
 docs/explanation/learning-rate.md says how they compare with what was measured later, docs/explanation/defaults.md how
-they do on the embedded model.
+they do on the embedded model and on SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _NARROWEST = 256  # below it nothing was measured, and the rule would go on risi
 _FACTORS = 3e-3  # Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better …", section 3.5
 _OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
 _LONG = 600  # steps from which on the rule holds as it is; a shorter run learns more of each
-_SHORT = 220  # in fewer than 80 steps the rate is this by their number: it is the sum of all rates that counts there
-_NARROW_SHORT, _WIDE_SHORT = 4.0, 1.5  # how much more at most
+_SHORT = 220  # of the narrowest, in fewer than 80 steps: it is the sum of all rates that counts there
+_MOST_SHORT, _WIDE_SHORT = 4.0, 1.5  # how much more at most: as measured up to `_MEASURED`; of the widest
+_MEASURED = 576  # SmolLM2-135M's
 _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
 
 
@@ -63,12 +64,13 @@ def _of_what(spec: RunSpec) -> str:
 
 
 def _for_few(steps: int, width: int) -> float:
-    """Return what the rate of adapters is multiplied by in a short run: up to 4 where that was measured, else 1.5.
+    """Return what the rate of adapters is multiplied by in a short run: up to 4 where that was measured, at least up
+    to 1.5 in wider models.
 
     docs/explanation/defaults.md has the measurements, and where the 1.5 comes from.
     """
-    most = max(_WIDE_SHORT, _NARROW_SHORT * (_NARROWEST / width) ** 2)
-    return max(1.0, min(max(math.sqrt(_LONG / min(steps, _LONG)), _SHORT / steps), most))
+    most = max(_WIDE_SHORT, _MOST_SHORT * min(1.0, (_MEASURED / width) ** 0.6))
+    return max(1.0, min(max(math.sqrt(_LONG / min(steps, _LONG)), _SHORT / steps * _NARROWEST / width), most))
 
 
 def with_its_rate(spec: RunSpec, plan: Plan) -> RunSpec:

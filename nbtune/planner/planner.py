@@ -126,7 +126,7 @@ def make_plan(
         reasons.append(f"frozen weights are streamed from RAM, layer by layer: {why}")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
     per_epoch = math.ceil(data.rows / (micro * accumulation))
-    epochs = epochs_of(spec, per_epoch)
+    epochs = epochs_of(spec, per_epoch, model.hidden_size)
     total_steps = spec.steps or max(1, math.ceil(epochs * per_epoch))
     check_warmup(spec, total_steps)
     if spec.steps is None and spec.epochs is None:

@@ -11,25 +11,30 @@ if TYPE_CHECKING:
     from nbtune.spec import RunSpec
 
 _PASSES = 3
-_FEW, _MOST = 48, 12  # steps that few rows get, and the passes that these take at most
+_MOST = 12  # passes that few rows get
+_NARROW, _FEW_OF_NARROW, _FEW = 256, 48, 24  # steps that few rows get: of a model so wide, and of wide ones
 
 
-def epochs_of(spec: RunSpec, per_epoch: int) -> float:
-    """Return how often each row is seen: as asked, or three times; of few rows as often as makes 48 steps, at most 12.
+def epochs_of(spec: RunSpec, per_epoch: int, hidden_size: int) -> float:
+    """Return how often each row is seen: as asked, or three times; of few rows as often as makes 24 steps (48 of a
+    narrow model), at most 12.
 
-    That is for adapters that learn answers or texts: in a dozen steps they learn next to nothing
-    (docs/explanation/defaults.md). Every weight, preferences and scores have three passes.
+    That is for adapters that learn answers or texts: in a dozen steps a narrow model learns next to nothing, while a
+    wider one knows few rows by heart after 48 (docs/explanation/defaults.md). Every weight, preferences and scores
+    have three passes.
 
     Args:
         spec: its `epochs`, `method` and `adapter` count.
         per_epoch: steps in which each row is seen once.
+        hidden_size: of the model, in numbers per token.
     """
     if spec.epochs is not None:
         return spec.epochs
     method = METHODS[spec.method]
     if spec.adapter.type == "full" or method.learning_rate_share != 1 or not method.by_tokens:
         return _PASSES
-    return max(_PASSES, min(_MOST, math.ceil(_FEW / max(1, per_epoch))))
+    few = max(_FEW, min(_FEW_OF_NARROW, _FEW_OF_NARROW * _NARROW / max(1, hidden_size)))
+    return max(_PASSES, min(_MOST, math.ceil(few / max(1, per_epoch))))
 
 
 def said_of(epochs: float) -> str:

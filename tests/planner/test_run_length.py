@@ -20,26 +20,27 @@ def _spec(method="sft", **fields):
     return from_mapping({"data": "rows", "method": method, **teacher, **fields})
 
 
+@pytest.mark.parametrize(("hidden", "few"), [(1, 48), (256, 48), (384, 32), (512, 24), (576, 24), (8192, 24)])
 @given(per_epoch=st.integers(1, 10_000), method=st.sampled_from(IMITATING))
-def test_few_rows_make_48_steps_in_twelve_passes_at_most_and_many_rows_have_three(per_epoch, method):
-    epochs = epochs_of(_spec(method), per_epoch)
+def test_few_rows_make_so_many_steps_in_twelve_passes_at_most_and_many_rows_have_three(hidden, few, per_epoch, method):
+    epochs = epochs_of(_spec(method), per_epoch, hidden)
     assert 3 <= epochs <= 12
     assert epochs == int(epochs)
-    assert epochs == 12 or epochs * per_epoch >= 48
-    assert epochs == 3 or (epochs - 1) * per_epoch < 48
+    assert epochs == 12 or epochs * per_epoch >= few
+    assert epochs == 3 or (epochs - 1) * per_epoch < few
 
 
 @given(per_epoch=st.integers(1, 10_000), epochs=st.floats(0.01, 100), method=st.sampled_from(list(METHODS)))
 def test_what_is_asked_for_is_done_and_other_methods_have_three_passes(per_epoch, epochs, method):
-    assert epochs_of(_spec(method, epochs=epochs), per_epoch) == epochs
+    assert epochs_of(_spec(method, epochs=epochs), per_epoch, 256) == epochs
     if method not in IMITATING:
-        assert epochs_of(_spec(method), per_epoch) == 3
+        assert epochs_of(_spec(method), per_epoch, 256) == 3
     elif method == "sft":
-        assert epochs_of(_spec(method, adapter="full"), per_epoch) == 3
+        assert epochs_of(_spec(method, adapter="full"), per_epoch, 256) == 3
 
 
 @pytest.mark.parametrize(
-    ("rows", "steps", "said"), [(32, 48, "12 epochs, since the rows are few"), (1000, 375, "3 epochs")]
+    ("rows", "steps", "said"), [(32, 24, "6 epochs, since the rows are few"), (1000, 375, "3 epochs")]
 )
 def test_the_plan_counts_and_says_them(rows, steps, said):
     plan = make_plan(_spec(), LLAMA_8B, _data(64, rows), _card(10**6))

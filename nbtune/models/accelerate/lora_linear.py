@@ -16,7 +16,7 @@ weights become views of M; peft's A and B stay parameters of their own (fp32, co
 from typing import Any
 
 import torch
-from nbtune_kernels import lora_xa, rms_norm_apply
+from nbtune_kernels import lora_xa, product, product_into, product_onto, rms_norm_apply
 from torch import Tensor, nn
 
 from nbtune.models.accelerate.grad_sinks import GradJobs, Ready, Sink
@@ -206,11 +206,7 @@ class LinearGroup:
 
     def forward(self, wide_x: Tensor, out: Tensor) -> None:
         """Compute y `[T, O]` of [x, xA'] `[T, K + R]`."""
-        w = self.matrix[: self.outputs].t()
-        if self.bias is None:
-            torch.mm(wide_x, w, out=out)
-        else:
-            torch.addmm(self.bias, wide_x, w, out=out)
+        product_into(out, wide_x, self.matrix[: self.outputs], self.bias)
 
     def forward_wide(self, wide_x: Tensor) -> Tensor:
         """Return y `[T, O]` of [x, xA']."""
@@ -226,15 +222,15 @@ class LinearGroup:
 
     def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
         """Return y `[T, O]`, of an x without room beside it."""
-        w = self.matrix[: self.outputs, : self.inputs].t()
+        w = self.matrix[: self.outputs, : self.inputs]
         if xa is None:
-            return torch.mm(x, w) if self.bias is None else torch.addmm(self.bias, x, w)
-        out = torch.mm(xa, self.matrix[: self.outputs, self.inputs :].t()).addmm_(x, w)
+            return product(x, w) if self.bias is None else product_onto(self.bias.expand(x.shape[0], -1), x, w)
+        out = product_onto(torch.mm(xa, self.matrix[: self.outputs, self.inputs :].t()), x, w)
         return out if self.bias is None else out.add_(self.bias)
 
     def forward_wide_onto(self, residual: Tensor, wide_x: Tensor, scale: float = 1.0) -> Tensor:
         """Return residual + scale * y, of [x, xA']."""
-        out = torch.addmm(residual, wide_x, self.matrix[: self.outputs].t(), alpha=scale)
+        out = product_onto(residual, wide_x, self.matrix[: self.outputs], scale)
         return out if self.bias is None else out.add_(self.bias, alpha=scale)
 
     def dxa_beside(self, wide_dy: Tensor, rows: Tensor | None = None) -> Tensor | None:
@@ -252,7 +248,7 @@ class LinearGroup:
         """Return dx `[T, K]` of [dy, dy sB]."""
         if seed is not None and self.rank:
             return drop_input_gradient(self, wide_dy, seed)
-        return torch.mm(wide_dy, self.matrix[:, : self.inputs])
+        return product(wide_dy, self.matrix[:, : self.inputs].t())
 
     # ------------------------------------------------------------ gradients
 
