@@ -25,8 +25,9 @@ _FACTORS = 3e-3  # Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is
 _OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
 _LONG = 600  # steps from which on the rule holds as it is; a shorter run learns more of each
 _SHORT = 220  # of the narrowest, in fewer than 80 steps: it is the sum of all rates that counts there
-_MOST_SHORT, _WIDE_SHORT = 4.0, 1.5  # how much more at most: as measured up to `_MEASURED`; of the widest
+_MOST_SHORT, _WIDE_SHORT = 6.0, 1.5  # how much more at most: as measured at `_MEASURED`; of the widest
 _MEASURED = 576  # SmolLM2-135M's
+_HIGHEST = 0.01  # of any: twice that spoils the embedded model
 _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
 
 
@@ -50,7 +51,7 @@ def rate_of(spec: RunSpec, architecture: str, hidden_size: int, steps: int) -> t
     reason = f"by the model's hidden size: {_BASE:g} × ({_WIDTH} / {width})^{exponent:g}"
     if spec.adapter.type == "full":
         rate, reason = rate / 10, f"{reason}; a tenth of it, because every weight is trained"
-    elif share == 1 and METHODS[spec.method].by_tokens and (more := _for_few(steps, width)) > 1:
+    elif share == 1 and METHODS[spec.method].by_tokens and (more := _for_few(steps, width, rate)) > 1:
         rate, reason = rate * more, f"{reason}; {more:.2g} times that, since {steps:,} steps are few"
     if "lion" in spec.optim:
         rate, reason = rate * _OF_SIGNS, f"{reason}; a fifth of it for Lion, whose steps have one size"
@@ -63,13 +64,13 @@ def _of_what(spec: RunSpec) -> str:
     return "rewards" if METHODS[spec.method].online else "preferences"
 
 
-def _for_few(steps: int, width: int) -> float:
-    """Return what the rate of adapters is multiplied by in a short run: up to 4 where that was measured, at least up
-    to 1.5 in wider models.
+def _for_few(steps: int, width: int, rate: float) -> float:
+    """Return what the rate of adapters is multiplied by in a short run: up to 6 where that was measured, up to 1.5
+    in the widest models, and to no more than what the narrowest bear.
 
     docs/explanation/defaults.md has the measurements, and where the 1.5 comes from.
     """
-    most = max(_WIDE_SHORT, _MOST_SHORT * min(1.0, (_MEASURED / width) ** 0.6))
+    most = min(max(_WIDE_SHORT, _MOST_SHORT * _MEASURED / width), _MOST_SHORT, _HIGHEST / rate)
     return max(1.0, min(max(math.sqrt(_LONG / min(steps, _LONG)), _SHORT / steps * _NARROWEST / width), most))
 
 

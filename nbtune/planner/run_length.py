@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 _PASSES = 3
 _MOST = 12  # passes that few rows get
-_NARROW, _FEW_OF_NARROW, _FEW = 256, 48, 24  # steps that few rows get: of a model so wide, and of wide ones
+_NARROW, _FEW_OF_NARROW, _FEW = 256, 48, 12  # steps that few rows get: of a model so wide, and of wide ones
 
 
 def epochs_of(spec: RunSpec, per_epoch: int, hidden_size: int) -> float:
-    """Return how often each row is seen: as asked, or three times; of few rows as often as makes 24 steps (48 of a
+    """Return how often each row is seen: as asked, or three times; of few rows as often as makes 12 steps (48 of a
     narrow model), at most 12.
 
     That is for adapters that learn answers or texts: in a dozen steps a narrow model learns next to nothing, while a
-    wider one knows few rows by heart after 48 (docs/explanation/defaults.md). Every weight, preferences and scores
+    wider one knows few rows by heart after 24 (docs/explanation/defaults.md). Every weight, preferences and scores
     have three passes.
 
     Args:
@@ -33,7 +33,7 @@ def epochs_of(spec: RunSpec, per_epoch: int, hidden_size: int) -> float:
     method = METHODS[spec.method]
     if spec.adapter.type == "full" or method.learning_rate_share != 1 or not method.by_tokens:
         return _PASSES
-    few = max(_FEW, min(_FEW_OF_NARROW, _FEW_OF_NARROW * _NARROW / max(1, hidden_size)))
+    few = max(_FEW, min(_FEW_OF_NARROW, _FEW_OF_NARROW * (_NARROW / max(1, hidden_size)) ** 2))
     return max(_PASSES, min(_MOST, math.ceil(few / max(1, per_epoch))))
 
 

@@ -20,7 +20,7 @@ def _spec(method="sft", **fields):
     return from_mapping({"data": "rows", "method": method, **teacher, **fields})
 
 
-@pytest.mark.parametrize(("hidden", "few"), [(1, 48), (256, 48), (384, 32), (512, 24), (576, 24), (8192, 24)])
+@pytest.mark.parametrize(("hidden", "few"), [(1, 48), (256, 48), (384, 64 / 3), (512, 12), (576, 12), (8192, 12)])
 @given(per_epoch=st.integers(1, 10_000), method=st.sampled_from(IMITATING))
 def test_few_rows_make_so_many_steps_in_twelve_passes_at_most_and_many_rows_have_three(hidden, few, per_epoch, method):
     epochs = epochs_of(_spec(method), per_epoch, hidden)
@@ -40,7 +40,8 @@ def test_what_is_asked_for_is_done_and_other_methods_have_three_passes(per_epoch
 
 
 @pytest.mark.parametrize(
-    ("rows", "steps", "said"), [(32, 24, "6 epochs, since the rows are few"), (1000, 375, "3 epochs")]
+    ("rows", "steps", "said"),
+    [(16, 12, "6 epochs, since the rows are few"), (32, 12, "3 epochs"), (1000, 375, "3 epochs")],
 )
 def test_the_plan_counts_and_says_them(rows, steps, said):
     plan = make_plan(_spec(), LLAMA_8B, _data(64, rows), _card(10**6))
