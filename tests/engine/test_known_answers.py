@@ -18,6 +18,7 @@ from tests.engine.test_heads import said
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 HELD = 0.3
+STEPS = {"orpo": 150, "cpo": 150}  # which also imitate; 60 of the others
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -28,8 +29,8 @@ def test_the_better_of_held_out_pairs_is_preferred(start: Any, method: str, seed
     rows = [
         {"prompt": "How was it?", "chosen": said(chance, True), "rejected": said(chance, False)} for _ in range(200)
     ]
-    how: dict[str, Any] = {"steps": 60, "batch_size": 16, "seed": seed, "learning_rate": 1e-3, "eval": {"split": HELD}}
-    run = start(rows=rows, method=method, **how).wait()
+    how: dict[str, Any] = {"batch_size": 16, "seed": seed, "learning_rate": 1e-3, "eval": {"split": HELD}}
+    run = start(rows=rows, method=method, steps=STEPS.get(method, 60), **how).wait()
     assert run.latest(events.Eval).metrics["accuracy"] >= 0.95
 
 
