@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ from nbtune.export.merge import MergedModel
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.peft_export import adapter_folder
 from nbtune.export.source import ExportedFile, ExportSource, must_write_text, safe_name
+
+_LATENT = "attention by latent vectors"
+# What llama.cpp multiplies without a look at adapters (an adapter's numbers there would be passed over silently).
+_WITHOUT = {_LATENT: WITHOUT_LORA, "what leads to latent experts and back": re.compile(r"\.ffn_latent_(down|up)\.")}
 
 
 class _Factors:
@@ -90,9 +95,11 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     plain = dataclasses.replace(family, head=False, permute=False, change=None, parts=_whole(family))
     a = plain.tensors(config, _Factors(source, adapter, 0, scales, family.in_turn))  # type: ignore[arg-type]
     pairs = _pairs(a, b)
-    if family.latent and any(WITHOUT_LORA.search(tensor.name) for tensor in pairs):
+    for words, at in _WITHOUT.items():
+        if (words == _LATENT and not family.latent) or not any(at.search(tensor.name) for tensor in pairs):
+            continue
         raise ExportError(
-            "llama.cpp applies no adapter to attention by latent vectors",
+            f"llama.cpp applies no adapter to {words}",
             place=str(adapter.folder),
             fix="export the merged model as GGUF.",
         )
