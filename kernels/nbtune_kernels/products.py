@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 _FEWEST = 16  # rows; a token that is generated is as fast either way
+_NARROWEST = 512  # sides of w below it are left to torch: little time is spent there
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
@@ -53,6 +54,7 @@ def _by_onednn(x: Tensor, w: Tensor) -> bool:
         x.dtype == w.dtype == torch.float32
         and x.device.type == "cpu"
         and x.shape[0] >= _FEWEST
+        and min(w.shape) >= _NARROWEST
         and type(x) is Tensor  # not a traced or a parted one
         and isinstance(w, Tensor | torch.nn.Parameter)
         and onednn_is_faster()

@@ -236,7 +236,7 @@ def packs(weights: Placement, dtype: str) -> bool:
 
 
 def _in_twelve(weights: Placement, dtype: str) -> bool:
-    return weights.format == "16bit" and dtype == "bf16"
+    return not weights.quantised and weights.bits == 16 and dtype == "bf16"
 
 
 def sent_bytes(model: ModelFacts, weights: Placement, dtype: str) -> int:

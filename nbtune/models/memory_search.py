@@ -273,7 +273,7 @@ def _travelling(setup: Setup, policy: MemoryPolicy, micro: int, most: float, *, 
     """Return the way with as many resident layers as there is room for."""
     least = setup.way(policy, micro, setup.weights.streamed())
     spare = int((most - least.memory.total) // travelling_bytes(setup.model, setup.weights))
-    # places, once any layer stays
-    more = 0 if packs(least.weights, setup.dtype) else setup.weights.streamed(1).places - least.weights.places
+    unpacked = setup.model.stacked or not packs(least.weights, setup.dtype)  # a place more, once any layer stays
+    more = setup.weights.streamed(1).places - least.weights.places if unpacked else 0
     resident = 0 if forced else max(0, min(spare - more, setup.model.num_layers))
     return setup.way(policy, micro, setup.weights.streamed(resident))

@@ -203,4 +203,4 @@ def test_kto_in_one_micro_batch_of_theirs(tmp_path: Path) -> None:
     given = judged(STEPS * 4)
     more = {"learning_rate": 5e-3}
     found = ours(tmp_path, given, method="kto", beta=0.4, micro_batch_size=1, gradient_accumulation_steps=4, **more)
-    same(found, theirs(tmp_path, "KTO", given, 4, 1, beta=0.4, **more), 5e-3)
+    same(found, theirs(tmp_path, "KTO", given, 4, 1, beta=0.4, **more), 5e-3, later=1e-4)  # at a high rate

@@ -187,7 +187,7 @@ def test_answers_that_find_no_memory_are_left_out(trained: Callable[..., Any], m
     def short(*_: Any, **__: Any) -> str:
         raise MemoryError
 
-    monkeypatch.setattr(sampling, "answer", short)
+    monkeypatch.setattr(sampling, "marked_answer", short)
     run, _ = trained(set(), data=ROWS, samples=["Say 1"], steps=2)
     assert len(steps(run)) == 2
     assert any("no memory for sample answers" in warning.message for warning in said(run, events.Warning))

@@ -1,11 +1,20 @@
 """Products by whichever library of the CPU: the same numbers, whatever the strides."""
 
+import importlib
+
 import pytest
 import torch
 from nbtune_kernels import product, product_into, product_onto
 from nbtune_kernels.products import _by_onednn, onednn_is_faster
 
+PRODUCTS = importlib.import_module("nbtune_kernels.products")
+
 SHAPES = [(1, 8, 8), (15, 24, 40), (16, 24, 40), (40, 24, 1), (33, 1, 7), (70, 130, 64), (0, 8, 8), (20, 8, 0)]
+
+
+@pytest.fixture(autouse=True)
+def _narrow_ones_too(monkeypatch):
+    monkeypatch.setattr(PRODUCTS, "_NARROWEST", 1)
 
 
 def _strided(rows, columns):

@@ -11,6 +11,7 @@ import torch
 from nbtune import events
 from nbtune.train import loop
 from nbtune.train.mean_loss import HeldOut
+from nbtune.train.stepper import Updated
 from tests.support.control import MemoryControl
 
 STEP, EVALUATION = 4.0, 12.0  # seconds that the device, and the host, are at work on each
@@ -36,8 +37,8 @@ class SlowDevice:
         self.host += self.launching
         self.free_at = max(self.free_at, self.host)  # the last launch is the last to be done
 
-    def update(self, learning_rate: float) -> tuple[Any, Any, dict[str, Any]]:
-        return self, self, {}
+    def update(self, learning_rate: float) -> Any:
+        return Updated(self, self, {})  # type: ignore[arg-type]
 
     def discard(self) -> None:
         pass
@@ -129,7 +130,7 @@ def told(device: SlowDevice, control: MemoryControl, **options: Any) -> tuple[st
     )
     cut = loop.LoopOptions(2, 1e-3, lambda _: 1.0, 100, None, 1e9, **options)
     real = torch.ones(())
-    device.update = lambda learning_rate: (real, real, {})  # type: ignore[method-assign,assignment]
+    device.update = lambda learning_rate: Updated(real, real, {})  # type: ignore[method-assign]
     progress = loop.Progress()
     ended = loop.train(device, batches, cut, jobs, progress=progress, emit=said.append, control=control)  # type: ignore[arg-type]
     return ended, [event.step for event in said if isinstance(event, events.Checkpoint)]

@@ -91,6 +91,8 @@ def test_packs_with_few_and_with_many_answers_are_of_one_shape() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("dpo", FusedStepper), ("kto", FusedStepper), ("reward", Stepper)])
 def test_a_run_on_a_card_goes_by_them(name: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph_stepper, "replayable", lambda device: True)
-    plan: Any = SimpleNamespace(weights=SimpleNamespace(shards=False), dtype="bf16", learning_rate=1e-5)
+    plan: Any = SimpleNamespace(
+        weights=SimpleNamespace(shards=False), dtype="bf16", learning_rate=1e-5, in_backward=False
+    )
     spec = RunSpec(data="rows", method=name)
     assert type(choose_stepper(built(), loss_of(METHODS[name]), spec=spec, plan=plan, device=CPU)) is kind
