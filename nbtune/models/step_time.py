@@ -140,9 +140,8 @@ def _passes(
     forth, back = forth + seconds, back + seconds
     one = 2 * tokens * hidden * inner / (rate * faster)  # of gate, up and down
     again = {"keep": 0.0, "selective": 2 * one}.get(activations, forth - one)  # down's output is not needed again
-    if (
-        model.norms_behind and activations == "recompute"
-    ):  # but where a norm reads it: parts of all rows go through twice
+    # but where a norm reads it: parts of all rows go through twice
+    if model.norms_behind and activations == "recompute":
         again = forth + (2 * one if tokens > MLP_ROWS else 0.0)
     slow = work.own_layers + (1 - work.own_layers) * _STOCK
     head = 2 * tokens * table / rate

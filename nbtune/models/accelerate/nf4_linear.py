@@ -15,7 +15,7 @@ from nbtune.device import pinnable
 from nbtune.errors import ExportError
 from nbtune.models.accelerate.cpu_offload import Place, Traffic, traffic_for
 from nbtune.models.accelerate.lora_member import LeftAlone
-from nbtune.models.accelerate.shared_buffers import EdgedGroup, Scratch, shared_matrix
+from nbtune.models.accelerate.shared_buffers import EdgedGroup, Scratch, shared_scratch
 
 
 class Nf4Group(EdgedGroup):
@@ -37,9 +37,7 @@ class Nf4Group(EdgedGroup):
         return weight.quant_state.dtype, weight.device
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
-        self.matrix = shared_matrix(self, shared)
-        self.scratch = shared.setdefault(("scratch", self.matrix.data_ptr()), Scratch())  # type: ignore[call-overload, arg-type]
-        self.scratch.holds = None
+        self.matrix, self.scratch = shared_scratch(self, shared)
         if self.has_bias:
             self.bias = torch.cat([m.base.bias.detach().to(self.dtype) for m in self.members])
         self.make_edges()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbtune.device import pinnable
 from nbtune.models.accelerate.cpu_offload import StreamedGroup, Traffic, traffic_for
-from nbtune.models.accelerate.shared_buffers import Scratch, shared_matrix
+from nbtune.models.accelerate.shared_buffers import Scratch, shared_scratch
 
 
 class PackedGroup(StreamedGroup):
@@ -49,9 +49,7 @@ class PackedGroup(StreamedGroup):
 
     def attach(self, shared: dict[Any, Tensor]) -> None:
         self.traffic: Traffic = traffic_for(self.device, shared)
-        self.matrix = shared_matrix(self, shared)
-        self.scratch = shared.setdefault(("scratch", self.matrix.data_ptr()), Scratch())  # type: ignore[call-overload, arg-type]
-        self.scratch.holds = None
+        self.matrix, self.scratch = shared_scratch(self, shared)
         size = self.outputs * self.inputs * 3 // 2 + 6 * self._exceptions
         pinned = self.device.type == "cuda" and pinnable()
         self.host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)

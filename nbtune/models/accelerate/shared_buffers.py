@@ -29,6 +29,14 @@ def shared_matrix(group: LinearGroup, shared: dict[Any, Tensor]) -> Tensor:
     return shared[key]
 
 
+def shared_scratch(group: LinearGroup, shared: dict[Any, Any]) -> tuple[Tensor, Scratch]:
+    """Return `shared_matrix`, and what says whose weights it holds: nobody's, since a group more shares it."""
+    matrix = shared_matrix(group, shared)
+    scratch: Scratch = shared.setdefault(("scratch", matrix.data_ptr()), Scratch())
+    scratch.holds = None
+    return matrix, scratch
+
+
 class EdgedGroup(LinearGroup):
     """A group that keeps its LoRA by itself, A (`below`) and sB (`beside`), where `LoraSync` writes them."""
 
