@@ -30,8 +30,10 @@ SEED = 42  # nbtune.spec.RunSpec
 EPSILON = 1e-8
 TOLD: dict[str, Any] = {  # of a run, with nbtune's defaults
     "schedule": "cosine", "args": {}, "warmup": 0.03, "clip": 1.0, "beta1": 0.9, "beta2": 0.999, "b_rate": 1.0,
-    "ema": 0.0,
+    "ema": 0.0, "ratio": 1.0, "raised": None,
 }  # fmt: skip
+# ratio: B's rate over A's, their product as it was; raised: [share of the steps, times, nats]: from there on so many
+# times the rate, where a row's loss, summed over its tokens, is still above so many
 
 
 class LaneLinear(nn.Module):
@@ -198,9 +200,10 @@ def train(
     flat = torch.stack([lanes.first_values(seed) for _, seed in wanted]).to(lanes.device).requires_grad_(True)
     mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
     rates = torch.tensor([rate for rate, _ in wanted], device=lanes.device)[:, None]
-    if told["b_rate"] != 1:
+    of_a, of_b = told["ratio"] ** -0.5, told["b_rate"] * told["ratio"] ** 0.5
+    if of_a != 1 or of_b != 1:
         sizes = [rows_ * columns for rows_, columns in lanes.shapes]
-        shares = [torch.full((size,), told["b_rate"] if at % 2 else 1.0) for at, size in enumerate(sizes)]
+        shares = [torch.full((size,), of_b if at % 2 else of_a) for at, size in enumerate(sizes)]
         rates = rates * torch.cat(shares).to(lanes.device)[None]
     lanes.wear(flat)
     table, average = Table(rows.train, lanes.device), None
@@ -209,6 +212,10 @@ def train(
     numbers = torch.tensor(filled, device=lanes.device)  # [steps, lanes, rows]
     first, losses, norms = held_out(lanes, rows, len(wanted)), [], []
     for step in range(steps):
+        if told["raised"] and step == round(told["raised"][0] * steps):
+            tokens = float(rows.train.trained.sum()) / rows.count
+            much = torch.stack(losses[-6:]).mean(0) * tokens > told["raised"][2]
+            rates = torch.where(much[:, None], rates * told["raised"][1], rates)
         *given, counts = table.picked(numbers[step])
         lanes.wear(flat)
         loss = lanes.losses(*given) / counts
