@@ -28,6 +28,7 @@ from tests.tools.calibrate import GOOD, TASKS, split
 IGNORED = -100
 SEED = 42  # nbtune.spec.RunSpec
 EPSILON = 1e-8
+WARM = 3  # steps before one is recorded
 TOLD: dict[str, Any] = {  # of a run, with nbtune's defaults
     "schedule": "cosine", "args": {}, "warmup": 0.03, "clip": 1.0, "beta1": 0.9, "beta2": 0.999, "b_rate": 1.0,
     "ema": 0.0, "ratio": 1.0, "raised": None,
@@ -176,6 +177,43 @@ class Table:
         return self.ids[rows], places, labels, self.counts[rows].sum(1)
 
 
+class Slope:
+    """The losses of the lanes and their gradients by `flat`; on a GPU as one recorded graph, where it can be."""
+
+    def __init__(self, lanes: Lanes, flat: torch.Tensor) -> None:
+        self.lanes, self.flat, self.calls = lanes, flat, 0
+        self.graph: Any = None
+
+    def __call__(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.calls += 1
+        if self.calls == WARM and self.flat.is_cuda:
+            self._record(given)
+        if self.graph is None:
+            return self._plain(*given)
+        for held, new in zip(self.given, given, strict=True):
+            held.copy_(new)
+        self.graph.replay()
+        return self.loss.clone(), self.grad
+
+    def _plain(self, ids: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.lanes.wear(self.flat)
+        loss = self.lanes.losses(ids, *rest[:-1]) / rest[-1]
+        (grad,) = torch.autograd.grad(loss.sum(), self.flat)
+        return loss.detach(), grad
+
+    def _record(self, given: tuple[torch.Tensor, ...]) -> None:
+        self.given = [each.clone() for each in given]
+        wanted, graph = self._plain(*self.given), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.loss, self.grad = self._plain(*self.given)
+            graph.replay()
+            torch.testing.assert_close((self.loss, self.grad), wanted, rtol=1e-2, atol=1e-3)
+            self.graph = graph
+        except (RuntimeError, AssertionError) as error:
+            print("no graph:", str(error)[:300], flush=True)
+
+
 @torch.no_grad()
 def held_out(lanes: Lanes, rows: Rows, count: int) -> torch.Tensor:
     """Return each lane's mean loss per trained token of the held-out rows, [lanes]."""
@@ -206,7 +244,7 @@ def train(
         shares = [torch.full((size,), of_b if at % 2 else of_a) for at, size in enumerate(sizes)]
         rates = rates * torch.cat(shares).to(lanes.device)[None]
     lanes.wear(flat)
-    table, average = Table(rows.train, lanes.device), None
+    table, average, slope = Table(rows.train, lanes.device), None, Slope(lanes, flat)
     order = [[rows.of_step(seed, step) for _, seed in wanted] for step in range(steps)]
     filled = [[[*each, *[table.none] * (rows.batch - len(each))] for each in of_step] for of_step in order]
     numbers = torch.tensor(filled, device=lanes.device)  # [steps, lanes, rows]
@@ -217,9 +255,7 @@ def train(
             much = torch.stack(losses[-6:]).mean(0) * tokens > told["raised"][2]
             rates = torch.where(much[:, None], rates * told["raised"][1], rates)
         *given, counts = table.picked(numbers[step])
-        lanes.wear(flat)
-        loss = lanes.losses(*given) / counts
-        (grad,) = torch.autograd.grad(loss.sum(), flat)
+        loss, grad = slope(*given, counts)
         with torch.no_grad():
             norm = grad.norm(dim=1)
             grad *= (told["clip"] / (norm + 1e-6)).clamp(max=1.0)[:, None]
@@ -229,8 +265,9 @@ def train(
             flat -= rates * (factor(step) / (1 - one ** (step + 1))) * mean / down
             if told["ema"]:
                 average = flat.clone() if average is None else average.lerp_(flat, 1 - told["ema"])
-        losses.append(loss.detach())
+        losses.append(loss)
         norms.append(norm)
+    del slope
     lanes.wear(flat.detach() if average is None else average)
     last, curves = held_out(lanes, rows, len(wanted)).tolist(), torch.stack(losses).T.tolist()
     largest = torch.stack(norms).amax(0).tolist()
