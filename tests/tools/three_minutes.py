@@ -42,12 +42,13 @@ def cpu_seconds(root: int) -> float:
 
 
 def lab_of(folder: Path) -> Any:
-    """Return a JupyterLab whose kernels have as many threads as they have by default."""
+    """Return a JupyterLab whose kernels have as many threads as this process was told, or as they have by default."""
     from lab import Lab
 
     class Quick(Lab):
         def _env(self) -> dict[str, str]:
-            return {name: value for name, value in super()._env().items() if name != "OMP_NUM_THREADS"}
+            asked = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
+            return {name: value for name, value in (super()._env() | asked).items() if value}
 
     return Quick(folder)
 
