@@ -29,13 +29,10 @@ from tests.support.family_variants import VARIANTS
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.tiny_models import CHATML, save_model, strings
 
-SHORT = ("llama 2, codellama, yi", "qwen3 moe", "gemma 3", "phi 3 long", "falcon 40b", "gpt-oss")
-VARIANTS_READ = ("qwen3, yarn with its own factor", "arcee, llama 3's scaling")
-WRITTEN_ONLY = {  # architectures of llama.cpp that are not read yet
-    "deepseek2", "dots1", "ernie4_5-moe", "falcon-h1", "glm4moe", "granitehybrid", "hunyuan-dense", "hunyuan-moe",
-    "jais2", "jamba", "lfm2", "lfm2moe", "mamba", "mamba2", "minimax-m2", "mistral3", "nemotron_h", "nemotron_h_moe",
-    "qwen35", "qwen35moe", "qwen3next", "starcoder",
-}  # fmt: skip
+SHORT = (
+    "llama 2, codellama, yi", "qwen3 moe", "gemma 3", "phi 3 long", "falcon 40b", "gpt-oss", "deepseek v3",
+    "granite 4 h", "qwen 3.5 moe", "nemotron 3", "falcon, a key a query", "arcee, llama 3's scaling",
+)  # fmt: skip
 FP32 = nbtune.device.torch_dtype("fp32")
 
 
@@ -75,22 +72,16 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", [*VARIANTS_READ, *(n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in CASES)]
+    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in CASES | VARIANTS]
 )
 def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     model, tokenizer, [path] = made(name, tmp_path)
-    if (arch := read_header(path).arch) in WRITTEN_ONLY or name == "granite moe shared":
-        with pytest.raises(
-            SpecError, match="shared expert" if arch == "granitemoe" else f"its architecture is '{arch}'"
-        ):
-            models.load_model(str(path), dtype=FP32, device="cpu")
-        return
     got = models.load_model(str(path), dtype=FP32, device="cpu")
     ids = tokenizer("The people over there said: 2024 東京 def return import lambda x, HELLO World").input_ids
     assert apart(logits(got, ids), logits(model, ids)) < 1e-6
     own = models.load_tokenizer(str(path))
     nfc = (
-        own.backend_tokenizer.normalizer if (CASES | VARIANTS)[name].tokenizer == "qwen2" else None
+        own.backend_tokenizer.normalizer if (CASES | VARIANTS)[name].tokenizer.startswith("qwen") else None
     )  # Qwen's own, not this test's
     for text in strings(150, seed=3, specials=("<|im_start|>", "<|im_end|>", "</s>")):
         asked = nfc.normalize_str(text) if nfc else text
@@ -100,9 +91,8 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
 
 
 def test_every_family_that_is_written_is_read() -> None:
-    written = {family.arch for family in FAMILIES.values()}
-    assert written - WRITTEN_ONLY == set(ARCHITECTURES)
-    assert not WRITTEN_ONLY & set(ARCHITECTURES)
+    variants = {"granite", "granitemoe", "nemotron_h_moe"}  # that an entry's `instead` names
+    assert {family.arch for family in FAMILIES.values()} | variants == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +238,7 @@ def with_keys(path: Path, out: Path, keys: dict[str, Any]) -> Path:
         ({"general.type": "mmproj"}, "it is a mmproj"),
         ({"general.type": "imatrix"}, "it is a imatrix"),
         ({"general.architecture": "clip"}, "sees or hears"),
-        ({"general.architecture": "martian"}, "its architecture is 'martian', and nbtune reads arcee"),
+        ({"general.architecture": "martian"}, "its architecture is 'martian', which is none of"),
         ({"llama.block_count": 4_000_000_000}, "it tells of 4,000,000,000 blocks, and holds those of 2"),
         ({"llama.block_count": 1}, "it tells of 1 blocks"),
         ({"llama.attention.head_count": 0}, "describe no model"),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from nbtune.export import ExportSource, LlamaRunner, export_gguf
-from nbtune.models.gguf_file.pretokenizers import CL100K, QWEN2
+from nbtune.models.gguf_file.pretokenizers import CL100K, QWEN2, QWEN35
 from tests.support.family_cases import CASES
 from tests.support.llama import VERSION, llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer, sentencepiece_like, split, strings
@@ -37,6 +37,7 @@ def family_tokenizer(kind: str, folder: Path) -> Any:
         "gpt2": lambda: byte_level(),
         "llama3": lambda: byte_level([split(CL100K)], ignore_merges=True),
         "qwen2": lambda: byte_level([split(QWEN2)]),
+        "qwen35": lambda: byte_level([split(QWEN35)]),
         "sentencepiece": lambda: sentencepiece_like(prefix=True),
     }
     spm = kind in ("sentencepiece", "gemma")

@@ -334,6 +334,6 @@ CASES = {
     "hunyuan a13b": Case("HunYuanMoEV1Config", {**SIZES, "head_dim": 16, "num_experts": 4, "moe_topk": [2, 2]}),
     "ministral 3": Case("Ministral3Config", {**SIZES, "head_dim": 16, "rope_parameters": MINISTRAL}),
     "qwen3 next": Case("Qwen3NextConfig", {**DELTA, **SHARED_EXPERT, "norm_topk_prob": True}, "qwen2"),
-    "qwen 3.5": Case("Qwen3_5TextConfig", DELTA, "qwen2"),
-    "qwen 3.5 moe": Case("Qwen3_5MoeTextConfig", {**DELTA, **SHARED_EXPERT}, "qwen2"),
+    "qwen 3.5": Case("Qwen3_5TextConfig", DELTA, "qwen35"),
+    "qwen 3.5 moe": Case("Qwen3_5MoeTextConfig", {**DELTA, **SHARED_EXPERT}, "qwen35"),
 }

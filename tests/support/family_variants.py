@@ -72,7 +72,7 @@ VARIANTS = {
             **DELTA, "num_hidden_layers": 3, "linear_num_value_heads": 6,
             "layer_types": ["full_attention", "linear_attention", "full_attention"],
         },
-        "qwen2",
+        "qwen35",
     ),
     "ministral 3, yarn of 8": _other(
         "ministral 3",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nbtune.models.gguf_file import hybrids, mixtures
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
@@ -27,6 +28,8 @@ class Architecture:
         permute: query and key rows lie in llama.cpp's neighbour-wise order.
         norm_plus_one: norms are stored as 1 + w.
         layer_norm: norms are LayerNorms.
+        layered: layers are of several kinds, so that some numbers are said of each.
+        states: it has states, and no attention.
     """
 
     model_type: str
@@ -34,10 +37,8 @@ class Architecture:
     permute: bool = False
     norm_plus_one: bool = False
     layer_norm: bool = False
-
-
-def _biases(keys: Keys) -> dict[str, Any]:
-    return {"attention_bias": keys.holds("attn_q.bias"), "mlp_bias": keys.holds("ffn_up.bias")}
+    layered: bool = False
+    states: bool = False
 
 
 def _llama(keys: Keys) -> dict[str, Any]:
@@ -47,40 +48,11 @@ def _llama(keys: Keys) -> dict[str, Any]:
             "num_experts_per_tok": keys.whole("expert_used_count"),
         }
         return {"model_type": "mixtral", "sliding_window": None, **experts}
-    return _biases(keys)
-
-
-def _windowless(keys: Keys) -> dict[str, Any]:
-    """Turn Qwen's windows off: llama.cpp runs none."""
-    return {"use_sliding_window": False}
+    return mixtures.biases(keys)
 
 
 def _qwen3(keys: Keys) -> dict[str, Any]:
-    return {**_windowless(keys), "attention_bias": keys.holds("attn_q.bias")}
-
-
-def _experts(keys: Keys) -> dict[str, Any]:
-    return {
-        "num_experts": keys.whole("expert_count"),
-        "num_experts_per_tok": keys.whole("expert_used_count"),
-        "moe_intermediate_size": keys.whole("expert_feed_forward_length", 0) or keys.first("ffn_gate_exps.weight")[1],
-    }
-
-
-def _qwen2_moe(keys: Keys) -> dict[str, Any]:
-    shared = keys.first("ffn_gate_shexp.weight")[0]
-    return {
-        **_windowless(keys), **_experts(keys), "shared_expert_intermediate_size": shared, "norm_topk_prob": False,
-    }  # fmt: skip
-
-
-def _qwen3_moe(keys: Keys) -> dict[str, Any]:
-    return {**_windowless(keys), **_experts(keys), "norm_topk_prob": True}
-
-
-def _olmoe(keys: Keys) -> dict[str, Any]:
-    found = _experts(keys)
-    return {**found, "intermediate_size": found.pop("moe_intermediate_size"), "norm_topk_prob": False}
+    return {**mixtures.windowless(keys), "attention_bias": keys.holds("attn_q.bias")}
 
 
 def _phi3(keys: Keys) -> dict[str, Any]:
@@ -128,25 +100,6 @@ def _gemma3(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _granite(keys: Keys) -> dict[str, Any]:
-    return {
-        **_biases(keys),
-        "attention_multiplier": keys.real("attention.scale"),
-        "embedding_multiplier": keys.real("embedding_scale"),
-        "residual_multiplier": keys.real("residual_scale"),
-        "logits_scaling": keys.real("logit_scale"),
-    }
-
-
-def _granite_moe(keys: Keys) -> dict[str, Any]:
-    if keys.holds("ffn_gate_shexp.weight"):
-        raise refused(keys.header.place, "its blocks have a shared expert, which is not read", "Name its Hub id.")
-    found = _experts(keys)
-    found.pop("moe_intermediate_size")
-    found["num_local_experts"] = found.pop("num_experts")
-    return {**_granite(keys), **found}
-
-
 def _smollm3(keys: Keys) -> dict[str, Any]:
     kinds = [int((i + 1) % 4 != 0) for i in range(keys.layers)]
     return {"use_sliding_window": False, "no_rope_layers": kinds, "no_rope_layer_interval": 4, "pad_token_id": None}
@@ -187,17 +140,6 @@ def _mpt(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _gpt_oss(keys: Keys) -> dict[str, Any]:
-    found = _experts(keys)
-    found["num_local_experts"] = found.pop("num_experts")
-    return {
-        **found,
-        "intermediate_size": found.pop("moe_intermediate_size"),
-        "sliding_window": keys.whole("attention.sliding_window"),
-        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(keys.layers)],
-    }
-
-
 def _olmo2(keys: Keys) -> dict[str, Any]:
     if not (window := keys.whole("attention.sliding_window", 0)):
         return {"attention_bias": False}
@@ -212,7 +154,7 @@ def every_fourth(layers: int) -> list[str]:
 
 
 def _relu2(keys: Keys) -> dict[str, Any]:
-    return {**_biases(keys), "hidden_act": "relu2"}
+    return {**mixtures.biases(keys), "hidden_act": "relu2"}
 
 
 def _nemotron(keys: Keys) -> dict[str, Any]:
@@ -258,6 +200,24 @@ def _starcoder2(keys: Keys) -> dict[str, Any]:
     return {"use_bias": keys.holds("attn_q.bias"), "hidden_act": "gelu_pytorch_tanh", "sliding_window": None}
 
 
+def _ministral(keys: Keys) -> dict[str, Any]:
+    """Return by how much far tokens' queries grow, too."""
+    context = keys.whole("context_length")
+    rope = rope_parameters(keys.header, keys.head_dim, context)
+    if rope["rope_type"] == "yarn" and keys.has("rope.scaling.yarn_log_multiplier"):
+        rope |= {"mscale": 1.0, "mscale_all_dim": 1.0}  # so that it scales no attention
+    if growth := keys.real("attention.temperature_scale", 0.0):
+        length = keys.whole("attention.temperature_length", context)
+        rope |= {"llama_4_scaling_beta": growth, "original_max_position_embeddings": length}
+    return {"rope_parameters": rope, "sliding_window": None, "pad_token_id": None}
+
+
+def _starcoder(keys: Keys) -> dict[str, Any]:
+    heads = keys.whole("attention.head_count")
+    shared = heads > 1 and keys.whole("attention.head_count_kv", heads) == 1
+    return {"multi_query": shared, "n_inner": keys.whole("feed_forward_length"), "num_key_value_heads": None}
+
+
 def _olmo(keys: Keys) -> dict[str, Any]:
     return {"clip_qkv": keys.real("attention.clamp_kqv", 0.0) or None}
 
@@ -267,19 +227,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": Architecture("gemma", _gemma, norm_plus_one=True),
     "gemma2": Architecture("gemma2", _gemma2, norm_plus_one=True),
     "gemma3": Architecture("gemma3_text", _gemma3, norm_plus_one=True),
-    "gpt-oss": Architecture("gpt_oss", _gpt_oss),
-    "granite": Architecture("granite", _granite, permute=True),
-    "granitemoe": Architecture("granitemoe", _granite_moe, permute=True),
+    "gpt-oss": Architecture("gpt_oss", mixtures.gpt_oss),
+    "granite": Architecture("granite", mixtures.granite, permute=True),
+    "granitemoe": Architecture("granitemoe", mixtures.granite_moe, permute=True),
     "llama": Architecture("llama", _llama, permute=True),
     "mpt": Architecture("mpt", _mpt, layer_norm=True),
     "olmo2": Architecture("olmo2", _olmo2),
-    "olmoe": Architecture("olmoe", _olmoe),
+    "olmoe": Architecture("olmoe", mixtures.olmoe),
     "phi2": Architecture("phi", _phi, layer_norm=True),
     "phi3": Architecture("phi3", _phi3),
-    "qwen2": Architecture("qwen2", _windowless),
-    "qwen2moe": Architecture("qwen2_moe", _qwen2_moe),
+    "qwen2": Architecture("qwen2", mixtures.windowless),
+    "qwen2moe": Architecture("qwen2_moe", mixtures.qwen2),
     "qwen3": Architecture("qwen3", _qwen3),
-    "qwen3moe": Architecture("qwen3_moe", _qwen3_moe),
+    "qwen3moe": Architecture("qwen3_moe", mixtures.qwen3),
     "smollm3": Architecture("smollm3", _smollm3, permute=True),
     "arcee": Architecture("arcee", _relu2, permute=True),
     "bloom": Architecture("bloom", layer_norm=True),
@@ -295,4 +255,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "seed_oss": Architecture("seed_oss", _seed_oss),
     "stablelm": Architecture("stablelm", _stablelm, layer_norm=True),
     "starcoder2": Architecture("starcoder2", _starcoder2, layer_norm=True),
+    "deepseek2": Architecture("deepseek_v3", mixtures.deepseek),
+    "dots1": Architecture("dots1", mixtures.dots),
+    "ernie4_5-moe": Architecture("ernie4_5_moe", mixtures.ernie),
+    "glm4moe": Architecture("glm4_moe", mixtures.glm4),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", mixtures.biases),
+    "hunyuan-moe": Architecture("hunyuan_v1_moe", mixtures.hunyuan),
+    "jais2": Architecture("jais2", _relu2, layer_norm=True),
+    "minimax-m2": Architecture("minimax_m2", mixtures.minimax),
+    "mistral3": Architecture("ministral3", _ministral, permute=True),
+    "starcoder": Architecture("gpt_bigcode", _starcoder, layer_norm=True),
+    "falcon-h1": Architecture("falcon_h1", hybrids.falcon_h1),
+    "granitehybrid": Architecture("granitemoehybrid", hybrids.granite_hybrid, permute=True, layered=True),
+    "jamba": Architecture("jamba", hybrids.jamba, layered=True),
+    "lfm2": Architecture("lfm2", hybrids.lfm2, layered=True),
+    "lfm2moe": Architecture("lfm2_moe", hybrids.lfm2_moe, layered=True),
+    "mamba": Architecture("mamba", hybrids.mamba, states=True),
+    "mamba2": Architecture("mamba2", hybrids.mamba2, states=True),
+    "nemotron_h": Architecture("nemotron_h", hybrids.nemotron, layered=True),
+    "nemotron_h_moe": Architecture("nemotron_h", hybrids.nemotron, layered=True),
+    "qwen35": Architecture("qwen3_5_text", hybrids.qwen35, norm_plus_one=True),
+    "qwen35moe": Architecture("qwen3_5_moe_text", hybrids.qwen35_moe, norm_plus_one=True),
+    "qwen3next": Architecture("qwen3_next", hybrids.qwen35_moe, norm_plus_one=True),
 }

@@ -54,7 +54,7 @@ def architecture_of(header: GgufHeader) -> Architecture:
     if found is None:
         raise refused(
             header.place,
-            f"its architecture is {arch[:40]!r}, and nbtune reads {', '.join(sorted(ARCHITECTURES))}",
+            f"its architecture is {arch[:40]!r}, which is none of the {len(ARCHITECTURES)} that nbtune reads",
             "Name the model's Hub id or its folder of safetensors instead.",
         )
     return found
@@ -63,6 +63,8 @@ def architecture_of(header: GgufHeader) -> Architecture:
 def _check_blocks(keys: Keys) -> None:
     """See that the file has the blocks that it tells of: as many are built."""
     numbers = {name.split(".")[1] for name in keys.header.tensors if name.startswith("blk.")}
+    beyond = keys.whole("block_count") - keys.layers  # they predict further tokens, and are left out
+    numbers -= {str(keys.layers + i) for i in range(min(beyond, len(numbers)))}
     if numbers != {str(i) for i in range(min(keys.layers, len(numbers) + 1))} or not numbers:
         raise refused(keys.header.place, f"it tells of {keys.layers:,} blocks, and holds those of {len(numbers):,}")
 
@@ -75,21 +77,28 @@ def _common(keys: Keys, architecture: Architecture) -> dict[str, Any]:
         raise refused(header.place, "it holds no embedding of tokens (token_embd.weight)")
     if not 0 < context <= _MOST_CONTEXT:
         raise refused(header.place, f"its context is {context:,} tokens")
-    heads = keys.whole("attention.head_count")
     norm = "attention.layer_norm_epsilon" if architecture.layer_norm else "attention.layer_norm_rms_epsilon"
     epsilon = keys.real(norm)
     return {
         "vocab_size": embedding.shape[0],
         "hidden_size": keys.hidden,
         "num_hidden_layers": keys.layers,
-        "intermediate_size": keys.whole("feed_forward_length", 4 * keys.hidden),
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys.whole("attention.head_count_kv", heads),
-        "head_dim": keys.head_dim,
         "max_position_embeddings": context,
         **({"layer_norm_eps": epsilon, "layer_norm_epsilon": epsilon} if architecture.layer_norm else {}),
         **({} if architecture.layer_norm else {"rms_norm_eps": epsilon}),
-        "rope_parameters": rope_parameters(header, keys.head_dim, context),
+        **({} if architecture.states else _attention(keys, architecture)),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "use_cache": True,
+    }
+
+
+def _attention(keys: Keys, architecture: Architecture) -> dict[str, Any]:
+    heads = keys.whole("attention.head_count")
+    number = keys.most if architecture.layered else keys.whole
+    return {
+        "intermediate_size": number("feed_forward_length", 4 * keys.hidden),
+        "num_attention_heads": heads,
+        "num_key_value_heads": number("attention.head_count_kv", heads),
+        "head_dim": keys.head_dim,
+        "rope_parameters": rope_parameters(keys.header, keys.head_dim, keys.whole("context_length")),
     }

@@ -31,9 +31,28 @@ class Keys:
         """Return yes or no."""
         return self.header.flag(f"{self.arch}.{key}", default)
 
-    def holds(self, part: str) -> bool:
-        """Return whether the first block has a tensor of that name."""
-        return f"blk.0.{part}" in self.header.tensors
+    def most(self, key: str, default: int | None = None) -> int:
+        """Return a whole number, or the largest one where each layer has its own: none in layers of another kind."""
+        listed = self.header.metadata.get(f"{self.arch}.{key}")
+        if isinstance(listed, list) and listed and all(type(one) is int and 0 <= one < 2**40 for one in listed):
+            return max(listed)
+        return self.whole(key, default)
+
+    def holds(self, part: str, block: int = 0) -> bool:
+        """Return whether a block has a tensor of that name."""
+        return f"blk.{block}.{part}" in self.header.tensors
+
+    def any(self, part: str) -> tuple[int, ...]:
+        """Return the shape of a stack in whichever block has one first.
+
+        Raises:
+            SpecError: none has.
+        """
+        found = (self.header.tensors.get(f"blk.{i}.{part}") for i in range(self.layers))
+        stored = next((one for one in found if one is not None and len(one.shape) > 2), None)
+        if stored is None:
+            raise refused(self.header.place, f"it holds no {part} of three dimensions in any block")
+        return stored.shape
 
     def first(self, part: str) -> tuple[int, ...]:
         """Return the shape of a matrix, or a stack, of the first block.
@@ -48,8 +67,8 @@ class Keys:
 
     @property
     def layers(self) -> int:
-        """Number of blocks: as the file says it, and as its tensors do."""
-        return self.whole("block_count")
+        """Number of blocks, as the file says it and as its tensors do: without those that predict further tokens."""
+        return max(self.whole("block_count") - self.whole("nextn_predict_layers", 0), 0)
 
     @property
     def hidden(self) -> int:

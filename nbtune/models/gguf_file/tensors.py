@@ -12,22 +12,44 @@ import numpy as np
 
 from nbtune.models.gguf_file import rotary
 from nbtune.models.gguf_file.architectures import Architecture
+from nbtune.models.gguf_file.changes import (
+    VALUES_IN_TURN,
+    Change,
+    by_head,
+    by_key_head,
+    delta_sizes,
+    grouped,
+    latent_heads,
+    neighbours_apart,
+    turned_back,
+    values_apart,
+)
 from nbtune.models.gguf_file.header import GgufHeader, Stored, refused
+from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.numbers import ROOM, can_decode, numbers_in, values
 from nbtune.untrusted import shortened
 
-Change = Callable[[Any], Any]
 _DTYPES = ("F32", "F16")  # what a file of mostly these becomes; a quantised one becomes BF16
-_STACK = re.compile(r"^(?P<start>.*\.)experts\.(?P<kind>gate_up_proj|down_proj)$")
+_STACK = re.compile(r"^(?P<start>.*\.)experts\.(?P<kind>gate_up_proj|up_proj|down_proj)$")
 _TURNED = re.compile(r"^model\.layers\.(?P<block>\d+)\..*\.experts\.(?P<kind>gate_up|down)_proj(?P<bias>_bias)?$")
-# transformers' own names in files: of single experts, or of stacks with gates before ups
+# How transformers' files call single experts' gates, ups and downs.
 _SINGLE = {
-    "mixtral": ("block_sparse_moe.experts.{}.w1.weight", "w3", "w2"),
-    "": ("mlp.experts.{}.gate_proj.weight", "up_proj", "down_proj"),
+    **dict.fromkeys(("mixtral", "minimax_m2", "lfm2_moe"), ("w1", "w3", "w2")),
+    "": ("gate_proj", "up_proj", "down_proj"),
 }
+_GRANITE = ("granitemoe", "granitemoeshared", "granitemoehybrid")  # with stacks of gates before ups, and other names
 _OLDER_NAMES = {
     "mixtral": (".mlp.", ".block_sparse_moe."),
-    "granitemoe": ("_moe.router.weight", "_moe.router.layer.weight"),
+    "minimax_m2": (".mlp.", ".block_sparse_moe."),
+    "ernie4_5_moe": (".gate.moe_statics.", ".moe_statics."),
+    "nemotron_h": ("model.", "backbone."),
+    **dict.fromkeys(_GRANITE, ("_moe.router.weight", "_moe.router.layer.weight")),
+}
+# What llama.cpp has that the table of names does not.
+_NAMES = {
+    r".*\.layers\.(\d+)\.self_attn\.sinks": r"blk.\1.attn_sinks.weight",
+    r".*\.layers\.(\d+)\..*\.dt_bias": r"blk.\1.ssm_dt.bias",
+    r".*\.layers\.(\d+)\..*(?:e_score_correction_bias|\.expert_bias)": r"blk.\1.exp_probs_b.bias",
 }
 # Of no matter for text: computed angles, and what Ollama's files see and hear with.
 _WITHOUT_MEANING = re.compile(
@@ -86,7 +108,14 @@ class Weight:
 
 
 def _changed(change: Change, parts: tuple[Part, ...]) -> Any:
-    return change(np.concatenate([job() for part in parts for job in part.jobs()]))
+    made = [job() for part in parts for job in part.jobs()]
+    if len({one.shape[1] for one in made}) > 1:
+        made = [one.reshape(-1, 1) for one in made]
+    with np.errstate(all="ignore"):
+        out = change(np.concatenate(made))
+    if not np.isfinite(out).all():
+        raise refused(parts[0].stored.file, "some of its weights are numbers that no such model has")
+    return out
 
 
 def main_dtype(header: GgufHeader) -> str:
@@ -115,7 +144,8 @@ def weights_of(header: GgufHeader, outline: Any, architecture: Architecture) -> 
     made = _Making(header, outline, architecture)
     weights = [weight for name, tensor in outline.state_dict().items() for weight in made.one(name, tensor)]
     left = sorted(set(header.tensors) - made.used)
-    left = [name for name in left if not _WITHOUT_MEANING.search(name) and name not in rotary.TENSORS]
+    left = [name for name in left if not (_WITHOUT_MEANING.search(name) or _predicts(name, header))]
+    left = [name for name in left if name not in rotary.TENSORS]
     if left:
         more = f" and {len(left) - 1} others" if len(left) > 1 else ""
         raise refused(
@@ -125,6 +155,12 @@ def weights_of(header: GgufHeader, outline: Any, architecture: Architecture) -> 
             "Name the model's Hub id or its folder of safetensors instead.",
         )
     return weights
+
+
+def _predicts(name: str, header: GgufHeader) -> bool:
+    """Return whether a tensor is of a block behind the last, which predicts further tokens."""
+    found = re.match(r"blk\.(\d+)\.", name)
+    return found is not None and int(found[1]) >= Keys(header).layers
 
 
 class _Making:
@@ -146,33 +182,61 @@ class _Making:
         if self.kind == "gpt_oss" and (found := _TURNED.match(name)):
             return [self._turned(name, found, tuple(tensor.shape))]
         if found := _STACK.match(name):
-            return self._experts(name, found["kind"], tuple(tensor.shape))
-        wanted = self._named(name)
-        shape = tuple(tensor.shape)
+            return self._experts(self._own(found["start"]), found["kind"], tuple(tensor.shape))
+        own, shape = self._own(name), tuple(tensor.shape)
+        if several := self._several(own, shape):
+            parts, change = several
+            return [Weight(own, shape, self.dtype, parts, change)]
+        wanted = self._named(own)
         turned = self.kind == "gpt2" and len(shape) == 2 and ".h." in name  # its linear layers are stored (in, out)
         parts = self._parts(wanted, shape[::-1] if turned else shape)
-        own = name.replace(*_OLDER_NAMES[self.kind]) if self.kind in _OLDER_NAMES else name
         dtype = "F32" if len(shape) == 1 and parts[0].stored.encoding == "F32" else self.dtype
-        return [Weight(own, shape, dtype, parts, _turn if turned else self._change(wanted, shape))]
+        return [Weight(own, shape, dtype, parts, turned_back if turned else self._change(wanted, shape))]
+
+    def _own(self, name: str) -> str:
+        """Return what transformers' files call a weight, or the beginning of one."""
+        old, new = _OLDER_NAMES.get(self.kind, ("", ""))
+        return name.replace(old, new) if old else name
 
     def _named(self, name: str) -> str:
+        for pattern, stored in _NAMES.items():
+            if found := re.fullmatch(pattern, name):
+                return found.expand(stored)
         if self.kind == "bloom":  # of whose blocks the table knows only names without this
             name = name.removeprefix("transformer.")
-        if name.endswith(".self_attn.sinks"):
-            name = name.replace(".self_attn.sinks", ".attn_sinks.weight").replace("model.layers.", "blk.")
-            return name
-        looked_up = name.replace("_moe.router.weight", "_moe.router.layer.weight")
-        found = self.names.get_name(looked_up, try_suffixes=(".weight", ".bias"))
-        if found is None:
+        found_name = self.names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found_name is None:
             raise refused(self.header.place, f"its architecture has no name for {name}", "Name its Hub id instead.")
-        return str(found)
+        return str(found_name)
+
+    def _several(self, name: str, shape: tuple[int, ...]) -> tuple[tuple[Part, ...], Change | None] | None:
+        """Return what a weight is made of, where that is more than one tensor, or one of another name."""
+        block = f"blk.{found[1]}." if (found := re.search(r"\.layers\.(\d+)\.", name)) else ""
+        if ".shared_mlp." in name and self.kind in _GRANITE:
+            end = "_shexp.weight" if f"{block}ffn_down_shexp.weight" in self.header.tensors else ".weight"
+            if name.endswith("output_linear.weight"):
+                return self._parts(f"{block}ffn_down{end}", shape), None
+            half = (shape[0] // 2, shape[1])
+            return tuple(part for one in ("gate", "up") for part in self._parts(f"{block}ffn_{one}{end}", half)), None
+        if name.endswith(".linear_attn.in_proj_qkvz.weight"):
+            keys, width, each = delta_sizes(self.config)
+            rows = {"attn_qkv": keys * (2 * width + each), "attn_gate": keys * each}
+            parts = [self._parts(f"{block}{one}.weight", (count, shape[1]))[0] for one, count in rows.items()]
+            return tuple(parts), by_key_head(self.config, shape)
+        if name.endswith(".kv_b_proj.weight") and f"{block}attn_kv_b.weight" not in self.header.tensors:
+            nope, value = self.config.qk_nope_head_dim, self.config.v_head_dim
+            heads, latent = self.config.num_attention_heads, shape[1]
+            stacks = {"k": (heads, latent, nope), "v": (heads, value, latent)}
+            parts = [self._parts(f"{block}attn_{one}_b.weight", size)[0] for one, size in stacks.items()]
+            return tuple(parts), latent_heads(heads, nope, value, latent)
+        return None
 
     def _parts(self, wanted: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         stored = self._stored(wanted)
-        rows = 1 if len(shape) == 1 else shape[0]
-        if _squeezed(stored.shape) != _squeezed(shape):
+        grouped = wanted.endswith("ssm_norm.weight") and numbers_in(stored) == shape[0]  # a row a group
+        if _squeezed(stored.shape) != _squeezed(shape) and not grouped:
             raise self._other(wanted, stored.shape, shape)
-        return (Part(stored, 0, rows),)
+        return (Part(stored, 0, numbers_in(stored) // stored.shape[-1]),)
 
     def _stored(self, wanted: str) -> Stored:
         stored = self.header.tensors.get(wanted)
@@ -188,40 +252,40 @@ class _Making:
 
     def _change(self, wanted: str, shape: tuple[int, ...]) -> Change | None:
         config, architecture = self.config, self.architecture
-        if architecture.permute and ".attn_q." in wanted:
-            return _back(config.num_attention_heads, shape)
-        if architecture.permute and ".attn_k." in wanted:
-            return _back(config.num_key_value_heads, shape)
-        if architecture.norm_plus_one and wanted.endswith("norm.weight"):
+        if architecture.permute and (".attn_q." in wanted or ".attn_k." in wanted):
+            heads = config.num_attention_heads if ".attn_q." in wanted else config.num_key_value_heads
+            turned = self.header.whole(f"{self.header.arch}.rope.dimension_count", 0)
+            return neighbours_apart(heads, turned or shape[0] // heads, shape)
+        if architecture.norm_plus_one and wanted.endswith("norm.weight") and "ssm_norm" not in wanted:
             return lambda weight: (weight - 1).reshape(shape)
-        if self.kind in ("gpt_neox", "bloom") and "attn_qkv" in wanted:
-            return _by_head(config.num_attention_heads, shape)
-        if self.kind == "falcon" and "attn_qkv" in wanted and config.new_decoder_architecture:
-            return _grouped(config.num_kv_heads, config.num_attention_heads, shape)
+        if wanted.endswith(".ssm_a") and self.kind not in VALUES_IN_TURN:
+            return lambda weight: np.log(-weight).reshape(shape)
+        if "attn_qkv" in wanted and self.kind in ("gpt_neox", "bloom", "gpt_bigcode"):
+            each = self.kind != "gpt_bigcode" or not config.multi_query
+            return by_head(config.num_attention_heads, shape) if each else None
+        if self.kind == "falcon" and "attn_qkv" in wanted and config.num_kv_heads > 1:
+            return grouped(config.num_kv_heads, config.num_attention_heads, shape)
+        if self.kind in VALUES_IN_TURN:
+            return values_apart(config, wanted, shape)
         return None
 
-    def _experts(self, name: str, kind: str, shape: tuple[int, ...]) -> list[Weight]:
+    def _experts(self, start: str, kind: str, shape: tuple[int, ...]) -> list[Weight]:
         """Return a stack as the files have it: single experts', or of Granite a stack with gates before ups."""
         count = shape[0]
-        block = re.search(r"\.(\d+)\.", name)
+        block = re.search(r"\.(\d+)\.", start)
         assert block is not None
         halves = 2 if kind == "gate_up_proj" else 1
         each = (shape[1] // halves, shape[2])
-        kinds = ("gate", "up") if halves == 2 else ("down",)
+        kinds = ("gate", "up") if halves == 2 else (kind.removesuffix("_proj"),)
         stacks = [self._stack(f"blk.{block[1]}.ffn_{one}_exps.weight", (count, *each)) for one in kinds]
-        if self.kind == "granitemoe":
+        if self.kind in _GRANITE:
             parts = tuple(Part(stack, e * each[0], each[0]) for e in range(count) for stack in stacks)
             linear = "input" if halves == 2 else "output"
-            own = re.sub(r"experts\.\w+$", f"{linear}_linear.weight", name)
-            return [Weight(own, shape, self.dtype, parts)]
-        gate, up, down = _SINGLE.get(self.kind, _SINGLE[""])
-        last = (
-            [gate, gate.replace(gate.split(".")[-2], up)] if halves == 2 else [gate.replace(gate.split(".")[-2], down)]
-        )
-        start = name[: name.index("mlp.experts")]
+            return [Weight(f"{start}{linear}_linear.weight", shape, self.dtype, parts)]
+        called = dict(zip(("gate", "up", "down"), _SINGLE.get(self.kind, _SINGLE[""]), strict=True))
         return [
-            Weight(start + called.format(e), each, self.dtype, (Part(stack, e * each[0], each[0]),))
-            for called, stack in zip(last, stacks, strict=True)
+            Weight(f"{start}experts.{e}.{called[one]}.weight", each, self.dtype, (Part(stack, e * each[0], each[0]),))
+            for one, stack in zip(kinds, stacks, strict=True)
             for e in range(count)
         ]
 
@@ -251,41 +315,3 @@ class _Making:
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
-
-
-def _turn(weight: Any) -> Any:
-    return np.ascontiguousarray(weight.T)
-
-
-def _by_head(heads: int, shape: tuple[int, ...]) -> Change:
-    """Return what makes all q, all k, all v those of each head, one behind the other."""
-
-    def change(weight: Any) -> Any:
-        parts = weight.reshape(3, heads, shape[0] // heads // 3, -1)
-        return np.ascontiguousarray(parts.swapaxes(0, 1)).reshape(shape)
-
-    return change
-
-
-def _back(heads: int, shape: tuple[int, ...]) -> Change:
-    """Return what puts query or key rows back: ``(head, i, half)`` becomes ``(head, half, i)``."""
-
-    def change(weight: Any) -> Any:
-        pairs = weight.reshape(heads, shape[0] // heads // 2, 2, -1)
-        return pairs.swapaxes(1, 2).reshape(shape)
-
-    return change
-
-
-def _grouped(groups: int, heads: int, shape: tuple[int, ...]) -> Change:
-    """Return what makes all q, all k, all v Falcon's newer layout again: q…, k, v by key head."""
-    per = heads // groups
-    width = shape[0] // (heads + 2 * groups)
-
-    def change(weight: Any) -> Any:
-        q = weight[: heads * width].reshape(groups, per, width, -1)
-        k = weight[heads * width : (heads + groups) * width].reshape(groups, 1, width, -1)
-        v = weight[(heads + groups) * width :].reshape(groups, 1, width, -1)
-        return np.concatenate([q, k, v], axis=1).reshape(shape)
-
-    return change

@@ -1,0 +1,167 @@
+"""What a GGUF file says of its experts, as the configs of those families have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbtune.models.gguf_file.header import refused
+from nbtune.models.gguf_file.keys import Keys
+from nbtune.models.gguf_file.rotary import rope_parameters
+
+_SIGMOID = 2  # llama.cpp's number for routers that weigh by one
+DEEPSEEK_BITS = 6  # digits to which a factor is rounded that was written as one of ten in half of fp64
+
+
+def biases(keys: Keys) -> dict[str, Any]:
+    """Return which linear layers have biases."""
+    return {"attention_bias": keys.holds("attn_q.bias"), "mlp_bias": keys.holds("ffn_up.bias")}
+
+
+def windowless(keys: Keys) -> dict[str, Any]:
+    """Turn Qwen's windows off: llama.cpp runs none."""
+    return {"use_sliding_window": False}
+
+
+def experts(keys: Keys) -> dict[str, Any]:
+    """Return how many experts there are, how many a token takes, and how wide they are."""
+    width = keys.whole("expert_feed_forward_length", 0) or keys.any("ffn_up_exps.weight")[1]
+    return {
+        "num_experts": keys.whole("expert_count"),
+        "num_experts_per_tok": keys.whole("expert_used_count"),
+        "moe_intermediate_size": width,
+    }
+
+
+def qwen2(keys: Keys) -> dict[str, Any]:
+    shared = keys.first("ffn_gate_shexp.weight")[0]
+    return {
+        **windowless(keys), **experts(keys), "shared_expert_intermediate_size": shared, "norm_topk_prob": False,
+    }  # fmt: skip
+
+
+def qwen3(keys: Keys) -> dict[str, Any]:
+    return {**windowless(keys), **experts(keys), "norm_topk_prob": True}
+
+
+def olmoe(keys: Keys) -> dict[str, Any]:
+    found = experts(keys)
+    return {**found, "intermediate_size": found.pop("moe_intermediate_size"), "norm_topk_prob": False}
+
+
+def gpt_oss(keys: Keys) -> dict[str, Any]:
+    return {
+        **_local(keys),
+        "sliding_window": keys.whole("attention.sliding_window"),
+        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(keys.layers)],
+    }
+
+
+def granite(keys: Keys) -> dict[str, Any]:
+    return {
+        **biases(keys),
+        "attention_multiplier": keys.real("attention.scale"),
+        "embedding_multiplier": keys.real("embedding_scale"),
+        "residual_multiplier": keys.real("residual_scale"),
+        "logits_scaling": keys.real("logit_scale"),
+    }
+
+
+def granite_moe(keys: Keys) -> dict[str, Any]:
+    found = {**granite(keys), **_local(keys)}
+    if keys.holds("ffn_gate_shexp.weight"):
+        found |= {
+            "model_type": "granitemoeshared", "shared_intermediate_size": keys.first("ffn_gate_shexp.weight")[0],
+        }  # fmt: skip
+    return found
+
+
+def minimax(keys: Keys) -> dict[str, Any]:
+    return {**_local(keys), "pad_token_id": None}
+
+
+def hunyuan(keys: Keys) -> dict[str, Any]:
+    found = experts(keys)
+    used = [found["num_experts_per_tok"]] * keys.layers
+    return {
+        "attention_bias": keys.holds("attn_q.bias"), "num_experts": found["num_experts"], "moe_topk": used,
+        "intermediate_size": found["moe_intermediate_size"],
+    }  # fmt: skip
+
+
+def dots(keys: Keys) -> dict[str, Any]:
+    return {**_routed(keys), "layer_types": ["full_attention"] * keys.layers}
+
+
+def glm4(keys: Keys) -> dict[str, Any]:
+    return {
+        **_routed(keys), "attention_bias": keys.holds("attn_q.bias"), "use_qk_norm": keys.holds("attn_q_norm.weight"),
+        "pad_token_id": None,
+    }  # fmt: skip
+
+
+def ernie(keys: Keys) -> dict[str, Any]:
+    found = experts(keys)
+    return {
+        "use_bias": keys.holds("attn_q.bias"),
+        "moe_num_experts": found["num_experts"],
+        "moe_k": found["num_experts_per_tok"],
+        "moe_intermediate_size": found["moe_intermediate_size"],
+        "moe_num_shared_experts": keys.whole("expert_shared_count", 0),
+        "moe_layer_start_index": keys.whole("leading_dense_block_count", 0),
+        "moe_layer_interval": keys.whole("interleave_moe_layer_step", 1),
+    }
+
+
+def deepseek(keys: Keys) -> dict[str, Any]:
+    """Return the widths of heads and latent vectors, too.
+
+    Newer files keep attention for one latent head: then the keys' widths stand under names that end in ``_mla``.
+    """
+    rotary, context = keys.whole("rope.dimension_count"), keys.whole("context_length")
+    latent = "_mla" if keys.has("attention.key_length_mla") else ""
+    third = keys.whole("expert_gating_func", 1) == _SIGMOID
+    rope = rope_parameters(keys.header, rotary, context)
+    if rope["rope_type"] == "yarn":
+        factor = keys.real("rope.scaling.yarn_log_multiplier", 0.0)
+        if not factor:
+            raise refused(keys.header.place, "yarn scales its attention in a way that is not read", "Name its Hub id.")
+        rope |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * factor, DEEPSEEK_BITS))
+    heads = keys.whole("attention.head_count")
+    return {
+        "model_type": "deepseek_v3" if third else "deepseek_v2",
+        **_routed(keys),
+        "num_key_value_heads": heads,
+        "head_dim": rotary,
+        "rope_parameters": rope,
+        "q_lora_rank": keys.whole("attention.q_lora_rank", 0) or None,
+        "kv_lora_rank": keys.whole("attention.kv_lora_rank"),
+        "qk_rope_head_dim": rotary,
+        "qk_nope_head_dim": keys.whole(f"attention.key_length{latent}") - rotary,
+        "v_head_dim": keys.whole(f"attention.value_length{latent}"),
+        "attention_bias": False,
+        **({} if third else {"topk_method": "greedy"}),
+    }
+
+
+def _local(keys: Keys) -> dict[str, Any]:
+    """Return the number of experts under its other name, and their width where an MLP's stands."""
+    found = experts(keys)
+    return {
+        "num_local_experts": found["num_experts"],
+        "num_experts_per_tok": found["num_experts_per_tok"],
+        "intermediate_size": found["moe_intermediate_size"],
+    }
+
+
+def _routed(keys: Keys) -> dict[str, Any]:
+    found = experts(keys)
+    return {
+        "n_routed_experts": found.pop("num_experts"),
+        **found,
+        "n_shared_experts": keys.whole("expert_shared_count", 0),
+        "first_k_dense_replace": keys.whole("leading_dense_block_count", 0),
+        "routed_scaling_factor": keys.real("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.flag("expert_weights_norm", False),
+        "n_group": keys.whole("expert_group_count", 1),
+        "topk_group": keys.whole("expert_group_used_count", 1),
+    }
