@@ -21,6 +21,7 @@ from nbtune.data.sources.by_value import spec_with_named_rows
 from nbtune.device import DeviceFacts
 from nbtune.engine import peft_start
 from nbtune.errors import SpecError, TrainError
+from nbtune.methods import METHODS
 from nbtune.models import handed_over
 from nbtune.models.handed_over import is_model, is_peft, is_tokenizer
 from nbtune.models.new_tokens import with_new_tokens
@@ -79,6 +80,8 @@ def _what_else(value: Any, words: str) -> str:
 def _how_else(value: Any, key: str) -> str:
     if hasattr(value, "_orig_mod"):
         return "hand over what was compiled: `model._orig_mod`"
+    if is_model(getattr(value, "model", None)):
+        return "hand over what is in it: `….model`, and `….tokenizer` as `tokenizer`"
     return f"give a loaded {key} of transformers, its Hub id, or its folder"
 
 
@@ -269,6 +272,9 @@ def _refuse(model: Any, spec: RunSpec, detach: bool) -> None:
     if spec.placement.is_of_frozen_weights:
         asked = f"adapter `{spec.adapter.type}`" if spec.weights == "auto" else f"weights `{spec.weights}`"
         raise SpecError(f"a model that is handed over keeps its weights as they are: no {asked}", fix=_SAVE)
+    if not METHODS[spec.method].head and base.get_output_embeddings() is None:
+        cause = f"the model that is handed over is a {type(base).__name__}, which has no head: it says no words"
+        raise SpecError(cause, place="model", fix="load it with `AutoModelForCausalLM`")
     if getattr(base, "is_quantized", False) or hasattr(base.config, "quantization_config"):
         fix = "write `model:` with its Hub id or folder, and `adapter: qlora`"
         raise SpecError("the model that is handed over has quantised weights", place="model", fix=fix)
@@ -362,9 +368,8 @@ def _lora_of(model: Any) -> Any:
     active = list(model.active_adapters)
     config = model.peft_config.get(active[0]) if len(active) == 1 else None
     kind = getattr(getattr(config, "peft_type", None), "value", None)
-    odd = [key for key in _NOT_OURS if getattr(config, key, None)] + ["bias"] * (
-        getattr(config, "bias", "none") != "none"
-    )
+    biased = getattr(config, "bias", "none") != "none"
+    odd = [key for key in _NOT_OURS if getattr(config, key, None)] + ["bias"] * biased
     if kind != "LORA" or odd:
         why = f"it has {odd[0]}" if odd else f"it has {kind or f'{len(active)} active adapters'}"
         fix = "hand over `model.merge_and_unload()`, on which a new adapter is trained"

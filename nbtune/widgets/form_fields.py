@@ -13,7 +13,7 @@ from nbtune.spec import RunSpec
 FIRST = ("model", "data", "steps", "epochs", "adapter.r", "learning_rate")  # steps and sliders of the form
 GROUPS = ("learning", "adapter", "data", "memory", "watching")
 _GROUP_OF = {
-    **dict.fromkeys(("adapter", "method", "beta", "loss", "teacher", "start_from"), "adapter"),
+    **dict.fromkeys(("adapter", "method", "beta", "loss", "rewards", "teacher", "start_from"), "adapter"),
     **dict.fromkeys(("data", "train_on", "train_spans", "row_weights", "overflow", "thinking", "terminators"), "data"),
     **dict.fromkeys(("tokenizer", "labels", "chat_template", "on_error", "mix", "order", "sequence_len"), "data"),
     "packing": "data",

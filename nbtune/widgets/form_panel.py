@@ -18,6 +18,7 @@ from nbtune.widgets.form_errors import described
 from nbtune.widgets.form_fields import CARE, GOALS, GROUPS, fields, preset
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.row_inspection import Inspection
+from nbtune.widgets.run_status import has_vram
 from nbtune.widgets.sanitize import clean, without_home
 from nbtune.widgets.uploads import keep
 
@@ -179,7 +180,7 @@ class Form(Panel):
             rows = [[clean(name, 60), clean(without_home(value), 600)] for name, value in plan.rows_of_explanation()]
             numbers = {"peak": plan.peak_bytes, "available": plan.available_bytes, "seconds": plan.seconds}
             download = {"download": plan.download_bytes, "steps": plan.total_steps}
-            more = {"chosen": _chosen(plan), "gpu": plan.device != "cpu", "trainable": plan.trainable_parameters}
+            more = {"chosen": _chosen(plan), "vram": has_vram(plan), "trainable": plan.trainable_parameters}
             more |= {"rate": plan.learning_rate, "batch": _batch(plan), "train": plan.rows}
             self.costs = {"state": "known", "rows": rows, **numbers, **download, **more}
 

@@ -96,7 +96,7 @@ class Report:
             speed = f", {totals.tokens / totals.seconds:,.0f} a second" if totals.seconds else ""
             facts.append(("Tokens", f"{totals.tokens:,}{speed}"))
             if totals.memory:
-                facts.append(("Peak VRAM" if status["gpu"] else "Peak RAM", f"{totals.memory / 2**30:.2f} GiB"))
+                facts.append(("Peak VRAM" if status["vram"] else "Peak RAM", f"{totals.memory / 2**30:.2f} GiB"))
         facts.append(("Time", duration(status["elapsed"])))
         for item in self.view.lists["exports"]:
             if item["done"] >= 1 and item["path"]:

@@ -97,6 +97,7 @@ class RunStatus:
             "memory_parts": self._parts,
             "peak_rate": float(getattr(plan, "learning_rate", 0.0) or 0.0),
             "gpu": str(getattr(plan, "device", "cpu")) not in ("cpu", "None"),
+            "vram": has_vram(plan),
             "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
             "asks": self.asks,
             "resumable": bool(state in ("stopped", "failed", "interrupted")),
@@ -209,6 +210,11 @@ def note_of(level: str, message: str, cause: str, fix: str, when: float) -> dict
         message += ":"
     shown = {"message": clean(message, 500), "cause": clean(cause, 500), "fix": clean(fix, 500)}
     return {"level": level, "time": when, **shown}
+
+
+def has_vram(plan: Any) -> bool:
+    """Return whether a plan's device has memory of its own: a Mac's GPU works in the machine's RAM."""
+    return str(getattr(plan, "device", "cpu")) not in ("cpu", "mps", "None")
 
 
 def _memory_plan(plan: Any) -> list[list[Any]]:

@@ -58,13 +58,16 @@ def begun(notebook, hub, tmp_path):
 
 def test_a_reload_in_the_middle(notebook, hub, tmp_path):
     page, click, home, monitor = begun(notebook, hub, tmp_path)
+    steps = home.locator(".nbt-slider", has_text="Steps").locator("output")
+    chosen = steps.inner_text()
     page.save()
     page.load()
     monitor.locator(".nbt-state[data-state=paused]").wait_for()  # nothing has to be run again
     click(monitor.locator("[data-do=pause]"))
     walk.stop(monitor, click)
     form = home.locator(".nbt-form")
-    expect(form.locator(".nbt-slider", has_text="Steps").locator("output")).to_have_text("240")  # what was chosen stays
+    assert int(chosen) > 100
+    expect(steps).to_have_text(chosen)  # what was chosen stays
     form.locator(".nbt-slider", has_text="Steps").get_by_role("slider").press("Home")
     walk.take_home(page, form, hub, tmp_path, click)
     walk.at_home(home, 2, click)

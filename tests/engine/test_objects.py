@@ -158,6 +158,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+def test_what_says_no_words_is_refused() -> None:
+    base = _stock().model  # as `AutoModel` loads it
+    with pytest.raises(SpecError, match="LlamaModel, which has no head") as caught:
+        nbtune.finetune({**FIELDS, "data": ROWS}, model=base)
+    assert "AutoModelForCausalLM" in caught.value.fix
+
+
+def test_a_pipeline_is_told_what_of_it_is_the_model() -> None:
+    class Pipeline:
+        model = _stock()
+
+    with pytest.raises(SpecError, match="type Pipeline is not a model") as caught:
+        nbtune.finetune({**FIELDS, "data": ROWS}, model=Pipeline())
+    assert "`….model`" in caught.value.fix
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_needs_files_says_so_in_a_sentence(case: str) -> None:
     fields, cause, fix = REFUSED[case]

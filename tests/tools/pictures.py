@@ -19,6 +19,9 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "tests" / "widgets"), str(REPO / "tests" / "e2e")]
 LOOKS = [(theme, width) for width in (320, 700, 1400) for theme in ("light", "dark")]
 TALLEST = 6000  # pixels of a picture
+CONTRASTS = (REPO / "tests" / "tools" / "contrast.js").read_text(encoding="utf-8").split("\n", 2)[2]
+LEAST = 4.5  # contrast of a button's words (WCAG 2, AA)
+TOUCHED = ([], ["hover"], ["hover", "active"], ["focus", "focus-visible"])
 
 
 def main() -> int:
@@ -77,7 +80,25 @@ def looked(page: Any, out: Path, name: str, theme: str, width: int) -> list[str]
     return [
         *panel.evaluate(Path(__file__).with_suffix(".js").read_text(encoding="utf-8").partition("\n")[2]),
         *grave(page.page),
+        *pale(page.page),
     ]
+
+
+def pale(page: Any) -> list[str]:
+    """Return the buttons whose words are hard to read, as they are, under the pointer, pressed, and with the focus."""
+    reach = page.context.new_cdp_session(page)
+    reach.send("DOM.enable")
+    reach.send("CSS.enable")
+    root = reach.send("DOM.getDocument")["root"]["nodeId"]
+    buttons = reach.send("DOM.querySelectorAll", {"nodeId": root, "selector": ".nbt button"})["nodeIds"]
+    found = []
+    for touched in TOUCHED:
+        for button in buttons:
+            reach.send("CSS.forcePseudoState", {"nodeId": button, "forcedPseudoClasses": touched})
+        weak = [each for each in page.evaluate(CONTRASTS) if each["contrast"] < LEAST]
+        found += [f"pale ({' '.join(touched)}): {each['words'][:40]} {each['contrast']:.2f}" for each in weak]
+    reach.detach()
+    return found
 
 
 def grave(page: Any) -> list[str]:

@@ -14,6 +14,7 @@ from memory_run import MemoryRun, made_up_step
 from nbtune import events as ev
 from nbtune.errors import TrainError
 from nbtune.widgets.metrics import COLUMNS
+from nbtune.widgets.run_report import Report
 from nbtune.widgets.run_state import Cursor, RunView
 
 
@@ -111,6 +112,17 @@ def test_status_counts_the_time_that_the_run_lived():
 
 def test_before_the_first_step_the_plan_says_how_long_it_will_take():
     assert told([ev.State(state="preparing")]).status()["eta"] == 30.0
+
+
+@pytest.mark.parametrize(("device", "gpu", "vram"), [("cuda", True, True), ("mps", True, False), ("cpu", False, False)])
+def test_a_macs_gpu_has_no_memory_of_its_own(device, gpu, vram):
+    run = MemoryRun()
+    run.plan.device = device
+    run.say(ev.State(state="running", total_steps=200), made_up_step(1))
+    view = RunView(run)
+    view.add(run.events())
+    assert (view.status()["gpu"], view.status()["vram"]) == (gpu, vram)
+    assert dict(Report(run).facts())[f"Peak {'VRAM' if vram else 'RAM'}"].endswith("GiB")
 
 
 def test_a_failed_run_says_why_and_what_to_do():

@@ -149,7 +149,7 @@ class View {
     this.train.show(costs);
     const parts = [
       this.models.title,
-      text("form.memory", { name: text(costs.gpu ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }),
+      text("form.memory", { name: text(costs.vram ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }),
       text("form.time", { time: duration(Math.max(1, costs.seconds)), steps: number(costs.steps) }),
       costs.download ? text("form.download", { size: bytes(costs.download) }) : "",
     ];

@@ -45,7 +45,7 @@ class View {
     // roles are said, because a table that is laid out as blocks loses its own
     const head = ["run", "state", "loss", "size"].map((key) => el("th", { scope: "col", role: "columnheader", class: key === "size" ? "nbt-num" : null }, text(`home.${key}`)));
     this.body = el("tbody", { role: "rowgroup" });
-    this.table = el("div", { class: "nbt-homelist" }, el("table", { role: "table", "aria-label": text("home") },
+    this.table = el("div", { class: "nbt-homelist nbt-wide" }, el("table", { role: "table", "aria-label": text("home") },
       el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, el("td", { role: "cell" }), ...head, el("th", { scope: "col", role: "columnheader" }, el("span", { class: "nbt-sr" }, text("home.acts"))))), this.body));
     this.more = el("button", { type: "button", class: "nbt-btn", onclick: () => { this.all = true; this.show(); } });
     this.older = el("p", { class: "nbt-soft", hidden: true });

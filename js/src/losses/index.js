@@ -53,7 +53,7 @@ class View {
       this.failed,
       el("div", { class: "nbt-row" }, el("label", {}, text("losses.by"), this.by), el("label", {}, text("losses.order"), this.order)),
       this.none,
-      el("div", { class: "nbt-losstable", tabindex: 0, role: "group", "aria-label": text("losses.rows") }, el("table", { role: "table" }, this.head, this.body)),
+      el("div", { class: "nbt-losstable nbt-wide", tabindex: 0, role: "group", "aria-label": text("losses.rows") }, el("table", { role: "table" }, this.head, this.body)),
       el("div", { class: "nbt-row" }, this.more),
       el("div", { class: "nbt-row" }, this.changed, this.undo, el("label", {}, text("losses.steps"), this.steps), this.go, this.show),
       this.line, this.began, this.inspector.host, this.monitor.host);

@@ -207,7 +207,7 @@ class View {
     const memory = rows.last("memory");
     parts.tiles.memory.replaceChildren(bytes(memory),
       status.memory_total ? el("small", {}, text("of", { whole: bytes(status.memory_total) })) : "");
-    setText(parts.memoryLabel, text(status.gpu ? "memory.gpu" : "memory.cpu"));
+    setText(parts.memoryLabel, text(status.vram ? "memory.gpu" : "memory.cpu"));
     this.paintClock();
     const tenth = status.total ? Math.floor((10 * status.step) / status.total) : 0;
     const spoken = `${status.state}-${tenth}`;
@@ -240,7 +240,7 @@ class View {
     if (!this.theme) return; // it has just changed: a paint of everything is on its way
     const { parts, store, theme, plotly } = this;
     const { status, rows } = store;
-    const names = [text("rate"), text("speed"), `${text(status.gpu ? "memory.gpu" : "memory.cpu")} (GiB)`, text("grad")];
+    const names = [text("rate"), text("speed"), `${text(status.vram ? "memory.gpu" : "memory.cpu")} (GiB)`, text("grad")];
     const planned = (status.memory_plan ?? []).reduce((sum, [, size]) => sum + size, 0);
     parts.small.forEach((chart, k) => {
       const unit = chart.column === "memory" ? 1024 ** 3 : 1;

@@ -35,7 +35,7 @@ def measure(
     *,
     sample: int = SAMPLE,
     longest: int = 0,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: Literal["raise", "skip"] | None = None,
     kind: str | None = None,
     max_len: int | None = None,
 ) -> DataFacts:
@@ -49,13 +49,14 @@ def measure(
     Args:
         sample: rows of each source that are looked at, evenly spread.
         longest: how many rows of most bytes are looked at besides (where a source knows them), for the longest.
+        on_error: instead of the spec's.
         tokenizer: without one, four characters count as a token and half of them as trained.
         max_len: count what is left when longer rows are cut (or split into windows) there.
 
     Raises:
         DataError: as `prepare_data`, for the rows of the sample.
     """
-    kind = kind or METHODS[spec.method].rows
+    kind, on_error = kind or METHODS[spec.method].rows, on_error or spec.on_error
     spec = without_answers(spec, kind)
     tokenizer = None if tokenizer is None else speaking(tokenizer, spec)
     lengths: list[np.ndarray] = []
@@ -106,20 +107,17 @@ def _sizes(
     """Return (tokens of each example, how many of them are trained, how many examples windows make more than rows,
     tokens of the longest pair)."""
     read: list[Chat | Parts] = []
+    origins: list[int] = []  # the row of each
     for index in chosen:
         try:
             given: Any = rows[index]
             if given is None:  # a function left it out
                 continue
             row = form.read(given)
-            if isinstance(row, Several) and row.steps:  # their labels stand at line breaks
-                read += row.rows
-            else:
-                read += [
-                    text
-                    for text in (row.rows if isinstance(row, Several) else (row,))
-                    if not is_empty(text, spec.train_on)
-                ]
+            several = isinstance(row, Several)
+            whole = several and row.steps  # their labels stand at line breaks
+            read += [t for t in (row.rows if several else (row,)) if whole or not is_empty(t, spec.train_on)]
+            origins += [index] * (len(read) - len(origins))
         except DataError as error:
             if on_error == "raise":
                 raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None
@@ -131,8 +129,10 @@ def _sizes(
     encoder = Encoder.of_spec(tokenizer, template, spec)
     sizes, learnt, more = [], [], 0
     encoded = encoder.encode(read)
-    for row, made in zip(read, encoded, strict=True):
+    for row, made, index in zip(read, encoded, origins, strict=True):
         if isinstance(made, DataError):
+            if on_error == "raise":
+                raise DataError(made.cause, place=made.place or rows.place(index), fix=made.fix)
             continue
         limit = max(len(made[1]), 1) if max_len is None else max_len
         windows = [made[1][i : i + limit] for i in range(0, len(made[1]), limit)]

@@ -28,7 +28,7 @@ class Oddities:
 
     def __init__(self) -> None:
         self.rows = self.rendered = self.repeated_role = self.answer_first = 0
-        self.answered_twice = self.doubted = 0
+        self.answered_twice = self.doubted = self.unasked = 0
         self.example = ""
         self.thoughts = self.words = self.parts = self.tools = 0
         self.keys: dict[str, int] = {}
@@ -52,6 +52,10 @@ class Oddities:
         self.repeated_role += any(a == b == "user" for a, b in pairwise(spoken))
         self.answered_twice += any(a == b == "assistant" for a, b in pairwise(roles))  # a tool may stand between
         self.answer_first += spoken[:1] == ["assistant"]
+
+    def see_questions(self, said: Iterable[bool]) -> None:
+        """See whether each question of a row has words."""
+        self.unasked += not all(said)
 
     def see_judgement(self, doubted: bool) -> None:
         """See whether a row's own scores say the opposite of what was judged of it."""
@@ -102,6 +106,13 @@ class Oddities:
                 f"of {self.doubted} of {self.rows} pairs the rejected answer has the higher score: they are learnt as "
                 "they stand; mend or leave out those rows, or exchange the columns if that is how they are meant"
             )
+        if self.unasked:
+            rows, its, answer = (
+                ("1 row has", "its", "answer is")
+                if self.unasked == 1
+                else (f"{self.unasked} rows have", "their", "answers are")
+            )
+            sentences.append(f"{rows} an empty question: {its} {answer} learnt all the same; leave such rows out")
         if self.answer_first:
             sentences.append(f"{self.answer_first} conversations begin with an answer")
         return [*sentences, *self._of_left_out()]

@@ -179,6 +179,7 @@ class Reader:
             contents = (message.get("content") for message in row.messages)
             self.oddities.see_text(text for text in contents if isinstance(text, str))
             self.oddities.see_roles([message["role"] for message in row.messages])
+            self.oddities.see_questions(_says_something(m) for m in row.messages if m["role"] == "user")
         elif not row.raw:
             self.oddities.see_text(text for text, _ in row.parts)
 

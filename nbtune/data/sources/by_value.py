@@ -126,6 +126,10 @@ def _named(value: Any, key: str, names: _Names) -> Any:
             return dict(value)  # a source with a key that the spec refuses by name
         if _kind(value) == "half":
             raise _half(value, key)
+        if value and all(map(is_rows, value.values())):
+            names_of = [str(name) for name in value]
+            cause = f"it is a dict of several sets of rows ({', '.join(names_of[:6])})"
+            raise DataError(cause, place=key, fix=f'take one of them: data=…["{names_of[0]}"]')
         raise DataError(
             "it is a dict whose values are not all columns (lists)",
             place=key,
@@ -135,6 +139,9 @@ def _named(value: Any, key: str, names: _Names) -> Any:
 
 
 def _named_list(value: list[Any] | tuple[Any, ...], key: str, names: _Names) -> Any:
+    if _are_pairs(value):
+        fix = 'say which is what: [{"prompt": q, "completion": a} for q, a in …]'
+        raise DataError("its entries are pairs of texts, not rows", place=key, fix=fix)
     kinds = [_kind(entry) for entry in value]
     if "half" in kinds:
         number = kinds.index("half")
@@ -156,6 +163,12 @@ def _named_list(value: list[Any] | tuple[Any, ...], key: str, names: _Names) -> 
     return names.of(value, key)
 
 
+def _are_pairs(value: list[Any] | tuple[Any, ...]) -> bool:
+    """Return whether these are questions with their answers rather than several lists of texts."""
+    pairs = [entry for entry in value if isinstance(entry, list | tuple) and len(entry) == 2]
+    return len(pairs) == len(value) > 1 and all(isinstance(text, str) for pair in pairs for text in pair)
+
+
 def _kind(entry: Any) -> str:
     """Return what an entry of a list is: a name, a source, rows, a row, half a source and half a row, or something
     other."""
@@ -167,7 +180,7 @@ def _kind(entry: Any) -> str:
         if _is_source(entry):
             return "source"
         return "half" if "source" in entry and not _KEYS.isdisjoint(entry.keys() - {"source"}) else "row"
-    if isinstance(entry, list | tuple):
+    if isinstance(entry, list | tuple) and not hasattr(entry, "_fields"):
         spoken = entry and all(isinstance(m, Mapping) and any(k in m for k in _SPEAKER) for m in entry)
         return "row" if spoken else "rows"
     return "source" if isinstance(entry, SourceSpec) else "other"
@@ -194,7 +207,7 @@ def _named_entry(entry: Any, place: str, key: str, names: _Names) -> Any:
         )
     if isinstance(entry, list | tuple) and not entry:
         raise DataError("it is an empty list", place=place, fix="give at least one row")
-    if not is_rows(entry):
+    if hasattr(entry, "_fields") or not is_rows(entry):
         raise _no_rows(entry, place)
     return names.of(entry, key)
 
@@ -211,6 +224,10 @@ def _half(entry: Mapping[str, Any], place: str) -> SpecError:
 
 def _no_rows(value: Any, place: str) -> DataError:
     fix = "give a list of dicts, a dict of columns, a DataFrame, a datasets.Dataset, an iterator of dicts, or a name"
+    if hasattr(value, "_fields"):
+        fix = "of named tuples: data=[row._asdict() for row in …]"
+    elif getattr(value, "ndim", 0) == 1:
+        fix = 'say what it holds: data={"text": …}, or with another column: data={"prompt": …, "completion": …}'
     if callable(value):
         fix = "of functions, those with `yield` that want no arguments give rows; or call it"
     return DataError(f"a value of type {type(value).__name__} is not rows", place=place, fix=fix)

@@ -49,12 +49,25 @@ def is_rows(value: Any) -> bool:
         return True
     if isinstance(value, list | tuple):
         return all(isinstance(row, Mapping | str | list) for row in value[:8])
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, list | tuple) for v in value.values())
+    return isinstance(value, Mapping) and bool(value) and all(map(_is_column, value.values()))
+
+
+def _is_column(value: Any) -> bool:
+    """Return whether a value holds one value a row: a list, a tuple, an array, a series."""
+    if isinstance(value, list | tuple):
+        return True
+    return (hasattr(value, "tolist") or hasattr(value, "to_list")) and getattr(value, "ndim", 1) == 1
+
+
+def _listed(column: Any) -> list[Any] | tuple[Any, ...]:
+    if isinstance(column, list | tuple):
+        return column
+    return list(column.tolist() if hasattr(column, "tolist") else column.to_list())
 
 
 def rows_of(value: Any, name: str) -> Rows:
-    """Return the rows of a variable: list of dicts or strings, dict of columns, pandas or polars frame, pyarrow table,
-    `datasets.Dataset`.
+    """Return the rows of a variable: list of dicts or strings, dict of columns, pandas or polars frame (an index that
+    has a name is a column), pyarrow table, `datasets.Dataset`.
 
     Raises:
         DataError: it is something else.
@@ -91,13 +104,15 @@ def _from_columns(value: Mapping[str, Any], name: str) -> Rows:
     lengths = {key: len(column) for key, column in value.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"its columns have different lengths: {lengths}", place=name, fix="give every row every column")
-    return ListRows([dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)], name)
+    columns = map(_listed, value.values())
+    return ListRows([dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)], name)
 
 
 def _from_pandas(frame: Any, name: str) -> Rows:
     import pyarrow
 
-    frame = frame.rename(columns=str)
+    named = [level for level in frame.index.names if level is not None and level not in frame.columns]
+    frame = (frame.reset_index(level=named) if named else frame).rename(columns=str)
     refuse_twins(list(frame.columns), name)
     for column, kind in frame.dtypes.items():
         if str(kind).startswith("period"):  # Arrow has a period's number: 2020-03 would be 602

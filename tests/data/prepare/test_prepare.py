@@ -164,6 +164,23 @@ def test_a_plan_measures_by_the_template_that_the_run_uses() -> None:
     assert measure(sources, tokenizer(CHATML), spec).tokens_total == prepared.facts.tokens_total
 
 
+def test_a_plan_refuses_what_the_run_refuses() -> None:
+    rows = [*chats(3), {"prompt": "half of a smile \ud83d", "completion": "Ahoy!"}, *chats(3)]
+    spec = from_mapping({"data": "rows", "eval": {"split": 0}})
+    sources = resolve(spec.data, {"rows": rows})
+    said = []
+    for work in (
+        lambda: measure(sources, tokenizer(CHATML), spec),
+        lambda: nbtune.data.prepare_data(sources, tokenizer(CHATML), spec=spec, max_len=999, seed=0),
+    ):
+        with pytest.raises(DataError, match="half of a character") as caught:
+            work()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    skipping = spec.model_copy(update={"on_error": "skip"})
+    assert measure(sources, tokenizer(CHATML), skipping).rows == 7  # as many as there are
+
+
 def test_all_masked_data_is_refused() -> None:
     for rows in (
         [{"messages": [{"role": "user", "content": "only asking"}]}] * 3,

@@ -38,6 +38,14 @@ def test_clean_data_has_no_warnings() -> None:
     assert prepare(different(60)).report.warnings == []
 
 
+def test_a_question_without_words_is_said() -> None:
+    rows = different(40)
+    sums = [{"prompt": " \n", "completion": "Sum: 120"}, {"prompt": "", "completion": "Mean: 3"}]
+    assert said(prepare([*rows, *sums]), "2 rows have an empty question")
+    assert said(prepare([*rows, sums[0]]), "1 row has an empty question: its answer is learnt all the same")
+    assert not said(prepare(rows), "empty question")
+
+
 def test_near_duplicates_are_found_and_others_are_not() -> None:
     rows = different(40)
     nearly = [{"prompt": r["prompt"], "completion": r["completion"] + " x"} for r in rows[:10]]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -123,6 +125,37 @@ def test_bare_conversations_are_rows() -> None:
     assert name_rows({"data": [ROWS, ROWS[:2]]})[0]["data"] == ["var:rows", "var:rows_2"]
 
 
+Pair = namedtuple("Pair", "prompt completion")
+COLUMN_HOLDERS: dict[str, Callable[[list[str]], Any]] = {
+    "tuples": tuple,
+    "numpy": np.array,
+    "pandas": pd.Series,
+    "polars": pl.Series,
+    "filtered": lambda texts: pd.Series(["", *texts])[1:],
+}
+
+
+@pytest.mark.parametrize("holder", COLUMN_HOLDERS)
+def test_columns_are_whatever_holds_them(holder: str) -> None:
+    made = {key: COLUMN_HOLDERS[holder]([row[key] for row in ROWS]) for key in ROWS[0]}
+    spec, named = spec_with_named_rows(None, {"data": made}, None)
+    [source] = resolve(spec.data, named)
+    assert list(source.rows) == ROWS
+    with pytest.raises(DataError, match="different lengths"):
+        _ = resolve(spec.data, {"rows": {**made, "prompt": made["prompt"][:1]}})[0].rows
+
+
+def test_an_index_that_has_a_name_is_a_column() -> None:
+    frame = pd.DataFrame(ROWS)
+    for indexed in (frame.set_index("prompt"), frame.set_index(["prompt", "completion"]), frame.rename_axis("prompt")):
+        [source] = resolve([SourceSpec(source="rows")], {"rows": indexed})
+        assert list(source.rows) == ROWS
+    counted = frame.groupby("prompt", observed=True).first()
+    assert {row["prompt"] for row in resolve([SourceSpec(source="rows")], {"rows": counted})[0].rows} == {
+        row["prompt"] for row in ROWS
+    }
+
+
 REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
     "nothing": ([], DataError, "empty list"),
     "nothing in a source": ({"source": []}, DataError, "empty list"),
@@ -134,6 +167,15 @@ REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
     "a number": (3, DataError, "type int is not rows"),
     "a set": ({1, 2}, DataError, "type set is not rows"),
     "a column": (pd.Series([1]), DataError, "type Series is not rows"),
+    "pairs": ([("Hi", "Ahoy!"), ("Bye", "Farewell!")], DataError, "pairs of texts, not rows"),
+    "pairs as lists": ([["Hi", "Ahoy!"], ["Bye", "Farewell!"]], DataError, "pairs of texts, not rows"),
+    "named tuples": ([Pair("Hi", "Ahoy!")], DataError, "type Pair is not rows"),
+    "several sets": (
+        {"train": pd.DataFrame(ROWS), "test": pd.DataFrame(ROWS)},
+        DataError,
+        r"sets of rows \(train, test\)",
+    ),
+    "several streams": ({"train": iter(ROWS), "test": iter(ROWS)}, DataError, r"sets of rows \(train, test\)"),
     "junk among rows": ([ROWS[0], 3], DataError, "type int is not rows"),
     "one row": (ROWS[0], DataError, "not all columns"),
     "an empty dict": ({}, DataError, "not all columns"),
