@@ -33,7 +33,7 @@ demo-real: setup  ## the same with SmolLM2-135M: from the Hub, or from the folde
 
 test: setup browser  ## what every change must pass, at most 10 minutes on 2 cores
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS) $(NONE_IS_FINE)
-	$(PYTEST) -m "browser and not slow" $(ARGS) $(NONE_IS_FINE)
+	$(PYTEST) -n 2 --dist loadfile -m "browser and not slow" $(ARGS) $(NONE_IS_FINE)
 
 test-all: setup browser test-js  ## everything but what needs a GPU, also what takes hours
 	$(PYTEST) -m "not gpu" $(ARGS)

@@ -201,6 +201,7 @@ def job_file(spec: RunSpec, asked: str | list[str], *, name: str = "run", runs_d
         asked: the options of the job.
         name, runs_dir: as in `submit`.
     """
+    run_folder.check_name(name)
     job = job_of(spec, asked)
     if isinstance(job, job_files.ExportedJob):
         job_files.refuse_what_stays(spec, ())

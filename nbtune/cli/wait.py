@@ -13,7 +13,7 @@ import typer
 
 from nbtune.cli.listing import run_facts
 from nbtune.cli.output import following, result, say
-from nbtune.events import ENDED, State
+from nbtune.events import ENDED, State, Warning
 
 
 def until_ended(run: Any) -> None:
@@ -94,6 +94,8 @@ def submitted(run: Any, as_json: bool, *, sent: bool = True) -> None:
         typer.Exit: if it waits for somebody to send it; with 1, if that was not asked for.
     """
     detail = run.latest(State).detail
+    for warning in (event for event in run.events() if isinstance(event, Warning)):
+        say(warning.message)
     result(run_facts(run), as_json=as_json, text=f"{run.name} is {run.state}: {detail}")
     if run.state in ENDED:
         raise typer.Exit(1 if sent else 0)

@@ -74,9 +74,10 @@ class ExportedJob:
 
     def give(self, folder: Path, spec: RunSpec) -> None:
         """Write the file into the run's folder, and say how it is sent."""
-        kind = KINDS[self.kind]
-        text = self.text(folder, spec)
+        slurm.check_path(folder)
+        kind, text = KINDS[self.kind], self.text(folder, spec)
         write_text(folder / kind.file, text)
+        slurm.say_which_counts(folder, self.options, spec)
         line = kind.line.format(file=shlex.quote(str(folder / kind.file)), **self.options)
         add_event(folder, events.State(state="stopped", detail=f"not sent: {line}"))
 
@@ -116,7 +117,11 @@ def job_of(asked: str | Mapping[str, Any] | list[str], spec: RunSpec) -> Job:
             "several machines need a folder that all see", place="--job skypilot",
             fix="make one (`sky volumes apply`) and name it: `volume=NAME`",
         )  # fmt: skip
-    return ExportedJob(name, options, slurm.processes_of(options, spec) or 1)
+    processes = slurm.processes_of(options, spec)
+    if not processes and "gpus" in kind.options:
+        what, fix = "`gpus: all` does not say how many a machine has", f"write `--job {name},…,gpus=8`"
+        raise SpecError(what, place=f"--job {name}", fix=fix)
+    return ExportedJob(name, options, processes or 1)
 
 
 def refuse_what_stays(spec: RunSpec, sources: Iterable[Source]) -> None:
@@ -160,8 +165,13 @@ def _document(head: str, body: Mapping[str, Any]) -> str:
     return "".join(f"# {line}\n" for line in head.splitlines()) + text
 
 
+def _name_for(folder: Path) -> str:
+    """Return the run's name as Kubernetes and SkyPilot take names: small letters, digits, single hyphens between."""
+    return re.sub(r"[^a-z0-9]+", "-", folder.name.lower())[-50:].lstrip("-0123456789") or "run"
+
+
 def _skypilot(folder: Path, spec: RunSpec, job: ExportedJob) -> str:
-    name, several = folder.name, job.nodes > 1
+    name, several, own = folder.name, job.nodes > 1, _name_for(folder)
     asked = {key: job.options[key] for key in ("infra", "cpus", "memory") if key in job.options}
     if spec.device != "cpu":
         asked["accelerators"] = job.options["gpus"]
@@ -176,18 +186,18 @@ def _skypilot(folder: Path, spec: RunSpec, job: ExportedJob) -> str:
         f'{node} --node-rank "$SKYPILOT_NODE_RANK" --rdzv-backend c10d --rdzv-id "$SKYPILOT_TASK_ID" '
         f'--rdzv-endpoint "$first:{_PORT}"',
     ]  # fmt: skip
-    body: dict[str, Any] = {"name": name, "num_nodes": job.nodes, "resources": asked}
+    body: dict[str, Any] = {"name": own, "num_nodes": job.nodes, "resources": asked}
     body["file_mounts"] = {here: str(folder.absolute())}
     if several:
         body["volumes"] = {"/nbtune": job.options["volume"]}
     body |= {"setup": f"pip install 'nbtune=={__version__}'\n", "run": "\n".join(run) + "\n"}
-    back = f"then `rsync -r {name}:nbtune/{name} {shlex.quote(folder.absolute().parent.name)}/` brings it home"
-    return _document(f"The run {name} for SkyPilot: sky launch -c {name} FILE;\n{back}", body)
+    there = f"{own}:{'/' * several}nbtune/{name}"
+    back = f"then `rsync -r {there} {shlex.quote(folder.absolute().parent.name)}/` brings it home"
+    return _document(f"The run {name} for SkyPilot: sky launch -c {own} FILE;\n{back}", body)
 
 
 def _kubeflow(folder: Path, spec: RunSpec, job: ExportedJob) -> str:
-    place = f"/runs/{folder.name}"
-    name = re.sub(r"[^a-z0-9-]+", "-", folder.name.lower()).strip("-")[-50:].lstrip("-0123456789") or "run"
+    place, name = f"/runs/{folder.name}", _name_for(folder)
     trainer: dict[str, Any] = {
         "image": job.options["image"], "numNodes": job.nodes, "numProcPerNode": job.processes,
         "command": ["python", "-m", "nbtune.engine.node", place],

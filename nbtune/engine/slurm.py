@@ -95,6 +95,7 @@ class Job:
     def give(self, folder: Path, spec: RunSpec) -> None:
         """Write the file into the run's folder, and give it to Slurm unless that is not asked for."""
         keep(folder, spec, self)
+        say_which_counts(folder, self.options, spec)
         if self.sent:
             send(folder)
         else:
@@ -165,6 +166,15 @@ def processes_of(options: Mapping[str, str], spec: RunSpec) -> int:
     return len(spec.gpus) if isinstance(spec.gpus, tuple) else spec.gpus if isinstance(spec.gpus, int) else 0
 
 
+def say_which_counts(folder: Path, options: Mapping[str, str], spec: RunSpec) -> None:
+    """Say that a job's `gpus` are not those that its spec asks for, where that is so."""
+    asked = options.get("gpus", "")
+    if not asked or "gpus" not in spec.model_fields_set or spec.gpus in ("all", int(asked.rpartition(":")[2])):
+        return
+    theirs = list(spec.gpus) if isinstance(spec.gpus, tuple) else spec.gpus
+    add_event(folder, events.Warning(message=f"`gpus={asked}` of the job counts, not `gpus: {theirs}` of the spec"))
+
+
 _PLAIN = "names are letters, digits and . , + @ : / - _"
 _FIXES = {"nodes": "write a number", "gpus": "write a number, or a kind and a number: `a100:8`"} | {
     "time": "write minutes, `hours:minutes:seconds` or `days-hours`",
@@ -213,14 +223,23 @@ done
 """
 
 
+def check_path(folder: Path) -> None:
+    """Refuse a run's folder whose path cannot stand in a job's file.
+
+    Raises:
+        TrainError: see above.
+    """
+    if not str(folder).isprintable():
+        raise TrainError("the path of the runs has characters that no job's file can hold", fix="use `--runs DIR`")
+
+
 def keep(folder: Path, spec: RunSpec, job: Job) -> None:
     """Write the job's file into the run's folder.
 
     Raises:
         TrainError: its path cannot stand in such a file.
     """
-    if not str(folder).isprintable():
-        raise TrainError("the path of the runs has characters that no job's file can hold", fix="use `--runs DIR`")
+    check_path(folder)
     write_text(folder / JOB_FILE, script(folder, spec, job))
 
 

@@ -12,6 +12,7 @@ from nbtune.models.adapter_targets import Targets, leads_out, linear_names, targ
 from nbtune.models.first_values import beside_the_base, recall, remember
 from nbtune.models.first_values import check as check_first_values
 from nbtune.models.heads import SCORE, Head, head_of, write_head
+from nbtune.models.progress_bars import hidden_bars
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +206,8 @@ def _save_whole(
     if scores is None:
         parted = any(hasattr(p, "placements") for p in model.parameters())
         state = {"state_dict": {**model.state_dict(), **trained}} if parted else {}
-        model.save_pretrained(folder, safe_serialization=True, **state)  # type: ignore[operator]
+        with hidden_bars():
+            model.save_pretrained(folder, safe_serialization=True, **state)  # type: ignore[operator]
         return
     own = model.get_output_embeddings()  # type: ignore[operator]
     mute = {id(p) for p in own.parameters()} if own is not None else set()
@@ -214,7 +216,8 @@ def _save_whole(
     left_out |= {"lm_head.weight"}
     whole = {name: trained.get(name, value) for name, value in model.state_dict().items()}
     state = {name: value for name, value in whole.items() if name not in left_out}
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
+    with hidden_bars():
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written = scores[0].config(config, None)
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")

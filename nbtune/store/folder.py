@@ -50,6 +50,16 @@ def runs_root(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("NBTUNE_RUNS") or "runs").expanduser().absolute()
 
 
+def check_name(name: str) -> None:
+    """Refuse what cannot be a run's name.
+
+    Raises:
+        SpecError: see above.
+    """
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"{name!r} cannot be a run's name", fix="use letters, digits, '.', '_' and '-', at most 64")
+
+
 def create(root: Path, name: str, spec: RunSpec) -> Path:
     """Make a run folder with its spec, environment and script.
 
@@ -57,8 +67,7 @@ def create(root: Path, name: str, spec: RunSpec) -> Path:
         SpecError: the name cannot be a folder's.
         TrainError: the folder cannot be written.
     """
-    if not _NAME.fullmatch(name):
-        raise SpecError(f"{name!r} cannot be a run's name", fix="use letters, digits, '.', '_' and '-', at most 64")
+    check_name(name)
     folder = root / f"{name}-{secrets.token_hex(3)}"
     # later than every run that is there, also after the clock was set back: the newest run of a name is this one
     now = max([time.time(), *(created(path) + 1e-3 for path in all_folders(root)[:1])])

@@ -4,7 +4,8 @@
 
 (Gupta et al. 2015, "Deep Learning with Limited Numerical Precision", section 3.) A bf16 number is the upper half of the
 fp32 one of the same value: the lower half is that share, in 2^16ths. So a random number of 16 bits is added to it, and
-what it carries over is the rounding; signs are kept apart from the bits that are added to.
+what it carries over is the rounding; signs are kept apart from the bits that are added to. What is no number
+stays none: a card's NaN has all bits set, and would carry over into the sign.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
     >>> few.unique().tolist(), round(few.mean().item(), 3)
     ([1.0, 1.0078125], 1.002)
     """
-    bits = values.view(torch.int32)
+    lost, bits = values.isnan(), values.view(torch.int32)
     drawn = torch.randint(_LOWER, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
     bits.add_(drawn).bitwise_and_(-_LOWER)
-    return values
+    return values.masked_fill_(lost, torch.nan)

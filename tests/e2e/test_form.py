@@ -100,7 +100,9 @@ class Clicker:
         self.clicks += 2  # the file, and "Open"
 
 
-@pytest.mark.parametrize("offered", [True, False], ids=["as offered", "column by column"])
+@pytest.mark.parametrize(
+    "offered", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["as offered", "column by column"]
+)
 def test_a_csv_with_columns_of_ones_own_by_clicks_alone(notebook, tmp_path, offered):
     page = notebook(["%load_ext nbtune\n%finetune"], width=1400)
     click = Clicker(page.page)

@@ -137,6 +137,7 @@ while run.step < 3:
 run.stop(wait=True)"""
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_and_asked_from_home(notebook):
     page, panel = opened(notebook, [RESUMED])
     panel.get_by_role("button", name="Resume again").click()

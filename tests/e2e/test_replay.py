@@ -50,7 +50,7 @@ def _opened(browser: Any, path: Path, scheme: str, width: int, *, axe: bool) -> 
     context.close()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 340)])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), pytest.param("dark", 340, marks=pytest.mark.slow)])
 def test_the_8b_run_that_the_documents_show(browser: Any, scheme: str, width: int) -> None:
     shown = REPO / "docs" / "pictures" / "run8b.html"
     assert shown.stat().st_size < 5 * 2**20
@@ -62,7 +62,7 @@ def test_the_8b_run_that_the_documents_show(browser: Any, scheme: str, width: in
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 340)])
+@pytest.mark.parametrize(("scheme", "width"), [pytest.param("light", 1100, marks=pytest.mark.slow), ("dark", 340)])
 def test_it_opens_from_a_file_without_a_network(browser: Any, replay: Path, scheme: str, width: int) -> None:
     with _opened(browser, replay, scheme, width, axe=scheme == "dark") as page:
         expect(page.locator("button:visible")).to_have_count(0)  # nothing that would need a kernel

@@ -4,7 +4,7 @@ seconds, and tells its model nothing more. A panel hears all the same."""
 import pytest
 from playwright.sync_api import expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
 RUN = """import nbtune
 rows = [{"prompt": f"How long for {k}?", "completion": f"{k} takes two days."} for k in range(40)]

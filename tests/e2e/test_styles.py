@@ -28,7 +28,11 @@ PANELS = {
 FILLED = {"New run", "Start", "Chat", "Ask", "Make GGUF", "Train on with these changes"}  # the primary buttons
 
 
-@pytest.mark.parametrize("order", [list(PANELS), list(reversed(PANELS))], ids=["forwards", "backwards"])
+@pytest.mark.parametrize(
+    "order",
+    [list(PANELS), pytest.param(list(reversed(PANELS)), marks=pytest.mark.slow)],
+    ids=["forwards", "backwards"],
+)
 def test_no_button_loses_its_words(notebook: Any, order: list[str]) -> None:
     page = notebook([BEGIN, *(PANELS[name][0] for name in order)], width=1000)
     page.page.set_viewport_size({"width": 1000, "height": 6000})  # cells that are out of sight have no node

@@ -26,3 +26,20 @@ def test_a_stopped_run_in_bf16_goes_on_exactly(start, until):
     assert 3 <= run.step < 24
     run.resume().wait()
     assert run.history["loss"].tolist() == whole.history["loss"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars:UserWarning")
+@pytest.mark.parametrize("method", ["sft", "reward"])  # the second is saved with a head of scores
+def test_nothing_is_printed_while_every_weight_is_saved(start, capfd, method):
+    from transformers.utils import logging
+
+    rows = [{"prompt": f"Who {k}?", "chosen": f"It is {k}.", "rejected": "No."} for k in range(8)]
+    shown = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()  # as everywhere but in these tests
+    try:
+        more = {"method": method, "rows": rows} if method == "reward" else {}
+        assert start("usual", **{**FULL, "steps": 1, **more}).wait().state == "finished"
+    finally:
+        if not shown:
+            logging.disable_progress_bar()
+    assert capfd.readouterr() == ("", "")

@@ -189,6 +189,73 @@ def test_an_option_that_is_given_twice_is_refused_and_so_are_two_tools(
     assert "a job is Slurm's or another tool's" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["7b", "a---b", "Demo_1", "x..y", "x-"])
+def test_names_are_such_as_each_tool_takes(name: str, tmp_path: Path) -> None:
+    """SkyPilot's own: of a task `[a-z0-9]+([._-]{1,2}[a-z0-9]+)*`, of a cluster one that begins with a letter."""
+    spec = from_mapping({"data": "rows"})
+    sky = job_file(spec, SKYPILOT, name=name, runs_dir=tmp_path)
+    cluster = re.search(r"sky launch -c (\S+) FILE", sky)
+    assert cluster is not None
+    for found in (yaml.safe_load(sky)["name"], cluster.group(1)):
+        assert re.fullmatch(r"[a-z0-9]+(?:[._-]{1,2}[a-z0-9]+)*", found)
+        assert re.fullmatch(r"[a-zA-Z]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?", found)
+        assert f"rsync -r {found}:/nbtune/{name}-000000 " in sky  # where several machines have trained it
+    alone = job_file(spec, "skypilot,gpus=L4:1", name=name, runs_dir=tmp_path)
+    assert f":nbtune/{name}-000000 " in alone
+    kubernetes = yaml.safe_load(job_file(spec, KUBEFLOW, name=name, runs_dir=tmp_path))["metadata"]["name"]
+    assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", kubernetes)
+
+
+@pytest.mark.parametrize("asked", [HF_JOBS, SKYPILOT, KUBEFLOW, "nodes=2"])
+@pytest.mark.parametrize("name", ["a\ntouch x", "a b", "../up", "-x", ""])
+def test_a_file_that_is_only_shown_has_a_name_that_a_run_can_have(asked: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot be a run's name"):
+        job_file(from_mapping({"data": "rows"}), asked, name=name, runs_dir=tmp_path)
+
+
+@pytest.mark.parametrize("asked", [HF_JOBS, SKYPILOT, KUBEFLOW, "nodes=2"])
+@pytest.mark.parametrize("folder", ["a\x07b", "a\nb", "a\udcffb"])
+def test_a_path_that_no_file_can_hold_is_said_and_leaves_nothing(asked: str, folder: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="the path of the runs has characters that no job's file can hold"):
+        nbtune.submit(CPU, rows={"rows": ROWS}, slurm=asked, send=False, runs_dir=tmp_path / folder)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_all_gpus_of_machines_that_nobody_has_seen_are_to_be_named() -> None:
+    every = RunSpec(data="rows", gpus="all")
+    with pytest.raises(SpecError, match="`gpus: all` does not say how many"):
+        job_files.job_of("kubeflow,volume=runs,image=a", every)
+    assert job_files.job_of(KUBEFLOW, every).processes == 8
+    assert job_files.job_of(HF_JOBS, every)  # which has all that its flavor has
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "said"),
+    [
+        ("gpus=8", 4, "`gpus=8` of the job counts, not `gpus: 4` of the spec"),
+        ("gpus=a100:2", [0, 3], "`gpus=a100:2` of the job counts, not `gpus: [0, 3]` of the spec"),
+        (KUBEFLOW, 4, "`gpus=8` of the job counts, not `gpus: 4` of the spec"),
+        ("skypilot,gpus=H100:8", 2, "`gpus=H100:8` of the job counts, not `gpus: 2` of the spec"),
+        ("gpus=4", 4, None),
+        ("gpus=4", None, None),
+        ("nodes=2", 4, None),
+        ("gpus=4", "all", None),
+    ],
+)
+def test_of_two_numbers_of_gpus_the_one_that_counts_is_said(
+    asked: str, gpus: Any, said: str | None, tmp_path: Path, monkeypatch: Any, capfd: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = "" if gpus is None else f"gpus: {gpus}\n"
+    Path("demo.yaml").write_text(f"data: nbtune/persona\nsteps: 2\n{line}")
+    option = "--job" if asked.startswith(("kube", "sky")) else "--slurm"
+    main(["submit", "demo.yaml", option, asked, "--name", "demo", *(["--unsent"] * (option == "--slurm"))])
+    out = capfd.readouterr()
+    warned = [e.message for e in nbtune.attach("demo", tmp_path / "runs").events() if isinstance(e, events.Warning)]
+    assert warned == [said] * (said is not None)
+    assert (" of the job counts" in out.out + out.err) == (said is not None)
+
+
 def test_print_writes_nothing(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo.yaml").write_text("data: nbtune/persona\nsteps: 2\n")

@@ -184,6 +184,7 @@ def test_what_needs_files_says_so_in_a_sentence(case: str) -> None:
     assert not Path("runs").exists() or not any(Path("runs").iterdir())
 
 
+@pytest.mark.slow
 def test_another_session_resumes_once_the_weights_are_in_the_folder(until: Any) -> None:
     model = _stock()
     run = nbtune.finetune({**FIELDS, "steps": 4, "checkpoint": {"every": 1}}, model=model).wait()

@@ -8,6 +8,7 @@ again in a process of its own; tests/gpu does so with NBTUNE_TEST_DEVICE=cuda. b
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FEW = int(os.environ.get("NBTUNE_TEST_FEW", 0))  # of a test's cases, where they are many; 0: all
 DEVICE = os.environ.get("NBTUNE_TEST_DEVICE", "cpu")
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -34,8 +36,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not INTERPRETED:
         return
     items[:] = [i for i in items if not (i.path.stem in FP32_ONLY and "float16" in i.name)]
+    items[:] = few(items) if FEW else items
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
+
+
+def few(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of each test the first case, the last, and some between, evenly."""
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    places = {name: {k * (len(of) - 1) // max(1, FEW - 1) for k in range(FEW)} for name, of in cases.items()}
+    return [item for name, of in cases.items() for k, item in enumerate(of) if k in places[name]]
 
 
 @pytest.fixture

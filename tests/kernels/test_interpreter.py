@@ -14,10 +14,11 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 @pytest.mark.timeout(600)
-def test_kernels_under_the_interpreter(repo: Path) -> None:
+@pytest.mark.parametrize("few", ["4", pytest.param("0", marks=pytest.mark.slow)], ids=["a sample", "all"])
+def test_kernels_under_the_interpreter(few: str, repo: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(repo / "tests/kernels"), "-x", "-p", "no:cacheprovider"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "NBTUNE_TEST_FEW": few},
         cwd=repo,
         capture_output=True,
         text=True,

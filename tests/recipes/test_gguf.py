@@ -40,6 +40,7 @@ assert (seen.arch, seen.other) == ("stablelm", 0) and seen.off < LIMIT, seen
 """
 
 
+@pytest.mark.slow
 def test_a_new_type_is_one_line(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     insert(tree / "nbtune/spec/gguf_types.py", 'FileType("q5_0",', TYPE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.recipe import changed, copy_tree, insert, python
 
 OPTIMIZER = """\
@@ -41,6 +43,7 @@ for more, words in (({"optim_args": {"momentum": 0.9}}, "beta1, beta2, eps"), ({
 """
 
 
+@pytest.mark.slow
 def test_an_optimizer_is_an_entry_and_a_schedule_one_with_a_case(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     insert(tree / "nbtune/spec/learning.py", '"muon": OptimizerKind', OPTIMIZER)

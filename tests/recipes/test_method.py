@@ -97,6 +97,7 @@ def test_the_plan_knows_it(tree: Path) -> None:
     assert "0.2 of it for preferences" in plan["learning_rate_reason"]
 
 
+@pytest.mark.slow
 def test_a_run_learns_by_it(tree: Path) -> None:
     """The first loss is the formula's, of the model as it came; what rows it wants is checked like any method's."""
     code = """
@@ -121,6 +122,7 @@ for more, error in (({"data": [{"text": "hi"}]}, DataError), ({"beta": -1}, Spec
     assert changed(tree) == ["nbtune/methods/focal.py", "nbtune/methods/hinge.py"]
 
 
+@pytest.mark.slow
 def test_a_method_that_gives_scores_trains_a_head_of_its_own(tree: Path) -> None:
     code = """
 import json, nbtune
@@ -138,6 +140,7 @@ assert hard.plan.trainable_parameters == known.plan.trainable_parameters
     python(tree, "-c", code)
 
 
+@pytest.mark.slow
 def test_form_help_and_reference_know_it(tree: Path) -> None:
     code = """
 import json, nbtune

@@ -62,6 +62,7 @@ def node(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_new_panel_is_a_file_for_each_of_its_halves(tmp_path: Path) -> None:
     if not (REPO / "js/node_modules").is_dir():
         pytest.skip("js/node_modules is missing: `make setup` builds the panels")

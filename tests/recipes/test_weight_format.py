@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.recipe import changed, copy_tree, insert, python
 
 LAYERS = '''\
@@ -60,6 +62,7 @@ assert built.patch.report.taken
 """
 
 
+@pytest.mark.slow
 def test_a_new_format_of_weights_is_an_entry_and_the_file_of_its_layers(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     entries = tree / "nbtune/spec/placement.py"

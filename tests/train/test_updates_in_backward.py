@@ -123,6 +123,13 @@ def test_numbers_without_a_value_stay_so() -> None:
     assert torch.equal(round_stochastically(lost.clone(), torch.Generator()).nan_to_num(7), lost.nan_to_num(7))
 
 
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000, 0x7F80FFFF])
+def test_no_bits_of_what_is_no_number_become_one(bits: int) -> None:
+    """A card's own NaN has all bits set: what is added to it would carry over into the sign, and leave a zero."""
+    lost = torch.full((4096,), bits, dtype=torch.int32).view(torch.float32)
+    assert round_stochastically(lost, torch.Generator().manual_seed(1)).bfloat16().isnan().all()
+
+
 def test_bf16_weights_learn_what_fp32_learns_in_the_mean() -> None:
     truth = flat(plainly(60))
     runs = [flat(trained(torch.bfloat16, 60, seed=lambda s, i, n=n: hash((n, s, i)) & 2**40 - 1)) for n in range(8)]
