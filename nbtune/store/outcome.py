@@ -17,7 +17,7 @@ import numpy as np
 from nbtune.atomic_io import write_json
 from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError
-from nbtune.events import Sample
+from nbtune.events import Eval, Sample
 from nbtune.generate.sampling import CUT, Token
 from nbtune.store import foreign
 from nbtune.store.row_losses import MeasuredRows, RowLoss, row_exchange, row_text
@@ -47,7 +47,7 @@ class Outcome:
     """Measured at `step`.
 
     Attributes:
-        rows: how many held-out rows were measured.
+        rows: how many held-out rows were measured; None where others measured rows that are not here.
         base, tuned: mean over these of a row's loss, in nats a token; None where there are none, or no base.
         low, high: 95 % interval of how much lower the tuned model's is (bootstrap over rows); None of fewer than eight.
         better: how many rows it is lower on.
@@ -55,7 +55,7 @@ class Outcome:
     """
 
     step: int
-    rows: int = 0
+    rows: int | None = 0
     base: float | None = None
     tuned: float | None = None
     low: float | None = None
@@ -87,7 +87,8 @@ def measure(run: RunHandle, told: Callable[[Outcome], None]) -> Outcome:
     """
     step = run.step  # somebody may resume it meanwhile
     if foreign.of(run.folder) is not None:  # whose rows are not here
-        found = Outcome(step=step, asked=tuple(_told(run)))
+        measured_there = any(isinstance(event, Eval) for said, _ in run.pieces() for event in said)
+        found = Outcome(step=step, rows=None if measured_there else 0, asked=tuple(_told(run)))
         told(found)
         return found
     measured = MeasuredRows(run, limit=_MOST_ROWS, parts=("eval",)).wait()

@@ -15,6 +15,7 @@ import pytest
 import nbtune
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.events import Eval, Sample, State, Step
+from nbtune.store.outcome import measure
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and what it imports
 WORDS = ("salt", "tar", "rope", "sail", "keel", "mast", "oar", "tide")
@@ -149,6 +150,7 @@ def test_what_a_trainer_fails_of_ends_the_run_and_an_interrupt_stops_it_with_its
         assert (run.state, run.alive) == (state, False)
         assert says in of(run, State)[-1].detail
         assert (run.folder / "adapter").is_dir() == (state == "stopped")
+        assert measure(run, lambda _: None).rows == 0
 
 
 def test_a_disk_that_is_full_ends_the_watching_and_not_the_training(
@@ -265,7 +267,7 @@ def test_a_trainer_that_never_trains_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_the_folder_says_whose_it_is_and_no_secret(tmp_path: Path) -> None:
-    trainer = make("sft", tmp_path / "out", hub_token="hf_" + "x" * 34)
+    trainer = make("sft", tmp_path / "out", hub_token="hf_" + "x" * 34, eval_strategy="steps", eval_steps=3)
     run = nbtune.watch(trainer, "whose", tmp_path / "runs")
     assert run is not None
     trainer.train()
@@ -281,6 +283,7 @@ def test_the_folder_says_whose_it_is_and_no_secret(tmp_path: Path) -> None:
         assert made.bytes > 0
     assert "nbtune/tiny" in run.model_card("me/mine")
     assert b"PNG" in nbtune.widgets.report(run).png()[:8]
+    assert measure(run, lambda _: None).rows is None, "held out there, and not here: so nobody says that none were"
     (run.folder / "trainer.json").write_text(json.dumps({"trainer": ["\x1b[31m"], "library": 3}))
     with pytest.raises(NbtuneError):
         run.resume()

@@ -59,7 +59,7 @@ const fall = (name, pair) => el("div", { class: "nbt-tile" }, el("div", { class:
 
 function words(outcome, state) {
   if (outcome.error) return text("finish.failed", { error: outcome.error });
-  if (outcome.rows === undefined) return state === "working" ? text("finish.working") : "";
+  if (outcome.rows == null) return state === "working" ? text("finish.working") : "";
   const { rows: n, base, tuned, low, high, better } = outcome;
   if (!n) return text("finish.none");
   if (base === null) return "";
