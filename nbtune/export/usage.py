@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
 from nbtune.models.heads import Head, read_head
-from nbtune.models.token_rows import base_of
+from nbtune.models.token_rows import rows_of
 
 _GGUF_COMMANDS = """\
 llama-cli -m {file}-q8_0.gguf -cnv
@@ -27,7 +27,7 @@ answer = model.generate(**inputs, max_new_tokens=200)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 _GROWN = """\
-base.resize_token_embeddings(len(AutoTokenizer.from_pretrained("{repo}")))  # it knows more tokens now
+base.resize_token_embeddings({rows})  # it knows more tokens now
 """
 
 _ENDS = """\
@@ -113,7 +113,8 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
     loaded = (
         f'nbtune.models.resolve("{base}")' if embedded else json.dumps(base or "THE-BASE-MODEL", ensure_ascii=False)
     )
-    grown = _GROWN.format(repo=repo) if base_of(str(source.base)) is not None else ""
+    rows = rows_of(str(source.base))
+    grown = "" if rows is None else _GROWN.format(rows=rows)
     head = read_head(source.adapter or source.base)
     if head is not None:
         return _of_scores(head, imports, (loaded, grown), repo, asked, file)

@@ -64,8 +64,7 @@ def check_saved(model: Any, names: Iterable[str], adapter: "AdapterSpec") -> Non
     if head is None or embedding is None or head.weight is not embedding.weight:
         return
     for name, module in model.named_modules():
-        chosen = any(name == end or name.endswith(f".{end}") for end in adapter.modules_to_save)
-        if chosen and module in (embedding, head):
+        if is_one_of(name, adapter.modules_to_save) and module in (embedding, head):
             raise SpecError(
                 f"`{name}` is embedding and head at once in this model: trained whole by an adapter, one of them would "
                 "stay as it was",
@@ -74,8 +73,17 @@ def check_saved(model: Any, names: Iterable[str], adapter: "AdapterSpec") -> Non
             )
 
 
+def is_one_of(name: str, ends: Iterable[str]) -> bool:
+    """Return whether a module's name is one of the ends, or ends in it, as peft matches them.
+
+    >>> is_one_of("model.embed_tokens", ["embed_tokens"])
+    True
+    """
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
 def check_tokens(model: Any, adapter: "AdapterSpec") -> None:
-    """Refuse to train embeddings of tokens that are not there, or that are trained anyway.
+    """Refuse to train embeddings of tokens that are not there, or that are trained anyway: those of new tokens may be.
 
     Raises:
         SpecError: see above.
@@ -86,8 +94,10 @@ def check_tokens(model: Any, adapter: "AdapterSpec") -> None:
     most = embedding.weight.shape[0]
     if (last := max(adapter.trainable_token_indices)) >= most:
         raise SpecError(f"there is no token {last}", place=place, fix=f"Tokens have the numbers 0 to {most - 1}.")
+    if adapter.grows:
+        return
     name = next(name for name, module in model.named_modules() if module is embedding)
-    if any(name == end or name.endswith(f".{end}") for end in adapter.modules_to_save):
+    if is_one_of(name, adapter.modules_to_save):
         raise SpecError(f"all of `{name}` is trained already", place=place, fix="Drop one of both.")
 
 

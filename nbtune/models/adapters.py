@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
-from nbtune.models.adapter_patterns import unfrozen
+from nbtune.models.adapter_patterns import is_one_of, unfrozen
 from nbtune.models.adapter_targets import Targets, leads_out, linear_names, targets_of, turned
 from nbtune.models.first_values import beside_the_base, recall, remember
 from nbtune.models.first_values import check as check_first_values
@@ -131,13 +131,15 @@ def _first_values(adapter: "AdapterSpec", *, known: bool) -> Any:
 
 
 def _tokens(model: Any, adapter: "AdapterSpec") -> Any:
-    """Return which rows are trained, as peft takes them: of new tokens also those of a head that is no embedding."""
+    """Return which rows are trained, as peft takes them: of new tokens also those of a head that is no embedding, where
+    these are not trained whole."""
     numbers = list(adapter.trainable_token_indices)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not numbers or not adapter.grows or head is None or head.weight is embedding.weight:
         return numbers or None
-    names = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
-    return {names[id(module)]: numbers for module in (embedding, head)}
+    names = {id(module): name for name, module in model.named_modules()}
+    apart = [names[id(m)] for m in (embedding, head) if not is_one_of(names[id(m)], adapter.modules_to_save)]
+    return {name.rsplit(".", 1)[-1]: numbers for name in apart} or None
 
 
 def trainable_parameters(model: "nn.Module") -> "list[tuple[str, torch.nn.Parameter]]":

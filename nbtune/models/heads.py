@@ -103,7 +103,8 @@ def with_outputs(facts: ModelFacts, head: Head | None) -> ModelFacts:
     if head is None or facts.trained is None:
         return facts
     each = facts.hidden_size + (head.of == "token")
-    return replace(facts, trained=facts.trained + each * len(head.labels))
+    kinds = tuple(sorted({*facts.kinds, "head"})) if facts.kinds else ()
+    return replace(facts, trained=facts.trained + each * len(head.labels), kinds=kinds)
 
 
 def head_of(model: "nn.Module") -> "tuple[Head, nn.Module] | None":

@@ -17,6 +17,7 @@ from nbtune.models.config_facts import ModelFacts
 from nbtune.models.experts.stacks import lora_numbers
 from nbtune.models.first_values import check as check_first_values
 from nbtune.models.loading import outline, resolve
+from nbtune.models.parameter_kinds import kinds_of
 
 if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
@@ -40,9 +41,9 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
     """
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     config = (Path(folder) / "config.json").read_text(encoding="utf-8")
-    trained, linear, stacked, targets = _count(str(folder), config, adapter, trust_remote_code)
+    trained, linear, stacked, targets, kinds = _count(str(folder), config, adapter, trust_remote_code)
     norms = _norms(str(folder), config, trust_remote_code) if linear is not None else {}
-    counts = {"trained": trained, "linear": linear, "stacked": stacked, "targets": targets}
+    counts = {"trained": trained, "linear": linear, "stacked": stacked, "targets": targets, "kinds": kinds}
     return replace(facts, **counts, **norms)  # type: ignore[arg-type]
 
 
@@ -77,13 +78,13 @@ def _norms(place: str, config: str, trust_remote_code: bool) -> dict[str, bool]:
     }
 
 
-_Count = tuple[int | None, int | None, int, tuple[str, ...]]
+_Count = tuple[int | None, int | None, int, tuple[str, ...], tuple[str, ...]]
 
 
 @lru_cache(maxsize=32)
 def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: bool) -> _Count:
     """Return numbers that are trained, those in linear layers beside the head, those in stacks of matrices (experts),
-    and the names of the weights that the adapter is put onto."""
+    the names of the weights that the adapter is put onto, and the kinds of what is trained."""
     import torch
     from torch import nn
 
@@ -92,7 +93,7 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     except SpecError:
         raise
     except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
-        return None, None, 0, ()
+        return None, None, 0, (), ()
     head = model.get_output_embeddings()
     past = read_past(model)
     linear = sum(m.weight.numel() for name, m in linears(model) if m is not head and name not in past)
@@ -100,7 +101,8 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     stacked = sum(p.numel() for m in stacks for p in m.parameters(recurse=False) if p.dim() > 2)
     if adapter.type == "full":
         whole = dict(model.named_parameters())
-        return sum(whole[name].numel() for name in unfrozen(model, adapter)), linear, stacked, ()
+        chosen = [(name, whole[name]) for name in unfrozen(model, adapter)]
+        return sum(p.numel() for _, p in chosen), linear, stacked, (), _kinds(model, chosen)
     targets = targets_of(model, adapter)
     check_first_values(model, adapter, targets)
     layers, weights = modules_of(model, targets.modules), adapted_weights(model, targets)
@@ -109,7 +111,12 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     if linears_alone and adapter.same_everywhere:  # without peft, which imports for seconds
         ends = sum(lora_numbers(weight, adapter.r) for weight in weights.values())
         scales = sum(m.out_features for m in layers.values()) if adapter.type == "dora" else 0
-        return ends + scales, linear, stacked, names
+        return ends + scales, linear, stacked, names, ("lora_b", "matrix")
     own = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
     adapted = add_adapter(own, adapter.model_copy(update={"init_lora_weights": "default"}), seed=0)
-    return sum(p.numel() for p in adapted.parameters() if p.requires_grad), linear, stacked, names
+    trained = [(name, p) for name, p in adapted.named_parameters() if p.requires_grad]
+    return sum(p.numel() for _, p in trained), linear, stacked, names, _kinds(adapted, trained)
+
+
+def _kinds(model: Any, named: list[tuple[str, Any]]) -> tuple[str, ...]:
+    return tuple(sorted({*kinds_of(model, named)}))

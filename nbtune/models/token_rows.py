@@ -35,6 +35,12 @@ def base_of(model: str) -> str | None:
     return None if about is None else str(about["base"])
 
 
+def rows_of(model: str) -> int | None:
+    """Return how many rows the embeddings of such a folder's model have; None: it is none."""
+    about = about_of(Path(model)) if model else None
+    return None if about is None else int(about["rows"])
+
+
 def name_of(folder: Path) -> str:
     """Return what people call the model that such a folder is made of; "" where it is none."""
     return str((about_of(folder) or {}).get("name", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ from nbtune.spec.learning import OPTIMIZERS
 
 if TYPE_CHECKING:
     from nbtune.device import DeviceFacts
+    from nbtune.models import ModelFacts
     from nbtune.spec import RunSpec
 
 
-def check_optimizer(spec: RunSpec, device: DeviceFacts) -> None:
-    """Refuse an optimizer that is not to be had here, and a rate for what is not trained.
+def check_optimizer(spec: RunSpec, model: ModelFacts, device: DeviceFacts) -> None:
+    """Refuse an optimizer that is not to be had here or has nothing to do, and a rate for what is not trained.
 
     Raises:
         PlanError: see above.
@@ -37,7 +39,9 @@ def check_optimizer(spec: RunSpec, device: DeviceFacts) -> None:
 
         if not hasattr(torch.optim, "Muon"):
             raise _missing(name, f"is in torch from 2.9 on, this is {torch.__version__}", "write `optim: adamw`")
-    _rates_are_somebodys(spec)
+        if model.kinds and not {"matrix", "lora_b"} & {*model.kinds}:
+            raise _missing(name, "is for matrices of the blocks, and none is trained", "write `optim: adamw`")
+    _rates_are_somebodys(spec, model.kinds or _by_the_adapter(spec))
 
 
 def check_warmup(spec: RunSpec, total_steps: int) -> None:
@@ -55,8 +59,18 @@ def check_warmup(spec: RunSpec, total_steps: int) -> None:
         )
 
 
-def idle_warmup(spec: RunSpec) -> list[str]:
-    """Return a sentence where a share for the warm-up was written that nothing acts on."""
+def idle(spec: RunSpec) -> list[str]:
+    """Return a sentence for each of the numbers that were written, and that nothing acts on."""
+    written, said = spec.eval.model_fields_set, _idle_warmup(spec)
+    if "threshold" in written and spec.eval.threshold and spec.eval.patience is None:
+        said.append("`eval.threshold` does nothing without `eval.patience`")
+    if not spec.eval.metrics and not spec.eval.must_keep:
+        names = [name for name in ("answer_rows", "max_new_tokens") if name in written]
+        said += [f"`eval.{name}` does nothing without `eval.metrics`" for name in names]
+    return said
+
+
+def _idle_warmup(spec: RunSpec) -> list[str]:
     if "warmup_ratio" not in spec.model_fields_set or not spec.warmup_ratio:
         return []
     if spec.lr_scheduler_type in ("constant", "range_test"):
@@ -71,15 +85,24 @@ def _missing(name: str, why: str, fix: str) -> PlanError:
     return PlanError(f"optimizer `{name}` {why}", place="optim", fix=fix)
 
 
-def _rates_are_somebodys(spec: RunSpec) -> None:
-    args, full = spec.optim_args, spec.adapter.type == "full"
-    idle = {"lora_b_rate": "has no LoRA"} if spec.adapter.type in ("full", "ia3") else {}
-    if not full and not spec.adapter.modules_to_save:
-        idle |= {"head_rate": "does not train the head"}
-        if not spec.adapter.trainable_token_indices:
-            idle["embedding_rate"] = "trains no embeddings"
-    for name, why in idle.items():
-        if getattr(args, name) != 1:
+def _by_the_adapter(spec: RunSpec) -> tuple[str, ...]:
+    """Return what may be trained, of a model whose weights nobody has counted."""
+    adapter = spec.adapter
+    whole = adapter.type == "full" or bool(adapter.modules_to_save)
+    found = {"lora_b"} if adapter.type not in ("full", "ia3") else set()
+    found |= {"head", "embedding"} if whole else {"embedding"} if adapter.trainable_token_indices else set()
+    return tuple(found)
+
+
+def _rates_are_somebodys(spec: RunSpec, kinds: Collection[str]) -> None:
+    has_none = {"full": "has no LoRA", "ia3": "has no LoRA"}.get(spec.adapter.type, "trains no B")
+    whose = {
+        "lora_b_rate": ("lora_b", has_none),
+        "head_rate": ("head", "does not train the head"),
+        "embedding_rate": ("embedding", "trains no embeddings"),
+    }
+    for name, (kind, why) in whose.items():
+        if kind not in kinds and getattr(spec.optim_args, name) != 1:
             raise PlanError(
                 f"`{name}` changes nothing: adapter `{spec.adapter.type}` {why}",
                 place=f"optim_args.{name}",

@@ -20,7 +20,7 @@ from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
 from nbtune.planner.done_once import once_of, said_of_once
 from nbtune.planner.in_backward import fit_first, said, setups
 from nbtune.planner.learning_rate import rate_of
-from nbtune.planner.optimizers import check_optimizer, check_warmup, idle_warmup
+from nbtune.planner.optimizers import check_optimizer, check_warmup, idle
 from nbtune.planner.plan import Plan
 from nbtune.planner.run_length import epochs_of, said_of
 from nbtune.planner.ways import reckon
@@ -80,8 +80,8 @@ def make_plan(
     if model.turns_at is not None and min(sequence_len, data.longest) > model.turns_at:
         abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
     packing = _packing(spec, abilities, model.architecture, reasons)
-    check_optimizer(spec, device)
-    reasons += idle_warmup(spec)
+    check_optimizer(spec, model, device)
+    reasons += idle(spec)
     if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):
         raise PlanError(
             "no rows are held out, so the best weights cannot be told from the last ones",

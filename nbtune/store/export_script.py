@@ -13,11 +13,12 @@ from typing import Any
 from nbtune.atomic_io import read_json, write_text
 from nbtune.errors import SpecError, TrainError
 from nbtune.models.heads import read_head
+from nbtune.models.token_rows import rows_of
 from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
 from nbtune.spec.text_metrics import functions_of
 from nbtune.store import foreign
-from nbtune.store.folder import VARIABLE, name_of, plan_of, read_spec
+from nbtune.store.folder import VARIABLE, loadable, name_of, plan_of, read_spec
 from nbtune.untrusted import from_here
 
 _SCRIPT = '''\
@@ -82,8 +83,8 @@ def as_snippet(folder: Path) -> str:
     if (folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
         name = ", GenerationConfig"
         ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter!r})"
-    known = f"len(AutoTokenizer.from_pretrained({adapter!r}))"
-    grown = f"base.resize_token_embeddings({known})  # it knows more tokens now\n" if spec.adapter.grows else ""
+    rows = rows_of(loadable(spec, folder).model) if spec.adapter.grows else None
+    grown = "" if rows is None else f"base.resize_token_embeddings({rows})  # it knows more tokens now\n"
     return (
         f"{own}from peft import PeftModel\n"
         f"from transformers import {kind}, AutoTokenizer{name}\n\n"

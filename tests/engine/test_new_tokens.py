@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,20 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
     }
 
 
-@pytest.mark.parametrize(("tied", "kind"), [(True, "lora"), (False, "lora"), (True, "full")])
+WHOLE: dict[str, list[str]] = {"embeddings": ["embed_tokens"], "head": ["lm_head"], "both": ["embed_tokens", "lm_head"]}
+
+
+@pytest.mark.parametrize(
+    ("tied", "kind"), [(True, "lora"), (False, "lora"), (True, "full"), *((False, whole) for whole in WHOLE)]
+)
 def test_a_new_token_is_learnt_and_goes_wherever_the_model_goes(
     start: Any, bases: dict[bool, str], tmp_path: Path, tied: bool, kind: str
 ) -> None:
+    """Also where embeddings, the head or both are trained whole, with the new rows among theirs."""
+    saved = WHOLE.get(kind, [])
+    kind = "lora" if saved else kind
     adapter = {"type": kind, "new_tokens": ["<step>"], "new_special_tokens": ["<|tool|>"]}
-    adapter |= {"r": 2, "target_modules": ["q_proj"]} if kind == "lora" else {}
+    adapter |= {"r": 2, "target_modules": ["q_proj"], "modules_to_save": saved} if kind == "lora" else {}
     about: dict[str, Any] = {"data": ROWS, "steps": 4, "batch_size": 2, "learning_rate": 1e-2, "dtype": "fp32"}
     run = start(model=bases[tied], adapter=adapter, checkpoint={"every": 2, "keep": 9}, **about).wait()
     assert run.state == "finished", run.error
@@ -60,8 +69,12 @@ def test_a_new_token_is_learnt_and_goes_wherever_the_model_goes(
         if kind == "lora":  # by stock transformers and peft: a base with rows for them, whatever stands there
             assert len(AutoTokenizer.from_pretrained(run.export.adapter(tmp_path / "adapter").path)) == len(tokenizer)
             stock = AutoModelForCausalLM.from_pretrained(bases[tied])
-            stock.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            opened = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()(ids).logits
+            told = re.search(r"base\.resize_token_embeddings\((\d+)\)", run.snippet())
+            assert told is not None
+            stock.resize_token_embeddings(int(told[1]), mean_resizing=False)
+            card = run.model_card("me/mine")
+            assert f"base.resize_token_embeddings({told[1]})" in card
+            opened = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()(ids).logits[..., : len(tokenizer)]
             torch.testing.assert_close(opened, said, rtol=1e-5, atol=1e-5)
             config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
             assert config["base_model_name_or_path"] == Path(bases[tied]).name
@@ -70,7 +83,8 @@ def test_a_new_token_is_learnt_and_goes_wherever_the_model_goes(
         weight, before = (getattr(model, end)().weight.detach() for model in (merged, first))
         apart = weight[new] - before[: len(old)].mean(0)
         assert float(apart.abs().max()) > 1e-3, f"trained: {end}"
-        assert kind == "full" or torch.equal(weight[: len(old)], before[: len(old)])
+        whole_one = kind == "full" or {"get_input_embeddings": "embed_tokens"}.get(end, "lm_head") in saved
+        assert whole_one != torch.equal(weight[: len(old)], before[: len(old)])
     assert "base.resize_token_embeddings(" in run.snippet()
     (file,) = run.export.gguf("f32", out=tmp_path / "gguf", verify=False)
     fields = GGUFReader(file.path).fields

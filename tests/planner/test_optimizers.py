@@ -51,6 +51,63 @@ def test_a_rate_of_what_is_not_trained_is_refused(adapter: str, rate: str) -> No
         planned(adapter=adapter, optim_args={rate: 2})
 
 
+OF_A_LORA = ("lora_b", "matrix")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "kinds", "optim_args", "why"),
+    [
+        ("full", ("matrix", "other"), {"head_rate": 2}, "does not train the head"),
+        ("full", ("head", "matrix"), {"embedding_rate": 2}, "trains no embeddings"),
+        ({"modules_to_save": ["norm"]}, (*OF_A_LORA, "other"), {"head_rate": 2}, "does not train the head"),
+        ({"modules_to_save": ["lm_head"]}, (*OF_A_LORA, "head"), {"embedding_rate": 2}, "trains no embeddings"),
+        ("ia3", ("other",), {"lora_b_rate": 16}, "has no LoRA"),
+        ("lora", (*OF_A_LORA, "head"), {"head_rate": 2}, ""),  # of a reward model; of new tokens
+        ({"modules_to_save": ["lm_head"]}, (*OF_A_LORA, "head"), {"head_rate": 2, "lora_b_rate": 16}, ""),
+    ],
+)
+def test_a_rate_is_for_what_is_trained_as_it_was_counted(
+    adapter: Any, kinds: tuple[str, ...], optim_args: dict[str, float], why: str
+) -> None:
+    def plan() -> Plan:
+        spec = from_mapping({"data": "rows", "steps": 3, "adapter": adapter, "optim_args": optim_args})
+        return make_plan(spec, dataclasses.replace(LLAMA_8B, kinds=kinds), _data(), _card(200))
+
+    if not why:
+        assert plan().total_steps == 3
+        return
+    with pytest.raises(PlanError, match=why):
+        plan()
+
+
+@pytest.mark.parametrize(("kinds", "fits"), [(("other",), False), (("embedding", "head"), False), (OF_A_LORA, True)])
+def test_muon_without_a_matrix_is_refused(kinds: tuple[str, ...], fits: bool) -> None:
+    spec, model = (
+        from_mapping({"data": "rows", "steps": 3, "optim": "muon"}),
+        dataclasses.replace(LLAMA_8B, kinds=kinds),
+    )
+    if fits:
+        assert make_plan(spec, model, _data(), _card(200)).total_steps == 3
+        return
+    with pytest.raises(PlanError, match="is for matrices of the blocks, and none is trained"):
+        make_plan(spec, model, _data(), _card(200))
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"threshold": 0.1}, "`eval.threshold` does nothing"),
+        ({"max_new_tokens": 9}, "`eval.max_new_tokens` does nothing"),
+        ({"threshold": 0.1, "patience": 2}, ""),
+        ({"max_new_tokens": 9, "metrics": ["rouge"]}, ""),
+    ],
+)
+def test_numbers_of_an_evaluation_that_nothing_reads_are_said(told: dict[str, Any], says: str) -> None:
+    reasons = planned(eval={"split": 0.5, **told}).reasons
+    assert [reason for reason in reasons if "does nothing" in reason and says and says in reason] or not says
+    assert says or not any("does nothing" in reason for reason in reasons)
+
+
 def test_a_warm_up_that_lasts_as_long_as_the_run_is_refused_also_where_epochs_say_how_long() -> None:
     rows = _data().rows
     asked = {"steps": None, "epochs": 1, "batch_size": 8}

@@ -14,6 +14,7 @@ from transformers.trainer import Trainer
 
 from nbtune.models.adapters import add_adapter
 from nbtune.models.cuda_graph_step import TrainStep
+from nbtune.models.heads import Head, add_head
 from nbtune.models.parameter_kinds import parameter_kinds
 from nbtune.models.weight_decay import decays
 from nbtune.spec import AdapterSpec
@@ -157,6 +158,17 @@ def test_each_kind_of_parameter_has_its_rate() -> None:
     assert found.pop(id(model.get_input_embeddings().weight)) == 0.5
     assert found.pop(id(model.get_output_embeddings().weight)) == 0.25
     assert set(found.values()) == {1.0}
+
+
+def test_vectors_that_are_written_as_matrices_are_none_and_a_head_of_scores_is_a_head() -> None:
+    """IA3's factors are columns and rows; Muon would set each one's length to that of all others."""
+    model = add_adapter(tiny("LlamaConfig", SIZES), AdapterSpec(type="ia3"), seed=0)
+    assert {*parameter_kinds(model)} == {"other"}
+    model = add_adapter(tiny("LlamaConfig", SIZES), AdapterSpec(r=1), seed=0)
+    assert {*parameter_kinds(model)} == {"lora_b", "matrix"}
+    add_head(model, Head("sequence", ("a", "b")), seed=0)
+    kinds = parameter_kinds(model)
+    assert (kinds.count("head"), kinds[-1]) == (1, "head")
 
 
 def test_a_tied_head_is_the_embedding_and_muon_takes_the_blocks_matrices_alone() -> None:
