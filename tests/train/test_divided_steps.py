@@ -96,9 +96,9 @@ class Short:
 
 
 def learnt(
-    method: Method, micro: int, packed: bool, ranks: Ranks | None = None, *, short: Short | None = None
+    method: Method, micro: int, packed: bool, ranks: Ranks | None = None, *, short: Short | None = None, rows: int = 0
 ) -> dict[str, Any]:
-    """Losses and figures of some steps, and the weights after them."""
+    """Losses and figures of some steps, and the weights after them; `rows`: how many sequences a step has at most."""
     torch.manual_seed(0)
     model, outputs = _model().train(), len(method.labels) or 3
     if method.head:
@@ -113,7 +113,7 @@ def learnt(
     stepper = make(model, loss, torch.optim.SGD(parameters), max_grad_norm=0.0, seed=1, device=CPU)
     control = MemoryControl()
     together = None if ranks is None else RankedControl(ranks, control)
-    per_step = 4 if packed else 8
+    per_step = rows or (4 if packed else 8)
     batches = BatchPlan(
         rows_of(method), micro_batch_size=micro, per_step=per_step, seed=2, packing=packed,
         sequence_len=40 * method.group, together=method.group, mismatch=method.mismatched,
@@ -170,6 +170,12 @@ def test_micro_batches(whole: Any, name: str, packed: bool) -> None:
     assert moved > 1e-4, "there is something to compare"
     for micro in (1, 2, 4):
         same(learnt(ALL[name], micro, packed), whole[name, packed])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_packs(name: str) -> None:
+    """Steps of all rows, each in a sequence of its own or several in one."""
+    same(learnt(ALL[name], 2, True, rows=ROWS), learnt(ALL[name], ROWS, False, rows=ROWS))
 
 
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
