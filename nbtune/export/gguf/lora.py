@@ -23,7 +23,7 @@ from nbtune.export.gguf.general import Size, write_general
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.kquants import encode
 from nbtune.export.gguf.tensors import GgufTensor, Rows
-from nbtune.export.merge import MergedModel
+from nbtune.export.merge import HEAD, MergedModel
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.peft_export import adapter_folder
 from nbtune.export.source import ExportedFile, ExportSource, must_write_text, safe_name
@@ -72,7 +72,8 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
         encoding: of the factors: ``"F32"`` or ``"F16"``.
 
     Raises:
-        ExportError: the adapter has what a LoRA GGUF cannot hold (DoRA, whole modules, embeddings); see `write_gguf`.
+        ExportError: the adapter has what a LoRA GGUF cannot hold (DoRA, whole modules, embeddings, a tied head); see
+            `write_gguf`.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
 
@@ -82,7 +83,7 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     model = MergedModel(source)  # checks that the adapter fits this base
     adapter = model.adapter
     assert adapter is not None
-    _refuse(adapter)
+    _refuse(adapter, {*model.base})
     adapter.weights.must_be_finite()
     config = Config(model.config, str(source.base / "config.json"))
     family = family_of(config)
@@ -128,7 +129,7 @@ def _whole(family: Family) -> Callable[[MergedModel, Config, str], dict[str, Row
     return parts
 
 
-def _refuse(adapter: AdapterFile) -> None:
+def _refuse(adapter: AdapterFile, base: set[str]) -> None:
     for name, target in adapter.targets.items():
         what = None
         if target.magnitude:
@@ -139,6 +140,8 @@ def _refuse(adapter: AdapterFile) -> None:
             what = "changed embeddings"
         elif target.full or target.delta:
             what = f"more than LoRA factors ({name})"
+        elif name == HEAD and name not in base:
+            what = "an adapter of a head that is the embedding too"
         if what:
             raise ExportError(
                 f"a LoRA GGUF cannot hold {what}", place=str(adapter.folder), fix="export the merged model as GGUF."

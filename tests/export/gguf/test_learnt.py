@@ -6,6 +6,7 @@ differ) are set otherwise here than in the table of families.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,20 @@ def test_llama_cpp_computes_what_another_of_the_family_has_learnt(name: str, tmp
     learns(VARIANTS[name], tmp_path)
 
 
-def learns(case: Case, folder: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft, of its own merging
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_adapter_of_the_head_is_applied_or_refused(tied: bool, tmp_path: Path) -> None:
+    """Where the head is the embedding too, llama.cpp knows no other matrix that an adapter could go onto."""
+    case = CASES["llama with biases"]
+    case = dataclasses.replace(case, options={**case.options, "tie_word_embeddings": tied})
+    if not tied:
+        learns(case, tmp_path, ("q_proj", "lm_head"))
+        return
+    with pytest.raises(ExportError, match="a LoRA GGUF cannot hold an adapter of a head that is the embedding too"):
+        learns(case, tmp_path, ("q_proj", "lm_head"))
+
+
+def learns(case: Case, folder: Path, targets: str | tuple[str, ...] = "all-linear") -> None:
     """Put an adapter whose numbers are no zeros onto a model of the case, and ask llama.cpp of both kinds of file."""
     import transformers
 
@@ -55,7 +69,7 @@ def learns(case: Case, folder: Path) -> None:
     with torch.no_grad():
         bare = base(torch.tensor([tokens])).logits[0].numpy()
         limit = GELU_LIMIT if has_gelu(base) else LIMIT
-        model: Any = add_adapter(base, AdapterSpec(r=4, alpha=6), seed=0)
+        model: Any = add_adapter(base, AdapterSpec(r=4, alpha=6, target_modules=targets), seed=0)
         generator = torch.Generator().manual_seed(5)
         for at, p in model.named_parameters():
             if "lora_B" in at:
