@@ -21,6 +21,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 MODULES = tuple(module.name for module in pkgutil.iter_modules(nbtune_kernels.__path__))
+BLOCKS = tuple(f"nbtune.models.accelerate.{name}_epilogues" for name in ("triton", "lora"))
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
@@ -46,7 +47,7 @@ def record(capability: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[La
         launches.append(Launch(self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
 
     with monkeypatch.context() as patch:
-        for name in (*(f"nbtune_kernels.{name}" for name in MODULES), "nbtune.models.accelerate.triton_epilogues"):
+        for name in (*(f"nbtune_kernels.{name}" for name in MODULES), *BLOCKS):
             module = importlib.import_module(name)
             for attribute, value in (
                 ("compute_capability", lambda _: capability),
@@ -254,7 +255,7 @@ class Card(torch.Tensor):
 def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     """The products of a LoRA step as a block asks for them: what is launched is for the gates to decide."""
     nk = importlib.import_module("nbtune_kernels")
-    fused = importlib.import_module("nbtune.models.accelerate.triton_epilogues")
+    fused, added = (importlib.import_module(name) for name in BLOCKS)
     t, h, i, r = 2048, 128, 256, 16
 
     def z(*shape: int) -> torch.Tensor:
@@ -264,6 +265,14 @@ def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
     xa = z(t, 2 * r)
     q, kv, angle, bounds = z(1, t, 4, 64), z(1, t, 2, 64), z(1, t, 64), torch.zeros(3, dtype=torch.int32)
     ends = torch.zeros(4, dtype=torch.int32).as_subclass(Card)
+
+    def late_shares() -> None:
+        """What an 8-bit product could not take along."""
+        if fused.applies(x, r):
+            gate, up = z(t, 2 * i).split(i, 1)
+            added.act_with_lora(gate, up, xa, z(2 * i, 2 * r), "silu", z(t, i))
+            added.sum_with_lora(x, z(t, h), xa[:, :r], z(h, r), 0.5)
+
     groups = nk.Groups.of(ends, t, dtype)
     return [
         ("grouped_rows", lambda: nk.grouped_rows(x, z(4, i, h), groups)),
@@ -272,6 +281,7 @@ def chosen(dtype: torch.dtype) -> list[tuple[str, Callable[[], object]]]:
         ("lora_dxa", lambda: nk.lora_dxa(dys, bs, [1.0, 1.0])),
         ("lora_grads", lambda: nk.lora_grads(x, xa, xa, dys, [r, r], [1.0, 1.0])),
         ("act_backward", lambda: fused.act_backward_grads(z(t, i), z(t, i), z(t, i), "silu", z(t, r), xa, r)),
+        ("late_shares", late_shares),
         (
             "attention",
             lambda: nk.scored_attention(q[0], kv[0], kv[0], bounds, 64, scale=1.0),

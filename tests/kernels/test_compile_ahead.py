@@ -30,7 +30,7 @@ MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 ATTENTION = {f"attention_kernels.{name}_kernel" for name in ("forward", "keys", "queries")}
 GROUPED = {"grouped_kernels._rows_kernel", "grouped_kernels._sums_kernel"}
 WITH_DOT = {"lora_kernels._xa_kernel", "lora_kernels._dxa_kernel", "lora_kernels._tn_kernel"} | GROUPED | ATTENTION
-OF_BLOCKS = {"triton_epilogues._act_backward_kernel"}
+OF_BLOCKS = {"triton_epilogues._act_backward_kernel", "lora_epilogues._act_kernel", "lora_epilogues._sum_kernel"}
 # of a step of a Llama with LoRA on one card, whatever its size: the others belong to other families
 OF_A_LLAMA = {
     "rms_norm", "add_rms_norm", "rms_norm_apply", "rms_norm_backward", "rope", "rope_in_place", "act_silu",
@@ -53,7 +53,7 @@ def uses_dot(launch: Launch) -> bool:
 
 def check(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
-    of_blocks = [launch for launch in picked(capability, monkeypatch) if launch.name.startswith("triton_epilogues.")]
+    of_blocks = [launch for launch in picked(capability, monkeypatch) if "_epilogues." in launch.name]
     for launch in [*launches(capability, monkeypatch), *of_blocks]:
         if capability < 80 and (uses_dot(launch) or launch.name in seen):
             continue  # products go to cuBLAS there (test_lora.py); the variants of a kernel are compiled for sm_90

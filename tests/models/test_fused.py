@@ -50,7 +50,8 @@ def activations() -> dict[str, object]:
 @interpreted
 @pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh", "relu"])
 @pytest.mark.parametrize(("tokens", "width", "rank"), [(96, 200, 5), (1100, 40, 16), (17, 64, 32)])
-def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank: int) -> None:
+@pytest.mark.parametrize("lacking", [False, True])
+def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank: int, lacking: bool) -> None:
     from nbtune.models.accelerate.triton_epilogues import act_backward_grads
 
     generator = torch.Generator().manual_seed(1)
@@ -60,19 +61,72 @@ def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank
 
     both, dh, dha, xa = draw(tokens, 2 * width), draw(tokens, width), draw(tokens, rank), draw(tokens, 2 * rank)
     gate, up = (t.double().clone().requires_grad_() for t in both.split(width, 1))
+    a = draw(rank, width) if lacking else None
+    truly = dh if a is None else dh + dha @ a
     h = activations()[act](gate) * up  # type: ignore[operator]
-    dgate, dup = torch.autograd.grad(h, (gate, up), dh.double())
+    dgate, dup = torch.autograd.grad(h, (gate, up), truly.double())
     truths = [dha.double().t() @ h.detach(), xa[:, :rank].double().t() @ dgate, xa[:, rank:].double().t() @ dup]
 
-    sums = act_backward_grads(dh, both[:, :width], both[:, width:], act, dha, xa, rank)
+    sums = act_backward_grads(dh, both[:, :width], both[:, width:], act, dha, xa, rank, a)
     assert sums is not None
-    torch.testing.assert_close(both, torch.cat([dgate, dup], 1).float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both, torch.cat([dgate, dup], 1).float(), atol=4e-5, rtol=1e-5)
     places = [torch.ones(rank, width), torch.empty(width, rank).t(), torch.ones(width, rank).t()]
     for which, place in reversed(list(enumerate(places))):
         sums.into(which, place, which + 0.5, add=which != 1)
     for which, (place, truth) in enumerate(zip(places, truths, strict=True)):
         want = truth * (which + 0.5) + (which != 1)
         torch.testing.assert_close(place, want.float(), atol=2e-4, rtol=1e-4)
+
+
+@interpreted
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+@pytest.mark.parametrize(("tokens", "width", "rank"), [(96, 200, 5), (130, 40, 16), (17, 64, 32)])
+def test_late_shares_interpreted(act: str, tokens: int, width: int, rank: int) -> None:
+    from nbtune.models.accelerate.lora_epilogues import act_with_lora, sum_with_lora
+
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    room, xa, beside = draw(tokens, 2 * width + 7), draw(tokens, 2 * rank), torch.zeros(2 * width, 2 * rank)
+    beside[:width, :rank], beside[width:, rank:] = draw(width, rank), draw(width, rank)
+    both, behind = room[:, : 2 * width], room[:, 2 * width :].clone()
+    truth = both + xa @ beside.t()
+    h = torch.empty(tokens, width + rank)[:, :width]
+    act_with_lora(both[:, :width], both[:, width:], xa, beside, act, h)
+    torch.testing.assert_close(both, truth, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(h, activations()[act](truth[:, :width]) * truth[:, width:], atol=2e-4, rtol=1e-5)  # type: ignore[operator]
+    assert torch.equal(room[:, 2 * width :], behind)
+
+    y, residual = draw(tokens, width + 3)[:, :width], draw(tokens, 2 * width)[:, :width]
+    want = residual + 0.5 * (y + xa[:, rank:] @ beside[width:, rank:].t())
+    assert sum_with_lora(residual, y, xa[:, rank:], beside[width:, rank:], 0.5) is y
+    torch.testing.assert_close(y, want, atol=2e-5, rtol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("policy", ["keep", "selective", "recompute"])
+def test_eight_bit_layers_with_late_shares_interpreted(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses and gradients as where each share is a pass of its own, and the kernels are what makes them."""
+    from nbtune.models.accelerate import apply, fp8_linear, mlp_half
+    from nbtune.spec import Placement
+    from tests.models.test_accelerate import batch, loss_and_gradients, make
+
+    asked = []
+    for module in (fp8_linear, mlp_half):
+        gate = module.applies
+        monkeypatch.setattr(module, "applies", lambda x, r, gate=gate: (asked.append(r), gate(x, r))[1])
+    model = make("llama")
+    assert not apply(model, policy, weights=Placement(format="fp8")).report.left  # type: ignore[arg-type]
+    late = loss_and_gradients(model, batch())
+    assert asked
+    for module in (fp8_linear, mlp_half):
+        monkeypatch.setattr(module, "applies", lambda x, r: False)
+    plain = loss_and_gradients(model, batch())
+    assert late[0] == pytest.approx(plain[0], rel=1e-5)
+    for name, truth in plain[1].items():
+        assert torch.nn.functional.cosine_similarity(late[1][name].flatten(), truth.flatten(), 0) > 0.999, name
 
 
 @interpreted

@@ -10,8 +10,10 @@ import torch
 from nbtune_kernels.fp8 import quantise_rows, reference, scaled_product, transposed
 from torch import Tensor, nn
 
+from nbtune.models.accelerate.lora_epilogues import sum_with_lora
 from nbtune.models.accelerate.lora_member import LeftAlone
 from nbtune.models.accelerate.shared_buffers import EdgedGroup
+from nbtune.models.accelerate.triton_epilogues import applies
 
 _MULTIPLE = 16  # of both sides of a matrix, on a GPU
 _ROOM = 64  # rows of zeros fill the weights up to a multiple: what a product makes then has room beside it
@@ -97,24 +99,32 @@ class Fp8Group(EdgedGroup):
 
     def forward_with_room(self, wide_x: Tensor) -> Tensor:
         """Return y with room beside it, as the product made it: a copy to where there is room takes as long as LoRA."""
-        q, scale = quantise_rows(wide_x[:, : self.inputs])
-        bias = self._tall_bias if self.has_bias else None
-        y = scaled_product(q, scale, self._tall, self._tall_scales, self.dtype, bias)[:, : self.width_out]
+        y = self.frozen_with_room(wide_x)
         if self.rank:
             y[:, : self.outputs].addmm_(wide_x[:, self.inputs :], self.beside.t())
         return y
+
+    def frozen_with_room(self, wide_x: Tensor) -> Tensor:
+        q, scale = quantise_rows(wide_x[:, : self.inputs])
+        bias = self._tall_bias if self.has_bias else None
+        return scaled_product(q, scale, self._tall, self._tall_scales, self.dtype, bias)[:, : self.width_out]
 
     def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
         y = self._times(x)
         return y if xa is None else y.addmm_(xa, self.beside.t())
 
     def forward_wide_onto(self, residual: Tensor, wide_x: Tensor, scale: float = 1.0) -> Tensor:
-        xa = wide_x[:, self.inputs :] if self.rank else None
-        return torch.add(residual, self.forward_plain(wide_x[:, : self.inputs], xa), alpha=scale)
+        x, xa = wide_x[:, : self.inputs], wide_x[:, self.inputs :] if self.rank else None
+        if xa is not None and applies(x, self.rank):
+            return sum_with_lora(residual, self._times(x), xa, self.beside, scale)
+        return torch.add(residual, self.forward_plain(x, xa), alpha=scale)
+
+    def backward_frozen(self, wide_dy: Tensor) -> Tensor:
+        q, scale = quantise_rows(wide_dy[:, : self.outputs], self.scales)
+        return scaled_product(q, scale, self._turned(), self._ones, self.dtype)
 
     def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
-        q, scale = quantise_rows(wide_dy[:, : self.outputs], self.scales)
-        dx = scaled_product(q, scale, self._turned(), self._ones, self.dtype)
+        dx = self.backward_frozen(wide_dy)
         return dx.addmm_(wide_dy[:, self.outputs :], self.below) if self.rank else dx
 
     def _turned(self) -> Tensor:

@@ -5,13 +5,12 @@ other layer's MLP goes through `nbtune.models.accelerate.mlp_half` as a whole.
 """
 
 import torch
-from nbtune_kernels import act_mul
 from torch import Tensor
 
 from nbtune.models.accelerate.attention_half import Attention
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.lora_linear import wide
-from nbtune.models.accelerate.mlp_half import Mlp, gate_up_of, halves, sum_and_norm
+from nbtune.models.accelerate.mlp_half import Mlp, activate, gate_up_for, sum_and_norm
 from nbtune.models.accelerate.mlp_half import mlp_backward as whole_backward
 from nbtune.models.accelerate.mlp_half import mlp_forward as whole_forward
 from nbtune.models.accelerate.norm_grads import NormGrads
@@ -82,20 +81,22 @@ def _rows_through(layer: Layer, wide_a: Tensor, base: Tensor | None, saved: Mlp,
     """Return the MLP's output of its input (with xA' beside it), onto a base if there is one; down's xA' is saved."""
     down = layer.down
     out = torch.empty((wide_a.shape[0], down.outputs), dtype=wide_a.dtype, device=wide_a.device)
-    kept = [_part_through(layer, wide_a[rows], None if base is None else base[rows], out[rows]) for rows in parts]
+    xas = [None if saved.xa is None else saved.xa[rows] for rows in parts]
+    bases = [None if base is None else base[rows] for rows in parts]
+    kept = [_part_through(layer, wide_a[rows], *of, out[rows]) for rows, *of in zip(parts, xas, bases, strict=True)]
     whole = [ha for ha in kept if ha is not None]
     saved.ha = torch.cat(whole) if whole else None
     return out
 
 
-def _part_through(layer: Layer, wide_a: Tensor, base: Tensor | None, out: Tensor) -> Tensor | None:
+def _part_through(layer: Layer, wide_a: Tensor, xa: Tensor | None, base: Tensor | None, out: Tensor) -> Tensor | None:
     """Write some rows of the MLP's output into `out`; return down's xA'. All else that it has made is gone by then:
     in a loop the last part's would stand beside the next one's."""
     down = layer.down
-    gate, up = halves(layer, gate_up_of(layer, wide_a))
-    wide_h = wide(gate.shape[0], down.width_in, wide_a)
-    act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
-    del gate, up
+    both, lacking = gate_up_for(layer, wide_a, xa, None)
+    wide_h = wide(wide_a.shape[0], down.width_in, wide_a)
+    activate(layer, both, lacking, wide_h[:, : down.inputs])
+    del both
     ha = down.project_beside(wide_h)
     if base is None:
         down.forward(wide_h, out)

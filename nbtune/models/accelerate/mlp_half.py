@@ -9,10 +9,11 @@ from torch import Tensor
 from nbtune.models.accelerate.attention_half import Attention
 from nbtune.models.accelerate.grad_sinks import Ready
 from nbtune.models.accelerate.layer_spec import Layer
+from nbtune.models.accelerate.lora_epilogues import act_with_lora
 from nbtune.models.accelerate.lora_linear import wide
 from nbtune.models.accelerate.norm_grads import NormGrads, seen
 from nbtune.models.accelerate.norms import Stats
-from nbtune.models.accelerate.triton_epilogues import Partials, act_backward_grads
+from nbtune.models.accelerate.triton_epilogues import Partials, act_backward_grads, applies
 
 
 @dataclass
@@ -37,14 +38,15 @@ def mlp_forward(
     group.load()
     wide_a = wide(x.shape[0], group.width_in, x)
     a, stats = sum_and_norm(layer, x, added, attention, wide_a[:, : group.inputs])
-    saved = Mlp(stats, group.project_beside(wide_a, seed), seed, gate_up_of(layer, wide_a))
-    del wide_a
+    saved = Mlp(stats, group.project_beside(wide_a, seed), seed, None)
     if not need_out:
+        saved.gate_up = gate_up_of(layer, wide_a)
         return a, None, saved
-    gate, up = halves(layer, saved.gate_up)
+    saved.gate_up, lacking = gate_up_for(layer, wide_a, saved.xa, seed)
+    del wide_a
     wide_h = wide(x.shape[0], down.width_in, x)
     down.load()
-    act_mul(gate, up, act=layer.act, out=wide_h[:, : down.inputs])
+    activate(layer, saved.gate_up, lacking, wide_h[:, : down.inputs])
     saved.ha = down.project_beside(wide_h, seed)
     if layer.post2 is not None:
         saved.added = torch.empty_like(x)
@@ -91,6 +93,25 @@ def gate_up_of(layer: Layer, wide_a: Tensor) -> Tensor:
     return layer.gate_up.forward_with_room(wide_a)
 
 
+def gate_up_for(layer: Layer, wide_a: Tensor, xa: Tensor | None, seed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return what `gate_up_of` does, for `activate`; and xA', where it is to add LoRA's share."""
+    group, rank = layer.gate_up, layer.gate_up.rank // 2
+    if layer.gated and xa is not None and seed is None and group.ranks == [rank, rank] and applies(wide_a, rank):
+        frozen = group.frozen_with_room(wide_a)
+        if frozen is not None:
+            return frozen, xa
+    return gate_up_of(layer, wide_a), None
+
+
+def activate(layer: Layer, both: Tensor, lacking: Tensor | None, h: Tensor) -> None:
+    """Write the activation of what `gate_up_for` returned into h `[T, I]`, which makes it whole."""
+    gate, up = halves(layer, both)
+    if lacking is None or up is None:
+        act_mul(gate, up, act=layer.act, out=h)
+    else:
+        act_with_lora(gate, up, lacking, layer.gate_up.sb, layer.act, h)
+
+
 def halves(layer: Layer, both: Tensor | None) -> tuple[Tensor, Tensor | None]:
     assert both is not None
     i = layer.down.inputs
@@ -116,8 +137,7 @@ def mlp_backward(
     if not loaded:
         down.load()
     dha = down.dxa_beside(wide_dy)
-    dh = down.backward_wide(wide_dy, saved.seed)
-    made = _activation_backward(layer, saved, dh, dha)
+    made, dh = _activation_backward(layer, saved, wide_dy, dha)
     dy = wide_dy[:, : down.outputs]
     ready = None if made is None else Ready(made, a=0)
     grads_down = down.gradients(norms.jobs, dh, dy, saved.ha, dha, ready=ready, seed=saved.seed)
@@ -155,19 +175,30 @@ def _grad_of_down(layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: Norm
     return found
 
 
-def _activation_backward(layer: Layer, saved: Mlp, dh: Tensor, dha: Tensor | None) -> Partials | None:
-    """Turn gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
+def _activation_backward(
+    layer: Layer, saved: Mlp, wide_dy: Tensor, dha: Tensor | None
+) -> tuple[Partials | None, Tensor]:
+    """Turn gate and up into their gradients. The LoRA gradients that come with it, or None; and h, where that is None
+    and somebody needs it."""
     gate, up = halves(layer, saved.gate_up)
-    r = layer.down.rank
+    down, r = layer.down, layer.down.rank
     if up is not None and dha is not None and saved.xa is not None and saved.seed is None:
-        same = layer.gate_up.ranks == [r, r]
-        made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r) if same else None
+        same = layer.gate_up.ranks == [r, r] and applies(gate, r) and gate.stride(0) == up.stride(0)
+        dh = down.backward_frozen(wide_dy) if same else None  # LoRA's share is added on the way
+        made = None
+        if dh is not None:
+            made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r, down.a)
+        elif same:
+            dh = down.backward_wide(wide_dy)
+            made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r)
         if made is not None:
-            return made
-    need_h = bool(layer.down.parameters())
+            assert dh is not None
+            return made, dh
+    dh = down.backward_wide(wide_dy, saved.seed)
+    need_h = bool(down.parameters())
     h = dh if need_h else None
     act_mul_backward(dh, gate, up, act=layer.act, need_h=need_h, out_h=h, out_dgate=gate, out_dup=up)
-    return None
+    return None, dh
 
 
 def _again(layer: Layer, a: Tensor, saved: Mlp) -> Tensor:

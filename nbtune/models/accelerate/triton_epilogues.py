@@ -36,17 +36,20 @@ _MOST_SPLITS = 14  # slices of the rows, whose partial sums are added afterwards
 _NVIDIA = not INTERPRETED and not rocm()
 
 
-def _applies(x: Tensor, rank: int) -> bool:
+def applies(x: Tensor, rank: int) -> bool:
+    """Return whether kernels with products of that rank go over rows of x `[T, …]`."""
     if x.is_cuda and (compute_capability(x.device) < 80 or x.shape[0] < _MIN_ROWS):
         return False  # before sm_80 `tl.dot` runs without tensor cores
     return use_triton(x) and 0 < rank <= _MAX_RANK
 
 
-def _pad(rank: int) -> int:
+def pad_of(rank: int) -> int:
+    """Return the width of a tile for that rank."""
     return max(16, next_power_of_2(rank))
 
 
-def _precision(x: Tensor) -> str:
+def precision_of(x: Tensor) -> str:
+    """Return how `tl.dot` multiplies numbers of x's dtype."""
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
@@ -97,10 +100,10 @@ def _beside(ptr, row, stride, r, last, rank):
 
 @jit
 def _act_backward_kernel(
-    dh_ptr, g_ptr, u_ptr, dha_ptr, xg_ptr, xu_ptr, part_ptr, d_stride, g_stride, da_stride, x_stride,
+    dh_ptr, g_ptr, u_ptr, dha_ptr, xg_ptr, xu_ptr, a_ptr, part_ptr, d_stride, g_stride, da_stride, x_stride, a_stride,
     rows_per_split, n_rows, width, rank,
-    ACT: tl.constexpr, NVIDIA: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ACT: tl.constexpr, NVIDIA: tl.constexpr, WITH_A: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
@@ -109,6 +112,8 @@ def _act_backward_kernel(
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, n_rows)
     wide_enough = n[None, :] < width
+    if WITH_A:
+        a = tl.load(a_ptr + r[:, None] * a_stride + n[None, :], (r < rank)[:, None] & wide_enough, other=0.0)
     acc_a = tl.zeros((PAD, BN), tl.float32)
     acc_g = tl.zeros((PAD, BN), tl.float32)
     acc_u = tl.zeros((PAD, BN), tl.float32)
@@ -123,6 +128,8 @@ def _act_backward_kernel(
         g = tl.load(g_ptr + at, keep, other=0.0)
         up = tl.load(u_ptr + at, keep, other=0.0).to(tl.float32)
         dh = tl.load(dh_ptr + row[:, None] * d_stride + n[None, :], keep, other=0.0).to(tl.float32)
+        if WITH_A:
+            dh += tl.dot(dha, a, input_precision=PRECISION)
         # the small operands of the next round, which no pipeline fetches
         row += BT
         next_dha = _beside(dha_ptr, row, da_stride, r, last, rank)
@@ -194,7 +201,7 @@ class Partials:
         splits, _, rank, width = self.part.shape
         _add_up_kernel[(cdiv(width, 64), 3)](
             self.part, *outs, *rows, *columns, *scales, rank, width, splits, ADD0=adds[0], ADD1=adds[1],
-            ADD2=adds[2], PAD=_pad(rank), BLOCK=64, **FUSED, num_warps=4,
+            ADD2=adds[2], PAD=pad_of(rank), BLOCK=64, **FUSED, num_warps=4,
         )  # fmt: skip
 
 
@@ -205,25 +212,27 @@ def _splits(blocks: int, rows: int, together: int) -> int:
 
 
 def act_backward_grads(
-    dh: Tensor, gate: Tensor, up: Tensor, act: str, dha: Tensor, xa: Tensor, rank: int
+    dh: Tensor, gate: Tensor, up: Tensor, act: str, dha: Tensor, xa: Tensor, rank: int, a: Tensor | None = None
 ) -> Partials | None:
     """Overwrite gate and up with their gradients; the sums `[r, I]` are dha' h, xa_gate' dgate, xa_up' dup.
 
     Args:
         dh, gate, up: `[T, I]`, gate and up at one pitch; dha: `[T, r]`; xa: `[T, 2 r]`, gate's and up's side by side.
+        a: `[r, I]`, where dh lacks dha a; it is not written.
     """
-    if not _applies(gate, rank) or gate.stride(0) != up.stride(0):
+    if not applies(gate, rank) or gate.stride(0) != up.stride(0):
         return None
     t, i = gate.shape
-    pad = _pad(rank)
+    pad = pad_of(rank)
     tile = _ACT_BACKWARD if pad == 16 else {**_ACT_BACKWARD, "BN": 64}
     blocks = cdiv(i, tile["BN"])
     splits = _splits(blocks, t, 65536 // (_REGISTERS * 32 * tile["num_warps"]) * processors(gate.device))
     per = cdiv(cdiv(t, splits), tile["BT"]) * tile["BT"]
     part = torch.empty((cdiv(t, per), 3, rank, i), dtype=torch.float32, device=gate.device)
     _act_backward_kernel[(blocks, part.shape[0])](
-        dh, gate, up, dha, xa, xa[:, rank:], part, dh.stride(0), gate.stride(0), dha.stride(0), xa.stride(0), per, t, i,
-        rank, ACT=act, NVIDIA=_NVIDIA, PAD=pad, PRECISION=_precision(gate), **FUSED, **tile,
+        dh, gate, up, dha, xa, xa[:, rank:], dh if a is None else a, part, dh.stride(0), gate.stride(0), dha.stride(0),
+        xa.stride(0), 0 if a is None else a.stride(0), per, t, i, rank, ACT=act, NVIDIA=_NVIDIA, WITH_A=a is not None,
+        PAD=pad, PRECISION=precision_of(gate), **FUSED, **tile,
         **({"maxnreg": _REGISTERS} if _NVIDIA else {}),
     )  # fmt: skip
     return Partials(part)
