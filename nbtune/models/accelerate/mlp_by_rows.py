@@ -81,9 +81,10 @@ def _rows_through(layer: Layer, wide_a: Tensor, base: Tensor | None, saved: Mlp,
     """Return the MLP's output of its input (with xA' beside it), onto a base if there is one; down's xA' is saved."""
     down = layer.down
     out = torch.empty((wide_a.shape[0], down.outputs), dtype=wide_a.dtype, device=wide_a.device)
-    xas = [None if saved.xa is None else saved.xa[rows] for rows in parts]
-    bases = [None if base is None else base[rows] for rows in parts]
-    kept = [_part_through(layer, wide_a[rows], *of, out[rows]) for rows, *of in zip(parts, xas, bases, strict=True)]
+    kept = []
+    for rows in parts:
+        xa, of_base = (None if t is None else t[rows] for t in (saved.xa, base))
+        kept.append(_part_through(layer, wide_a[rows], xa, of_base, out[rows]))
     whole = [ha for ha in kept if ha is not None]
     saved.ha = torch.cat(whole) if whole else None
     return out
