@@ -7,7 +7,7 @@
 Through `nbtune.finetune` with model, data, steps, adapter and the rows of a step. `tests/gpu/played.py` says what a
 process is made to see. The plan reckons with the played card's products (by its maker) and link, the steps are
 made by the products of the card that is there: their seconds are the link's and the memory's, not a T4's arithmetic.
-With `--lock FILE` runs load beside each other and train alone. One JSON line.
+With `--lock FILE` runs load beside each other and train alone (FILE.CARD.ADAPTER: it is loaded). One JSON line.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def inside(args: argparse.Namespace) -> dict[str, Any]:
         error = None
         with open(args.lock or os.devnull, "a") as lock:
             if args.lock:
+                Path(f"{args.lock}.{args.card}.{args.adapter}").touch()  # loaded, and waiting
                 fcntl.flock(lock, fcntl.LOCK_EX)
             run.unpause()
             try:
