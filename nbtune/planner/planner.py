@@ -123,7 +123,7 @@ def make_plan(
         here = fit(setup, micros, activations=spec.activations, home=Home.DEVICE)[0]
         full = f"all of them would not fit into {room}"
         why = "what is kept in their place makes a step faster" if here else full
-        reasons.append(f"frozen weights are streamed from RAM, layer by layer: {why}")
+        reasons.append(f"{_what_travels(best.weights, model.num_layers)}: {why}")
     accumulation = spec.gradient_accumulation_steps or max(1, math.ceil(batch / micro))
     per_epoch = math.ceil(data.rows / (micro * accumulation))
     epochs = epochs_of(spec, per_epoch, model.hidden_size)
@@ -355,6 +355,12 @@ def _apart(
     else:
         reasons.append(f"{why}: losses differ a little from those of rows by themselves")
     return abilities, [1] if alone else micros
+
+
+def _what_travels(weights: Placement, layers: int) -> str:
+    if weights.resident is not None and weights.resident >= layers:
+        return "the embedding's rows are fetched from RAM"
+    return "frozen weights are streamed from RAM, layer by layer"
 
 
 def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Placement) -> PlanError:

@@ -176,12 +176,16 @@ class Placement(BaseModel):
         'nf4 on the GPU'
         >>> Placement(resident=12).words(layers=32)
         '16 bits, 12 of 32 layers resident, the rest streamed'
+        >>> Placement(resident=32).words(layers=32)
+        "16 bits on the GPU, the embedding's rows fetched from the host's memory"
         """
         name = FORMATS[self.format].words
         if self.shards:
             return f"{name}, each of {self.parts} keeps a part and borrows the others' layer by layer"
         if self.resident is None:
             return f"{name} {'in memory' if device == 'cpu' else 'on the GPU'}"
+        if layers and self.resident >= layers:
+            return f"{name} on the GPU, the embedding's rows fetched from the host's memory"
         if self.resident == 0:
             return f"{name}, all layers streamed from the host's memory"
         return f"{name}, {self.resident}{f' of {layers}' if layers else ''} layers resident, the rest streamed"

@@ -134,3 +134,5 @@ def test_words_for_people() -> None:
     assert {placement: str(placement) for placement in said} == said
     assert Placement(format="32bit").words("cpu") == "32 bits in memory"
     assert Placement(resident=12).words(layers=32) == "16 bits, 12 of 32 layers resident, the rest streamed"
+    whole = "nf4 on the GPU, the embedding's rows fetched from the host's memory"
+    assert Placement(format="nf4", resident=32).words(layers=32) == whole
