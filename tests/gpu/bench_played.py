@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ def inside(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def end_with(parent: int) -> None:
+    """End this process, and so its run, when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def environment(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     """Return what makes a process a played one."""
     from played import CARDS
@@ -132,6 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     args.short = args.card == "colab"
     if args.inside:
+        threading.Thread(target=end_with, args=[os.getppid()], daemon=True).start()
         Path(args.inside).write_text(json.dumps(inside(args)))
         return
     with tempfile.TemporaryDirectory() as place:
