@@ -49,8 +49,8 @@ def batch_of(rows: int, tokens: int, step: int) -> Any:
     )  # fmt: skip
 
 
-def measured(kind: str, model: Path, batches: list[Any], **given: Any) -> dict[str, Any]:
-    """Plan, load, train; and return what it took."""
+def measured(kind: str, model: Path, batches: list[Any], gate: Path | None, **given: Any) -> dict[str, Any]:
+    """Plan, load, wait for the file `gate`, train; and return what it took."""
     import nbtune
     from nbtune import device as machine
     from nbtune import models
@@ -74,6 +74,8 @@ def measured(kind: str, model: Path, batches: list[Any], **given: Any) -> dict[s
             policy=plan.activations, seed=spec.seed, weights=plan.weights, tokenizer=False,
         )  # fmt: skip
         loaded = time.time() - began
+        while gate is not None and not gate.exists():
+            time.sleep(0.05)
         built.model.train()
         fused = built.patch is not None and "head" in built.patch.report.taken
         stepper = choose_stepper(built, TokenLoss(fused), spec=spec, plan=plan, device=device, fused=fused)
@@ -110,18 +112,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no way that would end after so many")
     parser.add_argument("--in-backward", action="store_true", help="of `peak`: also where it would fit otherwise")
     parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--kind", choices=KINDS, help="of `losses`: this one alone")
+    parser.add_argument("--gate", type=Path, help="wait for this file before the first step")
     args = parser.parse_args()
     until, longest = time.time() + args.seconds, 0.0
     spec: dict[str, Any] = {"dtype": args.dtype}
     spec |= {"memory": {"vram_gib": args.vram_gib}} if args.vram_gib else {}
     asked = {"optim_args": {"in_backward": True}} if args.in_backward else {}
     batches = [batch_of(args.rows, args.length, step) for step in range(args.steps)]
-    for kind, more in (KINDS if args.what == "losses" else {"as planned": asked}).items():
+    kinds = KINDS if args.what == "losses" else {"as planned": asked}
+    for kind, more in kinds.items() if args.kind is None else [(args.kind, kinds[args.kind])]:
         began = time.time()
         if began + longest > until:
             print(json.dumps({"kind": kind, "error": "no time"}), flush=True)
             continue
-        print(json.dumps(measured(kind, args.model, batches, **spec, **more)), flush=True)
+        print(json.dumps(measured(kind, args.model, batches, args.gate, **spec, **more)), flush=True)
         longest = max(longest, time.time() - began)
         gc.collect()
         if torch.cuda.is_available():

@@ -7,7 +7,7 @@
     python tests/gpu/bench_predictions.py table rows.jsonl
 
 Models of published shapes with random weights, through `nbtune.finetune`. Several such processes may share a GPU: a
-run is timed while no other one works (`--lock`), having waited at its first step. What is measured of memory is what
+run is timed while no other one works (`--lock`), having been paused after its first steps. What is measured of memory is what
 torch's allocator held at most, loading included, and the CUDA context beside it.
 """
 
@@ -28,7 +28,11 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
-WARM, STEPS = 5, 9  # two steps as they are, then a recording of each kind
+WARM, TIMED, STEPS = (
+    5,
+    6,
+    40,
+)  # two steps as they are, then a recording of each kind; steps pass while a pause is asked for
 CONTEXT = 0.85  # GiB, as measured on an H200
 NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
@@ -252,30 +256,41 @@ def one(folder: Path, chosen: dict[str, Any], lock: Path, runs: Path, how: int) 
         usual["train_on"] = "all"
     began = time.time()
     given = {**usual, **spec, "model": str(folder / chosen["shape"])}
-    data = rows_of(spec, length, rows * (STEPS + 1))
+    data = rows_of(spec, length, rows * (STEPS + 1 if "method" in spec else WARM + 12))
+
+    def done() -> int:
+        return sum(isinstance(e, events.Step) for e in run.events())
+
+    def paused() -> bool:
+        return any(isinstance(e, events.State) and e.state == "paused" for e in run.events())
+
     with holding(lock, fcntl.LOCK_SH):
         run = nbtune.finetune(**given, data=data, name=f"p{chosen['number']}", runs_dir=str(runs))
+        while run.alive and done() < WARM:
+            time.sleep(0.02)
         run.pause()
-        while run.alive and not any(isinstance(e, events.State) and e.state == "paused" for e in run.events()):
-            time.sleep(0.05)
+        while run.alive and not paused():
+            time.sleep(0.02)
     try:
-        waited = time.time() - began
+        waited, before = time.time() - began, done()
         with holding(Path(f"{lock}.timing"), fcntl.LOCK_EX), holding(lock, how):
             run.unpause()
-            while run.alive and sum(isinstance(e, events.Step) for e in run.events()) < STEPS:
+            while run.alive and done() < min(before + TIMED, STEPS):
                 time.sleep(0.02)
+            run.stop(save=False)
         run.wait()
         steps = [e for e in run.events() if isinstance(e, events.Step)]
         plan = run.plan
         assert plan is not None
-        planned, took = plan.peak_bytes / 2**30, statistics.median(e.seconds for e in steps[WARM:])
+        alone = steps[before + 1 :] if len(steps) > before + 3 else steps[WARM:]  # the first after a pause waits
+        planned, took = plan.peak_bytes / 2**30, statistics.median(e.seconds for e in alone)
         peak = max(e.memory_peak for e in steps) / 2**30 + CONTEXT
         reckoned = plan.seconds / plan.total_steps
         return {
             "planned_gib": round(planned, 3), "peak_gib": round(peak, 3), "memory": round(planned / peak - 1, 3),
             "reserved_gib": round(max(e.memory_reserved for e in steps) / 2**30 + CONTEXT, 3),
             "planned_s": round(reckoned, 5), "step_s": round(took, 5), "time": round(reckoned / took - 1, 3),
-            "micro": plan.micro_batch_size, "accumulated": plan.gradient_accumulation_steps,
+            "alone": len(steps) > before + 3, "micro": plan.micro_batch_size, "accumulated": plan.gradient_accumulation_steps,
             "activations": plan.activations, "weights": str(plan.weights), "started_s": round(waited, 1),
             "parts": {k: round(v / 2**30, 3) for k, v in plan.memory.model_dump().items()},
             "seconds": [round(e.seconds, 4) for e in steps], "tokens": steps[-1].tokens,
