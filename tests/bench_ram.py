@@ -1,8 +1,7 @@
 """The RAM that a run on a CPU takes: what it holds of no file (anonymous, shared), and with its libraries' files.
 
     python tests/bench_ram.py MODEL --limit 1 --set '{"adapter": "qlora"}'
-    python tests/bench_ram.py MODEL --limit 1 --group --set '{"adapter": "qlora"}'     a cgroup (v1, as root) ends who takes more
-    python tests/bench_ram.py shape:llama-1b --limit 4 --group                         a shape of bench_predictions.py
+    python tests/bench_ram.py MODEL --limit 1 --group --set '{"adapter": "qlora"}'     in a cgroup (v1)
 
 The run's process is looked at every five milliseconds from outside, from before Python starts until it has ended. One
 JSON line: MiB at most, and in which state of the run.
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 GROUPS = Path("/sys/fs/cgroup/memory")
-WORDS = "the quick brown fox jumps over the lazy dog and runs home".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "runs", "home"]
 
 
 def train(given: dict[str, Any]) -> None:
@@ -88,7 +87,8 @@ def measure(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
             read = {name: int((group / f"memory.{name}").read_text()) for name in ("max_usage_in_bytes", "failcnt")}
             of_group = {"group_most_mib": round(read["max_usage_in_bytes"] / 2**20), "group_refused": read["failcnt"]}
         return {"own_mib": round(most), "at_s": round(when, 1), "took_s": round(time.time() - began, 1),
-                "resident_mib": round(whole), "limit_mib": args.limit * 1024, "rc": child.returncode, **of_group, **found}  # fmt: skip
+                "resident_mib": round(whole), "limit_mib": args.limit * 1024, "rc": child.returncode,
+                **of_group, **found}  # fmt: skip
     finally:
         if args.group:
             group.rmdir()

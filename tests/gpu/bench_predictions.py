@@ -7,8 +7,8 @@
     python tests/gpu/bench_predictions.py table rows.jsonl
 
 Models of published shapes with random weights, through `nbtune.finetune`. Several such processes may share a GPU: a
-run is timed while no other one works (`--lock`), having been paused after its first steps. What is measured of memory is what
-torch's allocator held at most, loading included, and the CUDA context beside it.
+run is timed while no other one works (`--marks`), having been paused after its first steps. What is measured of memory
+is what torch's allocator held at most, loading included, and the CUDA context beside it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
-WARM, TIMED, STEPS = (
-    5,
-    6,
-    40,
-)  # two steps as they are, then a recording of each kind; steps pass while a pause is asked for
+WARM, TIMED = 5, 6  # two steps as they are, then a recording of each kind
+STEPS = 40  # some pass while a pause is asked for
 CONTEXT = 0.85  # GiB, as measured on an H200
 NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 SHAPES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
@@ -235,16 +232,34 @@ def rows_of(spec: dict[str, Any], length: int, count: int) -> list[dict[str, str
 
 
 @contextmanager
-def holding(lock: Path, how: int) -> Iterator[None]:
-    """Hold the GPU's lock: with others that load, or alone. Who waits to be alone goes first."""
-    with lock.open("a") as file, lock.with_suffix(".turn").open("a") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        fcntl.flock(file, how)
-        fcntl.flock(turn, fcntl.LOCK_UN)
+def loading(marks: Path) -> Iterator[None]:
+    """Load beside others, once nobody waits for the GPU alone: so all load, then one after another is timed."""
+    mine = marks / f"loading-{os.getpid()}"
+    while mine.touch() or any(marks.glob("waiting-*")):
+        mine.unlink()
+        time.sleep(0.05 + random.random() / 20)
+    try:
         yield
+    finally:
+        mine.unlink()
 
 
-def one(folder: Path, chosen: dict[str, Any], lock: Path, runs: Path, how: int) -> dict[str, Any]:
+@contextmanager
+def alone(marks: Path, beside: bool) -> Iterator[None]:
+    """Have the GPU while nobody loads (`beside`: or while others do) and nobody else is timed."""
+    mine = marks / f"waiting-{os.getpid()}"
+    mine.touch()
+    try:
+        with (marks / "timing").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            while not beside and any(marks.glob("loading-*")):
+                time.sleep(0.02)
+            yield
+    finally:
+        mine.unlink()
+
+
+def one(folder: Path, chosen: dict[str, Any], marks: Path, runs: Path, beside: bool) -> dict[str, Any]:
     """Run one of the list; what was planned, and what it took."""
     import nbtune
     from nbtune import events
@@ -264,7 +279,7 @@ def one(folder: Path, chosen: dict[str, Any], lock: Path, runs: Path, how: int) 
     def paused() -> bool:
         return any(isinstance(e, events.State) and e.state == "paused" for e in run.events())
 
-    with holding(lock, fcntl.LOCK_SH):
+    with loading(marks):
         run = nbtune.finetune(**given, data=data, name=f"p{chosen['number']}", runs_dir=str(runs))
         while run.alive and done() < WARM:
             time.sleep(0.02)
@@ -273,7 +288,7 @@ def one(folder: Path, chosen: dict[str, Any], lock: Path, runs: Path, how: int) 
             time.sleep(0.02)
     try:
         waited, before = time.time() - began, done()
-        with holding(Path(f"{lock}.timing"), fcntl.LOCK_EX), holding(lock, how):
+        with alone(marks, beside):
             run.unpause()
             while run.alive and done() < min(before + TIMED, STEPS):
                 time.sleep(0.02)
@@ -282,16 +297,17 @@ def one(folder: Path, chosen: dict[str, Any], lock: Path, runs: Path, how: int) 
         steps = [e for e in run.events() if isinstance(e, events.Step)]
         plan = run.plan
         assert plan is not None
-        alone = steps[before + 1 :] if len(steps) > before + 3 else steps[WARM:]  # the first after a pause waits
-        planned, took = plan.peak_bytes / 2**30, statistics.median(e.seconds for e in alone)
+        timed = steps[before + 1 :] if len(steps) > before + 3 else steps[WARM:]  # the first after a pause waits
+        planned, took = plan.peak_bytes / 2**30, statistics.median(e.seconds for e in timed)
         peak = max(e.memory_peak for e in steps) / 2**30 + CONTEXT
         reckoned = plan.seconds / plan.total_steps
         return {
             "planned_gib": round(planned, 3), "peak_gib": round(peak, 3), "memory": round(planned / peak - 1, 3),
             "reserved_gib": round(max(e.memory_reserved for e in steps) / 2**30 + CONTEXT, 3),
             "planned_s": round(reckoned, 5), "step_s": round(took, 5), "time": round(reckoned / took - 1, 3),
-            "alone": len(steps) > before + 3, "micro": plan.micro_batch_size, "accumulated": plan.gradient_accumulation_steps,
-            "activations": plan.activations, "weights": str(plan.weights), "started_s": round(waited, 1),
+            "alone": len(steps) > before + 3, "micro": plan.micro_batch_size,
+            "accumulated": plan.gradient_accumulation_steps, "activations": plan.activations,
+            "weights": str(plan.weights), "started_s": round(waited, 1),
             "parts": {k: round(v / 2**30, 3) for k, v in plan.memory.model_dump().items()},
             "seconds": [round(e.seconds, 4) for e in steps], "tokens": steps[-1].tokens,
         }  # fmt: skip
@@ -310,7 +326,8 @@ def run_all(args: argparse.Namespace) -> None:
     from nbtune.errors import NbtuneError
 
     part, parts = (int(word) for word in args.part.split("/"))
-    until, how = time.time() + args.seconds, fcntl.LOCK_SH if args.beside else fcntl.LOCK_EX
+    until = time.time() + args.seconds
+    args.marks.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as runs:
         for line in args.list.read_text().splitlines()[part - 1 :: parts]:
             chosen = json.loads(line)
@@ -318,7 +335,7 @@ def run_all(args: argparse.Namespace) -> None:
                 say(**chosen, error="no time")
                 continue
             try:
-                say(**chosen, **one(args.folder, chosen, args.lock, Path(runs), how))
+                say(**chosen, **one(args.folder, chosen, args.marks, Path(runs), args.beside))
             except (NbtuneError, RuntimeError, OSError, AssertionError, ValueError) as error:
                 traceback.print_exc(limit=-4)
                 say(**chosen, error=f"{type(error).__name__}: {error}"[:300])
@@ -333,6 +350,8 @@ def table(rows: list[dict[str, Any]]) -> None:
             f"{row['peak_gib']:6.2f} GiB {row['memory']:+6.1%}  {row['step_s']:8.4f} s {row['time']:+6.1%}  "
             f"{row['activations']}, {row['weights']}"
         )
+    if not done:
+        return
     near = sum(abs(row["memory"]) <= 0.1 for row in done)
     least, times = min(row["memory"] for row in done), sum(abs(row["time"]) <= 0.2 for row in done)
     print(f"{len(done)} of {len(rows)}: memory within 10 % {near}, least {least:+.1%}; time within 20 % {times}")
@@ -347,7 +366,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--beside", action="store_true", help="also time it while others load")
     parser.add_argument("--choice", choices=LISTS, default="first", help="list: which")
-    parser.add_argument("--lock", type=Path, default=Path(tempfile.gettempdir()) / "predictions.lock")
+    parser.add_argument(
+        "--marks", type=Path, default=Path(tempfile.gettempdir()) / "predictions", help="who loads, waits"
+    )
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if args.what == "list":
