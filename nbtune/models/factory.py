@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbtune.device import empty_cache
 from nbtune.errors import PlanError
 from nbtune.models.abilities import needs_own_blocks
 from nbtune.models.adapter_targets import left_out_lines
@@ -128,6 +129,7 @@ def build(
     if policy != "keep" and (built.patch is None or not built.patch.layers):
         recompute_stock(model)
         built.report.append("activations: blocks are computed again by transformers' own means")
+    empty_cache(torch.device("cpu"))  # of what was read, rounded and tried
     return built
 
 
