@@ -25,7 +25,7 @@ _FACTORS = 3e-3  # Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is
 _OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
 _LONG = 600  # steps from which on the rule holds as it is; a shorter run learns more of each
 _SHORT = 220  # of the narrowest, in fewer than 80 steps: it is the sum of all rates that counts there
-_MOST_SHORT, _WIDE_SHORT = 6.0, 1.5  # how much more at most: as measured at `_MEASURED`; of wide models
+_MOST_SHORT, _WIDE_SHORT = 4.3, 1.5  # how much more at most: as measured at `_MEASURED`; of wide models
 _MEASURED = 576  # SmolLM2-135M's
 _HIGHEST = 0.01  # of any: twice that spoils the embedded model
 _SAID = {1 / 4: "a quarter", 1 / 10: "a tenth"}
@@ -65,8 +65,8 @@ def _of_what(spec: RunSpec) -> str:
 
 
 def _for_few(steps: int, width: int, rate: float) -> float:
-    """Return what the rate of adapters is multiplied by in a short run: up to 6 where that was measured, up to 1.5
-    in models twice as wide or wider, and to no more than what the narrowest bear.
+    """Return what the rate of adapters is multiplied by in a short run: up to 4.3 where that was measured, up to
+    1.5 in models 1.7 times as wide or wider, and to no more than what the narrowest bear.
 
     docs/explanation/defaults.md has the measurements, and where the 1.5 comes from.
     """

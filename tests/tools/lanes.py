@@ -28,7 +28,7 @@ from tests.tools.calibrate import GOOD, TASKS, split
 IGNORED = -100
 SEED = 42  # nbtune.spec.RunSpec
 EPSILON = 1e-8
-WARM = 3  # steps before one is recorded
+WARM, ROUGH = 3, 0.03  # steps before one is recorded; how far it may be off in tf32
 TOLD: dict[str, Any] = {  # of a run, with nbtune's defaults
     "schedule": "cosine", "args": {}, "warmup": 0.03, "clip": 1.0, "beta1": 0.9, "beta2": 0.999, "b_rate": 1.0,
     "ema": 0.0, "ratio": 1.0, "raised": None,
@@ -182,6 +182,7 @@ class Slope:
 
     def __init__(self, lanes: Lanes, flat: torch.Tensor) -> None:
         self.lanes, self.flat, self.calls = lanes, flat, 0
+        torch.cuda.empty_cache()  # of the graph before
         self.graph: Any = None
 
     def __call__(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,7 +209,8 @@ class Slope:
             with torch.cuda.graph(graph):
                 self.loss, self.grad = self._plain(*self.given)
             graph.replay()
-            torch.testing.assert_close((self.loss, self.grad), wanted, rtol=1e-2, atol=1e-3)
+            off = [(new - old).norm() / old.norm() for new, old in zip((self.loss, self.grad), wanted, strict=True)]
+            assert max(off) < ROUGH, f"off by {max(off):.3f}"
             self.graph = graph
         except (RuntimeError, AssertionError) as error:
             print("no graph:", str(error)[:300], flush=True)
@@ -373,12 +375,15 @@ def main() -> None:
     doing.add_argument("--batch", type=int, default=8)
     doing.add_argument("--rank", type=int, default=16)
     doing.add_argument("--how", action="append", help="JSON, of what TOLD says; several times: one after another")
+    doing.add_argument("--memory", type=float, default=1.0, help="share of the GPU's memory that may be taken")
     doing.add_argument("--seconds", type=float, default=0, help="begin no cell after so many")
     showing = commands.add_parser("table")
     showing.add_argument("files", nargs="+")
     arguments = parser.parse_args()
     if arguments.command == "run":
         torch.set_float32_matmul_precision("high")
+        if torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(arguments.memory)
         run(arguments)
     else:
         print(table(arguments.files))
