@@ -1,8 +1,9 @@
-"""What `nbtune.watch` costs a trainer, in CPU seconds: `python tests/bench_watch.py [MODEL] [--steps 60] [--monitor]`.
+"""What `nbtune.watch` costs a trainer, in CPU seconds: `python -m tests.bench_watch [MODEL] [--steps 60] [--page]`.
 
 Wall-clock time of a run with it beside one without says little below 1 %: two equal runs differ by more. So the
 callback itself is timed, by the clock of the trainer's thread, between a callback before it and one behind it; its
-threads by their own clocks. What is done once (the folder, the plan, the saved model) is told apart from the steps.
+threads by their own clocks, and with a page all threads of the kernel but its main one, since they send what the
+monitor shows. What is done once (the folder, the plan, the saved model) is told apart from the steps.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -37,6 +39,9 @@ class Clock:
         self.spent: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
         self.threads: dict[str, float] = {}
+        self.others = "nbtune"
+        self._first: dict[str, float] = {}
+        self._looked = False
         self._began = 0.0
         self.before, self.behind = self._callback(self._begin), self._callback(self._end)
 
@@ -57,9 +62,13 @@ class Clock:
     def look(self) -> None:
         """Read the clocks of nbtune's threads, which end with them."""
         for thread in threading.enumerate():
-            if thread.ident is not None and thread.name.startswith("nbtune"):
-                used = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-                self.threads[thread.name] = max(used, self.threads.get(thread.name, 0.0))
+            if thread.ident is None or thread is threading.main_thread() or not thread.name.startswith(self.others):
+                continue
+            used = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+            name = f"{thread.name} {thread.ident}"
+            self._first.setdefault(name, 0.0 if self._looked else used)
+            self.threads[name] = used - self._first[name]
+        self._looked = True
 
 
 def trainer_of(model: str, steps: int, folder: Path, clock: Clock) -> Any:
@@ -86,36 +95,63 @@ def trainer_of(model: str, steps: int, folder: Path, clock: Clock) -> Any:
     )  # fmt: skip
 
 
-def measured(model: str, steps: int, folder: Path, *, monitor: bool) -> dict[str, Any]:
-    """Train, watched; return seconds of CPU, and the callback's share of the trainer's."""
+def measured(model: str, steps: int, folder: Path, *, page: bool = False) -> dict[str, Any]:
+    """Train, watched; return seconds of CPU, and the callback's share of the trainer's.
+
+    Args:
+        page: in a kernel, below whose cell the monitor is; all its threads count.
+    """
     clock = Clock()
     trainer = trainer_of(model, steps, folder, clock)
     run = nbtune.watch(trainer, "watched", folder)
     trainer.add_callback(clock.behind)
     assert run is not None
-    shown = run.monitor() if monitor else None
-    began = time.process_time()
+    clock.others = "" if page else clock.others
+    clock.look()
+    began, clocked = time.process_time(), time.monotonic()
     trainer.train()
     clock.look()
-    whole = time.process_time() - began
+    whole, seconds = time.process_time() - began, time.monotonic() - clocked
     once = sum(clock.spent[moment] for moment in ("train_begin", "train_end", "save"))
     each, beside = sum(clock.spent.values()) - once, sum(clock.threads.values())
     alone = whole - once - each - beside
-    del shown
     return {
         "model": model,
         "steps": trainer.state.global_step,
-        "monitor": monitor,
+        "page": page,
         "trainer_cpu_s": round(alone, 2),
         "trainer_ms_a_step": round(1000 * alone / steps, 1),
         "callback_ms_a_step": round(1000 * each / steps, 3),
         "threads_ms_a_step": round(1000 * beside / steps, 3),
+        "threads_ms_a_second": round(1000 * beside / seconds, 3),
         "percent": round(100 * (each + beside) / alone, 2),
         "once_s": round(once, 2),
         "percent_with_begin_and_end": round(100 * (once + each + beside) / alone, 2),
         "ms_by_moment": {moment: round(1000 * spent, 1) for moment, spent in sorted(clock.spent.items())},
-        "ms_by_thread": {name: round(1000 * spent, 1) for name, spent in sorted(clock.threads.items())},
+        "ms_by_thread": {
+            name: round(1000 * spent, 1) for name, spent in sorted(clock.threads.items()) if spent > 0.001
+        },
     }
+
+
+CELL = """import torch, json, pathlib
+from tests.bench_watch import measured
+torch.set_num_threads(1)
+found = measured({model!r}, {steps}, pathlib.Path("bench"), page=True)"""
+
+
+def in_a_page(model: str, steps: int, folder: Path) -> str:
+    """Do it in a cell of JupyterLab, with its monitor open in Chromium; return the line."""
+    sys.path.insert(0, str(Path(__file__).parent / "e2e"))
+    from lab import Browser, Lab
+
+    with Lab(folder / "lab") as lab, Browser() as browser:
+        page = browser.open(lab, [CELL.format(model=model, steps=steps), "print(json.dumps(found))"], width=1200)
+        page.page.set_default_timeout(0)
+        page.run(0)
+        points = page.page.locator(".nbt-monitor").first.get_attribute("data-points")
+        page.run(1)
+        return json.dumps({**json.loads(page.output(1)), "points_in_the_page": points})
 
 
 def main() -> None:
@@ -123,11 +159,20 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("model", nargs="?", default="nbtune/tiny")
     ask.add_argument("--steps", type=int, default=60)
-    ask.add_argument("--monitor", action="store_true", help="with the monitor's half that works in the kernel")
+    ask.add_argument("--page", action="store_true", help="with the monitor open in a page of JupyterLab")
     told = ask.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measured(told.model, told.steps, Path(folder), monitor=told.monitor)))
+        if told.page:
+            print(
+                in_a_page(
+                    str(Path(told.model).resolve()) if Path(told.model).exists() else told.model,
+                    told.steps,
+                    Path(folder),
+                )
+            )
+        else:
+            print(json.dumps(measured(told.model, told.steps, Path(folder))))
 
 
 if __name__ == "__main__":
