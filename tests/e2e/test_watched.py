@@ -17,7 +17,7 @@ from tests.support.llama import llama_library
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-STEPS = 24
+STEPS = 64
 TRAINER = """import os
 os.environ.update(VARIABLES)
 import nbtune
@@ -34,7 +34,7 @@ trainer = SFTTrainer(
     train_dataset=rows.select(range(56)), eval_dataset=rows.select(range(56, 64)),
     peft_config=LoraConfig(r=4, target_modules="all-linear"),
     args=SFTConfig(output_dir="theirs", max_steps=STEPS, per_device_train_batch_size=2, logging_steps=1,
-                   eval_strategy="steps", eval_steps=8, report_to=[], use_cpu=True, bf16=False, disable_tqdm=True,
+                   eval_strategy="steps", eval_steps=16, report_to=[], use_cpu=True, bf16=False, disable_tqdm=True,
                    learning_rate=1e-3),
 )"""
 WATCH = 'run = nbtune.watch(trainer, "run", samples=["Who are you?"])'
@@ -60,11 +60,14 @@ def test_a_trainer_of_trls_from_one_line_to_a_file_and_a_push(
     monitor = page.page.locator(".nbt-monitor")
     page.run(2, wait=False)
     page.page.wait_for_function("() => Number(document.querySelector('.nbt-monitor')?.dataset.points) >= 3")
+    page.save()
+    page.load()  # while it trains
     monitor.locator(walk.FINISHED).wait_for(timeout=walk.WORK)
     page.run(3)
     assert page.output(3).strip() == "True"  # a point is what the trainer has logged
 
     def complete() -> None:
+        monitor.scroll_into_view_if_needed()  # nothing is drawn where nobody looks
         page.page.wait_for_function("(n) => document.querySelector('.nbt-monitor').dataset.points == n", arg=str(STEPS))
         expect(monitor.locator(walk.FINISHED)).to_be_visible()
         monitor.locator(".scatterlayer .trace").first.wait_for(state="attached")
