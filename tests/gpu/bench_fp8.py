@@ -109,7 +109,7 @@ def microseconds(work: Callable[[], object], count: int = 20) -> float:
 
 
 def tiles(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> None:
-    """The kernels of `lora_epilogues` by their tiles; that of the activation's gradients with LoRA's share or not."""
+    """The kernels of `lora_epilogues` by their tiles."""
     from nbtune_kernels import act_mul
     from nbtune_kernels.fp8 import quantise_rows, transposed
 
@@ -151,16 +151,6 @@ def tiles(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> Non
                 lambda: lora_epilogues.sum_with_lora(residual, y, xa[:, :r], beside[:h, :r], 1e-3)))  # fmt: skip
         both.normal_()
         y.normal_()
-    wide: list[dict[str, int]] = [{}, {"num_stages": 2}, {"BN": 64}, {"registers": 200}, {"registers": 255}]
-    for name, a, more in (("without", None, {}), *(("with", below, one) for one in wide)):
-        usual, registers = dict(triton_epilogues._ACT_BACKWARD), triton_epilogues._REGISTERS
-        triton_epilogues._REGISTERS = more.pop("registers", registers)
-        triton_epilogues._ACT_BACKWARD.update(more)
-        both.normal_()
-        work = lambda a=a: triton_epilogues.act_backward_grads(out, gate, up, "silu", xa[:, :r], xa, r, a)  # noqa: E731
-        say(act_backward=name, registers=triton_epilogues._REGISTERS, **more, us=microseconds(work, 10))
-        triton_epilogues._REGISTERS = registers
-        triton_epilogues._ACT_BACKWARD.update(usual)
 
 
 def quantising(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> None:
@@ -200,27 +190,22 @@ def errors(t: int, i: int, h: int, r: int, like: dict[str, Any]) -> dict[str, fl
     """How far the kernels are from passes of their own, by the largest of what these make."""
     from nbtune_kernels import act_mul
 
-    from nbtune.models.accelerate import lora_epilogues, triton_epilogues
+    from nbtune.models.accelerate import lora_epilogues
 
     def apart(a: torch.Tensor, b: torch.Tensor) -> float:
         return round(float((a.float() - b.float()).abs().max() / b.float().abs().max()), 6)
 
-    both, xa, y, residual, dh = (torch.randn(t, n, **like) for n in (2 * i, 2 * r, h, h, i))
-    beside, below = torch.zeros(2 * i, 2 * r, **like), torch.randn(r, i, **like)
+    both, xa, y, residual = (torch.randn(t, n, **like) for n in (2 * i, 2 * r, h, h))
+    beside = torch.zeros(2 * i, 2 * r, **like)
     beside[:i, :r].normal_()
     beside[i:, r:].normal_()
     whole = torch.addmm(both, xa, beside.t())
-    known, out = act_mul(whole[:, :i], whole[:, i:]), torch.empty_like(dh)
+    known, out = act_mul(whole[:, :i], whole[:, i:]), torch.empty_like(both[:, :i])
     lora_epilogues.act_with_lora(both[:, :i], both[:, i:], xa, beside, "silu", out)
     truth = residual + 0.5 * torch.addmm(y, xa[:, :r], beside[:h, :r].t())
     found = {"gate_up": apart(both, whole), "h": apart(out, known)}
     found["sum"] = apart(lora_epilogues.sum_with_lora(residual, y, xa[:, :r], beside[:h, :r], 0.5), truth)
-    sums = []
-    for made, a, one in ((dh.addmm(xa[:, :r], below), None, whole.clone()), (dh, below, whole)):
-        partial = triton_epilogues.act_backward_grads(made, one[:, :i], one[:, i:], "silu", xa[:, :r], xa, r, a)
-        assert partial is not None
-        sums.append((partial.part.sum(0), one))
-    return {**found, "sums": apart(sums[1][0], sums[0][0]), "dgate_dup": apart(sums[1][1], sums[0][1])}
+    return found
 
 
 def gradients(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> None:

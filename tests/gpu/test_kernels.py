@@ -179,17 +179,15 @@ def test_same_bits_twice() -> None:
 
 
 def test_shares_that_8_bit_products_lack() -> None:
-    """Gate and up, the residual's sum and the activation's gradients, each with LoRA's share added on its way."""
+    """Gate and up with their activation, and the residual's sum, each with LoRA's share added on its way."""
     room(4)
     from nbtune.models.accelerate.lora_epilogues import act_with_lora, sum_with_lora
-    from nbtune.models.accelerate.triton_epilogues import act_backward_grads
 
     t, i, h, r = 2048 + 40, 14336, 4096, 16
-    both, xa, dh, dha, below = draw(t, 2 * i), draw(t, 2 * r), draw(t, i), draw(t, r), draw(r, i)
+    both, xa, out = draw(t, 2 * i), draw(t, 2 * r), torch.empty(t, i, device="cuda", dtype=torch.bfloat16)
     beside = torch.zeros(2 * i, 2 * r, device="cuda", dtype=torch.bfloat16)
     beside[:i, :r], beside[i:, r:] = draw(i, r), draw(i, r)
     truth = both.double() + xa.double() @ beside.double().t()
-    out = torch.empty_like(dh)
     act_with_lora(both[:, :i], both[:, i:], xa, beside, "silu", out)
     assert error(both, truth) < 4e-3
     gate, up = both.double().split(i, 1)
@@ -197,13 +195,3 @@ def test_shares_that_8_bit_products_lack() -> None:
     y, residual = draw(t, h), draw(t, h)
     want = residual.double() + 0.5 * (y.double() + xa[:, :r].double() @ beside[:h, :r].double().t())
     assert error(sum_with_lora(residual, y, xa[:, :r], beside[:h, :r], 0.5), want) < 4e-3
-    whole = (dh.double() + dha.double() @ below.double()).to(torch.bfloat16)
-    again = both.clone()
-    sums, known = (
-        act_backward_grads(grad, made[:, :i], made[:, i:], "silu", dha, xa, r, a)
-        for grad, made, a in ((dh, both, below), (whole, again, None))
-    )
-    assert sums is not None
-    assert known is not None
-    assert error(both, again) < 6e-3
-    assert error(sums.part.sum(0), known.part.sum(0)) < 6e-3

@@ -50,8 +50,7 @@ def activations() -> dict[str, object]:
 @interpreted
 @pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh", "relu"])
 @pytest.mark.parametrize(("tokens", "width", "rank"), [(96, 200, 5), (1100, 40, 16), (17, 64, 32)])
-@pytest.mark.parametrize("lacking", [False, True])
-def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank: int, lacking: bool) -> None:
+def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank: int) -> None:
     from nbtune.models.accelerate.triton_epilogues import act_backward_grads
 
     generator = torch.Generator().manual_seed(1)
@@ -61,15 +60,13 @@ def test_activation_backward_interpreted(act: str, tokens: int, width: int, rank
 
     both, dh, dha, xa = draw(tokens, 2 * width), draw(tokens, width), draw(tokens, rank), draw(tokens, 2 * rank)
     gate, up = (t.double().clone().requires_grad_() for t in both.split(width, 1))
-    a = draw(rank, width) if lacking else None
-    truly = dh if a is None else dh + dha @ a
     h = activations()[act](gate) * up  # type: ignore[operator]
-    dgate, dup = torch.autograd.grad(h, (gate, up), truly.double())
+    dgate, dup = torch.autograd.grad(h, (gate, up), dh.double())
     truths = [dha.double().t() @ h.detach(), xa[:, :rank].double().t() @ dgate, xa[:, rank:].double().t() @ dup]
 
-    sums = act_backward_grads(dh, both[:, :width], both[:, width:], act, dha, xa, rank, a)
+    sums = act_backward_grads(dh, both[:, :width], both[:, width:], act, dha, xa, rank)
     assert sums is not None
-    torch.testing.assert_close(both, torch.cat([dgate, dup], 1).float(), atol=4e-5, rtol=1e-5)
+    torch.testing.assert_close(both, torch.cat([dgate, dup], 1).float(), atol=1e-5, rtol=1e-5)
     places = [torch.ones(rank, width), torch.empty(width, rank).t(), torch.ones(width, rank).t()]
     for which, place in reversed(list(enumerate(places))):
         sums.into(which, place, which + 0.5, add=which != 1)

@@ -119,12 +119,9 @@ class Fp8Group(EdgedGroup):
             return sum_with_lora(residual, self._times(x), xa, self.beside, scale)
         return torch.add(residual, self.forward_plain(x, xa), alpha=scale)
 
-    def backward_frozen(self, wide_dy: Tensor) -> Tensor:
-        q, scale = quantise_rows(wide_dy[:, : self.outputs], self.scales)
-        return scaled_product(q, scale, self._turned(), self._ones, self.dtype)
-
     def backward_wide(self, wide_dy: Tensor, seed: Tensor | None = None) -> Tensor:
-        dx = self.backward_frozen(wide_dy)
+        q, scale = quantise_rows(wide_dy[:, : self.outputs], self.scales)
+        dx = scaled_product(q, scale, self._turned(), self._ones, self.dtype)
         return dx.addmm_(wide_dy[:, self.outputs :], self.below) if self.rank else dx
 
     def _turned(self) -> Tensor:

@@ -224,10 +224,6 @@ class LinearGroup:
         """Return what `forward_with_room` does without LoRA's share; None: the product takes it along."""
         return None
 
-    def backward_frozen(self, wide_dy: Tensor) -> Tensor | None:
-        """Return what `backward_wide` does without LoRA's share; None: the product takes it along."""
-        return None
-
     def forward_plain(self, x: Tensor, xa: Tensor | None) -> Tensor:
         """Return y `[T, O]`, of an x without room beside it."""
         w = self.matrix[: self.outputs, : self.inputs]

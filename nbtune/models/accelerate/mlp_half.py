@@ -137,7 +137,8 @@ def mlp_backward(
     if not loaded:
         down.load()
     dha = down.dxa_beside(wide_dy)
-    made, dh = _activation_backward(layer, saved, wide_dy, dha)
+    dh = down.backward_wide(wide_dy, saved.seed)
+    made = _activation_backward(layer, saved, dh, dha)
     dy = wide_dy[:, : down.outputs]
     ready = None if made is None else Ready(made, a=0)
     grads_down = down.gradients(norms.jobs, dh, dy, saved.ha, dha, ready=ready, seed=saved.seed)
@@ -175,30 +176,19 @@ def _grad_of_down(layer: Layer, a: Tensor, saved: Mlp, dout: Tensor, norms: Norm
     return found
 
 
-def _activation_backward(
-    layer: Layer, saved: Mlp, wide_dy: Tensor, dha: Tensor | None
-) -> tuple[Partials | None, Tensor]:
-    """Turn gate and up into their gradients. The LoRA gradients that come with it, or None; and h, where that is None
-    and somebody needs it."""
+def _activation_backward(layer: Layer, saved: Mlp, dh: Tensor, dha: Tensor | None) -> Partials | None:
+    """Turn gate and up into their gradients. The LoRA gradients that come with it, or None: then dh holds h."""
     gate, up = halves(layer, saved.gate_up)
-    down, r = layer.down, layer.down.rank
+    r = layer.down.rank
     if up is not None and dha is not None and saved.xa is not None and saved.seed is None:
-        same = layer.gate_up.ranks == [r, r] and applies(gate, r) and gate.stride(0) == up.stride(0)
-        dh = down.backward_frozen(wide_dy) if same else None  # LoRA's share is added on the way
-        made = None
-        if dh is not None:
-            made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r, down.a)
-        elif same:
-            dh = down.backward_wide(wide_dy)
-            made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r)
+        same = layer.gate_up.ranks == [r, r]
+        made = act_backward_grads(dh, gate, up, layer.act, dha, saved.xa, r) if same else None
         if made is not None:
-            assert dh is not None
-            return made, dh
-    dh = down.backward_wide(wide_dy, saved.seed)
-    need_h = bool(down.parameters())
+            return made
+    need_h = bool(layer.down.parameters())
     h = dh if need_h else None
     act_mul_backward(dh, gate, up, act=layer.act, need_h=need_h, out_h=h, out_dgate=gate, out_dup=up)
-    return None, dh
+    return None
 
 
 def _again(layer: Layer, a: Tensor, saved: Mlp) -> Tensor:

@@ -100,10 +100,10 @@ def _beside(ptr, row, stride, r, last, rank):
 
 @jit
 def _act_backward_kernel(
-    dh_ptr, g_ptr, u_ptr, dha_ptr, xg_ptr, xu_ptr, a_ptr, part_ptr, d_stride, g_stride, da_stride, x_stride, a_stride,
+    dh_ptr, g_ptr, u_ptr, dha_ptr, xg_ptr, xu_ptr, part_ptr, d_stride, g_stride, da_stride, x_stride,
     rows_per_split, n_rows, width, rank,
-    ACT: tl.constexpr, NVIDIA: tl.constexpr, WITH_A: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    ACT: tl.constexpr, NVIDIA: tl.constexpr, PAD: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     split = tl.program_id(1)
@@ -112,8 +112,6 @@ def _act_backward_kernel(
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, n_rows)
     wide_enough = n[None, :] < width
-    if WITH_A:
-        a = tl.load(a_ptr + r[:, None] * a_stride + n[None, :], (r < rank)[:, None] & wide_enough, other=0.0)
     acc_a = tl.zeros((PAD, BN), tl.float32)
     acc_g = tl.zeros((PAD, BN), tl.float32)
     acc_u = tl.zeros((PAD, BN), tl.float32)
@@ -128,8 +126,6 @@ def _act_backward_kernel(
         g = tl.load(g_ptr + at, keep, other=0.0)
         up = tl.load(u_ptr + at, keep, other=0.0).to(tl.float32)
         dh = tl.load(dh_ptr + row[:, None] * d_stride + n[None, :], keep, other=0.0).to(tl.float32)
-        if WITH_A:
-            dh += tl.dot(dha, a, input_precision=PRECISION)
         # the small operands of the next round, which no pipeline fetches
         row += BT
         next_dha = _beside(dha_ptr, row, da_stride, r, last, rank)
@@ -212,13 +208,12 @@ def _splits(blocks: int, rows: int, together: int) -> int:
 
 
 def act_backward_grads(
-    dh: Tensor, gate: Tensor, up: Tensor, act: str, dha: Tensor, xa: Tensor, rank: int, a: Tensor | None = None
+    dh: Tensor, gate: Tensor, up: Tensor, act: str, dha: Tensor, xa: Tensor, rank: int
 ) -> Partials | None:
     """Overwrite gate and up with their gradients; the sums `[r, I]` are dha' h, xa_gate' dgate, xa_up' dup.
 
     Args:
         dh, gate, up: `[T, I]`, gate and up at one pitch; dha: `[T, r]`; xa: `[T, 2 r]`, gate's and up's side by side.
-        a: `[r, I]`, where dh lacks dha a; it is not written.
     """
     if not applies(gate, rank) or gate.stride(0) != up.stride(0):
         return None
@@ -230,9 +225,8 @@ def act_backward_grads(
     per = cdiv(cdiv(t, splits), tile["BT"]) * tile["BT"]
     part = torch.empty((cdiv(t, per), 3, rank, i), dtype=torch.float32, device=gate.device)
     _act_backward_kernel[(blocks, part.shape[0])](
-        dh, gate, up, dha, xa, xa[:, rank:], dh if a is None else a, part, dh.stride(0), gate.stride(0), dha.stride(0),
-        xa.stride(0), 0 if a is None else a.stride(0), per, t, i, rank, ACT=act, NVIDIA=_NVIDIA, WITH_A=a is not None,
-        PAD=pad, PRECISION=precision_of(gate), **FUSED, **tile,
+        dh, gate, up, dha, xa, xa[:, rank:], part, dh.stride(0), gate.stride(0), dha.stride(0), xa.stride(0), per, t, i,
+        rank, ACT=act, NVIDIA=_NVIDIA, PAD=pad, PRECISION=precision_of(gate), **FUSED, **tile,
         **({"maxnreg": _REGISTERS} if _NVIDIA else {}),
     )  # fmt: skip
     return Partials(part)
