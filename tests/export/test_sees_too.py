@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nbtune.export import ExportSource
 from nbtune.export.gguf.lora import write_lora_gguf
@@ -15,20 +17,17 @@ from nbtune.export.reference_model import reference_model
 from nbtune.models.adapters import save_adapter
 from nbtune.spec import AdapterSpec
 from tests.support.families import family_tokenizer
+from tests.support.family_cases import DELTA, SHARED_EXPERT
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.run_alike import Ours
 
 IDS = list(range(20, 60))
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
-    """A tiny Gemma 3 with its tower, and a LoRA on the text whose numbers are no zeros."""
+def gemma3(words: int) -> Any:
+    """A tiny Gemma 3 with its tower."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    folder = tmp_path_factory.mktemp("gemma3")
-    base = folder / "base"
-    words = len(family_tokenizer("gemma", base))
     text = {
         "vocab_size": words + 3, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16,
         "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 32, "max_position_embeddings": 512,
@@ -40,8 +39,41 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
     }  # fmt: skip
     marks = {name: words + i for i, name in enumerate(("image_token_index", "boi_token_index", "eoi_token_index"))}
     images = {"mm_tokens_per_image": 4, **marks}
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=sees, **images))
+
+
+def qwen35(words: int, kind: str = "Qwen3_5", **more: Any) -> Any:
+    """A tiny Qwen 3.5 with its tower."""
+    import transformers
+
+    sees = {
+        "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14, "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+    }  # fmt: skip
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    marks = {name: words + i for i, name in enumerate(names)}
+    text = {"vocab_size": words + len(marks), **DELTA, **more}
+    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=sees, **marks)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+
+
+def qwen35_moe(words: int) -> Any:
+    return qwen35(words, "Qwen3_5Moe", **SHARED_EXPERT)
+
+
+@pytest.fixture(scope="module", params=[(gemma3, "gemma"), (qwen35, "qwen35"), (qwen35_moe, "qwen35")])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
+    """A model that sees, and a LoRA on the text whose numbers are no zeros."""
+    make, tokenizer = request.param
+    folder = tmp_path_factory.mktemp("sees")
+    base = folder / "base"
+    words = len(family_tokenizer(tokenizer, base))
     torch.manual_seed(0)
-    Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=sees, **images)).save_pretrained(base)
+    make(words).save_pretrained(base)
+    if make is qwen35:  # as published ones have it: what predicts further tokens, which stock transformers leaves out
+        save_file(
+            {**load_file(base / "model.safetensors"), "mtp.fc.weight": torch.ones(2, 2)}, base / "model.safetensors"
+        )
     model = Ours(base, AdapterSpec(r=4), accelerate=False).model
     assert not any("vision" in name for name, p in model.named_parameters() if p.requires_grad)
     return ExportSource(base, save_adapter(model, folder / "adapter"), name="one")
@@ -53,10 +85,11 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def test_it_is_merged_into_the_model_that_it_was(source: ExportSource, tmp_path: Path) -> None:
-    from transformers import Gemma3ForConditionalGeneration
+    import transformers
 
     write_merged(source, tmp_path / "merged", "float32")
-    stock, said = Gemma3ForConditionalGeneration.from_pretrained(
+    [name] = json.loads((source.base / "config.json").read_text())["architectures"]
+    stock, said = getattr(transformers, name).from_pretrained(
         tmp_path / "merged", dtype=torch.float32, output_loading_info=True
     )
     assert not any(said[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))

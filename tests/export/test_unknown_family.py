@@ -19,9 +19,9 @@ from tests.support.model_classes import CLASSES, config_of
 
 
 def unknown(folder: Path) -> Path:
-    assert CLASSES["helium"].kind not in FAMILIES
+    assert CLASSES["opt"].kind not in FAMILIES
     tokenizer = family_tokenizer("gpt2", folder)
-    config = config_of("helium")
+    config = config_of("opt")
     config.vocab_size = len(tokenizer)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -32,12 +32,12 @@ def test_of_a_run_it_is_the_merged_model_and_the_commands(tmp_path: Path) -> Non
     model = str(unknown(tmp_path / "base"))
     rows = [{"prompt": "Hi", "completion": "Ahoy!"}] * 4
     more: dict[str, Any] = {"steps": 2, "learning_rate": 0.05, "eval": {"split": 0}}
-    run = nbtune.finetune(model=model, data=rows, name="helium", runs_dir=tmp_path / "runs", **more).wait()
+    run = nbtune.finetune(model=model, data=rows, name="opt", runs_dir=tmp_path / "runs", **more).wait()
     assert "cannot write" in run.plan.abilities.gguf.words
     [made] = run.export.gguf("q4_k_m", "q8_0")
     assert made.type.startswith("merged")
     [note] = [note for note in made.notes if "llama.cpp" in note]
-    for part in ("'helium'", "convert_hf_to_gguf.py", "--outtype q8_0", "--outtype bf16", "-q4_k_m.gguf Q4_K_M"):
+    for part in ("'opt'", "convert_hf_to_gguf.py", "--outtype q8_0", "--outtype bf16", "-q4_k_m.gguf Q4_K_M"):
         assert part in note
     ids = torch.arange(3, 12)[None]
     merged: Any = AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.float32)
@@ -50,13 +50,13 @@ def test_of_a_run_it_is_the_merged_model_and_the_commands(tmp_path: Path) -> Non
     ("name", "words"),
     [
         ("apertus", "makes the file of it"),
-        ("helium", "does not name it"),
+        ("opt", "does not name it"),
         ("phimoe", "a third of their range off"),
         *(
             pytest.param(name, words, marks=pytest.mark.slow)
             for name, words in (
-                ("afmoe", "makes the file of it"), ("gptj", "makes the file of it"),
-                ("gemma3n_text", "makes the file of it"), ("opt", "does not name it"),
+                ("gptj", "does not run it"), ("gemma3n_text", "makes the file of it"),
+                ("llama4_text", "makes the file of it"), ("dbrx", "makes the file of it"),
                 ("vaultgemma", "does not name it"), ("olmo_hybrid", "does not name it"),
                 ("recurrent_gemma", "does not name it"),
             )

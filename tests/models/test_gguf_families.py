@@ -21,7 +21,9 @@ from tests.support.llama import LlamaOracle, llama_library
 
 __all__ = ["own_cache"]  # the fixture, for this file's tests too
 OFTEN = ("granite 4 h", "qwen3 next")
-LATENT = ("deepseek v2", "deepseek v3", "nemotron 3, latent experts")  # llama.cpp applies no adapter to these
+LATENT = {  # llama.cpp applies no adapter to these
+    name for name, case in (CASES | VARIANTS).items() if {"kv_lora_rank", "moe_latent_size"} & set(case.options)
+}
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,9 @@ A family that is not here is written merged, with the llama.cpp command that mak
 would run otherwise is refused before any work.
 Trained adapters run, too: merged, and as GGUF on the base's own file (`tests/export/gguf/test_learnt.py`; DeepSeek's
 attention takes none in llama.cpp).
-llama.cpp runs the sliding windows of Gemma, gpt-oss, Cohere 2, EXAONE 4 and OLMo 3 only. Of other families
-(Mistral, Mixtral, Phi-3, Qwen with `use_sliding_window`) the file's context ends where the window does, and the export
-says so: up to there the numbers are the same. A window of less than 256 tokens is refused.
+llama.cpp runs the sliding windows of Gemma, gpt-oss, Cohere 2, EXAONE 4, OLMo 3, Trinity and EXAONE MoE only. Of other
+families (Mistral, Ministral, Mixtral, CWM, Phi-3, Qwen with `use_sliding_window`) the file's context ends where the
+window does, and the export says so: up to there the numbers are the same. A window of less than 256 tokens is refused.
 """
 
 

@@ -34,6 +34,14 @@ ROUTED = {
     **SIZES, "num_hidden_layers": 3, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
+LATENT_DENSE = {
+    key: value for key, value in LATENT.items() if "expert" not in key and not key.startswith(("moe", "first_k"))
+}  # fmt: skip
+WINDOWED = {"head_dim": 16, "sliding_window": 256, "max_position_embeddings": 512}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 STATES = {"hidden_size": 64, "state_size": 16, "num_hidden_layers": 2}
 MULTIPLIED = {
     "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0,
@@ -336,4 +344,42 @@ CASES = {
     "qwen3 next": Case("Qwen3NextConfig", {**DELTA, **SHARED_EXPERT, "norm_topk_prob": True}, "qwen2"),
     "qwen 3.5": Case("Qwen3_5TextConfig", DELTA, "qwen35"),
     "qwen 3.5 moe": Case("Qwen3_5MoeTextConfig", {**DELTA, **SHARED_EXPERT}, "qwen35"),
+    "afmoe, trinity": Case(
+        "AfmoeConfig",
+        {
+            **SIZES,
+            **EXPERTS,
+            "num_hidden_layers": 5,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_dense_layers": 1,
+            "num_shared_experts": 2,
+            "route_scale": 1.7,
+            "sliding_window": 8,
+            "mup_enabled": True,
+        },
+    ),
+    "exaone moe": Case(
+        "ExaoneMoeConfig",
+        {
+            **SIZES,
+            **EXPERTS,
+            "num_hidden_layers": 5,
+            "head_dim": 16,
+            "num_experts": 4,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.5,
+            "sliding_window": 8,
+        },
+    ),
+    "glm 4.7 flash": Case("Glm4MoeLiteConfig", {**LATENT, "n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-6}),
+    "youtu": Case("YoutuConfig", LATENT_DENSE),
+    "minicpm 3": Case("MiniCPM3Config", {**LATENT_DENSE, "v_head_dim": 16, "rms_norm_eps": 1e-6}, "sentencepiece"),
+    "internlm 3": Case("InternLM3Config", {**SIZES, "head_dim": 16}, "sentencepiece"),
+    "helium": Case("HeliumConfig", {**SIZES, "head_dim": 16}, "sentencepiece"),
+    "exaone": Case("ExaoneConfig", {**SIZES, "head_dim": 16}),
+    "glm": Case("GlmConfig", {**SIZES, "head_dim": 16, "pad_token_id": 0}),
+    "cwm": Case("CwmConfig", {**SIZES, **WINDOWED, "rope_parameters": {**LLAMA3}}),
+    "ministral": Case("MinistralConfig", {**SIZES, **WINDOWED}),
+    "solar open": Case("SolarOpenConfig", {**ROUTED, "first_k_dense_replace": 0, "head_dim": 16, "pad_token_id": 0}),
 }

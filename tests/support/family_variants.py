@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.family_cases import CASES, DELTA, MAMBA2, NEMOTRON_H, SIZES, YARN, Case
+from tests.support.family_cases import CASES, DELTA, LLAMA3, MAMBA2, NEMOTRON_H, SIZES, YARN, Case
 
 
 def _other(name: str, **options: object) -> Case:
@@ -11,10 +11,6 @@ def _other(name: str, **options: object) -> Case:
     return Case(case.config, {**case.options, **options}, case.tokenizer)
 
 
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
 TIED = (
     "qwen2 moe", "olmoe", "gpt-oss", "phi 1, 2", "olmo 2", "gpt-neox, pythia", "nemotron", "olmo 3", "stablelm",
     "dots 1", "minimax m2", "nemotron h", "nemotron 3", "falcon h1", "jamba", "bamba", "qwen3 next", "granite 4 h",
@@ -29,6 +25,17 @@ VARIANTS = {
         for name in ("llama 2, codellama, yi", "qwen3", "gpt-oss", "cohere 2", "granite moe shared", "falcon h1")
     },
     "qwen3, yarn with two scales": _other("qwen3", rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 0.5}),
+    "internlm 3, dynamic scaling": _other(
+        "internlm 3",
+        qkv_bias=True,
+        bias=True,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 6.0},
+    ),
+    "hunyuan dense, scaled by alpha": _other(
+        "hunyuan dense",
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 1000.0},
+    ),
+    "glm, biases": _other("glm", attention_bias=True),
     "arcee, llama 3's scaling": _other("arcee", rope_parameters=LLAMA3),
     "exaone 4, llama 3's scaling": _other("exaone 4", rope_parameters=LLAMA3),
     "granite 4, llama 3's scaling": _other("granite 4", rope_parameters=LLAMA3),

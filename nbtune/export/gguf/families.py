@@ -23,6 +23,8 @@ _SHORTEST = 256  # tokens of context with which a file is of some use
 STATES = Family("mamba", check=states.check, change=states.change, states=True, rope=False, names=states.NAMES)
 _SWITCHED: dict[str, Any] = {"window": "switched", "unsaid_window": 4096}
 LLAMA = Family("llama", factors=_LLAMA3, check=single.check_llama, permute=True)
+WINDOWED = replace(LLAMA, window="always", unsaid_window=4096)
+GLM_MOE = Family("glm4moe", check=routed.check_glm4_moe, extra=routed.metadata, moe=True, names=routed.BIAS)
 MINISTRAL = Family(
     "mistral3", factors=_LLAMA3, check=single.check_ministral, extra=single.extra_ministral, permute=True
 )
@@ -76,6 +78,7 @@ QWEN35 = Family(
     norm_plus_one=True,
     names=states.NAMES,
 )
+QWEN35_MOE = replace(QWEN35, arch="qwen35moe", check=delta.check_experts, moe=True)
 GEMMA3 = Family(
     "gemma3", unbiased=_OUT, check=single.check_gemma3, extra=single.extra_gemma3, norm_plus_one=True, windows=True
 )
@@ -94,7 +97,7 @@ FAMILIES: dict[str, Family] = {
         norm_plus_one=True,
         windows=True,
     ),
-    "gemma3": replace(GEMMA3, within="language_model."),
+    "gemma3": replace(GEMMA3, within=True),
     "gemma3_text": GEMMA3,
     "granite": Family("granite", factors=_LLAMA3, check=single.check_llama, extra=single.extra_granite, permute=True),
     "granitemoe": Family(
@@ -111,7 +114,7 @@ FAMILIES: dict[str, Family] = {
         names={r"model\.layers\.(\d+)\.self_attn\.sinks": r"blk.\1.attn_sinks.weight"},
     ),
     "llama": LLAMA,
-    "mistral": replace(LLAMA, window="always", unsaid_window=4096),
+    "mistral": WINDOWED,
     "mixtral": replace(LLAMA, moe=True, window="always"),
     "mpt": Family("mpt", check=single.check_mpt, extra=single.extra_mpt, layer_norm=True, rope=False),
     "olmo2": Family("olmo2", unbiased=_OUT, head=True, check=single.check_llama),
@@ -176,7 +179,42 @@ FAMILIES: dict[str, Family] = {
         "ernie4_5-moe", check=routed.check_ernie_moe, extra=routed.ernie_moe, moe=True, names=routed.BIAS
     ),
     "falcon_mamba": STATES,
-    "glm4_moe": Family("glm4moe", check=routed.check_glm4_moe, extra=routed.metadata, moe=True, names=routed.BIAS),
+    "glm4_moe_lite": DEEPSEEK,
+    "youtu": replace(DEEPSEEK, moe=False),
+    "minicpm3": Family(
+        "minicpm3",
+        factors="longrope",
+        unbiased=_OUT_AND_MLP,
+        check=deepseek.check_minicpm3,
+        extra=deepseek.minicpm3,
+        latent=True,
+    ),
+    "internlm3": LLAMA,
+    "helium": replace(LLAMA, permute=False),
+    "ministral": WINDOWED,
+    "cwm": WINDOWED,
+    "exaone": Family("exaone", factors=_LLAMA3, check=single.check_llama),
+    "glm": Family("chatglm", check=single.check_llama),
+    "solar_open": GLM_MOE,
+    "afmoe": Family(
+        "afmoe",
+        unbiased=("attn_",),
+        check=routed.check_afmoe,
+        extra=routed.afmoe,
+        moe=True,
+        windows=True,
+        names=routed.BIAS,
+    ),
+    "exaone_moe": Family(
+        "exaone-moe",
+        factors=_LLAMA3,
+        check=routed.check_exaone_moe,
+        extra=routed.exaone_moe,
+        moe=True,
+        windows=True,
+        names=routed.BIAS,
+    ),
+    "glm4_moe": GLM_MOE,
     "gpt_bigcode": Family(
         "starcoder", check=single.check_gpt2, change=single.change_bigcode, layer_norm=True, rope=False
     ),
@@ -228,8 +266,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "ministral3": MINISTRAL,
     "nemotron_h": replace(NEMOTRON_H, instead=lambda config: _nemotron(config)),
+    "qwen3_5": replace(QWEN35, within=True),
     "qwen3_5_text": QWEN35,
-    "qwen3_5_moe_text": replace(QWEN35, arch="qwen35moe", check=delta.check_experts, moe=True),
+    "qwen3_5_moe": replace(QWEN35_MOE, within=True),
+    "qwen3_5_moe_text": QWEN35_MOE,
     "qwen3_next": Family(
         "qwen3next",
         unbiased=_OUT,

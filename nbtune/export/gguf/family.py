@@ -18,6 +18,7 @@ from nbtune.models.config_facts import CHOSEN, EXPERTS
 
 # Buffers that old checkpoints hold, and that are computed.
 _COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+_FURTHER = re.compile(r"(?:model\.)?mtp\.")
 _HEAD = "output.weight"
 
 
@@ -48,7 +49,7 @@ class Family:
         head: llama.cpp wants a head of its own, where the model's is its embedding.
         ties: transformers makes the head the embedding where the config says so.
         states: it has states, and no attention.
-        within: where a model that also sees or hears has its language model; of the rest nothing is written.
+        within: it also sees or hears, and its language model stands within; of the rest nothing is written.
     """
 
     arch: str
@@ -75,7 +76,7 @@ class Family:
     head: bool = False
     ties: bool = True
     states: bool = False
-    within: str = ""
+    within: bool = False
     names: dict[str, str] = field(default_factory=dict)
 
     def metadata(self, config: Config, model: MergedModel, writer: Any) -> None:
@@ -149,10 +150,8 @@ class Family:
         made: list[GgufTensor] = []
         experts: dict[str, dict[int, str]] = {}
         for source in model.names:
-            tied = config.tied and self.ties and source.removeprefix(self.within) == "lm_head.weight"
-            if _COMPUTED.search(source) or tied:
-                continue
-            if not source.startswith(self.within):
+            read = self._of_text(source)
+            if not read or _COMPUTED.search(read) or (config.tied and self.ties and read == "lm_head.weight"):
                 continue
             if self.moe and deepseek.is_of_more_layers(config, source):
                 continue  # which predict further tokens
@@ -190,8 +189,16 @@ class Family:
             return [mapped(model, source, name, lambda weight: weight + 1)]
         return [plain(model, source, name, full="ffn_gate_inp" in name)]
 
+    def _of_text(self, source: str) -> str:
+        """Return a weight's name in a model of text alone; "" where it is of what sees, or predicts further tokens."""
+        if _FURTHER.match(source):
+            return ""
+        if not self.within or source.startswith("lm_head."):
+            return source
+        return source.replace("language_model.", "", 1) if "language_model." in source else ""
+
     def _name(self, names: Any, source: str) -> str | None:
-        source = source.removeprefix(self.within)
+        source = self._of_text(source)
         for pattern, name in self.names.items():
             if match := re.fullmatch(pattern, source):
                 return match.expand(name)

@@ -24,9 +24,9 @@ def rope_metadata(config: Config, writer: Any) -> None:
     from gguf import RopeScalingType
 
     rope = config.rope()
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
     kind = rope["rope_type"]
-    if kind in ("default", "llama3"):
+    writer.add_rope_freq_base(_base(config, rope))
+    if kind in ("default", "llama3", "dynamic"):  # which is the default up to the end of the context
         return
     if kind == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -42,6 +42,13 @@ def rope_metadata(config: Config, writer: Any) -> None:
             place=config.place,
             fix="export the merged safetensors instead.",
         )
+
+
+def _base(config: Config, rope: dict[str, Any]) -> float:
+    """Return the base frequency; HunYuan's dynamic scaling has a factor on it once and for all."""
+    base, alpha, dim = float(rope["rope_theta"]), float(rope.get("alpha") or 0.0), config.rotary_dim
+    own = rope["rope_type"] == "dynamic" and config.model_type.startswith("hunyuan")
+    return base * alpha ** (dim / (dim - 2)) if own and alpha else base
 
 
 def _yarn(config: Config, rope: dict[str, Any], writer: Any) -> None:

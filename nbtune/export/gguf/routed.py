@@ -8,6 +8,7 @@ from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.single_families import check_llama, refuse
 
 BIAS = {
+    r"model\.layers\.(\d+)\.mlp\.(?:e_score_correction|expert)_bias": r"blk.\1.exp_probs_b.bias",
     r"model\.layers\.(\d+)\.mlp\.gate\.e_score_correction_bias": r"blk.\1.exp_probs_b.bias",
     r"model\.layers\.(\d+)\.mlp\.moe_statics\.e_score_correction_bias": r"blk.\1.exp_probs_b.bias",
     r"model\.layers\.(\d+)\.block_sparse_moe\.e_score_correction_bias": r"blk.\1.exp_probs_b.bias",
@@ -73,3 +74,49 @@ def hunyuan(config: Config, writer: Any) -> None:
     writer.add_expert_feed_forward_length(int(config.need("intermediate_size")))
     writer.add_expert_shared_feed_forward_length(int(config.need("intermediate_size")))
     writer.add_expert_shared_count(1)
+
+
+def check_every_fourth(config: Config) -> None:
+    """Refuse mixtures with windows, where llama.cpp has the layers that see all of the text at fixed places."""
+    check_llama(config)
+    usual = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(config.layers)]
+    refuse(config, list(config.get("layer_types", default=usual)) != usual, "its global layers are not every fourth")
+    refuse(config, int(config.get("n_group", default=1)) > 1, "it chooses groups of experts")
+    refuse(config, bool(config.get("attention_bias")), "its attention has biases")
+
+
+def check_afmoe(config: Config) -> None:
+    check_every_fourth(config)
+    refuse(config, not config.get("mup_enabled"), "its embeddings are not multiplied by the root of their width")
+
+
+def check_exaone_moe(config: Config) -> None:
+    check_every_fourth(config)
+    kinds = config.get("mlp_layer_types", default=["sparse"])
+    dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+    refuse(config, "dense" in kinds[dense:], "its dense layers are not the first ones")
+
+
+def afmoe(config: Config, writer: Any) -> None:
+    _sigmoid(config, writer, int(config.get("num_dense_layers", default=0)), "route_scale")
+    writer.add_expert_weights_norm(True)
+
+
+def exaone_moe(config: Config, writer: Any) -> None:
+    kinds = config.get("mlp_layer_types", default=())
+    first = kinds.index("sparse") if "sparse" in kinds else int(config.get("first_k_dense_replace", default=0))
+    _sigmoid(config, writer, first, "routed_scaling_factor")
+    writer.add_expert_weights_norm(bool(config.get("norm_topk_prob", default=True)))
+    width = int(config.need("moe_intermediate_size"))
+    writer.add_expert_shared_feed_forward_length(width * int(config.get("num_shared_experts", default=1)))
+
+
+def _sigmoid(config: Config, writer: Any, dense: int, scale: str) -> None:
+    from gguf import ExpertGatingFuncType
+
+    writer.add_sliding_window(int(config.need("sliding_window")))
+    writer.add_leading_dense_block_count(dense)
+    writer.add_expert_feed_forward_length(int(config.need("moe_intermediate_size")))
+    writer.add_expert_shared_count(int(config.get("num_shared_experts", default=0)))
+    writer.add_expert_weights_scale(float(config.get(scale, default=1.0)))
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)

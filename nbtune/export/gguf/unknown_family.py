@@ -21,6 +21,7 @@ _OTHERWISE = {
     "phimoe": ". But llama.cpp normalises without a mean and weighs experts otherwise than the model: a tiny one's "
     "logits were a third of their range off"
 }
+_NO_GRAPH = ("gptj",)  # of which llama.cpp has the name alone
 _CONVERTED = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")  # what llama.cpp's converter writes by itself
 
 
@@ -63,7 +64,9 @@ def write_for_llama_cpp(
     files = "the file" if len(kinds) == 1 else "the files"
     kind = _kind(source)
     known = f", and llama.cpp's own `{commands}` makes {files} of it"
-    if not _has_architecture(kind):
+    if kind in _NO_GRAPH:
+        known += ", once llama.cpp runs the family: today it has its name, and does not run it"
+    elif not _has_architecture(kind):
         known += f", if its converter knows the family: the list of `gguf` {version('gguf')} does not name it"
     note = f"nbtune does not write a {kind!r} model as GGUF: this is the merged model{known}{_OTHERWISE.get(kind, '')}"
     return replace(made, notes=(*made.notes, note))

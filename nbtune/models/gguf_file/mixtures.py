@@ -127,9 +127,12 @@ def deepseek(keys: Keys) -> dict[str, Any]:
             raise refused(keys.header.place, "yarn scales its attention in a way that is not read", "Name its Hub id.")
         rope |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * factor, DEEPSEEK_BITS))
     heads = keys.whole("attention.head_count")
+    kind: dict[str, Any] = {"model_type": "deepseek_v3", "first_k_dense_replace": keys.layers}  # no experts
+    if keys.whole("expert_count", 0):
+        kind = {"model_type": "deepseek_v3" if third else "deepseek_v2", **_routed(keys)}
+        kind |= {} if third else {"topk_method": "greedy"}
     return {
-        "model_type": "deepseek_v3" if third else "deepseek_v2",
-        **_routed(keys),
+        **kind,
         "num_key_value_heads": heads,
         "head_dim": rotary,
         "rope_parameters": rope,
@@ -139,8 +142,42 @@ def deepseek(keys: Keys) -> dict[str, Any]:
         "qk_nope_head_dim": keys.whole(f"attention.key_length{latent}") - rotary,
         "v_head_dim": keys.whole(f"attention.value_length{latent}"),
         "attention_bias": False,
-        **({} if third else {"topk_method": "greedy"}),
     }
+
+
+def minicpm3(keys: Keys) -> dict[str, Any]:
+    rotary, heads = keys.whole("rope.dimension_count"), keys.whole("attention.head_count")
+    return {
+        "num_key_value_heads": heads,
+        "head_dim": None,
+        "rope_parameters": rope_parameters(keys.header, rotary, keys.whole("context_length")),
+        "q_lora_rank": keys.whole("attention.q_lora_rank"),
+        "kv_lora_rank": keys.whole("attention.kv_lora_rank"),
+        "qk_rope_head_dim": rotary,
+        "qk_nope_head_dim": keys.whole("attention.key_length") - rotary,
+        "v_head_dim": keys.whole("attention.value_length"),
+    }
+
+
+def afmoe(keys: Keys) -> dict[str, Any]:
+    return {
+        **experts(keys), **_windows(keys), "num_dense_layers": keys.whole("leading_dense_block_count", 0),
+        "num_shared_experts": keys.whole("expert_shared_count", 0), "mup_enabled": True,
+        "route_scale": keys.real("expert_weights_scale", 1.0),
+    }  # fmt: skip
+
+
+def exaone(keys: Keys) -> dict[str, Any]:
+    found = _routed(keys)
+    return {
+        **found, **_windows(keys), "num_experts": found.pop("n_routed_experts"),
+        "num_shared_experts": found.pop("n_shared_experts"),
+    }  # fmt: skip
+
+
+def _windows(keys: Keys) -> dict[str, Any]:
+    kinds = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(keys.layers)]
+    return {"sliding_window": keys.whole("attention.sliding_window"), "layer_types": kinds}
 
 
 def _local(keys: Keys) -> dict[str, Any]:

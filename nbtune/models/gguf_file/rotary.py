@@ -32,9 +32,9 @@ def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: flo
     arch = header.arch
     theta, turned = header.real(f"{arch}.rope.freq_base", unsaid), header.whole(f"{arch}.rope.dimension_count", 0)
     out: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    turned = turned or head_dim
-    if turned != head_dim:
+    if turned:  # also where it is all of a head: for some families' configs a part is the default
         out["partial_rotary_factor"] = turned / max(head_dim, 1)
+    turned = turned or head_dim
     kind = header.text(f"{arch}.rope.scaling.type", "none")
     factor = header.real(f"{arch}.rope.scaling.factor", header.real(f"{arch}.rope.scale_linear", 1.0))
     original = header.whole(f"{arch}.rope.scaling.original_context_length", context)

@@ -49,7 +49,7 @@ _OLDER_NAMES = {
 _NAMES = {
     r".*\.layers\.(\d+)\.self_attn\.sinks": r"blk.\1.attn_sinks.weight",
     r".*\.layers\.(\d+)\..*\.dt_bias": r"blk.\1.ssm_dt.bias",
-    r".*\.layers\.(\d+)\..*(?:e_score_correction_bias|\.expert_bias)": r"blk.\1.exp_probs_b.bias",
+    r".*\.layers\.(\d+)\..*(?:e_score_correction|expert)_bias": r"blk.\1.exp_probs_b.bias",
 }
 # Of no matter for text: computed angles, and what Ollama's files see and hear with.
 _WITHOUT_MEANING = re.compile(
