@@ -152,7 +152,7 @@ def _smaller(config: Any, factor: int, depth: int) -> Any:
         if isinstance(value, list) and len(value) == layers and not _OF_ALL.search(name):
             setattr(part, name, value[:depth])
         elif name.endswith("_token_id"):  # none of a vocabulary that is cut, but where one must be told
-            setattr(part, name, 0 if name == "decoder_start_token_id" and value is not None else None)
+            _untold(part, name, told=name == "decoder_start_token_id" and value is not None)
     for name, value in _whole_numbers(part):
         if _HEADS.match(name) and (value % factor == 0 or _KEYS.search(name)):
             setattr(part, name, max(1, value // factor))
@@ -165,6 +165,14 @@ def _smaller(config: Any, factor: int, depth: int) -> Any:
     part.num_hidden_layers = depth
     small.use_cache = False
     return small
+
+
+def _untold(part: Any, name: str, *, told: bool) -> None:
+    """Take a token's id out of a config; 0 where one must be told, or some class's fields want a number."""
+    try:
+        setattr(part, name, 0 if told else None)
+    except Exception:  # noqa: BLE001 — a strict class's own kind of error
+        setattr(part, name, 0)
 
 
 def _few_experts(part: Any) -> int:

@@ -89,6 +89,8 @@ CLASSES: dict[str, ModelClass] = {
     "llama, yarn": _of("llama", _GROUPED, rope_parameters=_YARN),
     "mistral": _of("mistral", _GROUPED, _WINDOWS, head_dim=16),
     "ministral": _of("ministral", _MIXED, head_dim=16),
+    "cwm": _of("cwm", _MIXED, head_dim=16, rope_parameters=_LLAMA3),
+    "exaone": _of("exaone", _GROUPED, tie_word_embeddings=True),
     "ministral3": _of("ministral3", _GROUPED, head_dim=16),
     "mixtral": _of("mixtral", _GROUPED, _WINDOWS, _LOCAL, router_jitter_noise=0.0),
     "qwen2": _of("qwen2", _GROUPED),

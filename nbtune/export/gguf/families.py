@@ -166,7 +166,7 @@ FAMILIES: dict[str, Family] = {
         change=single.change_by_head,
         layer_norm=True,
     ),
-    "nemotron": Family("nemotron", head=True, check=single.check_relu2, layer_norm=True, norm_plus_one=True),
+    "nemotron": Family("nemotron", head=True, check=single.check_nemotron, layer_norm=True, norm_plus_one=True),
     "olmo": Family(
         "olmo", unbiased=_OUT, check=single.check_llama, extra=single.extra_olmo, layer_norm=True, permute=True
     ),
@@ -194,7 +194,7 @@ FAMILIES: dict[str, Family] = {
     "ministral": WINDOWED,
     "cwm": WINDOWED,
     "exaone": Family("exaone", factors=_LLAMA3, check=single.check_llama),
-    "glm": Family("chatglm", check=single.check_llama),
+    "glm": Family("chatglm", check=single.check_glm),
     "solar_open": GLM_MOE,
     "afmoe": Family(
         "afmoe",

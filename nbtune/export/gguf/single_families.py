@@ -209,6 +209,21 @@ def check_relu2(config: Config) -> None:
     refuse(config, act != "relu2", f"the activation is {act!r}")
 
 
+def check_head_width(config: Config) -> None:
+    """Refuse wider or narrower heads than all of the residual stream's width makes."""
+    refuse(config, config.head_dim * config.heads != config.hidden, "its heads together are not as wide as the model")
+
+
+def check_nemotron(config: Config) -> None:
+    check_relu2(config)
+    check_head_width(config)
+
+
+def check_glm(config: Config) -> None:
+    check_llama(config)
+    check_head_width(config)
+
+
 def check_jais2(config: Config) -> None:
     check_relu2(config)
     biased = config.get("attention_bias", default=True) and config.get("mlp_bias", default=True)
@@ -284,6 +299,7 @@ def check_exaone4(config: Config) -> None:
 
 def check_cohere2(config: Config) -> None:
     check_llama(config)
+    check_head_width(config)
     _check_every_fourth(config)
 
 

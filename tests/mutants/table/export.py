@@ -169,7 +169,7 @@ EXPORT = (
     mutant(
         "every-model-turns-at-ten-thousand",
         "export/gguf/rope.py",
-        'writer.add_rope_freq_base(float(rope["rope_theta"]))',
+        "writer.add_rope_freq_base(_base(config, rope))",
         "writer.add_rope_freq_base(10000.0)",
         f"{_FAMILY}::test_family[llama 3, smollm, deepseek distilled-200]",
     ),
