@@ -6,18 +6,19 @@ without numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import ExportError
 from nbtune.export.gguf.families import family_of
-from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.hf_config import Config, Unwritten
 from nbtune.export.gguf.vocabulary import vocabulary_of
 from nbtune.export.merge import HEAD, embedding_name, outline_of, refuse_quantised
 from nbtune.export.missing_weights import not_in_base
 from nbtune.export.source import ExportSource, read_json
+from nbtune.export.whole_base import left_to_its_class
 from nbtune.models.abilities import Claim
 from nbtune.models.stored_names import pieces_of
 
@@ -75,7 +76,7 @@ def can_be_written_as_gguf(place: Path, headers: Mapping[str, Any], tokenizer: A
         return Claim(holds=False, words="it is made of the merged model")
     try:
         raw = read_json(place / "config.json")
-        config = Config(raw, str(place / "config.json"))
+        config = Config(raw, str(place / "config.json"), left_to_its_class(place))
         family = family_of(config)
         if not headers:
             return Claim(words=_UNREAD)
@@ -83,7 +84,7 @@ def can_be_written_as_gguf(place: Path, headers: Mapping[str, Any], tokenizer: A
         if model.embedding is None:
             return Claim(holds=False, words="the model has no token embedding")
         family.tensors(config, model)  # type: ignore[arg-type]
-        family.metadata(config, model, _Unwritten())  # type: ignore[arg-type]
+        family.metadata(config, model, Unwritten())  # type: ignore[arg-type]
         vocabulary_of(tokenizer, model.shape(model.embedding)[0], str(place))
     except ExportError as error:
         return Claim(holds=False, words=error.cause)
@@ -108,10 +109,3 @@ class _Headers:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.headers[name]["shape"])
-
-
-class _Unwritten:
-    """A writer of GGUF metadata that writes nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None

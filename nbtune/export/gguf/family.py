@@ -159,7 +159,14 @@ class Family:
                 experts.setdefault(expert[0], {})[expert[1]] = source
                 continue
             made += self._one(config, model, names, source)
-        made += [stacked(model, [found[i] for i in sorted(found)], key) for key, found in experts.items()]
+        for key, found in experts.items():
+            if gone := set(range(config.same(*EXPERTS))) - set(found):
+                raise ExportError(
+                    f"the model lacks expert {min(gone)} of {key!r}",
+                    place=str(model.source.base),
+                    fix="see that the folder is whole.",
+                )
+            made.append(stacked(model, [found[i] for i in sorted(found)], key))
         if self.head and model.embedding and all(tensor.name != _HEAD for tensor in made):
             made.append(plain(model, model.embedding, _HEAD))
         made += rope_tensors(config, self.factors) if self.rope else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nbtune.errors import ExportError
@@ -13,20 +14,24 @@ class Config:
     Args:
         raw: the JSON object.
         place: the file, for errors.
+        unsaid: what the model's class says where the file is silent.
     """
 
-    def __init__(self, raw: dict[str, Any], place: str = "config.json") -> None:
-        self.place = place
+    def __init__(
+        self, raw: dict[str, Any], place: str = "config.json", unsaid: Mapping[str, Any] | None = None
+    ) -> None:
+        self.place, self._unsaid = place, unsaid or {}
         self.model_type = str(raw.get("model_type", ""))
         text = raw.get("text_config")
         self.raw: dict[str, Any] = {**raw, **text} if isinstance(text, dict) else raw
         self.tied = bool(raw.get("tie_word_embeddings", self.raw.get("tie_word_embeddings", False)))
 
     def get(self, *keys: str, default: Any = None) -> Any:
-        """Return the first of `keys` that is there and not null."""
-        for key in keys:
-            if self.raw.get(key) is not None:
-                return self.raw[key]
+        """Return the first of `keys` that is there and not null; where none is, what the model's class says."""
+        for said in (self.raw, self._unsaid):
+            for key in keys:
+                if said.get(key) is not None:
+                    return said[key]
         return default
 
     def need(self, *keys: str) -> Any:
@@ -129,3 +134,10 @@ class Config:
             return int(self.get("qk_rope_head_dim"))
         part = self.rope().get("partial_rotary_factor", self.get("partial_rotary_factor", "rotary_pct", default=1.0))
         return int(self.head_dim * float(part))
+
+
+class Unwritten:
+    """A writer of GGUF metadata that writes nothing: what follows a config can be asked beforehand."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None

@@ -27,6 +27,7 @@ from nbtune.export.merge import HEAD, MergedModel
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.peft_export import adapter_folder
 from nbtune.export.source import ExportedFile, ExportSource, must_write_text, safe_name
+from nbtune.export.whole_base import by_its_config, left_to_its_class
 
 _LATENT = "attention by latent vectors"
 # What llama.cpp multiplies without a look at adapters (an adapter's numbers there would be passed over silently).
@@ -85,8 +86,10 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     assert adapter is not None
     _refuse(adapter, {*model.base})
     adapter.weights.must_be_finite()
-    config = Config(model.config, str(source.base / "config.json"))
-    family = family_of(config)
+    config_file = str(source.base / "config.json")
+    with by_its_config(config_file):
+        config = Config(model.config, config_file, left_to_its_class(source.base))
+        family = family_of(config)
     alphas = {name: target.scale * adapter.rank(name) for name, target in adapter.targets.items()}
     alpha = next(iter(alphas.values()))
     scales = {name: value / alpha for name, value in alphas.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from nbtune.errors import ExportError
 from nbtune.export.merge import MergedModel
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
@@ -77,7 +79,18 @@ def permuted(model: MergedModel, source: str, name: str, heads: int, rotary: int
 
 
 def stacked(model: MergedModel, sources: list[str], name: str) -> GgufTensor:
-    """Stack experts' weights of one kind: (experts, rows, columns)."""
+    """Stack experts' weights of one kind: (experts, rows, columns).
+
+    Raises:
+        ExportError: one has another shape than the rest.
+    """
+    usual = Counter(model.shape(source) for source in sources).most_common(1)[0][0]
+    if odd := next((source for source in sources if model.shape(source) != usual), None):
+        raise ExportError(
+            f"the weight {odd!r} has the shape {list(model.shape(odd))}, those of other experts {list(usual)}",
+            place=str(model.source.base),
+            fix="see that the folder is whole.",
+        )
 
     def chunks() -> Iterator[torch.Tensor]:
         for source in sources:

@@ -22,13 +22,14 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.family import Family
 from nbtune.export.gguf.general import Size, write_general
-from nbtune.export.gguf.hf_config import Config
+from nbtune.export.gguf.hf_config import Config, Unwritten
 from nbtune.export.gguf.kquants import encode, encoded_bytes, fitting
 from nbtune.export.gguf.tensors import GgufTensor
 from nbtune.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from nbtune.export.imatrix_file import fitted
 from nbtune.export.merge import MergedModel
 from nbtune.export.source import ExportedFile, ExportSource, Progress, must_write_text, safe_name
+from nbtune.export.whole_base import by_its_config, left_to_its_class, must_be_whole
 from nbtune.models.config_facts import EXPERTS
 from nbtune.spec.gguf_types import FileType, Shape, type_named
 
@@ -82,15 +83,21 @@ def write_gguf(
         raise ExportError("no GGUF type was asked for", fix="name at least one, such as q8_0.")
     config_file = source.base / "config.json"
     model = MergedModel(source, device or _device(kinds))
-    config = Config(model.config, str(config_file))
-    family = family_of(config)
+    with by_its_config(str(config_file)):
+        config = Config(model.config, str(config_file), left_to_its_class(source.base))
+        family = family_of(config)
+    if model.head is None:
+        must_be_whole(source.base)
     if model.embedding is None:
         raise ExportError(
             "the model has no token embedding", place=str(source.base), fix="see that the folder is whole."
         )
-    tensors = family.tensors(config, model)
+    with by_its_config(str(config_file)):
+        tensors = family.tensors(config, model)
+        family.metadata(config, model, Unwritten())
+        shape = _shape(config, family, tensors)
     vocabulary = read_vocabulary(source.tokenizer_folder, model.shape(model.embedding)[0])
-    shape, felt = _shape(config, family, tensors), fitted(importance or {}, tensors)
+    felt = fitted(importance or {}, tensors)
     plans = [_Plan(kind, tensors, shape, part_bytes) for kind in kinds]
     check_space(out, sum(plan.bytes for plan in plans), ExportError)
     stem = safe_name(name or source.name)
