@@ -130,6 +130,15 @@ class Weights:
         read = self._raw[self._where[name]].read(name, start, stop)
         return self._slice(name)[start:stop] if read is None else read
 
+    def equal(self, one: str, other: str) -> bool:
+        """Return whether two tensors hold the same numbers, some rows at a time."""
+        shape = self.shape(one)
+        if shape != self.shape(other):
+            return False
+        step = rows_per_chunk(shape)
+        starts = range(0, shape[0], step)
+        return all(torch.equal(self.rows(one, k, k + step), self.rows(other, k, k + step)) for k in starts)
+
     def must_be_finite(self) -> None:
         """Raise an `ExportError` that names the first tensor with NaN or infinity in it."""
         for name in self:
