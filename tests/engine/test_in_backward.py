@@ -32,14 +32,25 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_in_fp32_and_without_clipping_it_is_the_run_that_keeps_gradients(start):
+    """Also where parts of the model have rates of their own."""
     more = {**FULL, "dtype": "fp32", "max_grad_norm": 0, "weight_decay": 0.1}
-    kept = start("kept", **more).wait()
-    turned = start("turned", **more, optim="adamw", **TURNED).wait()
+    rates = {"embedding_rate": 3e-5}
+    kept = start("kept", **more, optim_args=rates).wait()
+    turned = start("turned", **more, optim="adamw", optim_args={**rates, "in_backward": True}).wait()
     assert turned.plan.in_backward
     assert not kept.plan.in_backward
     assert turned.history["loss"].tolist() == kept.history["loss"].tolist()
     assert turned.history["grad_norm"].tolist() == pytest.approx(kept.history["grad_norm"].tolist(), rel=1e-5)
     assert same(turned, kept)
+
+
+def test_the_first_step_which_is_measured_before_tells_its_loss_once(start):
+    more = {**FULL, "dtype": "fp32", "steps": 1, "max_grad_norm": 0.5, "checkpoint": {}}
+    kept, turned = start("kept", **more).wait(), start("turned", **more, **TURNED).wait()
+    assert turned.history["loss"].tolist() == kept.history["loss"].tolist()
+    assert turned.history["grad_norm"].tolist() == pytest.approx(kept.history["grad_norm"].tolist(), rel=1e-5)
+    mine, its = weights(turned), weights(kept)
+    assert all(torch.allclose(mine[name], its[name], rtol=1e-5, atol=1e-7) for name in its)
 
 
 def test_a_stopped_run_goes_on_exactly_with_eight_bit_states_and_drawn_rounding(start, until):

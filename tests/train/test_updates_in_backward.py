@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from nbtune.errors import TrainError
+from nbtune.spec.learning import OptimArgs
+from nbtune.train.backward_stepper import BackwardStepper
 from nbtune.train.optimizer import make_optimizer
 from nbtune.train.stochastic_rounding import round_stochastically
 from nbtune.train.updates_in_backward import UpdatesInBackward
@@ -238,3 +241,32 @@ def test_optimizers_of_rows_and_columns_see_the_matrix(name: str) -> None:
     model(torch.ones(2, 24, dtype=torch.bfloat16)).sum().backward()
     assert not torch.equal(flat(model), before)
     assert model.weight.dtype == torch.bfloat16
+
+
+class _Push:
+    """A loss whose gradient is one, for every weight and step."""
+
+    looks_ahead, figures = False, ()
+
+    def __call__(self, model: nn.Module, batch: Any, **_: Any) -> Any:
+        return SimpleNamespace(loss=model.weight.float().sum(), figures=None)
+
+
+def test_each_step_of_a_run_draws_anew() -> None:
+    """Else a quarter of the weights would move at each step, and the others never: right in the mean, and wrong."""
+    model = nn.Linear(64, 64, bias=False).bfloat16()
+    nn.init.constant_(model.weight, 1.5)
+    about: dict[str, Any] = {
+        "weight_decay": [0.0],
+        "kinds": ["matrix"],
+        "args": OptimArgs(),
+        "device": model.weight.device,
+    }
+    stepper = BackwardStepper(model, _Push(), "lion", max_grad_norm=0.0, seed=1, **about)  # type: ignore[arg-type]
+    for step in range(16):
+        stepper.learning_rate = 2.0**-9  # a quarter of the last place
+        stepper.accumulate(None, denominator=1.0, step=step, micro_step=0)  # type: ignore[arg-type]
+        stepper.update(2.0**-9)
+    moved = (1.5 - model.weight.detach().float()) * 2**7
+    assert moved.mean().item() == pytest.approx(4, abs=0.2)
+    assert moved.std().item() == pytest.approx(3**0.5, abs=0.2)  # of 16 draws, a quarter each
