@@ -54,8 +54,8 @@ EXPORT = (
     mutant(
         "a-changed-head-stays-tied",
         "export/merge.py",
-        'self.config["tie_word_embeddings"] = False',
-        'self.config["tie_word_embeddings"] = True',
+        'self.config["tie_word_embeddings"] = False\n        self.names',
+        'self.config["tie_word_embeddings"] = True\n        self.names',
         _MERGE,
     ),
     mutant(
@@ -265,5 +265,26 @@ EXPORT = (
         'return self.changes_base or self.bias != "none"',
         "return self.changes_base",
         f"{_OPTIONS}::test_biases_and_factors_are_pefts",
+    ),
+    mutant(
+        "a-base-that-is-not-whole-is-written",
+        "export/gguf/writer.py",
+        "        must_be_whole(source.base)\n",
+        "        pass\n",
+        "export/gguf/test_broken_bases.py",
+    ),
+    mutant(
+        "what-a-config-leaves-out-is-guessed",
+        "export/gguf/hf_config.py",
+        "for said in (self.raw, self._unsaid):",
+        "for said in (self.raw,):",
+        "export/gguf/test_broken_bases.py",
+    ),
+    mutant(
+        "a-head-of-its-own-is-tied-away",
+        "export/merge.py",
+        'self.config["tie_word_embeddings"] = False  # whatever',
+        "pass  # whatever",
+        "export/test_heads_that_differ.py",
     ),
 )

@@ -663,4 +663,32 @@ TRAIN = (
         "self._began = self._began",
         "train/test_loop.py",
     ),
+    mutant(
+        "every-step-draws-the-same",
+        "train/backward_stepper.py",
+        "seed_of(seed, step, _WEIGHTS + index)",
+        "seed_of(seed, 0, _WEIGHTS + index)",
+        "train/test_updates_in_backward.py::test_each_step_of_a_run_draws_anew",
+    ),
+    mutant(
+        "a-part-with-a-rate-of-its-own-has-the-others",
+        "train/updates_in_backward.py",
+        'group["lr"] = rate * group.get(SHARE, 1.0)',
+        'group["lr"] = rate',
+        "engine/test_in_backward.py::test_in_fp32_and_without_clipping_it_is_the_run_that_keeps_gradients",
+    ),
+    mutant(
+        "a-step-that-is-measured-before-tells-its-loss-twice",
+        "train/backward_stepper.py",
+        "            self._sum = self._figures = None\n",
+        "",
+        "engine/test_in_backward.py::test_the_first_step_which_is_measured_before_tells_its_loss_once",
+    ),
+    mutant(
+        "no-number-becomes-a-zero",
+        "train/stochastic_rounding.py",
+        "return values.masked_fill_(lost, torch.nan)",
+        "return values",
+        "train/test_updates_in_backward.py",
+    ),
 )
