@@ -74,6 +74,9 @@ def test_words_between_steps_and_the_weights_given_back() -> None:
     with torch.no_grad():
         said = [m.eval().generate(ids, max_new_tokens=5, do_sample=False) for m in (model, stock)]
     assert torch.equal(*said)
+    stays = bf16("llama")
+    apply(stays, "recompute")
+    assert_equal(loss_and_gradients(model.train(), batch(seed=8)), loss_and_gradients(stays, batch(seed=8)), 0)
     patch.remove()
     after = model.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
