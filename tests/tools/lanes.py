@@ -370,7 +370,9 @@ def main() -> None:
     doing.add_argument("--times", default="0.35,0.5,0.71,1,1.41,2,2.83", help="of the plan's own rate")
     doing.add_argument("--rates", default="", help="in place of these")
     doing.add_argument("--seeds", type=int, default=2)
-    doing.add_argument("--lanes", type=int, default=64, help="at once")
+    doing.add_argument(
+        "--lanes", type=int, default=64, help="at once; 12 of SmolLM2-135M with 8 rows take up to 50 GiB"
+    )
     doing.add_argument("--steps", type=int, default=0, help="0: the plan's own")
     doing.add_argument("--batch", type=int, default=8)
     doing.add_argument("--rank", type=int, default=16)
