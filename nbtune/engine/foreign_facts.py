@@ -33,6 +33,7 @@ reward reward
 reward_std reward_std
 completions/mean_length length
 completions/clipped_ratio cut
+frac_reward_zero_std alike
 kl kl
 entropy entropy
 """

@@ -67,7 +67,7 @@ def test_a_run_stops_at_a_step_goes_on_there_and_can_be_taken_home(tmp_path: Pat
     assert steps == [1, 2, 3], "each once: it went on where it stopped"
     assert (run.state, run.saved_steps[-1]) == ("finished", 3)
     figures = of(run, Step)[-1].metrics
-    assert figures.keys() >= {"reward", "reward_std", "length", "reward:full_of_e", "entropy"}
+    assert figures.keys() >= {"reward", "reward_std", "length", "reward:full_of_e", "entropy", "cut", "alike"}
     assert of(run, Checkpoint)
     group = of(run, Group)[0]
     assert group.prompt in [row["prompt"] for row in ROWS]

@@ -65,6 +65,7 @@ export class MethodChart extends Small {
         marker: { color: colour, symbol: "diamond-open", size: 7 },
       });
     }
+    if (names.join() === "cut") title = words("cut");
     this.name(title, names);
     this.describe(text("chart.other", { name: title, value: lines.map((one) => `${words(one.name)} ${number(one.y.at(-1))}`).join(", ") }));
     return this.drawSmall(plotly, traces, theme, shares ? { range: [-0.04, 1.04], autorange: false } : {}, lines[0]);

@@ -50,6 +50,7 @@ export const ALL = {
   "metric.reward_std": ["spread", "Streuung"],
   "metric.length": ["tokens", "Token"],
   "metric.cut": ["cut off", "abgeschnitten"],
+  "metric.alike": ["groups alike", "Gruppen gleich"],
   "metric.kl": "KL",
   "metric.reward_chosen": ["chosen", "bevorzugt"],
   "metric.reward_rejected": ["rejected", "abgelehnt"],
