@@ -174,6 +174,14 @@ class Stock:
             logprobs.append(found.detach())
         return Numbers(loss, torch.stack(logprobs), _gradients(self.model))
 
+    def exactly(self, documents: Rows) -> Numbers:
+        """Return the same, computed in fp64."""
+        self.model.double()
+        try:
+            return self.alone(documents)
+        finally:
+            self.model.float()
+
 
 def both(name: str, folder: Path, adapter: AdapterSpec = LORA) -> tuple[Ours, Stock]:
     """The two of a row of the table."""

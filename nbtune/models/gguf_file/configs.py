@@ -93,8 +93,8 @@ def _common(keys: Keys, architecture: Architecture) -> dict[str, Any]:
 
 
 def _attention(keys: Keys, architecture: Architecture) -> dict[str, Any]:
-    heads = keys.whole("attention.head_count")
     number = keys.most if architecture.layered else keys.whole
+    heads = number("attention.head_count")
     return {
         "intermediate_size": number("feed_forward_length", 4 * keys.hidden),
         "num_attention_heads": heads,

@@ -78,5 +78,5 @@ class Keys:
     @property
     def head_dim(self) -> int:
         """Width of a head."""
-        heads = self.whole("attention.head_count")
+        heads = self.most("attention.head_count")  # some files of layers of several kinds have a list
         return self.whole("attention.key_length", self.hidden // max(heads, 1))
