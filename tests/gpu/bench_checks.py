@@ -36,6 +36,7 @@ def built(args: argparse.Namespace, checks: bool) -> Any:
             quant=args.quant,
             micro_batch_size=args.batch,
             sequence_len=args.ctx,
+            weights=args.weights,
             activations=args.activations,
             device=args.device,
         )
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--ctx", type=int, default=2048)
     parser.add_argument("--activations", default="keep")
+    parser.add_argument("--weights", default="resident", help="streamed: they wait in the host's memory")
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--device", default="auto")
@@ -70,7 +72,7 @@ def main() -> None:
                 if step >= (1 if turn else 4):  # the first ones compile and record
                     took[checks].append(time.perf_counter() - began)
         on, off = (statistics.median(took[checks]) for checks in (True, False))
-        about = {"model": Path(args.model).name, **{name: getattr(args, name) for name in ("quant", "activations")}}
+        about = {"model": Path(args.model).name, **{name: getattr(args, name) for name in ("quant", "weights", "activations")}}
         print(json.dumps({**about, "turn": turn, "on_s": on, "off_s": off, "ratio": round(on / off, 4)}), flush=True)
 
 
