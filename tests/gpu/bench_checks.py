@@ -72,7 +72,8 @@ def main() -> None:
                 if step >= (1 if turn else 4):  # the first ones compile and record
                     took[checks].append(time.perf_counter() - began)
         on, off = (statistics.median(took[checks]) for checks in (True, False))
-        about = {"model": Path(args.model).name, **{name: getattr(args, name) for name in ("quant", "weights", "activations")}}
+        about = {name: getattr(args, name) for name in ("quant", "weights", "activations")}
+        about["model"] = Path(args.model).name
         print(json.dumps({**about, "turn": turn, "on_s": on, "off_s": off, "ratio": round(on / off, 4)}), flush=True)
 
 
