@@ -27,6 +27,8 @@ PICTURES = (".png", ".svg", ".gif", ".webp", ".html")
 MERMAID = "!!python/name:pymdownx.superfences.fence_code_format ''"  # a tag of YAML, which JSON cannot say
 STYLE = """/* A word of code in a table stays whole, unless it is wider than the table. */
 .md-typeset td code { word-break: normal; overflow-wrap: break-word; }
+/* A column of numbers is as wide as its numbers: ten of them fit beside each other. */
+.md-typeset table:not([class]) th { min-width: 0; }
 /* A table without a heading has no empty line on top. */
 .md-typeset thead:not(:has(th:not(:empty))) { display: none; }
 """

@@ -274,7 +274,7 @@ def form(namespace: Mapping[str, Any] | None = None) -> Any:
     """
     from nbtune import widgets
 
-    return widgets.form(plan, finetune, namespace)
+    return widgets.form(plan, partial(_beside, runs_dir=None), namespace)
 
 
 def home(namespace: Mapping[str, Any] | None = None, runs_dir: str | Path | None = None) -> Any:
@@ -289,7 +289,17 @@ def home(namespace: Mapping[str, Any] | None = None, runs_dir: str | Path | None
     from nbtune import widgets
 
     root = run_folder.runs_root(runs_dir)
-    return widgets.home(attach, plan, partial(finetune, runs_dir=root), namespace, root)
+    return widgets.home(attach, plan, partial(_beside, runs_dir=root), namespace, root)
+
+
+def _beside(spec: RunSpec, *, name: str, runs_dir: Path | None, **more: Any) -> Run:
+    """Start a run for who clicks: where one of that name is at work (another notebook's), it gets the next name."""
+    from nbtune.widgets.form_panel import following
+
+    working = {run.name for run in runs(runs_dir) if run.alive}
+    while name in working:
+        name = following(name)
+    return finetune(spec, name=name, runs_dir=runs_dir, **more)
 
 
 def inspect(rows: Any, namespace: Mapping[str, Any] | None = None, **fields: Any) -> Any:

@@ -72,7 +72,11 @@ def room_for(needed: int, folder: Path) -> None:
     free = free_bytes(folder)
     if free < needed:
         raise PlanError(
-            f"the checkpoints need {needed / 2**30:.2f} GiB of disk, {free / 2**30:.2f} are free",
+            f"the checkpoints need {_size(needed)} of disk, and {_size(free)} are free",
             place=folder.parent.name,
-            fix="free some space, or choose another place with `--runs DIR`",
+            fix="free some space, or keep runs elsewhere: `--runs DIR`, or NBTUNE_RUNS before the notebook starts",
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"

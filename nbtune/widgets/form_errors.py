@@ -11,6 +11,7 @@ from nbtune.widgets.sanitize import clean
 
 _NAMED = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)(?:: ([\w.-]+))?`")
 _IN_ROWS = re.compile(r"line \d+ of the YAML \((.*, line \d+.*)\)$")
+_OF_A_ROW = re.compile(r"(?:line|row) \d+")
 _MOST = 3
 _KEPT = ("model", "data")
 
@@ -42,10 +43,12 @@ def described(
     description = {"cause": clean(error.cause, 600), "place": clean(place, 200), "fix": clean(error.fix, 600)}
     if works is not None:  # it is said beside its field, and a button says the same as the advice
         description |= {"place": ""} | ({"fix": ""} if changes else {})
-    return {**description, "key": _key(error, known), "changes": changes[:_MOST]}
+    if isinstance(error, DataError) and _OF_A_ROW.search(place) and values.get("on_error") != "skip":
+        changes.append({"rows": "skip", "values": {"on_error": "skip"}})
+    return {**description, "key": _key(error, known, values), "changes": changes[:_MOST]}
 
 
-def _key(error: NbtuneError, known: Mapping[str, str]) -> str:
+def _key(error: NbtuneError, known: Mapping[str, str], values: Mapping[str, Any]) -> str:
     keys = [str(key) for key in error.keys]
     if keys and (keys[0] == "data" or isinstance(error, DataError)):
         return "data"
@@ -55,6 +58,8 @@ def _key(error: NbtuneError, known: Mapping[str, str]) -> str:
     named = [name for name, _ in _NAMED.findall(error.cause) if name in known]
     if named:
         return named[0]
+    if (model := str(values.get("model") or "")) and error.cause.startswith(model):
+        return "model"
     return "data" if isinstance(error, DataError) else "model" if isinstance(error, HubError) else ""
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from nbtune.spec import RunSpec
+from nbtune.spec.peers_names import ALIASES
 
 FIRST = ("model", "data", "steps", "epochs", "adapter.r", "learning_rate")  # steps and sliders of the form
 GROUPS = ("learning", "adapter", "data", "memory", "watching")
@@ -44,7 +45,8 @@ def preset(goal: str, care: str) -> dict[str, Any]:
 
 
 def fields() -> list[dict[str, Any]]:
-    """Return one entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, group."""
+    """Return one entry a field, the first six first: key (dotted), title, help, unit, kind, choices, default, group,
+    and what others call it."""
     found = list(_fields(RunSpec, "", ""))
     rank = {key: k for k, key in enumerate(FIRST)}
     return sorted(found, key=lambda entry: rank.get(entry["key"], len(FIRST)))
@@ -72,6 +74,7 @@ def _fields(part: type[BaseModel], prefix: str, of: str) -> Any:
             "choices": choices,
             "offered": _OFFERED.get(key, []),
             "default": _word(default, kind) if isinstance(default, str | int | float | bool) else None,
+            "also": " ".join(name for name, path in ALIASES.items() if path == key),
             "group": _GROUP_OF.get(key.split(".")[0], "learning"),
         }
 

@@ -200,18 +200,20 @@ class Form(Panel):
         """Start the run; its monitor appears below."""
         if self.spec is None or self.checked.get("error"):
             raise SpecError("the form has something to mend first")
-        spec, self.name = self.spec, _following(name)
+        spec, self.name = self.spec, following(name)
         self.in_background(lambda: self._begin(spec, name), self._start_failed)
 
     def _begin(self, spec: RunSpec, name: str) -> None:
         self.run = self._start(spec, name=name, rows=self.namespace)
+        if self.run.name != name:  # somebody else's run of that name is at work
+            self.name = following(self.run.name)
         self.monitors = [f"IPY_MODEL_{self.inside(self.run.monitor())}", *self.monitors]
 
     def _start_failed(self, error: BaseException) -> None:
         self.costs = {"state": "failed", "error": described(error, {}, self._titles)}
 
 
-def _following(name: str) -> str:
+def following(name: str) -> str:
     """Return the name of a run after a run: ``run``, ``run-2``, ``run-3``."""
     stem, _, number = name.rpartition("-")
     return f"{stem}-{int(number) + 1}" if stem and number.isascii() and number.isdigit() else f"{name}-2"

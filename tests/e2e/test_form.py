@@ -143,6 +143,10 @@ def test_what_is_wrong_is_mended_by_a_click_and_every_key_is_found(notebook):
     for key in keys:
         search.fill(key)
         expect(form.locator(f".nbt-settings [data-key='{key}']")).to_be_visible()
+    search.fill("num_train_epochs")  # as others call it
+    expect(form.locator(".nbt-settings [data-key]:visible")).to_have_count(1)
+    search.fill("trust_remote_code")
+    expect(form.get_by_text("can be written as YAML below")).to_be_visible()
     search.fill("epochs")
     form.locator("[data-key=epochs] input").fill("2")
     form.locator("[data-key=steps] input").fill("5")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from memory_run import MemoryRun
 
 import nbtune
+from nbtune.data.formats.column_names import proposal
 from nbtune.errors import PlanError, SpecError
 from nbtune.models.well_known import WELL_KNOWN
 from nbtune.spec import RunSpec, from_yaml, to_yaml
@@ -248,6 +250,53 @@ def test_columns_with_names_of_ones_own_are_asked_for_among_the_rows_and_then_re
     made.close()
 
 
+def test_what_stands_in_brackets_behind_a_name_is_no_part_of_it():
+    row = {"Frage (Kunde)": "Wo?", "Antwort (Agent)": "Hier.", "Antwort-ID": 7, "Status [intern]": "zu"}
+    assert proposal(list(row), [row]) == {"prompt": "Frage (Kunde)", "completion": "Antwort (Agent)"}
+
+
+def test_a_row_that_cannot_be_read_is_left_out_by_a_click(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = '{"prompt": "Hi", "completion": "Ahoy!"}\n'
+    Path("chats.jsonl").write_text(row * 30 + '{"prompt": "Hi", "completion":\n' + row * 5)
+    made = form(nbtune.plan, lambda spec, name, rows: None, {})
+    values = {"model": "nbtune/tiny", "data": "chats.jsonl"}
+    made.do_check(values)
+    error = _until(made, "checked", lambda now: now["error"] is not None)["error"]
+    assert (error["key"], error["place"]) == ("data", "chats.jsonl, line 31")
+    (change,) = error["changes"]
+    assert change["rows"]
+    made.do_check({**values, **change["values"]})
+    _until(made, "costs", lambda now: now["state"] == "known")
+    assert made.checked["error"] is None
+    made.close()
+
+
+def test_a_model_that_cannot_be_had_is_said_beside_the_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(nbtune.models.resolve("nbtune/tiny"), "half", ignore=lambda *_: ["model.safetensors"])
+    made = form(nbtune.plan, lambda spec, name, rows: None, {})
+    made.do_check({"model": "half", "data": "nbtune/persona"})
+    error = _until(made, "costs", lambda now: now["state"] == "failed")["error"]
+    assert (error["key"], error["cause"]) == ("model", "half has no safetensors weights")
+    made.close()
+
+
+def test_a_run_that_another_notebook_started_keeps_its_name():
+    rows = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy!"} for k in range(9)]
+    first = nbtune.finetune(data=rows, steps=10_000, name="run", device="cpu")
+    made = nbtune.form({"rows": rows})
+    try:
+        made.do_check({"model": "nbtune/tiny", "data": "rows", "steps": "2"})
+        made.do_start("run")
+        _until(made, "monitors", bool)
+        assert (made.run.name, made.name) == ("run-2", "run-3")
+    finally:
+        first.stop(wait=True, save=False)
+    assert made.run.wait().state == "finished"  # it waited for its turn
+    made.close()
+
+
 def test_rows_of_preferences_are_asked_for_by_their_own_columns():
     rows = [{"a": "Who?", "b": "Ahoy!", "c": "No."}] * 4
     made = form(nbtune.plan, lambda spec, name, rows: None, {"rows": rows})
@@ -294,7 +343,7 @@ def test_every_run_that_was_started_keeps_its_monitor(panel):
 
     def start(spec, name, rows):
         started.insert(0, monitor(MemoryRun(name)))
-        return SimpleNamespace(monitor=lambda: started[0])
+        return SimpleNamespace(name=name, monitor=lambda: started[0])
 
     panel._start = start
     panel.do_check({"data": "rows"})

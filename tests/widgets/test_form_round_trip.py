@@ -41,8 +41,8 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
-def accepted(key: str) -> list[RunSpec]:
-    """Specs of fields as typed, `key` among them, that are not the spec of nothing typed."""
+def accepted(key: str) -> list[tuple[dict[str, str], RunSpec]]:
+    """Fields as typed, `key` among them, with their specs, that are not the spec of nothing typed."""
     field, found = FIELDS[key], []
     plain = _spec_of({"data": "rows"})
     for value in field["choices"] or [ODD] * (field["kind"] == "text") + [field["example"], *TRIED]:
@@ -53,7 +53,7 @@ def accepted(key: str) -> list[RunSpec]:
             except NbtuneError:
                 continue
             if value and spec != plain:
-                found.append(spec)
+                found.append((values, spec))
                 break
         if found and not field["choices"]:
             break
@@ -64,7 +64,7 @@ def accepted(key: str) -> list[RunSpec]:
 def test_what_is_typed_is_what_comes_back(key: str) -> None:
     made = accepted(key)
     assert made, "no value of this key was accepted: name one in TRIED, or what it wants beside it in BESIDE"
-    for spec in made:
+    for _, spec in made:
         yaml = to_yaml(spec)
         assert from_yaml(yaml, name="a cell", first_line=2) == spec, yaml
         assert _spec_of(typed_back(spec)) == spec, yaml  # fields that were filled in, and sent again

@@ -153,7 +153,7 @@ class View {
 function fill({ choice, node, size, fits, quality, time }, file) {
   const least = file ? file.fits : choice.fits, about = (words) => (words === MISSING || words.startsWith("<") ? words : `≈ ${words}`);
   setText(size, file?.bytes ? bytes(file.bytes) : about(bytes(choice.bytes)));
-  setText(fits, least ? `${least} GiB` : MISSING);
+  setText(fits, least ? `≤ ${least} GiB` : MISSING);
   setText(quality, measured(file?.quality) ?? text(`quality.${choice.quality}`));
   setText(time, file ? guess(file.seconds) : about(guess(choice.seconds)));
   node.classList.toggle("nbt-made", Boolean(file));

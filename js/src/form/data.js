@@ -32,9 +32,10 @@ export class DataStep {
   async upload(file) {
     if (!file) return;
     setText(this.about, text("form.sending", { name: file.name }));
-    const answer = await this.form.do("upload", { name: file.name }, [await file.arrayBuffer()]);
-    setText(this.about, "");
-    if (!answer.error) this.choose(answer.value);
+    const { error, value } = await this.form.wishes.ask("upload", { name: file.name }, [await file.arrayBuffer()]);
+    setText(this.about, error ?? "");
+    this.about.classList.toggle("nbt-bad", Boolean(error));
+    if (!error) this.choose(value);
   }
 
   /** @param {object} reading what the kernel has found out about the rows */
@@ -42,6 +43,7 @@ export class DataStep {
     const { state, sources = [], shown = [], findings = [] } = reading;
     const fresh = state === "working" && !shown.length;
     this.legend.hidden = !shown.some((row) => row.stretches);
+    this.about.classList.remove("nbt-bad");
     setText(this.about, state === "known" ? this.words(reading) : fresh ? text("form.reading") : "");
     this.columns.replaceChildren(...sources.flatMap((source, k) => this.source(source, k, reading)));
     this.rows.replaceChildren(...(fresh ? [1, 2, 3].map(() => el("div", { class: "nbt-skeleton" })) : shown.map(row)));
@@ -52,7 +54,7 @@ export class DataStep {
 
   words({ rows, tokens, trained_tokens: trained }) {
     const share = tokens ? text("form.share", { share: `${Math.round((100 * trained) / tokens)} %` }) : "";
-    return [text("form.rows", { n: number(rows) }), tokens ? text("form.tokens", { n: number(tokens) }) : "", share].filter(Boolean).join(" · ");
+    return [text(rows === 1 ? "form.row.one" : "form.rows", { n: number(rows) }), tokens ? text("form.tokens", { n: number(tokens) }) : "", share].filter(Boolean).join(" · ");
   }
 
   source(source, k, { sources, formats }) {

@@ -6,11 +6,20 @@ import { text } from "../shared/texts.js";
 /** A field's unit, where its title does not say it already ("Limit" holds an s, and says no seconds). */
 export const unitOf = ({ title, unit }) => (unit && !title.toLowerCase().split(/\W+/).includes(unit) ? unit : "");
 
+/** Those that stand in the three steps are called as the page speaks, others as the kernel does. */
+const titleOf = ({ key, title }) => {
+  const named = `field.${key}`, said = text(named);
+  return said === named ? title : said;
+};
+
 export class Fields {
   /** @param {() => void} changed called when somebody has changed one */
   constructor(setup, changed) {
     this.changed = changed;
-    this.all = new Map(setup.fields.map((field) => [field.key, { ...field, ...this.make(field, setup) }]));
+    this.all = new Map(setup.fields.map((each) => {
+      const field = { ...each, title: titleOf(each) };
+      return [field.key, { ...field, ...this.make(field, setup) }];
+    }));
   }
 
   make(field, setup) {

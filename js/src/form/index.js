@@ -125,7 +125,7 @@ class View {
     slot.classList.toggle("nbt-next", !begun);
     if (!begun) return slot.replaceChildren(el("p", {}, ...coded(text("form.next"))));
     const changes = (error.changes ?? []).map((change) => el("button", { type: "button", class: `nbt-btn${error.changes[1] ? "" : " nbt-main"}`, "data-do": "mend", onclick: () => this.mend(change) },
-      change.write ? text("form.write", { value: `${change.write}: ${change.values[change.write]}` }) : text("form.leave", { key: change.leave })));
+      change.rows ? text("form.skip") : change.write ? text("form.write", { value: `${change.write}: ${change.values[change.write]}` }) : text("form.leave", { key: change.leave })));
     const reveal = key && !STEPS.includes(key) ? el("button", { type: "button", class: "nbt-btn", onclick: () => this.settings.reveal(key) }, text("form.reveal", { title: this.fields.all.get(key)?.title ?? key })) : null;
     slot.replaceChildren(el("p", { class: "nbt-text" }, ...coded([error.place, error.cause].filter(Boolean).join(": "))),
       error.fix ? el("p", { class: "nbt-soft nbt-text" }, ...coded(error.fix)) : "", el("div", { class: "nbt-row" }, ...changes, ...(reveal ? [reveal] : [])));

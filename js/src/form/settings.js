@@ -32,7 +32,7 @@ export class Settings {
     const wanted = this.search.value.trim().toLowerCase();
     for (const tab of this.tabs) setAttribute(tab, "aria-pressed", String(!wanted && tab.dataset.group === this.group));
     for (const field of this.fields) {
-      field.node.hidden = wanted ? !`${field.key} ${field.title} ${field.help}`.toLowerCase().includes(wanted) : field.group !== this.group;
+      field.node.hidden = wanted ? !`${field.key} ${field.title} ${field.help} ${field.also}`.toLowerCase().includes(wanted) : field.group !== this.group;
     }
     this.none.hidden = this.fields.some((field) => !field.node.hidden);
     for (const key of STEPS) this.form.fields.node(key).classList.toggle("nbt-found", Boolean(wanted) && key.startsWith(wanted));

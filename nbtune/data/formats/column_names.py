@@ -38,6 +38,7 @@ _AROUND = _words(
 )
 _COMPOUND = _words("frage fragen antwort antworten")  # German writes such names in one word
 _PARTS = re.compile(r"[\s_.-]+")
+_ASIDE = re.compile(r"\s*[(\[][^()\[\]]*[)\]]\s*$")  # "Answer (agent)"
 _ASK, _TEXTS = "`columns: {prompt: …, completion: …}`", "`columns: {text: …}`"
 
 
@@ -75,8 +76,9 @@ def proposal(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], kind: 
 
 
 def _names(column: str, words: frozenset[str]) -> bool:
-    """Say whether a column is called by a word, or by one behind another (`user_question`, `Kundenfrage`)."""
-    name = column.strip().lower()
+    """Say whether a column is called by a word, or by one behind another (`user_question`, `Kundenfrage`), whatever
+    stands in brackets behind it."""
+    name = _ASIDE.sub("", column).strip().lower()
     last = _PARTS.split(name)[-1]
     return name in words or (len(last) > 2 and last in words) or any(name.endswith(w) for w in _COMPOUND & words)
 

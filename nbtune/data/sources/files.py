@@ -31,6 +31,10 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", 
 _SHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _SAVE_SHEET = "save its sheet as CSV (Excel: CSV UTF-8), and give that file"
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # what an .xlsx and an .xls begin with
+_UNDER = (  # what tools write a list of rows under
+    "data", "rows", "train", "examples", "instances", "items", "records", "entries", "results", "samples",
+    "conversations", "dialogs", "chats",
+)  # fmt: skip
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
 
 
@@ -169,6 +173,11 @@ def _read_plain(data: bytes, suffix: str, name: str, at_most: int | None = None)
     return rows
 
 
+def _is_talk(rows: list[Any]) -> bool:
+    """Return whether these are the messages of one conversation, which is a row."""
+    return bool(rows) and all(isinstance(row, dict) and not {"role", "from"}.isdisjoint(row) for row in rows)
+
+
 def _read_json(data: Any, name: str) -> Rows:
     raw = bytes(data)
     if not raw.strip():
@@ -185,8 +194,8 @@ def _read_json(data: Any, name: str) -> Rows:
             return lines
         raise
     if isinstance(value, dict):
-        for key in ("data", "rows", "train", "examples", "instances"):
-            if isinstance(value.get(key), list):
+        for key in _UNDER:
+            if isinstance(value.get(key), list) and not _is_talk(value[key]):
                 value = value[key]
                 break
         else:

@@ -96,6 +96,7 @@ def test_other_files(tmp_path: Path) -> None:
     frame.to_feather("rows.feather")
     Path("list.json").write_text(json.dumps(ROWS))
     Path("wrapped.json").write_text(json.dumps({"version": 2, "data": ROWS}))
+    Path("exported.json").write_text(json.dumps({"when": "2026-11-30", "conversations": ROWS}))
     Path("bom.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(row).encode() for row in ROWS) + b"\n\n")
     for name in (
         "rows.csv",
@@ -105,9 +106,13 @@ def test_other_files(tmp_path: Path) -> None:
         "rows.feather",
         "list.json",
         "wrapped.json",
+        "exported.json",
         "bom.jsonl",
     ):
         assert list(one(name).rows) == ROWS, name
+    talk = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ahoy!"}]}
+    Path("talk.json").write_text(json.dumps(talk))
+    assert list(one("talk.json").rows) == [talk]  # one row
     Path("story.txt").write_text("Once\nupon a time.\n", encoding="utf-8")
     assert list(one("story.txt").rows) == [{"text": "Once\nupon a time.\n"}]
 
