@@ -10,8 +10,8 @@ from nbtune.errors import DataError, HubError, NbtuneError
 from nbtune.widgets.sanitize import clean
 
 _NAMED = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)(?:: ([\w.-]+))?`")
-_IN_ROWS = re.compile(r"line \d+ of the YAML \((.*, line \d+.*)\)$")
-_OF_A_ROW = re.compile(r"(?:line|row) \d+")
+_IN_ROWS = re.compile(r"line \d+ of the YAML \((.*, (?:line|row) \d+.*)\)$")
+_OF_A_ROW = re.compile(r", (?:line|row) \d+$")
 _MOST = 3
 _KEPT = ("model", "data")
 
