@@ -132,7 +132,7 @@ export class Controls {
     setText(this.lost, text("drop.lost", { step: last }));
     if (ended && !this.dropBox.hidden) this.close();
     for (const button of [this.chat, this.compare, this.losses]) button.hidden = !(ended && this.store.status.step);
-    setText(this.resume, text(last ? "resume" : "resume.anew"));
+    setText(this.resume, text(last ? "resume" : "anew"));
     this.resume.hidden = !(ended && state !== "finished" && this.store.status.resumable);
     this.pause.disabled = !working;
     this.stop.disabled = this.drop.disabled = state === "stopping";

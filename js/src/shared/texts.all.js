@@ -65,7 +65,7 @@ export const ALL = {
   "pause": "Pause",
   "unpause": ["Continue", "Weiter"],
   "resume": ["Resume from the last checkpoint", "Vom letzten Zwischenstand fortsetzen"],
-  "resume.anew": ["Start again", "Neu beginnen"],
+  "anew": ["Start again", "Neu beginnen"],
   "stop": ["Stop and save", "Anhalten und sichern"],
   "export": "Export",
   "push": "Push",
