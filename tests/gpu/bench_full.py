@@ -10,6 +10,7 @@ One JSON line a way. Steps are those of a plan, by the functions of a run, witho
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
@@ -49,14 +50,15 @@ def batch_of(rows: int, tokens: int, step: int) -> Any:
     )  # fmt: skip
 
 
-def measured(kind: str, model: Path, batches: list[Any], gate: Path | None, **given: Any) -> dict[str, Any]:
-    """Plan, load, wait for the file `gate`, train; and return what it took."""
+def measured(kind: str, model: Path, batches: list[Any], marks: Path | None, **given: Any) -> dict[str, Any]:
+    """Plan, load, train, where nothing is timed meanwhile; and return what it took."""
     import nbtune
     from nbtune import device as machine
     from nbtune import models
     from nbtune.spec import from_mapping
     from nbtune.train.choose_stepper import choose_stepper
     from nbtune.train.loss import TokenLoss
+    from tests.gpu.bench_predictions import loading
 
     rows, tokens = batches[0].input_ids.shape
     given = {"model": str(model), "adapter": "full", "steps": len(batches), "train_on": "all", **given}
@@ -74,17 +76,16 @@ def measured(kind: str, model: Path, batches: list[Any], gate: Path | None, **gi
             policy=plan.activations, seed=spec.seed, weights=plan.weights, tokenizer=False,
         )  # fmt: skip
         loaded = time.time() - began
-        while gate is not None and not gate.exists():
-            time.sleep(0.05)
         built.model.train()
         fused = built.patch is not None and "head" in built.patch.report.taken
         stepper = choose_stepper(built, TokenLoss(fused), spec=spec, plan=plan, device=device, fused=fused)
         for step, batch in enumerate(batches):
             rate = plan.learning_rate * min((step + 1) / WARM, 1 - step / len(batches))
-            moment, stepper.learning_rate = time.time(), rate
-            stepper.accumulate(batch, denominator=batch.num_trained, step=step, micro_step=0)
-            losses.append(float(stepper.update(rate).loss))
-            seconds.append(time.time() - moment)
+            with contextlib.nullcontext() if marks is None else loading(marks):
+                moment, stepper.learning_rate = time.time(), rate
+                stepper.accumulate(batch, denominator=batch.num_trained, step=step, micro_step=0)
+                losses.append(float(stepper.update(rate).loss))
+                seconds.append(time.time() - moment)
     shown = losses[:: max(1, len(losses) // 20)]
     return {
         "kind": kind, "rows": rows, "tokens": tokens, "steps": len(batches), "activations": plan.activations,
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--in-backward", action="store_true", help="of `peak`: also where it would fit otherwise")
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--kind", choices=KINDS, help="of `losses`: this one alone")
-    parser.add_argument("--gate", type=Path, help="wait for this file before the first step")
+    parser.add_argument("--marks", type=Path, help="of bench_predictions.py, whose runs are timed between steps")
     args = parser.parse_args()
     until, longest = time.time() + args.seconds, 0.0
     spec: dict[str, Any] = {"dtype": args.dtype}
@@ -126,7 +127,7 @@ def main() -> None:
         if began + longest > until:
             print(json.dumps({"kind": kind, "error": "no time"}), flush=True)
             continue
-        print(json.dumps(measured(kind, args.model, batches, args.gate, **spec, **more)), flush=True)
+        print(json.dumps(measured(kind, args.model, batches, args.marks, **spec, **more)), flush=True)
         longest = max(longest, time.time() - began)
         gc.collect()
         if torch.cuda.is_available():

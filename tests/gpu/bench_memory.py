@@ -12,6 +12,8 @@ the same is done on the CPU, where nothing is short: to see that the script work
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import gc
 import json
 import os
@@ -53,6 +55,13 @@ def taken() -> int:
     return total - free
 
 
+def beside(args: argparse.Namespace) -> Any:
+    """Work while nothing is timed, where `bench_predictions.py` times other runs."""
+    from tests.gpu.bench_predictions import loading
+
+    return loading(args.marks) if args.marks else contextlib.nullcontext()
+
+
 def ten(args: argparse.Namespace, runs: Path) -> None:
     import torch
 
@@ -67,12 +76,14 @@ def ten(args: argparse.Namespace, runs: Path) -> None:
     for number in range(args.runs):
         began = time.time()
         spec = fields(args, data=data)
-        if args.here:  # a folder that nobody has started, and the engine called on it
-            folder = nbtune.submit(spec, slurm="partition=here", send=False, name=f"r{number}", runs_dir=runs).folder
-            ended: str = execute(folder)
-        else:
-            run = nbtune.finetune(spec, name=f"r{number}", runs_dir=runs).wait()
-            ended, _ = run.state, run.free()
+        with beside(args):
+            if args.here:  # a folder that nobody has started, and the engine called on it
+                how: dict[str, Any] = {"slurm": "partition=here", "send": False, "name": f"r{number}"}
+                folder = nbtune.submit(spec, **how, runs_dir=runs).folder
+                ended: str = execute(folder)
+            else:
+                run = nbtune.finetune(spec, name=f"r{number}", runs_dir=runs).wait()
+                ended, _ = run.state, run.free()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -80,6 +91,12 @@ def ten(args: argparse.Namespace, runs: Path) -> None:
         say(ten=number, here=args.here, ended=ended, took_s=round(time.time() - began, 1),
             over_start_mib=round((taken() - start) / 2**20, 1), allocated_mib=round(held[0] / 2**20, 1),
             reserved_mib=round(held[1] / 2**20, 1))  # fmt: skip
+    if torch.cuda.is_available():  # what is left of whose?
+        say(segments=[(one["total_size"] >> 20, one["allocated_size"] >> 20) for one in torch.cuda.memory_snapshot()])
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        say(without_cublas_mib=round((taken() - start) / 2**20, 1), allocated_mib=torch.cuda.memory_allocated() >> 20,
+            reserved_mib=torch.cuda.memory_reserved() >> 20)  # fmt: skip
 
 
 def followed(args: argparse.Namespace, runs: Path, name: str, hog: Any = None) -> dict[str, Any]:
@@ -90,8 +107,8 @@ def followed(args: argparse.Namespace, runs: Path, name: str, hog: Any = None) -
     half = args.steps // 2
     data = texts(args.length // 4, args.rows * half) + texts(args.length, args.rows * (args.steps - half))
     run = nbtune.finetune(fields(args, data=data), name=name, runs_dir=runs)
-    while run.alive and not any(isinstance(e, events.Step) and e.step >= half - 1 for e in run.events()):
-        time.sleep(0.05)
+    while run.alive and not any(isinstance(e, events.Step) and e.step >= 3 for e in run.events()):
+        time.sleep(0.02)
     if hog is not None:
         run.pause()
         while run.alive and not any(isinstance(e, events.State) and e.state == "paused" for e in run.events()):
@@ -105,11 +122,13 @@ def followed(args: argparse.Namespace, runs: Path, name: str, hog: Any = None) -
     steps = [e for e in run.events() if isinstance(e, events.Step)]
     plan = run.plan
     assert plan is not None
+    before = next((e.step for e in run.events() if isinstance(e, events.State) and e.state == "paused"), None)
     warned = [e.message for e in run.events() if isinstance(e, events.Warning) and "memory" in e.message]
     kept = [e.step for e in run.events() if isinstance(e, events.Checkpoint)]
     found = {
-        "state": run.state, "micro": plan.micro_batch_size, "accumulated": plan.gradient_accumulation_steps,
-        "activations": plan.activations, "planned_gib": round(plan.peak_bytes / GIB, 2), "checkpoints": kept,
+        "state": run.state, "paused_after": before, "half": half, "micro": plan.micro_batch_size,
+        "accumulated": plan.gradient_accumulation_steps, "activations": plan.activations,
+        "planned_gib": round(plan.peak_bytes / GIB, 2), "checkpoints": kept,
         "tokens": [e.tokens for e in steps], "losses": [e.loss for e in steps], "warned": warned,
         "reserved_gib": [round(e.memory_reserved / GIB, 2) for e in steps],
         "seconds": [round(e.seconds, 3) for e in steps],
@@ -119,21 +138,29 @@ def followed(args: argparse.Namespace, runs: Path, name: str, hog: Any = None) -
 
 
 def forced(args: argparse.Namespace, runs: Path) -> None:
-    calm = followed(args, runs, "calm")
+    piped: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     code = f"import sys; sys.argv=['']; from tests.gpu.bench_memory import hold; hold({args.leave})"
-    others = []
+    told = ["--length", args.length, "--rows", args.rows, "--steps", args.steps]
+    other = subprocess.Popen([sys.executable, "-c", code], **piped)
+    beside = subprocess.Popen([sys.executable, __file__, "calm", args.shape, *map(str, told)], **piped)
+    calm: dict[str, Any] = {}
 
     def hog() -> None:
-        other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        others.append(other)
-        say(hog=(other.stdout.readline() if other.stdout else "").strip())
+        lines = beside.communicate()[0].splitlines()  # it has ended, and holds nothing any more
+        print("\n".join(lines), flush=True)
+        calm.update(next(json.loads(line) for line in lines if '"calm"' in line))
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdin.write("now\n")
+        other.stdin.flush()
+        say(hog=other.stdout.readline().strip())
 
     try:
         short = followed(args, runs, "short", hog)
     finally:
-        for other in others:
-            other.kill()
-            other.wait()
+        for process in (other, beside):
+            process.kill()
+            process.wait()
     apart = [abs(a - b) for a, b in zip(calm["losses"], short["losses"], strict=False)]
     say(compared=True, steps=[len(calm["losses"]), len(short["losses"])], same_tokens=calm["tokens"] == short["tokens"],
         apart=[round(x, 6) for x in apart], most=round(max(apart, default=0.0), 6),
@@ -141,10 +168,11 @@ def forced(args: argparse.Namespace, runs: Path) -> None:
 
 
 def hold(leave: float) -> None:
-    """Take all of the card's memory but so many GiB, say how much is left, and hold it until standard input ends."""
+    """When told, take all of the card's memory but so many GiB, say what is left, and hold it until the input ends."""
     import torch
 
     held = []
+    sys.stdin.readline()
     if torch.cuda.is_available():
         torch.zeros(1, device="cuda")
         while (spare := torch.cuda.mem_get_info()[0] - leave * GIB) > 2**26:
@@ -163,9 +191,30 @@ def capped(args: argparse.Namespace, runs: Path) -> None:
     spec = fields(args, data=data, memory={"vram_gib": args.cap})
     if args.plain:
         spec = {name: spec[name] for name in ("model", "data", "steps", "memory")}
-    run = nbtune.finetune(spec | json.loads(args.set), name=f"c{args.number}", runs_dir=runs)
+    with beside(args):
+        run = nbtune.finetune(spec | json.loads(args.set), name=f"c{args.number}", runs_dir=runs)
+        told, paused, alone = 0, False, contextlib.nullcontext()
+        while run.alive:
+            seen = list(run.events())
+            for e in seen[told:]:
+                if isinstance(e, events.State | events.Step):  # where it is, should it never end
+                    line = f"{args.number} {time.time() - began:.1f} {getattr(e, 'state', '')} {e.step}"
+                    print(line, file=sys.stderr, flush=True)
+            told, paused = len(seen), any(isinstance(e, events.State) and e.state == "paused" for e in seen)
+            if args.timed and paused:
+                break
+            if args.timed and any(isinstance(e, events.Step) and e.step >= 3 for e in seen):
+                run.pause()
+            time.sleep(0.05)
     try:
-        run.wait()
+        if args.timed and args.marks and run.alive:
+            from tests.gpu.bench_predictions import alone as on_its_own
+
+            alone = on_its_own(args.marks, False)
+        with alone:
+            if args.timed and run.alive:
+                run.unpause()
+            run.wait()
     except Exception as error:  # noqa: BLE001 — said below
         say(number=args.number, error=str(error)[:400])
     steps = [e for e in run.events() if isinstance(e, events.Step)]
@@ -188,6 +237,7 @@ def four(args: argparse.Namespace) -> None:
         torch.zeros(1, device="cuda")
     start, began = taken(), time.time()
     told = ["--length", args.length, "--rows", args.rows, "--steps", args.steps, "--cap", args.cap]
+    told += ["--marks", args.marks] if args.marks else []
     command = [sys.executable, __file__, "capped", args.shape, *map(str, told)]
     both = [subprocess.Popen([*command, "--number", str(n)], text=True, stdout=subprocess.PIPE) for n in range(4)]
     say(started_within_s=round(time.time() - began, 2))
@@ -202,7 +252,7 @@ def four(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ten", "forced", "four", "capped"))
+    parser.add_argument("what", choices=("ten", "forced", "calm", "four", "capped"))
     parser.add_argument("shape", type=Path)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=8)
@@ -214,13 +264,16 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="capped: nothing but model, data and steps is said")
     parser.add_argument("--set", default="{}", help="capped: more of the spec, JSON")
     parser.add_argument("--number", type=int, default=0)
+    parser.add_argument("--marks", type=Path, help="of bench_predictions.py, whose runs are timed beside this")
+    parser.add_argument("--timed", action="store_true", help="capped: after three steps wait to be alone (--marks)")
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as runs:
         if args.what == "four":
             four(args)
         else:
-            {"ten": ten, "forced": forced, "capped": capped}[args.what](args, Path(runs))
+            calm = functools.partial(followed, name="calm")
+            {"ten": ten, "forced": forced, "calm": calm, "capped": capped}[args.what](args, Path(runs))
 
 
 if __name__ == "__main__":
