@@ -191,7 +191,7 @@ def capped(args: argparse.Namespace, runs: Path) -> None:
     spec = fields(args, data=data, memory={"vram_gib": args.cap})
     if args.plain:
         spec = {name: spec[name] for name in ("model", "data", "steps", "memory")}
-    with beside(args):
+    with contextlib.nullcontext() if args.timed else beside(args):
         run = nbtune.finetune(spec | json.loads(args.set), name=f"c{args.number}", runs_dir=runs)
         told, paused, alone = 0, False, contextlib.nullcontext()
         while run.alive:
