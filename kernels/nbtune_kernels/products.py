@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 _FEWEST = 16  # rows; a token that is generated is as fast either way
+_BESIDE = 2**23  # bytes of a result that are written beside its place
 _NARROWEST = 512  # sides of w below it are left to torch: little time is spent there
 
 
@@ -34,8 +35,10 @@ def product(x: Tensor, w: Tensor) -> Tensor:
 def product_into(out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None = None) -> None:
     """Write x w' + bias into out `[T, O]`, whose rows may lie apart."""
     if not x.is_cuda and _by_onednn(x, w):
-        y = product(x, w)
-        out.copy_(y) if bias is None else torch.add(y, bias, out=out)
+        width = max(_NARROWEST, _BESIDE // (4 * x.shape[0]))
+        for a in range(0, w.shape[0], width):  # oneDNN writes beside `out`: little at a time
+            part, y = out[:, a : a + width], product(x, w[a : a + width])
+            part.copy_(y) if bias is None else torch.add(y, bias[a : a + width], out=part)
     elif bias is None:
         torch.mm(x, w.t(), out=out)
     else:
