@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,9 +87,10 @@ def measure(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
         if args.group:
             read = {name: int((group / f"memory.{name}").read_text()) for name in ("max_usage_in_bytes", "failcnt")}
             of_group = {"group_most_mib": round(read["max_usage_in_bytes"] / 2**20), "group_refused": read["failcnt"]}
+        seconds = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
         return {"own_mib": round(most), "at_s": round(when, 1), "took_s": round(time.time() - began, 1),
-                "resident_mib": round(whole), "limit_mib": args.limit * 1024, "rc": child.returncode,
-                **of_group, **found}  # fmt: skip
+                "cpu_s": round(seconds, 1), "resident_mib": round(whole), "limit_mib": args.limit * 1024,
+                "rc": child.returncode, **of_group, **found}  # fmt: skip
     finally:
         if args.group:
             group.rmdir()

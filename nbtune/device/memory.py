@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbtune.device.site_file import Limit
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nbtune.device.detect import DeviceFacts
 
 _PINNED_PROBE = 64 * 2**20  # bytes
+_FEW = 4 * 2**30  # bytes of RAM: a limit below is worth a tenth of the time
+_MMAP_THRESHOLD = -3  # of glibc's mallopt: from so many bytes on memory has pages of its own
 # what a process takes of a card beside torch's allocator: CUDA's context and its libraries' (0.84 and 0.85 GiB were
 # measured on an H200, docs/bench/2026-11-24-h200-nbtune.jsonl)
 _BESIDE = int(0.85 * 2**30)
@@ -92,9 +94,14 @@ def empty_cache(device: torch.device) -> None:
 def _trim() -> None:
     """Give freed memory between what is held back to the system: glibc keeps it, 120 MiB after SmolLM2-135M was read in
     4 bits, of whose small tensors each holds the large one's place before it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if platform.system() == "Linux" else None
+    trim = _of_glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """Return a function of the C library, or None where it is another one."""
+    return getattr(ctypes.CDLL(None), name, None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def allocator_limit(device: torch.device) -> Limit | None:
@@ -128,9 +135,11 @@ def within_limits(device: torch.device, facts: DeviceFacts, processes: int = 1) 
 @contextlib.contextmanager
 def kept_within(device: torch.device, cap: int) -> Iterator[None]:
     """Hold this process to so many bytes of a GPU while it loads and works: torch's allocator has what is left beside a
-    CUDA context, and refuses more. 0, or a device without such an allocator: nothing is done."""
+    CUDA context, and refuses more. Of a host, where they are few, nothing that is large is kept once it is freed. 0:
+    nothing is done."""
     if device.type != "cuda" or not cap:
-        yield
+        with _large_ones_mapped() if 0 < cap <= _FEW else contextlib.nullcontext():
+            yield
         return
     import torch
 
@@ -145,6 +154,21 @@ def kept_within(device: torch.device, cap: int) -> Iterator[None]:
     finally:
         _grow_segments(False)
         torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+@contextlib.contextmanager
+def _large_ones_mapped() -> Iterator[None]:
+    """Let glibc give each large tensor pages of its own, which are gone when it is: between others it would be kept. A
+    training of SmolLM2-135M in 4 bits held a quarter of a gigabyte so."""
+    set_option = _of_glibc("mallopt")
+    if set_option is None:
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, 2**25)  # what it comes to by itself
 
 
 def _grow_segments(whether: bool) -> None:
