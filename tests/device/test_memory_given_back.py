@@ -32,7 +32,7 @@ from nbtune.device import memory
 held = lambda: psutil.Process().memory_info().rss / 2**20
 torch.ones(2**20)  # after the first such tensor glibc keeps others of its size
 with memory.kept_within(torch.device("cpu"), 2**30):
-    both = [(torch.ones(2**19), torch.ones(2**8)) for _ in range(60)]
+    both = [(torch.ones(2**19), torch.ones(2**14)) for _ in range(60)]
     small, full = [one for _, one in both], held()
     del both
     print(full - held())
