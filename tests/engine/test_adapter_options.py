@@ -32,6 +32,7 @@ RATES: dict[str, dict[str, float]] = {
     "bias": {},
     "ia3": {"head_rate": 0.5},
     "tokens": {"embedding_rate": 0.5},
+    "full": {"head_rate": 0.5},
 }
 
 
