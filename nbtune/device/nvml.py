@@ -10,7 +10,10 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 _HEAT, _POWER = 0x20 | 0x40, 0x4 | 0x80  # nvmlClocksEventReason…: software and hardware thermal; power cap, power brake
@@ -85,3 +88,16 @@ class Card:
             watts=(milliwatts or 0) / 1000,
             slowed=reasons(mask or 0),
         )
+
+
+def card_of(device: torch.device) -> Card | None:
+    """Return the driver's view of a device, where it has one."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    try:
+        facts: Any = torch.get_device_module(device.type).get_device_properties(device)
+        return Card(str(facts.uuid))
+    except (OSError, AttributeError, RuntimeError):  # no library, an AMD card, an old torch
+        return None

@@ -1,4 +1,5 @@
-"""How fast this machine's GPU multiplies, and how fast the host's memory reaches it: measured once, and kept.
+"""How fast this machine's GPU multiplies, and how fast the host's memory reaches it: measured once, and kept (unless
+others work on the card meanwhile).
 
 A tenth of a second each, for plans that weigh arithmetic against transfers. A step reaches some four fifths of what a
 product by itself does (0.8 of 700 TFLOP/s on an H200), which is what `flops` stands for.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from nbtune.atomic_io import read_json, replace_file
 from nbtune.device.memory import empty_cache, pinnable
+from nbtune.device.nvml import card_of
 from nbtune.device.streams import synchronize
 from nbtune.disk import cache_folder
 
@@ -25,6 +27,7 @@ _FILE = "rates.json"  # in the cache
 _SHARE = 0.8  # of a product's rate that a training step reaches
 _SIDE, _BYTES = 4096, 2**26
 _SECONDS = 0.1
+_BUSY = 20.0  # percent of the time
 _ROOM = 2**29  # bytes of the GPU's memory that must be free for it
 
 
@@ -47,13 +50,21 @@ def _rates(name: str, device: torch.device) -> tuple[float, float]:
     known = _read()
     if name in known:
         return known[name]
+    alone = _idle(device)
     try:
         found = _products(device), _transfers(device)
     except RuntimeError:  # no memory, or none to pin
         return 0.0, 0.0
     empty_cache(device)  # what is planned next counts what is free
-    _write({**_read(), name: found})
+    if alone:  # what others left of the card is no measure for later plans
+        _write({**_read(), name: found})
     return found
+
+
+def _idle(device: torch.device) -> bool:
+    """Return whether nobody works on the card, as far as it tells."""
+    card = card_of(device)
+    return card is None or card.read().busy <= _BUSY
 
 
 def _products(device: torch.device) -> float:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbtune import device as machine
-from nbtune.device.nvml import Card, Reading
+from nbtune.device.nvml import Card, Reading, card_of
 from nbtune.events import Device, Event, Step
 from nbtune.train.pace import processes
 
@@ -132,19 +132,6 @@ def parts(step: Step, weights: int, adapter: int, *, apart: bool) -> dict[str, i
         "work": peak - held,
         "kept": max(0, step.memory_reserved - peak),
     }
-
-
-def card_of(device: torch.device) -> Card | None:
-    """Return the driver's view of a device, where it has one."""
-    if device.type != "cuda":
-        return None
-    import torch
-
-    try:
-        facts: Any = torch.get_device_module(device.type).get_device_properties(device)
-        return Card(str(facts.uuid))
-    except (OSError, AttributeError, RuntimeError):  # no library, an AMD card, an old torch
-        return None
 
 
 class _Busy:

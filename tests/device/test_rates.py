@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nbtune.device import measured_rates, rates
+from nbtune.device.nvml import Reading
 
 CARD = torch.device("cuda", 0)
 
@@ -21,6 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(rates, "_products", lambda _: 5e14)
     monkeypatch.setattr(rates, "_transfers", lambda _: 5e10)
     monkeypatch.setattr(rates, "empty_cache", lambda _: None)
+    monkeypatch.setattr(rates, "card_of", lambda _: None)
     rates._rates.cache_clear()
     return tmp_path / "nbtune" / "rates.json"
 
@@ -30,6 +33,14 @@ def test_measured_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates._rates.cache_clear()  # as another process would begin
     monkeypatch.setattr(rates, "_products", lambda _: 1.0)
     assert measured_rates(CARD) == (5e14, 5e10)
+
+
+def test_what_others_leave_of_a_card_is_not_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for busy in (95.0, 0.0):
+        monkeypatch.setattr(rates, "card_of", lambda _, busy=busy: SimpleNamespace(read=lambda: Reading(busy=busy)))
+        rates._rates.cache_clear()
+        assert measured_rates(CARD) == (5e14, 5e10)
+        assert place.exists() == (busy == 0)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a card": 3}', '{"a card": [0, 1]}', '{"a card": ["x", 1]}', "{" * 900])
