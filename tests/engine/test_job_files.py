@@ -177,6 +177,34 @@ def test_what_the_job_s_machine_has_not_is_refused(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"method": "distill", "teacher": "./mine"}, "`./mine` lies on this machine"),
+        ({"method": "grpo", "rewards": {"models": ["judge"]}}, "its reward models are runs of this machine"),
+    ],
+)
+def test_who_teaches_or_judges_here_does_not_travel(
+    more: dict[str, Any], words: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    with pytest.raises(SpecError, match=words):
+        job_files.refuse_what_stays(from_mapping({"data": "rows", **more}), ())
+
+
+def test_no_link_of_a_folder_travels(tmp_path: Path) -> None:
+    """It would be a link to another machine's file there."""
+    folder, spec = tmp_path / "demo-000000", from_mapping({"data": "rows"})
+    folder.mkdir()
+    (folder / "spec.yaml").write_text("data: rows\n")
+    (folder / "link").symlink_to("/etc/hostname")
+    text = job_files.job_of(HF_JOBS, spec).text(folder, spec)
+    held = max((str(n.value) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)), key=len)
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(held))) as packed:
+        assert packed.getnames() == ["demo-000000", "demo-000000/spec.yaml"]
+
+
 def test_an_option_that_is_given_twice_is_refused_and_so_are_two_tools(
     tmp_path: Path, capfd: Any, monkeypatch: Any
 ) -> None:

@@ -78,3 +78,10 @@ def test_what_somebody_wishes_is_asked_whatever_it_costs(asked: Asked) -> None:
     prompts = after(OFTEN + 1)
     assert len(asked(prompts, wished=True)) >= 2
     assert not prompts.due()
+
+
+def test_a_chat_is_asked_up_to_its_last_answer() -> None:
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Ahoy!"), ("user", "Who?"), ("assistant", "I.")]
+    chat = [{"role": role, "content": text} for role, text in said]
+    asked = TrainerPrompts((), [{"messages": chat}, {"conversations": chat[:2]}]).prompts
+    assert asked == [chat[:4], chat[:2]]

@@ -64,6 +64,8 @@ def _node(text: str, code: str = "print()") -> Any:
         ("Tokens: 73,314, 310 a second", "Tokens: 73,314, 7 a second", True),
         ("loss 3.441 → 0.0341", "loss 3.442 → 0.0342", True),
         ("loss 3.441 → 0.0341", "loss 3.441 → 0.5", False),
+        ("change by 2e-07", "change by 5e-07", True),
+        ("change by 2e-07", "change by 2e-04", False),
         ("Ahoy!", "Hello!", False),
         ("one\ntwo", "one", False),
     ],

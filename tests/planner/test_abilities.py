@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from nbtune.data.prepare.stats import DataFacts
 from nbtune.errors import PlanError
+from nbtune.methods import METHODS
 from nbtune.models.abilities import Abilities, Blocks, Claim
 from nbtune.planner import Plan, make_plan
+from nbtune.planner.done_once import once_of, said_of_once
 from nbtune.spec import from_mapping
 from tests.planner.test_planner import LLAMA_8B, _card, _data
 
@@ -90,3 +93,30 @@ def test_experts_that_are_not_chosen_cost_no_time() -> None:
     dense, mixture = (make_plan(spec, model, _data(), _card(500)) for model in (LLAMA_8B, sparse))
     assert mixture.seconds < dense.seconds / 3
     assert mixture.memory.weights >= dense.memory.weights
+
+
+@pytest.mark.parametrize(
+    ("fields", "blocks", "packing", "longest", "tokens"),
+    [
+        ({}, WHOLE, False, 3000, 600),
+        ({}, WHOLE, False, 400, 400),  # no more than a pair's places
+        ({}, WHOLE, True, 3000, 0),  # packs may hold several pairs
+        ({"method": "sft"}, WHOLE, False, 3000, 0),
+        ({"gpus": 2}, WHOLE, False, 3000, 0),
+        ({}, (LEFT, *WHOLE[1:]), False, 3000, 0),
+    ],
+)
+def test_what_goes_through_a_model_once_is_what_a_pair_begins_with(
+    fields: dict[str, Any], blocks: Any, packing: bool, longest: int, tokens: int
+) -> None:
+    data = DataFacts(rows=10, tokens_total=2000, longest=300, pair=600)
+    spec = from_mapping({"data": "rows", "method": "dpo", **fields})
+    assert once_of(spec, Abilities(blocks=blocks), data, longest, packing=packing) == tokens
+
+
+@pytest.mark.parametrize(
+    ("method", "again", "said"), [("dpo", True, True), ("dpo", False, False), ("orpo", True, False)]
+)
+def test_a_reference_is_asked_once_where_rows_come_again(method: str, again: bool, said: bool) -> None:
+    words = said_of_once(METHODS[method], Abilities(blocks=WHOLE), again, parted=False)
+    assert any("what the reference says" in one for one in words) == said

@@ -72,3 +72,10 @@ def test_a_page_gets_them_with_what_is_new():
     assert body["slowed"]["items"][0]["why"] == "power"
     told([(2, "", 60, 700)], view)
     assert "slowed" not in view.delta(cursor)[0]
+
+
+def test_what_was_before_a_step_that_a_run_goes_back_to():
+    hot = {"why": "heat", "most": 90, "at": "", "share": 50, "spans": [[3, 5, 3, 3, 5], [7, 12, 4, 9, 14]]}
+    cut = slowdowns.cut([hot, {**hot, "why": "power", "spans": [[7, 12, 4, 9, 14]]}], 7)
+    assert [(one["why"], [span[:2] for span in one["spans"]]) for one in cut] == [("heat", [[3, 5]])]
+    assert slowdowns.cut([hot], 10)[0]["spans"][1][:2] == [7, 9]

@@ -6,10 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nbtune.data
 from nbtune.data import DataFacts, Prepared, measure, resolve
+from nbtune.data.prepare.stats import longest_pair
 from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate
 from nbtune.errors import DataError, SpecError
 from nbtune.spec import from_mapping
@@ -410,3 +412,18 @@ def test_a_chat_template_of_ones_own() -> None:
         with_own("{% for m in messages %}")
     with pytest.raises(DataError, match="unsafe"):
         with_own("{{ messages.__class__.__mro__ }}" + own)
+
+
+def test_a_pair_is_as_long_as_what_goes_through_the_model() -> None:
+    """What both begin with is counted once but for its last token, which each answer's first is said after."""
+    learnt = np.array([0, 0, 0, 1, 1], bool)
+    rows = [np.array([1, 2, 3, 4, 5]), np.array([1, 2, 3, 9, 9]), np.array([1, 8, 3, 4]), np.array([1, 2, 3, 4])]
+
+    def row(k: int) -> tuple[np.ndarray, np.ndarray]:
+        return rows[k], learnt[: len(rows[k])]
+
+    assert longest_pair(row, [5, 5, 4, 4]) == 10 - 2
+    assert longest_pair(lambda k: row(k + 2), [4, 4]) == 8 - 1  # they part at the second token
+    shared = [np.arange(1, 7), np.arange(1, 7), np.arange(5), np.arange(5, 9)]
+    ends = lambda k: np.arange(len(shared[k])) == len(shared[k]) - 1  # noqa: E731
+    assert longest_pair(lambda k: (shared[k], ends(k)), [6, 6, 5, 4]) == 9  # the longer pair shares four of its six

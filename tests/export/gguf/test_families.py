@@ -20,6 +20,8 @@ from tests.support.family_variants import LLAMA3
 from tests.support.llama import llama_library
 from tests.support.tiny_models import save_model
 
+# Where nothing is looked up in a table; a factor of states in another's place moves logits by 7e-5.
+EXACT = 2e-5
 # With its GELU in transformers' place: a last bit that differs can still move a value to the table's next entry.
 EXPLAINED_LIMIT = 2e-4
 
@@ -43,7 +45,7 @@ def test_family(name: str, count: int, tmp_path: Path, tokenizers: Callable[[str
     seen = measure(name, tmp_path, *tokenizers(CASES[name].tokenizer), count)
     assert seen.other == 0
     if seen.explained is None:
-        assert seen.off < LIMIT
+        assert seen.off < EXACT
     else:
         assert seen.explained < EXPLAINED_LIMIT
         assert seen.off < GELU_LIMIT
