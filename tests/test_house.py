@@ -12,6 +12,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import nbtune
 from tests.support import house
 from tests.support.house import (
@@ -282,6 +284,7 @@ print(json.dumps(heavy))
     assert json.loads(in_a_new_python(code, cwd=tmp_path)) == {}
 
 
+@pytest.mark.slow
 def test_packages_in_any_order_leave_the_public_functions_callable(tmp_path: Path) -> None:
     """No module is called like a public function, or `nbtune.plan` would depend on what was imported before."""
     modules = [module_name(path) for path in sources(NBTUNE) if path.name == "__init__.py"]

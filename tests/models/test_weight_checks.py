@@ -204,7 +204,9 @@ def test_four_bit_checkpoints_load_and_lack_nothing_silently(whole: Path, tmp_pa
         load_model(str(tmp_path), dtype=torch.float32, device="cpu")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [n if k % 4 == 0 else pytest.param(n, marks=pytest.mark.slow) for k, n in enumerate(CASES)]
+)
 def test_whole_models_of_every_family_load(name: str, tmp_path: Path) -> None:
     import transformers
 

@@ -162,7 +162,10 @@ def whole() -> dict[tuple[str, bool], dict[str, Any]]:
     return {(name, packed): learnt(ALL[name], 8, packed) for name, packed in cases()}
 
 
-@pytest.mark.parametrize("packed", [False, True])
+OFTEN = [name if k % 2 == 0 else pytest.param(name, marks=pytest.mark.slow) for k, name in enumerate(ALL)]
+
+
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ALL)
 def test_micro_batches(whole: Any, name: str, packed: bool) -> None:
     start = [p for p in _model().parameters() if p.requires_grad]
@@ -179,7 +182,7 @@ def test_packs(name: str) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OFTEN)
 def test_memory_that_was_short(whole: Any, name: str, packed: bool) -> None:
     """Somewhere in the second step: it is done again in smaller parts, and nothing of the first try is left."""
     counted = Short(0)

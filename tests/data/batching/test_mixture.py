@@ -41,7 +41,7 @@ def shares(data: Dataset, seen: np.ndarray, by_tokens: bool = False) -> np.ndarr
     return np.asarray(found / found.sum())
 
 
-@pytest.mark.parametrize("rows", [[1000, 500, 50], [7, 3, 11], [1, 1, 1]])
+@pytest.mark.parametrize("rows", [[1000, 500, 50], [7, 3, 11], pytest.param([1, 1, 1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("weights", [[1.0, 3.0, 0.5], [1.0, 1.0, 7.0]])
 def test_shares_of_rows_and_of_tokens_are_those_asked_for(rows: list[int], weights: list[float]) -> None:
     data = dataset(rows, [10, 40, 200], weights)
