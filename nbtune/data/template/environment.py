@@ -34,6 +34,7 @@ MOST_MADE = 1 << 30  # characters or items that one rendering makes in all
 SECONDS = 8.0  # of one rendering; ordinary ones take milliseconds
 _WIDE = ("center", "ljust", "rjust", "zfill", "expandtabs")
 _FORMAT = re.compile(r"\d{6}|\*")
+_WITHIN = re.compile(r":[^{}]*\{")  # a width that is another value
 _OF_MAPPINGS = frozenset(dir({}))
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "*": operator.mul,
@@ -158,9 +159,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return _OPERATORS[operator](left, right)
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        owner = getattr(__obj, "__self__", None)
+        method = getattr(__obj, "__wrapped__", __obj)  # jinja2 has wrapped `format`
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            _check_method(owner, getattr(__obj, "__name__", ""), args)
+            _check_method(owner, getattr(method, "__name__", ""), (*args, *kwargs.values()))
         return super().call(__context, __obj, *args, **kwargs)
 
 
@@ -188,7 +190,9 @@ def _check_method(owner: str, name: str, args: tuple[Any, ...]) -> None:
         width = max((each for each in args if isinstance(each, int)), default=0)
         _budget.make(width * (owner.count("\t") if name == "expandtabs" else 1))
     elif name in ("format", "format_map"):
-        if _FORMAT.search(owner):
+        values = [inner for each in args for inner in (each.values() if isinstance(each, Mapping) else [each])]
+        great = any(isinstance(each, int) and each > 99_999 for each in values)
+        if _FORMAT.search(owner) or (great and _WITHIN.search(owner)):
             raise TemplateLimit("it asks for a text of great width")
     elif name == "replace" and len(args) > 1 and isinstance(args[0], str):
         _budget.make(len(owner) + owner.count(args[0]) * _size(args[1]))
@@ -204,6 +208,17 @@ def _asked_first(name: str, made_by: Callable[..., Any]) -> Callable[..., Any]:
         at = next((i for i, each in enumerate(args) if isinstance(each, str)), None)
         if at is not None:
             _check_method(args[at], name, (*args[at + 1 :], *kwargs.values()))
+        return made_by(*args, **kwargs)
+
+    return asking
+
+
+def _of_a_size(made_by: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that makes as many pieces as a number says, or of as many."""
+
+    @wraps(made_by)
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        _budget.make(max((each for each in (*args, *kwargs.values()) if isinstance(each, int)), default=0))
         return made_by(*args, **kwargs)
 
     return asking
@@ -242,6 +257,7 @@ def _now(form: str) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
+    _budget.make(indent if isinstance(indent, int) else 0)
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     tags = set(_tags(value))
     return track(text, joint(tags)) if tags else text
@@ -277,6 +293,7 @@ def _join(value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
 
 
 def _format(value: str, *args: Any, **kwargs: Any) -> str:
+    _check_operation("%", str(value), None)
     text = str(value) % (kwargs or args)
     tags = set(_tags([value, list(args), kwargs]))
     return track(text, joint(tags)) if tags else text
@@ -321,6 +338,7 @@ def make_environment() -> BoundedEnvironment:
     """Make transformers' environment for chat templates, whose texts remember where they came from."""
     environment = BoundedEnvironment()
     environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent)
+    environment.filters.update({name: _of_a_size(environment.filters[name]) for name in ("batch", "slice")})
     environment.globals.update(raise_exception=_raise, strftime_now=_now, dict=_Dict())
     return environment
 

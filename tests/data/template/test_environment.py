@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import jinja2
 import pytest
 from hypothesis import given
@@ -57,6 +59,36 @@ def test_what_would_not_end_is_refused(template: str, monkeypatch: pytest.Monkey
 def test_a_template_of_rows_that_fails_is_an_error_of_the_row(template: str) -> None:
     with pytest.raises(DataError, match="the template fails on it"):
         template_format(template + "{{ a }}", ["a"], "rows").read({"a": "x"})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ '{:30000000}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=30000000) }}",
+        "{{ '{0:{1}}'.format(1, 30000000) }}",
+        "{{ '{a:{w}}'.format_map({'w': 30000000, 'a': 1}) }}",
+        "{{ '{:.30000000f}'.format(1.0) }}",
+        "{{ '%30000000d'|format(1) }}",
+        "{{ '%*d'|format(30000000, 1) }}",
+        "{{ [1, 2]|batch(300000000, 0)|list }}",
+        "{{ [1, 2]|slice(300000000)|list }}",
+        "{{ {'a': 1}|tojson(indent=300000000) }}",
+    ],
+)
+def test_what_would_be_large_is_refused_before_it_is_made(template: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(jinja2.TemplateError):
+            render_text(template, [{"role": "user", "content": "hi"}])
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_formats_of_usual_widths_are_as_python_has_them() -> None:
+    template = "{{ '{:>{w}}|{}'.format(7, 2024, w=4) }} {{ '%5d'|format(3) }} {{ [1, 2, 3]|batch(2)|list }}"
+    assert render_text(template, []) == "   7|2024     3 [[1, 2], [3]]"
 
 
 @pytest.mark.parametrize("depth", [30, 2000])
