@@ -16,6 +16,9 @@ from nbtune import events
 from nbtune.errors import TrainError
 from tests.engine.conftest import ROWS
 
+SMOLLM2 = os.environ.get("NBTUNE_TEST_SMOLLM2", "")
+WITH_SMOLLM2 = pytest.mark.skipif(not SMOLLM2, reason="NBTUNE_TEST_SMOLLM2 names no file")
+
 CHOICE = """\
 task: tides
 dataset_path: json
@@ -64,14 +67,17 @@ def by_its_command(model: Path, tasks: Path, out: Path, where: Path) -> dict[str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("model", ["nbtune/tiny", pytest.param(SMOLLM2, marks=WITH_SMOLLM2, id="SmolLM2-135M")])
 @pytest.mark.filterwarnings("ignore")  # lm_eval's, and those of what it imports
 def test_the_figures_are_those_of_its_own_command_on_the_merged_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval", reason="`pip install nbtune[lm-eval]` brings it")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     tasks = tasks_in(tmp_path / "tasks")
-    run = nbtune.finetune(data=ROWS, steps=12, batch_size=8, name="asked", runs_dir=tmp_path, device="cpu").wait()
+    given: dict[str, Any] = {"model": model, "data": ROWS, "steps": 12, "batch_size": 8, "device": "cpu"}
+    run = nbtune.finetune(given, name="asked", runs_dir=tmp_path).wait()
     found = nbtune.lm_eval(run, ["tides", "sums"], include_path=tasks)
     from nbtune.task_scores import figures_of
 
