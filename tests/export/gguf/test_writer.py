@@ -222,9 +222,9 @@ def test_an_unknown_family_and_type_are_refused_before_any_work(tiny: Tiny, tmp_
     with pytest.raises(ExportError, match="no GGUF type 'q9_x'"):
         export_gguf(ExportSource(tiny.folder), ["q9_x"], out)
     (folder / "config.json").write_text(
-        json.dumps({**config, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}})
+        json.dumps({**config, "rope_parameters": {"rope_type": "proportional", "factor": 2.0}})
     )
-    with pytest.raises(ExportError, match="'dynamic' has no equal"):
+    with pytest.raises(ExportError, match="'proportional' has no equal"):
         export_gguf(ExportSource(folder), ["f16"], out)
     assert not out.exists() or list(out.iterdir()) == []
 
