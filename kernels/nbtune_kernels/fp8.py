@@ -16,7 +16,6 @@ from nbtune_kernels._runtime import FUSED, cdiv, compute_capability, flat_rows, 
 LARGEST = 448.0  # of e4m3
 _TILE = 64
 _BLOCK = 4096
-_ROWS, _STAGES, _WARPS = 1, 1, 16  # of a program that quantises; of warps, the most
 _READS = 89  # the oldest GPU that reads e4m3 by itself
 
 
@@ -29,23 +28,17 @@ def reference(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]
 
 
 @jit
-def _quantise_kernel(
-    x_ptr, columns_ptr, q_ptr, scale_ptr, n_rows, width, stride,
-    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+def _quantise_kernel(x_ptr, columns_ptr, q_ptr, scale_ptr, width, stride, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    inside = at < width
-    first = tl.program_id(0) * ROWS
-    for row in tl.range(first, tl.minimum(first + ROWS, n_rows), num_stages=STAGES):
-        start = row.to(tl.int64)
-        x = tl.load(x_ptr + start * stride + at, inside, other=0.0).to(tl.float32)
-        if COLUMNS:  # of the first row from the L2 cache, of the others from the processor's own
-            x *= tl.load(columns_ptr + at, inside, other=0.0)
-        top = tl.max(tl.abs(x), 0)
-        scale = tl.where(top > 0, top / 448.0, 1.0)
-        tl.store(scale_ptr + start, scale)
-        q = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)
-        tl.store(q_ptr + start * width + at, q.to(q_ptr.dtype.element_ty), inside)
+    x = tl.load(x_ptr + row * stride + at, at < width, other=0.0).to(tl.float32)
+    if COLUMNS:
+        x *= tl.load(columns_ptr + at, at < width, other=0.0)
+    top = tl.max(tl.abs(x), 0)
+    scale = tl.where(top > 0, top / 448.0, 1.0)
+    tl.store(scale_ptr + row, scale)
+    q = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)
+    tl.store(q_ptr + row * width + at, q.to(q_ptr.dtype.element_ty), at < width)
 
 
 @jit
@@ -72,11 +65,11 @@ def _quantise(x, columns, q, scale):
         q.copy_(made)
         scale.copy_(scales)
         return
-    rows, width = x.shape
+    width = x.shape[1]
     block = next_power_of_2(width)
-    _quantise_kernel[(cdiv(rows, _ROWS),)](
-        x, x if columns is None else columns, q, scale, rows, width, x.stride(0), COLUMNS=columns is not None,
-        BLOCK=block, ROWS=_ROWS, STAGES=_STAGES, **FUSED, num_warps=min(_WARPS, max(4, block // 1024)),
+    _quantise_kernel[(x.shape[0],)](
+        x, x if columns is None else columns, q, scale, width, x.stride(0), COLUMNS=columns is not None, BLOCK=block,
+        **FUSED, num_warps=min(16, max(4, block // 1024)),
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Frozen weights in 8 bits: a step, where its time goes, its kernels' tiles, and how near a layer's LoRA gradients are.
 
-    python tests/gpu/bench_fp8.py MODEL [--rows 4 --length 2048] [--what steps,profile,tiles,quantising,gradients]
+    python tests/gpu/bench_fp8.py MODEL [--rows 4 --length 2048] [--what steps,profile,tiles,gradients]
 
-`steps`: the step as it is (`late`), with LoRA's shares as passes of their own (`passes`), with other programs that
-quantise, in turn in one process. `gradients`: of single layers, given the same input and the same gradient of their
+`steps`: the step as it is (`late`), with LoRA's shares as passes of their own (`passes`), in turn in
+one process. `gradients`: of single layers, given the same input and the same gradient of their
 output, beside 16-bit products on the same rounded weights.
 """
 
@@ -21,17 +21,6 @@ from typing import Any
 import torch
 
 BEGAN = time.time()
-QUANTISING = (
-    (1, 1, 16),
-    (4, 1, 16),
-    (4, 2, 16),
-    (8, 2, 16),
-    (16, 2, 16),
-    (1, 1, 32),
-    (8, 2, 32),
-    (8, 2, 8),
-    (8, 3, 16),
-)
 UNMASKED = {"attention_mask": None}  # what stands for a mask in an accelerated model means nothing to a stock layer
 TILES = ((64, 128, 8), (64, 64, 4), (32, 128, 4), (64, 128, 4), (128, 64, 8), (32, 256, 8), (16, 256, 4), (64, 256, 8))
 
@@ -69,18 +58,14 @@ def again(model: Any) -> None:
 
 
 def steps(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> None:
-    from nbtune_kernels import fp8
-
     from nbtune.models.accelerate import fp8_linear, mlp_half
 
-    usual, sizes = fp8_linear.applies, (fp8._ROWS, fp8._STAGES, fp8._WARPS)
+    usual = fp8_linear.applies
     for name in args.variants.split(","):
         again(model)
         fp8_linear.applies = mlp_half.applies = usual if name != "passes" else lambda x, rank: False
-        fp8._ROWS, fp8._STAGES, fp8._WARPS = (int(n) for n in name.split("x")) if "x" in name else sizes
         say(steps=name, **timed(model, rows, 3, args.steps))
     fp8_linear.applies = mlp_half.applies = usual
-    fp8._ROWS, fp8._STAGES, fp8._WARPS = sizes
 
 
 def profile(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> None:
@@ -151,39 +136,6 @@ def tiles(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> Non
                 lambda: lora_epilogues.sum_with_lora(residual, y, xa[:, :r], beside[:h, :r], 1e-3)))  # fmt: skip
         both.normal_()
         y.normal_()
-
-
-def quantising(model: Any, rows: list[torch.Tensor], args: argparse.Namespace) -> None:
-    """Rows to 8 bits, by how many of them a program does, ahead or not, and by its warps; launched in a recording."""
-    from nbtune_kernels import fp8
-
-    from nbtune.device.streams import record, replayable
-
-    t, h, device = rows[0].numel(), model.config.hidden_size, rows[0].device
-    wide = 2 * model.config.intermediate_size
-    x, columns = torch.randn(t, wide + 64, dtype=torch.bfloat16, device=device), torch.rand(wide, device=device) * 1e-3
-    usual = fp8._ROWS, fp8._STAGES, fp8._WARPS
-
-    def spent(n: int, by: torch.Tensor | None) -> float:
-        work = lambda: fp8.quantise_rows(x[:, :n], by)  # noqa: E731
-        if not replayable(device):
-            return microseconds(work, 2)
-        work()
-        graph, _ = record(lambda: [work() for _ in range(10)], device)
-        return round(microseconds(graph.replay, 4) / 10, 1)
-
-    for fp8._ROWS, fp8._STAGES, fp8._WARPS in QUANTISING:
-        told = {"rows": fp8._ROWS, "stages": fp8._STAGES, "warps": fp8._WARPS}
-        try:
-            same = [
-                bool(torch.equal(*(f(x[:9, :n], columns[:n])[0].float() for f in (fp8.quantise_rows, fp8.reference))))
-                for n in (h, wide)
-            ]
-            say(**told, same=same, plain_us=[spent(n, None) for n in (h, wide // 2)],
-                by_columns_us=[spent(n, columns[:n]) for n in (h, 6144, wide) if n <= wide])  # fmt: skip
-        except RuntimeError as error:
-            say(**told, error=str(error)[:200])
-    fp8._ROWS, fp8._STAGES, fp8._WARPS = usual
 
 
 def errors(t: int, i: int, h: int, r: int, like: dict[str, Any]) -> dict[str, float]:
@@ -262,7 +214,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--variants", default="late,passes,late", help="of `steps`; 8x2x16: rows, stages, warps")
+    parser.add_argument("--variants", default="late,passes,late", help="of `steps`")
     parser.add_argument("--what", default="steps,profile,tiles,gradients")
     parser.add_argument("--gate", default="", help="a file that is waited for, between loading and the first step")
     args = parser.parse_args()
@@ -279,9 +231,7 @@ def main() -> None:
     shape = (args.rows, args.length)
     rows = [torch.randint(3, model.config.vocab_size, shape, generator=chance).to(device) for _ in range(4)]
     for what in args.what.split(","):
-        {"steps": steps, "profile": profile, "tiles": tiles, "gradients": gradients, "quantising": quantising}[what](
-            model, rows, args
-        )
+        {"steps": steps, "profile": profile, "tiles": tiles, "gradients": gradients}[what](model, rows, args)
     use = torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
     say(reserved_gib=round(use / 2**30, 2))
 
