@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbtune.export.gguf.hf_config import Config
-from nbtune.export.gguf.single_families import check_llama, refuse
+from nbtune.export.gguf.single_families import check_every_fourth, check_llama, refuse
 
 BIAS = {
     r"model\.layers\.(\d+)\.mlp\.(?:e_score_correction|expert)_bias": r"blk.\1.exp_probs_b.bias",
@@ -76,22 +76,21 @@ def hunyuan(config: Config, writer: Any) -> None:
     writer.add_expert_shared_count(1)
 
 
-def check_every_fourth(config: Config) -> None:
-    """Refuse mixtures with windows, where llama.cpp has the layers that see all of the text at fixed places."""
+def _check_windowed(config: Config) -> None:
+    """Refuse mixtures with windows that llama.cpp runs otherwise."""
     check_llama(config)
-    usual = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(config.layers)]
-    refuse(config, list(config.get("layer_types", default=usual)) != usual, "its global layers are not every fourth")
+    check_every_fourth(config)
     refuse(config, int(config.get("n_group", default=1)) > 1, "it chooses groups of experts")
     refuse(config, bool(config.get("attention_bias")), "its attention has biases")
 
 
 def check_afmoe(config: Config) -> None:
-    check_every_fourth(config)
+    _check_windowed(config)
     refuse(config, not config.get("mup_enabled"), "its embeddings are not multiplied by the root of their width")
 
 
 def check_exaone_moe(config: Config) -> None:
-    check_every_fourth(config)
+    _check_windowed(config)
     kinds = config.get("mlp_layer_types", default=["sparse"])
     dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
     refuse(config, "dense" in kinds[dense:], "its dense layers are not the first ones")

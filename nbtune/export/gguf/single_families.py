@@ -280,10 +280,10 @@ def change_conv1d(model: MergedModel, config: Config, source: str, name: str) ->
 
 def check_olmo3(config: Config) -> None:
     check_llama(config)
-    _check_every_fourth(config)
+    check_every_fourth(config)
 
 
-def _check_every_fourth(config: Config) -> None:
+def check_every_fourth(config: Config) -> None:
     """Refuse where the layers without a window are not every fourth."""
     usual = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(config.layers)]
     refuse(config, list(config.get("layer_types", default=usual)) != usual, "its global layers are not every fourth")
@@ -294,13 +294,13 @@ def check_exaone4(config: Config) -> None:
     windowed = "sliding_attention" in config.get("layer_types", default=()) or bool(config.get("sliding_window"))
     refuse(config, windowed and config.layers != 64, "it has windows, and not 64 layers")
     if windowed:
-        _check_every_fourth(config)
+        check_every_fourth(config)
 
 
 def check_cohere2(config: Config) -> None:
     check_llama(config)
     check_head_width(config)
-    _check_every_fourth(config)
+    check_every_fourth(config)
 
 
 def extra_cohere2(config: Config, writer: Any) -> None:
