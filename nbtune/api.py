@@ -294,11 +294,9 @@ def home(namespace: Mapping[str, Any] | None = None, runs_dir: str | Path | None
 
 def _beside(spec: RunSpec, *, name: str, runs_dir: Path | None, **more: Any) -> Run:
     """Start a run for who clicks: where one of that name is at work (another notebook's), it gets the next name."""
-    from nbtune.widgets.form_panel import following
-
     working = {run.name for run in runs(runs_dir) if run.alive}
     while name in working:
-        name = following(name)
+        name = run_folder.following(name)
     return finetune(spec, name=name, runs_dir=runs_dir, **more)
 
 

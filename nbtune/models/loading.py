@@ -7,25 +7,23 @@ import importlib
 import json
 import sys
 import threading
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune import hub_cache
 from nbtune.device.streams import fork_rng
-from nbtune.errors import HubError, NbtuneError, SpecError
+from nbtune.errors import HubError, SpecError
 from nbtune.models import handed_over, token_rows
 from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
 from nbtune.models.progress_bars import hidden_bars
+from nbtune.models.refusals import first_line, refusing
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import folder_named, shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -211,7 +209,7 @@ def _no_tokenizer(model: str, place: Path, error: Exception) -> str:
     files = [name for name in _TOKENIZER_FILES if (place / name).is_file()]
     if not files:
         return f"{model} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is in it"
-    why = _first_line(error)
+    why = first_line(error)
     reason = "" if "backend tokenizer" in why else f" ({why})"
     return f"{model} has a tokenizer that cannot be read, in {', '.join(files)}{reason}"
 
@@ -263,7 +261,7 @@ def load_model(
     check_files(folder, model)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # other shapes are refused below, by name
-    with _refusing(model):
+    with refusing(model):
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
         packing, stacks = None, weights.format if weights.four_bit and weights.experts else ""
@@ -296,23 +294,6 @@ def _prepared(loaded: "PreTrainedModel", attention: str | None) -> "PreTrainedMo
     return loaded
 
 
-@contextmanager
-def _refusing(model: str) -> "Iterator[None]":
-    """Say that a model cannot be loaded where transformers cannot make it: what it raises of damaged files is of any
-    kind.
-
-    Memory that is not there, and what nbtune itself said, stay what they are.
-    """
-    import torch
-
-    try:
-        yield
-    except (NbtuneError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as e:
-        raise SpecError(f"{model} cannot be loaded: {_first_line(e)}", fix="Name a causal language model.") from e
-
-
 def outline(
     model: str,
     *,
@@ -329,7 +310,7 @@ def outline(
     """
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     configs = _transformers().AutoConfig
-    with _refusing(model):
+    with refusing(model):
         config = configs.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
         part = config.get_text_config()
@@ -392,9 +373,3 @@ def _index(device: "torch.device | str") -> Any:
 
     device = torch.device(device)
     return device if device.index is not None or device.type != "cuda" else torch.device("cuda", 0)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error.args[0] if error.args else error).strip().splitlines()
-    said = " ".join(line.strip() for line in lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
-    return shortened(said, 200) if said else type(error).__name__

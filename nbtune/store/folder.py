@@ -28,7 +28,8 @@ from nbtune.untrusted import BadFile, harmless, load, number, open_file, refuse_
 
 OWN_MODEL, OWN_TOKENIZER = "model", "own_tokenizer"  # what a run keeps of objects that were handed over
 VARIABLE = "var:"  # before the name of one in the spec
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LONGEST = 64  # letters of a run's name
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
 _FOLDER = re.compile(r".+-[0-9a-f]{6}")
 _FAR = 2.0**40  # seconds: a folder that says it was made later would be the newest for ever
 _DAMAGED = "put the file back from a copy, or move the folder away"
@@ -57,7 +58,17 @@ def check_name(name: str) -> None:
         SpecError: see above.
     """
     if not _NAME.fullmatch(name):
-        raise SpecError(f"{name!r} cannot be a run's name", fix="use letters, digits, '.', '_' and '-', at most 64")
+        raise SpecError(
+            f"{name!r} cannot be a run's name", fix=f"use letters, digits, '.', '_' and '-', at most {_LONGEST}"
+        )
+
+
+def following(name: str) -> str:
+    """Return the name of a run after a run: ``run``, ``run-2``, ``run-3``; a long one is cut, so that it is a name."""
+    stem, _, number = name.rpartition("-")
+    counted = bool(stem) and number.isascii() and number.isdigit() and len(number) < 10
+    stem, end = (stem, f"-{int(number) + 1}") if counted else (name, "-2")
+    return stem[: _LONGEST - len(end)] + end
 
 
 def create(root: Path, name: str, spec: RunSpec) -> Path:

@@ -13,6 +13,7 @@ from nbtune import device
 from nbtune.data.sources.files import ending
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
+from nbtune.store.folder import following
 from nbtune.widgets import form_data, form_models
 from nbtune.widgets.form_errors import described
 from nbtune.widgets.form_fields import CARE, GOALS, GROUPS, fields, preset
@@ -211,12 +212,6 @@ class Form(Panel):
 
     def _start_failed(self, error: BaseException) -> None:
         self.costs = {"state": "failed", "error": described(error, {}, self._titles)}
-
-
-def following(name: str) -> str:
-    """Return the name of a run after a run: ``run``, ``run-2``, ``run-3``."""
-    stem, _, number = name.rpartition("-")
-    return f"{stem}-{int(number) + 1}" if stem and number.isascii() and number.isdigit() else f"{name}-2"
 
 
 def _spec_of(values: Mapping[str, Any]) -> RunSpec:

@@ -1,0 +1,36 @@
+"""What comes after a run's name is a name, too."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbtune.store.folder import check_name, following
+
+LONGEST = "n" * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("run", "run-2"),
+        ("run-2", "run-3"),
+        ("run-9", "run-10"),
+        ("a-b", "a-b-2"),
+        ("2024", "2024-2"),
+        (LONGEST, "n" * 62 + "-2"),
+        ("n" * 62 + "-9", "n" * 61 + "-10"),
+        ("a-" + "9" * 62, "a-" + "9" * 60 + "-2"),
+    ],
+)
+def test_the_next_name_is_one(name: str, after: str) -> None:
+    check_name(name)
+    assert following(name) == after
+    check_name(after)
+
+
+def test_no_name_comes_twice_on_the_way() -> None:
+    names = [LONGEST]
+    for _ in range(120):
+        names.append(following(names[-1]))
+        check_name(names[-1])
+    assert len(set(names)) == len(names)
