@@ -17,7 +17,7 @@ from nbtune.export.reference_model import reference_model
 from nbtune.models.adapters import save_adapter
 from nbtune.spec import AdapterSpec
 from tests.support.families import family_tokenizer
-from tests.support.family_cases import DELTA, SHARED_EXPERT
+from tests.support.family_cases import CASES, DELTA, SHARED_EXPERT
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.run_alike import Ours
 
@@ -42,6 +42,22 @@ def gemma3(words: int) -> Any:
     return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=sees, **images))
 
 
+def gemma4(words: int) -> Any:
+    """A tiny Gemma 4 with its tower."""
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    text = {"vocab_size": words + 8, **CASES["gemma 4 moe"].options}
+    sees = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16,
+        "num_key_value_heads": 2, "patch_size": 14, "position_embedding_size": 64,
+    }  # fmt: skip
+    names = ("image", "video", "audio", "boi", "eoi", "boa", "eoa")
+    marks = {f"{name}_token_id": words + i for i, name in enumerate(names)}
+    return Gemma4ForConditionalGeneration(
+        Gemma4Config(text_config=text, vision_config=sees, audio_config=None, **marks)
+    )
+
+
 def qwen35(words: int, kind: str = "Qwen3_5", **more: Any) -> Any:
     """A tiny Qwen 3.5 with its tower."""
     import transformers
@@ -61,7 +77,9 @@ def qwen35_moe(words: int) -> Any:
     return qwen35(words, "Qwen3_5Moe", **SHARED_EXPERT)
 
 
-@pytest.fixture(scope="module", params=[(gemma3, "gemma"), (qwen35, "qwen35"), (qwen35_moe, "qwen35")])
+@pytest.fixture(
+    scope="module", params=[(gemma3, "gemma"), (gemma4, "gemma"), (qwen35, "qwen35"), (qwen35_moe, "qwen35")]
+)
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
     """A model that sees, and a LoRA on the text whose numbers are no zeros."""
     make, tokenizer = request.param

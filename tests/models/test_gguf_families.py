@@ -15,20 +15,21 @@ from nbtune.models.adapters import add_adapter, save_adapter
 from nbtune.spec import AdapterSpec
 from tests.models.test_gguf_file import FP32, apart, logits, made, own_cache
 from tests.support.families import GELU_LIMIT, LIMIT, has_gelu
-from tests.support.family_cases import CASES
+from tests.support.family_cases import CASES, takes_adapter
 from tests.support.family_variants import VARIANTS
 from tests.support.llama import LlamaOracle, llama_library
 
 __all__ = ["own_cache"]  # the fixture, for this file's tests too
 OFTEN = ("granite 4 h", "qwen3 next")
-LATENT = {  # llama.cpp applies no adapter to these
-    name for name, case in (CASES | VARIANTS).items() if {"kv_lora_rank", "moe_latent_size"} & set(case.options)
-}
 
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in CASES | VARIANTS if n not in LATENT],
+    [
+        n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow)
+        for n, case in (CASES | VARIANTS).items()
+        if takes_adapter(case)
+    ],
 )
 def test_what_is_learnt_upon_a_file_runs_on_it(name: str, tmp_path: Path) -> None:
     _, _, [path] = made(name, tmp_path)

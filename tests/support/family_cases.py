@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from tests.support.newer_cases import NEWER
+
+WITHOUT_ADAPTER = {"kv_lora_rank", "moe_latent_size", "hidden_size_per_layer_input"}
+"""Sizes of what llama.cpp multiplies without a look at adapters."""
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -382,4 +386,10 @@ CASES = {
     "cwm": Case("CwmConfig", {**SIZES, **WINDOWED, "rope_parameters": {**LLAMA3}}),
     "ministral": Case("MinistralConfig", {**SIZES, **WINDOWED}),
     "solar open": Case("SolarOpenConfig", {**ROUTED, "first_k_dense_replace": 0, "head_dim": 16, "pad_token_id": 0}),
+    **{name: Case(*case) for name, case in NEWER.items()},
 }
+
+
+def takes_adapter(case: Case) -> bool:
+    """Whether llama.cpp applies an adapter to all that `all-linear` names."""
+    return not any(case.options.get(size) for size in WITHOUT_ADAPTER)

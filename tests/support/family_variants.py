@@ -85,4 +85,21 @@ VARIANTS = {
         "ministral 3",
         rope_parameters={**YARN, "factor": 8.0, "mscale": 0.5, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.3},
     ),
+    "gemma 4 moe, dense": _other("gemma 4 moe", enable_moe_block=False),
+    "gemma 4 moe, keys and values apart": _other("gemma 4 moe", attention_k_eq_v=False, final_logit_softcapping=None),
+    "gemma 4 moe, untied": _other("gemma 4 moe", tie_word_embeddings=False, num_key_value_heads=1),
+    "gemma 4 moe, all of a head turned": _other(
+        "gemma 4 moe",
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    ),
+    "gemma 4, keys of no other's": _other(
+        "gemma 4",
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        num_kv_shared_layers=0,
+        use_double_wide_mlp=False,
+    ),
 }  # fmt: skip

@@ -115,6 +115,16 @@ CLASSES: dict[str, ModelClass] = {
         "gemma4_text", _MIXED, head_dim=16, global_head_dim=16, vocab_size_per_layer_input=VOCABULARY,
         hidden_size_per_layer_input=8,
     ),
+    "gemma4_text, shared keys": _of(
+        "gemma4_text", _WINDOWS, _GROUPED, head_dim=4, global_head_dim=8, vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=8, num_hidden_layers=4, num_kv_shared_layers=2, use_double_wide_mlp=True,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    ),
+    "gemma4_text, experts": _of(
+        "gemma4_text", _MIXED, head_dim=8, global_head_dim=16, hidden_size_per_layer_input=0, attention_k_eq_v=True,
+        num_global_key_value_heads=1, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=24,
+        final_logit_softcapping=3.0,
+    ),
     "vaultgemma": _of("vaultgemma", _GEMMA),
     "phi": _of("phi", _GROUPED, _UNDROPPED, rope_parameters=_PARTIAL),
     "phi3": _of("phi3", _GROUPED, _UNDROPPED, _WINDOWS),

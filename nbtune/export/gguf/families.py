@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from nbtune.errors import ExportError
-from nbtune.export.gguf import deepseek, delta, hybrids, routed, states
+from nbtune.export.gguf import deepseek, delta, gemmas, hybrids, routed, states
 from nbtune.export.gguf import single_families as single
 from nbtune.export.gguf.family import Family
 from nbtune.export.gguf.hf_config import Config
@@ -82,6 +82,19 @@ QWEN35_MOE = replace(QWEN35, arch="qwen35moe", check=delta.check_experts, moe=Tr
 GEMMA3 = Family(
     "gemma3", unbiased=_OUT, check=single.check_gemma3, extra=single.extra_gemma3, norm_plus_one=True, windows=True
 )
+GEMMA4 = Family(
+    "gemma4",
+    factors="proportional",
+    check=gemmas.check_4,
+    extra=gemmas.metadata_4,
+    change=gemmas.change,
+    attends=gemmas.key_heads,
+    widths=gemmas.widths_4,
+    scaled=gemmas.expert_scale,
+    instead=lambda config: _gemma4(config),
+    windows=True,
+    names=gemmas.NAMES_4,
+)
 FAMILIES: dict[str, Family] = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
@@ -99,6 +112,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3": replace(GEMMA3, within=True),
     "gemma3_text": GEMMA3,
+    "gemma4": replace(GEMMA4, within=True, instead=lambda config: replace(_gemma4(config), within=True)),
+    "gemma4_text": GEMMA4,
     "granite": Family("granite", factors=_LLAMA3, check=single.check_llama, extra=single.extra_granite, permute=True),
     "granitemoe": Family(
         "granitemoe", factors=_LLAMA3, check=single.check_llama, extra=single.extra_granite, permute=True, moe=True
@@ -294,6 +309,10 @@ def _granite(config: Config) -> Family:
     if all(hybrids.attends(config)):
         return replace(GRANITE_HYBRID, arch="granitemoe" if moe else "granite", attends=None, moe=moe)
     return replace(GRANITE_HYBRID, moe=moe, rope=hybrids.rotates(config))
+
+
+def _gemma4(config: Config) -> Family:
+    return replace(GEMMA4, moe=bool(config.get("enable_moe_block")), instead=None)
 
 
 def _nemotron(config: Config) -> Family:

@@ -36,13 +36,14 @@ class Family:
         change: weights that need a family's own treatment: the family's function of (model, config, source, name).
         parts: weights of whose rows the file's tensors are made, by those tensors' names: of (model, config, source).
         columns: weights whose inputs the file has in another order: of (config, source).
-        attends: how many heads have keys in each layer, where not all attend: of the config.
+        attends: how many heads have keys in each layer, where layers differ: of the config.
         widths: an MLP's width, or one for each layer, where the config does not say it: of (config, model).
         instead: of the config, the family that it is written as.
         moe: experts are stacked. in_turn: their stacks lie turned, with gates and ups in turn.
         window, unsaid_window: whether its layers see a window of the text, see `Config.window`.
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
+        scaled: of experts' last weights, the one whose numbers multiply what each returns, an adapter's part, too.
         latent: attention is by latent vectors.
         factors: the rotary scaling whose factors, one for each frequency, llama.cpp reads.
         unbiased: words in names of tensors whose biases llama.cpp has no place for.
@@ -70,6 +71,7 @@ class Family:
     unsaid_window: int = 0
     windows: bool = False
     rope: bool = True
+    scaled: Callable[[str], str] | None = None
     latent: bool = False
     factors: str = ""
     unbiased: tuple[str, ...] = ()
@@ -93,8 +95,8 @@ class Family:
         writer.add_head_count(config.heads)
         writer.add_head_count_kv(self.attends(config) if self.attends else config.kv_heads)
         if config.get("head_dim") is not None and not self.latent:
-            writer.add_key_length(config.head_dim)
-            writer.add_value_length(config.head_dim)
+            writer.add_key_length(config.head_dim_in("full_attention"))
+            writer.add_value_length(config.head_dim_in("full_attention"))
         if self.layer_norm:
             writer.add_layer_norm_eps(
                 float(config.get("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", default=1e-5))

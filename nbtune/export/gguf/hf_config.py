@@ -92,6 +92,12 @@ class Config:
         """Width of a head."""
         return int(self.get("head_dim", default=self.hidden // self.heads))
 
+    def head_dim_in(self, kind: str) -> int:
+        """Return the width of a head in layers of `kind`, which may differ from the rest's."""
+        own = self.get("per_layer_config", default={})
+        layers = (i for i, one in enumerate(self.get("layer_types", default=())) if one == kind)
+        return int(own.get(str(next(layers, "")), {}).get("head_dim") or self.head_dim)
+
     @property
     def context(self) -> int:
         """Longest sequence that the model was made for, in tokens."""
@@ -132,8 +138,11 @@ class Config:
         """How many of a head's numbers are rotated."""
         if self.get("qk_rope_head_dim") is not None:  # attention by latent vectors
             return int(self.get("qk_rope_head_dim"))
-        part = self.rope().get("partial_rotary_factor", self.get("partial_rotary_factor", "rotary_pct", default=1.0))
-        return int(self.head_dim * float(part))
+        rope, width = self.rope(), self.head_dim_in("full_attention")
+        if rope["rope_type"] == "proportional":
+            return width  # the rest of which are turned by nothing
+        part = rope.get("partial_rotary_factor", self.get("partial_rotary_factor", "rotary_pct", default=1.0))
+        return int(width * float(part))
 
 
 class Unwritten:

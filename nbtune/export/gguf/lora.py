@@ -31,20 +31,27 @@ from nbtune.export.whole_base import by_its_config, left_to_its_class
 
 _LATENT = "attention by latent vectors"
 # What llama.cpp multiplies without a look at adapters (an adapter's numbers there would be passed over silently).
-_WITHOUT = {_LATENT: WITHOUT_LORA, "what leads to latent experts and back": re.compile(r"\.ffn_latent_(down|up)\.")}
+_WITHOUT = {
+    _LATENT: WITHOUT_LORA,
+    "what leads to latent experts and back": re.compile(r"\.ffn_latent_(down|up)\."),
+    "what makes its layers' own inputs": re.compile(r"^per_layer_model_proj\."),
+}
 
 
 class _Factors:
     """One side (A or B) of every LoRA pair, under the base weights' names: what a family takes for a model."""
 
     def __init__(
-        self, source: ExportSource, adapter: AdapterFile, side: int, scales: dict[str, float], in_turn: bool
+        self, model: MergedModel, adapter: AdapterFile, side: int, scales: dict[str, float], family: Family
     ) -> None:
-        self.source = source
+        self.source = model.source
+        self.embedding = None
         self._tensors: dict[str, torch.Tensor] = {}
         for name, scale in scales.items():
-            pair = adapter.factors(name)
-            parts = single_factors(name, *pair, in_turn=in_turn) if is_stack(name) else {name: pair}
+            a, b = adapter.factors(name)
+            if family.scaled and (by := family.scaled(name)):  # llama.cpp adds to what is scaled
+                b = b * model.get(by)[:, None, None]
+            parts = single_factors(name, a, b, in_turn=family.in_turn) if is_stack(name) else {name: (a, b)}
             self._tensors |= {at: found[side] * (scale if side else 1.0) for at, found in parts.items()}
         self.names = sorted(self._tensors)
 
@@ -95,9 +102,9 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     scales = {name: value / alpha for name, value in alphas.items()}
     turned = bool(adapter.config.get("fan_in_fan_out"))  # GPT-2's weights are, their factors are as all others'
     outputs = dataclasses.replace(family, head=False, columns=None, change=None if turned else family.change)
-    b = outputs.tensors(config, _Factors(source, adapter, 1, scales, family.in_turn))  # type: ignore[arg-type]
+    b = outputs.tensors(config, _Factors(model, adapter, 1, scales, family))  # type: ignore[arg-type]
     plain = dataclasses.replace(family, head=False, permute=False, change=None, parts=_whole(family))
-    a = plain.tensors(config, _Factors(source, adapter, 0, scales, family.in_turn))  # type: ignore[arg-type]
+    a = plain.tensors(config, _Factors(model, adapter, 0, scales, family))  # type: ignore[arg-type]
     pairs = _pairs(a, b)
     for words, at in _WITHOUT.items():
         if (words == _LATENT and not family.latent) or not any(at.search(tensor.name) for tensor in pairs):

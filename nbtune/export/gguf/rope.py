@@ -11,7 +11,9 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.tensors import GgufTensor, constant
 
-_PER_FREQUENCY = ("llama3", "longrope", "su")
+_PROPORTIONAL = "proportional"
+_PER_FREQUENCY = ("llama3", "longrope", "su", _PROPORTIONAL)
+_STILL = 1e30  # by which the frequency of what is not turned is divided
 _SCALES_NONE = "llama_4_scaling_beta"  # of Ministral 3: llama.cpp's graph takes the factor on attention away again
 
 
@@ -26,7 +28,7 @@ def rope_metadata(config: Config, writer: Any) -> None:
     rope = config.rope()
     kind = rope["rope_type"]
     writer.add_rope_freq_base(_base(config, rope))
-    if kind in ("default", "llama3", "dynamic"):  # which is the default up to the end of the context
+    if kind in ("default", "llama3", "dynamic", _PROPORTIONAL):  # which is the default up to the end of the context
         return
     if kind == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -122,6 +124,8 @@ def rope_tensors(config: Config, read: str) -> list[GgufTensor]:
             place=config.place,
             fix="export the merged safetensors instead.",
         )
+    if read == _PROPORTIONAL:
+        return [constant("rope_freqs.weight", _proportional_factors(rope, config.rotary_dim))]
     if rope["rope_type"] == "llama3":
         return [constant("rope_freqs.weight", _llama3_factors(rope, config.rotary_dim))]
     if rope["rope_type"] in ("longrope", "su"):
@@ -130,6 +134,15 @@ def rope_tensors(config: Config, read: str) -> list[GgufTensor]:
             constant("rope_factors_short.weight", torch.tensor(rope["short_factor"])),
         ]
     return []
+
+
+def _proportional_factors(rope: dict[str, Any], dim: int) -> torch.Tensor:
+    """Return the divisors of Gemma 4's rotary angles: the first part of the frequencies turns, the rest stands still
+    (dim/2,)."""
+    turned = int(float(rope.get("partial_rotary_factor", 1.0)) * dim // 2)
+    factors = torch.full((dim // 2,), _STILL)
+    factors[:turned] = float(rope.get("factor", 1.0))
+    return factors
 
 
 def _llama3_factors(rope: dict[str, Any], dim: int) -> torch.Tensor:

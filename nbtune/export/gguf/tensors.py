@@ -99,6 +99,22 @@ def stacked(model: MergedModel, sources: list[str], name: str) -> GgufTensor:
     return GgufTensor(name, (len(sources), *model.shape(sources[0])), chunks)
 
 
+def of_rows(model: MergedModel, source: str, name: str, rows: int) -> GgufTensor:
+    """Return a weight's first `rows`; where it has fewer, those that lack are its first one's."""
+    shape = model.shape(source)
+
+    def chunks() -> Iterator[torch.Tensor]:
+        left = rows
+        for part in model.chunks(source):
+            if left > 0:
+                yield part[:left]
+            left -= len(part)
+        if left > 0:
+            yield model.rows(source, 0, 1).repeat(left, 1)
+
+    return GgufTensor(name, (rows, shape[1]), chunks, source=source)
+
+
 def constant(name: str, values: torch.Tensor) -> GgufTensor:
     """Return a small tensor computed from the config, fp32."""
     return GgufTensor(name, tuple(values.shape), lambda: iter((values.float(),)), True)

@@ -16,7 +16,7 @@ def expert_counts(model: "nn.Module") -> set[int]:
         value
         for config in configs(model)
         for key, value in vars(config).items()
-        if key.endswith("experts") and isinstance(value, int)
+        if key.endswith("experts") and not key.startswith("top_k") and isinstance(value, int)
     }
 
 

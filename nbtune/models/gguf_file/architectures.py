@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.models.gguf_file import hybrids, mixtures
+from nbtune.models.gguf_file import gemmas, hybrids, mixtures
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
@@ -227,6 +227,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": Architecture("gemma", _gemma, norm_plus_one=True),
     "gemma2": Architecture("gemma2", _gemma2, norm_plus_one=True),
     "gemma3": Architecture("gemma3_text", _gemma3, norm_plus_one=True),
+    "gemma4": Architecture("gemma4_text", gemmas.gemma4, layered=True),
     "gpt-oss": Architecture("gpt_oss", mixtures.gpt_oss),
     "granite": Architecture("granite", mixtures.granite, permute=True),
     "granitemoe": Architecture("granitemoe", mixtures.granite_moe, permute=True),

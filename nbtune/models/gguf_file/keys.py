@@ -38,6 +38,19 @@ class Keys:
             return max(listed)
         return self.whole(key, default)
 
+    def each(self, key: str) -> list[int]:
+        """Return a whole number for each layer, also where it is said once for all.
+
+        Raises:
+            SpecError: it is said of fewer layers, or more.
+        """
+        listed = self.header.metadata.get(f"{self.arch}.{key}")
+        if not isinstance(listed, list):
+            return [self.whole(key)] * self.layers
+        if len(listed) < self.layers or not all(type(one) is int and 0 <= one < 2**40 for one in listed):
+            raise refused(self.header.place, f"its {key} are no numbers of {self.layers} layers")
+        return listed[: self.layers]
+
     def holds(self, part: str, block: int = 0) -> bool:
         """Return whether a block has a tensor of that name."""
         return f"blk.{block}.{part}" in self.header.tensors

@@ -15,6 +15,8 @@ _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 TENSORS = (_FACTORS, _LONG, _SHORT)
 _USUAL = ((1.0, 4.0),)  # where Llama 3.1's scaling begins and ends
 _NEAR = 1e-3
+_STILL = 1e15  # what is divided by more turns nothing
+_NO_SCALING = "its rotary factors are of no scaling that transformers has"
 
 
 def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: float = 10000.0) -> dict[str, Any]:
@@ -39,7 +41,8 @@ def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: flo
     factor = header.real(f"{arch}.rope.scaling.factor", header.real(f"{arch}.rope.scale_linear", 1.0))
     original = header.whole(f"{arch}.rope.scaling.original_context_length", context)
     if _FACTORS in header.tensors:
-        return {**out, **_llama3(header, theta, turned)}
+        found = _factors(header, _FACTORS, turned)
+        return {**out, **(_proportional(header, found) if found.max() > _STILL else _llama3(header, found, theta))}
     if _LONG in header.tensors and _SHORT in header.tensors:
         return {**out, **_longrope(header, turned, original, context)}
     if kind in ("none", "linear"):
@@ -71,10 +74,18 @@ def _longrope(header: GgufHeader, turned: int, original: int, context: int) -> d
     }
 
 
-def _llama3(header: GgufHeader, theta: float, turned: int) -> dict[str, Any]:
+def _proportional(header: GgufHeader, found: Any) -> dict[str, Any]:
+    """Return which part of the frequencies is turned at all, as Gemma 4's are."""
+    turned = int((found < _STILL).sum())
+    if not turned or not (found[:turned] == found[0]).all():
+        raise refused(header.place, _NO_SCALING, "Name its Hub id.")
+    factor = {} if found[0] == 1.0 else {"factor": float(found[0])}
+    return {"rope_type": "proportional", "partial_rotary_factor": turned / len(found), **factor}
+
+
+def _llama3(header: GgufHeader, found: Any, theta: float) -> dict[str, Any]:
     """Find the numbers of Llama 3.1's scaling by the divisors that they make."""
-    found = _factors(header, _FACTORS, turned)
-    factor = float(found.max())
+    factor, turned = float(found.max()), 2 * len(found)
     for low, high in _USUAL:
         for original in (2**power for power in range(4, 21)):
             made = llama3_divisors(theta, turned, factor, (low, high), original)
@@ -85,7 +96,7 @@ def _llama3(header: GgufHeader, theta: float, turned: int) -> dict[str, Any]:
                 return {
                     "rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original, **ends,
                 }  # fmt: skip
-    raise refused(header.place, "its rotary factors are of no scaling that transformers has", "Name its Hub id.")
+    raise refused(header.place, _NO_SCALING, "Name its Hub id.")
 
 
 def llama3_divisors(theta: float, dim: int, factor: float, ends: tuple[float, float], original: int) -> Any:

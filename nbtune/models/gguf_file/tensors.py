@@ -38,6 +38,7 @@ _SINGLE = {
     "": ("gate_proj", "up_proj", "down_proj"),
 }
 _GRANITE = ("granitemoe", "granitemoeshared", "granitemoehybrid")  # with stacks of gates before ups, and other names
+_STACKED = ("gemma4_text",)  # with such stacks, by the names that transformers has
 _OLDER_NAMES = {
     "mixtral": (".mlp.", ".block_sparse_moe."),
     "minimax_m2": (".mlp.", ".block_sparse_moe."),
@@ -47,6 +48,9 @@ _OLDER_NAMES = {
 }
 # What llama.cpp has that the table of names does not.
 _NAMES = {
+    r".*\.layers\.(\d+)\.layer_scalar": r"blk.\1.layer_output_scale.weight",
+    r".*\.layers\.(\d+)\.router\.scale": r"blk.\1.ffn_gate_inp.scale",
+    r".*\.layers\.(\d+)\.router\.per_expert_scale": r"blk.\1.ffn_down_exps.scale",
     r".*\.layers\.(\d+)\.self_attn\.sinks": r"blk.\1.attn_sinks.weight",
     r".*\.layers\.(\d+)\..*\.dt_bias": r"blk.\1.ssm_dt.bias",
     r".*\.layers\.(\d+)\..*(?:e_score_correction|expert)_bias": r"blk.\1.exp_probs_b.bias",
@@ -278,10 +282,11 @@ class _Making:
         each = (shape[1] // halves, shape[2])
         kinds = ("gate", "up") if halves == 2 else (kind.removesuffix("_proj"),)
         stacks = [self._stack(f"blk.{block[1]}.ffn_{one}_exps.weight", (count, *each)) for one in kinds]
-        if self.kind in _GRANITE:
+        if self.kind in (*_GRANITE, *_STACKED):
             parts = tuple(Part(stack, e * each[0], each[0]) for e in range(count) for stack in stacks)
-            linear = "input" if halves == 2 else "output"
-            return [Weight(f"{start}{linear}_linear.weight", shape, self.dtype, parts)]
+            linear = "input_linear.weight" if halves == 2 else "output_linear.weight"
+            own = f"experts.{kind}" if self.kind in _STACKED else linear
+            return [Weight(f"{start}{own}", shape, self.dtype, parts)]
         called = dict(zip(("gate", "up", "down"), _SINGLE.get(self.kind, _SINGLE[""]), strict=True))
         return [
             Weight(f"{start}experts.{e}.{called[one]}.weight", each, self.dtype, (Part(stack, e * each[0], each[0]),))

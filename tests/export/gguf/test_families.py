@@ -44,7 +44,7 @@ OFTEN = (
     "llama 2, codellama, yi", "llama 3, smollm, deepseek distilled", "llama with yarn", "mixtral", "qwen 1.5, 2, 2.5",
     "qwen3 moe", "gpt-oss", "deepseek v2", "phi 3 long", "gemma", "gemma 2", "gemma 3", "falcon 40b", "bloom",
     "granite", "gpt-2", "gpt-neox, pythia", "mamba 2", "falcon h1", "lfm 2 moe", "granite 4 h", "jamba", "nemotron 3",
-    "qwen3 next", "qwen 3.5",
+    "qwen3 next", "qwen 3.5", "gemma 4", "gemma 4 moe",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from nbtune.export import ExportSource, export_adapter_gguf, export_gguf
 from nbtune.models.adapters import add_adapter, save_adapter
 from nbtune.spec import AdapterSpec
 from tests.support.families import GELU_LIMIT, LIMIT, family_tokenizer, has_gelu
-from tests.support.family_cases import CASES, Case
+from tests.support.family_cases import CASES, Case, takes_adapter
 from tests.support.family_variants import VARIANTS
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.tiny_models import save_model
@@ -81,7 +81,7 @@ def learns(case: Case, folder: Path, targets: str | tuple[str, ...] = "all-linea
     )
     merged = export_gguf(source, ["f32"], folder / "merged")[0].path
     assert np.abs(logits(merged, tokens) - true).max() / np.ptp(true) < limit
-    if "kv_lora_rank" in case.options or "moe_latent_size" in case.options:
+    if not takes_adapter(case):
         with pytest.raises(ExportError, match=r"llama\.cpp applies no adapter to"):
             export_adapter_gguf(source, folder / "lora")
         return

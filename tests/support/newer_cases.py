@@ -1,0 +1,33 @@
+"""Tiny models of families with many numbers of their own, as `tests.support.family_cases` has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+# Where heads are wider than these, scores that nothing scales make much of what a table of GELU rounds.
+_GEMMA4 = {
+    **_HEADS, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "layer_types": [_SLIDING, _FULL],
+    "head_dim": 8, "global_head_dim": 16, "sliding_window": 8, "hidden_size_per_layer_input": 0,
+}  # fmt: skip
+_ALIKE = {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 30.0}
+NEWER: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gemma 4": (
+        "Gemma4TextConfig",
+        {
+            **_GEMMA4, "hidden_size": 192, "num_hidden_layers": 4, "layer_types": [_SLIDING, _FULL] * 2,
+            "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": 700,
+        },
+        "gemma",
+    ),
+    "gemma 4 moe": (
+        "Gemma4TextConfig",
+        {
+            **_GEMMA4, **_ALIKE, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+        "gemma",
+    ),
+}  # fmt: skip
