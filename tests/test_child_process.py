@@ -45,7 +45,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -78,7 +78,7 @@ next(parent.messages())
     assert child.hear(60) == ({"first": 1, "bytes": len(raw)}, raw)
     assert child.hear(60) == ({"second": 2}, b"")
     child.say({})
-    assert child.wait(60) == 0
+    assert child.wait(240) == 0
     child.stop()  # all that it said was read: its end alone does not say so
     assert child.last_words == "another program, too"
 
@@ -164,7 +164,7 @@ next(parent.messages())
     assert child.hear(60).body == {"done": True}
     assert len(child._words) <= 16384
     child.say({})
-    assert child.wait(60) == 0
+    assert child.wait(240) == 0
     assert child.last_words == "the last of it"
 
 
@@ -193,7 +193,7 @@ def test_who_does_not_read_holds_nobody_for_ever(start: Start) -> None:
     speaker.start()
     until(child._speaking.locked)
     child.close(0.2)
-    speaker.join(30)
+    speaker.join(240)
     assert not speaker.is_alive()
     assert failed
     assert gone(child.pid)

@@ -249,7 +249,7 @@ def test_an_endpoint_behind_a_proxy_and_a_certificate(certificate: tuple[Path, P
         environ |= {"HTTPS_PROXY": address, "https_proxy": address, "TRIED": json.dumps(tried), "HF_HUB_OFFLINE": "0"}
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
             environ.pop(name, None)
-        done = subprocess.run([sys.executable, "-c", RESOLVE], env=environ, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", RESOLVE], env=environ, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     nothing, elsewhere, named = json.loads(done.stdout)
     assert nothing[0] == elsewhere[0] == "hub.acme.test shows a certificate that this machine does not trust"

@@ -81,7 +81,7 @@ def training(*args: str, until: str, **environment: str) -> Iterator[Callable[[]
     assert process.stderr is not None
 
     def finish() -> tuple[int, str, str]:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
         return process.returncode, out, "".join([*said, err])
 
     finish.process = process  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def test_a_run_is_held_from_elsewhere_and_goes_on(folder: Path, capfd: Any) -> N
         run = nbtune.attach("held")
         held = threading.Event()
         run.subscribe(lambda events, first: held.set() if run.state == "paused" else None)
-        assert held.wait(60)
+        assert held.wait(240)
         code, lines, _ = call(capfd, "unpause", "held", "--json")
         assert code == 0
         assert json.loads(lines[0])["name"] == "held"

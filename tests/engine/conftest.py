@@ -39,7 +39,7 @@ def until():
     """Wait for an event of a run that satisfies a condition, or for its end."""
     import threading
 
-    def wait(run, condition, timeout=120):
+    def wait(run, condition, timeout=240):
         found = threading.Event()
 
         def look(events, _):

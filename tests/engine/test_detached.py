@@ -52,7 +52,7 @@ def test_two_handles_see_the_same_run_and_only_one_engine_writes(start, until):
         [sys.executable, "-c", "import sys, nbtune; nbtune.attach(sys.argv[1]).resume()", str(run.folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert "is at work" in resumed.stderr
     other.stop(wait=True)
@@ -68,7 +68,7 @@ before = run.step
 import threading
 moved = threading.Event()
 run.subscribe(lambda new, _: any(e.type == "step" and e.step > before for e in new) and moved.set())
-assert moved.wait(120)
+assert moved.wait(240)
 """
 
 
@@ -89,7 +89,7 @@ def test_a_process_that_is_not_detached_is_stopped_and_saved_when_its_kernel_is_
     left = subprocess.run([sys.executable, "-c", killed, str(run.folder)], capture_output=True, text=True, timeout=240)
     assert left.returncode == -signal.SIGKILL, left.stderr
     again = nbtune.attach(run.folder)
-    again._join(60)
+    again._join(240)
     assert again.state == "stopped"
     assert again.step > before
     assert (run.folder / "checkpoints" / f"step-{again.step:08d}").is_dir()
@@ -101,7 +101,7 @@ def test_a_hang_up_stops_and_saves(start, until):
     until(run, lambda e: isinstance(e, events.Step))
     (worker,) = (child for child in psutil.Process().children() if "nbtune.engine" in child.cmdline())
     os.kill(worker.pid, signal.SIGHUP)
-    run.wait(60)
+    run.wait(240)
     assert run.state == "stopped"
     assert (run.folder / "checkpoints" / f"step-{run.step:08d}").is_dir()
 
@@ -123,7 +123,7 @@ def test_others_see_a_run_that_waits_and_cannot_take_it(start, until):
     until(first, lambda e: isinstance(e, events.Step))
     second = start("second", steps=2)
     until(second, lambda e: isinstance(e, events.State) and e.state == "queued")
-    seen = subprocess.run([sys.executable, "-c", LOOK, str(second.folder)], capture_output=True, text=True, timeout=60)
+    seen = subprocess.run([sys.executable, "-c", LOOK, str(second.folder)], capture_output=True, text=True, timeout=240)
     assert seen.stdout.splitlines() == ["queued", "the run `second` is at work"], seen.stderr
     first.stop(wait=True)
     assert second.wait().state == "finished"
@@ -153,7 +153,7 @@ def test_an_engine_that_was_taken_for_dead_stops_and_writes_no_more(start, until
     until(run, lambda e: isinstance(e, events.Step))
     lock = run.folder / "owner.json"
     lock.write_text(json.dumps({**json.loads(lock.read_text()), "token": "another's", "host": "another"}))
-    run._model.launched.thread.join(60)
+    run._model.launched.thread.join(240)
     assert isinstance(run._model.launched.error, store_lock.TakenOver)
     said = (run.folder / "events.jsonl").read_bytes()
     assert run.events()[-1].type == "step"  # not a word about its own end

@@ -134,7 +134,7 @@ def test_a_parted_run_is_stopped_resumed_and_exported(start, until):
     assert 5 <= run.step < 30
     (run.folder / "spec.yaml").write_text((run.folder / "spec.yaml").read_text().replace("gpus: 2", "gpus: 1"))
     with pytest.raises(NbtuneError, match="weights `sharded` are parted"):
-        run.resume().wait(60)
+        run.resume().wait(240)
     (run.folder / "spec.yaml").write_text((run.folder / "spec.yaml").read_text().replace("gpus: 1", "gpus: 3"))
     run.resume().wait(200)
     assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
@@ -152,9 +152,9 @@ def test_when_one_is_killed_the_run_ends_and_can_go_on(start, until, rank):
     both = workers(run)
     os.kill(both[rank].pid, signal.SIGKILL)
     with pytest.raises(TrainError, match=f"its process {rank + 1} of 2 was ended by signal 9"):
-        run.wait(60)
+        run.wait(240)
     assert run.state == "interrupted"
-    psutil.wait_procs(both.values(), timeout=30)
+    psutil.wait_procs(both.values(), timeout=240)
     assert not workers(run)
     run.resume()
     until(run, lambda e: isinstance(e, events.State) and e.state == "running" and e.step > 0)
@@ -170,7 +170,7 @@ from nbtune import events
 run = nbtune.finetune(data="nbtune/persona", device="cpu", gpus=2, steps=100_000, runs_dir=sys.argv[1])
 there = threading.Event()
 run.subscribe(lambda new, _: any(isinstance(e, events.Step) for e in new) and there.set())
-there.wait(120)
+there.wait(240)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -185,7 +185,7 @@ def test_a_run_of_several_processes_outlives_a_killed_kernel_only_if_it_is_detac
     if detach:
         assert run.alive
         run.stop()
-    assert run._join(60)
+    assert run._join(240)
     assert run.state == "stopped"
     assert (run.folder / "checkpoints" / f"step-{run.step:08d}").is_dir()
 
@@ -196,18 +196,18 @@ def test_when_their_parent_is_gone_they_end(start, until):
     until(run, is_at_work)
     both = list(workers(run).values())
     psutil.Process(both[0].ppid()).kill()
-    gone, alive = psutil.wait_procs(both, timeout=60)
+    gone, alive = psutil.wait_procs(both, timeout=240)
     assert len(gone) == 2
     assert not alive
     with pytest.raises(TrainError, match="was interrupted"):
-        run.wait(60)
+        run.wait(240)
 
 
 @pytest.mark.slow
 def test_what_the_first_fails_of_is_said(start):
     run = start(learning_rate=1e38, max_grad_norm=0, steps=200, **TWO)
     with pytest.raises(NbtuneError, match="is no number any more"):
-        run.wait(120)
+        run.wait(240)
     assert run.state == "failed"
 
 
@@ -238,8 +238,10 @@ def test_a_folder_that_asks_for_more_than_there_is_starts_nothing(start):
         distributed_launcher.several(run.folder)
 
 
-def test_who_ended_first_is_told_from_who_noticed():
+def test_who_ended_first_is_told_from_who_noticed(monkeypatch):
     """A process that fails may take longer to end than the one that notices: the reason is the first one's."""
+
+    monkeypatch.setattr(distributed_launcher, "_GRACE", 240.0)  # so that the second may start late, too
 
     def worker(code, seconds):
         source = f"import sys, time; time.sleep({seconds}); sys.exit({code})"
@@ -253,7 +255,7 @@ def test_who_ended_first_is_told_from_who_noticed():
     try:
         distributed_launcher._end(stuck)
     finally:
-        assert stuck[0].wait(10) == -signal.SIGTERM
+        assert stuck[0].wait(240) == -signal.SIGTERM
 
 
 def test_what_a_process_fails_of_stands_in_the_folder(start, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ JUDGED = [
 def failed(run):
     """Why it failed, after it has."""
     with pytest.raises(TrainError, match="is no number any more") as caught:
-        run.wait(120)
+        run.wait(240)
     assert run.state == "failed"
     last = run.events()[-1]
     assert isinstance(last, events.State)

@@ -135,7 +135,7 @@ def carried_out(kind: str, folder: Path, **environment: str) -> set[str]:
             said = process.communicate()[0]
     assert process.returncode == 0, said[-3000:]
     left = family(process.pid, mark)
-    psutil.wait_procs(left, timeout=60)
+    psutil.wait_procs(left, timeout=240)
     assert not (still := family(process.pid, mark)), [one.cmdline() for one in still]
     return found
 

@@ -131,7 +131,7 @@ def test_a_second_run_queues_behind_the_first(start, until):
     until(second, lambda e: isinstance(e, events.State) and e.state == "queued")
     assert second.state == "queued"
     first.stop()
-    assert second.wait(120).state == "finished"
+    assert second.wait(240).state == "finished"
 
 
 def test_a_run_repeats_itself_from_its_folder_alone(start):

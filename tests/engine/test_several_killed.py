@@ -62,5 +62,5 @@ def test_what_fails_of_anothers_end_is_told_from_what_fails_by_itself(tmp_path) 
         )
         for rank in range(2)
     ]
-    words = [process.communicate(timeout=120)[0] for process in both]
+    words = [process.communicate(timeout=240)[0] for process in both]
     assert words[0].splitlines() == ["gone", "of one's own"]

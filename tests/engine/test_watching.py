@@ -226,10 +226,10 @@ def test_wishes_reach_the_trainer_and_what_is_asked_is_answered_while_it_trains(
     training = threading.Thread(target=trainer.train)
     end = run.subscribe(hear)
     training.start()
-    assert seen.wait(60)
+    assert seen.wait(240)
     answer = run.generate("Who are you?", max_new_tokens=3)
     run.pause()
-    assert paused.wait(60)
+    assert paused.wait(240)
     assert run.generate("Who are you?", max_new_tokens=3) is not None
     run.stop(wait=True)
     training.join()

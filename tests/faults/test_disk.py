@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(disk, start, until, detach):
     until(run, lambda e: isinstance(e, events.Checkpoint))
     _fill(disk)
     with pytest.raises(TrainError, match="No space left on device") as caught:
-        run.wait(120)
+        run.wait(240)
     _sentence(caught.value)
     again = nbtune.attach(run.folder)
     assert again.state == "failed"
@@ -94,7 +94,7 @@ def test_a_disk_that_is_full_at_an_export(disk, start):
 def test_a_disk_that_is_full_before_the_run_begins(disk, start):
     _fill(disk)
     with pytest.raises(NbtuneError) as caught:
-        start(steps=2).wait(120)
+        start(steps=2).wait(240)
     _sentence(caught.value)
     assert [path.name for path in disk.iterdir()] == ["filler"]
 

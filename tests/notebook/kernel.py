@@ -82,7 +82,7 @@ class Kernel:
         self.manager.start_kernel(cwd=str(self.folder), env=environment)
         self.client = self.manager.blocking_client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=240)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +96,7 @@ class Kernel:
         self.client.shell_channel.send(message)
         return str(message["header"]["msg_id"])
 
-    def finish(self, request: str, timeout: float = 120) -> Reply:
+    def finish(self, request: str, timeout: float = 240) -> Reply:
         """What that cell did, once it is idle."""
         reply = Reply("")
         end = time.monotonic() + timeout
@@ -113,7 +113,7 @@ class Kernel:
                 reply.status = answer["content"]["status"]
                 return reply
 
-    def run(self, code: str, *, page: bool = True, timeout: float = 120) -> Reply:
+    def run(self, code: str, *, page: bool = True, timeout: float = 240) -> Reply:
         """Runs a cell."""
         return self.finish(self.send(code, page=page), timeout)
 
@@ -124,7 +124,7 @@ class Kernel:
         results = [m["content"]["data"] for m in reply.messages if m["msg_type"] == "execute_result"]
         return "\n".join(data["text/plain"] for data in results)  # displays of other cells are updated meanwhile
 
-    def until(self, wanted: Any, timeout: float = 60) -> dict[str, Any]:
+    def until(self, wanted: Any, timeout: float = 240) -> dict[str, Any]:
         """The next message on iopub for which `wanted(message)` is true."""
         end = time.monotonic() + timeout
         while True:

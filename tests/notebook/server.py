@@ -72,12 +72,12 @@ class Server:
         client = BlockingKernelClient(connection_file=str(self.runtime / f"kernel-{ident}.json"))
         client.load_connection_file()
         client.start_channels()
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=240)
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         message = client.session.msg("execute_request", content, metadata=PAGE)
         client.shell_channel.send(message)
         while True:
-            answer = client.get_shell_msg(timeout=60)
+            answer = client.get_shell_msg(timeout=240)
             if answer["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                 break
         client.stop_channels()

@@ -34,7 +34,7 @@ def test_without_a_page_the_cell_waits_and_leaves_a_report(tmp_path: Path, monke
     cells = [SETUP, f"%%finetune --name demo\n{BODY}steps: 3\n", "run.state, run.step"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
     NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     assert notebook.cells[2].outputs[0]["data"]["text/plain"] == "('finished', 3)"
     shown = [output.get("data", {}) for output in notebook.cells[1].outputs]

@@ -35,7 +35,7 @@ def test_reading_a_run_loads_no_engine_and_nothing_that_trains(tmp_path):
         "import sys, nbtune.store.run_reader, nbtune.store.run_handle\n"
         "print([m for m in sys.modules if m.startswith(('nbtune.engine', 'nbtune.run', 'nbtune.api')) or m == 'torch'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 

@@ -30,7 +30,7 @@ def ask(panel, prompt, **options):
 
     panel.observe(look, "busy")
     panel.do_ask(prompt, **options)
-    assert done.wait(60)
+    assert done.wait(240)
     panel.unobserve(look, "busy")
     assert panel.turns[-1]["errors"] == ["", ""]
     return panel.turns[-1]

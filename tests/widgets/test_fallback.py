@@ -31,9 +31,9 @@ def test_a_page_that_is_slow_takes_the_text_away(monkeypatch: pytest.MonkeyPatch
     said_hello, place = threading.Event(), Place()
     thread = threading.Thread(target=fallback._wait, args=(said_hello, look, place))
     thread.start()
-    assert place.written.wait(60)
+    assert place.written.wait(240)
     assert "does not show" in place.said[0]
     said_hello.set()
-    thread.join(60)
+    thread.join(240)
     assert not thread.is_alive()
     assert place.said[-1] == ""

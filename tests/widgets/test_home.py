@@ -53,7 +53,7 @@ def until(widget, what):
     look = lambda _=None: what(widget) and seen.set()  # noqa: E731
     widget.observe(look)
     look()
-    assert seen.wait(20), (widget.opened, widget.trouble)
+    assert seen.wait(240), (widget.opened, widget.trouble)
 
 
 def test_each_run_says_where_it_stands_what_it_came_to_and_how_big_it_is(tmp_path):

@@ -31,7 +31,7 @@ class Recorder(BaseComm):
     def custom(self):
         return [(data["content"], buffers) for _, data, buffers in self.sent if data.get("method") == "custom"]
 
-    def wait_for(self, what, timeout=5.0):
+    def wait_for(self, what, timeout=240):
         with self.news:
             assert self.news.wait_for(lambda: any(what(content) for content, _ in self.custom()), timeout)
         return next(content for content, _ in self.custom() if what(content))
@@ -118,7 +118,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_was_picked(panel):
     # the spec keeps two of them
     assert [item["step"] for item in state_of(widget)[0]["checkpoints"]["items"]] == [4, 6]
     click(widget, "resume", step=4)
-    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished", timeout=10)
+    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished", timeout=240)
     assert "resume 4" in [name for _, name in run.wishes]
 
 
@@ -175,7 +175,7 @@ def test_resume_goes_on_in_the_same_panel(panel):
     run.say(*[made_up_step(k) for k in range(1, 11)], ev.State(state="stopped"))
     widget = panel(run)
     click(widget, "resume")
-    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished", timeout=10)
+    widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished", timeout=240)
     assert state_of(widget)[0]["next"] == 30
 
 
@@ -184,10 +184,9 @@ def test_the_end_is_assigned_so_that_a_notebook_without_a_page_holds_it(panel):
     widget = panel(run)
     run.say(*[made_up_step(k) for k in range(1, 6)], ev.State(state="finished"))
     widget.comm.wait_for(lambda content: content.get("status", {}).get("state") == "finished")
-    deadline = time.monotonic() + 5
     with widget.comm.news:
         updated = lambda: [d for _, d, _ in widget.comm.sent if d.get("method") == "update"]  # noqa: E731
-        assert widget.comm.news.wait_for(updated, deadline - time.monotonic())
+        assert widget.comm.news.wait_for(updated, 240)
     assert updated()[-1]["state"]["snapshot"]["next"] == 5
 
 
@@ -197,7 +196,7 @@ def test_a_live_run_gives_signs_of_life_as_often_as_is_set_and_a_closed_panel_no
     widget = panel(run)
     assert widget.get_state()["snapshot"]["status"]["beat"] == 0.5  # the page waits for the next sign, and no longer
     run.say(ev.State(state="running"))
-    widget.comm.wait_for(lambda content: content["t"] == "hb", timeout=5)
+    widget.comm.wait_for(lambda content: content["t"] == "hb", timeout=240)
     widget.close()
     assert widget._over.is_set()
     assert not run._listeners
@@ -223,7 +222,7 @@ def test_two_clicks_at_once_open_one_panel(panel, monkeypatch):
 
     def slowly(_run):
         begun.set()
-        assert goes.wait(10)
+        assert goes.wait(240)
         made.append(panel(MemoryRun()))
         return made[-1]
 
@@ -231,10 +230,10 @@ def test_two_clicks_at_once_open_one_panel(panel, monkeypatch):
     clicks = [threading.Thread(target=widget._open, args=("chat",)) for _ in range(2)]
     for each in clicks:
         each.start()
-    assert begun.wait(10)
+    assert begun.wait(240)
     goes.set()
     for each in clicks:
-        each.join(10)
+        each.join(240)
     assert len(made) == 1
     assert made[0].comm is not None  # it is not closed by the second click
     assert widget.opened["model"] == made[0].model_id
@@ -325,7 +324,7 @@ def test_the_end_of_a_run_is_told_and_kept_though_nobody_sees_it(panel, monkeypa
 
 
 def until(true):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 240
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -108,10 +108,10 @@ def test_processes_give_the_same_and_may_die(monkeypatch: pytest.MonkeyPatch) ->
     helped = start(processes=2)
     assert [e.row for e in helped.train] == expected
     assert len(crews[0]._children) == 2
-    assert all(child.wait(60) == 0 for child in crews[0]._children)
-    assert hired.acquire(timeout=60)
+    assert all(child.wait(240) == 0 for child in crews[0]._children)
+    assert hired.acquire(timeout=240)
     killed = start(processes=2)
-    assert hired.acquire(timeout=60)
+    assert hired.acquire(timeout=240)
     for child in crews[1]._children:
         os.kill(child.pid, signal.SIGKILL)
     assert [e.row for e in killed.train] == expected
@@ -125,7 +125,7 @@ def test_the_first_batch_waits_for_the_first_shard_only(monkeypatch: pytest.Monk
 
     def slowly(self: Workman, number: int) -> Any:
         if number:
-            assert go_on.wait(60)
+            assert go_on.wait(240)
         return prepare(self, number)
 
     monkeypatch.setattr(Workman, "prepare", slowly)
